@@ -1,0 +1,1 @@
+"""Backends: each runs one chat request on a model and streams the answer."""

@@ -1,0 +1,184 @@
+"""The seam every backend fits: one abstract method, `stream`.
+
+Shaped after httpx's transport: the production seam is the test seam, so what the tests use are real subclasses.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, final
+
+from qvl.errors import UnsupportedInputError
+from qvl.types import ChatRequest, Chunk, Folder, Result
+
+ALL_SAMPLING: Final = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "max_tokens",
+        "stop",
+        "stop_token_ids",
+        "ignore_eos",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "seed",
+        "logprobs",
+        "n",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend truly honours, probed rather than declared where that is possible.
+
+    `images` is the number of pictures a request may have (0: none). `max_context` is in tokens, None when not known.
+    `sampling` are the SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while
+    generating. `extra_body` says whether unknown fields may pass through.
+    """
+
+    images: int = 0
+    max_context: int | None = None
+    sampling: frozenset[str] = ALL_SAMPLING
+    response_formats: frozenset[str] = frozenset()
+    tools: bool = False
+    extra_body: bool = False
+    top_logprobs: int = 20
+
+    @property
+    def logprobs(self) -> bool:
+        return "logprobs" in self.sampling
+
+    @property
+    def json_schema(self) -> bool:
+        return "json_schema" in self.response_formats
+
+    @property
+    def seed(self) -> bool:
+        return "seed" in self.sampling
+
+
+class Backend(ABC):
+    """Runs one chat request on a model and streams the answer.
+
+    Batching is the backend's business: N concurrent `stream()` calls are the batch API. `open()` loads weights and
+    connects; `__init__` only stores settings and checks them. Only QvlError escapes from any method.
+    """
+
+    name: str = ""
+    model: str = ""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """Valid after `open()`."""
+
+    @abstractmethod
+    def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        """Answers `request` piece by piece.
+
+        The last chunk of each choice carries its finish_reason, the last of all carries Usage. Closing the generator
+        aborts the work and frees what it held.
+
+        Raises:
+            RequestError: the request itself cannot be served (before the first chunk).
+            BackendError: the model could not answer; also after some chunks.
+        """
+
+    async def open(self) -> None:
+        """Loads weights, opens connections, probes. Calling it twice is harmless."""
+        return None
+
+    async def aclose(self) -> None:
+        """Ends promptly with work in flight; waiters get a BackendError. Calling it twice is harmless."""
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        """Every fact of the backend that changes an answer: model, revision, dtype, processor, quantisation.
+
+        Part of the cache key, so values must be JSON and stable between runs. Valid after `open()`.
+        """
+        return {"backend": self.name, "model": self.model}
+
+    def stats(self) -> Mapping[str, float]:
+        """Counters and gauges by snake_case name, such as num_running and num_waiting."""
+        return {}
+
+    def unready(self) -> str | None:
+        """Why requests cannot be served now (loading, stalled, dead), or None when they can. Cheap."""
+        return None
+
+    @final
+    async def generate(self, request: ChatRequest) -> Result:
+        """Folds `stream` into one Result."""
+        started = time.perf_counter()
+        folder = Folder(want_logprobs=request.sampling.logprobs is not None)
+        async with aclosing(self.stream(request)) as chunks:
+            async for chunk in chunks:
+                folder.add(chunk)
+        timing = folder.timing
+        if not timing.total:
+            from dataclasses import replace
+
+            timing = replace(timing, total=time.perf_counter() - started)
+        return Result(
+            choices=folder.choices(),
+            usage=folder.usage,
+            timing=timing,
+            request_id=request.request_id,
+            model=self.model,
+            backend=self.name,
+            created_at=time.time(),
+        )
+
+    def refuse_unsupported(self, request: ChatRequest) -> None:
+        """Raises for the first thing in `request` that `capabilities` does not have.
+
+        Raises:
+            UnsupportedInputError: naming the field in `param`.
+        """
+        have = self.capabilities
+        pictures = len(request.pictures)
+        if pictures and not have.images:
+            raise UnsupportedInputError(f"{self.name}:{self.model} takes no pictures", param="messages")
+        if pictures > have.images:
+            raise UnsupportedInputError(
+                f"{pictures} pictures, but {self.name}:{self.model} takes at most {have.images} to a request",
+                param="messages",
+            )
+        for name in request.sampling.changed():
+            if name not in have.sampling:
+                raise UnsupportedInputError(f"{self.name}:{self.model} does not honour {name}", param=name)
+        if (request.sampling.logprobs or 0) > have.top_logprobs:
+            raise UnsupportedInputError(
+                f"{self.name}:{self.model} gives at most {have.top_logprobs} top_logprobs", param="top_logprobs"
+            )
+        kind = request.response_format.kind
+        if kind != "text" and kind not in have.response_formats:
+            raise UnsupportedInputError(
+                f"{self.name}:{self.model} does not enforce response_format {kind!r}", param="response_format"
+            )
+        if request.tools and request.tool_choice != "none" and not have.tools:
+            raise UnsupportedInputError(f"{self.name}:{self.model} does not call tools", param="tools")
+        if request.extra and not have.extra_body:
+            names = ", ".join(sorted(request.extra))
+            raise UnsupportedInputError(
+                f"{self.name}:{self.model} does not know {names}", param=next(iter(request.extra))
+            )
+
+    async def __aenter__(self) -> Backend:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()

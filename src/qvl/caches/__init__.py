@@ -1,0 +1,1 @@
+"""Caches: each keeps finished answers under a key."""

@@ -1,0 +1,184 @@
+"""The seam every cache fits, and the one entry format they all keep.
+
+Caches are synchronous and thread-safe; the pipeline calls them off the event loop. Entries are versioned JSON, so
+that a person can read them with any tool and an old file is never unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from types import TracebackType
+from typing import Any, Final
+
+from qvl.errors import CacheError
+
+ENTRY_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One finished answer and what a person wants to query about it. Picture bytes are never in it.
+
+    `result` is `qvl.keys.result_to_json`'s dictionary; `analysis` the parsed analysis, if there was one; `manifest`
+    everything that went into the key. Times are seconds since the epoch; `expires_at` None means never.
+    """
+
+    result: Mapping[str, Any]
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    image_hash: str = ""
+    task: str = "chat"
+    language: str = ""
+    model: str = ""
+    namespace: str = ""
+    text: str = ""
+    analysis: Mapping[str, Any] | None = None
+    usage: Mapping[str, int] = field(default_factory=dict)
+    created_at: float = field(default_factory=time.time)
+    expires_at: float | None = None
+
+    def expired(self, now: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
+
+    def expiring(self, ttl: float | None) -> CacheEntry:
+        """A copy that ends `ttl` seconds after `created_at`, or never."""
+        return replace(self, expires_at=None if ttl is None else self.created_at + ttl)
+
+    def to_json(self) -> str:
+        return json.dumps({"v": ENTRY_VERSION, **asdict(self)}, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> CacheEntry:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            CacheError: the text is no entry, or one of another version.
+        """
+        try:
+            data = json.loads(text)
+            if data.pop("v") != ENTRY_VERSION:
+                raise CacheError("the cache entry has another version")
+            return cls(**data)
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+            raise CacheError(f"the cache entry cannot be read: {exc}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """`entries` and `size_bytes` are of the store; the rest counts this process's calls since it was opened."""
+
+    entries: int = 0
+    size_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    writes: int = 0
+    evictions: int = 0
+    errors: int = 0
+
+
+@dataclass(slots=True)
+class Lease:
+    """The right to compute one key. `token` grows with every holder (fencing), so a late holder can be told apart."""
+
+    key: str
+    token: int
+    expires_at: float
+
+
+class Cache(ABC):
+    """Keeps finished answers under a key. Synchronous, thread-safe, bounded.
+
+    A store that fails raises CacheError; the pipeline logs it, counts it and goes on without.
+    """
+
+    url: str = ""
+
+    @abstractmethod
+    def get(self, key: str) -> CacheEntry | None:
+        """The entry, or None when there is none or it has expired."""
+
+    @abstractmethod
+    def set(self, key: str, entry: CacheEntry, *, ttl: float | None = None) -> None:
+        """Stores `entry` for `ttl` seconds (None: until evicted), replacing what was there."""
+
+    @abstractmethod
+    def delete(self, key: str) -> bool:
+        """Whether there was something to delete."""
+
+    @abstractmethod
+    def clear(
+        self,
+        *,
+        language: str | None = None,
+        model: str | None = None,
+        namespace: str | None = None,
+        task: str | None = None,
+        older_than: float | None = None,
+    ) -> int:
+        """Deletes the entries that match every given filter (none: all) and returns their number.
+
+        `older_than` is an age in seconds.
+        """
+
+    @abstractmethod
+    def items(self) -> Iterator[tuple[str, CacheEntry]]:
+        """Live entries, newest first. For people and tools: it may be slow."""
+
+    @abstractmethod
+    def stats(self) -> CacheStats: ...
+
+    @abstractmethod
+    def lease(self, key: str, ttl: float) -> Lease | None:
+        """The right to compute `key` for `ttl` seconds, or None while another holder has it.
+
+        At most one holder at a time over all processes that share the store. A holder that dies loses it by time.
+        """
+
+    @abstractmethod
+    def release(self, lease: Lease) -> None:
+        """Gives the lease back, if it is still this holder's, and wakes those who wait for it."""
+
+    def wait(self, key: str, timeout: float) -> None:
+        """Blocks until `key` may have an entry or its lease may be free, at most `timeout` seconds.
+
+        Waking early is allowed. The default sleeps a short while; stores that can notify do better.
+        """
+        time.sleep(min(timeout, 0.05))
+
+    def close(self) -> None:
+        """Releases files and connections. Calling it twice is harmless."""
+        return None
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def matches(
+    entry: CacheEntry,
+    *,
+    language: str | None,
+    model: str | None,
+    namespace: str | None,
+    task: str | None,
+    older_than: float | None,
+    now: float,
+) -> bool:
+    """Whether `entry` meets every given filter of `Cache.clear`."""
+    return (
+        (language is None or entry.language == language)
+        and (model is None or entry.model == model)
+        and (namespace is None or entry.namespace == namespace)
+        and (task is None or entry.task == task)
+        and (older_than is None or entry.created_at < now - older_than)
+    )
+
+
+__all__ = ["Cache", "CacheEntry", "CacheStats", "Lease", "matches"]

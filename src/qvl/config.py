@@ -1,0 +1,73 @@
+"""Settings: arguments over environment over config file over defaults.
+
+The config file is TOML: `QVL_CONFIG` names it, else `config.toml` in the platform's configuration folder for qvl.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from qvl.errors import ConfigError
+
+
+class Settings(BaseSettings):
+    """What a Pipeline starts from. Every field can be set as `QVL_<FIELD>` or in the config file.
+
+    `cache` is a cache URL, a path of a SQLite file, or "off"; `cache_ttl` is in seconds.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="QVL_", extra="forbid", env_ignore_empty=True)
+
+    model: str | None = None
+    cache: str | None = None
+    cache_mode: Literal["auto", "always", "off"] = "auto"
+    cache_ttl: float | None = None
+    namespace: str = ""
+    language: str = "en"
+    max_pixels: int | None = None
+    concurrency: int = 8
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config_path())
+
+
+def config_path() -> Path:
+    """Where the config file is looked for; it need not exist, unless `QVL_CONFIG` names it."""
+    named = os.environ.get("QVL_CONFIG")
+    if named:
+        if not Path(named).is_file():
+            raise ConfigError(f"QVL_CONFIG names {named!r}, which is no file", hint="correct the path or unset it")
+        return Path(named)
+    return platformdirs.user_config_path("qvl") / "config.toml"
+
+
+def load(**arguments: Any) -> Settings:
+    """Settings from everywhere; arguments that are None count as not given.
+
+    Raises:
+        ConfigError: a value, or an unknown name in the config file, in one line.
+    """
+    try:
+        return Settings(**{name: value for name, value in arguments.items() if value is not None})
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"setting {name!r}: {first['msg']}", hint=f"argument, QVL_{name.upper()} or {config_path()}", param=name
+        ) from exc
+    except ValueError as exc:
+        raise ConfigError(f"{config_path()} is no valid TOML: {exc}") from exc

@@ -1,0 +1,209 @@
+"""Every error that qvl raises on purpose.
+
+```text
+QvlError
+├── ConfigError                  the program is set up wrongly
+│   ├── UnknownNameError         no backend, cache or model of that name (suggests the nearest)
+│   └── MissingDependencyError   an optional package is absent (names its pip line)
+├── PluginError                  a plugin failed to load or broke the hook contract
+├── CacheError                   a cache store failed (logged and treated as a miss by the pipeline)
+├── RequestError            400  the request cannot be served as it stands
+│   ├── UnsupportedInputError    the backend cannot honour a field of the request
+│   ├── MediaError               a picture cannot be read, is refused, or breaks a limit
+│   └── ContextLengthError       prompt and answer do not fit the model's context
+├── AnalysisError                the model's answer is no valid analysis (the raw text is kept)
+└── BackendError            502  the model could not answer
+    ├── AuthError           401  the endpoint refused the credentials
+    ├── RateLimitError      429  the endpoint or the local queue is full
+    ├── BackendTimeoutError 504  no answer in time
+    ├── BackendUnavailableError 503  nothing is listening, or it is still loading
+    ├── BackendResponseError 502 the endpoint answered something that makes no sense
+    ├── DeviceMemoryError   503  the device ran out of memory for this request
+    └── EngineDeadError     503  the engine's loop has ended; only a restart helps
+```
+
+A caller needs three class attributes: `retryable` (the same call may succeed later), `status` (the HTTP status a
+server answers with) and `code` (OpenAI's machine-readable word). `hint` is one sentence: the way out.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class QvlError(Exception):
+    """Base of all. `str(error)` is one line: what was wrong, then the hint.
+
+    Args:
+        message: what was wrong, in one line.
+        hint: the way out, in one line; defaults to the class's own.
+        param: the request field at fault, in OpenAI's sense.
+        code: overrides the class's machine-readable code.
+    """
+
+    retryable: ClassVar[bool] = False
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str] = "internal_error"
+    default_hint: ClassVar[str | None] = None
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint if hint is not None else self.default_hint
+        self.param = param
+        self.code = code or self.default_code
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(QvlError, ValueError):
+    """An argument, setting or environment variable has a value that cannot work."""
+
+    status = 400
+    type = "invalid_request_error"
+    default_code = "invalid_config"
+
+
+class UnknownNameError(ConfigError):
+    """No backend, cache, model or endpoint has the given name."""
+
+    default_code = "unknown_name"
+
+
+class MissingDependencyError(ConfigError, ImportError):
+    """An optional package is not installed; the hint is the pip line that installs it."""
+
+    default_code = "missing_dependency"
+
+
+class PluginError(QvlError):
+    """A plugin failed to import, misspelt a hook, or registered a name twice."""
+
+    default_code = "plugin_error"
+
+
+class CacheError(QvlError):
+    """A cache store could not be read or written. The pipeline logs it and goes on without."""
+
+    retryable = True
+    default_code = "cache_error"
+
+
+class RequestError(QvlError, ValueError):
+    """The request cannot be served as it stands; sending it again unchanged will not help."""
+
+    status = 400
+    type = "invalid_request_error"
+    default_code = "invalid_request"
+
+
+class UnsupportedInputError(RequestError):
+    """The request needs something that this backend does not have. `param` names the field."""
+
+    default_code = "unsupported_parameter"
+
+
+class MediaError(RequestError):
+    """A picture is missing, broken, refused, or larger than the limits allow."""
+
+    default_code = "invalid_image"
+
+
+class ContextLengthError(RequestError):
+    """Prompt and requested answer are longer than the model's context."""
+
+    default_code = "context_length_exceeded"
+
+
+class AnalysisError(QvlError):
+    """The model's answer could not be read as the wanted schema, also after asking again.
+
+    `raw` keeps the model's last text.
+    """
+
+    status = 502
+    default_code = "analysis_failed"
+
+    def __init__(self, message: str, *, raw: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.raw = raw
+
+
+class BackendError(QvlError):
+    """The model could not answer, through no fault of the request."""
+
+    status = 502
+    default_code = "backend_error"
+
+
+class AuthError(BackendError):
+    """The endpoint refused the API key, or there was none."""
+
+    status = 401
+    type = "authentication_error"
+    default_code = "invalid_api_key"
+
+
+class RateLimitError(BackendError):
+    """Too many requests: the endpoint's limit, or the local queue, is reached.
+
+    `retry_after` is the number of seconds after which to try again, where known.
+    """
+
+    retryable = True
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        hint: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, param=param, code=code)
+        self.retry_after = retry_after
+
+
+class BackendTimeoutError(BackendError):
+    """No connection, first token, next token or end within the time allowed."""
+
+    retryable = True
+    status = 504
+    default_code = "deadline_exceeded"
+
+
+class BackendUnavailableError(BackendError):
+    """The endpoint cannot be reached, or the model is not loaded (yet)."""
+
+    retryable = True
+    status = 503
+    default_code = "engine_not_ready"
+
+
+class BackendResponseError(BackendError):
+    """The endpoint answered, but not with an answer: broken stream, HTML, half a JSON, an unknown error."""
+
+    default_code = "bad_backend_response"
+
+
+class DeviceMemoryError(BackendError):
+    """The device's memory did not suffice for this request; others go on."""
+
+    retryable = True
+    status = 503
+    default_code = "device_out_of_memory"
+
+
+class EngineDeadError(BackendError):
+    """The engine's loop has ended by an error of its own. No request can be served until it is restarted."""
+
+    status = 503
+    default_code = "engine_dead"

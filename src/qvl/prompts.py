@@ -1,0 +1,51 @@
+"""The prompts of `analyze()`: versioned, one per language, and part of the cache key.
+
+A changed text here is a changed answer there, so any edit raises `PROMPT_VERSION`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+PROMPT_VERSION: Final = "product-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The two texts of one analysis: `system` sets the role, `user` follows the picture(s)."""
+
+    system: str
+    user: str
+
+
+PRODUCT_PROMPTS: Final[dict[str, Prompt]] = {
+    "en": Prompt(
+        system="You label product pictures. Reply with one JSON object only.",
+        user=(
+            "Give brand (as printed, null if none), category (one noun, null if no product) and "
+            "attributes (such as color, count; values are strings). Keys in English, values in English."
+        ),
+    ),
+    "zh": Prompt(
+        system="你为商品图片做标注。只回复一个 JSON 对象。",
+        user=(
+            "给出 brand（照图上所印，没有则为 null）、category（一个名词，不是商品则为 null）和 "
+            "attributes（如 color、count，值为字符串）。键用英文，值用中文。"
+        ),
+    ),
+    "pt": Prompt(
+        system="Você rotula fotos de produtos. Responda apenas com um objeto JSON.",
+        user=(
+            "Informe brand (como impressa, null se não houver), category (um substantivo, null se não for produto) e "
+            "attributes (como color, count; valores são strings). Chaves em inglês, valores em português."
+        ),
+    ),
+    "es": Prompt(
+        system="Etiquetas fotos de productos. Responde solo con un objeto JSON.",
+        user=(
+            "Indica brand (como está impresa, null si no hay), category (un sustantivo, null si no es un producto) y "
+            "attributes (como color, count; los valores son cadenas). Claves en inglés, valores en español."
+        ),
+    ),
+}

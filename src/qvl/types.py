@@ -1,0 +1,417 @@
+"""What travels between pipeline, backend and cache: frozen, slotted, self-validating values.
+
+Times are seconds, token counts are the model's own, text is `str`. Names are the field's: OpenAI's for messages and
+usage, vLLM's for sampling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qvl.media import Picture
+
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "abort"]
+CacheState: TypeAlias = Literal["hit", "miss", "coalesced", "bypass"]
+ROLES: Final = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """A piece of text in a message."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """A picture at its place in a message, already through the media gate."""
+
+    picture: Picture
+
+
+Part: TypeAlias = TextPart | ImagePart
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call the model made: `arguments` is the JSON text as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may call; `parameters` is a JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("a tool needs a name", param="tools")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. Parts keep their order, so text and pictures stand where the user put them."""
+
+    role: Role
+    parts: tuple[Part, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ConfigError(f"unknown role {self.role!r}", hint=f"one of {', '.join(ROLES)}", param="messages")
+
+    @property
+    def text(self) -> str:
+        """All text parts, joined without a separator."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return tuple(part.picture for part in self.parts if isinstance(part, ImagePart))
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens; vLLM's names and meanings.
+
+    `temperature` 0 is greedy. `max_tokens` None means "what the context leaves, at most the backend's default".
+    `logprobs` is the number of alternatives wanted beside each chosen token (0 = the chosen alone), None for none.
+    `top_k` 0 or -1 means all.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    logprobs: int | None = None
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        if self.top_k == -1:
+            object.__setattr__(self, "top_k", 0)
+        self._check("temperature", 0.0 <= self.temperature <= 100.0, "from 0 (greedy) to 100")
+        self._check("top_p", 0.0 < self.top_p <= 1.0, "above 0, at most 1")
+        self._check("top_k", self.top_k >= 0, "0 (all) or more")
+        self._check("min_p", 0.0 <= self.min_p <= 1.0, "from 0 to 1")
+        self._check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "1 or more")
+        self._check("repetition_penalty", 0.0 < self.repetition_penalty <= 100.0, "above 0; 1 is none")
+        self._check("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "from -2 to 2")
+        self._check("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "from -2 to 2")
+        self._check("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "from 0 to 20")
+        self._check("n", 1 <= self.n <= 128, "from 1 to 128")
+        self._check("seed", self.seed is None or -(2**63) <= self.seed < 2**64, "a 64-bit integer")
+        self._check("stop", len(self.stop) <= 16 and all(self.stop), "at most 16 non-empty strings")
+
+    def _check(self, name: str, ok: bool, allowed: str) -> None:
+        if not ok:
+            raise ConfigError(f"{name}={getattr(self, name)!r} is out of range", hint=allowed, param=name)
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        return frozenset(f.name for f in dataclasses.fields(cls))
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same request must give the same answer: greedy, or sampled from a seed."""
+        return self.temperature == 0.0 or self.seed is not None
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, by name."""
+        return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """What the answer must look like. Exactly the field that `kind` names is set.
+
+    `json_object`: any JSON object. `json_schema`: `schema`. `regex`: `pattern`. `choice`: `choices`.
+    """
+
+    kind: Literal["text", "json_object", "json_schema", "regex", "choice"] = "text"
+    schema: Mapping[str, Any] | None = None
+    pattern: str | None = None
+    choices: tuple[str, ...] = ()
+    name: str = "answer"
+
+    def __post_init__(self) -> None:
+        need = {"json_schema": self.schema is not None, "regex": bool(self.pattern), "choice": bool(self.choices)}
+        if not need.get(self.kind, True):
+            raise ConfigError(f"response_format {self.kind!r} lacks its {self.kind.removeprefix('json_')}")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One question to a model, complete and backend-free.
+
+    `tool_choice` is "none", "auto", "required" or the name of a tool. `max_pixels` bounds every picture of the request
+    (None: the media gate's own budget). `extra` passes through to backends that declare `extra_body`.
+    """
+
+    messages: tuple[Message, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    response_format: ResponseFormat = field(default_factory=ResponseFormat)
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
+    max_pixels: int | None = None
+    request_id: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ConfigError("a request needs at least one message", param="messages")
+        named = {tool.name for tool in self.tools}
+        if len(named) != len(self.tools):
+            raise ConfigError("two tools have the same name", param="tools")
+        if self.tool_choice not in {"none", "auto", "required"} | named:
+            raise ConfigError(f"tool_choice names no tool: {self.tool_choice!r}", param="tool_choice")
+        if self.tool_choice == "required" and not self.tools:
+            raise ConfigError("tool_choice is 'required' but there are no tools", param="tool_choice")
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All pictures in the order in which they stand in the conversation."""
+        return tuple(picture for message in self.messages for picture in message.pictures)
+
+    def replace(self, **changes: Any) -> ChatRequest:
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token: its text, the bytes it stands for, and log-probability (natural log).
+
+    `top` are the most likely alternatives at that place, best first, without alternatives of their own.
+    """
+
+    token: str
+    logprob: float
+    bytes: bytes = b""
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts. `image_tokens` and `cached_tokens` are parts of `prompt_tokens`."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    image_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time went, in seconds. A stage that did not happen, or is not known, is 0.
+
+    `media`: reading and decoding. `cache`: look-up and store. `queue`: waiting for the engine.
+    `first_token`: from the backend's start to its first token (queue included). `total`: everything.
+    """
+
+    media: float = 0.0
+    cache: float = 0.0
+    queue: float = 0.0
+    first_token: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a tool call: `id` and `name` come with the first piece of call `index`."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One streamed piece of choice `index`.
+
+    The last chunk of a choice has its `finish_reason`; the last chunk of the stream has `usage` (and `timing`, where
+    known). With `logprobs` asked for, each token appears in exactly one chunk.
+    """
+
+    text: str = ""
+    index: int = 0
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One finished answer of a request (there are `n`)."""
+
+    index: int = 0
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: FinishReason = "stop"
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The folded whole of a stream.
+
+    `notes` say what was done differently from what was asked, such as a schema checked after the fact because the
+    endpoint ignores schemas.
+    """
+
+    choices: tuple[Choice, ...]
+    usage: Usage = field(default_factory=Usage)
+    timing: Timing = field(default_factory=Timing)
+    cache: CacheState = "bypass"
+    request_id: str = ""
+    model: str = ""
+    backend: str = ""
+    created_at: float = 0.0
+    key: str | None = None
+    notes: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text if self.choices else ""
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.choices[0].finish_reason if self.choices else "stop"
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return self.choices[0].tool_calls if self.choices else ()
+
+    @property
+    def reasoning(self) -> str:
+        return self.choices[0].reasoning if self.choices else ""
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        return self.choices[0].logprobs if self.choices else None
+
+    def _repr_html_(self) -> str:
+        from qvl.notebook import result_html
+
+        return result_html(self)
+
+
+def fold(chunks: Iterable[Chunk], *, want_logprobs: bool = False) -> tuple[tuple[Choice, ...], Usage, Timing]:
+    """Joins streamed chunks into choices (by index), usage and timing. Inverse of `unfold`."""
+    folder = Folder(want_logprobs=want_logprobs)
+    for chunk in chunks:
+        folder.add(chunk)
+    return folder.choices(), folder.usage, folder.timing
+
+
+class Folder:
+    """Collects chunks as they pass by; `choices()` gives what has arrived so far."""
+
+    __slots__ = ("_calls", "_finish", "_logprobs", "_reasoning", "_text", "_want_logprobs", "timing", "usage")
+
+    def __init__(self, *, want_logprobs: bool = False) -> None:
+        self._text: dict[int, list[str]] = {}
+        self._reasoning: dict[int, list[str]] = {}
+        self._logprobs: dict[int, list[TokenLogprob]] = {}
+        self._calls: dict[int, dict[int, dict[str, str]]] = {}
+        self._finish: dict[int, FinishReason] = {}
+        self._want_logprobs = want_logprobs
+        self.usage = Usage()
+        self.timing = Timing()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice seen so far has its finish_reason."""
+        return bool(self._text) and self._finish.keys() == self._text.keys()
+
+    def add(self, chunk: Chunk) -> None:
+        self._text.setdefault(chunk.index, []).append(chunk.text)
+        self._reasoning.setdefault(chunk.index, []).append(chunk.reasoning)
+        self._logprobs.setdefault(chunk.index, []).extend(chunk.logprobs)
+        for delta in chunk.tool_calls:
+            call = self._calls.setdefault(chunk.index, {}).setdefault(
+                delta.index, {"id": "", "name": "", "arguments": ""}
+            )
+            call["id"] = delta.id or call["id"]
+            call["name"] = delta.name or call["name"]
+            call["arguments"] += delta.arguments
+        if chunk.finish_reason is not None:
+            self._finish[chunk.index] = chunk.finish_reason
+        self.usage = chunk.usage or self.usage
+        self.timing = chunk.timing or self.timing
+
+    def choices(self) -> tuple[Choice, ...]:
+        return tuple(
+            Choice(
+                index=index,
+                text="".join(self._text[index]),
+                reasoning="".join(self._reasoning[index]),
+                tool_calls=tuple(ToolCall(**call) for _, call in sorted(self._calls.get(index, {}).items())),
+                finish_reason=self._finish.get(index, "abort"),
+                logprobs=tuple(self._logprobs[index]) if self._want_logprobs else None,
+            )
+            for index in sorted(self._text)
+        )
+
+
+def unfold(result: Result) -> Iterable[Chunk]:
+    """A finished Result as the chunks that would fold into it; a cache hit is streamed this way."""
+    for choice in result.choices:
+        last = choice is result.choices[-1]
+        yield Chunk(
+            text=choice.text,
+            index=choice.index,
+            reasoning=choice.reasoning,
+            tool_calls=tuple(
+                ToolCallDelta(index=i, id=call.id, name=call.name, arguments=call.arguments)
+                for i, call in enumerate(choice.tool_calls)
+            ),
+            logprobs=choice.logprobs or (),
+            finish_reason=choice.finish_reason,
+            usage=result.usage if last else None,
+            timing=result.timing if last else None,
+        )
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
