@@ -161,6 +161,19 @@ class Cache(ABC):
         self.close()
 
 
+def encoded(entry: CacheEntry) -> tuple[str, int]:
+    """`entry` as JSON text, and its length in bytes of UTF-8.
+
+    Raises:
+        CacheError: something in the entry cannot be written as JSON or as UTF-8.
+    """
+    try:
+        text = entry.to_json()
+        return text, len(text.encode())
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise CacheError(f"the cache entry cannot be written as JSON: {exc}") from exc
+
+
 def matches(
     entry: CacheEntry,
     *,
@@ -181,4 +194,4 @@ def matches(
     )
 
 
-__all__ = ["Cache", "CacheEntry", "CacheStats", "Lease", "matches"]
+__all__ = ["Cache", "CacheEntry", "CacheStats", "Lease", "encoded", "matches"]

@@ -1,0 +1,191 @@
+"""A cache in this process's memory, gone with it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease, encoded, matches
+from qvl.caches.tally import Tally
+from qvl.caches.urls import count, read_options, size
+from qvl.errors import CacheError, ConfigError
+
+MAX_DEAD_LEASES: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    text: str
+    size: int
+    expires_at: float | None
+
+
+class MemoryCache(Cache):
+    """Keeps entries as JSON text, so a caller who changes what `get` returned changes nothing here.
+
+    Args:
+        max_entries: how many entries at most; the least recently used goes first.
+        max_bytes: how many bytes of keys and JSON at most.
+        clock: seconds since the epoch.
+    """
+
+    url = "memory:"
+
+    def __init__(
+        self, max_entries: int = 10_000, max_bytes: int = 256 * 2**20, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        if max_entries < 1 or max_bytes < 1:
+            raise ConfigError("a memory cache needs room", hint="max_entries and max_bytes are 1 or more")
+        self.max_entries = max_entries
+        self.max_bytes = max_bytes
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        self._leases: dict[str, Lease] = {}
+        self._token = 0
+        self._bytes = 0
+        self._tally = Tally()
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> MemoryCache:
+        """Reads `memory:`, `memory://`, `memory:?max_entries=100&max_bytes=64MiB`."""
+        path, _, query = url.partition("?")
+        if path.rstrip("/") != "memory:":
+            raise ConfigError(f"{url!r} is no memory cache", hint="write memory:")
+        known = {"max_entries": count, "max_bytes": size}
+        return cls(**read_options("memory", query, options, known, passed=("clock",)))
+
+    def get(self, key: str) -> CacheEntry | None:
+        with self._changed:
+            slot = self._slots.get(key)
+            if slot is None or self._expired(slot):
+                self._tally.add("misses")
+                return None
+            self._slots.move_to_end(key)
+            self._tally.add("hits")
+        return CacheEntry.from_json(slot.text)
+
+    def set(self, key: str, entry: CacheEntry, *, ttl: float | None = None) -> None:
+        expires_at = None if ttl is None else self._clock() + ttl
+        try:
+            text, length = encoded(replace(entry, expires_at=expires_at))
+            if (length := length + len(key)) > self.max_bytes:
+                raise CacheError(f"an entry of {length} bytes is larger than the cache", hint="raise max_bytes")
+        except CacheError:
+            self._tally.add("errors")
+            raise
+        with self._changed:
+            self._drop(key)
+            if ttl is None or ttl > 0:
+                self._slots[key] = _Slot(text, length, expires_at)
+                self._bytes += length
+                self._make_room()
+            self._tally.add("writes")
+            self._changed.notify_all()
+
+    def delete(self, key: str) -> bool:
+        with self._changed:
+            slot = self._drop(key)
+            return slot is not None and not self._expired(slot)
+
+    def clear(
+        self,
+        *,
+        language: str | None = None,
+        model: str | None = None,
+        namespace: str | None = None,
+        task: str | None = None,
+        older_than: float | None = None,
+    ) -> int:
+        now = self._clock()
+        found = [
+            key
+            for key, entry in self.items()
+            if matches(
+                entry,
+                language=language,
+                model=model,
+                namespace=namespace,
+                task=task,
+                older_than=older_than,
+                now=now,
+            )
+        ]
+        return sum(self.delete(key) for key in found)
+
+    def items(self) -> Iterator[tuple[str, CacheEntry]]:
+        with self._changed:
+            live = [(key, slot.text) for key, slot in self._slots.items() if not self._expired(slot)]
+        entries = [(key, CacheEntry.from_json(text)) for key, text in reversed(live)]
+        yield from sorted(entries, key=lambda item: item[1].created_at, reverse=True)
+
+    def stats(self) -> CacheStats:
+        with self._changed:
+            self._drop_expired()
+            return self._tally.stats(entries=len(self._slots), size_bytes=self._bytes)
+
+    def lease(self, key: str, ttl: float) -> Lease | None:
+        with self._changed:
+            now = self._clock()
+            held = self._leases.get(key)
+            if held is not None and held.expires_at > now:
+                return None
+            if len(self._leases) >= MAX_DEAD_LEASES:
+                self._leases = {k: lease for k, lease in self._leases.items() if lease.expires_at > now}
+            self._token += 1
+            self._leases[key] = Lease(key, self._token, now + ttl)
+            return Lease(key, self._token, now + ttl)
+
+    def release(self, lease: Lease) -> None:
+        with self._changed:
+            held = self._leases.get(lease.key)
+            if held is not None and held.token == lease.token:
+                del self._leases[lease.key]
+                self._changed.notify_all()
+
+    def wait(self, key: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while key not in self._slots and (held := self._leases.get(key)) is not None:
+                left = min(deadline - time.monotonic(), held.expires_at - self._clock())
+                if left <= 0:
+                    return
+                self._changed.wait(left)
+
+    def close(self) -> None:
+        with self._changed:
+            self._slots.clear()
+            self._leases.clear()
+            self._bytes = 0
+            self._changed.notify_all()
+
+    def _expired(self, slot: _Slot) -> bool:
+        return slot.expires_at is not None and slot.expires_at <= self._clock()
+
+    def _drop(self, key: str) -> _Slot | None:
+        slot = self._slots.pop(key, None)
+        if slot is not None:
+            self._bytes -= slot.size
+        return slot
+
+    def _drop_expired(self) -> None:
+        for key in [key for key, slot in self._slots.items() if self._expired(slot)]:
+            self._drop(key)
+
+    def _make_room(self) -> None:
+        if not self._crowded():
+            return
+        self._drop_expired()
+        while self._crowded():
+            self._drop(next(iter(self._slots)))
+            self._tally.add("evictions")
+
+    def _crowded(self) -> bool:
+        return len(self._slots) > self.max_entries or self._bytes > self.max_bytes
+
+
+__all__ = ["MemoryCache"]

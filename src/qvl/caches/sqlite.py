@@ -1,0 +1,308 @@
+"""A cache in one SQLite file, shared by any number of processes on one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote
+
+from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease
+from qvl.caches.sqlite_file import SqliteFile
+from qvl.caches.sqlite_schema import UPSERT, row
+from qvl.caches.tally import Tally
+from qvl.caches.urls import path_url, read_options, seconds, size
+from qvl.errors import CacheError, ConfigError
+
+T = TypeVar("T")
+
+MAX_USES_PENDING: Final = 256
+PURGE_EVERY: Final = 60.0
+LIVE: Final = "(expires_at IS NULL OR expires_at > ?)"
+
+
+def default_path() -> Path:
+    """The cache file that is used when none is named, under the platform's folder for caches."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("qvl") / "cache.db"
+
+
+class SqliteCache(Cache):
+    """Entries are rows of the table `entries`, with columns to query and the whole entry as JSON.
+
+    Safe for many threads, for many processes and across a fork. A corrupt file is renamed to
+    `<name>.corrupt-<time>` and a new one begun. Where the file cannot be written, reads go on and writes raise.
+
+    Args:
+        path: the database file; None for the default one.
+        max_bytes: how many bytes of rows at most; the least recently used goes first.
+        busy_timeout: seconds to go on trying while other processes hold the file.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        max_bytes: int = 512 * 2**20,
+        busy_timeout: float = 30.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if max_bytes < 1 or busy_timeout <= 0:
+            raise ConfigError("a SQLite cache needs room and patience", hint="max_bytes and busy_timeout above 0")
+        self.path = (default_path() if path is None else Path(path).expanduser()).absolute()
+        self.url = path_url(str(self.path))
+        self.max_bytes = max_bytes
+        self._clock = clock
+        self._file = SqliteFile(self.path, busy_timeout=busy_timeout)
+        self._uses_lock = threading.Lock()
+        self._released = threading.Condition()
+        self._uses: dict[str, float] = {}
+        self._last_use = 0.0
+        self._purged_at = clock()
+        self._tally = Tally()
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> SqliteCache:
+        """Reads `sqlite://` (the default file), `sqlite:///file.db`, `sqlite:////abs/file.db?max_bytes=1GiB`."""
+        base, _, query = url.partition("?")
+        scheme, _, rest = base.partition("://")
+        if scheme != "sqlite" or "://" not in base:
+            raise ConfigError(f"{url!r} is no SQLite cache", hint="write sqlite:///file.db")
+        if rest and not rest.startswith("/"):
+            raise ConfigError(f"{url!r} names a host, not a file", hint=f"write sqlite:///{rest}")
+        path = unquote(rest[1:])
+        if path == ":memory:":
+            raise ConfigError("a SQLite cache is a file", hint="write memory: for one in memory")
+        known = {"max_bytes": size, "busy_timeout": seconds}
+        return cls(path or None, **read_options("sqlite", query, options, known, passed=("clock",)))
+
+    def get(self, key: str) -> CacheEntry | None:
+        now = self._clock()
+        found = self._read("SELECT entry, expires_at FROM entries WHERE key = ?", key)
+        if not found or (found[0][1] is not None and found[0][1] <= now):
+            self._tally.add("misses")
+            return None
+        try:
+            entry = CacheEntry.from_json(found[0][0])
+        except CacheError:
+            # Written by another version, or edited by hand: worth a new answer, not a failure.
+            self._tally.add("errors")
+            self._tally.add("misses")
+            return None
+        self._tally.add("hits")
+        self._used(key)
+        return entry
+
+    def set(self, key: str, entry: CacheEntry, *, ttl: float | None = None) -> None:
+        if ttl is not None and ttl <= 0:
+            self.delete(key)
+            return
+        now = self._clock()
+        with self._counted():
+            values = row(key, replace(entry, expires_at=None if ttl is None else now + ttl), self._use_time())
+            needed = values[-2]
+            if needed > self.max_bytes:
+                raise CacheError(f"an entry of {needed} bytes is larger than the cache", hint="raise max_bytes")
+
+            uses = self._take_uses()
+
+            def work(connection: sqlite3.Connection) -> int:
+                _write_uses(connection, uses)
+                connection.execute(UPSERT, values)
+                return self._make_room(connection, now)
+
+            self._tally.add("evictions", self._file.write(work))
+        self._tally.add("writes")
+        self._wake()
+
+    def delete(self, key: str) -> bool:
+        now = self._clock()
+
+        def work(connection: sqlite3.Connection) -> bool:
+            live = connection.execute(f"SELECT 1 FROM entries WHERE key = ? AND {LIVE}", (key, now)).fetchone()
+            connection.execute("DELETE FROM entries WHERE key = ?", (key,))
+            return live is not None
+
+        return self._write(work)
+
+    def clear(
+        self,
+        *,
+        language: str | None = None,
+        model: str | None = None,
+        namespace: str | None = None,
+        task: str | None = None,
+        older_than: float | None = None,
+    ) -> int:
+        now = self._clock()
+        wanted = {"language": language, "model": model, "namespace": namespace, "task": task}
+        filters: dict[str, object] = {f"{name} = ?": value for name, value in wanted.items() if value is not None}
+        if older_than is not None:
+            filters["created_at < ?"] = now - older_than
+        where = " AND ".join(filters) or "1"
+
+        def work(connection: sqlite3.Connection) -> int:
+            connection.execute("DELETE FROM entries WHERE expires_at <= ?", (now,))
+            return connection.execute(f"DELETE FROM entries WHERE {where}", tuple(filters.values())).rowcount
+
+        deleted = self._write(work)
+        with contextlib.suppress(CacheError):
+            self._file.read(_give_back_pages)
+        return deleted
+
+    def items(self) -> Iterator[tuple[str, CacheEntry]]:
+        keys = self._read(f"SELECT key FROM entries WHERE {LIVE} ORDER BY created_at DESC, rowid DESC", self._clock())
+        for (key,) in keys:
+            for (text,) in self._read("SELECT entry FROM entries WHERE key = ?", key):
+                with contextlib.suppress(CacheError):
+                    yield key, CacheEntry.from_json(text)
+
+    def stats(self) -> CacheStats:
+        ((entries, size_bytes),) = self._read("SELECT entries, bytes FROM totals")
+        ((dead, dead_bytes),) = self._read(
+            "SELECT count(*), coalesce(sum(size), 0) FROM entries WHERE expires_at <= ?", self._clock()
+        )
+        return self._tally.stats(entries=entries - dead, size_bytes=size_bytes - dead_bytes)
+
+    def lease(self, key: str, ttl: float) -> Lease | None:
+        now = self._clock()
+        if self._held_until(key) > now:
+            return None
+
+        def work(connection: sqlite3.Connection) -> Lease | None:
+            held = connection.execute("SELECT expires_at FROM leases WHERE key = ?", (key,)).fetchone()
+            if held is not None and held[0] > now:
+                return None
+            connection.execute("UPDATE totals SET token = token + 1")
+            (token,) = connection.execute("SELECT token FROM totals").fetchone()
+            connection.execute("DELETE FROM leases WHERE expires_at <= ?", (now,))
+            connection.execute("INSERT INTO leases (key, token, expires_at) VALUES (?, ?, ?)", (key, token, now + ttl))
+            return Lease(key, token, now + ttl)
+
+        return self._write(work)
+
+    def release(self, lease: Lease) -> None:
+        self._write(lambda c: c.execute("DELETE FROM leases WHERE key = ? AND token = ?", (lease.key, lease.token)))
+        self._wake()
+
+    def wait(self, key: str, timeout: float) -> None:
+        """As the base says. Other processes are noticed within 50 ms, by a pragma that reads one page of memory."""
+        deadline = time.monotonic() + timeout
+        pause = 0.002
+        seen = None
+        while True:
+            changes = self._read("PRAGMA data_version")
+            if changes != seen:
+                seen = changes
+                until = self._held_until(key)
+                if self._read(f"SELECT 1 FROM entries WHERE key = ? AND {LIVE}", key, self._clock()):
+                    return
+            left = min(deadline - time.monotonic(), until - self._clock())
+            if left <= 0:
+                return
+            with self._released:
+                if self._released.wait(min(left, random.uniform(pause / 2, pause))):
+                    seen = None
+            pause = min(pause * 1.5, 0.05)
+
+    def close(self) -> None:
+        if self._uses:
+            self._flush_uses()
+        self._file.close()
+
+    def _used(self, key: str) -> None:
+        """Notes a hit. Notes are written with the next entry, or many at once, so that a hit costs no write."""
+        used_at = self._use_time()
+        with self._uses_lock:
+            self._uses[key] = used_at
+            enough = len(self._uses) >= MAX_USES_PENDING
+        if enough:
+            self._flush_uses()
+
+    def _use_time(self) -> float:
+        """The clock, but never twice the same, so that the order of uses is known."""
+        with self._uses_lock:
+            self._last_use = max(self._clock(), self._last_use + 1e-6)
+            return self._last_use
+
+    def _take_uses(self) -> dict[str, float]:
+        with self._uses_lock:
+            uses, self._uses = self._uses, {}
+        return uses
+
+    def _flush_uses(self) -> None:
+        uses = self._take_uses()
+        # Notes that cannot be written at once are lost: a slightly wrong order of eviction harms nobody.
+        with contextlib.suppress(CacheError):
+            self._file.write(lambda connection: _write_uses(connection, uses), timeout=0)
+
+    def _make_room(self, connection: sqlite3.Connection, now: float) -> int:
+        """Deletes what has expired, now and then, and what was used longest ago, as far as needed."""
+        if now - self._purged_at >= PURGE_EVERY or now < self._purged_at:
+            self._purged_at = now
+            connection.execute("DELETE FROM entries WHERE expires_at <= ?", (now,))
+        evicted = 0
+        while (excess := _stored_bytes(connection) - self.max_bytes) > 0:
+            gone = connection.execute("DELETE FROM entries WHERE expires_at <= ?", (now,)).rowcount
+            if gone:
+                continue
+            oldest = connection.execute("SELECT rowid, size FROM entries ORDER BY last_used_at LIMIT 64").fetchall()
+            freed = 0
+            for rowid, length in oldest:
+                connection.execute("DELETE FROM entries WHERE rowid = ?", (rowid,))
+                evicted += 1
+                freed += length
+                if freed >= excess:
+                    break
+        return evicted
+
+    def _read(self, sql: str, *values: object) -> list[Any]:
+        with self._counted():
+            return self._file.read(lambda connection: connection.execute(sql, values).fetchall())
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._counted():
+            return self._file.write(work)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except CacheError:
+            self._tally.add("errors")
+            raise
+
+    def _held_until(self, key: str) -> float:
+        held = self._read("SELECT expires_at FROM leases WHERE key = ?", key)
+        return float(held[0][0]) if held else 0.0
+
+    def _wake(self) -> None:
+        with self._released:
+            self._released.notify_all()
+
+
+def _write_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
+    connection.executemany(
+        "UPDATE entries SET last_used_at = ?1 WHERE key = ?2 AND last_used_at < ?1",
+        [(used_at, key) for key, used_at in uses.items()],
+    )
+
+
+def _stored_bytes(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT bytes FROM totals").fetchone()[0])
+
+
+def _give_back_pages(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA incremental_vacuum").fetchall()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+__all__ = ["SqliteCache", "default_path"]

@@ -1,0 +1,81 @@
+"""Reading cache URLs: which options they carry, and what type each has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+from urllib.parse import parse_qsl, quote
+
+from qvl.errors import ConfigError
+
+Reader: TypeAlias = Callable[[str], Any]
+
+_UNITS: Final = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def size(text: str) -> int:
+    """Bytes: a whole number, or one with a unit such as `512MiB`, `64k`, `2GB`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    if found is None:
+        raise ValueError("a size such as 1048576 or 512MiB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def count(text: str) -> int:
+    """A whole number of things."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("a whole number") from None
+
+
+def seconds(text: str) -> float:
+    """A time in seconds; `0.5` and `0.5s` are the same."""
+    try:
+        return float(text.strip().removesuffix("s"))
+    except ValueError:
+        raise ValueError("a number of seconds") from None
+
+
+def flag(text: str) -> bool:
+    """1, true, yes, on or their opposites."""
+    word = text.strip().lower()
+    if word in {"1", "true", "yes", "on"}:
+        return True
+    if word in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError("yes or no")
+
+
+def read_options(
+    name: str, query: str, given: Mapping[str, Any], known: Mapping[str, Reader], *, passed: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The options of a cache URL, typed; those `given` by name win over those in the `query`.
+
+    `passed` are options that only a program can give, such as a clock.
+
+    Raises:
+        ConfigError: an option that cache `name` does not have, or a value that cannot be read.
+    """
+    options: dict[str, Any] = {}
+    for key, value in [*parse_qsl(query, keep_blank_values=True), *given.items()]:
+        if key in passed and key in given:
+            options[key] = value
+        elif key not in known:
+            raise ConfigError(
+                f"the {name} cache has no option {key!r}", hint=f"it has {', '.join(sorted(known))}", param=key
+            )
+        elif isinstance(value, str):
+            try:
+                options[key] = known[key](value)
+            except ValueError as exc:
+                raise ConfigError(f"{key}={value!r} in the {name} cache's URL", hint=f"write {exc}", param=key) from exc
+        else:
+            options[key] = value
+    return options
+
+
+def path_url(path: str) -> str:
+    """The `sqlite:` URL of a file path, relative or absolute."""
+    return "sqlite:///" + quote(path.replace("\\", "/"), safe="/:~")
