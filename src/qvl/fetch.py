@@ -1,0 +1,298 @@
+"""Fetching a picture from an address that a stranger may have chosen, without reaching inward (SSRF).
+
+The name is resolved once; every address it has must be public; the connection goes to exactly that address while the
+`Host` header and the certificate check keep the name, so a name that resolves differently a moment later (DNS
+rebinding) gains nothing. Redirects are followed by hand, each hop checked like the first. Proxies from the environment
+are not used, since they would resolve the name again. Nothing is decompressed, so the byte limit counts what arrives.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import anyio
+import httpx
+
+from qvl._version import __version__
+from qvl.errors import MediaError
+from qvl.sources import short, too_large
+
+if TYPE_CHECKING:
+    import ssl
+
+    from qvl.media import MediaPolicy
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
+
+# Names by which clouds hand out credentials to whoever asks from inside, and the machine itself.
+_INNER_NAMES: Final = frozenset(
+    {
+        "localhost",
+        "metadata",
+        "metadata.google.internal",
+        "metadata.goog",
+        "instance-data",
+        "instance-data.ec2.internal",
+    }
+)
+# Networks that older Pythons call global, or that are global but lead inward: IETF protocol assignments, the 6to4
+# relay, Azure's host endpoint, and for IPv6 the deprecated site-local, IPv4-compatible, documentation and SRv6 ranges.
+_INNER_NETWORKS: Final = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "198.18.0.0/15",
+        "168.63.129.16/32",
+        "::/96",
+        "64:ff9b:1::/48",
+        "100::/64",
+        "2001::/23",
+        "2001:db8::/32",
+        "3fff::/20",
+        "5f00::/16",
+        "fec0::/10",
+    )
+)
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The system's addresses for `host`, without doubles, in its order of preference."""
+    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def public_name(url: str) -> str:
+    """A URL for people and logs: no credentials, query or fragment."""
+    try:
+        parsed = httpx.URL(url)
+        shown = parsed.copy_with(username=None, password=None, query=None, fragment=None)
+        return short(str(shown))
+    except (httpx.InvalidURL, ValueError, TypeError):
+        return "the URL"
+
+
+def is_public(address: Address) -> bool:
+    """Whether `address` is globally reachable and is no wrapping of one that is not (mapped, 6to4, NAT64)."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
+        if address in _NAT64:
+            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if address.scope_id is not None or (address.sixtofour is not None and not is_public(address.sixtofour)):
+            return False
+    if not address.is_global or address.is_multicast or address.is_unspecified or address.is_reserved:
+        return False
+    return not any(address.version == network.version and address in network for network in _INNER_NETWORKS)
+
+
+def literal(host: str) -> Address | None:
+    """The address that `host` spells, in any of the spellings that resolvers accept (127.1, 0x7f.1, 2130706433)."""
+    try:
+        return ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return None
+
+
+class Fetcher:
+    """Fetches encoded pictures under one policy. `resolver` gives the addresses of a name; all of them are checked."""
+
+    def __init__(self, policy: MediaPolicy, *, resolver: Resolver = resolve) -> None:
+        self._policy = policy
+        self._resolver = resolver
+        self._open_hosts = frozenset(entry for entry in policy.allowed_private if "/" not in entry)
+        self._open_networks = tuple(
+            ipaddress.ip_network(entry, strict=False)
+            for entry in policy.allowed_private
+            if "/" in entry or literal(entry) is not None
+        )
+
+    async def fetch(self, url: str) -> bytes:
+        """The body behind `url`, at most `max_bytes`, within `timeout` seconds in all.
+
+        Raises:
+            MediaError: `image_url_blocked` for an address that is refused, `image_too_large`, or `image_fetch_failed`.
+        """
+        name = public_name(url)
+        try:
+            with anyio.fail_after(self._policy.timeout):
+                return await self._follow(_parsed(url), name)
+        except TimeoutError as exc:
+            raise _failed(name, f"no answer within {self._policy.timeout:g} s") from exc
+
+    async def _follow(self, url: httpx.URL, name: str) -> bytes:
+        for _ in range(self._policy.max_redirects + 1):
+            addresses = await self._addresses(url)
+            answer = await self._get(url, addresses, name)
+            if isinstance(answer, bytes):
+                return answer
+            url = _joined(url, answer)
+        raise _failed(name, f"more than {self._policy.max_redirects} redirects")
+
+    async def _addresses(self, url: httpx.URL) -> list[Address]:
+        """The checked addresses of the URL's host, in the resolver's order."""
+        host = _host(url)
+        domains = self._policy.allowed_domains
+        if domains and not any(_within(host, domain) for domain in domains):
+            raise _blocked(f"the host {short(host)!r} is not among the allowed ones", "allowed_domains names them")
+        spelled = literal(host)
+        named = host in self._open_hosts
+        if spelled is None and not named and (host in _INNER_NAMES or host.endswith(".localhost")):
+            raise _refused(host)
+        if spelled is not None:
+            addresses = [spelled]
+        else:
+            addresses = await self._resolved(host, _port(url))
+        if not named and not all(self._allowed(address) for address in addresses):
+            raise _refused(host)
+        return addresses
+
+    async def _resolved(self, host: str, port: int) -> list[Address]:
+        try:
+            addresses = [ipaddress.ip_address(text) for text in await self._resolver(host, port)]
+        except (OSError, UnicodeError, ValueError) as exc:
+            raise _failed(f"the host {short(host)!r}", "its name has no address") from exc
+        if not addresses:
+            raise _failed(f"the host {short(host)!r}", "its name has no address")
+        return addresses
+
+    def _allowed(self, address: Address) -> bool:
+        plain = address.ipv4_mapped or address if isinstance(address, ipaddress.IPv6Address) else address
+        if any(plain.version == network.version and plain in network for network in self._open_networks):
+            return True
+        return is_public(address)
+
+    async def _get(self, url: httpx.URL, addresses: Sequence[Address], name: str) -> bytes | str:
+        """The body, or the target of a redirect. The next address is tried only when one cannot be connected to."""
+        for last, address in ((index == len(addresses) - 1, address) for index, address in enumerate(addresses)):
+            try:
+                return await self._get_from(url, address, name)
+            except httpx.ConnectError as exc:
+                if last:
+                    raise _failed(name, f"cannot connect: {_words(exc)}") from exc
+            except httpx.HTTPError as exc:
+                raise _failed(name, _words(exc)) from exc
+        raise _failed(name, "its name has no address")
+
+    async def _get_from(self, url: httpx.URL, address: Address, name: str) -> bytes | str:
+        host = _host(url)
+        target = url.copy_with(host=str(address))
+        headers = {
+            "Host": _netloc(url),
+            "User-Agent": f"qvl/{__version__}",
+            "Accept": "image/*",
+            "Accept-Encoding": "identity",
+        }
+        # A client for each hop: a kept connection belongs to an address, and would skip the certificate check of the
+        # next name at the same address.
+        async with httpx.AsyncClient(
+            verify=_tls(), trust_env=False, follow_redirects=False, timeout=self._policy.timeout
+        ) as client:
+            request = client.build_request("GET", target, headers=headers, extensions={"sni_hostname": host})
+            response = await client.send(request, stream=True)
+            try:
+                if response.status_code in _REDIRECTS and "location" in response.headers:
+                    return response.headers["location"]
+                return await self._body(response, name)
+            finally:
+                await response.aclose()
+
+    async def _body(self, response: httpx.Response, name: str) -> bytes:
+        if response.status_code != 200:
+            raise _failed(name, f"the server answered {response.status_code} {response.reason_phrase}".rstrip())
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind and not kind.startswith("image/") and kind not in ("application/octet-stream", "binary/octet-stream"):
+            raise _failed(name, f"it is {short(kind)[:60]}, not a picture")
+        if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise _failed(name, "the server compressed it though it was asked not to")
+        announced = response.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > self._policy.max_bytes:
+            raise too_large(name, self._policy)
+        body = bytearray()
+        async for piece in response.aiter_raw():
+            body += piece
+            if len(body) > self._policy.max_bytes:
+                raise too_large(name, self._policy)
+        return bytes(body)
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Loading the certificates takes longer than most fetches; `SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured."""
+    return httpx.create_ssl_context()
+
+
+def _parsed(url: str) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as exc:
+        raise _blocked("the URL cannot be read", "write it as https://host/path") from exc
+    return _checked(parsed)
+
+
+def _joined(url: httpx.URL, location: str) -> httpx.URL:
+    try:
+        target = url.join(location)
+    except (httpx.InvalidURL, ValueError) as exc:
+        raise _blocked("a redirect leads to a URL that cannot be read", "use the final address") from exc
+    return _checked(target)
+
+
+def _checked(url: httpx.URL) -> httpx.URL:
+    if url.scheme not in ("http", "https"):
+        raise _blocked(f"{short(url.scheme)}: addresses are not fetched", "use http or https")
+    if url.userinfo:
+        raise _blocked("a URL with user name or password is refused", "fetch it yourself and pass the bytes")
+    if not _host(url):
+        raise _blocked("the URL names no host", "write it as https://host/path")
+    return url
+
+
+def _host(url: httpx.URL) -> str:
+    """Lower case, IDNA-encoded, without brackets and the trailing dot of a rooted name."""
+    return url.raw_host.decode("ascii").strip("[]").rstrip(".").lower()
+
+
+def _port(url: httpx.URL) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
+def _netloc(url: httpx.URL) -> str:
+    host = _host(url)
+    host = f"[{host}]" if ":" in host else host
+    return host if url.port is None else f"{host}:{url.port}"
+
+
+def _within(host: str, domain: str) -> bool:
+    if domain.startswith("."):
+        return host == domain[1:] or host.endswith(domain)
+    return host == domain
+
+
+def _words(exc: httpx.HTTPError) -> str:
+    if isinstance(exc, httpx.TimeoutException):
+        return "no answer in time"
+    return " ".join(str(exc).split())[:120] or type(exc).__name__
+
+
+def _failed(name: str, reason: str) -> MediaError:
+    return MediaError(f"{name}: {reason}", hint="check the address in a browser", code="image_fetch_failed")
+
+
+def _blocked(message: str, hint: str) -> MediaError:
+    return MediaError(message, hint=hint, code="image_url_blocked")
+
+
+def _refused(host: str) -> MediaError:
+    return _blocked(f"the host {short(host)!r} has an address that is not public", "allowed_private names exceptions")

@@ -1,0 +1,382 @@
+"""The media gate: whatever a user calls a picture becomes one canonical RGB `Picture`.
+
+One gate for the SDK and the server: EXIF orientation applied, alpha laid on white, palettes, 16-bit grey and CMYK to
+RGB, first frame of an animation, at most `max_pixels` with the aspect ratio kept, and limits on bytes, pixels, frames,
+time and formats. Everything that goes wrong is a `MediaError` of one line.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import ipaddress
+import os
+import threading
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import anyio.to_thread
+
+from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from qvl.fetch import Resolver
+
+PictureSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any] | Picture"
+)
+
+FORMATS: Final = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"})
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPolicy:
+    """The limits of the gate. Sizes are in bytes or pixels, times in seconds.
+
+    Args:
+        max_pixels: budget of the canonical picture; larger ones are made smaller, aspect ratio kept.
+        max_bytes: largest encoded picture that is read, from a file, a URL or memory.
+        max_source_pixels: largest picture that is decoded at all (decompression bombs).
+        max_frames: most frames of an animation, or pages of a TIFF; only the first is used.
+        max_aspect: largest ratio of the long to the short side.
+        timeout: for the whole of a fetch, redirects included.
+        max_redirects: each hop is checked like the first address.
+        formats: Pillow's format names; JPEG includes MPO.
+        allow_files: False refuses paths and `file:` URLs, for what arrives in a request to a server.
+        allowed_domains: when set, URLs may name these hosts only; `.example.org` means the domain and all below it.
+        allowed_private: hosts, addresses or networks (CIDR) that may be fetched from though they are not public.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    max_pixels: int = 2_621_440
+    max_bytes: int = 64 * 1024 * 1024
+    max_source_pixels: int = 178_956_970
+    max_frames: int = 1_000
+    max_aspect: float = 200.0
+    timeout: float = 20.0
+    max_redirects: int = 3
+    formats: frozenset[str] = FORMATS
+    allow_files: bool = True
+    allowed_domains: tuple[str, ...] = ()
+    allowed_private: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_pixels", "max_bytes", "max_source_pixels", "max_frames", "max_aspect"):
+            self._check(name, getattr(self, name) >= 1, "1 or more")
+        self._check("timeout", self.timeout > 0, "above 0, in seconds")
+        self._check("max_redirects", self.max_redirects >= 0, "0 or more")
+        for name in ("formats", "allowed_domains", "allowed_private"):
+            self._check(name, not isinstance(getattr(self, name), str), "a list of strings")
+        object.__setattr__(self, "formats", frozenset(form.upper() for form in self.formats))
+        known = {"JPG": "JPEG", "MPO": "JPEG", "TIF": "TIFF"}
+        object.__setattr__(self, "formats", frozenset(known.get(form, form) for form in self.formats))
+        self._check("formats", bool(self.formats) and self.formats <= FORMATS, f"of {', '.join(sorted(FORMATS))}")
+        for name in ("allowed_domains", "allowed_private"):
+            hosts = tuple(host.strip().rstrip(".").lower() for host in getattr(self, name))
+            self._check(name, all(host.strip(".") and "://" not in host for host in hosts), "host names, no URLs")
+            object.__setattr__(self, name, hosts)
+        for entry in self.allowed_private:
+            if "/" in entry:
+                self._check("allowed_private", _is_network(entry), "networks as 10.1.0.0/16")
+
+    def _check(self, name: str, ok: bool, allowed: str) -> None:
+        if not ok:
+            raise ConfigError(f"{name}={getattr(self, name)!r} cannot work", hint=allowed, param=name)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that came through the gate. Equal when the source and the canonical size are equal.
+
+    Safe to share between threads. `data` may be computed (checked, or encoded) when it is first asked for.
+
+    Args:
+        sha256: `sha256:` and the hex digest, of the source bytes for encoded pictures, of mode, size and pixels for
+            PIL images and arrays.
+        width: canonical width in pixels (after EXIF, within the budget).
+        height: canonical height in pixels.
+        data: encoded canonical picture: the source bytes themselves when every decoder reads them alike (plain 8-bit
+            RGB as JPEG, PNG or WebP, one frame, not turned, within the budget), else a lossless PNG.
+        media_type: of `data`, as `image/png`.
+        source: short name for people: a path, a URL without query and credentials, `<bytes>`, `<PIL.Image>`.
+        untouched: whether `data` are the source bytes.
+    """
+
+    sha256: str
+    width: int
+    height: int
+    data: bytes = field(repr=False, compare=False)
+    media_type: str = field(compare=False)
+    source: str = field(compare=False)
+    untouched: bool = field(compare=False)
+    _pixels: _Pixels | None = field(default=None, repr=False, compare=False)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            # Reached for `data` alone, whose slot stays empty until the bytes are needed.
+            if name == "data" and self._pixels is not None:
+                object.__setattr__(self, "data", self._pixels.encoded())
+                return self.data
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __reduce__(self) -> tuple[type[Picture], tuple[Any, ...]]:
+        # Locks and open images do not pickle; the canonical bytes say everything.
+        told = (self.sha256, self.width, self.height, self.data, self.media_type, self.source, self.untouched)
+        return Picture, told
+
+    def rgb(self) -> Image.Image:
+        """The canonical picture, decoded: mode RGB, a fresh copy for the caller.
+
+        Raises:
+            MediaError: the source bytes are cut short or broken (only when loaded with `decode=False`).
+        """
+        if self._pixels is not None:
+            return self._pixels.rgb()
+        from PIL import Image
+
+        with Image.open(io.BytesIO(self.data)) as image:
+            return image.convert("RGB")
+
+    def data_url(self) -> str:
+        """`data` as a `data:` URL with base64."""
+        return f"data:{self.media_type};base64,{base64.b64encode(self.data).decode('ascii')}"
+
+    def thumbnail(self, edge: int = 256) -> Picture:
+        """A copy whose longer side is at most `edge` pixels, as JPEG; itself when it is small enough."""
+        if max(self.width, self.height) <= edge:
+            return self
+        from qvl import pixels
+
+        scale = edge / max(self.width, self.height)
+        size = (max(1, round(self.width * scale)), max(1, round(self.height * scale)))
+        data = pixels.encode_jpeg(pixels.resized(self.rgb(), size))
+        return Picture(self.sha256, *size, data, "image/jpeg", self.source, untouched=False)
+
+    def fit(self, max_pixels: int) -> Picture:
+        """A smaller copy within `max_pixels`, aspect ratio kept; itself when it fits already."""
+        from qvl import pixels
+
+        size = pixels.budget(self.width, self.height, max_pixels)
+        if size == (self.width, self.height):
+            return self
+        return _deferred(
+            self.sha256, size, self.source, _Pixels(rgb=pixels.resized(self.rgb(), size)), "image/png", untouched=False
+        )
+
+    def decoded(self) -> Picture:
+        """Itself, after the source bytes were decoded once, so that nothing later can fail.
+
+        Raises:
+            MediaError: the source bytes are cut short or broken.
+        """
+        if self._pixels is not None:
+            self._pixels.settle(keep=not self.untouched)
+            if self.untouched:
+                _ = self.data
+        return self
+
+
+class _Pixels:
+    """Where a Picture's pixels come from, worked out once, whichever thread asks first.
+
+    Encoded bytes are decoded only when pixels or passed-on bytes are wanted, so that a cache hit costs a header and a
+    hash; PNG is made only for those who send the picture on.
+    """
+
+    __slots__ = ("_decode", "_lock", "_raw", "_rgb", "_sound")
+
+    def __init__(
+        self,
+        *,
+        rgb: Image.Image | None = None,
+        decode: Callable[[], Image.Image] | None = None,
+        raw: bytes | None = None,
+    ) -> None:
+        self._lock = threading.Lock()
+        self._rgb = rgb
+        self._decode = decode
+        self._raw = raw
+        self._sound = rgb is not None
+
+    def rgb(self) -> Image.Image:
+        with self._lock:
+            image = self._decoded()
+            return image.copy() if image is self._rgb else image
+
+    def settle(self, *, keep: bool) -> None:
+        """Decodes once if that was not done; the pixels are kept only if they are needed to encode."""
+        with self._lock:
+            if not self._sound:
+                image = self._decoded()
+                if keep:
+                    self._rgb, self._decode = image, None
+
+    def encoded(self) -> bytes:
+        from qvl import pixels
+
+        with self._lock:
+            if self._raw is None:
+                return pixels.encode_png(self._decoded())
+            if not self._sound:
+                self._decoded()
+            return self._raw
+
+    def _decoded(self) -> Image.Image:
+        if self._rgb is not None:
+            return self._rgb
+        assert self._decode is not None
+        image = self._decode()
+        self._sound = True
+        return image
+
+
+def _deferred(
+    sha256: str, size: tuple[int, int], source: str, held: _Pixels, media_type: str, *, untouched: bool
+) -> Picture:
+    """A Picture whose `data` is worked out on first use."""
+    picture = object.__new__(Picture)
+    for name, value in (
+        ("sha256", sha256),
+        ("width", size[0]),
+        ("height", size[1]),
+        ("media_type", media_type),
+        ("source", source),
+        ("untouched", untouched),
+        ("_pixels", held),
+    ):
+        object.__setattr__(picture, name, value)
+    return picture
+
+
+DEFAULT_POLICY: Final = MediaPolicy()
+
+
+def load(source: PictureSource, policy: MediaPolicy = DEFAULT_POLICY, *, decode: bool = True) -> Picture:
+    """Takes any picture through the gate. A URL is fetched in a thread of its own; prefer `aload` in async code.
+
+    Args:
+        source: a path, a `file:`, `data:`, `http:` or `https:` URL, encoded bytes, a binary file object, a PIL image, a
+            numpy array (HxW, HxWx1, HxWx3, HxWx4; uint8 or floats from 0 to 1), or a Picture.
+        policy: the limits.
+        decode: False reads header and hash only; whoever first needs the pixels meets a broken file then.
+
+    Raises:
+        MediaError: the picture is missing, broken, refused, or breaks a limit.
+    """
+    url = _web_url(source)
+    if url is None:
+        return _load_local(source, policy, decode)
+    with anyio.from_thread.start_blocking_portal() as portal:
+        return portal.call(_load_url, url, policy, decode, None)
+
+
+async def aload(
+    source: PictureSource,
+    policy: MediaPolicy = DEFAULT_POLICY,
+    *,
+    decode: bool = True,
+    resolver: Resolver | None = None,
+) -> Picture:
+    """`load` for async code: waits on the network in the event loop, works on pixels in a bounded set of threads.
+
+    `resolver` replaces the system's name resolution; the addresses it gives are checked like any other.
+    """
+    url = _web_url(source)
+    if url is None:
+        return await _in_worker(lambda: _load_local(source, policy, decode))
+    return await _load_url(url, policy, decode, resolver)
+
+
+async def adecoded(picture: Picture) -> Picture:
+    """`picture.decoded()` off the event loop: call it before a picture loaded with `decode=False` goes to a backend."""
+    return await _in_worker(picture.decoded)
+
+
+async def _load_url(url: str, policy: MediaPolicy, decode: bool, resolver: Resolver | None) -> Picture:
+    from qvl.fetch import Fetcher, public_name
+
+    fetcher = Fetcher(policy) if resolver is None else Fetcher(policy, resolver=resolver)
+    data = await fetcher.fetch(url)
+    return await _in_worker(lambda: _from_bytes(data, policy, public_name(url), decode))
+
+
+_limiter: Final[anyio.lowlevel.RunVar[anyio.CapacityLimiter]] = anyio.lowlevel.RunVar("qvl.media.limiter")
+
+
+async def _in_worker(work: Callable[[], Picture]) -> Picture:
+    """Runs CPU work in a thread; one limiter an event loop, so that many uploads cannot take every thread."""
+    try:
+        limiter = _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
+        _limiter.set(limiter)
+    return await anyio.to_thread.run_sync(work, limiter=limiter)
+
+
+def _web_url(source: object) -> str | None:
+    if isinstance(source, str):
+        text = source.strip()
+        if text[:8].lower().startswith(("http://", "https://")):
+            return text
+    return None
+
+
+def _load_local(source: Any, policy: MediaPolicy, decode: bool) -> Picture:
+    """Everything but http(s)."""
+    if isinstance(source, Picture):
+        return source.fit(policy.max_pixels)
+    import numpy as np
+    from PIL import Image
+
+    from qvl import pixels, sources
+
+    if isinstance(source, Image.Image):
+        return _from_image(source, policy, "<PIL.Image>")
+    if isinstance(source, np.ndarray):
+        return _from_image(pixels.from_array(source), policy, "<array>")
+    data, name = sources.read(source, policy)
+    return _from_bytes(data, policy, name, decode)
+
+
+def _from_image(image: Image.Image, policy: MediaPolicy, name: str) -> Picture:
+    from qvl import pixels
+
+    rgb = pixels.canonical(image, policy, name)
+    held = _Pixels(rgb=rgb.copy() if rgb is image else rgb)
+    return _deferred(pixels.fingerprint(image), rgb.size, name, held, "image/png", untouched=False)
+
+
+def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool) -> Picture:
+    from qvl import pixels
+
+    header = pixels.probe(data, policy, name)
+    held = _Pixels(decode=lambda: pixels.decode(data, header, policy, name), raw=data if header.plain else None)
+    picture = _deferred(
+        f"sha256:{hashlib.sha256(data).hexdigest()}",
+        (header.width, header.height),
+        name,
+        held,
+        header.media_type if header.plain else "image/png",
+        untouched=header.plain,
+    )
+    return picture.decoded() if decode else picture
