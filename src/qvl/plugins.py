@@ -66,7 +66,8 @@ class Registry:
                 raise PluginError(f"{owner}: {name!r} is no {self.kind} name", hint="letters, digits, + and -")
             if name in self.factories:
                 raise PluginError(
-                    f"{owner}: the {self.kind} name {name!r} is taken by {self.owners[name]}", hint="choose another name"
+                    f"{owner}: the {self.kind} name {name!r} is taken by {self.owners[name]}",
+                    hint="take another",
                 )
             self.factories[name] = factory
             self.owners[name] = owner
@@ -138,7 +139,7 @@ class PluginHost:
                 for impl in hook.get_hookimpls():
                     if impl.plugin_name == name:
                         impl.function(registry.register_for(name))
-        except Exception as exc:  # noqa: BLE001 - as above
+        except Exception as exc:
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             for registry, factories, owners in before:

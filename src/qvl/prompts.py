@@ -49,3 +49,31 @@ PRODUCT_PROMPTS: Final[dict[str, Prompt]] = {
         ),
     ),
 }
+
+SCHEMA_PROMPTS: Final[dict[str, Prompt]] = {
+    "en": Prompt(
+        system="You read pictures. Reply with one JSON object only.",
+        user="Fill in this JSON schema from the picture, in English; null where the picture does not tell:\n{schema}",
+    ),
+    "zh": Prompt(
+        system="你读取图片中的信息。只回复一个 JSON 对象。",
+        user="根据图片用中文填写下面的 JSON schema；图片上没有的填 null：\n{schema}",
+    ),
+    "pt": Prompt(
+        system="Você lê imagens. Responda apenas com um objeto JSON.",
+        user="Preencha este JSON schema a partir da imagem, em português; null onde a imagem não informa:\n{schema}",
+    ),
+    "es": Prompt(
+        system="Lees imágenes. Responde solo con un objeto JSON.",
+        user="Rellena este JSON schema a partir de la imagen, en español; null donde la imagen no lo dice:\n{schema}",
+    ),
+}
+
+RETRY_PROMPTS: Final[dict[str, str]] = {
+    "en": "That was no valid answer: {error}. Reply again with the JSON object only.",
+    "zh": "上面的回答无效：{error}。请只回复 JSON 对象。",
+    "pt": "A resposta não é válida: {error}. Responda de novo apenas com o objeto JSON.",
+    "es": "La respuesta no es válida: {error}. Responde de nuevo solo con el objeto JSON.",
+}
+
+LANGUAGES: Final = tuple(PRODUCT_PROMPTS)

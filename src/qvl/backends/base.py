@@ -108,6 +108,17 @@ class Backend(ABC):
         """
         return {"backend": self.name, "model": self.model}
 
+    def peek_identity(self) -> dict[str, Any] | None:
+        """`identity()` before `open()`, where it can be told cheaply and surely; else None.
+
+        It lets a cached answer be returned without loading the model.
+        """
+        return None
+
+    def peek_capabilities(self) -> Capabilities | None:
+        """`capabilities` before `open()`, as far as a cache key depends on them; None when not known yet."""
+        return None
+
     def stats(self) -> Mapping[str, float]:
         """Counters and gauges by snake_case name, such as num_running and num_waiting."""
         return {}

@@ -1,0 +1,253 @@
+"""Typed analyses: what to ask, how to read the answer, and how sure it is.
+
+Confidence is the model's own: the product of the probabilities of the tokens that spell a value. It says how likely
+the model was to write just that, not how often such answers are right; calibrate on your own data before you act on
+a threshold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from json.decoder import scanstring  # type: ignore[attr-defined]
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from qvl.errors import AnalysisError, ConfigError
+from qvl.prompts import LANGUAGES, PRODUCT_PROMPTS, PROMPT_VERSION, RETRY_PROMPTS, SCHEMA_PROMPTS
+from qvl.types import ImagePart, Message, Part, ResponseFormat, Result, TextPart, TokenLogprob
+
+if TYPE_CHECKING:
+    from qvl.media import Picture
+
+CONFIDENCE_METHOD: Final = "token_probability_product"
+_FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL | re.IGNORECASE)
+T = TypeVar("T", bound=BaseModel)
+
+
+class ProductFields(BaseModel):
+    """What the model itself fills in; `ProductAnalysis` adds where it came from and how sure it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    brand: str | None
+    category: str | None
+    attributes: dict[str, str] = Field(default_factory=dict)
+
+
+class ProductAnalysis(ProductFields):
+    """The default analysis of a product picture.
+
+    `confidence` is of the whole answer, `field_confidence` per field ("brand", "attributes.color"), both from 0 to 1
+    and by `confidence_method`; all three are empty or None where the backend gives no probabilities.
+    """
+
+    confidence: float | None = None
+    field_confidence: dict[str, float] = Field(default_factory=dict)
+    confidence_method: str | None = None
+    language: str = "en"
+    model: str = ""
+    prompt_version: str = PROMPT_VERSION
+    created_at: datetime = Field(default_factory=lambda: datetime.now(timezone.utc))
+
+    _result: Result | None = PrivateAttr(default=None)
+
+    def _repr_html_(self) -> str:
+        from qvl.notebook import analysis_html
+
+        return analysis_html(self, self._result)
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisResult(Generic[T]):
+    """An analysis and how it came about: `value` is what `analyze()` returns."""
+
+    value: T
+    result: Result
+    confidence: float | None = None
+    field_confidence: dict[str, float] = field(default_factory=dict)
+    confidence_method: str | None = None
+
+
+def check_language(language: str) -> str:
+    """`language` if there are prompts for it.
+
+    Raises:
+        ConfigError: naming the languages that there are.
+    """
+    if language not in LANGUAGES:
+        raise ConfigError(
+            f"no prompts for language {language!r}", hint=f"one of {', '.join(LANGUAGES)}", param="language"
+        )
+    return language
+
+
+def generation_schema(schema: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema that the model's answer must follow."""
+    return (ProductFields if schema is ProductAnalysis else schema).model_json_schema()
+
+
+def prompt_version(schema: type[BaseModel]) -> str:
+    return PROMPT_VERSION if schema is ProductAnalysis else f"schema-{PROMPT_VERSION}"
+
+
+def build_messages(
+    pictures: Sequence[Picture], *, schema: type[BaseModel], language: str, spell_out_schema: bool
+) -> tuple[Message, ...]:
+    """System and user turn of an analysis, pictures first.
+
+    `spell_out_schema` repeats the schema in the prompt, for a custom schema or a backend that does not enforce it.
+    """
+    if schema is ProductAnalysis:
+        prompt = PRODUCT_PROMPTS[language]
+        text = prompt.user
+        if spell_out_schema:
+            text += "\n" + json.dumps(generation_schema(schema), ensure_ascii=False)
+    else:
+        prompt = SCHEMA_PROMPTS[language]
+        text = prompt.user.format(schema=json.dumps(generation_schema(schema), ensure_ascii=False))
+    parts: tuple[Part, ...] = (*(ImagePart(picture) for picture in pictures), TextPart(text))
+    return Message("system", (TextPart(prompt.system),)), Message("user", parts)
+
+
+def retry_messages(messages: Sequence[Message], raw: str, error: AnalysisError, language: str) -> tuple[Message, ...]:
+    """The conversation once more, with the bad answer and what was wrong with it."""
+    return (
+        *messages,
+        Message("assistant", (TextPart(raw),)),
+        Message("user", (TextPart(RETRY_PROMPTS[language].format(error=error.message)),)),
+    )
+
+
+def response_format(schema: type[BaseModel]) -> ResponseFormat:
+    return ResponseFormat("json_schema", schema=generation_schema(schema), name=schema.__name__)
+
+
+def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
+    """Reads the model's answer as `schema`, repairing what is unambiguous (code fences, text around, commas, quotes).
+
+    `complete` False says that the answer was cut off by max_tokens; such text is never repaired.
+
+    Raises:
+        AnalysisError: it is no such object; `raw` keeps the text.
+    """
+    wanted: type[BaseModel] = ProductFields if schema is ProductAnalysis else schema
+    data = _load_object(text, complete=complete)
+    try:
+        value = wanted.model_validate(data)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the object"
+        raise AnalysisError(f"{where}: {first['msg']}", raw=text) from exc
+    if schema is ProductAnalysis:
+        return ProductAnalysis(**value.model_dump())  # type: ignore[return-value]
+    return value  # type: ignore[return-value]
+
+
+def _load_object(text: str, *, complete: bool) -> dict[str, Any]:
+    fenced = _FENCE.match(text)
+    body = (fenced.group(1) if fenced else text).strip()
+    try:
+        data = json.loads(body)
+    except ValueError:
+        if not complete:
+            raise AnalysisError("the answer was cut off", raw=text, hint="raise max_tokens") from None
+        data = _repair(body)
+    if not isinstance(data, dict):
+        raise AnalysisError("the answer is no JSON object", raw=text)
+    return data
+
+
+def _repair(body: str) -> Any:
+    import json_repair
+
+    start, end = body.find("{"), body.rfind("}")
+    if start < 0 or end < start:
+        return None
+    return json_repair.loads(body[start : end + 1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Where the value at `path` stands in the JSON text: characters [start, end)."""
+
+    path: str
+    start: int
+    end: int
+
+
+def value_spans(text: str) -> list[_Span]:
+    """Where each leaf value of the JSON object in `text` stands; paths are dotted, list items by number."""
+    start = text.find("{")
+    if start < 0:
+        return []
+    try:
+        return list(_walk(text, start, ""))
+    except (ValueError, IndexError, StopIteration):
+        return []
+
+
+def _skip(text: str, i: int) -> int:
+    while text[i] in " \t\r\n":
+        i += 1
+    return i
+
+
+def _walk(text: str, i: int, path: str) -> Iterator[_Span]:
+    """Yields the leaves of the value that starts at `i`; the position after it is found by the json module."""
+    opening = text[i]
+    if opening not in "{[":
+        _, end = json.JSONDecoder().raw_decode(text, i)
+        yield _Span(path, i, end)
+        return
+    closing = "}" if opening == "{" else "]"
+    i = _skip(text, i + 1)
+    number = 0
+    while text[i] != closing:
+        name = str(number)
+        if opening == "{":
+            name, i = scanstring(text, i + 1)
+            i = _skip(text, _skip(text, i) + 1)
+        yield from _walk(text, i, f"{path}.{name}" if path else name)
+        _, i = json.JSONDecoder().raw_decode(text, i)
+        i = _skip(text, i)
+        if text[i] == ",":
+            i = _skip(text, i + 1)
+        number += 1
+
+
+def confidences(text: str, logprobs: Sequence[TokenLogprob] | None) -> tuple[float | None, dict[str, float]]:
+    """(of the whole, per leaf) from token probabilities, or (None, {}) when the tokens do not spell `text`.
+
+    A token that spells parts of two values counts for both; quotes and keys count for none.
+    """
+    if not logprobs:
+        return None, {}
+    spelt = b"".join(item.bytes or item.token.encode() for item in logprobs)
+    raw = text.encode()
+    offset = spelt.find(raw)
+    if offset < 0:
+        return None, {}
+    fields: dict[str, float] = {}
+    total = 0.0
+    counted: set[int] = set()
+    for span in value_spans(text):
+        start = offset + len(text[: span.start].encode())
+        end = offset + len(text[: span.end].encode())
+        log = 0.0
+        position = 0
+        for number, item in enumerate(logprobs):
+            after = position + len(item.bytes or item.token.encode())
+            if position < end and after > start:
+                log += item.logprob
+                if number not in counted:
+                    counted.add(number)
+                    total += item.logprob
+            position = after
+        fields[span.path] = math.exp(min(0.0, log))
+    return (math.exp(min(0.0, total)) if fields else None), fields

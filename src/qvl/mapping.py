@@ -1,0 +1,73 @@
+"""Many pictures: bounded concurrency, input order, errors as items."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sized
+from dataclasses import dataclass
+from typing import Any
+
+from qvl.errors import QvlError
+from qvl.types import Result
+
+
+@dataclass(frozen=True, slots=True)
+class MapItem:
+    """One picture of a `map`: `value` (an analysis or a Result), or the `error` that it ended with."""
+
+    index: int
+    source: Any
+    value: Any = None
+    result: Result | None = None
+    error: QvlError | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+
+async def map_in_order(
+    sources: Iterable[Any],
+    one: Callable[[Any], Awaitable[tuple[Any, Result]]],
+    concurrency: int,
+    progress: bool,
+) -> AsyncGenerator[MapItem, None]:
+    """Runs `one` over `sources`, at most `concurrency` at a time, and yields the items in input order.
+
+    Sources are taken as places become free, so an endless iterable is fine. At most 4 x `concurrency` finished items
+    wait for a slower one before them.
+    """
+    bar = None
+    if progress:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=len(sources) if isinstance(sources, Sized) else None, unit="picture", file=sys.stderr)
+    gate = asyncio.Semaphore(concurrency)
+    window: deque[asyncio.Task[MapItem]] = deque()
+
+    async def run(index: int, source: Any) -> MapItem:
+        async with gate:
+            try:
+                value, result = await one(source)
+                item = MapItem(index, source, value, result)
+            except QvlError as exc:
+                item = MapItem(index, source, error=exc)
+        if bar is not None:
+            bar.update()
+        return item
+
+    try:
+        for index, source in enumerate(sources):
+            window.append(asyncio.create_task(run(index, source)))
+            while len(window) >= 4 * concurrency or (window and window[0].done()):
+                yield await window.popleft()
+        while window:
+            yield await window.popleft()
+    finally:
+        for task in window:
+            task.cancel()
+        await asyncio.gather(*window, return_exceptions=True)
+        if bar is not None:
+            bar.close()

@@ -1,0 +1,271 @@
+"""From what users write (strings, dictionaries in OpenAI's form, our own types) to a `ChatRequest`.
+
+Pictures are collected first and brought through the media gate together, so that several are fetched at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+from pydantic import BaseModel
+
+from qvl.errors import ConfigError, MediaError, RequestError, UnsupportedInputError
+from qvl.plugins import nearest
+from qvl.types import (
+    ChatRequest,
+    ImagePart,
+    Message,
+    Part,
+    ResponseFormat,
+    SamplingParams,
+    TextPart,
+    Tool,
+    ToolCall,
+)
+
+if TYPE_CHECKING:
+    from qvl.media import MediaPolicy, Picture, PictureSource
+
+MessageLike: TypeAlias = Message | Mapping[str, Any]
+ToolLike: TypeAlias = Tool | Mapping[str, Any]
+ResponseFormatLike: TypeAlias = ResponseFormat | Mapping[str, Any] | type[BaseModel]
+MAX_PICTURES: Final = 256
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(slots=True)
+class _Pending:
+    """A picture that is still to be loaded."""
+
+    source: Any
+
+
+async def build_request(
+    messages: Sequence[MessageLike],
+    *,
+    policy: MediaPolicy,
+    tools: Sequence[ToolLike] = (),
+    tool_choice: str = "auto",
+    parallel_tool_calls: bool = True,
+    response_format: ResponseFormatLike | None = None,
+    max_pixels: int | None = None,
+    request_id: str = "",
+    extra: Mapping[str, Any] | None = None,
+    **sampling: Any,
+) -> ChatRequest:
+    """Reads messages, loads their pictures, checks every value.
+
+    Raises:
+        ConfigError: an unknown parameter (the nearest known one is named) or a value out of range.
+        RequestError: a message that is malformed.
+        MediaError: a picture that cannot be used.
+    """
+    if isinstance(messages, str | Mapping):
+        raise RequestError("messages must be a list", hint='[{"role": "user", "content": …}]', param="messages")
+    if max_pixels is not None and max_pixels < 1024:
+        raise ConfigError(f"max_pixels={max_pixels} is too small", hint="at least 1024 (32 x 32)", param="max_pixels")
+    params = sampling_params(sampling)
+    drafts = [_draft(message, number) for number, message in enumerate(messages)]
+    pending = [part for _, parts in drafts for part in parts if isinstance(part, _Pending)]
+    if len(pending) > MAX_PICTURES:
+        raise RequestError(f"{len(pending)} pictures in one request", hint=f"at most {MAX_PICTURES}", param="messages")
+    loaded = await load_pictures([part.source for part in pending], policy)
+    found = dict(zip(map(id, pending), loaded, strict=True))
+    whole = tuple(
+        dataclasses.replace(
+            message,
+            parts=tuple(ImagePart(found[id(part)]) if isinstance(part, _Pending) else part for part in parts),
+        )
+        for message, parts in drafts
+    )
+    return ChatRequest(
+        messages=whole,
+        sampling=params,
+        response_format=read_response_format(response_format),
+        tools=tuple(read_tool(tool) for tool in tools),
+        tool_choice=tool_choice,
+        parallel_tool_calls=parallel_tool_calls,
+        max_pixels=max_pixels,
+        request_id=request_id,
+        extra=extra or {},
+    )
+
+
+async def load_pictures(sources: Sequence[PictureSource], policy: MediaPolicy) -> list[Picture]:
+    """Reads and hashes pictures at once, in order, without decoding them; the first that fails ends the rest.
+
+    Raises:
+        MediaError: as `qvl.media.aload`.
+    """
+    from qvl import media
+
+    if not sources:
+        return []
+    return await _together([media.aload(source, policy, decode=False) for source in sources])
+
+
+async def decode_pictures(request: ChatRequest) -> ChatRequest:
+    """The request with every picture decoded, and within the request's own pixel budget.
+
+    Raises:
+        MediaError: a picture is cut short or broken.
+    """
+    from qvl import media
+
+    if not request.pictures:
+        return request
+
+    async def ready(picture: Picture) -> Picture:
+        if request.max_pixels is None:
+            return await media.adecoded(picture)
+        return await asyncio.to_thread(picture.fit, request.max_pixels)
+
+    decoded = iter(await _together([ready(picture) for picture in request.pictures]))
+    return request.replace(
+        messages=tuple(
+            dataclasses.replace(
+                message,
+                parts=tuple(
+                    ImagePart(next(decoded)) if isinstance(part, ImagePart) else part for part in message.parts
+                ),
+            )
+            for message in request.messages
+        )
+    )
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order; when one fails, the rest are cancelled and waited for before the error goes on."""
+    tasks = [asyncio.ensure_future(item) for item in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def sampling_params(given: Mapping[str, Any]) -> SamplingParams:
+    """SamplingParams from keyword arguments.
+
+    Raises:
+        ConfigError: a name that is none of its fields (the nearest is named), or a value of the wrong type or range.
+    """
+    known = SamplingParams.names()
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"unknown parameter {name!r}", hint=nearest(name, known), param=name)
+    try:
+        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+    except TypeError as exc:
+        raise ConfigError(f"a sampling parameter has the wrong type: {exc}") from exc
+
+
+def read_tool(tool: ToolLike) -> Tool:
+    """A Tool, or OpenAI's `{"type": "function", "function": {…}}`."""
+    if isinstance(tool, Tool):
+        return tool
+    function = tool.get("function", tool)
+    if tool.get("type", "function") != "function" or not isinstance(function, Mapping) or not function.get("name"):
+        raise UnsupportedInputError("a tool must be a function with a name", param="tools")
+    return Tool(
+        name=str(function["name"]),
+        description=str(function.get("description") or ""),
+        parameters=function.get("parameters") or {"type": "object", "properties": {}},
+        strict=bool(function.get("strict")),
+    )
+
+
+def read_response_format(wanted: ResponseFormatLike | None) -> ResponseFormat:
+    """A ResponseFormat, a pydantic class, or OpenAI's `{"type": "json_schema", "json_schema": {…}}`."""
+    if wanted is None:
+        return ResponseFormat()
+    if isinstance(wanted, ResponseFormat):
+        return wanted
+    if isinstance(wanted, type) and issubclass(wanted, BaseModel):
+        return ResponseFormat("json_schema", schema=wanted.model_json_schema(), name=wanted.__name__)
+    if not isinstance(wanted, Mapping):
+        raise RequestError(f"response_format cannot be a {type(wanted).__name__}", param="response_format")
+    kind = wanted.get("type")
+    if kind in ("text", "json_object"):
+        return ResponseFormat(kind)
+    if kind == "json_schema":
+        inner = wanted.get("json_schema")
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("schema"), Mapping):
+            raise RequestError("response_format.json_schema.schema is missing", param="response_format")
+        return ResponseFormat(kind, schema=inner["schema"], name=str(inner.get("name") or "answer"))
+    if kind == "regex":
+        return ResponseFormat(kind, pattern=str(wanted.get("pattern") or ""))
+    if kind == "choice":
+        return ResponseFormat(kind, choices=tuple(str(choice) for choice in wanted.get("choices") or ()))
+    raise UnsupportedInputError(f"unknown response_format {kind!r}", param="response_format")
+
+
+def _draft(message: MessageLike, number: int) -> tuple[Message, list[Part | _Pending]]:
+    if isinstance(message, Message):
+        return message, list(message.parts)
+    if not isinstance(message, Mapping):
+        raise RequestError(f"messages[{number}] is a {type(message).__name__}, not an object", param="messages")
+    role = message.get("role")
+    role = "system" if role == "developer" else role
+    content = message.get("content")
+    parts: list[Part | _Pending]
+    if content is None:
+        parts = []
+    elif isinstance(content, str):
+        parts = [TextPart(content)] if content else []
+    elif isinstance(content, Iterable) and not isinstance(content, Mapping):
+        parts = [_part(part, f"messages[{number}].content[{i}]") for i, part in enumerate(content)]
+    else:
+        raise RequestError(f"messages[{number}].content is neither text nor a list of parts", param="messages")
+    try:
+        draft = Message(
+            role=role,  # type: ignore[arg-type]
+            tool_calls=tuple(_tool_call(call, number) for call in message.get("tool_calls") or ()),
+            tool_call_id=message.get("tool_call_id"),
+            name=message.get("name"),
+        )
+    except ConfigError as exc:
+        raise RequestError(f"messages[{number}]: {exc.message}", hint=exc.hint, param="messages") from exc
+    return draft, parts
+
+
+def _part(part: Any, where: str) -> Part | _Pending:
+    if isinstance(part, TextPart | ImagePart):
+        return part
+    if isinstance(part, str):
+        return TextPart(part)
+    if not isinstance(part, Mapping):
+        return _Pending(part)
+    kind = part.get("type")
+    if kind in ("text", "input_text", "output_text"):
+        if not isinstance(part.get("text"), str):
+            raise RequestError(f"{where}.text is missing", param="messages")
+        return TextPart(part["text"])
+    if kind in ("image_url", "input_image"):
+        url = part.get("image_url")
+        url = url.get("url") if isinstance(url, Mapping) else url
+        if url is None:
+            raise MediaError(f"{where}.image_url.url is missing", param="messages")
+        return _Pending(url)
+    if kind == "image":
+        source = part.get("image", part.get("url", part.get("base64")))
+        if "base64" in part and source is part["base64"]:
+            source = f"data:{part.get('mime_type', 'image/png')};base64,{source}"
+        if source is None:
+            raise MediaError(f"{where} has no picture in it", param="messages")
+        return _Pending(source)
+    raise UnsupportedInputError(f"{where} has the type {kind!r}", hint="text or image_url", param="messages")
+
+
+def _tool_call(call: Any, number: int) -> ToolCall:
+    if isinstance(call, ToolCall):
+        return call
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not function.get("name"):
+        raise RequestError(f"messages[{number}].tool_calls has a call without a function name", param="messages")
+    return ToolCall(str(call.get("id") or ""), str(function["name"]), str(function.get("arguments") or "{}"))

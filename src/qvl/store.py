@@ -1,0 +1,125 @@
+"""The pipeline's side of a cache: off the event loop, and never the reason why a request fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, TypeVar, cast
+
+import anyio
+import anyio.to_thread
+
+from qvl.caches.base import Cache, CacheEntry, Lease
+from qvl.errors import CacheError, ConfigError, UnknownNameError
+from qvl.log import logger
+from qvl.plugins import Registry, nearest
+
+CacheMode: TypeAlias = Literal["auto", "always", "off", "refresh"]
+CACHE_MODES: Final = ("auto", "always", "off", "refresh")
+WORKERS: Final = 8
+T = TypeVar("T")
+log = logger("qvl.cache")
+
+
+def open_cache(url: str | None, registry: Registry) -> Cache | None:
+    """The cache that `url` names: a URL, a path of a SQLite file, "off", or None for the default SQLite file.
+
+    Raises:
+        UnknownNameError: no cache has that scheme.
+        ConfigError: the URL is malformed.
+        CacheError: the store cannot be opened.
+    """
+    if url is None:
+        url = "sqlite://"
+    if url in ("off", "off:", "none"):
+        return None
+    scheme, colon, _ = url.partition(":")
+    if not colon or len(scheme) == 1 or scheme.startswith((".", "~")) or "/" in scheme:
+        if url in registry.factories:
+            return cast("Cache", registry.build(url, f"{url}:"))
+        if not Path(url).suffix and "/" not in url and "\\" not in url:
+            raise UnknownNameError(f"there is no cache {url!r}", hint=nearest(url, registry.factories))
+        return cast("Cache", registry.build("sqlite", "sqlite:///" + Path(url).expanduser().absolute().as_posix()))
+    return cast("Cache", registry.build(scheme, url))
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """What one request may do with the cache. `max_age` is in seconds: an older entry counts as a miss."""
+
+    read: bool = True
+    write: bool = True
+    max_age: float | None = None
+
+    @classmethod
+    def of(cls, mode: CacheMode, *, deterministic: bool) -> CachePolicy:
+        """`auto` keeps what must be the same again, `refresh` asks anew and stores.
+
+        Raises:
+            ConfigError: an unknown mode.
+        """
+        if mode not in CACHE_MODES:
+            raise ConfigError(f"unknown cache mode {mode!r}", hint=f"one of {', '.join(CACHE_MODES)}", param="cache")
+        if mode == "off" or (mode == "auto" and not deterministic):
+            return cls(read=False, write=False)
+        return cls(read=mode != "refresh")
+
+    @property
+    def used(self) -> bool:
+        return self.read or self.write
+
+
+class Store:
+    """A cache behind worker threads. A failure is logged, counted, and treated as a miss."""
+
+    def __init__(self, cache: Cache, *, ttl: float | None = None, lease_seconds: float = 60.0) -> None:
+        self.cache = cache
+        self.ttl = ttl
+        self.lease_seconds = lease_seconds
+        self.failures = 0
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    async def _call(self, what: str, function: Callable[[], T], otherwise: T) -> T:
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(WORKERS)
+        try:
+            return await anyio.to_thread.run_sync(function, limiter=self._limiter)
+        except CacheError as exc:
+            self.failures += 1
+            log.warning(f"cache {what} failed, going on without", error=str(exc), cache=self.cache.url)
+            return otherwise
+
+    async def get(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
+        entry = await self._call("read", lambda: self.cache.get(key), None)
+        if entry is not None and max_age is not None and time.time() - entry.created_at > max_age:
+            return None
+        return entry
+
+    async def set(self, key: str, entry: CacheEntry) -> None:
+        await self._call("write", lambda: self.cache.set(key, entry, ttl=self.ttl), None)
+
+    async def lease_or_entry(self, key: str, *, read: bool) -> tuple[Lease | None, CacheEntry | None]:
+        """The right to compute `key`, or the entry that another process has computed meanwhile.
+
+        Both None: the store failed or the holder took longer than its lease; compute anyway.
+        """
+        end = time.monotonic() + 2 * self.lease_seconds
+        while True:
+            failures = self.failures
+            lease = await self._call("lease", lambda: self.cache.lease(key, self.lease_seconds), None)
+            entry = await self.get(key) if read else None
+            if entry is not None:
+                if lease is not None:
+                    await self.release(lease)
+                return None, entry
+            if lease is not None or self.failures > failures or time.monotonic() > end:
+                return lease, None
+            await self._call("wait", lambda: self.cache.wait(key, 1.0), None)
+
+    async def release(self, lease: Lease) -> None:
+        await self._call("release", lambda: self.cache.release(lease), None)
+
+    async def aclose(self) -> None:
+        await self._call("close", self.cache.close, None)
