@@ -1,0 +1,1 @@
+"""Living on Ascend hosts: `qvl doctor` finds what is wrong with one, `qvl launch` starts containers on it."""

@@ -1,0 +1,265 @@
+"""An OpenAI-compatible endpoint: models, how it decodes pictures, schemas, logprobs.
+
+Whether a server turns EXIF pictures and lays alpha on white is told without knowing the model: the same question about
+the questionable picture, about the pixels that a right server would see, and about the pixels that a wrong one would.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qvl.ascend.report import Finding
+
+if TYPE_CHECKING:
+    import httpx
+    from PIL import Image
+
+_TIMEOUT = 120.0
+_QUESTION = "What brand is printed in this picture? Answer with the brand."
+_SCHEMA = {
+    "type": "object",
+    "properties": {"canary": {"type": "string", "enum": ["QVL-7F3A"]}},
+    "required": ["canary"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One chat answer: HTTP status, text, the log-probabilities of its tokens, and the error's words."""
+
+    status: int
+    text: str = ""
+    logprobs: tuple[float, ...] = ()
+    prompt_tokens: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A client bound to one base URL and model."""
+
+    client: httpx.Client
+    base: str
+    model: str
+
+    def ask(self, image: Image.Image | None, question: str, **fields: Any) -> Answer:
+        """One greedy chat request."""
+        content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+        if image is not None:
+            content.insert(0, {"type": "image_url", "image_url": {"url": data_url(image)}})
+        body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+        response = self.client.post(f"{self.base}/chat/completions", json={**body, "max_tokens": 24, **fields})
+        if response.status_code != 200:
+            return Answer(response.status_code, error=_error_text(response))
+        return _answer(response.json())
+
+
+def check(url: str, *, api_key: str | None = None, model: str | None = None) -> Iterator[Finding]:
+    """Findings about the endpoint at `url` (with or without `/v1`)."""
+    import httpx
+
+    base = url.rstrip("/")
+    base = base if base.endswith("/v1") else f"{base}/v1"
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        with httpx.Client(timeout=_TIMEOUT, headers=headers, trust_env=False) as client:
+            models, finding = _models(client, base, model)
+            yield finding
+            if finding.status != "fail":
+                endpoint = Endpoint(client, base, model or models[0])
+                yield from _capabilities(endpoint)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        yield Finding(
+            "endpoint",
+            "fail",
+            f"{base}: {type(error).__name__}: {error}",
+            fix="check address and port; `docker logs` of the service shows why it does not answer",
+        )
+
+
+def sample() -> Image.Image:
+    """An upright picture that differs from itself turned: a product with a printed brand."""
+    from qvl.tiny.render import Product, draw
+
+    return draw(Product("ZELPHO", "mug", "blue", 1), seed=11, size=(448, 320))
+
+
+def exif_pictures() -> tuple[Image.Image, Image.Image, Image.Image]:
+    """(stored turned with EXIF orientation 6, what it shows, what a server that ignores EXIF shows)."""
+    from PIL import Image
+
+    upright = sample()
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    stored = turned.copy()
+    stored.getexif()[0x0112] = 6
+    return stored, upright, turned
+
+
+def alpha_pictures() -> tuple[Image.Image, Image.Image, Image.Image]:
+    """(RGBA with hidden colours under alpha 0, that laid on white, the colours with alpha dropped)."""
+    from PIL import Image
+
+    hidden = sample()
+    mask = Image.new("L", hidden.size, 255)
+    mask.paste(0, (0, 0, hidden.width, hidden.height // 2))
+    stored = hidden.convert("RGBA")
+    stored.putalpha(mask)
+    white = Image.new("RGB", hidden.size, (255, 255, 255))
+    white.paste(hidden, mask=mask)
+    return stored, white, hidden
+
+
+def data_url(image: Image.Image) -> str:
+    """The picture as a PNG data URL; an EXIF orientation travels in its eXIf chunk."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", exif=image.getexif())
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def nearer(stored: Answer, right: Answer, wrong: Answer) -> bool | None:
+    """Whether the answer about the stored picture is the one about the right pixels; None where it cannot be told."""
+    if right.text != wrong.text:
+        if stored.text == right.text:
+            return True
+        if stored.text == wrong.text:
+            return False
+    to_right, to_wrong = _distance(stored, right), _distance(stored, wrong)
+    if to_right is None or to_wrong is None or math.isclose(to_right, to_wrong, abs_tol=1e-3):
+        return None
+    return to_right < to_wrong
+
+
+def _models(client: httpx.Client, base: str, model: str | None) -> tuple[list[str], Finding]:
+    response = client.get(f"{base}/models")
+    if response.status_code in (401, 403):
+        return [], Finding(
+            "endpoint", "fail", f"{base} refuses the key ({response.status_code})", fix="give it as QVL_API_KEY"
+        )
+    if response.status_code != 200:
+        return [], Finding(
+            "endpoint",
+            "fail",
+            f"GET {base}/models answers {response.status_code}: {_error_text(response)}",
+            fix="give the address that an OpenAI client would use, such as http://127.0.0.1:8000/v1",
+        )
+    names = [str(item["id"]) for item in response.json()["data"]]
+    if not names or (model and model not in names):
+        return names, Finding(
+            "endpoint",
+            "fail",
+            f"{base} serves {', '.join(names) or 'no model'}" + (f", not {model}" if model else ""),
+            fix="choose one with --model, or set --served-model-name on the server",
+        )
+    return names, Finding("endpoint", "ok", f"{base} serves {', '.join(names)}", {"models": names})
+
+
+def _capabilities(endpoint: Endpoint) -> Iterator[Finding]:
+    first = endpoint.ask(sample(), _QUESTION)
+    if first.status != 200:
+        yield Finding(
+            "endpoint-picture",
+            "fail",
+            f"a request with a picture gets {first.status}: {first.error}",
+            fix="serve a vision model; the server's log says why it refused",
+        )
+        return
+    blank = endpoint.ask(None, _QUESTION)
+    if blank.status == 200 and 0 < first.prompt_tokens <= blank.prompt_tokens:
+        yield Finding(
+            "endpoint-picture",
+            "fail",
+            "the picture adds no prompt tokens: the server does not look at it",
+            {"with": first.prompt_tokens, "without": blank.prompt_tokens},
+            "serve a vision model, with its own chat template",
+        )
+        return
+    yield Finding("endpoint-picture", "ok", f"a picture is answered ({first.prompt_tokens} prompt tokens)")
+    logprobs = _logprobs(endpoint)
+    yield logprobs
+    extra: Mapping[str, Any] = {"logprobs": True} if logprobs.status == "ok" else {}
+    yield _decoding(endpoint, "endpoint-exif", exif_pictures(), extra)
+    yield _decoding(endpoint, "endpoint-alpha", alpha_pictures(), extra)
+    yield _schema(endpoint)
+
+
+def _logprobs(endpoint: Endpoint) -> Finding:
+    answer = endpoint.ask(None, "Say yes.", logprobs=True)
+    fix = "confidences cannot be computed from this endpoint; use one with logprobs, or accept confidence null"
+    if answer.status != 200:
+        return Finding("endpoint-logprobs", "warn", f"logprobs are refused ({answer.status}): {answer.error}", fix=fix)
+    if not answer.logprobs:
+        return Finding("endpoint-logprobs", "warn", "logprobs were asked for and not given", fix=fix)
+    if not all(math.isfinite(value) and value <= 1e-6 for value in answer.logprobs):
+        return Finding("endpoint-logprobs", "fail", "logprobs are no log-probabilities", {"got": answer.logprobs}, fix)
+    return Finding("endpoint-logprobs", "ok", f"logprobs for {len(answer.logprobs)} tokens")
+
+
+def _decoding(
+    endpoint: Endpoint, name: str, pictures: tuple[Image.Image, Image.Image, Image.Image], extra: Mapping[str, Any]
+) -> Finding:
+    subject, rule = ("EXIF orientation", "applied") if name == "endpoint-exif" else ("transparency", "laid on white")
+    stored, right, wrong = (endpoint.ask(picture, _QUESTION, **extra) for picture in pictures)
+    fix = "let qvl decode: pictures sent through a Pipeline or qvl-serve arrive upright and without alpha"
+    refused = next((answer for answer in (stored, right, wrong) if answer.status != 200), None)
+    if refused is not None:
+        return Finding(name, "fail", f"{subject}: the picture gets {refused.status}: {refused.error}", fix=fix)
+    detail = {"stored": stored.text, "right": right.text, "wrong": wrong.text}
+    verdict = nearer(stored, right, wrong)
+    if verdict is None:
+        return Finding(name, "skip", f"{subject}: this model's answers do not tell", detail)
+    if verdict:
+        return Finding(name, "ok", f"{subject} is {rule}", detail)
+    return Finding(name, "warn", f"{subject} is ignored: the model sees other pixels than people do", detail, fix)
+
+
+def _schema(endpoint: Endpoint) -> Finding:
+    wanted = {"type": "json_schema", "json_schema": {"name": "canary", "strict": True, "schema": _SCHEMA}}
+    answer = endpoint.ask(None, "Say hello.", response_format=wanted, max_tokens=64)
+    fix = "use a server with structured output (vLLM 0.12 or newer, qvl-serve); else answers are repaired"
+    if answer.status != 200:
+        return Finding("endpoint-schema", "warn", f"json_schema is refused ({answer.status}): {answer.error}", fix=fix)
+    try:
+        kept = json.loads(answer.text) == {"canary": "QVL-7F3A"}
+    except ValueError:
+        kept = False
+    if kept:
+        return Finding("endpoint-schema", "ok", "json_schema is enforced")
+    text = f"json_schema is accepted and ignored in silence: {answer.text[:60]!r}"
+    return Finding("endpoint-schema", "fail", text, {"text": answer.text}, fix)
+
+
+def _answer(body: Mapping[str, Any]) -> Answer:
+    choice = body["choices"][0]
+    entries = (choice.get("logprobs") or {}).get("content") or []
+    usage = body.get("usage") or {}
+    return Answer(
+        200,
+        text=choice["message"].get("content") or "",
+        logprobs=tuple(float(entry["logprob"]) for entry in entries),
+        prompt_tokens=int(usage.get("prompt_tokens") or 0),
+    )
+
+
+def _distance(a: Answer, b: Answer) -> float | None:
+    pairs = list(zip(a.logprobs, b.logprobs, strict=False))
+    if not pairs:
+        return None
+    gap = sum(abs(left - right) for left, right in pairs) / len(pairs)
+    return gap + (1.0 if a.text != b.text else 0.0)
+
+
+def _error_text(response: httpx.Response) -> str:
+    try:
+        body = response.json()
+    except ValueError:
+        return response.text.strip()[:160] or response.reason_phrase
+    error = body.get("error", body) if isinstance(body, dict) else body
+    message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    return str(message or body)[:160]

@@ -1,0 +1,112 @@
+"""The op probe, run as a process of its own on each device, and what torch counts against the nodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import qvl
+from qvl.ascend import devices
+from qvl.ascend.host import Host
+from qvl.ascend.probe import MARK
+from qvl.ascend.report import Finding
+
+_TIMEOUT = 600.0
+_SLOW_FIRST_MS = 5000.0
+
+
+def run_probe(host: Host, device: str) -> dict[str, Any]:
+    """The probe's answer for `device`, with `error` where it gave none."""
+    source = str(Path(qvl.__file__).resolve().parent.parent)
+    search = ":".join(filter(None, (source, host.environ.get("PYTHONPATH", ""))))
+    done = host.run(
+        [host.interpreter, "-m", "qvl.ascend.probe", "--device", device],
+        timeout=_TIMEOUT,
+        environ={"TORCH_NPU_FALLBACK_CPU_DISABLE": "1", "PYTHONPATH": search},
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith(MARK):
+            body: dict[str, Any] = json.loads(line.removeprefix(MARK))
+            return body
+    return {"device": device, "error": f"the probe died: {done.last_line}", "exit_code": done.code}
+
+
+def probe(host: Host, kind: str) -> Iterator[Finding]:
+    """Every operation that Qwen3-VL needs, on every device of the kind, fallback to the CPU disabled."""
+    first = run_probe(host, "cpu" if kind == "cpu" else f"{kind}:0")
+    count = int(first.get("device_count", 0))
+    if kind == "npu":
+        yield from _count(host, count, first.get("error"))
+    yield from _outcome(first)
+    if kind != "cpu" and "operations" in first:
+        for index in range(1, count):
+            yield from _outcome(run_probe(host, f"{kind}:{index}"))
+
+
+def _count(host: Host, count: int, error: str | None) -> Iterator[Finding]:
+    nodes = devices.device_numbers(host)
+    text = host.environ.get(devices.VISIBLE_DEVICES)
+    wanted = len(devices.parse_visible(text).read) if text is not None else len(nodes)
+    detail = {"torch": count, "nodes": len(nodes), "visible": text}
+    if count == wanted:
+        yield Finding("device-count", "ok", f"torch sees {count} NPUs, as many as it should", detail)
+        return
+    reason = f" ({error})" if error else ""
+    order = f"check {devices.VISIBLE_DEVICES}: ascending, no blanks, in range; " if text is not None else ""
+    yield Finding(
+        "device-count",
+        "fail",
+        f"torch sees {count} NPUs and should see {wanted}{reason}",
+        detail,
+        f"{order}source set_env.sh before Python starts, and give the container each NPU's node",
+    )
+
+
+def _outcome(body: dict[str, Any]) -> Iterator[Finding]:
+    device = body["device"]
+    if "operations" not in body:
+        yield Finding("op-probe", "fail", f"{device}: {body.get('error', 'no answer')}", body, _fix_import(device))
+        return
+    failed = [item for item in body["operations"] if "error" in item]
+    for item in failed:
+        yield Finding(
+            "op-probe",
+            "fail",
+            f"{device}: {item['op']} in {item['dtype']} failed: {item['error']}",
+            item,
+            _fix_operation(device, item),
+        )
+    if failed:
+        return
+    slowest = max(body["operations"], key=lambda item: item["first_ms"])
+    text = f"{device} ({body['name']}): {len(body['operations'])} operations run, first calls up to "
+    text += f"{slowest['first_ms']:.0f} ms, second {slowest['second_ms']:.1f} ms ({slowest['op']})"
+    if slowest["first_ms"] > _SLOW_FIRST_MS:
+        yield Finding(
+            "op-probe",
+            "warn",
+            text,
+            body,
+            "first requests take minutes while operations compile: keep the compiled ones with "
+            "ACL_OP_COMPILER_CACHE_MODE=enable and ACL_OP_COMPILER_CACHE_DIR on a volume",
+        )
+    else:
+        yield Finding("op-probe", "ok", text, body)
+
+
+def _fix_import(device: str) -> str:
+    if device.startswith("npu"):
+        return "source /usr/local/Ascend/ascend-toolkit/set_env.sh, then compare the versions above"
+    if device.startswith("cuda"):
+        return "install a torch built for this driver's CUDA, and give the container --gpus"
+    return "pip install 'qvl[local]'"
+
+
+def _fix_operation(device: str, item: dict[str, Any]) -> str:
+    if item["dtype"] == "bfloat16":
+        return "this chip or CANN has no bfloat16 for it: use --dtype float16"
+    if device.startswith("npu"):
+        return "install the kernels package of this chip for the installed CANN, or a CANN that fits torch_npu"
+    return "use --dtype float32, or another device"

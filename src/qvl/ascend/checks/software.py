@@ -1,0 +1,210 @@
+"""CANN, set_env.sh, and the versions of everything in Python against the dated matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qvl.ascend import matrix
+from qvl.ascend.checks.driver import fields
+from qvl.ascend.host import Host
+from qvl.ascend.report import Finding
+
+_TOOLKITS = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann", "/usr/local/Ascend/latest")
+_MACHINES = ("aarch64-linux", "x86_64-linux", "arm64-linux")
+_REPORTED = (
+    "torch",
+    "torch-npu",
+    "transformers",
+    "vllm",
+    "vllm-ascend",
+    "torchvision",
+    "qwen-vl-utils",
+    "triton-ascend",
+)
+
+
+def cann_version(host: Host) -> tuple[str, str] | None:
+    """Version and folder of the CANN toolkit: the one the environment names first, else the usual places."""
+    home = host.environ.get("ASCEND_HOME_PATH") or host.environ.get("ASCEND_TOOLKIT_HOME")
+    numbered = (f"/usr/local/Ascend/{name}" for name in host.names("/usr/local/Ascend") if name.startswith("cann-"))
+    for folder in (*([home] if home else []), *_TOOLKITS, *numbered):
+        for machine in _MACHINES:
+            facts = fields(host.read(f"{folder}/{machine}/ascend_toolkit_install.info"))
+            if facts.get("version"):
+                return facts["version"], folder
+    return None
+
+
+def cann(host: Host) -> Iterator[Finding]:
+    """CANN is installed, its set_env.sh was sourced, and so was the one of nnal/atb where that is installed."""
+    found = cann_version(host)
+    if found is None:
+        yield Finding(
+            "cann",
+            "fail",
+            "no CANN toolkit under /usr/local/Ascend",
+            fix="install Ascend-cann-toolkit and the kernels of the chip, or use an image that has them",
+        )
+        return
+    version, folder = found
+    yield Finding("cann", "ok", f"CANN {version} in {folder}", {"version": version, "folder": folder})
+    script = _set_env(host, folder)
+    if not host.environ.get("ASCEND_HOME_PATH"):
+        yield Finding(
+            "set-env",
+            "fail",
+            "CANN is installed but its environment is not set (ASCEND_HOME_PATH is empty)",
+            {"script": script},
+            f"source {script}",
+        )
+    else:
+        yield Finding("set-env", "ok", f"ASCEND_HOME_PATH is {host.environ['ASCEND_HOME_PATH']}")
+    if host.path("/usr/local/Ascend/nnal/atb").is_dir():
+        sourced = bool(host.environ.get("ATB_HOME_PATH"))
+        yield Finding(
+            "set-env-atb",
+            "ok" if sourced else "warn",
+            "nnal/atb is set up"
+            if sourced
+            else "nnal/atb is installed but ATB_HOME_PATH is empty: libatb.so is not found",
+            fix=None if sourced else "source /usr/local/Ascend/nnal/atb/set_env.sh",
+        )
+
+
+def versions(host: Host, kind: str) -> Iterator[Finding]:
+    """torch, torch_npu, CANN, Python, transformers, vllm and vllm-ascend go together, by the dated matrix."""
+    table = matrix.load()
+    packages = host.packages()
+    detail = {name: packages[name] for name in _REPORTED if name in packages}
+    yield from _python(host, table)
+    yield from _torch(packages, detail, kind)
+    yield from _transformers(packages, table)
+    if kind == "npu":
+        found = cann_version(host)
+        yield from _torch_npu(packages, found[0] if found else None, table)
+    yield from _vllm(host, packages, kind, table)
+
+
+def _python(host: Host, table: matrix.Matrix) -> Iterator[Finding]:
+    version = host.python_version
+    low, high = table.python["min"], table.python["max"]
+    if matrix.key(low) <= matrix.key(version)[:2] + (0,) * 3 and matrix.key(version)[:2] <= matrix.key(high)[:2]:
+        yield Finding("python", "ok", f"Python {version}")
+    else:
+        yield Finding("python", "fail", f"Python {version}: {low} to {high} are supported", fix=f"use Python {high}")
+
+
+def _torch(packages: Mapping[str, str], detail: Mapping[str, Any], kind: str) -> Iterator[Finding]:
+    if "torch" in packages:
+        yield Finding("torch", "ok", f"torch {packages['torch']}", detail)
+        return
+    line = "pip install 'qvl[npu]'" if kind == "npu" else "pip install 'qvl[local]'"
+    yield Finding("torch", "warn", "torch is not installed: no local model can run", detail, line)
+
+
+def _transformers(packages: Mapping[str, str], table: matrix.Matrix) -> Iterator[Finding]:
+    version = packages.get("transformers")
+    low = table.transformers["min"]
+    if version is None:
+        yield Finding(
+            "transformers",
+            "warn",
+            "transformers is not installed: no local model can run",
+            fix="pip install 'qvl[local]'",
+        )
+    elif matrix.key(version) < matrix.key(low):
+        yield Finding(
+            "transformers",
+            "fail",
+            f"transformers {version} does not know Qwen3-VL (from {low} on)",
+            fix=f"pip install 'transformers>={low},<{table.transformers['max']}'",
+        )
+    else:
+        yield Finding("transformers", "ok", f"transformers {version} knows Qwen3-VL")
+
+
+def _torch_npu(packages: Mapping[str, str], cann: str | None, table: matrix.Matrix) -> Iterator[Finding]:
+    npu, torch = packages.get("torch-npu"), packages.get("torch")
+    if npu is None:
+        yield Finding(
+            "torch-npu",
+            "fail",
+            "torch_npu is not installed: everything would run on the CPU",
+            fix=f"pip install torch-npu=={torch.split('+')[0]}" if torch else "pip install 'qvl[npu]'",
+        )
+        return
+    if torch and matrix.release(npu) != matrix.release(torch):
+        wanted = npu.split(".post")[0].split("rc")[0]
+        yield Finding(
+            "torch-npu",
+            "fail",
+            f"torch_npu {npu} is built for torch {wanted}, installed is torch {torch}",
+            {"matrix": table.date},
+            f"pip install torch=={wanted}",
+        )
+        return
+    known = next((item for item in table.cann_for_torch_npu if matrix.same(item, npu)), None)
+    if known is None or cann is None:
+        reason = "CANN was not found" if cann is None else f"not in the matrix of {table.date}"
+        yield Finding("torch-npu", "ok", f"torch_npu {npu}; its CANN was not compared: {reason}")
+        return
+    wanted = table.cann_for_torch_npu[known]
+    if matrix.same(wanted, cann):
+        yield Finding("torch-npu", "ok", f"torch_npu {npu} with CANN {cann}", {"matrix": table.date})
+        return
+    fitting = [item for item, version in table.cann_for_torch_npu.items() if matrix.same(version, cann)]
+    same_torch = [item for item in fitting if matrix.release(item) == matrix.release(npu)]
+    line = f"pip install torch-npu=={same_torch[0]}" if same_torch else f"install CANN {wanted}"
+    # A patch release of CANN keeps what its minor release promised; another minor release does not.
+    near = matrix.key(wanted)[:2] == matrix.key(cann)[:2]
+    yield Finding(
+        "torch-npu",
+        "warn" if near else "fail",
+        f"torch_npu {npu} goes with CANN {wanted}, installed is CANN {cann}",
+        {"matrix": table.date, "for_this_cann": fitting},
+        line,
+    )
+
+
+def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matrix) -> Iterator[Finding]:
+    vllm, plugin = packages.get("vllm"), packages.get("vllm-ascend")
+    if vllm and kind == "npu" and plugin is None:
+        yield Finding(
+            "vllm-ascend",
+            "fail",
+            f"vllm {vllm} is installed without vllm-ascend: it will not use the NPU",
+            fix=f"pip install vllm-ascend=={vllm.split('+')[0]}",
+        )
+    if plugin is None:
+        return
+    known = next((item for item in table.vllm_ascend if matrix.release(item) == matrix.release(plugin)), None)
+    if known is None:
+        yield Finding("vllm-ascend", "ok", f"vllm-ascend {plugin} is not in the matrix of {table.date}")
+        return
+    row = table.vllm_ascend[known]
+    found = cann_version(host)
+    installed = {"vllm": vllm, "torch": packages.get("torch"), "cann": found[0] if found else None}
+    wrong = [
+        f"{name} {version} (wants {row[name]})"
+        for name, version in installed.items()
+        if version and matrix.release(version) != matrix.release(row[name])
+    ]
+    if wrong:
+        yield Finding(
+            "vllm-ascend",
+            "fail",
+            f"vllm-ascend {plugin} does not go with {', '.join(wrong)}",
+            {"matrix": table.date, "row": row},
+            f"use the vllm-ascend image v{known}, which holds the whole set",
+        )
+    else:
+        yield Finding("vllm-ascend", "ok", f"vllm-ascend {plugin} with vllm {vllm}", {"matrix": table.date})
+
+
+def _set_env(host: Host, folder: str) -> str:
+    parent = folder.rsplit("/", 1)[0]
+    for script in (f"{folder}/set_env.sh", f"{parent}/set_env.sh"):
+        if host.path(script).exists():
+            return script
+    return "/usr/local/Ascend/ascend-toolkit/set_env.sh"

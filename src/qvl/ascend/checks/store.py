@@ -1,0 +1,161 @@
+"""The cache store: SQLite on a file system that can hold it, Redis with an eviction policy that fits a cache."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import PurePosixPath
+from typing import Final
+from urllib.parse import urlsplit
+
+from qvl.ascend.host import Host
+from qvl.ascend.report import Finding
+
+NETWORK_TYPES: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "afs", "virtiofs"}
+)
+_VANISHING: Final = {"overlay": "container is removed", "tmpfs": "host restarts", "ramfs": "host restarts"}
+_EVICTING: Final = frozenset({"allkeys-lru", "allkeys-lfu", "allkeys-random"})
+
+
+def check(host: Host, url: str) -> Iterator[Finding]:
+    """Findings about the store that `url` names; `memory:` and `off` have nothing to examine."""
+    if url in ("off", "memory:", "memory"):
+        yield Finding("cache-store", "skip", f"cache {url.rstrip(':')} keeps nothing outside of the process")
+    elif url.startswith(("redis://", "rediss://", "unix://")):
+        yield from _redis(url)
+    elif url.startswith("sqlite:///"):
+        yield from _sqlite(host, "/" + url.removeprefix("sqlite:///").lstrip("/"))
+    else:
+        yield Finding(
+            "cache-store",
+            "fail",
+            f"cache {url.partition(':')[0]!r} is of no known kind",
+            fix="write sqlite:////var/lib/qvl/cache.db, redis://host:6379/0, memory: or off",
+        )
+
+
+def mount_of(host: Host, path: str) -> tuple[str, str] | None:
+    """Mount point and file system type of an absolute path, from /proc/mounts; the longest mount point wins."""
+    wanted = PurePosixPath(path)
+    best: tuple[str, str] | None = None
+    for line in (host.read("/proc/mounts") or "").splitlines():
+        cells = line.split()
+        if len(cells) < 3:
+            continue
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), cells[1])
+        inside = point == "/" or wanted == PurePosixPath(point) or PurePosixPath(point) in wanted.parents
+        # A later line with the same mount point lies on top of the earlier one.
+        if inside and (best is None or len(point) >= len(best[0])):
+            best = (point, cells[2])
+    return best
+
+
+def _sqlite(host: Host, path: str) -> Iterator[Finding]:
+    folder = str(PurePosixPath(path).parent)
+    mount = mount_of(host, path)
+    kind = mount[1] if mount else "unknown"
+    detail = {"file": path, "mount": mount[0] if mount else None, "type": kind}
+    if kind in NETWORK_TYPES or kind.startswith("fuse."):
+        yield Finding(
+            "cache-store",
+            "fail",
+            f"{path} lies on {kind}: SQLite's WAL needs shared memory and locks that a network file system has not",
+            detail,
+            "put the file on a local disk, or share the answers through redis://",
+        )
+        return
+    if kind in _VANISHING:
+        yield Finding(
+            "cache-store",
+            "warn",
+            f"{path} lies on {kind}: the answers are lost when the {_VANISHING[kind]}",
+            detail,
+            "put the file on a volume or a disk",
+        )
+    problem = _try_sqlite(host, folder)
+    if problem:
+        yield Finding(
+            "cache-store",
+            "fail",
+            f"SQLite cannot work in {folder}: {problem}",
+            detail,
+            f"create {folder} and make it writable for this user",
+        )
+    elif kind not in _VANISHING:
+        yield Finding("cache-store", "ok", f"SQLite can write in {folder} ({kind})", detail)
+
+
+def _try_sqlite(host: Host, folder: str) -> str | None:
+    place = host.path(folder)
+    if not place.is_dir():
+        return "there is no such folder"
+    file = place / f".qvl-doctor-{secrets.token_hex(8)}.db"
+    try:
+        with closing(sqlite3.connect(file, timeout=5)) as database:
+            mode = database.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+            database.execute("CREATE TABLE probe (value TEXT)")
+            database.execute("INSERT INTO probe VALUES ('written')")
+            database.commit()
+            value = database.execute("SELECT value FROM probe").fetchone()[0]
+        if mode != "wal" or value != "written":
+            return f"journal mode is {mode}, wanted wal"
+    except sqlite3.Error as error:
+        return str(error)
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            file.with_name(file.name + suffix).unlink(missing_ok=True)
+    return None
+
+
+def _redis(url: str) -> Iterator[Finding]:
+    where = urlsplit(url).hostname or "the socket"
+    try:
+        import redis
+    except ImportError:
+        yield Finding("cache-store", "fail", "the redis package is not installed", fix="pip install 'qvl[redis]'")
+        return
+    try:
+        client = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+        with closing(client):
+            key = f"qvl:doctor:{secrets.token_hex(8)}"
+            client.set(key, b"written", ex=60)
+            kept, ttl = client.get(key), client.ttl(key)
+            client.delete(key)
+            memory = client.info("memory")
+            version = client.info("server").get("redis_version", "?")
+    except (redis.RedisError, OSError, ValueError) as error:
+        yield Finding(
+            "cache-store",
+            "fail",
+            f"Redis at {where} does not work: {type(error).__name__}: {str(error).splitlines()[0]}",
+            fix="check host, port and password of the URL, and that the server runs",
+        )
+        return
+    if kept != b"written" or not 0 < ttl <= 60:
+        yield Finding(
+            "cache-store",
+            "fail",
+            f"Redis at {where} does not keep what it is told",
+            {"kept": repr(kept), "ttl": ttl},
+            "give a database that this user may write",
+        )
+        return
+    yield _policy(where, str(version), int(memory.get("maxmemory", 0)), str(memory.get("maxmemory_policy", "unknown")))
+
+
+def _policy(where: str, version: str, limit: int, policy: str) -> Finding:
+    detail = {"version": version, "maxmemory": limit, "maxmemory_policy": policy}
+    fix = "redis-cli CONFIG SET maxmemory 2gb; redis-cli CONFIG SET maxmemory-policy allkeys-lru (and in redis.conf)"
+    if limit == 0:
+        return Finding("cache-store", "warn", f"Redis {version} at {where} has no memory limit", detail, fix)
+    if policy in _EVICTING:
+        return Finding("cache-store", "ok", f"Redis {version} at {where}, {policy}, {limit // 2**20} MiB", detail)
+    if policy == "noeviction":
+        text = f"Redis at {where} evicts nothing: once full, no answer is stored any more"
+    else:
+        text = f"Redis at {where} evicts by {policy}: answers stored without expiry are never evicted"
+    return Finding("cache-store", "warn", text, detail, fix)

@@ -1,0 +1,106 @@
+"""A checkpoint folder: the config's type, every shard of the index there and of the size its own header says."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from qvl.ascend import matrix
+from qvl.ascend.report import Finding
+
+_POINTER = b"version https://git-lfs"
+_LARGEST_HEADER = 2**28
+_BESIDE = ("tokenizer_config.json", "preprocessor_config.json")
+
+
+def shard_problem(path: Path) -> str | None:
+    """What is wrong with one safetensors file, in words; None where its size is what its header says.
+
+    The header is 8 bytes of length (little-endian), then JSON with the byte range of each tensor
+    (the safetensors format).
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            if len(head) == 8 and head == _POINTER[:8]:
+                return "is a git-lfs pointer, not the weights"
+            if len(head) < 8:
+                return "is empty" if size == 0 else f"has only {size} bytes"
+            length = struct.unpack("<Q", head)[0]
+            if length > min(_LARGEST_HEADER, size - 8):
+                return "has no safetensors header (cut off, or another format)"
+            header = json.loads(file.read(length))
+        ends = [facts["data_offsets"][1] for name, facts in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"cannot be read: {error}"
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        word = "cut off" if size < expected else "too long"
+        return f"is {word}: {size} bytes, its header says {expected}"
+    return None
+
+
+def check(folder: Path) -> Iterator[Finding]:
+    """Findings about the checkpoint in `folder`."""
+    again = f"download it again: hf download MODEL --local-dir {folder}"
+    if not folder.is_dir():
+        yield Finding("weights", "fail", f"{folder} is no folder", fix="give the folder that holds config.json")
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield Finding("weights", "fail", f"{folder}/config.json cannot be read: {error}", fix=again)
+        return
+    yield _model_type(config, folder)
+    shards, problem = _shards(folder)
+    if problem:
+        yield Finding("weights", "fail", problem, fix=again)
+        return
+    broken = False
+    total = 0
+    for name in shards:
+        path = folder / name
+        trouble = "is missing" if not path.exists() else shard_problem(path)
+        if trouble:
+            broken = True
+            yield Finding("weights", "fail", f"{name} {trouble}", {"shard": name}, again)
+        else:
+            total += path.stat().st_size
+    for name in _BESIDE:
+        if not (folder / name).exists():
+            yield Finding("weights", "warn", f"{name} is missing beside the weights", fix=again)
+    partial = sorted(path.name for path in folder.rglob("*.incomplete"))
+    if partial:
+        yield Finding("weights", "warn", f"a download did not end: {partial[0]}", {"files": partial}, again)
+    if not broken:
+        text = f"{len(shards)} weight files, {total / 2**30:.2f} GiB, each of the size its header says"
+        yield Finding("weights", "ok", text, {"shards": shards, "bytes": total})
+
+
+def _model_type(config: object, folder: Path) -> Finding:
+    known = matrix.load().model_types
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind in known:
+        return Finding("model-type", "ok", f"model_type {kind}", {"transformers": known[str(kind)]})
+    return Finding(
+        "model-type",
+        "fail",
+        f"{folder}/config.json says model_type {kind!r}; qvl runs {', '.join(sorted(known))}",
+        fix="give the folder of a Qwen3-VL checkpoint",
+    )
+
+
+def _shards(folder: Path) -> tuple[list[str], str | None]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        if (folder / "model.safetensors").exists():
+            return ["model.safetensors"], None
+        return [], f"{folder} has neither model.safetensors nor model.safetensors.index.json"
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return [], f"{index.name} cannot be read: {error}"
+    return (names, None) if names else ([], f"{index.name} names no file")

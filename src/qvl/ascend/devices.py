@@ -1,0 +1,151 @@
+"""Accelerators of a host: device nodes, what the environment makes visible, and who holds which NPU."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from qvl.ascend import npu_smi
+from qvl.ascend.host import Host
+from qvl.errors import ConfigError
+
+CONTROL_NODES: Final = ("davinci_manager", "devmm_svm", "hisi_hdc")
+VISIBLE_DEVICES: Final = "ASCEND_RT_VISIBLE_DEVICES"
+_NODE = re.compile(r"davinci(\d+)")
+_CONTAINER_ID = re.compile(r"([0-9a-f]{64})")
+_COMM_LENGTH = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """What the runtime makes of ASCEND_RT_VISIBLE_DEVICES.
+
+    The runtime reads numbers separated by commas and stops at the first thing that is none, a blank included; `read`
+    is what it keeps, `dropped` the rest of the text. Numbers must ascend.
+    """
+
+    read: tuple[int, ...]
+    dropped: str
+
+    @property
+    def ascending(self) -> bool:
+        """Whether every number is larger than the one before."""
+        return all(a < b for a, b in zip(self.read, self.read[1:], strict=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds an NPU. `container` is a name or a short id, None for a process of the host itself."""
+
+    device_id: int
+    pid: int | None
+    process: str
+    memory_mb: int
+    container: str | None
+
+    def __str__(self) -> str:
+        where = f" in container {self.container}" if self.container else ""
+        pid = f" (pid {self.pid})" if self.pid is not None else ""
+        return f"NPU {self.device_id} is held by {self.process}{pid}{where}, {self.memory_mb} MiB"
+
+
+def device_numbers(host: Host) -> tuple[int, ...]:
+    """The N of every `/dev/davinciN`, ascending."""
+    matches = (_NODE.fullmatch(name) for name in host.names("/dev"))
+    return tuple(sorted(int(match[1]) for match in matches if match))
+
+
+def has_cuda(host: Host) -> bool:
+    """Whether the host has an NVIDIA driver: its control node, or nvidia-smi."""
+    return host.path("/dev/nvidiactl").exists() or host.which("nvidia-smi") is not None
+
+
+def kind_of(host: Host) -> str:
+    """`npu`, `cuda` or `cpu`: what this host is meant to compute on, judged by nodes and tools, not by torch."""
+    has_npu = bool(device_numbers(host)) or host.which("npu-smi") is not None
+    if has_npu or host.path("/usr/local/Ascend/driver").exists():
+        return "npu"
+    return "cuda" if has_cuda(host) else "cpu"
+
+
+def query(host: Host) -> npu_smi.NpuSmi | None:
+    """The parsed answer of `npu-smi info`, None where the tool is missing or fails."""
+    return npu_smi.parse(host.run(["npu-smi", "info"]).stdout)
+
+
+def parse_visible(text: str) -> Visible:
+    """Read ASCEND_RT_VISIBLE_DEVICES as the Ascend runtime does.
+
+    Source: CANN's reference of environment variables, "ASCEND_RT_VISIBLE_DEVICES".
+    """
+    match = re.match(r"\d+(,\d+)*", text)
+    if match is None:
+        return Visible((), text)
+    return Visible(tuple(int(number) for number in match[0].split(",")), text[match.end() :])
+
+
+def addressable(host: Host, nodes: tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers by which processes here address the NPUs.
+
+    A container without `--privileged` numbers the nodes it was given from 0, whatever they are called on the host.
+    """
+    return tuple(range(len(nodes))) if host.in_container and not host.privileged else nodes
+
+
+def parse_npus(text: str, present: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """`0,1`, `0-3`, `0-1,6` or `all` (of `present`) as ascending numbers.
+
+    Raises ConfigError for anything else, and for the same NPU twice.
+    """
+    if text.strip() == "all":
+        if not present:
+            raise ConfigError("--npus all: this host shows no /dev/davinciN", hint="name the NPUs, such as --npus 0,1")
+        return present
+    numbers: list[int] = []
+    for piece in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise ConfigError(f"--npus {text!r}: {piece.strip()!r} is no NPU number", hint="write 0,1 or 0-3 or all")
+        numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    if len(set(numbers)) != len(numbers):
+        raise ConfigError(f"--npus {text!r} names an NPU twice", hint="name each once")
+    return tuple(sorted(numbers))
+
+
+def holders(host: Host, table: npu_smi.NpuSmi) -> tuple[Holder, ...]:
+    """Every process that holds an NPU, and every NPU whose memory is taken by processes not seen from here."""
+    found: list[Holder] = []
+    containers: dict[str, str] | None = None
+    for npu in table.npus:
+        for process in npu.processes:
+            container = _container_of(host, process)
+            if container and containers is None:
+                containers = _container_names(host)
+            label = (containers or {}).get(container[:12], container[:12]) if container else None
+            name = process.name or _process_name(host, process.pid) or "a process without a name"
+            found.append(Holder(npu.device_id, process.pid, name, process.memory_mb, label))
+        if npu.held_by_unseen:
+            unseen = "a process of another container or of the host"
+            found.append(Holder(npu.device_id, None, unseen, npu.memory_used_mb, None))
+    return tuple(found)
+
+
+def _process_name(host: Host, pid: int) -> str | None:
+    text = host.read(f"/proc/{pid}/comm")
+    return text.strip() if text and text.strip() else None
+
+
+def _container_of(host: Host, process: npu_smi.NpuProcess) -> str | None:
+    seen = _process_name(host, process.pid)
+    # npu-smi gives the host's pid; inside a container the same number is another process, told by its name.
+    if seen is None or (process.name and process.name[:_COMM_LENGTH] != seen[:_COMM_LENGTH]):
+        return None
+    match = _CONTAINER_ID.search(host.read(f"/proc/{process.pid}/cgroup") or "")
+    return match[1] if match else None
+
+
+def _container_names(host: Host) -> dict[str, str]:
+    done = host.run(["docker", "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}"], timeout=10)
+    pairs = (line.split(None, 1) for line in done.stdout.splitlines() if len(line.split(None, 1)) == 2)
+    return {identity[:12]: name.strip() for identity, name in pairs}

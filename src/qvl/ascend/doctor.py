@@ -1,0 +1,142 @@
+"""`qvl doctor`: runs every check that makes sense on this host and collects the findings.
+
+Exit code: 0 nothing to do, 1 warnings only, 2 at least one failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl._version import __version__
+from qvl.ascend import devices, matrix
+from qvl.ascend.checks import driver, ops, resources, settings, software, store, weights
+from qvl.ascend.host import Host
+from qvl.ascend.report import MARKS, Finding, Report
+from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+DEVICES: Final = ("auto", "npu", "cuda", "cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to examine. `device` is auto, npu, cuda or cpu; None leaves a part out.
+
+    `probe` runs the operations on the device, which loads torch and takes seconds to minutes.
+    """
+
+    device: str = "auto"
+    weights: Path | None = None
+    cache: str | None = None
+    url: str | None = None
+    api_key: str | None = None
+    model: str | None = None
+    dtype: str | None = None
+    ports: tuple[int, ...] = (8000,)
+    folder: str = "/"
+    probe: bool = True
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ConfigError(f"--device {self.device!r} is unknown", hint=f"one of {', '.join(DEVICES)}")
+
+
+def examine(
+    host: Host, options: Options | None = None, *, on_finding: Callable[[Finding], None] | None = None
+) -> Report:
+    """Run the checks in order. `on_finding` is called as each finding arrives.
+
+    A check that itself breaks becomes a finding of its own, so that one surprise does not hide the others.
+    """
+    options = options or Options()
+    kind = devices.kind_of(host) if options.device == "auto" else options.device
+    found: list[Finding] = []
+    for name, check in _plan(host, options, kind):
+        for finding in _guarded(name, check):
+            found.append(finding)
+            if on_finding is not None:
+                on_finding(finding)
+    facts: dict[str, Any] = {
+        "qvl": __version__,
+        "device": kind,
+        "python": host.python_version,
+        "container": host.in_container,
+        "matrix": matrix.load().date,
+    }
+    return Report(tuple(found), facts)
+
+
+def render(report: Report) -> RenderableType:
+    """The report as text for a terminal: one line a finding, and its fix below where there is one."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines: list[Text] = []
+    for finding in report.findings:
+        word, colour = MARKS[finding.status]
+        line = Text.assemble((f"{word:<5}", colour), (f"{finding.check:<18}", "bold"), finding.summary)
+        lines.append(line)
+        if finding.fix and finding.status in ("warn", "fail"):
+            lines.append(Text.assemble(" " * 5, ("fix: ", "cyan"), finding.fix))
+    fails, warns = report.count("fail"), report.count("warn")
+    verdict = f"{report.count('ok')} ok, {warns} warnings, {fails} failures"
+    lines.append(Text(f"{verdict} (version matrix of {report.facts.get('matrix')})", style="bold"))
+    return Group(*lines)
+
+
+def _plan(host: Host, options: Options, kind: str) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
+    if kind == "npu":
+        yield "device-nodes", lambda: driver.device_nodes(host)
+        yield "npu-smi", lambda: driver.smi(host)
+        yield "driver", lambda: driver.firmware(host)
+        yield "dtype", lambda: driver.chip_dtypes(host, options.dtype)
+        yield "cann", lambda: software.cann(host)
+        yield "visible-devices", lambda: settings.visible_devices(host)
+        yield "privileges", lambda: settings.privileges(host)
+    elif kind == "cuda":
+        yield "nvidia-smi", lambda: driver.nvidia(host)
+    else:
+        yield "cpu", lambda: resources.processor(host)
+    yield "versions", lambda: software.versions(host, kind)
+    yield "environment", lambda: settings.names(host)
+    yield "conflicts", lambda: settings.conflicts(host)
+    yield "shm", lambda: resources.shared_memory(host)
+    yield "disk", lambda: resources.disk(host, options.folder)
+    yield "open-files", lambda: resources.open_files(host)
+    yield "ports", lambda: resources.ports(host, options.ports, len(devices.device_numbers(host)))
+    yield "clock", lambda: resources.clock(host)
+    if options.probe:
+        yield "op-probe", lambda: ops.probe(host, kind)
+    if options.weights is not None:
+        folder = options.weights
+        yield "weights", lambda: weights.check(folder)
+    if options.cache is not None:
+        cache = options.cache
+        yield "cache-store", lambda: store.check(host, cache)
+    if options.url is not None:
+        url = options.url
+        yield "endpoint", lambda: _endpoint(url, options)
+
+
+def _endpoint(url: str, options: Options) -> Iterable[Finding]:
+    from qvl.ascend.checks import endpoint
+
+    return endpoint.check(url, api_key=options.api_key, model=options.model)
+
+
+def _guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except Exception as error:  # noqa: BLE001 - reported as a finding, with its type and words
+        text = str(error).strip().splitlines()
+        yield Finding(
+            name,
+            "fail",
+            f"the check itself failed: {type(error).__name__}: {text[0] if text else ''}",
+            fix="please report this with the output of `qvl doctor --json`",
+        )

@@ -1,0 +1,83 @@
+"""Environment variables that this field knows, and how near a misspelt one comes to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+KNOWN: Final = frozenset(
+    """
+    ASCEND_RT_VISIBLE_DEVICES ASCEND_VISIBLE_DEVICES ASCEND_DEVICE_ID ASCEND_HOME_PATH ASCEND_TOOLKIT_HOME
+    ASCEND_AICPU_PATH ASCEND_OPP_PATH ASCEND_CUSTOM_OPP_PATH ASCEND_LAUNCH_BLOCKING ASCEND_PROCESS_LOG_PATH
+    ASCEND_GLOBAL_LOG_LEVEL ASCEND_GLOBAL_EVENT_ENABLE ASCEND_SLOG_PRINT_TO_STDOUT ASCEND_WORK_PATH
+    ASCEND_CACHE_PATH ASCEND_AUTOML_PATH ASCEND_RUNTIME_OPTIONS ASCEND_DRIVER_PATH ASCEND_LOG_DEVICE_FLUSH_TIMEOUT
+    ASCEND_MODULE_LOG_LEVEL ASCEND_HOST_LOG_FILE_NUM
+    TASK_QUEUE_ENABLE CPU_AFFINITY_CONF COMBINED_ENABLE ACL_OP_COMPILER_CACHE_DIR ACL_OP_COMPILER_CACHE_MODE
+    ACL_OP_INIT_MODE ACL_DEVICE_SYNC_TIMEOUT
+    PYTORCH_NPU_ALLOC_CONF PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF TORCH_NPU_FALLBACK_CPU_DISABLE TORCH_NPU_LOGS
+    TORCH_DEVICE_BACKEND_AUTOLOAD INF_NAN_MODE_ENABLE MULTI_STREAM_MEMORY_REUSE
+    HCCL_OP_EXPANSION_MODE HCCL_IF_IP HCCL_IF_BASE_PORT HCCL_SOCKET_IFNAME HCCL_SOCKET_FAMILY HCCL_BUFFSIZE
+    HCCL_NPU_SOCKET_PORT_RANGE HCCL_HOST_SOCKET_PORT_RANGE HCCL_CONNECT_TIMEOUT HCCL_EXEC_TIMEOUT HCCL_DETERMINISTIC
+    HCCL_WHITELIST_DISABLE HCCL_INTRA_PCIE_ENABLE HCCL_INTRA_ROCE_ENABLE HCCL_RDMA_TC HCCL_RDMA_SL HCCL_ALGO
+    GLOO_SOCKET_IFNAME TP_SOCKET_IFNAME OMP_NUM_THREADS OMP_PROC_BIND
+    LCCL_DETERMINISTIC ATB_MATMUL_SHUFFLE_K_ENABLE ATB_LLM_LCOC_ENABLE ATB_HOME_PATH ATB_WORKSPACE_MEM_ALLOC_ALG_TYPE
+    VLLM_API_KEY VLLM_USE_MODELSCOPE VLLM_WORKER_MULTIPROC_METHOD VLLM_ASCEND_ENABLE_NZ VLLM_IMAGE_FETCH_TIMEOUT
+    VLLM_MAX_IMAGE_PIXELS
+    CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER CUDA_LAUNCH_BLOCKING
+    HF_HUB_OFFLINE HF_ENDPOINT HF_HOME HF_TOKEN HF_HUB_CACHE HF_HUB_DISABLE_PROGRESS_BARS TRANSFORMERS_OFFLINE
+    OPENAI_API_KEY OPENAI_BASE_URL
+    QVL_MODEL QVL_HOST QVL_PORT QVL_DEVICE QVL_DTYPE QVL_MAX_MODEL_LEN QVL_MAX_NUM_SEQS QVL_CACHE QVL_CACHE_URL
+    QVL_API_KEY QVL_API_KEY_FILE QVL_BASE_URL QVL_REQUEST_TIMEOUT QVL_DRAIN_TIMEOUT QVL_SERVED_MODEL_NAME QVL_NAMESPACE
+    QVL_LANGUAGE QVL_CONFIG QVL_MAX_PIXELS QVL_LOG_LEVEL
+    """.split()  # noqa: SIM905 - one word list is easier to keep than a hundred quoted lines
+)
+_PREFIXES: Final = (
+    "ASCEND", "HCCL", "LCCL", "PYTORCH_", "TORCH_", "TASK_QUEUE", "ACL_", "QVL", "VLLM_", "HF_", "OMP_", "CUDA_",
+    "OPENAI_",
+)  # fmt: skip
+_NEAR = 2
+_SHORTEST = 8
+
+
+def misspelt(environ: Mapping[str, str], extra_known: Iterable[str] = ()) -> dict[str, str]:
+    """Set variables that are unknown but near a known one, each with the name that was probably meant.
+
+    Near means two letters added, left out, changed or swapped, or the same words in another order. A variable that
+    is far from every known name is somebody else's and is left alone.
+    """
+    known = KNOWN | set(extra_known)
+    found: dict[str, str] = {}
+    for name in sorted(environ):
+        upper = name.upper()
+        if name in known or not upper.startswith(_PREFIXES) or len(name) < _SHORTEST:
+            continue
+        meant = min(known, key=lambda candidate: (distance(upper, candidate), candidate))
+        words = sorted(upper.split("_"))
+        swapped = next((candidate for candidate in sorted(known) if sorted(candidate.split("_")) == words), None)
+        if swapped:
+            found[name] = swapped
+        elif upper == meant or (distance(upper, meant) <= _NEAR and _letters(upper) != _letters(meant)):
+            found[name] = meant
+    return found
+
+
+def distance(a: str, b: str) -> int:
+    """Edit distance with swaps of neighbours (optimal string alignment)."""
+    if abs(len(a) - len(b)) > _NEAR:
+        return _NEAR + 1
+    before: list[int] = []
+    last = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        row = [i]
+        for j, right in enumerate(b, 1):
+            cost = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (left != right))
+            if i > 1 and j > 1 and left == b[j - 2] and a[i - 2] == right:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before, last = last, row
+    return last[-1]
+
+
+def _letters(name: str) -> str:
+    # VLLM_USE_V2 beside VLLM_USE_V1 is another variable, not a misspelt one.
+    return "".join(letter for letter in name if not letter.isdigit())

@@ -1,0 +1,70 @@
+"""What a check says: one Finding, and the Report that holds them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+Status: TypeAlias = Literal["ok", "warn", "fail", "skip"]
+MARKS: Final[Mapping[str, tuple[str, str]]] = {
+    "ok": ("ok", "green"),
+    "warn": ("warn", "yellow"),
+    "fail": ("FAIL", "red"),
+    "skip": ("skip", "dim"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one check.
+
+    `summary` is one line. `detail` holds the measured facts, for a machine as much as for a reader. `fix` is one line,
+    the way out; every `warn` and `fail` has one.
+    """
+
+    check: str
+    status: Status
+    summary: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    fix: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.status in ("warn", "fail") and not self.fix:
+            raise ValueError(f"finding {self.check!r} is a {self.status} without a fix line")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All findings of one examination, in the order in which a person would follow them."""
+
+    findings: tuple[Finding, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def count(self, status: Status) -> int:
+        """How many findings have a status."""
+        return sum(finding.status == status for finding in self.findings)
+
+    @property
+    def exit_code(self) -> int:
+        """0 nothing to do, 1 warnings only, 2 at least one failure."""
+        if self.count("fail"):
+            return 2
+        return 1 if self.count("warn") else 0
+
+    def to_json(self) -> str:
+        """The report as JSON: `exit_code`, `counts`, `facts`, and `findings` with all their fields."""
+        counts = {status: sum(item.status == status for item in self.findings) for status in MARKS}
+        body = {
+            "exit_code": self.exit_code,
+            "counts": counts,
+            "facts": dict(self.facts),
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+        return json.dumps(body, ensure_ascii=False, indent=2, default=str)
+
+
+def of(report: Iterable[Finding], check: str) -> list[Finding]:
+    """The findings of one check, in order."""
+    return [finding for finding in report if finding.check == check]

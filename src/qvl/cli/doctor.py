@@ -1,0 +1,60 @@
+"""`qvl doctor`: what is wrong with this host, and the one line that puts each thing right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("doctor")(doctor)
+
+
+def doctor(
+    device: Annotated[str, typer.Option(help="auto, npu, cuda or cpu: what the host is meant to compute on.")] = "auto",
+    url: Annotated[str | None, typer.Option(help="Also examine an OpenAI-compatible endpoint.")] = None,
+    model: Annotated[str | None, typer.Option(help="The endpoint's model, where it serves several.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="QVL_API_KEY", help="Key of the endpoint.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Also examine a checkpoint folder.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Also examine a cache: sqlite:////file.db, redis://...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="The dtype you mean to use.")] = None,
+    port: Annotated[list[int] | None, typer.Option(help="A port that must be free; may be repeated.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where weights and answers will lie.")] = Path("/"),
+    probe: Annotated[bool, typer.Option(help="Run Qwen3-VL's operations on every device (loads torch).")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Examine this host: driver, CANN, versions, environment, operations, weights, endpoint, cache.
+
+    Exit code: 0 nothing to do, 1 warnings only, 2 at least one failure.
+    """
+    from qvl.ascend.doctor import Options, examine, render
+    from qvl.ascend.host import Host
+    from qvl.errors import ConfigError
+
+    try:
+        options = Options(
+            device=device,
+            url=url,
+            model=model,
+            api_key=api_key,
+            weights=weights,
+            cache=cache,
+            dtype=dtype,
+            ports=tuple(port or (8000,)),
+            folder=str(folder.resolve()),
+            probe=probe,
+        )
+    except ConfigError as error:
+        typer.echo(f"qvl doctor: {error}", err=True)
+        raise typer.Exit(2) from error
+    report = examine(Host(), options)
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        from rich.console import Console
+
+        Console(soft_wrap=True).print(render(report))
+    raise typer.Exit(report.exit_code)
