@@ -140,9 +140,9 @@ class Host:
 
     def packages(self) -> dict[str, str]:
         """Versions of the interpreter's installed distributions, by normalised name (`torch-npu`)."""
-        places = {} if self.site is None else {"path": list(self.site)}
+        path = sys.path if self.site is None else list(self.site)
         found: dict[str, str] = {}
-        for distribution in importlib.metadata.distributions(**places):
+        for distribution in importlib.metadata.distributions(path=path):
             name = distribution.metadata["Name"]
             if name:
                 found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)

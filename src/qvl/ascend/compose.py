@@ -1,0 +1,172 @@
+"""A compose file for N engines, one an NPU, with qvl-serve in front as their pool, Redis, Prometheus and Grafana."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from qvl.ascend import recipe
+from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qvl.ascend.recipe import Plan
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_RESERVED = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
+_KEY = "${QVL_API_KEY:?set QVL_API_KEY in the environment or in a file .env}"
+
+
+def files(plan: Plan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, str]:
+    """Everything that `docker compose up` needs, by path below the folder: compose file, Prometheus, Grafana."""
+    body = compose(plan, npus, pool_image=pool_image)
+    engines = tuple(name for name in body["services"] if name.startswith("engine-"))
+    return {
+        "docker-compose.yml": to_yaml(body),
+        "prometheus.yml": to_yaml(prometheus(engines)),
+        "grafana/datasources/prometheus.yml": to_yaml(_DATASOURCE),
+        "grafana/dashboards/qvl.yml": to_yaml(_DASHBOARDS),
+    }
+
+
+def compose(plan: Plan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, Any]:
+    """The compose file as plain data: an engine for each of `npus`, made as `plan` says.
+
+    `pool_image` has qvl with its server and redis extras.
+    The pool starts beside the engines and takes each in as it gets ready. Only the pool is published, on `plan.host`; engines, Redis and Prometheus stay on the inner network.
+    """
+    if plan.restart == "no":
+        plan = replace(plan, restart="unless-stopped")
+    engines = {f"engine-{number}": _engine(replace(plan, npus=(number,), with_key=True)) for number in npus}
+    services: dict[str, Any] = {
+        **engines,
+        "pool": _pool(plan, tuple(engines), pool_image),
+        "redis": {
+            "image": "redis:7.4-alpine",
+            "restart": plan.restart,
+            "command": ["redis-server", "--maxmemory", "2gb", "--maxmemory-policy", "allkeys-lru", "--save", ""],
+            "healthcheck": _health(["CMD", "redis-cli", "ping"], start="5s"),
+        },
+        "prometheus": {
+            "image": "prom/prometheus:v2.55.1",
+            "restart": plan.restart,
+            "volumes": ["./prometheus.yml:/etc/prometheus/prometheus.yml:ro", "prometheus:/prometheus"],
+            "secrets": ["qvl_key"],
+        },
+        "grafana": {
+            "image": "grafana/grafana:11.3.1",
+            "restart": plan.restart,
+            "environment": {"GF_SECURITY_ADMIN_PASSWORD": "${GRAFANA_PASSWORD:?set GRAFANA_PASSWORD}"},
+            "ports": ["127.0.0.1:3000:3000"],
+            "volumes": ["./grafana:/etc/grafana/provisioning:ro", "grafana:/var/lib/grafana"],
+            "depends_on": ["prometheus"],
+        },
+    }
+    return {
+        "name": "qvl",
+        "services": services,
+        "volumes": {"prometheus": {}, "grafana": {}},
+        "secrets": {"qvl_key": {"environment": "QVL_API_KEY"}},
+    }
+
+
+def prometheus(engines: tuple[str, ...]) -> dict[str, Any]:
+    """The Prometheus configuration that goes with the compose file: pool and engines, each scraped at /metrics."""
+    jobs = {"qvl": ["pool:8000"], "engines": [f"{name}:{recipe.INNER_PORT}" for name in engines]}
+    key = {"authorization": {"type": "Bearer", "credentials_file": "/run/secrets/qvl_key"}}
+    return {
+        "global": {"scrape_interval": "15s", "evaluation_interval": "15s"},
+        "scrape_configs": [
+            {"job_name": name, "static_configs": [{"targets": targets}], **key} for name, targets in jobs.items()
+        ],
+    }
+
+
+def to_yaml(value: Any, indent: int = 0) -> str:
+    """Plain data (dicts, lists, strings, numbers, booleans) as YAML. Strings that are not plain words are quoted."""
+    pad = "  " * indent
+    if isinstance(value, dict) and value:
+        return "".join(f"{pad}{_scalar(str(key))}:{_below(item, indent + 1)}" for key, item in value.items())
+    if isinstance(value, list) and value:
+        return "".join(f"{pad}-{_item(item, indent + 1)}" for item in value)
+    return f"{pad}{_scalar(value)}\n"
+
+
+def _below(value: Any, indent: int) -> str:
+    if isinstance(value, (dict, list)) and value:
+        return "\n" + to_yaml(value, indent)
+    return f" {_scalar(value)}\n"
+
+
+def _item(value: Any, indent: int) -> str:
+    if isinstance(value, (dict, list)) and value:
+        return " " + to_yaml(value, indent).lstrip()
+    return f" {_scalar(value)}\n"
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _engine(plan: Plan) -> dict[str, Any]:
+    if plan.privileged:
+        raise ConfigError("--privileged with --compose would show every NPU to every engine", hint="leave it out")
+    entrypoint, arguments = recipe.shell(plan)
+    return {
+        "image": plan.image,
+        "restart": plan.restart,
+        "devices": [f"{node}:{node}" for node in recipe.devices(plan)],
+        "volumes": [f"{source}:{target}{':ro' if ro else ''}" for source, target, ro in recipe.volumes(plan)],
+        "environment": {**recipe.environment(plan), recipe.KEY_NAMES[plan.engine]: _KEY},
+        "shm_size": plan.shm_size,
+        "ulimits": {"nofile": {"soft": 65536, "hard": 65536}},
+        "entrypoint": [entrypoint],
+        # A single $ is compose's own substitution; the shell in the container must see it.
+        "command": [word.replace("$", "$$") for word in arguments],
+        "healthcheck": _health(["CMD", "python3", "-c", recipe.ready_script(plan.engine)], start="15m"),
+    }
+
+
+def _pool(plan: Plan, engines: tuple[str, ...], image: str) -> dict[str, Any]:
+    urls = [word for name in engines for word in ("--base-url", f"http://{name}:{recipe.INNER_PORT}/v1")]
+    return {
+        "image": image,
+        "restart": plan.restart,
+        "command": [
+            *("qvl-serve", f"openai:{plan.label}", *urls),
+            *("--host", "0.0.0.0", "--port", "8000", "--cache", "redis://redis:6379/0"),  # noqa: S104
+            *("--served-model-name", plan.label),
+        ],
+        "environment": {"QVL_API_KEY": _KEY, "OPENAI_API_KEY": _KEY},
+        "ports": [f"{plan.host}:{plan.port}:8000"],
+        "depends_on": {**{name: {"condition": "service_started"} for name in engines}, "redis": _HEALTHY},
+        "stop_grace_period": "2m",
+    }
+
+
+_DATASOURCE = {
+    "apiVersion": 1,
+    "datasources": [
+        {
+            "name": "Prometheus",
+            "type": "prometheus",
+            "url": "http://prometheus:9090",
+            "isDefault": True,
+            "uid": "prometheus",
+        }
+    ],
+}
+_DASHBOARDS = {
+    "apiVersion": 1,
+    "providers": [{"name": "qvl", "type": "file", "options": {"path": "/etc/grafana/provisioning/dashboards"}}],
+}
+_HEALTHY: Mapping[str, str] = {"condition": "service_healthy"}
+
+
+def _health(test: list[str], *, start: str) -> dict[str, Any]:
+    return {"test": test, "interval": "15s", "timeout": "5s", "retries": 4, "start_period": start}

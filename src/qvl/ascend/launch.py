@@ -1,0 +1,198 @@
+"""`qvl launch`: one container on an Ascend host, checked before it starts and waited for until it serves.
+
+`docker_arguments` is a pure function of the plan. `Launcher` looks at the host (NPUs, port, image, weights), starts the
+container and waits for its readiness; what stands in the way is a LaunchError of one line.
+"""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from qvl.ascend import devices, recipe
+from qvl.ascend.checks import weights
+from qvl.errors import QvlError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qvl.ascend.host import Host
+    from qvl.ascend.recipe import Plan
+
+_LOG_LINES = 60
+
+
+class LaunchError(QvlError):
+    """The container was not started, or did not come to serve. `log` holds the end of its log where there is one."""
+
+    default_code = "launch_failed"
+
+    def __init__(self, message: str, *, hint: str, log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+
+def docker_arguments(plan: Plan) -> list[str]:
+    """The whole `docker run` as an argument list, the program first."""
+    words = ["docker", "run", "--detach", "--name", plan.container, "--restart", plan.restart]
+    if plan.privileged:
+        words.append("--privileged")
+    for node in recipe.devices(plan):
+        words += ["--device", node]
+    for source, target, read_only in recipe.volumes(plan):
+        words += ["--volume", f"{source}:{target}:ro" if read_only else f"{source}:{target}"]
+    for name, value in recipe.environment(plan).items():
+        words += ["--env", f"{name}={value}"]
+    if plan.with_key:
+        # By name only: docker takes the value from this process, so it stands in no command line.
+        words += ["--env", recipe.KEY_NAMES[plan.engine]]
+    words += ["--shm-size", plan.shm_size, "--ulimit", "nofile=65536:65536"]
+    words += ["--publish", f"{plan.host}:{plan.port}:{recipe.INNER_PORT}"]
+    entrypoint, arguments = recipe.shell(plan)
+    return [*words, "--entrypoint", entrypoint, plan.image, *arguments]
+
+
+def as_text(words: Sequence[str]) -> str:
+    """A command as a shell takes it, an option a line."""
+    lines: list[str] = []
+    current = shlex.quote(words[0])
+    for word in words[1:]:
+        if word.startswith("--") and len(word) > 2:
+            lines.append(current)
+            current = "  " + shlex.quote(word)
+        else:
+            current += " " + shlex.quote(word)
+    return " \\\n".join([*lines, current])
+
+
+@dataclass(slots=True)
+class Launcher:
+    """Starts plans on a host. `say` receives progress; `poll` is the pause between two looks at readiness, seconds."""
+
+    host: Host
+    say: Callable[[str], None] = field(default=lambda line: None)
+    poll: float = 2.0
+
+    def check(self, plan: Plan, *, share: bool = False) -> None:
+        """Refuse what cannot work: missing NPUs, held NPUs (unless `share`), a taken port, an absent image or shard."""
+        self.check_npus(plan.npus, share=share)
+        self.check_port(plan.host, plan.port)
+        self.check_image(plan.image)
+        self.check_weights(plan)
+
+    def check_npus(self, wanted: tuple[int, ...], *, share: bool = False) -> None:
+        """The nodes are there, and nobody holds them."""
+        present = devices.device_numbers(self.host)
+        absent = [number for number in wanted if number not in present]
+        if absent:
+            have = ", ".join(map(str, present)) or "none"
+            raise LaunchError(f"NPU {absent[0]} is not on this host, it has: {have}", hint="see `qvl doctor`")
+        table = devices.query(self.host)
+        if table is None:
+            raise LaunchError(
+                "npu-smi info gives no table, so it is unknown who holds the NPUs", hint="see `qvl doctor`"
+            )
+        for holder in devices.holders(self.host, table):
+            if holder.device_id in wanted and not share:
+                free = sorted(set(present) - {item.device_id for item in devices.holders(self.host, table)})
+                choice = f"free are: {', '.join(map(str, free))}" if free else "no NPU is free"
+                raise LaunchError(str(holder), hint=f"{choice}; --share starts beside it")
+
+    def check_port(self, address: str, port: int) -> None:
+        """Nothing listens on the port that is to be published."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise LaunchError(f"port {port} of {address}: {reason}", hint="choose another with --port") from error
+
+    def check_image(self, image: str) -> None:
+        """The image with this very tag is on the host."""
+        done = self.host.run(["docker", "images", "--format", "{{.Repository}}:{{.Tag}}@{{.Digest}}"])
+        if done.code != 0:
+            raise LaunchError(f"docker images: {done.last_line}", hint="is docker installed, running and yours to use?")
+        listed = [line.rpartition("@") for line in done.stdout.splitlines() if "@" in line]
+        tags = {tag for tag, _, _ in listed}
+        digests = {f"{tag.rpartition(':')[0]}@{digest}" for tag, _, digest in listed}
+        if image in tags | digests:
+            return
+        repository = image.partition("@")[0] if "@" in image else image.rpartition(":")[0]
+        others = sorted(tag for tag in tags if tag.rpartition(":")[0].split("/")[-1] == repository.split("/")[-1])
+        have = f"of this name the host has: {', '.join(others)}" if others else f"docker pull {image}"
+        raise LaunchError(f"there is no image {image} on this host", hint=have)
+
+    def check_weights(self, plan: Plan) -> None:
+        """A local checkpoint is whole."""
+        if plan.weights is None:
+            return
+        for finding in weights.check(plan.weights):
+            if finding.status == "fail":
+                raise LaunchError(f"weights: {finding.summary}", hint=finding.fix or "see `qvl doctor --weights`")
+
+    def start(self, plan: Plan) -> str:
+        """Run the container; its id."""
+        words = docker_arguments(plan)
+        done = self.host.run(words, timeout=120)
+        if done.code != 0:
+            raise LaunchError(
+                f"docker run: {done.last_line}", hint=f"docker rm -f {plan.container}, if it is an old one"
+            )
+        return done.stdout.strip()
+
+    def wait(self, plan: Plan, *, timeout: float) -> float:
+        """Wait until the service says it is ready; the seconds it took.
+
+        Raises LaunchError with the container's log when the container ends, or after `timeout` seconds.
+        """
+        import httpx
+
+        where = "127.0.0.1" if plan.host in ("0.0.0.0", "::") else plan.host  # noqa: S104
+        address = f"[{where}]" if ":" in where else where
+        url = f"http://{address}:{plan.port}{recipe.READY_PATHS[plan.engine]}"
+        start = time.monotonic()
+        last = "no answer yet"
+        key = self.host.environ.get(recipe.KEY_NAMES[plan.engine]) if plan.with_key else None
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        with httpx.Client(timeout=5.0, trust_env=False, headers=headers) as client:
+            while (spent := time.monotonic() - start) < timeout:
+                try:
+                    response = client.get(url)
+                    if response.status_code == 200:
+                        return spent
+                    last = f"{response.status_code} {response.text.strip()[:120]}"
+                except httpx.HTTPError as error:
+                    last = type(error).__name__
+                state = self.state(plan)
+                if state not in ("running", "created", "restarting"):
+                    raise LaunchError(
+                        f"container {plan.container} is {state}", hint=f"docker rm {plan.container}", log=self.log(plan)
+                    )
+                self.say(f"{spent:.0f} s: {last}")
+                time.sleep(min(self.poll, max(0.0, timeout - spent)))
+        raise LaunchError(
+            f"{url} is not ready after {timeout:g} s ({last})",
+            hint=f"the container still runs: docker logs -f {plan.container}; allow more with --wait",
+            log=self.log(plan),
+        )
+
+    def state(self, plan: Plan) -> str:
+        """Docker's word for the container's state, with its exit code once it has ended."""
+        template = "{{.State.Status}} {{.State.ExitCode}}"
+        done = self.host.run(["docker", "inspect", "--format", template, plan.container])
+        word, _, code = done.stdout.strip().partition(" ")
+        if done.code != 0 or not word:
+            return "gone"
+        return f"{word} with exit code {code}" if word in ("exited", "dead") else word
+
+    def log(self, plan: Plan) -> str:
+        """The last lines of the container's log, both streams."""
+        done = self.host.run(["docker", "logs", "--tail", str(_LOG_LINES), plan.container])
+        return (done.stdout + done.stderr).strip()

@@ -1,0 +1,199 @@
+"""What runs inside a container: the command, its environment and mounts, for each of the two engines.
+
+Sources: the vllm-ascend quick start (device nodes and mounts) and its Qwen-VL-Dense recipe (flags and environment).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from qvl.ascend import matrix
+from qvl.errors import ConfigError
+
+ENGINES: Final = ("qvl", "vllm")
+DEVICE_NODES: Final = ("/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
+DRIVER_MOUNTS: Final = (
+    "/usr/local/dcmi",
+    "/usr/local/bin/npu-smi",
+    "/usr/local/Ascend/driver/lib64",
+    "/usr/local/Ascend/driver/version.info",
+    "/etc/ascend_install.info",
+)
+KEY_NAMES: Final = {"qvl": "QVL_API_KEY", "vllm": "VLLM_API_KEY"}
+READY_PATHS: Final = {"qvl": "/ready", "vllm": "/health"}
+INNER_PORT: Final = 8000
+CODE_FOLDER: Final = "/workspace/qvl"
+CACHE_FOLDER: Final = "/var/cache/qvl"
+_DRIVER_LIBRARIES = "/usr/local/Ascend/driver/lib64"
+# A container's command does not go through a login shell, so an image's ~/.bashrc, which sources these, is not read.
+_PREAMBLE = (
+    f"export LD_LIBRARY_PATH={_DRIVER_LIBRARIES}:{_DRIVER_LIBRARIES}/common:{_DRIVER_LIBRARIES}/driver:$LD_LIBRARY_PATH; "
+    "for f in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh "
+    '/usr/local/Ascend/nnal/atb/set_env.sh; do if [ -f "$f" ]; then . "$f"; fi; done; exec "$@"'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One container: what to serve, on which NPUs, from which image, published where.
+
+    `model` is a folder of this host or a hub id. `host` is the address on which the port is published.
+    `chip` is npu-smi's name where known. `extra` goes to the engine as it stands.
+    Raises ConfigError for what cannot work.
+    """
+
+    model: str
+    image: str
+    npus: tuple[int, ...]
+    engine: str = "qvl"
+    name: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_name: str = ""
+    chip: str = ""
+    shm: str = ""
+    hub_cache: str = "/root/.cache"
+    answers: str = ""
+    code: str = ""
+    restart: str = "no"
+    privileged: bool = False
+    with_key: bool = False
+    extra: tuple[str, ...] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ConfigError(f"--engine {self.engine!r} is unknown", hint=f"one of {', '.join(ENGINES)}")
+        if not self.npus:
+            raise ConfigError("no NPU is asked for", hint="--npus 0")
+        if not 0 < self.port < 65536:
+            raise ConfigError(f"--port {self.port} is no port", hint="1 to 65535")
+        if not re.fullmatch(r"[^\s:]+(:\d+/[^\s:]+)?(:[\w][\w.-]*|@sha256:[0-9a-f]{64})", self.image):
+            raise ConfigError(f"--image {self.image!r} has no tag", hint="name one, such as vllm-ascend:v0.23.0")
+        if self.engine == "qvl" and len(self.npus) > 1 and "--replicas" not in self.extra:
+            raise ConfigError(
+                f"qvl-serve drives one NPU, {len(self.npus)} are asked for",
+                hint="--compose for one instance an NPU, --engine vllm for tensor parallel, or pass -- --replicas",
+            )
+
+    @property
+    def container(self) -> str:
+        """The container's name: the one given, or engine and port, which no two containers share."""
+        return self.name or f"qvl-{self.engine}-{self.port}"
+
+    @property
+    def weights(self) -> Path | None:
+        """The model's folder on this host, None for a hub id."""
+        path = Path(self.model).expanduser()
+        return path.resolve() if path.is_dir() or self.model.startswith(("/", "./", "../", "~")) else None
+
+    @property
+    def inner_model(self) -> str:
+        """The model as the engine in the container names it."""
+        return f"/models/{self.weights.name}" if self.weights else self.model
+
+    @property
+    def label(self) -> str:
+        """The model's name in the API."""
+        return self.served_name or PurePosixPath(self.inner_model).name
+
+    @property
+    def shm_size(self) -> str:
+        """Shared memory: as asked, or what the chip's recipe says."""
+        return self.shm or str(matrix.load().chip(self.chip).get("shm", "1g"))
+
+    @property
+    def visible(self) -> str:
+        """ASCEND_RT_VISIBLE_DEVICES inside the container.
+
+        A container numbers the nodes it was given from 0; a privileged one sees the host's numbers.
+        """
+        numbers = self.npus if self.privileged else range(len(self.npus))
+        return ",".join(map(str, numbers))
+
+
+def environment(plan: Plan) -> dict[str, str]:
+    """Variables with their values. Keys are not among them: they are handed over by name."""
+    variables = {
+        "ASCEND_RT_VISIBLE_DEVICES": plan.visible,
+        "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
+        "TASK_QUEUE_ENABLE": "1",
+        "OMP_PROC_BIND": "false",
+        "OMP_NUM_THREADS": "1",
+    }
+    if plan.engine == "vllm":
+        return {**variables, "HCCL_OP_EXPANSION_MODE": "AIV"}
+    variables |= {"ACL_OP_COMPILER_CACHE_MODE": "enable", "ACL_OP_COMPILER_CACHE_DIR": "/root/.cache/acl"}
+    return {**variables, "PYTHONPATH": f"{CODE_FOLDER}/src"} if plan.code else variables
+
+
+def volumes(plan: Plan) -> list[tuple[str, str, bool]]:
+    """(folder of the host, folder in the container, read-only), driver first."""
+    mounts = [(path, path, True) for path in DRIVER_MOUNTS]
+    if plan.weights:
+        mounts.append((str(plan.weights), plan.inner_model, True))
+    mounts.append((plan.hub_cache, "/root/.cache", False))
+    if plan.answers:
+        mounts.append((plan.answers, CACHE_FOLDER, False))
+    if plan.code:
+        mounts.append((plan.code, CODE_FOLDER, True))
+    return mounts
+
+
+def devices(plan: Plan) -> list[str]:
+    """The nodes of the NPUs asked for, and the control nodes; nothing else."""
+    return [*(f"/dev/davinci{number}" for number in plan.npus), *DEVICE_NODES]
+
+
+def command(plan: Plan) -> list[str]:
+    """The engine's own command line."""
+    return _vllm(plan) if plan.engine == "vllm" else _qvl(plan)
+
+
+def shell(plan: Plan) -> tuple[str, list[str]]:
+    """(entrypoint, arguments): the command behind a preamble that sets up CANN, whatever the image's own shell does."""
+    return "bash", ["-c", _PREAMBLE, "--", *command(plan)]
+
+
+def ready_script(engine: str) -> str:
+    """Python for a health check inside the container: exit code 0 once the service is ready.
+
+    /ready wants the key where there is one, which a plain HTTP health check cannot give.
+    """
+    url = f"http://127.0.0.1:{INNER_PORT}{READY_PATHS[engine]}"
+    key = f"'Bearer ' + os.environ.get('{KEY_NAMES[engine]}', '')"
+    return (
+        f"import os, urllib.request as r; r.urlopen(r.Request('{url}', headers={{'Authorization': {key}}}), timeout=4)"
+    )
+
+
+def _qvl(plan: Plan) -> list[str]:
+    # With the code mounted there is no console script of it; the module is the same program.
+    program = ["python3", "-m", "qvl.cli.serve"] if plan.code else ["qvl-serve"]
+    words = [*program, plan.inner_model, "--host", "0.0.0.0", "--port", str(INNER_PORT), "--device", "npu"]  # noqa: S104
+    dtypes = matrix.load().chip(plan.chip).get("dtypes")
+    words += ["--dtype", dtypes[0] if dtypes else "bfloat16", "--served-model-name", plan.label]
+    if plan.answers:
+        words += ["--cache", f"sqlite:///{CACHE_FOLDER}/answers.db"]
+    if not plan.with_key:
+        words.append("--allow-unauthenticated")
+    return [*words, *plan.extra]
+
+
+def _vllm(plan: Plan) -> list[str]:
+    chip = matrix.load().chip(plan.chip)
+    dtypes = chip.get("dtypes")
+    graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}
+    words = ["vllm", "serve", plan.inner_model, "--host", "0.0.0.0", "--port", str(INNER_PORT)]  # noqa: S104
+    words += ["--served-model-name", plan.label, "--dtype", dtypes[0] if dtypes else "bfloat16"]
+    words += ["--tensor-parallel-size", str(len(plan.npus)), "--max-model-len", str(chip.get("max_model_len", 32768))]
+    words += ["--max-num-seqs", "128", "--max-num-batched-tokens", "16384", "--gpu-memory-utilization", "0.91"]
+    # vllm-ascend's recipe switches both caches off for Qwen3-VL: they have given garbled answers on NPUs.
+    words += ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0", "--async-scheduling"]
+    words += ["--compilation-config", json.dumps(graphs)]
+    if chip:
+        words += ["--additional-config", json.dumps({"ascend_compilation_config": {"enable_npugraph_ex": False}})]
+    return [*words, *plan.extra]

@@ -1,0 +1,127 @@
+"""`qvl launch`: a container for an Ascend host, written, checked, started and waited for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from qvl.ascend.host import Host
+    from qvl.ascend.recipe import Plan
+
+_HOST = "On this host"
+_CONTAINER = "In the container"
+_WAY = "How"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("launch", context_settings={"allow_extra_args": True})(launch)
+
+
+def launch(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A checkpoint folder of this host, or a hub id.")],
+    image: Annotated[str, typer.Option(help="Image with its tag; none is assumed.")],
+    npus: Annotated[str, typer.Option(help="0,1 or 0-3 or all.", rich_help_panel=_HOST)] = "0",
+    engine: Annotated[str, typer.Option(help="qvl (qvl-serve) or vllm (vllm serve).")] = "qvl",
+    port: Annotated[int, typer.Option(help="Port to publish.", rich_help_panel=_HOST)] = 8000,
+    host: Annotated[str, typer.Option(help="Address to publish on.", rich_help_panel=_HOST)] = "127.0.0.1",
+    name: Annotated[str, typer.Option(help="Name of the container.", rich_help_panel=_HOST)] = "",
+    served_model_name: Annotated[str, typer.Option(help="Name in the API.", rich_help_panel=_CONTAINER)] = "",
+    chip: Annotated[str, typer.Option(help="310P, 910B...; read from npu-smi.", rich_help_panel=_CONTAINER)] = "",
+    shm_size: Annotated[str, typer.Option(help="Default: the chip's.", rich_help_panel=_CONTAINER)] = "",
+    hub_cache: Annotated[Path, typer.Option(help="Mounted at /root/.cache.", rich_help_panel=_HOST)] = Path("~/.cache"),
+    answers: Annotated[Path | None, typer.Option(help="Folder for cached answers.", rich_help_panel=_HOST)] = None,
+    code: Annotated[Path | None, typer.Option(help="qvl's source tree, to run it.", rich_help_panel=_HOST)] = None,
+    restart: Annotated[str, typer.Option(help="docker's restart policy.", rich_help_panel=_CONTAINER)] = "no",
+    privileged: Annotated[bool, typer.Option(help="Not needed.", rich_help_panel=_CONTAINER)] = False,
+    share: Annotated[bool, typer.Option(help="Start on NPUs that are held.", rich_help_panel=_WAY)] = False,
+    allow_unauthenticated: Annotated[
+        bool, typer.Option(help="No key on a public address.", rich_help_panel=_WAY)
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the command, do nothing.", rich_help_panel=_WAY)] = False,
+    compose: Annotated[Path | None, typer.Option(help="Write a compose file here.", rich_help_panel=_WAY)] = None,
+    pool_image: Annotated[str, typer.Option(help="Image of the pool, for --compose.", rich_help_panel=_WAY)] = "",
+    wait: Annotated[float, typer.Option(help="Seconds to wait for readiness; 0: not.", rich_help_panel=_WAY)] = 1200.0,
+) -> None:
+    """Run one engine in a container with only the NPUs asked for; `-- FLAGS` go to the engine.
+
+    The key is taken from QVL_API_KEY (engine qvl) or VLLM_API_KEY (engine vllm) and handed over by name. Exit code: 0
+    the service is ready, 2 something stands in the way.
+    """
+    from qvl.ascend import devices
+    from qvl.ascend.host import Host
+    from qvl.ascend.launch import LaunchError
+    from qvl.ascend.recipe import KEY_NAMES, Plan
+    from qvl.errors import ConfigError, QvlError
+
+    this = Host()
+    try:
+        found = devices.query(this) if not chip and not dry_run else None
+        wanted = devices.parse_npus(npus, devices.device_numbers(this))
+        plan = Plan(
+            model=model,
+            image=image,
+            npus=wanted if compose is None else wanted[:1],
+            engine=engine,
+            name=name,
+            host=host,
+            port=port,
+            served_name=served_model_name,
+            chip=chip or (found.npus[0].name if found and found.npus else ""),
+            shm=shm_size,
+            hub_cache=str(hub_cache.expanduser().resolve()),
+            answers=str(answers.resolve()) if answers else "",
+            code=str(code.resolve()) if code else "",
+            restart=restart,
+            privileged=privileged,
+            with_key=bool(this.environ.get(KEY_NAMES.get(engine, ""))),
+            extra=tuple(context.args),
+        )
+        if compose is not None:
+            _write_compose(plan, wanted, pool_image, compose)
+            return
+        if host not in ("127.0.0.1", "::1", "localhost") and not plan.with_key and not allow_unauthenticated:
+            raise ConfigError(
+                f"--host {host} would let anybody in", hint=f"set {KEY_NAMES[engine]}, or --allow-unauthenticated"
+            )
+        _run(this, plan, share=share, dry_run=dry_run, wait=wait)
+    except QvlError as error:
+        if isinstance(error, LaunchError) and error.log:
+            typer.echo(error.log, err=True)
+        typer.echo(f"qvl launch: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _run(host: Host, plan: Plan, *, share: bool, dry_run: bool, wait: float) -> None:
+    from qvl.ascend.launch import Launcher, as_text, docker_arguments
+
+    if dry_run:
+        typer.echo(as_text(docker_arguments(plan)))
+        return
+    launcher = Launcher(host, say=lambda line: typer.echo(f"  {line}", err=True))
+    launcher.check(plan, share=share)
+    identity = launcher.start(plan)
+    typer.echo(f"started {plan.container} ({identity[:12]}) on NPU {','.join(map(str, plan.npus))}", err=True)
+    if wait > 0:
+        typer.echo(f"ready after {launcher.wait(plan, timeout=wait):.0f} s", err=True)
+    typer.echo(f"http://{plan.host}:{plan.port}/v1  model {plan.label}")
+
+
+def _write_compose(plan: Plan, npus: tuple[int, ...], pool_image: str, folder: Path) -> None:
+    from qvl.ascend import compose
+    from qvl.errors import ConfigError
+
+    pool = pool_image or (plan.image if plan.engine == "qvl" else "")
+    if not pool:
+        raise ConfigError(
+            "--compose with --engine vllm wants --pool-image", hint="an image with qvl[server,redis] in it"
+        )
+    for path, text in compose.files(plan, npus, pool_image=pool).items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        typer.echo(str(target))
