@@ -30,6 +30,20 @@ _FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL | re.IGNO
 T = TypeVar("T", bound=BaseModel)
 
 
+class _Origin:
+    """Holds the Result beside an analysis; all are equal, since where it came from is no part of its value."""
+
+    __slots__ = ("result",)
+
+    def __init__(self, result: Result | None = None) -> None:
+        self.result = result
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Origin)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class ProductFields(BaseModel):
     """What the model itself fills in; `ProductAnalysis` adds where it came from and how sure it is."""
 
@@ -55,12 +69,16 @@ class ProductAnalysis(ProductFields):
     prompt_version: str = PROMPT_VERSION
     created_at: datetime = Field(default_factory=lambda: datetime.now(timezone.utc))
 
-    _result: Result | None = PrivateAttr(default=None)
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
 
     def _repr_html_(self) -> str:
         from qvl.notebook import analysis_html
 
-        return analysis_html(self, self._result)
+        return analysis_html(self, self._origin.result)
+
+    def came_from(self, result: Result) -> None:
+        """Remembers the Result, so that a notebook can show the picture beside the fields."""
+        self._origin.result = result
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ class Analyzer:
         except ValidationError as exc:
             raise AnalysisError("the cached analysis does not fit the schema", raw=result.text) from exc
         if isinstance(value, ProductAnalysis):
-            value._result = result
+            value.came_from(result)
         return AnalysisResult(
             value=value,
             result=result,
