@@ -23,6 +23,16 @@ from qvl.log import logger
 
 Factory: TypeAlias = Callable[..., Any] | str
 GROUP: Final = "qvl"
+EXTRAS: Final = {
+    "fastapi": "server",
+    "llguidance": "local",
+    "openai": "openai",
+    "redis": "redis",
+    "torch": "local",
+    "transformers": "local",
+    "uvicorn": "server",
+    "vllm": "vllm",
+}
 log = logger("qvl.plugins")
 
 
@@ -173,7 +183,11 @@ def resolve(factory: Factory, what: str) -> Callable[..., Any]:
     except QvlError:
         raise
     except ModuleNotFoundError as exc:
-        raise MissingDependencyError(f"{what} needs the package {exc.name!r}", hint=f"pip install {exc.name}") from exc
+        package = (exc.name or "").partition(".")[0]
+        if package == "qvl":
+            raise PluginError(f"{what}: {factory!r} does not exist") from exc
+        wanted = f"'qvl[{EXTRAS[package]}]'" if package in EXTRAS else package
+        raise MissingDependencyError(f"{what} needs the package {package!r}", hint=f"pip install {wanted}") from exc
     except AttributeError as exc:
         raise PluginError(f"{what}: {factory!r} does not exist") from exc
     return target  # type: ignore[no-any-return]

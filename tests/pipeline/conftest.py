@@ -64,9 +64,7 @@ class TalkingBackend(Backend):
                 await asyncio.sleep(0)
                 text = word if number == 0 else " " + word
                 logprobs = (
-                    (TokenLogprob(text, math.log(0.5), text.encode()),)
-                    if request.sampling.logprobs is not None
-                    else ()
+                    (TokenLogprob(text, math.log(0.5), text.encode()),) if request.sampling.logprobs is not None else ()
                 )
                 yield Chunk(text=text, logprobs=logprobs)
             yield Chunk(finish_reason="stop", usage=Usage(prompt_tokens=10, completion_tokens=len(words)))

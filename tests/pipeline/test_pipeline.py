@@ -321,7 +321,7 @@ def test_sync_and_async_have_the_same_signatures() -> None:
     def public(cls: type) -> dict[str, Any]:
         return {name: member for name, member in inspect.getmembers(cls, callable) if not name.startswith("_")}
 
-    sync, asynchronous = public(Pipeline), public(AsyncPipeline)
+    sync = public(Pipeline)
     verbs = ["analyze", "analyze_result", "ask", "chat", "map", "open", "stats", "stream", "stream_chat"]
     assert sorted(set(sync) - {"close"}) == verbs
     for name in [*verbs, "__init__"]:
@@ -350,9 +350,8 @@ def test_sync_and_async_have_the_same_signatures() -> None:
     ],
 )
 def test_bad_input_is_one_clear_line(picture: Image.Image, call: Any, error: type, words: str) -> None:
-    with Pipeline(backend=TalkingBackend(), cache="off") as pipe:
-        with pytest.raises(error) as caught:
-            call(pipe, picture)
+    with Pipeline(backend=TalkingBackend(), cache="off") as pipe, pytest.raises(error) as caught:
+        call(pipe, picture)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
