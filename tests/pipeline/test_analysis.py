@@ -1,0 +1,94 @@
+"""Reading an answer: where each value stands in the JSON, and how sure the tokens make it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qvl import analysis
+from qvl.analysis import ProductAnalysis, ProductFields
+from qvl.errors import AnalysisError
+from qvl.prompts import LANGUAGES, PRODUCT_PROMPTS, RETRY_PROMPTS, SCHEMA_PROMPTS
+from qvl.types import TokenLogprob
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8
+)
+objects = st.dictionaries(st.text(min_size=1).filter(lambda name: "." not in name), values, max_size=4)
+
+
+def leaves_of(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for inner in value.values() for leaf in leaves_of(inner)]
+    if isinstance(value, list):
+        return [leaf for inner in value for leaf in leaves_of(inner)]
+    return [value]
+
+
+@given(objects, st.sampled_from([None, 2]), st.booleans(), st.text(alphabet=" \nab", max_size=5))
+def test_every_leaf_is_found_where_it_stands(data: dict[str, Any], indent: Any, ascii_only: bool, before: str) -> None:
+    text = before + json.dumps(data, indent=indent, ensure_ascii=ascii_only)
+    found = [json.loads(text[span.start : span.end]) for span in analysis.value_spans(text)]
+    assert found == leaves_of(data)
+
+
+@given(objects, st.lists(st.integers(1, 9), min_size=1, max_size=30))
+def test_confidence_is_the_product_over_the_tokens_of_a_value(data: dict[str, Any], cuts: list[int]) -> None:
+    raw = json.dumps(data, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    pieces, position = [], 0
+    while position < len(raw):
+        length = cuts[len(pieces) % len(cuts)]
+        pieces.append(raw[position : position + length])
+        position += length
+    tokens = [TokenLogprob(piece.decode("utf-8", "replace"), math.log(0.9), piece) for piece in pieces]
+    whole, fields = analysis.confidences(raw.decode("utf-8", "surrogatepass"), tokens)
+    assert (whole is None) == (not leaves_of(data))
+    assert all(0 < value <= 0.9 + 1e-9 for value in fields.values())
+    if whole is not None and fields:
+        assert whole <= min(fields.values()) + 1e-9
+
+
+def test_tokens_that_do_not_spell_the_text_give_no_confidence() -> None:
+    assert analysis.confidences('{"a": 1}', [TokenLogprob("other", -1.0)]) == (None, {})
+    assert analysis.confidences('{"a": 1}', None) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "complete", "words"),
+    [
+        ("", True, "no JSON object"),
+        ("[1, 2]", True, "no JSON object"),
+        ('{"brand": "NOR', False, "cut off"),
+        ('{"brand": "x", "category": 3}', True, "category"),
+        ('{"brand": "x", "category": "y", "price": 3}', True, "price"),
+    ],
+)
+def test_what_cannot_be_read_is_an_error_with_the_text(text: str, complete: bool, words: str) -> None:
+    with pytest.raises(AnalysisError) as caught:
+        analysis.parse(text, ProductAnalysis, complete=complete)
+    assert words in caught.value.message
+    assert caught.value.raw == text
+
+
+def test_every_language_has_every_prompt() -> None:
+    assert {"en", "zh", "pt", "es"} <= set(LANGUAGES)
+    assert set(PRODUCT_PROMPTS) == set(SCHEMA_PROMPTS) == set(RETRY_PROMPTS) == set(LANGUAGES)
+
+
+def test_the_schema_has_only_what_the_model_can_know() -> None:
+    assert list(analysis.generation_schema(ProductAnalysis)["properties"]) == list(ProductFields.model_fields)
+
+
+def test_equal_analyses_are_equal_wherever_they_came_from() -> None:
+    from qvl.types import Result
+
+    when = ProductAnalysis(brand="a", category=None).created_at
+    one, two = (ProductAnalysis(brand="a", category=None, created_at=when) for _ in range(2))
+    one.came_from(Result(choices=()))
+    assert one == two
