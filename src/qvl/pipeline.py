@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
@@ -23,7 +23,7 @@ from qvl.analysis import AnalysisResult, ProductAnalysis
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache, CacheEntry
 from qvl.errors import CacheError, ConfigError
-from qvl.flight import FlightBoard, Outcome
+from qvl.flight import Flight, FlightBoard, Outcome
 from qvl.log import logger
 from qvl.mapping import MapItem, map_in_order
 from qvl.messages import MessageLike, build_request, decode_pictures
@@ -48,6 +48,19 @@ class Stages:
 
     media: float = 0.0
     cache: float = 0.0
+    queue: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Streaming:
+    """An answer under way: `items` ends with the whole Result and must be closed; `origin` is where it comes from.
+
+    `created_at` is when a cached answer was given, in seconds since the epoch; 0 for one that is new.
+    """
+
+    origin: CacheState
+    items: AsyncGenerator[Chunk | Result, None]
+    created_at: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -129,6 +142,7 @@ class AsyncPipeline:
         self.backend = self._make_backend(settings.model, backend, options)
         opened = cache if isinstance(cache, Cache) else self._make_cache(settings.cache)
         self.store = Store(opened, ttl=settings.cache_ttl) if opened is not None else None
+        self.admit: Callable[[Job], AbstractAsyncContextManager[Any]] = lambda job: nullcontext()
         self._board = FlightBoard()
         self._opening: asyncio.Lock | None = None
         self._opened = False
@@ -360,13 +374,26 @@ class AsyncPipeline:
     ) -> AsyncGenerator[Chunk | Result, None]:
         """As `run`, piece by piece; the last item is the whole Result. The first item comes with the first token."""
         job = await self.job(request, cache, namespace=namespace)
+        streaming = await self.start(job)
+        async with aclosing(streaming.items) as items:
+            async for item in items:
+                yield item
+
+    async def start(self, job: Job) -> Streaming:
+        """Begins to answer `job`: what `stream_run` does, for those who must know the origin before the first piece."""
         hit = await self.look_up(job)
         if hit is not None:
-            for chunk in unfold(hit.result):
-                yield chunk
-            yield self.finish(job, hit, "hit")
-            return
+            return Streaming("hit", self._replay(job, hit), hit.result.created_at)
         flight, joined = self._board.join(job.key, self._answering(job))
+        origin: CacheState = "coalesced" if joined else "miss" if job.key is not None else "bypass"
+        return Streaming(origin, self._follow(job, flight, joined))
+
+    async def _replay(self, job: Job, hit: Outcome) -> AsyncGenerator[Chunk | Result, None]:
+        for chunk in unfold(hit.result):
+            yield chunk
+        yield self.finish(job, hit, "hit")
+
+    async def _follow(self, job: Job, flight: Flight, joined: bool) -> AsyncGenerator[Chunk | Result, None]:
         async with aclosing(flight.chunks()) as items:
             async for item in items:
                 if isinstance(item, Chunk):
@@ -449,7 +476,13 @@ class AsyncPipeline:
         timing = outcome.result.timing if state in ("miss", "bypass") else Timing()
         result = dataclasses.replace(
             outcome.result,
-            timing=dataclasses.replace(timing, media=job.stages.media, cache=job.stages.cache, total=total),
+            timing=dataclasses.replace(
+                timing,
+                media=job.stages.media,
+                cache=job.stages.cache,
+                queue=timing.queue + job.stages.queue,
+                total=total,
+            ),
             cache=state,
             request_id=job.request.request_id,
             key=job.key,
@@ -483,8 +516,9 @@ class AsyncPipeline:
                         emit(chunk)
                     return dataclasses.replace(found, origin="cache")
             try:
-                ready = await self.decoded(job)
-                outcome = cast("Outcome", await (work or self.generate)(ready, emit))
+                async with self.admit(job):
+                    ready = await self.decoded(job)
+                    outcome = cast("Outcome", await (work or self.generate)(ready, emit))
                 if self.store is not None and job.key is not None and job.policy.write:
                     began = time.perf_counter()
                     await self.store.set(job.key, _to_entry(ready, outcome))
