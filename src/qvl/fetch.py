@@ -29,16 +29,9 @@ if TYPE_CHECKING:
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 
-# Names by which clouds hand out credentials to whoever asks from inside, and the machine itself.
-_INNER_NAMES: Final = frozenset(
-    {
-        "localhost",
-        "metadata",
-        "metadata.google.internal",
-        "metadata.goog",
-        "instance-data",
-        "instance-data.ec2.internal",
-    }
+# Names under which clouds hand out credentials to whoever asks from inside, whatever they resolve to.
+_METADATA_NAMES: Final = frozenset(
+    {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
 )
 # Networks that older Pythons call global, or that are global but lead inward: IETF protocol assignments, the 6to4
 # relay, Azure's host endpoint, and for IPv6 the deprecated site-local, IPv4-compatible, documentation and SRv6 ranges.
@@ -106,11 +99,20 @@ def literal(host: str) -> Address | None:
 
 
 class Fetcher:
-    """Fetches encoded pictures under one policy. `resolver` gives the addresses of a name; all of them are checked."""
+    """Fetches encoded pictures under one policy.
 
-    def __init__(self, policy: MediaPolicy, *, resolver: Resolver = resolve) -> None:
+    Args:
+        policy: the limits.
+        resolver: gives the addresses of a name; all of them are checked, wherever they come from.
+        tls: whom to trust; by default the usual authorities and `SSL_CERT_FILE`.
+    """
+
+    def __init__(
+        self, policy: MediaPolicy, *, resolver: Resolver = resolve, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._policy = policy
         self._resolver = resolver
+        self._tls = tls
         self._open_hosts = frozenset(entry for entry in policy.allowed_private if "/" not in entry)
         self._open_networks = tuple(
             ipaddress.ip_network(entry, strict=False)
@@ -148,12 +150,9 @@ class Fetcher:
             raise _blocked(f"the host {short(host)!r} is not among the allowed ones", "allowed_domains names them")
         spelled = literal(host)
         named = host in self._open_hosts
-        if spelled is None and not named and (host in _INNER_NAMES or host.endswith(".localhost")):
+        if host in _METADATA_NAMES and not named:
             raise _refused(host)
-        if spelled is not None:
-            addresses = [spelled]
-        else:
-            addresses = await self._resolved(host, _port(url))
+        addresses = [spelled] if spelled is not None else await self._resolved(host, _port(url))
         if not named and not all(self._allowed(address) for address in addresses):
             raise _refused(host)
         return addresses
@@ -197,7 +196,7 @@ class Fetcher:
         # A client for each hop: a kept connection belongs to an address, and would skip the certificate check of the
         # next name at the same address.
         async with httpx.AsyncClient(
-            verify=_tls(), trust_env=False, follow_redirects=False, timeout=self._policy.timeout
+            verify=self._tls or _usual_tls(), trust_env=False, follow_redirects=False, timeout=self._policy.timeout
         ) as client:
             request = client.build_request("GET", target, headers=headers, extensions={"sni_hostname": host})
             response = await client.send(request, stream=True)
@@ -228,7 +227,7 @@ class Fetcher:
 
 
 @functools.cache
-def _tls() -> ssl.SSLContext:
+def _usual_tls() -> ssl.SSLContext:
     """Loading the certificates takes longer than most fetches; `SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured."""
     return httpx.create_ssl_context()
 

@@ -174,9 +174,9 @@ class Picture:
 
     def fit(self, max_pixels: int) -> Picture:
         """A smaller copy within `max_pixels`, aspect ratio kept; itself when it fits already."""
-        from qvl import pixels
+        from qvl import headers, pixels
 
-        size = pixels.budget(self.width, self.height, max_pixels)
+        size = headers.budget(self.width, self.height, max_pixels)
         if size == (self.width, self.height):
             return self
         return _deferred(
@@ -251,7 +251,7 @@ class _Pixels:
 
 
 def _deferred(
-    sha256: str, size: tuple[int, int], source: str, held: _Pixels, media_type: str, *, untouched: bool
+    sha256: str, size: tuple[int, int], source: str, held: _Pixels, media_type: str = "image/png", *, untouched: bool
 ) -> Picture:
     """A Picture whose `data` is worked out on first use."""
     picture = object.__new__(Picture)
@@ -367,16 +367,16 @@ def _from_image(image: Image.Image, policy: MediaPolicy, name: str) -> Picture:
 
 
 def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool) -> Picture:
-    from qvl import pixels
+    from qvl import headers, pixels
 
-    header = pixels.probe(data, policy, name)
+    header = headers.probe(data, policy, name)
     held = _Pixels(decode=lambda: pixels.decode(data, header, policy, name), raw=data if header.plain else None)
     picture = _deferred(
         f"sha256:{hashlib.sha256(data).hexdigest()}",
         (header.width, header.height),
         name,
         held,
-        header.media_type if header.plain else "image/png",
+        header.media_type,
         untouched=header.plain,
     )
     return picture.decoded() if decode else picture

@@ -1,0 +1,270 @@
+"""What encoded bytes are, before any pixel is decoded: format, size, frames, orientation, and whether they may pass.
+
+Limits are checked here, on the header, so that a picture that breaks one costs nothing. Frames and orientation are
+read from the bytes directly, since Pillow walks every frame to count them and warns about EXIF blocks it dislikes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from PIL import Image, JpegImagePlugin
+
+from qvl.errors import MediaError
+
+if TYPE_CHECKING:
+    from qvl.media import MediaPolicy
+
+ByteOrder: TypeAlias = Literal["little", "big"]
+
+MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+# Formats that every endpoint and browser decodes to the same pixels when the picture is plain 8-bit RGB.
+PORTABLE: Final = frozenset(MEDIA_TYPES)
+ORIENTATION_TAG: Final = 0x0112
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is known of an encoded picture before its pixels are decoded. `width` and `height` are the canonical ones.
+
+    `plain`: every decoder reads these bytes to the canonical pixels, so they may be passed on as they are.
+    """
+
+    format: str
+    width: int
+    height: int
+    orientation: int
+    plain: bool
+
+    @property
+    def media_type(self) -> str:
+        """Of the canonical bytes: the source's own when they pass as they are, else PNG's."""
+        return MEDIA_TYPES[self.format] if self.plain else MEDIA_TYPES["PNG"]
+
+
+def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
+    """Reads the header of `data` and holds it against the policy.
+
+    Raises:
+        MediaError: no picture, a format that is not allowed, or a limit of `policy` is broken.
+    """
+    with open_image(data, policy, name) as image:
+        form = image.format or ""
+        check_size(image.size, policy, name)
+        frames = _frames(image, data, form, policy, name)
+        orientation = _orientation(image, data, form)
+        width, height = image.size[::-1] if orientation >= 5 else image.size
+        size = budget(width, height, policy.max_pixels)
+        plain = (
+            form in PORTABLE
+            and image.mode == "RGB"
+            and frames == 1
+            and orientation == 1
+            and size == (width, height)
+            and "transparency" not in image.info
+            and (form != "PNG" or png_depth(data) == 8)
+        )
+        return Header(form, *size, orientation, plain)
+
+
+def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
+    """Opens with the allowed decoders alone; no pixel is decoded.
+
+    Not `Image.open`: its size check warns or raises by a process-wide setting, where the limit here is the policy's.
+    """
+    if not data:
+        raise MediaError(f"{name} is empty", hint="0 bytes; save or download it again", code="image_decode_failed")
+    Image.init()
+    for form in sorted(policy.formats & Image.OPEN.keys()):
+        factory, accept = Image.OPEN[form]
+        if form == "JPEG":
+            # Pillow's own factory turns a phone's JPEG with more pictures behind the first into another format.
+            factory = JpegImagePlugin.JpegImageFile
+        try:
+            if accept is None or accept(data[:16]) is True:
+                return factory(io.BytesIO(data), "")
+        except Exception as exc:
+            raise broken(name, form, exc) from exc
+    raise MediaError(
+        f"{name} is not a picture: it starts like {kind_of(data)}",
+        hint=f"accepted are {', '.join(sorted(policy.formats))}",
+        code="image_decode_failed",
+    )
+
+
+def broken(name: str, form: str, exc: BaseException) -> MediaError:
+    """The error for a picture whose decoder gave up; the decoder's own words go along, on one line."""
+    reason = " ".join(str(exc).split())[:120] or type(exc).__name__
+    return MediaError(
+        f"{name}: the {form} picture is cut short or broken: {reason}",
+        hint="save or download it again",
+        code="image_decode_failed",
+    )
+
+
+def budget(width: int, height: int, max_pixels: int) -> tuple[int, int]:
+    """The largest size within `max_pixels` that keeps the aspect ratio, at least 1 x 1; never larger than given."""
+    if width * height <= max_pixels:
+        return width, height
+    scale = (max_pixels / (width * height)) ** 0.5
+    short = max(1, int(min(width, height) * scale))
+    long = min(int(max(width, height) * scale), max_pixels // short)
+    return (long, short) if width >= height else (short, long)
+
+
+def check_size(size: tuple[int, int], policy: MediaPolicy, name: str) -> None:
+    """Holds the size of a source against the policy."""
+    width, height = size
+    if width < 1 or height < 1:
+        raise MediaError(f"{name}: a picture of {width} x {height} pixels has nothing to see", hint="save it again")
+    if width * height > policy.max_source_pixels:
+        raise MediaError(
+            f"{name}: {width} x {height} pixels are more than the limit of {policy.max_source_pixels}",
+            hint="make the picture smaller first",
+            code="image_too_large",
+        )
+    if max(width, height) > policy.max_aspect * min(width, height):
+        raise MediaError(
+            f"{name}: {width} x {height} pixels is an aspect ratio above {policy.max_aspect:g}",
+            hint="crop it to a less narrow picture",
+        )
+
+
+def png_depth(data: bytes) -> int:
+    """Bits a channel of a PNG, from its IHDR chunk."""
+    return data[24] if len(data) > 24 else 0
+
+
+def kind_of(data: bytes) -> str:
+    """What bytes that are no accepted picture look like, in a reader's words, with the way out where there is one."""
+    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in data[:4096]):
+        return "an SVG drawing; render it to PNG first"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "a web page"
+    if data[4:8] == b"ftyp":
+        if data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
+            return "HEIC; convert it to JPEG or PNG first"
+        if data[8:12] in (b"avif", b"avis"):
+            return "AVIF; convert it to JPEG or PNG first, or install a Pillow that reads it (11.3 or later)"
+        return "a video; pass one of its frames"
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            return kind
+    return "text" if _is_text(data[:512]) else "data of no known kind"
+
+
+_MAGIC: Final = (
+    (b"%PDF", "a PDF document; render its pages to PNG first"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"8BPS", "a Photoshop document; export it as PNG first"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"RIFF", "WebP or another RIFF file"),
+    (b"\x00\x00\x01\x00", "an icon; save it as PNG first"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL; convert it to PNG first"),
+    (b"\xff\x0a", "JPEG XL; convert it to PNG first"),
+)
+
+
+def _is_text(sample: bytes) -> bool:
+    if any(byte < 32 and byte not in b"\t\r\n\f\x1b" for byte in sample):
+        return False
+    try:
+        sample.decode()
+    except UnicodeDecodeError as exc:
+        # A character may be cut by the end of the sample.
+        return exc.start > len(sample) - 4
+    return True
+
+
+def _frames(image: Image.Image, data: bytes, form: str, policy: MediaPolicy, name: str) -> int:
+    """The number of frames, or of a TIFF's pages, counted no further than one beyond the limit."""
+    if form == "GIF":
+        frames = sum(1 for _ in islice(_gif_frames(data), policy.max_frames + 1))
+    elif form == "TIFF":
+        frames = sum(1 for _ in islice(_tiff_pages(data), policy.max_frames + 1))
+    else:
+        frames = int(getattr(image, "n_frames", 1))
+    if frames > policy.max_frames:
+        raise MediaError(
+            f"{name}: more than the limit of {policy.max_frames} frames",
+            hint="send one of its frames",
+            code="image_too_large",
+        )
+    return frames
+
+
+def _gif_frames(data: bytes) -> Iterator[int]:
+    """Where each frame's pixels begin (GIF89a, sections 18 to 27); ends quietly where the file does."""
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    while at + 10 < len(data):
+        if data[at] == 0x21:
+            at += 2
+        elif data[at] == 0x2C:
+            flags = data[at + 9]
+            at += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+            yield at
+        else:
+            return
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+
+
+def _tiff_pages(data: bytes) -> Iterator[int]:
+    """Where each page's directory stands (TIFF 6.0, section 2; BigTIFF); a chain that loops never ends."""
+    order: ByteOrder = "little" if data[:1] == b"I" else "big"
+    big = int.from_bytes(data[2:4], order) == 43
+    word, head, entry = (8, 8, 20) if big else (4, 2, 12)
+    at = int.from_bytes(data[8:16] if big else data[4:8], order)
+    while at and at + head <= len(data):
+        yield at
+        end = at + head + entry * int.from_bytes(data[at : at + head], order)
+        at = int.from_bytes(data[end : end + word], order)
+
+
+def _orientation(image: Image.Image, data: bytes, form: str) -> int:
+    """EXIF orientation, 1 to 8; what is not a valid one counts as 1, as in browsers."""
+    if form == "TIFF":
+        # Pillow turns a TIFF itself while it loads, and reports the turned size.
+        return 1
+    block = image.info.get("exif") or (_png_exif(data) if form == "PNG" else b"")
+    return exif_orientation(block) if isinstance(block, bytes) else 1
+
+
+def exif_orientation(block: bytes) -> int:
+    """The orientation in an EXIF block (Exif 2.32, section 4.6.4), 1 where there is none or it makes no sense."""
+    tiff = block.removeprefix(b"Exif\x00\x00")
+    if tiff[:2] not in (b"II", b"MM"):
+        return 1
+    order: ByteOrder = "little" if tiff[:2] == b"II" else "big"
+    at = int.from_bytes(tiff[4:8], order)
+    for index in range(int.from_bytes(tiff[at : at + 2], order)):
+        entry = tiff[at + 2 + 12 * index : at + 14 + 12 * index]
+        if len(entry) < 12:
+            return 1
+        if int.from_bytes(entry[:2], order) == ORIENTATION_TAG:
+            value = int.from_bytes(entry[8:10], order)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _png_exif(data: bytes) -> bytes:
+    """The eXIf chunk, which may stand behind the pixels, where Pillow has not looked yet after opening."""
+    at = 8
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"eXIf":
+            return data[at + 8 : at + 8 + length]
+        at += 12 + length
+    return b""
