@@ -35,12 +35,15 @@ def files(plan: Plan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, st
 def compose(plan: Plan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, Any]:
     """The compose file as plain data: an engine for each of `npus`, made as `plan` says.
 
-    `pool_image` has qvl with its server and redis extras.
-    The pool starts beside the engines and takes each in as it gets ready. Only the pool is published, on `plan.host`; engines, Redis and Prometheus stay on the inner network.
+    `pool_image` has qvl with its server and redis extras. The pool starts beside the engines and takes each in when
+    ready. Only the pool is published, on `plan.host`; engines, Redis and Prometheus stay on the inner network.
     """
     if plan.restart == "no":
         plan = replace(plan, restart="unless-stopped")
-    engines = {f"engine-{number}": _engine(replace(plan, npus=(number,), with_key=True)) for number in npus}
+    # The pool keeps the answers; a second store behind it would hold each of them again.
+    uncached = ("--cache", "off") if plan.engine == "qvl" else ()
+    engine = replace(plan, answers="", with_key=True, extra=(*plan.extra, *uncached))
+    engines = {f"engine-{number}": _engine(replace(engine, npus=(number,))) for number in npus}
     services: dict[str, Any] = {
         **engines,
         "pool": _pool(plan, tuple(engines), pool_image),

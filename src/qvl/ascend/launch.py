@@ -94,9 +94,7 @@ class Launcher:
             raise LaunchError(f"NPU {absent[0]} is not on this host, it has: {have}", hint="see `qvl doctor`")
         table = devices.query(self.host)
         if table is None:
-            raise LaunchError(
-                "npu-smi info gives no table, so it is unknown who holds the NPUs", hint="see `qvl doctor`"
-            )
+            raise LaunchError("npu-smi info gives no table: who holds the NPUs is unknown", hint="see `qvl doctor`")
         for holder in devices.holders(self.host, table):
             if holder.device_id in wanted and not share:
                 free = sorted(set(present) - {item.device_id for item in devices.holders(self.host, table)})
@@ -142,9 +140,7 @@ class Launcher:
         words = docker_arguments(plan)
         done = self.host.run(words, timeout=120)
         if done.code != 0:
-            raise LaunchError(
-                f"docker run: {done.last_line}", hint=f"docker rm -f {plan.container}, if it is an old one"
-            )
+            raise LaunchError(f"docker run: {done.last_line}", hint=f"an old one? docker rm -f {plan.container}")
         return done.stdout.strip()
 
     def wait(self, plan: Plan, *, timeout: float) -> float:

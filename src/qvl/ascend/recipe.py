@@ -31,7 +31,7 @@ CACHE_FOLDER: Final = "/var/cache/qvl"
 _DRIVER_LIBRARIES = "/usr/local/Ascend/driver/lib64"
 # A container's command does not go through a login shell, so an image's ~/.bashrc, which sources these, is not read.
 _PREAMBLE = (
-    f"export LD_LIBRARY_PATH={_DRIVER_LIBRARIES}:{_DRIVER_LIBRARIES}/common:{_DRIVER_LIBRARIES}/driver:$LD_LIBRARY_PATH; "
+    f"d={_DRIVER_LIBRARIES}; export LD_LIBRARY_PATH=$d:$d/common:$d/driver:$LD_LIBRARY_PATH; "
     "for f in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh "
     '/usr/local/Ascend/nnal/atb/set_env.sh; do if [ -f "$f" ]; then . "$f"; fi; done; exec "$@"'
 )

@@ -1,0 +1,189 @@
+"""The endpoint checks against real HTTP servers that decode pictures by each stack's rules.
+
+The server's "model" answers with a word made of the pixels it sees, so other pixels give another answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import threading
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image, ImageOps
+
+from qvl.ascend.checks import endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from qvl.ascend.report import Finding
+
+
+@dataclass
+class Rules:
+    """How a server behaves."""
+
+    exif: bool = True
+    alpha: bool = True
+    vision: bool = True
+    wordless: bool = False
+    schema: str = "enforced"
+    logprobs: str = "given"
+    key: str = ""
+    models: tuple[str, ...] = ("qwen3-vl",)
+
+
+class Handler(BaseHTTPRequestHandler):
+    rules: Rules
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Keep the test's output quiet."""
+
+    def reply(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        if self.rules.key and self.headers.get("Authorization") != f"Bearer {self.rules.key}":
+            self.reply(401, {"error": "Unauthorized"})
+        else:
+            self.reply(200, {"data": [{"id": name} for name in self.rules.models]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body.get("logprobs") and self.rules.logprobs == "refused":
+            return self.reply(
+                400, {"error": {"message": "logprobs are not supported", "code": "unsupported_parameter"}}
+            )
+        if "response_format" in body and self.rules.schema == "refused":
+            return self.reply(400, {"object": "error", "message": "no response_format here"})
+        pixels = [part["image_url"]["url"] for part in body["messages"][0]["content"] if part["type"] == "image_url"]
+        word = self.word(pixels[0]) if pixels and self.rules.vision else "hello"
+        text = "SOMETHING" if self.rules.wordless else word
+        if "response_format" in body and self.rules.schema == "enforced":
+            text = '{"canary": "QVL-7F3A"}'
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "stop"}
+        if body.get("logprobs") and self.rules.logprobs != "empty":
+            sign = 1 if self.rules.logprobs == "odd" else -1
+            choice["logprobs"] = {
+                "content": [{"token": text, "logprob": sign * int(word[:4].encode().hex(), 16) / 2**32}]
+            }
+        tokens = 10 + 140 * bool(pixels and self.rules.vision)
+        return self.reply(200, {"choices": [choice], "usage": {"prompt_tokens": tokens}})
+
+    def word(self, url: str) -> str:
+        image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+        if self.rules.exif:
+            image = ImageOps.exif_transpose(image)
+        if image.mode == "RGBA" and self.rules.alpha:
+            white = Image.new("RGB", image.size, (255, 255, 255))
+            white.paste(image, mask=image.getchannel("A"))
+            image = white
+        image = image.convert("RGB")
+        return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:8]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Rules], str]]:
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(rules: Rules) -> str:
+        handler = type("Bound", (Handler,), {"rules": rules})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def examine(url: str, **options: Any) -> dict[str, Finding]:
+    return {finding.check: finding for finding in endpoint.check(url, **options)}
+
+
+def test_a_right_server_has_no_warning(serve: Callable[[Rules], str]) -> None:
+    url = serve(Rules())
+
+    for spelling in (url, f"{url}/", f"{url}/v1", f"{url}/v1/"):
+        found = examine(spelling)
+        assert {finding.status for finding in found.values()} == {"ok"}, found
+
+
+@pytest.mark.parametrize("logprobs", ["given", "empty", "refused"])
+@pytest.mark.parametrize(("rules", "wrong"), [({"exif": False}, "endpoint-exif"), ({"alpha": False}, "endpoint-alpha")])
+def test_the_broken_decoding_rule_is_named_and_the_other_is_not(
+    serve: Callable[[Rules], str], rules: dict[str, bool], wrong: str, logprobs: str
+) -> None:
+    found = examine(serve(Rules(**rules, logprobs=logprobs)))
+    right = ({"endpoint-exif", "endpoint-alpha"} - {wrong}).pop()
+
+    assert found[wrong].status == "warn"
+    assert found[right].status == "ok"
+
+
+def test_log_probabilities_tell_where_the_words_do_not(serve: Callable[[Rules], str]) -> None:
+    found = examine(serve(Rules(exif=False, wordless=True)))
+
+    assert (found["endpoint-exif"].status, found["endpoint-alpha"].status) == ("warn", "ok")
+
+
+def test_a_model_that_always_says_the_same_without_logprobs_is_not_judged(serve: Callable[[Rules], str]) -> None:
+    found = examine(serve(Rules(exif=False, wordless=True, logprobs="refused")))
+
+    assert found["endpoint-exif"].status == "skip"
+
+
+def test_a_server_that_does_not_look_at_pictures_fails(serve: Callable[[Rules], str]) -> None:
+    assert examine(serve(Rules(vision=False)))["endpoint-picture"].status == "fail"
+
+
+@pytest.mark.parametrize(("schema", "status"), [("enforced", "ok"), ("refused", "warn"), ("ignored", "fail")])
+def test_a_schema_that_is_ignored_in_silence_is_worse_than_a_refusal(
+    serve: Callable[[Rules], str], schema: str, status: str
+) -> None:
+    assert examine(serve(Rules(schema=schema)))["endpoint-schema"].status == status
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "status"), [("given", "ok"), ("refused", "warn"), ("empty", "warn"), ("odd", "fail")]
+)
+def test_logprobs_are_asked_for_and_looked_at(serve: Callable[[Rules], str], logprobs: str, status: str) -> None:
+    assert examine(serve(Rules(logprobs=logprobs)))["endpoint-logprobs"].status == status
+
+
+def test_a_key_is_sent_and_its_absence_told(serve: Callable[[Rules], str]) -> None:
+    url = serve(Rules(key="k-123"))
+
+    assert examine(url, api_key="k-123")["endpoint"].status == "ok"
+    refused = examine(url, api_key="k-999")["endpoint"]
+    assert refused.status == "fail"
+    assert "k-999" not in refused.summary
+
+
+def test_a_wrong_model_and_a_dead_address_fail(serve: Callable[[Rules], str]) -> None:
+    assert "not other" in examine(serve(Rules()), model="other")["endpoint"].summary
+    assert examine("http://127.0.0.1:1")["endpoint"].status == "fail"
+    assert examine("not a url")["endpoint"].status == "fail"
+
+
+def test_the_pictures_differ_as_they_should() -> None:
+    stored, upright, turned = endpoint.exif_pictures()
+    again = Image.open(io.BytesIO(base64.b64decode(endpoint.data_url(stored).partition(",")[2])))
+
+    assert ImageOps.exif_transpose(again).tobytes() == upright.tobytes()
+    assert again.tobytes() == turned.tobytes() != upright.tobytes()
+    layered, white, hidden = endpoint.alpha_pictures()
+    assert layered.convert("RGB").tobytes() == hidden.tobytes() != white.tobytes()
