@@ -1,0 +1,115 @@
+"""`qvl doctor` and `qvl launch` as programs: what they print, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from qvl.cli import doctor, launch
+from tests.ascend.test_launch import calls, docker, service
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from click.testing import Result
+
+    from tests.ascend.conftest import Machine
+
+LAUNCH = ["launch", "Qwen/Qwen3-VL-8B-Instruct"]
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    doctor.register(app)
+    launch.register(app)
+    return app
+
+
+def run(app: typer.Typer, words: list[str], machine: Machine | None = None, **environ: str) -> Result:
+    path = {"PATH": str(machine.bin)} if machine else {}
+    return CliRunner().invoke(app, words, env={"QVL_API_KEY": None, "VLLM_API_KEY": None, **path, **environ})
+
+
+def test_doctor_prints_one_json_object_and_exits_by_it(app: typer.Typer) -> None:
+    result = run(app, ["doctor", "--json", "--no-probe", "--device", "npu"])
+
+    assert json.loads(result.stdout)["exit_code"] == result.exit_code == 2
+
+
+def test_doctor_prints_text_with_a_verdict(app: typer.Typer) -> None:
+    result = run(app, ["doctor", "--no-probe", "--device", "cpu", "--cache", "memory:"])
+
+    assert "warnings" in result.stdout.splitlines()[-1]
+    assert result.exit_code in (0, 1)
+
+
+def test_doctor_refuses_an_unknown_device_in_one_line(app: typer.Typer) -> None:
+    result = run(app, ["doctor", "--device", "tpu"])
+
+    assert result.exit_code == 2
+    assert result.stderr.strip() == "qvl doctor: --device 'tpu' is unknown (one of auto, npu, cuda, cpu)"
+
+
+def test_dry_run_prints_the_command_and_runs_nothing(app: typer.Typer, machine: Machine) -> None:
+    docker(machine)
+    result = run(app, [*LAUNCH, "--image", "qvl-npu:0.1.0", "--npus", "0", "--dry-run"], machine)
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("docker run \\\n")
+    assert not (machine.calls / "docker").exists()
+
+
+def test_an_address_for_all_wants_a_key(app: typer.Typer, machine: Machine) -> None:
+    words = [*LAUNCH, "--image", "qvl-npu:0.1.0", "--host", "0.0.0.0", "--dry-run"]
+
+    refused = run(app, words, machine)
+    with_key = run(app, words, machine, QVL_API_KEY="s3cret-key")
+    open_to_all = run(app, [*words, "--allow-unauthenticated"], machine)
+
+    assert refused.exit_code == 2
+    assert "QVL_API_KEY" in refused.stderr
+    assert with_key.exit_code == open_to_all.exit_code == 0
+    assert "s3cret-key" not in with_key.stdout
+    assert "--env QVL_API_KEY \\" in with_key.stdout
+
+
+def test_flags_after_two_dashes_reach_the_engine(app: typer.Typer) -> None:
+    words = [*LAUNCH, "--image", "vllm-ascend:v0.23.0", "--engine", "vllm", "--dry-run", "--", "--max-num-seqs", "64"]
+
+    assert run(app, words).stdout.rstrip().endswith("--max-num-seqs 64")
+
+
+def test_npus_that_are_not_there_end_it_with_one_line(app: typer.Typer, machine: Machine) -> None:
+    docker(machine)
+    with service(200) as (port, _):
+        result = run(app, [*LAUNCH, "--image", "qvl-npu:0.1.0", "--npus", "63", "--port", str(port)], machine)
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("qvl launch: NPU 63 is not on this host")
+    assert not (machine.calls / "docker").exists() or all(words[0] != "run" for words in calls(machine))
+
+
+def test_compose_writes_all_files_that_it_needs(app: typer.Typer, tmp_path: Path) -> None:
+    words = [*LAUNCH, "--image", "qvl-npu:0.1.0", "--npus", "0-3", "--compose", str(tmp_path / "out")]
+    result = run(app, words)
+
+    written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.yml"))
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == len(written) == 4
+    services = yaml.safe_load((tmp_path / "out/docker-compose.yml").read_text())["services"]
+    assert sum(name.startswith("engine-") for name in services) == 4
+
+
+def test_compose_with_vllm_wants_an_image_for_the_pool(app: typer.Typer, tmp_path: Path) -> None:
+    words = [*LAUNCH, "--image", "vllm-ascend:v0.23.0", "--engine", "vllm", "--compose", str(tmp_path)]
+    result = run(app, words)
+
+    assert result.exit_code == 2
+    assert "--pool-image" in result.stderr
