@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -53,6 +54,7 @@ _INNER_NETWORKS: Final = tuple(
     )
 )
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_HOST: Final = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
@@ -107,9 +109,7 @@ class Fetcher:
         tls: whom to trust; by default the usual authorities and `SSL_CERT_FILE`.
     """
 
-    def __init__(
-        self, policy: MediaPolicy, *, resolver: Resolver = resolve, tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, policy: MediaPolicy, *, resolver: Resolver = resolve, tls: ssl.SSLContext | None = None) -> None:
         self._policy = policy
         self._resolver = resolver
         self._tls = tls
@@ -177,7 +177,7 @@ class Fetcher:
         for last, address in ((index == len(addresses) - 1, address) for index, address in enumerate(addresses)):
             try:
                 return await self._get_from(url, address, name)
-            except httpx.ConnectError as exc:
+            except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
                 if last:
                     raise _failed(name, f"cannot connect: {_words(exc)}") from exc
             except httpx.HTTPError as exc:
@@ -193,13 +193,13 @@ class Fetcher:
             "Accept": "image/*",
             "Accept-Encoding": "identity",
         }
-        # A client for each hop: a kept connection belongs to an address, and would skip the certificate check of the
-        # next name at the same address.
-        async with httpx.AsyncClient(
-            verify=self._tls or _usual_tls(), trust_env=False, follow_redirects=False, timeout=self._policy.timeout
-        ) as client:
-            request = client.build_request("GET", target, headers=headers, extensions={"sni_hostname": host})
-            response = await client.send(request, stream=True)
+        # A transport for each hop: a kept connection belongs to an address, and would skip the certificate check of
+        # the next name at that address. No client above it, since that reads `Location` and cookies by itself.
+        async with httpx.AsyncHTTPTransport(verify=self._tls or _usual_tls(), trust_env=False) as transport:
+            # The time in all is bounded by the caller; this one leaves some of it for the next address.
+            extensions = {"sni_hostname": host, "timeout": {"connect": min(5.0, self._policy.timeout / 2)}}
+            request = httpx.Request("GET", target, headers=headers, extensions=extensions)
+            response = await transport.handle_async_request(request)
             try:
                 if response.status_code in _REDIRECTS and "location" in response.headers:
                     return response.headers["location"]
@@ -253,8 +253,8 @@ def _checked(url: httpx.URL) -> httpx.URL:
         raise _blocked(f"{short(url.scheme)}: addresses are not fetched", "use http or https")
     if url.userinfo:
         raise _blocked("a URL with user name or password is refused", "fetch it yourself and pass the bytes")
-    if not _host(url):
-        raise _blocked("the URL names no host", "write it as https://host/path")
+    if not _HOST.fullmatch(_host(url)) or not 1 <= _port(url) <= 65535:
+        raise _blocked("the URL names no valid host and port", "write it as https://host/path")
     return url
 
 
@@ -264,7 +264,7 @@ def _host(url: httpx.URL) -> str:
 
 
 def _port(url: httpx.URL) -> int:
-    return url.port or (443 if url.scheme == "https" else 80)
+    return (443 if url.scheme == "https" else 80) if url.port is None else url.port
 
 
 def _netloc(url: httpx.URL) -> str:
@@ -280,8 +280,6 @@ def _within(host: str, domain: str) -> bool:
 
 
 def _words(exc: httpx.HTTPError) -> str:
-    if isinstance(exc, httpx.TimeoutException):
-        return "no answer in time"
     return " ".join(str(exc).split())[:120] or type(exc).__name__
 
 

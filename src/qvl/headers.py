@@ -6,17 +6,19 @@ read from the bytes directly, since Pillow walks every frame to count them and w
 
 from __future__ import annotations
 
+import importlib
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
-
-from PIL import Image, JpegImagePlugin
+from typing import IO, TYPE_CHECKING, Final, Literal, TypeAlias
 
 from qvl.errors import MediaError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from PIL import Image
+
     from qvl.media import MediaPolicy
 
 ByteOrder: TypeAlias = Literal["little", "big"]
@@ -78,15 +80,11 @@ def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
     """
     if not data:
         raise MediaError(f"{name} is empty", hint="0 bytes; save or download it again", code="image_decode_failed")
-    Image.init()
-    for form in sorted(policy.formats & Image.OPEN.keys()):
-        factory, accept = Image.OPEN[form]
-        if form == "JPEG":
-            # Pillow's own factory turns a phone's JPEG with more pictures behind the first into another format.
-            factory = JpegImagePlugin.JpegImageFile
+    form = _sniff(data)
+    decoder = _decoder(form) if form in policy.formats else None
+    if decoder is not None:
         try:
-            if accept is None or accept(data[:16]) is True:
-                return factory(io.BytesIO(data), "")
+            return decoder(io.BytesIO(data), "")
         except Exception as exc:
             raise broken(name, form, exc) from exc
     raise MediaError(
@@ -94,6 +92,33 @@ def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
         hint=f"accepted are {', '.join(sorted(policy.formats))}",
         code="image_decode_failed",
     )
+
+
+def _sniff(data: bytes) -> str:
+    """The format by its first bytes, "" for none that is known."""
+    if data[4:8] == b"ftyp":
+        still = data[8:12] in (b"avif", b"avis") or (data[8:12] in (b"mif1", b"msf1") and b"avif" in data[16:64])
+        return "AVIF" if still else ""
+    if data[:4] == b"RIFF":
+        return "WEBP" if data[8:12] == b"WEBP" else ""
+    return next((form for magic, form in _PICTURES if data.startswith(magic)), "")
+
+
+def _decoder(form: str) -> Callable[[IO[bytes], str], Image.Image] | None:
+    """Pillow's decoder of one format, None where this Pillow was built without it.
+
+    The class itself and not the registered factory, which turns a phone's JPEG with more pictures behind the first into
+    another format, and which needs every plugin imported.
+    """
+    module, name = _DECODERS[form]
+    try:
+        plugin = importlib.import_module(f"PIL.{module}")
+    except ImportError:
+        return None
+    if not getattr(plugin, "SUPPORTED", True):
+        return None
+    decoder: Callable[[IO[bytes], str], Image.Image] = getattr(plugin, name)
+    return decoder
 
 
 def broken(name: str, form: str, exc: BaseException) -> MediaError:
@@ -152,23 +177,37 @@ def kind_of(data: bytes) -> str:
         if data[8:12] in (b"avif", b"avis"):
             return "AVIF; convert it to JPEG or PNG first, or install a Pillow that reads it (11.3 or later)"
         return "a video; pass one of its frames"
-    for magic, kind in _MAGIC:
+    for magic, kind in _OTHERS + _PICTURES:
         if data.startswith(magic):
             return kind
     return "text" if _is_text(data[:512]) else "data of no known kind"
 
 
-_MAGIC: Final = (
+_PICTURES: Final = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"II+\x00", "TIFF"),
+    (b"MM\x00+", "TIFF"),
+)
+_DECODERS: Final = {
+    "JPEG": ("JpegImagePlugin", "JpegImageFile"),
+    "PNG": ("PngImagePlugin", "PngImageFile"),
+    "GIF": ("GifImagePlugin", "GifImageFile"),
+    "BMP": ("BmpImagePlugin", "BmpImageFile"),
+    "TIFF": ("TiffImagePlugin", "TiffImageFile"),
+    "WEBP": ("WebPImagePlugin", "WebPImageFile"),
+    "AVIF": ("AvifImagePlugin", "AvifImageFile"),
+}
+_OTHERS: Final = (
     (b"%PDF", "a PDF document; render its pages to PNG first"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"8BPS", "a Photoshop document; export it as PNG first"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
     (b"RIFF", "WebP or another RIFF file"),
     (b"\x00\x00\x01\x00", "an icon; save it as PNG first"),
     (b"\x00\x00\x00\x0cJXL ", "JPEG XL; convert it to PNG first"),

@@ -80,12 +80,21 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     if mode in ("La", "RGBa"):
         image = image.convert(mode.upper())
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _on_white(image)
     if mode == "RGB":
         return image
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Band by band, so that the largest picture allowed takes twice its memory and not five times."""
+    width, height = image.size
+    rows = max(1, 2**20 // width)
+    laid = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height))).convert("RGBA")
+        laid.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, top))
+    return laid
 
 
 def _deep_grey(image: Image.Image, name: str) -> Image.Image:
