@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def plan(**changes: Any) -> Plan:
 
 
 def values(words: list[str], flag: str) -> list[str]:
-    return [value for name, value in zip(words, words[1:], strict=False) if name == flag]
+    return [value for name, value in itertools.pairwise(words) if name == flag]
 
 
 @contextmanager
@@ -196,7 +197,8 @@ class TestPlan:
         assert plan(image=image).image == image
 
     @pytest.mark.parametrize(
-        ("text", "numbers"), [("0", (0,)), ("3,1", (1, 3)), ("0-3", (0, 1, 2, 3)), ("0-1, 6", (0, 1, 6)), ("all", (4, 5))]
+        ("text", "numbers"),
+        [("0", (0,)), ("3,1", (1, 3)), ("0-3", (0, 1, 2, 3)), ("0-1, 6", (0, 1, 6)), ("all", (4, 5))],
     )
     def test_npus_are_read(self, text: str, numbers: tuple[int, ...]) -> None:
         assert parse_npus(text, (4, 5)) == numbers

@@ -1,0 +1,199 @@
+"""The compose file that `qvl launch` writes, the one that ships, and the Kubernetes manifests, as parsed YAML."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qvl.ascend import compose, recipe
+from qvl.ascend.recipe import Plan
+from qvl.errors import ConfigError
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+
+
+def plan(**changes: Any) -> Plan:
+    base = {"model": "Qwen/Qwen3-VL-8B-Instruct", "image": "qvl-npu:0.1.0", "npus": (0,)}
+    return Plan(**{**base, **changes})
+
+
+def documents() -> list[dict[str, Any]]:
+    texts = [path.read_text(encoding="utf-8") for path in MANIFESTS if path.name != "kustomization.yaml"]
+    return [document for text in texts for document in yaml.safe_load_all(text)]
+
+
+def of_kind(kind: str) -> dict[str, dict[str, Any]]:
+    return {item["metadata"]["name"]: item for item in documents() if item["kind"] == kind}
+
+
+def containers(workload: dict[str, Any]) -> dict[str, Any]:
+    return workload["spec"]["template"]["spec"]["containers"][0]
+
+
+class TestCompose:
+    @pytest.mark.parametrize("engine", ["qvl", "vllm"])
+    def test_what_is_written_reads_back_as_what_was_meant(self, engine: str) -> None:
+        body = compose.compose(plan(engine=engine), (0, 3), pool_image="qvl-npu:0.1.0")
+
+        assert yaml.safe_load(compose.to_yaml(body)) == json.loads(json.dumps(body))
+
+    @pytest.mark.parametrize(
+        "value", ["yes", "1", "a: b", "- x", "", "#", "über 日本", 'q"\\', "no", "0x1", "null", "a b", "@x", "1e3", "~"]
+    )
+    def test_every_string_stays_a_string(self, value: str) -> None:
+        assert yaml.safe_load(compose.to_yaml({"key": value, "list": [value, [value], {}, []]})) == {
+            "key": value,
+            "list": [value, [value], {}, []],
+        }
+
+    def test_every_engine_has_one_npu_of_its_own(self) -> None:
+        body = compose.compose(plan(), (1, 4), pool_image="qvl-npu:0.1.0")
+        engines = {name: service for name, service in body["services"].items() if name.startswith("engine-")}
+
+        assert list(engines) == ["engine-1", "engine-4"]
+        for number in (1, 4):
+            service = engines[f"engine-{number}"]
+            nodes = [entry.partition(":")[0] for entry in service["devices"]]
+            assert nodes == [f"/dev/davinci{number}", *recipe.DEVICE_NODES]
+            assert service["environment"]["ASCEND_RT_VISIBLE_DEVICES"] == "0"
+            assert "ports" not in service
+            assert "privileged" not in service
+
+    def test_the_pool_knows_every_engine_and_is_published_alone(self) -> None:
+        body = compose.compose(plan(port=9000), (1, 4), pool_image="pool:1")
+        pool = body["services"]["pool"]
+        urls = [word for word in pool["command"] if word.startswith("http")]
+
+        assert urls == ["http://engine-1:8000/v1", "http://engine-4:8000/v1"]
+        assert pool["command"][:2] == ["qvl-serve", "openai:Qwen3-VL-8B-Instruct"]
+        assert pool["ports"] == ["127.0.0.1:9000:8000"]
+        published = {name for name, service in body["services"].items() if "ports" in service}
+        assert published == {"pool", "grafana"}
+
+    def test_no_secret_is_written_and_every_one_is_asked_for(self) -> None:
+        text = compose.to_yaml(compose.compose(plan(), (0,), pool_image="pool:1"))
+
+        assert "${QVL_API_KEY:?" in text
+        assert "${GRAFANA_PASSWORD:?" in text
+
+    def test_a_dollar_reaches_the_shell_in_the_container(self) -> None:
+        command = compose.compose(plan(), (0,), pool_image="pool:1")["services"]["engine-0"]["command"]
+
+        assert '. "$$f"' in command[1]
+        assert not [word for word in command if "$" in word.replace("$$", "")]
+
+    def test_redis_evicts(self) -> None:
+        command = compose.compose(plan(), (0,), pool_image="pool:1")["services"]["redis"]["command"]
+
+        assert command[command.index("--maxmemory-policy") + 1] == "allkeys-lru"
+
+    def test_privileged_engines_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match="every NPU"):
+            compose.compose(plan(privileged=True), (0,), pool_image="pool:1")
+
+    def test_prometheus_scrapes_the_pool_and_every_engine(self) -> None:
+        written = compose.files(plan(), (0, 1), pool_image="pool:1")
+        jobs = yaml.safe_load(written["prometheus.yml"])["scrape_configs"]
+        targets = [target for job in jobs for target in job["static_configs"][0]["targets"]]
+
+        assert targets == ["pool:8000", "engine-0:8000", "engine-1:8000"]
+
+    def test_the_shipped_example_is_what_launch_writes_for_eight_npus(self) -> None:
+        for path, text in compose.files(plan(), tuple(range(8)), pool_image="qvl-npu:0.1.0").items():
+            assert (DEPLOY / "compose" / path).read_text(encoding="utf-8") == text, path
+
+    def test_docker_compose_accepts_it(self, tmp_path: Path) -> None:
+        docker = shutil.which("docker")
+        found = (
+            docker and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0
+        )
+        if not found:
+            pytest.skip("the compose plugin of docker is not here")
+        for path, text in compose.files(plan(), (0, 1), pool_image="pool:1").items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(text)
+        done = subprocess.run(
+            [str(docker), "compose", "-f", str(tmp_path / "docker-compose.yml"), "config", "--quiet"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/usr/bin:/bin", "QVL_API_KEY": "k", "GRAFANA_PASSWORD": "p"},
+        )
+        assert done.returncode == 0, done.stderr
+
+
+class TestKubernetes:
+    def test_kustomization_lists_every_manifest(self) -> None:
+        listed = yaml.safe_load((DEPLOY / "kubernetes/kustomization.yaml").read_text())["resources"]
+
+        assert sorted(listed) == [path.name for path in MANIFESTS if path.name != "kustomization.yaml"]
+
+    def test_selectors_find_their_pods(self) -> None:
+        pods = [item["spec"]["template"] for item in documents() if item["kind"] in ("Deployment", "StatefulSet")]
+        labels = [pod["metadata"]["labels"] for pod in pods]
+        for item in documents():
+            if item["kind"] == "Service":
+                assert any(item["spec"]["selector"].items() <= found.items() for found in labels), item["metadata"]
+            elif item["kind"] in ("Deployment", "StatefulSet", "PodDisruptionBudget"):
+                wanted = item["spec"]["selector"]["matchLabels"]
+                assert any(wanted.items() <= found.items() for found in labels), item["metadata"]
+
+    def test_the_pool_addresses_every_engine_replica(self) -> None:
+        engine = of_kind("StatefulSet")["engine"]
+        command = containers(of_kind("Deployment")["pool"])["command"]
+        urls = [value for flag, value in itertools.pairwise(command) if flag == "--base-url"]
+
+        assert engine["spec"]["serviceName"] in of_kind("Service")
+        assert urls == [f"http://engine-{index}.engine:8000/v1" for index in range(engine["spec"]["replicas"])]
+
+    def test_an_engine_has_one_npu_and_is_not_privileged(self) -> None:
+        spec = of_kind("StatefulSet")["engine"]["spec"]["template"]["spec"]
+        engine = spec["containers"][0]
+
+        assert engine["resources"]["limits"]["huawei.com/Ascend910"] == 1
+        assert "privileged" not in json.dumps(spec)
+        assert not any("hostPath" in volume for volume in spec["volumes"])
+        mounted = {mount["name"] for mount in engine["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in spec["volumes"]}
+
+    def test_draining_ends_before_kubernetes_kills(self) -> None:
+        for workload in (of_kind("StatefulSet")["engine"], of_kind("Deployment")["pool"]):
+            words = " ".join([*containers(workload)["command"], *containers(workload).get("args", [])]).split()
+            drain = int(words[words.index("--drain-timeout") + 1])
+            assert drain < workload["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+
+    def test_probes_ask_the_paths_that_the_server_has(self) -> None:
+        for workload in (of_kind("StatefulSet")["engine"], of_kind("Deployment")["pool"]):
+            container = containers(workload)
+            assert container["livenessProbe"]["httpGet"]["path"] == "/health"
+            script = container["readinessProbe"]["exec"]["command"][-1]
+            assert f"8000{recipe.READY_PATHS['qvl']}" in script
+            compile(script, "probe", "exec")
+
+    def test_keys_come_from_a_secret(self) -> None:
+        for workload in (of_kind("StatefulSet")["engine"], of_kind("Deployment")["pool"]):
+            for entry in containers(workload)["env"]:
+                if entry["name"].endswith("KEY"):
+                    assert entry["valueFrom"]["secretKeyRef"] == {"name": "qvl", "key": "api-key"}
+
+
+def test_prometheus_for_one_server_parses() -> None:
+    body = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+
+    assert body["scrape_configs"][0]["static_configs"][0]["targets"] == ["127.0.0.1:8000"]
+
+
+def test_no_image_is_used_without_a_tag() -> None:
+    images = [containers(item)["image"] for item in documents() if item["kind"] in ("Deployment", "StatefulSet")]
+    body = compose.compose(plan(), (0,), pool_image="qvl-npu:0.1.0")
+    images += [service["image"] for service in body["services"].values()]
+
+    assert all(":" in image and not image.endswith(":latest") for image in images)
