@@ -19,7 +19,8 @@ from qvl.errors import ConfigError
 class Settings(BaseSettings):
     """What a Pipeline starts from. Every field can be set as `QVL_<FIELD>` or in the config file.
 
-    `cache` is a cache URL, a path of a SQLite file, or "off"; `cache_ttl` is in seconds.
+    `cache` is a cache URL, a path of a SQLite file, or "off"; `cache_ttl` is in seconds. `serve` is the table of
+    `qvl-serve`'s own options.
     """
 
     model_config = SettingsConfigDict(env_prefix="QVL_", extra="forbid", env_ignore_empty=True)
@@ -32,6 +33,7 @@ class Settings(BaseSettings):
     language: str = "en"
     max_pixels: int | None = None
     concurrency: int = 8
+    serve: dict[str, Any] = {}
 
     @classmethod
     def settings_customise_sources(

@@ -41,7 +41,8 @@ def build_manifest(
 ) -> dict[str, Any]:
     """Everything that changes the answer to `request`, as JSON values.
 
-    Pictures stand by their hash at their place in their message, so order, role and position are part of the key.
+    Pictures stand by their hash and canonical size at their place in their message, so order, role, position and
+    detail are part of the key.
     `max_pixels` is the media gate's budget; a smaller one in the request wins.
     """
     return {
@@ -91,7 +92,9 @@ def _message(message: Message) -> dict[str, Any]:
     return {
         "role": message.role,
         "parts": [
-            {"image": part.picture.sha256} if isinstance(part, ImagePart) else {"text": part.text}
+            {"image": part.picture.sha256, "size": [part.picture.width, part.picture.height]}
+            if isinstance(part, ImagePart)
+            else {"text": part.text}
             for part in message.parts
         ],
         "tool_calls": [asdict(call) for call in message.tool_calls],

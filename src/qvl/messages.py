@@ -33,14 +33,17 @@ MessageLike: TypeAlias = Message | Mapping[str, Any]
 ToolLike: TypeAlias = Tool | Mapping[str, Any]
 ResponseFormatLike: TypeAlias = ResponseFormat | Mapping[str, Any] | type[BaseModel]
 MAX_PICTURES: Final = 256
+LOW_DETAIL_PIXELS: Final = 512 * 512
+DETAILS: Final = (None, "auto", "low", "high", "original")
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(slots=True)
 class _Pending:
-    """A picture that is still to be loaded."""
+    """A picture that is still to be loaded; `detail` low means a smaller budget than the gate's."""
 
     source: Any
+    detail: str | None = None
 
 
 async def build_request(
@@ -72,7 +75,7 @@ async def build_request(
     pending = [part for _, parts in drafts for part in parts if isinstance(part, _Pending)]
     if len(pending) > MAX_PICTURES:
         raise RequestError(f"{len(pending)} pictures in one request", hint=f"at most {MAX_PICTURES}", param="messages")
-    loaded = await load_pictures([part.source for part in pending], policy)
+    loaded = await load_pictures([part.source for part in pending], policy, [part.detail for part in pending])
     found = dict(zip(map(id, pending), loaded, strict=True))
     whole = tuple(
         dataclasses.replace(
@@ -94,8 +97,12 @@ async def build_request(
     )
 
 
-async def load_pictures(sources: Sequence[PictureSource], policy: MediaPolicy) -> list[Picture]:
+async def load_pictures(
+    sources: Sequence[PictureSource], policy: MediaPolicy, details: Sequence[str | None] = ()
+) -> list[Picture]:
     """Reads and hashes pictures at once, in order, without decoding them; the first that fails ends the rest.
+
+    `details` are OpenAI's words for each picture: "low" bounds it to LOW_DETAIL_PIXELS, the rest is the policy's.
 
     Raises:
         MediaError: as `qvl.media.aload`.
@@ -104,7 +111,11 @@ async def load_pictures(sources: Sequence[PictureSource], policy: MediaPolicy) -
 
     if not sources:
         return []
-    return await _together([media.aload(source, policy, decode=False) for source in sources])
+    low = dataclasses.replace(policy, max_pixels=min(policy.max_pixels, LOW_DETAIL_PIXELS))
+    policies = [low if detail == "low" else policy for detail in details] or [policy] * len(sources)
+    return await _together(
+        [media.aload(source, own, decode=False) for source, own in zip(sources, policies, strict=True)]
+    )
 
 
 async def decode_pictures(request: ChatRequest) -> ChatRequest:
@@ -247,11 +258,14 @@ def _part(part: Any, where: str) -> Part | _Pending:
             raise RequestError(f"{where}.text is missing", param="messages")
         return TextPart(part["text"])
     if kind in ("image_url", "input_image"):
-        url = part.get("image_url")
-        url = url.get("url") if isinstance(url, Mapping) else url
+        given = part.get("image_url")
+        inner = given if isinstance(given, Mapping) else {"url": given, "detail": part.get("detail")}
+        url, detail = inner.get("url"), inner.get("detail")
         if url is None:
             raise MediaError(f"{where}.image_url.url is missing", param="messages")
-        return _Pending(url)
+        if detail not in DETAILS:
+            raise RequestError(f"{where} has the detail {detail!r}", hint="auto, low, high, original", param="messages")
+        return _Pending(url, detail)
     if kind == "image":
         source = part.get("image", part.get("url", part.get("base64")))
         if "base64" in part and source is part["base64"]:
