@@ -46,4 +46,4 @@ def register_routes(app: Any, pipeline: AsyncPipeline) -> None:
 
 @hookspec
 def response_done(request: ChatRequest, result: Result) -> None:
-    """Called after every finished answer, cached or not, off the event loop. Errors are logged, never raised."""
+    """Called after every finished answer, cached or not, on the event loop: be quick. Errors are logged, not raised."""
