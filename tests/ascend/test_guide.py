@@ -1,0 +1,133 @@
+"""Every command of docs/ascend.md is spelt right: qvl by its own parser, docker by what launch writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from qvl.ascend import environment, matrix
+from qvl.ascend.launch import docker_arguments
+from qvl.ascend.recipe import Plan
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8")
+OTHERS = {"npu-smi", "ls", "cat", "sudo", "pip", "hf", "curl", "kubectl", "export"}
+DOCKER_WORDS = {"build", "run", "exec", "images", "ps", "rm", "logs", "compose"}
+SERVE_FLAGS = {
+    "--host", "--port", "--device", "--dtype", "--max-model-len", "--max-num-seqs", "--cache", "--api-key",
+    "--served-model-name", "--base-url", "--request-timeout", "--drain-timeout",
+}  # fmt: skip
+OWN = {"GRAFANA_PASSWORD", "USER"}
+
+
+def commands(text: str = GUIDE) -> list[str]:
+    found: list[str] = []
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        lines = block.replace("\\\n", " ").splitlines()
+        found += [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    return found
+
+
+def cli(name: str) -> click.Command | None:
+    """The parser of one qvl command, None where that command is not part of this version."""
+    if importlib.util.find_spec(f"qvl.cli.{name}") is None:
+        return None
+    module = importlib.import_module(f"qvl.cli.{name}")
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    module.register(app)
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group | typer.core.TyperGroup)
+    return group.commands[name]
+
+
+def parse(words: list[str]) -> None:
+    """Raises where the command's own parser refuses the words; runs nothing."""
+    command = cli(words[1])
+    if command is None:
+        pytest.skip(f"qvl {words[1]} is not part of this version")
+    command.make_context(words[1], list(words[2:]))
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("qvl ")])
+def test_qvl_commands_are_what_their_own_parser_takes(line: str) -> None:
+    parse(shlex.split(line.split(" > ")[0]))
+
+
+def test_a_misspelt_flag_would_be_noticed() -> None:
+    with pytest.raises(Exception, match="--prots"):
+        parse(["qvl", "launch", "m", "--image", "a:1", "--prots", "1"])
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if not line.startswith("qvl ")])
+def test_other_commands_are_of_a_known_kind(line: str) -> None:
+    words = shlex.split(line)
+    if words[0] == "docker":
+        assert words[1] in DOCKER_WORDS
+    elif words[0] == "qvl-serve":
+        assert {word for word in words if word.startswith("--")} <= SERVE_FLAGS
+    else:
+        assert words[0] in OTHERS
+
+
+def test_docker_flags_in_the_text_are_those_that_launch_writes_or_says_it_leaves_out() -> None:
+    plan = Plan(model="m", image="a:1", npus=(0,), privileged=True)
+    written = {word for word in docker_arguments(plan) if word.startswith("--")}
+    table = GUIDE[GUIDE.index("What the container gets") : GUIDE.index("## 5.")]
+    named = {flag.split("=")[0] for flag in re.findall(r"`(--[a-z-]+)", table)}
+
+    assert named - {"--ipc"} <= written
+    assert "--ipc" not in written
+
+
+def test_commands_inside_containers_are_checked_too() -> None:
+    inner = [re.search(r'bash -ic "(.*)"', line) for line in commands() if line.startswith("docker exec")]
+
+    assert inner
+    for match in inner:
+        assert match is not None
+        parse(shlex.split(match[1]))
+
+
+def test_variables_are_those_that_the_doctor_knows() -> None:
+    shape = r"\b(?:ASCEND|HCCL|ACL|PYTORCH|TORCH|TASK|QVL|VLLM|HF|GRAFANA)_[A-Z_]+\b"
+    named = {name for name in re.findall(shape, GUIDE) if not name.endswith("_")}
+
+    assert len(named) > 8
+    assert named - OWN <= environment.KNOWN
+
+
+def test_the_table_of_versions_is_the_matrix() -> None:
+    rows = re.findall(r"^\| (0\.\d+\.0) \| (\S+) \| (\S+) \| (\S+) \|", GUIDE, re.MULTILINE)
+
+    assert {version: (vllm, cann, torch) for version, vllm, cann, torch in rows} == {
+        version: (row["vllm"], row["cann"], row["torch"]) for version, row in matrix.load().vllm_ascend.items()
+    }
+
+
+def test_checks_named_in_the_text_exist() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "src/qvl/ascend").rglob("*.py"))
+    named = {"visible-devices", "device-nodes", "set-env", "npu-holders", "op-probe", "torch-npu", "backend-autoload"}
+    named |= {"endpoint-exif", "endpoint-alpha", "memory", "npu-smi", "npu-health", "driver"}
+
+    for name in named:
+        assert f"`{name}`" in GUIDE
+        assert f'"{name}"' in sources
+
+
+def test_files_and_anchors_named_in_the_text_exist() -> None:
+    for path in re.findall(r"\bdeploy/(?:Dockerfile|compose|kubernetes)\b", GUIDE):
+        assert (ROOT / path).exists()
+    headings = {
+        re.sub(r"[^\w -]", "", line.lstrip("# ")).strip().lower().replace(" ", "-")
+        for line in GUIDE.splitlines()
+        if line.startswith("#")
+    }
+    for anchor in re.findall(r"\]\(#([^)]+)\)", GUIDE):
+        assert anchor in headings
