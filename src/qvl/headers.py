@@ -10,7 +10,7 @@ import importlib
 import io
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from qvl.errors import MediaError
 
@@ -27,6 +27,8 @@ MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/w
 # Formats that every endpoint and browser decodes to the same pixels when the picture is plain 8-bit RGB.
 PORTABLE: Final = frozenset(MEDIA_TYPES)
 ORIENTATION_TAG: Final = 0x0112
+_TIFF_WIDTH: Final = 0x0100
+_TIFF_HEIGHT: Final = 0x0101
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,10 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
         form = image.format or ""
         check_size(image.size, policy, name)
         frames = _frames(image, data, form, policy, name)
-        orientation = _orientation(image, data, form)
-        width, height = image.size[::-1] if orientation >= 5 else image.size
+        orientation = 1 if form == "TIFF" else _orientation(image, data, form)
+        width, height = _tiff_size(image) if form == "TIFF" else image.size
+        if orientation >= 5:
+            width, height = height, width
         size = budget(width, height, policy.max_pixels)
         plain = (
             form in PORTABLE
@@ -137,7 +141,7 @@ def budget(width: int, height: int, max_pixels: int) -> tuple[int, int]:
         return width, height
     scale = (max_pixels / (width * height)) ** 0.5
     short = max(1, int(min(width, height) * scale))
-    long = min(int(max(width, height) * scale), max_pixels // short)
+    long = max(1, min(int(max(width, height) * scale), max_pixels // short))
     return (long, short) if width >= height else (short, long)
 
 
@@ -274,11 +278,16 @@ def _tiff_pages(data: bytes) -> Iterator[int]:
 
 def _orientation(image: Image.Image, data: bytes, form: str) -> int:
     """EXIF orientation, 1 to 8; what is not a valid one counts as 1, as in browsers."""
-    if form == "TIFF":
-        # Pillow turns a TIFF itself while it loads, and reports the turned size.
-        return 1
     block = image.info.get("exif") or (_png_exif(data) if form == "PNG" else b"")
     return exif_orientation(block) if isinstance(block, bytes) else 1
+
+
+def _tiff_size(image: Image.Image) -> tuple[int, int]:
+    """The upright size: Pillow turns a TIFF while it loads, and tells one size or the other before, by its version."""
+    tags: Any = getattr(image, "tag_v2", {})
+    turned = tags.get(ORIENTATION_TAG, 1) in (5, 6, 7, 8)
+    stored = (tags.get(_TIFF_WIDTH), tags.get(_TIFF_HEIGHT))
+    return image.size[::-1] if turned and stored == image.size else image.size
 
 
 def exif_orientation(block: bytes) -> int:
