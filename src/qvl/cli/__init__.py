@@ -1,0 +1,145 @@
+"""The command `qvl`. Each command is a module beside this one, imported when it is called and not before.
+
+A command module has `register(app)`, which adds the command (or the group) of its own name to a `typer.Typer`. Those of
+`COMMANDS` whose module exists are shown; one that cannot be imported fails alone, with one line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, Final
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+COMMANDS: Final = {
+    "analyze": "Product pictures in, typed analyses out.",
+    "ask": "Ask a question about one or several pictures.",
+    "cache": "Look into the cache of answers, or clear it.",
+    "models": "The bundled model, what is on this machine, and what is published.",
+    "plugins": "Backends and caches, and the plugins they come from.",
+    "serve": "Serve an OpenAI-compatible API.",
+    "endpoints": "Examine a pool of OpenAI-compatible endpoints.",
+    "bench": "Load an endpoint and measure it.",
+    "agent": "Analyze products and search a catalogue.",
+    "mcp": "Offer qvl's tools over the Model Context Protocol.",
+    "doctor": "Find out what is wrong with this host.",
+    "launch": "Run one engine in a container on an Ascend host.",
+    "version": "The versions of qvl and of what it runs on.",
+}
+EPILOG: Final = "Exit codes: 0 done, 1 some failed, 2 wrong use. `qvl COMMAND --help` says more."
+
+
+class LazyGroup(TyperGroup):
+    """Commands known by name and help line alone, until one of them is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._listing = False
+        for name, line in COMMANDS.items():
+            if find_spec(f"{__name__}.{name}") is not None:
+                self.commands[name] = TyperCommand(name, help=line)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if self._listing or cmd_name not in self.commands:
+            return super().get_command(ctx, cmd_name)
+        return load_command(cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
+    def invoke(self, ctx: Any) -> Any:
+        with one_line_errors():
+            return super().invoke(ctx)
+
+
+def load_command(name: str) -> Any:
+    """The command of module `qvl.cli.<name>`, imported now.
+
+    Raises:
+        ConfigError: its module cannot be imported.
+    """
+    from importlib import import_module
+
+    from qvl.errors import ConfigError, QvlError
+
+    part = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    try:
+        import_module(f"{__name__}.{name}").register(part)
+    except QvlError:
+        raise
+    except Exception as exc:
+        raise ConfigError(
+            f"the command {name!r} cannot be loaded: {type(exc).__name__}: {exc}",
+            hint="the other commands work; install qvl again",
+        ) from exc
+    found: Any = typer.main.get_command(part)
+    return found.commands.get(name, found) if isinstance(found, TyperGroup) else found
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns what goes wrong into one line on stderr and an exit code.
+
+    A closed pipe ends the program quietly with 141 and Ctrl-C with 130, as shells expect.
+    """
+    from qvl.errors import QvlError
+
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except QvlError as exc:
+        from qvl.cli.failure import exit_code, report
+
+        report(exc)
+        raise typer.Exit(exit_code(exc)) from exc
+    except BrokenPipeError:
+        from qvl.cli.failure import abandon_stdout
+
+        abandon_stdout()
+        raise typer.Exit(141) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from qvl._version import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+)
+
+
+@app.callback()
+def _qvl(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Qwen3-VL on whatever you have: Ascend NPU, GPU, laptop, vLLM or any OpenAI-compatible endpoint."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs `qvl` with `args` (the process's own when None) and ends the process with its exit code."""
+    app(args=args, prog_name="qvl")

@@ -1,0 +1,236 @@
+"""`qvl cache`: what is kept, why two answers have different keys, and making room."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+
+import typer
+
+from qvl.cli import options as o
+from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qvl.caches.base import Cache, CacheEntry
+
+app = typer.Typer(no_args_is_help=True, help="Look into the cache of answers, or clear it.")
+CacheUrl: TypeAlias = Annotated[
+    str | None, typer.Option("--cache", help="Which cache; default: QVL_CACHE, else the one in the cache folder.")
+]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
+Key: TypeAlias = Annotated[str, typer.Argument(help="A key, or its first characters.")]
+SHORT: Final = 12
+PREFIX: Final = "sha256-"
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group to `root`."""
+    root.add_typer(app, name="cache")
+
+
+@app.command()
+def stats(cache: CacheUrl = None, as_json: AsJson = False) -> None:
+    """How much is kept: entries, bytes, and entries by model, language and task."""
+    with _opened(cache) as store:
+        found = store.stats()
+        counts = {
+            name: Counter(getattr(entry, name) or "-" for _, entry in store.items())
+            for name in ("model", "language", "task")
+        }
+        url = store.url
+    if as_json:
+        data = {"cache": url, "entries": found.entries, "size_bytes": found.size_bytes}
+        _print_json({**data, **{f"by_{name}": dict(counter) for name, counter in counts.items()}})
+        return
+    rows = [("cache", url), ("entries", str(found.entries)), ("size", _size(found.size_bytes))]
+    for name, counter in counts.items():
+        rows += [(name, f"{value}: {number}") for value, number in counter.most_common()]
+    _table(("what", "value"), rows)
+
+
+@app.command("list")
+def list_(
+    cache: CacheUrl = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many, newest first.")] = 50,
+    language: Annotated[str | None, typer.Option(help="Of this language only.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of this model only.")] = None,
+    task: Annotated[str | None, typer.Option(help="analyze or chat only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The newest answers: key, age, task, language, model, text."""
+    with _opened(cache) as store:
+        found = []
+        for key, entry in store.items():
+            if any(want not in (None, have) for want, have in _pairs(entry, language, model, task)):
+                continue
+            found.append((key, entry))
+            if len(found) == limit:
+                break
+    if as_json:
+        for key, entry in found:
+            _print_json({"key": key, **_summary(entry)})
+        return
+    _table(
+        ("key", "age", "task", "language", "model", "answer"),
+        [
+            (_short(key), _age(entry.created_at), entry.task, entry.language, entry.model, _line(entry.text))
+            for key, entry in found
+        ],
+    )
+
+
+@app.command()
+def show(key: Key, cache: CacheUrl = None, as_json: AsJson = False) -> None:
+    """One answer with everything that is kept about it."""
+    with _opened(cache) as store:
+        full, entry = _find(store, key)
+    whole = {"key": full, **json.loads(entry.to_json())}
+    if as_json:
+        _print_json(whole)
+        return
+    rows = [("key", full), *((name, str(value)) for name, value in _summary(entry).items() if name != "text")]
+    _table(("what", "value"), rows)
+    typer.echo(json.dumps(entry.analysis, ensure_ascii=False, indent=2) if entry.analysis else entry.text)
+
+
+@app.command()
+def explain(a: Key, b: Key, cache: CacheUrl = None, as_json: AsJson = False) -> None:
+    """Which parts of two requests differ, so that one was not answered from the other's entry."""
+    from qvl import keys
+
+    with _opened(cache) as store:
+        first, second = _find(store, a), _find(store, b)
+    differences = keys.explain(first[1].manifest, second[1].manifest)
+    if as_json:
+        _print_json(
+            {
+                "a": first[0],
+                "b": second[0],
+                "differences": [{"field": field, "a": left, "b": right} for field, left, right in differences],
+            }
+        )
+        return
+    if not differences:
+        typer.echo("no difference: the two are one key")
+        return
+    _table(
+        ("field", _short(first[0]), _short(second[0])),
+        [(field, _value(left), _value(right)) for field, left, right in differences],
+    )
+
+
+@app.command()
+def clear(
+    cache: CacheUrl = None,
+    language: Annotated[str | None, typer.Option(help="Only answers in this language.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only analyze or chat.")] = None,
+    older_than: Annotated[str | None, typer.Option(help="Only older ones: 90s, 15m, 36h, 7d, 2w.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the answers that match every filter; without a filter, all of them."""
+    from qvl.cli import reading
+
+    age = reading.duration(older_than) if older_than is not None else None
+    with _opened(cache) as store:
+        deleted = store.clear(language=language, model=model, task=task, older_than=age)
+    if as_json:
+        _print_json({"deleted": deleted})
+    else:
+        typer.echo(f"deleted {deleted} answer{'' if deleted == 1 else 's'}")
+
+
+@app.command()
+def path(cache: CacheUrl = None) -> None:
+    """Where the cache is: the path of the SQLite file, or the URL of another store."""
+    with _opened(cache) as store:
+        typer.echo(str(getattr(store, "path", store.url)))
+
+
+@contextmanager
+def _opened(url: str | None) -> Iterator[Cache]:
+    from qvl import config
+    from qvl.plugins import PluginHost
+    from qvl.store import open_cache
+
+    o.start_logs(verbose=False)
+    store = open_cache(config.load(cache=url).cache, PluginHost().caches)
+    if store is None:
+        raise ConfigError("the cache is off", hint="name one with --cache or QVL_CACHE")
+    with store:
+        yield store
+
+
+def _find(store: Cache, wanted: str) -> tuple[str, CacheEntry]:
+    """The entry whose key starts with `wanted`, with or without the algorithm's name in front.
+
+    Raises:
+        ConfigError: none, or several.
+    """
+    start = wanted if wanted.startswith(PREFIX) else PREFIX + wanted
+    found = {key: entry for key, entry in store.items() if key.startswith(start)}
+    if len(found) == 1:
+        return next(iter(found.items()))
+    if not found:
+        raise ConfigError(f"no answer has a key that starts with {wanted!r}", hint="see qvl cache list")
+    some = ", ".join(_short(key) for key in list(found)[:4])
+    raise ConfigError(f"{len(found)} keys start with {wanted!r}: {some}", hint="write more of it")
+
+
+def _pairs(entry: CacheEntry, language: str | None, model: str | None, task: str | None) -> list[tuple[Any, str]]:
+    return [(language, entry.language), (model, entry.model), (task, entry.task)]
+
+
+def _summary(entry: CacheEntry) -> dict[str, Any]:
+    names = ("task", "language", "model", "namespace", "image_hash", "text", "analysis", "created_at", "expires_at")
+    return {name: getattr(entry, name) for name in names}
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, ensure_ascii=False))
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from qvl.cli.show import stdout
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    stdout().print(table)
+
+
+def _short(key: str) -> str:
+    return key.removeprefix(PREFIX)[:SHORT]
+
+
+def _line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 60 else f"{flat[:59]}…"
+
+
+def _value(value: Any) -> str:
+    return "(absent)" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _age(created_at: float) -> str:
+    seconds = max(0.0, time.time() - created_at)
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{int(seconds)}s"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
+
+
+__all__ = ["register"]

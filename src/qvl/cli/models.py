@@ -1,0 +1,120 @@
+"""`qvl models`: the bundled model, what the hub's cache on this machine holds, and what Qwen publishes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One published size. `parameters` are in billions, as counted in the checkpoint; `active` of a mixture."""
+
+    size: str
+    parameters: float
+    active: float | None = None
+
+    @property
+    def weights_gb(self) -> float:
+        """GB of weights in bfloat16: two bytes a parameter."""
+        return self.parameters * 2
+
+
+PUBLISHED: Final = (
+    Published("2B", 2.1),
+    Published("4B", 4.4),
+    Published("8B", 8.8),
+    Published("32B", 33.4),
+    Published("30B-A3B", 31.1, active=3.0),
+    Published("235B-A22B", 235.7, active=22.0),
+)
+OVERHEAD_GB: Final = 2.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("models")(models)
+
+
+def models(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False) -> None:
+    """The bundled model, what is on this machine, and what is published, with the memory that each needs."""
+    found: dict[str, Any] = {"bundled": bundled(), "on_this_machine": on_this_machine(), "published": published()}
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from qvl.cli.show import stdout
+
+    console = stdout()
+    table = Table(title="Here", title_justify="left")
+    for column in ("--model", "size", "what it is"):
+        table.add_column(column, overflow="fold")
+    mine = found["bundled"]
+    what = "bundled; reads qvl's own drawn pictures, not photographs"
+    table.add_row("(none)", _gb(mine["bytes"]), what if mine["present"] else "bundled; weights are missing")
+    for repo in found["on_this_machine"]:
+        table.add_row(Text(repo["model"]), _gb(repo["bytes"]), Text(f"in the hub's cache, {repo['path']}"))
+    console.print(table)
+
+    table = Table(title="Published (each also as Thinking)", title_justify="left")
+    for column in ("--model", "parameters", "memory, bfloat16"):
+        table.add_column(column)
+    for row in found["published"]:
+        active = f", {row['active']:g} B active" if row["active"] else ""
+        table.add_row(row["model"], f"{row['parameters']:g} B{active}", f"{row['memory_gb']:.0f} GB")
+    console.print(table)
+    console.print(f"Memory: weights and {OVERHEAD_GB:g} GB; longer contexts and many at once need more.")
+
+
+def bundled() -> dict[str, Any]:
+    """The bundled checkpoint: its folder, whether it is there, its size in bytes."""
+    import qvl
+
+    folder = Path(qvl.__file__).parent / "tiny" / "weights"
+    files = list(folder.glob("*")) if folder.is_dir() else []
+    return {
+        "path": str(folder),
+        "present": any(file.suffix == ".safetensors" for file in files),
+        "bytes": sum(file.stat().st_size for file in files if file.is_file()),
+    }
+
+
+def on_this_machine() -> list[dict[str, Any]]:
+    """Qwen3-VL repositories in the Hugging Face cache; empty where there is none, or no huggingface_hub."""
+    try:
+        from huggingface_hub import scan_cache_dir
+        from huggingface_hub.errors import CacheNotFound
+    except ImportError:
+        return []
+    try:
+        repos = scan_cache_dir().repos
+    except (CacheNotFound, OSError):
+        return []
+    return [
+        {"model": repo.repo_id, "path": str(repo.repo_path), "bytes": repo.size_on_disk}
+        for repo in sorted(repos, key=lambda repo: repo.repo_id)
+        if repo.repo_type == "model" and "qwen3-vl" in repo.repo_id.lower()
+    ]
+
+
+def published() -> list[dict[str, Any]]:
+    """Every published size with the memory it needs, in GB."""
+    return [
+        {
+            "model": f"Qwen/Qwen3-VL-{size.size}-Instruct",
+            **asdict(size),
+            "weights_gb": round(size.weights_gb, 1),
+            "memory_gb": round(size.weights_gb + OVERHEAD_GB, 1),
+        }
+        for size in PUBLISHED
+    ]
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

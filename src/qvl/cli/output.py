@@ -1,0 +1,105 @@
+"""Where records go: stdout, a file of JSON lines, an HTML report. What was written stays when the run is cut off."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from qvl.cli import failure
+from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qvl.cli.records import Record
+    from qvl.report import Report
+
+
+class Output:
+    """Takes records as they come; `finish()` writes what needs all of them.
+
+    Raises:
+        ConfigError: a file cannot be written; said before the first picture is looked at.
+    """
+
+    def __init__(
+        self, *, as_json: bool, many: bool, jsonl: Path | None = None, html: Path | None = None, title: str = "qvl"
+    ) -> None:
+        self.records: list[Record] = []
+        self._as_json = as_json
+        self._many = many
+        self._lines: IO[str] | None = None
+        self._html = html
+        self._report: Report | None = None
+        if html is not None:
+            from qvl.report import Report
+
+            _check_writable(html, "--html")
+            self._report = Report(title)
+        if jsonl is not None:
+            try:
+                self._lines = jsonl.open("w", encoding="utf-8")
+            except OSError as exc:
+                raise _unwritable(jsonl, "--output", exc) from exc
+
+    @property
+    def failed(self) -> bool:
+        return any(not record.ok for record in self.records)
+
+    def add(self, record: Record, *, shown: bool = False) -> None:
+        """`shown` says that the answer itself was printed while it was streamed."""
+        self.records.append(record)
+        if record.error is not None:
+            failure.report(record.error, record.picture)
+        line = record.to_json() if self._as_json or self._lines is not None else ""
+        if self._lines is not None:
+            self._lines.write(line + "\n")
+            self._lines.flush()
+        if self._report is not None:
+            self._report.add(record)
+        if self._as_json:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+        elif not self._many and record.ok:
+            self._show(record, shown)
+
+    def _show(self, record: Record, shown: bool) -> None:
+        from qvl.cli import show
+
+        assert record.result is not None
+        if not shown:
+            show.one(record)
+            return
+        show.stages(record.result.timing)
+        show.notes(record.result)
+        show.stdout().print(show.took(record.result))
+
+    def end_iteration(self, iteration: int) -> None:
+        """Called after every picture of one iteration."""
+        if self._many and not self._as_json:
+            from qvl.cli import show
+
+            show.many([record for record in self.records if record.iteration == iteration])
+
+    def finish(self) -> None:
+        """Closes and writes files; harmless when called again."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+        if self._report is not None and self._html is not None:
+            try:
+                self._report.write(self._html)
+            except OSError as exc:
+                raise _unwritable(self._html, "--html", exc) from exc
+            self._report = None
+
+
+def _check_writable(path: Path, option: str) -> None:
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise _unwritable(path, option, None)
+
+
+def _unwritable(path: Path, option: str, exc: OSError | None) -> ConfigError:
+    reason = f": {exc.strerror}" if exc is not None and exc.strerror else ""
+    return ConfigError(f"{option} {path} cannot be written{reason}", hint="name a file in a folder that exists")

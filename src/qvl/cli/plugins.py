@@ -1,0 +1,79 @@
+"""`qvl plugins`: which backends and caches there are, and which plugin brought them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from qvl.plugins import PluginHost
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("plugins")(plugins)
+
+
+def plugins(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False) -> None:
+    """What is plugged in: built-ins and installed packages, and those that were left out, with the reason."""
+    import logging
+
+    from qvl.plugins import PluginHost
+
+    # The table says what failed; a warning beside it would say it twice.
+    logging.getLogger("qvl.plugins").setLevel(logging.ERROR)
+    host = PluginHost()
+    found = [_row(host, name) for name in host.names()]
+    failures = [asdict(failure) for failure in host.failures]
+    if as_json:
+        typer.echo(json.dumps({"plugins": found, "failures": failures}, ensure_ascii=False))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from qvl.cli.show import stdout
+
+    table = Table()
+    for column in ("plugin", "version", "backends", "caches", "other hooks"):
+        table.add_column(column, overflow="fold")
+    for row in found:
+        cells = (row["plugin"], row["version"], *(", ".join(row[kind]) for kind in ("backends", "caches", "hooks")))
+        table.add_row(*(Text(cell) for cell in cells))
+    for failure in failures:
+        table.add_row(
+            Text(failure["name"], style="red"), "", Text(f"left out: {failure['error']}", style="red"), "", ""
+        )
+    stdout().print(table)
+
+
+def _row(host: PluginHost, name: str) -> dict[str, Any]:
+    provided = host.provides(name)
+    return {
+        "plugin": name,
+        "version": _version(name),
+        "backends": provided["backends"],
+        "caches": provided["caches"],
+        "hooks": [
+            hook
+            for hook in ("register_routes", "response_done")
+            if any(impl.plugin_name == name for impl in getattr(host.hook, hook).get_hookimpls())
+        ],
+    }
+
+
+def _version(plugin: str) -> str:
+    """Of the package that brought the plugin; empty when it came from elsewhere."""
+    from importlib.metadata import entry_points
+
+    from qvl._version import __version__
+    from qvl.plugins import GROUP
+
+    if plugin == "qvl":
+        return __version__
+    for point in entry_points(group=GROUP):
+        if point.name == plugin and point.dist is not None:
+            return point.dist.version
+    return ""

@@ -1,0 +1,116 @@
+"""Reading what people type: pictures and globs, NAME=VALUE pairs, durations, `module:Class`."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from qvl.errors import ConfigError
+
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)?")
+_SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One unit of work: what to hand to the pipeline, and its name for people."""
+
+    label: str
+    source: Any
+
+
+def pictures(arguments: Sequence[str], *, together: bool = False) -> list[Given]:
+    """The pictures named by `arguments`: paths, URLs, globs, `-` for stdin; one work each, or one in all.
+
+    Raises:
+        ConfigError: a glob that matches nothing, or stdin named twice.
+    """
+    if list(arguments).count("-") > 1:
+        raise ConfigError("stdin (-) can be read once", hint="name '-' once")
+    found = [given for argument in arguments for given in _expand(argument)]
+    if together and len(found) > 1:
+        return [Given(" + ".join(given.label for given in found), [given.source for given in found])]
+    return found
+
+
+def _expand(argument: str) -> list[Given]:
+    if argument == "-":
+        return [Given("<stdin>", sys.stdin.buffer.read())]
+    if _URL.match(argument) or os.path.exists(argument) or not glob.has_magic(argument):
+        label = argument if len(argument) <= 160 else f"{argument[:159]}…"
+        return [Given(label, argument)]
+    names = sorted(name for name in glob.glob(os.path.expanduser(argument), recursive=True) if os.path.isfile(name))
+    if not names:
+        raise ConfigError(f"no file matches {argument!r}", hint=f"looked from {os.getcwd()}")
+    return [Given(name, name) for name in names]
+
+
+def pairs(given: Sequence[str], option: str) -> dict[str, Any]:
+    """`NAME=VALUE` texts as a dictionary; a value that is JSON is read as JSON.
+
+    Raises:
+        ConfigError: a text without `=`.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"{option} {text!r} is no NAME=VALUE", hint=f"write {option} temperature=0.2")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = value
+    return found
+
+
+def duration(text: str) -> float:
+    """Seconds: `90`, `90s`, `15m`, `36h`, `7d`, `2w`, or several together such as `1d12h`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    compact = text.strip().lower().replace(" ", "")
+    pieces = _DURATION.findall(compact)
+    if not pieces or "".join(number + unit for number, unit in pieces) != compact:
+        raise ConfigError(f"{text!r} is no duration", hint="write 90s, 15m, 36h, 7d or 2w")
+    return sum(float(number) * _SECONDS[unit or "s"] for number, unit in pieces)
+
+
+def schema(text: str) -> type[BaseModel]:
+    """The pydantic class that `module:Class` names; modules of the present folder count.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    module, colon, path = text.partition(":")
+    if not colon or not module or not path:
+        raise ConfigError(f"schema {text!r} is no module:Class", hint="write invoices:Invoice", param="schema")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except AttributeError as exc:
+        raise ConfigError(f"module {module!r} has no {path!r}", hint="check the spelling", param="schema") from exc
+    except Exception as exc:
+        raise ConfigError(
+            f"module {module!r} of --schema cannot be imported: {type(exc).__name__}: {exc}",
+            hint="run from its folder, or install it",
+            param="schema",
+        ) from exc
+    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        raise ConfigError(
+            f"{text} is no pydantic model", hint="a class derived from pydantic.BaseModel", param="schema"
+        )
+    return found

@@ -1,0 +1,80 @@
+"""What became of one picture: the line of JSON that machines read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qvl.cli import failure
+
+if TYPE_CHECKING:
+    from qvl.analysis import AnalysisResult
+    from qvl.errors import QvlError
+    from qvl.types import Result
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One picture in one iteration: an answer, an analysis with its answer, or an error."""
+
+    index: int
+    iteration: int
+    picture: str
+    request_id: str
+    result: Result | None = None
+    analysis: AnalysisResult[Any] | None = None
+    error: QvlError | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+    def to_json(self) -> str:
+        """One line of JSON, without a line break."""
+        text = json.dumps(self._fields(), ensure_ascii=False, separators=(",", ":"))
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a file name that is no UTF-8
+            return json.dumps(self._fields(), separators=(",", ":"))
+        return text
+
+    def _fields(self) -> dict[str, Any]:
+        head = {
+            "picture": self.picture,
+            "index": self.index,
+            "iteration": self.iteration,
+            "ok": self.ok,
+            "request_id": self.request_id,
+        }
+        if self.error is not None:
+            return {**head, "error": failure.as_json(self.error)}
+        assert self.result is not None
+        return {**head, **_answer(self.result, self.analysis), **_facts(self.result)}
+
+
+def _answer(result: Result, analysis: AnalysisResult[Any] | None) -> dict[str, Any]:
+    if analysis is None:
+        texts = [choice.text for choice in result.choices]
+        return {"text": result.text, **({"texts": texts} if len(texts) > 1 else {})}
+    found = analysis.value.model_dump(mode="json")
+    return {
+        "analysis": found,
+        "confidence": analysis.confidence,
+        "field_confidence": analysis.field_confidence,
+        "confidence_method": analysis.confidence_method,
+    }
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    return {
+        "model": result.model,
+        "backend": result.backend,
+        "cache": result.cache,
+        "key": result.key,
+        "finish_reason": result.finish_reason,
+        "usage": dataclasses.asdict(result.usage),
+        "timing": dataclasses.asdict(result.timing),
+        "notes": list(result.notes),
+    }

@@ -1,0 +1,150 @@
+"""Answers for people: a table for one picture, a line each for many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qvl.analysis import ProductAnalysis
+from qvl.notebook import fields_of
+
+if TYPE_CHECKING:
+    from qvl.analysis import AnalysisResult
+    from qvl.cli.records import Record
+    from qvl.types import Result, Timing
+
+STAGES: Final = (
+    ("media", "media"),
+    ("cache", "cache"),
+    ("queue", "queue"),
+    ("first_token", "first token"),
+    ("total", "total"),
+)
+_NARROW: Final = 100
+
+
+def stdout() -> Console:
+    return Console(highlight=False, emoji=False)
+
+
+def took(result: Result) -> str:
+    return f"image analysis took {result.timing.total:.2f} s (cache {result.cache})"
+
+
+def seconds(value: float) -> str:
+    """A time with three digits that matter; 0 is a stage that did not happen or is not known."""
+    if value <= 0:
+        return "–"
+    return f"{value * 1000:.2f} ms" if value < 0.01 else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def percent(confidence: float | None) -> str:
+    return "" if confidence is None else f"{confidence:.1%}"
+
+
+def fields(analysis: AnalysisResult[Any]) -> list[tuple[str, str, float | None]]:
+    """(label, value, confidence) of every field that the model filled in."""
+    sure = analysis.field_confidence
+    if isinstance(analysis.value, ProductAnalysis):
+        return [(label, value, sure.get(path)) for label, path, value in fields_of(analysis.value)]
+    found = analysis.value.model_dump(mode="json")
+    return [(name, _plain(value), sure.get(name)) for name, value in found.items()]
+
+
+def one(record: Record) -> None:
+    """Everything about one picture on stdout."""
+    assert record.result is not None
+    console = stdout()
+    if record.analysis is not None:
+        console.print(_analysis(record))
+    else:
+        for choice in record.result.choices:
+            console.print(Text(choice.text))
+        stages(record.result.timing)
+    notes(record.result)
+    console.print(Text(took(record.result)))
+
+
+def stages(timing: Timing) -> None:
+    """One row: how long each stage took."""
+    table = Table(title_justify="left")
+    for _, label in STAGES:
+        table.add_column(label, justify="right")
+    table.add_row(*(seconds(getattr(timing, name)) for name, _ in STAGES))
+    stdout().print(table)
+
+
+def notes(result: Result) -> None:
+    for note in result.notes:
+        stdout().print(Text(f"note: {note}", style="yellow"))
+
+
+def _analysis(record: Record) -> Table:
+    assert record.result is not None
+    assert record.analysis is not None
+    result = record.result
+    table = Table(title=Text(f"{record.picture} · {result.backend}:{result.model}"), title_justify="left")
+    table.add_column("field")
+    table.add_column("value", overflow="fold")
+    table.add_column("confidence", justify="right")
+    for label, value, confidence in fields(record.analysis):
+        table.add_row(Text(label), Text(value), percent(confidence))
+    table.add_row("all fields", "", percent(record.analysis.confidence) or "unknown", style="bold")
+    table.add_section()
+    for name, label in STAGES:
+        table.add_row(Text(f"time: {label}"), "", seconds(getattr(result.timing, name)), style="dim")
+    table.add_section()
+    style = "green" if result.cache == "hit" else ""
+    table.add_row("cache", "", Text(result.cache, style=style))
+    return table
+
+
+def many(records: Sequence[Record]) -> None:
+    """A row for every picture, and a line that counts them."""
+    table = Table()
+    table.add_column("picture", overflow="fold")
+    table.add_column("answer", overflow="fold")
+    table.add_column("confidence", justify="right")
+    table.add_column("cache")
+    table.add_column("total", justify="right")
+    for record in records:
+        if record.result is None:
+            table.add_row(Text(record.picture), Text(str(record.error), style="red"), "", "", "")
+            continue
+        sure = record.analysis.confidence if record.analysis is not None else None
+        table.add_row(
+            Text(record.picture),
+            Text(_short(record)),
+            percent(sure),
+            record.result.cache,
+            seconds(record.result.timing.total),
+        )
+    console = stdout()
+    console.print(table)
+    console.print(Text(counted(records)))
+
+
+def counted(records: Sequence[Record]) -> str:
+    done = [record.result for record in records if record.result is not None]
+    hits = sum(result.cache == "hit" for result in done)
+    spent = sum(result.timing.total for result in done)
+    failed = len(records) - len(done)
+    mean = f", {spent / len(done):.2f} s each" if done else ""
+    return f"{len(records)} pictures: {len(done)} done ({hits} cache hits), {failed} failed{mean}"
+
+
+def _short(record: Record) -> str:
+    if record.analysis is not None:
+        return ", ".join(f"{label}: {value}" for label, value, _ in fields(record.analysis))
+    assert record.result is not None
+    text = " ".join(record.result.text.split())
+    return text if len(text) <= _NARROW else f"{text[: _NARROW - 1]}…"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,39 @@
+"""`qvl version`: what to write into a bug report."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from typing import Annotated, Final
+
+import typer
+
+PACKAGES: Final = ("torch", "torch-npu", "transformers", "vllm", "openai", "redis", "fastapi", "pillow", "pydantic")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("version")(version)
+
+
+def version(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False) -> None:
+    """The versions of qvl, of Python, and of the packages that it runs on; nothing is imported to find out."""
+    from qvl._version import __version__
+
+    found: dict[str, str | None] = {
+        "qvl": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    for name in PACKAGES:
+        try:
+            found[name] = version_of(name)
+        except PackageNotFoundError:
+            found[name] = None
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for name, value in found.items():
+        typer.echo(f"{name:<13} {value or 'not installed'}")
