@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from qvl.ascend.doctor import Options, examine, render
+from qvl.ascend.doctor import Options, examine, render, verdict
 from qvl.ascend.report import Finding, of
 from qvl.errors import ConfigError
 from tests.ascend.conftest import GIB, recording
@@ -58,11 +58,13 @@ def test_every_warning_and_failure_has_one_fix_line(machine: Machine) -> None:
 
 
 def test_json_and_text_say_the_same(machine: Machine) -> None:
-    report = examine(machine.host(), Options(device="npu", probe=False))
+    stream = io.StringIO()
+    console = Console(width=400, file=stream, highlight=False)
+    report = examine(
+        machine.host(), Options(device="npu", probe=False), on_finding=lambda finding: console.print(render(finding))
+    )
     body = json.loads(report.to_json())
-    console = Console(width=400, file=io.StringIO())
-    console.print(render(report))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = stream.getvalue()
 
     assert body["exit_code"] == 2
     assert body["counts"]["fail"] == report.count("fail")
@@ -71,6 +73,7 @@ def test_json_and_text_say_the_same(machine: Machine) -> None:
         assert finding["summary"] in text
         if finding["status"] in ("warn", "fail"):
             assert f"fix: {finding['fix']}" in text
+    assert f"{report.count('fail')} failures" in verdict(report)
 
 
 def test_an_unknown_device_is_a_config_error() -> None:
@@ -361,12 +364,29 @@ class TestResources:
 
 class TestOtherHosts:
     def test_a_cuda_host_is_examined_through_nvidia_smi(self, machine: Machine) -> None:
-        machine.program("nvidia-smi", 'echo "0, NVIDIA H200, 570.86.15, 143771, 140000"')
+        machine.program(
+            "nvidia-smi",
+            """case "$1" in
+            --query-gpu*) echo "0, NVIDIA H200, 570.86.15, 143771, 140000";;
+            *) echo "4211, /usr/bin/python3, 139000";;
+            esac""",
+        )
+        machine.package("torch", "2.9.0+cpu")
         report = examine(machine.host(), QUIET)
 
         assert report.facts["device"] == "cuda"
         assert "570.86.15" in of(report.findings, "nvidia-smi")[0].summary
         assert "3771 of 143771 MiB free" in of(report.findings, "memory")[0].summary
+        assert "pid 4211" in of(report.findings, "gpu-holders")[0].summary
+        assert "without CUDA" in of(report.findings, "torch")[0].summary
+
+    def test_a_container_host_is_not_asked_for_software(self, machine: Machine) -> None:
+        machine.nodes(0)
+        machine.npu_smi("24.1.rc3-910B4.txt")
+        checks = {finding.check for finding in examine(machine.host(), Options(software=False)).findings}
+
+        assert "npu-health" in checks
+        assert not checks & {"cann", "torch", "torch-npu", "transformers", "op-probe", "device-count"}
 
     def test_a_host_without_accelerator_is_a_cpu_host(self, machine: Machine) -> None:
         machine.write("/proc/meminfo", "MemTotal: 8000000 kB\nMemAvailable: 4000000 kB\n")

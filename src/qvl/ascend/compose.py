@@ -146,7 +146,7 @@ def _pool(plan: Plan, engines: tuple[str, ...], image: str) -> dict[str, Any]:
             *("--served-model-name", plan.label),
         ],
         "environment": {"QVL_API_KEY": _KEY, "OPENAI_API_KEY": _KEY},
-        "ports": [f"{plan.host}:{plan.port}:8000"],
+        "ports": [f"[{plan.host}]:{plan.port}:8000" if ":" in plan.host else f"{plan.host}:{plan.port}:8000"],
         "depends_on": {**{name: {"condition": "service_started"} for name in engines}, "redis": _HEALTHY},
         "stop_grace_period": "2m",
     }

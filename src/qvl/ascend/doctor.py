@@ -18,7 +18,7 @@ from qvl.ascend.report import MARKS, Finding, Report
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.text import Text
 
 DEVICES: Final = ("auto", "npu", "cuda", "cpu")
 
@@ -27,7 +27,8 @@ DEVICES: Final = ("auto", "npu", "cuda", "cpu")
 class Options:
     """What to examine. `device` is auto, npu, cuda or cpu; None leaves a part out.
 
-    `probe` runs the operations on the device, which loads torch and takes seconds to minutes.
+    `probe` runs the operations on the device, which loads torch and takes seconds to minutes. `software` False leaves
+    out CANN, Python packages and the probe: what a host that only runs containers does not need.
     """
 
     device: str = "auto"
@@ -40,6 +41,7 @@ class Options:
     ports: tuple[int, ...] = (8000,)
     folder: str = "/"
     probe: bool = True
+    software: bool = True
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
@@ -71,22 +73,22 @@ def examine(
     return Report(tuple(found), facts)
 
 
-def render(report: Report) -> RenderableType:
-    """The report as text for a terminal: one line a finding, and its fix below where there is one."""
-    from rich.console import Group
+def render(finding: Finding) -> Text:
+    """One finding for a terminal: status, check and summary in one line, and its fix below where there is one."""
     from rich.text import Text
 
-    lines: list[Text] = []
-    for finding in report.findings:
-        word, colour = MARKS[finding.status]
-        line = Text.assemble((f"{word:<5}", colour), (f"{finding.check:<18}", "bold"), finding.summary)
-        lines.append(line)
-        if finding.fix and finding.status in ("warn", "fail"):
-            lines.append(Text.assemble(" " * 5, ("fix: ", "cyan"), finding.fix))
+    word, colour = MARKS[finding.status]
+    line = Text.assemble((f"{word:<5}", colour), (f"{finding.check:<18} ", "bold"), finding.summary)
+    if finding.fix and finding.status in ("warn", "fail"):
+        line.append_text(Text.assemble("\n     ", ("fix: ", "cyan"), finding.fix))
+    return line
+
+
+def verdict(report: Report) -> str:
+    """The last line: how many of each, and the date of the version matrix."""
     fails, warns = report.count("fail"), report.count("warn")
-    verdict = f"{report.count('ok')} ok, {warns} warnings, {fails} failures"
-    lines.append(Text(f"{verdict} (version matrix of {report.facts.get('matrix')})", style="bold"))
-    return Group(*lines)
+    counts = f"{report.count('ok')} ok, {warns} warnings, {fails} failures"
+    return f"{counts} (version matrix of {report.facts.get('matrix')})"
 
 
 def _plan(host: Host, options: Options, kind: str) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
@@ -95,14 +97,16 @@ def _plan(host: Host, options: Options, kind: str) -> Iterator[tuple[str, Callab
         yield "npu-smi", lambda: driver.smi(host)
         yield "driver", lambda: driver.firmware(host)
         yield "dtype", lambda: driver.chip_dtypes(host, options.dtype)
-        yield "cann", lambda: software.cann(host)
+        if options.software:
+            yield "cann", lambda: software.cann(host)
         yield "visible-devices", lambda: settings.visible_devices(host)
         yield "privileges", lambda: settings.privileges(host)
     elif kind == "cuda":
         yield "nvidia-smi", lambda: driver.nvidia(host)
     else:
         yield "cpu", lambda: resources.processor(host)
-    yield "versions", lambda: software.versions(host, kind)
+    if options.software:
+        yield "versions", lambda: software.versions(host, kind)
     yield "environment", lambda: settings.names(host)
     yield "conflicts", lambda: settings.conflicts(host)
     yield "shm", lambda: resources.shared_memory(host)
@@ -110,7 +114,7 @@ def _plan(host: Host, options: Options, kind: str) -> Iterator[tuple[str, Callab
     yield "open-files", lambda: resources.open_files(host)
     yield "ports", lambda: resources.ports(host, options.ports, len(devices.device_numbers(host)))
     yield "clock", lambda: resources.clock(host)
-    if options.probe:
+    if options.probe and options.software:
         yield "op-probe", lambda: ops.probe(host, kind)
     if options.weights is not None:
         folder = options.weights

@@ -52,7 +52,8 @@ def docker_arguments(plan: Plan) -> list[str]:
         # By name only: docker takes the value from this process, so it stands in no command line.
         words += ["--env", recipe.KEY_NAMES[plan.engine]]
     words += ["--shm-size", plan.shm_size, "--ulimit", "nofile=65536:65536"]
-    words += ["--publish", f"{plan.host}:{plan.port}:{recipe.INNER_PORT}"]
+    address = f"[{plan.host}]" if ":" in plan.host else plan.host
+    words += ["--publish", f"{address}:{plan.port}:{recipe.INNER_PORT}"]
     entrypoint, arguments = recipe.shell(plan)
     return [*words, "--entrypoint", entrypoint, plan.image, *arguments]
 
@@ -120,7 +121,8 @@ class Launcher:
         listed = [line.rpartition("@") for line in done.stdout.splitlines() if "@" in line]
         tags = {tag for tag, _, _ in listed}
         digests = {f"{tag.rpartition(':')[0]}@{digest}" for tag, _, digest in listed}
-        if image in tags | digests:
+        wanted = image.removeprefix("docker.io/").removeprefix("library/")
+        if wanted in tags | digests or image in tags | digests:
             return
         repository = image.partition("@")[0] if "@" in image else image.rpartition(":")[0]
         others = sorted(tag for tag in tags if tag.rpartition(":")[0].split("/")[-1] == repository.split("/")[-1])
@@ -167,7 +169,7 @@ class Launcher:
                 except httpx.HTTPError as error:
                     last = type(error).__name__
                 state = self.state(plan)
-                if state not in ("running", "created", "restarting"):
+                if state not in ("running", "created"):
                     raise LaunchError(
                         f"container {plan.container} is {state}", hint=f"docker rm {plan.container}", log=self.log(plan)
                     )

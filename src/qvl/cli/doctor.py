@@ -24,13 +24,14 @@ def doctor(
     port: Annotated[list[int] | None, typer.Option(help="A port that must be free; may be repeated.")] = None,
     folder: Annotated[Path, typer.Option(help="Where weights and answers will lie.")] = Path("/"),
     probe: Annotated[bool, typer.Option(help="Run Qwen3-VL's operations on every device (loads torch).")] = True,
+    software: Annotated[bool, typer.Option(help="Look at CANN and Python packages (not for a container host).")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Examine this host: driver, CANN, versions, environment, operations, weights, endpoint, cache.
 
     Exit code: 0 nothing to do, 1 warnings only, 2 at least one failure.
     """
-    from qvl.ascend.doctor import Options, examine, render
+    from qvl.ascend.doctor import Options, examine, render, verdict
     from qvl.ascend.host import Host
     from qvl.errors import ConfigError
 
@@ -46,15 +47,18 @@ def doctor(
             ports=tuple(port or (8000,)),
             folder=str(folder.resolve()),
             probe=probe,
+            software=software,
         )
     except ConfigError as error:
         typer.echo(f"qvl doctor: {error}", err=True)
         raise typer.Exit(2) from error
-    report = examine(Host(), options)
     if as_json:
+        report = examine(Host(), options)
         typer.echo(report.to_json())
     else:
         from rich.console import Console
 
-        Console(soft_wrap=True).print(render(report))
+        console = Console(soft_wrap=True, highlight=False)
+        report = examine(Host(), options, on_finding=lambda finding: console.print(render(finding)))
+        console.print(verdict(report), style="bold")
     raise typer.Exit(report.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +12,9 @@ if TYPE_CHECKING:
     from qvl.ascend.host import Host
     from qvl.ascend.recipe import Plan
 
-_HOST = "On this host"
-_CONTAINER = "In the container"
-_WAY = "How"
+_host = partial(typer.Option, rich_help_panel="On this host")
+_inside = partial(typer.Option, rich_help_panel="In the container")
+_way = partial(typer.Option, rich_help_panel="How")
 
 
 def register(app: typer.Typer) -> None:
@@ -25,27 +26,25 @@ def launch(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A checkpoint folder of this host, or a hub id.")],
     image: Annotated[str, typer.Option(help="Image with its tag; none is assumed.")],
-    npus: Annotated[str, typer.Option(help="0,1 or 0-3 or all.", rich_help_panel=_HOST)] = "0",
     engine: Annotated[str, typer.Option(help="qvl (qvl-serve) or vllm (vllm serve).")] = "qvl",
-    port: Annotated[int, typer.Option(help="Port to publish.", rich_help_panel=_HOST)] = 8000,
-    host: Annotated[str, typer.Option(help="Address to publish on.", rich_help_panel=_HOST)] = "127.0.0.1",
-    name: Annotated[str, typer.Option(help="Name of the container.", rich_help_panel=_HOST)] = "",
-    served_model_name: Annotated[str, typer.Option(help="Name in the API.", rich_help_panel=_CONTAINER)] = "",
-    chip: Annotated[str, typer.Option(help="310P, 910B...; read from npu-smi.", rich_help_panel=_CONTAINER)] = "",
-    shm_size: Annotated[str, typer.Option(help="Default: the chip's.", rich_help_panel=_CONTAINER)] = "",
-    hub_cache: Annotated[Path, typer.Option(help="Mounted at /root/.cache.", rich_help_panel=_HOST)] = Path("~/.cache"),
-    answers: Annotated[Path | None, typer.Option(help="Folder for cached answers.", rich_help_panel=_HOST)] = None,
-    code: Annotated[Path | None, typer.Option(help="qvl's source tree, to run it.", rich_help_panel=_HOST)] = None,
-    restart: Annotated[str, typer.Option(help="docker's restart policy.", rich_help_panel=_CONTAINER)] = "no",
-    privileged: Annotated[bool, typer.Option(help="Not needed.", rich_help_panel=_CONTAINER)] = False,
-    share: Annotated[bool, typer.Option(help="Start on NPUs that are held.", rich_help_panel=_WAY)] = False,
-    allow_unauthenticated: Annotated[
-        bool, typer.Option(help="No key on a public address.", rich_help_panel=_WAY)
-    ] = False,
-    dry_run: Annotated[bool, typer.Option(help="Print the command, do nothing.", rich_help_panel=_WAY)] = False,
-    compose: Annotated[Path | None, typer.Option(help="Write a compose file here.", rich_help_panel=_WAY)] = None,
-    pool_image: Annotated[str, typer.Option(help="Image of the pool, for --compose.", rich_help_panel=_WAY)] = "",
-    wait: Annotated[float, typer.Option(help="Seconds to wait for readiness; 0: not.", rich_help_panel=_WAY)] = 1200.0,
+    npus: Annotated[str, _host(help="0,1 or 0-3 or all; only these are given.")] = "0",
+    port: Annotated[int, _host(help="Port to publish.")] = 8000,
+    host: Annotated[str, _host(help="Address to publish on.")] = "127.0.0.1",
+    name: Annotated[str, _host(help="Name of the container. Default: engine and port.")] = "",
+    hub_cache: Annotated[Path, _host(help="Folder mounted at /root/.cache.")] = Path("~/.cache"),
+    answers: Annotated[Path | None, _host(help="Folder in which cached answers are kept.")] = None,
+    code: Annotated[Path | None, _host(help="A source tree of qvl to run in place of the image's.")] = None,
+    served_model_name: Annotated[str, _inside(help="Name in the API. Default: the model's.")] = "",
+    chip: Annotated[str, _inside(help="310P, 910B... Default: what npu-smi says.")] = "",
+    shm_size: Annotated[str, _inside(help="Shared memory. Default: the chip's recipe.")] = "",
+    restart: Annotated[str, _inside(help="docker's restart policy.")] = "no",
+    privileged: Annotated[bool, _inside("--privileged", help="Show it every NPU. Not needed.")] = False,
+    share: Annotated[bool, _way("--share", help="Start on NPUs that are held, too.")] = False,
+    allow_unauthenticated: Annotated[bool, _way("--allow-unauthenticated", help="Publish without a key.")] = False,
+    dry_run: Annotated[bool, _way("--dry-run", help="Print the command and do nothing.")] = False,
+    compose: Annotated[Path | None, _way(help="Write a compose file, one engine an NPU, into this folder.")] = None,
+    pool_image: Annotated[str, _way(help="Image of the pool, for --compose --engine vllm.")] = "",
+    wait: Annotated[float, _way(help="Seconds to wait until it is ready; 0: do not.")] = 1200.0,
 ) -> None:
     """Run one engine in a container with only the NPUs asked for; `-- FLAGS` go to the engine.
 

@@ -128,7 +128,7 @@ def chip_dtypes(host: Host, dtype: str | None) -> Iterator[Finding]:
 
 
 def nvidia(host: Host) -> Iterator[Finding]:
-    """nvidia-smi runs; memory and driver of every GPU."""
+    """nvidia-smi runs; memory and driver of every GPU; who holds one."""
     fields_wanted = "index,name,driver_version,memory.total,memory.used"
     done = host.run(["nvidia-smi", f"--query-gpu={fields_wanted}", "--format=csv,noheader,nounits"])
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 4]
@@ -150,6 +150,20 @@ def nvidia(host: Host) -> Iterator[Finding]:
                 f"GPU {index} ({name}) has {int(total) - int(used)} of {total} MiB free",
                 {"gpu": index, "used_mb": int(used), "total_mb": int(total)},
                 "stop what holds it (nvidia-smi shows the process), or choose another with CUDA_VISIBLE_DEVICES",
+            )
+    apps = host.run(
+        ["nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits"]
+    )
+    for line in apps.stdout.splitlines():
+        pid, comma, rest = line.partition(",")
+        name, _, used = rest.rpartition(",")
+        if comma and pid.strip().isdigit():
+            yield Finding(
+                "gpu-holders",
+                "warn",
+                f"a GPU is held by {name.strip() or 'a process'} (pid {pid.strip()}), {used.strip()} MiB",
+                {"pid": int(pid)},
+                "stop that process, or choose another GPU with CUDA_VISIBLE_DEVICES",
             )
 
 

@@ -64,7 +64,7 @@ def visible_devices(host: Host) -> Iterator[Finding]:
 
 def names(host: Host) -> Iterator[Finding]:
     """No variable is one or two letters away from a known one."""
-    wrong = environment.misspelt(host.environ)
+    wrong = environment.misspelt(host.environ, _settings())
     for name, meant in wrong.items():
         yield Finding(
             "environment",
@@ -119,6 +119,12 @@ def privileges(host: Host) -> Iterator[Finding]:
         )
         return
     yield Finding("privileges", "ok", "not privileged; --ipc=host is not needed with a large enough --shm-size")
+
+
+def _settings() -> set[str]:
+    from qvl.config import Settings
+
+    return {f"QVL_{field.upper()}" for field in Settings.model_fields}
 
 
 def _list(numbers: tuple[int, ...]) -> str:

@@ -96,8 +96,13 @@ def _python(host: Host, table: matrix.Matrix) -> Iterator[Finding]:
 
 
 def _torch(packages: Mapping[str, str], detail: Mapping[str, Any], kind: str) -> Iterator[Finding]:
-    if "torch" in packages:
-        yield Finding("torch", "ok", f"torch {packages['torch']}", detail)
+    version = packages.get("torch")
+    if version and kind == "cuda" and version.endswith("+cpu"):
+        text = f"torch {version} is built without CUDA: everything would run on the CPU"
+        yield Finding("torch", "fail", text, detail, f"pip install torch=={version.split('+')[0]} from the CUDA index")
+        return
+    if version:
+        yield Finding("torch", "ok", f"torch {version}", detail)
         return
     line = "pip install 'qvl[npu]'" if kind == "npu" else "pip install 'qvl[local]'"
     yield Finding("torch", "warn", "torch is not installed: no local model can run", detail, line)
