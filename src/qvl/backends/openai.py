@@ -1,0 +1,496 @@
+"""The `openai` backend: any OpenAI-compatible endpoint, or several of them as a pool.
+
+One endpoint is a pool of one, so retries, health, limits and counters are the same code. What the endpoints can do is
+probed when the backend is opened, once a process for each (URL, model).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from qvl.backends.base import Backend, Capabilities
+from qvl.backends.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url
+from qvl.backends.failures import Blame, Failed, Repeat
+from qvl.backends.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
+from qvl.backends.probe import ASSUMED, Findings, common, probe
+from qvl.backends.retry import RetryPolicy
+from qvl.backends.wire import request_body
+from qvl.errors import (
+    BackendError,
+    BackendUnavailableError,
+    ConfigError,
+    QvlError,
+    RateLimitError,
+    UnknownNameError,
+)
+from qvl.log import logger
+from qvl.plugins import nearest
+from qvl.types import ChatRequest, Chunk, Timing
+
+log = logger("qvl.backends.openai")
+PATCH: Final = 32
+TEXT_PER_TOKEN: Final = 4
+_PROBED: dict[tuple[str, str, str], Findings] = {}
+
+
+@dataclass(slots=True)
+class Line:
+    """What a pool member stands for: the endpoint, and what was found out about it."""
+
+    endpoint: Endpoint
+    findings: Findings | None = None
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True)
+class Attempts:
+    """One request's failures so far, and where it may still be sent."""
+
+    failures: dict[str, Failed] = field(default_factory=dict)
+    round: set[str] = field(default_factory=set)
+    never: set[str] = field(default_factory=set)
+
+    def note(self, url: str, failed: Failed, *, repeatable: bool) -> None:
+        self.failures[url] = failed
+        self.round.add(url)
+        if failed.repeat is not Repeat.ANYWHERE or not (repeatable or failed.untouched):
+            self.never.add(url)
+
+    @property
+    def exclude(self) -> frozenset[str]:
+        return frozenset(self.round | self.never)
+
+    def asked_to_wait(self) -> float | None:
+        """The shortest Retry-After among the endpoints that may be asked again."""
+        waits = [
+            f.retry_after for url, f in self.failures.items() if f.retry_after is not None and url not in self.never
+        ]
+        return min(waits, default=None)
+
+
+class OpenAIBackend(Backend):
+    """Asks OpenAI-compatible endpoints: OpenAI, vLLM, SGLang, LMDeploy, Ollama, `transformers serve`, `qvl-serve`.
+
+    Args:
+        model: the model's name at the endpoint; empty takes the only one that the endpoint lists.
+        base_url: one URL or several; default `OPENAI_BASE_URL`, else OpenAI's own. `/v1` is added to a bare host.
+        api_key: default `OPENAI_API_KEY`.
+        connect_timeout: seconds; `first_token_timeout`, `token_timeout` (between tokens) and `total_timeout` (with all
+            retries) likewise.
+        max_retries: further rounds over the endpoints after a failure that may pass; never after the first token.
+        probe: False skips the probe; every capability is then assumed and a refusal comes from the endpoint itself.
+        extra_headers: sent with every request.
+        policy: `least_outstanding` picture tokens, `round_robin`, or `affinity` (same picture, same endpoint).
+        weights: of the endpoints, by URL or in their order; 1 by default.
+        limit: most requests at one endpoint at a time; further ones wait here.
+        verify: False trusts any certificate, a path names the certificate authorities to trust.
+        health_interval: seconds between checks of endpoints that rest; only for several endpoints; None for none.
+        identity: a name for what stands behind the endpoints, for the cache key. By default it is the set of base
+            URLs, because equal model names at different places need not be equal models; give a name to keep the
+            cache when endpoints come and go.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+    """
+
+    name = "openai"
+
+    def __init__(
+        self,
+        model: str = "",
+        *,
+        base_url: str | Sequence[str] | None = None,
+        api_key: str | None = None,
+        connect_timeout: float = 5.0,
+        first_token_timeout: float = 120.0,
+        token_timeout: float = 60.0,
+        total_timeout: float = 600.0,
+        max_retries: int = 2,
+        probe: bool = True,
+        extra_headers: Mapping[str, str] | None = None,
+        policy: Policy = "least_outstanding",
+        weights: Mapping[str, float] | Sequence[float] | None = None,
+        limit: int | None = None,
+        verify: bool | str = True,
+        health_interval: float | None = 10.0,
+        identity: str | None = None,
+    ) -> None:
+        self.model = model
+        self._timeouts = Timeouts(connect_timeout, first_token_timeout, token_timeout, total_timeout)
+        self._retry = RetryPolicy(max_retries)
+        self._wants_probe = probe
+        self._api_key = api_key
+        self._headers = dict(extra_headers or {})
+        self._verify = verify
+        self._limit = limit
+        self._identity = identity
+        self._health_interval = health_interval
+        urls = _urls(base_url)
+        given = {shown_url(read_url(url)): url for url in urls}
+        if len(given) != len(urls):
+            raise ConfigError("a base_url is given twice", param="base_url")
+        if isinstance(weights, Mapping):
+            weights = {shown_url(read_url(url)): weight for url, weight in weights.items()}
+        shares = weights_by_url(given, weights)
+        self._pool: EndpointPool[Line] = EndpointPool(
+            [self._member(url, shares[name]) for name, url in given.items()], policy=policy
+        )
+        self._capabilities = ASSUMED.capabilities
+        self._is_open = False
+        self._opening = asyncio.Lock()
+        self._health: asyncio.Task[None] | None = None
+        self._running = 0
+        self._counts = dict.fromkeys(("requests", "retries", "failovers", "failures"), 0)
+
+    def _member(self, url: str, weight: float, limit: int | None = None) -> Member[Line]:
+        endpoint = Endpoint(
+            url, api_key=self._api_key, timeouts=self._timeouts, headers=self._headers, verify=self._verify
+        )
+        return Member(endpoint.url, Line(endpoint), weight=weight, limit=limit or self._limit)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def identity(self) -> dict[str, Any]:
+        """Backend, model, and the set of base URLs or the name given for it."""
+        where = self._identity or sorted(member.name for member in self._pool.members)
+        return {"backend": self.name, "model": self.model, "endpoints": where}
+
+    def peek_identity(self) -> dict[str, Any] | None:
+        return self.identity() if self.model else None
+
+    def peek_capabilities(self) -> Capabilities | None:
+        if self._is_open or not self._wants_probe:
+            return self._capabilities
+        known = [_PROBED.get(self._probe_key(member.target.endpoint)) for member in self._pool.members]
+        found = [findings for findings in known if findings is not None]
+        return common(found) if len(found) == len(known) else None
+
+    async def open(self) -> None:
+        """Makes connections and probes every endpoint.
+
+        Raises:
+            BackendUnavailableError: no endpoint answers; each is named.
+            UnknownNameError: the endpoint has no such model.
+            AuthError: it refuses the key.
+        """
+        async with self._opening:
+            if self._is_open:
+                return
+            for member in self._pool.members:
+                await member.target.endpoint.open()
+            if not self.model:
+                self.model = await self._only_model()
+            if self._wants_probe:
+                await self._probe_all()
+            if self._health_interval is not None and len(self._pool) > 1:
+                self._health = asyncio.create_task(self._watch(self._health_interval))
+            self._is_open = True
+
+    async def aclose(self) -> None:
+        self._is_open = False
+        health, self._health = self._health, None
+        if health is not None:
+            health.cancel()
+            await asyncio.gather(health, return_exceptions=True)
+        self._pool.close()
+        for member in self._pool.members:
+            await member.target.endpoint.aclose()
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        self.refuse_unsupported(request)
+        if not self._is_open:
+            raise BackendUnavailableError(f"openai:{self.model} is not open", hint="await backend.open()")
+        started = time.monotonic()
+        self._running += 1
+        self._counts["requests"] += 1
+        try:
+            async with aclosing(self._answer(request, started)) as chunks:
+                first = 0.0
+                async for chunk in chunks:
+                    first = first or time.monotonic() - started
+                    if chunk.usage is not None:
+                        queued = chunk.timing.queue if chunk.timing else 0.0
+                        total = time.monotonic() - started
+                        chunk = replace(chunk, timing=Timing(queue=queued, first_token=first, total=total))
+                    yield chunk
+        except Failed as failed:
+            self._counts["failures"] += 1
+            raise failed.error from failed.__cause__
+        except QvlError:
+            self._counts["failures"] += 1
+            raise
+        finally:
+            self._running -= 1
+
+    async def _answer(self, request: ChatRequest, started: float) -> AsyncGenerator[Chunk, None]:
+        """Attempt after attempt, until an endpoint has begun to answer."""
+        deadline = started + self._timeouts.total
+        key = request.pictures[0].sha256 if request.pictures else None
+        cost = picture_tokens(request)
+        repeatable = not request.extra.get("store")
+        attempts, rounds = Attempts(), 0
+        while True:
+            queued = time.monotonic()
+            ticket = await self._pool.acquire(cost=cost, key=key, exclude=attempts.exclude, until=deadline)
+            if ticket is None:
+                await self._next_round(attempts, rounds, deadline)
+                rounds += 1
+                continue
+            if attempts.failures:
+                elsewhere = ticket.member.name not in attempts.failures
+                self._counts["failovers" if elsewhere else "retries"] += 1
+            waited = time.monotonic() - queued
+            handed_on = False
+            try:
+                async with aclosing(self._attempt(ticket, request, deadline)) as chunks:
+                    async for chunk in chunks:
+                        if not handed_on:
+                            handed_on = True
+                            ticket.first_token()
+                        yield replace(chunk, timing=Timing(queue=waited)) if chunk.usage is not None else chunk
+                return
+            except Failed as failed:
+                ticket.failed(failed)
+                if handed_on or failed.repeat is Repeat.NEVER:
+                    raise
+                attempts.note(ticket.member.name, failed, repeatable=repeatable)
+                log.info(
+                    "endpoint failed",
+                    endpoint=ticket.member.name,
+                    request_id=request.request_id,
+                    error=type(failed.error).__name__,
+                )
+            finally:
+                ticket.release()
+
+    async def _attempt(
+        self, ticket: Ticket[Line], request: ChatRequest, deadline: float
+    ) -> AsyncGenerator[Chunk, None]:
+        line = ticket.member.target
+        joined_late = line.findings is None
+        findings = await self._found(line)
+        if joined_late:
+            try:
+                self.refuse_unsupported(request)
+            except QvlError as exc:
+                # It has less than the others: this request, which they can serve, goes past it.
+                raise Failed(exc, Repeat.ELSEWHERE, Blame.NONE) from None
+        if request.pictures:
+            # Scaling and encoding megapixels would hold up every other stream.
+            body = await asyncio.to_thread(request_body, request, self.model, findings.dialect)
+        else:
+            body = request_body(request, self.model, findings.dialect)
+        async with aclosing(line.endpoint.stream(body, n=request.sampling.n, deadline=deadline)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _next_round(self, attempts: Attempts, rounds: int, deadline: float) -> None:
+        """Waits until an endpoint may be asked again, or raises what all of them said."""
+        left = [m.name for m in self._pool.members if m.name not in attempts.never and not m.draining]
+        wait = self._retry.delay(rounds, attempts.asked_to_wait())
+        if left:
+            wait = max(wait, self._pool.next_chance(frozenset(attempts.never)))
+        out_of_time = time.monotonic() + wait >= deadline
+        if not left or rounds >= self._retry.max_retries or out_of_time or not self._is_open:
+            raise self._verdict(attempts)
+        await asyncio.sleep(wait)
+        attempts.round.clear()
+
+    def _verdict(self, attempts: Attempts) -> QvlError | Failed:
+        if len(self._pool) == 1 and len(attempts.failures) == 1:
+            return next(iter(attempts.failures.values()))
+        said = {m.name: m.last_error for m in self._pool.members if m.last_error}
+        said |= {url: failed.error.message for url, failed in attempts.failures.items()}
+        text = "; ".join(message if url in message else f"{url}: {message}" for url, message in said.items())
+        errors = [failed.error for failed in attempts.failures.values()]
+        kinds = {type(error) for error in errors}
+        if kinds == {RateLimitError}:
+            return RateLimitError(f"every endpoint is full: {text}", retry_after=attempts.asked_to_wait())
+        if len(kinds) == 1 and isinstance(errors[0], BackendError | UnknownNameError):
+            return type(errors[0])(f"no endpoint could answer: {text}", hint=errors[0].hint)
+        return BackendUnavailableError(f"no endpoint could answer: {text or 'there is none'}")
+
+    async def _only_model(self) -> str:
+        failed: Failed | None = None
+        for member in self._pool.members:
+            try:
+                models = [entry["id"] for entry in await member.target.endpoint.models()]
+            except Failed as exc:
+                failed = exc
+                continue
+            if len(models) == 1:
+                return str(models[0])
+            raise ConfigError(
+                f"{member.name} has {len(models)} models", hint=f"name one: {', '.join(models[:8])}", param="model"
+            )
+        if failed is not None:
+            raise failed.error from failed.__cause__
+        raise ConfigError("no model is named and there is no endpoint to ask", param="model")
+
+    async def _probe_all(self) -> None:
+        members = self._pool.members
+        results = await asyncio.gather(*(self._found(m.target) for m in members), return_exceptions=True)
+        attempts = Attempts()
+        for member, result in zip(members, results, strict=True):
+            if isinstance(result, Failed):
+                self._pool.blame(member, result)
+                attempts.note(member.name, result, repeatable=False)
+            elif isinstance(result, BaseException):
+                raise result
+        if len(attempts.failures) == len(members):
+            verdict = self._verdict(attempts)
+            if isinstance(verdict, Failed):
+                raise verdict.error from verdict.__cause__
+            raise verdict
+        for url, failed in attempts.failures.items():
+            log.warning("endpoint left out for now", endpoint=url, error=str(failed.error))
+        self._learn()
+
+    def _learn(self) -> None:
+        known = [m.target.findings for m in self._pool.members if m.target.findings is not None]
+        if known and self._wants_probe:
+            self._capabilities = known[0].capabilities if len(known) == 1 else common(known)
+
+    async def _found(self, line: Line) -> Findings:
+        if line.findings is not None:
+            return line.findings
+        if not self._wants_probe:
+            line.findings = ASSUMED
+            return ASSUMED
+        key = self._probe_key(line.endpoint)
+        async with line.probing:
+            if line.findings is None:
+                if key not in _PROBED:
+                    try:
+                        _PROBED[key] = await probe(line.endpoint, self.model, retry=self._retry)
+                    except Failed as failed:
+                        raise await self._with_models(failed, line.endpoint) from failed.__cause__
+                line.findings = _PROBED[key]
+                self._learn()
+        return line.findings
+
+    def _probe_key(self, endpoint: Endpoint) -> tuple[str, str, str]:
+        return endpoint.base_url, self.model, self._api_key or os.environ.get("OPENAI_API_KEY", "")
+
+    async def _with_models(self, failed: Failed, endpoint: Endpoint) -> Failed:
+        """An unknown model gets the names that the endpoint knows."""
+        if isinstance(failed.error, UnknownNameError):
+            try:
+                known = [entry["id"] for entry in await endpoint.models()]
+            except Failed:
+                return failed
+            if known:
+                failed.error.hint = nearest(self.model, known)
+        return failed
+
+    async def _watch(self, interval: float) -> None:
+        """Asks endpoints that rest for their models now and then, so that they come back without costing a request."""
+        while True:
+            await asyncio.sleep(interval)
+            await self.check(only_resting=True)
+
+    async def check(self, *, only_resting: bool = False) -> list[EndpointState]:
+        """Asks endpoints for their list of models, and notes who answers. Returns `endpoints()`."""
+        members = [m for m in self._pool.members if not m.draining and (m.resting or not only_resting)]
+        await asyncio.gather(*(self._check(member) for member in members))
+        return self.endpoints()
+
+    async def _check(self, member: Member[Line]) -> None:
+        try:
+            await member.target.endpoint.models()
+        except Failed as failed:
+            if failed.blame is Blame.DOWN:
+                self._pool.blame(member, failed)
+                return
+        if member.resting and not member.trial:
+            # It is there; whether it answers is for one request to find out.
+            self._pool.try_now(member)
+
+    def endpoints(self) -> list[EndpointState]:
+        """Every endpoint as it stands now."""
+        return self._pool.snapshot()
+
+    async def add_endpoint(self, url: str, *, weight: float = 1.0, limit: int | None = None) -> None:
+        """Takes another endpoint into the pool; it is probed first.
+
+        Raises:
+            ConfigError: it is in the pool already.
+            BackendError: it does not answer, or not as it should.
+        """
+        member = self._member(url, weight, limit)
+        if any(other.name == member.name for other in self._pool.members):
+            raise ConfigError(f"the endpoint {member.name} is in the pool already", param="base_url")
+        await member.target.endpoint.open()
+        try:
+            if self._is_open:
+                await self._found(member.target)
+            self._pool.add(member)
+        except Failed as failed:
+            await member.target.endpoint.aclose()
+            raise failed.error from failed.__cause__
+        self._learn()
+
+    async def remove_endpoint(self, url: str, *, timeout: float | None = None) -> None:
+        """Gives an endpoint no further requests, waits for those it has (at most `timeout` seconds), forgets it.
+
+        Raises:
+            UnknownNameError: it is not in the pool.
+            ConfigError: it is the last one.
+        """
+        name = shown_url(read_url(url))
+        self._pool.find(name)
+        if sum(not m.draining for m in self._pool.members) < 2:
+            raise ConfigError(f"{name} is the last endpoint", hint="close the backend instead", param="base_url")
+        member = await self._pool.remove(name, timeout=timeout)
+        await member.target.endpoint.aclose()
+        self._learn()
+
+    def stats(self) -> Mapping[str, float]:
+        states = self._pool.snapshot()
+        return {
+            "num_running": self._running - self._pool.waiting,
+            "num_waiting": self._pool.waiting,
+            **{f"{name}_total": count for name, count in self._counts.items()},
+            "endpoints": len(states),
+            "endpoints_up": sum(state.state in ("up", "busy", "trial") for state in states),
+            "picture_tokens_running": sum(state.picture_tokens for state in states),
+        }
+
+    def unready(self) -> str | None:
+        if not self._is_open:
+            return "not open"
+        return self._pool.why_not()
+
+
+def forget_probes() -> None:
+    """Forgets what was found out about endpoints in this process; the next `open()` probes again."""
+    _PROBED.clear()
+
+
+def picture_tokens(request: ChatRequest) -> float:
+    """The estimated prompt: one token for each 32 x 32 pixels of every picture, one for each 4 characters of text."""
+    total = 1.0
+    for message in request.messages:
+        total += len(message.text) / TEXT_PER_TOKEN
+    for picture in request.pictures:
+        pixels = picture.width * picture.height
+        total += min(pixels, request.max_pixels or pixels) / (PATCH * PATCH)
+    return total
+
+
+def _urls(base_url: str | Sequence[str] | None) -> list[str]:
+    if base_url is None:
+        base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+    urls: Iterable[str] = base_url.split(",") if isinstance(base_url, str) else base_url
+    found = [url.strip() for url in urls if url.strip()]
+    if not found:
+        raise ConfigError("base_url names no endpoint", hint="such as http://host:8000/v1", param="base_url")
+    return found

@@ -1,0 +1,47 @@
+"""Consistent hashing: the same picture goes to the same endpoint, and few move when the set of endpoints changes.
+
+Karger et al. 1997; points on a circle, as in ketama.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+POINTS: Final = 64
+
+
+class HashRing:
+    """`POINTS` points on a circle for each name, times its weight."""
+
+    __slots__ = ("_names", "_owners", "_points")
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        points = sorted(
+            (_place(f"{name}#{number}"), name)
+            for name, weight in weights.items()
+            for number in range(max(1, round(POINTS * weight)))
+        )
+        self._points = [place for place, _ in points]
+        self._owners = [name for _, name in points]
+        self._names = len(weights)
+
+    def order(self, key: str) -> Iterator[str]:
+        """Every name once: the owner of `key` first, then who would own it if those before were gone."""
+        if not self._points:
+            return
+        start = bisect_left(self._points, _place(key))
+        seen: set[str] = set()
+        for step in range(len(self._points)):
+            name = self._owners[(start + step) % len(self._points)]
+            if name not in seen:
+                seen.add(name)
+                yield name
+                if len(seen) == self._names:
+                    return
+
+
+def _place(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

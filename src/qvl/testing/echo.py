@@ -1,0 +1,194 @@
+"""A model that can be understood: it says which pictures it was shown and repeats the question.
+
+Everything a test wants to see honoured is honoured: stop, max_tokens, n, seed, logprobs, schemas, choices, tools. The
+answer of a picture is its mean colour and size, so that a test sees whether the *pixels* arrived, and in which order.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.types import FinishReason, TokenLogprob
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+COLOURS: Final[dict[str, tuple[int, int, int]]] = {
+    "red": (220, 30, 30),
+    "green": (30, 170, 60),
+    "blue": (30, 60, 220),
+    "yellow": (240, 220, 40),
+    "black": (10, 10, 10),
+    "white": (245, 245, 245),
+    "grey": (128, 128, 128),
+}
+WITHOUT_MAX: Final = 512
+
+
+def colour_name(image: Image.Image) -> str:
+    """The name in COLOURS that is nearest to the mean of an RGB image."""
+    mean = image.convert("RGB").resize((1, 1)).getpixel((0, 0))
+    assert isinstance(mean, tuple)
+    return min(COLOURS, key=lambda name: sum((a - b) ** 2 for a, b in zip(COLOURS[name], mean, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the model saw of one picture."""
+
+    colour: str
+    width: int
+    height: int
+
+    @property
+    def tokens(self) -> int:
+        return -(-self.width // 32) * -(-self.height // 32) + 2
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as the echo understands it."""
+
+    question: str
+    history: str = ""
+    pictures: tuple[Seen, ...] = ()
+    temperature: float = 0.0
+    narrow: bool = False
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: int | None = None
+    n: int = 1
+    schema: Mapping[str, Any] | None = None
+    json_object: bool = False
+    choices: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    tool_schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tool_choice: str = "auto"
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.history.split()) + len(self.question.split()) + self.image_tokens + 4
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(picture.tokens for picture in self.pictures)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One choice: its tokens in order, or a tool call as (name, arguments)."""
+
+    tokens: tuple[str, ...]
+    finish: FinishReason
+    call: tuple[str, str] | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens) if self.call is None else len(self.call[1].split()) + 1
+
+
+def answer(asked: Asked) -> list[Said]:
+    """The choices of an answer. The same request gives the same answer, unless it samples without a seed."""
+    called = _called(asked)
+    if called is not None:
+        arguments = json.dumps(example(asked.tool_schemas.get(called, {})))
+        return [Said((), "tool_calls", (called, arguments)) for _ in range(asked.n)]
+    return [_choice(asked, index) for index in range(asked.n)]
+
+
+def _called(asked: Asked) -> str | None:
+    if not asked.tools or asked.tool_choice == "none":
+        return None
+    if asked.tool_choice in asked.tools:
+        return asked.tool_choice
+    named = [name for name in asked.tools if name in asked.question]
+    return named[0] if named else asked.tools[0] if asked.tool_choice == "required" else None
+
+
+def _choice(asked: Asked, index: int) -> Said:
+    text = _text(asked, index)
+    finish: FinishReason = "stop"
+    cuts = [place for stop in asked.stop if (place := text.find(stop)) >= 0]
+    if cuts:
+        text = text[: min(cuts)]
+    tokens = re.findall(r"\s*\S{1,6}|\s+$", text)
+    limit = WITHOUT_MAX if asked.max_tokens is None else asked.max_tokens
+    if asked.ignore_eos and tokens and not cuts:
+        tokens = (tokens * (limit // len(tokens) + 1))[:limit]
+        finish = "length"
+    if len(tokens) > limit:
+        tokens, finish = tokens[:limit], "length"
+    return Said(tuple(tokens), finish)
+
+
+def _text(asked: Asked, index: int) -> str:
+    if asked.choices:
+        return asked.choices[0]
+    if asked.schema is not None:
+        return json.dumps(example(asked.schema))
+    if asked.json_object:
+        return json.dumps({"question": asked.question})
+    words = [f"{seen.colour} {seen.width}x{seen.height}" for seen in asked.pictures]
+    words.append(asked.question)
+    if index:
+        words.insert(0, f"({index})")
+    text = ", ".join(words) or "nothing"
+    if asked.temperature > 0 and not asked.narrow:
+        shuffled = text.split()
+        random.Random(None if asked.seed is None else f"{asked.seed}/{index}").shuffle(shuffled)
+        text = " ".join(shuffled)
+    return text
+
+
+def example(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Any:
+    """A small value that fits a JSON schema (references, enums, objects, arrays, unions; not every keyword)."""
+    root = schema if root is None else root
+    if "$ref" in schema:
+        target: Any = root
+        for step in str(schema["$ref"]).removeprefix("#/").split("/"):
+            target = target[step]
+        return example(target, root)
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    for union in ("anyOf", "oneOf", "allOf"):
+        if schema.get(union):
+            return example(schema[union][0], root)
+    kind = schema.get("type")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object" or (kind is None and "properties" in schema):
+        properties: Mapping[str, Any] = schema.get("properties", {})
+        return {name: example(properties.get(name, {}), root) for name in schema.get("required", properties)}
+    if kind == "array":
+        return [example(schema.get("items", {}), root) for _ in range(int(schema.get("minItems", 0)))]
+    if kind in ("integer", "number"):
+        return schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1 if "exclusiveMinimum" in schema else 0)
+    return {"boolean": True, "null": None}.get(str(kind), "x" * max(1, int(schema.get("minLength", 1))))
+
+
+def logprobs_of(tokens: Sequence[str], alternatives: int) -> list[TokenLogprob]:
+    """Log-probabilities by place: the chosen token first, alternatives below it."""
+    return [
+        TokenLogprob(
+            token=token,
+            logprob=-0.01 * (place + 1),
+            bytes=token.encode(),
+            top=tuple(
+                TokenLogprob(
+                    token if rank == 0 else f"~{rank}",
+                    -0.01 * (place + 1) - rank,
+                    (token if rank == 0 else f"~{rank}").encode(),
+                )
+                for rank in range(alternatives)
+            ),
+        )
+        for place, token in enumerate(tokens)
+    ]

@@ -1,0 +1,197 @@
+"""Backends for tests: `EchoBackend` answers from what it was sent, `RecordingBackend` notes what passes through."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from qvl.backends.base import Backend, Capabilities
+from qvl.errors import BackendUnavailableError, ContextLengthError
+from qvl.testing import echo
+from qvl.types import ChatRequest, Chunk, Timing, ToolCallDelta, Usage
+
+ECHO_CAPABILITIES = Capabilities(
+    images=8,
+    max_context=100_000,
+    sampling=frozenset(
+        {"temperature", "top_k", "min_p", "max_tokens", "stop", "ignore_eos", "seed", "logprobs", "n", "top_p"}
+    ),
+    response_formats=frozenset({"json_object", "json_schema", "choice"}),
+    tools=True,
+)
+
+
+class EchoBackend(Backend):
+    """Names the colours of the pictures it was sent, in order, and repeats the question.
+
+    Args:
+        model: any name.
+        pause: seconds before each token.
+        capabilities: what to declare; what is not declared is refused.
+        fail: raised by every stream, before the first token.
+    """
+
+    name = "echo"
+
+    def __init__(
+        self,
+        model: str = "echo",
+        *,
+        pause: float = 0.0,
+        capabilities: Capabilities = ECHO_CAPABILITIES,
+        fail: Exception | None = None,
+    ) -> None:
+        self.model = model
+        self.pause = pause
+        self.fail = fail
+        self._capabilities = capabilities
+        self._open = False
+        self._running: set[asyncio.Event] = set()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    async def open(self) -> None:
+        self._open = True
+
+    async def aclose(self) -> None:
+        self._open = False
+        for closed in self._running:
+            closed.set()
+
+    def peek_identity(self) -> dict[str, Any] | None:
+        return self.identity()
+
+    def stats(self) -> Mapping[str, float]:
+        return {"num_running": len(self._running), "num_waiting": 0}
+
+    def unready(self) -> str | None:
+        return None if self._open else "not open"
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        self.refuse_unsupported(request)
+        if not self._open:
+            raise BackendUnavailableError("echo is not open", hint="await backend.open()")
+        if self.fail is not None:
+            raise self.fail
+        closed = asyncio.Event()
+        self._running.add(closed)
+        try:
+            async with aclosing(self._say(request)) as chunks:
+                async for chunk in chunks:
+                    if self.pause:
+                        await self._wait(closed)
+                    else:
+                        await asyncio.sleep(0)
+                    if closed.is_set():
+                        raise BackendUnavailableError("echo was closed while a request was running")
+                    yield chunk
+        finally:
+            self._running.discard(closed)
+
+    async def _wait(self, closed: asyncio.Event) -> None:
+        try:
+            await asyncio.wait_for(closed.wait(), self.pause)
+        except asyncio.TimeoutError:
+            return
+
+    async def _say(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        asked = asked_of(request)
+        context = self._capabilities.max_context
+        if context is not None and asked.prompt_tokens > context:
+            raise ContextLengthError(f"the prompt has {asked.prompt_tokens} tokens, the context {context}")
+        said = echo.answer(asked)
+        usage = Usage(
+            prompt_tokens=asked.prompt_tokens,
+            completion_tokens=sum(choice.completion_tokens for choice in said),
+            image_tokens=asked.image_tokens,
+        )
+        for index, choice in enumerate(said):
+            whole = usage if index == len(said) - 1 else None
+            if choice.call is not None:
+                name, arguments = choice.call
+                yield Chunk(index=index, tool_calls=(ToolCallDelta(0, f"call_{index}", name, arguments),))
+            notes = echo.logprobs_of(choice.tokens, request.sampling.logprobs or 0)
+            wanted = request.sampling.logprobs is not None
+            for token, note in zip(choice.tokens, notes, strict=True):
+                yield Chunk(text=token, index=index, logprobs=(note,) if wanted else ())
+            yield Chunk(index=index, finish_reason=choice.finish, usage=whole, timing=Timing() if whole else None)
+
+
+def asked_of(request: ChatRequest) -> echo.Asked:
+    """A ChatRequest as the echo understands it: the question is the text of the last user message."""
+    params, wanted = request.sampling, request.response_format
+    asked = next((m for m in reversed(request.messages) if m.role == "user"), request.messages[-1])
+    return echo.Asked(
+        question=asked.text,
+        history=" ".join(message.text for message in request.messages if message is not asked),
+        pictures=tuple(
+            echo.Seen(echo.colour_name(picture.rgb()), picture.width, picture.height) for picture in request.pictures
+        ),
+        temperature=params.temperature,
+        narrow=params.top_k == 1 or params.min_p == 1.0,
+        max_tokens=params.max_tokens,
+        stop=params.stop,
+        ignore_eos=params.ignore_eos,
+        seed=params.seed,
+        logprobs=params.logprobs,
+        n=params.n,
+        schema=wanted.schema,
+        json_object=wanted.kind == "json_object",
+        choices=wanted.choices,
+        tools=tuple(tool.name for tool in request.tools),
+        tool_schemas={tool.name: tool.parameters for tool in request.tools},
+        tool_choice=request.tool_choice,
+    )
+
+
+class RecordingBackend(Backend):
+    """Passes everything to `inner` and keeps the requests that came: `backend.requests[-1].sampling.seed`."""
+
+    def __init__(self, inner: Backend | None = None) -> None:
+        self.inner = inner or EchoBackend()
+        self.name, self.model = self.inner.name, self.inner.model
+        self.requests: list[ChatRequest] = []
+        self.finished = 0
+        self.closed_early = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.inner.capabilities
+
+    async def open(self) -> None:
+        await self.inner.open()
+        self.model = self.inner.model
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    def identity(self) -> dict[str, Any]:
+        return self.inner.identity()
+
+    def peek_identity(self) -> dict[str, Any] | None:
+        return self.inner.peek_identity()
+
+    def peek_capabilities(self) -> Capabilities | None:
+        return self.inner.peek_capabilities()
+
+    def stats(self) -> Mapping[str, float]:
+        return self.inner.stats()
+
+    def unready(self) -> str | None:
+        return self.inner.unready()
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        self.requests.append(request)
+        done = False
+        try:
+            async with aclosing(self.inner.stream(request)) as chunks:
+                async for chunk in chunks:
+                    done = done or chunk.usage is not None
+                    yield chunk
+        finally:
+            self.finished += done
+            self.closed_early += not done
