@@ -36,6 +36,7 @@ class Rules:
     schema: str = "enforced"
     logprobs: str = "given"
     key: str = ""
+    pixels: str = "honoured"
     models: tuple[str, ...] = ("qwen3-vl",)
 
 
@@ -66,6 +67,8 @@ class Handler(BaseHTTPRequestHandler):
             )
         if "response_format" in body and self.rules.schema == "refused":
             return self.reply(400, {"object": "error", "message": "no response_format here"})
+        if "mm_processor_kwargs" in body and self.rules.pixels == "refused":
+            return self.reply(400, {"error": "mm_processor_kwargs are not trusted"})
         pixels = [part["image_url"]["url"] for part in body["messages"][0]["content"] if part["type"] == "image_url"]
         word = self.word(pixels[0]) if pixels and self.rules.vision else "hello"
         text = "SOMETHING" if self.rules.wordless else word
@@ -78,7 +81,8 @@ class Handler(BaseHTTPRequestHandler):
             choice["logprobs"] = {
                 "content": [{"token": text, "logprob": sign * int(word[:4].encode().hex(), 16) / 2**32}]
             }
-        tokens = 10 + 140 * bool(pixels and self.rules.vision)
+        limited = "mm_processor_kwargs" in body and self.rules.pixels == "honoured"
+        tokens = 10 + (60 if limited else 140) * bool(pixels and self.rules.vision)
         return self.reply(200, {"choices": [choice], "usage": {"prompt_tokens": tokens}})
 
     def word(self, url: str) -> str:
@@ -162,6 +166,13 @@ def test_a_schema_that_is_ignored_in_silence_is_worse_than_a_refusal(
 )
 def test_logprobs_are_asked_for_and_looked_at(serve: Callable[[Rules], str], logprobs: str, status: str) -> None:
     assert examine(serve(Rules(logprobs=logprobs)))["endpoint-logprobs"].status == status
+
+
+@pytest.mark.parametrize(("pixels", "status"), [("honoured", "ok"), ("refused", "ok"), ("ignored", "warn")])
+def test_a_pixel_limit_that_is_ignored_in_silence_warns(
+    serve: Callable[[Rules], str], pixels: str, status: str
+) -> None:
+    assert examine(serve(Rules(pixels=pixels)))["endpoint-pixels"].status == status
 
 
 def test_a_key_is_sent_and_its_absence_told(serve: Callable[[Rules], str]) -> None:

@@ -10,7 +10,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -52,8 +51,8 @@ class Host:
     interpreter: str = sys.executable
     site: tuple[str, ...] | None = None
     python_version: str = field(default_factory=platform.python_version)
-    uid: int = field(default_factory=os.geteuid)
-    groups: tuple[int, ...] = field(default_factory=lambda: (os.getegid(), *os.getgroups()))
+    uid: int = field(default_factory=lambda: _identity()[0])
+    groups: tuple[int, ...] = field(default_factory=lambda: _identity()[1])
 
     def path(self, absolute: str | Path) -> Path:
         """`absolute` below the root; a relative path stays as it is."""
@@ -135,7 +134,11 @@ class Host:
         return usage.total, usage.free
 
     def open_files_limit(self) -> int:
-        """The soft limit of open files of a process."""
+        """The soft limit of open files of a process; -1 where there is none."""
+        try:
+            import resource
+        except ImportError:
+            return -1
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
     def packages(self) -> dict[str, str]:
@@ -147,6 +150,10 @@ class Host:
             if name:
                 found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
         return found
+
+    def cores(self) -> int:
+        """Processor cores, from /proc/cpuinfo, or as Python counts them where that file is not there."""
+        return (self.read("/proc/cpuinfo") or "").count("processor\t") or os.cpu_count() or 1
 
     @property
     def in_container(self) -> bool:
@@ -170,3 +177,10 @@ class Host:
                 if len(cells) > 3 and cells[3] == "0A":
                     ports.add(int(cells[1].rpartition(":")[2], 16))
         return frozenset(ports)
+
+
+def _identity() -> tuple[int, tuple[int, ...]]:
+    # Windows has no numeric users; there the nodes of this module do not exist either.
+    if not hasattr(os, "geteuid"):
+        return 0, ()
+    return os.geteuid(), (os.getegid(), *os.getgroups())

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 120.0
 _QUESTION = "What brand is printed in this picture? Answer with the brand."
+# 64 picture tokens of 32 x 32 pixels at most; the sample takes 140.
+_SMALL = {"shortest_edge": 4096, "longest_edge": 65536}
 _SCHEMA = {
     "type": "object",
     "properties": {"canary": {"type": "string", "enum": ["QVL-7F3A"]}},
@@ -187,6 +189,7 @@ def _capabilities(endpoint: Endpoint) -> Iterator[Finding]:
     yield _decoding(endpoint, "endpoint-exif", exif_pictures(), extra)
     yield _decoding(endpoint, "endpoint-alpha", alpha_pictures(), extra)
     yield _schema(endpoint)
+    yield _pixel_limit(endpoint, first)
 
 
 def _logprobs(endpoint: Endpoint) -> Finding:
@@ -233,6 +236,22 @@ def _schema(endpoint: Endpoint) -> Finding:
         return Finding("endpoint-schema", "ok", "json_schema is enforced")
     text = f"json_schema is accepted and ignored in silence: {answer.text[:60]!r}"
     return Finding("endpoint-schema", "fail", text, {"text": answer.text}, fix)
+
+
+def _pixel_limit(endpoint: Endpoint, plain: Answer) -> Finding:
+    name = "endpoint-pixels"
+    answer = endpoint.ask(sample(), _QUESTION, mm_processor_kwargs={"size": _SMALL})
+    if answer.status != 200:
+        return Finding(name, "ok", f"a pixel limit per request is refused ({answer.status}); qvl resizes by itself")
+    if not answer.prompt_tokens or answer.prompt_tokens < plain.prompt_tokens:
+        return Finding(name, "ok", "a pixel limit per request is honoured", {"prompt_tokens": answer.prompt_tokens})
+    return Finding(
+        name,
+        "warn",
+        "a pixel limit per request (mm_processor_kwargs) is ignored in silence",
+        {"prompt_tokens": answer.prompt_tokens},
+        "resize before upload, as qvl does with max_pixels",
+    )
 
 
 def _answer(body: Mapping[str, Any]) -> Answer:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from qvl.ascend import matrix
 from qvl.ascend.host import Host
-from qvl.ascend.report import Finding
+from qvl.ascend.report import Finding, Status
 
 GIB = 2**30
 SHM = "/dev/shm"  # noqa: S108 - measured, nothing is written there
@@ -23,7 +23,8 @@ def shared_memory(host: Host) -> Iterator[Finding]:
     """There is a gibibyte of shared memory: docker's default of 64 MiB stops tensor parallel workers."""
     space = host.space(SHM)
     if space is None or not host.path(SHM).exists():
-        yield Finding("shm", "warn", f"{SHM} is not there", fix="start the container with --shm-size=1g")
+        status: Status = "warn" if host.in_container else "skip"
+        yield Finding("shm", status, f"{SHM} is not there", fix="start the container with --shm-size=1g")
         return
     size = space[0] / GIB
     # A file system a few pages short of a round size is what --shm-size=1g makes on some kernels.
@@ -109,8 +110,8 @@ def processor(host: Host) -> Iterator[Finding]:
     for line in (host.read("/proc/meminfo") or "").splitlines():
         if line.startswith("MemAvailable:"):
             memory = int(line.split()[1]) * 1024
-    cores = (host.read("/proc/cpuinfo") or "").count("processor\t")
-    text = f"{cores} cores, {math.floor(memory / GIB)} GiB of memory available"
+    cores = host.cores()
+    text = f"{cores} cores" + (f", {math.floor(memory / GIB)} GiB of memory available" if memory else "")
     if memory and memory < 8 * GIB:
         yield Finding("cpu", "warn", text, {"memory": memory}, "the bundled model runs; a 2B model wants 8 GiB or more")
     else:
