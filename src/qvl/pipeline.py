@@ -44,11 +44,12 @@ log = logger("qvl.pipeline")
 
 @dataclasses.dataclass(slots=True)
 class Stages:
-    """Seconds spent so far, by stage."""
+    """Seconds spent so far, by stage; `chunk_at` is `time.perf_counter()` at the latest piece of text."""
 
     media: float = 0.0
     cache: float = 0.0
     queue: float = 0.0
+    chunk_at: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -143,6 +144,7 @@ class AsyncPipeline:
         opened = cache if isinstance(cache, Cache) else self._make_cache(settings.cache)
         self.store = Store(opened, ttl=settings.cache_ttl) if opened is not None else None
         self.admit: Callable[[Job], AbstractAsyncContextManager[Any]] = lambda job: nullcontext()
+        self.on_chunk: Callable[[Job, Chunk], None] | None = None
         self._board = FlightBoard()
         self._opening: asyncio.Lock | None = None
         self._opened = False
@@ -547,6 +549,8 @@ class AsyncPipeline:
             async for chunk in chunks:
                 folder.add(chunk)
                 emit(chunk)
+                if self.on_chunk is not None:
+                    self.on_chunk(job, chunk)
         timing = folder.timing
         if not timing.total:
             timing = dataclasses.replace(timing, total=time.perf_counter() - began)
