@@ -1,0 +1,53 @@
+# make demo: set up, look at a picture twice.  make test: set up, lint, types, tests.  Both work on a fresh clone.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamp carries what it was made from, so that a changed requirement installs again and nothing else does.
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+BUILD := build
+PICTURE ?= $(firstword $(wildcard examples/pictures/mug*.png) $(sort $(wildcard examples/pictures/*.png)))
+PYTEST := $(BIN)/python -m pytest
+FAST := not slow and not vllm and not browser
+
+.PHONY: help setup demo test lint fix docs slow clean
+
+help: ## these lines
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: $(STAMP) ## make the virtual environment, if it is not there or out of date
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+demo: $(STAMP) ## analyze a picture with the bundled model, twice: a miss, then a hit
+	@rm -rf $(BUILD)/demo && mkdir -p $(BUILD)/demo
+	$(BIN)/qvl analyze $(PICTURE) --cache $(BUILD)/demo/answers.db
+	$(BIN)/qvl analyze $(PICTURE) --cache $(BUILD)/demo/answers.db
+
+test: $(STAMP) lint ## lint, types, and every test that is not marked slow, vllm or browser
+	$(PYTEST) -m "$(FAST)"
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check --output-format concise .
+	$(BIN)/ruff format --check -q .
+	$(BIN)/mypy
+
+fix: $(STAMP) ## what ruff can put right by itself
+	$(BIN)/ruff check --fix -q .
+	$(BIN)/ruff format -q .
+
+slow: $(STAMP) ## the tests that take minutes, and those in a browser
+	$(PYTEST) -m "slow or browser"
+
+docs: $(STAMP) ## write docs/cli.md from the commands, check every link between the pages
+	$(BIN)/python docs/build.py
+
+clean: ## remove what make made; the virtual environment stays (rm -rf .venv)
+	rm -rf $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
