@@ -1,0 +1,392 @@
+"""What every cache must do. The author of a cache subclasses the suite and says how to open one.
+
+```python
+from qvl.testing import CacheContract
+
+class TestMyCache(CacheContract):
+    @pytest.fixture
+    def make_cache(self, tmp_path):
+        return lambda: MyCache(tmp_path / "store")
+```
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, ClassVar, Final
+
+import pytest
+
+from qvl.caches.base import Cache, CacheEntry
+from qvl.errors import CacheError
+
+PATIENCE: Final = 30.0
+
+
+def entry(**changes: Any) -> CacheEntry:
+    """A full entry as `analyze` makes them, with `changes`."""
+    fields: dict[str, Any] = {
+        "result": {"choices": [{"index": 0, "text": "一双红色的鞋 👟", "finish_reason": "stop"}], "model": "tiny"},
+        "manifest": {"pictures": [{"sha256": "ab" * 32, "role": "user"}], "sampling": {"temperature": 0.0}},
+        "image_hash": "sha256:" + "ab" * 32,
+        "task": "analyze",
+        "language": "zh",
+        "model": "tiny",
+        "namespace": "shop",
+        "text": "一双红色的鞋 👟",
+        "analysis": {"brand": "Acme", "category": "shoe", "attributes": {"colour": "red"}, "confidence": None},
+        "usage": {"prompt_tokens": 30, "completion_tokens": 12, "image_tokens": 16},
+        "created_at": 1_700_000_000.25,
+    }
+    return CacheEntry(**{**fields, **changes})
+
+
+def eventually(promise: Callable[[], bool]) -> None:
+    """Waits until `promise` holds; fails the test when it does not within PATIENCE seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while not promise():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
+class CacheContract:
+    """One suite for all caches.
+
+    `make_cache` returns a function that opens the store of the running test, each call a handle of its own, on an
+    empty store at first. `shared` says whether two handles see the same entries and leases; `bounded` whether
+    `make_small_cache`, a function like `make_cache`, opens a store with room for some but not for 200 entries.
+    """
+
+    shared: ClassVar[bool] = True
+
+    @pytest.fixture
+    def make_cache(self) -> Callable[[], Cache]:
+        raise LookupError(f"{type(self).__name__} defines no make_cache fixture")
+
+    @pytest.fixture
+    def open_cache(self, make_cache: Callable[[], Cache]) -> Iterator[Callable[[], Cache]]:
+        with ExitStack() as stack:
+            yield lambda: stack.enter_context(make_cache())
+
+    @pytest.fixture
+    def cache(self, open_cache: Callable[[], Cache]) -> Cache:
+        return open_cache()
+
+    @pytest.fixture
+    def second(self, open_cache: Callable[[], Cache]) -> Cache:
+        if not self.shared:
+            pytest.skip("handles of this cache share nothing")
+        return open_cache()
+
+    # Entries
+
+    def test_an_unknown_key_has_no_entry(self, cache: Cache) -> None:
+        assert cache.get("sha256:nothing") is None
+
+    def test_every_field_of_an_entry_comes_back(self, cache: Cache) -> None:
+        cache.set("k", entry())
+        assert cache.get("k") == entry()
+
+    def test_a_bare_entry_comes_back(self, cache: Cache) -> None:
+        bare = CacheEntry(result={}, created_at=1.0)
+        cache.set("k", bare)
+        assert cache.get("k") == bare
+
+    def test_a_second_entry_replaces_the_first(self, cache: Cache) -> None:
+        cache.set("k", entry(text="old", language="en"), ttl=3600)
+        cache.set("k", entry(text="new"))
+        found = cache.get("k")
+        assert found == entry(text="new")
+        assert found.expires_at is None
+        assert cache.stats().entries == 1
+
+    @pytest.mark.parametrize(
+        "key", ["a b", "钥匙", "*", "a?[b]", "x" * 600, "'; DROP TABLE entries; --", "a:b:c", "{t}"]
+    )
+    def test_any_text_is_a_key(self, cache: Cache, key: str) -> None:
+        cache.set(key, entry())
+        cache.set("other", entry(text="other"))
+        assert cache.get(key) == entry()
+        assert {found for found, _ in cache.items()} == {key, "other"}
+        assert cache.delete(key)
+        assert cache.get(key) is None
+        assert cache.get("other") is not None
+
+    def test_a_long_answer_comes_back_whole(self, cache: Cache) -> None:
+        cache.set("k", entry(text="长" * 300_000))
+        found = cache.get("k")
+        assert found is not None
+        assert found.text == "长" * 300_000
+
+    def test_changing_what_was_stored_or_found_changes_nothing_in_the_store(self, cache: Cache) -> None:
+        analysis = {"brand": "Acme"}
+        cache.set("k", entry(analysis=analysis))
+        analysis["brand"] = "Other"
+        found = cache.get("k")
+        assert found is not None
+        assert found.analysis == {"brand": "Acme"}
+        found.result["choices"].clear()  # type: ignore[index]
+        again = cache.get("k")
+        assert again is not None
+        assert again.result == entry().result
+
+    def test_what_is_no_json_is_refused_and_stores_nothing(self, cache: Cache) -> None:
+        with pytest.raises(CacheError, match="JSON"):
+            cache.set("k", entry(result={"picture": b"\xff\xd8"}))
+        with pytest.raises(CacheError, match="JSON"):
+            cache.set("k", entry(text="half a character: \ud83d"))
+        assert cache.get("k") is None
+
+    def test_delete_says_whether_there_was_something(self, cache: Cache) -> None:
+        cache.set("k", entry())
+        assert cache.delete("k")
+        assert not cache.delete("k")
+        assert cache.get("k") is None
+
+    # Time to live
+
+    def test_an_entry_ends_with_its_ttl(self, cache: Cache) -> None:
+        cache.set("short", entry(), ttl=0.05)
+        cache.set("long", entry(), ttl=3600)
+        cache.set("forever", entry())
+        eventually(lambda: cache.get("short") is None)
+        assert {key for key, _ in cache.items()} == {"long", "forever"}
+        assert cache.stats().entries == 2
+        assert not cache.delete("short")
+        assert cache.get("long") is not None
+
+    def test_the_end_of_an_entry_is_written_in_it(self, cache: Cache) -> None:
+        before = time.time()
+        cache.set("k", entry(), ttl=3600)
+        found = cache.get("k")
+        assert found is not None
+        assert found.expires_at is not None
+        assert before + 3590 < found.expires_at < time.time() + 3610
+
+    @pytest.mark.parametrize("ttl", [0, -1])
+    def test_a_ttl_of_nothing_keeps_nothing(self, cache: Cache, ttl: float) -> None:
+        cache.set("k", entry())
+        cache.set("k", entry(), ttl=ttl)
+        assert cache.get("k") is None
+        assert cache.stats().entries == 0
+
+    # Many entries
+
+    def test_items_come_newest_first(self, cache: Cache) -> None:
+        for age in (2, 0, 3, 1):
+            cache.set(f"k{age}", entry(created_at=1_700_000_000.0 - age))
+        assert [key for key, _ in cache.items()] == ["k0", "k1", "k2", "k3"]
+
+    def test_entries_may_be_deleted_while_they_are_listed(self, cache: Cache) -> None:
+        for number in range(10):
+            cache.set(f"k{number}", entry())
+        for key, _ in cache.items():
+            cache.delete(key)
+        assert list(cache.items()) == []
+
+    def test_clear_without_a_filter_deletes_all(self, cache: Cache) -> None:
+        for number in range(30):
+            cache.set(f"k{number}", entry(namespace=str(number % 3)))
+        assert cache.clear() == 30
+        assert cache.clear() == 0
+        assert list(cache.items()) == []
+        stats = cache.stats()
+        assert (stats.entries, stats.size_bytes) == (0, 0)
+
+    @pytest.mark.parametrize("field", ["language", "model", "namespace", "task"])
+    def test_clear_deletes_what_matches_one_field(self, cache: Cache, field: str) -> None:
+        cache.set("a", entry(**{field: "mine"}))
+        cache.set("b", entry(**{field: "mine"}))
+        cache.set("c", entry(**{field: "theirs"}))
+        cache.set("d", entry(**{field: ""}))
+        assert cache.clear(**{field: "mine"}) == 2  # type: ignore[arg-type]
+        assert {key for key, _ in cache.items()} == {"c", "d"}
+        assert cache.clear(**{field: ""}) == 1  # type: ignore[arg-type]
+
+    def test_clear_needs_every_filter_to_match(self, cache: Cache) -> None:
+        cache.set("both", entry(language="en", model="m"))
+        cache.set("one", entry(language="en", model="other"))
+        assert cache.clear(language="en", model="m") == 1
+        assert cache.get("both") is None
+        assert cache.get("one") is not None
+
+    def test_clear_by_age_spares_the_young(self, cache: Cache) -> None:
+        cache.set("old", entry(created_at=time.time() - 7200))
+        cache.set("young", entry(created_at=time.time() - 60))
+        assert cache.clear(older_than=3600) == 1
+        assert cache.get("old") is None
+        assert cache.get("young") is not None
+
+    def test_stats_count_calls_and_entries(self, cache: Cache) -> None:
+        cache.set("a", entry())
+        cache.set("b", entry())
+        cache.get("a")
+        cache.get("a")
+        cache.get("nothing")
+        stats = cache.stats()
+        assert (stats.entries, stats.hits, stats.misses, stats.writes, stats.errors) == (2, 2, 1, 2, 0)
+        assert stats.size_bytes > 2 * len(entry().text)
+
+    # Leases
+
+    def test_a_lease_has_one_holder(self, cache: Cache) -> None:
+        lease = cache.lease("k", 60)
+        assert lease is not None
+        assert lease.key == "k"
+        assert cache.lease("k", 60) is None
+        assert cache.lease("other", 60) is not None
+
+    def test_a_released_lease_can_be_had_with_a_greater_token(self, cache: Cache) -> None:
+        first = cache.lease("k", 60)
+        assert first is not None
+        cache.release(first)
+        second = cache.lease("k", 60)
+        assert second is not None
+        assert second.token > first.token
+
+    def test_a_lease_ends_by_time(self, cache: Cache) -> None:
+        first = cache.lease("k", 0.05)
+        assert first is not None
+        taken = []
+        eventually(lambda: bool(taken.append(cache.lease("k", 60)) or taken[-1]))
+        assert taken[-1].token > first.token
+
+    def test_a_late_holder_does_not_release_the_next_ones_lease(self, cache: Cache) -> None:
+        late = cache.lease("k", 0.02)
+        assert late is not None
+        taken = []
+        eventually(lambda: bool(taken.append(cache.lease("k", 60)) or taken[-1]))
+        cache.release(late)
+        assert cache.lease("k", 60) is None
+        cache.release(taken[-1])
+        cache.release(taken[-1])
+        assert cache.lease("k", 60) is not None
+
+    def test_a_lease_is_no_entry(self, cache: Cache) -> None:
+        lease = cache.lease("k", 60)
+        assert lease is not None
+        assert cache.get("k") is None
+        assert list(cache.items()) == []
+        assert cache.stats().entries == 0
+        cache.set("k", entry())
+        assert cache.get("k") == entry()
+        assert cache.clear() == 1
+        assert cache.lease("k", 60) is None
+        cache.release(lease)
+
+    def test_of_many_threads_one_gets_the_lease(self, cache: Cache) -> None:
+        start = threading.Barrier(12)
+
+        def race(_: int) -> bool:
+            start.wait(PATIENCE)
+            return cache.lease("k", 60) is not None
+
+        with ThreadPoolExecutor(12) as pool:
+            assert sum(pool.map(race, range(12))) == 1
+
+    # Waiting
+
+    def test_waiting_for_a_free_key_ends_at_once(self, cache: Cache) -> None:
+        cache.wait("k", PATIENCE)
+        cache.set("k", entry())
+        cache.wait("k", PATIENCE)
+
+    def test_waiting_ends_with_its_timeout(self, cache: Cache) -> None:
+        assert cache.lease("k", 600) is not None
+        cache.wait("k", 0.02)
+
+    def test_waiting_ends_when_the_lease_is_released(self, cache: Cache) -> None:
+        lease = cache.lease("k", 600)
+        assert lease is not None
+        self._waiter_is_woken_by(cache, lambda: cache.release(lease))
+
+    def test_waiting_ends_when_the_lease_runs_out(self, cache: Cache) -> None:
+        assert cache.lease("k", 0.05) is not None
+        self._waiter_is_woken_by(cache, lambda: None)
+
+    def test_a_waiter_sees_what_the_holder_stored(self, cache: Cache) -> None:
+        lease = cache.lease("k", 600)
+        assert lease is not None
+
+        def finish() -> None:
+            cache.set("k", entry())
+            cache.release(lease)
+
+        self._waiter_is_woken_by(cache, finish)
+        assert cache.get("k") == entry()
+
+    def _waiter_is_woken_by(self, cache: Cache, act: Callable[[], None]) -> None:
+        def free() -> bool:
+            return cache.get("k") is not None or (got := cache.lease("k", 60)) is not None and not cache.release(got)
+
+        def wait() -> bool:
+            deadline = time.monotonic() + PATIENCE
+            while not free() and time.monotonic() < deadline:
+                cache.wait("k", PATIENCE)
+            return time.monotonic() < deadline
+
+        with ThreadPoolExecutor(4) as pool:
+            waiters = [pool.submit(wait) for _ in range(4)]
+            act()
+            assert all(waiter.result(2 * PATIENCE) for waiter in waiters)
+
+    # Threads and handles
+
+    def test_threads_lose_nothing(self, cache: Cache) -> None:
+        def work(thread: int) -> None:
+            for number in range(25):
+                cache.set(f"{thread}-{number}", entry(text=f"{thread}-{number}"))
+                assert cache.get(f"{thread}-{number}") is not None
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+        assert {key: found.text for key, found in cache.items()} == {
+            f"{thread}-{number}": f"{thread}-{number}" for thread in range(8) for number in range(25)
+        }
+        stats = cache.stats()
+        assert (stats.entries, stats.hits, stats.writes) == (200, 200, 200)
+
+    def test_closing_twice_is_harmless(self, make_cache: Callable[[], Cache]) -> None:
+        cache = make_cache()
+        cache.set("k", entry())
+        cache.close()
+        cache.close()
+
+    def test_a_second_handle_sees_the_entries(self, cache: Cache, second: Cache) -> None:
+        cache.set("k", entry())
+        assert second.get("k") == entry()
+        cache.set("k", entry(text="new"))
+        assert second.get("k") in (entry(), entry(text="new"))
+        second.delete("k")
+        assert second.get("k") is None
+
+    def test_entries_outlive_the_handle(self, second: Cache, make_cache: Callable[[], Cache]) -> None:
+        with make_cache() as first:
+            first.set("k", entry())
+        assert second.get("k") == entry()
+
+    def test_a_second_handle_cannot_take_a_held_lease(self, cache: Cache, second: Cache) -> None:
+        lease = cache.lease("k", 60)
+        assert lease is not None
+        assert second.lease("k", 60) is None
+        cache.release(lease)
+        taken = second.lease("k", 60)
+        assert taken is not None
+        assert taken.token > lease.token
+
+    def test_a_waiter_at_a_second_handle_is_woken(self, cache: Cache, second: Cache) -> None:
+        lease = cache.lease("k", 600)
+        assert lease is not None
+
+        def finish() -> None:
+            cache.set("k", entry())
+            cache.release(lease)
+
+        self._waiter_is_woken_by(second, finish)
+
+    def test_the_url_names_the_store(self, cache: Cache) -> None:
+        assert cache.url.partition(":")[0]
