@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -111,14 +112,28 @@ def test_the_table_of_versions_is_the_matrix() -> None:
     }
 
 
-def test_checks_named_in_the_text_exist() -> None:
-    sources = "".join(path.read_text() for path in (ROOT / "src/qvl/ascend").rglob("*.py"))
-    named = {"visible-devices", "device-nodes", "set-env", "npu-holders", "op-probe", "torch-npu", "backend-autoload"}
-    named |= {"endpoint-exif", "endpoint-alpha", "memory", "npu-smi", "npu-health", "driver"}
+def test_the_table_of_checks_has_every_check_and_no_other() -> None:
+    section = GUIDE[GUIDE.index("## What the doctor looks at") : GUIDE.index("## Environment")]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    listed = {name for cell in cells for name in re.findall(r"`([a-z-]+)`", cell)}
+    written = {
+        call.args[0].value
+        for path in (ROOT / "src/qvl/ascend").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Finding"
+        if call.args and isinstance(call.args[0], ast.Constant)
+    }
 
-    for name in named:
-        assert f"`{name}`" in GUIDE
-        assert f'"{name}"' in sources
+    assert listed == written | {"endpoint-exif", "endpoint-alpha", "endpoint-schema", "endpoint-pixels"}
+
+
+def test_checks_named_in_the_text_are_in_the_table() -> None:
+    section = GUIDE[GUIDE.index("## Troubleshooting") :]
+    named = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", section)) - {"unless-stopped", "allkeys-lru", "npu-smi-info"}
+    table = GUIDE[GUIDE.index("## What the doctor looks at") : GUIDE.index("## Environment")]
+
+    assert named
+    assert all(f"`{name}`" in table for name in named), named
 
 
 def test_files_and_anchors_named_in_the_text_exist() -> None:
