@@ -66,6 +66,17 @@ def test_dry_run_prints_the_command_and_runs_nothing(app: typer.Typer, machine: 
     assert not (machine.calls / "docker").exists()
 
 
+def test_dry_run_prints_what_a_run_would_use_for_this_chip(app: typer.Typer, machine: Machine) -> None:
+    machine.npu_smi("24.1.0.1-310P3.txt")
+    words = [*LAUNCH, "--image", "qvl-npu:0.1.0", "--npus", "2", "--dry-run"]
+
+    read, told = run(app, words, machine), run(app, [*words, "--chip", "910B4"], machine)
+
+    assert "--shm-size 10g" in read.stdout
+    assert "--dtype float16" in read.stdout
+    assert "--shm-size 1g" in told.stdout
+
+
 def test_an_address_for_all_wants_a_key(app: typer.Typer, machine: Machine) -> None:
     words = [*LAUNCH, "--image", "qvl-npu:0.1.0", "--host", "0.0.0.0", "--dry-run"]
 

@@ -248,6 +248,9 @@ class TestVersions:
         assert only(machine.host(), "transformers").status == "fail"
         assert only(machine.host(python_version="3.9.18"), "python").status == "fail"
         assert only(machine.host(python_version="3.10.2"), "python").status == "ok"
+        assert only(machine.host(python_version="3.14.0"), "python").status == "warn"
+        elsewhere = Options(device="cpu", probe=False)
+        assert only(machine.host(python_version="3.14.0"), "python", elsewhere).status == "ok"
 
     def test_vllm_without_its_plugin_and_a_mixed_set_fail(self, machine: Machine) -> None:
         machine.nodes(0)
@@ -349,7 +352,7 @@ class TestResources:
         healthy.write("/proc/net/tcp", head + rows)
         report = examine(healthy.host(), Options(probe=False, ports=(8000, 9000)))
 
-        assert of(report.findings, "ports")[0].fix == "serve on another: --port 8002"
+        assert [finding.fix for finding in of(report.findings, "ports")] == ["serve on another: --port 8002"]
         assert "60003" in of(report.findings, "hccl-ports")[0].summary
 
     def test_310p_computes_in_float16_only(self, machine: Machine) -> None:

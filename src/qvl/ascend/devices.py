@@ -74,6 +74,12 @@ def query(host: Host) -> npu_smi.NpuSmi | None:
     return npu_smi.parse(host.run(["npu-smi", "info"]).stdout)
 
 
+def chip_name(host: Host, wanted: tuple[int, ...]) -> str:
+    """The name that npu-smi gives the first of the wanted NPUs; empty where it is not known."""
+    table = query(host)
+    return next((npu.name for npu in table.npus if npu.device_id in wanted), "") if table else ""
+
+
 def parse_visible(text: str) -> Visible:
     """Read ASCEND_RT_VISIBLE_DEVICES as the Ascend runtime does.
 

@@ -93,12 +93,15 @@ class Launcher:
         if absent:
             have = ", ".join(map(str, present)) or "none"
             raise LaunchError(f"NPU {absent[0]} is not on this host, it has: {have}", hint="see `qvl doctor`")
+        if share:
+            return
         table = devices.query(self.host)
         if table is None:
             raise LaunchError("npu-smi info gives no table: who holds the NPUs is unknown", hint="see `qvl doctor`")
-        for holder in devices.holders(self.host, table):
-            if holder.device_id in wanted and not share:
-                free = sorted(set(present) - {item.device_id for item in devices.holders(self.host, table)})
+        held = devices.holders(self.host, table)
+        for holder in held:
+            if holder.device_id in wanted:
+                free = sorted(set(present) - {item.device_id for item in held})
                 choice = f"free are: {', '.join(map(str, free))}" if free else "no NPU is free"
                 raise LaunchError(str(holder), hint=f"{choice}; --share starts beside it")
 

@@ -59,7 +59,6 @@ def launch(
 
     this = Host()
     try:
-        found = devices.query(this) if not chip and not dry_run else None
         wanted = devices.parse_npus(npus, devices.device_numbers(this))
         plan = Plan(
             model=model,
@@ -70,7 +69,7 @@ def launch(
             host=host,
             port=port,
             served_name=served_model_name,
-            chip=chip or (found.npus[0].name if found and found.npus else ""),
+            chip=chip or devices.chip_name(this, wanted),
             shm=shm_size,
             hub_cache=str(hub_cache.expanduser().resolve()),
             answers=str(answers.resolve()) if answers else "",

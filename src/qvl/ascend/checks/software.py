@@ -77,7 +77,7 @@ def versions(host: Host, kind: str) -> Iterator[Finding]:
     table = matrix.load()
     packages = host.packages()
     detail = {name: packages[name] for name in _REPORTED if name in packages}
-    yield from _python(host, table)
+    yield from _python(host, kind, table)
     yield from _torch(packages, detail, kind)
     yield from _transformers(packages, table)
     if kind == "npu":
@@ -86,13 +86,17 @@ def versions(host: Host, kind: str) -> Iterator[Finding]:
     yield from _vllm(host, packages, kind, table)
 
 
-def _python(host: Host, table: matrix.Matrix) -> Iterator[Finding]:
+def _python(host: Host, kind: str, table: matrix.Matrix) -> Iterator[Finding]:
     version = host.python_version
     low, high = table.python["min"], table.python["max"]
-    if matrix.key(low) <= matrix.key(version)[:2] + (0,) * 3 and matrix.key(version)[:2] <= matrix.key(high)[:2]:
-        yield Finding("python", "ok", f"Python {version}")
+    minor = matrix.key(version)[:2]
+    if minor < matrix.key(low)[:2]:
+        yield Finding("python", "fail", f"Python {version}: {low} or newer is wanted", fix=f"use Python {high}")
+    elif minor > matrix.key(high)[:2] and kind == "npu":
+        text = f"Python {version} is newer than what vllm-ascend is built for ({low} to {high})"
+        yield Finding("python", "warn", text, {"matrix": table.date}, f"use Python {high}")
     else:
-        yield Finding("python", "fail", f"Python {version}: {low} to {high} are supported", fix=f"use Python {high}")
+        yield Finding("python", "ok", f"Python {version}")
 
 
 def _torch(packages: Mapping[str, str], detail: Mapping[str, Any], kind: str) -> Iterator[Finding]:
