@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import httpx
 
 from qvl._version import __version__
@@ -55,12 +57,23 @@ _INNER_NETWORKS: Final = tuple(
 )
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _HOST: Final = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
+_lookups: Final[anyio.lowlevel.RunVar[anyio.CapacityLimiter]] = anyio.lowlevel.RunVar("qvl.fetch.lookups")
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The system's addresses for `host`, without doubles, in its order of preference."""
-    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    """The system's addresses for `host`, without doubles, in its order of preference.
+
+    In threads of its own: a name whose servers do not answer holds one for long after the fetch was given up, and must
+    not hold one that others wait for.
+    """
+    try:
+        limiter = _lookups.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(16)
+        _lookups.set(limiter)
+    look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await anyio.to_thread.run_sync(look_up, abandon_on_cancel=True, limiter=limiter)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

@@ -184,23 +184,22 @@ class Picture:
         )
 
     def decoded(self) -> Picture:
-        """Itself, after the source bytes were decoded once, so that nothing later can fail.
+        """Itself, after the source bytes were decoded, so that nothing later can fail; the next `rgb()` costs nothing.
 
         Raises:
             MediaError: the source bytes are cut short or broken.
         """
         if self._pixels is not None:
-            self._pixels.settle(keep=not self.untouched)
-            if self.untouched:
-                _ = self.data
+            self._pixels.settle(keep=True)
         return self
 
 
 class _Pixels:
-    """Where a Picture's pixels come from, worked out once, whichever thread asks first.
+    """Where a Picture's pixels come from, whichever thread asks first.
 
     Encoded bytes are decoded only when pixels or passed-on bytes are wanted, so that a cache hit costs a header and a
-    hash; PNG is made only for those who send the picture on.
+    hash; PNG is made only for those who send the picture on. Decoded pixels wait for their first use and go with it:
+    thousands of results may hold their pictures, and bytes are a fraction of pixels.
     """
 
     __slots__ = ("_decode", "_lock", "_raw", "_rgb", "_sound")
@@ -220,33 +219,40 @@ class _Pixels:
 
     def rgb(self) -> Image.Image:
         with self._lock:
-            image = self._decoded()
-            return image.copy() if image is self._rgb else image
+            return self._taken() if self._decode is not None else self._held().copy()
 
     def settle(self, *, keep: bool) -> None:
-        """Decodes once if that was not done; the pixels are kept only if they are needed to encode."""
+        """Decodes if that was not done; `keep` lets the pixels wait for their first use."""
         with self._lock:
             if not self._sound:
-                image = self._decoded()
-                if keep:
-                    self._rgb, self._decode = image, None
+                image = self._held()
+                self._rgb = image if keep else None
 
     def encoded(self) -> bytes:
         from qvl import pixels
 
         with self._lock:
             if self._raw is None:
-                return pixels.encode_png(self._decoded())
+                return pixels.encode_png(self._taken())
             if not self._sound:
-                self._decoded()
+                self._held()
+            self._rgb = None
             return self._raw
 
-    def _decoded(self) -> Image.Image:
+    def _held(self) -> Image.Image:
+        """The pixels, decoded now if they do not wait here."""
         if self._rgb is not None:
             return self._rgb
         assert self._decode is not None
         image = self._decode()
         self._sound = True
+        return image
+
+    def _taken(self) -> Image.Image:
+        """The same, which no longer wait here if they can be decoded again."""
+        image = self._held()
+        if self._decode is not None:
+            self._rgb = None
         return image
 
 
@@ -371,7 +377,9 @@ def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool) -> Pi
 
     header = headers.probe(data, policy, name)
     held = _Pixels(decode=lambda: pixels.decode(data, header, policy, name), raw=data if header.plain else None)
-    picture = _deferred(
+    if decode:
+        held.settle(keep=False)
+    return _deferred(
         f"sha256:{hashlib.sha256(data).hexdigest()}",
         (header.width, header.height),
         name,
@@ -379,4 +387,3 @@ def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool) -> Pi
         header.media_type,
         untouched=header.plain,
     )
-    return picture.decoded() if decode else picture

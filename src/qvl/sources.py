@@ -110,7 +110,7 @@ def _read_path(path: str, policy: MediaPolicy) -> tuple[bytes, str]:
         if status.st_size > policy.max_bytes:
             raise too_large(name, policy)
         with open(path, "rb") as file:
-            return _limited(file.read(policy.max_bytes + 1), policy, name), name
+            return _limited(file.read(), policy, name), name
     except MediaError:
         raise
     except FileNotFoundError as exc:

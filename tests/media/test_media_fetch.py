@@ -13,10 +13,12 @@ from urllib.parse import quote
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qvl import media
 from qvl.errors import MediaError
-from qvl.fetch import Fetcher, is_public, public_name
+from qvl.fetch import Fetcher, is_public, literal, public_name
 from qvl.media import MediaPolicy
 
 HERE = MediaPolicy(allowed_private=("127.0.0.1",), timeout=10)
@@ -335,6 +337,20 @@ def test_errors_and_names_show_neither_credentials_nor_query(site) -> None:
 )
 def test_public_addresses_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_every_spelling_of_an_address_is_judged_alike(number: int) -> None:
+    address = ipaddress.IPv4Address(number)
+    a, b, c, d = address.packed
+    spellings = [str(number), hex(number), f"0{number:o}", f"{a}.{number & 0xFFFFFF}", f"{a:#x}.{b}.{(c << 8) + d}"]
+    spellings += [f"0{a:o}.0{b:o}.0{c:o}.0{d:o}", f"{a}.{b}.{c}.{d}"]
+    assert {literal(spelling) for spelling in spellings} == {address}
+    wrapped = [f"::ffff:{address}", f"64:ff9b::{address}"]
+    assert {is_public(ipaddress.ip_address(text)) for text in wrapped} == {is_public(address)}
+    if not is_public(address):
+        assert not is_public(ipaddress.IPv6Address((0x2002 << 112) | (number << 80)))
+    assert not is_public(ipaddress.IPv6Address(number))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import gc
 import hashlib
 import importlib.util
 import io
@@ -104,7 +105,8 @@ def test_what_changes_the_pixels_of_an_image_changes_its_hash(noise) -> None:
     see_through = palette.copy()
     see_through.info["transparency"] = 0
     reshaped = Image.frombytes("RGB", (10, 20), image.tobytes())
-    variants = [image, turned, palette, other_palette, see_through, reshaped, image.convert("L")]
+    other_mode = Image.frombytes("HSV", image.size, image.tobytes())
+    variants = [image, turned, palette, other_palette, see_through, reshaped, other_mode, image.convert("L")]
     assert len({media.load(variant).sha256 for variant in variants}) == len(variants)
 
 
@@ -150,10 +152,27 @@ def test_larger_pictures_shrink_to_the_budget_and_keep_their_aspect(noise, encod
 
 
 def test_shrinking_by_the_jpeg_decoder_shows_the_same_picture(encoded) -> None:
-    gradient = Image.merge("RGB", [Image.linear_gradient("L").resize((1600, 1200))] * 3)
-    picture = media.load(encoded(gradient, "JPEG", quality=95), MediaPolicy(max_pixels=120 * 90))
-    expected = np.asarray(gradient.resize((picture.width, picture.height), Image.Resampling.LANCZOS)).astype(int)
-    assert np.abs(np.asarray(picture.rgb()) - expected).max() <= 4
+    stripes = np.zeros((1200, 1600, 3), np.uint8)
+    stripes[:, (np.arange(1600) // 24) % 2 == 1] = (250, 200, 150)
+    image = Image.fromarray(stripes)
+    picture = media.load(encoded(image, "JPEG", quality=95, subsampling=0), MediaPolicy(max_pixels=200 * 150))
+    expected = np.asarray(image.resize((picture.width, picture.height), Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(np.asarray(picture.rgb()) - expected).mean() <= 4
+
+
+def test_a_picture_of_encoded_bytes_keeps_no_pixels_after_their_use(fixtures: Path) -> None:
+    def images() -> int:
+        gc.collect()
+        return sum(1 for held in gc.get_objects() if isinstance(held, Image.Image))
+
+    before = images()
+    kept = [media.load(path) for path in (fixtures / "plain.jpg", fixtures / "exif_6.jpg", fixtures / "grey.png")]
+    assert images() == before
+    for picture in kept:
+        for use in (Picture.rgb, Picture.data_url):
+            use(picture.decoded())
+            use(picture)
+    assert images() == before
 
 
 @given(st.integers(1, 60_000), st.integers(1, 60_000), st.integers(1, 5_000_000))
@@ -181,6 +200,7 @@ def test_fit_and_thumbnail_are_smaller_copies_of_the_same_source(noise, encoded)
     assert thumbnail.data_url().startswith("data:image/jpeg;base64,")
     assert picture.thumbnail(300) is picture
     assert media.load(picture, MediaPolicy(max_pixels=7500)) == smaller
+    assert media.load(picture) is picture
 
 
 def test_data_url_holds_the_data(fixtures: Path) -> None:
