@@ -1,0 +1,179 @@
+"""Measures the bundled model on pictures it has never seen.
+
+    python -m qvl.tiny.evaluate [--n 300] [--device cpu] [--json]
+
+Seeds 0 to 999,999 are held out: training draws from larger ones only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from qvl.tiny import tasks
+from qvl.tiny.export import WEIGHTS
+from qvl.tiny.pictures import FIRST_TRAINING_SEED
+from qvl.tiny.reader import Reader, Request, user
+from qvl.tiny.render import Product, labels, sample
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
+
+SIZES: Final = ((512, 512),) * 5 + ((640, 480), (480, 640), (1280, 720), (300, 300), (800, 800))
+NO_PICTURE_CASES: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A request, the only right answer, and the rows of the table it counts in."""
+
+    request: Request
+    expected: str
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Right answers of all answers in one row of the table."""
+
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1."""
+        return self.right / self.total
+
+
+def cases(n: int, first_seed: int = 0) -> list[Case]:
+    """The held-out cases for `n` pictures: analyses, single questions, pairs of pictures and requests without one.
+
+    Raises ValueError where the seeds would reach those of training.
+    """
+    if first_seed < 0 or first_seed + n > FIRST_TRAINING_SEED:
+        raise ValueError(f"held-out seeds end at {FIRST_TRAINING_SEED}")
+    seeds = range(first_seed, first_seed + n)
+    shown = [sample(seed, SIZES[seed % len(SIZES)]) for seed in seeds]
+    dice = random.Random(f"evaluation-{first_seed}")
+    found = [case for place in range(n) for case in _about_one(place, shown[place], dice)]
+    found += [case for place in range(0, n - 1, 2) for case in _about_two(shown[place], shown[place + 1], dice)]
+    for place in range(NO_PICTURE_CASES):
+        language = ("en", "zh")[place % 2]
+        text = dice.choice(tasks.QUESTIONS[language][tasks.KINDS[place % len(tasks.KINDS)]])
+        request = Request([{"role": "user", "content": text}])
+        found.append(Case(request, tasks.NO_PICTURE[language], ("no picture",)))
+    return found
+
+
+def _about_one(place: int, shown: tuple[Product | None, Image.Image], dice: random.Random) -> list[Case]:
+    product, image = shown
+    found = []
+    for language in ("en", "zh", ("pt", "es")[place % 2]):
+        prompt = tasks.PRODUCT_PROMPTS[language]
+        request = Request([{"role": "system", "content": prompt.system}, user(prompt.user)], (image,))
+        group = "analysis" if language in tasks.QUESTIONS else "analysis, other languages"
+        found.append(Case(request, tasks.analysis_answer(product, language), (group, f"analysis {language}")))
+    for language in tasks.QUESTIONS:
+        kind = tasks.KINDS[place % len(tasks.KINDS)]
+        messages = [user(dice.choice(tasks.QUESTIONS[language][kind]))]
+        system = tasks.system_prompt(language, dice)
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        rows = ("single", f"single {language}", f"single {kind}")
+        found.append(Case(Request(messages, (image,)), tasks.answer(kind, product, language), rows))
+    return found
+
+
+def _about_two(
+    one: tuple[Product | None, Image.Image], other: tuple[Product | None, Image.Image], dice: random.Random
+) -> list[Case]:
+    found = []
+    for language in tasks.QUESTIONS:
+        images, products = (one[1], other[1]), (one[0], other[0])
+        if dice.random() < 0.4 and products[0] is not None and products[1] is not None:
+            turn = tasks.same_turn(dice.choice(tasks.SAME_KINDS), products[0], products[1], language, dice)
+            sort = "same"
+        else:
+            place, kind = dice.randrange(2), dice.choice(tasks.ORDINAL_KINDS)
+            turn = tasks.ordinal_turn(kind, place, products[place], language, dice)
+            sort = "ordinal"
+        rows = ("pair", f"pair {language}", f"pair {sort}")
+        found.append(Case(Request([user(turn.question, 2)], images), turn.answer, rows))
+    return found
+
+
+def score(found: Sequence[Case], answers: Sequence[str]) -> dict[str, Score]:
+    """Right answers by row of the table; analyses in English and Chinese are also counted field by field."""
+    marks: dict[str, list[bool]] = defaultdict(list)
+    for case, answer in zip(found, answers, strict=True):
+        for row in case.rows:
+            marks[row].append(answer == case.expected)
+        if case.rows[0] == "analysis":
+            given, wanted = _fields(answer), _fields(case.expected)
+            for field in ("brand", "category", "color", "count"):
+                marks[f"field {field}"].append(
+                    given is not None and wanted is not None and given[field] == wanted[field]
+                )
+    return {row: Score(sum(marks[row]), len(marks[row])) for row in sorted(marks)}
+
+
+def _fields(text: str) -> dict[str, object] | None:
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(parsed, dict) or set(parsed) != set(labels(None)) or not isinstance(parsed["attributes"], dict):
+        return None
+    attributes = parsed["attributes"]
+    return {
+        "brand": parsed["brand"],
+        "category": parsed["category"],
+        "color": attributes.get("color"),
+        "count": attributes.get("count"),
+    }
+
+
+def table(scores: dict[str, Score]) -> str:
+    """The scores as lines of text."""
+    width = max(len(row) for row in scores)
+    lines = [f"{'row':<{width}}   right   of      %"]
+    lines += [f"{row:<{width}}  {s.right:6d} {s.total:4d}  {100 * s.share:5.1f}" for row, s in scores.items()]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, or its JSON form."""
+    parser = argparse.ArgumentParser(prog="python -m qvl.tiny.evaluate", description="Held-out accuracy.")
+    parser.add_argument("--n", type=int, default=300, help="pictures")
+    parser.add_argument("--seed", type=int, default=0, help="first held-out seed")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the checkpoint")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--wrong", action="store_true", help="list the wrong answers too")
+    options = parser.parse_args(arguments)
+    found = cases(options.n, options.seed)
+    answers = Reader(options.weights, options.device).answer([case.request for case in found])
+    scores = score(found, answers)
+    if options.json:
+        shares = {row: {"right": s.right, "total": s.total, "share": s.share} for row, s in scores.items()}
+        print(json.dumps(shares, indent=2))
+    else:
+        print(table(scores))
+    if options.wrong:
+        for case, answer in zip(found, answers, strict=True):
+            if answer != case.expected:
+                question = case.request.messages[-1]["content"]
+                text = question if isinstance(question, str) else question[-1]["text"]
+                print(f"{text[:60]!r}: {answer!r}, not {case.expected!r}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

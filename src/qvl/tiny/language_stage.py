@@ -1,0 +1,168 @@
+"""Second stage of training: the whole network learns to answer, the heads of the first stage keep steering the tower.
+
+The pictures of a step are seen once and shown in many rows: analyses, single questions, conversations, comparisons.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qvl.tiny import lessons, tasks
+from qvl.tiny.network import token_id
+from qvl.tiny.pictures import FACTOR, PictureStore, decode
+from qvl.tiny.rows import IGNORED, Batch, RowWriter, collate
+from qvl.tiny.vision_stage import Heads, draw_batch, learning_rate, see
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qvl.tiny.render import Product
+    from qvl.tiny.tasks import Dialogue
+    from qvl.tiny.workers import Team
+
+
+@dataclass(frozen=True, slots=True)
+class Menu:
+    """What a worker sees in a step: how many pictures, and how many rows of each sort."""
+
+    pictures: int = 28
+    analyses: int = 11
+    questions: int = 12
+    conversations: int = 6
+    comparisons: int = 8
+    without_picture: int = 1
+
+    def serve(self, products: list[Product | None], dice: random.Random) -> list[list[Dialogue]]:
+        """Two groups of dialogues of about equal length each."""
+        blind = [tasks.without_picture(dice.choice(("en", "zh")), dice) for _ in range(self.without_picture)]
+        long = lessons.analyses(products, self.analyses, dice)
+        long += lessons.comparisons(products, self.comparisons, 4, dice)
+        short = lessons.questions(products, self.questions, 4, dice)
+        return [long, short + lessons.conversations(products, self.conversations, dice) + blind]
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What the tower made of a step's pictures: merged tokens and deepstack layers, each [tokens, width], in pool order."""
+
+    grids: list[tuple[int, int]]
+    merged: list[torch.Tensor]
+    layers: list[list[torch.Tensor]]
+    products: list[Product | None]
+    heads_loss: torch.Tensor
+    hits: torch.Tensor
+
+
+def look(visual: Any, heads: Heads, store: PictureStore, count: int, dice: np.random.Generator) -> Views:
+    """Draw `count` pictures from the store and see them."""
+    views = Views([], [], [], [], torch.zeros(()), torch.zeros(4))
+    loss = torch.zeros(())
+    for pixels, classes in draw_batch(store, count, dice):
+        merged, layers = see(visual, pixels)
+        part, correct = heads(merged, classes)
+        loss = loss + part * (len(pixels) / count)
+        views.hits.add_(correct)
+        views.grids.extend([(pixels.shape[1] // FACTOR, pixels.shape[2] // FACTOR)] * len(pixels))
+        views.merged.extend(merged.unbind(0))
+        views.layers.extend(list(picture) for picture in zip(*(layer.unbind(0) for layer in layers), strict=True))
+        views.products.extend(decode(row) for row in classes.numpy().astype(np.uint8))
+    return Views(views.grids, views.merged, views.layers, views.products, loss, views.hits)
+
+
+def answer_loss(model: Any, views: Views, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of the answers' tokens, and [tokens, tokens foretold]."""
+    embeds = model.model.language_model.embed_tokens(batch.ids)
+    shown = batch.ids == token_id("<|image_pad|>")
+    embeds = embeds.masked_scatter(shown[..., None], torch.cat([views.merged[i] for i in batch.pictures]))
+    deep = [torch.cat([views.layers[i][level] for i in batch.pictures]) for level in range(len(views.layers[0]))]
+    hidden = model.model.language_model(
+        inputs_embeds=embeds,
+        attention_mask=batch.mask,
+        position_ids=batch.positions,
+        visual_pos_masks=shown,
+        deepstack_visual_embeds=deep,
+        use_cache=False,
+    ).last_hidden_state
+    learnt = batch.targets != IGNORED
+    logits, wanted = model.lm_head(hidden[learnt]), batch.targets[learnt]
+    foretold = (logits.argmax(-1) == wanted).sum()
+    return nn.functional.cross_entropy(logits, wanted, reduction="sum"), torch.stack((learnt.sum(), foretold)).float()
+
+
+def train_language(
+    model: Any,
+    heads: Heads,
+    store: PictureStore,
+    writer: RowWriter,
+    team: Team,
+    *,
+    steps: int,
+    first_step: int,
+    menu: Menu,
+    peak: float,
+    vision_share: float,
+    heads_weight: float,
+    seed: int,
+    report: Callable[[str], None],
+    save: Callable[[int], None],
+    deadline: float | None = None,
+) -> int:
+    """Run the stage in place and return the steps done.
+
+    `vision_share` scales the rate of the tower and the heads. `deadline` is a `time.monotonic()` by which the cosine
+    must have ended: the schedule then follows the clock instead of `steps`.
+    """
+    dice = np.random.default_rng((seed, team.rank, first_step))
+    talk = random.Random(f"{seed}-{team.rank}-{first_step}")
+    seeing = [*model.model.visual.parameters(), *heads.parameters()]
+    speaking = list(model.model.language_model.parameters())
+    optimizer = torch.optim.AdamW(
+        [{"params": seeing, "share": vision_share}, {"params": speaking, "share": 1.0}],
+        lr=peak,
+        betas=(0.9, 0.98),
+        weight_decay=0.02,
+        fused=True,
+    )
+    tokens, hits, loss_sum, started = torch.zeros(2), torch.zeros(4), 0.0, time.monotonic()
+    step = first_step
+    while step < steps:
+        pace = step / steps
+        if deadline is not None:
+            pace = team.agree(max(pace, (time.monotonic() - started) / max(1.0, deadline - started)))
+            if pace >= 1.0:
+                break
+        rate = min(learning_rate(int(pace * 10_000), 10_000, peak, warmup=1), peak * (step - first_step + 1) / 60)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        views = look(model.model.visual, heads, store, menu.pictures, dice)
+        loss, counted = torch.zeros(()), torch.zeros(2)
+        for dialogues in menu.serve(views.products, talk):
+            part, numbers = answer_loss(model, views, collate([writer.write(d, views.grids) for d in dialogues]))
+            loss, counted = loss + part, counted + numbers
+        loss = loss / counted[0]
+        optimizer.zero_grad()
+        (loss + heads_weight * views.heads_loss).backward()  # type: ignore[no-untyped-call]
+        team.average_gradients([*seeing, *speaking])
+        nn.utils.clip_grad_norm_([*seeing, *speaking], 1.0)
+        optimizer.step()
+        step += 1
+        tokens, hits, loss_sum = tokens + counted, hits + views.hits, loss_sum + loss.item()
+        if step % 25 == 0:
+            shares = " ".join(f"{hit / (25 * menu.pictures):.3f}" for hit in hits.tolist())
+            right = tokens[1].item() / tokens[0].item()
+            clock = time.monotonic() - started
+            report(
+                f"answers {step} loss {loss_sum / 25:.4f} tokens {right:.4f} heads {shares} rate {rate:.1e} {clock:.0f}s"
+            )
+            tokens, hits, loss_sum = torch.zeros(2), torch.zeros(4), 0.0
+        if step % 100 == 0:
+            save(step)
+    save(step)
+    return step
