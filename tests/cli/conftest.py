@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,14 @@ def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugin_folder: Path) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugin_folder: Path) -> Path:
     """A folder of its own to work in, a cache of its own, and the parrot installed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(plugin_folder))
     monkeypatch.setenv("QVL_CACHE", f"sqlite:///{tmp_path / 'answers.db'}")
     monkeypatch.setenv("QVL_MODEL", "parrot:grey")
     monkeypatch.setenv("COLUMNS", "120")
-    yield tmp_path
+    return tmp_path
 
 
 @pytest.fixture

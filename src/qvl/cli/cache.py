@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
@@ -92,8 +93,9 @@ def show(key: Key, cache: CacheUrl = None, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(whole)
         return
-    rows = [("key", full), *((name, str(value)) for name, value in _summary(entry).items() if name != "text")]
-    _table(("what", "value"), rows)
+    facts = {**_summary(entry), "created_at": _date(entry.created_at), "expires_at": _date(entry.expires_at)}
+    rows = [(name, str(value)) for name, value in facts.items() if value and name not in ("text", "analysis")]
+    _table(("what", "value"), [("key", full), *rows])
     typer.echo(json.dumps(entry.analysis, ensure_ascii=False, indent=2) if entry.analysis else entry.text)
 
 
@@ -201,8 +203,8 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from qvl.cli.show import stdout
 
     table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     stdout().print(table)
@@ -218,7 +220,15 @@ def _line(text: str) -> str:
 
 
 def _value(value: Any) -> str:
-    return "(absent)" if value is None else json.dumps(value, ensure_ascii=False)
+    """For a table; `--json` gives the whole."""
+    if value is None:
+        return "(absent)"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 160 else f"{text[:159]}…"
+
+
+def _date(at: float | None) -> str:
+    return "" if at is None else datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _age(created_at: float) -> str:

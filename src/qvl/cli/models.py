@@ -85,15 +85,15 @@ def bundled() -> dict[str, Any]:
     }
 
 
-def on_this_machine() -> list[dict[str, Any]]:
-    """Qwen3-VL repositories in the Hugging Face cache; empty where there is none, or no huggingface_hub."""
+def on_this_machine(folder: Path | None = None) -> list[dict[str, Any]]:
+    """Qwen3-VL repositories in the Hugging Face cache (`folder`, or the user's own); empty where there is none."""
     try:
         from huggingface_hub import scan_cache_dir
         from huggingface_hub.errors import CacheNotFound
     except ImportError:
         return []
     try:
-        repos = scan_cache_dir().repos
+        repos = scan_cache_dir(folder).repos
     except (CacheNotFound, OSError):
         return []
     return [

@@ -123,7 +123,8 @@ class PipelineOptions:
         Raises:
             ConfigError: an unknown name, or an option that the backend does not take.
         """
-        from qvl import config
+        # Importing them is the program's start, and must not count as the first picture's time.
+        from qvl import analyzing, config, pixels  # noqa: F401
         from qvl.media import MediaPolicy
         from qvl.pipeline import AsyncPipeline
 
@@ -135,8 +136,8 @@ class PipelineOptions:
         media = None
         if self.allow_private:
             media = MediaPolicy(allowed_private=tuple(self.allow_private))
-            pixels = config.load(max_pixels=self.max_pixels).max_pixels
-            media = media if pixels is None else dataclasses.replace(media, max_pixels=pixels)
+            budget = config.load(max_pixels=self.max_pixels).max_pixels
+            media = media if budget is None else dataclasses.replace(media, max_pixels=budget)
         return AsyncPipeline(
             self.model,
             cache=self.cache,

@@ -28,8 +28,15 @@ STAGES: Final = (
 _NARROW: Final = 100
 
 
+class _Stdout(Console):
+    """A console that leaves a closed pipe to the command, which ends alike whoever was writing."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def stdout() -> Console:
-    return Console(highlight=False, emoji=False)
+    return _Stdout(highlight=False, emoji=False)
 
 
 def took(result: Result) -> str:
