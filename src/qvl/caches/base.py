@@ -152,7 +152,7 @@ class Cache(ABC):
 
     def close(self) -> None:
         """Releases files and connections. Calling it twice is harmless."""
-        return None
+        return
 
     def __enter__(self) -> Cache:
         return self

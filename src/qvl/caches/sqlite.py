@@ -24,7 +24,10 @@ T = TypeVar("T")
 
 MAX_USES_PENDING: Final = 256
 PURGE_EVERY: Final = 60.0
-LIVE: Final = "(expires_at IS NULL OR expires_at > ?)"
+_HAS: Final = "SELECT 1 FROM entries WHERE key = ? AND (expires_at IS NULL OR expires_at > ?)"
+_LIVE_KEYS: Final = (
+    "SELECT key FROM entries WHERE expires_at IS NULL OR expires_at > ? ORDER BY created_at DESC, rowid DESC"
+)
 
 
 def default_path() -> Path:
@@ -127,7 +130,7 @@ class SqliteCache(Cache):
         now = self._clock()
 
         def work(connection: sqlite3.Connection) -> bool:
-            live = connection.execute(f"SELECT 1 FROM entries WHERE key = ? AND {LIVE}", (key, now)).fetchone()
+            live = connection.execute(_HAS, (key, now)).fetchone()
             connection.execute("DELETE FROM entries WHERE key = ?", (key,))
             return live is not None
 
@@ -151,7 +154,8 @@ class SqliteCache(Cache):
 
         def work(connection: sqlite3.Connection) -> int:
             connection.execute("DELETE FROM entries WHERE expires_at <= ?", (now,))
-            return connection.execute(f"DELETE FROM entries WHERE {where}", tuple(filters.values())).rowcount
+            statement = f"DELETE FROM entries WHERE {where}"  # noqa: S608 - our own column names
+            return connection.execute(statement, tuple(filters.values())).rowcount
 
         deleted = self._write(work)
         with contextlib.suppress(CacheError):
@@ -159,7 +163,7 @@ class SqliteCache(Cache):
         return deleted
 
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
-        keys = self._read(f"SELECT key FROM entries WHERE {LIVE} ORDER BY created_at DESC, rowid DESC", self._clock())
+        keys = self._read(_LIVE_KEYS, self._clock())
         for (key,) in keys:
             for (text,) in self._read("SELECT entry FROM entries WHERE key = ?", key):
                 with contextlib.suppress(CacheError):
@@ -203,7 +207,7 @@ class SqliteCache(Cache):
             if changes != seen:
                 seen = changes
                 until = self._held_until(key)
-                if self._read(f"SELECT 1 FROM entries WHERE key = ? AND {LIVE}", key, self._clock()):
+                if self._read(_HAS, key, self._clock()):
                     return
             left = min(deadline - time.monotonic(), until - self._clock())
             if left <= 0:
@@ -301,7 +305,8 @@ def _stored_bytes(connection: sqlite3.Connection) -> int:
 
 
 def _give_back_pages(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA incremental_vacuum").fetchall()
+    # Not `execute`, which takes one step of a pragma that returns no columns: one page.
+    connection.executescript("PRAGMA incremental_vacuum")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
-import structlog
-
 from qvl.caches.sqlite_schema import SCHEMA_VERSION, migrate
 from qvl.errors import CacheError
+from qvl.log import logger
 
 T = TypeVar("T")
 
-_log = structlog.get_logger("qvl.caches.sqlite")
+_log = logger("qvl.caches")
 _files: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
 
 # Matched on the message, since Python 3.10 does not hand out SQLite's error codes.
@@ -132,7 +131,7 @@ class SqliteFile:
         for mode in ("ro", "ro&immutable=1"):
             with contextlib.suppress(sqlite3.OperationalError):
                 connection = self._open_as(mode)
-                _log.warning("cache.read_only", path=str(self.path), reason=str(refused))
+                _log.warning("cache file can only be read", path=str(self.path), reason=str(refused))
                 return connection, True
         raise refused
 
@@ -206,7 +205,7 @@ class SqliteFile:
                     f"the cache file {self.path} is corrupt and cannot be set aside: {exc.strerror}",
                     hint="delete it, or name another file",
                 ) from exc
-        _log.warning("cache.corrupt_file_set_aside", path=str(self.path), kept=f"{self.path}{suffix}", reason=reason)
+        _log.warning("corrupt cache file set aside", path=str(self.path), kept=f"{self.path}{suffix}", reason=reason)
 
     def _before_fork(self) -> None:
         self._lock.acquire()
