@@ -1,0 +1,397 @@
+"""`qvl-serve` and `qvl serve`: an OpenAI-compatible server over any backend."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from qvl.server.core import ServerCore
+
+MODEL: Final = "Model"
+ADDRESS: Final = "Address"
+CACHE: Final = "Cache"
+SECURITY: Final = "Security"
+LOAD: Final = "Load"
+PICTURES: Final = "Pictures"
+LOGS: Final = "Logs"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("serve", context_settings={"default_map": _from_config_file()})(serve)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs `qvl-serve`."""
+    from qvl.cli import one_line_errors
+
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    with one_line_errors_at_top(one_line_errors):
+        settings = {"help_option_names": ["-h", "--help"], "default_map": _from_config_file()}
+        app.command(context_settings=settings)(serve)
+        app(args=args, prog_name="qvl-serve", standalone_mode=True)
+
+
+def one_line_errors_at_top(guard: Any) -> Any:
+    """`one_line_errors` outside of any group: typer's Exit becomes the process's own."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def guarded() -> Any:
+        try:
+            with guard():
+                yield
+        except typer.Exit as exc:
+            sys.exit(exc.exit_code)
+
+    return guarded()
+
+
+def _from_config_file() -> dict[str, Any]:
+    """The `[serve]` table of qvl's config file, by option name."""
+    from qvl import config
+
+    return {name.replace("-", "_"): value for name, value in config.load().serve.items()}
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            envvar=["QVL_MODEL", "MODEL_PATH", "MODEL_ID"],
+            help="A path, hub id, openai:NAME or vllm:NAME; left out: the bundled tiny model.",
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="QVL_SERVED_MODEL_NAME", help="A name to answer to; may be repeated.", rich_help_panel=MODEL
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(envvar=["QVL_DEVICE", "DEVICE"], help="auto, npu, cuda, mps or cpu.", rich_help_panel=MODEL),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(envvar="QVL_DTYPE", help="bfloat16, float16, float32.", rich_help_panel=MODEL)
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(envvar="QVL_MAX_MODEL_LEN", help="Tokens of context.", rich_help_panel=MODEL)
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(envvar="QVL_MAX_NUM_SEQS", help="Sequences in a batch.", rich_help_panel=MODEL)
+    ] = None,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option(envvar="QVL_BASE_URL", help="Endpoint of openai:NAME; may be repeated.", rich_help_panel=MODEL),
+    ] = None,
+    upstream_key: Annotated[
+        str | None,
+        typer.Option(envvar=["QVL_UPSTREAM_KEY", "OPENAI_API_KEY"], help="Key of the endpoint.", rich_help_panel=MODEL),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE for the backend, VALUE in JSON or plain; may be repeated.", rich_help_panel=MODEL
+        ),
+    ] = None,
+    canary: Annotated[
+        bool, typer.Option(envvar="QVL_CANARY", help="Ask about a tiny picture before ready.", rich_help_panel=MODEL)
+    ] = True,
+    exit_on_engine_death: Annotated[
+        bool,
+        typer.Option(
+            envvar="QVL_EXIT_ON_ENGINE_DEATH", help="End with an error when the engine dies.", rich_help_panel=MODEL
+        ),
+    ] = False,
+    host: Annotated[
+        str, typer.Option(envvar=["QVL_HOST", "SERVER_HOST"], help="Address to listen on.", rich_help_panel=ADDRESS)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            envvar=["QVL_PORT", "SERVER_PORT"], min=0, max=65535, help="0 takes any.", rich_help_panel=ADDRESS
+        ),
+    ] = 8000,
+    root_path: Annotated[
+        str, typer.Option(envvar="QVL_ROOT_PATH", help="Path prefix of a proxy in front.", rich_help_panel=ADDRESS)
+    ] = "",
+    tls_cert: Annotated[
+        str | None, typer.Option(envvar="QVL_TLS_CERT", help="Certificate file (PEM).", rich_help_panel=ADDRESS)
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option(envvar="QVL_TLS_KEY", help="Its private key (PEM).", rich_help_panel=ADDRESS)
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(envvar="QVL_CACHE", help="sqlite:///file.db, redis://..., memory:, off.", rich_help_panel=CACHE),
+    ] = None,
+    cache_mode: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QVL_CACHE_MODE", help="auto (what must be the same again), always, off.", rich_help_panel=CACHE
+        ),
+    ] = None,
+    cache_ttl: Annotated[
+        float | None, typer.Option(envvar="QVL_CACHE_TTL", help="Seconds to keep answers.", rich_help_panel=CACHE)
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option(envvar="QVL_NAMESPACE", help="Keeps answers apart.", rich_help_panel=CACHE)
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="QVL_API_KEY", help="A key that clients send; may be repeated.", rich_help_panel=SECURITY),
+    ] = None,
+    api_key_file: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QVL_API_KEY_FILE", help="Keys, one a line; SIGHUP reads it again.", rich_help_panel=SECURITY
+        ),
+    ] = None,
+    allow_unauthenticated: Annotated[
+        bool,
+        typer.Option(
+            envvar="QVL_ALLOW_UNAUTHENTICATED", help="Serve other machines without a key.", rich_help_panel=SECURITY
+        ),
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="QVL_CORS_ORIGIN", help="Origin whose pages may call; may be repeated.", rich_help_panel=SECURITY
+        ),
+    ] = None,
+    max_concurrent: Annotated[
+        int, typer.Option(envvar="QVL_MAX_CONCURRENT", help="Requests at the backend.", rich_help_panel=LOAD)
+    ] = 256,
+    max_queue: Annotated[
+        int,
+        typer.Option(envvar="QVL_MAX_QUEUE", help="Requests that may wait; the rest get 429.", rich_help_panel=LOAD),
+    ] = 256,
+    max_queue_picture_tokens: Annotated[
+        int,
+        typer.Option(envvar="QVL_MAX_QUEUE_PICTURE_TOKENS", help="Picture tokens that may wait.", rich_help_panel=LOAD),
+    ] = 1_000_000,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(envvar="QVL_REQUESTS_PER_MINUTE", help="For each key.", rich_help_panel=LOAD)
+    ] = None,
+    concurrent_per_key: Annotated[
+        int | None, typer.Option(envvar="QVL_CONCURRENT_PER_KEY", help="For each key.", rich_help_panel=LOAD)
+    ] = None,
+    request_timeout: Annotated[
+        float, typer.Option(envvar="QVL_REQUEST_TIMEOUT", help="Seconds for one request.", rich_help_panel=LOAD)
+    ] = 600.0,
+    drain_timeout: Annotated[
+        float, typer.Option(envvar="QVL_DRAIN_TIMEOUT", help="Seconds to finish after SIGTERM.", rich_help_panel=LOAD)
+    ] = 30.0,
+    stall_timeout: Annotated[
+        float,
+        typer.Option(envvar="QVL_STALL_TIMEOUT", help="Seconds without a token: not ready.", rich_help_panel=LOAD),
+    ] = 120.0,
+    body_timeout: Annotated[
+        float, typer.Option(envvar="QVL_BODY_TIMEOUT", help="Seconds for a body to arrive.", rich_help_panel=LOAD)
+    ] = 30.0,
+    header_timeout: Annotated[
+        float, typer.Option(envvar="QVL_HEADER_TIMEOUT", help="Seconds for headers to arrive.", rich_help_panel=LOAD)
+    ] = 10.0,
+    max_body_mb: Annotated[
+        float, typer.Option(envvar="QVL_MAX_BODY_MB", help="Largest body; larger ones get 413.", rich_help_panel=LOAD)
+    ] = 64.0,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            envvar=["QVL_MAX_PIXELS", "MAX_IMAGE_PIXELS"], help="Budget of a picture.", rich_help_panel=PICTURES
+        ),
+    ] = None,
+    allowed_media_domains: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="QVL_ALLOWED_MEDIA_DOMAINS",
+            help="The only hosts to fetch from; .example.org means all below; may be repeated.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
+    allowed_private: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="QVL_ALLOWED_PRIVATE",
+            help="Hosts or networks to fetch from though they are not public; may be repeated.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
+    media_timeout: Annotated[
+        float, typer.Option(envvar="QVL_MEDIA_TIMEOUT", help="Seconds to fetch a picture.", rich_help_panel=PICTURES)
+    ] = 20.0,
+    log_level: Annotated[
+        str, typer.Option(envvar="QVL_LOG_LEVEL", help="debug, info, warning, error.", rich_help_panel=LOGS)
+    ] = "info",
+    log_format: Annotated[
+        str, typer.Option(envvar="QVL_LOG_FORMAT", help="json or text.", rich_help_panel=LOGS)
+    ] = "json",
+) -> None:
+    """Serve an OpenAI-compatible API over any backend, with a cache.
+
+    Options come from arguments, then the environment, then the table [bold]serve[/bold] of the config file.
+    """
+    from qvl.errors import ConfigError, MissingDependencyError
+
+    try:
+        from qvl.server.app import create_app
+        from qvl.server.runner import LOOPBACK, bind, make_server, run_server
+    except ModuleNotFoundError as exc:
+        raise MissingDependencyError(
+            f"qvl-serve needs the package {exc.name!r}", hint="pip install 'qvl[server]'"
+        ) from exc
+    from qvl.media import MediaPolicy
+    from qvl.pipeline import AsyncPipeline
+    from qvl.server.settings import ServerSettings
+
+    keys = tuple(key for key in api_key or () if key)
+    if host not in LOOPBACK and not keys and not api_key_file and not allow_unauthenticated:
+        raise ConfigError(
+            f"listening on {host} without a key would let everybody in",
+            hint="--api-key KEY, or --allow-unauthenticated if something in front checks",
+        )
+    configure_logs(log_level, log_format)
+    gate = MediaPolicy(
+        allow_files=False,
+        timeout=media_timeout,
+        allowed_domains=_listed(allowed_media_domains),
+        allowed_private=_listed(allowed_private),
+    )
+    if max_pixels is not None:
+        gate = replace(gate, max_pixels=max_pixels)
+    settings = ServerSettings(
+        served_model_names=_listed(served_model_name),
+        api_keys=keys,
+        api_key_file=api_key_file,
+        max_body_bytes=int(max_body_mb * 1024 * 1024),
+        body_timeout=body_timeout,
+        max_concurrent=max_concurrent,
+        max_queue=max_queue,
+        max_queue_picture_tokens=max_queue_picture_tokens,
+        requests_per_minute=requests_per_minute,
+        concurrent_per_key=concurrent_per_key,
+        request_timeout=request_timeout,
+        drain_timeout=drain_timeout,
+        stall_timeout=stall_timeout,
+        canary=canary,
+        cors_origins=_listed(cors_origin),
+        media=gate,
+    )
+    given: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "base_url": list(base_url) if base_url else None,
+        "api_key": upstream_key if model and model.startswith("openai:") else None,
+    }
+    options = {name: value for name, value in given.items() if value is not None} | _options(option)
+    listener = bind(host, port)
+    try:
+        pipeline = AsyncPipeline(
+            model,
+            cache=cache,
+            cache_mode=cache_mode,  # type: ignore[arg-type]
+            cache_ttl=cache_ttl,
+            namespace=namespace,
+            media=gate,
+            **options,
+        )
+        server = make_server(
+            create_app(pipeline, settings),
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            root_path=root_path,
+            header_timeout=header_timeout,
+        )
+        if exit_on_engine_death:
+            server.exit_on_death()
+        address = f"{'https' if tls_cert else 'http'}://{_shown(host)}:{listener.getsockname()[1]}"
+        server.when_settled = lambda: print_banner(server.core, address)
+        if host not in LOOPBACK and not server.core.keys.required:
+            print("qvl-serve: WARNING: everybody who can reach this address may use it", file=sys.stderr)
+        run_server(server, listener)
+    finally:
+        listener.close()
+
+
+def configure_logs(level: str, form: str) -> None:
+    """JSON lines (or text) on stderr; the pipeline's own line for each request is left to the server's."""
+    import logging
+
+    from qvl.errors import ConfigError
+    from qvl.log import configure
+
+    if level.lower() not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"--log-level {level!r} is none", hint="debug, info, warning or error")
+    if form not in ("json", "text"):
+        raise ConfigError(f"--log-format {form!r} is none", hint="json or text")
+    configure(level=level, json=form == "json")
+    if level.lower() != "debug":
+        logging.getLogger("qvl.pipeline").setLevel(logging.WARNING)
+
+
+def print_banner(core: ServerCore, address: str) -> None:
+    """What runs, where, and how to call it."""
+    pipeline = core.pipeline
+    told = {"backend": pipeline.backend.name, "model": ", ".join(core.names)}
+    identity = pipeline.backend.identity()
+    for name in ("device", "dtype"):
+        value = getattr(pipeline.backend, name, None) or identity.get(name)
+        if value is not None:
+            told[name] = str(value)
+    told["cache"] = "off" if pipeline.store is None else _shown_cache(pipeline.store.cache.url)
+    told["keys"] = "required" if core.keys.required else "none"
+    told["address"] = address
+    lines = [f"qvl {core.version} serves", *(f"  {name:<8} {value}" for name, value in told.items())]
+    key = " -H 'Authorization: Bearer KEY'" if core.keys.required else ""
+    body = '{"messages":[{"role":"user","content":"Hello"}]}'
+    lines.append(f"  page     {address}/   docs {address}/docs")
+    lines.append(f"  try      curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _shown_cache(url: str) -> str:
+    """A cache URL without its password."""
+    from urllib.parse import urlsplit, urlunsplit
+
+    parts = urlsplit(url)
+    if parts.username is None and parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _listed(values: Sequence[str] | None) -> tuple[str, ...]:
+    """Repeated options, also with commas in them."""
+    return tuple(part.strip() for value in values or () for part in value.split(",") if part.strip())
+
+
+def _options(pairs: Sequence[str] | None) -> dict[str, Any]:
+    import json
+
+    from qvl.errors import ConfigError
+
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"--option {pair!r} is not NAME=VALUE", hint="--option max_retries=3")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+if __name__ == "__main__":
+    main()

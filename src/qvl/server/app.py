@@ -1,0 +1,198 @@
+"""The application: a gateway of plain ASGI in front of FastAPI, which carries plugins' routes and what is mounted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qvl._version import __version__
+from qvl.errors import QvlError
+from qvl.log import logger
+from qvl.server.core import ServerCore
+from qvl.server.errors import ClientGoneError, HttpError, InternalError, body_of, headers_of, status_of
+from qvl.server.exchange import Event, Exchange, Receive, Scope, Send
+from qvl.server.openapi import document
+from qvl.server.operations import Operation, Table
+from qvl.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from qvl.pipeline import AsyncPipeline
+
+log = logger("qvl.server")
+_QUIET: Final = frozenset({"/health", "/ready", "/metrics"})
+
+
+def create_app(pipeline: AsyncPipeline, settings: ServerSettings | None = None) -> FastAPI:
+    """The server as an ASGI application, to run or to mount.
+
+    The pipeline belongs to the application from now on: it is opened in the background when the application starts
+    (or with the first request, where a mount hides the start), and closed with it. `app.state.core` is the
+    `ServerCore`.
+
+    Raises:
+        ConfigError: the key file cannot be read.
+    """
+    core = ServerCore(pipeline, settings or ServerSettings())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        core.start()
+        yield
+        await core.aclose()
+
+    app = FastAPI(title="qvl", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.core = core
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(QvlError, _qvl_error)
+    app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
+    app.add_middleware(Gateway, core=core)
+    if core.settings.cors_origins:
+        from starlette.middleware.cors import CORSMiddleware
+
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(core.settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-qvl-cache", "cache-status", "age", "retry-after", "server-timing"],
+        )
+    pipeline.plugins.hook.register_routes(app=app, pipeline=pipeline)
+    return app
+
+
+class Gateway:
+    """Request ids, keys, limits, errors, the log line, and the server's own operations, for every HTTP request."""
+
+    def __init__(self, app: ASGIApp, core: ServerCore) -> None:
+        self.app = app
+        self.core = core
+        self.table = Table()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path: str = scope["path"]
+        root: str = scope.get("root_path", "")
+        if root and path.startswith(root):
+            path = path[len(root) :] or "/"
+        exchange = Exchange(self.core, scope, receive, send, path)
+        self.core.requests_under_way += 1
+        try:
+            await self._answer(exchange)
+        except ClientGoneError:
+            exchange.gone()
+            self.core.metrics.aborted.inc()
+        except QvlError as exc:
+            self.core.readiness.note_error(exc)
+            await exchange.fail(exc)
+        except Exception:
+            log.exception("internal error", request_id=exchange.request_id)
+            await exchange.fail(InternalError(exchange.request_id))
+        finally:
+            self.core.leave()
+            self.core.held_bytes -= exchange.held
+            self._note(exchange)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        methods = self.table.at(exchange.path)
+        operation = None
+        if methods is not None:
+            operation = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
+        if operation is None or not operation.open:
+            exchange.tenant = self.core.keys.tenant(exchange.headers.get(b"authorization"))
+        if methods is None:
+            await self._pass_on(exchange)
+        elif operation is None:
+            allowed = ", ".join(sorted(methods))
+            raise HttpError(
+                405,
+                f"{exchange.method[:20]} is not allowed here",
+                hint=f"allowed: {allowed}",
+                code="method_not_allowed",
+                headers=((b"allow", allowed.encode()),),
+            )
+        elif operation.works:
+            await self._work(exchange, operation)
+        else:
+            await operation.handler(exchange)
+
+    async def _work(self, exchange: Exchange, operation: Operation) -> None:
+        core = self.core
+        kind = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        # Only JSON: a page elsewhere could send other types to a server on this machine without being asked first.
+        if kind != b"application/json" and not (kind.startswith(b"image/") and operation.path == "/v1/analyze"):
+            raise HttpError(
+                415, "the body must be JSON", hint="Content-Type: application/json", code="unsupported_media_type"
+            )
+        core.refuse_if_closed()
+        if not core.admission.running:
+            core.readiness.note_progress()
+        with core.key_limits.enter(exchange.tenant):
+            exchange.extra_headers += core.key_limits.headers(exchange.tenant)
+            await operation.handler(exchange)
+
+    async def _pass_on(self, exchange: Exchange) -> None:
+        """To FastAPI: plugins' routes, /openapi.json, and 404 for the rest."""
+
+        async def send(event: Event) -> None:
+            await exchange.send(event)
+
+        await self.app(exchange.scope, exchange._receive, send)
+
+    def _note(self, exchange: Exchange) -> None:
+        seconds = time.perf_counter() - exchange.started
+        methods = self.table.at(exchange.path)
+        route = exchange.path if methods is None else next(iter(methods.values())).path
+        # Paths that are not ours would let a stranger make as many series as he likes.
+        self.core.metrics.on_http(route if methods is not None else "other", exchange.status)
+        tell = log.debug if exchange.path in _QUIET and exchange.status < 400 else log.info
+        tell(
+            "request",
+            request_id=exchange.request_id,
+            method=exchange.method,
+            path=exchange.path[:200],
+            status=exchange.status,
+            seconds=round(seconds, 4),
+            **exchange.fields,
+        )
+
+
+def _plain_error(error: QvlError) -> Response:
+    headers = {name.decode(): value.decode() for name, value in headers_of(error)}
+    return Response(body_of(error), status_of(error), headers, "application/json")
+
+
+async def _http_exception(request: Request, exc: Any) -> Response:
+    words = {404: ("there is nothing at this address", "not_found"), 405: ("not allowed here", "method_not_allowed")}
+    message, code = words.get(exc.status_code, (str(exc.detail), "http_error"))
+    headers = tuple((k.lower().encode(), v.encode()) for k, v in (exc.headers or {}).items())
+    return _plain_error(HttpError(exc.status_code, message, code=code, headers=headers))
+
+
+async def _validation_error(request: Request, exc: Any) -> Response:
+    first = exc.errors()[0]
+    param = ".".join(str(part) for part in first["loc"])
+    return _plain_error(HttpError(422, f"{param}: {first['msg']}", param=param, code="invalid_value"))
+
+
+async def _qvl_error(request: Request, exc: Any) -> Response:
+    return _plain_error(exc)
+
+
+async def _openapi(request: Request) -> Response:
+    import json
+
+    return Response(json.dumps(request.app.openapi(), ensure_ascii=False), media_type="application/json")

@@ -1,0 +1,135 @@
+"""From a validated request to the pipeline and back: what the families of routes have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qvl.errors import MediaError, RequestError
+from qvl.server.caching import headers_for, policy_of
+
+if TYPE_CHECKING:
+    from qvl.pipeline import Streaming
+    from qvl.server.core import ServerCore
+    from qvl.server.exchange import Exchange, Headers
+    from qvl.store import CachePolicy
+    from qvl.types import ChatRequest, Result
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request that was understood, and what its answer must repeat."""
+
+    exchange: Exchange
+    request: ChatRequest
+    model: str
+    fingerprint: str
+    policy: CachePolicy
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def headers(self, result: Result) -> Headers:
+        """Headers of a finished answer; also counts it."""
+        self.finished(result)
+        headers = headers_for(result.cache, self.policy, result.created_at)
+        headers.append((b"server-timing", server_timing(result)))
+        headers.append((b"openai-processing-ms", b"%d" % round(result.timing.total * 1000)))
+        return headers
+
+    def stream_headers(self, streaming: Streaming) -> Headers:
+        return headers_for(streaming.origin, self.policy, streaming.created_at)
+
+    def finished(self, result: Result) -> None:
+        """Counts an answer and notes it for the log line."""
+        exchange = self.exchange
+        exchange.core.note_result(result)
+        usage, timing = result.usage, result.timing
+        exchange.fields.update(
+            model=self.model,
+            cache=result.cache,
+            finish_reason=result.finish_reason,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            pictures=len(result.pictures),
+            media_s=round(timing.media, 4),
+            cache_s=round(timing.cache, 4),
+            queue_s=round(timing.queue, 4),
+            first_token_s=round(timing.first_token, 4),
+        )
+        if usage.image_tokens:
+            exchange.fields["image_tokens"] = usage.image_tokens
+        if result.notes:
+            exchange.fields["notes"] = list(result.notes)
+
+
+def server_timing(result: Result) -> bytes:
+    """The stages as a `Server-Timing` header, in milliseconds, as browsers show it."""
+    timing = result.timing
+    stages = (
+        ("media", timing.media),
+        ("cache", timing.cache),
+        ("queue", timing.queue),
+        ("first_token", timing.first_token),
+        ("total", timing.total),
+    )
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages if seconds).encode()
+
+
+async def chat_request(
+    exchange: Exchange,
+    model: str | None,
+    messages: Sequence[Mapping[str, Any]],
+    params: dict[str, Any],
+    extra: Mapping[str, Any] | None,
+) -> Asked:
+    """Reads messages and pictures, and refuses what the backend would not honour.
+
+    Raises:
+        RequestError: naming the field at fault.
+    """
+    core = exchange.core
+    name = core.served(model)
+    given = {key: value for key, value in (extra or {}).items() if value is not None and value != {}}
+    refuse_extra(core, given)
+    try:
+        request = await core.pipeline.request(
+            messages, policy=core.settings.media, request_id=exchange.request_id, extra=given, **params
+        )
+    except MediaError as exc:
+        core.metrics.media_errors.labels(exc.code).inc()
+        raise
+    core.pipeline.backend.refuse_unsupported(request)
+    policy = policy_of(
+        exchange.headers.get(b"cache-control"),
+        core.pipeline.cache_mode,
+        deterministic=request.sampling.deterministic,
+    )
+    if core.pipeline.store is None:
+        policy = type(policy)(read=False, write=False)
+    return Asked(exchange, request, name, core.fingerprint, policy)
+
+
+def refuse_extra(core: ServerCore, extra: Mapping[str, Any]) -> None:
+    """Raises for the first field that neither this server nor its backend knows."""
+    if extra and not core.pipeline.backend.capabilities.extra_body:
+        name = next(iter(extra))
+        raise RequestError(
+            f"{name[:100]!r} is not honoured here", hint="leave it out", param=name[:100], code="unsupported_parameter"
+        )
+
+
+async def answer(exchange: Exchange, asked: Asked) -> Result:
+    """The whole answer."""
+    core = exchange.core
+    return await core.pipeline.run(
+        asked.request, cache=asked.policy, namespace=core.namespace(exchange.tenant), started=exchange.started
+    )
+
+
+async def started_stream(exchange: Exchange, asked: Asked) -> Streaming:
+    """An answer that begins."""
+    core = exchange.core
+    job = await core.pipeline.job(
+        asked.request, asked.policy, namespace=core.namespace(exchange.tenant), started=exchange.started
+    )
+    return await core.pipeline.start(job)

@@ -1,0 +1,81 @@
+"""Who may ask: API keys, compared in constant time, reloaded without a restart."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+
+from qvl.errors import ConfigError
+from qvl.log import logger
+from qvl.server.errors import InvalidKeyError
+
+log = logger("qvl.server")
+
+
+class KeyRing:
+    """The accepted keys. Only their hashes are kept, so that no log, dump or error can show one.
+
+    Args:
+        keys: accepted keys.
+        file: more keys, one a line; `#` starts a comment.
+
+    Raises:
+        ConfigError: the file cannot be read, or it has no key in it.
+    """
+
+    def __init__(self, keys: Iterable[str] = (), file: str | None = None) -> None:
+        self._given = tuple(_digest(key) for key in keys if key)
+        self._file = file
+        self._digests = self._given + (self._read() if file else ())
+
+    @property
+    def required(self) -> bool:
+        return bool(self._digests)
+
+    def reload(self) -> None:
+        """Reads the key file again; when it cannot be read the old keys stay."""
+        if self._file is None:
+            return
+        try:
+            self._digests = self._given + self._read()
+        except ConfigError as exc:
+            log.error("the key file was not reloaded, the old keys stay", error=str(exc))
+        else:
+            log.info("keys reloaded", count=len(self._digests))
+
+    def tenant(self, authorization: bytes | None) -> str:
+        """A name for the holder of the key in the `Authorization` header, "" where no keys are set.
+
+        Raises:
+            InvalidKeyError: there is no key, or it is none of the accepted ones.
+        """
+        if not self._digests:
+            return ""
+        scheme, _, key = (authorization or b"").strip().partition(b" ")
+        if scheme.lower() != b"bearer" or not key.strip():
+            raise InvalidKeyError("no API key was sent", hint="send 'Authorization: Bearer <key>'")
+        sent = hashlib.sha256(key.strip()).digest()
+        # Every key is compared, so the time tells nothing about which one was near.
+        found = [known for known in self._digests if hmac.compare_digest(known, sent)]
+        if not found:
+            raise InvalidKeyError("the API key is not accepted", hint="check the key")
+        return sent.hex()[:16]
+
+    def _read(self) -> tuple[bytes, ...]:
+        assert self._file is not None
+        try:
+            lines = Path(self._file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = getattr(exc, "strerror", None) or "it is no UTF-8 text"
+            raise ConfigError(f"the key file {self._file} cannot be read: {reason}", hint="one key a line") from exc
+        keys = [line.partition("#")[0].strip() for line in lines]
+        found = tuple(_digest(key) for key in keys if key)
+        if not found:
+            raise ConfigError(f"the key file {self._file} has no key in it", hint="one key a line")
+        return found
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.strip().encode()).digest()

@@ -1,0 +1,139 @@
+"""From errors to what a client reads: always `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, ClassVar, Final
+
+from pydantic import ValidationError
+
+from qvl.errors import (
+    AuthError,
+    BackendUnavailableError,
+    ConfigError,
+    MissingDependencyError,
+    QvlError,
+    RateLimitError,
+    RequestError,
+)
+from qvl.server.settings import MAX_RETRY_AFTER
+
+CLIENT_CLOSED_REQUEST: Final = 499
+_SENTENCES: Final = {
+    "extra_forbidden": "is not known here",
+    "missing": "is missing",
+    "union_tag_invalid": "has a type that is not known here",
+    "union_tag_not_found": "has no type",
+    "json_invalid": "the body is no valid JSON",
+}
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection; nobody reads what would be sent."""
+
+
+class HttpError(RequestError):
+    """A request that is refused for its form: path, method, size, media type, time."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        hint: str | None = None,
+        param: str | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message, hint=hint, param=param, code=code)
+        self.http_status = status
+        self.headers = headers
+
+
+class InvalidKeyError(AuthError):
+    """The client's key is missing or wrong (not the endpoint's)."""
+
+
+class DeadlineError(QvlError):
+    """The request took longer than its deadline."""
+
+    retryable: ClassVar[bool] = True
+    status: ClassVar[int] = 504
+    default_code: ClassVar[str] = "deadline_exceeded"
+
+
+class DrainingError(BackendUnavailableError):
+    """The server is shutting down, or was shut down before the answer was complete."""
+
+    default_code: ClassVar[str] = "server_shutting_down"
+
+
+class InternalError(QvlError):
+    """A fault of the server's own; the message says nothing but the request id."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__("internal error", hint=f"tell the operator the request id {request_id}")
+
+
+def status_of(error: QvlError) -> int:
+    """The HTTP status of `error`."""
+    if isinstance(error, HttpError):
+        return error.http_status
+    if isinstance(error, MissingDependencyError):
+        return 500
+    # Where the upstream refuses the server's own key, the client can do nothing about it.
+    if isinstance(error, AuthError) and not isinstance(error, InvalidKeyError):
+        return 502
+    return error.status
+
+
+def body_of(error: QvlError) -> bytes:
+    """The JSON body of `error`."""
+    status = status_of(error)
+    kind = error.type
+    code: str = error.code
+    if status == 502 and isinstance(error, AuthError):
+        kind, code = "server_error", "upstream_refused_credentials"
+    elif isinstance(error, ConfigError) and status == 400 and code in ("invalid_config", "unknown_name"):
+        code = "unsupported_parameter" if error.message.startswith("unknown parameter") else "invalid_value"
+    inner = {"message": str(error), "type": kind, "param": error.param, "code": code}
+    return json.dumps({"error": inner}, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def headers_of(error: QvlError) -> list[tuple[bytes, bytes]]:
+    """What belongs beside the body of `error`: when to come again, how to authenticate, what is allowed."""
+    found: list[tuple[bytes, bytes]] = []
+    if isinstance(error, HttpError):
+        found += error.headers
+    if isinstance(error, InvalidKeyError):
+        found.append((b"www-authenticate", b"Bearer"))
+    wait = getattr(error, "retry_after", None)
+    if wait is None and isinstance(error, RateLimitError | BackendUnavailableError):
+        wait = 1.0
+    if wait is not None:
+        # OpenAI's clients do not try again at all when they are told to wait longer than two minutes.
+        wait = min(max(float(wait), 0.001), MAX_RETRY_AFTER)
+        found.append((b"retry-after", b"%d" % math.ceil(wait)))
+        found.append((b"retry-after-ms", b"%d" % math.ceil(wait * 1000)))
+    return found
+
+
+def from_validation(exc: ValidationError) -> RequestError:
+    """The first fault that pydantic found, as one line that names the field."""
+    first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+    kind = first["type"]
+    # Names of union members ("function-after[…]", "UserMessage") stand in the path and mean nothing to a client.
+    path = [part for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and not part[0].isupper())]
+    param = ".".join(str(part) for part in path) or None
+    if kind == "json_invalid":
+        return RequestError("the body is no valid JSON", hint=_one_line(first["msg"]), code="invalid_json")
+    said = _SENTENCES.get(kind) or _one_line(first["msg"])
+    code = "unsupported_parameter" if kind == "extra_forbidden" else "invalid_value"
+    if kind == "missing":
+        code = "missing_required_parameter"
+    return RequestError(f"{param or 'the body'}: {said}", param=param, code=code)
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())[:200]

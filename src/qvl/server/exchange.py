@@ -1,0 +1,263 @@
+"""One HTTP request and its answer, over plain ASGI: reading with limits, writing JSON or events, noticing absence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import anyio
+
+from qvl.errors import QvlError, RateLimitError
+from qvl.pipeline import new_request_id
+from qvl.server.errors import (
+    CLIENT_CLOSED_REQUEST,
+    ClientGoneError,
+    DeadlineError,
+    DrainingError,
+    HttpError,
+    body_of,
+    headers_of,
+    status_of,
+)
+
+if TYPE_CHECKING:
+    from qvl.server.core import ServerCore
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+Scope: TypeAlias = MutableMapping[str, Any]
+Event: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Event]]
+Send: TypeAlias = Callable[[Event], Awaitable[None]]
+T = TypeVar("T")
+JSON: Final = (b"content-type", b"application/json")
+SSE: Final = (b"content-type", b"text/event-stream; charset=utf-8")
+LINGER_SECONDS: Final = 2.0
+_PLAIN_ID: Final = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
+
+
+class Exchange:
+    """What handlers work with. `fields` goes into the log line of the request."""
+
+    __slots__ = (
+        "_body_complete",
+        "_gone",
+        "_receive",
+        "_scope_under_way",
+        "_send",
+        "core",
+        "error_event",
+        "extra_headers",
+        "fields",
+        "headers",
+        "held",
+        "method",
+        "path",
+        "request_id",
+        "scope",
+        "started",
+        "status",
+        "streaming",
+        "tenant",
+    )
+
+    def __init__(self, core: ServerCore, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+        self.core = core
+        self.scope = scope
+        self.path = path
+        self.method: str = scope["method"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.started = time.perf_counter()
+        given = self.headers.get(b"x-request-id")
+        named = given.decode("latin-1") if given else ""
+        self.request_id = named if named and _PLAIN_ID.fullmatch(named) else new_request_id()
+        self.tenant = ""
+        self.status = 0
+        self.streaming = False
+        self.held = 0
+        self.fields: dict[str, Any] = {}
+        self.extra_headers: Headers = []
+        self.error_event: Callable[[QvlError], bytes] = error_event
+        self._receive = receive
+        self._send = send
+        self._gone = False
+        self._body_complete = False
+        self._scope_under_way: anyio.CancelScope | None = None
+
+    async def body(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            HttpError: 413 too large, 408 too slow.
+            RateLimitError: too many bodies are in memory.
+            ClientGoneError: the client went away before the end.
+        """
+        settings = self.core.settings
+        announced = self.headers.get(b"content-length", b"")
+        if announced.isdigit() and int(announced) > settings.max_body_bytes:
+            raise self._too_large()
+        pieces: list[bytes] = []
+        size = 0
+        now = anyio.current_time()
+        with anyio.CancelScope(deadline=now + settings.body_timeout) as limit:
+            while True:
+                event = await self._receive()
+                if event["type"] == "http.disconnect":
+                    self._gone = True
+                    raise ClientGoneError
+                piece = event.get("body", b"")
+                size += len(piece)
+                self._hold(len(piece))
+                if size > settings.max_body_bytes:
+                    raise self._too_large()
+                if not event.get("more_body", False):
+                    self._body_complete = True
+                    return b"".join((*pieces, piece)) if pieces else bytes(piece)
+                pieces.append(bytes(piece))
+                limit.deadline = now + settings.body_timeout + size / settings.body_rate
+        raise HttpError(408, "the body came too slowly", code="request_timeout", headers=((b"connection", b"close"),))
+
+    def _too_large(self) -> HttpError:
+        return HttpError(
+            413,
+            f"the body is larger than {self.core.settings.max_body_bytes} bytes",
+            hint="send smaller pictures, or URLs",
+            code="request_too_large",
+            headers=((b"connection", b"close"),),
+        )
+
+    def _hold(self, size: int) -> None:
+        self.held += size
+        self.core.held_bytes += size
+        if self.core.held_bytes > self.core.settings.max_held_bytes:
+            self.core.metrics.rejections.labels("memory").inc()
+            raise RateLimitError(
+                "too many large requests at once",
+                code="engine_overloaded",
+                retry_after=self.core.admission.retry_after(),
+            )
+
+    async def until_done(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Runs `work`; ends it when the client goes away, at the deadline, or when draining is over.
+
+        Raises:
+            ClientGoneError: nobody waits any more.
+            DeadlineError: the time is over.
+            DrainingError: the server ends.
+        """
+        end = anyio.current_time() + self._seconds_left()
+        with anyio.CancelScope(deadline=end) as scope:
+            self._scope_under_way = scope
+            watcher = asyncio.get_running_loop().create_task(self._watch(scope))
+            self.core.under_way.add(scope)
+            try:
+                return await work()
+            finally:
+                self.core.under_way.discard(scope)
+                watcher.cancel()
+        if self._gone:
+            raise ClientGoneError
+        if self.core.draining:
+            raise DrainingError("the server was shut down before the answer was complete", hint="ask again")
+        raise DeadlineError("the answer took longer than its deadline", hint="raise X-Request-Timeout or ask for less")
+
+    def _seconds_left(self) -> float:
+        allowed = self.core.settings.request_timeout
+        wanted = self.headers.get(b"x-request-timeout")
+        if wanted is not None:
+            try:
+                seconds = float(wanted)
+            except ValueError:
+                seconds = 0.0
+            if not 0 < seconds < float("inf"):
+                raise HttpError(400, "X-Request-Timeout is no number of seconds above 0", code="invalid_value")
+            allowed = min(allowed, seconds)
+        return max(0.0, allowed - (time.perf_counter() - self.started))
+
+    async def _watch(self, scope: anyio.CancelScope) -> None:
+        while True:
+            event = await self._receive()
+            if event["type"] == "http.disconnect":
+                self._gone = True
+                scope.cancel()
+                return
+            if self._body_complete and not event.get("more_body", False) and not event.get("body"):
+                # A server that repeats the end of the body instead of waiting would spin here.
+                await asyncio.sleep(0.05)
+
+    async def send(self, event: Event) -> None:
+        """Sends an ASGI event, adding the headers that every answer has."""
+        if event["type"] == "http.response.start":
+            self.status = event["status"]
+            event["headers"] = [
+                *event.get("headers", ()),
+                (b"x-request-id", self.request_id.encode("latin-1")),
+                *self.extra_headers,
+            ]
+            if self.core.draining:
+                event["headers"].append((b"connection", b"close"))
+        await self._send(event)
+
+    async def respond(self, status: int, body: bytes, headers: Headers) -> None:
+        """Sends a whole answer."""
+        headers = [*headers, (b"content-length", b"%d" % len(body))]
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def respond_json(self, value: Any, headers: Headers | None = None, status: int = 200) -> None:
+        body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        await self.respond(status, body, [JSON, *(headers or ())])
+
+    async def start_events(self, headers: Headers) -> None:
+        """Begins an answer of server-sent events."""
+        self.streaming = True
+        quiet = [SSE, (b"x-accel-buffering", b"no"), *headers]
+        if not any(name == b"cache-control" for name, _ in quiet):
+            quiet.append((b"cache-control", b"no-store"))
+        await self.send({"type": "http.response.start", "status": 200, "headers": quiet})
+
+    async def write(self, piece: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def end(self, piece: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": piece, "more_body": False})
+
+    async def fail(self, error: QvlError) -> None:
+        """Tells the client about `error`: as the answer, or as an event once the headers are sent."""
+        self.fields["error"] = error.code
+        if not self.status:
+            headers = [JSON, *headers_of(error)]
+            if not self._body_complete and self.method in ("POST", "PUT", "PATCH"):
+                headers = [pair for pair in headers if pair[0] != b"connection"]
+                headers.append((b"connection", b"close"))
+                await self._respond_early(status_of(error), body_of(error), headers)
+                return
+            await self.respond(status_of(error), body_of(error), headers)
+        elif self.streaming:
+            self.fields["error_status"] = status_of(error)
+            await self.end(self.error_event(error))
+
+    async def _respond_early(self, status: int, body: bytes, headers: Headers) -> None:
+        """Answers while the client still sends, and reads on a little: a close at once could lose the answer."""
+        headers = [*headers, (b"content-length", b"%d" % len(body))]
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        with anyio.move_on_after(LINGER_SECONDS):
+            while True:
+                event = await self._receive()
+                if event["type"] == "http.disconnect" or not event.get("more_body", False):
+                    break
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def gone(self) -> None:
+        """Notes that the client went away."""
+        self.fields["aborted"] = True
+        self.status = self.status or CLIENT_CLOSED_REQUEST
+
+
+def error_event(error: QvlError) -> bytes:
+    """An error inside a stream, as OpenAI's clients read it."""
+    return b"data: " + body_of(error) + b"\n\n"

@@ -1,0 +1,179 @@
+"""How much at a time: a bounded queue in front of the backend, and limits for each key."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Final
+
+from qvl.errors import RateLimitError
+from qvl.server.settings import MAX_RETRY_AFTER
+
+if TYPE_CHECKING:
+    from qvl.pipeline import Job
+
+PIXELS_PER_TOKEN: Final = 32 * 32
+_SMOOTHING: Final = 0.1
+
+
+def picture_tokens(job: Job) -> int:
+    """How many tokens the pictures of `job` will be, as near as it can be told before they are decoded."""
+    budget = job.request.max_pixels
+    return sum(
+        -(-min(picture.width * picture.height, budget or picture.width * picture.height) // PIXELS_PER_TOKEN)
+        for picture in job.request.pictures
+    )
+
+
+class Admission:
+    """Lets `max_running` jobs work, `max_waiting` (and their picture tokens) wait in turn, and refuses the rest.
+
+    `pipeline.admit` is set to `enter`, so answers from the cache and followers of a flight pass without a place.
+    """
+
+    def __init__(self, max_running: int, max_waiting: int, max_waiting_tokens: int) -> None:
+        self.max_running = max_running
+        self.max_waiting = max_waiting
+        self.max_waiting_tokens = max_waiting_tokens
+        self.running = 0
+        self.waiting_tokens = 0
+        self.service_seconds: float | None = None
+        self.on_wait: Callable[[float], None] = lambda seconds: None
+        self.on_refusal: Callable[[str], None] = lambda reason: None
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def retry_after(self) -> float:
+        """Seconds until a place is likely to be free, from the measured service time."""
+        one = self.service_seconds if self.service_seconds is not None else 1.0
+        return min(max(one * (self.waiting + 1) / self.max_running, 0.1), MAX_RETRY_AFTER)
+
+    @asynccontextmanager
+    async def enter(self, job: Job) -> AsyncIterator[None]:
+        """A place at the backend for as long as the context lasts.
+
+        Raises:
+            RateLimitError: the queue is full.
+        """
+        began = time.perf_counter()
+        await self._take(picture_tokens(job))
+        started = time.perf_counter()
+        job.stages.queue += started - began
+        self.on_wait(started - began)
+        try:
+            yield
+            took = time.perf_counter() - started
+            known = self.service_seconds
+            self.service_seconds = took if known is None else known + _SMOOTHING * (took - known)
+        finally:
+            self._give_back()
+
+    async def _take(self, tokens: int) -> None:
+        if self.running < self.max_running and not self._queue:
+            self.running += 1
+            return
+        if len(self._queue) >= self.max_waiting:
+            self._refuse("queue_full", f"{len(self._queue)} requests are waiting already")
+        if self._queue and self.waiting_tokens + tokens > self.max_waiting_tokens:
+            self._refuse("picture_tokens", f"{self.waiting_tokens} picture tokens are waiting already")
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(place)
+        self.waiting_tokens += tokens
+        try:
+            await place
+        except BaseException:
+            if place.done() and not place.cancelled():
+                self._give_back()
+            elif place in self._queue:
+                self._queue.remove(place)
+            raise
+        finally:
+            self.waiting_tokens -= tokens
+
+    def _give_back(self) -> None:
+        """Hands the place to the one who waits longest, or frees it."""
+        while self._queue:
+            place = self._queue.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self.running -= 1
+
+    def _refuse(self, reason: str, message: str) -> None:
+        self.on_refusal(reason)
+        raise RateLimitError(message, hint="try again later", code="engine_overloaded", retry_after=self.retry_after())
+
+
+class KeyLimits:
+    """Requests a minute (a token bucket) and requests at a time, for each key."""
+
+    def __init__(
+        self,
+        per_minute: int | None,
+        concurrent: int | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.per_minute = per_minute
+        self.concurrent = concurrent
+        self.on_refusal: Callable[[str], None] = lambda reason: None
+        self._clock = clock
+        self._buckets: dict[str, tuple[float, float]] = {}
+        self._under_way: dict[str, int] = {}
+
+    @contextmanager
+    def enter(self, tenant: str) -> Iterator[None]:
+        """Counts one request of `tenant`.
+
+        Raises:
+            RateLimitError: too many in this minute, or at a time.
+        """
+        if self.concurrent is not None and self._under_way.get(tenant, 0) >= self.concurrent:
+            self.on_refusal("key_concurrency")
+            raise RateLimitError(
+                f"{self.concurrent} requests of this key are under way", hint="wait for one to end", retry_after=1.0
+            )
+        if self.per_minute is not None:
+            self._take_from_bucket(tenant, self.per_minute)
+        if self.concurrent is None:
+            yield
+            return
+        self._under_way[tenant] = self._under_way.get(tenant, 0) + 1
+        try:
+            yield
+        finally:
+            left = self._under_way.pop(tenant) - 1
+            if left:
+                self._under_way[tenant] = left
+
+    def _take_from_bucket(self, tenant: str, per_minute: int) -> None:
+        now = self._clock()
+        left, then = self._buckets.get(tenant, (float(per_minute), now))
+        left = min(float(per_minute), left + (now - then) * per_minute / 60)
+        if left < 1:
+            self._buckets[tenant] = (left, now)
+            self.on_refusal("key_rate")
+            raise RateLimitError(
+                f"more than {per_minute} requests a minute with this key",
+                hint="slow down",
+                retry_after=(1 - left) * 60 / per_minute,
+            )
+        self._buckets[tenant] = (left - 1, now)
+
+    def headers(self, tenant: str) -> list[tuple[bytes, bytes]]:
+        """OpenAI's `x-ratelimit-…` headers, where there is a limit."""
+        if self.per_minute is None:
+            return []
+        left, _ = self._buckets.get(tenant, (float(self.per_minute), 0.0))
+        reset = (self.per_minute - left) * 60 / self.per_minute
+        return [
+            (b"x-ratelimit-limit-requests", b"%d" % self.per_minute),
+            (b"x-ratelimit-remaining-requests", b"%d" % max(0, int(left))),
+            (b"x-ratelimit-reset-requests", b"%.3fs" % reset),
+        ]

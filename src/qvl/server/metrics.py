@@ -1,0 +1,114 @@
+"""Prometheus metrics, under vLLM's names where the meaning is the same, so that its dashboards carry over.
+
+Each server has a registry of its own: two in one process do not add up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from qvl.pipeline import Job
+    from qvl.types import Chunk, Result
+
+_LATENCY: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+_FIRST: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 40.0, 160.0)
+_BETWEEN: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class BackendStats(Collector):
+    """The backend's own counters at the time of the scrape, as `qvl_backend_<name>`."""
+
+    def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        for name, value in sorted(self._read().items()):
+            told = f"qvl_{name}"
+            text = f"The pipeline's {name.replace('_', ' ')}."
+            family: CounterMetricFamily | GaugeMetricFamily
+            if name.endswith("_total"):
+                family = CounterMetricFamily(told.removesuffix("_total"), text)
+            else:
+                family = GaugeMetricFamily(told, text)
+            family.add_metric([], value)
+            yield family
+
+
+class Metrics:
+    """What is counted. Labels never carry keys, prompts or addresses."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.running = Gauge("qvl_num_requests_running", "Requests at the backend.", registry=r)
+        self.waiting = Gauge("qvl_num_requests_waiting", "Requests that wait for a place or in the engine.", registry=r)
+        self.ready = Gauge("qvl_ready", "1 while the server takes requests.", registry=r)
+        self.first_token = Histogram(
+            "qvl_time_to_first_token_seconds", "From arrival to the first token.", buckets=_FIRST, registry=r
+        )
+        self.between = Histogram(
+            "qvl_inter_token_latency_seconds", "Between streamed pieces.", buckets=_BETWEEN, registry=r
+        )
+        self.end_to_end = Histogram(
+            "qvl_e2e_request_latency_seconds", "From arrival to the end.", buckets=_LATENCY, registry=r
+        )
+        self.queue = Histogram(
+            "qvl_request_queue_time_seconds", "Waiting for a place at the backend.", buckets=_FIRST, registry=r
+        )
+        self.prompt_tokens = Counter("qvl_prompt_tokens", "Tokens read by the model.", registry=r)
+        self.image_tokens = Counter("qvl_image_tokens", "Picture tokens among the prompt tokens.", registry=r)
+        self.cached_tokens = Counter("qvl_cached_prompt_tokens", "Prompt tokens that were not computed.", registry=r)
+        self.generation_tokens = Counter("qvl_generation_tokens", "Tokens written by the model.", registry=r)
+        self.success = Counter("qvl_request_success", "Finished answers.", ["finished_reason"], registry=r)
+        self.cache = Counter("qvl_cache_requests", "Where answers came from.", ["state"], registry=r)
+        self.pictures = Counter("qvl_media_pictures", "Pictures in answered requests.", registry=r)
+        self.media_errors = Counter("qvl_media_errors", "Pictures that were refused.", ["code"], registry=r)
+        self.rejections = Counter("qvl_admission_rejections", "Requests refused for load.", ["reason"], registry=r)
+        self.aborted = Counter("qvl_requests_aborted", "Requests whose client went away.", registry=r)
+        self.http = Counter("qvl_http_requests", "HTTP answers.", ["route", "status"], registry=r)
+        self._http: dict[tuple[str, int], Counter] = {}
+        self._cache = {state: self.cache.labels(state) for state in ("hit", "miss", "coalesced", "bypass")}
+
+    def on_chunk(self, job: Job, chunk: Chunk) -> None:
+        """Called by the pipeline for each piece that the backend writes."""
+        if not (chunk.text or chunk.reasoning or chunk.tool_calls):
+            return
+        now = time.perf_counter()
+        last = job.stages.chunk_at
+        if last:
+            self.between.observe(now - last)
+        else:
+            self.first_token.observe(now - job.started)
+        job.stages.chunk_at = now
+
+    def on_result(self, result: Result) -> None:
+        """Counts one finished answer; tokens only where the model worked for it."""
+        self._cache[result.cache].inc()
+        if result.pictures:
+            self.pictures.inc(len(result.pictures))
+        for choice in result.choices:
+            self.success.labels(choice.finish_reason).inc()
+        self.end_to_end.observe(result.timing.total)
+        if result.cache in ("miss", "bypass"):
+            usage = result.usage
+            self.prompt_tokens.inc(usage.prompt_tokens)
+            self.image_tokens.inc(usage.image_tokens)
+            self.cached_tokens.inc(usage.cached_tokens)
+            self.generation_tokens.inc(usage.completion_tokens)
+
+    def on_http(self, route: str, status: int) -> None:
+        found = self._http.get((route, status))
+        if found is None:
+            found = self._http[(route, status)] = self.http.labels(route, str(status))
+        found.inc()
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

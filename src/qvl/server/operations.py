@@ -1,0 +1,81 @@
+"""Every address of the server in one table: what answers it, who may ask, and how it is documented."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pydantic import BaseModel
+
+from qvl.server.routes import chat, pages, system
+from qvl.server.schemas import ChatCompletionRequest
+
+if TYPE_CHECKING:
+    from qvl.server.exchange import Exchange
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method at one path. `works` marks those that need the model: they are refused while it cannot answer."""
+
+    method: str
+    path: str
+    handler: Callable[[Exchange], Awaitable[None]]
+    summary: str = ""
+    request: type[BaseModel] | None = None
+    answers: str = ""
+    statuses: tuple[int, ...] = ()
+    open: bool = False
+    works: bool = False
+    events: bool = False
+    documented: bool = True
+
+
+_WORK: Final = (400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504)
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/v1/chat/completions",
+        chat.chat_completions,
+        "Answer a conversation with pictures",
+        ChatCompletionRequest,
+        "ChatCompletion",
+        _WORK,
+        works=True,
+        events=True,
+    ),
+    Operation("GET", "/v1/models", system.models, "List the models", None, "ModelList", (401, 429)),
+    Operation("GET", "/v1/models/{model}", system.model, "One model", None, "Model", (400, 401, 404, 429)),
+    Operation("GET", "/health", system.health, "Whether the process lives", None, "Health", open=True),
+    Operation("GET", "/ready", system.ready, "Whether requests can be served", None, "Ready", (401, 503)),
+    Operation("GET", "/metrics", system.metrics, "Prometheus metrics", None, "text/plain", (401,)),
+    Operation("GET", "/version", system.version, "What runs here", None, "Version", (401,)),
+    Operation("GET", "/", pages.page, open=True, documented=False),
+    Operation("GET", "/docs", pages.page, open=True, documented=False),
+    Operation("GET", "/static/{name}", pages.page, open=True, documented=False),
+    Operation("GET", "/favicon.ico", pages.nothing, open=True, documented=False),
+)
+
+
+class Table:
+    """Finds the operation for a method and a path."""
+
+    def __init__(self, operations: tuple[Operation, ...] = OPERATIONS) -> None:
+        self._exact: dict[str, dict[str, Operation]] = {}
+        self._prefixed: list[tuple[str, dict[str, Operation]]] = []
+        for operation in operations:
+            prefix, brace, _ = operation.path.partition("{")
+            if brace:
+                self._prefixed.append((prefix, {operation.method: operation}))
+            else:
+                self._exact.setdefault(operation.path, {})[operation.method] = operation
+
+    def at(self, path: str) -> dict[str, Operation] | None:
+        """The operations at `path` by method, or None when the path is not ours."""
+        found = self._exact.get(path)
+        if found is None:
+            for prefix, methods in self._prefixed:
+                if path.startswith(prefix) and len(path) > len(prefix):
+                    return methods
+        return found

@@ -1,0 +1,137 @@
+"""Whether requests can be served, and why not: loading, a failed canary, an engine that is dead or stalled."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from qvl.errors import BackendUnavailableError, EngineDeadError, QvlError
+from qvl.log import logger
+from qvl.store import CachePolicy
+
+if TYPE_CHECKING:
+    from qvl.pipeline import AsyncPipeline
+
+CANARY_SECONDS: Final = 120.0
+OFF: Final = CachePolicy(read=False, write=False)
+log = logger("qvl.server")
+
+
+class Readiness:
+    """Opens the pipeline, asks it about a tiny picture, and watches it from then on."""
+
+    def __init__(self, pipeline: AsyncPipeline, *, canary: bool, stall_timeout: float) -> None:
+        self.pipeline = pipeline
+        self.failure: QvlError | None = None
+        self.on_failure: Callable[[QvlError], None] = lambda error: None
+        self.on_death: Callable[[str], None] = lambda reason: None
+        self._canary = canary
+        self._canary_failure: str | None = None
+        self._stall_timeout = stall_timeout
+        self._opened = False
+        self._task: asyncio.Task[None] | None = None
+        self._dead: str | None = None
+        self._progress = time.monotonic()
+        self._running: Callable[[], int] = lambda: 0
+        self.settled = asyncio.Event()
+
+    def start(self, running: Callable[[], int]) -> None:
+        """Begins to load in the background; harmless when it has begun already."""
+        if self._task is None:
+            self._running = running
+            self._task = asyncio.get_running_loop().create_task(self._open())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _open(self) -> None:
+        try:
+            await self.pipeline.open()
+            self._opened = True
+            if self._canary:
+                await self._ask_canary()
+        except QvlError as exc:
+            self.failure = exc
+            log.error("the model cannot be opened", error=str(exc))
+            self.on_failure(exc)
+        except Exception as exc:
+            self.failure = BackendUnavailableError(f"the model cannot be opened: {type(exc).__name__}")
+            log.exception("the model cannot be opened")
+            self.on_failure(self.failure)
+        finally:
+            self.settled.set()
+
+    async def _ask_canary(self) -> None:
+        """One token about one tiny picture: the whole path from pixels to text, before anybody depends on it."""
+        content: list[dict[str, object]] = [{"type": "text", "text": "What is this?"}]
+        if self.pipeline.backend.capabilities.images:
+            content.insert(0, {"type": "image", "image": tiny_png()})
+        try:
+            request = await self.pipeline.request([{"role": "user", "content": content}], max_tokens=1)
+            await asyncio.wait_for(self.pipeline.run(request, cache=OFF), CANARY_SECONDS)
+        except (QvlError, asyncio.TimeoutError) as exc:
+            self._canary_failure = f"the first picture was not answered: {exc or 'no answer in time'}"
+            log.error("canary failed", error=self._canary_failure)
+
+    def note_progress(self) -> None:
+        """A token was written, or a request begun after a pause."""
+        self._progress = time.monotonic()
+
+    def note_success(self) -> None:
+        self._canary_failure = None
+
+    def note_error(self, error: QvlError) -> None:
+        """Sees every error that a request ended with."""
+        if isinstance(error, EngineDeadError):
+            self.note_death(str(error))
+
+    def note_death(self, reason: str) -> None:
+        if self._dead is None:
+            self._dead = reason
+            log.error("the engine is dead", reason=reason)
+            self.on_death(reason)
+
+    @property
+    def dead(self) -> bool:
+        return self._dead is not None
+
+    def closed(self) -> QvlError | None:
+        """Why no request can even be tried, or None."""
+        if self.failure is not None:
+            return self.failure
+        if self._dead is not None:
+            return EngineDeadError(self._dead, hint="the server must be restarted")
+        if not self._opened:
+            return BackendUnavailableError("the model is being loaded", hint="try again in a while")
+        return None
+
+    def reason(self) -> str | None:
+        """Why the server is not ready, or None when it is."""
+        closed = self.closed()
+        if closed is not None:
+            return closed.message
+        if not self.settled.is_set():
+            return "the first picture is being asked about"
+        told = self.pipeline.backend.unready()
+        if told is not None:
+            return told
+        if self._running() and time.monotonic() - self._progress > self._stall_timeout:
+            return f"stalled: no token for {self._stall_timeout:g} s while requests run"
+        return self._canary_failure
+
+
+def tiny_png() -> bytes:
+    """A grey picture of 64 x 64 pixels."""
+
+    def block(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = (b"\x00" + b"\x80\x80\x80" * 64) * 64
+    head = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + block(b"IHDR", head) + block(b"IDAT", zlib.compress(rows)) + block(b"IEND", b"")

@@ -1,0 +1,1 @@
+"""The handlers, one file a family; `operations.OPERATIONS` lists them all."""

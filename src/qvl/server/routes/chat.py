@@ -1,0 +1,157 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import aclosing
+from json.encoder import encode_basestring
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
+
+from qvl.errors import RequestError
+from qvl.server.answers import dumps, finish_word, message_of, read_logprobs, tool_delta, usage_of
+from qvl.server.asking import answer, chat_request, started_stream
+from qvl.server.errors import from_validation
+from qvl.server.schemas import ChatCompletionRequest
+from qvl.types import Chunk, Result
+
+if TYPE_CHECKING:
+    from qvl.server.asking import Asked
+    from qvl.server.exchange import Exchange
+
+DONE: Final = b"data: [DONE]\n\n"
+
+
+async def chat_completions(exchange: Exchange) -> None:
+    """Answers one chat request, at once or as events."""
+    body = await exchange.body()
+    try:
+        wanted = ChatCompletionRequest.model_validate_json(body)
+    except ValidationError as exc:
+        raise from_validation(exc) from exc
+    del body
+    asked = await exchange.until_done(lambda: _read(exchange, wanted))
+    if wanted.stream:
+        await exchange.until_done(lambda: _stream(exchange, wanted, asked))
+    else:
+        result = await exchange.until_done(lambda: answer(exchange, asked))
+        await exchange.respond_json(completion(result, asked), asked.headers(result))
+
+
+async def _read(exchange: Exchange, wanted: ChatCompletionRequest) -> Asked:
+    params = wanted.sampling()
+    limit = wanted.max_completion_tokens or wanted.max_tokens
+    if limit is not None:
+        params["max_tokens"] = limit
+    if wanted.top_logprobs is not None and not wanted.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
+    if wanted.stream_options is not None and not wanted.stream:
+        raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
+    if wanted.logprobs:
+        params["logprobs"] = wanted.top_logprobs or 0
+    if wanted.tools:
+        params["tools"] = wanted.tools
+    if wanted.tool_choice is not None:
+        choice = wanted.tool_choice
+        params["tool_choice"] = choice if isinstance(choice, str) else choice["function"]["name"]
+    if wanted.parallel_tool_calls is not None:
+        params["parallel_tool_calls"] = wanted.parallel_tool_calls
+    if wanted.response_format is not None:
+        params["response_format"] = wanted.response_format
+    return await chat_request(exchange, wanted.model, wanted.messages, params, wanted.model_extra)
+
+
+def completion(result: Result, asked: Asked) -> dict[str, Any]:
+    """A `chat.completion` object."""
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(result.created_at or time.time()),
+        "model": asked.model,
+        "choices": [
+            {
+                "index": choice.index,
+                "message": message_of(choice),
+                "logprobs": None if choice.logprobs is None else read_logprobs(choice.logprobs),
+                "finish_reason": finish_word(choice.finish_reason),
+            }
+            for choice in result.choices
+        ],
+        "usage": usage_of(result.usage),
+        "service_tier": "default",
+        "system_fingerprint": asked.fingerprint,
+    }
+
+
+class ChunkWriter:
+    """Writes `chat.completion.chunk` events; what never changes is encoded once."""
+
+    def __init__(self, asked: Asked, *, include_usage: bool) -> None:
+        ident = f"chatcmpl-{uuid.uuid4().hex}"
+        self._head = (
+            f'data: {{"id":"{ident}","object":"chat.completion.chunk","created":{int(time.time())},'
+            f'"model":{dumps(asked.model)},"system_fingerprint":"{asked.fingerprint}",'
+        )
+        self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
+        self._include_usage = include_usage
+        self._begun: set[int] = set()
+        self._plain = f'{self._head}"choices":[{{"index":0,"delta":{{"content":'
+        self._plain_end = '},"logprobs":null,"finish_reason":null}]' + self._tail
+
+    def write(self, chunk: Chunk) -> bytes:
+        """The events of one piece: the role first for each choice, the finish_reason in an event of its own."""
+        found: list[str] = []
+        if chunk.index not in self._begun:
+            self._begun.add(chunk.index)
+            found.append(self._event(chunk.index, '{"role":"assistant","content":"","refusal":null}'))
+        if chunk.text and not (chunk.logprobs or chunk.tool_calls or chunk.reasoning or chunk.index):
+            found.append(self._plain + encode_basestring(chunk.text) + self._plain_end)
+        elif chunk.text or chunk.logprobs or chunk.tool_calls or chunk.reasoning:
+            found.append(self._event(chunk.index, self._delta(chunk), logprobs=self._logprobs(chunk)))
+        if chunk.finish_reason is not None:
+            found.append(self._event(chunk.index, "{}", finish=f'"{finish_word(chunk.finish_reason)}"'))
+        return "".join(found).encode("utf-8", "replace")
+
+    def _delta(self, chunk: Chunk) -> str:
+        delta: dict[str, Any] = {}
+        if chunk.text:
+            delta["content"] = chunk.text
+        if chunk.reasoning:
+            delta["reasoning_content"] = chunk.reasoning
+        if chunk.tool_calls:
+            delta["tool_calls"] = [tool_delta(call) for call in chunk.tool_calls]
+        return dumps(delta)
+
+    def _logprobs(self, chunk: Chunk) -> str:
+        return dumps(read_logprobs(chunk.logprobs)) if chunk.logprobs else "null"
+
+    def _event(self, index: int, delta: str, *, logprobs: str = "null", finish: str = "null") -> str:
+        return (
+            f'{self._head}"choices":[{{"index":{index},"delta":{delta},"logprobs":{logprobs},'
+            f'"finish_reason":{finish}}}]{self._tail}'
+        )
+
+    def close(self, result: Result) -> bytes:
+        """The usage event, where it was asked for, and `[DONE]`."""
+        if not self._include_usage:
+            return DONE
+        return f'{self._head}"choices":[],"usage":{dumps(usage_of(result.usage))}}}\n\n'.encode() + DONE
+
+
+async def _stream(exchange: Exchange, wanted: ChatCompletionRequest, asked: Asked) -> None:
+    options = wanted.stream_options
+    writer = ChunkWriter(asked, include_usage=bool(options and options.include_usage))
+    streaming = await started_stream(exchange, asked)
+    async with aclosing(streaming.items) as items:
+        async for item in items:
+            # The headers wait for the first piece, so that what fails before it has its true status.
+            if not exchange.streaming:
+                await exchange.start_events(asked.stream_headers(streaming))
+            if isinstance(item, Chunk):
+                if piece := writer.write(item):
+                    await exchange.write(piece)
+            else:
+                asked.finished(item)
+                await exchange.end(writer.close(item))

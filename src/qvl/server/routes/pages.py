@@ -1,0 +1,61 @@
+"""The page at `/` and its files: static, without a key, and with nothing in them that needs one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import mimetypes
+from importlib.resources import files
+from typing import TYPE_CHECKING, Final
+
+from qvl.server.errors import HttpError
+
+if TYPE_CHECKING:
+    from qvl.server.exchange import Exchange
+
+_POLICY: Final = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    b"form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+_NAMES: Final = {"/": "index.html", "/docs": "docs.html"}
+
+
+@functools.cache
+def _file(name: str) -> tuple[bytes, bytes, bytes]:
+    """Content, media type and entity tag of one file of this package."""
+    data = (files("qvl.server") / "static" / name).read_bytes()
+    kind = mimetypes.types_map.get("." + name.rpartition(".")[2], "application/octet-stream")
+    if kind.startswith("text/") or kind.endswith("javascript"):
+        kind += "; charset=utf-8"
+    return data, kind.encode(), b'"' + hashlib.sha256(data).hexdigest()[:16].encode() + b'"'
+
+
+@functools.cache
+def static_names() -> frozenset[str]:
+    return frozenset(item.name for item in (files("qvl.server") / "static").iterdir() if item.is_file())
+
+
+async def page(exchange: Exchange) -> None:
+    """One static file."""
+    name = _NAMES.get(exchange.path) or exchange.path.removeprefix("/static/")
+    if name not in static_names():
+        raise HttpError(404, "there is no such page", code="not_found")
+    data, kind, tag = _file(name)
+    headers = [
+        (b"etag", tag),
+        (b"cache-control", b"no-cache"),
+        (b"content-security-policy", _POLICY),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+    ]
+    if exchange.headers.get(b"if-none-match") == tag:
+        await exchange.send({"type": "http.response.start", "status": 304, "headers": headers})
+        await exchange.end()
+        return
+    await exchange.respond(200, data, [(b"content-type", kind), *headers])
+
+
+async def nothing(exchange: Exchange) -> None:
+    """Browsers ask for /favicon.ico whatever the page says."""
+    await exchange.send({"type": "http.response.start", "status": 204, "headers": []})
+    await exchange.end()

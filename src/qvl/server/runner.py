@@ -1,0 +1,223 @@
+"""Running the application: uvicorn with a bound on slow senders, and an end that loses no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+
+from qvl.errors import ConfigError, EngineDeadError, QvlError
+from qvl.log import logger
+
+try:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as _Protocol
+except ImportError:  # httptools has no wheel for every platform
+    from uvicorn.protocols.http.h11_impl import H11Protocol as _Protocol  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from qvl.server.core import ServerCore
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+# Clients that keep their connection are told within this time that it ends, instead of finding it closed.
+FAREWELL_SECONDS: Final = 0.5
+log = logger("qvl.server")
+
+
+class GuardedProtocol(_Protocol):
+    """HTTP whose headers must arrive in time, and which says in JSON what is wrong with them."""
+
+    header_timeout = 10.0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._arm()
+        else:
+            self._disarm()
+
+    def _arm(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.header_timeout, self._too_slow)
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing():
+            self.transport.write(_head_error(408, "Request Timeout", "the headers came too slowly", "request_timeout"))
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        self.transport.write(_head_error(400, "Bad Request", "this is no HTTP request", "invalid_http"))
+        self.transport.close()
+
+
+def _head_error(status: int, phrase: str, message: str, code: str) -> bytes:
+    inner = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    body = json.dumps({"error": inner}).encode()
+    head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    return head.encode() + b"connection: close\r\n\r\n" + body
+
+
+class GracefulServer(uvicorn.Server):
+    """SIGTERM or SIGINT: not ready, what runs is finished, exit code 0. A second one ends the process at once."""
+
+    def __init__(self, config: uvicorn.Config, core: ServerCore) -> None:
+        super().__init__(config)
+        self.core = core
+        self.failure: QvlError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self.when_settled: Callable[[], None] = lambda: None
+        core.readiness.on_failure = self.fail
+        self._settling: asyncio.Task[None] | None = None
+
+    def exit_on_death(self) -> None:
+        """Makes a dead engine end the server, so that whatever started it starts it again."""
+        self.core.readiness.on_death = lambda reason: self.fail(EngineDeadError(reason))
+
+    def fail(self, error: QvlError) -> None:
+        """Ends the server because of `error`, which `run_server` raises."""
+        self.failure = error
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self._settling = self._loop.create_task(self._tell_when_settled())
+
+    async def _tell_when_settled(self) -> None:
+        await self.core.readiness.settled.wait()
+        if self.failure is None:
+            self.when_settled()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        try:
+            before = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
+            if hasattr(signal, "SIGHUP"):
+                before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self.core.keys.reload())
+        except ValueError:  # not the main thread: whoever owns it decides about signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: Any) -> None:
+        if self.core.draining or self._loop is None:
+            os._exit(128 + number)
+        self.core.draining = True
+        self._loop.call_soon_threadsafe(self.begin_drain)
+
+    def begin_drain(self) -> None:
+        """Starts to drain; call it on the server's loop."""
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        log.info("draining", under_way=self.core.requests_under_way)
+        busy = bool(self.server_state.connections)
+        if not await self.core.drain():
+            log.warning("requests were ended before they were answered", count=self.core.requests_under_way)
+        if busy:
+            await asyncio.sleep(FAREWELL_SECONDS)
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: the port is in use, or the host is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+    except OSError as exc:
+        raise ConfigError(
+            f"{host!r} is no address to listen on: {exc.strerror or exc}", hint="--host 127.0.0.1"
+        ) from exc
+    try:
+        if os.name == "posix":
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(2048)
+    except OSError as exc:
+        found.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {(exc.strerror or str(exc)).lower()}",
+            hint="take another --port, or end what listens there",
+            param="port",
+        ) from exc
+    return found
+
+
+def make_server(
+    app: FastAPI,
+    *,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    root_path: str = "",
+    header_timeout: float = 10.0,
+) -> GracefulServer:
+    """A server for an application of `create_app`."""
+    protocol = type("Protocol", (GuardedProtocol,), {"header_timeout": header_timeout})
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        root_path=root_path,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+    )
+    return GracefulServer(config, app.state.core)
+
+
+def run_server(server: GracefulServer, listener: socket.socket) -> None:
+    """Serves until it is told to end.
+
+    Raises:
+        QvlError: the model could not be opened, or the engine died and that was to be the end.
+    """
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        listener.close()
+    if server.failure is not None:
+        raise server.failure

@@ -1,0 +1,128 @@
+"""A real uvicorn on a free port, in a thread, over an in-process model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from qvl.backends.base import Backend
+from qvl.pipeline import AsyncPipeline
+from qvl.server.app import create_app
+from qvl.server.core import ServerCore
+from qvl.server.runner import GracefulServer, bind, make_server, run_server
+from qvl.server.settings import ServerSettings
+from tests.server.echo_backend import EchoBackend
+
+
+@dataclass
+class Running:
+    """A server under test."""
+
+    url: str
+    port: int
+    core: ServerCore
+    backend: Any
+    server: GracefulServer
+    thread: threading.Thread
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
+
+    def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
+        with self.client() as client:
+            return client.post(path, json=body, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        with self.client() as client:
+            return client.get(path, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    def metric(self, name: str) -> float:
+        """The sum over all labels of a series."""
+        lines = self.get("/metrics").text.splitlines()
+        found = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+def start(
+    backend: Backend | None = None,
+    cache: Any = "memory:",
+    wait: bool = True,
+    header_timeout: float = 10.0,
+    **settings: Any,
+) -> Running:
+    listener = bind("127.0.0.1", 0)
+    backend = backend or EchoBackend()
+    settings.setdefault("canary", False)
+    pipeline = AsyncPipeline(backend=backend, cache=cache)
+    app = create_app(pipeline, ServerSettings(**settings))
+    server = make_server(app, header_timeout=header_timeout)
+
+    def run() -> None:
+        try:
+            run_server(server, listener)
+        except Exception as exc:  # the test reads it from server.failure
+            assert exc is server.failure
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    port = listener.getsockname()[1]
+    running = Running(f"http://127.0.0.1:{port}", port, app.state.core, backend, server, thread)
+    if wait:
+        with running.client() as client:
+            key = {"Authorization": f"Bearer {settings['api_keys'][0]}"} if settings.get("api_keys") else {}
+            for _ in range(500):
+                if client.get("/ready", headers=key).status_code == 200:
+                    break
+                threading.Event().wait(0.01)
+    return running
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Running]]:
+    """Starts servers that end with the test."""
+    started: list[Running] = []
+
+    def make(*args: Any, **options: Any) -> Running:
+        started.append(start(*args, **options))
+        return started[-1]
+
+    yield make
+    for running in started:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    """One server for the tests of a module that change nothing in it."""
+    running = start()
+    yield running
+    running.stop()
+
+
+def picture(colour: str = "red", size: tuple[int, int] = (64, 64), form: str = "PNG") -> bytes:
+    held = io.BytesIO()
+    Image.new("RGB", size, colour).save(held, form)
+    return held.getvalue()
+
+
+def data_url(colour: str = "red", size: tuple[int, int] = (64, 64), form: str = "PNG") -> str:
+    return f"data:image/{form.lower()};base64,{base64.b64encode(picture(colour, size, form)).decode()}"
+
+
+def question(text: str = "hello world", *pictures: str) -> dict[str, Any]:
+    """A chat body: the pictures first, then the text."""
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
+    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]}
