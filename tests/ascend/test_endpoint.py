@@ -69,7 +69,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(400, {"object": "error", "message": "no response_format here"})
         if "mm_processor_kwargs" in body and self.rules.pixels == "refused":
             return self.reply(400, {"error": "mm_processor_kwargs are not trusted"})
-        pixels = [part["image_url"]["url"] for part in body["messages"][0]["content"] if part["type"] == "image_url"]
+        content = body["messages"][-1]["content"]
+        parts = content if isinstance(content, list) else []
+        pixels = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         word = self.word(pixels[0]) if pixels and self.rules.vision else "hello"
         text = "SOMETHING" if self.rules.wordless else word
         if "response_format" in body and self.rules.schema == "enforced":
@@ -83,7 +85,19 @@ class Handler(BaseHTTPRequestHandler):
             }
         limited = "mm_processor_kwargs" in body and self.rules.pixels == "honoured"
         tokens = 10 + (60 if limited else 140) * bool(pixels and self.rules.vision)
-        return self.reply(200, {"choices": [choice], "usage": {"prompt_tokens": tokens}})
+        usage = {"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1}
+        if body.get("stream"):
+            return self.events({**choice, "delta": choice.pop("message")}, usage)
+        return self.reply(200, {"choices": [choice], "usage": usage})
+
+    def events(self, choice: dict[str, Any], usage: dict[str, int]) -> None:
+        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "qwen3-vl"}
+        lines = [{**head, "choices": [choice]}, {**head, "choices": [], "usage": usage}]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for line in (*map(json.dumps, lines), "[DONE]"):
+            self.wfile.write(f"data: {line}\n\n".encode())
 
     def word(self, url: str) -> str:
         image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
