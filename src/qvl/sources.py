@@ -69,13 +69,11 @@ def _read_text(text: str, policy: MediaPolicy) -> tuple[bytes, str]:
     if scheme == "data":
         return _read_data_url(text.strip(), policy)
     if scheme == "file":
-        return _read_path(_path_of_file_url(text.strip(), policy), policy)
+        return _read_path(_path_of_file_url(text.strip()), policy)
     if match and match[2]:
         raise MediaError(
             f"{scheme}: addresses are not read", hint="use http, https, data: or a path", code="image_url_blocked"
         )
-    if not policy.allow_files:
-        raise MediaError("a picture cannot be named by a path here", hint="send an http(s) or data: URL")
     if not text.strip():
         raise MediaError("an empty text names no picture", hint="pass a path or a URL")
     if len(text) > 512 and text.startswith(_BASE64_HEADS):
@@ -83,11 +81,7 @@ def _read_text(text: str, policy: MediaPolicy) -> tuple[bytes, str]:
     return _read_path(os.path.expanduser(text), policy)
 
 
-def _path_of_file_url(url: str, policy: MediaPolicy) -> str:
-    if not policy.allow_files:
-        raise MediaError(
-            "file: addresses are refused here", hint="send an http(s) or data: URL", code="image_url_blocked"
-        )
+def _path_of_file_url(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError as exc:
@@ -100,7 +94,11 @@ def _path_of_file_url(url: str, policy: MediaPolicy) -> str:
 def _read_path(path: str, policy: MediaPolicy) -> tuple[bytes, str]:
     name = short(path)
     if not policy.allow_files:
-        raise MediaError("a picture cannot be named by a path here", hint="send an http(s) or data: URL")
+        raise MediaError(
+            "a picture cannot be named by a path here",
+            hint="send an http(s) or data: URL, or the bytes",
+            code="image_url_blocked",
+        )
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):

@@ -193,6 +193,12 @@ def test_text_that_names_no_file(text: str) -> None:
     refusal(text)
 
 
+def test_a_file_url_of_another_host_is_not_read_from_this_one() -> None:
+    url = (FIXTURES / "plain.png").as_uri()
+    assert media.load(url) == media.load(url.replace("file://", "file://localhost")) == media.load(url[:5] + url[7:])
+    assert "names the host 'elsewhere'" in str(refusal(url.replace("file://", "file://elsewhere")))
+
+
 def test_bare_base64_is_told_from_a_path() -> None:
     assert "base64, not a path" in str(refusal("iVBORw0KGgo" + "A" * 600))
 
@@ -224,7 +230,9 @@ def test_broken_pil_image_is_a_media_error() -> None:
 @pytest.mark.parametrize("source", ["shoe.png", "/etc/hostname", "file:///etc/hostname", "FILE:/etc/hostname", "~/a"])
 def test_a_policy_without_files_opens_none(source: str) -> None:
     policy = MediaPolicy(allow_files=False)
-    assert "http(s) or data: URL" in str(refusal(source, policy))
+    error = refusal(source, policy)
+    assert "cannot be named by a path" in str(error)
+    assert error.code == "image_url_blocked"
     assert "cannot be named" in str(refusal(Path(source), policy))
     assert media.load((FIXTURES / "plain.png").read_bytes(), policy)
 

@@ -165,14 +165,17 @@ def test_a_picture_of_encoded_bytes_keeps_no_pixels_after_their_use(fixtures: Pa
         gc.collect()
         return sum(1 for held in gc.get_objects() if isinstance(held, Image.Image))
 
+    paths = [fixtures / name for name in ("plain.jpg", "exif_6.jpg", "grey.png")]
     before = images()
-    kept = [media.load(path) for path in (fixtures / "plain.jpg", fixtures / "exif_6.jpg", fixtures / "grey.png")]
+    kept = [media.load(path) for path in paths]
     assert images() == before
-    for picture in kept:
-        for use in (Picture.rgb, Picture.data_url):
-            use(picture.decoded())
+    for use in (Picture.rgb, Picture.data_url):
+        pictures = [media.load(path, decode=False).decoded() for path in paths]
+        assert images() == before + len(paths)
+        for picture in pictures:
             use(picture)
-    assert images() == before
+        kept += pictures
+        assert images() == before
 
 
 @given(st.integers(1, 60_000), st.integers(1, 60_000), st.integers(1, 5_000_000))
