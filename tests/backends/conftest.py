@@ -4,8 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from qvl.backends import openai as openai_backend
+from qvl.backends import fleet
 from qvl.testing.endpoint import ScriptedEndpoint
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.fixture
@@ -23,4 +28,4 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _fresh_probes() -> None:
     """Ports are reused between tests: what was found out about one server says nothing about the next."""
-    openai_backend.forget_probes()
+    fleet.forget_probes()

@@ -9,7 +9,7 @@ import pytest
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.openai import OpenAIBackend
 from qvl.testing import BackendContract, EchoBackend, RecordingBackend, ScriptedEndpoint, Sight
-from qvl.testing.backend_contract import square
+from qvl.testing.asking import square
 from qvl.testing.echo import COLOURS
 from qvl.testing.endpoint import Echo
 

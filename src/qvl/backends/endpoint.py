@@ -25,6 +25,7 @@ from qvl.types import Chunk
 
 MAX_ANSWER_BYTES: Final = 256 * 2**20
 MAX_ERROR_BYTES: Final = 64 * 2**10
+MAX_IDLE_BYTES: Final = 4 * 2**20
 OPENAI_URL: Final = "https://api.openai.com/v1"
 
 
@@ -143,16 +144,19 @@ class Endpoint:
                     )
                 )
             blocks = response.iter_bytes()
-            by, started, ended = first_by, False, False
+            by, started, ended, idle = first_by, False, False, 0
             while not ended:
                 with crossing(self.url), self._until(by, "no further token" if started else "no first token"):
                     data = await anext(blocks, None)
                     payloads = events.end() if data is None else events.feed(data)
                 ended = data is None
                 for payload in payloads:
+                    idle += len(payload)
                     for chunk in answer.read(payload):
-                        started = True
+                        started, idle = True, 0
                         yield chunk
+                    if idle > MAX_IDLE_BYTES:
+                        raise broken("an endless stream without content", self.url)
                 ended = ended or answer.done
                 if payloads and started:
                     by = min(end, time.monotonic() + self.timeouts.token)

@@ -11,67 +11,27 @@ import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url
 from qvl.backends.failures import Blame, Failed, Repeat
+from qvl.backends.fleet import Attempts, Fleet, Line
 from qvl.backends.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
-from qvl.backends.probe import ASSUMED, Findings, common, probe
 from qvl.backends.retry import RetryPolicy
 from qvl.backends.wire import request_body
 from qvl.errors import (
-    BackendError,
     BackendUnavailableError,
     ConfigError,
     QvlError,
-    RateLimitError,
-    UnknownNameError,
 )
 from qvl.log import logger
-from qvl.plugins import nearest
 from qvl.types import ChatRequest, Chunk, Timing
 
 log = logger("qvl.backends.openai")
 PATCH: Final = 32
 TEXT_PER_TOKEN: Final = 4
-_PROBED: dict[tuple[str, str, str], Findings] = {}
-
-
-@dataclass(slots=True)
-class Line:
-    """What a pool member stands for: the endpoint, and what was found out about it."""
-
-    endpoint: Endpoint
-    findings: Findings | None = None
-    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-@dataclass(slots=True)
-class Attempts:
-    """One request's failures so far, and where it may still be sent."""
-
-    failures: dict[str, Failed] = field(default_factory=dict)
-    round: set[str] = field(default_factory=set)
-    never: set[str] = field(default_factory=set)
-
-    def note(self, url: str, failed: Failed, *, repeatable: bool) -> None:
-        self.failures[url] = failed
-        self.round.add(url)
-        if failed.repeat is not Repeat.ANYWHERE or not (repeatable or failed.untouched):
-            self.never.add(url)
-
-    @property
-    def exclude(self) -> frozenset[str]:
-        return frozenset(self.round | self.never)
-
-    def asked_to_wait(self) -> float | None:
-        """The shortest Retry-After among the endpoints that may be asked again."""
-        waits = [
-            f.retry_after for url, f in self.failures.items() if f.retry_after is not None and url not in self.never
-        ]
-        return min(waits, default=None)
 
 
 class OpenAIBackend(Backend):
@@ -124,7 +84,6 @@ class OpenAIBackend(Backend):
         self.model = model
         self._timeouts = Timeouts(connect_timeout, first_token_timeout, token_timeout, total_timeout)
         self._retry = RetryPolicy(max_retries)
-        self._wants_probe = probe
         self._api_key = api_key
         self._headers = dict(extra_headers or {})
         self._verify = verify
@@ -141,7 +100,14 @@ class OpenAIBackend(Backend):
         self._pool: EndpointPool[Line] = EndpointPool(
             [self._member(url, shares[name]) for name, url in given.items()], policy=policy
         )
-        self._capabilities = ASSUMED.capabilities
+        self._fleet = Fleet(
+            self._pool,
+            model,
+            make=self._member,
+            probes=probe,
+            retry=self._retry,
+            account=api_key or os.environ.get("OPENAI_API_KEY", ""),
+        )
         self._is_open = False
         self._opening = asyncio.Lock()
         self._health: asyncio.Task[None] | None = None
@@ -156,7 +122,7 @@ class OpenAIBackend(Backend):
 
     @property
     def capabilities(self) -> Capabilities:
-        return self._capabilities
+        return self._fleet.capabilities
 
     def identity(self) -> dict[str, Any]:
         """Backend, model, and the set of base URLs or the name given for it."""
@@ -167,11 +133,7 @@ class OpenAIBackend(Backend):
         return self.identity() if self.model else None
 
     def peek_capabilities(self) -> Capabilities | None:
-        if self._is_open or not self._wants_probe:
-            return self._capabilities
-        known = [_PROBED.get(self._probe_key(member.target.endpoint)) for member in self._pool.members]
-        found = [findings for findings in known if findings is not None]
-        return common(found) if len(found) == len(known) else None
+        return self.capabilities if self._is_open else self._fleet.peek_capabilities()
 
     async def open(self) -> None:
         """Makes connections and probes every endpoint.
@@ -184,14 +146,10 @@ class OpenAIBackend(Backend):
         async with self._opening:
             if self._is_open:
                 return
-            for member in self._pool.members:
-                await member.target.endpoint.open()
-            if not self.model:
-                self.model = await self._only_model()
-            if self._wants_probe:
-                await self._probe_all()
+            await self._fleet.open()
+            self.model = self._fleet.model
             if self._health_interval is not None and len(self._pool) > 1:
-                self._health = asyncio.create_task(self._watch(self._health_interval))
+                self._health = asyncio.create_task(self._fleet.watch(self._health_interval))
             self._is_open = True
 
     async def aclose(self) -> None:
@@ -200,9 +158,7 @@ class OpenAIBackend(Backend):
         if health is not None:
             health.cancel()
             await asyncio.gather(health, return_exceptions=True)
-        self._pool.close()
-        for member in self._pool.members:
-            await member.target.endpoint.aclose()
+        await self._fleet.aclose()
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         self.refuse_unsupported(request)
@@ -276,7 +232,7 @@ class OpenAIBackend(Backend):
     ) -> AsyncGenerator[Chunk, None]:
         line = ticket.member.target
         joined_late = line.findings is None
-        findings = await self._found(line)
+        findings = await self._fleet.found(line)
         if joined_late:
             try:
                 self.refuse_unsupported(request)
@@ -300,123 +256,17 @@ class OpenAIBackend(Backend):
             wait = max(wait, self._pool.next_chance(frozenset(attempts.never)))
         out_of_time = time.monotonic() + wait >= deadline
         if not left or rounds >= self._retry.max_retries or out_of_time or not self._is_open:
-            raise self._verdict(attempts)
+            raise self._fleet.verdict(attempts)
         await asyncio.sleep(wait)
         attempts.round.clear()
-
-    def _verdict(self, attempts: Attempts) -> QvlError | Failed:
-        if len(self._pool) == 1 and len(attempts.failures) == 1:
-            return next(iter(attempts.failures.values()))
-        said = {m.name: m.last_error for m in self._pool.members if m.last_error}
-        said |= {url: failed.error.message for url, failed in attempts.failures.items()}
-        text = "; ".join(message if url in message else f"{url}: {message}" for url, message in said.items())
-        errors = [failed.error for failed in attempts.failures.values()]
-        kinds = {type(error) for error in errors}
-        if kinds == {RateLimitError}:
-            return RateLimitError(f"every endpoint is full: {text}", retry_after=attempts.asked_to_wait())
-        if len(kinds) == 1 and isinstance(errors[0], BackendError | UnknownNameError):
-            return type(errors[0])(f"no endpoint could answer: {text}", hint=errors[0].hint)
-        return BackendUnavailableError(f"no endpoint could answer: {text or 'there is none'}")
-
-    async def _only_model(self) -> str:
-        failed: Failed | None = None
-        for member in self._pool.members:
-            try:
-                models = [entry["id"] for entry in await member.target.endpoint.models()]
-            except Failed as exc:
-                failed = exc
-                continue
-            if len(models) == 1:
-                return str(models[0])
-            raise ConfigError(
-                f"{member.name} has {len(models)} models", hint=f"name one: {', '.join(models[:8])}", param="model"
-            )
-        if failed is not None:
-            raise failed.error from failed.__cause__
-        raise ConfigError("no model is named and there is no endpoint to ask", param="model")
-
-    async def _probe_all(self) -> None:
-        members = self._pool.members
-        results = await asyncio.gather(*(self._found(m.target) for m in members), return_exceptions=True)
-        attempts = Attempts()
-        for member, result in zip(members, results, strict=True):
-            if isinstance(result, Failed):
-                self._pool.blame(member, result)
-                attempts.note(member.name, result, repeatable=False)
-            elif isinstance(result, BaseException):
-                raise result
-        if len(attempts.failures) == len(members):
-            verdict = self._verdict(attempts)
-            if isinstance(verdict, Failed):
-                raise verdict.error from verdict.__cause__
-            raise verdict
-        for url, failed in attempts.failures.items():
-            log.warning("endpoint left out for now", endpoint=url, error=str(failed.error))
-        self._learn()
-
-    def _learn(self) -> None:
-        known = [m.target.findings for m in self._pool.members if m.target.findings is not None]
-        if known and self._wants_probe:
-            self._capabilities = known[0].capabilities if len(known) == 1 else common(known)
-
-    async def _found(self, line: Line) -> Findings:
-        if line.findings is not None:
-            return line.findings
-        if not self._wants_probe:
-            line.findings = ASSUMED
-            return ASSUMED
-        key = self._probe_key(line.endpoint)
-        async with line.probing:
-            if line.findings is None:
-                if key not in _PROBED:
-                    try:
-                        _PROBED[key] = await probe(line.endpoint, self.model, retry=self._retry)
-                    except Failed as failed:
-                        raise await self._with_models(failed, line.endpoint) from failed.__cause__
-                line.findings = _PROBED[key]
-                self._learn()
-        return line.findings
-
-    def _probe_key(self, endpoint: Endpoint) -> tuple[str, str, str]:
-        return endpoint.base_url, self.model, self._api_key or os.environ.get("OPENAI_API_KEY", "")
-
-    async def _with_models(self, failed: Failed, endpoint: Endpoint) -> Failed:
-        """An unknown model gets the names that the endpoint knows."""
-        if isinstance(failed.error, UnknownNameError):
-            try:
-                known = [entry["id"] for entry in await endpoint.models()]
-            except Failed:
-                return failed
-            if known:
-                failed.error.hint = nearest(self.model, known)
-        return failed
-
-    async def _watch(self, interval: float) -> None:
-        """Asks endpoints that rest for their models now and then, so that they come back without costing a request."""
-        while True:
-            await asyncio.sleep(interval)
-            await self.check(only_resting=True)
-
-    async def check(self, *, only_resting: bool = False) -> list[EndpointState]:
-        """Asks endpoints for their list of models, and notes who answers. Returns `endpoints()`."""
-        members = [m for m in self._pool.members if not m.draining and (m.resting or not only_resting)]
-        await asyncio.gather(*(self._check(member) for member in members))
-        return self.endpoints()
-
-    async def _check(self, member: Member[Line]) -> None:
-        try:
-            await member.target.endpoint.models()
-        except Failed as failed:
-            if failed.blame is Blame.DOWN:
-                self._pool.blame(member, failed)
-                return
-        if member.resting and not member.trial:
-            # It is there; whether it answers is for one request to find out.
-            self._pool.try_now(member)
 
     def endpoints(self) -> list[EndpointState]:
         """Every endpoint as it stands now."""
         return self._pool.snapshot()
+
+    async def check(self) -> list[EndpointState]:
+        """Asks every endpoint for its list of models, and notes who answers."""
+        return await self._fleet.check()
 
     async def add_endpoint(self, url: str, *, weight: float = 1.0, limit: int | None = None) -> None:
         """Takes another endpoint into the pool; it is probed first.
@@ -425,18 +275,7 @@ class OpenAIBackend(Backend):
             ConfigError: it is in the pool already.
             BackendError: it does not answer, or not as it should.
         """
-        member = self._member(url, weight, limit)
-        if any(other.name == member.name for other in self._pool.members):
-            raise ConfigError(f"the endpoint {member.name} is in the pool already", param="base_url")
-        await member.target.endpoint.open()
-        try:
-            if self._is_open:
-                await self._found(member.target)
-            self._pool.add(member)
-        except Failed as failed:
-            await member.target.endpoint.aclose()
-            raise failed.error from failed.__cause__
-        self._learn()
+        await self._fleet.add(url, weight, limit, probe_now=self._is_open)
 
     async def remove_endpoint(self, url: str, *, timeout: float | None = None) -> None:
         """Gives an endpoint no further requests, waits for those it has (at most `timeout` seconds), forgets it.
@@ -445,13 +284,7 @@ class OpenAIBackend(Backend):
             UnknownNameError: it is not in the pool.
             ConfigError: it is the last one.
         """
-        name = shown_url(read_url(url))
-        self._pool.find(name)
-        if sum(not m.draining for m in self._pool.members) < 2:
-            raise ConfigError(f"{name} is the last endpoint", hint="close the backend instead", param="base_url")
-        member = await self._pool.remove(name, timeout=timeout)
-        await member.target.endpoint.aclose()
-        self._learn()
+        await self._fleet.remove(url, timeout)
 
     def stats(self) -> Mapping[str, float]:
         states = self._pool.snapshot()
@@ -468,11 +301,6 @@ class OpenAIBackend(Backend):
         if not self._is_open:
             return "not open"
         return self._pool.why_not()
-
-
-def forget_probes() -> None:
-    """Forgets what was found out about endpoints in this process; the next `open()` probes again."""
-    _PROBED.clear()
 
 
 def picture_tokens(request: ChatRequest) -> float:

@@ -13,7 +13,7 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -175,7 +175,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
     asker = _Asker(endpoint, model, retry)
     base = await asker.learn_dialect()
     features = [*FORMATS, TOOLS, *SAMPLING]
-    found = await asyncio.gather(asker.sees(base), *(asker.has(feature, base) for feature in features))
+    found = await _together([asker.sees(base), *(asker.has(feature, base) for feature in features)])
     have = {feature.name for feature, there in zip(features, found[1:], strict=True) if there}
     sampling = {"max_tokens"} | (have & ALL_SAMPLING)
     if asker.dialect.sampled:
@@ -208,6 +208,18 @@ def common(findings: list[Findings]) -> Capabilities:
         extra_body=all(have.extra_body for have in every),
         top_logprobs=min(have.top_logprobs for have in every),
     )
+
+
+async def _together(works: Sequence[Coroutine[Any, Any, bool]]) -> list[bool]:
+    """All answers in order; the first that fails ends the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 async def _list_models(endpoint: Endpoint) -> list[dict[str, Any]]:

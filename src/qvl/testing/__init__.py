@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from qvl.testing.backend_contract import BackendContract, Sight
+    from qvl.testing.asking import Sight
+    from qvl.testing.backend_contract import BackendContract
     from qvl.testing.cache_contract import CacheContract
     from qvl.testing.endpoint import ScriptedEndpoint
     from qvl.testing.recording import EchoBackend, RecordingBackend
@@ -23,7 +24,7 @@ _HOMES: Final = {
     "EchoBackend": "recording",
     "RecordingBackend": "recording",
     "ScriptedEndpoint": "endpoint",
-    "Sight": "backend_contract",
+    "Sight": "asking",
 }
 
 

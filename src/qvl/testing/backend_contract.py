@@ -15,23 +15,19 @@ A capability that the backend does not declare must be *refused*; nothing is ski
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import re
-import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from qvl.backends.base import ALL_SAMPLING, Backend
-from qvl.errors import BackendError, ContextLengthError, QvlError, UnsupportedInputError
+from qvl.errors import BackendError, ContextLengthError, QvlError
+from qvl.testing.asking import Sight, ask, collect, drain, endless, idle, in_loop, refused, square
 from qvl.types import (
     ChatRequest,
-    Chunk,
-    ImagePart,
     Message,
     ResponseFormat,
     SamplingParams,
@@ -41,9 +37,7 @@ from qvl.types import (
 )
 
 if TYPE_CHECKING:
-    from qvl.media import Picture
-
-Test = TypeVar("Test", bound=Callable[..., Coroutine[Any, Any, None]])
+    pass
 
 OTHER_VALUES: dict[str, Any] = {
     "temperature": 0.5,
@@ -67,25 +61,6 @@ SCHEMA: dict[str, Any] = {
     "required": ["brand", "sure"],
     "additionalProperties": False,
 }
-
-
-@dataclass(frozen=True)
-class Sight:
-    """How to see that a model sees: pictures by name, a question, and how to read the names out of an answer."""
-
-    pictures: dict[str, Picture]
-    question: str
-    names_in: Callable[[str], list[str]]
-
-
-def in_loop(test: Test) -> Test:
-    """Runs an async test in the loop of its class, so that a backend that is slow to open is opened once."""
-
-    @functools.wraps(test)
-    def run(self: BackendContract, *args: Any, **kwargs: Any) -> None:
-        self.loop.run_until_complete(asyncio.wait_for(test(self, *args, **kwargs), self.patience))
-
-    return run  # type: ignore[return-value]
 
 
 class BackendContract:
@@ -338,7 +313,7 @@ class BackendContract:
 
     @in_loop
     async def test_each_response_format_is_enforced_or_refused(self, backend: Backend, question: str) -> None:
-        formats = {
+        formats: dict[str, tuple[ResponseFormat, Callable[[str], bool]]] = {
             "json_object": (ResponseFormat("json_object"), lambda text: isinstance(json.loads(text), dict)),
             "json_schema": (ResponseFormat("json_schema", schema=SCHEMA), _fits_schema),
             "regex": (ResponseFormat("regex", pattern="(Acme|Zenith)-[0-9]{2}"), _fits_pattern),
@@ -424,52 +399,6 @@ class BackendContract:
             with suppress(QvlError):
                 await backend.generate(request.replace(sampling=SamplingParams(max_tokens=2)))
         await idle(backend)
-
-
-def ask(question: str, *pictures: Picture, **sampling: Any) -> ChatRequest:
-    """A request of one user message: the pictures, then the question."""
-    parts = (*(ImagePart(picture) for picture in pictures), TextPart(question))
-    return ChatRequest((Message("user", parts),), SamplingParams(**sampling))
-
-
-def endless(backend: Backend, question: str) -> ChatRequest:
-    """A request that takes a while, where the backend can be made to."""
-    more = {"ignore_eos": True} if "ignore_eos" in backend.capabilities.sampling else {}
-    return ask(question, max_tokens=400, **more)
-
-
-def square(colour: tuple[int, int, int] = (220, 30, 30), edge: int = 64) -> Picture:
-    """A picture of one colour."""
-    from PIL import Image
-
-    from qvl import media
-
-    return media.load(Image.new("RGB", (edge, edge), colour))
-
-
-async def collect(backend: Backend, request: ChatRequest) -> list[Chunk]:
-    async with aclosing(backend.stream(request)) as chunks:
-        return [chunk async for chunk in chunks]
-
-
-async def drain(stream: AsyncGenerator[Chunk, None]) -> None:
-    async for _ in stream:
-        await asyncio.sleep(0)
-
-
-async def refused(backend: Backend, request: ChatRequest, param: str) -> None:
-    """Asserts that the request is refused before any work, naming the field."""
-    with pytest.raises(UnsupportedInputError) as caught:
-        await backend.generate(request)
-    assert caught.value.param == param
-
-
-async def idle(backend: Backend, within: float = 20.0) -> None:
-    """Waits until nothing is running; aborts may take a step of the engine."""
-    end = time.monotonic() + within
-    while backend.stats().get("num_running", 0) or backend.stats().get("num_waiting", 0):
-        assert time.monotonic() < end, f"still running: {dict(backend.stats())}"
-        await asyncio.sleep(0.01)
 
 
 def _fits_schema(text: str) -> bool:

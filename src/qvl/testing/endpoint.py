@@ -241,6 +241,7 @@ class ScriptedEndpoint:
         self.script: deque[Answer] = deque(answers)
         self.models = tuple(models)
         self.ignores, self.refuses = frozenset(ignores), frozenset(refuses)
+        self.refusal = "Unrecognized request argument supplied: {}"
         self.api_key = api_key
         self.default = default or Echo()
         self.max_model_len = max_model_len
@@ -382,7 +383,7 @@ class ScriptedEndpoint:
             return
         refused = next((name for name in body if name in self.refuses), None)
         if refused is not None:
-            error = {"message": f"Unrecognized request argument supplied: {refused}", "param": refused, "code": None}
+            error = {"message": self.refusal.format(refused), "param": refused}
             await exchange.whole(400, {"error": {**error, "type": "invalid_request_error"}})
             return
         prompt = asked_in(body, self.ignores).prompt_tokens
@@ -395,7 +396,11 @@ class ScriptedEndpoint:
 
 async def _read(reader: asyncio.StreamReader) -> Received | None:
     try:
-        head = await reader.readuntil(b"\r\n\r\n")
+        first_byte = await reader.readexactly(1)
+        if not first_byte.isalpha():
+            # A TLS handshake at a plain port.
+            return None
+        head = first_byte + await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
         return None
     first, *lines = head.decode("latin-1").split("\r\n")

@@ -1,0 +1,387 @@
+"""Record what a backend answers, answer from the recording later: for tests and demonstrations without a model.
+
+A recording is a text file of JSON lines: first what the backend was, then one exchange a line. Pictures stand in it by
+their hash alone, so a recording is small and holds no picture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import threading
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+
+from qvl import errors
+from qvl.backends.base import Backend, Capabilities
+from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError, QvlError
+from qvl.keys import build_manifest, explain, hash_manifest
+from qvl.types import ChatRequest, Chunk, Timing, TokenLogprob, ToolCallDelta, Usage
+
+VERSION: Final = 1
+_NO_BUDGET: Final = 2**62
+
+
+def request_manifest(request: ChatRequest) -> dict[str, Any]:
+    """What tells two requests apart, as JSON: the cache key's manifest without backend, task and namespace."""
+    manifest = build_manifest(request, identity={}, max_pixels=_NO_BUDGET)
+    return {
+        name: manifest[name]
+        for name in (
+            "messages",
+            "sampling",
+            "response_format",
+            "tools",
+            "tool_choice",
+            "parallel_tool_calls",
+            "max_pixels",
+            "extra",
+        )
+    }
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request as recorded, and each of its answers: chunks, or an error."""
+
+    request: Mapping[str, Any]
+    answers: list[Mapping[str, Any]] = field(default_factory=list)
+    told: int = 0
+
+    def next_answer(self) -> Mapping[str, Any]:
+        """The answers in the order in which they were recorded, then the last one again and again."""
+        answer = self.answers[min(self.told, len(self.answers) - 1)]
+        self.told += 1
+        return answer
+
+
+class RecordBackend(Backend):
+    """Passes requests to `inner` and appends what was asked and answered to `path`.
+
+    Answers that were not read to their end are not recorded. Errors are.
+
+    Args:
+        inner: the backend to record; opened and closed with this one.
+        path: the file; a recording of the same backend is continued.
+    """
+
+    def __init__(self, inner: Backend, path: str | PathLike[str]) -> None:
+        self.inner = inner
+        self.path = Path(path)
+        self.name, self.model = inner.name, inner.model
+        self._lock = threading.Lock()
+        self._is_open = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.inner.capabilities
+
+    async def open(self) -> None:
+        """Opens the inner backend and the file.
+
+        Raises:
+            ConfigError: the file records another backend, is no recording, or cannot be written.
+        """
+        await self.inner.open()
+        self.model = self.inner.model
+        await asyncio.to_thread(self._begin)
+        self._is_open = True
+
+    async def aclose(self) -> None:
+        self._is_open = False
+        await self.inner.aclose()
+
+    def identity(self) -> dict[str, Any]:
+        return self.inner.identity()
+
+    def peek_identity(self) -> dict[str, Any] | None:
+        return self.inner.peek_identity()
+
+    def peek_capabilities(self) -> Capabilities | None:
+        return self.inner.peek_capabilities()
+
+    def stats(self) -> Mapping[str, float]:
+        return self.inner.stats()
+
+    def unready(self) -> str | None:
+        return self.inner.unready()
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        chunks: list[dict[str, Any]] = []
+        whole = False
+        try:
+            async with aclosing(self.inner.stream(request)) as stream:
+                async for chunk in stream:
+                    chunks.append(chunk_to_json(chunk))
+                    whole = whole or chunk.usage is not None
+                    yield chunk
+        except QvlError as error:
+            # An error because we were closed is no answer of the backend.
+            if self._is_open:
+                await asyncio.to_thread(self._append, request, {"chunks": chunks, "error": error_to_json(error)})
+            raise
+        if whole:
+            await asyncio.to_thread(self._append, request, {"chunks": chunks})
+
+    def _begin(self) -> None:
+        header = {
+            "qvl_recording": VERSION,
+            "backend": self.inner.name,
+            "model": self.inner.model,
+            "identity": self.inner.identity(),
+            "capabilities": capabilities_to_json(self.inner.capabilities),
+        }
+        try:
+            if self.path.exists() and self.path.stat().st_size:
+                before = read_header(self.path)
+                if before.get("identity") != header["identity"]:
+                    raise ConfigError(f"{self.path} records another backend", hint="record to another file")
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._write(header)
+        except OSError as exc:
+            raise ConfigError(f"{self.path} cannot be written: {exc}") from exc
+
+    def _append(self, request: ChatRequest, answer: dict[str, Any]) -> None:
+        manifest = request_manifest(request)
+        try:
+            self._write({"key": hash_manifest(manifest), "request": manifest, **answer})
+        except OSError as exc:
+            raise ConfigError(f"{self.path} cannot be written: {exc}") from exc
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+class ReplayBackend(Backend):
+    """Answers from a recording. Name, model, capabilities and identity are those of the backend that was recorded.
+
+    A request that was asked several times gets its answers in the order in which they were recorded, then the last one.
+
+    Args:
+        model: the path of the recording, so that `Pipeline("replay:file.jsonl")` works.
+    """
+
+    name = "replay"
+
+    def __init__(self, model: str | PathLike[str]) -> None:
+        self.path = Path(model)
+        self.model = self.path.stem
+        self._exchanges: dict[str, Exchange] = {}
+        self._capabilities = Capabilities()
+        self._identity: dict[str, Any] = {}
+        self._closed: asyncio.Event | None = None
+        self._running = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def identity(self) -> dict[str, Any]:
+        return dict(self._identity)
+
+    async def open(self) -> None:
+        """Reads the recording.
+
+        Raises:
+            ConfigError: there is no such file, or it is no recording.
+        """
+        if self._closed is not None and not self._closed.is_set():
+            return
+        header, self._exchanges = await asyncio.to_thread(read_recording, self.path)
+        self.name, self.model = header["backend"], header["model"]
+        self._identity = header["identity"]
+        self._capabilities = capabilities_from_json(header["capabilities"])
+        self._closed = asyncio.Event()
+
+    async def aclose(self) -> None:
+        if self._closed is not None:
+            self._closed.set()
+
+    def stats(self) -> Mapping[str, float]:
+        return {"num_running": self._running, "num_waiting": 0, "recorded_requests": len(self._exchanges)}
+
+    def unready(self) -> str | None:
+        return "not open" if self._closed is None or self._closed.is_set() else None
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        """Answers as recorded.
+
+        Raises:
+            BackendResponseError: this request was not recorded; the nearest one is named.
+            QvlError: the recorded answer was an error: the same again.
+        """
+        closed = self._closed
+        if closed is None or closed.is_set():
+            raise BackendUnavailableError(f"the recording {self.path} is not open", hint="await backend.open()")
+        manifest = request_manifest(request)
+        exchange = self._exchanges.get(hash_manifest(manifest))
+        if exchange is None:
+            self.refuse_unsupported(request)
+            raise self._unrecorded(manifest)
+        answer = exchange.next_answer()
+        self._running += 1
+        try:
+            for chunk in answer["chunks"]:
+                await asyncio.sleep(0)
+                if closed.is_set():
+                    raise BackendUnavailableError(f"the recording {self.path} was closed while it was read")
+                yield chunk_from_json(chunk)
+            if "error" in answer:
+                raise error_from_json(answer["error"])
+        finally:
+            self._running -= 1
+
+    def _unrecorded(self, manifest: Mapping[str, Any]) -> QvlError:
+        asked = _spelt(manifest)
+        ranked = sorted(
+            self._exchanges.values(),
+            key=lambda exchange: difflib.SequenceMatcher(None, _spelt(exchange.request), asked).ratio(),
+        )
+        if not ranked:
+            return BackendResponseError(f"{self.path} has no exchange in it", code="not_recorded")
+        nearest = ranked[-1].request
+        differences = "; ".join(
+            f"{path}: recorded {_brief(old)}, asked {_brief(new)}" for path, old, new in explain(nearest, manifest)[:3]
+        )
+        return BackendResponseError(
+            f"this request was not recorded; the nearest one is {_brief(_question(nearest), 80)}: {differences}",
+            hint=f"record it into {self.path.name}",
+            code="not_recorded",
+        )
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The first line of a recording.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    with path.open(encoding="utf-8") as file:
+        try:
+            header = json.loads(file.readline() or "null")
+        except ValueError:
+            header = None
+    if not isinstance(header, dict) or header.get("qvl_recording") != VERSION:
+        raise ConfigError(f"{path} is no recording of this version of qvl", hint="record it with RecordBackend")
+    return header
+
+
+def read_recording(path: Path) -> tuple[dict[str, Any], dict[str, Exchange]]:
+    """Header and exchanges by key. A last line that was cut off by a crash is left out.
+
+    Raises:
+        ConfigError: there is no such file, or it is no recording.
+    """
+    exchanges: dict[str, Exchange] = {}
+    try:
+        header = read_header(path)
+        for line in _lines(path):
+            exchange = exchanges.setdefault(line["key"], Exchange(line["request"]))
+            exchange.answers.append({name: line[name] for name in ("chunks", "error") if name in line})
+    except OSError as exc:
+        raise ConfigError(f"the recording {path} cannot be read: {exc.strerror or exc}") from exc
+    except (KeyError, TypeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"the recording {path} is broken: {exc}") from exc
+    return header, exchanges
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        next(file)
+        for number, line in enumerate(file, start=2):
+            try:
+                yield json.loads(line)
+            except ValueError as exc:
+                if line.endswith("\n"):
+                    raise ConfigError(f"{path}, line {number} is broken: {exc}") from exc
+
+
+def _spelt(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, ensure_ascii=False, sort_keys=True)[-4000:]
+
+
+def _question(manifest: Mapping[str, Any]) -> str:
+    texts = [part["text"] for message in manifest["messages"] for part in message["parts"] if "text" in part]
+    return texts[-1] if texts else ""
+
+
+def _brief(value: Any, limit: int = 60) -> str:
+    text = " ".join(json.dumps(value, ensure_ascii=False, default=str).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def capabilities_to_json(have: Capabilities) -> dict[str, Any]:
+    """Capabilities as JSON values; sets are sorted lists."""
+    return {name: sorted(v) if isinstance(v, frozenset) else v for name, v in asdict(have).items()}
+
+
+def capabilities_from_json(data: Mapping[str, Any]) -> Capabilities:
+    """The inverse of `capabilities_to_json`."""
+    fields: dict[str, Any] = {name: frozenset(v) if isinstance(v, list) else v for name, v in data.items()}
+    return Capabilities(**fields)
+
+
+def chunk_to_json(chunk: Chunk) -> dict[str, Any]:
+    """A chunk as JSON values, without what is empty and without its timing."""
+    fields: dict[str, Any] = {
+        "text": chunk.text,
+        "index": chunk.index,
+        "reasoning": chunk.reasoning,
+        "tool_calls": [asdict(call) for call in chunk.tool_calls],
+        "logprobs": [_note_to_json(item) for item in chunk.logprobs],
+        "finish_reason": chunk.finish_reason,
+        "usage": None if chunk.usage is None else asdict(chunk.usage),
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def chunk_from_json(data: Mapping[str, Any]) -> Chunk:
+    """The inverse of `chunk_to_json`."""
+    usage = data.get("usage")
+    return Chunk(
+        text=data.get("text", ""),
+        index=data.get("index", 0),
+        reasoning=data.get("reasoning", ""),
+        tool_calls=tuple(ToolCallDelta(**call) for call in data.get("tool_calls", ())),
+        logprobs=tuple(_note_from_json(item) for item in data.get("logprobs", ())),
+        finish_reason=data.get("finish_reason"),
+        usage=None if usage is None else Usage(**usage),
+        timing=None if usage is None else Timing(),
+    )
+
+
+def _note_to_json(item: TokenLogprob) -> list[Any]:
+    return [item.token, item.logprob, item.bytes.hex(), [_note_to_json(top) for top in item.top]]
+
+
+def _note_from_json(data: list[Any]) -> TokenLogprob:
+    token, logprob, raw, top = data
+    return TokenLogprob(token, logprob, bytes.fromhex(raw), tuple(_note_from_json(item) for item in top))
+
+
+def error_to_json(error: QvlError) -> dict[str, Any]:
+    """Class and words of an error."""
+    return {
+        "class": type(error).__name__,
+        "message": error.message,
+        "hint": error.hint,
+        "param": error.param,
+        "code": error.code,
+    }
+
+
+def error_from_json(data: Mapping[str, Any]) -> QvlError:
+    """The same error again; BackendResponseError when its class is not one of qvl's."""
+    kind = getattr(errors, str(data.get("class")), None)
+    if not (isinstance(kind, type) and issubclass(kind, QvlError)) or kind is errors.AnalysisError:
+        kind = BackendResponseError
+    made: QvlError = kind(data["message"], hint=data.get("hint"), param=data.get("param"), code=data.get("code"))
+    return made

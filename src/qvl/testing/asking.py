@@ -1,0 +1,87 @@
+"""How the backend contract asks, waits and looks: small functions that tests of adapters can use on their own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from qvl.backends.base import Backend
+from qvl.errors import UnsupportedInputError
+from qvl.types import ChatRequest, Chunk, ImagePart, Message, Part, SamplingParams, TextPart
+
+if TYPE_CHECKING:
+    from qvl.media import Picture
+
+Test = TypeVar("Test", bound=Callable[..., Coroutine[Any, Any, None]])
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How to see that a model sees: pictures by name, a question, and how to read the names out of an answer."""
+
+    pictures: dict[str, Picture]
+    question: str
+    names_in: Callable[[str], list[str]]
+
+
+def in_loop(test: Test) -> Test:
+    """Runs an async test in the loop of its class, so that a backend that is slow to open is opened once."""
+
+    @functools.wraps(test)
+    def run(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.loop.run_until_complete(asyncio.wait_for(test(self, *args, **kwargs), self.patience))
+
+    return run  # type: ignore[return-value]
+
+
+def ask(question: str, *pictures: Picture, **sampling: Any) -> ChatRequest:
+    """A request of one user message: the pictures, then the question."""
+    parts: tuple[Part, ...] = (*(ImagePart(picture) for picture in pictures), TextPart(question))
+    return ChatRequest((Message("user", parts),), SamplingParams(**sampling))
+
+
+def endless(backend: Backend, question: str) -> ChatRequest:
+    """A request that takes a while, where the backend can be made to."""
+    more = {"ignore_eos": True} if "ignore_eos" in backend.capabilities.sampling else {}
+    return ask(question, max_tokens=400, **more)
+
+
+def square(colour: tuple[int, int, int] = (220, 30, 30), edge: int = 64) -> Picture:
+    """A picture of one colour."""
+    from PIL import Image
+
+    from qvl import media
+
+    return media.load(Image.new("RGB", (edge, edge), colour))
+
+
+async def collect(backend: Backend, request: ChatRequest) -> list[Chunk]:
+    async with aclosing(backend.stream(request)) as chunks:
+        return [chunk async for chunk in chunks]
+
+
+async def drain(stream: AsyncGenerator[Chunk, None]) -> None:
+    async for _ in stream:
+        await asyncio.sleep(0)
+
+
+async def refused(backend: Backend, request: ChatRequest, param: str) -> None:
+    """Asserts that the request is refused before any work, naming the field."""
+    with pytest.raises(UnsupportedInputError) as caught:
+        await backend.generate(request)
+    assert caught.value.param == param
+
+
+async def idle(backend: Backend, within: float = 20.0) -> None:
+    """Waits until nothing is running; aborts may take a step of the engine."""
+    end = time.monotonic() + within
+    while backend.stats().get("num_running", 0) or backend.stats().get("num_waiting", 0):
+        assert time.monotonic() < end, f"still running: {dict(backend.stats())}"
+        await asyncio.sleep(0.01)
