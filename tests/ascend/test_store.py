@@ -73,13 +73,28 @@ def test_sqlite_on_a_disk_is_tried_for_real_and_leaves_nothing(machine: Machine)
 
     assert one(machine, "sqlite:////data/answers/a.db").status == "ok"
     assert list(folder.iterdir()) == []
-    assert one(machine, "sqlite:////data/none/a.db").status == "fail"
+    assert one(machine, "sqlite:////data/answers/new/a.db?max_bytes=1GiB").status == "ok"
+    machine.write("/data/file")
+    assert one(machine, "sqlite:////data/file/a.db").status == "fail"
+
+
+def test_urls_are_read_as_the_cache_itself_reads_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from qvl.caches.sqlite import SqliteCache
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    for url in ("sqlite://", "sqlite:///a.db", f"sqlite:///{tmp_path}/b%20c.db?max_bytes=1GiB"):
+        cache = SqliteCache.from_url(url)
+        cache.close()
+        assert store.file_of(url) == str(cache.path)
+    assert store.file_of("answers.db") == str(tmp_path / "answers.db")
 
 
 def test_urls_that_name_no_store(machine: Machine) -> None:
     assert one(machine, "memory:").status == "skip"
     assert one(machine, "off").status == "skip"
     assert one(machine, "mongodb://x").status == "fail"
+    assert one(machine, "redis://host:port/0").status == "fail"
 
 
 def redis_server() -> str | None:

@@ -7,9 +7,9 @@ import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import PurePosixPath
-from typing import Final
-from urllib.parse import urlsplit
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+from urllib.parse import unquote
 
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding
@@ -22,20 +22,33 @@ _EVICTING: Final = frozenset({"allkeys-lru", "allkeys-lfu", "allkeys-random"})
 
 
 def check(host: Host, url: str) -> Iterator[Finding]:
-    """Findings about the store that `url` names; `memory:` and `off` have nothing to examine."""
-    if url in ("off", "memory:", "memory"):
+    """Findings about the store that `url` names, read as `--cache` reads it; `memory:` and `off` are skipped."""
+    from qvl.caches.redis_url import SCHEMES
+
+    scheme, separator, _ = url.partition(":")
+    if url in ("off", "none") or scheme == "memory":
         yield Finding("cache-store", "skip", f"cache {url.rstrip(':')} keeps nothing outside of the process")
-    elif url.startswith(("redis://", "rediss://", "unix://")):
+    elif separator and scheme in SCHEMES:
         yield from _redis(url)
-    elif url.startswith("sqlite:///"):
-        yield from _sqlite(host, "/" + url.removeprefix("sqlite:///").lstrip("/"))
+    elif scheme == "sqlite" or (not separator and ("/" in url or Path(url).suffix)):
+        yield from _sqlite(host, file_of(url))
     else:
         yield Finding(
             "cache-store",
             "fail",
-            f"cache {url.partition(':')[0]!r} is of no known kind",
+            f"cache {scheme!r} is of no known kind",
             fix="write sqlite:////var/lib/qvl/cache.db, redis://host:6379/0, memory: or off",
         )
+
+
+def file_of(url: str) -> str:
+    """The absolute path of a SQLite URL (`sqlite:///file.db`, `sqlite:////abs/file.db`, `sqlite://`) or of a path."""
+    from qvl.caches.sqlite import default_path
+
+    place = url.partition("?")[0]
+    if place.startswith("sqlite:"):
+        place = unquote(place.partition("://")[2][1:])
+    return str((Path(place).expanduser() if place else default_path()).absolute())
 
 
 def mount_of(host: Host, path: str) -> tuple[str, str] | None:
@@ -91,8 +104,11 @@ def _sqlite(host: Host, path: str) -> Iterator[Finding]:
 
 def _try_sqlite(host: Host, folder: str) -> str | None:
     place = host.path(folder)
+    # The cache makes its folder; what must be there and writable is the nearest one above.
+    while not place.exists() and place != place.parent:
+        place = place.parent
     if not place.is_dir():
-        return "there is no such folder"
+        return f"{place.name} is a file"
     file = place / f".qvl-doctor-{secrets.token_hex(8)}.db"
     try:
         with closing(sqlite3.connect(file, timeout=5)) as database:
@@ -112,22 +128,24 @@ def _try_sqlite(host: Host, folder: str) -> str | None:
 
 
 def _redis(url: str) -> Iterator[Finding]:
-    where = urlsplit(url).hostname or "the socket"
+    from qvl.caches.redis_url import RedisAddress, import_redis
+    from qvl.errors import ConfigError
+
     try:
-        import redis
-    except ImportError:
-        yield Finding("cache-store", "fail", "the redis package is not installed", fix="pip install 'qvl[redis]'")
+        redis = import_redis()
+        address = RedisAddress.parse(url, {"socket_timeout": 5.0, "connect_timeout": 5.0})
+    except ConfigError as error:
+        yield Finding("cache-store", "fail", error.message, fix=error.hint or "write redis://host:6379/0")
         return
+    where = address.shown.partition("://")[2].partition("?")[0]
     try:
-        client = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-        with closing(client):
+        with closing(address.connect()) as client:
             key = f"qvl:doctor:{secrets.token_hex(8)}"
             client.set(key, b"written", ex=60)
             kept, ttl = client.get(key), client.ttl(key)
             client.delete(key)
-            memory = client.info("memory")
-            version = client.info("server").get("redis_version", "?")
-    except (redis.RedisError, OSError, ValueError) as error:
+            facts: dict[str, Any] = {**client.info("memory"), **client.info("server")}
+    except (redis.RedisError, OSError) as error:
         yield Finding(
             "cache-store",
             "fail",
@@ -144,7 +162,12 @@ def _redis(url: str) -> Iterator[Finding]:
             "give a database that this user may write",
         )
         return
-    yield _policy(where, str(version), int(memory.get("maxmemory", 0)), str(memory.get("maxmemory_policy", "unknown")))
+    yield _policy(
+        where,
+        str(facts.get("redis_version", "?")),
+        int(facts.get("maxmemory", 0)),
+        str(facts.get("maxmemory_policy", "unknown")),
+    )
 
 
 def _policy(where: str, version: str, limit: int, policy: str) -> Finding:
