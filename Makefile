@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # The stamp carries what it was made from, so that a changed requirement installs again and nothing else does.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 BUILD := build
-PICTURE ?= $(firstword $(wildcard examples/pictures/mug*.png) $(sort $(wildcard examples/pictures/*.png)))
+PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
 FAST := not slow and not vllm and not browser
 
