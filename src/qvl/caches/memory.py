@@ -70,9 +70,13 @@ class MemoryCache(Cache):
         return CacheEntry.from_json(slot.text)
 
     def set(self, key: str, entry: CacheEntry, *, ttl: float | None = None) -> None:
+        self.keep(key, replace(entry, expires_at=None if ttl is None else self._clock() + ttl), ttl)
+
+    def keep(self, key: str, entry: CacheEntry, ttl: float | None) -> None:
+        """As `set`, but leaves the entry's own `expires_at` as it is: for a copy that ends before the original."""
         expires_at = None if ttl is None else self._clock() + ttl
         try:
-            text, length = encoded(replace(entry, expires_at=expires_at))
+            text, length = encoded(entry)
             if (length := length + len(key)) > self.max_bytes:
                 raise CacheError(f"an entry of {length} bytes is larger than the cache", hint="raise max_bytes")
         except CacheError:

@@ -1,0 +1,102 @@
+"""A small cache in memory in front of a slower, shared one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease
+from qvl.caches.memory import MemoryCache
+from qvl.errors import CacheError, ConfigError
+
+
+class TieredCache(Cache):
+    """Answers hot keys from memory and all others from `back`, which alone decides about leases.
+
+    What another process deletes from `back` may be answered here for `front_ttl` seconds more. An entry that `back`
+    cannot take is kept in front for that long, and the error raised all the same.
+
+    Args:
+        back: the shared cache; closed with this one.
+        front: the one in memory, 1,024 entries and 32 MiB unless given.
+        front_ttl: seconds an entry stays in front.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        back: Cache,
+        *,
+        front: MemoryCache | None = None,
+        front_ttl: float = 30.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if front_ttl <= 0:
+            raise ConfigError(f"front_ttl={front_ttl!r} is no time", hint="a number of seconds above 0, or front=0")
+        self.back = back
+        self.front = MemoryCache(1024, 32 * 2**20, clock=clock) if front is None else front
+        self.front_ttl = front_ttl
+        self.url = back.url
+        self._clock = clock
+
+    def get(self, key: str) -> CacheEntry | None:
+        entry = self.front.get(key)
+        if entry is None and (entry := self.back.get(key)) is not None:
+            self._keep(key, entry)
+        return entry
+
+    def set(self, key: str, entry: CacheEntry, *, ttl: float | None = None) -> None:
+        self.front.delete(key)
+        try:
+            self.back.set(key, entry, ttl=ttl)
+        except CacheError:
+            self._keep(key, replace(entry, expires_at=None if ttl is None else self._clock() + ttl))
+            raise
+
+    def delete(self, key: str) -> bool:
+        self.front.delete(key)
+        return self.back.delete(key)
+
+    def clear(
+        self,
+        *,
+        language: str | None = None,
+        model: str | None = None,
+        namespace: str | None = None,
+        task: str | None = None,
+        older_than: float | None = None,
+    ) -> int:
+        self.front.clear(language=language, model=model, namespace=namespace, task=task, older_than=older_than)
+        return self.back.clear(language=language, model=model, namespace=namespace, task=task, older_than=older_than)
+
+    def items(self) -> Iterator[tuple[str, CacheEntry]]:
+        return self.back.items()
+
+    def stats(self) -> CacheStats:
+        """Those of `back`, with the hits in front added."""
+        stats = self.back.stats()
+        return replace(stats, hits=stats.hits + self.front.stats().hits)
+
+    def lease(self, key: str, ttl: float) -> Lease | None:
+        return self.back.lease(key, ttl)
+
+    def release(self, lease: Lease) -> None:
+        self.back.release(lease)
+
+    def wait(self, key: str, timeout: float) -> None:
+        self.back.wait(key, timeout)
+
+    def close(self) -> None:
+        self.front.close()
+        self.back.close()
+
+    def _keep(self, key: str, entry: CacheEntry) -> None:
+        left = self.front_ttl if entry.expires_at is None else min(self.front_ttl, entry.expires_at - self._clock())
+        # Too large for the front is no failure of the cache.
+        with suppress(CacheError):
+            self.front.keep(key, entry, left)
+
+
+__all__ = ["TieredCache"]

