@@ -117,12 +117,16 @@ class Fleet:
             AuthError: it refuses the key.
             ConfigError: no model is named and the endpoint has several.
         """
-        for member in self.pool.members:
-            await member.target.endpoint.open()
-        if not self.model:
-            self.model = await self._only_model()
-        if self._probes:
-            await self._probe_all()
+        try:
+            for member in self.pool.members:
+                await member.target.endpoint.open()
+            if not self.model:
+                self.model = await self._only_model()
+            if self._probes:
+                await self._probe_all()
+        except BaseException:
+            await self.aclose()
+            raise
 
     async def aclose(self) -> None:
         """Ends waits and reads in flight, closes connections."""

@@ -259,9 +259,9 @@ class _Asker:
         return await self.ask(_WORDS, {}, max_tokens=8)
 
     def _adapt(self, error: RequestError) -> bool:
-        said = f"{error.param} {error.message}".lower()
+        said = (error.param or error.message).lower()
         before = self.dialect
-        if "max_completion_tokens" in said:
+        if "max_completion_tokens" in said or (said == "max_tokens" and "max_completion_tokens" in error.message):
             self.dialect = replace(before, max_tokens="max_completion_tokens")
         elif "stream_options" in said:
             self.dialect = replace(before, stream_options=False)

@@ -187,6 +187,8 @@ class ThinkSplitter:
         """(text, reasoning) of this piece; what may be the beginning of a tag is kept back."""
         if self._state == "text":
             return text, ""
+        if self._state == "gap":
+            return self._after(text), ""
         self._pending += text
         if self._state == "start":
             lead = self._pending.lstrip()
@@ -206,10 +208,18 @@ class ThinkSplitter:
     def _thinking(self) -> tuple[str, str]:
         before, tag, after = self._pending.partition("</think>")
         if tag:
-            return self._to_text(after.lstrip("\n")), before.rstrip("\n")
+            self._state, self._pending = "gap", ""
+            return self._after(after), before.rstrip("\n")
         keep = next((n for n in range(7, 0, -1) if before.endswith("</think>"[:n])), 0)
         self._pending = before[len(before) - keep :]
         return "", before[: len(before) - keep]
+
+    def _after(self, text: str) -> str:
+        """The line ends between the block and the answer belong to neither."""
+        rest = text.lstrip("\n")
+        if rest:
+            self._state = "text"
+        return rest
 
     def _to_text(self, text: str) -> str:
         self._state, self._pending = "text", ""
