@@ -14,7 +14,9 @@ import pytest
 from qvl.ascend.host import Host
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from qvl.ascend.report import Finding
 
 RECORDINGS = Path(__file__).parent / "recordings"
 GIB = 2**30
@@ -22,6 +24,11 @@ GIB = 2**30
 
 def recording(name: str) -> str:
     return (RECORDINGS / name).read_text(encoding="utf-8")
+
+
+def of(findings: Iterable[Finding], check: str) -> list[Finding]:
+    """The findings of one check, in order."""
+    return [finding for finding in findings if finding.check == check]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from qvl.ascend.doctor import Options, examine, render, verdict
-from qvl.ascend.report import Finding, of
+from qvl.ascend.report import Finding
 from qvl.errors import ConfigError
-from tests.ascend.conftest import GIB, recording
+from tests.ascend.conftest import GIB, of, recording
 
 if TYPE_CHECKING:
     from tests.ascend.conftest import Machine, SizedHost

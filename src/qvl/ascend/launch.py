@@ -155,19 +155,18 @@ class Launcher:
         """
         import httpx
 
-        where = "127.0.0.1" if plan.host in ("0.0.0.0", "::") else plan.host  # noqa: S104
+        where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(plan.host, plan.host)  # noqa: S104
         address = f"[{where}]" if ":" in where else where
         url = f"http://{address}:{plan.port}{recipe.READY_PATHS[plan.engine]}"
-        start = time.monotonic()
-        last = "no answer yet"
         key = self.host.environ.get(recipe.KEY_NAMES[plan.engine]) if plan.with_key else None
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(timeout=5.0, trust_env=False, headers=headers) as client:
-            while (spent := time.monotonic() - start) < timeout:
+            start = time.monotonic()
+            while True:
                 try:
                     response = client.get(url)
                     if response.status_code == 200:
-                        return spent
+                        return time.monotonic() - start
                     last = f"{response.status_code} {response.text.strip()[:120]}"
                 except httpx.HTTPError as error:
                     last = type(error).__name__
@@ -176,8 +175,11 @@ class Launcher:
                     raise LaunchError(
                         f"container {plan.container} is {state}", hint=f"docker rm {plan.container}", log=self.log(plan)
                     )
-                self.say(f"{spent:.0f} s: {last}")
-                time.sleep(min(self.poll, max(0.0, timeout - spent)))
+                left = timeout - (time.monotonic() - start)
+                if left <= 0:
+                    break
+                self.say(f"{timeout - left:.0f} s: {last}")
+                time.sleep(min(self.poll, left))
         raise LaunchError(
             f"{url} is not ready after {timeout:g} s ({last})",
             hint=f"the container still runs: docker logs -f {plan.container}; allow more with --wait",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
@@ -63,8 +63,3 @@ class Report:
             "findings": [asdict(finding) for finding in self.findings],
         }
         return json.dumps(body, ensure_ascii=False, indent=2, default=str)
-
-
-def of(report: Iterable[Finding], check: str) -> list[Finding]:
-    """The findings of one check, in order."""
-    return [finding for finding in report if finding.check == check]
