@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel
 
-from qvl.server.routes import chat, pages, system
-from qvl.server.schemas import ChatCompletionRequest
+from qvl.server.routes import analyze, chat, completions, pages, responses, system
+from qvl.server.schemas import AnalyzeRequest, ChatCompletionRequest, CompletionRequest, ResponsesRequest
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
@@ -44,6 +44,38 @@ OPERATIONS: Final = (
         _WORK,
         works=True,
         events=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/completions",
+        completions.completions,
+        "Complete a prompt",
+        CompletionRequest,
+        "Completion",
+        _WORK,
+        works=True,
+        events=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/responses",
+        responses.responses,
+        "Answer input items",
+        ResponsesRequest,
+        "Response",
+        _WORK,
+        works=True,
+        events=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/analyze",
+        analyze.analyze,
+        "Analyze a product on pictures",
+        AnalyzeRequest,
+        "Analysis",
+        _WORK,
+        works=True,
     ),
     Operation("GET", "/v1/models", system.models, "List the models", None, "ModelList", (401, 429)),
     Operation("GET", "/v1/models/{model}", system.model, "One model", None, "Model", (400, 401, 404, 429)),

@@ -1,0 +1,127 @@
+"""`POST /v1/analyze`: the pipeline's own verb."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from pydantic import BaseModel, ValidationError
+from pydantic.errors import PydanticUserError
+
+from qvl.analysis import ProductAnalysis
+from qvl.analyzing import Analyzer
+from qvl.errors import MediaError, RequestError
+from qvl.server.answers import usage_of
+from qvl.server.asking import Asked
+from qvl.server.caching import policy_of
+from qvl.server.errors import from_validation
+from qvl.server.schema_model import model_of
+from qvl.server.schemas import AnalyzeRequest
+from qvl.types import ChatRequest, Message
+
+if TYPE_CHECKING:
+    from qvl.analysis import AnalysisResult
+    from qvl.server.exchange import Exchange
+
+
+async def analyze(exchange: Exchange) -> None:
+    """Brand, category and attributes (or a schema of one's own) of a product, with confidences.
+
+    The body is JSON, or the picture itself with its media type; then `language` and `model` stand in the query.
+    """
+    body = await exchange.body()
+    if exchange.headers.get(b"content-type", b"").startswith(b"image/"):
+        wanted, sources = _from_query(exchange), [body]
+    else:
+        try:
+            wanted = AnalyzeRequest.model_validate_json(body)
+        except ValidationError as exc:
+            raise from_validation(exc) from exc
+        sources = _sources(wanted)
+    name = exchange.core.served(wanted.model)
+    found = await exchange.until_done(lambda: _analyze(exchange, wanted, sources))
+    policy = _policy(exchange)
+    asked = Asked(exchange, _NOTHING, name, exchange.core.fingerprint, policy)
+    headers = asked.headers(found.result)
+    await exchange.respond_json(_answer(found, name, wanted, exchange), headers)
+
+
+_NOTHING = ChatRequest((Message("user"),))
+
+
+def _from_query(exchange: Exchange) -> AnalyzeRequest:
+    query = parse_qs(exchange.scope.get("query_string", b"").decode("latin-1"))
+    given: dict[str, Any] = {name: values[-1] for name, values in query.items()}
+    try:
+        return AnalyzeRequest.model_validate(given, strict=False)
+    except ValidationError as exc:
+        raise from_validation(exc) from exc
+
+
+def _sources(wanted: AnalyzeRequest) -> list[Any]:
+    if (wanted.image is None) == (wanted.images is None):
+        raise RequestError("give either image or images", param="image", code="missing_required_parameter")
+    return [wanted.image] if wanted.image is not None else list(wanted.images or ())
+
+
+def _policy(exchange: Exchange) -> Any:
+    pipeline = exchange.core.pipeline
+    policy = policy_of(exchange.headers.get(b"cache-control"), pipeline.cache_mode, deterministic=True)
+    return policy if pipeline.store is not None else type(policy)(read=False, write=False)
+
+
+async def _analyze(exchange: Exchange, wanted: AnalyzeRequest, sources: list[Any]) -> AnalysisResult[Any]:
+    core = exchange.core
+    params: dict[str, Any] = {"request_id": exchange.request_id}
+    for name in ("max_tokens", "max_pixels", "seed", "temperature"):
+        value = getattr(wanted, name)
+        if value is not None:
+            params[name] = value
+    analyzer = Analyzer(core.pipeline, _schema(wanted), wanted.language or core.pipeline.language)
+    try:
+        return await analyzer.run(
+            sources,
+            _policy(exchange),
+            exchange.started,
+            params,
+            namespace=core.namespace(exchange.tenant),
+            policy=core.settings.media,
+        )
+    except MediaError as exc:
+        core.metrics.media_errors.labels(exc.code).inc()
+        raise
+
+
+def _schema(wanted: AnalyzeRequest) -> type[BaseModel]:
+    if wanted.schema_ is None:
+        return ProductAnalysis
+    try:
+        return model_of(wanted.schema_)
+    except (PydanticUserError, TypeError, ValueError) as exc:
+        if isinstance(exc, RequestError):
+            raise
+        raise RequestError("the schema cannot be used", param="schema", code="invalid_schema") from exc
+
+
+def _answer(found: AnalysisResult[Any], name: str, wanted: AnalyzeRequest, exchange: Exchange) -> dict[str, Any]:
+    value: BaseModel = found.value
+    if isinstance(value, ProductAnalysis):
+        told: dict[str, Any] = {"brand": value.brand, "category": value.category, "attributes": value.attributes}
+    else:
+        told = value.model_dump(mode="json")
+    result = found.result
+    return {
+        "id": f"analysis-{uuid.uuid4().hex}",
+        "object": "analysis",
+        "created": int(result.created_at or time.time()),
+        "model": name,
+        "language": wanted.language or exchange.core.pipeline.language,
+        "analysis": told,
+        "confidence": found.confidence,
+        "field_confidence": found.field_confidence,
+        "confidence_method": found.confidence_method,
+        "notes": list(result.notes),
+        "usage": usage_of(result.usage),
+    }
