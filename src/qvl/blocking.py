@@ -177,6 +177,7 @@ class Pipeline:
         language: str | None = None,
         concurrency: int | None = None,
         progress: bool = False,
+        keep_pictures: bool = False,
         cache: CacheMode | None = None,
         **params: Any,
     ) -> Generator[MapItem, None, None]:
@@ -188,6 +189,7 @@ class Pipeline:
                 language=language,
                 concurrency=concurrency,
                 progress=progress,
+                keep_pictures=keep_pictures,
                 cache=cache,
                 **params,
             )

@@ -314,22 +314,31 @@ class AsyncPipeline:
         language: str | None = None,
         concurrency: int | None = None,
         progress: bool = False,
+        keep_pictures: bool = False,
         cache: CacheMode | None = None,
         **params: Any,
     ) -> AsyncGenerator[MapItem, None]:
         """Analyzes (or, with `question`, asks about) many pictures: bounded concurrency, input order.
 
         An item that fails has its `error`; the rest go on. What was answered before comes from the cache, so a run
-        that was cut off goes on where it stopped. `progress` shows a bar.
+        that was cut off goes on where it stopped. `progress` shows a bar. Results of a map let go of their pictures,
+        whose bytes would add up, unless `keep_pictures`.
         """
-        await self.open()
+        if self.backend.peek_identity() is None:
+            await self.open()
+
+        def let_go(result: Result) -> Result:
+            return result if keep_pictures else dataclasses.replace(result, pictures=())
 
         async def one(source: PictureSource | Sequence[PictureSource]) -> tuple[Any, Result]:
             if question is not None:
-                result = await self.ask(source, question, cache=cache, **params)
+                result = let_go(await self.ask(source, question, cache=cache, **params))
                 return result, result
             found = await self.analyze_result(source, schema=schema, language=language, cache=cache, **params)
-            return found.value, found.result
+            result = let_go(found.result)
+            if isinstance(found.value, ProductAnalysis):
+                found.value.came_from(result)
+            return found.value, result
 
         async with aclosing(map_in_order(sources, one, concurrency or self.concurrency, progress)) as items:
             async for item in items:

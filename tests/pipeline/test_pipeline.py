@@ -293,6 +293,12 @@ def test_map_keeps_order_bounds_concurrency_and_survives_bad_items(pictures: lis
     assert all(item.result is None or item.result.cache == "hit" for item in again)
 
 
+def test_map_lets_go_of_pictures_unless_asked(pictures: list[str]) -> None:
+    with Pipeline(backend=TalkingBackend(), cache="off") as pipe:
+        assert [len(item.value.pictures) for item in pipe.map(pictures[:2], "q")] == [0, 0]
+        assert [len(item.value.pictures) for item in pipe.map(pictures[:2], "q", keep_pictures=True)] == [1, 1]
+
+
 def test_map_takes_sources_lazily(pictures: list[str]) -> None:
     taken = 0
 
