@@ -1,0 +1,385 @@
+"""The seam: a Backend over the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.backends.base import Backend, Capabilities
+from qvl.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    ContextLengthError,
+    MissingDependencyError,
+    QvlError,
+    RateLimitError,
+)
+from qvl.log import logger
+
+if TYPE_CHECKING:
+    from qvl.backends.local.device import Device
+    from qvl.backends.local.engine import Engine, Job
+    from qvl.backends.local.grammar import Grammars
+    from qvl.backends.local.loader import Checkpoint
+    from qvl.backends.local.output import Vocabulary
+    from qvl.backends.local.processor import Processor
+    from qvl.backends.local.runner import Runner
+    from qvl.types import ChatRequest, Chunk
+
+log = logger(__name__)
+
+DEFAULT_MAX_TOKENS: Final = 2048
+MAX_IMAGES: Final = 64
+FORMATS: Final = frozenset({"text", "json_object", "json_schema", "regex", "choice"})
+# Share of the memory that is free after loading. On the CPU other programs live in the same memory.
+KV_SHARE: Final = {"cpu": 0.3, "mps": 0.5, "cuda": 0.8, "npu": 0.8}
+NUM_SEQS: Final = {"cpu": 32, "mps": 32, "cuda": 256, "npu": 128}
+BATCHED_TOKENS: Final = {"cpu": 512, "mps": 1024, "cuda": 8192, "npu": 8192}
+PREFIX_PART: Final = 0.25
+VISION_CACHE_BYTES: Final = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    device: Device
+    checkpoint: Checkpoint
+    processor: Processor
+    grammars: Grammars
+    vocabulary: Vocabulary
+    engine: Engine
+    max_model_len: int
+
+
+class LocalBackend(Backend):
+    """Runs a Qwen3-VL checkpoint in this process.
+
+    Args:
+        model: a folder or a hub id; None is the small bundled model.
+        device: "auto" (npu, cuda, mps, cpu in this order), or one of them, with `:index`.
+        dtype: "auto", "bfloat16", "float16" or "float32".
+        revision: of the hub's repository.
+        trust_remote_code: run code that comes with the checkpoint.
+        max_model_len: tokens of prompt and answer; by default what the model and the KV memory allow.
+        max_num_seqs: answers that run at once.
+        max_num_batched_tokens: tokens of one step: a longer prompt is computed in several.
+        max_queue: requests that may wait; more are refused with RateLimitError.
+        kv_memory_share: of the memory that is free after loading, for KV rows and prefixes.
+        kv_cache_bytes: the same in bytes; overrides the share.
+        prefix_cache: keep computed prefixes for later requests.
+        vision_cache_bytes: for features of pictures; 0 keeps none.
+        device_map: "auto" spreads a checkpoint over several cards (needs accelerate).
+        watchdog_s: seconds without a token after which the backend says that it hangs.
+
+    `max_tokens=None` of a request means what the context leaves, at most 2048.
+    """
+
+    name = "local"
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        max_queue: int = 1024,
+        kv_memory_share: float | None = None,
+        kv_cache_bytes: int | None = None,
+        prefix_cache: bool = True,
+        vision_cache_bytes: int = VISION_CACHE_BYTES,
+        device_map: str | None = None,
+        watchdog_s: float = 120.0,
+    ) -> None:
+        for name, value in (
+            ("max_model_len", max_model_len),
+            ("max_num_seqs", max_num_seqs),
+            ("max_num_batched_tokens", max_num_batched_tokens),
+            ("max_queue", max_queue),
+            ("kv_cache_bytes", kv_cache_bytes),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} is out of range", hint="1 or more", param=name)
+        if kv_memory_share is not None and not 0 < kv_memory_share <= 1:
+            raise ConfigError(f"kv_memory_share={kv_memory_share} is out of range", hint="above 0, at most 1")
+        if vision_cache_bytes < 0 or watchdog_s <= 0:
+            raise ConfigError("vision_cache_bytes must be 0 or more, and watchdog_s above 0")
+        self.model = model or "bundled"
+        self._path = model
+        self._device = device
+        self._dtype = dtype
+        self._revision = revision
+        self._trust_remote_code = trust_remote_code
+        self._max_model_len = max_model_len
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_queue = max_queue
+        self._kv_memory_share = kv_memory_share
+        self._kv_cache_bytes = kv_cache_bytes
+        self._prefix_cache = prefix_cache
+        self._vision_cache_bytes = vision_cache_bytes
+        self._device_map = device_map
+        self._watchdog_s = watchdog_s
+        self._loaded: _Loaded | None = None
+        self._closed = False
+        self._opening = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._num_preparing = 0
+        self._arrivals = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        have = self._loaded
+        return Capabilities(
+            images=MAX_IMAGES,
+            max_context=have.max_model_len if have else self._max_model_len,
+            response_formats=FORMATS,
+            tools=True,
+        )
+
+    async def open(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._open)
+
+    def _open(self) -> None:
+        with self._opening:
+            if self._loaded is not None:
+                return
+            if self._closed:
+                raise BackendUnavailableError("this backend was closed", hint="make a new one")
+            try:
+                from qvl.backends.local.device import open_device
+
+                device = open_device(self._device, self._dtype)
+            except ImportError as exc:
+                if isinstance(exc, MissingDependencyError):
+                    raise
+                raise MissingDependencyError(
+                    f"a local model needs {exc.name}", hint="pip install 'qvl[local]'"
+                ) from exc
+            self._loaded = self._build(device)
+            self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="qvl-prepare")
+            self._loaded.engine.start()
+            report = log.warning if device.notes else log.info
+            report("local_model_ready", model=self.model, device=device.describe(), context=self._loaded.max_model_len)
+
+    def _build(self, device: Device) -> _Loaded:
+        from qvl.backends.local.engine import Engine
+        from qvl.backends.local.grammar import Grammars
+        from qvl.backends.local.loader import load
+        from qvl.backends.local.output import Vocabulary
+        from qvl.backends.local.processor import ImageRules, Processor
+        from qvl.backends.local.vision import FeatureCache
+
+        checkpoint = load(
+            self._path,
+            device,
+            revision=self._revision,
+            trust_remote_code=self._trust_remote_code,
+            device_map=self._device_map,
+        )
+        rules = ImageRules.read(checkpoint.image_config)
+        features = FeatureCache(self._vision_cache_bytes)
+        runner = self._runner(checkpoint, device, rules, features)
+        scheduler, max_model_len = self._scheduler(runner, checkpoint)
+        grammars = Grammars(checkpoint.tokenizer, runner.vocab_size, checkpoint.eos_token_ids)
+        engine = Engine(
+            runner,
+            scheduler,
+            grammars,
+            checkpoint.eos_token_ids,
+            max_queue=self._max_queue,
+            watchdog=self._watchdog_s,
+        )
+        image_token = checkpoint.model.config.image_token_id
+        processor = Processor(checkpoint.tokenizer, rules, image_token, features.get)
+        vocabulary = Vocabulary(checkpoint.tokenizer)
+        return _Loaded(device, checkpoint, processor, grammars, vocabulary, engine, max_model_len)
+
+    def _runner(self, checkpoint: Checkpoint, device: Device, rules: Any, features: Any) -> Runner:
+        """What computes; a seam for tests that make it fail."""
+        from qvl.backends.local.runner import Runner
+
+        return Runner(checkpoint, device, rules, features)
+
+    def _scheduler(self, runner: Runner, checkpoint: Checkpoint) -> tuple[Any, int]:
+        """Sizes the KV memory and from it the context."""
+        from qvl.backends.local.kv_cache import SMALLEST, KvCache
+        from qvl.backends.local.prefix import BLOCK, PrefixIndex
+        from qvl.backends.local.scheduler import Scheduler
+
+        kind = runner.device.type
+        free, _ = runner.device.memory()
+        share = self._kv_memory_share or KV_SHARE[kind]
+        room = self._kv_cache_bytes or int(free * share)
+        per_token = runner.storage.layout.bytes_per_token
+        tokens = int(room * (1 - PREFIX_PART if self._prefix_cache else 1)) // per_token
+        longest = int(checkpoint.model.config.text_config.max_position_embeddings)
+        wanted = self._max_model_len or min(longest, tokens // SMALLEST * SMALLEST)
+        if wanted > longest:
+            raise ConfigError(f"max_model_len={wanted} is more than the model's {longest}", param="max_model_len")
+        if wanted < 1 or wanted > tokens:
+            need = (self._max_model_len or SMALLEST) * per_token >> 20
+            raise ConfigError(
+                f"{room >> 20} MiB of KV memory hold {tokens} tokens, fewer than one request may have",
+                hint=f"lower max_model_len or give kv_cache_bytes more than {need} MiB",
+                param="kv_cache_bytes",
+            )
+        seqs = self._max_num_seqs or NUM_SEQS[kind]
+        batched = max(self._max_num_batched_tokens or BATCHED_TOKENS[kind], seqs + 1)
+        blocks = int(room * PREFIX_PART) // per_token // BLOCK if self._prefix_cache else 0
+        return Scheduler(KvCache(tokens, wanted), PrefixIndex(blocks), seqs, batched), wanted
+
+    async def aclose(self) -> None:
+        self._closed = True
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            await asyncio.get_running_loop().run_in_executor(None, loaded.engine.close)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        loaded = self._loaded
+        if loaded is None or self._pool is None:
+            raise BackendUnavailableError("the local model is not loaded", hint="await backend.open() first")
+        self.refuse_unsupported(request)
+        if self._num_preparing >= self._max_queue:
+            raise RateLimitError(f"{self._max_queue} requests are waiting already", hint="try again later")
+        loop = asyncio.get_running_loop()
+        self._num_preparing += 1
+        try:
+            job = await loop.run_in_executor(self._pool, self._job, loaded, request, loop)
+        except RuntimeError as exc:
+            if isinstance(exc, QvlError) or not self._closed:
+                raise
+            raise BackendUnavailableError("this backend was closed") from exc
+        finally:
+            self._num_preparing -= 1
+        try:
+            loaded.engine.submit(job)
+            while True:
+                item = await job.inbox.get()
+                if isinstance(item, QvlError):
+                    raise item
+                yield item
+                if item.usage is not None:
+                    return
+        finally:
+            loaded.engine.abort(job)
+
+    def _job(self, loaded: _Loaded, request: ChatRequest, loop: asyncio.AbstractEventLoop) -> Job:
+        """All that can be done before the engine sees the request; runs in the pool."""
+        from qvl.backends.local.engine import Job
+        from qvl.backends.local.output import Output
+        from qvl.backends.local.sequence import Sequence
+
+        matcher = loaded.grammars.matcher(request)
+        sampling = request.sampling
+
+        def check(length: int) -> None:
+            self._check_length(length, sampling.max_tokens, loaded.max_model_len)
+
+        prepared = loaded.processor.prepare(request, check)
+        if sampling.max_tokens is None:
+            room = loaded.max_model_len - len(prepared.tokens)
+            sampling = replace(sampling, max_tokens=min(room, DEFAULT_MAX_TOKENS))
+        outputs = [
+            Output(
+                loaded.vocabulary,
+                index,
+                sampling.stop,
+                reasoning=prepared.starts_thinking,
+                parse_tools=bool(request.tools) and request.tool_choice != "none",
+                want_logprobs=sampling.logprobs is not None,
+                free=matcher is None,
+            )
+            for index in range(sampling.n)
+        ]
+        job = Job(prepared, outputs, loop, request.request_id)
+        seed = loaded.device.random_seed() if sampling.seed is None else sampling.seed
+        for index in range(sampling.n):
+            self._arrivals += 1
+            job.sequences.append(
+                Sequence(
+                    group=job,
+                    index=index,
+                    prepared=prepared,
+                    sampling=sampling,
+                    arrival=self._arrivals,
+                    seed=(seed + index * 0x632BE59BD9B4E019) % (1 << 64),
+                    leader=job.sequences[0] if index else None,
+                    matcher=matcher.deep_copy() if matcher is not None and index else matcher,
+                )
+            )
+        return job
+
+    @staticmethod
+    def _check_length(length: int, max_tokens: int | None, limit: int) -> None:
+        if length + (max_tokens or 1) <= limit:
+            return
+        asked = f" and max_tokens={max_tokens}" if max_tokens else ""
+        raise ContextLengthError(
+            f"a prompt of {length} tokens{asked} does not fit the context of {limit}",
+            hint="fewer or smaller pictures, less text, or a smaller max_tokens",
+            param="max_tokens" if max_tokens and length < limit else "messages",
+        )
+
+    def identity(self) -> dict[str, Any]:
+        loaded = self._loaded
+        if loaded is None:
+            return super().identity()
+        return {
+            "backend": self.name,
+            "model": self.model,
+            "revision": self._revision,
+            "weights": loaded.checkpoint.fingerprint,
+            "dtype": loaded.device.dtype_name,
+            "processor": asdict(loaded.processor.rules),
+            "adapter": None,
+            "quantisation": None,
+        }
+
+    def describe(self) -> str:
+        """One line: device, dtype, and why nothing better is used. Valid after `open()`."""
+        return self._loaded.device.describe() if self._loaded else "not loaded"
+
+    def unready(self) -> str | None:
+        if self._closed:
+            return "closed"
+        if self._loaded is None:
+            return "loading"
+        engine = self._loaded.engine
+        return str(engine.error) if engine.error is not None else engine.stalled
+
+    def stats(self) -> Mapping[str, float]:
+        loaded = self._loaded
+        if loaded is None:
+            return {}
+        engine, runner = loaded.engine, loaded.engine.runner
+        scheduler, features = engine.scheduler, runner.features
+        kv = scheduler.kv
+        return {
+            **asdict(engine.counters),
+            "num_running": len(scheduler.running),
+            "num_waiting": len(scheduler.waiting) + self._num_preparing,
+            "num_preemptions": scheduler.num_preemptions,
+            "kv_budget_tokens": kv.budget,
+            "kv_reserved_tokens": kv.reserved,
+            "kv_used_tokens": kv.held_tokens,
+            "kv_slots": kv.num_slots,
+            "kv_bytes": runner.storage.num_bytes,
+            "prefix_blocks": len(scheduler.prefixes),
+            "prefix_hit_tokens": scheduler.prefixes.hit_tokens,
+            "prefix_evictions": scheduler.prefixes.evictions,
+            "vision_cache_bytes": features.num_bytes,
+            "vision_cache_hits": features.hits,
+            "vision_cache_misses": features.misses,
+            "pictures_encoded": runner.num_encoded,
+        }

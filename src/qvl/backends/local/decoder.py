@@ -1,0 +1,303 @@
+"""The text model's forward pass over a running batch: transformers' weights, our loop.
+
+All tokens of a step, one per decoding sequence and the chunks of prompts, pass the linear layers as one packed
+[tokens, hidden] matrix, so weights are read once a step; only attention looks at sequences one by one (prompts) or a
+pool at a time (decode). Query, key and value weights are joined, so are gate and up; the modules' own parameters become
+views of the joined ones, so no memory is doubled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qvl.backends.local.storage import Layout, Storage
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(slots=True)
+class DecodeGroup:
+    """Decoding sequences whose rows lie in one pool: tokens first:first+count of the batch.
+
+    Args:
+        capacity: the pool.
+        longest: keys to look at, the newest included.
+        num_rows: rows 0 .. num_rows - 1 of the pool are read.
+        rows: int64 [count] row of each token, or None when they are exactly 0 .. num_rows - 1 in order.
+        write: int64 [count * kv heads] flat index of the newest key of each head.
+        mask: bool [num_rows, 1, 1, longest], True where a key counts; None when all do.
+    """
+
+    first: int
+    count: int
+    capacity: int
+    longest: int
+    num_rows: int
+    rows: Tensor | None
+    write: Tensor
+    mask: Tensor | None
+
+
+@dataclass(slots=True)
+class PromptChunk:
+    """Tokens first:first+count of the batch continue `row` of a pool at position `start`.
+
+    `mask` is bool [count, start + count], None when the chunk starts the prompt (plain causal).
+    """
+
+    first: int
+    count: int
+    capacity: int
+    row: int
+    start: int
+    mask: Tensor | None
+
+
+@dataclass(slots=True)
+class Deepstack:
+    """Picture features to add behind the first layers: `features` is [layers, n, hidden] for tokens `where` [n]."""
+
+    where: Tensor
+    features: Tensor
+
+
+class TextDecoder:
+    """Runs Qwen3-VL's decoder layers.
+
+    Args:
+        language_model: transformers' Qwen3VLTextModel, whose parameters become views of joined ones.
+        lm_head: the output projection.
+    """
+
+    def __init__(self, language_model: nn.Module, lm_head: nn.Module) -> None:
+        model: Any = language_model
+        config = model.config
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = config.num_key_value_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.eps: float = config.rms_norm_eps
+        self.embed: Any = model.embed_tokens
+        self.norm: Tensor = model.norm.weight
+        self.lm_head: Any = lm_head
+        self.layers = [_Layer(layer) for layer in model.layers]
+        self._rotary = model.rotary_emb
+        self._axes: Tensor | None = None
+
+    def layout(self) -> Layout:
+        return Layout(
+            devices=[layer.device for layer in self.layers],
+            num_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            dtype=self.norm.dtype,
+        )
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.norm.shape[0])
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, each [tokens, 1, head_dim], for int64 positions [3, tokens].
+
+        Frequency i belongs to height when i % 3 == 1 and to width when i % 3 == 2, as far as their sections reach, else
+        to time (Qwen3-VL's interleaved mrope). The first half of sin is negated, so that rotating a vector is
+        `x * cos + roll(x, head_dim // 2) * sin`.
+        """
+        import torch
+
+        frequencies: Tensor = self._rotary.inv_freq
+        if self._axes is None or self._axes.device != positions.device:
+            axes = torch.zeros(frequencies.shape[0], dtype=torch.int64)
+            for axis in (1, 2):
+                axes[axis : self._rotary.mrope_section[axis] * 3 : 3] = axis
+            self._axes = axes.to(positions.device)
+        scaling = self._rotary.attention_scaling
+        angles = positions.float().index_select(0, self._axes).t() * frequencies.to(positions.device, torch.float32)
+        cos, sin = angles.cos() * scaling, angles.sin() * scaling
+        dtype = self.norm.dtype
+        return torch.cat((cos, cos), -1).to(dtype).unsqueeze(1), torch.cat((-sin, sin), -1).to(dtype).unsqueeze(1)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        storage: Storage,
+        groups: Sequence[DecodeGroup],
+        chunks: Sequence[PromptChunk],
+        deepstack: Deepstack | None,
+    ) -> Tensor:
+        """Writes the keys and values of all tokens and returns their hidden states [tokens, hidden], not normalised."""
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        heads = self.num_heads + self.num_kv_heads
+        half = self.head_dim // 2
+        cos, sin = rotary
+        device = hidden.device
+        for index, layer in enumerate(self.layers):
+            if layer.device != device:
+                device = layer.device
+                hidden, cos, sin = hidden.to(device), cos.to(device), sin.to(device)
+                groups = [_group_to(group, device) for group in groups]
+                chunks = [_chunk_to(chunk, device) for chunk in chunks]
+            normed = F.rms_norm(hidden, layer.norm_shape, layer.input_norm, self.eps)
+            joined = F.linear(normed, layer.qkv, layer.qkv_bias).view(-1, heads + self.num_kv_heads, self.head_dim)
+            turned = F.rms_norm(joined[:, :heads], (self.head_dim,), None, self.eps) * layer.qk_norm
+            turned = (turned * cos).addcmul_(turned.roll(half, -1), sin)
+            attended = self._attend(
+                turned[:, : self.num_heads],
+                turned[:, self.num_heads :],
+                joined[:, heads:],
+                storage,
+                index,
+                groups,
+                chunks,
+            )
+            hidden = _add_linear(hidden, attended, layer.output, layer.output_bias)
+            normed = F.rms_norm(hidden, layer.norm_shape, layer.mlp_norm, self.eps)
+            if layer.gate_up is None:
+                hidden = hidden + layer.mlp(normed.unsqueeze(0))[0].view_as(hidden)
+            else:
+                gate, up = F.linear(normed, layer.gate_up).chunk(2, -1)
+                hidden = _add_linear(hidden, F.silu(gate).mul_(up), layer.down, None)
+            if deepstack is not None and index < len(deepstack.features):
+                where, features = deepstack.where.to(device), deepstack.features[index].to(device, hidden.dtype)
+                hidden = hidden.index_add(0, where, features)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [n, vocabulary] of hidden states [n, hidden]."""
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        hidden = hidden.to(self.norm.device)
+        normed = F.rms_norm(hidden, (self.hidden_size,), self.norm, self.eps)
+        head: Any = self.lm_head.weight
+        return F.linear(normed.to(head.device), head).float()
+
+    def _attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        storage: Storage,
+        index: int,
+        groups: Sequence[DecodeGroup],
+        chunks: Sequence[PromptChunk],
+    ) -> Tensor:
+        """[tokens, heads * head_dim]; keys and values are written to their rows on the way."""
+        import torch
+
+        parts = [self._decode(queries, keys, values, *storage.pools[g.capacity][index], g) for g in groups]
+        parts += [self._prompt(queries, keys, values, *storage.pools[c.capacity][index], c) for c in chunks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _decode(
+        self, queries: Tensor, keys: Tensor, values: Tensor, k_pool: Tensor, v_pool: Tensor, group: DecodeGroup
+    ) -> Tensor:
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        part = slice(group.first, group.first + group.count)
+        k_pool.view(-1, self.head_dim).index_copy_(0, group.write, keys[part].reshape(-1, self.head_dim))
+        v_pool.view(-1, self.head_dim).index_copy_(0, group.write, values[part].reshape(-1, self.head_dim))
+        # The queries that share a key head stand as several "positions" of it: grouped attention without a copy.
+        query = queries[part].unflatten(1, (self.num_kv_heads, -1))
+        if group.rows is not None:
+            padded = query.new_zeros((group.num_rows, *query.shape[1:]))
+            query = padded.index_copy_(0, group.rows, query)
+        out = F.scaled_dot_product_attention(
+            query,
+            k_pool[: group.num_rows, :, : group.longest],
+            v_pool[: group.num_rows, :, : group.longest],
+            attn_mask=group.mask,
+        )
+        if group.rows is not None:
+            out = out.index_select(0, group.rows)
+        return out.reshape(group.count, -1)
+
+    def _prompt(
+        self, queries: Tensor, keys: Tensor, values: Tensor, k_pool: Tensor, v_pool: Tensor, chunk: PromptChunk
+    ) -> Tensor:
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        part = slice(chunk.first, chunk.first + chunk.count)
+        end = chunk.start + chunk.count
+        k_row, v_row = k_pool[chunk.row], v_pool[chunk.row]
+        k_row[:, chunk.start : end] = keys[part].transpose(0, 1)
+        v_row[:, chunk.start : end] = values[part].transpose(0, 1)
+        out = F.scaled_dot_product_attention(
+            queries[part].transpose(0, 1).unsqueeze(0),
+            k_row[None, :, :end],
+            v_row[None, :, :end],
+            attn_mask=chunk.mask,
+            is_causal=chunk.mask is None and chunk.count > 1,
+            enable_gqa=self.num_heads != self.num_kv_heads,
+        )
+        return out[0].transpose(0, 1).reshape(chunk.count, -1)
+
+
+class _Layer:
+    """The weights of one decoder layer, joined where one matrix product can serve several."""
+
+    def __init__(self, layer: Any) -> None:
+        import torch
+
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv = _join(projections)
+        self.qkv_bias = None if attention.q_proj.bias is None else torch.cat([linear.bias for linear in projections])
+        groups = (attention.q_proj, attention.q_norm), (attention.k_proj, attention.k_norm)
+        # [query and key heads, head_dim]: one normalisation serves both.
+        self.qk_norm = torch.cat(
+            [norm.weight.expand(linear.weight.shape[0] // norm.weight.shape[0], -1) for linear, norm in groups]
+        )
+        self.output = attention.o_proj.weight
+        self.output_bias = attention.o_proj.bias
+        self.input_norm = layer.input_layernorm.weight
+        self.mlp_norm = layer.post_attention_layernorm.weight
+        self.norm_shape = tuple(self.input_norm.shape)
+        self.device = self.input_norm.device
+        self.mlp = mlp
+        dense = hasattr(mlp, "gate_proj") and getattr(mlp.config, "hidden_act", "silu") == "silu"
+        self.gate_up = _join((mlp.gate_proj, mlp.up_proj)) if dense else None
+        self.down = mlp.down_proj.weight if dense else None
+
+
+def _join(linears: Sequence[Any]) -> Tensor:
+    """The weights below each other; the modules keep views."""
+    import torch
+
+    joined = torch.cat([linear.weight.data for linear in linears])
+    first = 0
+    for linear in linears:
+        rows = linear.weight.shape[0]
+        linear.weight.data = joined[first : first + rows]
+        first += rows
+    return joined
+
+
+def _add_linear(base: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    import torch
+    import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+    if bias is not None:
+        return base + F.linear(x, weight, bias)
+    return torch.addmm(base, x, weight.t())
+
+
+def _group_to(group: DecodeGroup, device: torch.device) -> DecodeGroup:
+    from dataclasses import replace
+
+    return replace(
+        group,
+        rows=None if group.rows is None else group.rows.to(device),
+        write=group.write.to(device),
+        mask=None if group.mask is None else group.mask.to(device),
+    )
+
+
+def _chunk_to(chunk: PromptChunk, device: torch.device) -> PromptChunk:
+    from dataclasses import replace
+
+    return chunk if chunk.mask is None else replace(chunk, mask=chunk.mask.to(device))

@@ -1,0 +1,137 @@
+"""Token masks for answers that must have a form: JSON schema, JSON, regex, choice, tool calls (llguidance)."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.errors import MissingDependencyError, RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qvl.types import ChatRequest, Tool
+
+# What json.dumps writes: no room for endless white space, and two runs of one answer compare equal as text.
+SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class Grammars:
+    """Compiles what requests ask for; one tokenizer table, built on first use, serves all.
+
+    Args:
+        tokenizer: transformers' fast tokenizer.
+        vocab_size: columns of the logits, which may be more than the tokenizer has tokens.
+        eos_token_ids: what ends an answer.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos = list(eos_token_ids)
+        self._table: Any = None
+        self._lock = threading.Lock()
+
+    def matcher(self, request: ChatRequest) -> Any:
+        """An LLMatcher at its start, or None when the request's answer is free.
+
+        Raises:
+            RequestError: the schema, pattern or choices cannot be compiled.
+        """
+        grammar, param = self._grammar(request)
+        if grammar is None:
+            return None
+        from llguidance import LLMatcher
+
+        matcher = LLMatcher(self._tokens(), grammar)
+        if matcher.is_error():
+            reason = str(matcher.get_error()).strip().splitlines()
+            raise RequestError(
+                f"{param} cannot be enforced: {reason[0] if reason else 'unknown'}",
+                hint="simplify the schema or pattern",
+                param=param,
+            )
+        return matcher
+
+    def _grammar(self, request: ChatRequest) -> tuple[str | None, str]:
+        try:
+            from llguidance import LLMatcher
+        except ImportError as exc:
+            if request.response_format.kind == "text" and request.tool_choice in ("none", "auto"):
+                return None, ""
+            raise MissingDependencyError("response_format needs llguidance", hint="pip install 'qvl[local]'") from exc
+        named = [tool for tool in request.tools if request.tool_choice in ("required", tool.name)]
+        if named:
+            return self._calls(named, request.parallel_tool_calls and request.tool_choice == "required"), "tools"
+        form = request.response_format
+        try:
+            if form.kind == "json_schema":
+                return LLMatcher.grammar_from_json_schema(_plain(form.schema), overrides=SPACING), "response_format"
+            if form.kind == "json_object":
+                return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=SPACING), "response_format"
+        except ValueError as exc:
+            raise RequestError(f"the schema is not one: {exc}", param="response_format") from exc
+        if form.kind == "regex":
+            return LLMatcher.grammar_from_regex(form.pattern or ""), "response_format"
+        if form.kind == "choice":
+            return "start: " + " | ".join(json.dumps(choice) for choice in form.choices), "response_format"
+        return None, ""
+
+    def _calls(self, tools: Sequence[Tool], several: bool) -> str:
+        """A Lark grammar of one call, or of several below each other, in Qwen's form."""
+        schemas = [
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": tool.name},
+                    "arguments": _plain(tool.parameters) or {"type": "object"},
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for tool in tools
+        ]
+        schema = {**(schemas[0] if len(schemas) == 1 else {"anyOf": schemas}), "x-guidance": SPACING}
+        first, last = self._markup("<tool_call>"), self._markup("</tool_call>")
+        more = ' ("\\n" call)*' if several else ""
+        return f'start: call{more}\ncall: {first} "\\n" body "\\n" {last}\nbody: %json {json.dumps(schema)}\n'
+
+    def _markup(self, word: str) -> str:
+        """Tokens of their own are named bare in a grammar; anything else is text."""
+        known = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
+        return word if word in known else json.dumps(word)
+
+    def _tokens(self) -> Any:
+        with self._lock:
+            if self._table is None:
+                from llguidance.hf import from_tokenizer
+
+                self._table = from_tokenizer(self._tokenizer, n_vocab=self._vocab_size, eos_token=self._eos or None)
+            return self._table
+
+    def mask(self, matchers: Sequence[Any], device: Any) -> Tensor:
+        """bool [len(matchers), vocabulary], True where a token is forbidden; a None matcher forbids nothing."""
+        import torch
+        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+
+        bits = allocate_token_bitmask(len(matchers), self._vocab_size)
+        for row, matcher in enumerate(matchers):
+            if matcher is None:
+                bits[row] = -1
+            else:
+                fill_next_token_bitmask(matcher, bits, row)
+        packed = torch.from_numpy(bits).to(device)
+        shifts = torch.arange(32, dtype=torch.int32, device=device)
+        allowed = torch.bitwise_and(torch.bitwise_right_shift(packed.unsqueeze(-1), shifts), 1)
+        return (allowed == 0).flatten(1)[:, : self._vocab_size]
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and tuples as dicts and lists, which is what the compiler takes."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

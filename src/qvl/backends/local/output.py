@@ -1,0 +1,251 @@
+"""From tokens to Chunks: bytes to text without broken characters, stop strings, reasoning and tool calls told apart."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.types import Chunk, TokenLogprob, ToolCallDelta
+
+if TYPE_CHECKING:
+    from qvl.backends.local.sampler import Sampled
+    from qvl.types import FinishReason
+
+THINK, THINK_END = "<think>", "</think>"
+CALL, CALL_END = "<tool_call>", "</tool_call>"
+ARGUMENTS: Final = re.compile(r'"arguments"\s*:\s*')
+
+
+class Vocabulary:
+    """The bytes that each token stands for (byte-level BPE, as all Qwen tokenizers are). Special tokens are silent."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._letters = _byte_letters()
+        self._known: dict[int, bytes] = {
+            index: b"" if token.special else token.content.encode()
+            for index, token in tokenizer.added_tokens_decoder.items()
+        }
+        self._names = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
+
+    def bytes(self, token: int) -> bytes:
+        found = self._known.get(token)
+        if found is None:
+            # Rows of the embedding beyond the tokenizer stand for nothing.
+            letters = self._tokenizer.convert_ids_to_tokens(token) or ""
+            found = self._known[token] = bytes(self._letters[c] for c in letters if c in self._letters)
+        return found
+
+    def logprob(self, token: int, value: float, top: tuple[tuple[int, float], ...] = ()) -> TokenLogprob:
+        data = self.bytes(token)
+        text = data.decode("utf-8", errors="replace") or self._names.get(token, "")
+        return TokenLogprob(text, value, data, tuple(self.logprob(other, v) for other, v in top))
+
+
+def _byte_letters() -> dict[str, int]:
+    """Inverse of GPT-2's table, which gives every byte a visible letter."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(byte): byte for byte in visible}
+    hidden = [byte for byte in range(256) if byte not in set(visible)]
+    return table | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+
+
+@dataclass(slots=True)
+class Output:
+    """The text side of one sequence.
+
+    Args:
+        vocabulary: bytes of tokens.
+        index: of the choice.
+        stop: strings that end the answer; they are not part of it.
+        reasoning: whether the prompt has opened a `<think>` already.
+        parse_tools: whether `<tool_call>` blocks are calls or mere text.
+        want_logprobs: whether tokens are listed.
+    """
+
+    vocabulary: Vocabulary
+    index: int = 0
+    stop: tuple[str, ...] = ()
+    reasoning: bool = False
+    parse_tools: bool = False
+    want_logprobs: bool = False
+    free: bool = True
+    num_calls: int = 0
+    stopped: bool = False
+    _decoder: Any = field(init=False)
+    _held: str = ""  # behind the stop filter: may become a stop string
+    _splitter: Splitter = field(init=False)
+    _logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._splitter = Splitter(self.reasoning, self.parse_tools, self.free)
+
+    @property
+    def in_reasoning(self) -> bool:
+        return self._splitter.state == "reasoning"
+
+    def push(self, sampled: Sampled) -> Chunk | None:
+        """A token of the answer (not one that ends it). `stopped` is set when a stop string is complete."""
+        if self.want_logprobs:
+            self._logprobs.append(self.vocabulary.logprob(sampled.token, sampled.logprob, sampled.top))
+        text = self._decoder.decode(self.vocabulary.bytes(sampled.token))
+        return self._chunk(self._until_stop(text)) if text else None
+
+    def finish(self, reason: FinishReason) -> Chunk:
+        """The last chunk of the choice, with everything that was held back."""
+        text = "" if self.stopped else self._until_stop(self._decoder.decode(b"", True))
+        if not self.stopped:
+            text, self._held = text + self._held, ""
+        chunk = self._chunk(text, last=True) or Chunk(index=self.index)
+        if reason == "stop" and self.num_calls:
+            reason = "tool_calls"
+        return Chunk(chunk.text, self.index, chunk.reasoning, chunk.tool_calls, chunk.logprobs, reason)
+
+    def _until_stop(self, text: str) -> str:
+        """What of the text can be shown now: nothing that is, or may become, a stop string."""
+        if not self.stop:
+            return text
+        text = self._held + text
+        places = [(place, word) for word in self.stop if (place := text.find(word)) >= 0]
+        if places:
+            self.stopped, self._held = True, ""
+            place = min(places)[0]
+            self._drop_logprobs(len(text) - place)
+            return text[:place]
+        keep = max((_overlap(text, word) for word in self.stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def _drop_logprobs(self, characters: int) -> None:
+        """Tokens that lie wholly behind the cut are no part of the answer."""
+        while self._logprobs and characters >= (size := len(self._logprobs[-1].token)):
+            characters -= size
+            self._logprobs.pop()
+
+    def _chunk(self, text: str, *, last: bool = False) -> Chunk | None:
+        content, reasoning, blocks = self._splitter.push(text, last=last)
+        deltas = []
+        for block in blocks:
+            call = parse_call(block)
+            if call is None:
+                content += f"{CALL}{block}" + ("" if last else CALL_END)
+                continue
+            deltas.append(ToolCallDelta(self.num_calls, f"call_{uuid.uuid4().hex[:24]}", *call))
+            self.num_calls += 1
+        if not (content or reasoning or deltas or (last and self._logprobs)):
+            return None
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        return Chunk(content, self.index, reasoning, tuple(deltas), logprobs)
+
+
+def parse_call(block: str) -> tuple[str, str] | None:
+    """Name and arguments, as the model wrote them, of the JSON inside a `<tool_call>`; None when it is none."""
+    try:
+        call = json.loads(block)
+    except ValueError:
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return None
+    arguments = call.get("arguments", {})
+    if isinstance(arguments, str):
+        return call["name"], arguments
+    for found in ARGUMENTS.finditer(block):
+        try:
+            value, end = json.JSONDecoder().raw_decode(block, found.end())
+        except ValueError:
+            continue
+        if value == arguments:
+            return call["name"], block[found.end() : end]
+    return call["name"], json.dumps(arguments, ensure_ascii=False)
+
+
+class Splitter:
+    """Tells content, reasoning (`<think>`) and tool calls apart in a stream of text.
+
+    `state` is start, reasoning, content or call. White space around the markup belongs to nobody.
+    """
+
+    def __init__(self, reasoning: bool, parse_tools: bool, free: bool) -> None:
+        self.state = "reasoning" if reasoning else "start" if free else "content"
+        self._tools = parse_tools
+        self._buffer = ""
+        self._fresh = True  # white space at the beginning of a part is dropped
+
+    def push(self, text: str, *, last: bool = False) -> tuple[str, str, list[str]]:
+        """(content, reasoning, bodies of finished tool calls) that are certain by now; all of it when `last`."""
+        self._buffer += text
+        content, reasoning, calls = "", "", []
+        while True:
+            if self.state == "start":
+                lead = self._buffer.lstrip()
+                if lead.startswith(THINK):
+                    self._enter("reasoning", lead[len(THINK) :])
+                elif last or not THINK.startswith(lead):
+                    self.state, self._fresh = "content", False
+                else:
+                    break
+            elif self.state == "reasoning":
+                piece, closed = self._take(THINK_END, last)
+                reasoning += piece
+                if not closed:
+                    break
+                self._enter("content", self._buffer)
+            elif self.state == "call":
+                body, found, rest = self._buffer.partition(CALL_END)
+                if not found and not (last and body):
+                    break
+                calls.append(body)
+                self._enter("content", rest)
+            elif not self._tools:
+                piece, _ = self._take(None, last)
+                content += piece
+                break
+            else:
+                piece, opened = self._take(CALL, last)
+                content += piece
+                if not opened:
+                    break
+                self._enter("call", self._buffer)
+        return content, reasoning, calls
+
+    def _enter(self, state: str, rest: str) -> None:
+        self.state, self._buffer, self._fresh = state, rest, True
+
+    def _take(self, mark: str | None, last: bool) -> tuple[str, bool]:
+        """Text up to `mark`, or as much of it as cannot be its beginning, and whether the mark was there."""
+        if self._fresh:
+            self._buffer = self._buffer.lstrip()
+            self._fresh = not self._buffer
+        text = self._buffer
+        if mark is None:
+            self._buffer = ""
+            return text, False
+        place = text.find(mark)
+        if place >= 0:
+            self._buffer = text[place + len(mark) :]
+            return text[:place].rstrip(), True
+        if last:
+            self._buffer = ""
+            return text, False
+        keep = _overlap(text, mark)
+        stem = text[: len(text) - keep]
+        keep += len(stem) - len(stem.rstrip())
+        self._buffer = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+
+def _overlap(text: str, word: str) -> int:
+    """Length of the longest end of `text` that is a true beginning of `word`."""
+    for size in range(min(len(text), len(word) - 1), 0, -1):
+        if text.endswith(word[:size]):
+            return size
+    return 0
+
+
+__all__: Sequence[str] = ["Output", "Splitter", "Vocabulary", "parse_call"]

@@ -1,0 +1,120 @@
+"""Which prefixes are kept, by hash of their tokens and pictures, in blocks. No torch.
+
+A block's hash covers everything before it, so equal hashes mean equal prefixes. Blocks are copied on reuse, never
+shared, so the least recently used one can be given away at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+BLOCK: Final = 32
+
+
+class Span(Protocol):
+    """A picture at its place; see processor.PreparedPicture."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+
+
+@dataclass(slots=True)
+class BlockHashes:
+    """The chain of hashes of one sequence's full blocks, extended as the sequence grows."""
+
+    pictures: Sequence[Span]
+    hashes: list[bytes] = field(default_factory=list)
+
+    def extend(self, tokens: Sequence[int]) -> list[bytes]:
+        """Hashes of all full blocks of `tokens`, which must begin with the tokens of earlier calls."""
+        for index in range(len(self.hashes), len(tokens) // BLOCK):
+            start, end = index * BLOCK, (index + 1) * BLOCK
+            digest = hashlib.sha256(self.hashes[-1] if self.hashes else b"")
+            digest.update(array("q", tokens[start:end]).tobytes())
+            for picture in self.pictures:
+                if picture.start < end and picture.end > start:
+                    digest.update(f"{picture.key}@{start - picture.start};".encode())
+            self.hashes.append(digest.digest())
+        return self.hashes
+
+
+class PrefixIndex:
+    """Blocks by hash, at most `max_blocks`, the least recently used given away first.
+
+    Args:
+        max_blocks: 0 switches the cache off.
+        step: blocks by which storage grows.
+    """
+
+    def __init__(self, max_blocks: int, step: int = 64) -> None:
+        self.max_blocks = max_blocks
+        self.reserved = 0
+        self.hit_tokens = 0
+        self.evictions = 0
+        self._step = step
+        self._blocks: OrderedDict[bytes, int] = OrderedDict()
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def match(self, hashes: Sequence[bytes], limit: int) -> tuple[int, ...]:
+        """Blocks of the longest kept prefix of at most `limit` tokens."""
+        found: list[int] = []
+        for digest in hashes[: limit // BLOCK]:
+            block = self._blocks.get(digest)
+            if block is None:
+                break
+            found.append(block)
+        # Touched from the end, so that of one chain the last block is given away first and no block is unreachable.
+        for digest in reversed(hashes[: len(found)]):
+            self._blocks.move_to_end(digest)
+        return tuple(found)
+
+    def insert(self, hashes: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Makes room for the blocks of `hashes` that are missing.
+
+        Returns:
+            (index in the sequence, block to fill) pairs; their content must be stored before the next `match` is used.
+        """
+        if not self.max_blocks:
+            return []
+        chain = hashes[: self.max_blocks]
+        for digest in reversed(chain):
+            if digest in self._blocks:
+                self._blocks.move_to_end(digest)
+        wanted = [(index, digest) for index, digest in enumerate(chain) if digest not in self._blocks]
+        filled = []
+        for index, digest in wanted:
+            block = self._take()
+            filled.append((index, block))
+            self._blocks[digest] = block
+        for digest in reversed(chain):
+            self._blocks.move_to_end(digest)
+        return filled
+
+    def clear(self) -> None:
+        """Forgets everything; storage may be given back."""
+        self._blocks.clear()
+        self._free.clear()
+        self.reserved = 0
+
+    def _take(self) -> int:
+        if not self._free:
+            if self.reserved < self.max_blocks:
+                more = min(self._step, self.max_blocks - self.reserved)
+                self._free.extend(range(self.reserved + more - 1, self.reserved - 1, -1))
+                self.reserved += more
+            else:
+                self.evictions += 1
+                return self._blocks.popitem(last=False)[1]
+        return self._free.pop()

@@ -1,0 +1,334 @@
+"""From a ChatRequest to token ids, positions and resized pixels, without torch and without torchvision.
+
+Follows transformers' Qwen3VLProcessor token for token (a test compares them), with one difference: what a user types
+can never become a control token, so a typed `<|im_end|>` ends no turn and a typed `<|image_pad|>` moves no picture.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.errors import ConfigError, MediaError, RequestError
+from qvl.types import ImagePart, Message, TextPart
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qvl.media import Picture
+    from qvl.types import ChatRequest, Tool
+
+MAX_ASPECT: Final = 200
+# Stands behind the first character of typed control tokens while the template is rendered; never in Unicode text.
+MARKS: Final = ("\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3")
+
+
+@dataclass(slots=True)
+class PreparedPicture:
+    """One picture at its place in the prompt.
+
+    Args:
+        key: equal for equal pixels: source hash, canonical size and patch grid.
+        grid: rows and columns of patches, both multiples of the merge size.
+        start: index of its first token in the prompt.
+        num_tokens: merged tokens it takes there.
+        pixels: uint8 [height, width, 3], already resized; None when `features` are known.
+        features: [1 + deepstack, num_tokens, hidden] on the device, once computed.
+    """
+
+    key: str
+    grid: tuple[int, int]
+    start: int
+    num_tokens: int
+    pixels: np.ndarray[Any, Any] | None = None
+    features: Any = None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request in the model's terms. `positions` is int64 [3, prompt length]: time, height and width of each token.
+
+    The token at index i >= prompt length has position i + `position_delta` on all three axes.
+    """
+
+    tokens: list[int]
+    positions: np.ndarray[Any, Any]
+    position_delta: int
+    pictures: tuple[PreparedPicture, ...]
+    starts_thinking: bool = False
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(picture.num_tokens for picture in self.pictures)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """preprocessor_config.json: sizes are in pixels, `min_pixels` and `max_pixels` in pixels of the resized picture."""
+
+    patch_size: int = 16
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    min_pixels: int = 65536
+    max_pixels: int = 16777216
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resample: int = 3
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> ImageRules:
+        """From the file's content; older files name the limits min_pixels and max_pixels."""
+        size = config.get("size") or {}
+        return cls(
+            patch_size=int(config.get("patch_size", 16)),
+            merge_size=int(config.get("merge_size", 2)),
+            temporal_patch_size=int(config.get("temporal_patch_size", 2)),
+            min_pixels=int(config.get("min_pixels") or size.get("shortest_edge", 65536)),
+            max_pixels=int(config.get("max_pixels") or size.get("longest_edge", 16777216)),
+            mean=tuple(config.get("image_mean", (0.5, 0.5, 0.5))),
+            std=tuple(config.get("image_std", (0.5, 0.5, 0.5))),
+            resample=int(config.get("resample", 3)),
+        )
+
+    @property
+    def factor(self) -> int:
+        return self.patch_size * self.merge_size
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that the model sees (Qwen's smart_resize).
+
+        Raises:
+            MediaError: the longer side is more than 200 times the shorter.
+        """
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise MediaError(f"a picture of {width}x{height} is too thin", hint=f"sides at most 1:{MAX_ASPECT}")
+        factor = self.factor
+        rows, columns = round(height / factor) * factor, round(width / factor) * factor
+        if rows * columns > self.max_pixels:
+            beta = math.sqrt(height * width / self.max_pixels)
+            rows = max(factor, math.floor(height / beta / factor) * factor)
+            columns = max(factor, math.floor(width / beta / factor) * factor)
+        elif rows * columns < self.min_pixels:
+            beta = math.sqrt(self.min_pixels / (height * width))
+            rows = math.ceil(height * beta / factor) * factor
+            columns = math.ceil(width * beta / factor) * factor
+        return rows, columns
+
+
+@dataclass(slots=True)
+class Processor:
+    """Prepares requests; called from several threads at once.
+
+    Args:
+        tokenizer: transformers' fast tokenizer with a chat template.
+        rules: how pictures are resized.
+        image_token_id: the id that stands for one merged picture token.
+        known_features: features of a picture by key, when some cache still has them.
+    """
+
+    tokenizer: Any
+    rules: ImageRules
+    image_token_id: int
+    known_features: Callable[[str], Any] = lambda key: None
+    _controls: re.Pattern[str] = field(init=False)
+    _control_ids: dict[str, int] = field(init=False)
+    # The Rust tokenizer keeps "split special tokens" as state, so two threads must not disagree about it.
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def __post_init__(self) -> None:
+        added = self.tokenizer.added_tokens_decoder
+        self._control_ids = {token.content: index for index, token in added.items() if token.special}
+        longest_first = sorted(self._control_ids, key=len, reverse=True)
+        self._controls = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")
+
+    def prepare(self, request: ChatRequest, check_length: Callable[[int], None] = lambda length: None) -> Prepared:
+        """Blocking, CPU-bound. `check_length` gets the prompt's length and may raise before any pixel is touched.
+
+        Raises:
+            MediaError: a picture is broken or too thin.
+            RequestError: the model's chat template refuses the messages.
+        """
+        rendered, ids = self._encode(request)
+        found = [index for index, token in enumerate(ids) if token == self.image_token_id]
+        pictures = request.pictures
+        if len(found) != len(pictures):
+            raise RequestError(
+                f"the chat template shows {len(found)} of {len(pictures)} pictures",
+                hint="pictures belong into user messages",
+                param="messages",
+            )
+        tokens: list[int] = []
+        prepared: list[PreparedPicture] = []
+        done = 0
+        for index, picture in zip(found, pictures, strict=True):
+            tokens += ids[done:index]
+            ready = self._picture(picture, request.max_pixels, start=len(tokens))
+            tokens += [self.image_token_id] * ready.num_tokens
+            prepared.append(ready)
+            done = index + 1
+        tokens += ids[done:]
+        check_length(len(tokens))
+        for ready, picture in zip(prepared, pictures, strict=True):
+            self._fill(ready, picture, request.max_pixels)
+        positions, delta = rope_positions(len(tokens), prepared, self.rules.merge_size)
+        thinking = rendered.rstrip().endswith("<think>")
+        return Prepared(tokens, positions, delta, tuple(prepared), starts_thinking=thinking)
+
+    def _picture(self, picture: Picture, max_pixels: int | None, start: int) -> PreparedPicture:
+        """Where the picture stands and how large it is there; no pixel is touched."""
+        width, height = _fitted(picture, max_pixels)
+        rows, columns = self.rules.resized(height, width)
+        grid = (rows // self.rules.patch_size, columns // self.rules.patch_size)
+        key = f"{picture.sha256}/{width}x{height}/{grid[0]}x{grid[1]}"
+        return PreparedPicture(key, grid, start, grid[0] * grid[1] // self.rules.merge_size**2)
+
+    def _fill(self, ready: PreparedPicture, picture: Picture, max_pixels: int | None) -> None:
+        """Features where they are known, else pixels."""
+        ready.features = self.known_features(ready.key)
+        if ready.features is not None:
+            return
+        if max_pixels is not None:
+            picture = picture.fit(max_pixels)
+        patch = self.rules.patch_size
+        ready.pixels = self._pixels(picture, (ready.grid[1] * patch, ready.grid[0] * patch))
+
+    def _pixels(self, picture: Picture, size: tuple[int, int]) -> np.ndarray[Any, Any]:
+        import numpy as np
+        from PIL.Image import Resampling
+
+        image = picture.rgb()
+        if image.size != size:
+            image = image.resize(size, Resampling(self.rules.resample))
+        return np.array(image, dtype=np.uint8)
+
+    def _encode(self, request: ChatRequest) -> tuple[str, list[int]]:
+        mark = self._mark(request)
+        messages = [self._message(message, mark) for message in request.messages]
+        tools = [self._tool(tool, mark) for tool in request.tools] if request.tool_choice != "none" else []
+        with self._lock:
+            try:
+                rendered = self.tokenizer.apply_chat_template(
+                    messages, tools=tools or None, tokenize=False, add_generation_prompt=True
+                )
+            except Exception as exc:
+                reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+                raise RequestError(f"the chat template refuses the messages: {reason}", param="messages") from exc
+            if mark not in rendered:
+                return rendered, list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+            return rendered, self._encode_marked(rendered, mark)
+
+    def _encode_marked(self, rendered: str, mark: str) -> list[int]:
+        """Control tokens by their ids, and everything between them, marks taken out, as mere text."""
+        ids: list[int] = []
+        for piece in self._controls.split(rendered):
+            if piece in self._control_ids:
+                ids.append(self._control_ids[piece])
+            elif piece:
+                text = piece.replace(mark, "")
+                ids += self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
+
+    def _mark(self, request: ChatRequest) -> str:
+        texts = [part.text for m in request.messages for part in m.parts if isinstance(part, TextPart)]
+        texts += [call.arguments for message in request.messages for call in message.tool_calls]
+        for mark in MARKS:
+            if not any(mark in text for text in texts):
+                return mark
+        raise RequestError("the messages hold characters that no text has (U+FDD0 to U+FDD3)", param="messages")
+
+    def _typed(self, text: str, mark: str) -> str:
+        return self._controls.sub(lambda found: found[0][:1] + mark + found[0][1:], text)
+
+    def _message(self, message: Message, mark: str) -> dict[str, Any]:
+        content: Any = self._typed(message.text, mark)
+        if message.pictures:
+            content = [
+                {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": t}
+                for part, t in self._typed_parts(message.parts, mark)
+            ]
+        told: dict[str, Any] = {"role": message.role, "content": content}
+        if message.tool_calls:
+            told["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": call.id,
+                    "function": {
+                        "name": self._typed(call.name, mark),
+                        "arguments": self._typed(call.arguments, mark),
+                    },
+                }
+                for call in message.tool_calls
+            ]
+        return told
+
+    def _typed_parts(self, parts: Sequence[TextPart | ImagePart], mark: str) -> list[tuple[TextPart | ImagePart, str]]:
+        """Each part with its text. Neighbouring texts are joined first: a token may be typed across two of them."""
+        joined: list[TextPart | ImagePart] = []
+        for part in parts:
+            last = joined[-1] if joined else None
+            if isinstance(part, TextPart) and isinstance(last, TextPart):
+                joined[-1] = TextPart(last.text + part.text)
+            else:
+                joined.append(part)
+        return [(part, self._typed(part.text, mark) if isinstance(part, TextPart) else "") for part in joined]
+
+    def _tool(self, tool: Tool, mark: str) -> dict[str, Any]:
+        function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+        return {"type": "function", "function": self._typed_deep(function, mark)}
+
+    def _typed_deep(self, value: Any, mark: str) -> Any:
+        if isinstance(value, str):
+            return self._typed(value, mark)
+        if isinstance(value, dict):
+            return {self._typed(str(key), mark): self._typed_deep(item, mark) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._typed_deep(item, mark) for item in value]
+        return value
+
+
+def _fitted(picture: Picture, max_pixels: int | None) -> tuple[int, int]:
+    """Width and height after `picture.fit(max_pixels)`, without decoding it."""
+    if max_pixels is None:
+        return picture.width, picture.height
+    from qvl.headers import budget
+
+    return budget(picture.width, picture.height, max_pixels)
+
+
+def rope_positions(
+    length: int, pictures: Sequence[PreparedPicture], merge_size: int
+) -> tuple[np.ndarray[Any, Any], int]:
+    """Multimodal rotary positions of a prompt (Qwen3-VL's get_rope_index, images only).
+
+    Text counts up on all three axes; a picture keeps one time and spreads over height and width, and the text behind
+    it goes on after the larger of the two.
+
+    Returns:
+        int64 [3, length], and what to add to the index of a later token to get its position.
+    """
+    import numpy as np
+
+    positions = np.empty((3, length), dtype=np.int64)
+    index = position = 0
+    for picture in pictures:
+        text = picture.start - index
+        positions[:, index : picture.start] = np.arange(position, position + text)
+        position += text
+        rows, columns = picture.grid[0] // merge_size, picture.grid[1] // merge_size
+        if rows * columns != picture.num_tokens:
+            raise ConfigError("merge_size of preprocessor_config.json and of config.json differ")
+        positions[0, picture.start : picture.end] = position
+        positions[1, picture.start : picture.end] = position + np.repeat(np.arange(rows), columns)
+        positions[2, picture.start : picture.end] = position + np.tile(np.arange(columns), rows)
+        position += max(rows, columns)
+        index = picture.end
+    positions[:, index:] = np.arange(position, position + length - index)
+    return positions, position + (length - index) - length

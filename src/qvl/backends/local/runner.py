@@ -1,0 +1,202 @@
+"""Runs a step on the device: pictures, the forward pass over the packed batch, logits of the last positions."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from qvl.backends.local.decoder import DecodeGroup, Deepstack, PromptChunk, TextDecoder
+from qvl.backends.local.storage import Storage
+from qvl.backends.local.vision import FeatureCache, VisionEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as ListLike
+
+    import numpy as np
+    from torch import Tensor
+
+    from qvl.backends.local.device import Device
+    from qvl.backends.local.kv_cache import Op
+    from qvl.backends.local.loader import Checkpoint
+    from qvl.backends.local.processor import ImageRules, PreparedPicture
+    from qvl.backends.local.scheduler import Chunk, Step
+    from qvl.backends.local.sequence import Sequence
+
+
+class Runner:
+    """Owns the model and every tensor of the engine. Used from the engine's thread alone.
+
+    Args:
+        checkpoint: weights; its modules' parameters are rearranged (see TextDecoder).
+        features: where features of pictures are kept.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: Device, rules: ImageRules, features: FeatureCache) -> None:
+        model: Any = checkpoint.model
+        self.device = device
+        self.features = features
+        self.decoder = TextDecoder(model.model.language_model, model.lm_head)
+        self.vision = VisionEncoder(model.model.visual, rules, device)
+        self.storage = Storage(self.decoder.layout())
+        self.vocab_size = int(model.lm_head.weight.shape[0])
+        self.num_encoded = 0
+        self._place = self.decoder.embed.weight.device
+
+    def apply(self, ops: ListLike[Op]) -> None:
+        """Carries out the accounting's decisions about KV memory."""
+        self.storage.apply(ops)
+
+    def encode(self, chunk: Chunk) -> None:
+        """Features for the pictures that `chunk` covers, from the cache where they are there.
+
+        Raises:
+            RuntimeError: the vision tower failed or the device has no memory for it.
+        """
+        wanted: list[PreparedPicture] = []
+        for picture in chunk.sequence.prepared.pictures:
+            if picture.start < chunk.end and picture.end > chunk.start and picture.features is None:
+                picture.features = self.features.get(picture.key)
+                if picture.features is None:
+                    wanted.append(picture)
+        for picture, features in zip(wanted, self.vision.encode(wanted) if wanted else (), strict=True):
+            self.num_encoded += 1
+            picture.features = features
+            self.features.put(picture.key, features)
+
+    def forward(self, step: Step) -> tuple[list[Sequence], Tensor]:
+        """Computes `step`.
+
+        Returns:
+            the sequences that get a token, and their logits, float32 [len, vocabulary].
+        """
+        import torch
+
+        decode = sorted(step.decode, key=_place)
+        ids = [sequence.tokens[-1] for sequence in decode]
+        for chunk in step.prefill:
+            ids += chunk.sequence.tokens[chunk.start : chunk.end]
+        hidden = self.decoder.embed(self._int64(ids))
+        chunks = self._chunks(step.prefill, len(decode))
+        deepstack = self._place_pictures(hidden, step.prefill, chunks)
+        hidden = self.decoder.forward(
+            hidden,
+            self.decoder.rotary(self._positions(decode, step.prefill)),
+            self.storage,
+            self._groups(decode),
+            chunks,
+            deepstack,
+        )
+        sampled, rows = list(decode), list(range(len(decode)))
+        for chunk, place in zip(step.prefill, chunks, strict=True):
+            if chunk.samples:
+                sampled.append(chunk.sequence)
+                rows.append(place.first + place.count - 1)
+        if not sampled:
+            return [], hidden.new_empty((0, self.vocab_size), dtype=torch.float32)
+        if len(rows) < hidden.shape[0]:
+            hidden = hidden.index_select(0, self._int64(rows).to(hidden.device))
+        return sampled, self.decoder.logits(hidden)
+
+    def save(self, sequence: Sequence, pairs: ListLike[tuple[int, int]], num_blocks: int) -> None:
+        """Copies blocks of a sequence's row into the prefix storage."""
+        if pairs and sequence.slot is not None:
+            self.storage.save(sequence.slot.capacity, sequence.slot.row, pairs, num_blocks)
+
+    def release(self) -> None:
+        """Drops all KV and features and gives the memory back to the device."""
+        self.storage.clear()
+        self.features.clear()
+        self.device.empty_cache()
+
+    def _int64(self, values: Any) -> Tensor:
+        import torch
+
+        return torch.tensor(values, dtype=torch.int64).to(self._place, non_blocking=True)
+
+    def _positions(self, decode: list[Sequence], prefill: list[Chunk]) -> Tensor:
+        import numpy as np
+        import torch
+
+        parts = []
+        if decode:
+            now = np.array([len(s.tokens) - 1 + s.prepared.position_delta for s in decode], dtype=np.int64)
+            parts.append(np.broadcast_to(now, (3, len(decode))))
+        parts += [_chunk_positions(chunk) for chunk in prefill]
+        return torch.from_numpy(np.concatenate(parts, axis=1)).to(self._place, non_blocking=True)
+
+    def _groups(self, decode: list[Sequence]) -> list[DecodeGroup]:
+        import torch
+
+        by_pool: dict[int, list[Sequence]] = defaultdict(list)
+        for sequence in decode:
+            by_pool[_place(sequence)[0]].append(sequence)
+        groups = []
+        heads = self.decoder.num_kv_heads
+        first = 0
+        for capacity, members in by_pool.items():
+            rows = torch.tensor([_place(sequence)[1] for sequence in members])
+            lengths = torch.tensor([len(sequence.tokens) for sequence in members])
+            num_rows, longest = int(rows[-1]) + 1, int(lengths.max())
+            write = ((rows[:, None] * heads + torch.arange(heads)) * capacity + (lengths - 1)[:, None]).flatten()
+            whole = num_rows == len(members)
+            mask = None
+            if not whole or int(lengths.min()) < longest:
+                # Rows nobody decodes see their first key, so that no row is empty.
+                seen = torch.ones(num_rows, dtype=torch.int64)
+                seen[rows] = lengths
+                mask = (torch.arange(longest) < seen[:, None])[:, None, None].to(self._place)
+            placed = None if whole else rows.to(self._place)
+            groups.append(
+                DecodeGroup(first, len(members), capacity, longest, num_rows, placed, write.to(self._place), mask)
+            )
+            first += len(members)
+        return groups
+
+    def _chunks(self, prefill: list[Chunk], first: int) -> list[PromptChunk]:
+        import torch
+
+        chunks = []
+        for chunk in prefill:
+            capacity, row = _place(chunk.sequence)
+            mask = None
+            if chunk.start and chunk.count > 1:
+                mask = torch.ones((chunk.count, chunk.end), dtype=torch.bool, device=self._place).tril_(chunk.start)
+            chunks.append(PromptChunk(first, chunk.count, capacity, row, chunk.start, mask))
+            first += chunk.count
+        return chunks
+
+    def _place_pictures(self, hidden: Tensor, prefill: list[Chunk], places: list[PromptChunk]) -> Deepstack | None:
+        """Writes picture features over the placeholders' embeddings; returns what the first layers add."""
+        import torch
+
+        where: list[Tensor] = []
+        features: list[Tensor] = []
+        for chunk, place in zip(prefill, places, strict=True):
+            for picture in chunk.sequence.prepared.pictures:
+                start, end = max(picture.start, chunk.start), min(picture.end, chunk.end)
+                if start < end:
+                    begin = place.first + start - chunk.start
+                    where.append(torch.arange(begin, begin + end - start))
+                    features.append(picture.features[:, start - picture.start : end - picture.start])
+        if not where:
+            return None
+        joined = torch.cat(features, dim=1).to(hidden.device)
+        indices = torch.cat(where).to(hidden.device)
+        hidden.index_copy_(0, indices, joined[0].to(hidden.dtype))
+        return Deepstack(indices, joined[1:]) if len(joined) > 1 else None
+
+
+def _place(sequence: Sequence) -> tuple[int, int]:
+    if sequence.slot is None:
+        raise RuntimeError("a scheduled sequence has no row")
+    return sequence.slot.capacity, sequence.slot.row
+
+
+def _chunk_positions(chunk: Chunk) -> np.ndarray[Any, Any]:
+    """int64 [3, count]: of the prompt as prepared, of generated tokens (after a preemption) counting on."""
+    import numpy as np
+
+    sequence = chunk.sequence
+    known = sequence.prepared.positions[:, chunk.start : min(chunk.end, sequence.num_prompt)]
+    later = np.arange(max(chunk.start, sequence.num_prompt), chunk.end) + sequence.prepared.position_delta
+    return np.concatenate([known, np.broadcast_to(later, (3, len(later)))], axis=1)
