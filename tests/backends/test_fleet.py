@@ -193,6 +193,10 @@ async def test_a_wrong_key_or_model_everywhere_keeps_its_class() -> None:
             await over([one, two], probe=True, api_key="wrong").open()
         async with over([one, two], probe=True, api_key="right") as backend:
             assert (await backend.generate(ask("hello"))).text == "hello"
+
+
+async def test_a_misspelt_model_is_told_the_nearest_one() -> None:
     with ScriptedEndpoint(models=("qwen3-vl-8b",)) as one:
+        backend = OpenAIBackend("qwen3vl-8b", base_url=one.url)
         with pytest.raises(UnknownNameError, match="did you mean 'qwen3-vl-8b'"):
-            await OpenAIBackend("qwen3vl-8b", base_url=one.url).open()
+            await backend.open()

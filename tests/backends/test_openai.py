@@ -184,6 +184,12 @@ class TestAnswer:
                 its = fold(await collect(echo, request), want_logprobs=True)
             assert ours[:2] == its[:2]
 
+    async def test_a_connection_is_used_again(self, endpoint: ScriptedEndpoint) -> None:
+        async with plain(endpoint) as backend:
+            for _ in range(5):
+                await backend.generate(ask("what?"))
+        assert endpoint.connections == 1
+
 
 class TestProbe:
     async def test_what_is_ignored_in_silence_is_noticed(self) -> None:

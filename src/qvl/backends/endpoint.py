@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -26,6 +26,7 @@ from qvl.types import Chunk
 MAX_ANSWER_BYTES: Final = 256 * 2**20
 MAX_ERROR_BYTES: Final = 64 * 2**10
 MAX_IDLE_BYTES: Final = 4 * 2**20
+LINGER: Final = 0.5
 OPENAI_URL: Final = "https://api.openai.com/v1"
 
 
@@ -161,6 +162,14 @@ class Endpoint:
                 if payloads and started:
                     by = min(end, time.monotonic() + self.timeouts.token)
             yield answer.end()
+            if data is not None:
+                await self._finish(blocks)
+
+    async def _finish(self, blocks: AsyncIterator[bytes]) -> None:
+        """Reads what comes after `[DONE]`, so that the connection can be used again."""
+        with suppress(Failed), crossing(self.url), self._until(time.monotonic() + LINGER, "no end"):
+            async for _ in blocks:
+                pass
 
     async def models(self) -> list[dict[str, Any]]:
         """What GET /models lists; empty when the endpoint has no such list."""

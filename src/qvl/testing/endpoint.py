@@ -246,6 +246,7 @@ class ScriptedEndpoint:
         self.default = default or Echo()
         self.max_model_len = max_model_len
         self.requests: list[Received] = []
+        self.connections = 0
         self.running = 0
         self.port = 0
         self._tls = tls
@@ -335,6 +336,7 @@ class ScriptedEndpoint:
         assert task is not None
         self._tasks.add(task)
         self._writers.add(writer)
+        self.connections += 1
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError, ssl.SSLError):
                 while (received := await _read(reader)) is not None:

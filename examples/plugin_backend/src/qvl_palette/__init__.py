@@ -1,0 +1,1 @@
+"""A qvl backend that answers with the colours of the pictures it is shown."""
