@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -24,9 +25,15 @@ def find_server() -> str | None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port below 50000: a cluster listens 10000 above as well."""
+    while True:
+        port = random.randrange(20_000, 50_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class RedisServer:
@@ -54,7 +61,9 @@ class RedisServer:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 30
         while self.command(b"PING")[:1] not in (b"+", b"-"):
-            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.close()
+                raise RuntimeError((self.folder / "log").read_text())
             time.sleep(0.01)
 
     def command(self, line: bytes) -> bytes:

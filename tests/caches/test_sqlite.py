@@ -318,6 +318,7 @@ def test_urls_name_files(url: str, path: str) -> None:
 
 def test_the_bare_url_is_the_default_file() -> None:
     assert SqliteCache.from_url("sqlite://").path == default_path().absolute()
+    assert SqliteCache.from_url("sqlite:").path == default_path().absolute()
 
 
 def test_url_options_are_typed() -> None:

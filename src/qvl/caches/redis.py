@@ -36,7 +36,7 @@ return 0
 """
 
 # What a server says that answers, but takes no writes.
-_UNWRITABLE: Final = ("READONLY", "OOM", "MISCONF", "NOREPLICAS", "READ ONLY", "NOPERM")
+_UNWRITABLE: Final = ("READONLY", "READ ONLY", "MAXMEMORY", "MISCONF", "NOREPLICAS")
 
 
 class RedisCache(Cache):
@@ -62,6 +62,13 @@ class RedisCache(Cache):
     ) -> None:
         self._address = RedisAddress.parse(url, options)
         self._redis = import_redis()
+        # Some of the package's exceptions are no RedisError; UnicodeError is what a key that is no UTF-8 ends in.
+        kinds = [kind for kind in vars(self._redis.exceptions).values() if isinstance(kind, type)]
+        self._foreign: tuple[type[Exception], ...] = (
+            *(kind for kind in kinds if issubclass(kind, Exception)),
+            OSError,
+            UnicodeError,
+        )
         self._away = tuple(getattr(self._redis.exceptions, name) for name in ("ClusterDownError", "MasterDownError"))
         own = self._address.own
         self.url = self._address.shown
@@ -227,7 +234,7 @@ class RedisCache(Cache):
                 entered.append(circuit)
             yield self._connected()
             verdicts = dict.fromkeys(entered)
-        except (self._redis.RedisError, OSError, UnicodeError) as exc:
+        except self._foreign as exc:
             self._tally.add("errors")
             reason = f"{exc}" or type(exc).__name__
             if any(word in reason.upper() for word in _UNWRITABLE):
@@ -339,7 +346,7 @@ def _is_cluster(client: Any) -> bool:
 
 def _hint(reason: str) -> str | None:
     upper = reason.upper()
-    if "OOM" in upper:
+    if "MAXMEMORY" in upper:
         return "raise maxmemory or set maxmemory-policy allkeys-lru"
     if "WRONGPASS" in upper or "NOAUTH" in upper or "AUTH" in upper:
         return "write redis://user:password@host:6379/0"

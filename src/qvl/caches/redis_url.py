@@ -62,7 +62,7 @@ class RedisAddress:
             ConfigError: another scheme, an unknown option, a port or database that is no number.
         """
         base, _, query = url.partition("?")
-        scheme, separator, rest = base.partition("://")
+        scheme, separator, rest = base.partition("://") if base != "redis:" else ("redis", "://", "")
         if scheme not in SCHEMES or not separator:
             raise ConfigError(f"{_shown(base)} is no Redis cache", hint="write redis://host:6379/0")
         options = read_options("redis", query, given, OPTIONS, passed=("clock",))

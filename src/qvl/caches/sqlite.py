@@ -76,8 +76,8 @@ class SqliteCache(Cache):
     def from_url(cls, url: str, **options: Any) -> SqliteCache:
         """Reads `sqlite://` (the default file), `sqlite:///file.db`, `sqlite:////abs/file.db?max_bytes=1GiB`."""
         base, _, query = url.partition("?")
-        scheme, _, rest = base.partition("://")
-        if scheme != "sqlite" or "://" not in base:
+        scheme, separator, rest = ("sqlite", "://", "") if base == "sqlite:" else base.partition("://")
+        if scheme != "sqlite" or not separator:
             raise ConfigError(f"{url!r} is no SQLite cache", hint="write sqlite:///file.db")
         if rest and not rest.startswith("/"):
             raise ConfigError(f"{url!r} names a host, not a file", hint=f"write sqlite:///{rest}")

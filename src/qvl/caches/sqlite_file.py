@@ -7,7 +7,6 @@ file has left its path (the close would delete the write-ahead log of the file t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import sqlite3
@@ -183,6 +182,8 @@ class SqliteFile:
 
     def _abandon(self) -> None:
         """Lets go of a connection without closing it, also at the interpreter's end (see the module's rules)."""
+        import ctypes
+
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
         self._connection = None
 
