@@ -28,6 +28,7 @@ def test_ctrl_c_keeps_what_was_done_and_ends_with_130(process, shell, folder):
         "analyze", *names, "--model", "parrot:slow", "-j", "1", "--output", "kept.jsonl", "--html", "report.html"
     )
     wait_for(Path("kept.jsonl"))
+    assert Path("kept.jsonl").read_text().count("\n") < 8, "lines are written as they come, not by the buffer"
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130
