@@ -66,7 +66,8 @@ class SqliteCache(Cache):
         self._clock = clock
         self._file = SqliteFile(self.path, busy_timeout=busy_timeout)
         self._uses_lock = threading.Lock()
-        self._released = threading.Condition()
+        self._changed = threading.Condition()
+        self._changes = 0
         self._uses: dict[str, float] = {}
         self._last_use = 0.0
         self._purged_at = clock()
@@ -203,7 +204,8 @@ class SqliteCache(Cache):
         pause = 0.002
         seen = None
         while True:
-            changes = self._read("PRAGMA data_version")
+            # The pragma tells of other connections' changes, the number of those through this one.
+            changes = (self._changes, self._read("PRAGMA data_version"))
             if changes != seen:
                 seen = changes
                 until = self._held_until(key)
@@ -212,9 +214,9 @@ class SqliteCache(Cache):
             left = min(deadline - time.monotonic(), until - self._clock())
             if left <= 0:
                 return
-            with self._released:
-                if self._released.wait(min(left, random.uniform(pause / 2, pause))):
-                    seen = None
+            with self._changed:
+                if self._changes == seen[0]:
+                    self._changed.wait(min(left, random.uniform(pause / 2, pause)))
             pause = min(pause * 1.5, 0.05)
 
     def close(self) -> None:
@@ -289,8 +291,9 @@ class SqliteCache(Cache):
         return float(held[0][0]) if held else 0.0
 
     def _wake(self) -> None:
-        with self._released:
-            self._released.notify_all()
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
 
 
 def _write_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
