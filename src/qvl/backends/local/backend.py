@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qvl.backends.local.grammar import Grammars
     from qvl.backends.local.loader import Checkpoint
     from qvl.backends.local.output import Vocabulary
-    from qvl.backends.local.processor import Processor
+    from qvl.backends.local.processor import ImageRules, Processor
     from qvl.backends.local.runner import Runner
     from qvl.types import ChatRequest, Chunk
 
@@ -335,16 +335,35 @@ class LocalBackend(Backend):
         loaded = self._loaded
         if loaded is None:
             return super().identity()
+        return self._identity(loaded.checkpoint.fingerprint, loaded.device.dtype_name, loaded.processor.rules)
+
+    def peek_identity(self) -> dict[str, Any] | None:
+        from qvl.backends.local.device import peek_dtype
+        from qvl.backends.local.loader import peek
+        from qvl.backends.local.processor import ImageRules
+
+        dtype = peek_dtype(self._device, self._dtype)
+        found = peek(self._path) if dtype is not None else None
+        if dtype is None or found is None:
+            return None
+        fingerprint, settings = found
+        return self._identity(fingerprint, dtype, ImageRules.read(settings))
+
+    def _identity(self, fingerprint: str, dtype: str, rules: ImageRules) -> dict[str, Any]:
         return {
             "backend": self.name,
             "model": self.model,
             "revision": self._revision,
-            "weights": loaded.checkpoint.fingerprint,
-            "dtype": loaded.device.dtype_name,
-            "processor": asdict(loaded.processor.rules),
+            "weights": fingerprint,
+            "dtype": dtype,
+            "processor": asdict(rules),
             "adapter": None,
             "quantisation": None,
         }
+
+    def peek_capabilities(self) -> Capabilities:
+        """All but `max_context`, which the weights and the memory decide."""
+        return Capabilities(images=MAX_IMAGES, response_formats=FORMATS, tools=True)
 
     def describe(self) -> str:
         """One line: device, dtype, and why nothing better is used. Valid after `open()`."""

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import re
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     import torch
 
 KINDS: Final = ("npu", "cuda", "mps", "cpu")
+DTYPES: Final = ("bfloat16", "float16", "float32")
+SHORT_DTYPES: Final = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+}
 # Chips whose matrix units have no bfloat16 (300I Duo, 310 series).
 NPU_WITHOUT_BF16: Final = re.compile(r"310", re.ASCII)
 
@@ -150,6 +159,25 @@ def open_device(device: str = "auto", dtype: str = "auto") -> Device:
     return Device(kind, index, _dtype(dtype, kind, index), _name(kind, index), tuple(notes))
 
 
+def peek_dtype(device: str = "auto", dtype: str = "auto") -> str | None:
+    """The name of the dtype that `open_device` would choose, told without importing torch; None when that is not sure.
+
+    Sure is only the CPU: asked for, or the only thing on a Linux host that has no accelerator's device node.
+    """
+    if device == "auto":
+        device = os.environ.get("QVL_DEVICE") or os.environ.get("DEVICE") or "auto"
+    if device.strip().lower() == "auto":
+        nodes = ("davinci[0-9]*", "nvidia*", "kfd", "dxg")
+        if sys.platform != "linux" or any(True for node in nodes for _ in Path("/dev").glob(node)):
+            return None
+    elif device.strip().lower() != "cpu":
+        return None
+    name = SHORT_DTYPES.get(dtype.removeprefix("torch."), dtype.removeprefix("torch."))
+    if name == "auto":
+        return "bfloat16" if _cpu_multiplies_bf16() else "float32"
+    return name if name in DTYPES else None
+
+
 def _npu_expected() -> bool:
     return (
         importlib.util.find_spec("torch_npu") is not None
@@ -216,9 +244,8 @@ def _name(kind: str, index: int | None) -> str:
 def _dtype(name: str, kind: str, index: int | None) -> torch.dtype:
     import torch
 
-    short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
-    name = short.get(name.removeprefix("torch."), name.removeprefix("torch."))
-    if name in ("bfloat16", "float16", "float32"):
+    name = SHORT_DTYPES.get(name.removeprefix("torch."), name.removeprefix("torch."))
+    if name in DTYPES:
         return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
     if name != "auto":
         raise ConfigError(f"unknown dtype {name!r}", hint="auto, bfloat16, float16 or float32")

@@ -207,7 +207,7 @@ class Engine:
                     self._step()
                     self._flush()
             self._fail_all(lambda: BackendUnavailableError("the engine was closed with this request in flight"))
-        except BaseException as exc:  # noqa: BLE001 - whatever ends the loop, the waiters must learn it
+        except BaseException as exc:
             reason = f"the engine's loop ended: {type(exc).__name__}: {str(exc).strip()[:300]}"
             log.error("engine_dead", error=reason, exc_info=exc)
             with self._wake:

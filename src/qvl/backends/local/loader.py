@@ -106,6 +106,18 @@ def load(
     )
 
 
+def peek(model: str | None) -> tuple[str, dict[str, Any]] | None:
+    """(fingerprint, preprocessor settings) of a checkpoint in a folder, read without torch; None for anything else."""
+    folder = bundled_folder() if model is None else Path(model).expanduser()
+    settings = folder / "preprocessor_config.json"
+    if not settings.is_file():
+        return None
+    try:
+        return _fingerprint(folder), _json(settings, str(model))
+    except (OSError, QvlError):
+        return None
+
+
 def _folder(model: str | None, revision: str | None) -> Path:
     if model is None:
         folder = bundled_folder()

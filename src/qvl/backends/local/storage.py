@@ -50,7 +50,7 @@ class Storage:
                 self._load(op)
 
     def save(self, capacity: int, row: int, pairs: Sequence[tuple[int, int]], num_blocks: int) -> None:
-        """Keeps blocks of a row as prefix blocks: (index in the row, block) pairs. `num_blocks` is what storage needs."""
+        """Keeps blocks of a row: `pairs` are (index in the row, block). `num_blocks` is how many storage must have."""
         import torch
 
         self._reserve(num_blocks)

@@ -1,0 +1,64 @@
+"""Random-weight Qwen3-VL checkpoints of real shape in the small: deepstack, mrope, grouped heads, an untied head."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from qvl.backends.local.loader import bundled_folder
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.json")
+
+
+def random_checkpoint(folder: Path, *, seed: int = 0, layers: int = 3, hidden: int = 96) -> Path:
+    """Writes config, weights, tokenizer and processor settings; returns `folder`.
+
+    Weights are scaled so that activations stay of order one and the best token is rarely a near-tie.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    bundled = bundled_folder()
+    config = json.loads((bundled / "config.json").read_text())
+    config["tie_word_embeddings"] = False
+    config["text_config"].update(
+        hidden_size=hidden,
+        intermediate_size=hidden * 2,
+        num_hidden_layers=layers,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=False,
+        dtype="float32",
+        rope_scaling={"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"},
+    )
+    config["vision_config"].update(
+        hidden_size=64,
+        intermediate_size=128,
+        depth=4,
+        num_heads=4,
+        out_hidden_size=hidden,
+        deepstack_visual_indexes=[0, 2],
+        num_position_embeddings=144,
+    )
+    torch.manual_seed(seed)
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**json.loads(json.dumps(config)))).float()
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim >= 2:
+            fan_in = 1 if "embed" in name and "patch" not in name else tensor[0].numel()
+            tensor = torch.randn_like(tensor) * fan_in**-0.5
+        elif name.endswith("bias"):
+            tensor = torch.randn_like(tensor) * 0.1
+        tensors[name] = tensor.contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    image = json.loads((bundled / "preprocessor_config.json").read_text())
+    image["size"] = {"shortest_edge": 64 * 64, "longest_edge": 256 * 256}
+    (folder / "preprocessor_config.json").write_text(json.dumps(image))
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        shutil.copy(bundled / name, folder / name)
+    return folder

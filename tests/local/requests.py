@@ -1,0 +1,71 @@
+"""Requests of every kind, from a seed."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from qvl.media import Picture, load
+from qvl.types import ChatRequest, ImagePart, Message, Part, SamplingParams, TextPart
+
+SIZES = ((128, 128), (64, 64), (200, 90), (96, 224), (300, 300), (40, 160))
+QUESTIONS = (
+    "What brand is it?",
+    "Which category?",
+    "What colour is the second?",
+    "Describe the picture.",
+    "How many are there?",
+    "图里是什么颜色？",
+    "Say hello.",
+)
+
+
+@lru_cache(maxsize=64)
+def picture(seed: int) -> Picture:
+    """A noisy picture with a few shapes; equal seeds give equal pictures."""
+    dice = random.Random(seed)
+    width, height = SIZES[seed % len(SIZES)]
+    noise = np.random.default_rng(seed).integers(0, 64, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    draw = ImageDraw.Draw(image)
+    for _ in range(4):
+        x, y = dice.randrange(width), dice.randrange(height)
+        colour = tuple(dice.randrange(256) for _ in range(3))
+        draw.ellipse((x - 20, y - 20, x + 30, y + 25), fill=colour)  # type: ignore[arg-type]
+    return load(image)
+
+
+def ask(*parts: str | int | Picture, system: str | None = None, **sampling: object) -> ChatRequest:
+    """A user turn; a number is the picture of that seed."""
+    sampling = {"max_tokens": 8, **sampling}
+    messages = [] if system is None else [Message("system", (TextPart(system),))]
+    messages.append(Message("user", tuple(_part(part) for part in parts)))
+    return ChatRequest(tuple(messages), SamplingParams(**sampling))  # type: ignore[arg-type]
+
+
+def _part(part: str | int | Picture) -> Part:
+    if isinstance(part, str):
+        return TextPart(part)
+    return ImagePart(picture(part) if isinstance(part, int) else part)
+
+
+def mixed(count: int, dice: random.Random) -> list[ChatRequest]:
+    """One to four pictures or none, system turns, several turns, different lengths."""
+    made = []
+    for _ in range(count):
+        turns = []
+        if dice.random() < 0.3:
+            turns.append(Message("system", (TextPart(dice.choice(("Be brief.", "You label product pictures."))),)))
+        for turn in range(dice.choice((1, 1, 1, 2, 3))):
+            if turn:
+                turns.append(Message("assistant", (TextPart(dice.choice(("It is red.", "A mug, I think.", "好的"))),)))
+            parts: list[Part] = [ImagePart(picture(dice.randrange(24))) for _ in range(dice.choice((0, 1, 1, 2, 4)))]
+            parts.insert(dice.randrange(len(parts) + 1), TextPart(dice.choice(QUESTIONS)))
+            if dice.random() < 0.3:
+                parts.append(TextPart(" ".join(dice.choice(QUESTIONS) for _ in range(dice.randrange(1, 12)))))
+            turns.append(Message("user", tuple(parts)))
+        made.append(ChatRequest(tuple(turns), SamplingParams(max_tokens=dice.randrange(1, 20))))
+    return made
