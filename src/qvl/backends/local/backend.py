@@ -118,6 +118,7 @@ class LocalBackend(Backend):
         self._dtype = dtype
         self._revision = revision
         self._trust_remote_code = trust_remote_code
+        self._peeked: dict[str, Any] | None = None
         self._max_model_len = max_model_len
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -342,12 +343,13 @@ class LocalBackend(Backend):
         from qvl.backends.local.loader import peek
         from qvl.backends.local.processor import ImageRules
 
-        dtype = peek_dtype(self._device, self._dtype)
-        found = peek(self._path) if dtype is not None else None
-        if dtype is None or found is None:
-            return None
-        fingerprint, settings = found
-        return self._identity(fingerprint, dtype, ImageRules.read(settings))
+        if self._peeked is None:
+            dtype = peek_dtype(self._device, self._dtype)
+            found = peek(self._path) if dtype is not None else None
+            if dtype is None or found is None:
+                return None
+            self._peeked = self._identity(found[0], dtype, ImageRules.read(found[1]))
+        return self._peeked
 
     def _identity(self, fingerprint: str, dtype: str, rules: ImageRules) -> dict[str, Any]:
         return {
