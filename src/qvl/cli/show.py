@@ -68,6 +68,8 @@ def one(record: Record) -> None:
     assert record.result is not None
     console = stdout()
     if record.analysis is not None:
+        # Not the table's title, which would be folded to the table's width.
+        console.print(Text(f"{record.picture} · {record.result.backend}:{record.result.model}", style="italic"))
         console.print(_analysis(record))
     else:
         for choice in record.result.choices:
@@ -79,7 +81,7 @@ def one(record: Record) -> None:
 
 def stages(timing: Timing) -> None:
     """One row: how long each stage took."""
-    table = Table(title_justify="left")
+    table = Table()
     for _, label in STAGES:
         table.add_column(label, justify="right")
     table.add_row(*(seconds(getattr(timing, name)) for name, _ in STAGES))
@@ -95,7 +97,7 @@ def _analysis(record: Record) -> Table:
     assert record.result is not None
     assert record.analysis is not None
     result = record.result
-    table = Table(title=Text(f"{record.picture} · {result.backend}:{result.model}"), title_justify="left")
+    table = Table()
     table.add_column("field")
     table.add_column("value", overflow="fold")
     table.add_column("confidence", justify="right")
