@@ -45,5 +45,5 @@ def test_a_pipeline_finds_it_by_name(installed: dict[str, str]) -> None:
 
 
 def test_it_holds_the_contract(installed: dict[str, str]) -> None:
-    out = run(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio", str(EXAMPLE))
+    out = run(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLE))
     assert " passed" in out

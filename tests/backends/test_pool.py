@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qvl.backends.failures import Blame, Failed, Repeat
@@ -281,11 +281,13 @@ def test_bad_settings_are_refused() -> None:
         weights_by_url(["a"], {"b": 1})
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(min_size=1), st.floats(0.1, 4), min_size=1, max_size=8), st.text())
 def test_the_ring_names_everybody_once(weights: dict[str, float], key: str) -> None:
     assert sorted(HashRing(weights).order(key)) == sorted(weights)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(["take", "release", "fail", "answer", "tick"]), max_size=60), st.randoms())
 def test_no_place_is_ever_lost(steps: list[str], rng: random.Random) -> None:
     async def walk() -> None:

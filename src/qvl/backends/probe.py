@@ -28,7 +28,7 @@ from qvl.types import Choice, Folder, Usage
 
 MANY_PICTURES: Final = 256
 CANARY: Final = "zq7-Kestrel-41"
-AT_ONCE: Final = 4
+AT_ONCE: Final = 8
 _WORDS: Final = "Answer with the single digit 1."
 
 
@@ -147,14 +147,9 @@ SAMPLING: Final = (
         lambda got, base: any(choice.logprobs for choice in got.choices),
         max_tokens=2,
     ),
-    Feature("seed", {"seed": 7}, lambda got, base: True, max_tokens=1),
-    Feature("stop", {"stop": ["zq7"]}, lambda got, base: True, max_tokens=1),
-    Feature("penalties", {"presence_penalty": 0.1, "frequency_penalty": 0.1}, lambda got, base: True, max_tokens=1),
     # At temperature 2 an answer equal to the greedy one is next to impossible, unless one token is left to choose from.
     Feature("top_k", {"top_k": 1, "temperature": 2.0}, lambda got, base: got.text == base.text),
     Feature("min_p", {"min_p": 1.0, "temperature": 2.0}, lambda got, base: got.text == base.text),
-    Feature("repetition_penalty", {"repetition_penalty": 1.05}, lambda got, base: True, max_tokens=1),
-    Feature("stop_token_ids", {"stop_token_ids": [0]}, lambda got, base: True, max_tokens=1),
     Feature(
         "ignore_eos",
         {"ignore_eos": True},
@@ -162,10 +157,18 @@ SAMPLING: Final = (
         max_tokens=24,
     ),
 )
+# Whether these were obeyed cannot be seen in a few tokens: accepted counts as honoured.
+ACCEPTED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "seed": {"seed": 7},
+    "stop": {"stop": ["zq7"]},
+    "penalties": {"presence_penalty": 0.1, "frequency_penalty": 0.1},
+    "repetition_penalty": {"repetition_penalty": 1.05},
+    "stop_token_ids": {"stop_token_ids": [0]},
+}
 
 
 async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findings:
-    """Asks `endpoint` what it can do with `model`: about a dozen requests of a few tokens, four at a time.
+    """Asks `endpoint` what it can do with `model`: about a dozen requests of a few tokens, eight at a time.
 
     Raises:
         Failed: it is not there, refuses the key, has no such model, or answers nothing that makes sense.
@@ -175,8 +178,10 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
     asker = _Asker(endpoint, model, retry)
     base = await asker.learn_dialect()
     features = [*FORMATS, TOOLS, *SAMPLING]
-    found = await _together([asker.sees(base), *(asker.has(feature, base) for feature in features)])
-    have = {feature.name for feature, there in zip(features, found[1:], strict=True) if there}
+    sees, accepted, *found = await _together(
+        [asker.sees(base), asker.accepts(ACCEPTED), *(asker.has(feature, base) for feature in features)]
+    )
+    have = {feature.name for feature, there in zip(features, found, strict=True) if there} | accepted
     sampling = {"max_tokens"} | (have & ALL_SAMPLING)
     if asker.dialect.sampled:
         sampling |= {"temperature", "top_p"}
@@ -184,7 +189,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
         sampling |= {"presence_penalty", "frequency_penalty"}
     entry = next((entry for entry in listed if entry["id"] == model), {})
     capabilities = Capabilities(
-        images=MANY_PICTURES if found[0] else 0,
+        images=MANY_PICTURES if sees else 0,
         max_context=_max_context(entry),
         sampling=frozenset(sampling),
         response_formats=frozenset(have & {feature.name for feature in FORMATS}),
@@ -210,7 +215,7 @@ def common(findings: list[Findings]) -> Capabilities:
     )
 
 
-async def _together(works: Sequence[Coroutine[Any, Any, bool]]) -> list[bool]:
+async def _together(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
     """All answers in order; the first that fails ends the others."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
@@ -275,8 +280,21 @@ class _Asker:
         try:
             got = await self.ask(feature.question, feature.fields, max_tokens=feature.max_tokens)
         except Failed as failed:
-            return self._absent(failed)
+            raise_unless_refused(failed)
+            return False
         return feature.obeyed(got, base)
+
+    async def accepts(self, fields: Mapping[str, Mapping[str, Any]]) -> set[str]:
+        """The names whose fields are not refused: asked for together, and one by one only if that is refused."""
+        try:
+            await self.ask(_WORDS, {k: v for several in fields.values() for k, v in several.items()}, max_tokens=1)
+        except Failed as failed:
+            raise_unless_refused(failed)
+            if len(fields) == 1:
+                return set()
+            alone = await asyncio.gather(*(self.accepts({name: several}) for name, several in fields.items()))
+            return set().union(*alone)
+        return set(fields)
 
     async def sees(self, base: Answered) -> bool:
         """A picture was accepted, and made the prompt longer than the same words alone."""
@@ -284,17 +302,10 @@ class _Asker:
         try:
             got = await self.ask(parts, {}, max_tokens=1)
         except Failed as failed:
-            return self._absent(failed)
+            raise_unless_refused(failed)
+            return False
         told = base.usage.prompt_tokens and got.usage.prompt_tokens
         return got.usage.prompt_tokens > base.usage.prompt_tokens if told else True
-
-    @staticmethod
-    def _absent(failed: Failed) -> bool:
-        """A refusal means no; a failure that says nothing about the feature goes on."""
-        refusals = RequestError | UnknownNameError | BackendResponseError | DeviceMemoryError
-        if isinstance(failed.error, refusals):
-            return False
-        raise failed
 
     async def ask(self, content: Any, fields: Mapping[str, Any], *, max_tokens: int) -> Answered:
         body: dict[str, Any] = {
@@ -328,6 +339,12 @@ class _Asker:
             async for chunk in chunks:
                 folder.add(chunk)
         return Answered(folder.choices(), folder.usage)
+
+
+def raise_unless_refused(failed: Failed) -> None:
+    """A refusal says that the feature is absent; any other failure says nothing about it."""
+    if not isinstance(failed.error, RequestError | UnknownNameError | BackendResponseError | DeviceMemoryError):
+        raise failed
 
 
 def _picture(edge: int = 64) -> str:
