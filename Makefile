@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 # The stamp carries what it was made from, so that a changed requirement installs again and nothing else does.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 BUILD := build
+TORCH := 2.13.0
 PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
 FAST := not slow and not vllm and not browser
 
-.PHONY: help setup demo test lint fix docs slow clean
+.PHONY: help setup demo test lint fix docs slow pins clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +48,13 @@ slow: $(STAMP) ## the tests that take minutes, and those in a browser
 
 docs: $(STAMP) ## write docs/cli.md from the commands, check every link between the pages
 	$(BIN)/python docs/build.py
+
+pins: ## write constraints.txt anew: the newest versions of what dev pulls in, with this torch
+	rm -rf $(BUILD)/pins && $(PYTHON) -m venv $(BUILD)/pins
+	$(BUILD)/pins/bin/python -m pip install -q 'torch==$(TORCH)' '.[dev]'
+	{ sed -n '/^#/p' constraints.txt; $(BUILD)/pins/bin/python -m pip freeze --all --exclude qvl --exclude pip | \
+		sed -E 's/\+cpu$$//; s/^((numpy|networkx)==.*)$$/\1; python_version >= "3.11"/'; } > $(BUILD)/constraints.txt
+	mv $(BUILD)/constraints.txt constraints.txt
 
 clean: ## remove what make made; the virtual environment stays (rm -rf .venv)
 	rm -rf $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
