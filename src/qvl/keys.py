@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, Final
 
 from qvl.errors import CacheError
@@ -19,6 +19,7 @@ from qvl.types import (
     ImagePart,
     Message,
     Result,
+    SamplingParams,
     Timing,
     TokenLogprob,
     ToolCall,
@@ -27,6 +28,8 @@ from qvl.types import (
 )
 
 MANIFEST_VERSION: Final = 1
+# Not asdict, which copies deeply and takes longer than the look-up that follows.
+SAMPLING_FIELDS: Final = tuple(item.name for item in fields(SamplingParams))
 
 
 def build_manifest(
@@ -54,7 +57,7 @@ def build_manifest(
         "backend": dict(identity),
         "max_pixels": min(max_pixels, request.max_pixels or max_pixels),
         "messages": [_message(message) for message in request.messages],
-        "sampling": asdict(request.sampling),
+        "sampling": {name: getattr(request.sampling, name) for name in SAMPLING_FIELDS},
         "response_format": _response_format(request),
         "tools": [asdict(tool) for tool in request.tools],
         "tool_choice": request.tool_choice if request.tools else "none",

@@ -34,6 +34,7 @@ ToolLike: TypeAlias = Tool | Mapping[str, Any]
 ResponseFormatLike: TypeAlias = ResponseFormat | Mapping[str, Any] | type[BaseModel]
 MAX_PICTURES: Final = 256
 LOW_DETAIL_PIXELS: Final = 512 * 512
+SAMPLING_NAMES: Final = SamplingParams.names()
 DETAILS: Final = (None, "auto", "low", "high", "original")
 T = TypeVar("T")
 
@@ -166,7 +167,7 @@ def sampling_params(given: Mapping[str, Any]) -> SamplingParams:
     Raises:
         ConfigError: a name that is none of its fields (the nearest is named), or a value of the wrong type or range.
     """
-    known = SamplingParams.names()
+    known = SAMPLING_NAMES
     for name in given:
         if name not in known:
             raise ConfigError(f"unknown parameter {name!r}", hint=nearest(name, known), param=name)

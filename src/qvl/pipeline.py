@@ -9,7 +9,6 @@ import asyncio
 import dataclasses
 import sys
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from types import TracebackType
@@ -24,6 +23,7 @@ from qvl.backends.base import Backend
 from qvl.caches.base import Cache, CacheEntry
 from qvl.errors import CacheError, ConfigError
 from qvl.flight import Flight, FlightBoard, Outcome
+from qvl.ids import new_id
 from qvl.log import logger
 from qvl.mapping import MapItem, map_in_order
 from qvl.messages import MessageLike, build_request, decode_pictures
@@ -576,7 +576,7 @@ class AsyncPipeline:
 
 
 def new_request_id() -> str:
-    return f"qvl-{uuid.uuid4().hex}"
+    return f"qvl-{new_id()}"
 
 
 def _pictures(given: Any) -> list[Any]:

@@ -92,7 +92,10 @@ class Store:
             return otherwise
 
     async def get(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
-        entry = await self._call("read", lambda: self.cache.get(key), None)
+        if self.cache.instant:
+            entry = self.cache.get(key)
+        else:
+            entry = await self._call("read", lambda: self.cache.get(key), None)
         if entry is not None and max_age is not None and time.time() - entry.created_at > max_age:
             return None
         return entry

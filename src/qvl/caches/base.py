@@ -102,6 +102,8 @@ class Cache(ABC):
     """
 
     url: str = ""
+    # Whether get() never waits for a disk, a network or another process, so that it needs no thread.
+    instant: bool = False
 
     @abstractmethod
     def get(self, key: str) -> CacheEntry | None:

@@ -33,6 +33,8 @@ class MemoryCache(Cache):
         clock: seconds since the epoch.
     """
 
+    instant = True
+
     url = "memory:"
 
     def __init__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -13,6 +12,7 @@ from pydantic.errors import PydanticUserError
 from qvl.analysis import ProductAnalysis
 from qvl.analyzing import Analyzer
 from qvl.errors import MediaError, RequestError
+from qvl.ids import new_id
 from qvl.server.answers import usage_of
 from qvl.server.asking import Asked
 from qvl.server.caching import policy_of
@@ -113,7 +113,7 @@ def _answer(found: AnalysisResult[Any], name: str, wanted: AnalyzeRequest, excha
         told = value.model_dump(mode="json")
     result = found.result
     return {
-        "id": f"analysis-{uuid.uuid4().hex}",
+        "id": f"analysis-{new_id()}",
         "object": "analysis",
         "created": int(result.created_at or time.time()),
         "model": name,

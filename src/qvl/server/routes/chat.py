@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from contextlib import aclosing
 from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from qvl.errors import RequestError
+from qvl.ids import new_id
 from qvl.server.answers import dumps, finish_word, message_of, read_logprobs, tool_delta, usage_of
 from qvl.server.asking import answer, chat_request, started_stream
 from qvl.server.errors import from_validation
@@ -32,12 +32,13 @@ async def chat_completions(exchange: Exchange) -> None:
     except ValidationError as exc:
         raise from_validation(exc) from exc
     del body
-    asked = await exchange.until_done(lambda: _read(exchange, wanted))
-    if wanted.stream:
-        await exchange.until_done(lambda: _stream(exchange, wanted, asked))
-    else:
-        result = await exchange.until_done(lambda: answer(exchange, asked))
-        await exchange.respond_json(completion(result, asked), asked.headers(result))
+    await exchange.until_done(lambda: _stream(exchange, wanted) if wanted.stream else _whole(exchange, wanted))
+
+
+async def _whole(exchange: Exchange, wanted: ChatCompletionRequest) -> None:
+    asked = await _read(exchange, wanted)
+    result = await answer(exchange, asked)
+    await exchange.respond_json(completion(result, asked), asked.headers(result))
 
 
 async def _read(exchange: Exchange, wanted: ChatCompletionRequest) -> Asked:
@@ -66,7 +67,7 @@ async def _read(exchange: Exchange, wanted: ChatCompletionRequest) -> Asked:
 def completion(result: Result, asked: Asked) -> dict[str, Any]:
     """A `chat.completion` object."""
     return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "id": f"chatcmpl-{new_id()}",
         "object": "chat.completion",
         "created": int(result.created_at or time.time()),
         "model": asked.model,
@@ -89,7 +90,7 @@ class ChunkWriter:
     """Writes `chat.completion.chunk` events; what never changes is encoded once."""
 
     def __init__(self, asked: Asked, *, include_usage: bool) -> None:
-        ident = f"chatcmpl-{uuid.uuid4().hex}"
+        ident = f"chatcmpl-{new_id()}"
         self._head = (
             f'data: {{"id":"{ident}","object":"chat.completion.chunk","created":{int(time.time())},'
             f'"model":{dumps(asked.model)},"system_fingerprint":"{asked.fingerprint}",'
@@ -140,7 +141,8 @@ class ChunkWriter:
         return f'{self._head}"choices":[],"usage":{dumps(usage_of(result.usage))}}}\n\n'.encode() + DONE
 
 
-async def _stream(exchange: Exchange, wanted: ChatCompletionRequest, asked: Asked) -> None:
+async def _stream(exchange: Exchange, wanted: ChatCompletionRequest) -> None:
+    asked = await _read(exchange, wanted)
     options = wanted.stream_options
     writer = ChunkWriter(asked, include_usage=bool(options and options.include_usage))
     streaming = await started_stream(exchange, asked)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from qvl.errors import RequestError
+from qvl.ids import new_id
 from qvl.server.answers import dumps, finish_word, usage_of
 from qvl.server.asking import answer, chat_request, started_stream
 from qvl.server.errors import from_validation
@@ -68,7 +68,7 @@ def _completion(results: Sequence[Result], asked: Asked) -> dict[str, Any]:
         cached_tokens=sum(result.usage.cached_tokens for result in results),
     )
     return {
-        "id": f"cmpl-{uuid.uuid4().hex}",
+        "id": f"cmpl-{new_id()}",
         "object": "text_completion",
         "created": int(results[0].created_at or time.time()),
         "model": asked.model,
@@ -116,7 +116,7 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     include_usage = bool(wanted.stream_options and wanted.stream_options.include_usage)
     base: dict[str, Any] = {
-        "id": f"cmpl-{uuid.uuid4().hex}",
+        "id": f"cmpl-{new_id()}",
         "object": "text_completion",
         "created": int(time.time()),
         "model": asked.model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from qvl.errors import QvlError, RequestError
+from qvl.ids import new_id
 from qvl.server.answers import dumps, read_logprobs
 from qvl.server.asking import answer, chat_request, started_stream
 from qvl.server.errors import from_validation
@@ -114,7 +114,7 @@ def _head(wanted: ResponsesRequest, asked: Asked) -> dict[str, Any]:
         for tool in wanted.tools or ()
     ]
     return {
-        "id": f"resp_{uuid.uuid4().hex}",
+        "id": f"resp_{new_id()}",
         "object": "response",
         "created_at": int(time.time()),
         "status": "in_progress",
@@ -179,7 +179,7 @@ def _output(choice: Choice, wanted: ResponsesRequest) -> list[dict[str, Any]]:
 
 
 def _item_id(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"
+    return f"{prefix}_{new_id()}"
 
 
 def _text_part(text: str, logprobs: tuple[TokenLogprob, ...] | None) -> dict[str, Any]:
