@@ -14,7 +14,7 @@ from qvl.cli import reading
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qvl.pipeline import AsyncPipeline
+    from qvl.cli.timed import TimedPipeline
 
 _MODEL: Final = "Model and cache"
 _OUTPUT: Final = "Output"
@@ -117,7 +117,7 @@ class PipelineOptions:
         """What goes with every request."""
         return {**self.given, **({"cache": self.cache_mode} if self.cache_mode is not None else {})}
 
-    def build(self) -> AsyncPipeline:
+    def build(self) -> TimedPipeline:
         """The pipeline; nothing is loaded or connected yet.
 
         Raises:
@@ -125,8 +125,8 @@ class PipelineOptions:
         """
         # Importing them is the program's start, and must not count as the first picture's time.
         from qvl import analyzing, config, pixels  # noqa: F401
+        from qvl.cli.timed import TimedPipeline
         from qvl.media import MediaPolicy
-        from qvl.pipeline import AsyncPipeline
 
         options = reading.pairs(self.options, "--option")
         if self.device is not None:
@@ -138,7 +138,7 @@ class PipelineOptions:
             media = MediaPolicy(allowed_private=tuple(self.allow_private))
             budget = config.load(max_pixels=self.max_pixels).max_pixels
             media = media if budget is None else dataclasses.replace(media, max_pixels=budget)
-        return AsyncPipeline(
+        return TimedPipeline(
             self.model,
             cache=self.cache,
             language=self.language,

@@ -70,7 +70,7 @@ class Output:
         if not shown:
             show.one(record)
             return
-        show.stages(record.result.timing)
+        show.stages(record)
         show.notes(record.result)
         show.stdout().print(show.took(record.result))
 

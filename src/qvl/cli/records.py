@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One picture in one iteration: an answer, an analysis with its answer, or an error."""
+    """One picture in one iteration: an answer, an analysis with its answer, or an error.
+
+    `opening` is the time in seconds, of the total, that the model took to load; of the first picture only.
+    """
 
     index: int
     iteration: int
@@ -26,6 +29,7 @@ class Record:
     result: Result | None = None
     analysis: AnalysisResult[Any] | None = None
     error: QvlError | None = None
+    opening: float = 0.0
 
     @property
     def ok(self) -> bool:

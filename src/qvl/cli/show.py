@@ -16,7 +16,7 @@ from qvl.notebook import fields_of
 if TYPE_CHECKING:
     from qvl.analysis import AnalysisResult
     from qvl.cli.records import Record
-    from qvl.types import Result, Timing
+    from qvl.types import Result
 
 STAGES: Final = (
     ("media", "media"),
@@ -25,6 +25,7 @@ STAGES: Final = (
     ("first_token", "first token"),
     ("total", "total"),
 )
+SHOWN_OPENING: Final = 0.05
 _NARROW: Final = 100
 
 
@@ -74,18 +75,26 @@ def one(record: Record) -> None:
     else:
         for choice in record.result.choices:
             console.print(Text(choice.text))
-        stages(record.result.timing)
+        stages(record)
     notes(record.result)
     console.print(Text(took(record.result)))
 
 
-def stages(timing: Timing) -> None:
+def stages(record: Record) -> None:
     """One row: how long each stage took."""
     table = Table()
-    for _, label in STAGES:
+    times = timed(record)
+    for label, _ in times:
         table.add_column(label, justify="right")
-    table.add_row(*(seconds(getattr(timing, name)) for name, _ in STAGES))
+    table.add_row(*(seconds(spent) for _, spent in times))
     stdout().print(table)
+
+
+def timed(record: Record) -> list[tuple[str, float]]:
+    """(stage, seconds) in the order in which they happen; loading the model only where it was loaded."""
+    assert record.result is not None
+    times = [(label, float(getattr(record.result.timing, name))) for name, label in STAGES]
+    return times if record.opening < SHOWN_OPENING else [*times[:2], ("model load", record.opening), *times[2:]]
 
 
 def notes(result: Result) -> None:
@@ -105,8 +114,8 @@ def _analysis(record: Record) -> Table:
         table.add_row(Text(label), Text(value), percent(confidence))
     table.add_row("all fields", "", percent(record.analysis.confidence) or "unknown", style="bold")
     table.add_section()
-    for name, label in STAGES:
-        table.add_row(Text(f"time: {label}"), "", seconds(getattr(result.timing, name)), style="dim")
+    for label, spent in timed(record):
+        table.add_row(Text(f"time: {label}"), "", seconds(spent), style="dim")
     table.add_section()
     style = "green" if result.cache == "hit" else ""
     table.add_row("cache", "", Text(result.cache, style=style))
