@@ -521,7 +521,9 @@ class AsyncPipeline:
         async def answer(emit: Callable[[Chunk], None]) -> Outcome:
             lease = None
             if self.store is not None and job.key is not None:
-                lease, entry = await self.store.lease_or_entry(job.key, read=job.policy.read)
+                lease, entry = await self.store.lease_or_entry(
+                    job.key, read=job.policy.read, max_age=job.policy.max_age
+                )
                 if entry is not None and (found := _from_entry(entry)) is not None:
                     for chunk in unfold(found.result):
                         emit(chunk)

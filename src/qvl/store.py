@@ -81,10 +81,12 @@ class Store:
         self.failures = 0
         self._limiter: anyio.CapacityLimiter | None = None
 
-    async def _call(self, what: str, function: Callable[[], T], otherwise: T) -> T:
+    async def _call(self, what: str, function: Callable[[], T], otherwise: T, *, instant: bool = False) -> T:
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(WORKERS)
         try:
+            if instant:
+                return function()
             return await anyio.to_thread.run_sync(function, limiter=self._limiter)
         except CacheError as exc:
             self.failures += 1
@@ -92,10 +94,7 @@ class Store:
             return otherwise
 
     async def get(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
-        if self.cache.instant:
-            entry = self.cache.get(key)
-        else:
-            entry = await self._call("read", lambda: self.cache.get(key), None)
+        entry = await self._call("read", lambda: self.cache.get(key), None, instant=self.cache.instant)
         if entry is not None and max_age is not None and time.time() - entry.created_at > max_age:
             return None
         return entry
@@ -103,7 +102,9 @@ class Store:
     async def set(self, key: str, entry: CacheEntry) -> None:
         await self._call("write", lambda: self.cache.set(key, entry, ttl=self.ttl), None)
 
-    async def lease_or_entry(self, key: str, *, read: bool) -> tuple[Lease | None, CacheEntry | None]:
+    async def lease_or_entry(
+        self, key: str, *, read: bool, max_age: float | None = None
+    ) -> tuple[Lease | None, CacheEntry | None]:
         """The right to compute `key`, or the entry that another process has computed meanwhile.
 
         Both None: the store failed or the holder took longer than its lease; compute anyway.
@@ -112,7 +113,7 @@ class Store:
         while True:
             failures = self.failures
             lease = await self._call("lease", lambda: self.cache.lease(key, self.lease_seconds), None)
-            entry = await self.get(key) if read else None
+            entry = await self.get(key, max_age=max_age) if read else None
             if entry is not None:
                 if lease is not None:
                     await self.release(lease)
