@@ -7,12 +7,15 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from qvl.caches.base import Lease
 from qvl.caches.sqlite import SqliteCache, default_path
 from qvl.errors import CacheError, ConfigError
 from qvl.testing.cache_contract import entry
@@ -74,6 +77,25 @@ def test_a_killed_holder_loses_its_lease_by_time(cache: SqliteCache, start: Star
     taken = cache.lease("k", 60)
     assert taken is not None
     assert taken.token == 2
+
+
+def test_a_release_between_the_look_and_the_sleep_is_not_missed(path: Path) -> None:
+    looks: list[Lease] = []
+
+    def clock() -> float:
+        # Asked once for the look at the entry and once for how long to sleep: between them the holder ends.
+        if looks and threading.current_thread() is not threading.main_thread():
+            looks.append(looks[0])
+            if len(looks) == 3:
+                cache.release(looks[0])
+        return time.time()
+
+    with SqliteCache(path, clock=clock) as cache, ThreadPoolExecutor(1) as pool:
+        lease = cache.lease("k", 600)
+        assert lease is not None
+        looks.append(lease)
+        pool.submit(cache.wait, "k", 60).result(20)
+        assert len(looks) >= 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

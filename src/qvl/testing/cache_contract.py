@@ -327,6 +327,17 @@ class CacheContract:
         self._waiter_is_woken_by(cache, finish)
         assert cache.get("k") == entry()
 
+    def test_a_release_in_the_moment_of_falling_asleep_is_not_missed(self, cache: Cache) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            for number in range(60):
+                lease = cache.lease(f"k{number}", 600)
+                assert lease is not None
+                waiter = pool.submit(cache.wait, lease.key, 4 * PATIENCE)
+                # Steps through the waiter's own few calls, so that some release falls between its look and its sleep.
+                time.sleep(number * 0.00003)
+                cache.release(lease)
+                waiter.result(PATIENCE)
+
     def _waiter_is_woken_by(self, cache: Cache, act: Callable[[], None]) -> None:
         def free() -> bool:
             if cache.get("k") is not None:
