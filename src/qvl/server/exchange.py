@@ -197,7 +197,7 @@ class Exchange:
                 (b"x-request-id", self.request_id.encode("latin-1")),
                 *self.extra_headers,
             ]
-            if self.core.draining:
+            if self.core.draining and not any(name == b"connection" for name, _ in event["headers"]):
                 event["headers"].append((b"connection", b"close"))
         await self._send(event)
 

@@ -1,0 +1,169 @@
+"""Keys, tenants and the cache's headers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from qvl.caches.memory import MemoryCache
+from qvl.errors import CacheError, ConfigError
+from qvl.server.auth import KeyRing
+from tests.server.conftest import Running, data_url, question
+from tests.server.echo_backend import EchoBackend
+
+CHAT = "/v1/chat/completions"
+
+
+def test_a_key_is_needed_for_everything_but_health_and_the_page(serve) -> None:
+    server = serve(api_keys=("sesame", "second"))
+    for path in ("/ready", "/metrics", "/version", "/v1/models", "/openapi.json", "/nope"):
+        answer = server.get(path)
+        assert answer.status_code == 401, path
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert server.get("/health").status_code == 200
+    assert server.get("/").status_code == 200
+    for wrong in ("Bearer sesam", "Bearer sesamee", "Basic sesame", "sesame", "Bearer"):
+        assert server.post(CHAT, question(), authorization=wrong).status_code == 401
+    for key in ("sesame", "second"):
+        assert server.post(CHAT, question(), authorization=f"Bearer {key}").status_code == 200
+    seen = server.get("/metrics", authorization="Bearer sesame").text
+    assert "sesame" not in seen
+    assert "sesame" not in server.get("/version", authorization="Bearer sesame").text
+
+
+def test_keys_are_read_again_from_their_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("one # the shop\n\n# nobody\ntwo\n")
+    ring = KeyRing(file=str(file))
+    assert ring.tenant(b"Bearer one") != ring.tenant(b"bearer two")
+    file.write_text("three\n")
+    ring.reload()
+    assert ring.tenant(b"Bearer three")
+    with pytest.raises(Exception, match="not accepted"):
+        ring.tenant(b"Bearer one")
+    file.unlink()
+    ring.reload()
+    assert ring.tenant(b"Bearer three")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        KeyRing(file=str(file))
+
+
+def test_one_tenant_never_gets_anothers_answer(serve) -> None:
+    server = serve(api_keys=("a", "b"))
+    states = [
+        server.post(CHAT, question(), authorization=f"Bearer {key}").headers["x-qvl-cache"]
+        for key in ("a", "b", "a", "b")
+    ]
+    assert states == ["miss", "miss", "hit", "hit"]
+
+
+def test_cache_headers_say_where_the_answer_came_from(serve) -> None:
+    server = serve()
+
+    def ask(control: str = "", **body: object):
+        headers = {"cache_control": control} if control else {}
+        answer = server.post(CHAT, {**question("x", data_url()), **body}, **headers)
+        assert answer.status_code == 200, answer.text
+        return answer.headers["x-qvl-cache"], answer.headers["cache-status"], answer
+
+    assert ask()[:2] == ("miss", "qvl; fwd=uri-miss; stored")
+    state, status, answer = ask()
+    assert (state, status) == ("hit", "qvl; hit")
+    assert int(answer.headers["age"]) >= 0
+    assert ask("no-cache")[:2] == ("miss", "qvl; fwd=request; stored")
+    assert ask("no-store")[:2] == ("bypass", "qvl; fwd=bypass")
+    assert ask("max-age=100")[0] == "hit"
+    assert ask("max-age=0")[0] == "miss"
+    assert ask(temperature=1.0)[:2] == ("bypass", "qvl; fwd=bypass")
+    assert server.post(CHAT, question(), cache_control="max-age=soon").status_code == 400
+    streamed = server.post(CHAT, {**question("x", data_url()), "stream": True})
+    assert streamed.headers["x-qvl-cache"] == "hit"
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    assert "age" in streamed.headers
+
+
+def test_an_old_answer_is_asked_anew(serve) -> None:
+    server = serve()
+    server.post(CHAT, question())
+    time.sleep(1.1)
+    assert server.post(CHAT, question(), cache_control="max-age=1").headers["x-qvl-cache"] == "miss"
+
+
+def test_requests_under_way_are_shared(serve) -> None:
+    server = serve(EchoBackend(pause=0.1))
+    barrier = threading.Barrier(6)
+
+    def ask(_: int) -> str:
+        barrier.wait()
+        return server.post(CHAT, question("one two three")).headers["x-qvl-cache"]
+
+    with ThreadPoolExecutor(6) as pool:
+        states = sorted(pool.map(ask, range(6)))
+    assert states.count("miss") == 1
+    assert states.count("coalesced") >= 1
+    assert server.backend.started == 1
+
+
+class GoneCache(MemoryCache):
+    """A store that went away."""
+
+    instant = False
+
+    def get(self, *args, **options):
+        raise CacheError("the store is gone")
+
+    set = lease = release = get  # type: ignore[assignment]
+
+
+def test_a_store_that_is_gone_costs_no_answer(serve) -> None:
+    server = serve(cache=GoneCache())
+    for _ in range(3):
+        answer = server.post(CHAT, question())
+        assert answer.status_code == 200
+        assert answer.headers["x-qvl-cache"] == "miss"
+    assert server.metric("qvl_cache_failures") >= 3
+    assert server.get("/ready").status_code == 200
+
+
+def test_request_ids_are_taken_made_and_passed_on(serve) -> None:
+    server = serve()
+    answer = server.post(CHAT, question(), x_request_id="shop-42")
+    assert answer.headers["x-request-id"] == "shop-42"
+    assert server.backend.requests[-1].request_id == "shop-42"
+    made = server.post(CHAT, question("y"), x_request_id="bad id\twith blanks").headers["x-request-id"]
+    assert made.startswith("qvl-")
+
+
+def test_cors_is_off_unless_asked(serve) -> None:
+    headers = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+    closed, opened = serve(), serve(cors_origins=("https://shop.example",))
+    with closed.client() as client:
+        assert "access-control-allow-origin" not in client.options(CHAT, headers=headers).headers
+    with opened.client() as client:
+        found = client.options(CHAT, headers=headers)
+        assert found.headers["access-control-allow-origin"] == "https://shop.example"
+
+
+def test_metrics_have_vllms_names(server: Running) -> None:
+    server.post(CHAT, question("metrics please", data_url("blue")))
+    text = server.get("/metrics").text
+    for name in (
+        "qvl_num_requests_running",
+        "qvl_num_requests_waiting",
+        "qvl_time_to_first_token_seconds_bucket",
+        "qvl_inter_token_latency_seconds_bucket",
+        "qvl_e2e_request_latency_seconds_bucket",
+        "qvl_request_queue_time_seconds_bucket",
+        "qvl_prompt_tokens_total",
+        "qvl_generation_tokens_total",
+        "qvl_cache_requests_total",
+        "qvl_media_pictures_total",
+        "qvl_request_success_total",
+    ):
+        assert name in text, name
+    assert server.metric("qvl_prompt_tokens_total") > 0
