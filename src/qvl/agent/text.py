@@ -1,0 +1,87 @@
+"""How text becomes the tokens of the index: folded words, and for Chinese and Japanese trigrams.
+
+Documents and queries go through the same functions, so what a user types can be data only: a token has letters and
+digits and nothing else, and no syntax of FTS5 or SQL survives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import Final
+
+_WORD: Final = re.compile(r"[^\W_]+")
+CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
+GRAM: Final = 3
+_STOP: Final = """
+a an and are as at be by for from give have i in is it like looking me my of on one ones or please show some something
+than that the them then these this those to want wanted we what which with would you your find need get
+um uma uns umas o os de do da dos das em no na com para por e que quero un una unos unas el la los las del en con y
+quiero 的 了 我 要 一 个 和 在 是 有 想 请 吗 这 那 给
+"""
+STOP_WORDS: Final = frozenset(_STOP.split())
+
+
+def fold(text: str) -> str:
+    """Case, width and diacritics gone: "Chapéu" and "CHAPEU" are the same."""
+    if text.isascii():
+        return text.lower()
+    parts = unicodedata.normalize("NFKD", text)
+    bare = "".join(char for char in parts if not unicodedata.combining(char))
+    return unicodedata.normalize("NFC", bare).casefold()
+
+
+def key(text: str) -> str:
+    """What two equal facet values have in common: folded, with single spaces."""
+    return " ".join(fold(text).split())
+
+
+def words(text: str) -> Iterator[tuple[str, bool]]:
+    """(piece, whether it is Chinese or Japanese) in order; `text` is folded already."""
+    for word in _WORD.findall(text):
+        if word.isascii():
+            yield word, False
+            continue
+        at = 0
+        for run in CJK.finditer(word):
+            if run.start() > at:
+                yield word[at : run.start()], False
+            yield run.group(), True
+            at = run.end()
+        if at < len(word):
+            yield word[at:], False
+
+
+def grams(run: str) -> list[str]:
+    """The trigrams of a document's run, and shorter ones at its end, so that every place starts a token."""
+    return [run[at : at + GRAM] for at in range(len(run))]
+
+
+def tokens(text: str) -> list[str]:
+    """All tokens of a document's text; folded here."""
+    found: list[str] = []
+    for word, cjk in words(fold(text)):
+        if cjk:
+            found += grams(word)
+        else:
+            found.append(word)
+    return found
+
+
+def facet_token(name: str, value: str) -> str:
+    """One token that stands for "`name` is exactly `value`"; both are folded by `key`."""
+    return "qf" + hashlib.blake2b(f"{name}\0{value}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def singulars(word: str) -> list[str]:
+    """What an English, Spanish or Portuguese plural may be the plural of."""
+    found = []
+    if len(word) > 3 and word.endswith("s"):
+        found.append(word[:-1])
+        if word.endswith("es"):
+            found.append(word[:-2])
+        if word.endswith("ies"):
+            found.append(word[:-3] + "y")
+    return found
