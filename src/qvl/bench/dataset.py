@@ -1,0 +1,353 @@
+"""What to ask: JSONL files in every form seen in the field, one picture, or drawn pictures.
+
+| form of a line | comes from |
+|---|---|
+| `{"messages": [...]}`, a bare list of messages | OpenAI; `"images": [...]` beside it from training sets |
+| `{"prompt"}`, `{"text"}`, `{"question"}` | text alone |
+| `{"image_path"}`, `{"image_url"}`, `{"image"}`, `{"images"}` with or without a text | product catalogues |
+| `{"prompt", "image_files"}`, `{"content": [...]}` | vLLM's benchmark |
+| `{"custom_id", "method", "url", "body"}` | OpenAI's batch files |
+
+`id` (or `custom_id`) names an item and `expected` is the right answer. A line with a text and a picture has both.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from qvl.errors import ConfigError
+
+TEXT_KEYS: Final = ("prompt", "text", "question", "query")
+PICTURE_KEYS: Final = ("image_path", "image_url", "image", "images", "image_files", "image_paths", "image_urls")
+PARAMS: Final = frozenset(
+    {
+        "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "stop", "stop_token_ids",
+        "ignore_eos", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "response_format",
+        "tools", "tool_choice", "logprobs", "top_logprobs",
+    }
+)  # fmt: skip
+NOT_OURS: Final = frozenset({"model", "messages", "stream", "stream_options"})
+DRAWN: Final = "drawn:"
+MOST_LISTED: Final = 1000
+_MARK: Final = "<image>"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One request to make.
+
+    Args:
+        index: its place among all items of the input, from 0.
+        id: its name: the line's own, else `file:line`.
+        messages: OpenAI's wire form; pictures stand in `image_url` parts by whatever name the input gave them.
+        params: the request fields that the line itself sets.
+        expected: the right answer, a text or an object; None when the line has none.
+        where: `file:line`, for people.
+        base: the folder that relative picture paths start from.
+    """
+
+    index: int
+    id: str
+    messages: tuple[dict[str, Any], ...]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    expected: Any = None
+    where: str = ""
+    base: Path | None = None
+
+    def picture_parts(self) -> Iterator[dict[str, Any]]:
+        """The parts of the messages that carry a picture, in order."""
+        for message in self.messages:
+            content = message.get("content")
+            if isinstance(content, list):
+                yield from (part for part in content if part.get("type") == "image_url")
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that is no request: where, and why."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+class Dataset(Protocol):
+    """Gives its items anew, in the same order, each time it is iterated."""
+
+    def __iter__(self) -> Iterator[Item]: ...
+    def facts(self) -> dict[str, Any]: ...
+
+
+class NoRequestError(ValueError):
+    """A line that cannot be read as a request; the text says why."""
+
+
+class Files:
+    """Items of JSONL files, read line by line and never held.
+
+    Args:
+        patterns: files and globs; a picture file is one item, asked with `prompt`.
+        base_dir: where relative picture paths start; the folder of the file that names them when None.
+        prompt: the question for a picture without one.
+        strict: the first bad line ends the reading.
+        on_bad: called for each bad line, in the first reading only.
+
+    Raises:
+        ConfigError: nothing matches, a file cannot be read, or (while reading, with `strict`) a bad line.
+    """
+
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        *,
+        base_dir: Path | None = None,
+        prompt: str = "Describe it.",
+        strict: bool = False,
+        on_bad: Callable[[BadLine], None] | None = None,
+    ) -> None:
+        self.paths = [path for pattern in patterns for path in _expand(pattern)]
+        self.base_dir = base_dir
+        self.prompt = prompt
+        self.strict = strict
+        self.on_bad = on_bad
+        self.bad: list[BadLine] = []
+        self.bad_count = 0
+        self._read_once = False
+
+    def facts(self) -> dict[str, Any]:
+        """What identifies the input: files with their sizes."""
+        return {"files": [[str(path), path.stat().st_size] for path in self.paths], "prompt": self.prompt}
+
+    def __iter__(self) -> Iterator[Item]:
+        index = 0
+        first, self._read_once = not self._read_once, True
+        for path in self.paths:
+            try:
+                with path.open("rb") as lines:
+                    for number, line in enumerate(lines, 1):
+                        if not line.strip():
+                            continue
+                        where = f"{path}:{number}"
+                        try:
+                            item = self._item(line, index, path, number)
+                        except NoRequestError as exc:
+                            self._note(BadLine(where, str(exc)), first)
+                            continue
+                        yield item
+                        index += 1
+            except OSError as exc:
+                raise ConfigError(f"{path} cannot be read: {exc.strerror}", hint="name a JSONL file") from exc
+
+    def _item(self, line: bytes, index: int, path: Path, number: int) -> Item:
+        try:
+            value = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+        except (ValueError, RecursionError) as exc:
+            raise NoRequestError(f"no JSON: {str(exc)[:100]}") from exc
+        name, messages, params, expected = read_form(value, self.prompt)
+        base = self.base_dir or path.parent
+        where = f"{path}:{number}"
+        return Item(index, name or f"{path.name}:{number}", messages, params, expected, where, base)
+
+    def _note(self, bad: BadLine, first: bool) -> None:
+        if self.strict:
+            raise ConfigError(f"bad line: {bad}", hint="mend it, or leave --strict out to skip such lines")
+        if first:
+            self.bad_count += 1
+            if len(self.bad) < MOST_LISTED:
+                self.bad.append(bad)
+            if self.on_bad is not None:
+                self.on_bad(bad)
+
+
+class Given:
+    """One request, made of the pictures and the question that the command line names."""
+
+    def __init__(self, pictures: Sequence[str], prompt: str) -> None:
+        self.pictures = tuple(pictures)
+        self.prompt = prompt
+
+    def facts(self) -> dict[str, Any]:
+        return {"pictures": list(self.pictures), "prompt": self.prompt}
+
+    def __iter__(self) -> Iterator[Item]:
+        name = self.pictures[0] if self.pictures else "prompt"
+        yield Item(0, name, (_user(self.prompt, self.pictures),), where=name, base=Path.cwd())
+
+
+class Drawn:
+    """`count` different drawn product pictures of `size` (width, height), each asked about with `prompt`.
+
+    `first_seed` moves the pictures, so that two sets share none.
+    """
+
+    def __init__(self, count: int, size: tuple[int, int], *, prompt: str = "Describe it.", first_seed: int = 0) -> None:
+        self.count, self.size, self.prompt, self.first_seed = count, size, prompt, first_seed
+
+    def facts(self) -> dict[str, Any]:
+        return {"drawn": self.count, "size": list(self.size), "prompt": self.prompt, "seed": self.first_seed}
+
+    def __iter__(self) -> Iterator[Item]:
+        width, height = self.size
+        for index in range(self.count):
+            seed = self.first_seed + index
+            message = _user(self.prompt, (f"{DRAWN}{seed}:{width}x{height}",))
+            yield Item(index, f"synthetic-{seed}", (message,), where=f"synthetic:{seed}")
+
+
+def endless(dataset: Dataset) -> Iterator[Item]:
+    """The items over and over; from the second round on their ids end in `#2`, `#3` and so on.
+
+    Raises:
+        ConfigError: there is not one item.
+    """
+    place = 0
+    for lap in count(1):
+        before = place
+        for item in dataset:
+            name = item.id if lap == 1 else f"{item.id}#{lap}"
+            yield Item(place, name, item.messages, item.params, item.expected, item.where, item.base)
+            place += 1
+        if place == before:
+            raise ConfigError("the input has no request in it", hint="see the bad lines above")
+
+
+def read_form(value: Any, prompt: str) -> tuple[str | None, tuple[dict[str, Any], ...], dict[str, Any], Any]:
+    """(id, messages, params, expected) of one parsed line.
+
+    Raises:
+        NoRequestError: the value has no form that is known.
+    """
+    if isinstance(value, list):
+        return None, _messages(value), {}, None
+    if not isinstance(value, dict):
+        raise NoRequestError(f"neither an object nor a list of messages, but {type(value).__name__}")
+    name = value.get("custom_id", value.get("id"))
+    name = None if name is None else str(name)
+    expected = value.get("expected")
+    body = value.get("body")
+    if isinstance(body, dict):
+        url = str(value.get("url") or "/v1/chat/completions")
+        if not url.endswith("/chat/completions"):
+            raise NoRequestError(f"a batch line for {url[:60]}, only /v1/chat/completions can be asked")
+        params = {key: held for key, held in body.items() if key not in NOT_OURS}
+        return name, _messages(body.get("messages")), params, expected
+    params = {key: value[key] for key in PARAMS if value.get(key) is not None}
+    pictures = [source for key in PICTURE_KEYS if value.get(key) is not None for source in _sources(value[key], key)]
+    if value.get("messages") is not None:
+        messages = _messages(value["messages"])
+        return name, _illustrated(messages, pictures) if pictures else messages, params, expected
+    if isinstance(value.get("content"), list):
+        return name, _messages([{"role": "user", "content": value["content"]}]), params, expected
+    text = next((value[key] for key in TEXT_KEYS if value.get(key) is not None), None)
+    if text is None and not pictures:
+        raise NoRequestError(f"no messages, text or picture among its fields: {', '.join(map(str, value))[:100]}")
+    if text is not None and not isinstance(text, str):
+        raise NoRequestError(f"its text is {type(text).__name__}, not a string")
+    return name, (_user(prompt if text is None else text, pictures),), params, expected
+
+
+def _user(text: str, pictures: Sequence[str]) -> dict[str, Any]:
+    if not pictures:
+        return {"role": "user", "content": text}
+    parts = [_picture(source) for source in pictures]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def _picture(source: str, **more: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": source, **more}}
+
+
+def _sources(value: Any, key: str) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    found = [held.get("url", held.get("path")) if isinstance(held, dict) else held for held in values]
+    names = [held for held in found if isinstance(held, str)]
+    if len(names) < len(found):
+        raise NoRequestError(f"{key} is no picture name, nor a list of them")
+    return names
+
+
+def _illustrated(messages: tuple[dict[str, Any], ...], pictures: list[str]) -> tuple[dict[str, Any], ...]:
+    """`messages` with the pictures that stood beside them: in place of `<image>` marks, else in the first question."""
+    left = list(pictures)
+    asked = next((place for place, message in enumerate(messages) if message["role"] == "user"), 0)
+    made = []
+    for place, message in enumerate(messages):
+        content = message.get("content")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
+        marked: list[dict[str, Any]] = []
+        for part in parts:
+            texts = part["text"].split(_MARK) if part.get("type") == "text" else []
+            if len(texts) < 2:
+                marked.append(part)
+                continue
+            for before, text in enumerate(texts):
+                if before and left:
+                    marked.append(_picture(left.pop(0)))
+                if text:
+                    marked.append({"type": "text", "text": text})
+        made.append(message if marked == parts and place != asked else {**message, "content": marked})
+    if left:
+        made[asked] = {**made[asked], "content": [*map(_picture, left), *made[asked]["content"]]}
+    return tuple(made)
+
+
+def _messages(value: Any) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list) or not value:
+        raise NoRequestError("messages is not a list with something in it")
+    made = []
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise NoRequestError("a message is no object with a role")
+        content = message.get("content")
+        if isinstance(content, list):
+            content = [_part(part) for part in content]
+        elif content is not None and not isinstance(content, str):
+            raise NoRequestError(f"a message's content is {type(content).__name__}")
+        made.append({**message, "content": content})
+    return tuple(made)
+
+
+def _part(part: Any) -> dict[str, Any]:
+    """A part in OpenAI's chat form; Qwen's `{"type": "image", "image": ...}` and the Responses form are turned."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, dict):
+        raise NoRequestError("a part of a message is neither an object nor a string")
+    kind = part.get("type") or next((key for key in ("text", "image", "image_url") if key in part), None)
+    if kind in ("text", "input_text"):
+        if not isinstance(part.get("text"), str):
+            raise NoRequestError("a text part has no text")
+        return {"type": "text", "text": part["text"]}
+    if kind in ("image_url", "image", "input_image"):
+        held = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key) is not None), None)
+        more = {}
+        if isinstance(held, dict):
+            more = {key: value for key, value in held.items() if key not in ("url", "path")}
+            held = held.get("url", held.get("path"))
+        if not isinstance(held, str):
+            raise NoRequestError("a picture part names no picture")
+        return _picture(held, **more)
+    if kind is None:
+        raise NoRequestError("a part of a message has no type")
+    return part
+
+
+def _expand(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(path.glob("*.jsonl"))
+    else:
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    if not found:
+        raise ConfigError(f"no file matches {pattern}", hint="name a JSONL file or a glob in quotes")
+    return found

@@ -1,0 +1,257 @@
+"""One request on the wire: sent, its stream read by hand, every moment noted on one clock."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.backends.failures import Failed, Repeat, from_event, from_status
+from qvl.backends.sse import EventReader, readable
+from qvl.backends.wire import read_usage
+from qvl.errors import BackendResponseError, MissingDependencyError
+from qvl.types import Usage
+
+if TYPE_CHECKING:
+    import aiohttp
+
+OVERLOAD: Final = frozenset({"http_429", "http_503", "http_529", "timeout"})
+CACHE_STATES: Final = ("hit", "miss", "coalesced", "bypass")
+
+
+def import_aiohttp() -> Any:
+    """The aiohttp package.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import aiohttp
+    except ModuleNotFoundError as exc:
+        raise MissingDependencyError("qvl bench needs the aiohttp package", hint="pip install 'qvl[bench]'") from exc
+    return aiohttp
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came back. Moments are `perf_counter` seconds; `first` is the first piece that carries something."""
+
+    headers_at: float = 0.0
+    first: float | None = None
+    last: float = 0.0
+    end: float = 0.0
+    gaps: list[float] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    pieces: int = 0
+    streamed: bool = True
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    cache: str | None = None
+    server_queue: float | None = None
+    server_total: float | None = None
+
+    def piece(self, now: float) -> None:
+        """Notes a piece of the answer that came at `now`."""
+        if self.first is None:
+            self.first = now
+        else:
+            self.gaps.append(now - self.last)
+        self.last = now
+        self.pieces += 1
+
+
+class AttemptFailedError(Exception):
+    """One attempt failed. `again` says whether the same request may be sent once more.
+
+    `kind` is the word that errors are counted by: `http_429`, `connect`, `timeout`, `cut_off`, `error_event`,
+    `bad_response`, `empty`, `picture`.
+    """
+
+    def __init__(
+        self, kind: str, message: str, *, again: bool, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.again = again
+        self.status = status
+        self.retry_after = retry_after
+
+
+class Endpoint:
+    """One URL of a run.
+
+    Args:
+        url: the base URL, with `/v1`.
+        model: what to ask for; the first that the endpoint lists when None.
+        timeout: seconds for one attempt from sending to the last byte.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        session: aiohttp.ClientSession,
+        *,
+        model: str | None = None,
+        timeout: float = 600.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.model = model or ""
+        self.timeout = timeout
+        self._session = session
+        self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **(headers or {})}
+        self._aiohttp = import_aiohttp()
+        self._timeout = self._aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, 10.0))
+
+    async def find_model(self) -> str:
+        """Asks for the models unless one is named; returns the name.
+
+        Raises:
+            AttemptFailedError: nobody answers, or the answer names none.
+        """
+        if self.model:
+            return self.model
+        brief = self._aiohttp.ClientTimeout(total=min(self.timeout, 10.0))
+        try:
+            async with self._session.get(f"{self.url}/models", headers=self._headers, timeout=brief) as response:
+                data = await response.read()
+                if response.status != 200:
+                    raise self._refused(response.status, data, response.headers)
+                self.model = str(json.loads(data)["data"][0]["id"])
+        except (ValueError, KeyError, IndexError, TypeError) as exc:
+            raise AttemptFailedError(
+                "bad_response", f"{self.url}/models lists no model (name one with --model)", again=False
+            ) from exc
+        except (self._aiohttp.ClientError, OSError, asyncio.TimeoutError) as exc:
+            raise AttemptFailedError("connect", f"{self.url}: {_reason(exc)}", again=True) from exc
+        return self.model
+
+    async def ask(self, body: bytes, request_id: str) -> Answer:
+        """Sends one request and reads the whole answer.
+
+        Raises:
+            AttemptFailedError: anything but a whole answer with something in it.
+        """
+        answer = Answer()
+        target = f"{self.url}/chat/completions"
+        headers = {**self._headers, "X-Request-Id": request_id}
+        try:
+            async with self._session.post(target, data=body, headers=headers, timeout=self._timeout) as response:
+                answer.headers_at = perf_counter()
+                if response.status != 200:
+                    raise self._refused(response.status, await response.read(), response.headers)
+                self._read_headers(response.headers, answer)
+                await self._read(response.content, answer)
+        except asyncio.TimeoutError as exc:
+            raise AttemptFailedError("timeout", f"no whole answer within {self.timeout:g} s", again=False) from exc
+        except BackendResponseError as exc:
+            raise AttemptFailedError("bad_response", str(exc), again=False) from exc
+        except (self._aiohttp.ClientConnectorError, self._aiohttp.ServerDisconnectedError) as exc:
+            raise AttemptFailedError("connect", _reason(exc), again=True) from exc
+        except (self._aiohttp.ClientError, OSError) as exc:
+            kind = "cut_off" if answer.headers_at else "connect"
+            raise AttemptFailedError(kind, _reason(exc), again=answer.first is None) from exc
+        if not answer.pieces:
+            raise AttemptFailedError("empty", "200 with an answer that has nothing in it", again=False, status=200)
+        return answer
+
+    async def _read(self, content: aiohttp.StreamReader, answer: Answer) -> None:
+        reader = EventReader()
+        done = False
+        async for data in content.iter_any():
+            now = perf_counter()
+            for payload in reader.feed(data):
+                if payload.strip() == b"[DONE]":
+                    done, answer.end = True, now
+                else:
+                    self._event(payload, now, answer)
+        now = perf_counter()
+        for payload in reader.end():
+            if payload.strip() == b"[DONE]":
+                done = True
+            else:
+                self._event(payload, now, answer)
+        if not done:
+            answer.end = now
+            if answer.finish_reason is None:
+                raise AttemptFailedError(
+                    "cut_off", "the stream ended before its answer did", again=answer.first is None
+                )
+
+    def _event(self, payload: bytes, now: float, answer: Answer) -> None:
+        try:
+            event = json.loads(payload)
+            problem = event.get("error")
+            if problem or event.get("object") == "error":
+                raise _as_attempt(from_event(problem or event, self.url), "error_event", answer.first is None)
+            if event.get("usage"):
+                answer.usage = read_usage(event["usage"])
+            for choice in event.get("choices") or ():
+                said = choice.get("delta") or choice.get("message") or {}
+                text = said.get("content") or ""
+                thought = said.get("reasoning_content") or said.get("reasoning")
+                if text or thought or said.get("tool_calls"):
+                    answer.piece(now)
+                    answer.text.append(text if isinstance(text, str) else json.dumps(text))
+                if choice.get("finish_reason"):
+                    answer.finish_reason = choice["finish_reason"]
+        except (ValueError, TypeError, AttributeError, KeyError) as exc:
+            raise AttemptFailedError(
+                "bad_response", f"an event that makes no sense: {readable(payload)}", again=False
+            ) from exc
+
+    def _read_headers(self, headers: Mapping[str, str], answer: Answer) -> None:
+        answer.streamed = "application/json" not in headers.get("Content-Type", "")
+        answer.cache = cache_state(headers)
+        stages = server_timing(headers.get("Server-Timing", ""))
+        answer.server_queue = stages.get("queue")
+        answer.server_total = stages.get("total")
+
+    def _refused(self, status: int, data: bytes, headers: Mapping[str, str]) -> AttemptFailedError:
+        try:
+            body: object = json.loads(data)
+        except ValueError:
+            body = data.decode("utf-8", "replace")
+        lowered = {name.lower(): value for name, value in headers.items()}
+        failed = from_status(max(status, 400), body, lowered, self.url)
+        return _as_attempt(failed, f"http_{status}", True, status)
+
+
+def cache_state(headers: Mapping[str, str]) -> str | None:
+    """hit, miss, coalesced or bypass, where the server tells; `headers` must be case-insensitive."""
+    own = headers.get("X-Qvl-Cache", "").lower()
+    if own in CACHE_STATES:
+        return own
+    standard = headers.get("Cache-Status", "")
+    if "hit" in (word.strip() for word in standard.replace(",", ";").split(";")):
+        return "hit"
+    if "fwd=" in standard:
+        return "bypass" if "fwd=bypass" in standard else "miss"
+    gateway = headers.get("x-litellm-cache-hit", "").lower()
+    return {"true": "hit", "false": "miss"}.get(gateway)
+
+
+def server_timing(header: str) -> dict[str, float]:
+    """Seconds by stage out of a `Server-Timing` header (its `dur` is in milliseconds)."""
+    found = {}
+    for entry in header.split(","):
+        name, *parts = (part.strip() for part in entry.split(";"))
+        for part in parts:
+            if part.startswith("dur="):
+                try:
+                    found[name] = float(part[4:]) / 1000
+                except ValueError:
+                    continue
+    return found
+
+
+def _as_attempt(failed: Failed, kind: str, clean: bool, status: int | None = None) -> AttemptFailedError:
+    again = clean and failed.repeat is Repeat.ANYWHERE
+    return AttemptFailedError(kind, str(failed.error), again=again, status=status, retry_after=failed.retry_after)
+
+
+def _reason(exc: BaseException) -> str:
+    return " ".join(str(exc).split())[:300] or type(exc).__name__

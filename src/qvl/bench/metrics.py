@@ -1,0 +1,274 @@
+"""From the records of a run to its figures, in one pass and bounded memory.
+
+| figure | what it is |
+|---|---|
+| TTFT | first piece that carries something - intended start |
+| TPOT | (E2E - TTFT) / (completion tokens - 1) |
+| ITL | between two pieces of one stream |
+| E2E | end of the answer - intended start, retries and waits among them |
+| requests/s | over the steady part: each request counts by the share of its time that lies in it |
+
+The steady part is when every client was busy (closed loop) or requests were due (open loop): not the ramp, not the
+last answers coming in.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qvl.bench.record import Record
+
+PERCENTILES: Final = (50, 90, 95, 99)
+FIGURES: Final = ("ttft", "tpot", "itl", "e2e", "first_byte", "queue", "network", "client_wait")
+FORMULAS: Final = {
+    "tpot": "(E2E - TTFT) / (completion_tokens - 1)",
+    "ttft": "first piece with content - intended start",
+    "itl": "between two pieces of one stream",
+    "e2e": "end of the answer - intended start",
+    "requests_per_second": "sum over answers of (share of its time inside the steady part) / length of that part",
+}
+KEPT: Final = 100_000
+
+
+class Sample:
+    """Numbers, exact up to `KEPT` of them; of more a fair draw is kept for the percentiles, the mean stays exact."""
+
+    __slots__ = ("_dice", "_square", "high", "low", "mean", "n", "values")
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.n = 0
+        self.mean = 0.0
+        self._square = 0.0
+        self.low, self.high = float("inf"), float("-inf")
+        self._dice = random.Random(0)
+
+    def add(self, value: float) -> None:
+        self.n += 1
+        off = value - self.mean
+        self.mean += off / self.n
+        self._square += off * (value - self.mean)
+        self.low, self.high = min(self.low, value), max(self.high, value)
+        if len(self.values) < KEPT:
+            self.values.append(value)
+        else:
+            place = self._dice.randrange(self.n)
+            if place < KEPT:
+                self.values[place] = value
+
+    @property
+    def std(self) -> float:
+        return float((self._square / (self.n - 1)) ** 0.5) if self.n > 1 else 0.0
+
+    def stats(self) -> dict[str, float] | None:
+        """n, mean, std, min, max and the percentiles; None of nothing."""
+        if not self.n:
+            return None
+        import numpy as np
+
+        found = {"n": self.n, "mean": self.mean, "std": self.std, "min": self.low, "max": self.high}
+        marks = np.percentile(self.values, PERCENTILES)
+        found.update({f"p{mark}": float(value) for mark, value in zip(PERCENTILES, marks, strict=True)})
+        return {name: value if name == "n" else round(value, 6) for name, value in found.items()}
+
+
+class Windows:
+    """The steady parts of one endpoint in one session, in order, and how much of a request lies in them."""
+
+    def __init__(self, spans: Iterable[tuple[float, float]]) -> None:
+        self.spans = sorted(spans)
+        self._starts = [start for start, _ in self.spans]
+        self.length = sum(end - start for start, end in self.spans)
+
+    def share(self, start: float, end: float) -> float:
+        """The part of [start, end] that lies inside, from 0 to 1."""
+        if end <= start:
+            return 1.0 if any(low <= start <= high for low, high in self.spans) else 0.0
+        inside = 0.0
+        for place in range(bisect_right(self._starts, end) - 1, -1, -1):
+            low, high = self.spans[place]
+            if high <= start:
+                break
+            inside += min(high, end) - max(low, start)
+        return inside / (end - start)
+
+
+@dataclass
+class Span:
+    """What one session did at one endpoint and stage."""
+
+    first: float = float("inf")
+    last: float = 0.0
+    done: int = 0
+    good: int = 0
+    prompt: int = 0
+    completion: int = 0
+    weights: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
+
+
+class Group:
+    """The figures of one endpoint at one stage."""
+
+    def __init__(self, windows: Mapping[int, Windows], full: bool, slo: Mapping[str, float]) -> None:
+        self.windows = windows
+        self.full = full
+        self.slo = slo
+        self.samples = {name: Sample() for name in FIGURES}
+        self.by_cache: dict[str, dict[str, Sample]] = {}
+        self.retried = {name: Sample() for name in ("ttft", "e2e")}
+        self.tally: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        self.retries: Counter[str] = Counter()
+        self.cache: Counter[str] = Counter()
+        self.prompt_tokens = Sample()
+        self.completion_tokens = Sample()
+        self.spans: dict[int, Span] = {}
+
+    def add(self, record: Record) -> None:
+        """Takes one measured record."""
+        tally = self.tally
+        tally["sent"] += 1
+        tally["retried"] += record.retry_count > 0
+        self.retries.update(record.retried_for)
+        tally["with_pictures"] += record.pictures > 0 and record.error_kind != "picture"
+        tally["pictures"] += record.pictures if record.error_kind != "picture" else 0
+        if not record.success:
+            kind = record.error_kind or "unknown"
+            self.errors[kind] += 1
+            self.examples.setdefault(kind, (record.error or "")[:300])
+            return
+        tally["ok"] += 1
+        tally["uncounted"] += not record.counted
+        tally["image_tokens"] += record.image_tokens
+        tally["cached_tokens"] += record.cached_tokens
+        if record.pictures:
+            tally["ok_with_pictures"] += 1
+            tally["picture_prompt_tokens"] += record.prompt_tokens
+            tally["pixel_tokens"] += record.pixel_tokens
+        self.prompt_tokens.add(record.prompt_tokens)
+        self.completion_tokens.add(record.completion_tokens)
+        good = self._meets(record)
+        tally["good"] += good
+        self._measure(record)
+        self._weigh(record, good)
+
+    def _measure(self, record: Record) -> None:
+        if record.cache is not None:
+            self.cache[record.cache] += 1
+        if record.phase != "measure":
+            return
+        values = {
+            "ttft": record.ttft,
+            "tpot": record.tpot,
+            "e2e": record.latency,
+            "first_byte": record.first_byte,
+            "queue": record.server_queue,
+            "network": None if record.server_total is None else record.latency - record.server_total,
+            "client_wait": record.wait,
+        }
+        for name, value in values.items():
+            if value is not None:
+                self.samples[name].add(value)
+        for gap in record.itl:
+            self.samples["itl"].add(gap)
+        apart = [self.retried] if record.retry_count else []
+        if record.cache is not None:
+            state = "hit" if record.cache == "hit" else "miss"
+            apart.append(self.by_cache.setdefault(state, {name: Sample() for name in ("ttft", "tpot", "e2e")}))
+        for samples in apart:
+            for name, sample in samples.items():
+                if (value := values[name]) is not None:
+                    sample.add(value)
+
+    def _weigh(self, record: Record, good: bool) -> None:
+        span = self.spans.setdefault(record.session, Span())
+        span.first, span.last = min(span.first, record.start), max(span.last, record.end)
+        span.done += 1
+        span.good += good
+        span.prompt += record.prompt_tokens
+        span.completion += record.completion_tokens
+        windows = self.windows.get(record.session)
+        if windows is not None:
+            share = windows.share(record.start, record.end)
+            amounts = (1, good, record.prompt_tokens, record.completion_tokens)
+            span.weights = [held + share * amount for held, amount in zip(span.weights, amounts, strict=True)]
+
+    def _meets(self, record: Record) -> bool:
+        itl = max(record.itl, default=None)
+        values = {"ttft": record.ttft, "tpot": record.tpot, "e2e": record.latency, "itl": itl}
+        return all(value is None or value <= self.slo[name] for name, value in values.items() if name in self.slo)
+
+    def throughput(self) -> dict[str, Any]:
+        """Rates over the steady parts; over whole sessions where there is none."""
+        seconds, sums = 0.0, [0.0, 0.0, 0.0, 0.0]
+        for session, span in self.spans.items():
+            windows = self.windows.get(session)
+            if windows is not None and windows.length > 0:
+                seconds += windows.length
+                amounts: Sequence[float] = span.weights
+            else:
+                seconds += span.last - span.first
+                amounts = (span.done, span.good, span.prompt, span.completion)
+            sums = [held + amount for held, amount in zip(sums, amounts, strict=True)]
+        rates = [round(held / seconds, 4) if seconds > 0 else None for held in sums]
+        found = dict(zip(("requests", "good", "prompt_tokens", "completion_tokens"), rates, strict=True))
+        return {
+            "requests_per_second": found["requests"],
+            "prompt_tokens_per_second": found["prompt_tokens"],
+            "completion_tokens_per_second": found["completion_tokens"],
+            "steady_seconds": round(seconds, 4),
+            "steady": self.full,
+            "goodput_requests_per_second": found["good"] if self.slo else None,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The group as JSON values; times in seconds."""
+        tally = self.tally
+        sent = tally["sent"]
+        return {
+            "requests": {
+                "sent": sent,
+                "ok": tally["ok"],
+                "failed": sent - tally["ok"],
+                "success_rate": round(tally["ok"] / sent, 6) if sent else None,
+            },
+            "errors": dict(self.errors.most_common()),
+            "error_examples": self.examples,
+            "retries": {
+                "requests": tally["retried"],
+                "retries": self.retries.total(),
+                "by_kind": dict(self.retries.most_common()),
+                "figures": {name: sample.stats() for name, sample in self.retried.items()} if tally["retried"] else {},
+            },
+            "figures": {name: sample.stats() for name, sample in self.samples.items()},
+            "throughput": self.throughput(),
+            "goodput": {"share": round(tally["good"] / sent, 6) if sent else None, "slo": dict(self.slo)}
+            if self.slo
+            else None,
+            "tokens": {
+                "prompt": self.prompt_tokens.stats(),
+                "completion": self.completion_tokens.stats(),
+                "cached": tally["cached_tokens"],
+                "counted_by": "the server" if not tally["uncounted"] else "pieces of the stream",
+            },
+            "pictures": {
+                "requests": tally["with_pictures"],
+                "pictures": tally["pictures"],
+                "image_tokens": tally["image_tokens"],
+                "expected_tokens": tally["pixel_tokens"],
+                "prompt_tokens": tally["picture_prompt_tokens"],
+            },
+            "cache": {
+                "states": dict(self.cache),
+                "figures": {
+                    state: {name: sample.stats() for name, sample in samples.items()}
+                    for state, samples in self.by_cache.items()
+                },
+            },
+        }

@@ -1,0 +1,202 @@
+"""The HTML report: tables and plots in one file that needs no other and no network."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from qvl.bench import report
+from qvl.bench.summary import Points, Summary
+from qvl.errors import MissingDependencyError
+
+_STYLE: Final = """
+:root{color-scheme:light dark}
+body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}
+h1{font-size:1.4rem}h2{font-size:1.1rem;overflow-wrap:anywhere}
+table{border-collapse:collapse;margin:.5rem 0}
+th,td{text-align:left;padding:.15rem .9rem .15rem 0;vertical-align:top;overflow-wrap:anywhere}
+td.number{text-align:right;font-variant-numeric:tabular-nums}
+figure{margin:1rem 0;background:#fff;color:#000;padding:.5rem;max-width:60rem}
+figure svg{width:100%;height:auto}
+.warning{border-left:4px solid #d80;padding:.3rem .8rem;font-weight:600}
+.facts{color:gray;font-size:.85rem}
+"""
+
+
+def write(summary: Summary, path: Path) -> None:
+    """Writes the page to `path`, whole or not at all.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        OSError: it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        draft.write_text(html(summary), encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def html(summary: Summary) -> str:
+    """The whole page."""
+    data = summary.data
+    at = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    parts = [f'<p class="warning">{escape(text)}</p>' for text in data["warnings"]]
+    if data["interrupted"]:
+        parts.append('<p class="warning">interrupted: the figures are of what was done</p>')
+    for found in data["endpoints"]:
+        parts.append(_endpoint(found))
+    for pair in data["paired"]:
+        parts.append(_pair(pair, data["asked"]["endpoints"]))
+    for name, drawn in plots(summary).items():
+        parts.append(f"<figure><figcaption>{escape(name)}</figcaption>{drawn}</figure>")
+    formulas = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in data["formulas"].items()
+    )
+    plan = escape(", ".join(f"{name}={value}" for name, value in data["asked"]["plan"].items() if value))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>qvl bench</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>'
+        f'<body><h1>qvl bench</h1><p class="facts">{at} · {plan}</p>\n'
+        + "\n".join(parts)
+        + "\n<h2>What the figures are</h2>"
+        f"<table>{formulas}</table></body></html>\n"
+    )
+
+
+def _endpoint(found: Mapping[str, Any]) -> str:
+    clients = f", {found['clients']} clients" if found["clients"] else ""
+    head = "".join(f"<th>{column}</th>" for column in report.COLUMNS)
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th>" + "".join(f'<td class="number">{cell}</td>' for cell in cells) + "</tr>"
+        for name, cells in report.figure_rows(found)
+    )
+    facts = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in report.facts(found))
+    errors = "".join(
+        f"<tr><th>{escape(kind)}</th><td>{escape(text)}</td></tr>" for kind, text in found["error_examples"].items()
+    )
+    title = escape(f"{found['url']} · {found['model']}{clients}")
+    return f"<h2>{title}</h2><table><tr><th>ms</th>{head}</tr>{rows}</table><table>{facts}</table>" + (
+        f"<h3>Errors</h3><table>{errors}</table>" if errors else ""
+    )
+
+
+def _pair(pair: Mapping[str, Any], endpoints: list[Mapping[str, str]]) -> str:
+    title = escape(f"{endpoints[pair['endpoint']]['url']} minus {endpoints[pair['against']]['url']}")
+    rows = "".join(
+        f"<tr><th>{report.LABELS[name]}</th>"
+        + "".join(
+            f'<td class="number">{report.milliseconds(found[cell])}</td>' for cell in ("mean", "low", "high", "median")
+        )
+        + f'<td class="number">{found["n"]}</td></tr>'
+        for name, found in pair["differences"].items()
+        if found
+    )
+    head = "<tr><th>ms</th><th>mean</th><th>95 % from</th><th>to</th><th>median</th><th>pairs</th></tr>"
+    answers = f"<p>answers: {escape(report.agreement(pair['answers']))}</p>" if pair["answers"] else ""
+    return f"<h2>{title}</h2><table>{head}{rows}</table>{answers}"
+
+
+def plots(summary: Summary) -> dict[str, str]:
+    """SVG texts by title.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as exc:
+        raise MissingDependencyError("plots need the matplotlib package", hint="pip install 'qvl[bench]'") from exc
+    names = [found["url"] for found in summary.data["asked"]["endpoints"]]
+    drawn = {
+        "Latency distribution": _latencies(Figure(figsize=(9, 3.4), layout="constrained"), summary.points, names),
+        "Timeline": _timeline(Figure(figsize=(9, 4.4), layout="constrained"), summary.points),
+        "Throughput against concurrency": _throughput(Figure(figsize=(9, 3.4), layout="constrained"), summary, names),
+    }
+    return {title: _svg(figure) for title, figure in drawn.items()}
+
+
+def _latencies(figure: Any, points: Points, names: list[str]) -> Any:
+    import numpy as np
+
+    axes = figure.subplots(1, 2)
+    for axis, place, title in ((axes[0], 2, "TTFT"), (axes[1], 3, "E2E")):
+        for number, name in enumerate(names):
+            mine = [point for point in points.kept if point[4] and point[5] == number]
+            values = sorted(float(point[place]) for point in mine if point[place] is not None)  # type: ignore[arg-type]
+            if values:
+                axis.plot(values, np.arange(1, len(values) + 1) / len(values), label=name, drawstyle="steps-post")
+        axis.set(xlabel=f"{title}, s", ylabel="share of requests", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+    if len(names) > 1:
+        axes[0].legend(fontsize="small")
+    return figure
+
+
+def _timeline(figure: Any, points: Points) -> Any:
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for ok, colour, label in ((True, "tab:blue", "answered"), (False, "tab:red", "failed")):
+        kept = [point for point in points.kept if point[4] is ok]
+        if kept:
+            upper.scatter([p[0] for p in kept], [p[3] for p in kept], s=6, color=colour, label=label)
+    upper.set(ylabel="E2E, s")
+    if points.kept:
+        upper.legend(fontsize="small")
+    seconds = sorted(points.seconds)
+    lower.bar(seconds, [points.seconds[second][0] for second in seconds], width=1.0, align="edge")
+    bottom = [points.seconds[second][0] for second in seconds]
+    failed = [points.seconds[second][1] for second in seconds]
+    lower.bar(seconds, failed, width=1.0, align="edge", bottom=bottom, color="tab:red")
+    lower.set(xlabel="seconds", ylabel="ended a second")
+    return figure
+
+
+def _throughput(figure: Any, summary: Summary, names: list[str]) -> Any:
+    """Levels of a sweep where there are some; else each second of the run by how many were in flight in it."""
+    axis = figure.subplots()
+    levels = summary.data.get("sweep")
+    if levels:
+        for number, rows in enumerate(levels):
+            axis.plot(
+                [row["clients"] for row in rows],
+                [row["requests_per_second"] or 0 for row in rows],
+                marker="o",
+                label=names[number],
+            )
+            knee = summary.data["knees"][number]
+            if knee is not None:
+                axis.axvline(knee, linestyle=":", color=f"C{number}")
+        axis.set_xscale("log", base=2)
+        axis.legend(fontsize="small")
+        axis.set_xlabel("clients")
+    else:
+        scale = summary.points.seen / max(1, len(summary.points.kept))
+        held: dict[int, float] = {}
+        for start, end, *_ in summary.points.kept:
+            for second in range(int(start), min(int(end), int(start) + 3600) + 1):
+                held[second] = held.get(second, 0.0) + max(0.0, min(end, second + 1) - max(start, second)) * scale
+        seconds = [second for second in sorted(held) if second in summary.points.seconds]
+        axis.scatter(
+            [held[second] for second in seconds], [summary.points.seconds[second][0] for second in seconds], s=12
+        )
+        axis.set_xlabel("mean in flight, each second of the run")
+    axis.set_ylabel("answers a second")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib as mpl
+
+    out = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qvl"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

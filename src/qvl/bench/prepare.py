@@ -1,0 +1,202 @@
+"""From an item to the bytes of a request, before its clock starts. A picture that cannot be read fails its item."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl import media
+from qvl.bench.dataset import DRAWN, Item
+from qvl.errors import MediaError
+
+if TYPE_CHECKING:
+    from qvl.media import MediaPolicy
+
+KEPT_BYTES: Final = 256 * 2**20
+TOKEN_EDGE: Final = 32
+"""Qwen3-VL makes one token of 32 x 32 pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request body without its model, or why there is none.
+
+    `pixel_tokens` is what Qwen3-VL makes of the pictures that we know the size of.
+    """
+
+    item: Item
+    tail: bytes = b""
+    pictures: int = 0
+    pixel_tokens: int = 0
+    error: str | None = None
+
+    def body(self, model: str) -> bytes:
+        """The JSON body for one endpoint's model."""
+        return b'{"model":' + json.dumps(model).encode() + b"," + self.tail
+
+
+class Preparer:
+    """Makes bodies; keeps encoded pictures up to 256 MiB, so that a set that is gone through twice is read once.
+
+    Args:
+        params: request fields for every request; they win over those of a line.
+        stream: ask for a stream with usage.
+        policy: the limits of the media gate.
+    """
+
+    def __init__(self, params: Mapping[str, Any], *, stream: bool, policy: MediaPolicy | None = None) -> None:
+        self.params = dict(params)
+        self.ending: dict[str, Any] = {"stream": False}
+        if stream:
+            self.ending = {"stream": True, "stream_options": {"include_usage": True}}
+        self.policy = policy or media.MediaPolicy()
+        self._kept: OrderedDict[str, tuple[str, int]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def at_once(self, item: Item) -> bool:
+        """Whether `prepare` costs next to nothing: there is no picture to read."""
+        return all(_remote(name) or self._key(item, name) in self._kept for name in _names(item))
+
+    def prepare(self, item: Item) -> Prepared:
+        """The body; safe to call from several threads."""
+        pictures = tokens = 0
+        sent: dict[str, str] = {}
+        for name in _names(item):
+            pictures += 1
+            if _remote(name):
+                continue
+            try:
+                sent[name], made = self._picture(item, name)
+            except MediaError as exc:
+                return Prepared(item, pictures=pictures, error=str(exc))
+            tokens += made
+        messages = [_with_pictures(message, sent) for message in item.messages] if sent else item.messages
+        body = {"messages": messages, **item.params, **self.params, **self.ending}
+        return Prepared(item, json.dumps(body, ensure_ascii=False).encode()[1:], pictures, tokens)
+
+    def _key(self, item: Item, name: str) -> str:
+        return name if name.startswith((DRAWN, "data:")) else str(_path(item, name))
+
+    def _picture(self, item: Item, name: str) -> tuple[str, int]:
+        key = self._key(item, name)
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None:
+                self._kept.move_to_end(key)
+                return kept
+        if not name.strip():
+            raise MediaError(f"{item.where}: the name of the picture is empty")
+        picture = _drawn(name) if name.startswith(DRAWN) else media.load(key, self.policy)
+        made = (picture.data_url(), round(picture.width / TOKEN_EDGE) * round(picture.height / TOKEN_EDGE))
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = made
+                self._bytes += len(made[0])
+            while self._bytes > KEPT_BYTES:
+                _, (old, _) = self._kept.popitem(last=False)
+                self._bytes -= len(old)
+        return made
+
+
+class Feeder:
+    """Prepared requests in order, some ahead of need. `starved` is how many seconds clients had to wait for one."""
+
+    def __init__(self, items: Iterator[Item], preparer: Preparer, ahead: int) -> None:
+        self._items = items
+        self._preparer = preparer
+        self._ahead = ahead
+        self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="bench-prepare")
+        self._waiting: deque[Prepared | asyncio.Future[Prepared]] = deque()
+        self.starved = 0.0
+
+    async def fill(self) -> None:
+        """Returns when as much as is kept ahead is ready; called before the clock starts."""
+        self._top_up()
+        await asyncio.gather(*(held for held in self._waiting if isinstance(held, asyncio.Future)))
+
+    async def take(self) -> Prepared | None:
+        """The next one, None at the end."""
+        if not self._waiting:
+            self._top_up()
+        if not self._waiting:
+            return None
+        held = self._waiting.popleft()
+        self._top_up()
+        if isinstance(held, Prepared):
+            return held
+        if held.done():
+            return held.result()
+        since = perf_counter()
+        try:
+            return await held
+        finally:
+            self.starved += perf_counter() - since
+
+    def close(self) -> None:
+        for held in self._waiting:
+            if isinstance(held, asyncio.Future):
+                held.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _top_up(self) -> None:
+        loop = asyncio.get_running_loop()
+        while len(self._waiting) < self._ahead:
+            item = next(self._items, None)
+            if item is None:
+                return
+            if self._preparer.at_once(item):
+                self._waiting.append(self._preparer.prepare(item))
+            else:
+                self._waiting.append(loop.run_in_executor(self._threads, self._preparer.prepare, item))
+
+
+def unlike(item: Item, index: int) -> Item:
+    """`item` as a warm-up request that no later one equals."""
+    return replace(item, index=index, id=f"warmup-{index}", expected=None)
+
+
+def _names(item: Item) -> Iterator[str]:
+    return (part["image_url"]["url"] for part in item.picture_parts())
+
+
+def _remote(name: str) -> bool:
+    return name[:8].lower().startswith(("http://", "https://"))
+
+
+def _path(item: Item, name: str) -> str | Path:
+    if name[:5].lower() == "file:" or item.base is None:
+        return name
+    return item.base / Path(name).expanduser()
+
+
+def _with_pictures(message: dict[str, Any], sent: Mapping[str, str]) -> dict[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = []
+    for part in content:
+        if part.get("type") == "image_url" and part["image_url"]["url"] in sent:
+            named = part["image_url"]
+            part = {**part, "image_url": {**named, "url": sent[named["url"]]}}
+        parts.append(part)
+    return {**message, "content": parts}
+
+
+def _drawn(name: str) -> media.Picture:
+    from qvl import pixels
+    from qvl.tiny.render import sample
+
+    seed, _, size = name.removeprefix(DRAWN).partition(":")
+    width, _, height = size.partition("x")
+    _, image = sample(int(seed), (int(width), int(height)))
+    return media.load(pixels.encode_jpeg(image))

@@ -1,0 +1,216 @@
+"""What became of a request, as one line of `results.jsonl`, and the folder of a run that a later one can go on with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from qvl.errors import ConfigError
+
+RESULTS: Final = "results.jsonl"
+RUN: Final = "run.json"
+SUMMARY: Final = "summary.json"
+REPORT: Final = "report.html"
+
+
+@dataclass(slots=True)
+class Record:
+    """One request that came to its end. Times are seconds; `start` and `end` are on the session's own clock.
+
+    Args:
+        latency: from the intended start to the end of the answer, retries and waits among them.
+        ttft: from the intended start to the first piece that carries something.
+        tpot: (latency - ttft) / (completion_tokens - 1), of the attempt that was answered.
+        wait: from the intended start to the moment it was sent.
+        phase: `measure`, `ramp` or `warmup`.
+        stage: how many clients, in a sweep; otherwise 0.
+        counted: whether the server counted the tokens; otherwise pieces of the stream were.
+    """
+
+    id: str
+    request_id: str
+    success: bool = False
+    response: str | None = None
+    error: str | None = None
+    latency: float = 0.0
+    tokens_used: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    retry_count: int = 0
+    index: int = 0
+    endpoint: int = 0
+    url: str = ""
+    model: str = ""
+    phase: str = "measure"
+    stage: int = 0
+    session: int = 0
+    start: float = 0.0
+    end: float = 0.0
+    wait: float = 0.0
+    ttft: float | None = None
+    tpot: float | None = None
+    first_byte: float | None = None
+    itl: list[float] = field(default_factory=list)
+    retry_wait: float = 0.0
+    retried_for: list[str] = field(default_factory=list)
+    finish_reason: str | None = None
+    counted: bool = True
+    pictures: int = 0
+    pixel_tokens: int = 0
+    image_tokens: int = 0
+    cached_tokens: int = 0
+    cache: str | None = None
+    server_queue: float | None = None
+    server_total: float | None = None
+    error_kind: str | None = None
+    status: int | None = None
+    expected: Any = None
+
+    def to_json(self) -> str:
+        """One line; `id` to `retry_count` come first, in that order."""
+        line = {name: getattr(self, name) for name in NAMES}
+        for name in _ROUNDED:
+            if line[name] is not None:
+                line[name] = round(line[name], 6)
+        line["itl"] = [round(gap, 5) for gap in self.itl]
+        return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+
+
+NAMES: Final = tuple(item.name for item in fields(Record))
+_ROUNDED: Final = ("latency", "start", "end", "wait", "ttft", "tpot", "first_byte", "retry_wait")
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The whole lines of a results file; a last line that was cut off is left out."""
+    known = frozenset(NAMES)
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                values = json.loads(line)
+                yield Record(**{name: value for name, value in values.items() if name in known})
+            except (ValueError, TypeError, AttributeError) as exc:
+                raise ConfigError(f"{path} has a line that is no result: {str(exc)[:80]}", hint="start anew") from exc
+
+
+class Done:
+    """Which items of which endpoint are done: a bit each, so that a million cost little."""
+
+    def __init__(self) -> None:
+        self._bits: dict[int, bytearray] = {}
+        self.count = 0
+
+    def add(self, endpoint: int, index: int) -> None:
+        bits = self._bits.setdefault(endpoint, bytearray())
+        if index // 8 >= len(bits):
+            bits.extend(bytes(index // 8 + 1 - len(bits) + len(bits) // 2))
+        if not bits[index // 8] >> index % 8 & 1:
+            bits[index // 8] |= 1 << index % 8
+            self.count += 1
+
+    def __contains__(self, place: tuple[int, int]) -> bool:
+        endpoint, index = place
+        bits = self._bits.get(endpoint, b"")
+        return index // 8 < len(bits) and bool(bits[index // 8] >> index % 8 & 1)
+
+
+class RunFolder:
+    """The folder of a run: `results.jsonl` as it grows, `run.json` with what was asked for and its sessions.
+
+    A session is one process at work on the run. Each record is handed to the system when it is made, so that what was
+    measured outlives a kill.
+
+    Raises:
+        ConfigError: the folder holds a run already, or (`resume`) none, or one that was asked for otherwise.
+    """
+
+    def __init__(self, path: Path, asked: dict[str, Any], *, resume: bool) -> None:
+        self.path = path
+        self.asked = json.loads(json.dumps(asked))
+        self.sessions: list[dict[str, Any]] = []
+        self.done = Done()
+        self.worked = 0.0
+        if resume:
+            self._go_on()
+        elif (path / RESULTS).exists():
+            raise ConfigError(f"{path} holds a run already", hint="name another --out, or go on with --resume")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lines = (path / RESULTS).open("ab", buffering=0)
+        except OSError as exc:
+            raise ConfigError(f"{path} cannot be written: {exc.strerror}", hint="name another --out") from exc
+        self.session = len(self.sessions)
+        self.sessions.append({"windows": [], "ended": None})
+        self.save()
+
+    def add(self, record: Record) -> None:
+        """Appends a record."""
+        self._lines.write(record.to_json().encode("utf-8", "backslashreplace") + b"\n")
+
+    def window(self, endpoint: int, stage: int, start: float, end: float, full: bool) -> None:
+        """Notes a steady part of this session: every client busy from `start` to `end`."""
+        if end > start:
+            self.sessions[-1]["windows"].append([endpoint, stage, round(start, 6), round(end, 6), full])
+
+    def note(self, **facts: Any) -> None:
+        """Adds facts of this session."""
+        self.sessions[-1].update(facts)
+
+    def save(self) -> None:
+        """Writes `run.json`, whole or not at all."""
+        write_json(self.path / RUN, {"asked": self.asked, "sessions": self.sessions})
+
+    def close(self) -> None:
+        self.save()
+        self._lines.close()
+
+    def _go_on(self) -> None:
+        if not (self.path / RUN).exists():
+            raise ConfigError(f"{self.path} holds no run to go on with", hint="leave --resume out to start one")
+        held = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+        for name, value in self.asked.items():
+            if held["asked"].get(name) != value:
+                raise ConfigError(
+                    f"the run in {self.path} was started with another {name}: {held['asked'].get(name)!r:.80}",
+                    hint="give the same input, endpoints and options to --resume",
+                )
+        self.sessions = held["sessions"]
+        results = self.path / RESULTS
+        if not results.exists():
+            return
+        _cut_torn_line(results)
+        ends: dict[int, float] = {}
+        for record in read_records(results):
+            if record.phase != "warmup":
+                self.done.add(record.endpoint, record.index)
+                ends[record.session] = max(ends.get(record.session, 0.0), record.end)
+        self.worked = sum(ends.values())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` to `path`, whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Takes off a last line that a kill left half written."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = size
+        while end:
+            step = min(65536, end)
+            file.seek(end - step)
+            place = file.read(step).rfind(b"\n")
+            if place >= 0:
+                end = end - step + place + 1
+                break
+            end -= step
+        if end != size:
+            file.truncate(end)

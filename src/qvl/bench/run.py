@@ -1,0 +1,355 @@
+"""A run from end to end: models, warm-up, blocks or levels, and what is left on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+from qvl.bench.dataset import Dataset, Drawn, Files, Given, Item, endless
+from qvl.bench.exchange import AttemptFailedError, Endpoint, import_aiohttp
+from qvl.bench.load import Load
+from qvl.bench.metrics import Windows
+from qvl.bench.plan import FEWEST_A_LEVEL, Plan
+from qvl.bench.prepare import Feeder, Preparer, unlike
+from qvl.bench.record import SUMMARY, Record, RunFolder, write_json
+from qvl.bench.summary import Summary, summarise
+from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
+
+GROWTH: Final = 1.1
+AHEAD: Final = 64
+WARM_SEED: Final = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to send to, and with what."""
+
+    urls: tuple[str, ...]
+    model: str | None = None
+    api_key: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    stream: bool = True
+    max_pixels: int | None = None
+    verify: bool = True
+
+
+class Run:
+    """One process's work on a run.
+
+    Args:
+        on_record: called with each record, for a progress bar.
+
+    Raises:
+        ConfigError: (from `work`) the folder, the input or the endpoints cannot be used.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        dataset: Dataset,
+        plan: Plan,
+        out: Path,
+        *,
+        resume: bool = False,
+        on_record: Callable[[Record], None] = lambda record: None,
+    ) -> None:
+        if not target.urls:
+            raise ConfigError("no endpoint named", hint="as --url http://127.0.0.1:8000/v1")
+        if resume and plan.sweep:
+            raise ConfigError("a sweep cannot be gone on with", hint="start it anew in another --out")
+        if len(target.urls) > 1:
+            _need_scipy()
+        self.target, self.dataset, self.plan, self.out, self.resume = target, dataset, plan, out, resume
+        self.on_record = on_record
+        self.interrupted = False
+        self.load: Load | None = None
+        self.expected: int | None = None
+        self._starved = 0.0
+        self._client_seconds = 0.0
+
+    def work(self) -> Summary:
+        """Does what is left to do, writes `summary.json` and returns it. Ctrl-C ends it early, with what there is."""
+        with _more_files():
+            _run(self._work())
+        summary = summarise(self.out)
+        write_json(self.out / SUMMARY, summary.data)
+        return summary
+
+    async def _work(self) -> None:
+        aiohttp = import_aiohttp()
+        connector = aiohttp.TCPConnector(limit=0, ssl=bool(self.target.verify))
+        session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=True)
+        async with session:
+            endpoints = await self._endpoints(session)
+            asked = {
+                "endpoints": [{"url": held.url, "model": held.model} for held in endpoints],
+                "input": self.dataset.facts(),
+                "params": dict(self.target.params),
+                "stream": self.target.stream,
+                "plan": self.plan.facts(),
+            }
+            folder = RunFolder(self.out, asked, resume=self.resume)
+            load = self.load = Load(self.plan, endpoints, folder, self.on_record)
+            lag = asyncio.get_running_loop().create_task(load.watch())
+            try:
+                with _on_ctrl_c(load.interrupt):
+                    await self._phases(load)
+            finally:
+                lag.cancel()
+                with suppress(asyncio.CancelledError):
+                    await lag
+                self.interrupted = load.interrupted
+                self._note(folder, load)
+                folder.close()
+
+    async def _endpoints(self, session: Any) -> list[Endpoint]:
+        headers = dict(self.target.headers)
+        if self.target.api_key:
+            headers["Authorization"] = f"Bearer {self.target.api_key}"
+        made = [
+            Endpoint(url, session, model=self.target.model, timeout=self.plan.timeout, headers=headers)
+            for url in self.target.urls
+        ]
+        for endpoint in made:
+            try:
+                await endpoint.find_model()
+            except AttemptFailedError as exc:
+                raise BackendUnavailableError(str(exc), hint="is the server up, and does --url end in /v1?") from exc
+        return made
+
+    async def _phases(self, load: Load) -> None:
+        preparer = self._preparer()
+        if self.plan.warmup:
+            for number in range(len(load.endpoints)):
+                await self._warm_up(load, preparer, number)
+        if load.interrupted:
+            return
+        load.origin = perf_counter()
+        if self.plan.sweep:
+            await self._sweep(load, preparer)
+        else:
+            await self._blocks(load, preparer)
+
+    def _preparer(self) -> Preparer:
+        from qvl.media import MediaPolicy
+
+        policy = MediaPolicy() if self.target.max_pixels is None else MediaPolicy(max_pixels=self.target.max_pixels)
+        return Preparer(self.target.params, stream=self.target.stream, policy=policy)
+
+    async def _warm_up(self, load: Load, preparer: Preparer, number: int) -> None:
+        """Pictures that no measured request shows, so that no cache knows what comes."""
+        first = next(iter(self.dataset), None)
+        size = self.dataset.size if isinstance(self.dataset, Drawn) else (512, 512)
+        items: Iterable[Item] = Drawn(self.plan.warmup, size, first_seed=WARM_SEED + number * self.plan.warmup)
+        if first is not None and not any(True for _ in first.picture_parts()):
+            items = (
+                Item(place, "", ({"role": "user", "content": f"Warm-up {place} of endpoint {number}: say ready."},))
+                for place in range(self.plan.warmup)
+            )
+        named = (unlike(item, place) for place, item in enumerate(items))
+        feeder = Feeder(named, preparer, AHEAD)
+        try:
+            await feeder.fill()
+            await load.closed(feeder, number, min(self.plan.concurrency, self.plan.warmup), phase="warmup")
+        finally:
+            feeder.close()
+
+    def _items(self, laps: bool) -> Iterator[Item]:
+        return endless(self.dataset) if laps else iter(self.dataset)
+
+    async def _blocks(self, load: Load, preparer: Preparer) -> None:
+        """One endpoint: all at once. Several: block by block, each block to every endpoint, the first one changing."""
+        plan, several = self.plan, len(load.endpoints) > 1
+        items = self._items(plan.count is not None or plan.duration is not None)
+        if plan.count is not None:
+            items = islice(items, plan.count)
+        deadline = None
+        if plan.duration is not None:
+            deadline = perf_counter() + max(0.0, plan.duration - load.folder.worked)
+        if not several:
+            todo = (item for item in items if (0, item.index) not in load.folder.done)
+            await self._block(load, preparer, todo, 0, 0, ramp=plan.ramp, deadline=deadline)
+            return
+        part = 0
+        while block := list(islice(items, plan.block())):
+            order = list(range(len(load.endpoints)))
+            turned = order[part % len(order) :] + order[: part % len(order)]
+            for number in turned:
+                todo = (item for item in block if (number, item.index) not in load.folder.done)
+                await self._block(load, preparer, todo, number, part, ramp=plan.ramp if part == 0 else 0.0)
+            part += 1
+            if load.interrupted or (deadline is not None and perf_counter() >= deadline):
+                return
+
+    async def _block(
+        self,
+        load: Load,
+        preparer: Preparer,
+        items: Iterator[Item],
+        number: int,
+        part: int,
+        *,
+        ramp: float,
+        deadline: float | None = None,
+        stage: int = 0,
+        clients: int | None = None,
+    ) -> None:
+        if load.interrupted:
+            return
+        feeder = Feeder(items, preparer, AHEAD)
+        clients = clients or self.plan.concurrency
+        try:
+            await feeder.fill()
+            begun = perf_counter()
+            if self.plan.rate is not None:
+                steady, end = await load.open(feeder, number, part=part, ramp=ramp, deadline=deadline)
+            else:
+                steady, end = await load.closed(feeder, number, clients, stage=stage, ramp=ramp, deadline=deadline)
+            self._starved += feeder.starved
+            self._client_seconds += (perf_counter() - begun) * clients
+        finally:
+            feeder.close()
+        if end > steady:
+            load.folder.window(number, stage, steady - load.origin, end - load.origin, True)
+
+    async def _sweep(self, load: Load, preparer: Preparer) -> None:
+        """Level after level until twice the clients bring less than a tenth more."""
+        items = self._items(laps=True)
+        best = [0.0] * len(load.endpoints)
+        over = [False] * len(load.endpoints)
+        for level in self.plan.levels():
+            if all(over) or load.interrupted:
+                return
+            if self.plan.duration is None:
+                held: list[Item] | None = list(islice(items, self.plan.count or max(FEWEST_A_LEVEL, 8 * level)))
+            else:
+                held = None
+            for number in range(len(load.endpoints)):
+                if over[number]:
+                    continue
+                spans: list[tuple[float, float]] = []
+                load.on_record = _also(self.on_record, spans)
+                deadline = None if self.plan.duration is None else perf_counter() + self.plan.duration
+                todo = items if held is None else iter(held)
+                await self._block(
+                    load, preparer, todo, number, 0, ramp=0.0, deadline=deadline, stage=level, clients=level
+                )
+                load.on_record = self.on_record
+                rate = _rate(load, number, level, spans)
+                over[number] = rate < GROWTH * best[number]
+                best[number] = max(best[number], rate)
+
+    def _note(self, folder: RunFolder, load: Load) -> None:
+        lags = sorted(load.lags) or [0.0]
+        folder.note(
+            interrupted=load.interrupted,
+            ended=True,
+            client={
+                "lag_p50": round(max(0.0, lags[len(lags) // 2]), 6),
+                "lag_p99": round(max(0.0, lags[min(len(lags) - 1, len(lags) * 99 // 100)]), 6),
+                "starved_share": round(self._starved / self._client_seconds, 4) if self._client_seconds else 0.0,
+                "behind": round(load.behind, 4),
+                "limits": [(round(when, 3), level) for when, level in load.limits[-2000:]],
+            },
+        )
+        if isinstance(self.dataset, Files):
+            bad = self.dataset
+            folder.note(bad_lines={"count": bad.bad_count, "lines": [str(line) for line in bad.bad[:100]]})
+
+    def total(self) -> int | None:
+        """How many requests there will be, where that is known before."""
+        each = self.plan.count
+        if each is None and isinstance(self.dataset, Given):
+            each = 1
+        if each is None and isinstance(self.dataset, Drawn):
+            each = self.dataset.count
+        if each is None or self.plan.duration is not None or self.plan.sweep:
+            return None
+        return each * len(self.target.urls)
+
+
+def _also(seen: Callable[[Record], None], spans: list[tuple[float, float]]) -> Callable[[Record], None]:
+    """`seen`, which also notes when answers began and ended."""
+
+    def note(record: Record) -> None:
+        if record.success:
+            spans.append((record.start, record.end))
+        seen(record)
+
+    return note
+
+
+def _rate(load: Load, number: int, level: int, spans: list[tuple[float, float]]) -> float:
+    held = [window for window in load.folder.sessions[-1]["windows"] if window[:2] == [number, level]]
+    windows = Windows((window[2], window[3]) for window in held)
+    if windows.length > 0:
+        return sum(windows.share(start, end) for start, end in spans) / windows.length
+    if not spans:
+        return 0.0
+    return len(spans) / max(1e-9, max(end for _, end in spans) - min(start for start, _ in spans))
+
+
+@contextmanager
+def _on_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `stop`; a second one ends the program as ever."""
+    loop = asyncio.get_running_loop()
+
+    def once() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        stop()
+
+    try:
+        loop.add_signal_handler(signal.SIGINT, once)
+    except (NotImplementedError, RuntimeError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+@contextmanager
+def _more_files() -> Iterator[None]:
+    """As many open connections as the system lets a process have."""
+    try:
+        import resource
+    except ImportError:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _need_scipy() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("scipy") is None:
+        raise MissingDependencyError("comparing endpoints needs the scipy package", hint="pip install 'qvl[bench]'")
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """`asyncio.run`, on uvloop where it is installed: a client that is late measures itself."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        asyncio.run(work)
+        return
+    if sys.version_info >= (3, 11):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work)
+    else:
+        uvloop.run(work)
