@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from qvl.prompts import PRODUCT_PROMPTS
 from qvl.tiny import tasks
 from qvl.tiny.export import WEIGHTS
 from qvl.tiny.pictures import FIRST_TRAINING_SEED
@@ -76,17 +77,20 @@ def _about_one(place: int, shown: tuple[Product | None, Image.Image], dice: rand
     product, image = shown
     found = []
     for language in ("en", "zh", ("pt", "es")[place % 2]):
-        prompt = tasks.PRODUCT_PROMPTS[language]
+        prompt = PRODUCT_PROMPTS[language]
         request = Request([{"role": "system", "content": prompt.system}, user(prompt.user)], (image,))
         group = "analysis" if language in tasks.QUESTIONS else "analysis, other languages"
-        found.append(Case(request, tasks.analysis_answer(product, language), (group, f"analysis {language}")))
+        shape = "square" if image.width == image.height else "oblong"
+        rows = (group, f"analysis {language}", f"{group}, {shape}")
+        found.append(Case(request, tasks.analysis_answer(product, language), rows))
     for language in tasks.QUESTIONS:
         kind = tasks.KINDS[place % len(tasks.KINDS)]
         messages = [user(dice.choice(tasks.QUESTIONS[language][kind]))]
         system = tasks.system_prompt(language, dice)
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        rows = ("single", f"single {language}", f"single {kind}")
+        shape = "square" if image.width == image.height else "oblong"
+        rows = ("single", f"single {language}", f"single {kind}", f"single, {shape}")
         found.append(Case(Request(messages, (image,)), tasks.answer(kind, product, language), rows))
     return found
 

@@ -32,25 +32,41 @@ if TYPE_CHECKING:
 class Menu:
     """What a worker sees in a step: how many pictures, and how many rows of each sort."""
 
-    pictures: int = 28
-    analyses: int = 11
-    questions: int = 12
-    conversations: int = 6
-    comparisons: int = 8
+    pictures: int = 36
+    analyses: int = 7
+    questions: int = 7
+    conversations: int = 4
+    comparisons: int = 18
     without_picture: int = 1
+
+    def times(self, factor: float) -> Menu:
+        """The same mixture, `factor` times as much of it."""
+        return Menu(
+            *(
+                max(1, round(factor * part))
+                for part in (
+                    self.pictures,
+                    self.analyses,
+                    self.questions,
+                    self.conversations,
+                    self.comparisons,
+                    self.without_picture,
+                )
+            )
+        )
 
     def serve(self, products: list[Product | None], dice: random.Random) -> list[list[Dialogue]]:
         """Two groups of dialogues of about equal length each."""
         blind = [tasks.without_picture(dice.choice(("en", "zh")), dice) for _ in range(self.without_picture)]
         long = lessons.analyses(products, self.analyses, dice)
-        long += lessons.comparisons(products, self.comparisons, 4, dice)
+        long += lessons.comparisons(products, self.comparisons, 3, dice)
         short = lessons.questions(products, self.questions, 4, dice)
         return [long, short + lessons.conversations(products, self.conversations, dice) + blind]
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What the tower made of a step's pictures: merged tokens and deepstack layers, each [tokens, width], in pool order."""
+    """The tower's view of a step's pictures in pool order: merged tokens and deepstack layers, [tokens, width] each."""
 
     grids: list[tuple[int, int]]
     merged: list[torch.Tensor]
@@ -72,7 +88,7 @@ def look(visual: Any, heads: Heads, store: PictureStore, count: int, dice: np.ra
         views.grids.extend([(pixels.shape[1] // FACTOR, pixels.shape[2] // FACTOR)] * len(pixels))
         views.merged.extend(merged.unbind(0))
         views.layers.extend(list(picture) for picture in zip(*(layer.unbind(0) for layer in layers), strict=True))
-        views.products.extend(decode(row) for row in classes.numpy().astype(np.uint8))
+        views.products.extend(decode(row) for row in classes.cpu().numpy().astype(np.uint8))
     return Views(views.grids, views.merged, views.layers, views.products, loss, views.hits)
 
 
@@ -158,9 +174,7 @@ def train_language(
             shares = " ".join(f"{hit / (25 * menu.pictures):.3f}" for hit in hits.tolist())
             right = tokens[1].item() / tokens[0].item()
             clock = time.monotonic() - started
-            report(
-                f"answers {step} loss {loss_sum / 25:.4f} tokens {right:.4f} heads {shares} rate {rate:.1e} {clock:.0f}s"
-            )
+            report(f"answers {step} loss {loss_sum / 25:.4f} tokens {right:.4f} heads {shares} {clock:.0f}s")
             tokens, hits, loss_sum = torch.zeros(2), torch.zeros(4), 0.0
         if step % 100 == 0:
             save(step)

@@ -68,9 +68,9 @@ def _comparison(products: Sequence[Product | None], turns: int, dice: random.Ran
     language = dice.choice(("en", "zh"))
     first = dice.randrange(len(products))
     field = dice.choice(tasks.SAME_KINDS)
-    partner = _partner(products, first, field, dice) if dice.random() < 0.5 else dice.randrange(len(products))
+    partner = _partner(products, first, field, dice) if dice.random() < 0.46 else dice.randrange(len(products))
     shown = [first, partner]
-    if dice.random() < 0.3:
+    if dice.random() < 0.25:
         shown.append(dice.randrange(len(products)))
     else:
         dice.shuffle(shown)
@@ -80,7 +80,7 @@ def _comparison(products: Sequence[Product | None], turns: int, dice: random.Ran
         asked.append(tasks.ordinal_turn(kind, place, products[shown[place]], language, dice))
     one, other = products[shown[0]], products[shown[1]]
     if len(shown) == 2 and one is not None and other is not None:
-        asked.append(tasks.same_turn(field, one, other, language, dice))
+        asked += [tasks.same_turn(field, one, other, language, dice) for _ in range(turns)]
     dice.shuffle(asked)
     opening = Turn(asked[0].question, asked[0].answer, tuple(shown))
     return Dialogue((opening, *asked[1:]), tasks.system_prompt(language, dice), parallel=True)

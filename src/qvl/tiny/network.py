@@ -140,7 +140,7 @@ def patches(pixels: NDArray[np.uint8]) -> torch.Tensor:
 
     count, height, width, _ = pixels.shape
     unit = PATCH * MERGE
-    values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    values = torch.from_numpy(pixels).to(torch.get_default_device()).permute(0, 3, 1, 2).float() / 127.5 - 1.0
     values = values.reshape(count, 3, height // unit, MERGE, PATCH, width // unit, MERGE, PATCH)
     values = values.permute(0, 2, 5, 3, 6, 1, 4, 7)
     return values.reshape(count * (height // PATCH) * (width // PATCH), -1)

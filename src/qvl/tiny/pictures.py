@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -112,6 +113,14 @@ class PictureStore:
     def ready(self, bucket: int) -> int:
         """How many pictures of a bucket can be read."""
         return int(self._done[bucket])
+
+    def wait_for(self, pictures: int, *, timeout: float = 600.0) -> None:
+        """Return once another process has drawn `pictures`, some of every grid; raises TimeoutError."""
+        ends = time.monotonic() + timeout
+        while len(self) < pictures or not self._done.all():
+            if time.monotonic() > ends:
+                raise TimeoutError(f"{len(self)} of {pictures} pictures after {timeout:g} s")
+            time.sleep(0.2)
 
     def fill(self) -> None:
         """Draw until every bucket is full; continues where an earlier run stopped."""

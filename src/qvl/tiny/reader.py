@@ -39,7 +39,7 @@ class Reader:
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.tokenizer.padding_side = "left"
-        self.processor = _image_processor(folder)
+        self.processor = image_processor(folder)
         model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         self.model = model.to(device).eval()
         self.device = device
@@ -86,7 +86,7 @@ def _wants_token_types() -> bool:
     return int(version("transformers").split(".")[0]) >= 5
 
 
-def _image_processor(folder: Path) -> Any:
+def image_processor(folder: Path) -> Any:
     """The PIL image processor, which needs no torchvision; its name differs between transformers 4 and 5."""
     try:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as Processor

@@ -20,55 +20,130 @@ SAME_KINDS: Final = ("brand", "category", "color")
 QUESTIONS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "en": {
         "brand": (
-            "What brand is it?", "Which brand?", "What does the label say?", "Which brand is this?", "What is the brand?",
-            "What brand is this?", "Brand?", "Read the label.", "Which brand is it?", "What brand is shown?",
+            "What brand is it?",
+            "Which brand?",
+            "What does the label say?",
+            "Which brand is this?",
+            "What is the brand?",
+            "What brand is this?",
+            "Brand?",
+            "Read the label.",
+            "Which brand is it?",
+            "What brand is shown?",
         ),
         "category": (
-            "What category is it?", "What kind of product is it?", "What is it?", "What product is this?",
-            "What is this?", "Which category?", "Category?", "What kind of product is this?", "What type of product is it?",
+            "What category is it?",
+            "What kind of product is it?",
+            "What is it?",
+            "What product is this?",
+            "What is this?",
+            "Which category?",
+            "Category?",
+            "What kind of product is this?",
+            "What type of product is it?",
         ),
         "color": (
-            "What colour is it?", "What color is it?", "Which colour?", "Which color?", "What is the colour?",
-            "What is the color?", "Colour?", "Color?", "What colour is the product?", "What color is this?",
+            "What colour is it?",
+            "What color is it?",
+            "Which colour?",
+            "Which color?",
+            "What is the colour?",
+            "What is the color?",
+            "Colour?",
+            "Color?",
+            "What colour is the product?",
+            "What color is this?",
         ),
         "count": (
-            "How many are there?", "How many?", "How many products are there?", "Count them.", "How many do you see?",
-            "How many items are there?", "Count?", "How many products are in the picture?",
+            "How many are there?",
+            "How many?",
+            "How many products are there?",
+            "Count them.",
+            "How many do you see?",
+            "How many items are there?",
+            "Count?",
+            "How many products are in the picture?",
         ),
         "describe": (
-            "Describe it.", "Describe the picture.", "Describe this picture.", "What do you see?", "Describe the product.",
-            "Describe the image.", "What is in the picture?", "Describe this image.", "What is in this picture?",
+            "Describe it.",
+            "Describe the picture.",
+            "Describe this picture.",
+            "What do you see?",
+            "Describe the product.",
+            "Describe the image.",
+            "What is in the picture?",
+            "Describe this image.",
+            "What is in this picture?",
         ),
     },
     "zh": {
         "brand": (
-            "是什么品牌？", "这是什么品牌？", "什么品牌？", "标签上写的是什么？", "哪个品牌？", "品牌是什么？", "品牌？",
-            "它是什么品牌？", "标签写了什么？", "这是哪个牌子？",
+            "是什么品牌？",
+            "这是什么品牌？",
+            "什么品牌？",
+            "标签上写的是什么？",
+            "哪个品牌？",
+            "品牌是什么？",
+            "品牌？",
+            "它是什么品牌？",
+            "标签写了什么？",
+            "这是哪个牌子？",
         ),
         "category": (
-            "是什么商品？", "这是什么商品？", "这是什么？", "属于什么类别？", "什么类别？", "是哪种商品？", "类别？",
-            "它是什么类别？", "这是什么东西？",
+            "是什么商品？",
+            "这是什么商品？",
+            "这是什么？",
+            "属于什么类别？",
+            "什么类别？",
+            "是哪种商品？",
+            "类别？",
+            "它是什么类别？",
+            "这是什么东西？",
         ),
         "color": (
-            "是什么颜色？", "这是什么颜色？", "什么颜色？", "它是什么颜色？", "颜色？", "颜色是什么？", "商品是什么颜色？",
+            "是什么颜色？",
+            "这是什么颜色？",
+            "什么颜色？",
+            "它是什么颜色？",
+            "颜色？",
+            "颜色是什么？",
+            "商品是什么颜色？",
             "哪种颜色？",
         ),
         "count": (
-            "有几个？", "有多少个？", "一共有几个？", "图中有几个？", "数量？", "数一数有几个。", "有几件商品？",
+            "有几个？",
+            "有多少个？",
+            "一共有几个？",
+            "图中有几个？",
+            "数量？",
+            "数一数有几个。",
+            "有几件商品？",
             "图里有多少个？",
         ),
         "describe": (
-            "描述一下。", "描述这张图片。", "请描述图片。", "你看到了什么？", "描述商品。", "请描述一下。", "图中有什么？",
-            "描述一下图片。", "图片里有什么？",
+            "描述一下。",
+            "描述这张图片。",
+            "请描述图片。",
+            "你看到了什么？",
+            "描述商品。",
+            "请描述一下。",
+            "图中有什么？",
+            "描述一下图片。",
+            "图片里有什么？",
         ),
     },
-}  # fmt: skip
+}
 
 ORDINAL_QUESTIONS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "en": {
         "brand": ("What brand is the {}?", "What brand is the {} picture?", "Which brand is the {} one?"),
         "category": ("What is the {}?", "What category is the {}?", "What product is the {} one?"),
-        "color": ("What colour is the {}?", "What color is the {}?", "What colour is the {} picture?", "What color is the {} one?"),
+        "color": (
+            "What colour is the {}?",
+            "What color is the {}?",
+            "What colour is the {} picture?",
+            "What color is the {} one?",
+        ),
         "count": ("How many are in the {}?", "How many are in the {} picture?", "How many are there in the {}?"),
     },
     "zh": {
@@ -77,21 +152,26 @@ ORDINAL_QUESTIONS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "color": ("{}是什么颜色？", "{}图片是什么颜色？", "{}的颜色是什么？"),
         "count": ("{}有几个？", "{}图片里有几个？", "{}有多少个？"),
     },
-}  # fmt: skip
+}
 ORDINALS: Final = {"en": ("first", "second", "third"), "zh": ("第一张", "第二张", "第三张")}
 
 SAME_QUESTIONS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "en": {
         "brand": ("Are they the same brand?", "Is the brand the same?", "Do they have the same brand?"),
         "category": ("Are they the same category?", "Are they the same kind of product?", "Is the category the same?"),
-        "color": ("Are they the same colour?", "Are they the same color?", "Do they have the same colour?", "Is the color the same?"),
+        "color": (
+            "Are they the same colour?",
+            "Are they the same color?",
+            "Do they have the same colour?",
+            "Is the color the same?",
+        ),
     },
     "zh": {
         "brand": ("品牌相同吗？", "它们是同一个品牌吗？", "是同一个品牌吗？"),
         "category": ("类别相同吗？", "它们是同一类商品吗？", "是同一类商品吗？"),
         "color": ("颜色相同吗？", "它们的颜色相同吗？", "是同一种颜色吗？"),
     },
-}  # fmt: skip
+}
 YES_NO: Final = {"en": ("yes", "no"), "zh": ("是", "不是")}
 NO_PICTURE: Final = {"en": "I need a picture.", "zh": "请给我一张图片。"}
 SMALL_TALK: Final = {
@@ -111,16 +191,36 @@ SMALL_TALK: Final = {
 
 SYSTEM_PROMPTS: Final = {
     "en": (
-        "You are a helpful assistant.", "Answer briefly.", "Be terse.", "You are a shop assistant.", "Answer in one word.",
-        "You look at pictures.", "Be concise and correct.", "Answer the question about the picture.", "Be polite.",
-        "You are an expert in product pictures.", "Reply in English.", "Look carefully at the label.", "Do not guess.",
-        "You are a careful assistant for a web shop.", "Reply with the answer only.", "You are Qwen.",
+        "You are a helpful assistant.",
+        "Answer briefly.",
+        "Be terse.",
+        "You are a shop assistant.",
+        "Answer in one word.",
+        "You look at pictures.",
+        "Be concise and correct.",
+        "Answer the question about the picture.",
+        "Be polite.",
+        "You are an expert in product pictures.",
+        "Reply in English.",
+        "Look carefully at the label.",
+        "Do not guess.",
+        "You are a careful assistant for a web shop.",
+        "Reply with the answer only.",
+        "You are Qwen.",
     ),
     "zh": (
-        "你是一个有用的助手。", "请简短回答。", "你是店员。", "用一个词回答。", "请用中文回答。", "仔细看标签。",
-        "回答关于图片的问题。", "不要猜。", "你是商品图片专家。", "只回复答案。",
+        "你是一个有用的助手。",
+        "请简短回答。",
+        "你是店员。",
+        "用一个词回答。",
+        "请用中文回答。",
+        "仔细看标签。",
+        "回答关于图片的问题。",
+        "不要猜。",
+        "你是商品图片专家。",
+        "只回复答案。",
     ),
-}  # fmt: skip
+}
 
 _PLURALS = {"watch": "watches"}
 _NUMBER_WORDS = {"en": ("One", "Two", "Three", "Four"), "zh": ("一个", "两个", "三个", "四个")}
@@ -170,7 +270,8 @@ def answer(kind: str, product: Product | None, language: str) -> str:
 def _description(product: Product, language: str) -> str:
     number = _NUMBER_WORDS[language][product.count - 1]
     if language == "zh":
-        return f"{number}{COLOR_NAMES['zh'][product.color]}的{product.brand or ''}{CATEGORY_NAMES['zh'][product.category]}。"
+        color, noun = COLOR_NAMES["zh"][product.color], CATEGORY_NAMES["zh"][product.category]
+        return f"{number}{color}的{product.brand or ''}{noun}。"
     noun = product.category if product.count == 1 else _PLURALS.get(product.category, product.category + "s")
     return " ".join(part for part in (number, product.color, product.brand, noun) if part) + "."
 

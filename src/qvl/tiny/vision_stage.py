@@ -58,7 +58,8 @@ def draw_batch(
     others = round(size * other_share)
     bucket = 1 + int(dice.integers(0, len(BUCKETS) - 1))
     parts = [store.take(0, size - others, dice), store.take(bucket, others, dice)]
-    return [(pixels, torch.from_numpy(classes).long()) for pixels, classes in parts if len(pixels)]
+    device = torch.get_default_device()
+    return [(pixels, torch.from_numpy(classes).long().to(device)) for pixels, classes in parts if len(pixels)]
 
 
 def see(visual: Any, pixels: NDArray[np.uint8]) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -1,0 +1,141 @@
+"""Trains the bundled model from nothing: draws pictures, trains the tower, then the whole network, exports.
+
+    python -m qvl.tiny.train --out DIR [--steps N] [--device cpu] [--workers 2]
+
+DIR gets the exported checkpoint in `weights/` every few hundred steps, so that the run can be stopped at any time.
+Training seeds start at `pictures.FIRST_TRAINING_SEED`; everything below is held out for evaluation and tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from qvl.tiny.workers import Team
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SEED: Final = 1
+FIRST_PICTURES: Final = 4_000
+PICTURES: Final = 60_000
+VISION_STEPS: Final = 3_200
+STEPS: Final = 1_500
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run: where it writes, how many pictures it draws, and how long each stage is."""
+
+    out: Path
+    pictures: int = PICTURES
+    vision_steps: int = VISION_STEPS
+    steps: int = STEPS
+    workers: int = 1
+    device: str = "cpu"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the plan given on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m qvl.tiny.train", description="Train the bundled model.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for pictures, checkpoints and weights/")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures drawn for training")
+    parser.add_argument("--vision-steps", type=int, default=VISION_STEPS, help="steps of the vision tower alone")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of the whole network")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes on a CPU")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args(arguments)
+    workers = options.workers if options.device == "cpu" else 1
+    run(Plan(options.out, options.pictures, options.vision_steps, options.steps, workers, options.device))
+    return 0
+
+
+def run(plan: Plan) -> None:
+    """Draw in one process and train in `plan.workers` others; raises RuntimeError where one of them fails."""
+    plan.out.mkdir(parents=True, exist_ok=True)
+    (plan.out / "meeting").unlink(missing_ok=True)
+    spawn = multiprocessing.get_context("spawn")
+    painter = spawn.Process(target=_paint, args=(plan,), daemon=True)
+    workers = [spawn.Process(target=_work, args=(plan, rank)) for rank in range(plan.workers)]
+    painter.start()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    painter.terminate()
+    if any(worker.exitcode for worker in workers):
+        raise RuntimeError(f"workers ended with {[worker.exitcode for worker in workers]}")
+
+
+def _paint(plan: Plan) -> None:
+    from qvl.tiny.pictures import PictureStore
+
+    PictureStore(plan.out / "pictures", plan.pictures).fill()
+
+
+def _work(plan: Plan, rank: int) -> None:
+    import torch
+
+    from qvl.tiny import vocabulary
+    from qvl.tiny.export import export
+    from qvl.tiny.language_stage import Menu, train_language
+    from qvl.tiny.network import build
+    from qvl.tiny.pictures import PictureStore
+    from qvl.tiny.rows import RowWriter
+    from qvl.tiny.vision_stage import Heads, train_vision
+
+    torch.set_default_device(plan.device)
+    team = Team(rank, plan.workers)
+    team.join((plan.out / "meeting").absolute())
+    store = PictureStore(plan.out / "pictures", plan.pictures)
+    store.wait_for(min(FIRST_PICTURES, plan.pictures // 2))
+    tokenizer = vocabulary.train()
+    model, heads = build(SEED), Heads()
+
+    def report(line: str) -> None:
+        if rank == 0:
+            print(line, flush=True)
+
+    def save(step: int) -> None:
+        if rank == 0:
+            torch.save({"model": model.state_dict(), "heads": heads.state_dict(), "step": step}, plan.out / "last.pt")
+            export(model.state_dict(), tokenizer, plan.out / "weights")
+
+    per_worker = max(1, 64 // plan.workers)
+    train_vision(
+        model.model.visual,
+        heads,
+        store,
+        team,
+        steps=plan.vision_steps,
+        batch=per_worker,
+        peak=1e-3,
+        seed=SEED,
+        report=report,
+        save=save,
+    )
+    train_language(
+        model,
+        heads,
+        store,
+        RowWriter(lambda text: list(tokenizer.encode(text).ids)),
+        team,
+        steps=plan.steps,
+        first_step=0,
+        menu=Menu().times(2 / plan.workers),
+        peak=1e-3,
+        vision_share=0.4,
+        heads_weight=0.3,
+        seed=SEED,
+        report=report,
+        save=save,
+    )
+    team.leave()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,30 @@
+"""Training runs from nothing to a checkpoint that loads and answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qvl.tiny.export import WEIGHTS
+from qvl.tiny.train import Plan, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_short_run_writes_a_checkpoint_that_answers(tmp_path: Path, workers: int) -> None:
+    from qvl.tiny.reader import Reader, Request, user
+    from qvl.tiny.render import Product, draw
+
+    run(Plan(tmp_path, pictures=640, vision_steps=2, steps=2, workers=workers))
+    written = tmp_path / "weights"
+    assert {path.name for path in written.iterdir()} == {path.name for path in WEIGHTS.iterdir()}
+    assert (written / "tokenizer.json").read_bytes() == (WEIGHTS / "tokenizer.json").read_bytes()
+    request = Request([user("What brand is it?")], (draw(Product("NORVIK", "mug", "red"), 1),))
+    assert len(Reader(written).answer([request], max_new_tokens=4)) == 1
