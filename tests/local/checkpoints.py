@@ -57,6 +57,7 @@ def random_checkpoint(folder: Path, *, seed: int = 0, layers: int = 3, hidden: i
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     image = json.loads((bundled / "preprocessor_config.json").read_text())
+    image = {key: value for key, value in image.items() if key not in ("min_pixels", "max_pixels")}
     image["size"] = {"shortest_edge": 64 * 64, "longest_edge": 256 * 256}
     (folder / "preprocessor_config.json").write_text(json.dumps(image))
     for name in (*TOKENIZER_FILES, "generation_config.json"):

@@ -3,7 +3,7 @@
 All tokens of a step, one per decoding sequence and the chunks of prompts, pass the linear layers as one packed
 [tokens, hidden] matrix, so weights are read once a step; only attention looks at sequences one by one (prompts) or a
 pool at a time (decode). Query, key and value weights are joined, so are gate and up; the modules' own parameters become
-views of the joined ones, so no memory is doubled.
+views of the joined ones, or empty, so no memory is doubled.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qvl.backends.local.linear import Linear
 from qvl.backends.local.storage import Layout, Storage
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class DecodeGroup:
         num_rows: rows 0 .. num_rows - 1 of the pool are read.
         rows: int64 [count] row of each token, or None when they are exactly 0 .. num_rows - 1 in order.
         write: int64 [count * kv heads] flat index of the newest key of each head.
-        mask: bool [num_rows, 1, 1, longest], True where a key counts; None when all do.
+        mask: [num_rows, 1, 1, longest], added to the scores: 0 where a key counts, else -inf; None when all do.
     """
 
     first: int
@@ -46,7 +47,7 @@ class DecodeGroup:
 class PromptChunk:
     """Tokens first:first+count of the batch continue `row` of a pool at position `start`.
 
-    `mask` is bool [count, start + count], None when the chunk starts the prompt (plain causal).
+    `mask` is [count, start + count], added to the scores, None when the chunk starts the prompt (plain causal).
     """
 
     first: int
@@ -82,7 +83,10 @@ class TextDecoder:
         self.eps: float = config.rms_norm_eps
         self.embed: Any = model.embed_tokens
         self.norm: Tensor = model.norm.weight
-        self.lm_head: Any = lm_head
+        head: Any = lm_head
+        self.vocab_size = int(head.weight.shape[0])
+        self._head = Linear(head.weight.data)
+        self._head_device = head.weight.device
         self.layers = [_Layer(layer) for layer in model.layers]
         self._rotary = model.rotary_emb
         self._axes: Tensor | None = None
@@ -143,7 +147,7 @@ class TextDecoder:
                 groups = [_group_to(group, device) for group in groups]
                 chunks = [_chunk_to(chunk, device) for chunk in chunks]
             normed = F.rms_norm(hidden, layer.norm_shape, layer.input_norm, self.eps)
-            joined = F.linear(normed, layer.qkv, layer.qkv_bias).view(-1, heads + self.num_kv_heads, self.head_dim)
+            joined = layer.qkv(normed).view(-1, heads + self.num_kv_heads, self.head_dim)
             turned = F.rms_norm(joined[:, :heads], (self.head_dim,), None, self.eps) * layer.qk_norm
             turned = (turned * cos).addcmul_(turned.roll(half, -1), sin)
             attended = self._attend(
@@ -155,13 +159,13 @@ class TextDecoder:
                 groups,
                 chunks,
             )
-            hidden = _add_linear(hidden, attended, layer.output, layer.output_bias)
+            hidden = layer.output.added_to(hidden, attended)
             normed = F.rms_norm(hidden, layer.norm_shape, layer.mlp_norm, self.eps)
-            if layer.gate_up is None:
+            if layer.gate_up is None or layer.down is None:
                 hidden = hidden + layer.mlp(normed.unsqueeze(0))[0].view_as(hidden)
             else:
-                gate, up = F.linear(normed, layer.gate_up).chunk(2, -1)
-                hidden = _add_linear(hidden, F.silu(gate).mul_(up), layer.down, None)
+                gate, up = layer.gate_up(normed).chunk(2, -1)
+                hidden = layer.down.added_to(hidden, F.silu(gate).mul_(up))
             if deepstack is not None and index < len(deepstack.features):
                 where, features = deepstack.where.to(device), deepstack.features[index].to(device, hidden.dtype)
                 hidden = hidden.index_add(0, where, features)
@@ -173,8 +177,7 @@ class TextDecoder:
 
         hidden = hidden.to(self.norm.device)
         normed = F.rms_norm(hidden, (self.hidden_size,), self.norm, self.eps)
-        head: Any = self.lm_head.weight
-        return F.linear(normed.to(head.device), head).float()
+        return self._head(normed.to(self._head_device)).float()
 
     def _attend(
         self,
@@ -245,15 +248,12 @@ class _Layer:
 
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        counts = [linear.weight.shape[0] // attention.head_dim for linear in projections[:2]]
         self.qkv = _join(projections)
-        self.qkv_bias = None if attention.q_proj.bias is None else torch.cat([linear.bias for linear in projections])
-        groups = (attention.q_proj, attention.q_norm), (attention.k_proj, attention.k_norm)
         # [query and key heads, head_dim]: one normalisation serves both.
-        self.qk_norm = torch.cat(
-            [norm.weight.expand(linear.weight.shape[0] // norm.weight.shape[0], -1) for linear, norm in groups]
-        )
-        self.output = attention.o_proj.weight
-        self.output_bias = attention.o_proj.bias
+        norms = (attention.q_norm.weight, attention.k_norm.weight)
+        self.qk_norm = torch.cat([norm.expand(count, -1) for norm, count in zip(norms, counts, strict=True)])
+        self.output = _join((attention.o_proj,))
         self.input_norm = layer.input_layernorm.weight
         self.mlp_norm = layer.post_attention_layernorm.weight
         self.norm_shape = tuple(self.input_norm.shape)
@@ -261,29 +261,23 @@ class _Layer:
         self.mlp = mlp
         dense = hasattr(mlp, "gate_proj") and getattr(mlp.config, "hidden_act", "silu") == "silu"
         self.gate_up = _join((mlp.gate_proj, mlp.up_proj)) if dense else None
-        self.down = mlp.down_proj.weight if dense else None
+        self.down = _join((mlp.down_proj,)) if dense else None
 
 
-def _join(linears: Sequence[Any]) -> Tensor:
-    """The weights below each other; the modules keep views."""
+def _join(linears: Sequence[Any]) -> Linear:
+    """The weights below each other. The modules keep views, or nothing where the weight is laid out anew."""
     import torch
 
-    joined = torch.cat([linear.weight.data for linear in linears])
+    many = len(linears) > 1
+    joined = torch.cat([linear.weight.data for linear in linears]) if many else linears[0].weight.data
+    bias = None if linears[0].bias is None else torch.cat([linear.bias.data for linear in linears])
+    made = Linear(joined, bias)
     first = 0
     for linear in linears:
         rows = linear.weight.shape[0]
-        linear.weight.data = joined[first : first + rows]
+        linear.weight.data = joined.new_empty(0) if made.packed else joined[first : first + rows]
         first += rows
-    return joined
-
-
-def _add_linear(base: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    import torch
-    import torch.nn.functional as F  # noqa: N812 - torch's own convention
-
-    if bias is not None:
-        return base + F.linear(x, weight, bias)
-    return torch.addmm(base, x, weight.t())
+    return made
 
 
 def _group_to(group: DecodeGroup, device: torch.device) -> DecodeGroup:

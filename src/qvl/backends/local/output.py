@@ -175,7 +175,7 @@ class Splitter:
         self.state = "reasoning" if reasoning else "start" if free else "content"
         self._tools = parse_tools
         self._buffer = ""
-        self._fresh = True  # white space at the beginning of a part is dropped
+        self._fresh = reasoning  # white space behind markup is dropped
 
     def push(self, text: str, *, last: bool = False) -> tuple[str, str, list[str]]:
         """(content, reasoning, bodies of finished tool calls) that are certain by now; all of it when `last`."""

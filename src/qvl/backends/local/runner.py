@@ -38,7 +38,7 @@ class Runner:
         self.decoder = TextDecoder(model.model.language_model, model.lm_head)
         self.vision = VisionEncoder(model.model.visual, rules, device)
         self.storage = Storage(self.decoder.layout())
-        self.vocab_size = int(model.lm_head.weight.shape[0])
+        self.vocab_size = self.decoder.vocab_size
         self.num_encoded = 0
         self._place = self.decoder.embed.weight.device
 
@@ -113,6 +113,11 @@ class Runner:
 
         return torch.tensor(values, dtype=torch.int64).to(self._place, non_blocking=True)
 
+    def _added(self, seen: Tensor) -> Tensor:
+        """A bool mask as what is added to attention scores: once a step, else every layer would convert it."""
+        added = self.decoder.norm.new_zeros(seen.shape, device="cpu")
+        return added.masked_fill_(~seen, float("-inf")).to(self._place, non_blocking=True)
+
     def _positions(self, decode: list[Sequence], prefill: list[Chunk]) -> Tensor:
         import numpy as np
         import torch
@@ -144,7 +149,7 @@ class Runner:
                 # Rows nobody decodes see their first key, so that no row is empty.
                 seen = torch.ones(num_rows, dtype=torch.int64)
                 seen[rows] = lengths
-                mask = (torch.arange(longest) < seen[:, None])[:, None, None].to(self._place)
+                mask = self._added(torch.arange(longest) < seen[:, None])[:, None, None]
             placed = None if whole else rows.to(self._place)
             groups.append(
                 DecodeGroup(first, len(members), capacity, longest, num_rows, placed, write.to(self._place), mask)
@@ -160,7 +165,7 @@ class Runner:
             capacity, row = _place(chunk.sequence)
             mask = None
             if chunk.start and chunk.count > 1:
-                mask = torch.ones((chunk.count, chunk.end), dtype=torch.bool, device=self._place).tril_(chunk.start)
+                mask = self._added(torch.ones((chunk.count, chunk.end), dtype=torch.bool).tril_(chunk.start))
             chunks.append(PromptChunk(first, chunk.count, capacity, row, chunk.start, mask))
             first += chunk.count
         return chunks

@@ -6,6 +6,8 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from qvl.backends.local.linear import pack_modules
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -71,6 +73,7 @@ class VisionEncoder:
         self._place = weight.device
         visual.patch_embed = _patch_embedding(visual.patch_embed.proj)
         self._dtype = weight.dtype
+        pack_modules(visual)
 
     def encode(self, pictures: list[PreparedPicture]) -> list[Tensor]:
         """Features of each picture: [1 + deepstack layers, num_tokens, hidden], the merged ones first."""

@@ -1,0 +1,96 @@
+"""A Qwen3-VL of random weights and about 130 million parameters, or in the true shapes of the 2B and the 8B.
+
+Speed does not depend on what weights say, so nothing needs to be downloaded. The tokenizer is the bundled model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "130m": {
+        "text": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 11, "num_attention_heads": 12,
+                 "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32768, "max_position_embeddings": 8192},
+        "mrope_section": [12, 10, 10],
+        "vision": {"hidden_size": 512, "intermediate_size": 2048, "depth": 8, "num_heads": 8, "out_hidden_size": 768,
+                   "deepstack_visual_indexes": [2, 5], "num_position_embeddings": 2304},
+        "tie": True,
+    },
+    "2b": {
+        "text": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
+                 "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 262144},
+        "mrope_section": [24, 20, 20],
+        "vision": {"hidden_size": 1024, "intermediate_size": 4096, "depth": 24, "num_heads": 16,
+                   "out_hidden_size": 2048, "deepstack_visual_indexes": [5, 11, 17], "num_position_embeddings": 2304},
+        "tie": True,
+    },
+    "8b": {
+        "text": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+                 "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 262144},
+        "mrope_section": [24, 20, 20],
+        "vision": {"hidden_size": 1152, "intermediate_size": 4304, "depth": 27, "num_heads": 16,
+                   "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24], "num_position_embeddings": 2304},
+        "tie": False,
+    },
+}  # fmt: skip
+
+
+def config(shape: str, bundled: Path) -> dict[str, Any]:
+    """config.json of `shape`, special tokens as in the bundled model."""
+    wanted = SHAPES[shape]
+    made = json.loads((bundled / "config.json").read_text(encoding="utf-8"))
+    made["tie_word_embeddings"] = wanted["tie"]
+    made["text_config"].update(
+        wanted["text"],
+        tie_word_embeddings=wanted["tie"],
+        rope_theta=5000000,
+        rope_scaling={"mrope_interleaved": True, "mrope_section": wanted["mrope_section"], "rope_type": "default"},
+    )
+    made["vision_config"].update(wanted["vision"])
+    return dict(made)
+
+
+def write(folder: Path, shape: str = "130m", dtype: str = "float32") -> Path:
+    """Builds the checkpoint in `folder` unless it is there; returns `folder`."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    from qvl.backends.local.loader import bundled_folder
+
+    if (folder / "model.safetensors").is_file():
+        return folder
+    bundled = bundled_folder()
+    made = config(shape, bundled)
+    made["text_config"]["dtype"] = dtype
+    torch.manual_seed(0)
+    torch.set_default_dtype(getattr(torch, dtype))
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**json.loads(json.dumps(made))))
+    torch.set_default_dtype(torch.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: t.contiguous() for name, t in model.state_dict().items() if not (made["tie_word_embeddings"] and name == "lm_head.weight")}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(made, indent=2), encoding="utf-8")
+    image = json.loads((bundled / "preprocessor_config.json").read_text(encoding="utf-8"))
+    image = {key: value for key, value in image.items() if key not in ("min_pixels", "max_pixels")}
+    image["size"] = {"shortest_edge": 65536, "longest_edge": 262144}
+    (folder / "preprocessor_config.json").write_text(json.dumps(image), encoding="utf-8")
+    video = json.loads((bundled / "video_preprocessor_config.json").read_text(encoding="utf-8"))
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video), encoding="utf-8")
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.json")
+    for name in (*names, "generation_config.json"):
+        shutil.copy(bundled / name, folder / name)
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="130m")
+    parser.add_argument("--dtype", default="float32")
+    given = parser.parse_args()
+    print(write(given.folder, given.shape, given.dtype))

@@ -1,0 +1,153 @@
+"""Bytes to text to chunks: no broken characters, stop strings across tokens, reasoning and tool calls told apart."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qvl.backends.local.output import Output, Splitter, Vocabulary, _byte_letters, parse_call
+from qvl.backends.local.sampler import Sampled
+from qvl.types import Chunk, fold
+
+LETTERS = {byte: letter for letter, byte in _byte_letters().items()}
+MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+
+class Bytes:
+    """A tokenizer whose token i < 256 is byte i, and then the markup."""
+
+    added_tokens_decoder = {  # noqa: RUF012 - shaped like transformers' own
+        **{256 + i: SimpleNamespace(content=word, special=False) for i, word in enumerate(MARKUP)},
+        300: SimpleNamespace(content="<|im_end|>", special=True),
+    }
+
+    def convert_ids_to_tokens(self, token: int) -> str | None:
+        return LETTERS.get(token)
+
+
+VOCABULARY = Vocabulary(Bytes())
+
+
+def run(text: str | bytes, *, reason: Any = "stop", sizes: list[int] | None = None, **settings: Any) -> list[Chunk]:
+    """Every byte a token; chunks as they come."""
+    output = Output(VOCABULARY, **settings)
+    chunks = []
+    for byte in text.encode() if isinstance(text, str) else text:
+        chunk = output.push(Sampled(byte))
+        if chunk is not None:
+            chunks.append(chunk)
+        if output.stopped:
+            break
+    return [*chunks, output.finish(reason)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text())
+def test_text_comes_out_as_it_went_in_and_never_broken(text: str) -> None:
+    chunks = run(text, free=False)
+    assert "".join(chunk.text for chunk in chunks) == text
+    assert not any("�" in chunk.text for chunk in chunks) or "�" in text
+
+
+def test_bytes_that_are_no_text_end_as_replacement_characters() -> None:
+    assert "".join(chunk.text for chunk in run(b"ab\xff\xe4\xbd")) == "ab��"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text("abc ", max_size=30), st.lists(st.text("abc ", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_a_stop_string_ends_the_answer_before_it_and_no_earlier(text: str, stop: list[str]) -> None:
+    # The first stop string to be complete wins; of several completed by one character, the one that begins first.
+    expected = text
+    for end in range(1, len(text) + 1):
+        places = [text[:end].find(word) for word in stop if word in text[:end]]
+        if places:
+            expected = text[: min(places)]
+            break
+    assert "".join(chunk.text for chunk in run(text, stop=tuple(stop), free=False)) == expected
+
+
+def test_logprobs_are_those_of_the_shown_tokens() -> None:
+    chunks = run("hello END", stop=(" END",), want_logprobs=True)
+    listed = [entry for chunk in chunks for entry in chunk.logprobs]
+    assert "".join(entry.token for entry in listed) == "hello"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("ab \n", max_size=12), st.text("cd \n", max_size=12))
+def test_reasoning_is_told_apart(thought: str, said: str) -> None:
+    choice = fold(run(f"<think>\n{thought}\n</think>\n\n{said}"))[0][0]
+    assert choice.reasoning.strip() == thought.strip()
+    assert choice.text == said.lstrip()
+
+
+def test_a_prompt_that_opened_the_thinking_needs_no_mark() -> None:
+    choice = fold(run("deep\n</think>\n\nanswer", reasoning=True))[0][0]
+    assert (choice.reasoning, choice.text) == ("deep", "answer")
+
+
+def test_thinking_that_never_ends_is_reasoning() -> None:
+    choice = fold(run("<think>on and on", reason="length"))[0][0]
+    assert (choice.reasoning, choice.text, choice.finish_reason) == ("on and on", "", "length")
+
+
+def test_the_word_think_within_an_answer_is_text() -> None:
+    assert fold(run("I <think> so </think>"))[0][0].text == "I <think> so </think>"
+
+
+def test_tool_calls_come_as_calls_and_keep_the_models_spelling() -> None:
+    text = (
+        'Let me look.\n<tool_call>\n{"name": "find", "arguments": {"q": "mug",  "n": 2}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
+    )
+    choice = fold(run(text, parse_tools=True))[0][0]
+    assert choice.text == "Let me look."
+    assert choice.finish_reason == "tool_calls"
+    assert [(call.name, call.arguments) for call in choice.tool_calls] == [
+        ("find", '{"q": "mug",  "n": 2}'),
+        ("stop", "{}"),
+    ]
+    assert len({call.id for call in choice.tool_calls}) == 2
+
+
+def test_without_tools_the_markup_is_text() -> None:
+    text = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    choice = fold(run(text))[0][0]
+    assert (choice.text, choice.tool_calls, choice.finish_reason) == (text, (), "stop")
+
+
+@pytest.mark.parametrize("block", ["nonsense", '{"name": 3}', "[1]", '{"arguments": {}}'])
+def test_a_broken_call_is_text(block: str) -> None:
+    assert parse_call(block) is None
+    choice = fold(run(f"<tool_call>{block}</tool_call>", parse_tools=True))[0][0]
+    assert (choice.text, choice.finish_reason) == (f"<tool_call>{block}</tool_call>", "stop")
+
+
+def test_a_call_cut_off_by_the_length_is_text() -> None:
+    choice = fold(run('<tool_call>\n{"name": "f", "argu', parse_tools=True, reason="length"))[0][0]
+    assert choice.text == '<tool_call>\n{"name": "f", "argu'
+    assert choice.finish_reason == "length"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("<>/abctol_k", max_size=40), st.integers(1, 5))
+def test_splitting_does_not_depend_on_the_size_of_the_pieces(text: str, size: int) -> None:
+    def split(pieces: list[str]) -> tuple[str, str, list[str]]:
+        splitter = Splitter(False, True, True)
+        content, reasoning, calls = "", "", []
+        for place, piece in enumerate(pieces):
+            got = splitter.push(piece, last=place == len(pieces) - 1)
+            content, reasoning, calls = content + got[0], reasoning + got[1], calls + got[2]
+        return content, reasoning, calls
+
+    pieces = [text[place : place + size] for place in range(0, len(text), size)]
+    assert split([*pieces, ""]) == split([text, ""])
+
+
+def test_special_tokens_are_silent_but_named_in_logprobs() -> None:
+    assert VOCABULARY.bytes(300) == b""
+    assert VOCABULARY.logprob(300, -1.0).token == "<|im_end|>"
+    assert VOCABULARY.bytes(257) == b"</think>"
