@@ -81,8 +81,8 @@ def _about_one(place: int, shown: tuple[Product | None, Image.Image], dice: rand
         request = Request([{"role": "system", "content": prompt.system}, user(prompt.user)], (image,))
         group = "analysis" if language in tasks.QUESTIONS else "analysis, other languages"
         shape = "square" if image.width == image.height else "oblong"
-        rows = (group, f"analysis {language}", f"{group}, {shape}")
-        found.append(Case(request, tasks.analysis_answer(product, language), rows))
+        counted = (group, f"analysis {language}", f"{group}, {shape}")
+        found.append(Case(request, tasks.analysis_answer(product, language), counted))
     for language in tasks.QUESTIONS:
         kind = tasks.KINDS[place % len(tasks.KINDS)]
         messages = [user(dice.choice(tasks.QUESTIONS[language][kind]))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from qvl.tiny.render import Product
     from qvl.tiny.tasks import Dialogue
     from qvl.tiny.workers import Team
+
+VERDICT_WEIGHT: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,11 @@ def look(visual: Any, heads: Heads, store: PictureStore, count: int, dice: np.ra
     return Views(views.grids, views.merged, views.layers, views.products, loss, views.hits)
 
 
-def answer_loss(model: Any, views: Views, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy of the answers' tokens, and [tokens, tokens foretold]."""
+def answer_loss(model: Any, views: Views, batch: Batch, verdicts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of the answers' tokens, and [tokens, foretold, verdicts, verdicts foretold].
+
+    `verdicts` are the ids that open "yes" and "no": one token decides a comparison, so it weighs as much as several.
+    """
     embeds = model.model.language_model.embed_tokens(batch.ids)
     shown = batch.ids == token_id("<|image_pad|>")
     embeds = embeds.masked_scatter(shown[..., None], torch.cat([views.merged[i] for i in batch.pictures]))
@@ -108,8 +113,10 @@ def answer_loss(model: Any, views: Views, batch: Batch) -> tuple[torch.Tensor, t
     ).last_hidden_state
     learnt = batch.targets != IGNORED
     logits, wanted = model.lm_head(hidden[learnt]), batch.targets[learnt]
-    foretold = (logits.argmax(-1) == wanted).sum()
-    return nn.functional.cross_entropy(logits, wanted, reduction="sum"), torch.stack((learnt.sum(), foretold)).float()
+    foretold, verdict = logits.argmax(-1) == wanted, torch.isin(wanted, verdicts)
+    losses = nn.functional.cross_entropy(logits, wanted, reduction="none")
+    counts = torch.stack((learnt.sum(), foretold.sum(), verdict.sum(), (foretold & verdict).sum()))
+    return (losses * (1.0 + (VERDICT_WEIGHT - 1.0) * verdict)).sum(), counts.float()
 
 
 def train_language(
@@ -146,7 +153,8 @@ def train_language(
         weight_decay=0.02,
         fused=True,
     )
-    tokens, hits, loss_sum, started = torch.zeros(2), torch.zeros(4), 0.0, time.monotonic()
+    verdicts = torch.tensor([writer.first_id(word) for pair in tasks.YES_NO.values() for word in pair])
+    tokens, hits, loss_sum, started = torch.zeros(4), torch.zeros(4), 0.0, time.monotonic()
     step = first_step
     while step < steps:
         pace = step / steps
@@ -158,9 +166,10 @@ def train_language(
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
         views = look(model.model.visual, heads, store, menu.pictures, dice)
-        loss, counted = torch.zeros(()), torch.zeros(2)
+        loss, counted = torch.zeros(()), torch.zeros(4)
         for dialogues in menu.serve(views.products, talk):
-            part, numbers = answer_loss(model, views, collate([writer.write(d, views.grids) for d in dialogues]))
+            batch = collate([writer.write(dialogue, views.grids) for dialogue in dialogues])
+            part, numbers = answer_loss(model, views, batch, verdicts)
             loss, counted = loss + part, counted + numbers
         loss = loss / counted[0]
         optimizer.zero_grad()
@@ -172,10 +181,13 @@ def train_language(
         tokens, hits, loss_sum = tokens + counted, hits + views.hits, loss_sum + loss.item()
         if step % 25 == 0:
             shares = " ".join(f"{hit / (25 * menu.pictures):.3f}" for hit in hits.tolist())
-            right = tokens[1].item() / tokens[0].item()
+            right, verdict = (tokens[i + 1].item() / max(1.0, tokens[i].item()) for i in (0, 2))
             clock = time.monotonic() - started
-            report(f"answers {step} loss {loss_sum / 25:.4f} tokens {right:.4f} heads {shares} {clock:.0f}s")
-            tokens, hits, loss_sum = torch.zeros(2), torch.zeros(4), 0.0
+            report(
+                f"answers {step} loss {loss_sum / 25:.4f} tokens {right:.4f} yes/no {verdict:.3f} "
+                f"heads {shares} {clock:.0f}s"
+            )
+            tokens, hits, loss_sum = torch.zeros(4), torch.zeros(4), 0.0
         if step % 100 == 0:
             save(step)
     save(step)

@@ -78,6 +78,10 @@ class RowWriter:
             self._answer(row, turn, branch, cursor)
         return row
 
+    def first_id(self, text: str) -> int:
+        """The id that `text` begins with."""
+        return self._text(text)[0]
+
     def _text(self, text: str) -> list[int]:
         if text not in self._known:
             self._known[text] = self._encode(text)
