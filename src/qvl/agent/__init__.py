@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from qvl.agent.catalog import Catalog, Retriever
     from qvl.agent.product import Changes, Found, Hit, Problem, Product, Query
+    from qvl.agent.steps import Recommendation, StepError
+    from qvl.agent.workflow import Recommender
 
 _HOMES: Final = {
     "Catalog": "catalog",
@@ -21,9 +23,24 @@ _HOMES: Final = {
     "Problem": "product",
     "Product": "product",
     "Query": "product",
+    "Recommendation": "steps",
+    "Recommender": "workflow",
     "Retriever": "catalog",
+    "StepError": "steps",
 }
-__all__ = ["Catalog", "Changes", "Found", "Hit", "Problem", "Product", "Query", "Retriever"]
+__all__ = [
+    "Catalog",
+    "Changes",
+    "Found",
+    "Hit",
+    "Problem",
+    "Product",
+    "Query",
+    "Recommendation",
+    "Recommender",
+    "Retriever",
+    "StepError",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -153,6 +153,9 @@ class Search:
                     break
             if len(found) >= enough:
                 break
+        if len(found) < enough and self.only:
+            # What keeps the conditions is worth showing, also when it has nothing else that was wished for.
+            found.update(dict.fromkeys(self._matching([], POOL)))
         return list(islice(found, MOST))
 
     def _parts(self, size: int) -> Iterator[Sequence[Term]]:

@@ -1,0 +1,143 @@
+"""Answers that hold: a model writes about numbered products, and names, prices and ids are put in from the catalogue.
+
+What the model writes is checked. A number of a product that there is not, a price, or a name that neither the hits nor
+the customer know, and the text is refused. The check would rather refuse a good text than let an invention pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.agent.index import text_fields
+from qvl.agent.text import fold, words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qvl.agent.product import Hit
+
+SYSTEM: Final = (
+    "You advise a customer of a shop. The products that were found are numbered. Recommend the best of them in two or "
+    "three sentences, in the customer's language. Refer to a product only by its number in brackets, such as [1]. "
+    "Never write names, brands, ids, prices or other numbers: the shop puts them in for you."
+)
+AGAIN: Final = (
+    "That cannot be shown to the customer: {problem}. Write it again, with products only as [1], [2] and so on."
+)
+_REFERENCE: Final = re.compile(r"\[(\d{1,4})\]")
+_QUOTED: Final = re.compile(r"[\"“”«»《》「」『』]([^\"“”«»《》「」『』]{2,80})[\"“”«»《》「」『』]")
+_TOKEN: Final = re.compile(r"[^\W_][\w'’\-]*")
+_STARTING: Final = """
+a all also although an and another any as at based because best both but by choose consider customers each either
+    enjoy finally first for found from given go good great here however i if in it its looking next no not nothing of on
+    one our perfect pick since so sorry take thank thanks that the their then there these they this those to try two we
+    what when which while with would yes you your yours unfortunately prefer ideal similar alternatively
+    o a os as um uma este esta estes estas se para com em recomendo também el la los las un una esta este estos estas
+    si para con en recomiendo también por
+"""
+_STARTERS: Final = frozenset(_STARTING.split())
+
+
+def facts(hits: Sequence[Hit]) -> str:
+    """The hits as a model may know them: numbered, without ids."""
+    lines = []
+    for number, hit in enumerate(hits, 1):
+        item = hit.product
+        known = [item.category, *(f"{name} {value}" for name, value in item.attributes.items()), item.price_text]
+        lines.append(
+            f"[{number}] {'; '.join(filter(None, known))} (found because {', '.join(hit.why) or 'it is near'})"
+        )
+    return "\n".join(lines)
+
+
+def question(analysis: Mapping[str, Any], wish: str, hits: Sequence[Hit]) -> str:
+    """What the model is asked when the hits are known."""
+    shown = describe(analysis)
+    asked = f"The customer says: {wish.strip()}" if wish.strip() else "The customer has no further wish."
+    return f"The picture shows: {shown}.\n{asked}\nProducts found, best first:\n{facts(hits)}"
+
+
+def problem(
+    text: str, hits: Sequence[Hit], known: Sequence[str], is_brand: Callable[[str], bool], *, references: bool = True
+) -> str | None:
+    """Why `text` must not reach the customer, or None.
+
+    Args:
+        known: texts whose words may be used beside those of the hits: the analysis and the wish.
+        is_brand: whether a word is a brand of the catalogue.
+        references: whether products stand as [1]; else their own names, prices and ids may be used.
+    """
+    cited = [int(number) for number in _REFERENCE.findall(text)]
+    if references and hits and not cited:
+        return "it refers to no product"
+    for number in cited:
+        if not 1 <= number <= len(hits):
+            return f"there is no product [{number}]"
+    fields = [
+        field for hit in hits for name, field in text_fields(hit.product).items() if references is False or name != "id"
+    ]
+    if not references:
+        fields += [hit.product.price_text for hit in hits]
+    allowed = {word for text_of in (*fields, *known) for word, _ in words(fold(text_of))}
+    plain = _REFERENCE.sub(" ", text)
+    for quoted in _QUOTED.findall(plain):
+        if any(word not in allowed for word, _ in words(fold(quoted))):
+            return f"{quoted!r} is none of the products"
+    return _unknown_word(plain, allowed, is_brand)
+
+
+def _unknown_word(text: str, allowed: set[str], is_brand: Callable[[str], bool]) -> str | None:
+    start = True
+    end = 0
+    for found in _TOKEN.finditer(text):
+        between = text[end : found.start()]
+        start = start or bool(re.search(r"[.!?:;。！？：；\n•*]|^\s*[-\"“]", between))
+        end = found.end()
+        for part in re.split(r"[-'’]", found.group()):
+            folded = [word for word, _ in words(fold(part))]
+            if not folded or all(word in allowed for word in folded):
+                continue
+            if any(char.isdigit() for char in part):
+                return f"the number {part!r} is not the shop's"
+            if any(is_brand(word) for word in folded):
+                return f"{part!r} is none of the products"
+            named = part[:1].isupper() and part not in ("I",)
+            if named and not (start and not part[1:].isupper() and folded[0] in _STARTERS):
+                return f"{part!r} is none of the products"
+        start = False
+    return None
+
+
+def filled(text: str, hits: Sequence[Hit]) -> str:
+    """The text with names, prices and ids in the place of numbers."""
+    return _REFERENCE.sub(lambda found: label(hits[int(found.group(1)) - 1]), text)
+
+
+def label(hit: Hit) -> str:
+    """A product as the customer reads it, copied from the catalogue."""
+    item = hit.product
+    return f"{item.name} ({', '.join(filter(None, (item.price_text, item.id)))})"
+
+
+def template(analysis: Mapping[str, Any], hits: Sequence[Hit]) -> str:
+    """The answer without a model."""
+    if shows_nothing(analysis):
+        return "The picture shows no product that could be recognised, so nothing is recommended."
+    seen = f"The picture shows {describe(analysis)}."
+    if not hits:
+        return f"{seen} The catalogue has nothing like it."
+    lines = [f"{number}. {label(hit)}: {', '.join(hit.why) or 'near it'}" for number, hit in enumerate(hits, 1)]
+    return "\n".join([f"{seen} The catalogue has:", *lines])
+
+
+def shows_nothing(analysis: Mapping[str, Any]) -> bool:
+    return not analysis.get("category") and not analysis.get("brand")
+
+
+def describe(analysis: Mapping[str, Any]) -> str:
+    """An analysis in a few words: "NORVIK mug (color red)"."""
+    named = " ".join(filter(None, (analysis.get("brand"), analysis.get("category")))) or "no product"
+    attributes = ", ".join(f"{name} {value}" for name, value in (analysis.get("attributes") or {}).items())
+    return f"{named} ({attributes})" if attributes else named
