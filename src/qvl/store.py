@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 
 from qvl.caches.base import Cache, CacheEntry, Lease
+from qvl.caches.urls import path_url
 from qvl.errors import CacheError, ConfigError, UnknownNameError
 from qvl.log import logger
 from qvl.plugins import Registry, nearest
@@ -41,7 +42,7 @@ def open_cache(url: str | None, registry: Registry) -> Cache | None:
             return cast("Cache", registry.build(url, f"{url}:"))
         if not Path(url).suffix and "/" not in url and "\\" not in url:
             raise UnknownNameError(f"there is no cache {url!r}", hint=nearest(url, registry.factories))
-        return cast("Cache", registry.build("sqlite", "sqlite:///" + Path(url).expanduser().absolute().as_posix()))
+        return cast("Cache", registry.build("sqlite", path_url(str(Path(url).expanduser().absolute()))))
     return cast("Cache", registry.build(scheme, url))
 
 
@@ -79,15 +80,17 @@ class Store:
         self.ttl = ttl
         self.lease_seconds = lease_seconds
         self.failures = 0
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._limiters: dict[str, anyio.CapacityLimiter] = {}
 
     async def _call(self, what: str, function: Callable[[], T], otherwise: T, *, instant: bool = False) -> T:
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(WORKERS)
         try:
             if instant:
                 return function()
-            return await anyio.to_thread.run_sync(function, limiter=self._limiter)
+            # Those who wait for another process sit in threads of their own, so that they never hold up a read.
+            kind = "wait" if what == "wait" else "work"
+            if kind not in self._limiters:
+                self._limiters[kind] = anyio.CapacityLimiter(WORKERS)
+            return await anyio.to_thread.run_sync(function, limiter=self._limiters[kind])
         except CacheError as exc:
             self.failures += 1
             log.warning(f"cache {what} failed, going on without", error=str(exc), cache=self.cache.url)
