@@ -23,8 +23,9 @@ from qvl.log import logger
 
 if TYPE_CHECKING:
     from qvl.backends.local.device import Device
-    from qvl.backends.local.engine import Engine, Job
+    from qvl.backends.local.engine import Engine
     from qvl.backends.local.grammar import Grammars
+    from qvl.backends.local.job import Job
     from qvl.backends.local.loader import Checkpoint
     from qvl.backends.local.output import Vocabulary
     from qvl.backends.local.processor import ImageRules, Processor
@@ -277,7 +278,7 @@ class LocalBackend(Backend):
 
     def _job(self, loaded: _Loaded, request: ChatRequest, loop: asyncio.AbstractEventLoop) -> Job:
         """All that can be done before the engine sees the request; runs in the pool."""
-        from qvl.backends.local.engine import Job
+        from qvl.backends.local.job import Job
         from qvl.backends.local.output import Output
         from qvl.backends.local.sequence import Sequence
 

@@ -205,7 +205,7 @@ class TextDecoder:
         k_pool.view(-1, self.head_dim).index_copy_(0, group.write, keys[part].reshape(-1, self.head_dim))
         v_pool.view(-1, self.head_dim).index_copy_(0, group.write, values[part].reshape(-1, self.head_dim))
         # The queries that share a key head stand as several "positions" of it: grouped attention without a copy.
-        query = queries[part].unflatten(1, (self.num_kv_heads, -1))
+        query = queries[part].reshape(group.count, self.num_kv_heads, -1, self.head_dim)
         if group.rows is not None:
             padded = query.new_zeros((group.num_rows, *query.shape[1:]))
             query = padded.index_copy_(0, group.rows, query)

@@ -12,10 +12,11 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.local import sampler
+from qvl.backends.local.job import Counters, Job
 from qvl.backends.local.prefix import BLOCK
 from qvl.backends.local.scheduler import Chunk as PromptPart
 from qvl.backends.local.scheduler import Scheduler, Step
@@ -30,14 +31,13 @@ from qvl.errors import (
     RateLimitError,
 )
 from qvl.log import logger
-from qvl.types import Chunk, Timing, Usage
+from qvl.types import Chunk
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qvl.backends.local.grammar import Grammars
     from qvl.backends.local.output import Output
-    from qvl.backends.local.processor import Prepared
     from qvl.backends.local.runner import Runner
     from qvl.backends.local.sampler import Sampled
     from qvl.types import FinishReason
@@ -46,61 +46,6 @@ log = logger(__name__)
 
 MEMORY_RETRIES: Final = 2
 SMALLEST_CHUNK: Final = 32
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A request on its way through the engine, and where its chunks go.
-
-    Args:
-        prepared: the prompt.
-        outputs: the text side of each choice.
-        loop: the event loop that waits.
-        request_id: for logs.
-    """
-
-    prepared: Prepared
-    outputs: list[Output]
-    loop: asyncio.AbstractEventLoop
-    request_id: str = ""
-    sequences: list[Sequence] = field(default_factory=list)
-    inbox: asyncio.Queue[Chunk | QvlError] = field(default_factory=asyncio.Queue)
-    submitted: float = field(default_factory=time.perf_counter)
-    scheduled: float = 0.0
-    first_token: float = 0.0
-    num_finished: int = 0
-
-    @property
-    def done(self) -> bool:
-        return self.num_finished >= len(self.sequences)
-
-    def usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=len(self.prepared.tokens),
-            completion_tokens=sum(sequence.num_output for sequence in self.sequences),
-            image_tokens=self.prepared.image_tokens,
-            cached_tokens=self.sequences[0].num_cached,
-        )
-
-    def timing(self, now: float) -> Timing:
-        return Timing(
-            queue=max(0.0, self.scheduled - self.submitted),
-            first_token=max(0.0, self.first_token - self.submitted),
-            total=now - self.submitted,
-        )
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the engine counts since it started."""
-
-    steps: int = 0
-    requests: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    aborted: int = 0
-    failed: int = 0
-    memory_errors: int = 0
 
 
 class Engine:

@@ -1,8 +1,8 @@
 """Matrix products of a few rows with a large weight, as fast as the device has them.
 
-A decode step multiplies 1 to 32 rows with every weight. On CPUs the general kernels handle 4 to 16 rows badly; oneDNN's,
-on a weight laid out for them once, take half the time (measured at 8 rows: 23 against 49 ms for twelve 768 x 4096
-weights in float32, one thread of a 2.5 GHz Xeon). torch has them as the operators that its own compiler uses.
+A decode step multiplies 1 to 32 rows with every weight. The general kernels of CPUs handle 4 to 16 rows badly;
+oneDNN's, on a weight laid out for them once, take half the time (measured at 8 rows: 23 against 49 ms for twelve
+768 x 4096 weights in float32, one thread of a 2.5 GHz Xeon). torch has them as the operators that its compiler uses.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _pack(weight: Tensor) -> Any:
     """The weight in oneDNN's own layout, or None where that does not pay or does not exist."""
     import torch
 
-    if weight.device.type != "cpu" or weight.dtype is not torch.float32 or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.dtype is not torch.float32 or not getattr(torch._C, "_has_mkldnn", False):
         return None
     try:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)

@@ -61,7 +61,11 @@ class Storage:
             where = torch.tensor([block for _, block in pairs], device=keys.device)
             for side, tensor in enumerate((keys, values)):
                 # [heads, tokens, dim] -> [blocks, heads, BLOCK, dim]
-                cut = tensor[row, :, first * BLOCK : last * BLOCK].unflatten(1, (last - first, BLOCK)).transpose(0, 1)
+                cut = (
+                    tensor[row, :, first * BLOCK : last * BLOCK]
+                    .view(-1, last - first, BLOCK, tensor.shape[3])
+                    .transpose(0, 1)
+                )
                 if len(indices) != last - first:
                     cut = cut[[index - first for index in indices]]
                 blocks[side].index_copy_(0, where, cut)

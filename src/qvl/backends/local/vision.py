@@ -84,7 +84,10 @@ class VisionEncoder:
         out = self._visual(patches.to(self._dtype), grid_thw=grid)
         merged, deep = (out.pooler_output, out.deepstack_features) if hasattr(out, "pooler_output") else out
         stacked = torch.stack([merged, *deep])
-        return [part.clone() for part in stacked.split([picture.num_tokens for picture in pictures], dim=1)]
+        return [
+            part.clone()
+            for part in torch.split_with_sizes(stacked, [picture.num_tokens for picture in pictures], dim=1)
+        ]
 
     def patches(self, pixels: np.ndarray[Any, Any] | None) -> Tensor:
         """float32 [patches, 3 * patch * patch], normalised, in the order in which the merger wants them."""
