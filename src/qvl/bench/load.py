@@ -53,6 +53,8 @@ class Limit:
             self.now, self.halved_at = max(1, self.now // 2), now
         elif self.now < self.most and self.running >= self.now:
             self.now += 1
+        else:
+            return
         self.trace.append((now, self.now))
         self._wake()
 
