@@ -43,10 +43,11 @@ def as_jpeg(image: Image.Image, orientation: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_hundred_pictures_give_the_answers_of_plain_transformers() -> None:
+@pytest.mark.parametrize("count", [16, pytest.param(100, marks=pytest.mark.slow)])
+def test_pictures_give_the_answers_of_plain_transformers(count: int) -> None:
     questions = ["What brand is it?", "What colour is it?", "这是什么品牌？", "Describe it."]
     conversations: list[list[Any]] = []
-    for number in range(100):
+    for number in range(count):
         picture = load(render.sample(HELD_OUT + number)[1])
         if number % 2:
             parts = (ImagePart(picture), TextPart(questions[number // 2 % 4]))
