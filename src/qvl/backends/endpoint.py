@@ -125,9 +125,11 @@ class Endpoint:
             await client.close()
 
     async def stream(
-        self, body: Mapping[str, Any], *, n: int = 1, deadline: float | None = None
+        self, body: Mapping[str, Any], *, n: int = 1, deadline: float | None = None, request_id: str = ""
     ) -> AsyncGenerator[Chunk, None]:
         """The answer to a chat completion body with `"stream": true`; `deadline` by time.monotonic().
+
+        `request_id` goes along as `X-Request-Id`, so that the logs of both sides can be laid side by side.
 
         The last chunk has finish_reason and usage.
         """
@@ -141,7 +143,11 @@ class Endpoint:
                 response = await stack.enter_async_context(
                     # As extra_body, the body is sent as it is: no walk through every part by the client's types.
                     client.chat.completions.with_streaming_response.create(
-                        model=body["model"], messages=(), stream=True, extra_body=dict(body)
+                        model=body["model"],
+                        messages=(),
+                        stream=True,
+                        extra_body=dict(body),
+                        extra_headers={"X-Request-Id": request_id} if request_id else None,
                     )
                 )
             blocks = response.iter_bytes()

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
-from qvl.backends.base import Backend, Capabilities
+from qvl.backends.base import CUT_OFF, Backend, Capabilities
 from qvl.backends.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url
 from qvl.backends.failures import Blame, Failed, Repeat
 from qvl.backends.fleet import Attempts, Fleet, Line
@@ -215,6 +215,9 @@ class OpenAIBackend(Backend):
                 return
             except Failed as failed:
                 ticket.failed(failed)
+                if handed_on and failed.repeat is Repeat.ANYWHERE and repeatable and self._retry.max_retries:
+                    # Not ours to repeat, but a caller that has shown nothing to anybody may.
+                    failed.error.code = CUT_OFF
                 if handed_on or failed.repeat is Repeat.NEVER:
                     raise
                 attempts.note(ticket.member.name, failed, repeatable=repeatable)
@@ -244,7 +247,9 @@ class OpenAIBackend(Backend):
             body = await asyncio.to_thread(request_body, request, self.model, findings.dialect)
         else:
             body = request_body(request, self.model, findings.dialect)
-        async with aclosing(line.endpoint.stream(body, n=request.sampling.n, deadline=deadline)) as chunks:
+        async with aclosing(
+            line.endpoint.stream(body, n=request.sampling.n, deadline=deadline, request_id=request.request_id)
+        ) as chunks:
             async for chunk in chunks:
                 yield chunk
 

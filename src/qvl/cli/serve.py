@@ -342,8 +342,9 @@ def print_banner(core: ServerCore, address: str) -> None:
     pipeline = core.pipeline
     told = {"backend": pipeline.backend.name, "model": ", ".join(core.names)}
     identity = pipeline.backend.identity()
-    for name in ("device", "dtype"):
-        value = getattr(pipeline.backend, name, None) or identity.get(name)
+    describe = getattr(pipeline.backend, "describe", None)
+    device = describe() if callable(describe) else identity.get("device")
+    for name, value in (("device", device), ("dtype", identity.get("dtype"))):
         if value is not None:
             told[name] = str(value)
     told["cache"] = "off" if pipeline.store is None else _shown_cache(pipeline.store.cache.url)

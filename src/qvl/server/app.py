@@ -158,7 +158,7 @@ class Gateway:
         route = exchange.path if methods is None else next(iter(methods.values())).path
         # Paths that are not ours would let a stranger make as many series as he likes.
         self.core.metrics.on_http(route if methods is not None else "other", exchange.status)
-        tell = log.debug if exchange.path in _QUIET and exchange.status < 400 else log.info
+        tell = log.debug if exchange.path in _QUIET else log.info
         tell(
             "request",
             request_id=exchange.request_id,

@@ -129,7 +129,7 @@ function remember(said, ms, cache, image) {
 function post(path, body, fresh, signal) {
   const headers = { "Content-Type": "application/json" };
   if (fresh) headers["Cache-Control"] = "no-cache";
-  return call(path, { method: "POST", headers, body: JSON.stringify(body), signal, cache: "no-store" });
+  return call(path, { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
 async function* events(answer) {

@@ -1,0 +1,145 @@
+"""The page at `/`, in a real Chromium. Screenshots go to a folder that git ignores."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.conftest import Running, picture
+from tests.server.echo_backend import EchoBackend
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="there is no Chromium here"),
+]
+SHOTS = Path(__file__).parents[2] / "screenshots"
+DROP = """([name, bytes]) => {
+  const held = new DataTransfer();
+  held.items.add(new File([Uint8Array.from(bytes)], name, {type: "image/png"}));
+  document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: held, bubbles: true}));
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    SHOTS.mkdir(exist_ok=True)
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser) -> Iterator:
+    """A page that fails the test when it reaches outside the server or throws."""
+    context = browser.new_context(viewport={"width": 1000, "height": 900})
+    found = context.new_page()
+    found.set_default_timeout(20_000)
+    faults: list[str] = []
+    found.on("pageerror", lambda error: faults.append(str(error)))
+    found.on("request", lambda request: None if inside(request.url) else faults.append(request.url))
+    yield found
+    context.close()
+    assert not faults
+
+
+def inside(url: str) -> bool:
+    return url.startswith(("http://127.0.0.1:", "data:", "blob:"))
+
+
+def test_drop_ask_analyze_and_the_second_time_from_the_cache(page, serve) -> None:
+    server: Running = serve(EchoBackend("shop-vl", pause=0.02))
+    page.goto(server.url)
+    page.wait_for_selector("#state.ready")
+    page.evaluate(DROP, ["shoe.png", list(picture("red", (120, 90)))])
+    page.wait_for_selector("#pictures img")
+    page.fill("#question", "what colour is this shoe")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#facts dd")
+    assert page.inner_text("#answer") == "red 120x90, what colour is this shoe"
+    assert "miss" in page.inner_text("#facts")
+    page.screenshot(path=str(SHOTS / "ask.png"))
+    page.click("#send")
+    page.locator("#facts", has_text="hit").wait_for()
+    assert page.locator("#strip li").count() == 2
+    page.click("#tab-analyze")
+    page.click("#analyze")
+    page.wait_for_selector(".field meter")
+    assert page.locator(".field").count() >= 3
+    page.screenshot(path=str(SHOTS / "analyze.png"))
+    page.click("#analyze")
+    page.locator("#facts", has_text="hit").wait_for()
+
+
+def test_by_keyboard_alone(page, serve) -> None:
+    server: Running = serve()
+    page.goto(server.url)
+    page.wait_for_selector("#state.ready")
+    page.focus("#tab-ask")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-analyze"
+    assert page.is_visible("#panel-analyze")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "question"
+    page.focus("#drop")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": picture("blue")})
+    page.wait_for_selector("#pictures img")
+
+
+def test_an_error_is_shown_and_the_key_is_asked_for(page, serve) -> None:
+    server: Running = serve(api_keys=("sesame",))
+    page.goto(server.url)
+    page.wait_for_selector("#key-dialog[open]")
+    page.screenshot(path=str(SHOTS / "key.png"))
+    page.fill("#key", "sesame")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#state.ready")
+    page.evaluate(DROP, ["broken.png", [1, 2, 3]])
+    page.wait_for_selector("#pictures img", state="attached")
+    page.click("#send")
+    page.wait_for_selector("#error:not([hidden])")
+    assert "picture" in page.inner_text("#error").lower() or "image" in page.inner_text("#error").lower()
+    page.screenshot(path=str(SHOTS / "error.png"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling(browser, serve, scheme: str) -> None:
+    server: Running = serve(EchoBackend("a-model-with-quite-a-long-name/Qwen3-VL-8B-Instruct"))
+    context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme, is_mobile=True)
+    page = context.new_page()
+    page.goto(server.url)
+    page.wait_for_selector("#state.ready")
+    page.evaluate(DROP, ["shoe.png", list(picture("green", (300, 80)))])
+    page.click("#tab-analyze")
+    page.click("#analyze")
+    page.wait_for_selector(".field meter")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.screenshot(path=str(SHOTS / f"phone-{scheme}.png"), full_page=True)
+    context.close()
+
+
+def test_the_examples_of_the_docs_run(page, serve) -> None:
+    server: Running = serve()
+    page.goto(f"{server.url}/docs")
+    page.wait_for_selector("details")
+    for number in range(page.locator("details").count()):
+        block = page.locator("details").nth(number)
+        block.locator("summary").click()
+        if block.locator("input").count():
+            block.locator("input").fill("/v1/models/echo-vl")
+        block.locator("button").click()
+        page.wait_for_function(
+            "(n) => document.querySelectorAll('details')[n].querySelector('pre').innerText", arg=number
+        )
+        assert block.locator("pre").first.inner_text().startswith("200"), block.locator("summary").inner_text()
+        block.locator("summary").click()
+    page.screenshot(path=str(SHOTS / "docs.png"))
