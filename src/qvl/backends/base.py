@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, final
 
-from qvl.errors import UnsupportedInputError
+from qvl.errors import BackendError, UnsupportedInputError
 from qvl.types import ChatRequest, Chunk, Folder, Result
 
+# The code of an error that ends a stream in the middle of an answer which the same request may well get whole.
+CUT_OFF: Final = "stream_cut_off"
 ALL_SAMPLING: Final = frozenset(
     {
         "temperature",
@@ -95,11 +97,11 @@ class Backend(ABC):
 
     async def open(self) -> None:
         """Loads weights, opens connections, probes. Calling it twice is harmless."""
-        return None
+        return
 
     async def aclose(self) -> None:
         """Ends promptly with work in flight; waiters get a BackendError. Calling it twice is harmless."""
-        return None
+        return
 
     def identity(self) -> dict[str, Any]:
         """Every fact of the backend that changes an answer: model, revision, dtype, processor, quantisation.
@@ -129,12 +131,14 @@ class Backend(ABC):
 
     @final
     async def generate(self, request: ChatRequest) -> Result:
-        """Folds `stream` into one Result."""
+        """Folds `stream` into one Result. As nothing is handed on before, an answer that was cut off is asked for again."""
         started = time.perf_counter()
-        folder = Folder(want_logprobs=request.sampling.logprobs is not None)
-        async with aclosing(self.stream(request)) as chunks:
-            async for chunk in chunks:
-                folder.add(chunk)
+        try:
+            folder = await self._fold(request)
+        except BackendError as exc:
+            if exc.code != CUT_OFF:
+                raise
+            folder = await self._fold(request)
         timing = folder.timing
         if not timing.total:
             from dataclasses import replace
@@ -149,6 +153,13 @@ class Backend(ABC):
             backend=self.name,
             created_at=time.time(),
         )
+
+    async def _fold(self, request: ChatRequest) -> Folder:
+        folder = Folder(want_logprobs=request.sampling.logprobs is not None)
+        async with aclosing(self.stream(request)) as chunks:
+            async for chunk in chunks:
+                folder.add(chunk)
+        return folder
 
     def refuse_unsupported(self, request: ChatRequest) -> None:
         """Raises for the first thing in `request` that `capabilities` does not have.
