@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from qvl.backends.failures import Failed, Repeat, from_event, from_status
-from qvl.backends.sse import EventReader, readable
+from qvl.backends.sse import MAX_EVENT_BYTES, EventReader, readable
 from qvl.backends.wire import read_usage
-from qvl.errors import BackendResponseError, MissingDependencyError
+from qvl.bench.connection import Body, BrokenAnswerError, HttpError, Pool
+from qvl.errors import BackendResponseError, ConfigError
 from qvl.types import Usage
-
-if TYPE_CHECKING:
-    import aiohttp
 
 OVERLOAD: Final = frozenset({"http_429", "http_503", "http_529", "timeout"})
 CACHE_STATES: Final = ("hit", "miss", "coalesced", "bypass")
-
-
-def import_aiohttp() -> Any:
-    """The aiohttp package.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    try:
-        import aiohttp
-    except ModuleNotFoundError as exc:
-        raise MissingDependencyError("qvl bench needs the aiohttp package", hint="pip install 'qvl[bench]'") from exc
-    return aiohttp
 
 
 @dataclass(slots=True)
@@ -47,6 +31,7 @@ class Answer:
     text: list[str] = field(default_factory=list)
     pieces: int = 0
     streamed: bool = True
+    done: bool = False
     finish_reason: str | None = None
     usage: Usage | None = None
     cache: str | None = None
@@ -87,24 +72,38 @@ class Endpoint:
         url: the base URL, with `/v1`.
         model: what to ask for; the first that the endpoint lists when None.
         timeout: seconds for one attempt from sending to the last byte.
+        verify: whether a TLS certificate must be good.
+
+    Raises:
+        ConfigError: the URL is none.
     """
 
     def __init__(
         self,
         url: str,
-        session: aiohttp.ClientSession,
         *,
         model: str | None = None,
         timeout: float = 600.0,
         headers: Mapping[str, str] | None = None,
+        verify: bool = True,
     ) -> None:
         self.url = url.rstrip("/")
         self.model = model or ""
         self.timeout = timeout
-        self._session = session
-        self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **(headers or {})}
-        self._aiohttp = import_aiohttp()
-        self._timeout = self._aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, 10.0))
+        self._pool = Pool(self.url, connect_timeout=min(timeout, 10.0), verify=verify)
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream, application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": "qvl-bench",
+            **(headers or {}),
+        }
+        if any(character in f"{name}{value}" for name, value in self._headers.items() for character in "\r\n"):
+            raise ConfigError("a header has a line break in it", hint="see --header and --api-key")
+
+    def close(self) -> None:
+        """Ends the idle connections."""
+        self._pool.close()
 
     async def find_model(self) -> str:
         """Asks for the models unless one is named; returns the name.
@@ -114,19 +113,15 @@ class Endpoint:
         """
         if self.model:
             return self.model
-        brief = self._aiohttp.ClientTimeout(total=min(self.timeout, 10.0))
+        answer, body = Answer(), bytearray()
+        request = self._pool.request("GET", "/models", self._headers)
+        await self._exchange(request, min(self.timeout, 10.0), answer, lambda now, data: body.extend(data))
         try:
-            async with self._session.get(f"{self.url}/models", headers=self._headers, timeout=brief) as response:
-                data = await response.read()
-                if response.status != 200:
-                    raise self._refused(response.status, data, response.headers)
-                self.model = str(json.loads(data)["data"][0]["id"])
+            self.model = str(json.loads(body)["data"][0]["id"])
         except (ValueError, KeyError, IndexError, TypeError) as exc:
             raise AttemptFailedError(
                 "bad_response", f"{self.url}/models lists no model (name one with --model)", again=False
             ) from exc
-        except (self._aiohttp.ClientError, OSError, asyncio.TimeoutError) as exc:
-            raise AttemptFailedError("connect", f"{self.url}: {_reason(exc)}", again=True) from exc
         return self.model
 
     async def ask(self, body: bytes, request_id: str) -> Answer:
@@ -136,52 +131,62 @@ class Endpoint:
             AttemptFailedError: anything but a whole answer with something in it.
         """
         answer = Answer()
-        target = f"{self.url}/chat/completions"
-        headers = {**self._headers, "X-Request-Id": request_id}
+        reader = EventReader()
+        request = self._pool.request("POST", "/chat/completions", {**self._headers, "X-Request-Id": request_id}, body)
+
+        def read(now: float, data: bytes) -> None:
+            answer.end = now if not answer.done else answer.end
+            for payload in reader.feed(data):
+                self._event(payload, now, answer)
+
+        await self._exchange(request, self.timeout, answer, read)
         try:
-            async with self._session.post(target, data=body, headers=headers, timeout=self._timeout) as response:
-                answer.headers_at = perf_counter()
-                if response.status != 200:
-                    raise self._refused(response.status, await response.read(), response.headers)
-                self._read_headers(response.headers, answer)
-                await self._read(response.content, answer)
-        except asyncio.TimeoutError as exc:
-            raise AttemptFailedError("timeout", f"no whole answer within {self.timeout:g} s", again=False) from exc
+            for payload in reader.end():
+                self._event(payload, answer.end, answer)
         except BackendResponseError as exc:
             raise AttemptFailedError("bad_response", str(exc), again=False) from exc
-        except (self._aiohttp.ClientConnectorError, self._aiohttp.ServerDisconnectedError) as exc:
-            raise AttemptFailedError("connect", _reason(exc), again=True) from exc
-        except (self._aiohttp.ClientError, OSError) as exc:
-            kind = "cut_off" if answer.headers_at else "connect"
-            raise AttemptFailedError(kind, _reason(exc), again=answer.first is None) from exc
+        if not answer.done and answer.finish_reason is None:
+            raise AttemptFailedError("cut_off", "the stream ended before its answer did", again=answer.first is None)
         if not answer.pieces:
             raise AttemptFailedError("empty", "200 with an answer that has nothing in it", again=False, status=200)
         return answer
 
-    async def _read(self, content: aiohttp.StreamReader, answer: Answer) -> None:
-        reader = EventReader()
-        done = False
-        async for data in content.iter_any():
-            now = perf_counter()
-            for payload in reader.feed(data):
-                if payload.strip() == b"[DONE]":
-                    done, answer.end = True, now
-                else:
-                    self._event(payload, now, answer)
-        now = perf_counter()
-        for payload in reader.end():
-            if payload.strip() == b"[DONE]":
-                done = True
-            else:
-                self._event(payload, now, answer)
-        if not done:
-            answer.end = now
-            if answer.finish_reason is None:
-                raise AttemptFailedError(
-                    "cut_off", "the stream ended before its answer did", again=answer.first is None
-                )
+    async def _exchange(
+        self, request: bytes, timeout: float, answer: Answer, read: Callable[[float, bytes], None]
+    ) -> None:
+        """Sends, and hands every piece of a good answer to `read`."""
+        try:
+            connection = await self._pool.take()
+        except HttpError as exc:
+            raise AttemptFailedError("connect", f"{self.url}: {_reason(exc)}", again=True) from exc
+        late = asyncio.get_running_loop().call_later(timeout, connection.fail, TimeoutError())
+        try:
+            connection.send(request)
+            answer.headers_at, status, headers = await connection.head()
+            body = Body(status, headers)
+            if status != 200:
+                refusal = bytearray()
+                while (piece := await connection.next_piece(body)) is not None and len(refusal) < MAX_EVENT_BYTES:
+                    refusal += piece[1]
+                raise self._refused(status, bytes(refusal), headers)
+            _read_headers(headers, answer)
+            while (piece := await connection.next_piece(body)) is not None:
+                read(*piece)
+        except TimeoutError as exc:
+            raise AttemptFailedError("timeout", f"no whole answer within {timeout:g} s", again=False) from exc
+        except (BackendResponseError, BrokenAnswerError) as exc:
+            raise AttemptFailedError("bad_response", str(exc), again=False) from exc
+        except HttpError as exc:
+            kind = "cut_off" if answer.headers_at else "connect"
+            raise AttemptFailedError(kind, f"{self.url}: {_reason(exc)}", again=answer.first is None) from exc
+        finally:
+            late.cancel()
+            self._pool.give_back(connection)
 
     def _event(self, payload: bytes, now: float, answer: Answer) -> None:
+        if payload.strip() == b"[DONE]":
+            answer.done, answer.end = True, now
+            return
         try:
             event = json.loads(payload)
             problem = event.get("error")
@@ -203,29 +208,29 @@ class Endpoint:
                 "bad_response", f"an event that makes no sense: {readable(payload)}", again=False
             ) from exc
 
-    def _read_headers(self, headers: Mapping[str, str], answer: Answer) -> None:
-        answer.streamed = "application/json" not in headers.get("Content-Type", "")
-        answer.cache = cache_state(headers)
-        stages = server_timing(headers.get("Server-Timing", ""))
-        answer.server_queue = stages.get("queue")
-        answer.server_total = stages.get("total")
-
     def _refused(self, status: int, data: bytes, headers: Mapping[str, str]) -> AttemptFailedError:
         try:
             body: object = json.loads(data)
         except ValueError:
             body = data.decode("utf-8", "replace")
-        lowered = {name.lower(): value for name, value in headers.items()}
-        failed = from_status(max(status, 400), body, lowered, self.url)
+        failed = from_status(max(status, 400), body, headers, self.url)
         return _as_attempt(failed, f"http_{status}", True, status)
 
 
+def _read_headers(headers: Mapping[str, str], answer: Answer) -> None:
+    answer.streamed = "application/json" not in headers.get("content-type", "")
+    answer.cache = cache_state(headers)
+    stages = server_timing(headers.get("server-timing", ""))
+    answer.server_queue = stages.get("queue")
+    answer.server_total = stages.get("total")
+
+
 def cache_state(headers: Mapping[str, str]) -> str | None:
-    """hit, miss, coalesced or bypass, where the server tells; `headers` must be case-insensitive."""
-    own = headers.get("X-Qvl-Cache", "").lower()
+    """hit, miss, coalesced or bypass, where the server tells; names of headers are in lower case."""
+    own = headers.get("x-qvl-cache", "").lower()
     if own in CACHE_STATES:
         return own
-    standard = headers.get("Cache-Status", "")
+    standard = headers.get("cache-status", "")
     if "hit" in (word.strip() for word in standard.replace(",", ";").split(";")):
         return "hit"
     if "fwd=" in standard:

@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any, Final
 
 from qvl.bench.dataset import Dataset, Drawn, Files, Given, Item, endless
-from qvl.bench.exchange import AttemptFailedError, Endpoint, import_aiohttp
+from qvl.bench.exchange import AttemptFailedError, Endpoint
 from qvl.bench.load import Load
 from qvl.bench.metrics import Windows
 from qvl.bench.plan import FEWEST_A_LEVEL, Plan
@@ -70,7 +70,6 @@ class Run:
             _need_scipy()
         self.target, self.dataset, self.plan, self.out, self.resume = target, dataset, plan, out, resume
         self.on_record = on_record
-        self.interrupted = False
         self.load: Load | None = None
         self.expected: int | None = None
         self._starved = 0.0
@@ -85,11 +84,9 @@ class Run:
         return summary
 
     async def _work(self) -> None:
-        aiohttp = import_aiohttp()
-        connector = aiohttp.TCPConnector(limit=0, ssl=bool(self.target.verify))
-        session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=True)
-        async with session:
-            endpoints = await self._endpoints(session)
+        endpoints = self._endpoints()
+        try:
+            await _name_models(endpoints)
             asked = {
                 "endpoints": [{"url": held.url, "model": held.model} for held in endpoints],
                 "input": self.dataset.facts(),
@@ -97,34 +94,38 @@ class Run:
                 "stream": self.target.stream,
                 "plan": self.plan.facts(),
             }
-            folder = RunFolder(self.out, asked, resume=self.resume)
-            load = self.load = Load(self.plan, endpoints, folder, self.on_record)
-            lag = asyncio.get_running_loop().create_task(load.watch())
-            try:
-                with _on_ctrl_c(load.interrupt):
-                    await self._phases(load)
-            finally:
-                lag.cancel()
-                with suppress(asyncio.CancelledError):
-                    await lag
-                self.interrupted = load.interrupted
-                self._note(folder, load)
-                folder.close()
+            await self._load(endpoints, RunFolder(self.out, asked, resume=self.resume))
+        finally:
+            for endpoint in endpoints:
+                endpoint.close()
 
-    async def _endpoints(self, session: Any) -> list[Endpoint]:
+    async def _load(self, endpoints: list[Endpoint], folder: RunFolder) -> None:
+        load = self.load = Load(self.plan, endpoints, folder, self.on_record)
+        lag = asyncio.get_running_loop().create_task(load.watch())
+        try:
+            with _on_ctrl_c(load.interrupt):
+                await self._phases(load)
+        finally:
+            lag.cancel()
+            with suppress(asyncio.CancelledError):
+                await lag
+            self._note(folder, load)
+            folder.close()
+
+    def _endpoints(self) -> list[Endpoint]:
         headers = dict(self.target.headers)
         if self.target.api_key:
             headers["Authorization"] = f"Bearer {self.target.api_key}"
-        made = [
-            Endpoint(url, session, model=self.target.model, timeout=self.plan.timeout, headers=headers)
+        return [
+            Endpoint(
+                url,
+                model=self.target.model,
+                timeout=self.plan.timeout,
+                headers=headers,
+                verify=self.target.verify,
+            )
             for url in self.target.urls
         ]
-        for endpoint in made:
-            try:
-                await endpoint.find_model()
-            except AttemptFailedError as exc:
-                raise BackendUnavailableError(str(exc), hint="is the server up, and does --url end in /v1?") from exc
-        return made
 
     async def _phases(self, load: Load) -> None:
         preparer = self._preparer()
@@ -275,6 +276,14 @@ class Run:
         if each is None or self.plan.duration is not None or self.plan.sweep:
             return None
         return each * len(self.target.urls)
+
+
+async def _name_models(endpoints: list[Endpoint]) -> None:
+    for endpoint in endpoints:
+        try:
+            await endpoint.find_model()
+        except AttemptFailedError as exc:
+            raise BackendUnavailableError(str(exc), hint="is the server up, and does --url end in /v1?") from exc
 
 
 def _also(seen: Callable[[Record], None], spans: list[tuple[float, float]]) -> Callable[[Record], None]:

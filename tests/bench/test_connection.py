@@ -1,0 +1,121 @@
+"""The wire: framing however it is cut, connections used again, TLS, and endpoints that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from qvl.backends.retry import RetryPolicy
+from qvl.bench.connection import Body, BrokenAnswerError, Pool
+from qvl.bench.exchange import cache_state, server_timing
+from qvl.errors import ConfigError
+from qvl.testing.endpoint import Exchange, Flood, Hang, ScriptedEndpoint, Stall, Text
+from tests.bench.test_load import NO_RETRY, prompts
+
+CHUNKED = {"transfer-encoding": "chunked"}
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
+def test_chunks_are_read_however_the_bytes_are_cut(step: int) -> None:
+    wire = b"5\r\nhello\r\n6;x=1\r\n world\r\n0\r\nTrailer: a\r\n\r\n"
+    body = Body(200, CHUNKED)
+
+    got = b"".join(body.feed(wire[place : place + step]) for place in range(0, len(wire), step))
+
+    assert got == b"hello world"
+    assert body.done
+    assert body.keeps
+
+
+@pytest.mark.parametrize("wire", [b"zz\r\nhello", b"-5\r\nhello", b"fffffffff\r\n"])
+def test_chunks_without_a_sane_size_are_no_answer(wire: bytes) -> None:
+    with pytest.raises(BrokenAnswerError):
+        Body(200, CHUNKED).feed(wire)
+
+
+def test_a_body_with_a_length_ends_there_and_one_without_ends_with_the_connection() -> None:
+    body = Body(200, {"content-length": "3"})
+    assert (body.feed(b"ab"), body.done, body.feed(b"cde"), body.done) == (b"ab", False, b"c", True)
+    assert not Body(200, {}).keeps
+    assert not Body(200, {"content-length": "3", "connection": "close"}).keeps
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://x/v1", "http:///v1", ""])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="no URL"):
+        Pool(url)
+
+
+def test_as_many_connections_as_clients_serve_all_requests(measure, lines) -> None:
+    writers: set[int] = set()
+
+    class Counting:
+        async def __call__(self, exchange: Exchange) -> None:
+            writers.add(id(exchange.writer))
+            await asyncio.sleep(0.01)
+            await Text("fine")(exchange)
+
+    with ScriptedEndpoint(default=Counting()) as endpoint:
+        measure(lines(*prompts(40)), endpoint, concurrency=4)
+
+    assert len(writers) <= 4
+
+
+def test_a_connection_that_was_closed_while_idle_costs_no_request(measure, lines) -> None:
+    class Closing:
+        async def __call__(self, exchange: Exchange) -> None:
+            await exchange.head(headers={"Connection": "close"}, chunked=False)
+            await exchange.event({"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]})
+            await exchange.event(b"[DONE]")
+            exchange.close()
+
+    with ScriptedEndpoint(default=Closing()) as endpoint:
+        summary = measure(lines(*prompts(5)), endpoint, retries=NO_RETRY)
+
+    assert summary.success_rate == 1
+
+
+def test_an_endpoint_that_says_nothing_more_is_a_timeout_and_is_let_go(measure, lines) -> None:
+    for after in (0, 2):
+        with ScriptedEndpoint(default=Stall(after)) as endpoint:
+            summary = measure(lines(*prompts(2)), endpoint, timeout=0.5, out=f"run{after}")
+        assert summary.data["endpoints"][0]["errors"] == {"timeout": 2}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [(Hang(), "connect"), (Flood(), "bad_response"), (Flood(size=2**22, status=500, kind="text/html"), "http_500")],
+)
+def test_what_is_no_answer_is_a_failure_of_its_kind(answer, kind: str, measure, lines) -> None:
+    with ScriptedEndpoint(default=answer) as endpoint:
+        summary = measure(lines(*prompts(1)), endpoint, retries=NO_RETRY)
+
+    assert summary.data["endpoints"][0]["errors"] == {kind: 1}
+
+
+def test_a_connection_that_breaks_is_tried_again(measure, lines, records) -> None:
+    with ScriptedEndpoint(Hang()) as endpoint:
+        measure(lines(*prompts(1)), endpoint, retries=RetryPolicy(first_delay=0.01))
+
+    assert (records()[0].success, records()[0].retried_for) == (True, ["connect"])
+
+
+def test_the_key_is_sent_and_a_wrong_one_is_said(bench, lines, tmp_path) -> None:
+    with ScriptedEndpoint(api_key="right") as endpoint:
+        data = lines(*prompts(1))
+        arguments = ("--url", endpoint.url, "-m", "echo", "-d", data, "--no-html")
+        good = bench(*arguments, "--api-key", "right", "--out", tmp_path / "a")
+        bad = bench(*arguments, "--api-key", "wrong", "--out", tmp_path / "b")
+
+    assert (good.exit_code, bad.exit_code) == (0, 1)
+    assert "http_401 1" in bad.stdout
+
+
+def test_cache_states_and_stages_are_read_as_servers_write_them() -> None:
+    assert cache_state({"x-qvl-cache": "coalesced"}) == "coalesced"
+    assert cache_state({"cache-status": "edge; fwd=uri-miss; stored"}) == "miss"
+    assert cache_state({"cache-status": "qvl; hit"}) == "hit"
+    assert cache_state({"x-litellm-cache-hit": "False"}) == "miss"
+    assert cache_state({}) is None
+    assert server_timing("cache;desc=x, queue;dur=12.5, total;dur=oops") == {"queue": 0.0125}
