@@ -1,4 +1,4 @@
-"""Writes products.jsonl beside this file: the shop that sells what the bundled model knows.
+"""Writes products.jsonl beside this file, and its copy in qvl: the shop that sells what the bundled model knows.
 
     python examples/catalog/make_catalog.py
 
@@ -12,6 +12,7 @@ import json
 import random
 from pathlib import Path
 
+from qvl.agent.catalog import sample_path
 from qvl.tiny.render import BRANDS, CATEGORIES, CATEGORY_NAMES, COLOR_NAMES, COLORS
 
 SERIES = ("Alba", "Borea", "Cima", "Delta", "Estela", "Fjord", "Gala", "Hanami", "Iris", "Juno", "Kite", "Luna")
@@ -62,7 +63,8 @@ def main() -> None:
                 product |= {f"title_{language}": text for language, text in product.pop("title").items()}
                 lines.append(json.dumps(product, ensure_ascii=False))
     target = Path(__file__).with_name("products.jsonl")
-    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for path in (target, sample_path()):
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(lines)} products in {target.name}")
 
 

@@ -190,6 +190,11 @@ class Catalog:
         self.close()
 
 
+def sample_path() -> Path:
+    """The catalogue that comes along: a shop that sells what the bundled model knows."""
+    return Path(__file__).with_name("sample.jsonl")
+
+
 def _notes(query: Query, search: Search) -> Iterator[str]:
     if search.unknown:
         yield f"no product has {', '.join(repr(word) for word in dict.fromkeys(search.unknown))}"
