@@ -46,6 +46,13 @@ fix: $(STAMP) ## what ruff can put right by itself
 slow: $(STAMP) ## the tests that take minutes, and those in a browser
 	$(PYTEST) -m "slow or browser"
 
+# What llamafactory's images pin. Its own constraints, since the older transformers needs the older hub client.
+test-compat: ## the local backend under transformers 4.57.1, in an environment of its own
+	test -x .venv-compat/bin/python || $(PYTHON) -m venv .venv-compat
+	.venv-compat/bin/python -m pip install -q torch==2.13.0 transformers==4.57.1 -e '.[local]' \
+		pytest pytest-timeout pytest-asyncio hypothesis
+	.venv-compat/bin/python -m pytest tests/local tests/tiny -m "$(FAST)"
+
 docs: $(STAMP) ## write docs/cli.md from the commands, check every link between the pages
 	$(BIN)/python docs/build.py
 
