@@ -7,11 +7,15 @@ the others; when the last one leaves, the task is cancelled and the backend abor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
+from qvl.errors import BackendUnavailableError
 from qvl.types import Chunk, Result
+
+# For work that does not end when it is told to.
+CLOSE_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +34,31 @@ Work: TypeAlias = Callable[[Callable[[Chunk], None]], Awaitable[Outcome]]
 class Flight:
     """One piece of work and those who follow it. Chunks are kept, so a late follower misses nothing."""
 
-    def __init__(self, work: Work, on_end: Callable[[], None]) -> None:
+    def __init__(self, work: Work, on_end: Callable[[Flight], None]) -> None:
         self.followers = 0
         self._chunks: list[Chunk] = []
         self._news = asyncio.Event()
-        self._task = asyncio.create_task(self._run(work, on_end))
+        self._task = asyncio.create_task(self._run(work))
+        # Not at the end of the coroutine, which never begins when it is cancelled at once.
+        self._task.add_done_callback(lambda task: self._ended(task, on_end))
+        self._abandoned = False
 
     @property
-    def done(self) -> bool:
-        return self._task.done()
+    def joinable(self) -> bool:
+        """Whether it is under way, and not being given up because everybody left."""
+        return not self._task.done() and not self._abandoned
 
-    async def _run(self, work: Work, on_end: Callable[[], None]) -> Outcome:
+    async def _run(self, work: Work) -> Outcome:
         try:
             return await work(self._emit)
         finally:
-            on_end()
             self._news.set()
+
+    def _ended(self, task: asyncio.Task[Outcome], on_end: Callable[[Flight], None]) -> None:
+        if not task.cancelled():
+            # Looked at here, since those who left before the end will not, and asyncio complains about that.
+            task.exception()
+        on_end(self)
 
     def _emit(self, chunk: Chunk) -> None:
         self._chunks.append(chunk)
@@ -60,7 +73,9 @@ class Flight:
         """
         self.followers += 1
         try:
-            return await asyncio.shield(self._task)
+            # Not awaited itself: a follower who is cancelled must not cancel it.
+            await asyncio.wait((self._task,))
+            return self._result()
         finally:
             await self._leave()
 
@@ -83,35 +98,52 @@ class Flight:
                     await asyncio.wait((waiter, self._task), return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     waiter.cancel()
-            yield await asyncio.shield(self._task)
+            yield self._result()
         finally:
             await self._leave()
+
+    async def aclose(self) -> None:
+        """Ends the work; those who still follow get a BackendUnavailableError."""
+        self._abandoned = True
+        self._task.cancel()
+        await asyncio.wait((self._task,), timeout=CLOSE_SECONDS)
+
+    def _result(self) -> Outcome:
+        if self._task.cancelled():
+            raise BackendUnavailableError("the pipeline was closed before the answer was there")
+        return self._task.result()
 
     async def _leave(self) -> None:
         self.followers -= 1
         if self.followers == 0 and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+            await self.aclose()
 
 
 class FlightBoard:
-    """The flights under way, by key."""
+    """The flights under way; those with a key can be joined."""
 
     def __init__(self) -> None:
-        self._flights: dict[str, Flight] = {}
+        self._flights: set[Flight] = set()
+        self._by_key: dict[Hashable, Flight] = {}
 
     def __len__(self) -> int:
         return len(self._flights)
 
-    def join(self, key: str | None, work: Work) -> tuple[Flight, bool]:
+    def join(self, key: Hashable | None, work: Work) -> tuple[Flight, bool]:
         """The flight of `key` and whether it was already under way. Without a key it is always a new one."""
-        if key is not None and (flight := self._flights.get(key)) is not None and not flight.done:
+        if key is not None and (flight := self._by_key.get(key)) is not None and flight.joinable:
             return flight, True
-        flight = Flight(work, lambda: self._land(key))
+        flight = Flight(work, lambda ended: self._land(key, ended))
+        self._flights.add(flight)
         if key is not None:
-            self._flights[key] = flight
+            self._by_key[key] = flight
         return flight, False
 
-    def _land(self, key: str | None) -> None:
-        if key is not None:
-            self._flights.pop(key, None)
+    async def aclose(self) -> None:
+        """Ends every flight."""
+        await asyncio.gather(*(flight.aclose() for flight in list(self._flights)))
+
+    def _land(self, key: Hashable | None, ended: Flight) -> None:
+        self._flights.discard(ended)
+        if key is not None and self._by_key.get(key) is ended:
+            del self._by_key[key]

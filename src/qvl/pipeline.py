@@ -78,6 +78,11 @@ class Job:
     language: str = ""
     namespace: str = ""
 
+    @property
+    def flight(self) -> tuple[str, CachePolicy] | None:
+        """Who may share its work: the same question, with the same wishes for the age of its answer."""
+        return None if self.key is None else (self.key, self.policy)
+
 
 class AsyncPipeline:
     """Asks a model about pictures, and remembers the answers.
@@ -185,10 +190,13 @@ class AsyncPipeline:
 
     async def aclose(self) -> None:
         """Ends what is under way and closes backend and cache."""
-        await self.backend.aclose()
-        if self.store is not None:
-            await self.store.aclose()
-        self._opened = False
+        try:
+            await self.backend.aclose()
+        finally:
+            self._opened = False
+            await self._board.aclose()
+            if self.store is not None:
+                await self.store.aclose()
 
     async def __aenter__(self) -> AsyncPipeline:
         await self.open()
@@ -395,7 +403,7 @@ class AsyncPipeline:
         hit = await self.look_up(job)
         if hit is not None:
             return Streaming("hit", self._replay(job, hit), hit.result.created_at)
-        flight, joined = self._board.join(job.key, self._answering(job))
+        flight, joined = self._board.join(job.flight, self._answering(job))
         origin: CacheState = "coalesced" if joined else "miss" if job.key is not None else "bypass"
         return Streaming(origin, self._follow(job, flight, joined))
 
@@ -477,7 +485,7 @@ class AsyncPipeline:
         hit = await self.look_up(job)
         if hit is not None:
             return hit, "hit"
-        flight, joined = self._board.join(job.key, self._answering(job, work))
+        flight, joined = self._board.join(job.flight, self._answering(job, work))
         outcome = await flight.outcome()
         return outcome, _state(job, outcome, joined)
 
@@ -532,7 +540,7 @@ class AsyncPipeline:
                 async with self.admit(job):
                     ready = await self.decoded(job)
                     outcome = cast("Outcome", await (work or self.generate)(ready, emit))
-                if self.store is not None and job.key is not None and job.policy.write:
+                if self.store is not None and job.key is not None and job.policy.write and outcome.result.complete:
                     began = time.perf_counter()
                     await self.store.set(job.key, _to_entry(ready, outcome))
                     job.stages.cache += time.perf_counter() - began

@@ -318,6 +318,11 @@ class Result:
         return self.choices[0].finish_reason if self.choices else "stop"
 
     @property
+    def complete(self) -> bool:
+        """Whether there is an answer, and none of its choices was cut off by an abort."""
+        return bool(self.choices) and all(choice.finish_reason != "abort" for choice in self.choices)
+
+    @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         return self.choices[0].tool_calls if self.choices else ()
 
