@@ -131,7 +131,7 @@ class Backend(ABC):
 
     @final
     async def generate(self, request: ChatRequest) -> Result:
-        """Folds `stream` into one Result. As nothing is handed on before, an answer that was cut off is asked for again."""
+        """Folds `stream` into one Result; an answer that was cut off is asked for again, as nothing was handed on."""
         started = time.perf_counter()
         try:
             folder = await self._fold(request)
