@@ -5,7 +5,8 @@ One event loop in a daemon thread does the work, so it can be used where a loop 
 
 from __future__ import annotations
 
-import atexit
+import contextlib
+import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
+from qvl.errors import ConfigError
 from qvl.mapping import MapItem
 from qvl.pipeline import AsyncPipeline
 from qvl.types import Chunk, Result
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=BaseModel)
 R = TypeVar("R")
 _END = object()
-_open: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
 
 class Pipeline:
@@ -71,28 +72,16 @@ class Pipeline:
             plugins=plugins,
             **options,
         )
-        self._portal: BlockingPortal | None = None
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        _open.add(self)
+        self._loop = _Loop(self.pipeline)
+        # Also when it is dropped without close(), and at the interpreter's end: weights must not outlive it.
+        weakref.finalize(self, self._loop.close)
 
     def open(self) -> None:
         self._call(self.pipeline.open)
 
     def close(self) -> None:
         """Ends what is under way, closes backend and cache, and stops the loop. Calling it twice is harmless."""
-        with self._lock:
-            portal, thread = self._portal, self._thread
-            self._portal = self._thread = None
-        if portal is None or thread is None:
-            if self.pipeline.store is not None:
-                self.pipeline.store.cache.close()
-            return
-        try:
-            portal.call(self.pipeline.aclose)
-        finally:
-            portal.call(portal.stop)
-            thread.join(timeout=10)
+        self._loop.close()
 
     def ask(
         self,
@@ -208,7 +197,7 @@ class Pipeline:
         self.close()
 
     def _call(self, function: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
-        return self._running().call(partial(function, *args, **kwargs))
+        return self._loop.call(partial(function, *args, **kwargs))
 
     def _iterate(self, items: AsyncGenerator[R, None]) -> Generator[R, None, None]:
         """The items of an async generator, one at a time."""
@@ -216,22 +205,79 @@ class Pipeline:
         async def step() -> Any:
             return await anext(items, _END)
 
-        portal = self._running()
         try:
-            while (item := portal.call(step)) is not _END:
+            while (item := self._loop.call(step)) is not _END:
                 yield item
         finally:
+            self._loop.end(items)
+
+
+class _Loop:
+    """The event loop of one Pipeline, in a thread that starts with the first call."""
+
+    def __init__(self, pipeline: AsyncPipeline) -> None:
+        self._pipeline = pipeline
+        self._lock = threading.Lock()
+        self._portal: BlockingPortal | None = None
+        self._thread: threading.Thread | None = None
+        self._forked = False
+        _loops.add(self)
+
+    def call(self, function: Callable[[], Awaitable[R]]) -> R:
+        """Runs `function` on the loop and waits for it. Ctrl-C while waiting ends the work too."""
+        future = self._running().start_task_soon(function)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def end(self, items: AsyncGenerator[Any, None]) -> None:
+        """Closes an async generator that was begun here, if that was not done yet."""
+        portal = self._portal
+        if portal is None:
+            return
+        # It may be ending already, because the wait for its next item was interrupted or the loop is being closed.
+        with contextlib.suppress(RuntimeError):
             portal.call(items.aclose)
+
+    def close(self) -> None:
+        with self._lock:
+            portal, thread = self._portal, self._thread
+            self._portal = self._thread = None
+        if portal is None or thread is None:
+            if self._pipeline.store is not None:
+                self._pipeline.store.cache.close()
+        elif thread is threading.current_thread():
+            # The garbage collector runs anywhere, and this thread cannot wait for itself.
+            threading.Thread(target=self._stop, args=(portal, thread), name="qvl-close").start()
+        else:
+            self._stop(portal, thread)
+
+    def _stop(self, portal: BlockingPortal, thread: threading.Thread) -> None:
+        try:
+            portal.call(self._pipeline.aclose)
+        finally:
+            portal.call(portal.stop)
+            thread.join(timeout=10)
 
     def _running(self) -> BlockingPortal:
         with self._lock:
+            if self._forked:
+                raise ConfigError("this pipeline was in use before the fork", hint="make one in each process")
             if self._portal is None:
                 ready: Future[BlockingPortal] = Future()
-                # A daemon, because a program that forgets close() must still end; atexit closes it in order.
+                # A daemon, because a program that forgets close() must still end; the finalizer closes it in order.
                 self._thread = threading.Thread(target=_serve_portal, args=(ready,), name="qvl-loop", daemon=True)
                 self._thread.start()
                 self._portal = ready.result(timeout=30)
             return self._portal
+
+    def _after_fork(self) -> None:
+        # The thread stayed in the parent; whoever called it would wait for ever.
+        self._lock = threading.Lock()
+        self._forked = self._forked or self._thread is not None
+        self._portal = self._thread = None
 
 
 def _serve_portal(ready: Future[BlockingPortal]) -> None:
@@ -247,7 +293,11 @@ def _serve_portal(ready: Future[BlockingPortal]) -> None:
             ready.set_exception(exc)
 
 
-@atexit.register
-def _close_all() -> None:
-    for pipeline in list(_open):
-        pipeline.close()
+def _forget_threads() -> None:
+    for loop in list(_loops):
+        loop._after_fork()
+
+
+_loops: weakref.WeakSet[_Loop] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
