@@ -182,7 +182,13 @@ class VllmBackend(Backend):
         from qvl.backends.local.processor import ImageRules, Processor
 
         folder = loader._folder(self._path, self._revision)
-        settings = {"model": str(folder), "limit_mm_per_prompt": self._limits, **self._engine_args}
+        settings = {
+            "model": str(folder),
+            "limit_mm_per_prompt": self._limits,
+            # As the local backend does it: llguidance, and no endless white space that passes for JSON.
+            "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
+            **self._engine_args,
+        }
         arguments = read_engine_args(engine_args, settings)
         with crossing(opening=True):
             engine = async_llm.from_engine_args(arguments)

@@ -61,6 +61,12 @@ def read_engine_args(engine_args: Any, settings: Mapping[str, Any]) -> Any:
     texts = {name: value for name, value in settings.items() if isinstance(value, str)}
     try:
         read = _parse(engine_args, texts)
+        rules = settings.get("structured_outputs_config")
+        if isinstance(rules, Mapping):
+            # The one configuration that vLLM does not read from a dictionary by itself.
+            from vllm.config import StructuredOutputsConfig
+
+            settings = {**settings, "structured_outputs_config": StructuredOutputsConfig(**rules)}
         return engine_args(**{**settings, **{name: getattr(read, name) for name in texts}})
     except (TypeError, ValueError) as exc:
         raise ConfigError(f"vLLM refuses the engine arguments: {_one_line(exc)}") from exc
@@ -99,6 +105,8 @@ def _engine_error(exc: Exception, opening: bool) -> QvlError:
         return DeviceMemoryError(f"the device's memory does not suffice: {text}", hint="see gpu_memory_utilization")
     if name == "EngineDeadError":
         return EngineDeadError(f"vLLM's engine is dead: {text}", hint="see its log above; restart")
+    if name == "VLLMValidationError" and not opening:
+        return RequestError(f"vLLM refuses the request: {text}")
     if opening:
         return ConfigError(f"vLLM did not start: {text}", hint="its log above says why")
     return BackendError(f"vLLM failed: {text}")

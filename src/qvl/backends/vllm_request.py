@@ -84,9 +84,9 @@ class Answer:
     def read(self, result: Any) -> Iterator[Chunk]:
         """The chunks of one of vLLM's outputs."""
         self._cached = result.num_cached_tokens or self._cached
-        for part in result.outputs:
-            if part.index not in self._ended:
-                for chunk in self._part(part):
+        for index, part in self._parts(result):
+            if index not in self._ended:
+                for chunk in self._part(index, part):
                     if self._held is not None:
                         yield self._held
                         self._held = None
@@ -95,10 +95,16 @@ class Answer:
                     else:
                         self._held = chunk
 
-    def _part(self, part: Any) -> Iterator[Chunk]:
+    def _parts(self, result: Any) -> Iterator[tuple[int, Any]]:
+        """What came for each choice. Greedy choices are all the same, so vLLM is asked for one of them."""
+        for part in result.outputs:
+            for index in range(len(self._outputs)) if self.params.n == 1 else (part.index,):
+                yield index, part
+
+    def _part(self, index: int, part: Any) -> Iterator[Chunk]:
         from qvl.backends.local.sampler import Sampled
 
-        output = self._outputs[part.index]
+        output = self._outputs[index]
         tokens = list(part.token_ids)
         notes = list(part.logprobs or ())
         self._completion += len(tokens)
@@ -159,7 +165,7 @@ class Answer:
         room = min(self._loaded.max_model_len - length, DEFAULT_MAX_TOKENS)
         with crossing():
             return SamplingParams(
-                n=wanted.n,
+                n=wanted.n if wanted.temperature > 0 else 1,
                 temperature=wanted.temperature,
                 top_p=wanted.top_p,
                 top_k=wanted.top_k,
