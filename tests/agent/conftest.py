@@ -37,7 +37,10 @@ class ShopModel(Backend):
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            images=8, sampling=ALL_SAMPLING - {"logprobs"}, response_formats=frozenset({"json_schema"}), tools=True
+            images=8,
+            sampling=ALL_SAMPLING - {"logprobs"},
+            response_formats=frozenset({"json_object", "json_schema"}),
+            tools=True,
         )
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:

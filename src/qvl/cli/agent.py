@@ -66,7 +66,7 @@ def agent(
     o.start_logs(verbose, as_json)
     if sum((picture is not None or chat, search is not None, everything)) != 1 and not (thread and wish):
         raise ConfigError("nothing to do, or too much", hint="one of -f PICTURE, --chat, --search WORDS, --all")
-    with _catalog(catalog, index) as shop:
+    with open_catalog(catalog, index) as shop:
         if search is not None or everything:
             _list(shop, search, limit, max_price, as_json)
             return
@@ -97,7 +97,8 @@ def agent(
         raise typer.Exit(1)
 
 
-def _catalog(path: Path | None, index: Path | None) -> Catalog:
+def open_catalog(path: Path | None, index: Path | None) -> Catalog:
+    """The catalogue that is named, or the sample; rows that are left out are said on stderr."""
     from qvl.agent.catalog import Catalog, sample_path
     from qvl.cli import failure
 

@@ -1,0 +1,112 @@
+"""qvl's tools over the Model Context Protocol, so that any agent host can look at products and search a catalogue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from qvl.errors import MediaError, MissingDependencyError, QvlError
+
+if TYPE_CHECKING:
+    from mcp.server import MCPServer
+
+    from qvl.agent.catalog import Catalog
+    from qvl.pipeline import AsyncPipeline
+
+INSTRUCTIONS = (
+    "Analyze a product picture first, then search the catalogue with what it shows. Name only products that search "
+    "returned, with the ids and prices as they are there."
+)
+Picture = Annotated[str, Field(description="A URL, a data: URL with base64, or a file path where files are allowed.")]
+
+
+def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> MCPServer[Any]:
+    """A server with the tools analyze, ask and, with a catalogue, search.
+
+    Args:
+        files: whether tools may open files of this machine; right for stdio, where the host runs as the same user,
+            and wrong for a network.
+
+    Raises:
+        MissingDependencyError: the package mcp is not installed.
+    """
+    try:
+        from mcp.server import MCPServer
+        from mcp.server.mcpserver.exceptions import ToolError
+    except ModuleNotFoundError as exc:
+        raise MissingDependencyError(f"MCP needs the package {exc.name!r}", hint="pip install 'qvl[agent]'") from exc
+    from qvl._version import __version__
+
+    server: MCPServer[Any] = MCPServer("qvl", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
+
+    async def told(work: Callable[[], Awaitable[dict[str, Any]]]) -> str:
+        """The answer as JSON; what failed becomes the tool's error, in one line."""
+        try:
+            return json.dumps(await work(), ensure_ascii=False)
+        except QvlError as exc:
+            raise ToolError(str(exc)) from exc
+
+    async def analyze(picture: Picture, language: str = "en") -> str:
+        """Brand, category and attributes of the product on a picture, as JSON; language is en, zh, pt or es."""
+
+        async def work() -> dict[str, Any]:
+            found = await pipeline.analyze_result(_checked(picture, files), language=language)
+            return {
+                **found.value.model_dump(mode="json", include={"brand", "category", "attributes"}),
+                "confidence": found.confidence,
+                "cache": found.result.cache,
+                "request_id": found.result.request_id,
+            }
+
+        return await told(work)
+
+    async def ask(question: str, pictures: Annotated[list[Picture], Field(max_length=8)]) -> str:
+        """Answers a question about one or several pictures."""
+
+        async def work() -> dict[str, Any]:
+            result = await pipeline.ask([_checked(picture, files) for picture in pictures], question)
+            return {"text": result.text, "cache": result.cache, "request_id": result.request_id}
+
+        return await told(work)
+
+    server.add_tool(analyze, structured_output=False)
+    server.add_tool(ask, structured_output=False)
+    if catalog is None:
+        return server
+    shop = catalog
+
+    async def search(
+        text: str = "",
+        brand: str | None = None,
+        category: str | None = None,
+        attributes: Annotated[dict[str, str] | None, Field(description='Wishes, such as {"color": "blue"}.')] = None,
+        only: Annotated[dict[str, str] | None, Field(description="Conditions every product must meet.")] = None,
+        min_price: float | None = None,
+        max_price: float | None = None,
+        limit: Annotated[int, Field(ge=1, le=50)] = 5,
+    ) -> str:
+        """Products of the catalogue that fit best, with the reasons for each, as JSON."""
+        from qvl.agent.product import Query
+
+        async def work() -> dict[str, Any]:
+            query = Query(text, brand, category, attributes or {}, only or {}, min_price, max_price)
+            found = await asyncio.to_thread(shop.search, query, limit=limit)
+            return {"products": [hit.to_json() for hit in found.hits], "notes": list(found.notes)}
+
+        return await told(work)
+
+    server.add_tool(search, structured_output=False)
+    return server
+
+
+def _checked(picture: str, files: bool) -> str:
+    if picture.startswith(("http://", "https://", "data:")):
+        return picture
+    if not files:
+        raise MediaError("files are not opened for this transport", hint="send a URL or a data: URL")
+    return os.path.expanduser(picture)
