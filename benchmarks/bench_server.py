@@ -39,6 +39,7 @@ DELTAS = (
     {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
     {"choices": [], "usage": ANSWER["usage"]},
 )
+CHUNK = {"id": "c", "created": 1, "model": "bench", "object": "chat.completion.chunk"}
 CLIENTS = (1, 16, 64)
 QUESTION = {"model": "bench", "messages": [{"role": "user", "content": "What colour is the shoe?"}]}
 
@@ -51,8 +52,7 @@ def response(body: bytes, kind: str) -> bytes:
 class Upstream(asyncio.Protocol):
     """The least that OpenAI's clients accept as an endpoint."""
 
-    base = {key: ANSWER[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    lines = [json.dumps(base | delta) for delta in DELTAS] + ["[DONE]"]
+    lines = (*(json.dumps(CHUNK | delta) for delta in DELTAS), "[DONE]")
     events = response("".join(f"data: {line}\n\n" for line in lines).encode(), "text/event-stream")
     whole = response(json.dumps(ANSWER).encode(), "application/json")
     models = response(
