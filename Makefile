@@ -13,7 +13,7 @@ PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
 FAST := not slow and not vllm and not browser
 
-.PHONY: help setup demo test lint fix docs slow pins clean
+.PHONY: help setup demo test lint fix docs slow pins test-compat clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
