@@ -1,0 +1,238 @@
+"""A free-form LangChain agent with the same tools, which cannot guess before it looks and cannot invent.
+
+agent = build_agent(Pipeline("openai:qwen3-vl", base_url="…"), catalog)
+agent.invoke({"messages": [HumanMessage([picture_block, {"type": "text", "text": "What do you have like it?"}])]})
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware, AgentState, hook_config
+from langchain.tools import ToolRuntime, tool
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from pydantic import Field
+
+from qvl.agent import grounding
+from qvl.agent.catalog import Catalog
+from qvl.agent.chat_model import QvlChatModel, to_qvl
+from qvl.agent.product import Hit, Product, Query
+from qvl.blocking import Pipeline
+from qvl.errors import ConfigError, QvlError
+
+SYSTEM: Final = (
+    "You advise a customer of a shop. Every picture is analysed before you speak. Search the catalogue before you "
+    "recommend, and name only products that search_products returned, with ids and prices as they are there."
+)
+MAX_STEPS: Final = 8
+_CHECK: Final = "shop"
+_WITHDRAWN: Final = "(withdrawn)"
+
+
+def build_agent(
+    pipeline: Pipeline,
+    catalog: Catalog,
+    *,
+    model: BaseChatModel | None = None,
+    max_steps: int = MAX_STEPS,
+    checkpointer: Any = None,
+) -> Any:
+    """A compiled LangGraph agent.
+
+    Args:
+        pipeline: looks at the pictures, and speaks unless `model` does.
+        max_steps: how often the model may speak in one run; then the run ends with what the catalogue says.
+    """
+    if max_steps < 1:
+        raise ConfigError(f"max_steps={max_steps} is too few", hint="1 or more", param="max_steps")
+    return create_agent(
+        model or QvlChatModel(pipeline=pipeline),
+        build_tools(pipeline, catalog),
+        system_prompt=SYSTEM,
+        middleware=[LookFirst(pipeline), Grounded(catalog, max_steps)],
+        checkpointer=checkpointer,
+    )
+
+
+def build_tools(pipeline: Pipeline, catalog: Catalog) -> list[Any]:
+    """`analyze_image` and `search_products`, for any LangChain agent."""
+
+    @tool
+    def analyze_image(
+        runtime: ToolRuntime,
+        picture: Annotated[int, Field(ge=1, description="Which picture of the conversation, from 1.")] = 1,
+    ) -> str:
+        """Brand, category and attributes of the product on a picture of the conversation, as JSON."""
+        found = pictures_of(runtime.state["messages"])
+        if picture > len(found):
+            return json.dumps({"error": f"the conversation has {len(found)} pictures"})
+        try:
+            return _analysis(pipeline, found[picture - 1])
+        except QvlError as exc:
+            return json.dumps({"error": str(exc)}, ensure_ascii=False)
+
+    @tool
+    def search_products(
+        text: str = "",
+        brand: str | None = None,
+        category: str | None = None,
+        attributes: Annotated[dict[str, str] | None, Field(description='Wishes, such as {"color": "blue"}.')] = None,
+        only: Annotated[dict[str, str] | None, Field(description="Conditions every product must meet.")] = None,
+        min_price: float | None = None,
+        max_price: float | None = None,
+        limit: Annotated[int, Field(ge=1, le=20)] = 5,
+    ) -> str:
+        """Products of the catalogue that fit best, with the reasons for each, as JSON."""
+        try:
+            query = Query(text, brand, category, attributes or {}, only or {}, min_price, max_price)
+            found = catalog.search(query, limit=limit)
+        except QvlError as exc:
+            return json.dumps({"error": str(exc)}, ensure_ascii=False)
+        return json.dumps(
+            {"products": [hit.to_json() for hit in found.hits], "notes": list(found.notes)}, ensure_ascii=False
+        )
+
+    return [analyze_image, search_products]
+
+
+class LookFirst(AgentMiddleware):
+    """Runs `analyze_image` on the pictures of a new message before the model's first turn.
+
+    Raises:
+        QvlError: a picture cannot be analysed; the model is not asked at all then.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+
+    def before_agent(self, state: AgentState[Any], runtime: Any) -> dict[str, Any] | None:
+        messages = state["messages"]
+        if not messages or not isinstance(messages[-1], HumanMessage):
+            return None
+        new = pictures_of(messages[-1:])
+        before = len(pictures_of(messages[:-1]))
+        if not new:
+            return None
+        calls, answers = [], []
+        for number, picture in enumerate(new, before + 1):
+            call = f"look-{uuid.uuid4().hex[:12]}"
+            calls.append({"name": "analyze_image", "args": {"picture": number}, "id": call})
+            answers.append(ToolMessage(_analysis(self.pipeline, picture), tool_call_id=call, name="analyze_image"))
+        return {"messages": [AIMessage("", tool_calls=calls), *answers]}
+
+    async def abefore_agent(self, state: AgentState[Any], runtime: Any) -> dict[str, Any] | None:
+        return await asyncio.to_thread(self.before_agent, state, runtime)
+
+
+class Grounded(AgentMiddleware):
+    """Lets no invented product reach the user, and ends every run within `max_steps` turns of the model."""
+
+    def __init__(self, catalog: Catalog, max_steps: int) -> None:
+        super().__init__()
+        self.catalog = catalog
+        self.max_steps = max_steps
+
+    @hook_config(can_jump_to=["end"])
+    def before_model(self, state: AgentState[Any], runtime: Any) -> dict[str, Any] | None:
+        turns = sum(isinstance(message, AIMessage) and not _looked(message) for message in _this_run(state["messages"]))
+        if turns < self.max_steps:
+            return None
+        text = f"{self._template(state['messages'])}\n(The run was ended after {turns} steps.)"
+        return {"messages": [AIMessage(text)], "jump_to": "end"}
+
+    @hook_config(can_jump_to=["model", "end"])
+    def after_model(self, state: AgentState[Any], runtime: Any) -> dict[str, Any] | None:
+        messages = state["messages"]
+        last = messages[-1]
+        if not isinstance(last, AIMessage) or last.tool_calls:
+            return None
+        if last.invalid_tool_calls:
+            errors = [
+                ToolMessage(
+                    f"the arguments are no JSON object: {bad['error']}", tool_call_id=bad["id"] or "", status="error"
+                )
+                for bad in last.invalid_tool_calls
+            ]
+            return {"messages": errors, "jump_to": "model"}
+        hits = hits_of(messages)
+        said = [message.text for message in messages if isinstance(message, HumanMessage) and message.name != _CHECK]
+        known = [*said, *(grounding.describe(found) for found in analyses_of(messages))]
+        wrong = grounding.problem(last.text, hits, known, self._is_brand, references=False)
+        if wrong is None and last.text.strip():
+            return {"messages": [last.model_copy(update={"content": grounding.filled(last.text, hits)})]}
+        again = any(isinstance(message, HumanMessage) and message.name == _CHECK for message in _this_run(messages))
+        if again:
+            return {"messages": [last.model_copy(update={"content": self._template(messages)})]}
+        reminder = f"That cannot be shown to the customer: {wrong or 'it is empty'}. Use only what the tools returned."
+        withdrawn = last.model_copy(update={"content": _WITHDRAWN})
+        return {"messages": [withdrawn, HumanMessage(reminder, name=_CHECK)], "jump_to": "model"}
+
+    def _template(self, messages: Sequence[BaseMessage]) -> str:
+        found = analyses_of(messages)
+        if found:
+            return grounding.template(found[-1], hits_of(messages))
+        hits = hits_of(messages)
+        lines = [f"{number}. {grounding.label(hit)}" for number, hit in enumerate(hits, 1)]
+        return "\n".join(["The catalogue has:", *lines]) if lines else "Nothing was found in the catalogue."
+
+    def _is_brand(self, word: str) -> bool:
+        return any(name == "brand" for name, _ in self.catalog.values(word))
+
+
+def pictures_of(messages: Sequence[BaseMessage]) -> list[str]:
+    """The URLs (data: ones for base64) of all pictures that users sent, in order."""
+    found: list[str] = []
+    for message in messages:
+        if isinstance(message, HumanMessage) and isinstance(message.content, list):
+            parts = to_qvl([message])[0]["content"]
+            found += [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    return found
+
+
+def analyses_of(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    return [found for found in _results(messages, "analyze_image") if "category" in found]
+
+
+def hits_of(messages: Sequence[BaseMessage]) -> list[Hit]:
+    """What the latest search of the conversation found, then what earlier ones did."""
+    found: dict[str, Hit] = {}
+    for result in reversed(_results(messages, "search_products")):
+        for item in result.get("products", []):
+            product = Product.from_json(item["product"])
+            found.setdefault(product.id, Hit(product, item["score"], tuple(item["why"])))
+    return list(found.values())
+
+
+def _results(messages: Sequence[BaseMessage], name: str) -> list[dict[str, Any]]:
+    results = []
+    for message in messages:
+        if isinstance(message, ToolMessage) and message.name == name and message.status == "success":
+            results.append(json.loads(message.text))
+    return results
+
+
+def _this_run(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """The messages since the user last spoke."""
+    found: list[BaseMessage] = []
+    for message in reversed(messages):
+        if isinstance(message, HumanMessage) and message.name != _CHECK:
+            break
+        found.append(message)
+    return found
+
+
+def _looked(message: AIMessage) -> bool:
+    """Whether it is LookFirst's own."""
+    return any((call["id"] or "").startswith("look-") for call in message.tool_calls)
+
+
+def _analysis(pipeline: Pipeline, picture: str) -> str:
+    value = pipeline.analyze(picture)
+    return value.model_dump_json(include={"brand", "category", "attributes"})
