@@ -72,7 +72,11 @@ def write(folder: Path, shape: str = "130m", dtype: str = "float32") -> Path:
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**json.loads(json.dumps(made))))
     torch.set_default_dtype(torch.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: t.contiguous() for name, t in model.state_dict().items() if not (made["tie_word_embeddings"] and name == "lm_head.weight")}
+    state = {
+        name: t.contiguous()
+        for name, t in model.state_dict().items()
+        if not (made["tie_word_embeddings"] and name == "lm_head.weight")
+    }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(made, indent=2), encoding="utf-8")
     image = json.loads((bundled / "preprocessor_config.json").read_text(encoding="utf-8"))

@@ -85,7 +85,7 @@ class TextDecoder:
         self.norm: Tensor = model.norm.weight
         head: Any = lm_head
         self.vocab_size = int(head.weight.shape[0])
-        self._head = Linear(head.weight.data)
+        self._head = Linear(head.weight.detach())
         self._head_device = head.weight.device
         self.layers = [_Layer(layer) for layer in model.layers]
         self._rotary = model.rotary_emb
@@ -269,13 +269,14 @@ def _join(linears: Sequence[Any]) -> Linear:
     import torch
 
     many = len(linears) > 1
-    joined = torch.cat([linear.weight.data for linear in linears]) if many else linears[0].weight.data
-    bias = None if linears[0].bias is None else torch.cat([linear.bias.data for linear in linears])
+    joined = torch.cat([linear.weight.detach() for linear in linears]) if many else linears[0].weight.detach()
+    bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
     made = Linear(joined, bias)
     first = 0
     for linear in linears:
         rows = linear.weight.shape[0]
-        linear.weight.data = joined.new_empty(0) if made.packed else joined[first : first + rows]
+        kept = joined.new_empty(0) if made.packed else joined[first : first + rows]
+        linear.weight = torch.nn.Parameter(kept, requires_grad=False)
         first += rows
     return made
 

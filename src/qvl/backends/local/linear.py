@@ -74,6 +74,6 @@ def pack_modules(root: nn.Module) -> None:
     for module in list(root.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
-                linear = Linear(child.weight.data, None if child.bias is None else child.bias.data)
+                linear = Linear(child.weight.detach(), None if child.bias is None else child.bias.detach())
                 if linear.packed:
                     setattr(module, name, Packed(linear))

@@ -112,8 +112,8 @@ def _patch_embedding(convolution: Any) -> torch.nn.Module:
     weight = convolution.weight  # [hidden, 3, frames, patch, patch]
     linear = nn.Linear(weight[0, :, 0].numel(), weight.shape[0], bias=convolution.bias is not None)
     linear.weight = nn.Parameter(
-        weight.data.float().sum(2).reshape(weight.shape[0], -1).to(weight.dtype), requires_grad=False
+        weight.detach().float().sum(2).reshape(weight.shape[0], -1).to(weight.dtype), requires_grad=False
     )
     if convolution.bias is not None:
-        linear.bias = nn.Parameter(convolution.bias.data, requires_grad=False)
+        linear.bias = nn.Parameter(convolution.bias.detach(), requires_grad=False)
     return linear
