@@ -317,3 +317,19 @@ def test_the_catalogue_needs_no_langchain() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout.strip(), done.stderr) == ("1", "")
+
+
+def test_what_needs_langchain_names_its_pip_line() -> None:
+    code = (
+        "import sys\nsys.modules['langchain_core'] = None\nimport qvl.agent\n"
+        "try:\n    qvl.agent.QvlChatModel\nexcept qvl.MissingDependencyError as exc:\n    print(exc)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert "pip install 'qvl[agent]'" in done.stdout, done.stderr
+
+
+def test_every_public_name_is_there() -> None:
+    import qvl.agent
+
+    assert qvl.agent.__all__ == sorted(qvl.agent.__all__)
+    assert all(getattr(qvl.agent, name) is not None for name in qvl.agent.__all__)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from qvl.agent.catalog import Catalog, Retriever
+    from qvl.agent.chat_model import QvlCache, QvlChatModel
+    from qvl.agent.free_agent import build_agent, build_tools
     from qvl.agent.product import Changes, Found, Hit, Problem, Product, Query
     from qvl.agent.steps import Recommendation, StepError
     from qvl.agent.workflow import Recommender
@@ -23,10 +25,14 @@ _HOMES: Final = {
     "Problem": "product",
     "Product": "product",
     "Query": "product",
+    "QvlCache": "chat_model",
+    "QvlChatModel": "chat_model",
     "Recommendation": "steps",
     "Recommender": "workflow",
     "Retriever": "catalog",
     "StepError": "steps",
+    "build_agent": "free_agent",
+    "build_tools": "free_agent",
 }
 __all__ = [
     "Catalog",
@@ -36,17 +42,27 @@ __all__ = [
     "Problem",
     "Product",
     "Query",
+    "QvlCache",
+    "QvlChatModel",
     "Recommendation",
     "Recommender",
     "Retriever",
     "StepError",
+    "build_agent",
+    "build_tools",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    except ModuleNotFoundError as exc:
+        from qvl.errors import MissingDependencyError
+
+        raise MissingDependencyError(f"{name} needs the package {exc.name!r}", hint="pip install 'qvl[agent]'") from exc
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:
