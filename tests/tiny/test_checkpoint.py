@@ -117,7 +117,7 @@ def test_held_out_pictures_are_read_right(reader: Reader) -> None:
     scores = score(found, reader.answer([case.request for case in found]))
     assert scores["analysis"].share >= 0.9, table(scores)
     assert scores["single"].share >= 0.9, table(scores)
-    assert scores["pair ordinal"].share >= 0.9, table(scores)
+    assert scores["pair by place"].share >= 0.9, table(scores)
     assert scores["no picture"].share == 1.0, table(scores)
 
 

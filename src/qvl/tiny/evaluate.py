@@ -11,7 +11,7 @@ import argparse
 import json
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +20,7 @@ from qvl.tiny import tasks
 from qvl.tiny.export import WEIGHTS
 from qvl.tiny.pictures import FIRST_TRAINING_SEED
 from qvl.tiny.reader import Reader, Request, user
-from qvl.tiny.render import Product, labels, sample
+from qvl.tiny.render import Product, draw, labels, sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,13 +101,18 @@ def _about_two(
     found = []
     for language in tasks.QUESTIONS:
         images, products = (one[1], other[1]), (one[0], other[0])
-        if dice.random() < 0.4 and products[0] is not None and products[1] is not None:
-            turn = tasks.same_turn(dice.choice(tasks.SAME_KINDS), products[0], products[1], language, dice)
-            sort = "same"
+        first, second = products
+        if dice.random() < 0.4 and first is not None and second is not None:
+            kind = dice.choice(tasks.SAME_KINDS)
+            if dice.random() < 0.5:
+                second = replace(second, **{kind: getattr(first, kind)})
+                images = (one[1], draw(second, dice.randrange(FIRST_TRAINING_SEED), other[1].size))
+            turn = tasks.same_turn(kind, first, second, language, dice)
+            sort = f"same {kind}"
         else:
             place, kind = dice.randrange(2), dice.choice(tasks.ORDINAL_KINDS)
             turn = tasks.ordinal_turn(kind, place, products[place], language, dice)
-            sort = "ordinal"
+            sort = "by place"
         rows = ("pair", f"pair {language}", f"pair {sort}")
         found.append(Case(Request([user(turn.question, 2)], images), turn.answer, rows))
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -32,38 +32,29 @@ VERDICT_WEIGHT: Final = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Menu:
-    """What a worker sees in a step: how many pictures, and how many rows of each sort."""
+    """What a worker sees in a step: how many pictures, how many rows of each sort, and which fields are compared."""
 
     pictures: int = 36
-    analyses: int = 7
-    questions: int = 7
-    conversations: int = 4
-    comparisons: int = 18
+    analyses: int = 10
+    questions: int = 11
+    conversations: int = 5
+    comparisons: int = 8
     without_picture: int = 1
+    compared: tuple[str, ...] = tasks.SAME_KINDS
 
     def times(self, factor: float) -> Menu:
         """The same mixture, `factor` times as much of it."""
-        return Menu(
-            *(
-                max(1, round(factor * part))
-                for part in (
-                    self.pictures,
-                    self.analyses,
-                    self.questions,
-                    self.conversations,
-                    self.comparisons,
-                    self.without_picture,
-                )
-            )
-        )
+        rows = ("pictures", "analyses", "questions", "conversations", "comparisons", "without_picture")
+        return replace(self, **{name: max(1, round(factor * getattr(self, name))) for name in rows})
 
     def serve(self, products: list[Product | None], dice: random.Random) -> list[list[Dialogue]]:
         """Two groups of dialogues of about equal length each."""
-        blind = [tasks.without_picture(dice.choice(("en", "zh")), dice) for _ in range(self.without_picture)]
         long = lessons.analyses(products, self.analyses, dice)
-        long += lessons.comparisons(products, self.comparisons, 3, dice)
+        long += [tasks.without_picture(dice.choice(("en", "zh")), dice) for _ in range(self.without_picture)]
         short = lessons.questions(products, self.questions, 4, dice)
-        return [long, short + lessons.conversations(products, self.conversations, dice) + blind]
+        short += lessons.conversations(products, self.conversations, dice)
+        short += lessons.comparisons(products, self.comparisons, 2, dice, self.compared)
+        return [long, short]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +130,14 @@ def train_language(
 ) -> int:
     """Run the stage in place and return the steps done.
 
-    `vision_share` scales the rate of the tower and the heads. `deadline` is a `time.monotonic()` by which the cosine
-    must have ended: the schedule then follows the clock instead of `steps`.
+    `vision_share` scales the rate of the tower and the heads; zero freezes both. `deadline` is a `time.monotonic()`
+    by which the cosine must have ended: the schedule then follows the clock instead of `steps`.
     """
     dice = np.random.default_rng((seed, team.rank, first_step))
     talk = random.Random(f"{seed}-{team.rank}-{first_step}")
     seeing = [*model.model.visual.parameters(), *heads.parameters()]
+    for parameter in seeing:
+        parameter.requires_grad_(vision_share > 0)
     speaking = list(model.model.language_model.parameters())
     optimizer = torch.optim.AdamW(
         [{"params": seeing, "share": vision_share}, {"params": speaking, "share": 1.0}],

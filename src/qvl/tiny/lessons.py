@@ -59,15 +59,20 @@ def conversations(products: Sequence[Product | None], count: int, dice: random.R
     return dialogues
 
 
-def comparisons(products: Sequence[Product | None], count: int, turns: int, dice: random.Random) -> list[Dialogue]:
-    """Two or three pictures in a prompt, asked about by place and, for two products, compared."""
-    return [_comparison(products, turns, dice) for _ in range(count)]
+def comparisons(
+    products: Sequence[Product | None],
+    count: int,
+    turns: int,
+    dice: random.Random,
+    compared: Sequence[str] = tasks.SAME_KINDS,
+) -> list[Dialogue]:
+    """Two or three pictures in a prompt, asked about by place and, for two products, compared in a field."""
+    return [_comparison(products, turns, dice.choice(compared), dice) for _ in range(count)]
 
 
-def _comparison(products: Sequence[Product | None], turns: int, dice: random.Random) -> Dialogue:
+def _comparison(products: Sequence[Product | None], turns: int, field: str, dice: random.Random) -> Dialogue:
     language = dice.choice(("en", "zh"))
     first = dice.randrange(len(products))
-    field = dice.choice(tasks.SAME_KINDS)
     partner = _partner(products, first, field, dice) if dice.random() < 0.46 else dice.randrange(len(products))
     shown = [first, partner]
     if dice.random() < 0.25:

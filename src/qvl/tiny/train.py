@@ -1,5 +1,7 @@
 """Trains the bundled model from nothing: draws pictures, trains the tower, then the whole network, exports.
 
+Comparing two pictures is learnt last, with the tower at rest: of one field (colour) first, then of all.
+
     python -m qvl.tiny.train --out DIR [--steps N] [--device cpu] [--workers 2]
 
 DIR gets the exported checkpoint in `weights/` every few hundred steps, so that the run can be stopped at any time.
@@ -11,7 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +26,7 @@ SEED: Final = 1
 FIRST_PICTURES: Final = 4_000
 PICTURES: Final = 60_000
 VISION_STEPS: Final = 3_200
-STEPS: Final = 1_500
+STEPS: Final = 2_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +120,31 @@ def _work(plan: Plan, rank: int) -> None:
         report=report,
         save=save,
     )
-    train_language(
-        model,
-        heads,
-        store,
-        RowWriter(lambda text: list(tokenizer.encode(text).ids)),
-        team,
-        steps=plan.steps,
-        first_step=0,
-        menu=Menu().times(2 / plan.workers),
-        peak=1e-3,
-        vision_share=0.4,
-        heads_weight=0.3,
-        seed=SEED,
-        report=report,
-        save=save,
+    writer = RowWriter(lambda text: list(tokenizer.encode(text).ids))
+    comparing = Menu(pictures=30, analyses=4, questions=5, conversations=2, comparisons=26)
+    courses = (
+        (0.4, Menu(), 0.5),
+        (0.15, replace(comparing, compared=("color",)), 0.0),
+        (0.45, comparing, 0.0),
     )
+    for number, (share, menu, vision_share) in enumerate(courses):
+        report(f"course {number + 1} of {len(courses)}")
+        train_language(
+            model,
+            heads,
+            store,
+            writer,
+            team,
+            steps=max(1, round(plan.steps * share)),
+            first_step=0,
+            menu=menu.times(2 / plan.workers),
+            peak=1e-3,
+            vision_share=vision_share,
+            heads_weight=0.3 if vision_share else 0.0,
+            seed=SEED + number,
+            report=report,
+            save=save,
+        )
     team.leave()
 
 
