@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 
 import pytest
 
@@ -119,3 +122,22 @@ def test_cache_states_and_stages_are_read_as_servers_write_them() -> None:
     assert cache_state({"x-litellm-cache-hit": "False"}) == "miss"
     assert cache_state({}) is None
     assert server_timing("cache;desc=x, queue;dur=12.5, total;dur=oops") == {"queue": 0.0125}
+
+
+def test_certificates_are_checked_unless_told_otherwise(bench, lines, tmp_path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x"
+    subprocess.run([*command.split(), "-keyout", key, "-out", cert], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    with ScriptedEndpoint(tls=context) as endpoint:
+        arguments = ("--url", endpoint.url, "-d", lines(*prompts(3)), "--no-html")
+        refused = bench(*arguments, "--out", tmp_path / "a")
+        taken = bench(*arguments, "--insecure", "--out", tmp_path / "b")
+
+    assert refused.exit_code == 1
+    assert "certificate" in refused.stderr
+    assert taken.exit_code == 0, taken.output

@@ -369,3 +369,12 @@ def test_an_echo_that_pauses_is_streamed_piece_by_piece(measure, lines, records)
     (record,) = records()
     assert len(record.itl) == record.completion_tokens - 1
     assert record.tpot == pytest.approx((record.latency - record.ttft) / (record.completion_tokens - 1), abs=1e-5)
+
+
+def test_an_endpoint_can_be_held_against_itself(endpoint, measure, lines) -> None:
+    data = lines(*({"prompt": f"question {number}", "expected": "x", "temperature": 0} for number in range(6)))
+    summary = measure(data, endpoint, endpoint)
+
+    assert [found["requests"]["ok"] for found in summary.data["endpoints"]] == [6, 6]
+    assert [found["expected"]["compared"] for found in summary.data["endpoints"]] == [6, 6]
+    assert summary.data["paired"][0]["answers"]["exact"] == 1

@@ -95,12 +95,11 @@ def summarise(folder: Path) -> Summary:
     }
     if asked["plan"].get("sweep"):
         data["sweep"], data["knees"] = _sweep(stages, len(urls))
-        shown = [stages[number, knee] for number, knee in enumerate(data["knees"]) if knee is not None]
+        keys = [(number, knee) for number, knee in enumerate(data["knees"]) if knee is not None]
     else:
-        shown = [stages[key] for key in sorted(stages)]
-    data["endpoints"] = shown
-    for found in shown:
-        number = urls.index({"url": found["url"], "model": found["model"]})
+        keys = sorted(stages)
+    shown = data["endpoints"] = [stages[key] for key in keys]
+    for (number, _), found in zip(keys, shown, strict=True):
         found["expected"] = expected[number].summary()
         found["warmup"] = {"sent": warm[number][0], "ok": warm[number][1]}
     data["paired"] = pairs.summary() if len(urls) > 1 else []
