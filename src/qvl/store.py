@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,8 +116,13 @@ class Store:
         end = time.monotonic() + 2 * self.lease_seconds
         while True:
             failures = self.failures
-            lease = await self._call("lease", lambda: self.cache.lease(key, self.lease_seconds), None)
-            entry = await self.get(key, max_age=max_age) if read else None
+            lease = await self._lease(key)
+            try:
+                entry = await self.get(key, max_age=max_age) if read else None
+            except BaseException:
+                if lease is not None:
+                    await self.release(lease)
+                raise
             if entry is not None:
                 if lease is not None:
                     await self.release(lease)
@@ -124,6 +130,17 @@ class Store:
             if lease is not None or self.failures > failures or time.monotonic() > end:
                 return lease, None
             await self._call("wait", lambda: self.cache.wait(key, 1.0), None)
+
+    async def _lease(self, key: str) -> Lease | None:
+        """The lease, if it is free. One that is granted after the caller was cancelled is given back."""
+        asked = asyncio.ensure_future(self._call("lease", lambda: self.cache.lease(key, self.lease_seconds), None))
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            # The thread that asks goes on, and nobody else would know of what it brings.
+            if (lease := await asked) is not None:
+                await self.release(lease)
+            raise
 
     async def release(self, lease: Lease) -> None:
         await self._call("release", lambda: self.cache.release(lease), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from qvl import AsyncPipeline
+from qvl.caches.base import Lease
 from qvl.caches.memory import MemoryCache
 from qvl.errors import BackendError, BackendUnavailableError
 from qvl.types import ChatRequest, Chunk
@@ -148,3 +150,33 @@ def test_an_answer_that_was_cut_off_is_not_kept(picture: Image.Image) -> None:
             assert [(await pipe.ask(picture, "q")).cache for _ in range(2)] == ["miss", "miss"]
 
     asyncio.run(main())
+
+
+class Slow(MemoryCache):
+    """Grants a lease after a while, and remembers those that were not given back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+        self.go_on = threading.Event()
+
+    def lease(self, key: str, ttl: float) -> Lease | None:
+        self.asked.set()
+        self.go_on.wait(30)
+        return super().lease(key, ttl)
+
+
+def test_a_lease_that_comes_too_late_is_given_back(picture: Image.Image) -> None:
+    async def main() -> None:
+        cache = Slow()
+        async with AsyncPipeline(backend=TalkingBackend(), cache=cache) as pipe:
+            task = asyncio.create_task(pipe.ask(picture, "q"))
+            await until(cache.asked.is_set)
+            task.cancel()
+            await asyncio.sleep(0.02)
+            cache.go_on.set()
+            await asyncio.gather(task, return_exceptions=True)
+            assert (await pipe.ask(picture, "q")).cache == "miss"
+            assert cache._leases == {}
+
+    asyncio.run(asyncio.wait_for(main(), 30))
