@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from qvl.errors import CacheError
+from qvl.errors import CacheError, RequestError
 from qvl.types import (
     ChatRequest,
     Choice,
@@ -67,12 +67,18 @@ def build_manifest(
 
 
 def hash_manifest(manifest: Mapping[str, Any]) -> str:
-    """The key: `sha256-` and the hex digest of the manifest's canonical JSON."""
+    """The key: `sha256-` and the hex digest of the manifest's canonical JSON.
+
+    Raises:
+        RequestError: it holds what JSON or Unicode cannot carry.
+    """
     try:
-        text = canonical_json(manifest)
-    except (TypeError, ValueError) as exc:
-        raise CacheError(f"the request has no cache key: {exc}", hint="pass only JSON values in extra fields") from exc
-    return "sha256-" + hashlib.sha256(text.encode()).hexdigest()
+        text = canonical_json(manifest).encode()
+    except UnicodeEncodeError as exc:
+        raise RequestError("a text of the request is no valid Unicode", hint="it holds half a surrogate pair") from exc
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise RequestError(f"the request has no cache key: {exc}", hint="pass only JSON values") from exc
+    return "sha256-" + hashlib.sha256(text).hexdigest()
 
 
 def explain(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

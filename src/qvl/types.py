@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -87,6 +88,11 @@ class Message:
         return tuple(part.picture for part in self.parts if isinstance(part, ImagePart))
 
 
+# One type for each, since 0 and 0.0 are one question, but two texts of JSON and so two keys.
+_REALS: Final = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_WHOLES: Final = ("top_k", "max_tokens", "seed", "logprobs", "n")
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to choose tokens; vLLM's names and meanings.
@@ -117,6 +123,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        for name in (*_REALS, *_WHOLES):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, int(operator.index(value)) if name in _WHOLES else float(value + 0.0))
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
         self._check("temperature", 0.0 <= self.temperature <= 100.0, "from 0 (greedy) to 100")
@@ -407,8 +416,7 @@ def unfold(result: Result) -> Iterable[Chunk]:
             index=choice.index,
             reasoning=choice.reasoning,
             tool_calls=tuple(
-                ToolCallDelta(index=i, id=call.id, name=call.name, arguments=call.arguments)
-                for i, call in enumerate(choice.tool_calls)
+                ToolCallDelta(i, call.id, call.name, call.arguments) for i, call in enumerate(choice.tool_calls)
             ),
             logprobs=choice.logprobs or (),
             finish_reason=choice.finish_reason,

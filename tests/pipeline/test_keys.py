@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qvl import keys, media
-from qvl.errors import CacheError
+from qvl.errors import CacheError, RequestError
 from qvl.types import (
     ChatRequest,
     Choice,
@@ -118,8 +118,14 @@ def test_explain_names_the_field() -> None:
 
 
 def test_values_that_are_no_json_are_refused() -> None:
-    with pytest.raises(CacheError):
-        key(BASE.replace(extra={"x": object()}))
+    for bad in ({"x": object()}, {"x": float("nan")}, {"x": "\ud800"}):
+        with pytest.raises(RequestError):
+            key(BASE.replace(extra=bad))
+
+
+def test_the_same_number_is_the_same_key_however_it_is_written() -> None:
+    one = key(BASE.replace(sampling=SamplingParams(temperature=0, top_p=1, seed=3, max_tokens=5)))
+    assert one == key(BASE.replace(sampling=SamplingParams(temperature=0.0, top_p=1.0, seed=3, max_tokens=5)))
 
 
 texts = st.text(max_size=20)
