@@ -143,7 +143,12 @@ def retry_messages(messages: Sequence[Message], raw: str, error: AnalysisError, 
 
 
 def response_format(schema: type[BaseModel]) -> ResponseFormat:
-    return ResponseFormat("json_schema", schema=generation_schema(schema), name=schema.__name__)
+    return ResponseFormat("json_schema", schema=generation_schema(schema), name=schema_name(schema))
+
+
+def schema_name(schema: type[BaseModel]) -> str:
+    """The class's name in the letters that endpoints accept, which `Box[int]` is not made of."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", schema.__name__).strip("_")[:64] or "answer"
 
 
 def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
@@ -155,9 +160,8 @@ def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
         AnalysisError: it is no such object; `raw` keeps the text.
     """
     wanted: type[BaseModel] = ProductFields if schema is ProductAnalysis else schema
-    data = _load_object(text, complete=complete)
     try:
-        value = wanted.model_validate(data)
+        value = validate(load_object(text, complete=complete), wanted)
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the object"
@@ -167,12 +171,26 @@ def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
     return value  # type: ignore[return-value]
 
 
-def _load_object(text: str, *, complete: bool) -> dict[str, Any]:
+def validate(data: Any, schema: type[T]) -> T:
+    """`data` as `schema`; read as JSON, so that a strict model takes the dates and sets that JSON can only spell.
+
+    Raises:
+        ValidationError: it does not fit.
+    """
+    return schema.model_validate_json(json.dumps(data))
+
+
+def load_object(text: str, *, complete: bool) -> dict[str, Any]:
+    """The JSON object in the model's answer, as it stands there.
+
+    Raises:
+        AnalysisError: there is none.
+    """
     fenced = _FENCE.match(text)
     body = (fenced.group(1) if fenced else text).strip()
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         if not complete:
             raise AnalysisError("the answer was cut off", raw=text, hint="raise max_tokens") from None
         data = _repair(body)
@@ -187,7 +205,10 @@ def _repair(body: str) -> Any:
     start, end = body.find("{"), body.rfind("}")
     if start < 0 or end < start:
         return None
-    return json_repair.loads(body[start : end + 1])
+    try:
+        return json_repair.loads(body[start : end + 1])
+    except RecursionError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +227,7 @@ def value_spans(text: str) -> list[_Span]:
         return []
     try:
         return list(_walk(text, start, ""))
-    except (ValueError, IndexError, StopIteration):
+    except (ValueError, IndexError, StopIteration, RecursionError):
         return []
 
 
@@ -242,7 +263,8 @@ def _walk(text: str, i: int, path: str) -> Iterator[_Span]:
 def confidences(text: str, logprobs: Sequence[TokenLogprob] | None) -> tuple[float | None, dict[str, float]]:
     """(of the whole, per leaf) from token probabilities, or (None, {}) when the tokens do not spell `text`.
 
-    A token that spells parts of two values counts for both; quotes and keys count for none.
+    A token that spells parts of two values counts for both. The quotes of a value belong to it, since the first decides
+    between a text and null, and the last where it ends; keys count for none.
     """
     if not logprobs:
         return None, {}

@@ -59,8 +59,23 @@ class Analyzer:
             prompt_version=analysis.prompt_version(self.schema),
         )
         outcome, state = await self.pipeline.execute(job, self._work)
+        try:
+            value = analysis.validate(outcome.analysis, self.schema)
+        except ValidationError:
+            # Kept for a class of the same shape with other validators: a new answer may fit.
+            job = dataclasses.replace(job, policy=dataclasses.replace(job.policy, read=False))
+            outcome, state = await self.pipeline.execute(job, self._work)
+            value = self._valid(outcome)
         result = self.pipeline.finish(job, outcome, state)
-        return self._read(outcome, result)
+        if isinstance(value, ProductAnalysis):
+            value.came_from(result)
+        return AnalysisResult(
+            value=value,
+            result=result,
+            confidence=outcome.confidence.get("confidence"),
+            field_confidence=dict(outcome.confidence.get("field_confidence") or {}),
+            confidence_method=outcome.confidence.get("confidence_method"),
+        )
 
     async def request(self, sources: Sequence[Any], params: Mapping[str, Any], policy: Any = None) -> ChatRequest:
         """The first question. The backend is opened only if it cannot tell its capabilities without."""
@@ -116,29 +131,24 @@ class Analyzer:
         }
         if isinstance(value, ProductAnalysis):
             value = value.model_copy(update={**confidence, "language": self.language, "model": result.model})
+            kept = value.model_dump(mode="json")
+        else:
+            # The answer itself: what a model dumps (aliases, computed and excluded fields) it need not read again.
+            kept = analysis.load_object(result.text, complete=result.finish_reason != "length")
         return Outcome(
             dataclasses.replace(result, choices=(choice,), notes=result.notes + notes, created_at=time.time()),
-            analysis=value.model_dump(mode="json"),
+            analysis=kept,
             confidence=confidence,
         )
 
     def _parse(self, result: Result) -> BaseModel:
         return analysis.parse(result.text, self.schema, complete=result.finish_reason != "length")
 
-    def _read(self, outcome: Outcome, result: Result) -> AnalysisResult[Any]:
+    def _valid(self, outcome: Outcome) -> BaseModel:
         try:
-            value = self.schema.model_validate(outcome.analysis)
+            return analysis.validate(outcome.analysis, self.schema)
         except ValidationError as exc:
-            raise AnalysisError("the cached analysis does not fit the schema", raw=result.text) from exc
-        if isinstance(value, ProductAnalysis):
-            value.came_from(result)
-        return AnalysisResult(
-            value=value,
-            result=result,
-            confidence=outcome.confidence.get("confidence"),
-            field_confidence=dict(outcome.confidence.get("field_confidence") or {}),
-            confidence_method=outcome.confidence.get("confidence_method"),
-        )
+            raise AnalysisError("the analysis does not fit the schema", raw=outcome.result.text) from exc
 
 
 def _with_usage_of(first: Result, second: Result) -> Result:

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
 
     model: str | None = None
     cache: str | None = None
-    cache_mode: Literal["auto", "always", "off"] = "auto"
+    cache_mode: Literal["auto", "always", "off", "refresh"] = "auto"
     cache_ttl: float | None = None
     namespace: str = ""
     language: str = "en"

@@ -313,9 +313,12 @@ async def aload(
     return await _load_url(url, policy, decode, resolver)
 
 
-async def adecoded(picture: Picture) -> Picture:
-    """`picture.decoded()` off the event loop: call it before a picture loaded with `decode=False` goes to a backend."""
-    return await _in_worker(picture.decoded)
+async def adecoded(picture: Picture, max_pixels: int | None = None) -> Picture:
+    """`picture.decoded()` off the event loop: call it before a picture loaded with `decode=False` goes to a backend.
+
+    `max_pixels` is a smaller budget than the policy's, as in `Picture.fit`.
+    """
+    return await _in_worker(lambda: (picture if max_pixels is None else picture.fit(max_pixels)).decoded())
 
 
 async def _load_url(url: str, policy: MediaPolicy, decode: bool, resolver: Resolver | None) -> Picture:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
+from qvl.analysis import schema_name
 from qvl.errors import ConfigError, MediaError, RequestError, UnsupportedInputError
 from qvl.plugins import nearest
 from qvl.types import (
@@ -130,12 +131,7 @@ async def decode_pictures(request: ChatRequest) -> ChatRequest:
     if not request.pictures:
         return request
 
-    async def ready(picture: Picture) -> Picture:
-        if request.max_pixels is None:
-            return await media.adecoded(picture)
-        return await asyncio.to_thread(picture.fit, request.max_pixels)
-
-    decoded = iter(await _together([ready(picture) for picture in request.pictures]))
+    decoded = iter(await _together([media.adecoded(picture, request.max_pixels) for picture in request.pictures]))
     return request.replace(
         messages=tuple(
             dataclasses.replace(
@@ -173,7 +169,7 @@ def sampling_params(given: Mapping[str, Any]) -> SamplingParams:
             raise ConfigError(f"unknown parameter {name!r}", hint=nearest(name, known), param=name)
     try:
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})
-    except TypeError as exc:
+    except (TypeError, OverflowError) as exc:
         raise ConfigError(f"a sampling parameter has the wrong type: {exc}") from exc
 
 
@@ -199,7 +195,7 @@ def read_response_format(wanted: ResponseFormatLike | None) -> ResponseFormat:
     if isinstance(wanted, ResponseFormat):
         return wanted
     if isinstance(wanted, type) and issubclass(wanted, BaseModel):
-        return ResponseFormat("json_schema", schema=wanted.model_json_schema(), name=wanted.__name__)
+        return ResponseFormat("json_schema", schema=wanted.model_json_schema(), name=schema_name(wanted))
     if not isinstance(wanted, Mapping):
         raise RequestError(f"response_format cannot be a {type(wanted).__name__}", param="response_format")
     kind = wanted.get("type")

@@ -92,9 +92,10 @@ class AsyncPipeline:
             tiny model. The tiny model reads only pictures drawn by `qvl.tiny.render`; on a photograph it says nothing
             useful.
         backend: a Backend instance instead of a name; it is opened and closed by the pipeline.
-        cache: a cache URL (`sqlite:///file.db`, `redis://…`, `memory:`, `off`), a Cache instance, or None for the
-            setting `QVL_CACHE`, else one SQLite file in the platform's cache folder.
-        cache_mode: `auto` stores analyses and deterministic answers, `always` everything, `off` nothing.
+        cache: a cache URL (`sqlite:///file.db`, `redis://…`, `memory:`, `off`), a Cache instance (closed with the
+            pipeline), or None for the setting `QVL_CACHE`, else one SQLite file in the platform's cache folder.
+        cache_mode: `auto` stores analyses and deterministic answers, `always` everything, `off` nothing, `refresh`
+            asks anew and stores.
         cache_ttl: seconds after which an answer is forgotten; None keeps it until it is evicted.
         namespace: separates the answers of tenants that share a cache.
         language: of analyses: en, zh, pt, es.
@@ -139,12 +140,16 @@ class AsyncPipeline:
         )
         if settings.concurrency < 1:
             raise ConfigError("concurrency must be 1 or more", param="concurrency")
+        if model is not None and backend is not None:
+            raise ConfigError("a backend instance has its model already", hint="name a model or pass a backend")
         self.plugins = PluginHost(plugins)
         self.language = analysis.check_language(settings.language)
         self.namespace = settings.namespace
         self.cache_mode: CacheMode = settings.cache_mode
         self.concurrency = settings.concurrency
-        self.media = media or (MediaPolicy(max_pixels=settings.max_pixels) if settings.max_pixels else MediaPolicy())
+        self.media = media or (
+            MediaPolicy() if settings.max_pixels is None else MediaPolicy(max_pixels=settings.max_pixels)
+        )
         self.backend = self._make_backend(settings.model, backend, options)
         opened = cache if isinstance(cache, Cache) else self._make_cache(settings.cache)
         self.store = Store(opened, ttl=settings.cache_ttl) if opened is not None else None
@@ -332,6 +337,8 @@ class AsyncPipeline:
         that was cut off goes on where it stopped. `progress` shows a bar. Results of a map let go of their pictures,
         whose bytes would add up, unless `keep_pictures`.
         """
+        if concurrency is not None and concurrency < 1:
+            raise ConfigError("concurrency must be 1 or more", param="concurrency")
         if self.backend.peek_identity() is None:
             await self.open()
 

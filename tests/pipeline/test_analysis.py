@@ -64,6 +64,8 @@ def test_tokens_that_do_not_spell_the_text_give_no_confidence() -> None:
     [
         ("", True, "no JSON object"),
         ("[1, 2]", True, "no JSON object"),
+        ("[" * 5000, True, "no JSON object"),
+        ('{"a":' * 5000 + "1" + "}" * 5000, True, ""),
         ('{"brand": "NOR', False, "cut off"),
         ('{"brand": "x", "category": 3}', True, "category"),
         ('{"brand": "x", "category": "y", "price": 3}', True, "price"),

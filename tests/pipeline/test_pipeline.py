@@ -279,6 +279,16 @@ def test_any_pydantic_schema(picture: Image.Image) -> None:
     assert again.field_confidence == first.field_confidence == {"number": 0.5, "total": 0.5}
 
 
+def test_a_cut_picture_is_met_in_the_gate_whatever_the_budget(picture: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.effect_noise((200, 200), 90).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:4000])
+    backend = TalkingBackend()
+    with Pipeline(backend=backend, cache="off") as pipe, pytest.raises(MediaError):
+        pipe.ask(str(path), "q", max_pixels=1_000_000)
+    assert backend.requests == []
+
+
 def test_map_keeps_order_bounds_concurrency_and_survives_bad_items(pictures: list[str], tmp_path: Path) -> None:
     backend = TalkingBackend(reply=answering(answer_json()))
     sources = [*pictures[:5], str(tmp_path / "missing.png"), *pictures[5:]]
@@ -341,6 +351,8 @@ def test_sync_and_async_have_the_same_signatures() -> None:
         (lambda p, i: p.ask(i, "q", temprature=1), ConfigError, "did you mean 'temperature'"),
         (lambda p, i: p.ask(i, "q", temperature=-1), ConfigError, "temperature=-1"),
         (lambda p, i: p.ask(i, "q", temperature="hot"), ConfigError, "wrong type"),
+        (lambda p, i: p.ask(i, "q", max_tokens=1.5), ConfigError, "wrong type"),
+        (lambda p, i: list(p.map([i], "q", concurrency=-1)), ConfigError, "concurrency"),
         (lambda p, i: p.ask(i, "q", max_pixels=3), ConfigError, "max_pixels=3"),
         (lambda p, i: p.ask("nowhere.png", "q"), MediaError, "nowhere.png"),
         (lambda p, i: p.ask([i] * 9, "q"), UnsupportedInputError, "at most 8"),
@@ -369,6 +381,8 @@ def test_bad_set_up_is_refused_at_once() -> None:
         ({"backend": TalkingBackend(), "device": "npu"}, "no effect"),
         ({"backend": TalkingBackend(), "cache": "redsi://x"}, "did you mean 'redis'"),
         ({"backend": TalkingBackend(), "concurrency": 0}, "concurrency"),
+        ({"backend": TalkingBackend(), "max_pixels": 0}, "max_pixels"),
+        ({"backend": TalkingBackend(), "model": "x"}, "has its model"),
         ({"backend": TalkingBackend(), "language": "tlh"}, "tlh"),
     ]:
         with pytest.raises(ConfigError) as caught:
