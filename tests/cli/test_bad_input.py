@@ -76,6 +76,7 @@ WRONG_USE = {
     "max_tokens of nothing": (["--max-tokens", "0"], ["max_tokens=0"]),
     "unknown option of the backend": (["-O", "sufix=x"], ["sufix", "did you mean 'suffix'?"]),
     "option that the backend lacks": (["--base-url", "http://h/v1"], ["base_url"]),
+    "option that is the pipeline's": (["-O", "cache=off"], ["--option cache"]),
     "unknown language": (["--language", "tlh"], ["tlh", "en"]),
     "tiny budget of pixels": (["--max-pixels", "4"], ["--max-pixels 4"]),
     "schema without a class": (["--schema", "bills"], ["module:Class"]),
@@ -106,6 +107,25 @@ def test_a_glob_without_a_match_is_wrong_use(qvl, folder):
 
 def test_stdin_can_be_named_once(qvl):
     assert "stdin" in qvl("analyze", "-", "-").error
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full disk to write to")
+def test_a_full_disk_is_one_line(shell, picture):
+    ran = shell("analyze", picture, picture, "--output", "/dev/full", "--json")
+    assert ran.code == 1
+    assert "--output /dev/full cannot be written" in ran.error
+    with open("/dev/full", "w") as full:
+        ran = shell("analyze", picture, "--json", stdout=full)
+    assert ran.code == 1
+    assert "cannot be written" in ran.error
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no endless file")
+def test_stdin_that_never_ends_is_refused(shell):
+    with open("/dev/zero", "rb") as endless:
+        ran = shell("analyze", "-", "--json", stdin=endless)
+    assert ran.code == 1
+    assert "more than the limit" in ran.error
 
 
 def test_unknown_commands_and_options_are_wrong_use(shell):

@@ -112,6 +112,13 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(141) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except OSError as exc:
+        # Everything else that is read or written has been told apart before.
+        from qvl.cli.failure import FAILED, abandon_stdout, report
+
+        report(QvlError(f"the output cannot be written: {exc.strerror or exc}"))
+        abandon_stdout()
+        raise typer.Exit(FAILED) from exc
 
 
 def _version(wanted: bool) -> None:

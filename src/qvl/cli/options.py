@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,6 +130,11 @@ class PipelineOptions:
         from qvl.media import MediaPolicy
 
         options = reading.pairs(self.options, "--option")
+        for name in inspect.signature(TimedPipeline).parameters:
+            if name in options:
+                raise ConfigError(
+                    f"--option {name} is the pipeline's, not the backend's", hint="see qvl analyze --help"
+                )
         if self.device is not None:
             options["device"] = self.device
         if self.base_url:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from qvl.cli import failure
-from qvl.errors import ConfigError
+from qvl.errors import ConfigError, QvlError
 
 if TYPE_CHECKING:
     from qvl.cli.records import Record
@@ -48,13 +49,12 @@ class Output:
 
     def add(self, record: Record, *, shown: bool = False) -> None:
         """`shown` says that the answer itself was printed while it was streamed."""
-        self.records.append(record)
+        self.records.append(record.without_pictures())
         if record.error is not None:
             failure.report(record.error, record.picture)
         line = record.to_json() if self._as_json or self._lines is not None else ""
         if self._lines is not None:
-            self._lines.write(line + "\n")
-            self._lines.flush()
+            self._write(self._lines, line)
         if self._report is not None:
             self._report.add(record)
         if self._as_json:
@@ -62,6 +62,16 @@ class Output:
             sys.stdout.flush()
         elif not self._many and record.ok:
             self._show(record, shown)
+
+    def _write(self, lines: IO[str], line: str) -> None:
+        try:
+            lines.write(line + "\n")
+            lines.flush()
+        except OSError as exc:
+            self._lines = None
+            with contextlib.suppress(OSError):
+                lines.close()
+            raise QvlError(f"--output {lines.name} cannot be written: {exc.strerror}") from exc
 
     def _show(self, record: Record, shown: bool) -> None:
         from qvl.cli import show

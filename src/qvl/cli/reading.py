@@ -45,7 +45,10 @@ def pictures(arguments: Sequence[str], *, together: bool = False) -> list[Given]
 
 def _expand(argument: str) -> list[Given]:
     if argument == "-":
-        return [Given("<stdin>", sys.stdin.buffer.read())]
+        from qvl.media import DEFAULT_POLICY
+
+        # One byte more than the gate lets pass, so that it is the gate that says so; a pipe may never end.
+        return [Given("<stdin>", sys.stdin.buffer.read(DEFAULT_POLICY.max_bytes + 1))]
     if _URL.match(argument) or os.path.exists(argument) or not glob.has_magic(argument):
         label = argument if len(argument) <= 160 else f"{argument[:159]}…"
         return [Given(label, argument)]

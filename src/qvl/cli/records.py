@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qvl.analysis import ProductAnalysis
 from qvl.cli import failure
 
 if TYPE_CHECKING:
@@ -34,6 +35,18 @@ class Record:
     @property
     def ok(self) -> bool:
         return self.error is None
+
+    def without_pictures(self) -> Record:
+        """The same, letting go of the pictures, whose bytes would add up over a long run."""
+        if self.result is None:
+            return self
+        result = dataclasses.replace(self.result, pictures=())
+        if self.analysis is None:
+            return dataclasses.replace(self, result=result)
+        if isinstance(self.analysis.value, ProductAnalysis):
+            self.analysis.value.came_from(result)
+        analysis = dataclasses.replace(self.analysis, result=result)
+        return dataclasses.replace(self, result=result, analysis=analysis)
 
     def to_json(self) -> str:
         """One line of JSON, without a line break."""
