@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import base64
 import io
+import itertools
 import json
 import statistics
 import time
@@ -41,7 +42,7 @@ class Run:
 
     def row(self) -> dict[str, float]:
         first = [times[0] for times in self.arrivals if times]
-        gaps = [b - a for times in self.arrivals for a, b in zip(times, times[1:], strict=False)]
+        gaps = [b - a for times in self.arrivals for a, b in itertools.pairwise(times)]
         return {
             "tokens_per_s": self.tokens / self.seconds,
             "ttft_p50": quantile(first, 0.5),
