@@ -69,11 +69,13 @@ class Views:
     hits: torch.Tensor
 
 
-def look(visual: Any, heads: Heads, store: PictureStore, count: int, dice: np.random.Generator) -> Views:
-    """Draw `count` pictures from the store and see them."""
+def look(
+    visual: Any, heads: Heads, store: PictureStore, count: int, dice: np.random.Generator, oblong: float = 0.25
+) -> Views:
+    """Draw `count` pictures from the store, a share of them `oblong`, and see them."""
     views = Views([], [], [], [], torch.zeros(()), torch.zeros(4))
     loss = torch.zeros(())
-    for pixels, classes in draw_batch(store, count, dice):
+    for pixels, classes in draw_batch(store, count, dice, other_share=oblong):
         merged, layers = see(visual, pixels)
         part, correct = heads(merged, classes)
         loss = loss + part * (len(pixels) / count)
@@ -127,6 +129,7 @@ def train_language(
     report: Callable[[str], None],
     save: Callable[[int], None],
     deadline: float | None = None,
+    oblong: float = 0.25,
 ) -> int:
     """Run the stage in place and return the steps done.
 
@@ -158,7 +161,7 @@ def train_language(
         rate = min(learning_rate(int(pace * 10_000), 10_000, peak, warmup=1), peak * (step - first_step + 1) / 60)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        views = look(model.model.visual, heads, store, menu.pictures, dice)
+        views = look(model.model.visual, heads, store, menu.pictures, dice, oblong)
         loss, counted = torch.zeros(()), torch.zeros(4)
         for dialogues in menu.serve(views.products, talk):
             batch = collate([writer.write(dialogue, views.grids) for dialogue in dialogues])

@@ -15,7 +15,7 @@ from qvl.tiny.render import CATEGORY_NAMES, COLOR_NAMES, Product, labels
 
 KINDS: Final = ("brand", "category", "color", "count", "describe")
 ORDINAL_KINDS: Final = ("brand", "category", "color", "count")
-SAME_KINDS: Final = ("brand", "category", "color")
+SAME_KINDS: Final = ("color",)
 
 QUESTIONS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "en": {

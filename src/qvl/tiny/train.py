@@ -1,6 +1,7 @@
 """Trains the bundled model from nothing: draws pictures, trains the tower, then the whole network, exports.
 
-Comparing two pictures is learnt last, with the tower at rest: of one field (colour) first, then of all.
+Comparing the colours of two pictures is learnt with the tower at rest; a last course with everything and a smaller
+rate, on mostly oblong pictures, follows.
 
     python -m qvl.tiny.train --out DIR [--steps N] [--device cpu] [--workers 2]
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -122,12 +123,13 @@ def _work(plan: Plan, rank: int) -> None:
     )
     writer = RowWriter(lambda text: list(tokenizer.encode(text).ids))
     comparing = Menu(pictures=30, analyses=4, questions=5, conversations=2, comparisons=26)
+    # Share of the steps, what is asked, the tower's share of the rate, peak rate, share of oblong pictures.
     courses = (
-        (0.4, Menu(), 0.5),
-        (0.15, replace(comparing, compared=("color",)), 0.0),
-        (0.45, comparing, 0.0),
+        (0.45, Menu(), 0.5, 1e-3, 0.25),
+        (0.2, comparing, 0.0, 1e-3, 0.25),
+        (0.35, Menu(), 0.7, 5e-4, 0.6),
     )
-    for number, (share, menu, vision_share) in enumerate(courses):
+    for number, (share, menu, vision_share, peak, oblong) in enumerate(courses):
         report(f"course {number + 1} of {len(courses)}")
         train_language(
             model,
@@ -138,8 +140,9 @@ def _work(plan: Plan, rank: int) -> None:
             steps=max(1, round(plan.steps * share)),
             first_step=0,
             menu=menu.times(2 / plan.workers),
-            peak=1e-3,
+            peak=peak,
             vision_share=vision_share,
+            oblong=oblong,
             heads_weight=0.3 if vision_share else 0.0,
             seed=SEED + number,
             report=report,
