@@ -13,7 +13,7 @@ PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
 FAST := not slow and not vllm and not browser
 
-.PHONY: help setup demo test lint fix docs slow pins test-compat clean
+.PHONY: help setup demo test lint fix docs slow pins test-compat bench-engine bench-server clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,12 @@ test-compat: ## the local backend under transformers 4.57.1, in an environment o
 	.venv-compat/bin/python -m pip install -q torch==2.13.0 transformers==4.57.1 -e '.[local]' \
 		pytest pytest-timeout pytest-asyncio hypothesis
 	.venv-compat/bin/python -m pytest tests/local tests/tiny -m "$(FAST)"
+
+bench-engine: $(STAMP) ## the engine beside plain generate on 139 M random weights; benchmarks/README.md tells of servers
+	$(BIN)/python benchmarks/bench_engine.py
+
+bench-server: $(STAMP) ## what qvl-serve costs in front of an endpoint, beside LiteLLM's proxy; needs wrk
+	$(BIN)/python benchmarks/bench_server.py
 
 docs: $(STAMP) ## write docs/cli.md from the commands, check every link between the pages
 	$(BIN)/python docs/build.py
