@@ -56,12 +56,13 @@ def test_the_queue_is_counted_in_picture_tokens_too(serve) -> None:
 def test_hits_pass_a_full_queue(serve) -> None:
     server = serve(EchoBackend(pause=0.0), max_concurrent=1, max_queue=0)
     server.post(CHAT, question("known"))
-    server.backend.pause = 0.2
+    server.backend.pause = 5.0
     with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(server.post, CHAT, question("one two three"))
         until(lambda: server.backend.running == 1)
         assert server.post(CHAT, question("known")).headers["x-qvl-cache"] == "hit"
         assert server.post(CHAT, question("unknown")).status_code == 429
+        server.backend.pause = 0.0
         assert slow.result().status_code == 200
 
 
