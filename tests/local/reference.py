@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ def _image_processor(folder: Path) -> Any:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as Pil
     except ImportError:
         from transformers import Qwen2VLImageProcessor as Pil  # 4.57: the slow one is the PIL one
+
+        # It knows the limits by their older names only, and passes over `size`.
+        size = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["size"]
+        limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+        return Pil.from_pretrained(str(folder), **limits)
     return Pil.from_pretrained(str(folder))
 
 

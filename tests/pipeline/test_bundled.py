@@ -36,3 +36,12 @@ def test_a_hit_loads_no_model_and_the_notice_says_what_the_model_is(tmp_path: Pa
     assert "Qwen/Qwen3-VL" in told
     warm, _ = run(tmp_path, "plain")
     assert warm == cold.replace("miss", "hit").replace("True", "False")
+
+
+def test_a_program_that_forgets_to_close_ends_in_silence() -> None:
+    script = "import sys; from qvl import Pipeline\npipe = Pipeline(cache='off', device='cpu')\n"
+    script += "print(pipe.ask(sys.argv[1], 'What brand is it?').text)"
+    done = subprocess.run([sys.executable, "-c", script, str(PICTURE)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stdout.strip() == "NORVIK"
+    assert "Traceback" not in done.stderr

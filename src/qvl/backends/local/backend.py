@@ -243,7 +243,11 @@ class LocalBackend(Backend):
         self._closed = True
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
-            await asyncio.get_running_loop().run_in_executor(None, loaded.engine.close)
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, loaded.engine.close)
+            except RuntimeError:
+                # At the interpreter's exit the executor takes nothing new, and waiting holds up nobody.
+                loaded.engine.close()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
