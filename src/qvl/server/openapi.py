@@ -27,6 +27,12 @@ _MEANINGS: Final = {
     504: "No answer before the deadline",
 }
 _STRING: Final = {"type": "string"}
+_EVENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "A server-sent event; `data` is JSON, or [DONE] at the end.",
+    "properties": {"event": _STRING, "data": _STRING},
+    "required": ["data"],
+}
 _COUNT: Final = {"type": "integer", "minimum": 0}
 
 
@@ -157,7 +163,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
     else:
         content = {"application/json": {"schema": {"$ref": _SCHEMAS + operation.answers}}}
     if operation.events:
-        content["text/event-stream"] = {"schema": _STRING}
+        # Tools read the schema of a stream as that of one event.
+        content["text/event-stream"] = {"schema": _EVENT}
     responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
     for status in operation.statuses:
         responses[str(status)] = {
