@@ -79,6 +79,8 @@ def test_drop_ask_analyze_and_the_second_time_from_the_cache(page, serve) -> Non
 
 def test_by_keyboard_alone(page, serve) -> None:
     server: Running = serve()
+    # With the first listener the browser is told to hand choosers over; told only at the key press, it may be late.
+    page.on("filechooser", lambda chooser: None)
     page.goto(server.url)
     page.wait_for_selector("#state.ready")
     page.focus("#tab-ask")

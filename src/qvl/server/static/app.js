@@ -41,7 +41,8 @@ function showPictures() {
 }
 
 const drop = $("drop");
-drop.addEventListener("click", (event) => { if (event.target.tagName !== "BUTTON") $("files").click(); });
+// Not for the input itself: its click comes up here, and would open a second chooser.
+drop.addEventListener("click", (event) => { if (!event.target.closest("button, input")) $("files").click(); });
 drop.addEventListener("keydown", (event) => {
   if (event.target === drop && (event.key === "Enter" || event.key === " ")) {
     event.preventDefault();
