@@ -129,7 +129,8 @@ def test_a_second_sigterm_ends_at_once(run, endpoint: ScriptedEndpoint) -> None:
         while not endpoint.chats:
             time.sleep(0.01)
         process.popen.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        while httpx.get(process.address + "/ready", trust_env=False).status_code == 200:
+            time.sleep(0.01)
         assert process.popen.poll() is None
         process.popen.send_signal(signal.SIGTERM)
         assert process.popen.wait(5) == 128 + signal.SIGTERM
