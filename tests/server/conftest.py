@@ -63,13 +63,14 @@ def start(
     cache: Any = "memory:",
     wait: bool = True,
     header_timeout: float = 10.0,
+    tracer_provider: Any = None,
     **settings: Any,
 ) -> Running:
     listener = bind("127.0.0.1", 0)
     backend = backend or EchoBackend()
     settings.setdefault("canary", False)
     pipeline = AsyncPipeline(backend=backend, cache=cache)
-    app = create_app(pipeline, ServerSettings(**settings))
+    app = create_app(pipeline, ServerSettings(**settings), tracer_provider=tracer_provider)
     server = make_server(app, header_timeout=header_timeout)
 
     def run() -> None:

@@ -1,33 +1,40 @@
-"""One OpenAI-compatible URL: one attempt at one request, with every wait bounded and every body bounded.
-
-Requests go through the openai package, so its authentication, headers and connection pool are the ones users know; the
-events are read by us, because its own reader has no bound on what an endpoint may send.
-"""
+"""One OpenAI-compatible URL: one attempt at one request, with every wait bounded and every body bounded."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-import anyio
-
-from qvl.backends.failures import Blame, Failed, Repeat, broken, crossing, down, http_library, import_openai, too_slow
+from qvl.backends.failures import Blame, Failed, Repeat, broken, down, http_library, import_openai, too_slow
 from qvl.backends.sse import EventReader, readable
+from qvl.backends.transport import (
+    MAX_ERROR_BYTES,
+    NotStraightError,
+    Reply,
+    SdkTransport,
+    StraightTransport,
+    Transport,
+    bounding,
+    goes_straight,
+    headers_of,
+    tls_of,
+)
 from qvl.backends.wire import AnswerReader
-from qvl.errors import BackendUnavailableError, ConfigError
+from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError
+from qvl.http1 import LateError
+from qvl.log import logger
 from qvl.types import Chunk
 
-MAX_ANSWER_BYTES: Final = 256 * 2**20
-MAX_ERROR_BYTES: Final = 64 * 2**10
 MAX_IDLE_BYTES: Final = 4 * 2**20
 LINGER: Final = 0.5
 OPENAI_URL: Final = "https://api.openai.com/v1"
+log = logger("qvl.backends.openai")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,49 +90,56 @@ class Endpoint:
         self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY"
         self._headers = {"Accept-Encoding": "identity", **(headers or {})}
         self._verify = verify
-        self._client: Any = None
+        self._sdk: SdkTransport | None = None
+        self._straight: StraightTransport | None = None
         self._closed = False
-        self._scopes: set[anyio.CancelScope] = set()
 
     async def open(self) -> None:
-        """Makes the client; connects to nothing yet.
+        """Makes the ways there; connects to nothing yet.
 
         Raises:
             MissingDependencyError: the openai package is not installed.
-            ConfigError: `verify` names no certificate file.
+            ConfigError: `verify` names no certificate file, or a header cannot be sent.
         """
-        if self._client is not None:
+        if self._sdk is not None:
             return
         openai, http = import_openai(), http_library()
-        try:
-            client = openai.DefaultAsyncHttpxClient(
-                verify=_certificates(self._verify),
-                timeout=http.Timeout(None, connect=self.timeouts.connect),
-                limits=http.Limits(max_connections=None, max_keepalive_connections=256),
-                event_hooks={"response": [_bounding(http)]},
-            )
-        except OSError as exc:
-            raise ConfigError(f"verify={self._verify!r}: {exc}", param="verify") from exc
-        self._client = openai.AsyncOpenAI(
+        tls = tls_of(http, self._verify)
+        client = openai.AsyncOpenAI(
             base_url=self.base_url,
             api_key=self._api_key,
             max_retries=0,
             default_headers=self._headers,
-            http_client=client,
+            http_client=openai.DefaultAsyncHttpxClient(
+                verify=tls,
+                timeout=http.Timeout(None, connect=self.timeouts.connect),
+                limits=http.Limits(max_connections=None, max_keepalive_connections=256),
+                event_hooks={"response": [bounding(http)]},
+            ),
         )
+        if goes_straight(self.base_url):
+            self._straight = StraightTransport(
+                self.base_url,
+                headers_of(client),
+                connect_timeout=self.timeouts.connect,
+                verify=tls,
+                where=self.url,
+            )
+        self._sdk = SdkTransport(client, self.url)
         self._closed = False
 
     async def aclose(self) -> None:
         """Ends reads in flight at once, then closes the connections."""
         self._closed = True
-        for scope in tuple(self._scopes):
-            scope.cancel()
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        straight, self._straight = self._straight, None
+        sdk, self._sdk = self._sdk, None
+        if straight is not None:
+            await straight.aclose()
+        if sdk is not None:
+            await sdk.aclose()
 
     async def stream(
-        self, body: Mapping[str, Any], *, n: int = 1, deadline: float | None = None, request_id: str = ""
+        self, body: bytes, *, n: int = 1, deadline: float | None = None, request_id: str = ""
     ) -> AsyncGenerator[Chunk, None]:
         """The answer to a chat completion body with `"stream": true`; `deadline` by time.monotonic().
 
@@ -133,30 +147,15 @@ class Endpoint:
 
         The last chunk has finish_reason and usage.
         """
-        client = self._opened()
-        now = time.monotonic()
-        end = min(deadline if deadline is not None else now + self.timeouts.total, now + self.timeouts.total)
-        first_by = min(end, now + self.timeouts.first_token)
+        began = time.monotonic()
+        end = min(deadline if deadline is not None else began + self.timeouts.total, began + self.timeouts.total)
+        by, started, idle = min(end, began + self.timeouts.first_token), False, 0
         answer, events = AnswerReader(n=n, where=self.url), EventReader()
-        async with AsyncExitStack() as stack:
-            with crossing(self.url), self._until(first_by, "no first token"):
-                response = await stack.enter_async_context(
-                    # As extra_body, the body is sent as it is: no walk through every part by the client's types.
-                    client.chat.completions.with_streaming_response.create(
-                        model=body["model"],
-                        messages=(),
-                        stream=True,
-                        extra_body=dict(body),
-                        extra_headers={"X-Request-Id": request_id} if request_id else None,
-                    )
-                )
-            blocks = response.iter_bytes()
-            by, started, ended, idle = first_by, False, False, 0
+        reply = await self._reply(lambda way: way.chat(body, request_id, by), began)
+        try:
+            ended = False
             while not ended:
-                with crossing(self.url), self._until(by, "no further token" if started else "no first token"):
-                    data = await anext(blocks, None)
-                    payloads = events.end() if data is None else events.feed(data)
-                ended = data is None
+                payloads, ended = await self._payloads(reply, events, by, started)
                 for payload in payloads:
                     idle += len(payload)
                     for chunk in answer.read(payload):
@@ -164,103 +163,84 @@ class Endpoint:
                         yield chunk
                     if idle > MAX_IDLE_BYTES:
                         raise broken("an endless stream without content", self.url)
-                ended = ended or answer.done
                 if payloads and started:
                     by = min(end, time.monotonic() + self.timeouts.token)
+                if answer.done:
+                    break
             yield answer.end()
-            if data is not None:
-                await self._finish(blocks)
+            if not ended:
+                await _finish(reply)
+        finally:
+            await reply.close()
 
-    async def _finish(self, blocks: AsyncIterator[bytes]) -> None:
-        """Reads what comes after `[DONE]`, so that the connection can be used again."""
-        with suppress(Failed), crossing(self.url), self._until(time.monotonic() + LINGER, "no end"):
-            async for _ in blocks:
-                pass
-
-    async def models(self) -> list[dict[str, Any]]:
-        """What GET /models lists; empty when the endpoint has no such list."""
-        client = self._opened()
-        data = bytearray()
-        by = time.monotonic() + self.timeouts.connect + min(10.0, self.timeouts.first_token)
-        with crossing(self.url), self._until(by, "no list of models"):
-            async with client.models.with_streaming_response.list() as response:
-                async for block in response.iter_bytes():
-                    data += block
-                    if len(data) > MAX_ERROR_BYTES * 64:
-                        raise broken("the list of models is endless", self.url)
-        try:
-            listed = json.loads(data)
-            models = listed.get("data") if isinstance(listed, dict) else None
-        except ValueError as exc:
-            raise broken(f"the list of models is no JSON: {readable(bytes(data))}", self.url) from exc
-        return [model for model in models or () if isinstance(model, dict) and isinstance(model.get("id"), str)]
-
-    def _opened(self) -> Any:
-        if self._client is None:
+    async def _reply(self, send: Callable[[Transport], Awaitable[Reply]], began: float) -> Reply:
+        """Sends over the straight way, or through the client where that leads nowhere."""
+        if self._sdk is None:
             raise Failed(
                 BackendUnavailableError(f"{self.url}: the backend is not open", hint="await backend.open()"),
                 Repeat.NEVER,
                 Blame.NONE,
             )
-        return self._client
-
-    @contextmanager
-    def _until(self, moment: float, what: str) -> Iterator[None]:
-        """Bounds one await; `aclose` ends it early. Never held across a yield, so no cancel scope leaks to a caller."""
-        began = time.monotonic()
-        scope = anyio.CancelScope(deadline=anyio.current_time() + max(0.0, moment - began))
-        self._scopes.add(scope)
         try:
-            with scope:
-                yield
-        except Exception:
-            # Closing the client makes a read fail in its own words; what happened is that we were closed.
-            if self._closed and not scope.cancel_called:
-                raise self._was_closed() from None
-            raise
+            if self._straight is not None:
+                try:
+                    return await send(self._straight)
+                except NotStraightError as exc:
+                    log.info("the openai client takes over", endpoint=self.url, reason=str(exc))
+                    self._straight = None
+            return await send(self._sdk)
+        except (LateError, Failed) as exc:
+            raise self._told(exc, "no first token", began) from exc
+
+    async def _payloads(
+        self, reply: Reply, events: EventReader, by: float, started: bool
+    ) -> tuple[list[bytes], bool]:
+        """The events that the next bytes complete, and whether those were the last."""
+        began = time.monotonic()
+        try:
+            data = await reply.read(by)
+            return (events.feed(data), False) if data else (events.end(), True)
+        except BackendResponseError as exc:
+            raise broken(exc.message, self.url) from exc
+        except (LateError, Failed) as exc:
+            raise self._told(exc, "no further token" if started else "no first token", began) from exc
+
+    def _told(self, exc: LateError | Failed, what: str, began: float) -> Failed:
+        """What happened, in words of ours."""
+        if self._closed:
+            # Closing makes a read fail in its own words; what happened is that we were closed.
+            failed = down("closed while a request was running", self.url, untouched=False)
+            failed.repeat, failed.blame = Repeat.NEVER, Blame.NONE
+            return failed
+        if isinstance(exc, Failed):
+            return exc
+        return too_slow(f"{what} in {time.monotonic() - began:.1f} s", self.url, hint="see first_token_timeout")
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What GET /models lists; empty when the endpoint has no such list."""
+        data = bytearray()
+        began = time.monotonic()
+        by = began + self.timeouts.connect + min(10.0, self.timeouts.first_token)
+        reply = await self._reply(lambda way: way.models(by), began)
+        try:
+            while block := await reply.read(by):
+                data += block
+                if len(data) > MAX_ERROR_BYTES * 64:
+                    raise broken("the list of models is endless", self.url)
+            listed = json.loads(data)
+            models = listed.get("data") if isinstance(listed, dict) else None
+        except (LateError, Failed) as exc:
+            raise self._told(exc, "no list of models", began) from exc
+        except ValueError as exc:
+            raise broken(f"the list of models is no JSON: {readable(bytes(data))}", self.url) from exc
         finally:
-            self._scopes.discard(scope)
-        if scope.cancelled_caught:
-            if self._closed:
-                raise self._was_closed()
-            raise too_slow(f"{what} in {time.monotonic() - began:.1f} s", self.url, hint="see first_token_timeout")
-
-    def _was_closed(self) -> Failed:
-        failed = down("closed while a request was running", self.url, untouched=False)
-        failed.repeat, failed.blame = Repeat.NEVER, Blame.NONE
-        return failed
+            await reply.close()
+        return [model for model in models or () if isinstance(model, dict) and isinstance(model.get("id"), str)]
 
 
-def _certificates(verify: bool | str) -> Any:
-    if not isinstance(verify, str):
-        return verify
-    import ssl
-
-    return ssl.create_default_context(cafile=verify)
-
-
-def _bounding(http: Any) -> Any:
-    """A response hook: bodies end at a bound, so that neither an error page nor an answer can fill the memory."""
-
-    class Bounded(http.AsyncByteStream):  # type: ignore[misc]
-        def __init__(self, inner: Any, limit: int, *, fail: bool) -> None:
-            self._inner, self._limit, self._fail = inner, limit, fail
-
-        async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-            left = self._limit
-            async for block in self._inner:
-                if len(block) > left and self._fail:
-                    raise http.DecodingError(f"more than {self._limit} bytes in one answer")
-                yield block[:left]
-                left -= len(block)
-                if left <= 0:
-                    return
-
-        async def aclose(self) -> None:
-            await self._inner.aclose()
-
-    async def bound(response: Any) -> None:
-        failing = response.status_code >= 400
-        response.stream = Bounded(response.stream, MAX_ERROR_BYTES if failing else MAX_ANSWER_BYTES, fail=not failing)
-
-    return bound
+async def _finish(reply: Reply) -> None:
+    """Reads what comes after `[DONE]`, so that the connection can be used again."""
+    by = time.monotonic() + LINGER
+    with suppress(Failed, LateError):
+        while await reply.read(by):
+            pass

@@ -28,12 +28,12 @@ def register(app: typer.Typer) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `qvl-serve`."""
-    from qvl.cli import one_line_errors
+    from qvl.cli import SingleCommand, one_line_errors
 
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     with one_line_errors_at_top(one_line_errors):
         settings = {"help_option_names": ["-h", "--help"], "default_map": _from_config_file()}
-        app.command(context_settings=settings)(serve)
+        app.command(cls=SingleCommand, context_settings=settings)(serve)
         app(args=args, prog_name="qvl-serve", standalone_mode=True)
 
 
@@ -232,6 +232,14 @@ def serve(
     log_format: Annotated[
         str, typer.Option(envvar="QVL_LOG_FORMAT", help="json or text.", rich_help_panel=LOGS)
     ] = "json",
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QVL_OTLP_TRACES_ENDPOINT",
+            help="Where to send traces by OTLP over HTTP; OTEL_EXPORTER_OTLP_ENDPOINT does as well.",
+            rich_help_panel=LOGS,
+        ),
+    ] = None,
 ) -> None:
     """Serve an OpenAI-compatible API over any backend, with a cache.
 
@@ -242,6 +250,7 @@ def serve(
     try:
         from qvl.server.app import create_app
         from qvl.server.runner import LOOPBACK, bind, make_server, run_server
+        from qvl.server.tracing import exporting
     except ModuleNotFoundError as exc:
         raise MissingDependencyError(
             f"qvl-serve needs the package {exc.name!r}", hint="pip install 'qvl[server]'"
@@ -292,6 +301,7 @@ def serve(
         "api_key": upstream_key if model and model.startswith("openai:") else None,
     }
     options = {name: value for name, value in given.items() if value is not None} | _options(option)
+    traces = exporting(otlp_traces_endpoint)
     listener = bind(host, port)
     try:
         pipeline = AsyncPipeline(
@@ -304,7 +314,7 @@ def serve(
             **options,
         )
         server = make_server(
-            create_app(pipeline, settings),
+            create_app(pipeline, settings, tracer_provider=traces),
             tls_cert=tls_cert,
             tls_key=tls_key,
             root_path=root_path,
@@ -319,6 +329,8 @@ def serve(
         run_server(server, listener)
     finally:
         listener.close()
+        if traces is not None:
+            traces.shutdown()
 
 
 def configure_logs(level: str, form: str) -> None:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from qvl._version import __version__
 from qvl.errors import QvlError
 from qvl.log import logger
+from qvl.server import tracing
 from qvl.server.core import ServerCore
 from qvl.server.errors import ClientGoneError, HttpError, InternalError, body_of, headers_of, status_of
 from qvl.server.exchange import Event, Exchange, Receive, Scope, Send
@@ -24,6 +25,7 @@ from qvl.server.operations import Operation, Table
 from qvl.server.settings import ServerSettings
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
     from starlette.types import ASGIApp
 
     from qvl.pipeline import AsyncPipeline
@@ -32,20 +34,28 @@ log = logger("qvl.server")
 _QUIET: Final = frozenset({"/health", "/ready", "/metrics"})
 
 
-def create_app(pipeline: AsyncPipeline, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(
+    pipeline: AsyncPipeline,
+    settings: ServerSettings | None = None,
+    *,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
     """The server as an ASGI application, to run or to mount.
 
     The pipeline belongs to the application from now on: it is opened in the background when the application starts
     (or with the first request, where a mount hides the start), and closed with it. `app.state.core` is the
-    `ServerCore`.
+    `ServerCore`. Requests are traced by `tracer_provider`, or by the process's own where OpenTelemetry was set up
+    before the application starts.
 
     Raises:
         ConfigError: the key file cannot be read.
     """
     core = ServerCore(pipeline, settings or ServerSettings())
+    core.tracing = tracing.found(tracer_provider)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        core.tracing = core.tracing or tracing.found()
         core.start()
         yield
         await core.aclose()
@@ -90,6 +100,10 @@ class Gateway:
             path = path[len(root) :] or "/"
         exchange = Exchange(self.core, scope, receive, send, path)
         self.core.requests_under_way += 1
+        if self.core.tracing is not None:
+            operation = (self.table.at(path) or {}).get(exchange.method)
+            if operation is not None and operation.works:
+                exchange.traced = self.core.tracing.begin(exchange, operation)
         try:
             await self._answer(exchange)
         except ClientGoneError:
@@ -104,6 +118,8 @@ class Gateway:
         finally:
             self.core.leave()
             self.core.held_bytes -= exchange.held
+            if exchange.traced is not None:
+                exchange.traced.end()
             self._note(exchange)
 
     async def _answer(self, exchange: Exchange) -> None:

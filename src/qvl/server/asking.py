@@ -60,6 +60,8 @@ class Asked:
             exchange.fields["image_tokens"] = usage.image_tokens
         if result.notes:
             exchange.fields["notes"] = list(result.notes)
+        if exchange.traced is not None:
+            exchange.traced.answered(result, self.model)
 
 
 def server_timing(result: Result) -> bytes:
@@ -106,6 +108,8 @@ async def chat_request(
     )
     if core.pipeline.store is None:
         policy = type(policy)(read=False, write=False)
+    if exchange.traced is not None:
+        exchange.traced.asked(request, name)
     return Asked(exchange, request, name, core.fingerprint, policy)
 
 

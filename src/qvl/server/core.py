@@ -21,6 +21,7 @@ from qvl.types import canonical_json
 if TYPE_CHECKING:
     from qvl.pipeline import AsyncPipeline, Job
     from qvl.server.settings import ServerSettings
+    from qvl.server.tracing import Tracing
     from qvl.types import Chunk, Result
 
 
@@ -35,6 +36,7 @@ class ServerCore:
         self.admission = Admission(settings.max_concurrent, settings.max_queue, settings.max_queue_picture_tokens)
         self.key_limits = KeyLimits(settings.requests_per_minute, settings.concurrent_per_key)
         self.readiness = Readiness(pipeline, canary=settings.canary, stall_timeout=settings.stall_timeout)
+        self.tracing: Tracing | None = None
         self.draining = False
         self.held_bytes = 0
         self.under_way: set[anyio.CancelScope] = set()

@@ -26,6 +26,7 @@ from qvl.server.errors import (
 
 if TYPE_CHECKING:
     from qvl.server.core import ServerCore
+    from qvl.server.tracing import Traced
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -62,6 +63,7 @@ class Exchange:
         "status",
         "streaming",
         "tenant",
+        "traced",
     )
 
     def __init__(self, core: ServerCore, scope: Scope, receive: Receive, send: Send, path: str) -> None:
@@ -80,6 +82,7 @@ class Exchange:
         self.held = 0
         self.fields: dict[str, Any] = {}
         self.extra_headers: Headers = []
+        self.traced: Traced | None = None
         self.error_event: Callable[[QvlError], bytes] = error_event
         self._receive = receive
         self._send = send

@@ -1,0 +1,202 @@
+"""OpenTelemetry: one span for each request to the model, under the semantic conventions for generative AI.
+
+Source of the names: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/. Prompts, pictures, answers and
+keys are never in a span. Nothing here is imported, and nothing costs anything, where no tracer provider is set up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from qvl._version import __version__
+from qvl.errors import ConfigError, MissingDependencyError
+from qvl.log import logger
+from qvl.tracing import CARRIED
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider as SdkProvider
+    from opentelemetry.trace import Span, TracerProvider
+
+    from qvl.server.exchange import Exchange
+    from qvl.server.operations import Operation
+    from qvl.types import ChatRequest, Result
+
+_OPERATIONS: Final = {"/v1/completions": "text_completion", "/v1/analyze": "generate_content"}
+_ADDRESSES: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
+log = logger("qvl.server")
+
+
+class Tracing:
+    """Makes the spans of one server."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        from opentelemetry import context, propagate, trace
+
+        self.tracer = provider.get_tracer("qvl.server", __version__)
+        self.context = context
+        self.propagate = propagate
+        self.trace = trace
+
+    def begin(self, exchange: Exchange, operation: Operation) -> Traced:
+        """Opens the span of `exchange`, a child of the `traceparent` it came with."""
+        return Traced(self, exchange, operation)
+
+
+class Traced:
+    """The span of one request, from its arrival to the last byte of its answer."""
+
+    __slots__ = ("_carried", "_exchange", "_in", "_out", "_read", "_seen", "_token", "_tracing", "reasons", "span")
+
+    def __init__(self, tracing: Tracing, exchange: Exchange, operation: Operation) -> None:
+        self._tracing = tracing
+        self._exchange = exchange
+        self._in = self._out = self._read = self._seen = 0
+        self.reasons: list[str] = []
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers.items()}
+        name = _OPERATIONS.get(operation.path, "chat")
+        host, port = exchange.scope.get("server") or ("", None)
+        told: dict[str, Any] = {
+            "gen_ai.operation.name": name,
+            "gen_ai.provider.name": "qvl",
+            "http.request.method": exchange.method,
+            "http.route": operation.path,
+            "url.scheme": exchange.scope.get("scheme", "http"),
+            "qvl.request_id": exchange.request_id,
+        }
+        if host:
+            told["server.address"] = host
+        if port:
+            told["server.port"] = port
+        self.span: Span = tracing.tracer.start_span(
+            name,
+            context=tracing.propagate.extract(headers),
+            kind=tracing.trace.SpanKind.SERVER,
+            attributes=told,
+        )
+        here = tracing.trace.set_span_in_context(self.span)
+        self._token = tracing.context.attach(here)
+        carried: dict[str, str] = {}
+        tracing.propagate.inject(carried)
+        self._carried = CARRIED.set(carried)
+        found = self.span.get_span_context()
+        if found.is_valid:
+            exchange.fields["trace_id"] = f"{found.trace_id:032x}"
+
+    def asked(self, request: ChatRequest, model: str) -> None:
+        """Notes what is asked for, but nothing of what is said."""
+        sampling = request.sampling
+        told: dict[str, Any] = {"gen_ai.request.model": model}
+        for name in _SAMPLING:
+            value = getattr(sampling, name)
+            if value is not None:
+                told[f"gen_ai.request.{name}"] = value
+        if sampling.top_k > 0:
+            told["gen_ai.request.top_k"] = float(sampling.top_k)
+        if sampling.n != 1:
+            told["gen_ai.request.choice.count"] = sampling.n
+        if request.response_format.kind != "text":
+            told["gen_ai.output.type"] = "json" if request.response_format.kind.startswith("json") else "text"
+        self.span.update_name(f"{_OPERATIONS.get(self._exchange.path, 'chat')} {model}")
+        self.span.set_attributes(told)
+
+    def answered(self, result: Result, model: str) -> None:
+        """Notes an answer; several prompts of one request add up."""
+        usage = result.usage
+        self._in += usage.prompt_tokens
+        self._out += usage.completion_tokens
+        self._read += usage.cached_tokens
+        self._seen += usage.image_tokens
+        self.reasons += [choice.finish_reason for choice in result.choices]
+        told: dict[str, Any] = {
+            "gen_ai.request.model": model,
+            "gen_ai.response.model": model,
+            "gen_ai.response.finish_reasons": self.reasons,
+            "gen_ai.usage.input_tokens": self._in,
+            "gen_ai.usage.output_tokens": self._out,
+            "gen_ai.usage.cache_read.input_tokens": self._read,
+            "gen_ai.usage.image.input_tokens": self._seen,
+            "qvl.cache": result.cache,
+        }
+        if self._exchange.streaming and result.timing.first_token:
+            told["gen_ai.response.time_to_first_chunk"] = result.timing.first_token
+        self.span.update_name(f"{_OPERATIONS.get(self._exchange.path, 'chat')} {model}")
+        self.span.set_attributes(told)
+
+    def end(self) -> None:
+        """Closes the span with the status that the client got."""
+        exchange, trace = self._exchange, self._tracing.trace
+        status = exchange.fields.get("error_status", exchange.status)
+        told: dict[str, Any] = {"http.response.status_code": exchange.status}
+        if exchange.streaming:
+            told["gen_ai.request.stream"] = True
+        error = "client_disconnected" if exchange.fields.get("aborted") else exchange.fields.get("error")
+        if error is not None:
+            told["error.type"] = error
+            # A client's own mistake is no fault of this span: the conventions leave its status unset.
+            if status >= 500:
+                self.span.set_status(trace.Status(trace.StatusCode.ERROR))
+        self.span.set_attributes(told)
+        CARRIED.reset(self._carried)
+        self._tracing.context.detach(self._token)
+        self.span.end()
+
+
+def found(provider: TracerProvider | None = None) -> Tracing | None:
+    """Tracing by `provider`, or by the process's own when one was set; else None."""
+    if provider is None:
+        # Whoever has set a provider has imported this; nobody needs to pay for it otherwise.
+        trace = sys.modules.get("opentelemetry.trace")
+        if trace is None:
+            return None
+        provider = trace.get_tracer_provider()
+        if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+            return None
+    return Tracing(provider)
+
+
+def exporting(endpoint: str | None) -> SdkProvider | None:
+    """A provider that sends spans by OTLP over HTTP to `endpoint`, or to where OpenTelemetry's own variables point.
+
+    None where nothing of this is set, or somebody else has set up a provider already.
+
+    Raises:
+        ConfigError: `endpoint` is no http(s) URL.
+        MissingDependencyError: `endpoint` is given and the packages are missing.
+    """
+    if endpoint is None and (not any(os.environ.get(name) for name in _ADDRESSES) or found() is not None):
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as exc:
+        if endpoint is None:
+            log.warning("no traces are sent", reason=f"the package {exc.name} is missing", hint="qvl[otel]")
+            return None
+        raise MissingDependencyError(f"traces need the package {exc.name!r}", hint="pip install 'qvl[otel]'") from exc
+    told = {"service.version": __version__}
+    if not (os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")):
+        told["service.name"] = "qvl"
+    provider = TracerProvider(resource=Resource.create(told), shutdown_on_exit=False)
+    exporter = OTLPSpanExporter() if endpoint is None else OTLPSpanExporter(endpoint=_traces_url(endpoint))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    # What the exporter has to say belongs to the log lines of this server.
+    said = logging.getLogger("opentelemetry")
+    said.handlers[:] = logging.getLogger("qvl").handlers
+    said.propagate = not said.handlers
+    return provider
+
+
+def _traces_url(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"--otlp-traces-endpoint {endpoint!r} is no http(s) URL", hint="such as http://collector:4318/v1/traces"
+        )
+    return endpoint if parts.path.strip("/") else endpoint.rstrip("/") + "/v1/traces"

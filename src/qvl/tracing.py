@@ -1,0 +1,11 @@
+"""What goes along to a remote endpoint, so that its spans and ours make one trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Final
+
+# Headers such as `traceparent`, set by whoever opened the span of this request; empty where nothing is traced.
+CARRIED: Final[ContextVar[Mapping[str, str]]] = ContextVar("qvl.carried", default=MappingProxyType({}))
