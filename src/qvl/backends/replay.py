@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from qvl import errors
 from qvl.backends.base import Backend, Capabilities
+from qvl.backends.wrapping import WrappingBackend
 from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError, QvlError
 from qvl.keys import build_manifest, explain, hash_manifest
 from qvl.types import ChatRequest, Chunk, Timing, TokenLogprob, ToolCallDelta, Usage
@@ -60,7 +61,7 @@ class Exchange:
         return answer
 
 
-class RecordBackend(Backend):
+class RecordBackend(WrappingBackend):
     """Passes requests to `inner` and appends what was asked and answered to `path`.
 
     Answers that were not read to their end are not recorded. Errors are.
@@ -71,15 +72,10 @@ class RecordBackend(Backend):
     """
 
     def __init__(self, inner: Backend, path: str | PathLike[str]) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.path = Path(path)
-        self.name, self.model = inner.name, inner.model
         self._lock = threading.Lock()
         self._is_open = False
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.inner.capabilities
 
     async def open(self) -> None:
         """Opens the inner backend and the file.
@@ -87,29 +83,13 @@ class RecordBackend(Backend):
         Raises:
             ConfigError: the file records another backend, is no recording, or cannot be written.
         """
-        await self.inner.open()
-        self.model = self.inner.model
+        await super().open()
         await asyncio.to_thread(self._begin)
         self._is_open = True
 
     async def aclose(self) -> None:
         self._is_open = False
-        await self.inner.aclose()
-
-    def identity(self) -> dict[str, Any]:
-        return self.inner.identity()
-
-    def peek_identity(self) -> dict[str, Any] | None:
-        return self.inner.peek_identity()
-
-    def peek_capabilities(self) -> Capabilities | None:
-        return self.inner.peek_capabilities()
-
-    def stats(self) -> Mapping[str, float]:
-        return self.inner.stats()
-
-    def unready(self) -> str | None:
-        return self.inner.unready()
+        await super().aclose()
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         chunks: list[dict[str, Any]] = []

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from qvl.backends.base import Backend, Capabilities
+from qvl.backends.wrapping import WrappingBackend
 from qvl.errors import BackendUnavailableError, ContextLengthError
 from qvl.testing import echo
 from qvl.types import ChatRequest, Chunk, Timing, ToolCallDelta, Usage
@@ -148,41 +149,14 @@ def asked_of(request: ChatRequest) -> echo.Asked:
     )
 
 
-class RecordingBackend(Backend):
+class RecordingBackend(WrappingBackend):
     """Passes everything to `inner` and keeps the requests that came: `backend.requests[-1].sampling.seed`."""
 
     def __init__(self, inner: Backend | None = None) -> None:
-        self.inner = inner or EchoBackend()
-        self.name, self.model = self.inner.name, self.inner.model
+        super().__init__(inner or EchoBackend())
         self.requests: list[ChatRequest] = []
         self.finished = 0
         self.closed_early = 0
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.inner.capabilities
-
-    async def open(self) -> None:
-        await self.inner.open()
-        self.model = self.inner.model
-
-    async def aclose(self) -> None:
-        await self.inner.aclose()
-
-    def identity(self) -> dict[str, Any]:
-        return self.inner.identity()
-
-    def peek_identity(self) -> dict[str, Any] | None:
-        return self.inner.peek_identity()
-
-    def peek_capabilities(self) -> Capabilities | None:
-        return self.inner.peek_capabilities()
-
-    def stats(self) -> Mapping[str, float]:
-        return self.inner.stats()
-
-    def unready(self) -> str | None:
-        return self.inner.unready()
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         self.requests.append(request)

@@ -1,0 +1,50 @@
+"""A backend around another one: everything passes through, and a subclass does something of its own besides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from qvl.backends.base import Backend, Capabilities
+from qvl.types import ChatRequest, Chunk
+
+
+class WrappingBackend(Backend):
+    """Is `inner` in every respect, its name and model included; it is opened and closed with this one."""
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
+        self.name, self.model = inner.name, inner.model
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.inner.capabilities
+
+    async def open(self) -> None:
+        await self.inner.open()
+        # An inner backend may learn its model's name only now.
+        self.model = self.inner.model
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    def identity(self) -> dict[str, Any]:
+        return self.inner.identity()
+
+    def peek_identity(self) -> dict[str, Any] | None:
+        return self.inner.peek_identity()
+
+    def peek_capabilities(self) -> Capabilities | None:
+        return self.inner.peek_capabilities()
+
+    def stats(self) -> Mapping[str, float]:
+        return self.inner.stats()
+
+    def unready(self) -> str | None:
+        return self.inner.unready()
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        async with aclosing(self.inner.stream(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
