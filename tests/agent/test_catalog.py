@@ -201,6 +201,23 @@ def test_every_hit_says_why_it_was_found(shop: Catalog) -> None:
     assert best.why == ("brand is NORVIK", "color is red", "name has 'cima'", "price 10.00 is up to 15")
 
 
+def test_a_word_that_is_an_exact_value_counts_as_one(sample: Catalog) -> None:
+    found = sample.search("blue mugs, canvas or so", limit=2)
+    assert {hit.product.category for hit in found.hits} == {"mug"}
+    assert set(found.hits[0].why) >= {"category is mug", "color is blue"}
+
+
+def test_counting_agrees_with_looking_at_every_product(sample: Catalog) -> None:
+    products = list(sample.all())
+    assert sample.count("norvik") == sum(item.brand == "NORVIK" for item in products)
+    either = sum(item.category == "mug" or item.attributes["color"] == "blue" for item in products)
+    assert sample.count("blue mug") == either
+    cheap = Query(category="mug", only={"color": "red"}, max_price=15)
+    assert sample.count(cheap) == len(sample.search(cheap, limit=100).hits)
+    assert sample.count(Query(max_price=20)) == sum((item.price or 0) <= 20 for item in products)
+    assert sample.count("") == sample.count("zzzz") == 0
+
+
 def test_what_has_more_of_the_wish_comes_first(shop: Catalog) -> None:
     assert ids(shop.search(Query(brand="NORVIK", category="mug", attributes={"color": "blue"})))[:2] == ["2", "1"]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,7 +84,9 @@ def test_the_chain_is_shown_with_times_and_the_answer(run: Any, picture: str, tm
 def test_the_second_iteration_asks_no_model(run: Any, shop: ShopPlugin, picture: str) -> None:
     done = run("-f", picture, "-i", "2", "-m", "shop:clerk")
     assert done.exit_code == 0
-    assert "x faster than the first" in done.stdout
+    first, second = (line for line in done.stdout.splitlines() if line.startswith("run "))
+    assert first.endswith(", 2 inferences")
+    assert re.search(r", no inference, \d+ x faster than the first$", second)
     (model,) = shop.made
     assert (model.looked, len(model.requests)) == (1, 1)
 
@@ -113,12 +116,40 @@ def test_failures_are_marked_where_they_happened(run: Any, picture: str) -> None
     assert "The picture shows NORVIK mug" in done.stdout
 
 
+def test_a_missing_picture_is_said_once_and_as_analyze_says_it(run: Any, shop: ShopPlugin) -> None:
+    from qvl.cli import app
+
+    plain = CliRunner().invoke(app, ["analyze", "lost.png", "-m", "shop:clerk"])
+    done = run("-f", "lost.png", "-m", "shop:clerk")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1:] == plain.stderr.splitlines()[-1:]
+    assert done.stderr.count("no such file") == 1
+    talked = run("--chat", "-m", "shop:clerk", stdin="lost.png\n\n")
+    assert "no such file: lost.png" in talked.stderr
+    (line,) = run("-f", "lost.png", "-m", "shop:clerk", "--json").stdout.splitlines()
+    assert json.loads(line)["error"]["code"] == "invalid_image"
+    assert all(model.looked == 0 for model in shop.made)
+
+
+def test_the_tree_reads_as_words(run: Any, picture: str) -> None:
+    done = run("-f", picture, "-q", "under 100", "-m", "shop:clerk")
+    assert "analysis: brand NORVIK, category mug, color red, count 1" in done.stdout
+    assert "ids: MU-0001, " in done.stdout
+    trace = Trace()
+    trace.add(Event("start", "analyze", "analyze", 0.0))
+    trace.add(Event("end", "analyze", "analyze", 0.0, {"confidence": 0.9951678819307869}, 0.1))
+    assert trace.steps[0].arguments == {"confidence": "99.5%"}
+
+
 def test_search_and_all_need_no_model(run: Any, shop: ShopPlugin, tmp_path: Path) -> None:
     path = write(tmp_path / "shop.jsonl", [*ROWS, {"id": "1", "name": "again"}])
     done = run("--search", "cima", "--catalog", str(path))
     assert done.exit_code == 0
     assert "Norvik Cima" in done.stdout
+    assert "1 of 1 that match, of 4 products" in done.stdout
     assert "line 5" in done.stderr
+    some = run("--search", "norvik", "-n", "1", "--catalog", str(path))
+    assert "1 of 2 that match, of 4 products; --limit shows more" in some.stdout
     done = run("--all", "--json", "--catalog", str(path))
     assert len(done.stdout.splitlines()) == 4
     assert "nothing found" in run("--search", "zzz", "--catalog", str(path)).stdout
@@ -126,7 +157,13 @@ def test_search_and_all_need_no_model(run: Any, shop: ShopPlugin, tmp_path: Path
 
 
 def test_wrong_use_is_one_line_and_exit_code_2(run: Any, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for args in ((), ("--all", "--search", "x"), ("--all", "--catalog", "none.csv"), ("--chat", "--all")):
+    for args in (
+        (),
+        ("--all", "--search", "x"),
+        ("--all", "--catalog", "none.csv"),
+        ("--chat", "--all"),
+        ("--all", "--max-price", "3"),
+    ):
         done = run(*args)
         assert done.exit_code == 2, args
         assert done.stderr.count("error: ") == 1

@@ -143,6 +143,7 @@ def test_a_second_run_needs_no_inference(pipe: Any, catalog: Catalog, picture: s
     recommender = Recommender(pipeline, catalog)
     one, two = recommender.recommend(picture, "blue"), recommender.recommend(picture, "blue")
     assert (model_of(pipeline).looked, len(model_of(pipeline).requests)) == (1, 1)
+    assert (one.inferences, two.inferences) == (2, 0)
     assert one.text == two.text
 
 

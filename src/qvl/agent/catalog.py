@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from qvl.agent import reading
 from qvl.agent.index import Index
@@ -23,9 +23,6 @@ from qvl.agent.ranking import POOL, Search
 from qvl.agent.text import key
 from qvl.errors import ConfigError
 from qvl.log import logger
-
-if TYPE_CHECKING:
-    pass
 
 RRF: Final = 60
 MAX_LIMIT: Final = 100
@@ -137,6 +134,10 @@ class Catalog:
         if self.retriever is not None:
             hits = self._fused(query, hits)
         return Found(tuple(hits[:limit]), tuple(_notes(query, search)), time.perf_counter() - began)
+
+    def count(self, query: Query | str) -> int:
+        """How many products keep the conditions and have any part of the query; slower than a search."""
+        return Search(self._index, Query(text=query) if isinstance(query, str) else query).count()
 
     def _fused(self, query: Query, hits: list[Hit]) -> list[Hit]:
         """Reciprocal rank fusion (Cormack et al. 2009) of the text hits and the retriever's."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any, Final
@@ -158,6 +158,16 @@ class Search:
             found.update(dict.fromkeys(self._matching([], POOL)))
         return list(islice(found, MOST))
 
+    def count(self) -> int:
+        """How many products keep every condition and have at least one of the terms; reads whole posting lists."""
+        if not self.terms and not self.only and not self._priced:
+            return 0
+        asked = [term.match for term in self.only]
+        if self.terms:
+            asked.append("(" + " OR ".join(f"({term.match})" for term in self.terms) + ")")
+        sql, values = self._select("count(*)", asked)
+        return int(self.index.rows(sql, values)[0][0])
+
     def _parts(self, size: int) -> Iterator[Sequence[Term]]:
         """Which terms to ask for together: all subsets while they are few, else what tells most."""
         if math.comb(len(self.terms), size) <= 10:
@@ -172,11 +182,14 @@ class Search:
     def _matching(self, terms: Sequence[Term], limit: int) -> list[int]:
         # FTS5 walks the terms in order and skips ahead, so the rarest goes first.
         asked = [*(term.match for term in self.only), *(t.match for t in sorted(terms, key=lambda term: term.docs))]
+        order = "" if asked else " ORDER BY price" if self._priced else " ORDER BY number"
+        sql, values = self._select("rowid", asked)
+        return [row[0] for row in self.index.rows(f"{sql}{order} LIMIT ?", [*values, limit])]
+
+    def _select(self, wanted: str, asked: Sequence[str]) -> tuple[str, list[Any]]:
+        """(SELECT without order and limit, its values) of products with all of `asked` and in the range of prices."""
         low, high = self.query.min_price, self.query.max_price
-        if asked and self._priced:
-            first, last = price_bucket(low or 0), BUCKETS - 1 if high is None else price_bucket(high)
-            if last - first < 12:
-                asked.append("(" + " OR ".join(price_token(bucket) for bucket in range(first, last + 1)) + ")")
+        asked = [*asked, *(_buckets(low, high) if asked and self._priced else ())]
         conditions: list[str] = []
         values: list[Any] = []
         if asked:
@@ -188,14 +201,11 @@ class Search:
         if high is not None:
             conditions.append("price <= ?")
             values.append(high)
-        sql = "SELECT number FROM products"
-        if asked:
-            sql = "SELECT documents.rowid FROM documents"
-            if self._priced:
-                sql += " CROSS JOIN products ON products.number = documents.rowid"
-        order = "" if asked else " ORDER BY price" if self._priced else " ORDER BY number"
-        sql += f" WHERE {' AND '.join(conditions)}{order} LIMIT ?"
-        return [row[0] for row in self.index.rows(sql, [*values, limit])]
+        table = "documents" if asked else "products"
+        sql = f"SELECT {wanted.replace('rowid', f'{table}.rowid')} FROM {table}"  # noqa: S608 - names of our own
+        if asked and self._priced:
+            sql += " CROSS JOIN products ON products.number = documents.rowid"
+        return f"{sql} WHERE {' AND '.join(conditions) or 'TRUE'}", values
 
     def hit(self, item: Product) -> Hit:
         """The product with its score and the reasons for it."""
@@ -219,7 +229,10 @@ class Search:
             weight, where = self._occurs(term, fields, counted)
             if weight:
                 score += term.gain(self.total) * weight * (K1 + 1) / (weight + norm)
-                why.append(f"{where} has {term.label!r}")
+                name, spelling = _spelled(term.label, exact)
+                if name:
+                    score += EXACT_WEIGHTS.get(name, EXACT_ATTRIBUTE)
+                why.append(f"{name} is {spelling}" if name else f"{where} has {term.label!r}")
         why += [f"{term.name} is {exact[term.name, key(term.label)]}" for term in self.only]
         return Hit(item, score, (*dict.fromkeys(why), *self._price_reason(item)))
 
@@ -246,9 +259,22 @@ class Search:
         return [f"price {item.price_text} is {' '.join(bounds)}"]
 
 
+def _spelled(label: str, exact: Mapping[tuple[str, str], str]) -> tuple[str, str]:
+    """(name, spelling) of the exact value that a word of the query is, or empty ones: "mugs" is the category mug."""
+    forms = (label, *singulars(label))
+    return next(((name, spelling) for (name, value), spelling in exact.items() if value in forms), ("", ""))
+
+
 def _facet(name: str, value: str) -> Term:
     token = facet_token(key(name), key(value))
     return Term(value, f'"{token}"', 0, name=key(name))
+
+
+def _buckets(low: float | None, high: float | None) -> Iterator[str]:
+    """An expression for the range's buckets of prices, unless they are most of all there are."""
+    first, last = price_bucket(low or 0), BUCKETS - 1 if high is None else price_bucket(high)
+    if last - first < 12:
+        yield "(" + " OR ".join(price_token(bucket) for bucket in range(first, last + 1)) + ")"
 
 
 def _either(found: dict[str, int]) -> str:

@@ -65,6 +65,12 @@ class Recommendation:
     failed: str | None = None
     events: tuple[Event, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
+    @property
+    def inferences(self) -> int:
+        """How often a model was asked in this run: neither answers from a cache nor what the thread remembers."""
+        kept = ("hit", "coalesced", "thread", None)
+        return sum(event.kind == "end" and event.data.get("cache") not in kept for event in self.events)
+
     def to_json(self) -> dict[str, Any]:
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "events"}
         return {

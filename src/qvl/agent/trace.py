@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -37,12 +38,13 @@ class Call:
     state: str = "running"
     seconds: float = 0.0
     data: Mapping[str, Any] = field(default_factory=dict)
+    began: float = 0.0
     calls: list[Call] = field(default_factory=list)
 
     @property
     def facts(self) -> list[str]:
-        """Time, tokens and cache state, as far as they are known."""
-        found = [] if self.state == "running" else [_seconds(self.seconds)]
+        """Time (so far, while it runs), tokens and cache state, as far as they are known."""
+        found = [_seconds(max(0.0, time.time() - self.began) if self.state == "running" else self.seconds)]
         if self.data.get("tokens"):
             found.append(f"{self.data['tokens']} tokens")
         if self.data.get("cache"):
@@ -51,9 +53,13 @@ class Call:
 
     @property
     def arguments(self) -> dict[str, str]:
-        return {
-            name: _short(value) for name, value in self.data.items() if name not in _QUIET and value not in ("", None)
-        }
+        """Everything else that the step tells, short and in words."""
+        found = {}
+        for name, value in self.data.items():
+            if name not in _QUIET and value not in ("", None):
+                is_share = name == "confidence" and isinstance(value, float)
+                found[name] = f"{value:.1%}" if is_share else _short(plain(value))
+        return found
 
 
 class Trace:
@@ -70,7 +76,7 @@ class Trace:
         if event.name != event.step and self.steps:
             calls = self.steps[-1].calls
         if event.kind == "start":
-            calls.append(Call(event.name, data=event.data))
+            calls.append(Call(event.name, data=event.data, began=event.at))
             return
         call = next(call for call in reversed(calls) if call.name == event.name)
         failed = event.kind == "error" or bool(event.data.get("failed"))
@@ -148,6 +154,22 @@ def _seconds(value: float) -> str:
     return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def plain(value: Any) -> str:
+    """A value as people read it: "brand NORVIK, category mug, color red"."""
+    if isinstance(value, Mapping):
+        parts = []
+        for name, inner in value.items():
+            if inner in ("", None):
+                continue
+            # What attributes hold has names of its own.
+            parts.append(plain(inner) if name == "attributes" else f"{str(name).replace('_', ' ')} {plain(inner)}")
+        return ", ".join(filter(None, parts))
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _short(text: str) -> str:
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"

@@ -320,7 +320,7 @@ class Recommender:
                 self.pipeline.chat,
                 list(messages),
                 max_tokens=MAX_ANSWER_TOKENS,
-                request_id=f"{state['request_id']}-{attempt + 1}",
+                request_id=state["request_id"],
             )
             try:
                 result = self._wait(ask)
@@ -328,7 +328,8 @@ class Recommender:
                 call.fail(exc)
                 raise
             wrong = grounding.problem(result.text, hits, known, self._is_brand)
-            call.end(cache=result.cache, tokens=result.usage.total_tokens, **({"refused": wrong} if wrong else {}))
+            spent = result.usage.total_tokens if result.cache != "hit" else 0
+            call.end(cache=result.cache, tokens=spent, **({"refused": wrong} if wrong else {}))
             if wrong is None:
                 return grounding.filled(result.text.strip(), hits)
             messages += [

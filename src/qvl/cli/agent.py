@@ -6,23 +6,25 @@ import asyncio
 import json
 import os
 import sys
-import time
-from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from qvl.cli import options as o
-from qvl.errors import ConfigError, QvlError
+from qvl.errors import ConfigError, MediaError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from rich.table import Table
 
     from qvl.agent.catalog import Catalog
-    from qvl.agent.steps import Recommendation
-    from qvl.agent.workflow import Recommender
-    from qvl.pipeline import AsyncPipeline
+    from qvl.agent.product import Product
+
+MAX_SHOWN: Final = 50
+_TABLE: Final = 1000
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +42,7 @@ def agent(
         Path | None, typer.Option("--catalog", "-c", help="JSON, JSONL or CSV; default: QVL_CATALOG, else a sample.")
     ] = None,
     index: Annotated[Path | None, typer.Option("--index", help="Keep the index in this SQLite file.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=50, help="How many products.")] = 5,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=MAX_SHOWN, help="How many products.")] = 5,
     max_price: Annotated[float | None, typer.Option("--max-price", help="With --search: at most.")] = None,
     checkpoints: Annotated[Path | None, typer.Option("--checkpoints", help="Keep threads in this file.")] = None,
     thread: Annotated[str | None, typer.Option("--thread", help="Go on with this thread.")] = None,
@@ -66,6 +68,8 @@ def agent(
     o.start_logs(verbose, as_json)
     if sum((picture is not None or chat, search is not None, everything)) != 1 and not (thread and wish):
         raise ConfigError("nothing to do, or too much", hint="one of -f PICTURE, --chat, --search WORDS, --all")
+    if max_price is not None and search is None:
+        raise ConfigError("--max-price belongs to --search", hint='say it in the wish: -q "under 100"')
     with open_catalog(catalog, index) as shop:
         if search is not None or everything:
             _list(shop, search, limit, max_price, as_json)
@@ -82,15 +86,23 @@ def agent(
             allow_private=allow_private or (),
         )
         from qvl.agent.workflow import Recommender
+        from qvl.cli import agent_run, failure
 
+        if picture is not None:
+            try:
+                agent_run.check_picture(picture)
+            except MediaError as exc:
+                failure.report(exc, picture)
+                if as_json:
+                    sys.stdout.write(json.dumps({"error": failure.as_json(exc)}, ensure_ascii=False) + "\n")
+                raise typer.Exit(failure.FAILED) from exc
         pipeline = settings.build()
         recommender = Recommender(
             pipeline, shop, limit=limit, writes=False if template else None, checkpoints=checkpoints
         )
         try:
-            ok = asyncio.run(
-                _session(pipeline, _Show(recommender, as_json, html), picture, wish, thread, iterations, chat)
-            )
+            shown = agent_run.Shown(recommender, as_json, html)
+            ok = asyncio.run(agent_run.session(pipeline, shown, picture, wish, thread, iterations, chat))
         finally:
             recommender.close()
     if not ok:
@@ -131,145 +143,59 @@ def _endpoint(
 
 
 def _list(shop: Catalog, search: str | None, limit: int, max_price: float | None, as_json: bool) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
+    from qvl.agent.product import Query
     from qvl.cli import failure, show
 
     if search is None:
-        rows = [(item, "") for item in shop.all()]
-    else:
-        found = shop.search(search, limit=limit, max_price=max_price)
-        rows = [(hit.product, ", ".join(hit.why)) for hit in found.hits]
-        for note in found.notes:
-            failure.stderr().print(note, style="yellow")
-        if not rows and not as_json:
-            show.stdout().print(f"nothing found among {len(shop)} products")
+        _print_products(((item, "") for item in shop.all()), as_json)
+        if not as_json:
+            show.stdout().print(f"{len(shop):,} products")
+        return
+    query = Query(text=search, max_price=max_price)
+    found = shop.search(query, limit=limit)
+    for note in found.notes:
+        failure.stderr().print(note, style="yellow")
+    _print_products(((hit.product, ", ".join(hit.why)) for hit in found.hits), as_json)
+    if as_json:
+        return
+    if not found.hits:
+        show.stdout().print(f"nothing found among {len(shop):,} products")
+        return
+    matching = shop.count(query)
+    more = "; --limit shows more" if matching > len(found.hits) and limit < MAX_SHOWN else ""
+    show.stdout().print(f"{len(found.hits)} of {matching:,} that match, of {len(shop):,} products{more}")
+
+
+def _print_products(rows: Iterator[tuple[Product, str]], as_json: bool) -> None:
+    """A line of JSON for each, or a table; a very long list is a table for every thousand."""
+    from qvl.cli import show
+
     if as_json:
         for item, why in rows:
             sys.stdout.write(json.dumps({**item.to_json(), **({"why": why} if why else {})}, ensure_ascii=False) + "\n")
         return
-    if not rows:
-        return
+    while part := list(islice(rows, _TABLE)):
+        show.stdout().print(_table(part))
+
+
+def _table(rows: Sequence[tuple[Product, str]]) -> Table:
+    """`why` is "" everywhere where nothing was searched for."""
+    from rich.table import Table
+    from rich.text import Text
+
+    searched = any(why for _, why in rows)
     table = Table()
-    for column in ("id", "name", "brand", "category", "attributes", "price", *(("why",) if search is not None else ())):
-        table.add_column(column, overflow="fold", justify="right" if column == "price" else "left")
+    table.add_column("id", no_wrap=True)
+    table.add_column("product", overflow="fold")
+    table.add_column("price", justify="right", no_wrap=True)
+    if searched:
+        table.add_column("why", overflow="fold")
     for item, why in rows:
-        attributes = ", ".join(item.attributes.values())
-        cells = [item.id, item.name, item.brand or "", item.category or "", attributes, item.price_text, why]
-        table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]))
-    show.stdout().print(table)
-
-
-class _Show:
-    """Runs the recommender and shows what it does."""
-
-    def __init__(self, recommender: Recommender, as_json: bool, html: Path | None) -> None:
-        self.recommender = recommender
-        self.as_json = as_json
-        self.html = html
-
-    async def run(self, picture: str | None, wish: str, thread: str | None) -> tuple[Recommendation, float]:
-        """The recommendation and its seconds; a failed step is reported and its recommendation returned."""
-        from rich.live import Live
-
-        from qvl.agent.steps import StepError
-        from qvl.agent.trace import Trace
-        from qvl.cli import failure, show
-
-        trace = Trace(wish, picture or "")
-        console = show.stdout()
-        # Without a terminal there is nothing to draw anew: the tree is printed once, at the end.
-        live = Live(trace.tree(), console=console, auto_refresh=False) if console.is_terminal else None
-        live = None if self.as_json else live
-        began = time.perf_counter()
-
-        def seen(event: Any) -> None:
-            trace.add(event)
-            if live is not None:
-                live.update(trace.tree(), refresh=True)
-            elif self.as_json:
-                sys.stdout.write(json.dumps({"event": event.to_json()}, ensure_ascii=False) + "\n")
-
-        with live if live is not None else nullcontext():
-            try:
-                found = await self.recommender.arecommend(picture, wish, thread=thread, on_event=seen)
-            except StepError as exc:
-                failure.report(exc)
-                found = exc.recommendation
-        seconds = time.perf_counter() - began
-        if live is None and not self.as_json:
-            console.print(trace.tree())
-        self._end(found, seconds)
-        if self.html is not None:
-            try:
-                self.html.write_text(trace.to_html(found, picture), encoding="utf-8")
-            except OSError as exc:
-                raise ConfigError(f"--html {self.html} cannot be written: {exc.strerror}") from exc
-        return found, seconds
-
-    def _end(self, found: Recommendation, seconds: float) -> None:
-        from rich.text import Text
-
-        from qvl.cli import show
-
-        if self.as_json:
-            line = {"recommendation": found.to_json(), "seconds": round(seconds, 6)}
-            sys.stdout.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-            return
-        console = show.stdout()
-        if found.failed and found.analysis:
-            console.print(Text(f"kept: {json.dumps(dict(found.analysis), ensure_ascii=False)}"))
-        if found.text:
-            console.print(Text(found.text))
-        for note in found.notes:
-            console.print(Text(f"note: {note}", style="yellow"))
-
-
-async def _session(
-    pipeline: AsyncPipeline,
-    shown: _Show,
-    picture: str | None,
-    wish: str,
-    thread: str | None,
-    iterations: int,
-    chat: bool,
-) -> bool:
-    """Every iteration, then the conversation; whether all went well."""
-    try:
-        times: list[float] = []
-        ok = True
-        if picture is not None or not chat:
-            for number in range(iterations):
-                found, seconds = await shown.run(picture, wish, thread)
-                thread = found.thread if chat or thread else None
-                ok = ok and not found.failed
-                times.append(seconds)
-                if iterations > 1 and not shown.as_json:
-                    faster = f", {times[0] / seconds:.0f} x faster than the first" if number else ""
-                    print(f"run {number + 1}: {seconds * 1000:.1f} ms{faster}")
-        if chat:
-            await _talk(shown, thread)
-        return ok
-    finally:
-        await pipeline.aclose()
-
-
-async def _talk(shown: _Show, thread: str | None) -> None:
-    """Lines from stdin: a wish, or a picture's path or URL to look at."""
-    import uuid
-
-    from qvl.cli import failure
-
-    thread = thread or uuid.uuid4().hex
-    prompt = "wish, picture, or nothing to end> " if sys.stdin.isatty() else ""
-    while True:
-        print(prompt, end="", flush=True, file=sys.stderr)
-        line = (await asyncio.to_thread(sys.stdin.readline)).strip()
-        if not line:
-            return
-        is_picture = line.startswith(("http://", "https://", "data:")) or os.path.isfile(line)  # noqa: ASYNC240
-        try:
-            await shown.run(line if is_picture else None, "" if is_picture else line, thread)
-        except QvlError as exc:
-            failure.report(exc)
+        kind = " ".join(filter(None, (item.brand, item.category)))
+        about = " · ".join(filter(None, (kind, ", ".join(item.attributes.values()))))
+        name = Text(item.name)
+        if about:
+            name.append(f"\n{about}", style="dim")
+        cells = [Text(item.id), name, Text(item.price_text), Text(why)]
+        table.add_row(*cells[: len(table.columns)])
+    return table

@@ -1,0 +1,169 @@
+"""What `qvl agent` shows while it runs: the chain of calls, the answer, every iteration, and the conversation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.cli import failure
+from qvl.errors import ConfigError, QvlError
+
+if TYPE_CHECKING:
+    from qvl.agent.steps import Recommendation
+    from qvl.agent.trace import Trace
+    from qvl.agent.workflow import Recommender
+    from qvl.pipeline import AsyncPipeline
+
+_REMOTE: Final = ("http://", "https://", "data:")
+_PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
+
+class Shown:
+    """Runs the recommender and shows what it does."""
+
+    def __init__(self, recommender: Recommender, as_json: bool, html: Path | None) -> None:
+        self.recommender = recommender
+        self.as_json = as_json
+        self.html = html
+
+    async def run(self, picture: str | None, wish: str, thread: str | None) -> tuple[Recommendation, float]:
+        """The recommendation and its seconds; a failed step is reported and its recommendation returned."""
+        from rich.live import Live
+
+        from qvl.agent.steps import StepError
+        from qvl.agent.trace import Trace
+        from qvl.cli import show
+
+        trace = Trace(wish, picture or "")
+        console = show.stdout()
+        # Without a terminal there is nothing to draw anew: the tree is printed once, at the end.
+        live = None
+        if console.is_terminal and not self.as_json:
+            live = Live(get_renderable=trace.tree, console=console, refresh_per_second=8)
+        began = time.perf_counter()
+
+        def seen(event: Any) -> None:
+            trace.add(event)
+            if self.as_json:
+                sys.stdout.write(json.dumps({"event": event.to_json()}, ensure_ascii=False) + "\n")
+
+        error: StepError | None = None
+        with live if live is not None else nullcontext():
+            try:
+                found = await self.recommender.arecommend(picture, wish, thread=thread, on_event=seen)
+            except StepError as exc:
+                error, found = exc, exc.recommendation
+        seconds = time.perf_counter() - began
+        if live is None and not self.as_json:
+            console.print(trace.tree())
+        # On a terminal the tree has it already, where it happened.
+        if error is not None and not (live is not None and sys.stderr.isatty()):
+            failure.report(error)
+        self._end(found, seconds)
+        if self.html is not None:
+            self._write_page(self.html, trace, found, picture)
+        return found, seconds
+
+    def _write_page(self, path: Path, trace: Trace, found: Recommendation, picture: str | None) -> None:
+        try:
+            path.write_text(trace.to_html(found, picture), encoding="utf-8")
+        except OSError as exc:
+            raise ConfigError(f"--html {path} cannot be written: {exc.strerror}") from exc
+
+    def _end(self, found: Recommendation, seconds: float) -> None:
+        from rich.text import Text
+
+        from qvl.agent.trace import plain
+        from qvl.cli import show
+
+        if self.as_json:
+            line = {"recommendation": found.to_json(), "seconds": round(seconds, 6)}
+            sys.stdout.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+            return
+        console = show.stdout()
+        if found.failed and found.analysis:
+            console.print(Text(f"kept: {plain(found.analysis)}"))
+        if found.text:
+            console.print()
+            console.print(Text(found.text))
+        for note in found.notes:
+            console.print(Text(f"note: {note}", style="yellow"))
+
+
+async def session(
+    pipeline: AsyncPipeline,
+    shown: Shown,
+    picture: str | None,
+    wish: str,
+    thread: str | None,
+    iterations: int,
+    chat: bool,
+) -> bool:
+    """Every iteration, then the conversation; whether all went well."""
+    try:
+        times: list[float] = []
+        ok = True
+        if picture is not None or not chat:
+            for number in range(1, iterations + 1):
+                found, seconds = await shown.run(picture, wish, thread)
+                thread = found.thread if chat or thread else None
+                ok = ok and not found.failed
+                times.append(seconds)
+                if iterations > 1 and not shown.as_json:
+                    print(_counted(number, times, found), end="\n" if number == iterations else "\n\n")
+        if chat:
+            await _talk(shown, thread)
+        return ok
+    finally:
+        await pipeline.aclose()
+
+
+def _counted(number: int, times: list[float], found: Recommendation) -> str:
+    asked = found.inferences
+    text = f"run {number}: {times[-1] * 1000:.1f} ms, {asked or 'no'} inference{'s' if asked > 1 else ''}"
+    return text if number == 1 else f"{text}, {times[0] / times[-1]:.0f} x faster than the first"
+
+
+async def _talk(shown: Shown, thread: str | None) -> None:
+    """Lines from stdin: a wish, or a picture's path or URL to look at."""
+    import uuid
+
+    thread = thread or uuid.uuid4().hex
+    prompt = "wish, picture, or nothing to end> " if sys.stdin.isatty() else ""
+    while True:
+        print(prompt, end="", flush=True, file=sys.stderr)
+        line = (await asyncio.to_thread(sys.stdin.readline)).strip()
+        if not line:
+            return
+        looks = is_picture(line)
+        try:
+            if looks:
+                check_picture(line)
+            await shown.run(line if looks else None, "" if looks else line, thread)
+        except QvlError as exc:
+            failure.report(exc)
+
+
+def is_picture(text: str) -> bool:
+    """Whether a line of the conversation names a picture, be it there or not."""
+    if text.startswith(_REMOTE) or os.path.isfile(text):
+        return True
+    return text.lower().endswith(_PICTURES) and len(text.split()) == 1
+
+
+def check_picture(text: str) -> None:
+    """Reads a file's facts before anything starts, so that a name misspelt is said as every command says it.
+
+    Raises:
+        MediaError: there is no such file, or it is no picture.
+    """
+    if not text.startswith(_REMOTE):
+        from qvl import media
+
+        media.load(text)
