@@ -108,9 +108,13 @@ class UnsupportedInputError(RequestError):
 
 
 class MediaError(RequestError):
-    """A picture is missing, broken, refused, or larger than the limits allow."""
+    """A picture is missing, broken, refused, or larger than the limits allow.
+
+    `picture` says which one of a request's pictures, counted from 0 in their order; None for one that came alone.
+    """
 
     default_code = "invalid_image"
+    picture: int | None = None
 
 
 class ContextLengthError(RequestError):

@@ -116,7 +116,10 @@ async def load_pictures(
     low = dataclasses.replace(policy, max_pixels=min(policy.max_pixels, LOW_DETAIL_PIXELS))
     policies = [low if detail == "low" else policy for detail in details] or [policy] * len(sources)
     return await _together(
-        [media.aload(source, own, decode=False) for source, own in zip(sources, policies, strict=True)]
+        [
+            _numbered(number, media.aload(source, own, decode=False))
+            for number, (source, own) in enumerate(zip(sources, policies, strict=True))
+        ]
     )
 
 
@@ -131,7 +134,14 @@ async def decode_pictures(request: ChatRequest) -> ChatRequest:
     if not request.pictures:
         return request
 
-    decoded = iter(await _together([media.adecoded(picture, request.max_pixels) for picture in request.pictures]))
+    decoded = iter(
+        await _together(
+            [
+                _numbered(number, media.adecoded(picture, request.max_pixels))
+                for number, picture in enumerate(request.pictures)
+            ]
+        )
+    )
     return request.replace(
         messages=tuple(
             dataclasses.replace(
@@ -143,6 +153,15 @@ async def decode_pictures(request: ChatRequest) -> ChatRequest:
             for message in request.messages
         )
     )
+
+
+async def _numbered(number: int, work: Coroutine[Any, Any, T]) -> T:
+    """`work` on the picture of this number, which its error then names."""
+    try:
+        return await work
+    except MediaError as exc:
+        exc.picture = number
+        raise
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -21,7 +21,9 @@ from qvl.server.app import create_app
 from qvl.server.core import ServerCore
 from qvl.server.runner import GracefulServer, bind, make_server, run_server
 from qvl.server.settings import ServerSettings
+from qvl.testing.endpoint import ScriptedEndpoint
 from tests.server.echo_backend import EchoBackend
+from tests.server.processes import Process, launch
 
 
 @dataclass
@@ -104,6 +106,26 @@ def serve() -> Iterator[Callable[..., Running]]:
     yield make
     for running in started:
         running.stop()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[ScriptedEndpoint]:
+    with ScriptedEndpoint() as found:
+        yield found
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., Process]]:
+    """Starts `qvl-serve` processes that end with the test."""
+    started: list[Process] = []
+
+    def make(*args: str, **env: str) -> Process:
+        started.append(launch(*args, **env))
+        return started[-1]
+
+    yield make
+    for process in started:
+        process.end()
 
 
 @pytest.fixture(scope="module")

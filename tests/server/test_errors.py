@@ -83,6 +83,36 @@ def test_pictures_that_cannot_be_read(server: Running) -> None:
         assert code is None or error["code"] == code, (url, error)
 
 
+BROKEN = "data:image/png;base64,AAAA"
+CUT_SHORT = data_url("red", (400, 300))[:-400]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("broken", [BROKEN, CUT_SHORT])
+def test_the_picture_at_fault_is_named_by_its_place(server: Running, broken: str, stream: bool) -> None:
+    """A header that is none is seen when the picture is read, pixels that are cut short when it is decoded."""
+    text = {"type": "text", "text": "x"}
+    good, bad = ({"type": "image_url", "image_url": {"url": url}} for url in (data_url(), broken))
+    earlier = [{"role": "user", "content": [text, good]}, {"role": "assistant", "content": "y"}]
+    chat = {"messages": [*earlier, {"role": "user", "content": [text, good, bad]}], "stream": stream}
+    inputs = [{"type": "input_image", "image_url": url} for url in (data_url(), broken)]
+    asked = [
+        (CHAT, chat, "messages[2].content[2].image_url"),
+        (
+            "/v1/responses",
+            {"instructions": "z", "input": [{"role": "user", "content": inputs}], "stream": stream},
+            "input[0].content[1].image_url",
+        ),
+    ]
+    if not stream:
+        asked.append(("/v1/analyze", {"images": [data_url(), broken]}, "images[1]"))
+        asked.append(("/v1/analyze", {"image": broken}, "image"))
+    for path, body, place in asked:
+        error = well_formed(server.post(path, body), 400)
+        assert error["param"] == place
+        assert error["message"].startswith(f"{place}: data:image/png")
+
+
 def test_an_error_before_the_first_token_has_its_status_in_a_stream(server: Running) -> None:
     body = {**question("x", "data:image/png;base64,AAAA"), "stream": True}
     well_formed(server.post(CHAT, body), 400)

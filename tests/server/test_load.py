@@ -187,15 +187,17 @@ def test_too_many_bytes_at_once_are_refused(serve) -> None:
 
 
 def test_loading_is_not_ready_but_healthy(serve) -> None:
-    server = serve(EchoBackend(load=1.0), wait=False, canary=True)
+    server = serve(EchoBackend(load=60), wait=False, canary=True)
     until(lambda: server.get("/health").status_code == 200)
     answer = server.get("/ready")
     assert answer.status_code == 503
     assert "loaded" in answer.json()["reason"]
+    assert [model["id"] for model in server.get("/v1/models").json()["data"]] == ["echo-vl"]
     refused = server.post(CHAT, question())
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "engine_not_ready"
     assert "retry-after" in refused.headers
+    server.backend.load = 0
     until(lambda: server.get("/ready").status_code == 200)
     assert len(server.backend.requests) == 1  # the canary
     assert len(server.backend.requests[0].pictures) == 1

@@ -326,6 +326,7 @@ def serve(
         server.when_settled = lambda: print_banner(server.core, address)
         if host not in LOOPBACK and not server.core.keys.required:
             print("qvl-serve: WARNING: everybody who can reach this address may use it", file=sys.stderr)
+        print(f"loading {server.core.names[0]}; {address}/ready tells when it is done", file=sys.stderr, flush=True)
         run_server(server, listener)
     finally:
         listener.close()

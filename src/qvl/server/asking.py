@@ -113,6 +113,18 @@ async def chat_request(
     return Asked(exchange, request, name, core.fingerprint, policy)
 
 
+def picture_places(name: str, items: Sequence[Mapping[str, Any]], *fields: str) -> list[str]:
+    """Where each picture of a request stands in its body, in order: `messages[0].content[1].image_url`."""
+    return [
+        f"{name}[{number}].{field}[{place}].image_url"
+        for number, item in enumerate(items)
+        for field in fields
+        if isinstance(item.get(field), list)
+        for place, part in enumerate(item[field])
+        if part["type"] in ("image_url", "input_image")
+    ]
+
+
 def refuse_extra(core: ServerCore, extra: Mapping[str, Any]) -> None:
     """Raises for the first field that neither this server nor its backend knows."""
     if extra and not core.pipeline.backend.capabilities.extra_body:

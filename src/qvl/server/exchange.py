@@ -6,12 +6,12 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import anyio
 
-from qvl.errors import QvlError, RateLimitError
+from qvl.errors import MediaError, QvlError, RateLimitError
 from qvl.pipeline import new_request_id
 from qvl.server.errors import (
     CLIENT_CLOSED_REQUEST,
@@ -57,6 +57,7 @@ class Exchange:
         "held",
         "method",
         "path",
+        "picture_places",
         "request_id",
         "scope",
         "started",
@@ -83,6 +84,7 @@ class Exchange:
         self.fields: dict[str, Any] = {}
         self.extra_headers: Headers = []
         self.traced: Traced | None = None
+        self.picture_places: Callable[[], Sequence[str]] | None = None
         self.error_event: Callable[[QvlError], bytes] = error_event
         self._receive = receive
         self._send = send
@@ -230,6 +232,9 @@ class Exchange:
 
     async def fail(self, error: QvlError) -> None:
         """Tells the client about `error`: as the answer, or as an event once the headers are sent."""
+        if isinstance(error, MediaError) and error.picture is not None and self.picture_places is not None:
+            place = self.picture_places()[error.picture]
+            error = MediaError(f"{place}: {error.message}", hint=error.hint, param=place, code=error.code)
         self.fields["error"] = error.code
         if not self.status:
             headers = [JSON, *headers_of(error)]

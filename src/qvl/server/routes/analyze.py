@@ -40,6 +40,8 @@ async def analyze(exchange: Exchange) -> None:
         except ValidationError as exc:
             raise from_validation(exc) from exc
         sources = _sources(wanted)
+        several = wanted.images or ()
+        exchange.picture_places = lambda: [f"images[{number}]" for number, _ in enumerate(several)] or ["image"]
     name = exchange.core.served(wanted.model)
     found = await exchange.until_done(lambda: _analyze(exchange, wanted, sources))
     policy = _policy(exchange)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from qvl.errors import RequestError
 from qvl.ids import new_id
 from qvl.server.answers import dumps, finish_word, message_of, read_logprobs, tool_delta, usage_of
-from qvl.server.asking import answer, chat_request, started_stream
+from qvl.server.asking import answer, chat_request, picture_places, started_stream
 from qvl.server.errors import from_validation
 from qvl.server.schemas import ChatCompletionRequest
 from qvl.types import Chunk, Result
@@ -32,6 +32,7 @@ async def chat_completions(exchange: Exchange) -> None:
     except ValidationError as exc:
         raise from_validation(exc) from exc
     del body
+    exchange.picture_places = lambda: picture_places("messages", wanted.messages, "content")
     await exchange.until_done(lambda: _stream(exchange, wanted) if wanted.stream else _whole(exchange, wanted))
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from qvl.errors import QvlError, RequestError
 from qvl.ids import new_id
 from qvl.server.answers import dumps, read_logprobs
-from qvl.server.asking import answer, chat_request, started_stream
+from qvl.server.asking import answer, chat_request, picture_places, started_stream
 from qvl.server.errors import from_validation
 from qvl.server.schemas import ResponsesRequest
 from qvl.types import Choice, Chunk, Result, TokenLogprob, ToolCallDelta, Usage
@@ -29,6 +29,9 @@ async def responses(exchange: Exchange) -> None:
         wanted = ResponsesRequest.model_validate_json(body)
     except ValidationError as exc:
         raise from_validation(exc) from exc
+    if not isinstance(wanted.input, str):
+        items = wanted.input
+        exchange.picture_places = lambda: picture_places("input", items, "content", "output")
     asked = await exchange.until_done(lambda: _read(exchange, wanted))
     if wanted.stream:
         exchange.error_event = _error_event

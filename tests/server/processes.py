@@ -1,0 +1,77 @@
+"""A real `qvl-serve` and what it writes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+
+import httpx
+
+from qvl.testing.endpoint import ScriptedEndpoint
+
+CHAT = "/v1/chat/completions"
+
+
+@dataclass
+class Process:
+    """A running `qvl-serve`."""
+
+    popen: subprocess.Popen
+    lines: list[str] = field(default_factory=list)
+    address: str = ""
+
+    def read(self) -> None:
+        for line in self.popen.stderr:
+            self.lines.append(line.rstrip())
+
+    def wait_for(self, start: str) -> str:
+        """The first line that begins so, once it is there."""
+        end = time.monotonic() + 120
+        while True:
+            for line in list(self.lines):
+                if line.startswith(start):
+                    return line
+            assert self.popen.poll() is None, "\n".join(self.lines)
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def wait_ready(self) -> Process:
+        self.address = self.wait_for("  address").split()[1]
+        return self
+
+    def post(self, body: dict, path: str = CHAT, timeout: float = 60) -> httpx.Response:
+        return httpx.post(self.address + path, json=body, timeout=timeout, trust_env=False)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.address + path, timeout=60, trust_env=False)
+
+    def events(self) -> list[str]:
+        """What it logged, as far as that is JSON lines."""
+        return [line for line in list(self.lines) if line.startswith("{")]
+
+    def end(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait(10)
+        self.popen.stderr.close()
+
+
+def launch(*args: str, **env: str) -> Process:
+    popen = subprocess.Popen(
+        [sys.executable, "-m", "qvl.cli.serve", "--port", "0", *args],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **env},
+    )
+    process = Process(popen)
+    threading.Thread(target=process.read, daemon=True).start()
+    return process
+
+
+def remote(endpoint: ScriptedEndpoint) -> list[str]:
+    """Arguments for a server in front of `endpoint`."""
+    return ["openai:echo", "--base-url", endpoint.url, "--option", "probe=false", "--no-canary"]
