@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ValidationError
@@ -12,9 +12,9 @@ from pydantic import BaseModel, ValidationError
 from qvl import analysis
 from qvl.analysis import AnalysisResult, ProductAnalysis
 from qvl.errors import AnalysisError, ConfigError
-from qvl.flight import Outcome
+from qvl.flight import Outcome, Written
 from qvl.messages import load_pictures, sampling_params
-from qvl.types import ChatRequest, Chunk, ResponseFormat, Result, Usage
+from qvl.types import ChatRequest, ResponseFormat, Result, Usage
 
 if TYPE_CHECKING:
     from qvl.pipeline import AsyncPipeline, Job
@@ -108,7 +108,7 @@ class Analyzer:
             extra=extra,
         )
 
-    async def _work(self, job: Job, emit: Callable[[Chunk], None]) -> Outcome:
+    async def _work(self, job: Job, emit: Written) -> Outcome:
         notes: tuple[str, ...] = ()
         if job.request.response_format.kind == "text":
             notes += ("the backend does not enforce schemas: prompted for and validated afterwards",)

@@ -15,13 +15,13 @@ from qvl import keys
 from qvl.backends.base import Backend
 from qvl.caches.base import CacheEntry
 from qvl.errors import CacheError
-from qvl.flight import Flight, FlightBoard, Outcome
+from qvl.flight import Flight, FlightBoard, Outcome, Written
 from qvl.ids import new_id
 from qvl.log import logger
 from qvl.messages import decode_pictures
 from qvl.plugins import PluginHost
 from qvl.store import CacheMode, CachePolicy, Store
-from qvl.types import CacheState, ChatRequest, Chunk, Folder, Result, Timing, unfold
+from qvl.types import CacheState, ChatRequest, Chunk, Result, Timing, unfold
 
 if TYPE_CHECKING:
     from qvl.media import MediaPolicy
@@ -204,9 +204,7 @@ class Answering:
         job.stages.cache += time.perf_counter() - began
         return found
 
-    async def execute(
-        self, job: Job, work: Callable[[Job, Callable[[Chunk], None]], Any] | None = None
-    ) -> tuple[Outcome, CacheState]:
+    async def execute(self, job: Job, work: Callable[[Job, Written], Any] | None = None) -> tuple[Outcome, CacheState]:
         """The outcome of `job` from the cache, from a flight under way, or from the backend."""
         hit = await self.look_up(job)
         if hit is not None:
@@ -249,10 +247,8 @@ class Answering:
         )
         return result
 
-    def _answering(
-        self, job: Job, work: Callable[[Job, Callable[[Chunk], None]], Any] | None = None
-    ) -> Callable[[Callable[[Chunk], None]], Any]:
-        async def answer(emit: Callable[[Chunk], None]) -> Outcome:
+    def _answering(self, job: Job, work: Callable[[Job, Written], Any] | None = None) -> Callable[[Written], Any]:
+        async def answer(emit: Written) -> Outcome:
             lease = None
             if self.store is not None and job.key is not None:
                 lease, entry = await self.store.lease_or_entry(
@@ -285,17 +281,17 @@ class Answering:
         job.stages.media += time.perf_counter() - began
         return dataclasses.replace(job, request=request)
 
-    async def generate(self, job: Job, emit: Callable[[Chunk], None]) -> Outcome:
+    async def generate(self, job: Job, emit: Written) -> Outcome:
         """Streams the backend's answer into `emit` and folds it."""
         await self.open()
-        began = time.perf_counter()
-        folder = Folder(want_logprobs=job.request.sampling.logprobs is not None)
-        async with aclosing(self.backend.stream(job.request)) as chunks:
-            async for chunk in chunks:
-                folder.add(chunk)
-                emit(chunk)
-                if self.on_chunk is not None:
-                    self.on_chunk(job, chunk)
+        began, before = time.perf_counter(), len(emit)
+
+        def on_chunk(chunk: Chunk) -> None:
+            emit(chunk)
+            if self.on_chunk is not None:
+                self.on_chunk(job, chunk)
+
+        folder = await self.backend.fold(job.request, on_chunk=on_chunk, take_back=lambda: emit.take_back(before))
         timing = folder.timing
         if not timing.total:
             timing = dataclasses.replace(timing, total=time.perf_counter() - began)

@@ -28,7 +28,34 @@ class Outcome:
     origin: Literal["backend", "cache"] = "backend"
 
 
-Work: TypeAlias = Callable[[Callable[[Chunk], None]], Awaitable[Outcome]]
+class Written:
+    """The pieces of an answer: called with one, it keeps it; followers read them all, from the first on."""
+
+    __slots__ = ("chunks", "news", "seen")
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+        self.news = asyncio.Event()
+        # How many pieces have been shown to somebody.
+        self.seen = 0
+
+    def __call__(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
+        news, self.news = self.news, asyncio.Event()
+        news.set()
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def take_back(self, length: int) -> bool:
+        """Forgets all pieces but the first `length`; False, and nothing forgotten, when more were shown already."""
+        if self.seen > length:
+            return False
+        del self.chunks[length:]
+        return True
+
+
+Work: TypeAlias = Callable[[Written], Awaitable[Outcome]]
 
 
 class Flight:
@@ -36,8 +63,7 @@ class Flight:
 
     def __init__(self, work: Work, on_end: Callable[[Flight], None]) -> None:
         self.followers = 0
-        self._chunks: list[Chunk] = []
-        self._news = asyncio.Event()
+        self._written = Written()
         self._task = asyncio.create_task(self._run(work))
         # Not at the end of the coroutine, which never begins when it is cancelled at once.
         self._task.add_done_callback(lambda task: self._ended(task, on_end))
@@ -50,20 +76,15 @@ class Flight:
 
     async def _run(self, work: Work) -> Outcome:
         try:
-            return await work(self._emit)
+            return await work(self._written)
         finally:
-            self._news.set()
+            self._written.news.set()
 
     def _ended(self, task: asyncio.Task[Outcome], on_end: Callable[[Flight], None]) -> None:
         if not task.cancelled():
             # Looked at here, since those who left before the end will not, and asyncio complains about that.
             task.exception()
         on_end(self)
-
-    def _emit(self, chunk: Chunk) -> None:
-        self._chunks.append(chunk)
-        news, self._news = self._news, asyncio.Event()
-        news.set()
 
     async def outcome(self) -> Outcome:
         """Waits for the end.
@@ -83,13 +104,14 @@ class Flight:
         """Every chunk from the first on, and the outcome as the last item. Closing it leaves the flight."""
         self.followers += 1
         try:
-            position = 0
+            written, position = self._written, 0
             while True:
-                news = self._news
-                while position < len(self._chunks):
-                    yield self._chunks[position]
+                news = written.news
+                while position < len(written):
                     position += 1
-                if news is not self._news:
+                    written.seen = max(written.seen, position)
+                    yield written.chunks[position - 1]
+                if news is not written.news:
                     continue
                 if self._task.done():
                     break

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from qvl import AsyncPipeline
+from qvl.backends.base import CUT_OFF
 from qvl.caches.base import Lease
 from qvl.caches.memory import MemoryCache
-from qvl.errors import BackendError, BackendUnavailableError
+from qvl.errors import BackendError, BackendResponseError, BackendUnavailableError
 from qvl.types import ChatRequest, Chunk
 
-from .conftest import TalkingBackend
+from .conftest import TalkingBackend, answer_json, answering
 
 
 async def until(ready: Any) -> None:
@@ -180,3 +181,83 @@ def test_a_lease_that_comes_too_late_is_given_back(picture: Image.Image) -> None
             assert cache._leases == {}
 
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+class Dropping(TalkingBackend):
+    """Loses the connection after its first words, as many times as `drops` says."""
+
+    def __init__(self, drops: int, *, code: str | None = CUT_OFF, **options: Any) -> None:
+        super().__init__(**options)
+        self.drops = drops
+        self.code = code
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        if self.drops:
+            self.drops -= 1
+            self.requests.append(request)
+            yield Chunk(text="lost ")
+            yield Chunk(text="words ")
+            raise BackendResponseError("the connection broke off", code=self.code)
+        async for chunk in super().stream(request):
+            yield chunk
+
+
+def test_an_answer_cut_off_before_anybody_saw_it_is_asked_for_once_more(picture: Image.Image) -> None:
+    async def main() -> None:
+        backend = Dropping(1)
+        async with AsyncPipeline(backend=backend, cache="off") as pipe:
+            assert (await pipe.ask(picture, "q")).text == "1:q"
+            assert len(backend.requests) == 2
+            backend.drops = 1
+            found = await pipe.chat([{"role": "user", "content": "hello"}])
+            assert found.text == "0:hello"
+            backend.drops = 2
+            with pytest.raises(BackendResponseError, match="broke off"):
+                await pipe.ask(picture, "q")
+            assert len(backend.requests) == 6
+            backend.drops, backend.code = 1, None
+            with pytest.raises(BackendResponseError, match="broke off"):
+                await pipe.ask(picture, "q")
+
+    asyncio.run(main())
+
+
+def test_an_analysis_cut_off_is_asked_for_once_more_each_time_it_is_asked(picture: Image.Image) -> None:
+    async def main() -> None:
+        backend = Dropping(1, reply=answering("no JSON", answer_json()))
+        async with AsyncPipeline(backend=backend, cache="off") as pipe:
+            assert (await pipe.analyze(picture)).brand == "NORVIK"
+        # Cut off, nonsense, and the answer.
+        assert len(backend.requests) == 3
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_was_shown_is_not_begun_again(picture: Image.Image) -> None:
+    async def main() -> None:
+        backend = Dropping(1)
+        async with AsyncPipeline(backend=backend, cache="off") as pipe:
+            seen = []
+
+            async def consume() -> None:
+                async for chunk in pipe.stream(picture, "q"):
+                    seen.append(chunk.text)
+
+            with pytest.raises(BackendResponseError, match="broke off"):
+                await consume()
+            assert seen == ["lost ", "words "]
+            assert len(backend.requests) == 1
+
+    asyncio.run(main())
+
+
+def test_who_streams_what_another_asked_for_sees_none_of_what_was_lost(picture: Image.Image) -> None:
+    async def main() -> None:
+        backend = Dropping(1)
+        async with AsyncPipeline(backend=backend, cache="memory:") as pipe:
+            asked = asyncio.create_task(pipe.ask(picture, "one two"))
+            await until(lambda: len(backend.requests) == 2)
+            streamed = "".join([chunk.text async for chunk in pipe.stream(picture, "one two")])
+            assert streamed == (await asked).text == "1:one two"
+
+    asyncio.run(main())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
@@ -131,14 +131,9 @@ class Backend(ABC):
 
     @final
     async def generate(self, request: ChatRequest) -> Result:
-        """Folds `stream` into one Result; an answer that was cut off is asked for again, as nothing was handed on."""
+        """Folds `stream` into one Result; see `fold`."""
         started = time.perf_counter()
-        try:
-            folder = await self._fold(request)
-        except BackendError as exc:
-            if exc.code != CUT_OFF:
-                raise
-            folder = await self._fold(request)
+        folder = await self.fold(request)
         timing = folder.timing
         if not timing.total:
             from dataclasses import replace
@@ -154,11 +149,32 @@ class Backend(ABC):
             created_at=time.time(),
         )
 
-    async def _fold(self, request: ChatRequest) -> Folder:
+    @final
+    async def fold(
+        self,
+        request: ChatRequest,
+        *,
+        on_chunk: Callable[[Chunk], None] = lambda chunk: None,
+        take_back: Callable[[], bool] = lambda: True,
+    ) -> Folder:
+        """Reads `stream` to its end. An answer that was cut off is asked for once more, if `take_back` allows.
+
+        `on_chunk` sees every chunk. `take_back` forgets the chunks of the answer that was cut off and returns whether
+        that is possible: False when somebody has seen one of them already.
+        """
+        try:
+            return await self._read(request, on_chunk)
+        except BackendError as exc:
+            if exc.code != CUT_OFF or not take_back():
+                raise
+        return await self._read(request, on_chunk)
+
+    async def _read(self, request: ChatRequest, on_chunk: Callable[[Chunk], None]) -> Folder:
         folder = Folder(want_logprobs=request.sampling.logprobs is not None)
         async with aclosing(self.stream(request)) as chunks:
             async for chunk in chunks:
                 folder.add(chunk)
+                on_chunk(chunk)
         return folder
 
     def refuse_unsupported(self, request: ChatRequest) -> None:
