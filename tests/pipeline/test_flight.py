@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
@@ -190,6 +190,7 @@ class Dropping(TalkingBackend):
         super().__init__(**options)
         self.drops = drops
         self.code = code
+        self.noticed: Callable[[], bool] = lambda: True
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         if self.drops:
@@ -197,6 +198,7 @@ class Dropping(TalkingBackend):
             self.requests.append(request)
             yield Chunk(text="lost ")
             yield Chunk(text="words ")
+            await until(self.noticed)
             raise BackendResponseError("the connection broke off", code=self.code)
         async for chunk in super().stream(request):
             yield chunk
@@ -237,7 +239,8 @@ def test_a_stream_that_was_shown_is_not_begun_again(picture: Image.Image) -> Non
     async def main() -> None:
         backend = Dropping(1)
         async with AsyncPipeline(backend=backend, cache="off") as pipe:
-            seen = []
+            seen: list[str] = []
+            backend.noticed = lambda: len(seen) == 2
 
             async def consume() -> None:
                 async for chunk in pipe.stream(picture, "q"):
