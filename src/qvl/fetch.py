@@ -305,4 +305,5 @@ def _blocked(message: str, hint: str) -> MediaError:
 
 
 def _refused(host: str) -> MediaError:
-    return _blocked(f"the host {short(host)!r} has an address that is not public", "allowed_private names exceptions")
+    hint = "to allow it: --allowed-private HOST, or allowed_private of the MediaPolicy"
+    return _blocked(f"the host {short(host)!r} has an address that is not public", hint)

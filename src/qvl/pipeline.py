@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=BaseModel)
 TINY_NOTICE: Final = (
-    "qvl: no model named, using the bundled tiny one: it reads qvl's own drawn product pictures (examples/pictures), "
-    "not photographs. Name a real one: Pipeline('Qwen/Qwen3-VL-8B-Instruct'), --model or QVL_MODEL."
+    "qvl: no model named, so the bundled tiny one answers: it reads qvl's own drawn product pictures "
+    "(examples/pictures), not photographs. Name a real one: --model Qwen/Qwen3-VL-8B-Instruct, QVL_MODEL, "
+    "or Pipeline('Qwen/Qwen3-VL-8B-Instruct')."
 )
 log = logger("qvl.pipeline")
 
@@ -46,9 +47,10 @@ class AsyncPipeline(Answering):
         model: `"backend:model"`, a bare path or hub id (local), or None for the setting `QVL_MODEL`, else the bundled
             tiny model. The tiny model reads only pictures drawn by `qvl.tiny.render`; on a photograph it says nothing
             useful.
-        backend: a Backend instance instead of a name; it is opened and closed by the pipeline.
-        cache: a cache URL (`sqlite:///file.db`, `redis://…`, `memory:`, `off`), a Cache instance (closed with the
-            pipeline), or None for the setting `QVL_CACHE`, else one SQLite file in the platform's cache folder.
+        backend: a Backend instance instead of a name; whoever opens closes, and a backend is opened by its pipeline.
+        cache: a cache URL (`sqlite:///file.db`, `redis://…`, `memory:`, `off`), a Cache instance (open already, so
+            yours to close; several pipelines may share it), or None for the setting `QVL_CACHE`, else one SQLite file
+            in the platform's cache folder.
         cache_mode: `auto` stores analyses and deterministic answers, `always` everything, `off` nothing, `refresh`
             asks anew and stores.
         cache_ttl: seconds after which an answer is forgotten; None keeps it until it is evicted.
@@ -102,10 +104,11 @@ class AsyncPipeline(Answering):
         self.concurrency = settings.concurrency
         budget = MediaPolicy() if settings.max_pixels is None else MediaPolicy(max_pixels=settings.max_pixels)
         made = _make_backend(host, settings.model, backend, options)
+        self._notice = settings.model is None and backend is None
         opened = cache if isinstance(cache, Cache) else _make_cache(host, settings.cache)
         super().__init__(
             made,
-            Store(opened, ttl=settings.cache_ttl) if opened is not None else None,
+            None if opened is None else Store(opened, ttl=settings.cache_ttl, owned=not isinstance(cache, Cache)),
             host,
             media or budget,
             namespace=settings.namespace,
@@ -120,6 +123,12 @@ class AsyncPipeline(Answering):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    async def open(self) -> None:
+        if self._notice:
+            self._notice = False
+            print(TINY_NOTICE, file=sys.stderr)
+        await super().open()
 
     async def ask(
         self,
@@ -333,7 +342,6 @@ def _make_backend(host: PluginHost, model: str | None, backend: Backend | None, 
             )
         return backend
     if model is None:
-        print(TINY_NOTICE, file=sys.stderr)
         return cast("Backend", host.backends.build("local", None, **options))
     name, rest = split_model(model, host.backends.factories)
     return cast("Backend", host.backends.build(name, rest, **options))

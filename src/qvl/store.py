@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar, cast
 
@@ -21,6 +22,11 @@ from qvl.plugins import Registry, nearest
 CacheMode: TypeAlias = Literal["auto", "always", "off", "refresh"]
 CACHE_MODES: Final = ("auto", "always", "off", "refresh")
 WORKERS: Final = 8
+LEASE_SECONDS: Final = 20.0
+# A lease is renewed so many times in its length, so that a beat may come late.
+BEATS: Final = 3
+# For a holder that renews its lease and never ends.
+LONGEST_WAIT: Final = 1800.0
 T = TypeVar("T")
 log = logger("qvl.cache")
 
@@ -42,7 +48,8 @@ def open_cache(url: str | None, registry: Registry) -> Cache | None:
         if url in registry.factories:
             return cast("Cache", registry.build(url, f"{url}:"))
         if not Path(url).suffix and "/" not in url and "\\" not in url:
-            raise UnknownNameError(f"there is no cache {url!r}", hint=nearest(url, registry.factories))
+            near = nearest(url, registry.factories)
+            raise UnknownNameError(f"there is no cache {url!r}", hint=f"{near}; a path such as answers.db, or off")
         return cast("Cache", registry.build("sqlite", path_url(str(Path(url).expanduser().absolute()))))
     return cast("Cache", registry.build(scheme, url))
 
@@ -74,21 +81,34 @@ class CachePolicy:
 
 
 class Store:
-    """A cache behind worker threads. A failure is logged, counted, and treated as a miss."""
+    """A cache behind worker threads. A failure is logged, counted, and treated as a miss.
 
-    def __init__(self, cache: Cache, *, ttl: float | None = None, lease_seconds: float = 60.0) -> None:
+    Args:
+        ttl: seconds to keep entries; None until they are evicted.
+        lease_seconds: how long a holder that died keeps others from its work; one that lives renews its leases.
+        owned: whether closing the store closes the cache.
+    """
+
+    def __init__(
+        self, cache: Cache, *, ttl: float | None = None, lease_seconds: float = LEASE_SECONDS, owned: bool = True
+    ) -> None:
         self.cache = cache
         self.ttl = ttl
         self.lease_seconds = lease_seconds
+        self.owned = owned
         self.failures = 0
+        self._held: dict[tuple[str, int], Lease] = {}
+        self._beat: asyncio.TimerHandle | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
 
     async def _call(self, what: str, function: Callable[[], T], otherwise: T, *, instant: bool = False) -> T:
         try:
             if instant:
                 return function()
-            # Those who wait for another process sit in threads of their own, so that they never hold up a read.
-            kind = "wait" if what == "wait" else "work"
+            # Those who wait for another process sit in threads of their own, so that they never hold up a read; and
+            # nothing holds up those who keep a lease.
+            kind = what if what in ("wait", "renewal") else "work"
             if kind not in self._limiters:
                 self._limiters[kind] = anyio.CapacityLimiter(WORKERS)
             return await anyio.to_thread.run_sync(function, limiter=self._limiters[kind])
@@ -111,9 +131,9 @@ class Store:
     ) -> tuple[Lease | None, CacheEntry | None]:
         """The right to compute `key`, or the entry that another process has computed meanwhile.
 
-        Both None: the store failed or the holder took longer than its lease; compute anyway.
+        The lease is renewed until `release`. Both None: the store failed, or the holder never ends; compute anyway.
         """
-        end = time.monotonic() + 2 * self.lease_seconds
+        end = time.monotonic() + LONGEST_WAIT
         while True:
             failures = self.failures
             lease = await self._lease(key)
@@ -135,15 +155,53 @@ class Store:
         """The lease, if it is free. One that is granted after the caller was cancelled is given back."""
         asked = asyncio.ensure_future(self._call("lease", lambda: self.cache.lease(key, self.lease_seconds), None))
         try:
-            return await asyncio.shield(asked)
+            lease = await asyncio.shield(asked)
         except asyncio.CancelledError:
             # The thread that asks goes on, and nobody else would know of what it brings.
             if (lease := await asked) is not None:
                 await self.release(lease)
             raise
+        if lease is not None:
+            self._held[lease.key, lease.token] = lease
+            self._arm()
+        return lease
+
+    def _arm(self) -> None:
+        if self._beat is None:
+            self._beat = asyncio.get_running_loop().call_later(self.lease_seconds / BEATS, self._renew_soon)
+
+    def _disarm(self) -> None:
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
+
+    def _renew_soon(self) -> None:
+        self._renewing = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _renew(self) -> None:
+        """Keeps the leases of the work that is under way. One that is lost is let go of: its work is not stopped."""
+        for name, lease in list(self._held.items()):
+            kept = await self._call("renewal", partial(self.cache.renew, lease, self.lease_seconds), True)
+            if not kept and self._held.pop(name, None) is not None:
+                log.info("lease lost, another process may compute the same", key=lease.key, cache=self.cache.url)
+        self._beat = None
+        if self._held:
+            self._arm()
 
     async def release(self, lease: Lease) -> None:
+        self._held.pop((lease.key, lease.token), None)
+        if not self._held:
+            self._disarm()
         await self._call("release", lambda: self.cache.release(lease), None)
 
     async def aclose(self) -> None:
-        await self._call("close", self.cache.close, None)
+        self._disarm()
+        if self._renewing is not None:
+            self._renewing.cancel()
+        if self.owned:
+            await self._call("close", self.cache.close, None)
+
+    def close(self) -> None:
+        """As `aclose`, where no loop has run yet."""
+        if self.owned:
+            self.cache.close()

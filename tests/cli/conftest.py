@@ -72,7 +72,7 @@ def qvl() -> Callable[..., Ran]:
     from qvl.cli import app
 
     def run(*args: str, stdin: bytes | None = None) -> Ran:
-        found = CliRunner().invoke(app, list(args), input=stdin)
+        found = CliRunner().invoke(app, list(args), input=stdin, prog_name="qvl")
         if found.exception is not None and not isinstance(found.exception, SystemExit):
             raise found.exception
         return Ran(found.exit_code, found.stdout, found.stderr)

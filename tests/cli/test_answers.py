@@ -13,10 +13,26 @@ import pytest
 def test_analyze_prints_fields_confidence_stages_and_the_line_of_time(qvl, picture):
     ran = qvl("analyze", picture)
     assert ran.code == 0
-    for word in ("brand", "NORVIK", "category", "mug", "64x48", "%", "media", "cache", "queue", "first token", "total"):
+    for word in ("brand", "NORVIK", "category", "mug", "64x48", "%", "time: media", "model", "total"):
         assert word in ran.out
     assert re.search(r"^image analysis took \d+\.\d\d s \(cache miss\)$", ran.out, re.MULTILINE)
     assert ran.err == ""
+
+
+def test_the_stages_add_up_to_the_total(qvl, picture):
+    def times(out):
+        rows = re.findall(r"time: ([\w ]+?) +│ +│ +([\d.]+) (ms|s) │", out)
+        return {label: float(value) / (1000 if unit == "ms" else 1) for label, value, unit in rows}
+
+    found = times(qvl("analyze", picture, "-i", "1").out)
+    total = found.pop("total")
+    assert {"media", "model"} <= set(found)
+    assert sum(found.values()) == pytest.approx(total, rel=0.05)
+    assert set(times(qvl("analyze", picture).out)) <= {"media", "cache", "start", "total"}
+
+
+def test_a_question_does_not_call_itself_an_analysis(qvl, picture):
+    assert re.search(r"^answer took \d+\.\d\d s \(cache miss\)$", qvl("ask", picture, "What?").out, re.MULTILINE)
 
 
 def test_the_second_run_is_a_hit_with_the_same_answer(qvl, picture):
@@ -97,7 +113,7 @@ def test_together_shows_all_pictures_in_one_request_in_their_order(qvl, pictures
 def test_ask_prints_the_answer_and_the_stages(qvl, picture):
     ran = qvl("ask", picture, "How large?")
     assert ran.out.startswith("64x48: How large?\n")
-    assert "first token" in ran.out
+    assert "model" in ran.out
     assert "(cache miss)" in ran.out
 
 

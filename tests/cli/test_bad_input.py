@@ -210,3 +210,39 @@ def test_the_error_is_red_on_a_terminal(shell, folder):
     ran = shell("analyze", "gone.png", env={"FORCE_COLOR": "1", "TERM": "xterm-256color"})
     assert ran.err.startswith("\x1b[1;31merror: ")
     assert make_picture("here.png", 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ask", "--nope", "x"], ["No such option: --nope", "qvl ask --help"]),
+        (["--nope"], ["No such option: --nope", "(qvl --help)"]),
+        (["analyse"], ["No such command 'analyse'"]),
+        (["analyze"], ["Missing argument", "qvl analyze --help"]),
+        (["ask", "x", "-i", "0"], ["--iterations", "greater than or equal to 1"]),
+    ],
+)
+def test_wrong_use_is_one_line_that_names_the_help(qvl, arguments, words):
+    ran = qvl(*arguments)
+    assert ran.code == 2
+    assert all(word in ran.error for word in words)
+    assert ran.err.count("\n") == 1
+
+
+def test_a_group_alone_shows_its_help(qvl):
+    ran = qvl("cache")
+    assert ran.code == 2
+    assert "explain" in ran.out + ran.err
+    assert "error" not in ran.err
+
+
+def test_a_picture_without_a_question_is_not_taken_for_one(qvl, picture):
+    ran = qvl("ask", picture)
+    assert ran.code == 2
+    assert f"no question about {picture}" in ran.error
+
+
+def test_an_unknown_cache_is_told_of_paths_and_off(qvl, picture):
+    ran = qvl("ask", picture, "What?", "--cache", "nonsense")
+    assert ran.code == 2
+    assert "or off" in ran.error

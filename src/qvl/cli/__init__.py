@@ -30,6 +30,8 @@ COMMANDS: Final = {
     "launch": "Run one engine in a container on an Ascend host.",
     "version": "The versions of qvl and of what it runs on.",
 }
+# Its place differs between the versions of typer, which carries click within it or beside it.
+UsageError: Final[Any] = typer.BadParameter.__base__
 EPILOG: Final = "Exit codes: 0 done, 1 some failed, 2 wrong use. `qvl COMMAND --help` says more."
 
 
@@ -58,9 +60,21 @@ class LazyGroup(TyperGroup):
         finally:
             self._listing = False
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with one_line_errors():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:
         with one_line_errors():
             return super().invoke(ctx)
+
+
+class SingleCommand(TyperCommand):
+    """A command that is a program of its own."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with one_line_errors():
+            return super().make_context(*args, **extra)
 
 
 def load_command(name: str) -> Any:
@@ -105,6 +119,15 @@ def one_line_errors() -> Iterator[None]:
 
         report(exc)
         raise typer.Exit(exit_code(exc)) from exc
+    except UsageError as exc:
+        message = exc.format_message()
+        if message:  # else it is the help of a group that was called alone
+            from qvl.cli.failure import report
+            from qvl.errors import ConfigError
+
+            command = exc.ctx.command_path if exc.ctx is not None else "qvl"
+            report(ConfigError(message.rstrip("."), hint=f"{command} --help"))
+        raise typer.Exit(2) from exc
     except BrokenPipeError:
         from qvl.cli.failure import abandon_stdout
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qvl.cli import options as o
+from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +59,8 @@ def ask(
     from qvl.cli.output import Output
 
     o.start_logs(verbose, as_json)
+    if not pictures and reading.is_picture(question):
+        raise ConfigError(f"no question about {question}", hint=f'qvl ask {question} "What brand is it?"')
     works = reading.pictures(pictures or (), together=together) or [reading.Given("(no picture)", [])]
     settings = o.PipelineOptions(
         model=model,

@@ -59,7 +59,7 @@ Together: TypeAlias = Annotated[
 ]
 AllowPrivate: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--allow-private", metavar="HOST", help="A private host to fetch from.", rich_help_panel=_ANSWER),
+    typer.Option("--allowed-private", metavar="HOST", help="A private host to fetch from.", rich_help_panel=_ANSWER),
 ]
 Iterations: TypeAlias = Annotated[
     int, typer.Option("--iterations", "-i", min=1, help="Ask N times: a miss, then hits.", rich_help_panel=_OUTPUT)

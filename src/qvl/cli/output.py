@@ -82,7 +82,7 @@ class Output:
             return
         show.stages(record)
         show.notes(record.result)
-        show.stdout().print(show.took(record.result))
+        show.stdout().print(show.took(record))
 
     def end_iteration(self, iteration: int) -> None:
         """Called after every picture of one iteration."""

@@ -43,6 +43,13 @@ def pictures(arguments: Sequence[str], *, together: bool = False) -> list[Given]
     return found
 
 
+def is_picture(argument: str) -> bool:
+    """Whether `argument` names a picture rather than asks something: a file that is there, a URL, stdin, a glob."""
+    if argument == "-" or argument.startswith(("http://", "https://", "data:image/")):
+        return True
+    return os.path.isfile(os.path.expanduser(argument)) or (" " not in argument and bool(glob.glob(argument)))
+
+
 def _expand(argument: str) -> list[Given]:
     if argument == "-":
         from qvl.media import DEFAULT_POLICY

@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from qvl.cli.records import Record
     from qvl.types import Result
 
-STAGES: Final = (
-    ("media", "media"),
-    ("cache", "cache"),
-    ("queue", "queue"),
-    ("first_token", "first token"),
-    ("total", "total"),
-)
 SHOWN_OPENING: Final = 0.05
 _NARROW: Final = 100
 
@@ -40,14 +33,14 @@ def stdout() -> Console:
     return _Stdout(highlight=False, emoji=False)
 
 
-def took(result: Result) -> str:
-    return f"image analysis took {result.timing.total:.2f} s (cache {result.cache})"
+def took(record: Record) -> str:
+    assert record.result is not None
+    what = "answer" if record.analysis is None else "image analysis"
+    return f"{what} took {record.result.timing.total:.2f} s (cache {record.result.cache})"
 
 
 def seconds(value: float) -> str:
-    """A time with three digits that matter; 0 is a stage that did not happen or is not known."""
-    if value <= 0:
-        return "–"
+    """A time with three digits that matter."""
     return f"{value * 1000:.2f} ms" if value < 0.01 else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
@@ -77,7 +70,7 @@ def one(record: Record) -> None:
             console.print(Text(choice.text))
         stages(record)
     notes(record.result)
-    console.print(Text(took(record.result)))
+    console.print(Text(took(record)))
 
 
 def stages(record: Record) -> None:
@@ -91,10 +84,22 @@ def stages(record: Record) -> None:
 
 
 def timed(record: Record) -> list[tuple[str, float]]:
-    """(stage, seconds) in the order in which they happen; loading the model only where it was loaded."""
+    """(stage, seconds) of the stages that happened, in their order; without the last, they add up to it."""
     assert record.result is not None
-    times = [(label, float(getattr(record.result.timing, name))) for name, label in STAGES]
-    return times if record.opening < SHOWN_OPENING else [*times[:2], ("model load", record.opening), *times[2:]]
+    timing = record.result.timing
+    opening = record.opening if record.opening >= SHOWN_OPENING else 0.0
+    # A hit's rest is this program's start; a backend that does not tell its first token's time gets one row.
+    rest = "decode" if timing.first_token else "start" if record.result.cache == "hit" else "model"
+    known = timing.media + timing.cache + opening + timing.first_token
+    stages = (
+        ("media", timing.media),
+        ("cache", timing.cache),
+        ("model load", opening),
+        ("queue", timing.queue),
+        ("first token", timing.first_token - timing.queue),
+        (rest, timing.total - known),
+    )
+    return [*((label, spent) for label, spent in stages if spent > 0), ("total", timing.total)]
 
 
 def notes(result: Result) -> None:
