@@ -10,9 +10,9 @@ import subprocess
 import pytest
 
 from qvl.backends.retry import RetryPolicy
-from qvl.bench.connection import Body, BrokenAnswerError, Pool
 from qvl.bench.exchange import cache_state, server_timing
 from qvl.errors import ConfigError
+from qvl.http1 import Body, BrokenAnswerError, Pool
 from qvl.testing.endpoint import Exchange, Flood, Hang, ScriptedEndpoint, Stall, Text
 from tests.bench.test_load import NO_RETRY, prompts
 

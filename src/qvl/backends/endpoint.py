@@ -189,12 +189,12 @@ class Endpoint:
                     log.info("the openai client takes over", endpoint=self.url, reason=str(exc))
                     self._straight = None
             return await send(self._sdk)
-        except (LateError, Failed) as exc:
-            raise self._told(exc, "no first token", began) from exc
+        except Failed as exc:
+            raise self._closing(exc) from exc.__cause__
+        except LateError as exc:
+            raise self._late("no first token", began) from exc
 
-    async def _payloads(
-        self, reply: Reply, events: EventReader, by: float, started: bool
-    ) -> tuple[list[bytes], bool]:
+    async def _payloads(self, reply: Reply, events: EventReader, by: float, started: bool) -> tuple[list[bytes], bool]:
         """The events that the next bytes complete, and whether those were the last."""
         began = time.monotonic()
         try:
@@ -202,19 +202,23 @@ class Endpoint:
             return (events.feed(data), False) if data else (events.end(), True)
         except BackendResponseError as exc:
             raise broken(exc.message, self.url) from exc
-        except (LateError, Failed) as exc:
-            raise self._told(exc, "no further token" if started else "no first token", began) from exc
+        except Failed as exc:
+            raise self._closing(exc) from exc.__cause__
+        except LateError as exc:
+            raise self._late("no further token" if started else "no first token", began) from exc
 
-    def _told(self, exc: LateError | Failed, what: str, began: float) -> Failed:
-        """What happened, in words of ours."""
-        if self._closed:
-            # Closing makes a read fail in its own words; what happened is that we were closed.
-            failed = down("closed while a request was running", self.url, untouched=False)
-            failed.repeat, failed.blame = Repeat.NEVER, Blame.NONE
+    def _closing(self, failed: Failed) -> Failed:
+        """Closing makes a read fail in words of its own; what happened then is that we were closed."""
+        if not self._closed:
             return failed
-        if isinstance(exc, Failed):
-            return exc
-        return too_slow(f"{what} in {time.monotonic() - began:.1f} s", self.url, hint="see first_token_timeout")
+        closed = down("closed while a request was running", self.url, untouched=False)
+        closed.repeat, closed.blame = Repeat.NEVER, Blame.NONE
+        return closed
+
+    def _late(self, what: str, began: float) -> Failed:
+        return self._closing(
+            too_slow(f"{what} in {time.monotonic() - began:.1f} s", self.url, hint="see first_token_timeout")
+        )
 
     async def models(self) -> list[dict[str, Any]]:
         """What GET /models lists; empty when the endpoint has no such list."""
@@ -229,8 +233,10 @@ class Endpoint:
                     raise broken("the list of models is endless", self.url)
             listed = json.loads(data)
             models = listed.get("data") if isinstance(listed, dict) else None
-        except (LateError, Failed) as exc:
-            raise self._told(exc, "no list of models", began) from exc
+        except Failed as exc:
+            raise self._closing(exc) from exc.__cause__
+        except LateError as exc:
+            raise self._late("no list of models", began) from exc
         except ValueError as exc:
             raise broken(f"the list of models is no JSON: {readable(bytes(data))}", self.url) from exc
         finally:

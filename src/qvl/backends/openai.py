@@ -20,7 +20,7 @@ from qvl.backends.failures import Blame, Failed, Repeat
 from qvl.backends.fleet import Attempts, Fleet, Line
 from qvl.backends.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
 from qvl.backends.retry import RetryPolicy
-from qvl.backends.wire import request_body
+from qvl.backends.wire import encoded, request_body
 from qvl.errors import (
     BackendUnavailableError,
     ConfigError,
@@ -242,11 +242,12 @@ class OpenAIBackend(Backend):
             except QvlError as exc:
                 # It has less than the others: this request, which they can serve, goes past it.
                 raise Failed(exc, Repeat.ELSEWHERE, Blame.NONE) from None
-        if request.pictures:
-            # Scaling and encoding megapixels would hold up every other stream.
-            body = await asyncio.to_thread(request_body, request, self.model, findings.dialect)
-        else:
-            body = request_body(request, self.model, findings.dialect)
+
+        def written() -> bytes:
+            return encoded(request_body(request, self.model, findings.dialect))
+
+        # Scaling and encoding megapixels would hold up every other stream.
+        body = await asyncio.to_thread(written) if request.pictures else written()
         async with aclosing(
             line.endpoint.stream(body, n=request.sampling.n, deadline=deadline, request_id=request.request_id)
         ) as chunks:

@@ -22,7 +22,7 @@ from qvl.backends.base import ALL_SAMPLING, Capabilities
 from qvl.backends.endpoint import Endpoint
 from qvl.backends.failures import Blame, Failed, Repeat
 from qvl.backends.retry import RetryPolicy
-from qvl.backends.wire import EXTRA_SAMPLING, Dialect
+from qvl.backends.wire import EXTRA_SAMPLING, Dialect, encoded
 from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
 from qvl.types import Choice, Folder, Usage
 
@@ -335,7 +335,7 @@ class _Asker:
 
     async def _once(self, body: Mapping[str, Any]) -> Answered:
         folder = Folder(want_logprobs=True)
-        async with aclosing(self._endpoint.stream(body)) as chunks:
+        async with aclosing(self._endpoint.stream(encoded(body))) as chunks:
             async for chunk in chunks:
                 folder.add(chunk)
         return Answered(folder.choices(), folder.usage)

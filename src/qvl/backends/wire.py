@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from qvl.backends.failures import broken, cut_off, from_event
 from qvl.backends.sse import readable, shorten
-from qvl.errors import BackendResponseError, UnsupportedInputError
+from qvl.errors import BackendResponseError, RequestError, UnsupportedInputError
 from qvl.types import (
     ChatRequest,
     Chunk,
@@ -53,6 +53,7 @@ _FINISH: Final[dict[str, FinishReason]] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
 }
+_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _IMAGE_TOKENS: Final = ("image_tokens", "vision_tokens", "multimodal_tokens")
 
 
@@ -110,6 +111,18 @@ def request_body(request: ChatRequest, model: str, dialect: Dialect) -> dict[str
             raise UnsupportedInputError(f"{name!r} cannot be set as an extra field", param=name)
         body[name] = value
     return body
+
+
+def encoded(body: Mapping[str, Any]) -> bytes:
+    """The body as it goes on the wire.
+
+    Raises:
+        RequestError: it holds what JSON cannot carry.
+    """
+    try:
+        return _encode(body).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise RequestError(f"the request cannot be sent: {exc}", hint="pass only JSON values") from exc
 
 
 def _message(message: Message, max_pixels: int | None) -> dict[str, Any]:

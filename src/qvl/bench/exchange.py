@@ -11,8 +11,8 @@ from typing import Final
 from qvl.backends.failures import Failed, Repeat, from_event, from_status
 from qvl.backends.sse import MAX_EVENT_BYTES, EventReader, readable
 from qvl.backends.wire import read_usage
-from qvl.bench.connection import Body, BrokenAnswerError, HttpError, Pool
 from qvl.errors import BackendResponseError, ConfigError
+from qvl.http1 import Body, BrokenAnswerError, HttpError, Pool
 from qvl.types import Usage
 
 OVERLOAD: Final = frozenset({"http_429", "http_503", "http_529", "timeout"})
