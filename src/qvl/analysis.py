@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, ValidationError, create_model
 
 from qvl.errors import AnalysisError, ConfigError
 from qvl.prompts import LANGUAGES, PRODUCT_PROMPTS, PROMPT_VERSION, RETRY_PROMPTS, SCHEMA_PROMPTS
@@ -108,6 +108,28 @@ def check_language(language: str) -> str:
 def generation_schema(schema: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema that the model's answer must follow."""
     return (ProductFields if schema is ProductAnalysis else schema).model_json_schema()
+
+
+def boxed(schema: type[BaseModel]) -> type[BaseModel] | None:
+    """An object whose field `answer` is `schema`, for a RootModel that is a list or a plain value; None for all others.
+
+    Endpoints take objects alone as a schema's top.
+    """
+    if not issubclass(schema, RootModel) or _top(schema.model_json_schema()).get("type") == "object":
+        return None
+    return create_model(schema_name(schema), __doc__=schema.__doc__, answer=(schema, ...))
+
+
+def own_fields(value: BaseModel) -> dict[str, Any]:
+    """The fields of a user's schema as JSON values; what is no object stands under `answer`."""
+    found = value.model_dump(mode="json")
+    return found if isinstance(found, dict) else {"answer": found}
+
+
+def _top(schema: dict[str, Any]) -> dict[str, Any]:
+    """The definition that a schema of one reference stands for."""
+    reference = str(schema.get("$ref", ""))
+    return cast("dict[str, Any]", schema["$defs"][reference.rpartition("/")[2]]) if reference else schema
 
 
 def prompt_version(schema: type[BaseModel]) -> str:

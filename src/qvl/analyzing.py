@@ -30,7 +30,9 @@ class Analyzer:
         if not (isinstance(schema, type) and issubclass(schema, BaseModel)):
             raise ConfigError(f"schema must be a pydantic model class, not {schema!r}", param="schema")
         self.pipeline = pipeline
-        self.schema: type[BaseModel] = schema
+        box = analysis.boxed(schema)
+        self.schema: type[BaseModel] = box or schema
+        self._boxed = box is not None
         self.language = analysis.check_language(language)
 
     async def run(
@@ -69,11 +71,12 @@ class Analyzer:
         result = self.pipeline.finish(job, outcome, state)
         if isinstance(value, ProductAnalysis):
             value.came_from(result)
+        fields = dict(outcome.confidence.get("field_confidence") or {})
         return AnalysisResult(
-            value=value,
+            value=value.answer if self._boxed else value,  # type: ignore[attr-defined]
             result=result,
             confidence=outcome.confidence.get("confidence"),
-            field_confidence=dict(outcome.confidence.get("field_confidence") or {}),
+            field_confidence={path.removeprefix("answer.") if self._boxed else path: p for path, p in fields.items()},
             confidence_method=outcome.confidence.get("confidence_method"),
         )
 

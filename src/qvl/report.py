@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from qvl.analysis import ProductAnalysis
+from qvl.analysis import ProductAnalysis, own_fields
 from qvl.notebook import fields_of, thumbnail_html
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ def _analysis(analysis: AnalysisResult[Any]) -> str:
     if isinstance(analysis.value, ProductAnalysis):
         rows = [(label, value, sure.get(path)) for label, path, value in fields_of(analysis.value)]
     else:
-        found = analysis.value.model_dump(mode="json")
-        rows = [(name, str(value), sure.get(name)) for name, value in found.items()]
+        rows = [(name, str(value), sure.get(name)) for name, value in own_fields(analysis.value).items()]
     if analysis.confidence is not None:
         rows.append(("all fields", "", analysis.confidence))
     cells = "".join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, computed_field, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field, create_model, field_validator
 
 from qvl import Pipeline
 
@@ -59,3 +59,26 @@ def _has_a_letter(value: str) -> str:
     if not any(char.isalpha() for char in value):
         raise ValueError("needs a letter")
     return value
+
+
+class Bills(RootModel[list[Invoice]]):
+    """All invoices on the picture."""
+
+
+class Named(RootModel[Invoice]):
+    """One invoice."""
+
+
+def test_a_schema_that_is_a_list_is_asked_for_in_an_object_and_given_as_a_list(picture: Image.Image) -> None:
+    backend = TalkingBackend(reply=answering('{"answer": [{"number": "A-1", "total": 2.5}]}'))
+    with Pipeline(backend=backend, cache="memory:") as pipe:
+        first, again = (pipe.analyze_result(picture, schema=Bills) for _ in range(2))
+    assert first.value == again.value == Bills([Invoice(number="A-1", total=2.5)])
+    assert again.result.cache == "hit"
+    assert set(first.field_confidence) <= {"0.number", "0.total"}
+
+
+def test_a_root_that_is_an_object_stays_one(picture: Image.Image) -> None:
+    backend = TalkingBackend(reply=answering('{"number": "A-1", "total": 2.5}'))
+    with Pipeline(backend=backend, cache="memory:") as pipe:
+        assert pipe.analyze(picture, schema=Named).root.total == 2.5

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qvl.analysis import ProductAnalysis
+from qvl.analysis import ProductAnalysis, own_fields
 from qvl.notebook import fields_of
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def fields(analysis: AnalysisResult[Any]) -> list[tuple[str, str, float | None]]
     sure = analysis.field_confidence
     if isinstance(analysis.value, ProductAnalysis):
         return [(label, value, sure.get(path)) for label, path, value in fields_of(analysis.value)]
-    found = analysis.value.model_dump(mode="json")
-    return [(name, _plain(value), sure.get(name)) for name, value in found.items()]
+    return [(name, _plain(value), sure.get(name)) for name, value in own_fields(analysis.value).items()]
 
 
 def one(record: Record) -> None:
