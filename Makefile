@@ -11,9 +11,9 @@ BUILD := build
 TORCH := 2.13.0
 PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
-FAST := not slow and not vllm and not browser
+FAST := not slow and not vllm and not browser and not ray
 
-.PHONY: help setup demo test lint fix docs slow pins test-compat bench-engine bench-server clean
+.PHONY: help setup demo test lint fix docs slow pins test-compat test-ray test-vllm bench-engine bench-server clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -53,6 +53,13 @@ test-compat: ## the local backend under transformers 4.57.1, in an environment o
 		pytest pytest-timeout pytest-asyncio hypothesis
 	.venv-compat/bin/python -m pytest tests/local tests/tiny -m "$(FAST)"
 
+test-vllm: ## the vLLM backend on vLLM's CPU build, in an environment of its own
+	$(PYTHON) tests/backends/vllm_environment.py .venv-vllm
+
+test-ray: $(STAMP) ## replicas and datasets under Ray, which it installs
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,ray]'
+	$(PYTEST) tests/ray
+
 bench-engine: $(STAMP) ## the engine beside plain generate on 139 M random weights; benchmarks/README.md tells of servers
 	$(BIN)/python benchmarks/bench_engine.py
 
@@ -64,9 +71,9 @@ docs: $(STAMP) ## write docs/cli.md from the commands, check every link between 
 
 pins: ## write constraints.txt anew: the newest versions of what dev pulls in, with this torch
 	rm -rf $(BUILD)/pins && $(PYTHON) -m venv $(BUILD)/pins
-	$(BUILD)/pins/bin/python -m pip install -q 'torch==$(TORCH)' '.[dev]'
+	$(BUILD)/pins/bin/python -m pip install -q 'torch==$(TORCH)' '.[dev,ray]'
 	{ sed -n '/^#/p' constraints.txt; $(BUILD)/pins/bin/python -m pip freeze --all --exclude qvl --exclude pip | \
-		sed -E 's/\+cpu$$//; s/^((numpy|networkx)==.*)$$/\1; python_version >= "3.11"/'; } > $(BUILD)/constraints.txt
+		sed -E 's/\+cpu$$//; s/^((networkx|numpy|pandas|pyarrow)==.*)$$/\1; python_version >= "3.11"/'; } > $(BUILD)/constraints.txt
 	mv $(BUILD)/constraints.txt constraints.txt
 
 clean: ## remove what make made; the virtual environment stays (rm -rf .venv)

@@ -28,7 +28,7 @@ server answers with) and `code` (OpenAI's machine-readable word). `hint` is one 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class QvlError(Exception):
@@ -58,6 +58,17 @@ class QvlError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are made again from `args` alone, which is not what these take; they must cross processes.
+        return _as_it_was, (type(self), self.args, self.__dict__)
+
+
+def _as_it_was(kind: type[QvlError], args: tuple[Any, ...], state: dict[str, Any]) -> QvlError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(QvlError, ValueError):

@@ -27,6 +27,7 @@ EXTRAS: Final = {
     "fastapi": "server",
     "llguidance": "local",
     "openai": "openai",
+    "ray": "ray",
     "redis": "redis",
     "torch": "local",
     "transformers": "local",
@@ -44,6 +45,7 @@ class BuiltIns:
         register("local", "qvl.backends.local.backend:LocalBackend")
         register("openai", "qvl.backends.openai:OpenAIBackend")
         register("vllm", "qvl.backends.vllm:VllmBackend")
+        register("ray", "qvl.ray.backend:RayBackend")
         register("replay", "qvl.backends.replay:ReplayBackend")
 
     @hookimpl

@@ -5,12 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
-
-if TYPE_CHECKING:
-    from qvl.server.core import ServerCore
 
 MODEL: Final = "Model"
 ADDRESS: Final = "Address"
@@ -19,6 +16,7 @@ SECURITY: Final = "Security"
 LOAD: Final = "Load"
 PICTURES: Final = "Pictures"
 LOGS: Final = "Logs"
+REPLICAS: Final = "Replicas on many devices (Ray Serve)"
 
 
 def register(app: typer.Typer) -> None:
@@ -109,6 +107,27 @@ def serve(
             envvar="QVL_EXIT_ON_ENGINE_DEATH", help="End with an error when the engine dies.", rich_help_panel=MODEL
         ),
     ] = False,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            envvar="QVL_REPLICAS",
+            min=1,
+            help="Engine processes, each on a device of its own.",
+            rich_help_panel=REPLICAS,
+        ),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(envvar="QVL_DEVICES", help="Of what: auto, npu, cuda or cpu.", rich_help_panel=REPLICAS),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QVL_RAY_ADDRESS",
+            help="Cluster to use: auto (this host's) or HOST:PORT; left out: one for this host alone.",
+            rich_help_panel=REPLICAS,
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(envvar=["QVL_HOST", "SERVER_HOST"], help="Address to listen on.", rich_help_panel=ADDRESS)
     ] = "127.0.0.1",
@@ -255,6 +274,7 @@ def serve(
         raise MissingDependencyError(
             f"qvl-serve needs the package {exc.name!r}", hint="pip install 'qvl[server]'"
         ) from exc
+    from qvl.cli.banner import print_banner, shown_host
     from qvl.media import MediaPolicy
     from qvl.pipeline import AsyncPipeline
     from qvl.server.settings import ServerSettings
@@ -322,7 +342,7 @@ def serve(
         )
         if exit_on_engine_death:
             server.exit_on_death()
-        address = f"{'https' if tls_cert else 'http'}://{_shown(host)}:{listener.getsockname()[1]}"
+        address = f"{'https' if tls_cert else 'http'}://{shown_host(host)}:{listener.getsockname()[1]}"
         server.when_settled = lambda: print_banner(server.core, address)
         if host not in LOOPBACK and not server.core.keys.required:
             print("qvl-serve: WARNING: everybody who can reach this address may use it", file=sys.stderr)
@@ -332,6 +352,23 @@ def serve(
         listener.close()
         if traces is not None:
             traces.shutdown()
+
+
+def _replicated(
+    model: str | None,
+    options: dict[str, Any],
+    replicas: int,
+    devices: str | None,
+    ray_address: str | None,
+    drain_timeout: float,
+) -> tuple[str, dict[str, Any]]:
+    """The same model with the same options, as replicas; `--device` names their kind as well."""
+    from qvl.pipeline import TINY_NOTICE
+
+    if model is None:
+        print(TINY_NOTICE, file=sys.stderr)
+    spread = {"replicas": replicas, "ray_address": ray_address, "drain_timeout": drain_timeout}
+    return f"ray:{model or ''}", {**options, **spread, "devices": devices or options.pop("device", "auto")}
 
 
 def configure_logs(level: str, form: str) -> None:
@@ -348,41 +385,6 @@ def configure_logs(level: str, form: str) -> None:
     configure(level=level, json=form == "json")
     if level.lower() != "debug":
         logging.getLogger("qvl.pipeline").setLevel(logging.WARNING)
-
-
-def print_banner(core: ServerCore, address: str) -> None:
-    """What runs, where, and how to call it."""
-    pipeline = core.pipeline
-    told = {"backend": pipeline.backend.name, "model": ", ".join(core.names)}
-    identity = pipeline.backend.identity()
-    describe = getattr(pipeline.backend, "describe", None)
-    device = describe() if callable(describe) else identity.get("device")
-    for name, value in (("device", device), ("dtype", identity.get("dtype"))):
-        if value is not None:
-            told[name] = str(value)
-    told["cache"] = "off" if pipeline.store is None else _shown_cache(pipeline.store.cache.url)
-    told["keys"] = "required" if core.keys.required else "none"
-    told["address"] = address
-    lines = [f"qvl {core.version} serves", *(f"  {name:<8} {value}" for name, value in told.items())]
-    key = " -H 'Authorization: Bearer KEY'" if core.keys.required else ""
-    body = '{"messages":[{"role":"user","content":"Hello"}]}'
-    lines.append(f"  page     {address}/   docs {address}/docs")
-    lines.append(f"  try      curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
-    print("\n".join(lines), file=sys.stderr, flush=True)
-
-
-def _shown_cache(url: str) -> str:
-    """A cache URL without its password."""
-    from urllib.parse import urlsplit, urlunsplit
-
-    parts = urlsplit(url)
-    if parts.username is None and parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _listed(values: Sequence[str] | None) -> tuple[str, ...]:

@@ -1,0 +1,45 @@
+"""What `qvl-serve` says when it is ready."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qvl.server.core import ServerCore
+
+
+def print_banner(core: ServerCore, address: str) -> None:
+    """What runs, where, and how to call it."""
+    pipeline = core.pipeline
+    told = {"backend": pipeline.backend.name, "model": ", ".join(core.names)}
+    identity = pipeline.backend.identity()
+    describe = getattr(pipeline.backend, "describe", None)
+    device = describe() if callable(describe) else identity.get("device")
+    for name, value in (("device", device), ("dtype", identity.get("dtype"))):
+        if value is not None:
+            told[name] = str(value)
+    told["cache"] = "off" if pipeline.store is None else _shown_cache(pipeline.store.cache.url)
+    told["keys"] = "required" if core.keys.required else "none"
+    told["address"] = address
+    lines = [f"qvl {core.version} serves", *(f"  {name:<8} {value}" for name, value in told.items())]
+    key = " -H 'Authorization: Bearer KEY'" if core.keys.required else ""
+    body = '{"messages":[{"role":"user","content":"Hello"}]}'
+    lines.append(f"  page     {address}/   docs {address}/docs")
+    lines.append(f"  try      curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _shown_cache(url: str) -> str:
+    """A cache URL without its password."""
+    from urllib.parse import urlsplit, urlunsplit
+
+    parts = urlsplit(url)
+    if parts.username is None and parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def shown_host(host: str) -> str:
+    """A host as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host

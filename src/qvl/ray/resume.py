@@ -1,0 +1,98 @@
+"""An answer that goes on where it stopped, from another replica that gives the same answer again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from qvl.types import Chunk, ToolCallDelta
+
+
+class Diverged(Exception):
+    """The second answer is not the first one: it cannot be joined to what was handed on."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """A text that only grows; on the second time round, `rest` gives what is new."""
+
+    said: str = ""
+    left: str = ""
+
+    def rest(self, text: str) -> str:
+        if self.left:
+            known = min(len(self.left), len(text))
+            if text[:known] != self.left[:known]:
+                raise Diverged
+            self.left, text = self.left[known:], text[known:]
+        self.said += text
+        return text
+
+    def again(self) -> None:
+        self.left = self.said
+
+
+@dataclass(slots=True)
+class _Choice:
+    text: _Part = field(default_factory=_Part)
+    reasoning: _Part = field(default_factory=_Part)
+    calls: dict[int, _Part] = field(default_factory=dict)
+    logprobs: int = 0
+    logprobs_left: int = 0
+    finished: bool = False
+
+
+class Continuation:
+    """Lets through what was not handed on yet.
+
+    Every chunk of a first answer passes unchanged. After `again()` the same answer is expected from its beginning, and
+    what was handed on is taken off it, whatever pieces it comes in.
+    """
+
+    def __init__(self) -> None:
+        self._choices: dict[int, _Choice] = {}
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was handed on."""
+        return bool(self._choices)
+
+    def again(self) -> None:
+        """The answer starts from its beginning."""
+        for choice in self._choices.values():
+            for part in (choice.text, choice.reasoning, *choice.calls.values()):
+                part.again()
+            choice.logprobs_left = choice.logprobs
+
+    def rest(self, chunk: Chunk) -> Chunk | None:
+        """The part of `chunk` that is new, or None.
+
+        Raises:
+            Diverged: it says something else than was handed on.
+        """
+        choice = self._choices.setdefault(chunk.index, _Choice())
+        skip = min(choice.logprobs_left, len(chunk.logprobs))
+        choice.logprobs_left -= skip
+        finish = None if choice.finished else chunk.finish_reason
+        new = replace(
+            chunk,
+            text=choice.text.rest(chunk.text),
+            reasoning=choice.reasoning.rest(chunk.reasoning),
+            tool_calls=tuple(delta for call in chunk.tool_calls if (delta := _call(choice, call)) is not None),
+            logprobs=chunk.logprobs[skip:],
+            finish_reason=finish,
+        )
+        choice.logprobs += len(new.logprobs)
+        choice.finished = choice.finished or finish is not None
+        empty = not (new.text or new.reasoning or new.tool_calls or new.logprobs or finish or new.usage)
+        return None if empty and new != chunk else new
+
+
+def _call(choice: _Choice, delta: ToolCallDelta) -> ToolCallDelta | None:
+    known = choice.calls.get(delta.index)
+    part = choice.calls.setdefault(delta.index, _Part())
+    arguments = part.rest(delta.arguments)
+    if known is None:
+        return replace(delta, arguments=arguments)
+    # The id was handed on with the first piece; the second answer has made up another.
+    new = replace(delta, id=None, name=None, arguments=arguments)
+    return new if arguments else None
