@@ -58,7 +58,7 @@ test-vllm: ## the vLLM backend on vLLM's CPU build, in an environment of its own
 
 test-ray: $(STAMP) ## replicas and datasets under Ray, which it installs
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,ray]'
-	$(PYTEST) tests/ray
+	$(PYTEST) tests/replicas
 
 bench-engine: $(STAMP) ## the engine beside plain generate on 139 M random weights; benchmarks/README.md tells of servers
 	$(BIN)/python benchmarks/bench_engine.py

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -168,6 +168,9 @@ class Pipeline:
         progress: bool = False,
         keep_pictures: bool = False,
         cache: CacheMode | None = None,
+        engine: Literal["ray"] | None = None,
+        replicas: int | None = None,
+        ray_address: str | None = None,
         **params: Any,
     ) -> Generator[MapItem, None, None]:
         return self._iterate(
@@ -180,6 +183,9 @@ class Pipeline:
                 progress=progress,
                 keep_pictures=keep_pictures,
                 cache=cache,
+                engine=engine,
+                replicas=replicas,
+                ray_address=ray_address,
                 **params,
             )
         )

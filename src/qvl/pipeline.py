@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 
 from pydantic import BaseModel
 
@@ -85,6 +85,7 @@ class AsyncPipeline(Answering):
     ) -> None:
         from qvl.media import MediaPolicy
 
+        given_cache = cache if isinstance(cache, Cache) else None
         settings = config.load(
             model=model,
             cache=cache if isinstance(cache, str) else None,
@@ -99,16 +100,21 @@ class AsyncPipeline(Answering):
             raise ConfigError("concurrency must be 1 or more", param="concurrency")
         if model is not None and backend is not None:
             raise ConfigError("a backend instance has its model already", hint="name a model or pass a backend")
+        plugins = tuple(plugins)
         host = PluginHost(plugins)
+        # What another process needs to make the same pipeline; None where a backend instance was given.
+        self.made_of = (
+            None if backend is not None else (settings.model, options, plugins, None if given_cache else settings.cache)
+        )
         self.language = analysis.check_language(settings.language)
         self.concurrency = settings.concurrency
         budget = MediaPolicy() if settings.max_pixels is None else MediaPolicy(max_pixels=settings.max_pixels)
         made = _make_backend(host, settings.model, backend, options)
         self._notice = settings.model is None and backend is None
-        opened = cache if isinstance(cache, Cache) else _make_cache(host, settings.cache)
+        opened = _make_cache(host, settings.cache) if given_cache is None else given_cache
         super().__init__(
             made,
-            None if opened is None else Store(opened, ttl=settings.cache_ttl, owned=not isinstance(cache, Cache)),
+            None if opened is None else Store(opened, ttl=settings.cache_ttl, owned=given_cache is None),
             host,
             media or budget,
             namespace=settings.namespace,
@@ -247,6 +253,9 @@ class AsyncPipeline(Answering):
         progress: bool = False,
         keep_pictures: bool = False,
         cache: CacheMode | None = None,
+        engine: Literal["ray"] | None = None,
+        replicas: int | None = None,
+        ray_address: str | None = None,
         **params: Any,
     ) -> AsyncGenerator[MapItem, None]:
         """Analyzes (or, with `question`, asks about) many pictures: bounded concurrency, input order.
@@ -254,9 +263,41 @@ class AsyncPipeline(Answering):
         An item that fails has its `error`; the rest go on. What was answered before comes from the cache, so a run
         that was cut off goes on where it stopped. `progress` shows a bar. Results of a map let go of their pictures,
         whose bytes would add up, unless `keep_pictures`.
+
+        `engine="ray"` works through Ray Data: one actor a device, or `replicas` of them, on this machine or in the
+        cluster at `ray_address` ("auto" or HOST:PORT). `concurrency` is then for each actor, and `sources` must end.
         """
         if concurrency is not None and concurrency < 1:
             raise ConfigError("concurrency must be 1 or more", param="concurrency")
+        if engine is not None:
+            if engine != "ray":
+                raise ConfigError(f"engine={engine!r} is none", hint="'ray', or leave it out", param="engine")
+            from qvl.ray.dataset import map_under_ray
+
+            call = {
+                "question": question,
+                "schema": schema,
+                "language": language,
+                "keep_pictures": keep_pictures,
+                "cache": cache,
+                **params,
+            }
+            async with aclosing(
+                map_under_ray(
+                    self,
+                    sources,
+                    call,
+                    concurrency=concurrency or self.concurrency,
+                    replicas=replicas,
+                    ray_address=ray_address,
+                    progress=progress,
+                )
+            ) as items:
+                async for item in items:
+                    yield item
+            return
+        if replicas is not None or ray_address is not None:
+            raise ConfigError("replicas and ray_address are for engine='ray'", param="engine")
         if self.backend.peek_identity() is None:
             await self.open()
 

@@ -124,8 +124,9 @@ def _init(ray: Any, address: str | None, object_store_bytes: int) -> None:
     if address not in (None, "auto"):
         _knock(str(address))
     own = {"include_dashboard": False, "object_store_memory": object_store_bytes} if address is None else {}
-    # Ray says on every start that clusters want a token, which is as it should be.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    # It would say that clusters want a token, which is as it should be, and that SIGTERM is left to us.
+    for name in ("ray._private.authentication", "ray._private.worker"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for attempt in range(STARTS):
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **own)
@@ -194,6 +195,14 @@ def room(replicas: int, devices: str, cpus: float | None = None) -> Share:
         else "see `ray status`; fewer --replicas, or --option cpus_per_replica=0.5",
         param="replicas",
     )
+
+
+def count(devices: str) -> int:
+    """How many devices the cluster has: all NPUs, all GPUs, or one share of the cores for each host."""
+    total: Mapping[str, float] = require_ray().cluster_resources()
+    kinds = [devices] if devices != "auto" else ["npu", "cuda"]
+    found = next((int(total[RESOURCES[kind]]) for kind in kinds if kind != "cpu" and total.get(RESOURCES[kind])), 0)
+    return found or hosts()
 
 
 def hosts() -> int:

@@ -208,8 +208,9 @@ def _translated(exc: BaseException, replica: str | None, closed: bool) -> Backen
     where = f"replica {replica}" if replica else "a replica"
     if isinstance(exc, RayActorError | ObjectLostError | RayServeException):
         return BackendUnavailableError(f"{where} was lost: {type(exc).__name__}", hint="Ray is starting another")
-    cause = str(getattr(exc, "cause", None) or exc).strip().splitlines()
-    return BackendResponseError(f"{where} failed: {type(exc).__name__}: {cause[-1] if cause else ''}"[:400])
+    cause = getattr(exc, "cause", None) or exc
+    reason = str(cause).strip().splitlines()
+    return BackendResponseError(f"{where} failed: {type(cause).__name__}: {reason[-1] if reason else ''}"[:400])
 
 
 def _stand_for(name: str, me: str) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +19,7 @@ from qvl.types import ChatRequest, Chunk
 
 # A message between processes costs more than a token: after the first one, they travel in bundles.
 BUNDLE_SECONDS: Final = 0.03
+FAILURE_SHOWN: Final = 20.0
 CPU_MEMORY_SHARE: Final = 0.3
 VISIBLE: Final = ("ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
@@ -37,7 +39,13 @@ class About:
     failure: QvlError | None = None
 
 
-def build(model: str | None, options: Mapping[str, Any], kind: str | None, replicas: int = 1) -> Backend:
+def build(
+    model: str | None,
+    options: Mapping[str, Any],
+    kind: str | None,
+    replicas: int = 1,
+    plugins: Iterable[Any] = (),
+) -> Backend:
     """The backend of one of `replicas`, not opened yet; `kind` is the device that it is given.
 
     Raises:
@@ -45,7 +53,7 @@ def build(model: str | None, options: Mapping[str, Any], kind: str | None, repli
     """
     from qvl.plugins import PluginHost, resolve, split_model
 
-    host = PluginHost()
+    host = PluginHost(plugins)
     name, rest = ("local", None) if model is None else split_model(model, host.backends.factories)
     if name in ("openai", "ray"):
         raise ConfigError(
@@ -73,13 +81,14 @@ class Engine:
 
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._failure: QvlError | None = None
+        self._since = 0.0
         self._backend: Backend | None = None
         try:
             self._backend = make()
             await self._backend.open()
         except QvlError as exc:
             # Told to whoever asks, in one line; an exception here would make Serve try again twenty times.
-            self._failure = exc
+            self._failure, self._since = exc, time.monotonic()
 
     async def about(self, route: Route) -> About:
         """Who this is. `route` is read by the router alone."""
@@ -115,7 +124,10 @@ class Engine:
     async def check_health(self) -> None:
         """Serve calls it again and again, and replaces a replica for which it raises."""
         if self._failure is not None:
-            raise RuntimeError(str(self._failure))
+            # Serve asks at once; first the front must hear the reason, or all it has is that something failed.
+            if time.monotonic() - self._since > FAILURE_SHOWN:
+                raise RuntimeError(str(self._failure))
+            return
         reason = self._backend.unready() if self._backend is not None else "no backend"
         if reason is not None:
             raise RuntimeError(reason)

@@ -15,7 +15,7 @@ from qvl.errors import BackendError, ConfigError
 from qvl.testing import EchoBackend
 from qvl.testing.asking import ask, collect, square
 from qvl.types import fold
-from tests.ray.engines import WHO, Broken, Marked, Unopenable
+from tests.replicas.engines import WHO, Broken, Marked, Unopenable
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 LONG = "Count: " + " ".join(f"number-{n}" for n in range(40))
