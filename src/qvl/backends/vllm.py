@@ -11,27 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.vllm_engine import crossing, import_vllm, read_engine_args
 from qvl.backends.vllm_request import Answer, Loaded
-from qvl.errors import (
-    BackendError,
-    BackendUnavailableError,
-)
+from qvl.errors import BackendError, BackendUnavailableError
 from qvl.log import logger
 from qvl.types import ChatRequest, Chunk, Timing
-
-if TYPE_CHECKING:
-    pass
 
 log = logger("qvl.backends.vllm")
 DEFAULT_IMAGES: Final = 8
@@ -111,7 +106,10 @@ class VllmBackend(Backend):
         if loaded is not None:
             # Let the aborted streams tell the engine before it goes.
             await asyncio.sleep(0)
-            await asyncio.to_thread(loaded.engine.shutdown)
+            await asyncio.to_thread(_shut_down, loaded.engine)
+            del loaded
+            # vLLM's objects refer to each other; left to the interpreter's end they complain that it is gone.
+            gc.collect()
 
     def identity(self) -> dict[str, Any]:
         told = {"backend": self.name, "model": self.model, "revision": self._revision}
@@ -212,3 +210,8 @@ class VllmBackend(Backend):
             int(config.max_logprobs),
             facts,
         )
+
+
+def _shut_down(engine: Any) -> None:
+    with crossing():
+        engine.shutdown()

@@ -158,8 +158,9 @@ class Answer:
             )
 
     def _params(self, length: int, forced: dict[str, Any] | None) -> Any:
-        from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
+
+        from vllm import SamplingParams
 
         wanted = self._request.sampling
         room = min(self._loaded.max_model_len - length, DEFAULT_MAX_TOKENS)
@@ -223,14 +224,18 @@ def _forced_tool(request: ChatRequest) -> dict[str, Any] | None:
 def _structured(request: ChatRequest, forced: dict[str, Any] | None) -> Any:
     from vllm.sampling_params import StructuredOutputsParams
 
+    from qvl.backends.local.grammar import SPACING
+
     wanted = request.response_format
     rules: dict[str, Any] = {"disable_any_whitespace": True}
-    if forced is not None:
-        rules["json"] = forced
-    elif wanted.kind == "json_schema":
-        rules["json"] = dict(wanted.schema or {})
+    schema: Mapping[str, Any] | None = forced
+    if wanted.kind == "json_schema":
+        schema = forced or wanted.schema or {}
     elif wanted.kind == "json_object":
-        rules["json_object"] = True
+        schema = forced or {"type": "object"}
+    if schema is not None:
+        # Spaces where json.dumps puts them, as in the local backend: a model that may not write them loses its thread.
+        rules["json"] = {**schema, "x-guidance": SPACING}
     elif wanted.kind == "regex":
         rules["regex"] = wanted.pattern
     elif wanted.kind == "choice":
