@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -60,14 +61,15 @@ def create_app(
         yield
         await core.aclose()
 
-    app = FastAPI(title="qvl", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = Application(
+        core, title="qvl", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
+    )
     app.state.core = core
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(QvlError, _qvl_error)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
-    app.add_middleware(Gateway, core=core)
     if core.settings.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
 
@@ -80,6 +82,36 @@ def create_app(
         )
     pipeline.plugins.hook.register_routes(app=app, pipeline=pipeline)
     return app
+
+
+class Application(FastAPI):
+    """FastAPI behind the gateway, which answers the server's own operations before FastAPI looks at a request."""
+
+    def __init__(self, core: ServerCore, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._core = core
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What others add (CORS, a mounter's own) stays around everything; without that, nothing is."""
+        if not self.user_middleware:
+            return Gateway(super().build_middleware_stack(), self._core)
+        self.user_middleware.append(Middleware(Gateway, core=self._core))
+        try:
+            return super().build_middleware_stack()
+        finally:
+            self.user_middleware.pop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        # As Starlette does it. FastAPI's own way looks for telemetry in the environment at every request.
+        scope["app"] = self
+        if self.root_path:
+            scope["root_path"] = self.root_path
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        await self.middleware_stack(scope, receive, send)
 
 
 class Gateway:

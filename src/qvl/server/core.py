@@ -8,8 +8,6 @@ import hashlib
 import time
 from typing import TYPE_CHECKING
 
-import anyio
-
 from qvl._version import __version__
 from qvl.server.auth import KeyRing
 from qvl.server.errors import DrainingError, HttpError
@@ -20,6 +18,7 @@ from qvl.types import canonical_json
 
 if TYPE_CHECKING:
     from qvl.pipeline import AsyncPipeline, Job
+    from qvl.server.bounded import Bounded
     from qvl.server.settings import ServerSettings
     from qvl.server.tracing import Tracing
     from qvl.types import Chunk, Result
@@ -39,7 +38,7 @@ class ServerCore:
         self.tracing: Tracing | None = None
         self.draining = False
         self.held_bytes = 0
-        self.under_way: set[anyio.CancelScope] = set()
+        self.under_way: set[Bounded] = set()
         self.requests_under_way = 0
         self._idle = asyncio.Event()
         self.created = int(time.time())
@@ -142,8 +141,8 @@ class ServerCore:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), left)
         clean = not self.requests_under_way
-        for scope in list(self.under_way):
-            scope.cancel()
+        for bounded in list(self.under_way):
+            bounded.cancel()
         return clean
 
     async def aclose(self) -> None:

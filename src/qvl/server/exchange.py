@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -13,6 +12,8 @@ import anyio
 
 from qvl.errors import MediaError, QvlError, RateLimitError
 from qvl.pipeline import new_request_id
+from qvl.server.answers import dumps
+from qvl.server.bounded import Bounded
 from qvl.server.errors import (
     CLIENT_CLOSED_REQUEST,
     ClientGoneError,
@@ -37,6 +38,8 @@ T = TypeVar("T")
 JSON: Final = (b"content-type", b"application/json")
 SSE: Final = (b"content-type", b"text/event-stream; charset=utf-8")
 LINGER_SECONDS: Final = 2.0
+# How long an absent client may go unnoticed.
+WATCH_SECONDS: Final = 0.02
 _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 
 
@@ -47,8 +50,8 @@ class Exchange:
         "_body_complete",
         "_gone",
         "_receive",
-        "_scope_under_way",
         "_send",
+        "_watcher",
         "core",
         "error_event",
         "extra_headers",
@@ -90,7 +93,7 @@ class Exchange:
         self._send = send
         self._gone = False
         self._body_complete = False
-        self._scope_under_way: anyio.CancelScope | None = None
+        self._watcher: asyncio.Task[None] | None = None
 
     async def body(self) -> bytes:
         """The whole body.
@@ -106,8 +109,8 @@ class Exchange:
             raise self._too_large()
         pieces: list[bytes] = []
         size = 0
-        now = anyio.current_time()
-        with anyio.CancelScope(deadline=now + settings.body_timeout) as limit:
+        now = asyncio.get_running_loop().time()
+        with Bounded(now + settings.body_timeout) as limit:
             while True:
                 event = await self._receive()
                 if event["type"] == "http.disconnect":
@@ -122,7 +125,7 @@ class Exchange:
                     self._body_complete = True
                     return b"".join((*pieces, piece)) if pieces else bytes(piece)
                 pieces.append(bytes(piece))
-                limit.deadline = now + settings.body_timeout + size / settings.body_rate
+                limit.reschedule(now + settings.body_timeout + size / settings.body_rate)
         raise HttpError(408, "the body came too slowly", code="request_timeout", headers=((b"connection", b"close"),))
 
     def _too_large(self) -> HttpError:
@@ -153,16 +156,18 @@ class Exchange:
             DeadlineError: the time is over.
             DrainingError: the server ends.
         """
-        end = anyio.current_time() + self._seconds_left()
-        with anyio.CancelScope(deadline=end) as scope:
-            self._scope_under_way = scope
-            watcher = asyncio.get_running_loop().create_task(self._watch(scope))
-            self.core.under_way.add(scope)
+        loop = asyncio.get_running_loop()
+        with Bounded(loop.time() + self._seconds_left()) as bounded:
+            # Not from the start: most answers out of the cache are there before a task for watching would be.
+            watching = loop.call_later(WATCH_SECONDS, self._begin_watching, bounded)
+            self.core.under_way.add(bounded)
             try:
                 return await work()
             finally:
-                self.core.under_way.discard(scope)
-                watcher.cancel()
+                self.core.under_way.discard(bounded)
+                watching.cancel()
+                if self._watcher is not None:
+                    self._watcher.cancel()
         if self._gone:
             raise ClientGoneError
         if self.core.draining:
@@ -182,12 +187,15 @@ class Exchange:
             allowed = min(allowed, seconds)
         return max(0.0, allowed - (time.perf_counter() - self.started))
 
-    async def _watch(self, scope: anyio.CancelScope) -> None:
+    def _begin_watching(self, bounded: Bounded) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch(bounded))
+
+    async def _watch(self, bounded: Bounded) -> None:
         while True:
             event = await self._receive()
             if event["type"] == "http.disconnect":
                 self._gone = True
-                scope.cancel()
+                bounded.cancel()
                 return
             if self._body_complete and not event.get("more_body", False) and not event.get("body"):
                 # A server that repeats the end of the body instead of waiting would spin here.
@@ -213,8 +221,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     async def respond_json(self, value: Any, headers: Headers | None = None, status: int = 200) -> None:
-        body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-        await self.respond(status, body, [JSON, *(headers or ())])
+        await self.respond(status, dumps(value).encode("utf-8", "replace"), [JSON, *(headers or ())])
 
     async def start_events(self, headers: Headers) -> None:
         """Begins an answer of server-sent events."""
