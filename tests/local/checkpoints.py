@@ -11,8 +11,8 @@ from qvl.backends.local.loader import bundled_folder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.json")
 
 
-def random_checkpoint(folder: Path, *, seed: int = 0, layers: int = 3, hidden: int = 96) -> Path:
-    """Writes config, weights, tokenizer and processor settings; returns `folder`.
+def random_checkpoint(folder: Path, *, seed: int = 0, layers: int = 3, hidden: int = 96, side: int = 256) -> Path:
+    """Writes config, weights, tokenizer and processor settings; returns `folder`. Pictures have `side`² pixels at most.
 
     Weights are scaled so that activations stay of order one and the best token is rarely a near-tie.
     """
@@ -58,7 +58,7 @@ def random_checkpoint(folder: Path, *, seed: int = 0, layers: int = 3, hidden: i
     (folder / "config.json").write_text(json.dumps(config))
     image = json.loads((bundled / "preprocessor_config.json").read_text())
     image = {key: value for key, value in image.items() if key not in ("min_pixels", "max_pixels")}
-    image["size"] = {"shortest_edge": 64 * 64, "longest_edge": 256 * 256}
+    image["size"] = {"shortest_edge": 64 * 64, "longest_edge": side * side}
     (folder / "preprocessor_config.json").write_text(json.dumps(image))
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         shutil.copy(bundled / name, folder / name)

@@ -40,10 +40,10 @@ class FaultyRunner(Runner):
             raise torch.OutOfMemoryError("out of memory")
         return super().forward(step)
 
-    def encode(self, chunk: Chunk) -> None:
+    def encode(self, chunk: Chunk, tokens: int) -> Any:
         if any(picture.key == self.bad_key for picture in chunk.sequence.prepared.pictures):
             raise RuntimeError("shape mismatch")
-        super().encode(chunk)
+        return super().encode(chunk, tokens)
 
     def apply(self, ops: Any) -> None:
         if ops and self.fails_to_grow:

@@ -10,8 +10,9 @@ import torch
 
 from qvl.backends.local import loader
 from qvl.backends.local.device import open_device
+from qvl.backends.local.kernels import Kernels
 from qvl.backends.local.processor import ImageRules, Processor
-from qvl.backends.local.vision import VisionEncoder
+from qvl.backends.local.vision import VisionTower
 
 if TYPE_CHECKING:
     from qvl.types import ChatRequest
@@ -25,7 +26,7 @@ def test_tokens_positions_and_pixels_equal_transformers(
     checkpoint = loader.load(str(random_folder), device)
     rules = ImageRules.read(checkpoint.image_config)
     processor = Processor(checkpoint.tokenizer, rules, checkpoint.model.config.image_token_id)
-    encoder = VisionEncoder(checkpoint.model.model.visual, rules, device)
+    encoder = VisionTower(checkpoint.model.model.visual, rules, Kernels())
     for request in mixed_300[:40]:
         ours, theirs = processor.prepare(request), random_reference.inputs(request)
         assert ours.tokens == theirs["input_ids"][0].tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -73,7 +74,10 @@ class LocalBackend(Backend):
         kv_cache_bytes: the same in bytes; overrides the share.
         prefix_cache: keep computed prefixes for later requests.
         vision_cache_bytes: for features of pictures; 0 keeps none.
-        device_map: "auto" spreads a checkpoint over several cards (needs accelerate).
+        decode_graphs: "auto" records decode steps and replays them where that is known to pay (CUDA graphs), "on"
+            wherever the device can (NPU too), "off" never.
+        device_map: "auto" spreads a checkpoint over several cards, a dict says which module goes where (accelerate's
+            meaning of it, and its package). Every part must be on a device: nothing is fetched from the host.
         watchdog_s: seconds without a token after which the backend says that it hangs.
 
     `max_tokens=None` of a request means what the context leaves, at most 2048.
@@ -97,7 +101,8 @@ class LocalBackend(Backend):
         kv_cache_bytes: int | None = None,
         prefix_cache: bool = True,
         vision_cache_bytes: int = VISION_CACHE_BYTES,
-        device_map: str | None = None,
+        decode_graphs: str = "auto",
+        device_map: str | dict[str, Any] | None = None,
         watchdog_s: float = 120.0,
     ) -> None:
         for name, value in (
@@ -113,6 +118,8 @@ class LocalBackend(Backend):
             raise ConfigError(f"kv_memory_share={kv_memory_share} is out of range", hint="above 0, at most 1")
         if vision_cache_bytes < 0 or watchdog_s <= 0:
             raise ConfigError("vision_cache_bytes must be 0 or more, and watchdog_s above 0")
+        if decode_graphs not in ("auto", "on", "off"):
+            raise ConfigError(f"decode_graphs={decode_graphs!r} is unknown", hint="auto, on or off")
         self.model = model or "bundled"
         self._path = model
         self._device = device
@@ -128,6 +135,7 @@ class LocalBackend(Backend):
         self._kv_cache_bytes = kv_cache_bytes
         self._prefix_cache = prefix_cache
         self._vision_cache_bytes = vision_cache_bytes
+        self._decode_graphs = decode_graphs
         self._device_map = device_map
         self._watchdog_s = watchdog_s
         self._loaded: _Loaded | None = None
@@ -209,7 +217,13 @@ class LocalBackend(Backend):
         """What computes; a seam for tests that make it fail."""
         from qvl.backends.local.runner import Runner
 
-        return Runner(checkpoint, device, rules, features)
+        return Runner(checkpoint, device, rules, features, self._records(device))
+
+    def _records(self, device: Device) -> bool:
+        """Whether decode steps are recorded."""
+        if self._decode_graphs == "on" and not device.has_graphs:
+            raise ConfigError(f"{device.type} cannot record decode steps", hint="decode_graphs='auto'")
+        return self._decode_graphs == "on" or (self._decode_graphs == "auto" and device.type == "cuda")
 
     def _scheduler(self, runner: Runner, checkpoint: Checkpoint) -> tuple[Any, int]:
         """Sizes the KV memory and from it the context."""
@@ -218,10 +232,13 @@ class LocalBackend(Backend):
         from qvl.backends.local.scheduler import Scheduler
 
         kind = runner.device.type
-        free, _ = runner.device.memory()
         share = self._kv_memory_share or KV_SHARE[kind]
+        layout = runner.storage.layout
+        # Of several cards, the one with the least memory for the layers that it has decides.
+        parts = Counter(device.index for device in layout.devices)
+        free = min(runner.device.memory(card)[0] * len(layout.devices) // part for card, part in parts.items())
         room = self._kv_cache_bytes or int(free * share)
-        per_token = runner.storage.layout.bytes_per_token
+        per_token = layout.bytes_per_token
         tokens = int(room * (1 - PREFIX_PART if self._prefix_cache else 1)) // per_token
         longest = int(checkpoint.model.config.text_config.max_position_embeddings)
         wanted = self._max_model_len or min(longest, tokens // SMALLEST * SMALLEST)
@@ -408,4 +425,5 @@ class LocalBackend(Backend):
             "vision_cache_hits": features.hits,
             "vision_cache_misses": features.misses,
             "pictures_encoded": runner.num_encoded,
+            "graph_replays": runner.graphs.num_replays if runner.graphs is not None else 0,
         }

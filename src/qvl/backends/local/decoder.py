@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qvl.backends.local.linear import Linear
+from qvl.backends.local.linear import Linear, join
 from qvl.backends.local.storage import Layout, Storage
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from qvl.backends.local.kernels import Kernels
 
 
 @dataclass(slots=True)
@@ -72,10 +74,12 @@ class TextDecoder:
     Args:
         language_model: transformers' Qwen3VLTextModel, whose parameters become views of joined ones.
         lm_head: the output projection.
+        kernels: the device's operators.
     """
 
-    def __init__(self, language_model: nn.Module, lm_head: nn.Module) -> None:
+    def __init__(self, language_model: nn.Module, lm_head: nn.Module, kernels: Kernels) -> None:
         model: Any = language_model
+        self._kernels = kernels
         config = model.config
         self.num_heads: int = config.num_attention_heads
         self.num_kv_heads: int = config.num_key_value_heads
@@ -100,15 +104,15 @@ class TextDecoder:
         )
 
     @property
-    def hidden_size(self) -> int:
-        return int(self.norm.shape[0])
+    def cost(self) -> int:
+        """Multiplications with weights that a token takes."""
+        return sum(layer.cost for layer in self.layers)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, each [tokens, 1, head_dim], for int64 positions [3, tokens].
+        """What `Kernels.rotate` wants for int64 positions [3, tokens].
 
         Frequency i belongs to height when i % 3 == 1 and to width when i % 3 == 2, as far as their sections reach, else
-        to time (Qwen3-VL's interleaved mrope). The first half of sin is negated, so that rotating a vector is
-        `x * cos + roll(x, head_dim // 2) * sin`.
+        to time (Qwen3-VL's interleaved mrope).
         """
         import torch
 
@@ -118,11 +122,8 @@ class TextDecoder:
             for axis in (1, 2):
                 axes[axis : self._rotary.mrope_section[axis] * 3 : 3] = axis
             self._axes = axes.to(positions.device)
-        scaling = self._rotary.attention_scaling
         angles = positions.float().index_select(0, self._axes).t() * frequencies.to(positions.device, torch.float32)
-        cos, sin = angles.cos() * scaling, angles.sin() * scaling
-        dtype = self.norm.dtype
-        return torch.cat((cos, cos), -1).to(dtype).unsqueeze(1), torch.cat((-sin, sin), -1).to(dtype).unsqueeze(1)
+        return self._kernels.turns(angles, self.norm.dtype, self._rotary.attention_scaling)
 
     def forward(
         self,
@@ -134,10 +135,8 @@ class TextDecoder:
         deepstack: Deepstack | None,
     ) -> Tensor:
         """Writes the keys and values of all tokens and returns their hidden states [tokens, hidden], not normalised."""
-        import torch.nn.functional as F  # noqa: N812 - torch's own convention
-
         heads = self.num_heads + self.num_kv_heads
-        half = self.head_dim // 2
+        kernels = self._kernels
         cos, sin = rotary
         device = hidden.device
         for index, layer in enumerate(self.layers):
@@ -146,10 +145,10 @@ class TextDecoder:
                 hidden, cos, sin = hidden.to(device), cos.to(device), sin.to(device)
                 groups = [_group_to(group, device) for group in groups]
                 chunks = [_chunk_to(chunk, device) for chunk in chunks]
-            normed = F.rms_norm(hidden, layer.norm_shape, layer.input_norm, self.eps)
+            normed = kernels.rms_norm(hidden, layer.input_norm, self.eps)
             joined = layer.qkv(normed).view(-1, heads + self.num_kv_heads, self.head_dim)
-            turned = F.rms_norm(joined[:, :heads], (self.head_dim,), None, self.eps) * layer.qk_norm
-            turned = (turned * cos).addcmul_(turned.roll(half, -1), sin)
+            turned = kernels.rms_norm(joined[:, :heads], None, self.eps) * layer.qk_norm
+            turned = kernels.rotate(turned, cos, sin)
             attended = self._attend(
                 turned[:, : self.num_heads],
                 turned[:, self.num_heads :],
@@ -160,12 +159,11 @@ class TextDecoder:
                 chunks,
             )
             hidden = layer.output.added_to(hidden, attended)
-            normed = F.rms_norm(hidden, layer.norm_shape, layer.mlp_norm, self.eps)
+            normed = kernels.rms_norm(hidden, layer.mlp_norm, self.eps)
             if layer.gate_up is None or layer.down is None:
                 hidden = hidden + layer.mlp(normed.unsqueeze(0))[0].view_as(hidden)
             else:
-                gate, up = layer.gate_up(normed).chunk(2, -1)
-                hidden = layer.down.added_to(hidden, F.silu(gate).mul_(up))
+                hidden = layer.down.added_to(hidden, kernels.swiglu(layer.gate_up(normed)))
             if deepstack is not None and index < len(deepstack.features):
                 where, features = deepstack.where.to(device), deepstack.features[index].to(device, hidden.dtype)
                 hidden = hidden.index_add(0, where, features)
@@ -173,10 +171,7 @@ class TextDecoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [n, vocabulary] of hidden states [n, hidden]."""
-        import torch.nn.functional as F  # noqa: N812 - torch's own convention
-
-        hidden = hidden.to(self.norm.device)
-        normed = F.rms_norm(hidden, (self.hidden_size,), self.norm, self.eps)
+        normed = self._kernels.rms_norm(hidden.to(self.norm.device), self.norm, self.eps)
         return self._head(normed.to(self._head_device)).float()
 
     def _attend(
@@ -222,21 +217,13 @@ class TextDecoder:
     def _prompt(
         self, queries: Tensor, keys: Tensor, values: Tensor, k_pool: Tensor, v_pool: Tensor, chunk: PromptChunk
     ) -> Tensor:
-        import torch.nn.functional as F  # noqa: N812 - torch's own convention
-
         part = slice(chunk.first, chunk.first + chunk.count)
         end = chunk.start + chunk.count
         k_row, v_row = k_pool[chunk.row], v_pool[chunk.row]
         k_row[:, chunk.start : end] = keys[part].transpose(0, 1)
         v_row[:, chunk.start : end] = values[part].transpose(0, 1)
-        out = F.scaled_dot_product_attention(
-            queries[part].transpose(0, 1).unsqueeze(0),
-            k_row[None, :, :end],
-            v_row[None, :, :end],
-            attn_mask=chunk.mask,
-            is_causal=chunk.mask is None and chunk.count > 1,
-            enable_gqa=self.num_heads != self.num_kv_heads,
-        )
+        query = queries[part].transpose(0, 1).unsqueeze(0)
+        out = self._kernels.causal_attention(query, k_row[None, :, :end], v_row[None, :, :end], chunk.mask)
         return out[0].transpose(0, 1).reshape(chunk.count, -1)
 
 
@@ -249,36 +236,23 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         counts = [linear.weight.shape[0] // attention.head_dim for linear in projections[:2]]
-        self.qkv = _join(projections)
+        self.qkv = join(projections)
         # [query and key heads, head_dim]: one normalisation serves both.
         norms = (attention.q_norm.weight, attention.k_norm.weight)
         self.qk_norm = torch.cat([norm.expand(count, -1) for norm, count in zip(norms, counts, strict=True)])
-        self.output = _join((attention.o_proj,))
+        self.output = join((attention.o_proj,))
         self.input_norm = layer.input_layernorm.weight
         self.mlp_norm = layer.post_attention_layernorm.weight
-        self.norm_shape = tuple(self.input_norm.shape)
         self.device = self.input_norm.device
         self.mlp = mlp
         dense = hasattr(mlp, "gate_proj") and getattr(mlp.config, "hidden_act", "silu") == "silu"
-        self.gate_up = _join((mlp.gate_proj, mlp.up_proj)) if dense else None
-        self.down = _join((mlp.down_proj,)) if dense else None
-
-
-def _join(linears: Sequence[Any]) -> Linear:
-    """The weights below each other. The modules keep views, or nothing where the weight is laid out anew."""
-    import torch
-
-    many = len(linears) > 1
-    joined = torch.cat([linear.weight.detach() for linear in linears]) if many else linears[0].weight.detach()
-    bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
-    made = Linear(joined, bias)
-    first = 0
-    for linear in linears:
-        rows = linear.weight.shape[0]
-        kept = joined.new_empty(0) if made.packed else joined[first : first + rows]
-        linear.weight = torch.nn.Parameter(kept, requires_grad=False)
-        first += rows
-    return made
+        self.gate_up = join((mlp.gate_proj, mlp.up_proj)) if dense else None
+        self.down = join((mlp.down_proj,)) if dense else None
+        if self.gate_up is not None and self.down is not None:
+            of_mlp = self.gate_up.size + self.down.size
+        else:
+            of_mlp = sum(parameter.numel() for parameter in mlp.parameters())
+        self.cost = self.qkv.size + self.output.size + of_mlp
 
 
 def _group_to(group: DecodeGroup, device: torch.device) -> DecodeGroup:

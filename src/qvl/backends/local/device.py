@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 from qvl.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+    from torch import Tensor
+
+    from qvl.backends.local.kernels import Kernels
 
 KINDS: Final = ("npu", "cuda", "mps", "cpu")
 DTYPES: Final = ("bfloat16", "float16", "float32")
@@ -77,6 +82,35 @@ class Device:
 
         return getattr(torch, self.type, None)
 
+    def kernels(self) -> Kernels:
+        """The operators that a forward pass uses, fused ones where the device's package offers them."""
+        from qvl.backends.local.kernels import Kernels, NpuKernels
+
+        if self.type != "npu":
+            return Kernels()
+        return NpuKernels(importlib.import_module("torch_npu"), self.torch, self.dtype)
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether `record` works here."""
+        return self.type in ("cuda", "npu") and hasattr(self._module(), f"{self.type.upper()}Graph")
+
+    def record(self, run: Callable[[], Tensor], pool: Any = None) -> tuple[Any, Tensor]:
+        """Records what `run` queues on the device.
+
+        Args:
+            pool: of an earlier graph whose results are no longer needed when this one runs, to share its memory.
+
+        Returns:
+            a graph, with `replay()` and `pool()`, and what `run` returned, which `replay` writes anew.
+        """
+        module = self._module()
+        graph = getattr(module, f"{self.type.upper()}Graph")()
+        # Other threads of the program may use the device meanwhile.
+        with module.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            out = run()
+        return graph, out
+
     def select(self) -> None:
         """Makes this the calling thread's current device (a new thread starts on device 0)."""
         if self.index is not None:
@@ -92,10 +126,10 @@ class Device:
         if self.type != "cpu":
             self._module().empty_cache()
 
-    def memory(self) -> tuple[int, int]:
-        """(free, total) bytes; on the CPU of the host's memory, within the container's limit."""
+    def memory(self, index: int | None = None) -> tuple[int, int]:
+        """(free, total) bytes of this card or another; on the CPU of the host, within the container's limit."""
         if self.type in ("npu", "cuda"):
-            free, total = self._module().mem_get_info()
+            free, total = self._module().mem_get_info(self.index if index is None else index)
             return int(free), int(total)
         free, total = _host_memory()
         if self.type == "mps":

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.local import sampler
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from qvl.backends.local.grammar import Grammars
     from qvl.backends.local.output import Output
+    from qvl.backends.local.processor import PreparedPicture
     from qvl.backends.local.runner import Runner
     from qvl.backends.local.sampler import Sampled
     from qvl.types import FinishReason
@@ -78,6 +80,7 @@ class Engine:
         self._arrived: deque[Job] = deque()
         self._aborted: deque[Job] = deque()
         self._jobs: set[Job] = set()
+        self._large: deque[tuple[Job, PreparedPicture]] = deque()  # being encoded in slices
         self._closing = False
         self._out: dict[asyncio.AbstractEventLoop, list[tuple[Job, Chunk | QvlError]]] = defaultdict(list)
         self._last_token = time.monotonic()
@@ -190,10 +193,11 @@ class Engine:
                 raise
             self._start_over(exc)
             return
-        if not step:
+        if not (step or self._large):
             return
         try:
             self._encode(step)
+            self._encode_large()
             if not step:
                 return
             sampled, logits = self.runner.forward(step)
@@ -211,33 +215,52 @@ class Engine:
             self._accept(sequence, token)
 
     def _encode(self, step: Step) -> None:
-        """Pictures of the step; one that fails ends its own request."""
+        """Pictures of the step. A prompt waits before one that is encoded in slices."""
         now = time.perf_counter()
-        for chunk in list(step.prefill):
+        tokens = self.scheduler.max_num_batched_tokens
+        for chunk in step.prefill:
             job: Job = chunk.sequence.group
             job.scheduled = job.scheduled or now
-            if chunk.sequence.status is Status.FINISHED:
-                step.prefill.remove(chunk)
-                continue
-            try:
-                self._encode_one(chunk)
-            except Exception as exc:  # noqa: BLE001 - the fault of one picture
-                step.prefill = [other for other in step.prefill if other.sequence.group is not job]
-                step.decode = [other for other in step.decode if other.group is not job]
-                if self.runner.device.is_out_of_memory(exc):
-                    self.counters.memory_errors += 1
-                    self._fail(job, _memory_error("the pictures of this request"), exc)
-                else:
-                    self._fail(job, BackendError(f"a picture could not be encoded: {_line(exc)}"), exc)
+            if chunk.sequence.status is Status.RUNNING:
+                begun = self._for_pictures_of(job, partial(self._encode_chunk, chunk, tokens))
+                self._large.extend((job, picture) for picture in begun or ())
+        step.prefill = [chunk for chunk in step.prefill if self._computable(chunk.sequence, chunk.end)]
+        step.decode = [sequence for sequence in step.decode if sequence.status is Status.RUNNING]
 
-    def _encode_one(self, chunk: PromptPart) -> None:
+    def _encode_large(self) -> None:
+        """One slice of one large picture, worth about as much as a step's prompts."""
+        while self._large and self._large[0][1].encoding is None:
+            self._large.popleft()  # done, or its request has ended
+        if self._large:
+            job, picture = self._large[0]
+            self._for_pictures_of(job, partial(self.runner.encode_slice, picture))
+            self._last_token = time.monotonic()
+
+    def _encode_chunk(self, chunk: PromptPart, tokens: int) -> list[PreparedPicture]:
         try:
-            self.runner.encode(chunk)
+            return self.runner.encode(chunk, tokens)
         except Exception as exc:
             if not self.runner.device.is_out_of_memory(exc):
                 raise
             self._release_caches()
-            self.runner.encode(chunk)
+            return self.runner.encode(chunk, tokens)
+
+    def _for_pictures_of(self, job: Job, encode: Callable[[], Any]) -> Any:
+        """What `encode` returns; when it fails, it is this request that fails."""
+        try:
+            return encode()
+        except Exception as exc:  # noqa: BLE001 - the fault of one picture
+            if self.runner.device.is_out_of_memory(exc):
+                self.counters.memory_errors += 1
+                self._release_caches()
+                self._fail(job, _memory_error("the pictures of this request"), exc)
+            else:
+                self._fail(job, BackendError(f"a picture could not be encoded: {_line(exc)}"), exc)
+            return None
+
+    @staticmethod
+    def _computable(sequence: Sequence, end: int) -> bool:
+        return sequence.status is Status.RUNNING and end <= sequence.ready
 
     def _advance(self, step: Step) -> None:
         for sequence in step.decode:
@@ -323,7 +346,7 @@ class Engine:
         for sequence in job.sequences:
             self.scheduler.finish(sequence)
         for picture in job.prepared.pictures:
-            picture.features = picture.pixels = None
+            picture.features = picture.pixels = picture.encoding = None
         with self._wake:
             self._jobs.discard(job)
 

@@ -54,7 +54,7 @@ def load(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    device_map: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> Checkpoint:
     """Loads weights, tokenizer and settings. Blocking, seconds to minutes.
 

@@ -38,6 +38,7 @@ class PreparedPicture:
         num_tokens: merged tokens it takes there.
         pixels: uint8 [height, width, 3], already resized; None when `features` are known.
         features: [1 + deepstack, num_tokens, hidden] on the device, once computed.
+        encoding: the vision tower at work on a large picture, until the features are there.
     """
 
     key: str
@@ -46,10 +47,16 @@ class PreparedPicture:
     num_tokens: int
     pixels: np.ndarray[Any, Any] | None = None
     features: Any = None
+    encoding: Any = None
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
+
+    @property
+    def pending(self) -> bool:
+        """Whether nobody has seen to it yet."""
+        return self.features is None and self.encoding is None
 
 
 @dataclass(frozen=True, slots=True)

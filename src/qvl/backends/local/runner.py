@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from qvl.backends.local.decoder import DecodeGroup, Deepstack, PromptChunk, TextDecoder
+from qvl.backends.local.graphs import DecodeGraphs, DecodeInputs, padded_count, padded_length
+from qvl.backends.local.kv_cache import Resize
 from qvl.backends.local.storage import Storage
-from qvl.backends.local.vision import FeatureCache, VisionEncoder
+from qvl.backends.local.vision import FeatureCache, VisionTower
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from collections.abc import Sequence as ListLike
 
     import numpy as np
@@ -29,39 +33,78 @@ class Runner:
     Args:
         checkpoint: weights; its modules' parameters are rearranged (see TextDecoder).
         features: where features of pictures are kept.
+        decode_graphs: record decode steps and replay them.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: Device, rules: ImageRules, features: FeatureCache) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: Device,
+        rules: ImageRules,
+        features: FeatureCache,
+        decode_graphs: bool = False,
+    ) -> None:
         model: Any = checkpoint.model
         self.device = device
         self.features = features
-        self.decoder = TextDecoder(model.model.language_model, model.lm_head)
-        self.vision = VisionEncoder(model.model.visual, rules, device)
+        kernels = device.kernels()
+        self.decoder = TextDecoder(model.model.language_model, model.lm_head, kernels)
+        self.tower = VisionTower(model.model.visual, rules, kernels)
         self.storage = Storage(self.decoder.layout())
         self.vocab_size = self.decoder.vocab_size
         self.num_encoded = 0
         self._place = self.decoder.embed.weight.device
+        one_device = len({layer.device for layer in self.decoder.layers}) == 1
+        self.graphs = DecodeGraphs(device, self._decode) if decode_graphs and one_device else None
 
     def apply(self, ops: ListLike[Op]) -> None:
         """Carries out the accounting's decisions about KV memory."""
+        if self.graphs is not None:
+            self.graphs.forget({op.capacity for op in ops if isinstance(op, Resize)})
         self.storage.apply(ops)
 
-    def encode(self, chunk: Chunk) -> None:
-        """Features for the pictures that `chunk` covers, from the cache where they are there.
+    def encode(self, chunk: Chunk, tokens: int) -> list[PreparedPicture]:
+        """Sees to the pictures that `chunk` covers: their features are looked up or computed.
+
+        Returns:
+            pictures that cost more than `tokens` tokens of text: these are only begun, for `encode_slice` to go on.
 
         Raises:
             RuntimeError: the vision tower failed or the device has no memory for it.
         """
-        wanted: list[PreparedPicture] = []
+        small: list[PreparedPicture] = []
+        large: list[PreparedPicture] = []
         for picture in chunk.sequence.prepared.pictures:
-            if picture.start < chunk.end and picture.end > chunk.start and picture.features is None:
-                picture.features = self.features.get(picture.key)
+            if picture.start < chunk.end and picture.end > chunk.start and picture.pending:
+                picture.features = self.features.get(picture.key, counted=False)
                 if picture.features is None:
-                    wanted.append(picture)
-        for picture, features in zip(wanted, self.vision.encode(wanted) if wanted else (), strict=True):
-            self.num_encoded += 1
-            picture.features = features
-            self.features.put(picture.key, features)
+                    (large if self.tower.cost(picture) > tokens * self.decoder.cost else small).append(picture)
+        for picture, features in zip(small, self.tower.encode(small) if small else (), strict=True):
+            self._keep(picture, features)
+        for picture in large:
+            picture.encoding = self._in_slices(picture, tokens)
+        return large
+
+    def encode_slice(self, picture: PreparedPicture) -> None:
+        """Goes on with a picture that `encode` began; when it is done, `features` are there and `encoding` is None."""
+        if picture.encoding is not None:
+            next(picture.encoding, None)
+
+    def _in_slices(self, picture: PreparedPicture, tokens: int) -> Iterator[None]:
+        # Another request may have brought the same picture while this one waited.
+        picture.features = self.features.get(picture.key, counted=False)
+        if picture.features is None:
+            for done in self.tower.slices([picture], tokens * self.decoder.cost):
+                if done is None:
+                    yield
+                else:
+                    self._keep(picture, done[0])
+        picture.encoding = None
+
+    def _keep(self, picture: PreparedPicture, features: Tensor) -> None:
+        self.num_encoded += 1
+        picture.features = features
+        self.features.put(picture.key, features)
 
     def forward(self, step: Step) -> tuple[list[Sequence], Tensor]:
         """Computes `step`.
@@ -71,6 +114,8 @@ class Runner:
         """
         import torch
 
+        if step.decode and not step.prefill and self.graphs is not None:
+            return self._forward_recorded(self.graphs, sorted(step.decode, key=_place))
         decode = sorted(step.decode, key=_place)
         ids = [sequence.tokens[-1] for sequence in decode]
         for chunk in step.prefill:
@@ -97,6 +142,23 @@ class Runner:
             hidden = hidden.index_select(0, self._int64(rows).to(hidden.device))
         return sampled, self.decoder.logits(hidden)
 
+    def _forward_recorded(self, graphs: DecodeGraphs, decode: list[Sequence]) -> tuple[list[Sequence], Tensor]:
+        """As `forward` for a step without prompts, padded to a shape that comes back."""
+        padded: list[Sequence] = []
+        rows: list[int] = []
+        for _, members in groupby(decode, key=lambda sequence: _place(sequence)[0]):
+            some = list(members)
+            rows += range(len(padded), len(padded) + len(some))
+            padded += some + [some[-1]] * (padded_count(len(some)) - len(some))
+        ids = self._int64([sequence.tokens[-1] for sequence in padded])
+        inputs = DecodeInputs(ids, self._positions(padded, []), self._groups(padded, pad=True))
+        logits = graphs.run(inputs)
+        return decode, logits if len(rows) == len(padded) else logits.index_select(0, self._int64(rows))
+
+    def _decode(self, inputs: DecodeInputs) -> Tensor:
+        hidden, rotary = self.decoder.embed(inputs.ids), self.decoder.rotary(inputs.positions)
+        return self.decoder.logits(self.decoder.forward(hidden, rotary, self.storage, inputs.groups, (), None))
+
     def save(self, sequence: Sequence, pairs: ListLike[tuple[int, int]], num_blocks: int) -> None:
         """Copies blocks of a sequence's row into the prefix storage."""
         if pairs and sequence.slot is not None:
@@ -104,6 +166,8 @@ class Runner:
 
     def release(self) -> None:
         """Drops all KV and features and gives the memory back to the device."""
+        if self.graphs is not None:
+            self.graphs.clear()
         self.storage.clear()
         self.features.clear()
         self.device.empty_cache()
@@ -129,7 +193,8 @@ class Runner:
         parts += [_chunk_positions(chunk) for chunk in prefill]
         return torch.from_numpy(np.concatenate(parts, axis=1)).to(self._place, non_blocking=True)
 
-    def _groups(self, decode: list[Sequence]) -> list[DecodeGroup]:
+    def _groups(self, decode: list[Sequence], *, pad: bool = False) -> list[DecodeGroup]:
+        """`pad` makes shapes that come back: more rows and keys than are needed, and always a mask."""
         import torch
 
         by_pool: dict[int, list[Sequence]] = defaultdict(list)
@@ -142,8 +207,11 @@ class Runner:
             rows = torch.tensor([_place(sequence)[1] for sequence in members])
             lengths = torch.tensor([len(sequence.tokens) for sequence in members])
             num_rows, longest = int(rows[-1]) + 1, int(lengths.max())
+            if pad:
+                num_rows = min(padded_count(num_rows), self.storage.num_rows(capacity))
+                longest = padded_length(longest, capacity)
             write = ((rows[:, None] * heads + torch.arange(heads)) * capacity + (lengths - 1)[:, None]).flatten()
-            whole = num_rows == len(members)
+            whole = num_rows == len(members) and not pad
             mask = None
             if not whole or int(lengths.min()) < longest:
                 # Rows nobody decodes see their first key, so that no row is empty.

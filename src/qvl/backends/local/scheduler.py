@@ -106,11 +106,14 @@ class Scheduler:
         for sequence in list(self.running):
             if budget > 0 and sequence.prefilling:
                 budget -= self._chunk(step, sequence, budget)
-        while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
-            sequence = self.waiting[0]
-            if self._waits_for_leader(sequence) or not self._admit(sequence):
+        for sequence in list(self.waiting):
+            if budget <= 0 or len(self.running) >= self.max_num_seqs:
                 break
-            self.waiting.popleft()
+            if self._waits_for_leader(sequence):
+                continue
+            if not self._admit(sequence):
+                break
+            self.waiting.remove(sequence)
             budget -= self._chunk(step, sequence, budget)
         return step
 
@@ -138,8 +141,9 @@ class Scheduler:
                 return False
 
     def _chunk(self, step: Step, sequence: Sequence, budget: int) -> int:
-        left = len(sequence.tokens) - sequence.num_computed
-        count = min(left, budget, sequence.max_chunk)
+        count = min(sequence.ready - sequence.num_computed, budget, sequence.max_chunk)
+        if count <= 0:
+            return 0
         step.prefill.append(Chunk(sequence, sequence.num_computed, count))
         return count
 

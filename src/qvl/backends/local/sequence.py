@@ -81,6 +81,14 @@ class Sequence:
         """Whether more than the last token still waits for its KV."""
         return self.num_computed < len(self.tokens) - 1 or self.num_output == 0
 
+    @property
+    def ready(self) -> int:
+        """Tokens before this index can be computed now: a picture that is still being encoded ends them."""
+        for picture in self.prepared.pictures:
+            if picture.encoding is not None:
+                return picture.start
+        return len(self.tokens)
+
     def append(self, token: int) -> None:
         """A token was sampled."""
         self.tokens.append(token)

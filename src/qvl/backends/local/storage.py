@@ -49,6 +49,10 @@ class Storage:
             else:
                 self._load(op)
 
+    def num_rows(self, capacity: int) -> int:
+        """Rows of a pool."""
+        return self.pools[capacity][0][0].shape[0]
+
     def save(self, capacity: int, row: int, pairs: Sequence[tuple[int, int]], num_blocks: int) -> None:
         """Keeps blocks of a row: `pairs` are (index in the row, block). `num_blocks` is how many storage must have."""
         import torch

@@ -1,13 +1,16 @@
 """A make-believe torch_npu: device `npu` whose memory is the host's and whose every operator is the CPU's.
 
 Built on torch's PrivateUse1 hook for Python backends. Mixing devices is an error, as on real hardware, so a tensor made
-in the wrong place is found here. FAKE_NPU chooses what to play: "" works, "count0" sees no device, "broken" does not
-import, "310P3" and others are the chip's name. One process can have it once, so tests run it in processes of their own.
+in the wrong place is found here; so is mixing npu:0 and npu:1. FAKE_NPU chooses what to play: "" works, "count0" sees
+no device, "broken" does not import, "unfused" has fused operators that this chip does not know, "wrong" has some that
+give wrong numbers, "310P3" and others are the chip's name. One process can have it once, so tests run it in processes
+of their own.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,10 +42,10 @@ class Module(SimpleNamespace):
         return _visible()
 
     def current_device(self) -> int:
-        return 0
+        return CURRENT[0]
 
     def set_device(self, index: int) -> None:
-        return None
+        CURRENT[0] = torch.device(index).index or 0 if isinstance(index, (str, torch.device)) else index
 
     def synchronize(self) -> None:
         return None
@@ -50,7 +53,7 @@ class Module(SimpleNamespace):
     def empty_cache(self) -> None:
         return None
 
-    def mem_get_info(self) -> tuple[int, int]:
+    def mem_get_info(self, index: Any = None) -> tuple[int, int]:
         return 1 << 30, 2 << 30
 
     def get_device_name(self, index: int | None = None) -> str:
@@ -66,34 +69,111 @@ class Module(SimpleNamespace):
         return [torch.float16, torch.bfloat16]
 
 
-_setup_privateuseone_for_python_backend("npu", backend_module=Module())
+class NPUGraph:
+    """A recording: replaying runs the same operators on the same memory with the same numbers from the host."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def pool(self) -> str:
+        return "pool"
+
+    def replay(self) -> None:
+        PLAYED["replay"] += 1
+        for function, args, kwargs, outs in self.calls:
+            fresh = tree_flatten(function(*args, **kwargs))[0]
+            for old, new in zip(tree_flatten(outs)[0], fresh, strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class graph:  # noqa: N801 - torch_npu's name
+    """Records into a graph; whatever would wait for the device is an error meanwhile."""
+
+    def __init__(self, npu_graph: NPUGraph, pool: Any = None, capture_error_mode: str = "global") -> None:
+        self._graph = npu_graph
+
+    def __enter__(self) -> None:
+        RECORDING.append(self._graph)
+
+    def __exit__(self, *error: object) -> None:
+        RECORDING.pop()
+
+
+RECORDING: list[NPUGraph] = []
+PLAYED: Counter[str] = Counter()
+CURRENT = [0]
+
+
+def _run(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """On tensors of the CPU; recorded while a graph is."""
+    out = function(*args, **kwargs)
+    if RECORDING:
+        RECORDING[-1].calls.append((function, args, kwargs, out))
+    return out
+
+
+def _no_waiting(what: str) -> None:
+    if RECORDING:
+        raise RuntimeError(f"{what}: operation not permitted when stream is capturing")
+
+
+_setup_privateuseone_for_python_backend("npu", backend_module=Module(NPUGraph=NPUGraph, graph=graph))
 
 
 class NpuTensor(torch.Tensor):
     """Shape and dtype on the fake device, numbers in `raw` on the CPU."""
 
     raw: torch.Tensor
+    index: int
     # Results are what the operators make them; the default would turn what comes back to the host into NpuTensors.
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, raw: torch.Tensor) -> NpuTensor:
+    def __new__(cls, raw: torch.Tensor, index: int | None = None, **more: Any) -> NpuTensor:
         # A view of a normal tensor must be a normal tensor, also while the caller is in inference mode.
         with torch.inference_mode(False):
             made = torch._C._acc.create_empty_tensor(raw.shape, raw.dtype)
         made.__class__ = NpuTensor
         return made
 
-    def __init__(self, raw: torch.Tensor) -> None:
-        self.raw = raw
+    def __init__(self, raw: torch.Tensor, index: int | None = None, **more: Any) -> None:
+        # accelerate makes parameters anew by calling their class.
+        self.raw = _raw(raw)
+        self.index = raw.index if isinstance(raw, NpuTensor) else CURRENT[0] if index is None else index
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("npu", self.index)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        # torch knows of npu:0 alone and would take a move from npu:1 to npu:0 for none.
+        place, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if place is not None and place.type == "npu" and _index(place) != self.index:
+            moved = NpuTensor(self.raw.clone(), _index(place))
+            return moved if dtype is None else moved.to(dtype)
+        return super().to(*args, **kwargs)
 
 
 # Operators that may see both devices: transfers, and indexing by host tensors, which real NPUs allow too.
 MIXED = {"_copy_from", "copy_", "_to_copy", "_index_put_impl_", "index_put_", "index"}
 
 
-def _wrap(value: Any) -> Any:
-    return NpuTensor(value) if isinstance(value, torch.Tensor) and not isinstance(value, NpuTensor) else value
+def _wrap(value: Any, index: int | None = None) -> Any:
+    return NpuTensor(value, index) if isinstance(value, torch.Tensor) and not isinstance(value, NpuTensor) else value
+
+
+def _index(device: Any) -> int:
+    index = None if device is None else torch.device(device).index
+    return CURRENT[0] if index is None else index
+
+
+def _one_place(name: str, tensors: Any) -> int | None:
+    """The device on which all of them are."""
+    places = {tensor.index for tensor in tensors if isinstance(tensor, NpuTensor) and tensor.dim()}
+    if len(places) > 1 and name not in MIXED:
+        raise RuntimeError(f"{name}: expected all tensors to be on the same device, found npu:0 and npu:1")
+    return min(places, default=None)
 
 
 def _is_npu(device: Any) -> bool:
@@ -111,6 +191,9 @@ def everything(op: Any, *args: Any, **kwargs: Any) -> Any:
     if inside and outside and name not in MIXED:
         raise RuntimeError(f"{name}: expected all tensors to be on the same device, found npu:0 and cpu")
     target = kwargs.get("device")
+    place = _one_place(name, inside)
+    if place is None:
+        place = _index(target)
     by_raw = {id(value.raw): value for value in inside}
     raw_args, raw_kwargs = tree_unflatten(
         [value.raw if isinstance(value, NpuTensor) else value for value in flat], spec
@@ -122,7 +205,7 @@ def everything(op: Any, *args: Any, **kwargs: Any) -> Any:
         torch.tensor(value) if isinstance(value, (bool, int, float)) and str(argument.type) == "Tensor" else value
         for value, argument in zip(raw_args, op._schema.arguments, strict=False)
     ]
-    out = op(*raw_args, **raw_kwargs)
+    out = _run(op, *raw_args, **raw_kwargs)
     for value in inside:
         # An `out=` that the operator resized: the wrapper must say so too.
         if value.shape != value.raw.shape:
@@ -133,7 +216,7 @@ def everything(op: Any, *args: Any, **kwargs: Any) -> Any:
 
     def back(value: Any) -> Any:
         # In-place operators give back the tensor they were given.
-        return by_raw.get(id(value)) if id(value) in by_raw else _wrap(value)
+        return by_raw.get(id(value)) if id(value) in by_raw else _wrap(value, place)
 
     return tree_map(back, out)
 
@@ -152,14 +235,22 @@ def _raw(value: Any) -> Any:
 
 
 def _to_copy(tensor: Any, *, dtype: Any = None, device: Any = None, **more: Any) -> Any:
-    out = torch.ops.aten._to_copy(_raw(tensor), dtype=dtype, device="cpu")
+    here = isinstance(tensor, NpuTensor)
     if device is None:
-        device = "npu" if isinstance(tensor, NpuTensor) else "cpu"
-    return NpuTensor(out) if _is_npu(device) else out
+        device = tensor.device if here else "cpu"
+    if _is_npu(device) and here:
+        return NpuTensor(_run(lambda raw: torch.ops.aten._to_copy(raw, dtype=dtype), tensor.raw), _index(device))
+    _no_waiting("copy between host and device")
+    out = torch.ops.aten._to_copy(_raw(tensor), dtype=dtype, device="cpu")
+    return NpuTensor(out, _index(device)) if _is_npu(device) else out
 
 
 def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
-    _raw(target).copy_(_raw(source))
+    if isinstance(source, NpuTensor) and isinstance(target, NpuTensor):
+        _run(lambda here, there: here.copy_(there), target.raw, source.raw)
+    else:
+        _no_waiting("copy between host and device")
+        _raw(target).copy_(_raw(source))
     return target
 
 
@@ -177,23 +268,24 @@ def _attention(
     given = [query, key, value] + ([] if attn_mask is None else [attn_mask])
     if not all(isinstance(tensor, NpuTensor) for tensor in given):
         raise RuntimeError("scaled_dot_product_attention: expected all tensors to be on the same device")
-    return NpuTensor(
-        torch.nn.functional.scaled_dot_product_attention(
-            *(tensor.raw for tensor in given[:3]),
-            attn_mask=_raw(attn_mask),
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-        )
+    out = _run(
+        torch.nn.functional.scaled_dot_product_attention,
+        *(tensor.raw for tensor in given[:3]),
+        attn_mask=_raw(attn_mask),
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
     )
+    return NpuTensor(out, _one_place("scaled_dot_product_attention", given))
 
 
 def _empty(size: Any, *, dtype: Any = None, device: Any = None, **more: Any) -> Any:
-    return NpuTensor(torch.empty(tuple(size), dtype=dtype or torch.get_default_dtype()))
+    return NpuTensor(torch.empty(tuple(size), dtype=dtype or torch.get_default_dtype()), _index(device))
 
 
 def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, device: Any = None, **more: Any) -> Any:
-    return NpuTensor(torch.empty_strided(tuple(size), tuple(stride), dtype=dtype or torch.get_default_dtype()))
+    made = torch.empty_strided(tuple(size), tuple(stride), dtype=dtype or torch.get_default_dtype())
+    return NpuTensor(made, _index(device))
 
 
 _register("_to_copy", _to_copy)
@@ -202,25 +294,31 @@ _register("copy_", lambda target, source, non_blocking=False: _copy_from(source,
 _register("scaled_dot_product_attention", _attention)
 _register("empty.memory_format", _empty)
 _register("empty_strided", _empty_strided)
-_register("detach", lambda tensor: NpuTensor(tensor.raw.detach()))
-_register("alias", lambda tensor: NpuTensor(tensor.raw))
+_register("detach", lambda tensor: NpuTensor(tensor.raw.detach(), tensor.index))
+_register("alias", lambda tensor: NpuTensor(tensor.raw, tensor.index))
 
 
-def _arange(*numbers: Any, dtype: Any = None, **more: Any) -> Any:
-    return NpuTensor(torch.arange(*numbers, dtype=dtype))
+def _arange(*numbers: Any, dtype: Any = None, device: Any = None, **more: Any) -> Any:
+    return NpuTensor(torch.arange(*numbers, dtype=dtype), _index(device))
 
 
 # torch's own would resize an empty tensor, which a wrapper cannot follow.
 for _name in ("arange", "arange.start", "arange.start_step"):
     _register(_name, _arange)
-# Wrappers look contiguous, what is inside need not be: then the caller meant reshape, which copies.
-_register("view", lambda tensor, size: NpuTensor(tensor.raw.reshape(tuple(size))))
-_register("_reshape_alias", lambda tensor, size, stride: NpuTensor(tensor.raw.reshape(tuple(size))))
+
+
+def _reshape(tensor: Any, size: Any, stride: Any = None) -> Any:
+    # Wrappers look contiguous, what is inside need not be: then the caller meant reshape, which copies.
+    return NpuTensor(_run(lambda raw: raw.reshape(tuple(size)), tensor.raw), tensor.index)
+
+
+_register("view", _reshape)
+_register("_reshape_alias", _reshape)
 
 
 def _view(overload: Any) -> Any:
     def run(tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        return tree_map(_wrap, overload(tensor.raw, *args, **kwargs))
+        return tree_map(lambda value: _wrap(value, tensor.index), overload(tensor.raw, *args, **kwargs))
 
     return run
 
@@ -235,14 +333,86 @@ for _name, _overload in (
         _name if _overload == "default" else f"{_name}.{_overload}",
         _view(getattr(getattr(torch.ops.aten, _name), _overload)),
     )
-_register("_local_scalar_dense", lambda tensor: tensor.raw.item())
 
 
-def npu_fusion_attention(*args: Any, **kwargs: Any) -> Any:
-    """transformers imports it; nothing here may call it."""
-    raise RuntimeError("npu_fusion_attention is not played")
+def _item(tensor: Any) -> Any:
+    _no_waiting("item")
+    return tensor.raw.item()
 
 
-def npu_rotary_mul(*args: Any, **kwargs: Any) -> Any:
-    """As above."""
-    raise RuntimeError("npu_rotary_mul is not played")
+_register("_local_scalar_dense", _item)
+
+
+# Fused operators, as torch_npu's API reference describes them, in plain torch; PLAYED counts them.
+
+
+def _fused(name: str, function: Any, *tensors: Any) -> Any:
+    if PLAYS == "unfused":
+        raise RuntimeError(f"call {name} failed, error code 161002: the operator does not support this chip")
+    if not all(isinstance(tensor, NpuTensor) for tensor in tensors):
+        raise RuntimeError(f"{name}: expected all tensors to be on the NPU")
+    place = _one_place(name, tensors)
+    PLAYED[name] += 1
+    out = NpuTensor(_run(function, *(tensor.raw for tensor in tensors)), place)
+    return out * 1.5 if PLAYS == "wrong" else out
+
+
+def npu_rms_norm(self: Any, gamma: Any, epsilon: float = 1e-6) -> tuple[Any, Any]:
+    """(normalised, reciprocal of the standard deviation)."""
+
+    def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.rms_norm(x, weight.shape, weight, epsilon)
+
+    return _fused("npu_rms_norm", norm, self, gamma), None
+
+
+def npu_rotary_mul(input: Any, r1: Any, r2: Any, rotary_mode: str = "half") -> Any:
+    """All of four dimensions: r1 * input + r2 * (second half negated, first half)."""
+
+    def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        assert x.dim() == cos.dim() == sin.dim() == 4
+        first, second = x.chunk(2, -1)
+        return cos * x + sin * torch.cat((-second, first), -1)
+
+    return _fused("npu_rotary_mul", turn, input, r1, r2)
+
+
+def npu_swiglu(self: Any, dim: int = -1) -> Any:
+    """silu(first half) * second half."""
+
+    def swiglu(x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim)
+        return torch.nn.functional.silu(first) * second
+
+    return _fused("npu_swiglu", swiglu, self)
+
+
+def npu_fusion_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    head_num: int,
+    input_layout: str,
+    *,
+    atten_mask: Any = None,
+    scale: float = 1.0,
+    keep_prob: float = 1.0,
+    sparse_mode: int = 0,
+    **more: Any,
+) -> tuple[Any, ...]:
+    """Layout BNSD; with sparse_mode 3 the mask is a 2048 x 2048 upper triangle and the last query sees all keys."""
+    assert input_layout == "BNSD"
+    assert head_num == query.shape[1]
+    assert (atten_mask is not None) == (sparse_mode == 3)
+    if atten_mask is not None:
+        assert atten_mask.shape == (2048, 2048)
+        assert atten_mask.dtype is torch.bool
+        assert atten_mask.index == query.index
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen = torch.ones((q.shape[2], k.shape[2]), dtype=torch.bool)
+        if sparse_mode == 3:
+            seen = seen.tril(k.shape[2] - q.shape[2])
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
+
+    return (_fused("npu_fusion_attention", attend, query, key, value), None, None)

@@ -1,0 +1,199 @@
+"""The operators between the matrix products: torch's own, and what Ascend's torch_npu has fused of them.
+
+A fused operator is taken when torch_npu offers it and it gives torch's numbers on this very chip for a small example,
+since which operator works differs between chips and CANN releases. Signatures: torch_npu's API reference; attention as
+in transformers' integrations/npu_flash_attention.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.log import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import Tensor
+
+log = logger(__name__)
+
+# npu_fusion_attention takes a causal mask of this size for any length when sparse_mode is 3 (last query, last key).
+NPU_MASK: Final = 2048
+NPU_DOWN_RIGHT: Final = 3
+
+
+class Kernels:
+    """Torch's operators. `fused` names those that something else computes."""
+
+    fused: tuple[str, ...] = ()
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        """Root mean square normalisation over the last dimension."""
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+    def turns(self, angles: Tensor, dtype: torch.dtype, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+        """What `rotate` wants of float32 angles [tokens, head_dim / 2]: two tensors [tokens, 1, head_dim].
+
+        The first half of sin is negated, so that rotating is `x * cos + roll(x, head_dim / 2) * sin`.
+        """
+        import torch
+
+        cos, sin = angles.cos() * scaling, angles.sin() * scaling
+        return torch.cat((cos, cos), -1).to(dtype).unsqueeze(1), torch.cat((-sin, sin), -1).to(dtype).unsqueeze(1)
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotary embedding of x [tokens, heads, head_dim], the two halves of the last dimension being the pairs."""
+        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+
+    def swiglu(self, x: Tensor) -> Tensor:
+        """silu(first half) * second half of the last dimension."""
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Every query sees every key; all are [1, heads, tokens, head_dim]."""
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        return F.scaled_dot_product_attention(query, key, value)
+
+    def causal_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """The last of n queries sees all keys, the one before it all but the last, and so on.
+
+        Args:
+            query: [1, heads, n, head_dim]; key and value may have fewer heads.
+            mask: the same said as [n, keys] to be added to the scores; None when there are n keys or one query.
+        """
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and query.shape[2] > 1,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+
+
+class NpuKernels(Kernels):
+    """What of torch_npu's fused operators is there and agrees with torch's.
+
+    Args:
+        torch_npu: the module.
+        device: where to try them.
+        dtype: in which to try them.
+    """
+
+    def __init__(self, torch_npu: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self._npu = torch_npu
+        self._masks: dict[torch.device, Tensor] = {}
+        self._ones: dict[tuple[torch.device, int], Tensor] = {}
+        self.fused = tuple(name for name, agrees in self._trials(device, dtype) if agrees)
+        log.info("npu_kernels", fused=",".join(self.fused) or "none")
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        if "rms_norm" not in self.fused:
+            return super().rms_norm(x, weight, eps)
+        return self._rms_norm(x, weight, eps)
+
+    def turns(self, angles: Tensor, dtype: torch.dtype, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+        cos, sin = super().turns(angles, dtype, scaling)
+        return (cos, self._unsigned(sin)) if "rotate" in self.fused else (cos, sin)
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return self._rotate(x, cos, sin) if "rotate" in self.fused else super().rotate(x, cos, sin)
+
+    def swiglu(self, x: Tensor) -> Tensor:
+        return self._npu.npu_swiglu(x, dim=-1) if "swiglu" in self.fused else super().swiglu(x)
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if "attention" not in self.fused:
+            return super().attention(query, key, value)
+        return self._attention(query, key, value)
+
+    def causal_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if "attention" not in self.fused:
+            return super().causal_attention(query, key, value, mask)
+        if query.shape[2] == 1:
+            return self._attention(query, key, value)
+        return self._attention(query, key, value, atten_mask=self._mask(query.device), sparse_mode=NPU_DOWN_RIGHT)
+
+    def _rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        if weight is None:
+            place = x.device, x.shape[-1]
+            weight = self._ones.get(place)
+            if weight is None:
+                weight = self._ones[place] = x.new_ones(x.shape[-1])
+        out: Tensor = self._npu.npu_rms_norm(x, weight, epsilon=eps)[0]
+        return out
+
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        # The operator wants [batch, tokens, heads, head_dim].
+        out: Tensor = self._npu.npu_rotary_mul(x.contiguous().unsqueeze(0), cos.unsqueeze(0), sin.unsqueeze(0))
+        return out[0]
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
+        scale = query.shape[-1] ** -0.5
+        out: Tensor = self._npu.npu_fusion_attention(query, key, value, query.shape[1], "BNSD", scale=scale, **more)[0]
+        return out
+
+    def _mask(self, device: torch.device) -> Tensor:
+        import torch
+
+        found = self._masks.get(device)
+        if found is None:
+            found = torch.ones((NPU_MASK, NPU_MASK), dtype=torch.bool, device="cpu").triu(1).to(device)
+            self._masks[device] = found
+        return found
+
+    @staticmethod
+    def _unsigned(sin: Tensor) -> Tensor:
+        import torch
+
+        half = sin.shape[-1] // 2
+        return torch.cat((sin[..., half:], sin[..., half:]), -1)
+
+    def _trials(self, device: torch.device, dtype: torch.dtype) -> list[tuple[str, bool]]:
+        """(name, whether the fused operator gives torch's numbers) of each."""
+        import torch
+
+        dice = torch.Generator().manual_seed(0)
+
+        def some(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=dice).to(dtype).to(device)
+
+        x, weight, wide = some(5, 4, 64), some(64), some(5, 128)
+        angles = torch.randn((5, 32), generator=dice).to(device)
+        query, row = some(1, 4, 5, 64), some(2, 2, 16, 64)
+        key, value = row[:1, :, :9], row[1:, :, :9]
+        mask = torch.zeros((5, 9)).masked_fill_(torch.ones((5, 9)).triu(5).bool(), float("-inf")).to(dtype).to(device)
+        cos, sin = super().turns(angles, dtype)
+
+        def causal() -> Tensor:
+            mask = self._mask(device)
+            return self._attention(query, key, value, atten_mask=mask, sparse_mode=NPU_DOWN_RIGHT)
+
+        plain = Kernels()
+        return [
+            ("rms_norm", _agree(lambda: self._rms_norm(x, weight, 1e-6), lambda: plain.rms_norm(x, weight, 1e-6))),
+            ("rotate", _agree(lambda: self._rotate(x, cos, self._unsigned(sin)), lambda: plain.rotate(x, cos, sin))),
+            ("swiglu", _agree(lambda: self._npu.npu_swiglu(wide, dim=-1), lambda: plain.swiglu(wide))),
+            ("attention", _agree(causal, lambda: plain.causal_attention(query, key, value, mask))),
+        ]
+
+
+def _agree(fused: Callable[[], Tensor], plain: Callable[[], Tensor]) -> bool:
+    import torch
+
+    try:
+        found = fused().cpu().float()
+    except Exception as exc:  # noqa: BLE001 - an operator that a chip lacks fails in many ways; then torch's is used
+        log.debug("npu_kernel_unusable", error=(str(exc).strip() or type(exc).__name__).splitlines()[0])
+        return False
+    return torch.allclose(found, plain().cpu().float(), atol=3e-2, rtol=3e-2)
