@@ -18,6 +18,8 @@ RAY_WARNINGS = (
     "ignore:Using extra keyword arguments on `Field` is deprecated",
     "ignore:Support for class-based `config` is deprecated",
     "ignore:Pydantic V1 style `@",
+    # ray.data's settings about themselves
+    r"ignore:`.*:DeprecationWarning:ray\.data\..*",
     # sockets and pipes of its helpers that it leaves to the garbage collector
     "ignore:unclosed:ResourceWarning",
     "ignore:subprocess .* is still running:ResourceWarning",

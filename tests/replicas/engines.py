@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+import signal
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
 
 from qvl.errors import ConfigError
+from qvl.hookspecs import hookimpl
 from qvl.testing import EchoBackend
 from qvl.types import ChatRequest, Chunk, Usage
 
@@ -36,3 +41,33 @@ class Broken(EchoBackend):
     async def _say(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         yield Chunk(text="so far ")
         raise KeyError("a bug")
+
+
+class Counted(EchoBackend):
+    """An echo that notes every answer in a file, and ends its process at a picture named in another file."""
+
+    name = "counted"
+
+    def __init__(self, model: str = "counted", *, notes: str, device: str = "cpu", pause: float = 0.0) -> None:
+        super().__init__(model, pause=pause)
+        self.notes = Path(notes)
+
+    def identity(self) -> dict[str, Any]:
+        return {"backend": self.name, "model": self.model}
+
+    async def _say(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        last = self.notes / "kill-once"
+        if len(list(self.notes.glob("answer-*"))) >= 5 and last.exists():
+            last.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        (self.notes / f"answer-{uuid.uuid4()}").write_text(f"{os.getpid()} {request.pictures[0].sha256}")
+        async for chunk in super()._say(request):
+            yield chunk
+
+
+class Plugin:
+    """Makes `counted:NAME` a model."""
+
+    @hookimpl
+    def register_backends(self, register: Callable[[str, Any], None]) -> None:
+        register("counted", Counted)

@@ -276,7 +276,7 @@ def serve(
         ) from exc
     from qvl.cli.banner import print_banner, shown_host
     from qvl.media import MediaPolicy
-    from qvl.pipeline import AsyncPipeline
+    from qvl.pipeline import TINY_NOTICE, AsyncPipeline
     from qvl.server.settings import ServerSettings
 
     keys = tuple(key for key in api_key or () if key)
@@ -321,6 +321,15 @@ def serve(
         "api_key": upstream_key if model and model.startswith("openai:") else None,
     }
     options = {name: value for name, value in given.items() if value is not None} | _options(option)
+    if replicas is not None:
+        if model is None:
+            print(TINY_NOTICE, file=sys.stderr)
+        devices = devices or options.pop("device", "auto")
+        options |= {"replicas": replicas, "devices": devices, "ray_address": ray_address}
+        options.setdefault("drain_timeout", drain_timeout)
+        model = f"ray:{model or ''}"
+    elif devices is not None or ray_address is not None:
+        raise ConfigError("--devices and --ray-address are for replicas", hint="--replicas 8 --devices npu")
     traces = exporting(otlp_traces_endpoint)
     listener = bind(host, port)
     try:
@@ -352,23 +361,6 @@ def serve(
         listener.close()
         if traces is not None:
             traces.shutdown()
-
-
-def _replicated(
-    model: str | None,
-    options: dict[str, Any],
-    replicas: int,
-    devices: str | None,
-    ray_address: str | None,
-    drain_timeout: float,
-) -> tuple[str, dict[str, Any]]:
-    """The same model with the same options, as replicas; `--device` names their kind as well."""
-    from qvl.pipeline import TINY_NOTICE
-
-    if model is None:
-        print(TINY_NOTICE, file=sys.stderr)
-    spread = {"replicas": replicas, "ray_address": ray_address, "drain_timeout": drain_timeout}
-    return f"ray:{model or ''}", {**options, **spread, "devices": devices or options.pop("device", "auto")}
 
 
 def configure_logs(level: str, form: str) -> None:

@@ -219,9 +219,11 @@ class _Run:
             batch_size=batch,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
-                size=actors, max_tasks_in_flight_per_actor=BATCHES_AT_ONCE, enable_true_multi_threading=True
+                size=actors,
+                max_tasks_in_flight_per_actor=BATCHES_AT_ONCE,
+                max_concurrent_calls_per_actor=BATCHES_AT_ONCE,
+                enable_true_multi_threading=True,
             ),
-            max_concurrency=BATCHES_AT_ONCE,
             fn_constructor_args=(cloudpickle.dumps((self._recipe, call)), share.kind, actors),
             **share.actor_options(),
         )

@@ -29,6 +29,7 @@ class About:
     """One replica: who it is, where it runs, what its backend says of itself, or the `failure` it was opened with."""
 
     replica: str
+    node: str
     host: str
     pid: int
     devices: Mapping[str, str]
@@ -98,6 +99,7 @@ class Engine:
         describe = getattr(backend, "describe", None)
         return About(
             replica=self._replica,
+            node=ray.get_runtime_context().get_node_id(),
             host=ray.util.get_node_ip_address(),
             pid=os.getpid(),
             devices={name: os.environ[name] for name in VISIBLE if name in os.environ},
