@@ -94,11 +94,25 @@ class Flight:
         """
         self.followers += 1
         try:
-            # Not awaited itself: a follower who is cancelled must not cancel it.
-            await asyncio.wait((self._task,))
+            if not self._task.done():
+                await self._until_done()
             return self._result()
         finally:
             await self._leave()
+
+    async def _until_done(self) -> None:
+        """Not by awaiting the task itself: a follower who is cancelled must not cancel it."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake(task: asyncio.Task[Outcome]) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        self._task.add_done_callback(wake)
+        try:
+            await waiter
+        finally:
+            self._task.remove_done_callback(wake)
 
     async def chunks(self) -> AsyncGenerator[Chunk | Outcome, None]:
         """Every chunk from the first on, and the outcome as the last item. Closing it leaves the flight."""

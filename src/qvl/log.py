@@ -6,18 +6,36 @@ Python's own last resort. `configure()` is for programs: the CLI and the server 
 
 from __future__ import annotations
 
+import json as jsonlib
 import logging
 import sys
-from typing import Any
+from datetime import datetime, timezone
+from typing import Any, Final
 
 import structlog
+
+_encode: Final = jsonlib.JSONEncoder(ensure_ascii=False, default=repr).encode
+
+
+class LevelledLogger(structlog.stdlib.BoundLogger):
+    """Looks at the level before anything else: what is not logged costs nothing."""
+
+    def debug(self, event: str | None = None, *args: Any, **fields: Any) -> Any:
+        if self._logger.isEnabledFor(logging.DEBUG):
+            return self._proxy_to_logger("debug", event, *args, **fields)
+        return None
+
+    def info(self, event: str | None = None, *args: Any, **fields: Any) -> Any:
+        if self._logger.isEnabledFor(logging.INFO):
+            return self._proxy_to_logger("info", event, *args, **fields)
+        return None
 
 
 def logger(name: str) -> Any:
     """A structlog logger under `name` that honours levels and handlers of `logging`."""
-    return structlog.wrap_logger(
+    wrapped = structlog.wrap_logger(
         logging.getLogger(name),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        wrapper_class=LevelledLogger,
         processors=[
             structlog.stdlib.filter_by_level,
             structlog.contextvars.merge_contextvars,
@@ -28,25 +46,47 @@ def logger(name: str) -> Any:
         ],
         cache_logger_on_first_use=False,
     )
+    # Bound here, or it would be made anew for every line.
+    return wrapped.bind()
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, for structlog's records and anybody else's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.msg, dict):
+            return _encode(record.msg)
+        moment = datetime.fromtimestamp(record.created, timezone.utc)
+        told: dict[str, Any] = {
+            "event": record.getMessage(),
+            "level": record.levelname.lower(),
+            "timestamp": moment.isoformat().replace("+00:00", "Z"),
+        }
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return _encode(told)
 
 
 def configure(*, level: str = "warning", json: bool = False) -> None:
     """Sends the logs of qvl to stderr, as JSON lines or for people. Calling it again replaces the handler."""
-    renderer: Any = (
-        structlog.processors.JSONRenderer(ensure_ascii=False)
-        if json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
+    # What no format of ours shows need not be found out for every line (logging's own advice).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-            foreign_pre_chain=[
-                structlog.stdlib.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-            ],
+    if json:
+        handler.setFormatter(JsonLines())
+    else:
+        handler.setFormatter(
+            structlog.stdlib.ProcessorFormatter(
+                processors=[
+                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+                ],
+                foreign_pre_chain=[
+                    structlog.stdlib.add_log_level,
+                    structlog.processors.TimeStamper(fmt="iso", utc=True),
+                ],
+            )
         )
-    )
     root = logging.getLogger("qvl")
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

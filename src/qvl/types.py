@@ -156,7 +156,10 @@ class SamplingParams:
 
     def changed(self) -> dict[str, Any]:
         """The fields that differ from their defaults, by name."""
-        return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
+        return {name: value for name, default in _DEFAULTS if (value := getattr(self, name)) != default}
+
+
+_DEFAULTS: Final = tuple((item.name, item.default) for item in dataclasses.fields(SamplingParams))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +213,7 @@ class ChatRequest:
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """All pictures in the order in which they stand in the conversation."""
-        return tuple(picture for message in self.messages for picture in message.pictures)
+        return tuple([p.picture for message in self.messages for p in message.parts if isinstance(p, ImagePart)])
 
     def replace(self, **changes: Any) -> ChatRequest:
         return dataclasses.replace(self, **changes)
@@ -425,6 +428,9 @@ def unfold(result: Result) -> Iterable[Chunk]:
         )
 
 
+_canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _canonical(value)

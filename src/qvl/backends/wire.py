@@ -54,6 +54,7 @@ _FINISH: Final[dict[str, FinishReason]] = {
     "function_call": "tool_calls",
 }
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_decode: Final = json.JSONDecoder().decode
 _IMAGE_TOKENS: Final = ("image_tokens", "vision_tokens", "multimodal_tokens")
 
 
@@ -296,7 +297,7 @@ class AnswerReader:
 
     def _parse(self, payload: bytes) -> Mapping[str, Any]:
         try:
-            event = json.loads(payload)
+            event = _decode(payload.decode())
         except UnicodeDecodeError as exc:
             raise broken(f"the stream is not UTF-8: {readable(payload)}", self._where) from exc
         except (ValueError, RecursionError) as exc:

@@ -75,6 +75,7 @@ class Metrics:
         self.aborted = Counter("qvl_requests_aborted", "Requests whose client went away.", registry=r)
         self.http = Counter("qvl_http_requests", "HTTP answers.", ["route", "status"], registry=r)
         self._http: dict[tuple[str, int], Counter] = {}
+        self._success: dict[str, Counter] = {}
         self._cache = {state: self.cache.labels(state) for state in ("hit", "miss", "coalesced", "bypass")}
 
     def on_chunk(self, job: Job, chunk: Chunk) -> None:
@@ -95,13 +96,18 @@ class Metrics:
         if result.pictures:
             self.pictures.inc(len(result.pictures))
         for choice in result.choices:
-            self.success.labels(choice.finish_reason).inc()
+            found = self._success.get(choice.finish_reason)
+            if found is None:
+                found = self._success[choice.finish_reason] = self.success.labels(choice.finish_reason)
+            found.inc()
         self.end_to_end.observe(result.timing.total)
         if result.cache in ("miss", "bypass"):
             usage = result.usage
             self.prompt_tokens.inc(usage.prompt_tokens)
-            self.image_tokens.inc(usage.image_tokens)
-            self.cached_tokens.inc(usage.cached_tokens)
+            if usage.image_tokens:
+                self.image_tokens.inc(usage.image_tokens)
+            if usage.cached_tokens:
+                self.cached_tokens.inc(usage.cached_tokens)
             self.generation_tokens.inc(usage.completion_tokens)
 
     def on_http(self, route: str, status: int) -> None:
