@@ -36,6 +36,7 @@ from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrou
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field
+from structlog.contextvars import get_contextvars
 
 from qvl.blocking import Pipeline
 from qvl.caches.base import Cache, CacheEntry
@@ -52,7 +53,8 @@ class QvlChatModel(BaseChatModel):
     """A LangChain chat model over a Pipeline (for everything) or an AsyncPipeline (for the methods with `a`).
 
     `params` go with every request: SamplingParams fields, `max_pixels`, `response_format`, `extra`, `cache`. Pictures
-    are LangChain's standard content blocks, with a URL or base64; files are not opened on a message's behalf.
+    are LangChain's standard content blocks, with a URL or base64; files are not opened on a message's behalf. A
+    `request_id` that is bound to structlog's context goes along, so that the logs of a run can be laid side by side.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -97,7 +99,9 @@ class QvlChatModel(BaseChatModel):
         return found
 
     def _given(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        own = {"temperature": self.temperature, "max_tokens": self.max_tokens, "stop": self.stop}
+        own: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens, "stop": self.stop}
+        # Not a parameter of the call, or LangChain's cache would take every run for another question.
+        own["request_id"] = get_contextvars().get("request_id")
         given = {**own, **self.params, **kwargs, **({"stop": stop} if stop else {})}
         # Only LangChain itself reads these.
         for name in ("ls_structured_output_format", "stream", "strict"):
@@ -334,7 +338,6 @@ def _chat_result(result: Result) -> ChatResult:
             invalid_tool_calls=bad,
             usage_metadata=_usage(result.usage),
             response_metadata=own,
-            id=f"{result.request_id}-{choice.index}",
         )
         generations.append(ChatGeneration(message=message, generation_info={"finish_reason": choice.finish_reason}))
     return ChatResult(generations=generations, llm_output={"model_name": facts["model_name"]})
@@ -399,6 +402,8 @@ class QvlCache(BaseCache):
 
 def _generation(item: Generation) -> dict[str, Any]:
     if isinstance(item, ChatGeneration):
+        # The same answer twice in a conversation is two messages, and gets an id each.
+        item = item.model_copy(update={"message": item.message.model_copy(update={"id": None})})
         return {"message": message_to_dict(item.message), "info": item.generation_info}
     return {"text": item.text, "info": item.generation_info}
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, AgentState, hook_config
+from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, hook_config
 from langchain.tools import ToolRuntime, tool
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from pydantic import Field
+from structlog.contextvars import bound_contextvars
+from typing_extensions import NotRequired
 
 from qvl.agent import grounding
 from qvl.agent.catalog import Catalog
@@ -25,6 +27,7 @@ from qvl.agent.chat_model import QvlChatModel, to_qvl
 from qvl.agent.product import Hit, Product, Query
 from qvl.blocking import Pipeline
 from qvl.errors import ConfigError, QvlError
+from qvl.pipeline import new_request_id
 
 SYSTEM: Final = (
     "You advise a customer of a shop. Every picture is analysed before you speak. Search the catalogue before you "
@@ -51,11 +54,12 @@ def build_agent(
     """
     if max_steps < 1:
         raise ConfigError(f"max_steps={max_steps} is too few", hint="1 or more", param="max_steps")
+    middleware: list[AgentMiddleware[Any, Any, Any]] = [LookFirst(pipeline), Grounded(catalog, max_steps)]
     return create_agent(
         model or QvlChatModel(pipeline=pipeline),
         build_tools(pipeline, catalog),
         system_prompt=SYSTEM,
-        middleware=[LookFirst(pipeline), Grounded(catalog, max_steps)],
+        middleware=middleware,
         checkpointer=checkpointer,
     )
 
@@ -70,10 +74,11 @@ def build_tools(pipeline: Pipeline, catalog: Catalog) -> list[Any]:
     ) -> str:
         """Brand, category and attributes of the product on a picture of the conversation, as JSON."""
         found = pictures_of(runtime.state["messages"])
+        request_id = runtime.state.get("request_id")
         if picture > len(found):
             return json.dumps({"error": f"the conversation has {len(found)} pictures"})
         try:
-            return _analysis(pipeline, found[picture - 1])
+            return _analysis(pipeline, found[picture - 1], request_id)
         except QvlError as exc:
             return json.dumps({"error": str(exc)}, ensure_ascii=False)
 
@@ -101,34 +106,52 @@ def build_tools(pipeline: Pipeline, catalog: Catalog) -> list[Any]:
     return [analyze_image, search_products]
 
 
-class LookFirst(AgentMiddleware):
+class RunState(AgentState[Any]):
+    """What a run remembers besides its messages: the one id that its requests carry."""
+
+    request_id: NotRequired[str]
+
+
+class LookFirst(AgentMiddleware[RunState]):
     """Runs `analyze_image` on the pictures of a new message before the model's first turn.
+
+    Every request of a run, its own and those of a QvlChatModel, carries the same request id.
 
     Raises:
         QvlError: a picture cannot be analysed; the model is not asked at all then.
     """
 
+    state_schema = RunState
+
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__()
         self.pipeline = pipeline
 
-    def before_agent(self, state: AgentState[Any], runtime: Any) -> dict[str, Any] | None:
+    def before_agent(self, state: RunState, runtime: Any) -> dict[str, Any]:
+        request_id = new_request_id()
         messages = state["messages"]
-        if not messages or not isinstance(messages[-1], HumanMessage):
-            return None
         new = pictures_of(messages[-1:])
         before = len(pictures_of(messages[:-1]))
         if not new:
-            return None
+            return {"request_id": request_id}
         calls, answers = [], []
         for number, picture in enumerate(new, before + 1):
             call = f"look-{uuid.uuid4().hex[:12]}"
             calls.append({"name": "analyze_image", "args": {"picture": number}, "id": call})
-            answers.append(ToolMessage(_analysis(self.pipeline, picture), tool_call_id=call, name="analyze_image"))
-        return {"messages": [AIMessage("", tool_calls=calls), *answers]}
+            seen = _analysis(self.pipeline, picture, request_id)
+            answers.append(ToolMessage(seen, tool_call_id=call, name="analyze_image"))
+        return {"request_id": request_id, "messages": [AIMessage("", tool_calls=calls), *answers]}
 
-    async def abefore_agent(self, state: AgentState[Any], runtime: Any) -> dict[str, Any] | None:
+    async def abefore_agent(self, state: RunState, runtime: Any) -> dict[str, Any]:
         return await asyncio.to_thread(self.before_agent, state, runtime)
+
+    def wrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Any]) -> Any:
+        with bound_contextvars(**_named(request.state)):
+            return handler(request)
+
+    async def awrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Awaitable[Any]]) -> Any:
+        with bound_contextvars(**_named(request.state)):
+            return await handler(request)
 
 
 class Grounded(AgentMiddleware):
@@ -233,6 +256,11 @@ def _looked(message: AIMessage) -> bool:
     return any((call["id"] or "").startswith("look-") for call in message.tool_calls)
 
 
-def _analysis(pipeline: Pipeline, picture: str) -> str:
-    value = pipeline.analyze(picture)
+def _named(state: Mapping[str, Any]) -> dict[str, str]:
+    """What to bind to the log's context, which is also where QvlChatModel finds its request id."""
+    return {"request_id": state["request_id"]} if state.get("request_id") else {}
+
+
+def _analysis(pipeline: Pipeline, picture: str, request_id: str | None) -> str:
+    value = pipeline.analyze(picture, request_id=request_id)
     return value.model_dump_json(include={"brand", "category", "attributes"})

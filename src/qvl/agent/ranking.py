@@ -8,7 +8,6 @@ asked for, then those that lack the least telling part, and so on until there ar
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
@@ -25,6 +24,7 @@ MAX_WORDS: Final = 40
 MAX_TEXT: Final = 2000
 MAX_SPELLINGS: Final = 12
 MAX_GRAMS: Final = 150
+SELECTIVE: Final = 0.1
 FIELD_WEIGHTS: Final = {"name": 2.0, "brand": 1.5, "category": 1.5, "attributes": 1.2, "more": 0.7, "id": 2.0}
 EXACT_WEIGHTS: Final = {"brand": 5.0, "category": 6.0}
 EXACT_ATTRIBUTE: Final = 3.0
@@ -66,6 +66,13 @@ class Search:
         self.unknown: list[str] = []
         self.only = [_facet(name, value) for name, value in query.only.items()]
         self.terms = self._terms()
+        self._words_wanted: dict[str, list[tuple[int, float]]] = {}
+        self._pieces_wanted: list[tuple[int, str]] = []
+        for number, term in enumerate(self.terms):
+            for word in term.spellings:
+                self._words_wanted.setdefault(word, []).append((number, 1.0 if word == term.label else 0.6))
+            if not term.name and not term.spellings:
+                self._pieces_wanted.append((number, term.label))
 
     def _terms(self) -> list[Term]:
         wanted = [("brand", self.query.brand), ("category", self.query.category), *self.query.attributes.items()]
@@ -189,7 +196,7 @@ class Search:
     def _select(self, wanted: str, asked: Sequence[str]) -> tuple[str, list[Any]]:
         """(SELECT without order and limit, its values) of products with all of `asked` and in the range of prices."""
         low, high = self.query.min_price, self.query.max_price
-        asked = [*asked, *(_buckets(low, high) if asked and self._priced else ())]
+        asked = [*asked, *(self._buckets(low, high) if asked and self._priced else ())]
         conditions: list[str] = []
         values: list[Any] = []
         if asked:
@@ -207,26 +214,27 @@ class Search:
             sql += " CROSS JOIN products ON products.number = documents.rowid"
         return f"{sql} WHERE {' AND '.join(conditions) or 'TRUE'}", values
 
+    def _buckets(self, low: float | None, high: float | None) -> Iterator[str]:
+        """An expression for the range's buckets of prices, where they leave most products out."""
+        first, last = price_bucket(low or 0), BUCKETS - 1 if high is None else price_bucket(high)
+        found = self._docs([price_token(bucket) for bucket in range(first, last + 1)])
+        # Walking their posting lists costs more than looking up a price, unless they are short.
+        if sum(found.values()) <= SELECTIVE * self.total:
+            yield _either(found) if found else f'"{price_token(last)}"'
+
     def hit(self, item: Product) -> Hit:
         """The product with its score and the reasons for it."""
         exact = facets(item)
-        fields: dict[str, str] = {}
-        counted: dict[str, Counter[str]] = {}
-        norm = 0.0
-        if any(not term.name for term in self.terms):
-            fields = {name: fold(text) for name, text in text_fields(item).items()}
-            counted = {name: Counter(tokens(text)) for name, text in fields.items()}
-            size = sum(found.total() for found in counted.values())
-            norm = K1 * (1 - B + B * size / max(1.0, self.length / max(1, self.total)))
+        found, norm = self._occurrences(item)
         score, why = 0.0, []
-        for term in self.terms:
+        for number, term in enumerate(self.terms):
             if term.name:
                 spelling = exact.get((term.name, key(term.label)))
                 if spelling is not None:
                     score += term.gain(self.total) + 0.1 * idf(term.docs, self.total)
                     why.append(f"{term.name} is {spelling}")
                 continue
-            weight, where = self._occurs(term, fields, counted)
+            weight, where = found.get(number, (0.0, ""))
             if weight:
                 score += term.gain(self.total) * weight * (K1 + 1) / (weight + norm)
                 name, spelling = _spelled(term.label, exact)
@@ -236,19 +244,37 @@ class Search:
         why += [f"{term.name} is {exact[term.name, key(term.label)]}" for term in self.only]
         return Hit(item, score, (*dict.fromkeys(why), *self._price_reason(item)))
 
-    def _occurs(self, term: Term, fields: dict[str, str], counted: dict[str, Counter[str]]) -> tuple[float, str]:
-        """(how often, weighted by field and by how well it fits; the field that says it best)."""
-        total, best, where = 0.0, 0.0, ""
-        for name, weight in FIELD_WEIGHTS.items():
-            if term.spellings:
-                times = float(counted[name][term.label])
-                times += 0.6 * sum(counted[name][word] for word in term.spellings if word != term.label)
-            else:
-                times = float(fields[name].count(term.label))
-            total += times * weight
-            if times * weight > best:
-                best, where = times * weight, name
-        return total, where if where != "more" else "text"
+    def _occurrences(self, item: Product) -> tuple[dict[int, tuple[float, str]], float]:
+        """For the number of each word that occurs: (how often, weighted by field and fit; the field that says it best).
+
+        The second value is BM25's normalisation by the length of the product's text.
+        """
+        found: dict[int, tuple[float, str]] = {}
+        if not self._words_wanted and not self._pieces_wanted:
+            return found, 0.0
+        best: dict[int, float] = {}
+        size = 0
+        for name, text in text_fields(item).items():
+            if not text:
+                continue
+            weight = FIELD_WEIGHTS[name]
+            pieces = tokens(text)
+            size += len(pieces)
+            times: dict[int, float] = {}
+            for piece in pieces:
+                for number, fit in self._words_wanted.get(piece, ()):
+                    times[number] = times.get(number, 0.0) + fit
+            if self._pieces_wanted:
+                folded = fold(text)
+                times.update((number, float(folded.count(label))) for number, label in self._pieces_wanted)
+            for number, count in times.items():
+                if not count:
+                    continue
+                total, where = found.get(number, (0.0, ""))
+                if count * weight > best.get(number, 0.0):
+                    best[number], where = count * weight, name if name != "more" else "text"
+                found[number] = (total + count * weight, where)
+        return found, K1 * (1 - B + B * size / max(1.0, self.length / max(1, self.total)))
 
     def _price_reason(self, item: Product) -> list[str]:
         if not self._priced:
@@ -268,13 +294,6 @@ def _spelled(label: str, exact: Mapping[tuple[str, str], str]) -> tuple[str, str
 def _facet(name: str, value: str) -> Term:
     token = facet_token(key(name), key(value))
     return Term(value, f'"{token}"', 0, name=key(name))
-
-
-def _buckets(low: float | None, high: float | None) -> Iterator[str]:
-    """An expression for the range's buckets of prices, unless they are most of all there are."""
-    first, last = price_bucket(low or 0), BUCKETS - 1 if high is None else price_bucket(high)
-    if last - first < 12:
-        yield "(" + " OR ".join(price_token(bucket) for bucket in range(first, last + 1)) + ")"
 
 
 def _either(found: dict[str, int]) -> str:

@@ -81,6 +81,11 @@ class Recommendation:
             "notes": list(self.notes),
         }
 
+    def _repr_html_(self) -> str:
+        from qvl.agent.page import card
+
+        return card(self)
+
 
 class StepError(QvlError):
     """A step failed, and what came before it is kept: `recommendation` has it, and `resume()` goes on from there."""

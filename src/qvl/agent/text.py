@@ -61,7 +61,10 @@ def grams(run: str) -> list[str]:
 
 def tokens(text: str) -> list[str]:
     """All tokens of a document's text; folded here."""
-    found: list[str] = []
+    if text.isascii():
+        found: list[str] = _WORD.findall(text.lower())
+        return found
+    found = []
     for word, cjk in words(fold(text)):
         if cjk:
             found += grams(word)

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -15,19 +14,8 @@ if TYPE_CHECKING:
     from qvl.agent.steps import Event, Recommendation
 
 MAX_VALUE: Final = 160
-_WHO: Final = {"analyze": "model: look at the picture", "search": "tool: search the catalogue", "answer": "answer"}
+WHO: Final = {"analyze": "model: look at the picture", "search": "tool: search the catalogue", "answer": "answer"}
 _QUIET: Final = ("cache", "tokens", "failed")
-_STYLE: Final = """
-:root{color-scheme:light dark}
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}
-ul{list-style:none;border-left:2px solid #8886;padding-left:1rem}
-.facts{color:gray;font-size:.9rem}
-.failed{color:#c22;font-weight:600}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem;margin:.2rem 0}
-.answer{white-space:pre-wrap}
-table{border-collapse:collapse}
-td,th{text-align:left;padding:.15rem .9rem .15rem 0;vertical-align:top}
-"""
 
 
 @dataclass(slots=True)
@@ -95,7 +83,7 @@ class Trace:
         def grow(branch: Tree, call: Call) -> None:
             style = {"failed": "bold red", "running": "yellow"}.get(call.state, "")
             mark = {"failed": "✗ ", "running": "… "}.get(call.state, "")
-            label = Text(mark + _WHO.get(call.name, call.name), style=style)
+            label = Text(mark + WHO.get(call.name, call.name), style=style)
             if call.facts:
                 label.append(f"  {', '.join(call.facts)}", style="dim")
             inner = branch.add(label)
@@ -114,40 +102,9 @@ class Trace:
 
     def to_html(self, found: Recommendation, picture: Any = None) -> str:
         """A page that needs no other file: the picture, the chain of calls, the products and the answer."""
-        image = ""
-        if picture is not None:
-            from qvl import media
-            from qvl.errors import QvlError
-            from qvl.notebook import thumbnail_html
+        from qvl.agent.page import page
 
-            try:
-                image = thumbnail_html(media.load(picture), 256)
-            except QvlError as exc:
-                image = f"<p class=failed>{escape(exc.message)}</p>"
-        rows = "".join(
-            f"<tr><td>{escape(hit.product.name)}</td><td>{escape(hit.product.price_text)}</td>"
-            f"<td>{escape(hit.product.id)}</td><td>{escape(', '.join(hit.why))}</td></tr>"
-            for hit in found.products
-        )
-        products = f"<table><tr><th>product<th>price<th>id<th>why</tr>{rows}</table>" if rows else ""
-        notes = "".join(f"<p class=facts>{escape(note)}</p>" for note in found.notes)
-        failed = f"<p class=failed>{escape(found.failed)} failed</p>" if found.failed else ""
-        return (
-            f"<!doctype html><html lang=en><meta charset=utf-8><title>qvl agent</title><style>{_STYLE}</style>"
-            f"<h1>{escape(self.wish or 'What is it, and what is like it?')}</h1>{image}"
-            f"<ul><li>user<ul><li>agent<ul>{''.join(map(_item, self.steps))}</ul></ul></ul>{failed}"
-            f"<p class=answer>{escape(found.text)}</p>{products}{notes}"
-            f"<p class=facts>request {escape(found.request_id)}, text by {escape(found.written_by or 'nobody')}</p>"
-            "</html>"
-        )
-
-
-def _item(call: Call) -> str:
-    cls = " class=failed" if call.state == "failed" else ""
-    values = "".join(f"<pre>{escape(name)}: {escape(value)}</pre>" for name, value in call.arguments.items())
-    inner = f"<ul>{''.join(map(_item, call.calls))}</ul>" if call.calls else ""
-    name = escape(_WHO.get(call.name, call.name))
-    return f"<li><span{cls}>{name}</span> <span class=facts>{escape(', '.join(call.facts))}</span>{values}{inner}</li>"
+        return page(self, found, picture)
 
 
 def _seconds(value: float) -> str:

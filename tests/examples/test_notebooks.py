@@ -1,0 +1,86 @@
+"""Every notebook runs from top to bottom on the bundled model, and shows what it promises."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[2] / "examples" / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+README = Path(__file__).parents[2] / "README.md"
+
+
+def outputs(notebook: Any) -> list[Any]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def shown(notebook: Any, mime: str) -> str:
+    """Everything of one kind that the cells show, one after the other."""
+    found = [output.get("data", {}).get(mime, "") for output in outputs(notebook)]
+    return "\n".join(found)
+
+
+def printed(notebook: Any, stream: str = "stdout") -> str:
+    return "".join(output.text for output in outputs(notebook) if output.get("name") == stream)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs a notebook in its folder, with caches of its own."""
+    for name in [name for name in os.environ if name.startswith(("QVL_", "VISION_", "OPENAI_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+
+    def start(path: Path) -> Any:
+        notebook = nbformat.read(path, as_version=4)
+        client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}})
+        asyncio.run(client.async_execute())
+        return notebook
+
+    return start
+
+
+def test_there_are_four_and_readme_leads_to_each() -> None:
+    names = [path.stem for path in NOTEBOOKS]
+    assert names == ["agent", "many_pictures", "quickstart", "serving_and_measuring"]
+    readme = README.read_text(encoding="utf-8")
+    assert all(f"examples/notebooks/{name}.ipynb" in readme for name in names)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_they_are_kept_without_outputs_and_without_this_machine(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert outputs(notebook) == []
+    assert all(cell.get("execution_count") is None for cell in notebook.cells)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for folder in ("/home/", "/tmp/", "/root/", "/work/"):
+        assert folder not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs_from_top_to_bottom_with_pictures_a_table_and_a_plot(path: Path, run: Any) -> None:
+    notebook = run(path)
+    html = shown(notebook, "text/html")
+    assert shown(notebook, "image/png"), "no plot"
+    assert "<table" in html
+    assert "<img" in html or shown(notebook, "image/png").count("\n\n") > 1
+    assert "Traceback" not in printed(notebook, "stderr")
+    words = {
+        "quickstart": ("NORVIK", "blue", "Shelf(brand='NORVIK', category='hat'"),
+        "many_pictures": ("no such file", "right", "'hit'"),
+        "agent": ("model: look at the picture", "Haxley Iris 100", "0 inferences"),
+        "serving_and_measuring": ("NORVIK", "12 of 12", "request_id", "exit code 0"),
+    }
+    text = html + printed(notebook) + shown(notebook, "text/plain")
+    for word in words[path.stem]:
+        assert word in text, word
