@@ -6,12 +6,13 @@ Probing, checking, adding and removing are here; `EndpointPool` chooses, `OpenAI
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from qvl.backends.base import Capabilities
 from qvl.backends.endpoint import Endpoint, read_url, shown_url
+from qvl.backends.endpoint_list import Listed
 from qvl.backends.failures import Blame, Failed, Repeat
 from qvl.backends.pool import EndpointPool, EndpointState, Member
 from qvl.backends.probe import ASSUMED, Findings, common, probe
@@ -266,9 +267,46 @@ class Fleet:
         self.pool.find(name)
         if sum(not m.draining for m in self.pool.members) < 2:
             raise ConfigError(f"{name} is the last endpoint", hint="close the backend instead", param="base_url")
+        await self._retire(name, timeout)
+
+    async def _retire(self, name: str, timeout: float | None) -> None:
         member = await self.pool.remove(name, timeout=timeout)
-        await member.target.endpoint.aclose()
+        if member is not None:
+            await member.target.endpoint.aclose()
+            # Another server may stand at the same address when it is added again.
+            _PROBED.pop(self._probe_key(member.target.endpoint), None)
+            self._learn()
+
+    async def take_in(self, wanted: Mapping[str, Listed], *, probe_now: bool) -> list[str]:
+        """Adds those of `wanted` that are not in the pool, sets weight and limit of the rest; returns who is new.
+
+        New ones are probed; one that does not answer is taken in as one that rests, as at the start.
+        """
+        here = {member.name for member in self.pool.members}
+        new = [self._make(one.url, one.weight, one.limit) for name, one in wanted.items() if name not in here]
+        for member in new:
+            await member.target.endpoint.open()
+        found: list[Findings | BaseException | None] = [None] * len(new)
+        if probe_now:
+            found = list(await asyncio.gather(*(self.found(m.target) for m in new), return_exceptions=True))
+        for result in found:
+            if isinstance(result, BaseException) and not isinstance(result, Failed):
+                raise result
+        for member, result in zip(new, found, strict=True):
+            self.pool.add(member)
+            if isinstance(result, Failed):
+                self.pool.blame(member, result)
+                log.warning("endpoint left out for now", endpoint=member.name, error=str(result.error))
+        for name in wanted.keys() & here:
+            self.pool.adjust(name, weight=wanted[name].weight, limit=wanted[name].limit)
         self._learn()
+        return [member.name for member in new]
+
+    async def keep_only(self, wanted: Mapping[str, Listed], *, timeout: float | None) -> list[str]:
+        """Removes what is not in `wanted`, all at the same time, each after its last request; returns who went."""
+        gone = [member.name for member in self.pool.members if member.name not in wanted]
+        await asyncio.gather(*(self._retire(name, timeout) for name in gone))
+        return gone
 
     def verdict(self, attempts: Attempts) -> QvlError | Failed:
         """One error for a request that no endpoint could answer, naming each."""

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from qvl.backends.base import CUT_OFF, Backend, Capabilities
 from qvl.backends.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url
+from qvl.backends.endpoint_list import Listed, by_name
 from qvl.backends.failures import Blame, Failed, Repeat
 from qvl.backends.fleet import Attempts, Fleet, Line
 from qvl.backends.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
@@ -23,7 +24,6 @@ from qvl.backends.retry import RetryPolicy
 from qvl.backends.wire import encoded, request_body
 from qvl.errors import (
     BackendUnavailableError,
-    ConfigError,
     QvlError,
 )
 from qvl.log import logger
@@ -39,7 +39,8 @@ class OpenAIBackend(Backend):
 
     Args:
         model: the model's name at the endpoint; empty takes the only one that the endpoint lists.
-        base_url: one URL or several; default `OPENAI_BASE_URL`, else OpenAI's own. `/v1` is added to a bare host.
+        base_url: one URL or several (or `Listed` ones, with weight and limit); default `OPENAI_BASE_URL`, else OpenAI's
+            own. `/v1` is added to a bare host.
         api_key: default `OPENAI_API_KEY`.
         connect_timeout: seconds; `first_token_timeout`, `token_timeout` (between tokens) and `total_timeout` (with all
             retries) likewise.
@@ -65,7 +66,7 @@ class OpenAIBackend(Backend):
         self,
         model: str = "",
         *,
-        base_url: str | Sequence[str] | None = None,
+        base_url: str | Sequence[str | Listed] | None = None,
         api_key: str | None = None,
         connect_timeout: float = 5.0,
         first_token_timeout: float = 120.0,
@@ -90,15 +91,14 @@ class OpenAIBackend(Backend):
         self._limit = limit
         self._identity = identity
         self._health_interval = health_interval
-        urls = _urls(base_url)
-        given = {shown_url(read_url(url)): url for url in urls}
-        if len(given) != len(urls):
-            raise ConfigError("a base_url is given twice", param="base_url")
-        if isinstance(weights, Mapping):
-            weights = {shown_url(read_url(url)): weight for url, weight in weights.items()}
-        shares = weights_by_url(given, weights)
+        given = by_name(self._listed(base_url))
+        if weights is not None:
+            if isinstance(weights, Mapping):
+                weights = {shown_url(read_url(url)): weight for url, weight in weights.items()}
+            shares = weights_by_url(given, weights)
+            given = {name: replace(one, weight=shares[name]) for name, one in given.items()}
         self._pool: EndpointPool[Line] = EndpointPool(
-            [self._member(url, shares[name]) for name, url in given.items()], policy=policy
+            [self._member(one.url, one.weight, one.limit) for one in given.values()], policy=policy
         )
         self._fleet = Fleet(
             self._pool,
@@ -110,9 +110,19 @@ class OpenAIBackend(Backend):
         )
         self._is_open = False
         self._opening = asyncio.Lock()
+        self._changing = asyncio.Lock()
         self._health: asyncio.Task[None] | None = None
         self._running = 0
         self._counts = dict.fromkeys(("requests", "retries", "failovers", "failures"), 0)
+
+    def _listed(self, base_url: str | Iterable[str | Listed] | None) -> list[Listed]:
+        """The endpoints that are meant, each with its limit."""
+        if base_url is None:
+            base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+        if isinstance(base_url, str):
+            base_url = [url for url in base_url.split(",") if url.strip()]
+        every = [one if isinstance(one, Listed) else Listed(one, limit=self._limit) for one in base_url]
+        return [replace(one, limit=one.limit or self._limit) for one in every]
 
     def _member(self, url: str, weight: float, limit: int | None = None) -> Member[Line]:
         endpoint = Endpoint(
@@ -148,9 +158,13 @@ class OpenAIBackend(Backend):
                 return
             await self._fleet.open()
             self.model = self._fleet.model
-            if self._health_interval is not None and len(self._pool) > 1:
-                self._health = asyncio.create_task(self._fleet.watch(self._health_interval))
             self._is_open = True
+            self._watch()
+
+    def _watch(self) -> None:
+        """Starts to look after endpoints that rest, as soon as there are several."""
+        if self._is_open and self._health is None and self._health_interval is not None and len(self._pool) > 1:
+            self._health = asyncio.create_task(self._fleet.watch(self._health_interval))
 
     async def aclose(self) -> None:
         self._is_open = False
@@ -281,7 +295,9 @@ class OpenAIBackend(Backend):
             ConfigError: it is in the pool already.
             BackendError: it does not answer, or not as it should.
         """
-        await self._fleet.add(url, weight, limit, probe_now=self._is_open)
+        async with self._changing:
+            await self._fleet.add(url, weight, limit, probe_now=self._is_open)
+            self._watch()
 
     async def remove_endpoint(self, url: str, *, timeout: float | None = None) -> None:
         """Gives an endpoint no further requests, waits for those it has (at most `timeout` seconds), forgets it.
@@ -291,6 +307,26 @@ class OpenAIBackend(Backend):
             ConfigError: it is the last one.
         """
         await self._fleet.remove(url, timeout)
+
+    async def set_endpoints(self, base_url: str | Iterable[str | Listed], *, timeout: float | None = None) -> None:
+        """Makes the pool consist of exactly these: takes in what is new, removes what is not named.
+
+        New endpoints are probed first; one that does not answer comes in resting, and is tried again later. Those that
+        are removed get no further requests, finish what they have (for at most `timeout` seconds; default: the total
+        timeout of a request), and are gone when this returns. Naming one again meanwhile takes it back.
+
+        Args:
+            base_url: URLs, or `Listed` with a weight and a limit, such as `read_endpoint_list(path)` gives.
+
+        Raises:
+            ConfigError: no endpoint, one twice, or one that cannot be; the pool stays as it was.
+        """
+        wanted = by_name(self._listed(base_url))
+        async with self._changing:
+            added = await self._fleet.take_in(wanted, probe_now=self._is_open)
+            self._watch()
+        gone = await self._fleet.keep_only(wanted, timeout=self._timeouts.total if timeout is None else timeout)
+        log.info("endpoints changed", endpoints=list(wanted), added=added, removed=gone)
 
     def stats(self) -> Mapping[str, float]:
         states = self._pool.snapshot()
@@ -318,13 +354,3 @@ def picture_tokens(request: ChatRequest) -> float:
         pixels = picture.width * picture.height
         total += min(pixels, request.max_pixels or pixels) / (PATCH * PATCH)
     return total
-
-
-def _urls(base_url: str | Sequence[str] | None) -> list[str]:
-    if base_url is None:
-        base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
-    urls: Iterable[str] = base_url.split(",") if isinstance(base_url, str) else base_url
-    found = [url.strip() for url in urls if url.strip()]
-    if not found:
-        raise ConfigError("base_url names no endpoint", hint="such as http://host:8000/v1", param="base_url")
-    return found

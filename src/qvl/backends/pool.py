@@ -168,8 +168,18 @@ class EndpointPool(Generic[T]):
             raise UnknownNameError(f"there is no endpoint {name}", hint=nearest(name, self._members))
         return self._members[name]
 
-    async def remove(self, name: str, *, timeout: float | None = None) -> Member[T]:
-        """No new requests for it; returns it when its last one is done, or after `timeout` seconds."""
+    def adjust(self, name: str, *, weight: float, limit: int | None) -> Member[T]:
+        """Gives a member another weight and limit, and takes it back if it was being removed."""
+        member = self.find(name)
+        member.weight, member.limit, member.draining = weight, limit, False
+        self._reshape()
+        return member
+
+    async def remove(self, name: str, *, timeout: float | None = None) -> Member[T] | None:
+        """No new requests for it; returns it when its last one is done, or after `timeout` seconds.
+
+        None: it was taken back meanwhile, or somebody else has removed it.
+        """
         member = self.find(name)
         member.draining = True
         self._reshape()
@@ -177,7 +187,9 @@ class EndpointPool(Generic[T]):
             member.empty.clear()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(member.empty.wait(), timeout)
-        self._members.pop(name, None)
+        if not member.draining or self._members.get(name) is not member:
+            return None
+        del self._members[name]
         return member
 
     async def acquire(
