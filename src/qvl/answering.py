@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +15,7 @@ from qvl import keys
 from qvl.backends.base import Backend
 from qvl.caches.base import CacheEntry
 from qvl.errors import CacheError
-from qvl.flight import Flight, FlightBoard, Outcome, Written
+from qvl.flight import CLOSE_SECONDS, Flight, FlightBoard, Outcome, Written
 from qvl.ids import new_id
 from qvl.log import logger
 from qvl.messages import decode_pictures
@@ -115,9 +115,12 @@ class Answering:
                 self._opened = True
 
     async def aclose(self) -> None:
-        """Ends what is under way and closes backend and cache."""
+        """Ends what is under way and closes the backend, and the cache unless it was given as an instance.
+
+        A backend that does not end is left behind after half a minute.
+        """
         try:
-            await self.backend.aclose()
+            await _within(CLOSE_SECONDS, self.backend.aclose())
         finally:
             self._opened = False
             await self._board.aclose()
@@ -309,6 +312,20 @@ class Answering:
 
 def new_request_id() -> str:
     return f"qvl-{new_id()}"
+
+
+async def _within(seconds: float, closing: Coroutine[Any, Any, None]) -> None:
+    """Waits for `closing`, but no longer than this, whatever it does when it is told to stop."""
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.wait((task,), timeout=seconds)
+    finally:
+        task.cancel()
+    if task.done():
+        task.result()
+    else:
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        log.warning("the backend did not close in time and is left behind", seconds=seconds)
 
 
 def _state(job: Job, outcome: Outcome, joined: bool) -> CacheState:

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -22,6 +23,8 @@ from pydantic import BaseModel
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
 from qvl.errors import ConfigError
+from qvl.flight import CLOSE_SECONDS
+from qvl.log import logger
 from qvl.mapping import MapItem
 from qvl.pipeline import AsyncPipeline
 from qvl.types import Chunk, Result
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=BaseModel)
 R = TypeVar("R")
 _END = object()
+# The backend, the work under way, and the cache, each of which has its own bound.
+CLOSING = 3 * CLOSE_SECONDS
+log = logger("qvl.pipeline")
 
 
 class Pipeline:
@@ -253,7 +259,7 @@ class _Loop:
             self._portal = self._thread = None
         if portal is None or thread is None:
             if self._pipeline.store is not None:
-                self._pipeline.store.cache.close()
+                self._pipeline.store.close()
         elif thread is threading.current_thread():
             # The garbage collector runs anywhere, and this thread cannot wait for itself.
             threading.Thread(target=self._stop, args=(portal, thread), name="qvl-close").start()
@@ -262,9 +268,12 @@ class _Loop:
 
     def _stop(self, portal: BlockingPortal, thread: threading.Thread) -> None:
         try:
-            portal.call(self._pipeline.aclose)
+            portal.start_task_soon(self._pipeline.aclose).result(timeout=CLOSING)
+        except FutureTimeoutError:
+            log.warning("the pipeline did not close in time and is left behind", seconds=CLOSING)
         finally:
-            portal.call(portal.stop)
+            # Not waited for: a loop that something keeps from turning would never answer.
+            portal.start_task_soon(portal.stop)
             thread.join(timeout=10)
 
     def _running(self) -> BlockingPortal:

@@ -143,8 +143,13 @@ class Cache(ABC):
     def lease(self, key: str, ttl: float) -> Lease | None:
         """The right to compute `key` for `ttl` seconds, or None while another holder has it.
 
-        At most one holder at a time over all processes that share the store. A holder that dies loses it by time.
+        At most one holder at a time over all processes that share the store. A holder that dies loses it by time; one
+        that needs longer renews it.
         """
+
+    @abstractmethod
+    def renew(self, lease: Lease, ttl: float) -> bool:
+        """Makes the lease end `ttl` seconds from now; False when it is no longer this holder's (by its token)."""
 
     @abstractmethod
     def release(self, lease: Lease) -> None:

@@ -146,6 +146,14 @@ class MemoryCache(Cache):
             self._leases[key] = Lease(key, self._token, now + ttl)
             return Lease(key, self._token, now + ttl)
 
+    def renew(self, lease: Lease, ttl: float) -> bool:
+        with self._changed:
+            held = self._leases.get(lease.key)
+            if held is None or held.token != lease.token:
+                return False
+            held.expires_at = self._clock() + ttl
+            return True
+
     def release(self, lease: Lease) -> None:
         with self._changed:
             held = self._leases.get(lease.key)

@@ -35,6 +35,14 @@ end
 return 0
 """
 
+# Keeps the lease alive only while it is still the asker's.
+RENEW: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return 0
+"""
+
 # What a server says that answers, but takes no writes.
 _UNWRITABLE: Final = ("READONLY", "READ ONLY", "MAXMEMORY", "MISCONF", "NOREPLICAS")
 
@@ -191,6 +199,10 @@ class RedisCache(Cache):
                 token = client.incrby(f"{self.prefix}token", int(self._clock() * 1000))
             taken = client.set(name, token, nx=True, px=max(1, round(ttl * 1000)))
         return Lease(key, int(token), self._clock() + ttl) if taken else None
+
+    def renew(self, lease: Lease, ttl: float) -> bool:
+        with self._asking(write=True) as client:
+            return bool(client.eval(RENEW, 1, self._lease(lease.key), lease.token, max(1, round(ttl * 1000))))
 
     def release(self, lease: Lease) -> None:
         with self._asking(write=True) as client:

@@ -194,6 +194,11 @@ class SqliteCache(Cache):
 
         return self._write(work)
 
+    def renew(self, lease: Lease, ttl: float) -> bool:
+        values = (self._clock() + ttl, lease.key, lease.token)
+        statement = "UPDATE leases SET expires_at = ? WHERE key = ? AND token = ?"
+        return self._write(lambda connection: connection.execute(statement, values).rowcount > 0)
+
     def release(self, lease: Lease) -> None:
         self._write(lambda c: c.execute("DELETE FROM leases WHERE key = ? AND token = ?", (lease.key, lease.token)))
         self._wake()

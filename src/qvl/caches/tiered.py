@@ -82,6 +82,9 @@ class TieredCache(Cache):
     def lease(self, key: str, ttl: float) -> Lease | None:
         return self.back.lease(key, ttl)
 
+    def renew(self, lease: Lease, ttl: float) -> bool:
+        return self.back.renew(lease, ttl)
+
     def release(self, lease: Lease) -> None:
         self.back.release(lease)
 
