@@ -66,6 +66,7 @@ def start(
     wait: bool = True,
     header_timeout: float = 10.0,
     tracer_provider: Any = None,
+    tls: tuple[str, str] | None = None,
     **settings: Any,
 ) -> Running:
     listener = bind("127.0.0.1", 0)
@@ -73,7 +74,8 @@ def start(
     settings.setdefault("canary", False)
     pipeline = AsyncPipeline(backend=backend, cache=cache)
     app = create_app(pipeline, ServerSettings(**settings), tracer_provider=tracer_provider)
-    server = make_server(app, header_timeout=header_timeout)
+    cert, key = tls or (None, None)
+    server = make_server(app, header_timeout=header_timeout, tls_cert=cert, tls_key=key)
 
     def run() -> None:
         # What ends the server early is in server.failure, where the test looks.

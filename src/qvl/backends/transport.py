@@ -22,6 +22,7 @@ import anyio
 from qvl.backends.failures import Failed, Repeat, broken, crossing, cut_off, down, from_status
 from qvl.errors import ConfigError
 from qvl.http1 import Body, BrokenAnswerError, Connection, HttpError, LateError, NoConnectionError, Pool, TlsError
+from qvl.tracing import CARRIED
 
 MAX_ANSWER_BYTES: Final = 256 * 2**20
 MAX_ERROR_BYTES: Final = 64 * 2**10
@@ -94,7 +95,8 @@ class StraightTransport(Transport):
         self._busy: set[Connection] = set()
 
     async def chat(self, body: bytes, request_id: str, by: float) -> Reply:
-        named = b"X-Request-Id: %s\r\n" % request_id.encode() if _plain(request_id) else b""
+        told = _told(request_id)
+        named = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in told.items())
         return await self._send(b"%s%sContent-Length: %d\r\n\r\n%s" % (self._chat, named, len(body), body), by)
 
     async def models(self, by: float) -> Reply:
@@ -192,7 +194,7 @@ class SdkTransport(Transport):
                 messages=(),
                 stream=True,
                 extra_body=fields,
-                extra_headers={"X-Request-Id": request_id} if _plain(request_id) else None,
+                extra_headers=_told(request_id),
             ),
             by,
         )
@@ -313,6 +315,14 @@ async def _said(connection: Connection, body: Body, by: float) -> bytes:
         while len(data) < MAX_ERROR_BYTES and (piece := await connection.next_piece(body, by)) is not None:
             data += piece[1]
     return bytes(data[:MAX_ERROR_BYTES])
+
+
+def _told(request_id: str) -> dict[str, str]:
+    """The headers of this request alone: its id, and what ties the endpoint's spans to ours."""
+    told = {name: value for name, value in CARRIED.get().items() if _plain(value)}
+    if _plain(request_id):
+        told["X-Request-Id"] = request_id
+    return told
 
 
 def _plain(request_id: str) -> bool:

@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
@@ -215,7 +217,13 @@ def make_server(
     root_path: str = "",
     header_timeout: float = 10.0,
 ) -> GracefulServer:
-    """A server for an application of `create_app`."""
+    """A server for an application of `create_app`.
+
+    Raises:
+        ConfigError: certificate and key cannot be read, or do not belong together.
+    """
+    if tls_cert or tls_key:
+        _check_tls(tls_cert, tls_key)
     protocol = type("Protocol", (GuardedProtocol,), {"header_timeout": header_timeout})
     config = uvicorn.Config(
         app,
@@ -233,6 +241,29 @@ def make_server(
         timeout_graceful_shutdown=5,
     )
     return GracefulServer(config, app.state.core)
+
+
+def _check_tls(cert: str | None, key: str | None) -> None:
+    if cert is None:
+        raise ConfigError("a TLS key without its certificate", hint="--tls-cert FILE", param="tls_cert")
+    try:
+        # The password keeps OpenSSL from asking for one at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except OSError as exc:
+        if exc.filename or not isinstance(exc, ssl.SSLError):
+            missing = " or ".join(name for name in (cert, key) if name and not os.access(name, os.R_OK))
+            reason = f"{missing} cannot be read: {(exc.strerror or str(exc)).lower()}"
+        else:
+            if "ENCRYPTED" in Path(key or cert).read_text("latin-1"):
+                reason = "the key has a password"
+            elif exc.reason == "KEY_VALUES_MISMATCH":
+                reason = "the key is not the certificate's"
+            else:
+                reason = "there is no PEM certificate or key in one of them"
+            reason = f"{cert} and {key or 'the key in it'}: {reason}"
+        raise ConfigError(
+            f"TLS cannot be set up: {reason}", hint="two PEM files, the key without a password", param="tls_cert"
+        ) from exc
 
 
 def run_server(server: GracefulServer, listener: socket.socket) -> None:

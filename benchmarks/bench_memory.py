@@ -1,0 +1,198 @@
+"""Whether a server's memory stays flat: 100,000 requests of every kind through one `qvl-serve`, its size drawn.
+
+    python benchmarks/bench_memory.py [--requests 100000] [--clients 16] [--plot memory.png] [--json memory.json]
+
+Questions that are new and questions that are known, streamed and not, with pictures and without, refused ones, and
+clients that leave in the middle, in front of a canned endpoint and with a SQLite cache. Prints the resident size of the
+server's process on the way, and what a line through the second half says for 100,000 requests. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+KINDS = ("new", "new stream", "known", "known stream", "picture", "refused", "leaves")
+
+
+def resident(pid: int) -> float:
+    """Resident memory of a process in MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def picture(number: int) -> str:
+    """A small picture that no other number has."""
+    from PIL import Image
+
+    held = io.BytesIO()
+    Image.new("RGB", (64, 64), (number & 255, number >> 8 & 255, number >> 16 & 255)).save(held, "PNG")
+    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
+
+
+def body(kind: str, number: int) -> dict[str, Any]:
+    text = "known" if kind.startswith("known") else f"question {number}"
+    content: Any = text
+    if kind == "picture":
+        content = [{"type": "image_url", "image_url": {"url": picture(number)}}, {"type": "text", "text": text}]
+    asked = {"messages": [{"role": "user", "content": content}], "stream": kind.endswith("stream") or kind == "leaves"}
+    return {**asked, "temperature": -1} if kind == "refused" else asked
+
+
+def raw(kind: str, number: int) -> bytes:
+    data = json.dumps(body(kind, number)).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+async def answered(reader: asyncio.StreamReader) -> int:
+    """Reads one answer; its status."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = re.search(rb"content-length: (\d+)", head)
+    if length:
+        await reader.readexactly(int(length[1]))
+    else:
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+    return int(head[9:12])
+
+
+class Load:
+    """So many requests over so many connections, the kinds in turn."""
+
+    def __init__(self, port: int, requests: int) -> None:
+        self.port = port
+        self.left = iter(range(requests))
+        self.done = 0
+        self.statuses: dict[int, int] = {}
+
+    async def client(self) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
+        for number in self.left:
+            kind = KINDS[number % len(KINDS)]
+            writer.write(raw(kind, number))
+            if kind == "leaves":
+                await reader.read(64)
+                writer.transport.abort()
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
+            else:
+                status = await answered(reader)
+                self.statuses[status] = self.statuses.get(status, 0) + 1
+            self.done += 1
+        writer.close()
+
+    async def run(self, clients: int) -> None:
+        await asyncio.gather(*(self.client() for _ in range(clients)))
+
+
+def started(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def served(upstream: str, folder: str) -> tuple[subprocess.Popen[str], int]:
+    """A `qvl-serve` in front of `upstream`, and its port."""
+    cache = f"sqlite:///{folder}/answers.db"
+    command = f"-m qvl.cli.serve openai:canned --base-url {upstream} --option probe=false --no-canary --port 0"
+    server = started([sys.executable, *command.split(), "--cache", cache, "--log-level", "warning"])
+    assert server.stdout is not None
+    for line in server.stdout:
+        if line.startswith("  address"):
+            # Whatever it writes from now on is read away, so that it never waits for us.
+            threading.Thread(target=server.stdout.read, daemon=True).start()
+            return server, int(line.strip().rpartition(":")[2])
+    raise SystemExit("qvl-serve did not start")
+
+
+def measure(requests: int, clients: int, *, say: Any = print) -> dict[str, Any]:
+    """(requests, MiB) at 200 moments, and how many answers had which status."""
+    upstream = started([sys.executable, str(HERE / "load_client.py"), "--serve"])
+    assert upstream.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        server, port = served(upstream.stdout.readline().strip(), folder)
+        points: list[tuple[int, float]] = []
+        load = Load(port, requests)
+
+        async def watch() -> None:
+            step, told = max(1, requests // 200), 0
+            began = time.perf_counter()
+            while load.done < requests:
+                if load.done >= len(points) * step:
+                    points.append((load.done, resident(server.pid)))
+                    if load.done >= told:
+                        seconds = time.perf_counter() - began
+                        say(f"{load.done:>8} requests  {points[-1][1]:7.1f} MiB  {seconds:6.0f} s", flush=True)
+                        told += requests // 10
+                await asyncio.sleep(0.05)
+            points.append((load.done, resident(server.pid)))
+
+        async def both() -> None:
+            watcher = asyncio.create_task(watch())
+            await load.run(clients)
+            await watcher
+
+        try:
+            asyncio.run(both())
+        finally:
+            for process in (server, upstream):
+                process.terminate()
+                process.wait(30)
+    return {"requests": requests, "clients": clients, "points": points, "statuses": load.statuses}
+
+
+def slope(points: list[tuple[int, float]]) -> float:
+    """MiB in 100,000 requests, of the line through the second half."""
+    import numpy as np
+
+    later = points[len(points) // 2 :]
+    return float(np.polyfit([x for x, _ in later], [y for _, y in later], 1)[0]) * 100_000
+
+
+def draw(found: dict[str, Any], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 3.5), layout="constrained")
+    axes.plot(*zip(*found["points"], strict=True), linewidth=1.2)
+    axes.set(xlabel="requests", ylabel="resident memory, MiB", ylim=(0, None), xlim=(0, None))
+    axes.set_title("qvl-serve under a mixture of requests")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--plot", help="write a picture here")
+    parser.add_argument("--json", help="write the points here")
+    given = parser.parse_args()
+    found = measure(given.requests, given.clients)
+    found["slope"] = slope(found["points"])
+    if given.plot:
+        draw(found, given.plot)
+    if given.json:
+        Path(given.json).write_text(json.dumps(found))
+    sizes = [size for _, size in found["points"]]
+    half = sizes[len(sizes) // 2 :]
+    print(f"{given.requests} requests, statuses {found['statuses']}")
+    print(
+        f"second half: {min(half):.1f} to {max(half):.1f} MiB; its line: {found['slope']:+.1f} MiB in 100,000 requests"
+    )
+
+
+if __name__ == "__main__":
+    main()
