@@ -97,7 +97,12 @@ _TOOL: Final = {
     "function": {
         "name": "canary",
         "description": "Reports that everything is well.",
-        "parameters": {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"ok": {"type": "boolean"}},
+            "required": ["ok"],
+            "additionalProperties": False,
+        },
     },
 }
 FORMATS: Final = (
@@ -132,11 +137,12 @@ FORMATS: Final = (
         max_tokens=32,
     ),
 )
+# Room for a model that spells every letter.
 TOOLS: Final = Feature(
     "tools",
     {"tools": [_TOOL], "tool_choice": {"type": "function", "function": {"name": "canary"}}},
     lambda got, base: any(choice.tool_calls for choice in got.choices),
-    max_tokens=64,
+    max_tokens=160,
     question="Call the function canary with ok set to true.",
 )
 SAMPLING: Final = (

@@ -165,6 +165,16 @@ ResponseFormat: TypeAlias = Annotated[
 ]
 
 
+@with_config(STRICT)
+class StructuredOutputs(TypedDict):
+    """vLLM's way to say what `response_format` says; exactly one of them."""
+
+    json: NotRequired[dict[str, Any]]
+    json_object: NotRequired[Literal[True]]
+    regex: NotRequired[str]
+    choice: NotRequired[list[str]]
+
+
 class StreamOptions(BaseModel):
     model_config = STRICT
     include_usage: bool | None = None
@@ -230,6 +240,7 @@ class ChatCompletionRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None

@@ -14,7 +14,7 @@ from qvl.ids import new_id
 from qvl.server.answers import dumps, finish_word, message_of, read_logprobs, tool_delta, usage_of
 from qvl.server.asking import answer, chat_request, picture_places, started_stream
 from qvl.server.errors import from_validation
-from qvl.server.schemas import ChatCompletionRequest
+from qvl.server.schemas import ChatCompletionRequest, StructuredOutputs
 from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
@@ -62,7 +62,23 @@ async def _read(exchange: Exchange, wanted: ChatCompletionRequest) -> Asked:
         params["parallel_tool_calls"] = wanted.parallel_tool_calls
     if wanted.response_format is not None:
         params["response_format"] = wanted.response_format
+    if wanted.structured_outputs is not None:
+        if wanted.response_format is not None or len(wanted.structured_outputs) != 1:
+            raise RequestError(
+                "structured_outputs is given beside response_format, or is not one of json, json_object, regex, choice",
+                param="structured_outputs",
+                code="invalid_value",
+            )
+        params["response_format"] = _form(wanted.structured_outputs)
     return await chat_request(exchange, wanted.model, wanted.messages, params, wanted.model_extra)
+
+
+def _form(wanted: StructuredOutputs) -> dict[str, Any]:
+    if "json" in wanted:
+        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted["json"]}}
+    if "regex" in wanted:
+        return {"type": "regex", "pattern": wanted["regex"]}
+    return {"type": "choice", "choices": wanted["choice"]} if "choice" in wanted else {"type": "json_object"}
 
 
 def completion(result: Result, asked: Asked) -> dict[str, Any]:
