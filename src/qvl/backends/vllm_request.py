@@ -201,6 +201,8 @@ def _prompt(prepared: Prepared, image_token: int) -> dict[str, Any]:
 
         pixels = [picture.pixels for picture in prepared.pictures if picture.pixels is not None]
         prompt["multi_modal_data"] = {"image": [Image.fromarray(array) for array in pixels]}
+        # Near the limits of a checkpoint a second resizing would change a size that the first one gave.
+        prompt["mm_processor_kwargs"] = {"do_resize": False}
     return prompt
 
 
