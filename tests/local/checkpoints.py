@@ -63,3 +63,30 @@ def random_checkpoint(folder: Path, *, seed: int = 0, layers: int = 3, hidden: i
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         shutil.copy(bundled / name, folder / name)
     return folder
+
+
+def random_mixture(folder: Path, *, seed: int = 0) -> Path:
+    """The same as a Qwen3-VL-MoE: one dense layer, then three of four experts, of which two answer each token."""
+    import torch
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    dense = random_checkpoint(folder, seed=seed, layers=4)
+    config = json.loads((dense / "config.json").read_text())
+    config["model_type"] = "qwen3_vl_moe"
+    config["text_config"].update(
+        model_type="qwen3_vl_moe_text",
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        decoder_sparse_step=1,
+        mlp_only_layers=[0],
+    )
+    config["vision_config"]["model_type"] = "qwen3_vl_moe"
+    torch.manual_seed(seed)
+    model = Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(**config)).float()
+    for name, tensor in model.named_parameters():
+        if tensor.ndim >= 2:
+            fan_in = 1 if "embed" in name and "patch" not in name else tensor[0].numel() if tensor.ndim != 3 else 96
+            tensor.data = torch.randn_like(tensor) * fan_in**-0.5
+    model.save_pretrained(dense)
+    return dense

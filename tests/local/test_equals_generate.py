@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qvl.types import Result
+from tests.local.checkpoints import random_mixture
+from tests.local.reference import Reference
 from tests.local.requests import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from qvl.backends.local.backend import LocalBackend
     from qvl.types import ChatRequest
     from tests.local.conftest import Opener
-    from tests.local.reference import Reference
 
 
 def answer_all(backend: LocalBackend, wanted: Iterable[ChatRequest], seed: int = 0) -> list[Result]:
@@ -83,7 +85,16 @@ def test_100_mixed_requests_on_a_random_model(
     check(random_reference, answer_all(backend, mixed_300[: len(expected_random)]), expected_random)
 
 
+def test_a_mixture_of_experts(opened: Opener, tmp_path: Path, mixed_300: list[ChatRequest]) -> None:
+    folder = random_mixture(tmp_path / "mixture")
+    reference = Reference(folder)
+    backend = opened(folder, max_num_seqs=8, max_num_batched_tokens=160)
+    wanted = mixed_300[:16]
+    check(reference, answer_all(backend, wanted), [reference.generate(request) for request in wanted])
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_all_300_on_a_random_model(
     opened: Opener, random_folder: object, random_reference: Reference, mixed_300: list[ChatRequest]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ FAKE = Path(__file__).parent / "fake_npu"
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def python(code: str | Path, *arguments: str, installed: bool = True, **environment: str) -> str:
+def python(code: str | Path, *arguments: str, installed: bool = True, timeout: float = 280, **environment: str) -> str:
     """stdout and stderr of a fresh interpreter that sees the fake torch_npu."""
     paths = [str(SOURCE), *([str(FAKE)] if installed else [])]
     command = [str(code), *arguments] if isinstance(code, Path) else ["-c", code]
@@ -22,7 +23,7 @@ def python(code: str | Path, *arguments: str, installed: bool = True, **environm
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=timeout,
         check=False,
     )
     return done.stdout + done.stderr
@@ -32,13 +33,41 @@ DESCRIBE = "from qvl.backends.local.device import open_device; print('GOT', open
 NPU = "from qvl.backends.local.device import open_device; print('GOT', open_device('npu:0').describe())"
 
 
-def test_the_engine_gives_the_same_answers_on_the_npu() -> None:
-    assert "equal" in python(FAKE / "run_engine.py", "6")
+FUSED = ("npu_rms_norm", "npu_rotary_mul", "npu_swiglu", "npu_fusion_attention")
+
+
+def counted(*arguments: str, timeout: float = 280, **environment: str) -> dict[str, float]:
+    """What was counted while the engine answered, on the fake NPU, as on the CPU."""
+    told = python(FAKE / "run_engine.py", *arguments, timeout=timeout, **environment)
+    assert "\nequal " in f"\n{told}", told
+    return dict(json.loads(told.strip().splitlines()[-1]))
+
+
+def test_the_engine_gives_the_same_answers_on_the_npu_by_its_fused_kernels() -> None:
+    stats = counted("6")
+    assert all(stats[name] > 40 for name in FUSED)
+    assert stats["graph_replays"] == 0, "recording is for those who ask for it on an NPU"
 
 
 @pytest.mark.slow
-def test_the_engine_gives_the_same_answers_on_the_npu_for_many() -> None:
-    assert "equal" in python(FAKE / "run_engine.py", "60")
+@pytest.mark.timeout(1500)
+def test_the_engine_gives_the_same_answers_on_the_npu_for_300() -> None:
+    counted("300", timeout=1400)
+
+
+def test_recorded_decode_steps_give_the_same_answers() -> None:
+    stats = counted("4", "decode_graphs=on")
+    assert stats["graph_replays"] == stats["replay"] > 20
+
+
+def test_a_checkpoint_spread_over_two_cards_gives_the_same_answers() -> None:
+    assert counted("3", "two-cards", "decode_graphs=on")["graph_replays"] == 0
+
+
+@pytest.mark.parametrize("chip", ["unfused", "wrong"])
+def test_fused_kernels_that_fail_or_lie_are_not_used(chip: str) -> None:
+    stats = counted("1", FAKE_NPU=chip)
+    assert all(stats.get(name, 0) <= 1 for name in FUSED), "tried once, at the start"
 
 
 def test_the_npu_comes_first_and_takes_bfloat16() -> None:

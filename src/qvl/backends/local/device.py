@@ -68,8 +68,10 @@ class Device:
         return str(self.dtype).removeprefix("torch.")
 
     @property
-    def has_float64(self) -> bool:
-        return self.type in ("cpu", "cuda")
+    def non_blocking(self) -> bool:
+        """Whether a copy from the host may return early. On MPS it would read memory that is free by then
+        (pytorch/pytorch#189690)."""
+        return self.type != "mps"
 
     def describe(self) -> str:
         """One line: the device, its dtype, and why nothing better was used."""
@@ -131,7 +133,7 @@ class Device:
         if self.type in ("npu", "cuda"):
             free, total = self._module().mem_get_info(self.index if index is None else index)
             return int(free), int(total)
-        free, total = _host_memory()
+        free, total = host_memory()
         if self.type == "mps":
             with suppress(AttributeError, RuntimeError):
                 limit = int(self._module().recommended_max_memory())
@@ -303,7 +305,7 @@ def _cpu_multiplies_bf16() -> bool:
     return re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", flags) is not None
 
 
-def _host_memory() -> tuple[int, int]:
+def host_memory() -> tuple[int, int]:
     free = total = 8 << 30
     with suppress(OSError, ValueError):
         text = Path("/proc/meminfo").read_text(encoding="ascii")

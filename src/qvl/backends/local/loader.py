@@ -144,7 +144,8 @@ def _from_hub(model: str, revision: str | None) -> Path:
     else:
         from huggingface_hub import snapshot_download as download
     try:
-        where = download(model, revision=revision, allow_patterns=FILES)
+        # Each hub has a default of its own for the revision.
+        where = download(model, allow_patterns=FILES, **({"revision": revision} if revision else {}))
     except Exception as exc:
         raise _hub_error(model, revision, exc) from exc
     return Path(where)

@@ -175,12 +175,12 @@ class Runner:
     def _int64(self, values: Any) -> Tensor:
         import torch
 
-        return torch.tensor(values, dtype=torch.int64).to(self._place, non_blocking=True)
+        return torch.tensor(values, dtype=torch.int64).to(self._place, non_blocking=self.device.non_blocking)
 
     def _added(self, seen: Tensor) -> Tensor:
         """A bool mask as what is added to attention scores: once a step, else every layer would convert it."""
         added = self.decoder.norm.new_zeros(seen.shape, device="cpu")
-        return added.masked_fill_(~seen, float("-inf")).to(self._place, non_blocking=True)
+        return added.masked_fill_(~seen, float("-inf")).to(self._place, non_blocking=self.device.non_blocking)
 
     def _positions(self, decode: list[Sequence], prefill: list[Chunk]) -> Tensor:
         import numpy as np
@@ -191,7 +191,7 @@ class Runner:
             now = np.array([len(s.tokens) - 1 + s.prepared.position_delta for s in decode], dtype=np.int64)
             parts.append(np.broadcast_to(now, (3, len(decode))))
         parts += [_chunk_positions(chunk) for chunk in prefill]
-        return torch.from_numpy(np.concatenate(parts, axis=1)).to(self._place, non_blocking=True)
+        return torch.from_numpy(np.concatenate(parts, axis=1)).to(self._place, non_blocking=self.device.non_blocking)
 
     def _groups(self, decode: list[Sequence], *, pad: bool = False) -> list[DecodeGroup]:
         """`pad` makes shapes that come back: more rows and keys than are needed, and always a mask."""

@@ -173,7 +173,7 @@ def _one_place(name: str, tensors: Any) -> int | None:
     places = {tensor.index for tensor in tensors if isinstance(tensor, NpuTensor) and tensor.dim()}
     if len(places) > 1 and name not in MIXED:
         raise RuntimeError(f"{name}: expected all tensors to be on the same device, found npu:0 and npu:1")
-    return min(places, default=None)
+    return min(places or {tensor.index for tensor in tensors if isinstance(tensor, NpuTensor)}, default=None)
 
 
 def _is_npu(device: Any) -> bool:
@@ -191,9 +191,14 @@ def everything(op: Any, *args: Any, **kwargs: Any) -> Any:
     if inside and outside and name not in MIXED:
         raise RuntimeError(f"{name}: expected all tensors to be on the same device, found npu:0 and cpu")
     target = kwargs.get("device")
-    place = _one_place(name, inside)
+    # Results that torch allocated itself are on no particular card yet.
+    results = [kwargs[given.name] for given in op._schema.arguments if given.is_out and given.name in kwargs]
+    place = _one_place(name, [value for value in inside if not any(value is result for result in results)])
     if place is None:
         place = _index(target)
+    for result in results:
+        if isinstance(result, NpuTensor):
+            result.index = place
     by_raw = {id(value.raw): value for value in inside}
     raw_args, raw_kwargs = tree_unflatten(
         [value.raw if isinstance(value, NpuTensor) else value for value in flat], spec
@@ -294,6 +299,20 @@ _register("copy_", lambda target, source, non_blocking=False: _copy_from(source,
 _register("scaled_dot_product_attention", _attention)
 _register("empty.memory_format", _empty)
 _register("empty_strided", _empty_strided)
+
+
+def _like(overload: Any) -> Any:
+    def run(tensor: Any, *args: Any, device: Any = None, **kwargs: Any) -> Any:
+        made = _run(overload, tensor.raw, *args, **kwargs, device="cpu")
+        return NpuTensor(made, tensor.index if device is None else _index(device)) if _is_npu(device or "npu") else made
+
+    return run
+
+
+# torch's own would make it on the card that it takes the tensor to be on, which is always npu:0.
+for _name in ("empty_like", "zeros_like", "ones_like", "rand_like", "full_like",
+              "new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"):  # fmt: skip
+    _register(_name, _like(getattr(torch.ops.aten, _name).default))
 _register("detach", lambda tensor: NpuTensor(tensor.raw.detach(), tensor.index))
 _register("alias", lambda tensor: NpuTensor(tensor.raw, tensor.index))
 
