@@ -18,6 +18,11 @@ from qvl.ascend.recipe import Plan
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8")
+RAY_FLAGS = {
+    "start": {"--head", "--port", "--address", "--disable-usage-stats"},
+    "get-auth-token": {"--generate"},
+    "status": set(),
+}  # fmt: skip
 OTHERS = {"npu-smi", "ls", "cat", "sudo", "pip", "hf", "curl", "kubectl", "export"}
 DOCKER_WORDS = {"build", "run", "exec", "images", "ps", "rm", "logs", "compose"}
 SERVE_FLAGS = {
@@ -73,6 +78,8 @@ def test_other_commands_are_of_a_known_kind(line: str) -> None:
         assert words[1] in DOCKER_WORDS
     elif words[0] == "qvl-serve":
         assert {word for word in words if word.startswith("--")} <= SERVE_FLAGS
+    elif words[0] == "ray":
+        assert {word.split("=")[0] for word in words[2:]} <= RAY_FLAGS[words[1]]
     else:
         assert words[0] in OTHERS
 

@@ -122,8 +122,8 @@ def test_what_cannot_work_is_said_in_one_line(cluster: Any, tmp_path: Path, pict
         ):
             with pytest.raises(ConfigError, match=match):
                 list(pipe.map(pictures, "What?", **wrong))
-    with (
-        Pipeline(str(tmp_path / "nowhere"), cache="off", device="cpu") as pipe,
-        pytest.raises(ConfigError, match="nowhere"),
-    ):
+    # Not by `with`, which would open the model here as well.
+    pipe = Pipeline(str(tmp_path / "nowhere"), cache="off", device="cpu")
+    with pytest.raises(ConfigError, match="nowhere"):
         list(pipe.map(pictures[:2], "What?", engine="ray", replicas=1, ray_address=cluster.address))
+    pipe.close()

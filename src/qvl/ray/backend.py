@@ -146,7 +146,10 @@ class RayBackend(Backend):
                 return
             if self._closed.is_set():
                 raise BackendUnavailableError("this backend was closed", hint="make a new one")
-            deployment, self._about = await asyncio.to_thread(self._deploy)
+            try:
+                deployment, self._about = await asyncio.to_thread(self._deploy)
+            finally:
+                cluster.take_back_sigterm()
             self._deployment = deployment
             self.model = self._about[0].model or self.model
             self._alive = len(self._about)

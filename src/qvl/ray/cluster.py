@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -108,6 +109,16 @@ def join(address: str | None, *, object_store_bytes: int = OBJECT_STORE_BYTES) -
             _init(ray, address, object_store_bytes)
             _connection.ours, _connection.users = True, 0
         _connection.users += 1
+
+
+def take_back_sigterm() -> None:
+    """Gives SIGTERM back to whoever handled it before Ray did. Has an effect in the main thread only.
+
+    Ray's core catches it as a crash: it prints a stack and ends the process 3 s later, whatever is under way.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread() and callable(handler):
+        signal.signal(signal.SIGTERM, handler)
 
 
 def leave() -> None:

@@ -142,6 +142,7 @@ async def map_under_ray(
 
         bar = tqdm(total=len(given), unit="picture", file=sys.stderr)
     await asyncio.to_thread(run.join)
+    cluster.take_back_sigterm()
     try:
         while (items := await asyncio.to_thread(run.take)) is not None:
             for item in items:

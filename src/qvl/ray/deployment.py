@@ -131,6 +131,9 @@ class Deployment:
         import ray
         from ray import serve
 
+        if self._handle is not None:
+            # It listens to Serve's controller from a thread of its own, which must not outlive the connection.
+            self._handle.shutdown()
         if self._front is not None:
             ray.kill(self._front)
             if _others(self.name, self._me):
