@@ -57,8 +57,8 @@ def redis_server(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     _need_redis()
     servers: list[RedisServer] = []
 
-    def run(*arguments: str) -> RedisServer:
-        servers.append(RedisServer(tmp_path / f"redis-{len(servers)}", *arguments))
+    def run(*arguments: str, tls: bool = False) -> RedisServer:
+        servers.append(RedisServer(tmp_path / f"redis-{len(servers)}", *arguments, tls=tls))
         return servers[-1]
 
     yield run

@@ -36,13 +36,33 @@ def free_port() -> int:
             return port
 
 
+def speaks_tls() -> bool:
+    """Whether the redis-server here knows TLS at all."""
+    binary = find_server()
+    if binary is None:
+        return False
+    # Without TLS the option is unknown, which ends it before it listens; with it, the missing certificate does.
+    asked = subprocess.run([binary, "--port", "0", "--tls-port", "1"], capture_output=True, text=True, timeout=30)
+    return "Bad directive" not in asked.stdout + asked.stderr
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1 and its key, as PEM files, by the openssl command."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True, timeout=60)
+    return certificate, key
+
+
 class RedisServer:
     """A server on a free port, its files in `folder`; nothing is kept over a restart."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, tls: bool = False) -> None:
         self.folder = folder
-        self.arguments = arguments
         self.port = free_port()
+        self.tls_port = free_port() if tls else 0
+        self.arguments = (*arguments, "--tls-port", str(self.tls_port)) if tls else arguments
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.start()
