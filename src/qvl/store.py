@@ -117,8 +117,20 @@ class Store:
             log.warning(f"cache {what} failed, going on without", error=str(exc), cache=self.cache.url)
             return otherwise
 
+    def keep_hot(self, seconds: float) -> None:
+        """Answers what was read in the last `seconds` from memory, where the cache has to wait for a disk or a network.
+
+        What another process deletes or replaces is answered for that long.
+        """
+        from qvl.caches.tiered import TieredCache
+
+        if not self.cache.instant and not isinstance(self.cache, TieredCache):
+            self.cache = TieredCache(self.cache, front_ttl=seconds)
+
     async def get(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
-        entry = await self._call("read", lambda: self.cache.get(key), None, instant=self.cache.instant)
+        entry = await self._call("read", lambda: self.cache.peek(key), None, instant=True)
+        if entry is None and not self.cache.instant:
+            entry = await self._call("read", lambda: self.cache.get(key), None)
         if entry is not None and max_age is not None and time.time() - entry.created_at > max_age:
             return None
         return entry

@@ -125,12 +125,33 @@ class GoneCache(MemoryCache):
 
 def test_a_store_that_is_gone_costs_no_answer(serve) -> None:
     server = serve(cache=GoneCache())
-    for _ in range(3):
-        answer = server.post(CHAT, question())
+    for number in range(3):
+        answer = server.post(CHAT, question(f"number {number}"))
         assert answer.status_code == 200
         assert answer.headers["x-qvl-cache"] == "miss"
     assert server.metric("qvl_cache_failures") >= 3
     assert server.get("/ready").status_code == 200
+
+
+class SlowCache(MemoryCache):
+    """One that has to wait for a disk, and counts how often it is asked."""
+
+    instant = False
+    reads = 0
+
+    def get(self, key: str):
+        self.reads += 1
+        return super().get(key)
+
+
+@pytest.mark.parametrize(("seconds", "reads"), [(30.0, 3), (0.0, 6)])
+def test_what_many_ask_for_is_looked_up_once(serve, seconds: float, reads: int) -> None:
+    cache = SlowCache()
+    server = serve(cache=cache, hot_seconds=seconds)
+    states = [server.post(CHAT, question("a favourite")).headers["x-qvl-cache"] for _ in range(5)]
+    assert states == ["miss", "hit", "hit", "hit", "hit"]
+    # The first request looks before and after it has the lease.
+    assert cache.reads == reads
 
 
 def test_request_ids_are_taken_made_and_passed_on(serve) -> None:

@@ -109,6 +109,10 @@ class Cache(ABC):
     def get(self, key: str) -> CacheEntry | None:
         """The entry, or None when there is none or it has expired."""
 
+    def peek(self, key: str) -> CacheEntry | None:
+        """The entry, where that can be told without waiting for a disk, a network or another process; else None."""
+        return self.get(key) if self.instant else None
+
     @abstractmethod
     def set(self, key: str, entry: CacheEntry, *, ttl: float | None = None) -> None:
         """Stores `entry` for `ttl` seconds (None: until evicted), replacing what was there."""

@@ -47,6 +47,9 @@ class TieredCache(Cache):
             self._keep(key, entry)
         return entry
 
+    def peek(self, key: str) -> CacheEntry | None:
+        return self.front.peek(key)
+
     def set(self, key: str, entry: CacheEntry, *, ttl: float | None = None) -> None:
         self.front.delete(key)
         try:

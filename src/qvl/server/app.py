@@ -53,6 +53,8 @@ def create_app(
     """
     core = ServerCore(pipeline, settings or ServerSettings())
     core.tracing = tracing.found(tracer_provider)
+    if pipeline.store is not None and core.settings.hot_seconds:
+        pipeline.store.keep_hot(core.settings.hot_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -32,6 +32,8 @@ class ServerSettings:
         drain_timeout: how long running requests may go on after SIGTERM.
         stall_timeout: without a token for so long while requests run, the server is not ready.
         canary: whether a tiny picture is asked about before the server calls itself ready.
+        hot_seconds: how long a cached answer that was asked for is kept in memory too, so that one that many ask for
+            costs no look into a file; what another process deletes is answered for that long. 0: not at all.
         cors_origins: origins whose pages may call; empty: none.
         media: the gate for pictures in requests; it never opens files.
 
@@ -55,13 +57,14 @@ class ServerSettings:
     drain_timeout: float = 30.0
     stall_timeout: float = 120.0
     canary: bool = True
+    hot_seconds: float = 5.0
     cors_origins: tuple[str, ...] = ()
     media: MediaPolicy = field(default_factory=lambda: MediaPolicy(allow_files=False))
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "body_rate", "max_concurrent", "max_held_bytes"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("max_queue", "max_queue_picture_tokens", "drain_timeout"):
+        for name in ("max_queue", "max_queue_picture_tokens", "drain_timeout", "hot_seconds"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("body_timeout", "request_timeout", "stall_timeout"):
             self._check(name, getattr(self, name) > 0, "above 0, in seconds")
