@@ -55,6 +55,14 @@ def test_show_takes_the_start_of_a_key(qvl, filled):
     assert "NORVIK" in qvl("cache", "show", filled[0][:20]).out
 
 
+def test_show_has_the_question_and_the_sampling(qvl, filled):
+    told = qvl("cache", "show", filled[3]).out
+    assert "How large?" in told
+    assert "[picture" in told
+    assert "temperature" in told
+    assert "json_schema" not in told
+
+
 def test_explain_names_the_fields_that_differ(qvl, filled):
     found = json.loads(qvl("cache", "explain", filled[0], filled[2], "--json").out)
     fields = {difference["field"] for difference in found["differences"]}

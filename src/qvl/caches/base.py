@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final
 
 from qvl.errors import CacheError
 
 ENTRY_VERSION: Final = 1
+COUNTED_BY: Final = ("model", "language", "task", "namespace")
 
 # Copies from the analysis that a store may put beside the entry's own fields, so that people can query them.
 SUMMARY: Final = ("brand", "category", "attributes")
@@ -139,6 +142,35 @@ class Cache(ABC):
     @abstractmethod
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
         """Live entries, newest first. For people and tools: it may be slow."""
+
+    def find(
+        self,
+        *,
+        prefix: str = "",
+        language: str | None = None,
+        model: str | None = None,
+        namespace: str | None = None,
+        task: str | None = None,
+        limit: int | None = None,
+    ) -> list[tuple[str, CacheEntry]]:
+        """Live entries whose key begins with `prefix` and that match every given filter, newest first.
+
+        This one reads all entries; a store that can choose by itself does better.
+        """
+        found = (
+            (key, entry)
+            for key, entry in self.items()
+            if key.startswith(prefix)
+            and matches(entry, language=language, model=model, namespace=namespace, task=task, older_than=None, now=0.0)
+        )
+        return list(islice(found, limit))
+
+    def count_by(self, field: str) -> dict[str, int]:
+        """How many live entries there are for each value of `field`, one of COUNTED_BY; the most first.
+
+        This one reads all entries; a store that can count by itself does better.
+        """
+        return dict(Counter(getattr(entry, field) for _, entry in self.items()).most_common())
 
     @abstractmethod
     def stats(self) -> CacheStats: ...

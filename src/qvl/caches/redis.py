@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -159,10 +160,35 @@ class RedisCache(Cache):
         return deleted
 
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
-        ages: list[tuple[float, bytes]] = []
+        yield from self._newest_first({})
+
+    def find(
+        self,
+        *,
+        prefix: str = "",
+        language: str | None = None,
+        model: str | None = None,
+        namespace: str | None = None,
+        task: str | None = None,
+        limit: int | None = None,
+    ) -> list[tuple[str, CacheEntry]]:
+        filters = {"language": language, "model": model, "namespace": namespace, "task": task}
+        return list(islice(self._newest_first(filters, prefix), limit))
+
+    def count_by(self, field: str) -> dict[str, int]:
+        counts: Counter[str] = Counter()
         for names in self._names():
-            found = zip(names, self._fetch(names), strict=True)
-            ages.extend((entry.created_at, name) for name, entry in found if entry is not None)
+            counts.update(getattr(entry, field) for entry in self._fetch(names) if entry is not None)
+        return dict(counts.most_common())
+
+    def _newest_first(self, filters: Mapping[str, str | None], prefix: str = "") -> Iterator[tuple[str, CacheEntry]]:
+        """Redis knows no order: one walk finds out the ages, then the entries are read a batch at a time."""
+        wanted = {"language": None, "model": None, "namespace": None, "task": None, **filters}
+        ages: list[tuple[float, bytes]] = []
+        for names in self._names(prefix):
+            for name, entry in zip(names, self._fetch(names), strict=True):
+                if entry is not None and matches(entry, **wanted, older_than=None, now=0.0):
+                    ages.append((entry.created_at, name))
         newest_first = iter([name for _, name in sorted(ages, reverse=True)])
         skip = len(self._entry("").encode())
         while names := list(islice(newest_first, BATCH)):
@@ -282,9 +308,9 @@ class RedisCache(Cache):
     def _channel(self, key: str) -> str:
         return f"{self.prefix}released:{_digest(key)}"
 
-    def _names(self) -> Iterator[list[bytes]]:
-        """The names of all entries, in batches, by SCAN, which blocks the server for moments only."""
-        pattern = "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in self._entry("")) + "*"
+    def _names(self, prefix: str = "") -> Iterator[list[bytes]]:
+        """The names of all entries (whose key begins so), in batches, by SCAN, which blocks the server for moments."""
+        pattern = "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in self._entry(prefix)) + "*"
         with self._asking() as client:
             scan = client.scan_iter(match=pattern, count=1000)
         seen: set[bytes] = set()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
-from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease
+from qvl.caches.base import COUNTED_BY, Cache, CacheEntry, CacheStats, Lease
 from qvl.caches.sqlite_file import SqliteFile
 from qvl.caches.sqlite_schema import UPSERT, row
 from qvl.caches.tally import Tally
@@ -169,6 +169,38 @@ class SqliteCache(Cache):
             for (text,) in self._read("SELECT entry FROM entries WHERE key = ?", key):
                 with contextlib.suppress(CacheError):
                     yield key, CacheEntry.from_json(text)
+
+    def find(
+        self,
+        *,
+        prefix: str = "",
+        language: str | None = None,
+        model: str | None = None,
+        namespace: str | None = None,
+        task: str | None = None,
+        limit: int | None = None,
+    ) -> list[tuple[str, CacheEntry]]:
+        wanted = {"language": language, "model": model, "namespace": namespace, "task": task}
+        filters: dict[str, object] = {f"{name} = ?": value for name, value in wanted.items() if value is not None}
+        if prefix:
+            filters |= {"key >= ?": prefix, "key < ?": prefix + chr(0x10FFFF)}
+        where = " AND ".join(["(expires_at IS NULL OR expires_at > ?)", *filters])
+        # Our own column names; a limit of -1 is none.
+        sql = f"SELECT key, entry FROM entries WHERE {where} ORDER BY created_at DESC, rowid DESC LIMIT ?"  # noqa: S608
+        found = []
+        for key, text in self._read(sql, self._clock(), *filters.values(), -1 if limit is None else limit):
+            with contextlib.suppress(CacheError):
+                found.append((key, CacheEntry.from_json(text)))
+        return found
+
+    def count_by(self, field: str) -> dict[str, int]:
+        if field not in COUNTED_BY:
+            raise ConfigError(f"entries are not counted by {field!r}", hint=f"one of {', '.join(COUNTED_BY)}")
+        sql = (
+            f"SELECT {field}, count(*) AS number FROM entries"  # noqa: S608 - one of ours
+            " WHERE expires_at IS NULL OR expires_at > ? GROUP BY 1 ORDER BY number DESC, 1"
+        )
+        return dict(self._read(sql, self._clock()))
 
     def stats(self) -> CacheStats:
         ((entries, size_bytes),) = self._read("SELECT entries, bytes FROM totals")

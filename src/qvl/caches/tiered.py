@@ -77,6 +77,23 @@ class TieredCache(Cache):
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
         return self.back.items()
 
+    def find(
+        self,
+        *,
+        prefix: str = "",
+        language: str | None = None,
+        model: str | None = None,
+        namespace: str | None = None,
+        task: str | None = None,
+        limit: int | None = None,
+    ) -> list[tuple[str, CacheEntry]]:
+        return self.back.find(
+            prefix=prefix, language=language, model=model, namespace=namespace, task=task, limit=limit
+        )
+
+    def count_by(self, field: str) -> dict[str, int]:
+        return self.back.count_by(field)
+
     def stats(self) -> CacheStats:
         """Those of `back`, with the hits in front added."""
         stats = self.back.stats()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
@@ -25,6 +24,8 @@ CacheUrl: TypeAlias = Annotated[
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
 Key: TypeAlias = Annotated[str, typer.Argument(help="A key, or its first characters.")]
 SHORT: Final = 12
+# How many keys an error names.
+SOME: Final = 4
 PREFIX: Final = "sha256-"
 
 
@@ -38,18 +39,16 @@ def stats(cache: CacheUrl = None, as_json: AsJson = False) -> None:
     """How much is kept: entries, bytes, and entries by model, language and task."""
     with _opened(cache) as store:
         found = store.stats()
-        counts = {
-            name: Counter(getattr(entry, name) or "-" for _, entry in store.items())
-            for name in ("model", "language", "task")
-        }
+        counts = {name: store.count_by(name) for name in ("model", "language", "task")}
         url = store.url
     if as_json:
         data = {"cache": url, "entries": found.entries, "size_bytes": found.size_bytes}
-        _print_json({**data, **{f"by_{name}": dict(counter) for name, counter in counts.items()}})
+        told = {name: {value or "-": number for value, number in found.items()} for name, found in counts.items()}
+        _print_json({**data, **{f"by_{name}": found for name, found in told.items()}})
         return
     rows = [("cache", url), ("entries", str(found.entries)), ("size", _size(found.size_bytes))]
-    for name, counter in counts.items():
-        rows += [(name, f"{value}: {number}") for value, number in counter.most_common()]
+    for name, by_value in counts.items():
+        rows += [(name, f"{value or '-'}: {number}") for value, number in by_value.items()]
     _table(("what", "value"), rows)
 
 
@@ -64,13 +63,7 @@ def list_(
 ) -> None:
     """The newest answers: key, age, task, language, model, text."""
     with _opened(cache) as store:
-        found = []
-        for key, entry in store.items():
-            if any(want not in (None, have) for want, have in _pairs(entry, language, model, task)):
-                continue
-            found.append((key, entry))
-            if len(found) == limit:
-                break
+        found = store.find(language=language, model=model, task=task, limit=limit)
     if as_json:
         for key, entry in found:
             _print_json({"key": key, **_summary(entry)})
@@ -95,7 +88,7 @@ def show(key: Key, cache: CacheUrl = None, as_json: AsJson = False) -> None:
         return
     facts = {**_summary(entry), "created_at": _date(entry.created_at), "expires_at": _date(entry.expires_at)}
     rows = [(name, str(value)) for name, value in facts.items() if value and name not in ("text", "analysis")]
-    _table(("what", "value"), [("key", full), *rows])
+    _table(("what", "value"), [("key", full), *rows, *_asked(entry.manifest)])
     typer.echo(json.dumps(entry.analysis, ensure_ascii=False, indent=2) if entry.analysis else entry.text)
 
 
@@ -174,17 +167,28 @@ def _find(store: Cache, wanted: str) -> tuple[str, CacheEntry]:
         ConfigError: none, or several.
     """
     start = wanted if wanted.startswith(PREFIX) else PREFIX + wanted
-    found = {key: entry for key, entry in store.items() if key.startswith(start)}
+    found = store.find(prefix=start, limit=SOME + 1)
     if len(found) == 1:
-        return next(iter(found.items()))
+        return found[0]
     if not found:
         raise ConfigError(f"no answer has a key that starts with {wanted!r}", hint="see qvl cache list")
-    some = ", ".join(_short(key) for key in list(found)[:4])
-    raise ConfigError(f"{len(found)} keys start with {wanted!r}: {some}", hint="write more of it")
+    some = ", ".join(_short(key) for key, _ in found[:SOME])
+    several = "many" if len(found) > SOME else len(found)
+    raise ConfigError(f"{several} keys start with {wanted!r}: {some}", hint="write more of it")
 
 
-def _pairs(entry: CacheEntry, language: str | None, model: str | None, task: str | None) -> list[tuple[Any, str]]:
-    return [(language, entry.language), (model, entry.model), (task, entry.task)]
+def _asked(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The question as it was put: every message, and the sampling parameters that were not left alone."""
+    rows = []
+    for message in manifest.get("messages", ()):
+        said = []
+        for part in message.get("parts", ()):
+            picture = part.get("image")
+            said.append(part["text"] if "text" in part else f"[picture {_value(picture)}]" if picture else _value(part))
+        rows.append((str(message.get("role", "message")), "\n".join(said)))
+    sampling = {name: value for name, value in (manifest.get("sampling") or {}).items() if value not in (None, [])}
+    asked = {"sampling": sampling, **{name: manifest.get(name) for name in ("max_pixels", "tools", "extra")}}
+    return rows + [(name, _value(value)) for name, value in asked.items() if value]
 
 
 def _summary(entry: CacheEntry) -> dict[str, Any]:

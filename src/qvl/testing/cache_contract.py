@@ -152,6 +152,37 @@ class CacheContract(LeaseContract):
             cache.set(f"k{age}", entry(created_at=1_700_000_000.0 - age))
         assert [key for key, _ in cache.items()] == ["k0", "k1", "k2", "k3"]
 
+    def test_find_chooses_by_the_start_of_the_key_and_by_fields(self, cache: Cache) -> None:
+        for number in range(6):
+            language = "en" if number % 2 else "zh"
+            cache.set(f"sha-{number // 3}{number}", entry(language=language, created_at=1_700_000_000.0 + number))
+        cache.set("other*", entry(model="m", created_at=1.0))
+        cache.set("other[a]%_", entry(task="chat", namespace="n", created_at=2.0))
+        cache.set("gone", entry(), ttl=0.01)
+        eventually(lambda: cache.get("gone") is None)
+
+        def keys(**wanted: Any) -> list[str]:
+            return [key for key, _ in cache.find(**wanted)]
+
+        assert keys(prefix="sha-0") == ["sha-02", "sha-01", "sha-00"]
+        assert keys(prefix="sha-", language="en", limit=2) == ["sha-15", "sha-13"]
+        assert keys(prefix="other[") == ["other[a]%_"]
+        assert keys(prefix="other*") == ["other*"]
+        assert keys(prefix="sha-9") == []
+        assert (keys(model="m"), keys(task="chat", namespace="n")) == (["other*"], ["other[a]%_"])
+        assert len(keys()) == 8
+        assert cache.find(limit=1) == [("sha-15", entry(language="en", created_at=1_700_000_005.0))]
+
+    def test_live_entries_are_counted_by_their_fields(self, cache: Cache) -> None:
+        for number in range(5):
+            cache.set(f"k{number}", entry(language="en" if number < 3 else "", model=f"m{number}"))
+        cache.set("gone", entry(language="pt"), ttl=0.01)
+        eventually(lambda: cache.get("gone") is None)
+        assert cache.count_by("language") == {"en": 3, "": 2}
+        assert list(cache.count_by("language")) == ["en", ""]
+        assert cache.count_by("task") == {"analyze": 5}
+        assert cache.count_by("model") == {f"m{number}": 1 for number in range(5)}
+
     def test_entries_may_be_deleted_while_they_are_listed(self, cache: Cache) -> None:
         for number in range(10):
             cache.set(f"k{number}", entry())
