@@ -13,7 +13,7 @@ PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
 FAST := not slow and not vllm and not browser and not ray
 
-.PHONY: help setup demo test lint fix docs slow pins test-compat test-ray test-vllm bench-engine bench-server clean
+.PHONY: help setup demo test lint fix docs slow pins test-compat test-ray test-vllm bench-engine bench-server bench-cache bench-sdk bench-redis clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -65,6 +65,15 @@ bench-engine: $(STAMP) ## the engine beside plain generate on 139 M random weigh
 
 bench-server: $(STAMP) ## what qvl-serve costs in front of an endpoint, beside LiteLLM's proxy; needs wrk
 	$(BIN)/python benchmarks/bench_server.py
+
+bench-cache: $(STAMP) ## a hit and a miss for 2 MB pictures, beside LangChain's, LiteLLM's caches and diskcache
+	$(BIN)/python benchmarks/bench_cache.py
+
+bench-sdk: $(STAMP) ## one call beside the openai client, ChatOpenAI and LiteLLM's SDK
+	$(BIN)/python benchmarks/bench_sdk.py
+
+bench-redis: $(STAMP) ## what requests feel when Redis is killed, paused, emptied, full
+	$(BIN)/python benchmarks/bench_redis_faults.py
 
 docs: $(STAMP) ## write docs/cli.md from the commands, check every link between the pages
 	$(BIN)/python docs/build.py

