@@ -22,7 +22,7 @@ NOTHING = {"brand": None, "category": None, "attributes": {}}
 class ShopModel(Backend):
     """Sees `seen` on every picture; for the rest it says its `script`, one answer after the other, the last for ever.
 
-    An answer is a text, an exception to raise, or a list of tool calls as (name, arguments).
+    An answer is a text, an exception to raise, or a list of tool calls as (name, arguments), with texts among them.
     """
 
     name = "shop"
@@ -55,7 +55,9 @@ class ShopModel(Backend):
         if isinstance(said, Exception):
             raise said
         if isinstance(said, list):
-            for number, (name, arguments) in enumerate(said):
+            for text in (item for item in said if isinstance(item, str)):
+                yield Chunk(text=text)
+            for number, (name, arguments) in enumerate(item for item in said if not isinstance(item, str)):
                 text = arguments if isinstance(arguments, str) else json.dumps(arguments)
                 yield Chunk(tool_calls=(ToolCallDelta(number, f"call_{len(self.requests)}_{number}", name, text),))
             yield Chunk(finish_reason="tool_calls", usage=Usage(20, 5))

@@ -13,7 +13,7 @@ import pytest
 
 from qvl.agent import Catalog, Product, Query
 from qvl.errors import ConfigError
-from qvl.tiny.render import CATEGORY_NAMES, COLOR_NAMES
+from qvl.tiny.render import BRANDS, CATEGORIES, CATEGORY_NAMES, COLOR_NAMES, COLORS
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "catalog" / "products.jsonl"
 ROWS: list[dict[str, Any]] = [
@@ -117,6 +117,34 @@ def test_csv_rows_keep_their_lines_when_cells_hold_line_breaks(tmp_path: Path) -
     path.write_text('id,name\n1,"a\nb"\n,missing\n2,c,too,many\n')
     with Catalog(path, index=":memory:") as catalog:
         assert [problem.line for problem in catalog.problems] == [4, 5]
+
+
+def test_json_rows_are_named_by_the_line_on_which_they_start(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[\n{"id": 1,\n "name": "Cup"},\n{"id": 2},\n7,\n{"id": 3, "name": "Hat"}\n]')
+    with Catalog(path, index=":memory:") as catalog:
+        assert {problem.line: problem.message for problem in catalog.problems} == {
+            4: "product '2' has no name",
+            5: "is a int, not an object",
+        }
+        assert len(catalog) == 2
+
+
+def test_indexing_shows_a_bar_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "p.jsonl", ROWS)
+    Catalog(path, index=":memory:").close()
+    assert capsys.readouterr().err == ""
+    Catalog(path, index=":memory:", progress=True).close()
+    assert "indexing: 4 products" in capsys.readouterr().err
+
+
+def test_the_sample_is_of_the_bundled_models_world(sample: Catalog) -> None:
+    products = list(sample.all())
+    assert len(products) >= 200
+    assert {item.category for item in products} == set(CATEGORIES)
+    assert {item.attributes["color"] for item in products} == set(COLORS)
+    assert {item.brand for item in products} <= set(BRANDS)
+    assert all(item.price for item in products)
 
 
 @pytest.mark.parametrize("text", ["", "id,name\n", "id,name\n,x\n"])

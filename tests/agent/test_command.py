@@ -16,7 +16,8 @@ from qvl.agent.catalog import sample_path
 from qvl.agent.steps import Event, Recommendation
 from qvl.agent.trace import Trace
 from qvl.cli import agent as command
-from tests.agent.conftest import SAMPLE, ShopModel, down
+from qvl.testing.endpoint import ScriptedEndpoint, Text
+from tests.agent.conftest import RED_MUG, SAMPLE, ShopModel, down
 from tests.agent.test_catalog import ROWS, write
 
 
@@ -178,6 +179,23 @@ def test_the_variables_of_older_scripts_name_the_endpoint(monkeypatch: pytest.Mo
     found = command._endpoint(None, (), ("total_timeout=5",))
     assert found == ("openai:qwen3-vl", ["http://localhost:1/v1"], ["total_timeout=5", 'api_key="123"'])
     assert command._endpoint("local:x", (), ()) == ("local:x", (), ())
+
+
+def test_the_variables_of_older_scripts_reach_the_endpoint(
+    run: Any, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedEndpoint() as endpoint:
+        endpoint.say(Text(json.dumps(RED_MUG)), Text("[1] fits."))
+        monkeypatch.setenv("VISION_MODEL_URL", f"{endpoint.url}/chat/completions")
+        monkeypatch.setenv("VISION_MODEL_NAME", "qwen3-vl")
+        monkeypatch.setenv("VISION_API_KEY", "sk-older")
+        done = run("-f", picture, "-O", "probe=false")
+        assert done.exit_code == 0, done.output
+        assert "Norvik Cima 500 (10.90 EUR, MU-0001) fits." in done.stdout
+        asked = [received for received in endpoint.received if received.path.endswith("/chat/completions")]
+        assert [received.body["model"] for received in asked] == ["qwen3-vl", "qwen3-vl"]
+        headers = {name.lower(): value for name, value in asked[0].headers.items()}
+        assert headers["authorization"] == "Bearer sk-older"
 
 
 def test_pages_and_trees_obey_nothing_in_the_data() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,34 @@ def test_nothing_invented_reaches_the_user(pipe: Any, catalog: Catalog, picture:
     for invention in ("Nike", "Pegasus", "3.99", "Zelpho", "99 EUR"):
         assert invention not in everything
     assert found[-1].text.startswith("The picture shows NORVIK mug")
+
+
+@pytest.mark.parametrize("mode", ["messages", "updates", "values"])
+def test_nothing_invented_is_streamed_either(pipe: Any, catalog: Catalog, picture: str, mode: str) -> None:
+    aloud = [*SEARCH, "Surely a Nike Pegasus"]
+    agent = build_agent(pipe(aloud, "Take the Nike Pegasus.", GOOD), catalog)
+    streamed = list(agent.stream(ask(picture), stream_mode=mode))
+    assert "Norvik Cima 500" in str(streamed)
+    assert "Nike" not in str(streamed)
+
+
+def test_a_picture_of_an_earlier_message_is_looked_at_too(pipe: Any, catalog: Catalog, picture: str) -> None:
+    pipeline = pipe(SEARCH, GOOD)
+    earlier = [*ask(picture)["messages"], AIMessage("One moment."), HumanMessage("what is like it?")]
+    agent = build_agent(pipeline, catalog)
+    found = agent.invoke({"messages": earlier})["messages"]
+    assert [call["name"] for call in found[3].tool_calls] == ["analyze_image"]
+    assert found[-1].text == GOOD
+    more = agent.invoke({"messages": [*found, HumanMessage("and?")]})["messages"]
+    assert model_of(pipeline).looked == 1
+    assert more[-1].text == GOOD
+
+
+def test_async_runs_are_checked_alike(pipe: Any, catalog: Catalog, picture: str) -> None:
+    pipeline = pipe(SEARCH, "Take the Nike Pegasus.", GOOD)
+    found = asyncio.run(build_agent(pipeline, catalog).ainvoke(ask(picture)))["messages"]
+    assert [found[1].tool_calls[0]["name"], found[-1].text] == ["analyze_image", GOOD]
+    assert "Nike" not in str(found)
 
 
 def test_asked_again_it_may_do_better(pipe: Any, catalog: Catalog, picture: str) -> None:

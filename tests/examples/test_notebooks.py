@@ -76,7 +76,7 @@ def test_it_runs_from_top_to_bottom_with_pictures_a_table_and_a_plot(path: Path,
     assert "<img" in html or shown(notebook, "image/png").count("\n\n") > 1
     assert "Traceback" not in printed(notebook, "stderr")
     words = {
-        "quickstart": ("NORVIK", "blue", "Shelf(brand='NORVIK', category='hat'"),
+        "quickstart": ("NORVIK", "QUBANA miss hit", "手机"),
         "many_pictures": ("no such file", "right", "'hit'"),
         "agent": ("model: look at the picture", "Haxley Iris 100", "0 inferences"),
         "serving_and_measuring": ("NORVIK", "12 of 12", "request_id", "exit code 0"),

@@ -7,13 +7,14 @@ agent.invoke({"messages": [HumanMessage([picture_block, {"type": "text", "text":
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, hook_config
+from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
 from langchain.tools import ToolRuntime, tool
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
@@ -34,7 +35,8 @@ SYSTEM: Final = (
     "recommend, and name only products that search_products returned, with ids and prices as they are there."
 )
 MAX_STEPS: Final = 8
-_CHECK: Final = "shop"
+# LangGraph then hands on what a node returns, and not the words of a model before they are checked.
+_UNSTREAMED: Final = "nostream"
 _WITHDRAWN: Final = "(withdrawn)"
 
 
@@ -50,13 +52,15 @@ def build_agent(
 
     Args:
         pipeline: looks at the pictures, and speaks unless `model` does.
+        model: any LangChain chat model that can call tools. Its words are not streamed, since they are checked first.
         max_steps: how often the model may speak in one run; then the run ends with what the catalogue says.
     """
     if max_steps < 1:
         raise ConfigError(f"max_steps={max_steps} is too few", hint="1 or more", param="max_steps")
     middleware: list[AgentMiddleware[Any, Any, Any]] = [LookFirst(pipeline), Grounded(catalog, max_steps)]
+    speaker = model or QvlChatModel(pipeline=pipeline)
     return create_agent(
-        model or QvlChatModel(pipeline=pipeline),
+        speaker.model_copy(update={"tags": [*(speaker.tags or []), _UNSTREAMED]}),
         build_tools(pipeline, catalog),
         system_prompt=SYSTEM,
         middleware=middleware,
@@ -113,7 +117,7 @@ class RunState(AgentState[Any]):
 
 
 class LookFirst(AgentMiddleware[RunState]):
-    """Runs `analyze_image` on the pictures of a new message before the model's first turn.
+    """Runs `analyze_image` on every picture that was not analysed yet, before the model's first turn.
 
     Every request of a run, its own and those of a QvlChatModel, carries the same request id.
 
@@ -130,16 +134,16 @@ class LookFirst(AgentMiddleware[RunState]):
     def before_agent(self, state: RunState, runtime: Any) -> dict[str, Any]:
         request_id = new_request_id()
         messages = state["messages"]
-        new = pictures_of(messages[-1:])
-        before = len(pictures_of(messages[:-1]))
+        seen = _numbers_seen(messages)
+        new = [(n, picture) for n, picture in enumerate(pictures_of(messages), 1) if n not in seen]
         if not new:
             return {"request_id": request_id}
         calls, answers = [], []
-        for number, picture in enumerate(new, before + 1):
+        for number, picture in new:
             call = f"look-{uuid.uuid4().hex[:12]}"
             calls.append({"name": "analyze_image", "args": {"picture": number}, "id": call})
-            seen = _analysis(self.pipeline, picture, request_id)
-            answers.append(ToolMessage(seen, tool_call_id=call, name="analyze_image"))
+            found = _analysis(self.pipeline, picture, request_id)
+            answers.append(ToolMessage(found, tool_call_id=call, name="analyze_image"))
         return {"request_id": request_id, "messages": [AIMessage("", tool_calls=calls), *answers]}
 
     async def abefore_agent(self, state: RunState, runtime: Any) -> dict[str, Any]:
@@ -170,32 +174,55 @@ class Grounded(AgentMiddleware):
         text = f"{self._template(state['messages'])}\n(The run was ended after {turns} steps.)"
         return {"messages": [AIMessage(text)], "jump_to": "end"}
 
-    @hook_config(can_jump_to=["model", "end"])
+    def wrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Any]) -> Any:
+        """What the model says is checked before anything else sees it, and it is asked once more where it invents."""
+        response = handler(request)
+        wrong = self._problem(request, response)
+        return self._safe(request, response if wrong is None else handler(_again(request, wrong)))
+
+    async def awrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Awaitable[Any]]) -> Any:
+        response = await handler(request)
+        wrong = self._problem(request, response)
+        return self._safe(request, response if wrong is None else await handler(_again(request, wrong)))
+
+    @hook_config(can_jump_to=["model"])
     def after_model(self, state: AgentState[Any], runtime: Any) -> dict[str, Any] | None:
-        messages = state["messages"]
-        last = messages[-1]
-        if not isinstance(last, AIMessage) or last.tool_calls:
+        last = state["messages"][-1]
+        if not isinstance(last, AIMessage) or last.tool_calls or not last.invalid_tool_calls:
             return None
-        if last.invalid_tool_calls:
-            errors = [
-                ToolMessage(
-                    f"the arguments are no JSON object: {bad['error']}", tool_call_id=bad["id"] or "", status="error"
-                )
-                for bad in last.invalid_tool_calls
-            ]
-            return {"messages": errors, "jump_to": "model"}
-        hits = hits_of(messages)
-        said = [message.text for message in messages if isinstance(message, HumanMessage) and message.name != _CHECK]
+        errors = [
+            ToolMessage(
+                f"the arguments are no JSON object: {bad['error']}", tool_call_id=bad["id"] or "", status="error"
+            )
+            for bad in last.invalid_tool_calls
+        ]
+        return {"messages": errors, "jump_to": "model"}
+
+    def _problem(self, request: ModelRequest, response: ModelResponse) -> str | None:
+        """What is wrong with an answer; None for a good one, and for one that calls tools."""
+        last = response.result[-1]
+        if not isinstance(last, AIMessage) or last.tool_calls or last.invalid_tool_calls:
+            return None
+        return self._invented(request.messages, last.text) if last.text.strip() else "it is empty"
+
+    def _safe(self, request: ModelRequest, response: ModelResponse) -> ModelResponse:
+        """The response with its text filled in, or without it where it cannot be shown."""
+        last = response.result[-1]
+        if not isinstance(last, AIMessage):
+            return response
+        if last.tool_calls or last.invalid_tool_calls:
+            # Beside its calls a model may think aloud, of things that no search has found yet.
+            text = "" if self._invented(request.messages, last.text) else last.text
+        elif self._problem(request, response) is not None:
+            text = self._template(request.messages)
+        else:
+            text = grounding.filled(last.text, hits_of(request.messages))
+        return dataclasses.replace(response, result=[*response.result[:-1], last.model_copy(update={"content": text})])
+
+    def _invented(self, messages: Sequence[BaseMessage], text: str) -> str | None:
+        said = [message.text for message in messages if isinstance(message, HumanMessage)]
         known = [*said, *(grounding.describe(found) for found in analyses_of(messages))]
-        wrong = grounding.problem(last.text, hits, known, self._is_brand, references=False)
-        if wrong is None and last.text.strip():
-            return {"messages": [last.model_copy(update={"content": grounding.filled(last.text, hits)})]}
-        again = any(isinstance(message, HumanMessage) and message.name == _CHECK for message in _this_run(messages))
-        if again:
-            return {"messages": [last.model_copy(update={"content": self._template(messages)})]}
-        reminder = f"That cannot be shown to the customer: {wrong or 'it is empty'}. Use only what the tools returned."
-        withdrawn = last.model_copy(update={"content": _WITHDRAWN})
-        return {"messages": [withdrawn, HumanMessage(reminder, name=_CHECK)], "jump_to": "model"}
+        return grounding.problem(text, hits_of(messages), known, self._is_brand, references=False)
 
     def _template(self, messages: Sequence[BaseMessage]) -> str:
         found = analyses_of(messages)
@@ -233,19 +260,41 @@ def hits_of(messages: Sequence[BaseMessage]) -> list[Hit]:
     return list(found.values())
 
 
+def _numbers_seen(messages: Sequence[BaseMessage]) -> set[int]:
+    """Which pictures of the conversation have an analysis, from 1."""
+    answers = {message.tool_call_id for message in _answers(messages, "analyze_image") if "category" in _read(message)}
+    calls = [call for message in messages if isinstance(message, AIMessage) for call in message.tool_calls]
+    return {call["args"].get("picture", 1) for call in calls if call["id"] in answers}
+
+
+def _again(request: ModelRequest, wrong: str) -> ModelRequest:
+    """The request once more, with what was wrong; the answer itself is not repeated to the model."""
+    reminder = f"That cannot be shown to the customer: {wrong}. Use only what the tools returned."
+    return request.override(messages=[*request.messages, AIMessage(_WITHDRAWN), HumanMessage(reminder)])
+
+
 def _results(messages: Sequence[BaseMessage], name: str) -> list[dict[str, Any]]:
-    results = []
-    for message in messages:
-        if isinstance(message, ToolMessage) and message.name == name and message.status == "success":
-            results.append(json.loads(message.text))
-    return results
+    return [_read(message) for message in _answers(messages, name)]
+
+
+def _answers(messages: Sequence[BaseMessage], name: str) -> list[ToolMessage]:
+    return [
+        message
+        for message in messages
+        if isinstance(message, ToolMessage) and message.name == name and message.status == "success"
+    ]
+
+
+def _read(message: ToolMessage) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(message.text)
+    return found
 
 
 def _this_run(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     """The messages since the user last spoke."""
     found: list[BaseMessage] = []
     for message in reversed(messages):
-        if isinstance(message, HumanMessage) and message.name != _CHECK:
+        if isinstance(message, HumanMessage):
             break
         found.append(message)
     return found
