@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -45,10 +46,17 @@ INWARD = [
 ]
 
 
+TEN_GB = 10 * 2**30
+
+
 class Inner(http.server.BaseHTTPRequestHandler):
-    """What must not be reached, unless it is allowed by name; /inward redirects, /endless never ends."""
+    """What must not be reached, unless it is allowed by name.
+
+    /inward redirects, /endless sends 10 GB without saying so, /announced says so; `sent` counts what went out.
+    """
 
     asked: list[str]
+    sent = 0
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
@@ -59,11 +67,13 @@ class Inner(http.server.BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("Content-Type", "image/png")
-        if self.path == "/endless":
+        if self.path in ("/endless", "/announced"):
+            if self.path == "/announced":
+                self.send_header("Content-Length", str(TEN_GB))
             self.end_headers()
             try:
-                while True:
-                    self.wfile.write(b"\x00" * 65536)
+                while Inner.sent < TEN_GB:
+                    Inner.sent += self.wfile.write(b"\x00" * 65536)
             except OSError:
                 return
         body = picture("green")
@@ -85,17 +95,18 @@ def inner() -> Iterator[tuple[int, list[str]]]:
     found.server_close()
 
 
+def body_for(path: str, url: str) -> dict:
+    """A request to `path` about the picture at `url`."""
+    item = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+    return {CHAT: question("x", url), "/v1/analyze": {"image": url}, "/v1/responses": {"input": [item]}}[path]
+
+
 @pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/analyze"])
 def test_nothing_inside_is_reached(server: Running, inner: tuple[int, list[str]], path: str) -> None:
     port, asked = inner
     for pattern in INWARD:
         url = pattern.format(port=port)
-        body = {
-            CHAT: question("x", url),
-            "/v1/analyze": {"image": url},
-            "/v1/responses": {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]},
-        }[path]
-        answer = server.post(path, body)
+        answer = server.post(path, body_for(path, url))
         assert answer.status_code == 400, (url, answer.text)
         error = answer.json()["error"]
         assert error["code"] in ("image_url_blocked", "invalid_image", "image_fetch_failed"), (url, error)
@@ -112,8 +123,34 @@ def test_a_redirect_inward_and_an_endless_body_are_cut(serve, inner: tuple[int, 
     assert fine.json()["choices"][0]["message"]["content"] == "green 64x64, x"
     inward = server.post(CHAT, question("x", f"{base}/inward"))
     assert inward.json()["error"]["code"] == "image_url_blocked"
-    endless = server.post(CHAT, question("x", f"{base}/endless"))
-    assert endless.json()["error"]["code"] == "image_too_large"
+    for path in ("endless", "announced"):
+        Inner.sent = 0
+        endless = server.post(CHAT, question("x", f"{base}/{path}"))
+        assert endless.json()["error"]["code"] == "image_too_large"
+        # What the sockets hold between the two comes on top of what was read.
+        assert Inner.sent < 50_000_000
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses", "/v1/analyze"])
+def test_a_name_with_a_public_and_a_private_address_is_not_asked(
+    server: Running, inner: tuple[int, list[str]], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    port, asked = inner
+    resolve = socket.getaddrinfo
+    looked_up: list[str] = []
+
+    def both(host, port, *args, **options):
+        if host != "pictures.example":
+            return resolve(host, port, *args, **options)
+        looked_up.append(host)
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*kind, ("93.184.215.14", port)), (*kind, ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    answer = server.post(path, body_for(path, f"http://pictures.example:{port}/x.png"))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "image_url_blocked"
+    assert (looked_up, asked) == (["pictures.example"], [])
 
 
 def test_only_the_allowed_hosts_are_asked(serve, inner: tuple[int, list[str]]) -> None:
