@@ -25,12 +25,13 @@ def find_server() -> str | None:
 
 
 def free_port() -> int:
-    """A free port below 50000: a cluster listens 10000 above as well."""
+    """A free port; a cluster listens 10000 above as well, which must lie below what systems give to connections."""
     while True:
-        port = random.randrange(20_000, 50_000)
-        with socket.socket() as probe:
+        port = random.randrange(10_000, 22_000)
+        with socket.socket() as probe, socket.socket() as above:
             try:
                 probe.bind(("127.0.0.1", port))
+                above.bind(("127.0.0.1", port + 10_000))
             except OSError:
                 continue
             return port
