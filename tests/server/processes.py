@@ -30,7 +30,7 @@ class Process:
 
     def wait_for(self, start: str) -> str:
         """The first line that begins so, once it is there."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 400
         while True:
             for line in list(self.lines):
                 if line.startswith(start):

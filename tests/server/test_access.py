@@ -87,6 +87,31 @@ def test_cache_headers_say_where_the_answer_came_from(serve) -> None:
     assert "age" in streamed.headers
 
 
+def test_a_stream_says_where_it_comes_from_too(serve) -> None:
+    server = serve(EchoBackend(pause=0.1))
+
+    def ask(control: str = "", text: str = "one two three") -> tuple[str, str, bool]:
+        headers = {"cache_control": control} if control else {}
+        answer = server.post(CHAT, {**question(text), "stream": True}, **headers)
+        assert answer.text.endswith("data: [DONE]\n\n")
+        return answer.headers["x-qvl-cache"], answer.headers["cache-status"], "age" in answer.headers
+
+    assert ask("no-store") == ("bypass", "qvl; fwd=bypass", False)
+    barrier = threading.Barrier(2)
+
+    def together(_: int) -> tuple[str, str, bool]:
+        barrier.wait()
+        return ask()
+
+    with ThreadPoolExecutor(2) as pool:
+        found = sorted(pool.map(together, range(2)))
+    assert found[-1] == ("miss", "qvl; fwd=uri-miss; stored", False)
+    assert found[0] in (("coalesced", "qvl; fwd=uri-miss; collapsed", False), ("hit", "qvl; hit", True))
+    assert ask() == ("hit", "qvl; hit", True)
+    assert ask("max-age=100") == ("hit", "qvl; hit", True)
+    assert ask("no-cache") == ("miss", "qvl; fwd=request; stored", False)
+
+
 def test_an_old_answer_is_asked_anew(serve) -> None:
     server = serve()
     server.post(CHAT, question())

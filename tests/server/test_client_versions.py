@@ -36,7 +36,7 @@ def scenarios(url: str, model: str, file: Path, word: str, folder: str | None = 
         [sys.executable, str(script), f"{url}/v1", model, str(file), word],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=400,
         env=env,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -61,6 +61,7 @@ def test_the_last_major_over_the_echo(server: Running, red: Path, last_major: st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_both_majors_over_the_bundled_model(run, last_major: str) -> None:
     process = run("--cache", "memory:").wait_ready()
     assert scenarios(process.address, "bundled", MUG, "norvik").startswith(f"openai {openai.__version__}:")

@@ -183,6 +183,33 @@ def test_responses_stream(client: openai.OpenAI) -> None:
     assert "response.output_text.done" in kinds
 
 
+def test_responses_stream_about_pictures(client: openai.OpenAI) -> None:
+    parts = [
+        {"type": "input_image", "image_url": data_url("red"), "detail": "auto"},
+        {"type": "input_image", "image_url": data_url("blue", (40, 30)), "detail": "auto"},
+        {"type": "input_text", "text": "which"},
+    ]
+    with client.responses.stream(model="echo-vl", input=[{"role": "user", "content": parts}]) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert "".join(deltas) == final.output_text == "red 64x64, blue 40x30, which"
+    assert final.usage.input_tokens_details.image_tokens > 0
+
+
+def test_a_stream_of_several_choices_keeps_them_apart(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="echo-vl", messages=messages("one two"), n=3, stream=True, logprobs=True, top_logprobs=1
+    )
+    texts, ended = {}, {}
+    for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+            ended[choice.index] = choice.finish_reason or ended.get(choice.index)
+    assert len(texts) == 3
+    assert all(text.endswith("one two") for text in texts.values())
+    assert set(ended.values()) == {"stop"}
+
+
 def test_responses_call_functions(client: openai.OpenAI) -> None:
     tool = {"type": "function", **WEATHER["function"], "strict": False}
     found = client.responses.create(model="echo-vl", input="use get_weather", tools=[tool])
