@@ -192,7 +192,7 @@ def test_the_variables_of_older_scripts_reach_the_endpoint(
         done = run("-f", picture, "-O", "probe=false")
         assert done.exit_code == 0, done.output
         assert "Norvik Cima 500 (10.90 EUR, MU-0001) fits." in done.stdout
-        asked = [received for received in endpoint.received if received.path.endswith("/chat/completions")]
+        asked = [received for received in endpoint.requests if received.path.endswith("/chat/completions")]
         assert [received.body["model"] for received in asked] == ["qwen3-vl", "qwen3-vl"]
         headers = {name.lower(): value for name, value in asked[0].headers.items()}
         assert headers["authorization"] == "Bearer sk-older"
