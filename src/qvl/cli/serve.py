@@ -58,6 +58,7 @@ def _from_config_file() -> dict[str, Any]:
 
 
 def serve(
+    ctx: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -87,6 +88,14 @@ def serve(
     base_url: Annotated[
         list[str] | None,
         typer.Option(envvar="QVL_BASE_URL", help="Endpoint of openai:NAME; may be repeated.", rich_help_panel=MODEL),
+    ] = None,
+    base_url_file: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QVL_BASE_URL_FILE",
+            help="Endpoints, one a line: URL weight=2 limit=16. SIGHUP reads it again.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     upstream_key: Annotated[
         str | None,
@@ -268,6 +277,7 @@ def serve(
 
     try:
         from qvl.server.app import create_app
+        from qvl.server.endpoints import source_of
         from qvl.server.runner import LOOPBACK, bind, make_server, run_server
         from qvl.server.tracing import exporting
     except ModuleNotFoundError as exc:
@@ -312,12 +322,16 @@ def serve(
         cors_origins=_listed(cors_origin),
         media=gate,
     )
+    configured = getattr(ctx.get_parameter_source("base_url"), "name", "") == "DEFAULT_MAP"
+    if base_url_file and base_url and not configured:
+        raise ConfigError("--base-url and --base-url-file are one too many", hint="name all endpoints in the file")
+    endpoints = source_of(base_url_file, configured=configured)
     given: dict[str, Any] = {
         "device": device,
         "dtype": dtype,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
-        "base_url": list(base_url) if base_url else None,
+        "base_url": endpoints() if endpoints is not None else list(base_url) if base_url else None,
         "api_key": upstream_key if model and model.startswith("openai:") else None,
     }
     options = {name: value for name, value in given.items() if value is not None} | _options(option)
@@ -349,6 +363,7 @@ def serve(
             root_path=root_path,
             header_timeout=header_timeout,
         )
+        server.core.endpoint_source = endpoints
         if exit_on_engine_death:
             server.exit_on_death()
         address = f"{'https' if tls_cert else 'http'}://{shown_host(host)}:{listener.getsockname()[1]}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qvl._version import __version__
 from qvl.server.auth import KeyRing
+from qvl.server.endpoints import EndpointStats, Source, reload_endpoints
 from qvl.server.errors import DrainingError, HttpError
 from qvl.server.limits import Admission, KeyLimits
 from qvl.server.metrics import BackendStats, Metrics
@@ -43,10 +44,13 @@ class ServerCore:
         self._idle = asyncio.Event()
         self.created = int(time.time())
         self._fingerprint: str | None = None
+        self.endpoint_source: Source | None = None
+        self._reloads: set[asyncio.Task[None]] = set()
         self.admission.on_wait = self.metrics.queue.observe
         self.admission.on_refusal = lambda reason: self.metrics.rejections.labels(reason).inc()
         self.key_limits.on_refusal = self.admission.on_refusal
         self.metrics.registry.register(BackendStats(self.pipeline.stats))
+        self.metrics.registry.register(EndpointStats(self.pipeline.backend))
         self.metrics.running.set_function(self.running)
         self.metrics.waiting.set_function(self.waiting)
         self.metrics.ready.set_function(lambda: float(self.unready() is None))
@@ -106,6 +110,14 @@ class ServerCore:
         if closed is not None:
             raise closed
 
+    def reload(self) -> None:
+        """Reads the key file and the list of endpoints again; call it on the server's loop."""
+        self.keys.reload()
+        if self.endpoint_source is not None:
+            task = asyncio.ensure_future(reload_endpoints(self.pipeline.backend, self.endpoint_source))
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
+
     def unready(self) -> str | None:
         """Why the server is not ready, or None."""
         return "draining: the server is shutting down" if self.draining else self.readiness.reason()
@@ -146,5 +158,7 @@ class ServerCore:
         return clean
 
     async def aclose(self) -> None:
+        for task in self._reloads:
+            task.cancel()
         await self.readiness.stop()
         await self.pipeline.aclose()

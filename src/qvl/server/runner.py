@@ -119,6 +119,7 @@ class GracefulServer(uvicorn.Server):
         self.core = core
         self.failure: QvlError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._reload_at_start = False
         self._draining: asyncio.Task[None] | None = None
         self.when_settled: Callable[[], None] = lambda: None
         core.readiness.on_failure = self.fail
@@ -136,6 +137,8 @@ class GracefulServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if self._reload_at_start:
+            self.core.reload()
         self._settling = self._loop.create_task(self._tell_when_settled())
 
     async def _tell_when_settled(self) -> None:
@@ -148,7 +151,7 @@ class GracefulServer(uvicorn.Server):
         try:
             before = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
             if hasattr(signal, "SIGHUP"):
-                before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self.core.keys.reload())
+                before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self._hung_up())
         except ValueError:  # not the main thread: whoever owns it decides about signals
             yield
             return
@@ -163,6 +166,12 @@ class GracefulServer(uvicorn.Server):
             os._exit(128 + number)
         self.core.draining = True
         self._loop.call_soon_threadsafe(self.begin_drain)
+
+    def _hung_up(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.core.reload)
+        else:
+            self._reload_at_start = True
 
     def begin_drain(self) -> None:
         """Starts to drain; call it on the server's loop."""
