@@ -61,8 +61,10 @@ class Process:
 
 
 def launch(*args: str, **env: str) -> Process:
+    """Starts one, on any port unless `env` names it."""
+    port = [] if "SERVER_PORT" in env else ["--port", "0"]
     popen = subprocess.Popen(
-        [sys.executable, "-m", "qvl.cli.serve", "--port", "0", *args],
+        [sys.executable, "-m", "qvl.cli.serve", *port, *args],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **env},

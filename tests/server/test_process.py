@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +18,7 @@ import httpx
 import pytest
 
 from qvl.testing.endpoint import Echo, ScriptedEndpoint
+from tests.caches.redis_server import free_port
 from tests.server.conftest import data_url, question
 from tests.server.processes import CHAT, remote
 
@@ -129,7 +135,7 @@ def test_keys_are_reloaded_by_sighup(run, endpoint: ScriptedEndpoint, tmp_path: 
 def failed(run, *args: str, **env: str) -> str:
     """The one line with which a start ends."""
     process = run(*args, **env)
-    assert process.popen.wait(60) not in (0, None)
+    assert process.popen.wait(250) not in (0, None)
     time.sleep(0.2)
     said = [line for line in process.lines if line and not line.startswith("{")]
     assert "Traceback" not in "\n".join(process.lines)
@@ -146,7 +152,8 @@ def test_what_cannot_start_says_why_in_one_line(run, endpoint: ScriptedEndpoint,
     assert "nowhere" in failed(run, str(tmp_path / "nowhere"))
     assert "there is no backend" in failed(run, "opanai:x")
     assert "one key a line" in failed(run, *remote(endpoint), "--api-key-file", str(tmp_path / "none"))
-    assert "device" in failed(run, "--device", "npu", "--canary").lower()
+    assert "npu" in failed(run, DEVICE="npu")
+    assert "nowhere" in failed(run, MODEL_PATH=str(tmp_path / "nowhere"))
 
 
 def test_settings_come_from_the_environment_and_the_config_file(run, endpoint, tmp_path: Path) -> None:
@@ -157,6 +164,76 @@ def test_settings_come_from_the_environment_and_the_config_file(run, endpoint, t
     ).wait_ready()
     found = httpx.get(process.address + "/v1/models", trust_env=False).json()
     assert [model["id"] for model in found["data"]] == ["from-file"]
+
+
+def test_the_variables_of_older_scripts_are_honoured(run, endpoint: ScriptedEndpoint) -> None:
+    port = str(free_port())
+    process = run(
+        "--option",
+        "probe=false",
+        MODEL_ID="openai:echo",
+        QVL_BASE_URL=endpoint.url,
+        SERVER_HOST="127.0.0.1",
+        SERVER_PORT=port,
+        MAX_IMAGE_PIXELS="4096",
+    ).wait_ready()
+    assert process.address == f"http://127.0.0.1:{port}"
+    answer = process.post(question("how large", data_url("red", (256, 256))))
+    assert answer.json()["choices"][0]["message"]["content"] == "red 64x64, how large"
+
+
+def test_it_says_that_it_loads_and_then_what_it_is_and_how_to_call_it(run, endpoint: ScriptedEndpoint) -> None:
+    process = run(*remote(endpoint), "--cache", "memory:", "--served-model-name", "shop-vl").wait_ready()
+    call = process.wait_for("  try").partition("try")[2].strip()
+    said = [line for line in process.lines if not line.startswith("{")]
+    assert said[0] == f"loading shop-vl; {process.address}/ready tells when it is done"
+    told = dict(line.split(maxsplit=1) for line in said if line.startswith("  "))
+    assert (told["backend"], told["model"], told["cache"]) == ("openai", "shop-vl", "memory:")
+    assert said.index(f"  address  {process.address}") > 0
+    # The line that it suggests is run as it stands.
+    done = subprocess.run(["bash", "-c", call.replace("curl ", "curl -sS --fail ", 1)], capture_output=True, text=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "Hello"
+
+
+def test_help_is_in_groups() -> None:
+    command = [sys.executable, "-m", "qvl.cli.serve", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"}).stdout
+    groups = ("Model", "Address", "Cache", "Security", "Load", "Pictures", "Logs")
+    places = [said.find(f"─ {group} ─") for group in groups]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_spans_go_to_a_collector(run, endpoint: ScriptedEndpoint) -> None:
+    """By OpenTelemetry's own variable, over HTTP, and all of them before the process ends."""
+    got: list[tuple[str, bytes]] = []
+
+    class Collector(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            """Says nothing."""
+
+    collector = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{collector.server_address[1]}"
+    process = run(*remote(endpoint), OTEL_EXPORTER_OTLP_ENDPOINT=address).wait_ready()
+    assert process.post(question("a secret prompt")).status_code == 200
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.popen.wait(60) == 0
+    collector.shutdown()
+    collector.server_close()
+    assert [path for path, _ in got] == ["/v1/traces"]
+    sent = got[0][1]
+    for word in (b"gen_ai.usage.input_tokens", b"service.name", b"chat echo"):
+        assert word in sent
+    assert b"secret" not in sent
+    assert "traceparent" in endpoint.chats[-1].headers
+    line = failed(run, *remote(endpoint), "--otlp-traces-endpoint", "collector")
+    assert "no http(s) URL" in line
 
 
 def test_the_bundled_model_answers_about_a_picture(run, tmp_path: Path) -> None:
