@@ -191,6 +191,36 @@ def test_a_long_prompt_does_not_stall_running_answers() -> None:
     assert short.num_output >= steps - 1
 
 
+def test_a_prompt_whose_picture_is_being_encoded_takes_nothing_from_the_others() -> None:
+    scheduler = Scheduler(KvCache(10_000, 1000), PrefixIndex(0), 8, 64)
+    memory = Memory()
+    picture = PreparedPicture("a", (16, 16), 30, 64, encoding=object())
+    seeing = sequence(200, 5, 0)
+    seeing.prepared = Prepared(seeing.prepared.tokens, seeing.prepared.positions, 0, (picture,))
+    choice = sequence(200, 5, 1)
+    choice.prepared, choice.leader = seeing.prepared, seeing
+    blind = sequence(100, 5, 2)
+    for member in (seeing, choice, blind):
+        scheduler.add(member)
+    computed: dict[int, int] = {}
+    for _ in range(4):
+        step = scheduler.schedule()
+        memory.apply(scheduler.kv)
+        for chunk in step.prefill:
+            computed[chunk.sequence.arrival] = chunk.end
+        for member in memory.run(step):
+            member.append(3)
+    assert computed == {0: 30, 2: 100}, "up to the picture, and all of the one that came later"
+    assert blind.num_output > 1
+    picture.encoding = None
+    while seeing.num_output == 0:
+        step = scheduler.schedule()
+        memory.apply(scheduler.kv)
+        for member in memory.run(step):
+            member.append(3)
+    assert scheduler.schedule().prefill[0].sequence is choice
+
+
 def test_choices_of_one_request_share_one_prefill() -> None:
     scheduler = Scheduler(KvCache(10_000, 1000), PrefixIndex(0), 8, 256)
     memory = Memory()

@@ -146,6 +146,14 @@ def test_stop_strings_end_the_answer_across_token_borders(tiny: LocalBackend) ->
     assert cut.finish_reason == "stop"
 
 
+def test_ignore_eos_goes_on_behind_the_end_tokens(tiny: LocalBackend) -> None:
+    short = run(tiny, ask(6, "Describe the picture.", max_tokens=30))[0]
+    assert short.finish_reason == "stop"
+    on = run(tiny, ask(6, "Describe the picture.", max_tokens=30, ignore_eos=True))[0]
+    assert (on.finish_reason, on.usage.completion_tokens) == ("length", 30)
+    assert on.text.startswith(short.text)
+
+
 def test_stop_token_ids_add_to_the_end_tokens(tiny: LocalBackend, bundled_reference: Reference) -> None:
     request = ask(6, "Describe the picture.", max_tokens=20)
     ids = bundled_reference.generate(request)
@@ -210,6 +218,44 @@ def test_a_bad_schema_ends_its_own_request_alone(tiny: LocalBackend) -> None:
     assert isinstance(good, Result)
 
 
+@pytest.mark.parametrize("start", ["{\n", "{  ", " {", '{"a":1', '{"a" : 1'])
+def test_white_space_beyond_that_of_json_dumps_is_no_json(tiny: LocalBackend, start: str) -> None:
+    assert tiny._loaded is not None
+    tokens = tiny._loaded.checkpoint.tokenizer(start)["input_ids"]
+    for form in (Format("json_object"), Format("json_schema", schema={"type": "object"})):
+        matcher = tiny._loaded.grammars.matcher(ask("x").replace(response_format=form))
+        assert matcher.deep_copy().try_consume_tokens(tokens) < len(tokens)
+        good = tiny._loaded.checkpoint.tokenizer('{"a": 1}')["input_ids"]
+        assert matcher.try_consume_tokens(good) == len(good)
+
+
+def test_tools_that_may_not_be_called_are_not_shown(tiny: LocalBackend) -> None:
+    base = ask("x", max_tokens=1)
+    tools = base.replace(tools=(Tool("find", "Finds things.", parameters={"type": "object"}),))
+    plain, shown, hidden = run(tiny, base, tools, tools.replace(tool_choice="none"))
+    assert shown.usage.prompt_tokens > plain.usage.prompt_tokens == hidden.usage.prompt_tokens
+
+
+def test_a_template_that_opens_the_thinking_gives_reasoning_first(opened: Opener, tmp_path: Path) -> None:
+    from shutil import copytree
+
+    from qvl.backends.local.loader import bundled_folder
+
+    folder = copytree(bundled_folder(), tmp_path / "thinking")
+    opens = "{% if add_generation_prompt %}{{ '<think>\\n' }}{% endif %}"
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            held = json.loads((folder / name).read_text())
+            if "chat_template" in held:
+                held["chat_template"] += opens
+                (folder / name).write_text(json.dumps(held))
+    if (folder / "chat_template.jinja").is_file():
+        (folder / "chat_template.jinja").write_text((folder / "chat_template.jinja").read_text() + opens)
+    result = run(opened(folder), ask(0, "What brand is it?", max_tokens=8, ignore_eos=True))[0]
+    assert result.reasoning
+    assert result.text == ""
+
+
 def test_a_required_tool_is_called_with_arguments_of_its_schema(opened: Opener, random_folder: Path) -> None:
     backend = opened(random_folder)
     tools = (
@@ -255,6 +301,28 @@ def test_a_full_queue_refuses(opened: Opener) -> None:
     refused = [result for result in results if isinstance(result, RateLimitError)]
     assert refused
     assert len(refused) + sum(isinstance(result, Result) for result in results) == 12
+
+
+def test_kv_memory_is_the_stated_share_of_what_is_free(opened: Opener) -> None:
+    half, quarter = (opened(kv_cache_bytes=None, kv_memory_share=share, max_model_len=512) for share in (0.02, 0.01))
+    assert half._loaded is not None
+    free, _ = half._loaded.device.memory()
+    sizes = [one.stats()["kv_budget_tokens"] for one in (half, quarter)]
+    assert sizes[0] == pytest.approx(2 * sizes[1], rel=0.3)
+    per_token = half._loaded.engine.runner.storage.layout.bytes_per_token
+    assert sizes[0] * per_token <= 0.02 * free * 1.3
+    assert half.stats()["kv_bytes"] == 0, "nothing is taken before it is needed"
+
+
+def test_features_are_kept_by_bytes_and_the_oldest_go_first(opened: Opener) -> None:
+    one = 16 * 4 * 128 * 4  # tokens, layers of features, hidden size, bytes of float32
+    backend = opened(vision_cache_bytes=2 * one, prefix_cache=False)
+    for seed in (0, 6, 0, 12, 0):
+        run(backend, ask(seed, "x", max_tokens=1))
+    assert backend.stats()["vision_cache_bytes"] == 2 * one
+    assert backend.stats()["pictures_encoded"] == 3, "the one that is asked for again and again stays"
+    run(backend, ask(6, "x", max_tokens=1))
+    assert backend.stats()["pictures_encoded"] == 4
 
 
 def test_a_repeated_picture_skips_the_tower_and_the_prompt(opened: Opener) -> None:

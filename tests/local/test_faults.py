@@ -12,8 +12,14 @@ import torch
 
 from qvl.backends.local.backend import LocalBackend
 from qvl.backends.local.runner import Runner
-from qvl.errors import BackendError, BackendUnavailableError, DeviceMemoryError, EngineDeadError
-from qvl.types import Result
+from qvl.errors import (
+    BackendError,
+    BackendResponseError,
+    BackendUnavailableError,
+    DeviceMemoryError,
+    EngineDeadError,
+)
+from qvl.types import ResponseFormat, Result
 from tests.local.requests import ask
 from tests.local.test_backend import freed, run
 
@@ -103,6 +109,47 @@ def test_a_picture_that_fails_ends_its_own_request(faulty: FaultyBackend) -> Non
     assert "picture" in str(bad)
     assert isinstance(good, Result)
     freed(faulty)
+
+
+class Refusing:
+    """A grammar that accepts some tokens and then none."""
+
+    def __init__(self, matcher: Any, patience: int) -> None:
+        self._matcher = matcher
+        self._left = patience
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._matcher, name)
+
+    def consume_token(self, token: int) -> bool:
+        self._left -= 1
+        return self._left >= 0
+
+    def get_error(self) -> str:
+        return "lexer too complex"
+
+
+class GrammarFails(LocalBackend):
+    """The grammar of requests whose id is "fails" breaks down while they run: the mask cannot be made of it."""
+
+    def _job(self, *given: Any) -> Any:
+        job = super()._job(*given)
+        if job.request_id == "fails":
+            job.sequences[0].matcher = Refusing(job.sequences[0].matcher, 2)
+        return job
+
+
+def test_a_grammar_that_fails_while_it_runs_ends_its_own_request(opened: Opener) -> None:
+    backend = opened(kind=GrammarFails)
+    form = ResponseFormat("regex", pattern="[a-z]{40}")
+    guided = ask("x", max_tokens=60).replace(response_format=form)
+    bad, good, free = settle(backend, guided.replace(request_id="fails"), guided, ask("y", max_tokens=30))
+    assert isinstance(bad, BackendResponseError)
+    assert "grammar failed" in str(bad)
+    assert len(good.text) == 40
+    assert isinstance(free, Result)
+    freed(backend)
+    assert backend.unready() is None
 
 
 def test_a_dead_loop_reaches_every_waiter_and_readiness(faulty: FaultyBackend) -> None:

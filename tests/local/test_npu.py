@@ -47,6 +47,13 @@ def test_the_engine_gives_the_same_answers_on_the_npu_by_its_fused_kernels() -> 
     stats = counted("6")
     assert all(stats[name] > 40 for name in FUSED)
     assert stats["graph_replays"] == 0, "recording is for those who ask for it on an NPU"
+    assert stats.get("empty_cache", 0) == 0, "memory is given back by policy, not behind each request"
+
+
+def test_an_npu_out_of_memory_ends_the_request_that_is_too_large_and_no_other() -> None:
+    told = python(FAKE / "run_out_of_memory.py", FAKE_NPU_BYTES=str(1 << 20))
+    assert "large DeviceMemoryError" in told, told
+    assert "small equal" in told, told
 
 
 @pytest.mark.slow

@@ -13,13 +13,12 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.local import sampler
 from qvl.backends.local.job import Counters, Job
+from qvl.backends.local.pictures import Pictures
 from qvl.backends.local.prefix import BLOCK
-from qvl.backends.local.scheduler import Chunk as PromptPart
 from qvl.backends.local.scheduler import Scheduler, Step
 from qvl.backends.local.sequence import Sequence, Status
 from qvl.errors import (
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
     from qvl.backends.local.grammar import Grammars
     from qvl.backends.local.output import Output
-    from qvl.backends.local.processor import PreparedPicture
     from qvl.backends.local.runner import Runner
     from qvl.backends.local.sampler import Sampled
     from qvl.types import FinishReason
@@ -80,7 +78,7 @@ class Engine:
         self._arrived: deque[Job] = deque()
         self._aborted: deque[Job] = deque()
         self._jobs: set[Job] = set()
-        self._large: deque[tuple[Job, PreparedPicture]] = deque()  # being encoded in slices
+        self._pictures = Pictures(runner, scheduler.max_num_batched_tokens, self._release_caches, self._fail_picture)
         self._closing = False
         self._out: dict[asyncio.AbstractEventLoop, list[tuple[Job, Chunk | QvlError]]] = defaultdict(list)
         self._last_token = time.monotonic()
@@ -193,11 +191,16 @@ class Engine:
                 raise
             self._start_over(exc)
             return
-        if not (step or self._large):
+        if not (step or self._pictures):
             return
+        now = time.perf_counter()
+        for chunk in step.prefill:
+            job: Job = chunk.sequence.group
+            job.scheduled = job.scheduled or now
         try:
-            self._encode(step)
-            self._encode_large()
+            self._pictures.encode(step)
+            self._pictures.encode_slice()
+            self._last_token = time.monotonic()
             if not step:
                 return
             sampled, logits = self.runner.forward(step)
@@ -213,54 +216,6 @@ class Engine:
         self._last_token = time.monotonic()
         for sequence, token in tokens:
             self._accept(sequence, token)
-
-    def _encode(self, step: Step) -> None:
-        """Pictures of the step. A prompt waits before one that is encoded in slices."""
-        now = time.perf_counter()
-        tokens = self.scheduler.max_num_batched_tokens
-        for chunk in step.prefill:
-            job: Job = chunk.sequence.group
-            job.scheduled = job.scheduled or now
-            if chunk.sequence.status is Status.RUNNING:
-                begun = self._for_pictures_of(job, partial(self._encode_chunk, chunk, tokens))
-                self._large.extend((job, picture) for picture in begun or ())
-        step.prefill = [chunk for chunk in step.prefill if self._computable(chunk.sequence, chunk.end)]
-        step.decode = [sequence for sequence in step.decode if sequence.status is Status.RUNNING]
-
-    def _encode_large(self) -> None:
-        """One slice of one large picture, worth about as much as a step's prompts."""
-        while self._large and self._large[0][1].encoding is None:
-            self._large.popleft()  # done, or its request has ended
-        if self._large:
-            job, picture = self._large[0]
-            self._for_pictures_of(job, partial(self.runner.encode_slice, picture))
-            self._last_token = time.monotonic()
-
-    def _encode_chunk(self, chunk: PromptPart, tokens: int) -> list[PreparedPicture]:
-        try:
-            return self.runner.encode(chunk, tokens)
-        except Exception as exc:
-            if not self.runner.device.is_out_of_memory(exc):
-                raise
-            self._release_caches()
-            return self.runner.encode(chunk, tokens)
-
-    def _for_pictures_of(self, job: Job, encode: Callable[[], Any]) -> Any:
-        """What `encode` returns; when it fails, it is this request that fails."""
-        try:
-            return encode()
-        except Exception as exc:  # noqa: BLE001 - the fault of one picture
-            if self.runner.device.is_out_of_memory(exc):
-                self.counters.memory_errors += 1
-                self._release_caches()
-                self._fail(job, _memory_error("the pictures of this request"), exc)
-            else:
-                self._fail(job, BackendError(f"a picture could not be encoded: {_line(exc)}"), exc)
-            return None
-
-    @staticmethod
-    def _computable(sequence: Sequence, end: int) -> bool:
-        return sequence.status is Status.RUNNING and end <= sequence.ready
 
     def _advance(self, step: Step) -> None:
         for sequence in step.decode:
@@ -305,8 +260,7 @@ class Engine:
         output, sampling, token = self._output(sequence), sequence.sampling, sampled.token
         guided = sequence.matcher is not None and not output.in_reasoning
         sequence.append(token)
-        if guided and not sequence.matcher.consume_token(token):
-            self._fail(job, BackendResponseError(f"the grammar failed: {_line(sequence.matcher.get_error())}"))
+        if guided and not self._matches(sequence, token):
             return
         reason: FinishReason | None = None
         if token in sampling.stop_token_ids or (token in self._eos and (guided or not sampling.ignore_eos)):
@@ -321,6 +275,17 @@ class Engine:
                 reason = "length"
         if reason is not None:
             self._finish(sequence, output.finish(reason), now)
+
+    def _matches(self, sequence: Sequence, token: int) -> bool:
+        """Tells the grammar of the token; ends the request when that fails."""
+        try:
+            if sequence.matcher.consume_token(token):
+                return True
+            reason = _line(sequence.matcher.get_error())
+        except Exception as exc:  # noqa: BLE001 - the fault of one grammar
+            reason = _line(exc)
+        self._fail(sequence.group, BackendResponseError(f"the grammar failed: {reason}"))
+        return False
 
     def _finish(self, sequence: Sequence, last: Chunk, now: float) -> None:
         job: Job = sequence.group
@@ -358,6 +323,13 @@ class Engine:
         log.warning("request_failed", request_id=job.request_id, error=str(error))
         self._end(job)
         self._send(job, error)
+
+    def _fail_picture(self, job: Job, exc: Exception) -> None:
+        if self.runner.device.is_out_of_memory(exc):
+            self.counters.memory_errors += 1
+            self._fail(job, _memory_error("the pictures of this request"), exc)
+        else:
+            self._fail(job, BackendError(f"a picture could not be encoded: {_line(exc)}"), exc)
 
     def _shed(self, step: Step, exc: Exception) -> None:
         """Out of memory in a forward pass: whoever brought the most tokens comes back smaller, and at last not at all.

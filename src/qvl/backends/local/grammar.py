@@ -121,7 +121,10 @@ class Grammars:
             if matcher is None:
                 bits[row] = -1
             else:
-                fill_next_token_bitmask(matcher, bits, row)
+                try:
+                    fill_next_token_bitmask(matcher, bits, row)
+                except Exception:  # noqa: BLE001 - whatever this one grammar raises, the others must not feel it
+                    bits[row] = 0  # nothing is allowed, so the matcher refuses what is sampled and its request ends
         packed = torch.from_numpy(bits).to(device)
         shifts = torch.arange(32, dtype=torch.int32, device=device)
         allowed = torch.bitwise_and(torch.bitwise_right_shift(packed.unsqueeze(-1), shifts), 1)

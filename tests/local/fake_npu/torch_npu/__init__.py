@@ -3,8 +3,8 @@
 Built on torch's PrivateUse1 hook for Python backends. Mixing devices is an error, as on real hardware, so a tensor made
 in the wrong place is found here; so is mixing npu:0 and npu:1. FAKE_NPU chooses what to play: "" works, "count0" sees
 no device, "broken" does not import, "unfused" has fused operators that this chip does not know, "wrong" has some that
-give wrong numbers, "310P3" and others are the chip's name. One process can have it once, so tests run it in processes
-of their own.
+give wrong numbers, "310P3" and others are the chip's name. FAKE_NPU_BYTES is the largest tensor that its memory holds.
+One process can have it once, so tests run it in processes of their own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Module(SimpleNamespace):
         return None
 
     def empty_cache(self) -> None:
-        return None
+        PLAYED["empty_cache"] += 1
 
     def mem_get_info(self, index: Any = None) -> tuple[int, int]:
         return 1 << 30, 2 << 30
@@ -100,6 +100,8 @@ class graph:  # noqa: N801 - torch_npu's name
         RECORDING.pop()
 
 
+# The largest tensor that this device can hold; 0 for any.
+LARGEST = int(os.environ.get("FAKE_NPU_BYTES", "0"))
 RECORDING: list[NPUGraph] = []
 PLAYED: Counter[str] = Counter()
 CURRENT = [0]
@@ -108,6 +110,8 @@ CURRENT = [0]
 def _run(function: Any, *args: Any, **kwargs: Any) -> Any:
     """On tensors of the CPU; recorded while a graph is."""
     out = function(*args, **kwargs)
+    if LARGEST and any(isinstance(value, torch.Tensor) and value.nbytes > LARGEST for value in tree_flatten(out)[0]):
+        raise torch.OutOfMemoryError(f"NPU out of memory. Tried to allocate more than {LARGEST} bytes (NPU 0)")
     if RECORDING:
         RECORDING[-1].calls.append((function, args, kwargs, out))
     return out
