@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
+import socket
+import sys
 import time
 from typing import Any
 
@@ -292,6 +295,22 @@ class TestNoConnection:
         error = await error_after(endpoint, max_retries=0)
         assert isinstance(error, BackendUnavailableError)
         assert endpoint.url in str(error)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse what does not fit into the backlog")
+    async def test_a_host_that_does_not_take_the_connection(self) -> None:
+        with contextlib.ExitStack() as stack:
+            deaf = stack.enter_context(socket.socket())
+            deaf.bind(("127.0.0.1", 0))
+            deaf.listen(0)
+            # What does not fit into the backlog is left without an answer, as by a firewall that drops.
+            for _ in range(4):
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(deaf.getsockname())
+            url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+            async with OpenAIBackend("m", base_url=url, probe=False, connect_timeout=0.2, max_retries=0) as backend:
+                with pytest.raises(BackendUnavailableError, match="connect_timeout"):
+                    await backend.generate(ask("hello"))
 
     async def test_tls_that_fails(self, endpoint: ScriptedEndpoint) -> None:
         url = endpoint.url.replace("http://", "https://")
