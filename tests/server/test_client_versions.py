@@ -13,20 +13,7 @@ import pytest
 from tests.server.conftest import Running, picture
 
 ROOT = Path(__file__).parents[2]
-LAST_MAJOR = "openai>=2.20,<3"
 MUG = ROOT / "examples" / "pictures" / "norvik-mug-red.png"
-
-
-@pytest.fixture(scope="session")
-def last_major() -> str:
-    """A folder with the client's last major version, beside nothing else of this environment."""
-    folder = ROOT / "build" / "openai2"
-    if not (folder / "openai").exists():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), LAST_MAJOR]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-        if done.returncode:
-            pytest.skip(f"{LAST_MAJOR} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-    return str(folder)
 
 
 def scenarios(url: str, model: str, file: Path, word: str, folder: str | None = None) -> str:
