@@ -266,6 +266,7 @@ class AsyncPipeline(Answering):
 
         `engine="ray"` works through Ray Data: one actor a device, or `replicas` of them, on this machine or in the
         cluster at `ray_address` ("auto" or HOST:PORT). `concurrency` is then for each actor, and `sources` must end.
+        The model is loaded by the actors alone, unless `open()` or `with` loads it here as well.
         """
         if concurrency is not None and concurrency < 1:
             raise ConfigError("concurrency must be 1 or more", param="concurrency")

@@ -47,10 +47,11 @@ class Deployment:
         serve.start(proxy_location="Disabled", logging_config=_quiet())
 
     def exists(self) -> bool:
-        """Whether another front has started it already; it is then shared."""
+        """Whether another front has started it already; it is then shared. Waits for one that is starting it."""
         from ray import serve
 
-        app = serve.status().applications.get(self.name)
+        while (app := serve.status().applications.get(self.name)) is not None and app.status == "DEPLOYING":
+            time.sleep(HEALTH_PERIOD)
         if app is None or app.status not in ("RUNNING", "UNHEALTHY"):
             return False
         self._handle = serve.get_deployment_handle(ENGINE, self.name)
