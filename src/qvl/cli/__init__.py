@@ -19,7 +19,7 @@ COMMANDS: Final = {
     "analyze": "Product pictures in, typed analyses out.",
     "ask": "Ask a question about one or several pictures.",
     "cache": "Look into the cache of answers, or clear it.",
-    "models": "The bundled model, what is on this machine, and what is published.",
+    "models": "The bundled model, those on this machine, and published ones.",
     "plugins": "Backends and caches, and the plugins they come from.",
     "serve": "Serve an OpenAI-compatible API.",
     "endpoints": "Examine a pool of OpenAI-compatible endpoints.",
