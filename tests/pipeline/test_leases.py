@@ -1,0 +1,90 @@
+"""Leases while the work goes on: kept by a heartbeat, let go of at the end, lost without harm."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qvl import AsyncPipeline
+from qvl.caches.memory import MemoryCache
+from qvl.caches.sqlite import SqliteCache
+
+from .conftest import TalkingBackend
+
+
+def pipeline(backend: TalkingBackend, cache: MemoryCache | SqliteCache, lease: float) -> AsyncPipeline:
+    pipe = AsyncPipeline(backend=backend, cache=cache)
+    assert pipe.store is not None
+    pipe.store.lease_seconds = lease
+    return pipe
+
+
+def test_who_works_longer_than_the_lease_keeps_it(picture: Image.Image, tmp_path: Path) -> None:
+    async def main() -> None:
+        backend = TalkingBackend()
+        backend.gate = asyncio.Event()
+        with SqliteCache(tmp_path / "a.db") as one, SqliteCache(tmp_path / "a.db") as two:
+            async with pipeline(backend, one, 1.2) as first, pipeline(backend, two, 1.2) as second:
+                asked = [asyncio.create_task(first.ask(picture, "q"))]
+                while not backend.running:
+                    await asyncio.sleep(0.001)
+                asked.append(asyncio.create_task(second.ask(picture, "q")))
+                await asyncio.sleep(2.4)
+                assert len(backend.requests) == 1
+                backend.gate.set()
+                assert [(await task).cache for task in asked] == ["miss", "hit"]
+                assert first.store is not None
+                assert (first.store._held, first.store._beat) == ({}, None)
+
+    asyncio.run(main())
+
+
+class Forgetful(MemoryCache):
+    """Loses every lease as soon as it is granted, as a store that was emptied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewals = 0
+
+    def renew(self, lease: object, ttl: float) -> bool:
+        self.renewals += 1
+        return False
+
+
+def test_an_answer_whose_lease_was_lost_is_an_answer(picture: Image.Image) -> None:
+    async def main() -> None:
+        backend, cache = TalkingBackend(), Forgetful()
+        backend.gate = asyncio.Event()
+        async with pipeline(backend, cache, 0.03) as pipe:
+            asked = asyncio.create_task(pipe.ask(picture, "q"))
+            while not cache.renewals:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)
+            backend.gate.set()
+            assert (await asked).text == "1:q"
+            # What is lost is not asked for again and again.
+            assert cache.renewals == 1
+            assert (await pipe.ask(picture, "q")).cache == "hit"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("ends", ["answer", "leave"])
+def test_no_heartbeat_outlives_its_work(picture: Image.Image, ends: str) -> None:
+    async def main() -> None:
+        backend = TalkingBackend()
+        backend.gate = asyncio.Event()
+        async with pipeline(backend, MemoryCache(), 60) as pipe:
+            asked = asyncio.create_task(pipe.ask(picture, "q"))
+            while not backend.running:
+                await asyncio.sleep(0.001)
+            assert pipe.store is not None
+            assert len(pipe.store._held) == 1
+            asked.cancel() if ends == "leave" else backend.gate.set()
+            await asyncio.gather(asked, return_exceptions=True)
+            assert (pipe.store._held, pipe.store._beat) == ({}, None)
+
+    asyncio.run(main())
