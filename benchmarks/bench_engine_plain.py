@@ -27,6 +27,11 @@ def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
+@app.get("/v1/models")
+def models() -> dict[str, list[dict[str, str]]]:
+    return {"data": [{"id": folder}]}
+
+
 @app.post("/v1/chat/completions")
 async def answer(request: Request) -> StreamingResponse:
     asked = await request.json()

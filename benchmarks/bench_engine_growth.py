@@ -1,0 +1,122 @@
+"""How the cost of the engine grows: tokens/s and memory against running sequences, and against the length of context.
+
+`python benchmarks/bench_engine_growth.py` measures the engine in this process on the random weights of bench_engine.py,
+and writes engine-growth.json and engine-growth.png beside this file. Only moments at which all sequences of a point run
+count: the time of a decode step is the median time between the tokens of an answer then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from bench_engine import machine
+from bench_engine_checkpoint import SHAPES, write
+
+from qvl.backends.local.backend import LocalBackend
+from qvl.types import ChatRequest, Message, SamplingParams, TextPart
+
+HERE = Path(__file__).parent
+
+
+async def point(backend: LocalBackend, sequences: int, context: int, tokens: int) -> dict[str, float]:
+    """One point: `sequences` answers of `tokens` tokens at once, their prompts `context` tokens long, or nearly."""
+    prompt = (TextPart(" the" * max(1, context - tokens // 2 - 16)),)
+    sampling = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=0.0)
+    prompts: list[int] = []
+
+    async def one() -> list[float]:
+        times = []
+        async for chunk in backend.stream(ChatRequest((Message("user", prompt),), sampling)):
+            times.append(time.perf_counter())
+            if chunk.usage is not None:
+                prompts.append(chunk.usage.prompt_tokens)
+        return times
+
+    # Its prefix is known afterwards, so that the answers begin together.
+    await one()
+    answers = await asyncio.gather(*(one() for _ in range(sequences)))
+    first, last = max(times[0] for times in answers), min(times[-1] for times in answers)
+    gaps = [b - a for times in answers for a, b in itertools.pairwise(times) if a >= first and b <= last]
+    step = statistics.median(gaps)
+    stats = backend.stats()
+    return {
+        "sequences": sequences,
+        "context": prompts[-1] + tokens // 2,
+        "step_ms": step * 1e3,
+        "tokens_per_s": sequences / step,
+        "kv_mib": stats["kv_bytes"] / 2**20,
+    }
+
+
+async def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    async def fresh(sequences: int, context: int) -> dict[str, float]:
+        # A backend of its own for each point: memory that an earlier point took would count for the next.
+        options = {"device": given.device, "dtype": given.dtype, "max_num_seqs": max(given.sequences)}
+        async with LocalBackend(str(folder), **options) as backend:
+            found.setdefault("device", backend.describe())
+            made = await point(backend, sequences, context, given.tokens)
+            print(json.dumps({key: round(value, 2) for key, value in made.items()}), flush=True)
+            return made
+
+    found: dict[str, Any] = {"machine": machine(), "shape": given.shape}
+    found["by_sequences"] = [await fresh(count, 256) for count in given.sequences]
+    found["by_context"] = [await fresh(given.at, context) for context in given.contexts]
+    found["at"] = given.at
+    return found
+
+
+def plot(found: dict[str, Any], target: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    sides = (("by_sequences", "sequences", "running sequences, 256 tokens of context each"),
+             ("by_context", "context", f"tokens of context, {found['at']} sequences"))  # fmt: skip
+    for panel, (name, key, label) in zip(panels, sides, strict=True):
+        rows = found[name]
+        places = [row[key] for row in rows]
+        panel.plot(places, [row["tokens_per_s"] for row in rows], "o-", color="tab:blue")
+        panel.set(xlabel=label, xscale="log", ylim=(0, None))
+        panel.set_xticks(places, [f"{place:.0f}" for place in places])
+        panel.minorticks_off()
+        panel.set_ylabel("output tokens/s", color="tab:blue")
+        memory = panel.twinx()
+        memory.plot(places, [row["kv_mib"] for row in rows], "s--", color="tab:orange")
+        memory.set_ylim(0, None)
+        memory.set_ylabel("KV memory, MiB", color="tab:orange")
+    figure.suptitle(f"{found['shape']}, {found['device']}, {found['machine']['cores']} cores", fontsize=9)
+    figure.savefig(target, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="130m")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8000])
+    parser.add_argument("--at", type=int, default=4, help="sequences at which the length of context is varied")
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for engine-growth.json and .png")
+    parser.add_argument("--plot-only", action="store_true", help="draw the JSON that is there")
+    given = parser.parse_args()
+    kept = given.out / "engine-growth.json"
+    if given.plot_only:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+    else:
+        found = asyncio.run(measure(write(Path("build") / f"bench-{given.shape}", given.shape), given))
+        kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    plot(found, given.out / "engine-growth.png")
+
+
+if __name__ == "__main__":
+    main()
