@@ -5,7 +5,8 @@ rate, on mostly oblong pictures, follows.
 
     python -m qvl.tiny.train --out DIR [--steps N] [--device cpu] [--workers 2]
 
-DIR gets the exported checkpoint in `weights/` every few hundred steps, so that the run can be stopped at any time.
+DIR gets the exported checkpoint in `weights/` every few hundred steps, and the state after each of the four stages: the
+same command goes on after the last one that was finished.
 Training seeds start at `pictures.FIRST_TRAINING_SEED`; everything below is held out for evaluation and tests.
 """
 
@@ -30,6 +31,15 @@ VISION_STEPS: Final = 3_200
 STEPS: Final = 2_400
 
 
+# Share of the steps, what is asked, the tower's share of the rate, peak rate, share of oblong pictures.
+COMPARING: Final = {"pictures": 30, "analyses": 4, "questions": 5, "conversations": 2, "comparisons": 26}
+COURSES: Final[tuple[tuple[float, dict[str, int], float, float, float], ...]] = (
+    (0.45, {}, 0.5, 1e-3, 0.25),
+    (0.2, COMPARING, 0.0, 1e-3, 0.25),
+    (0.35, {}, 0.7, 5e-4, 0.6),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A run: where it writes, how many pictures it draws, and how long each stage is."""
@@ -40,6 +50,16 @@ class Plan:
     steps: int = STEPS
     workers: int = 1
     device: str = "cpu"
+
+    def done(self) -> int:
+        """How many stages of this very plan have been finished in `out`."""
+        found = [number for number in range(1, len(COURSES) + 2) if self.stage(number).is_file()]
+        return max(found, default=0)
+
+    def stage(self, number: int) -> Path:
+        """The state after stage `number`, from 1; another plan's is another file."""
+        name = f"{self.pictures}-{self.vision_steps}-{self.steps}-{self.workers}"
+        return self.out / f"stage-{number}-of-{name}.pt"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +118,11 @@ def _work(plan: Plan, rank: int) -> None:
     store.wait_for(min(FIRST_PICTURES, plan.pictures // 2))
     tokenizer = vocabulary.train()
     model, heads = build(SEED), Heads()
+    done = plan.done()
+    if done:
+        state = torch.load(plan.stage(done), map_location=plan.device, weights_only=True)
+        model.load_state_dict(state["model"])
+        heads.load_state_dict(state["heads"])
 
     def report(line: str) -> None:
         if rank == 0:
@@ -105,32 +130,36 @@ def _work(plan: Plan, rank: int) -> None:
 
     def save(step: int) -> None:
         if rank == 0:
-            torch.save({"model": model.state_dict(), "heads": heads.state_dict(), "step": step}, plan.out / "last.pt")
             export(model.state_dict(), tokenizer, plan.out / "weights")
 
-    per_worker = max(1, 64 // plan.workers)
-    train_vision(
-        model.model.visual,
-        heads,
-        store,
-        team,
-        steps=plan.vision_steps,
-        batch=per_worker,
-        peak=1e-3,
-        seed=SEED,
-        report=report,
-        save=save,
-    )
+    def finish(number: int) -> None:
+        if rank == 0:
+            save(0)
+            new = plan.out / "stage.new"
+            torch.save({"model": model.state_dict(), "heads": heads.state_dict()}, new)
+            new.replace(plan.stage(number))
+
+    if done:
+        report(f"going on after stage {done} of {len(COURSES) + 1}")
+    else:
+        train_vision(
+            model.model.visual,
+            heads,
+            store,
+            team,
+            steps=plan.vision_steps,
+            batch=max(1, 64 // plan.workers),
+            peak=1e-3,
+            seed=SEED,
+            report=report,
+            save=save,
+        )
+        finish(1)
     writer = RowWriter(lambda text: list(tokenizer.encode(text).ids))
-    comparing = Menu(pictures=30, analyses=4, questions=5, conversations=2, comparisons=26)
-    # Share of the steps, what is asked, the tower's share of the rate, peak rate, share of oblong pictures.
-    courses = (
-        (0.45, Menu(), 0.5, 1e-3, 0.25),
-        (0.2, comparing, 0.0, 1e-3, 0.25),
-        (0.35, Menu(), 0.7, 5e-4, 0.6),
-    )
-    for number, (share, menu, vision_share, peak, oblong) in enumerate(courses):
-        report(f"course {number + 1} of {len(courses)}")
+    for number, (share, menu, vision_share, peak, oblong) in enumerate(COURSES):
+        if number + 2 <= done:
+            continue
+        report(f"course {number + 1} of {len(COURSES)}")
         train_language(
             model,
             heads,
@@ -139,7 +168,7 @@ def _work(plan: Plan, rank: int) -> None:
             team,
             steps=max(1, round(plan.steps * share)),
             first_step=0,
-            menu=menu.times(2 / plan.workers),
+            menu=Menu(**menu).times(2 / plan.workers),
             peak=peak,
             vision_share=vision_share,
             oblong=oblong,
@@ -148,6 +177,7 @@ def _work(plan: Plan, rank: int) -> None:
             report=report,
             save=save,
         )
+        finish(number + 2)
     team.leave()
 
 
