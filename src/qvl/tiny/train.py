@@ -17,7 +17,7 @@ import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qvl.tiny.workers import Team
 
@@ -32,8 +32,14 @@ STEPS: Final = 2_400
 
 
 # Share of the steps, what is asked, the tower's share of the rate, peak rate, share of oblong pictures.
-COMPARING: Final = {"pictures": 30, "analyses": 4, "questions": 5, "conversations": 2, "comparisons": 26}
-COURSES: Final[tuple[tuple[float, dict[str, int], float, float, float], ...]] = (
+COMPARING: Final[dict[str, Any]] = {
+    "pictures": 30,
+    "analyses": 4,
+    "questions": 5,
+    "conversations": 2,
+    "comparisons": 26,
+}
+COURSES: Final[tuple[tuple[float, dict[str, Any], float, float, float], ...]] = (
     (0.45, {}, 0.5, 1e-3, 0.25),
     (0.2, COMPARING, 0.0, 1e-3, 0.25),
     (0.35, {}, 0.7, 5e-4, 0.6),
