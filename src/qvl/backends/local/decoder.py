@@ -89,7 +89,7 @@ class TextDecoder:
         self.norm: Tensor = model.norm.weight
         head: Any = lm_head
         self.vocab_size = int(head.weight.shape[0])
-        self._head = Linear(head.weight.detach())
+        self._head = Linear(head.weight.detach(), steps=True)
         self._head_device = head.weight.device
         self.layers = [_Layer(layer) for layer in model.layers]
         self._rotary = model.rotary_emb
@@ -236,22 +236,25 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         counts = [linear.weight.shape[0] // attention.head_dim for linear in projections[:2]]
-        self.qkv = join(projections)
+        self.qkv = join(projections, steps=True)
         # [query and key heads, head_dim]: one normalisation serves both.
         norms = (attention.q_norm.weight, attention.k_norm.weight)
         self.qk_norm = torch.cat([norm.expand(count, -1) for norm, count in zip(norms, counts, strict=True)])
-        self.output = join((attention.o_proj,))
+        self.output = join((attention.o_proj,), steps=True)
         self.input_norm = layer.input_layernorm.weight
         self.mlp_norm = layer.post_attention_layernorm.weight
         self.device = self.input_norm.device
         self.mlp = mlp
         dense = hasattr(mlp, "gate_proj") and getattr(mlp.config, "hidden_act", "silu") == "silu"
-        self.gate_up = join((mlp.gate_proj, mlp.up_proj)) if dense else None
-        self.down = join((mlp.down_proj,)) if dense else None
+        self.gate_up = join((mlp.gate_proj, mlp.up_proj), steps=True) if dense else None
+        self.down = join((mlp.down_proj,), steps=True) if dense else None
         if self.gate_up is not None and self.down is not None:
             of_mlp = self.gate_up.size + self.down.size
         else:
             of_mlp = sum(parameter.numel() for parameter in mlp.parameters())
+            # Of a mixture only the chosen experts work.
+            config = attention.config
+            of_mlp = of_mlp * getattr(config, "num_experts_per_tok", 1) // getattr(config, "num_experts", 1)
         self.cost = self.qkv.size + self.output.size + of_mlp
 
 

@@ -52,7 +52,7 @@ def sample(logits: Tensor, sequences: ListLike[Sequence], mask: Tensor | None = 
         logits.masked_fill_(mask, float("-inf"))
     told = _logprobs(logits, sequences)
     _penalise(logits, sequences)
-    chosen = torch.argmax(logits, dim=-1)
+    chosen = _best(logits)
     drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature >= GREEDY_BELOW]
     if drawn:
         rows = torch.tensor(drawn, device=logits.device)
@@ -61,6 +61,15 @@ def sample(logits: Tensor, sequences: ListLike[Sequence], mask: Tensor | None = 
     if told is None:
         return [Sampled(token) for token in tokens]
     return _with_logprobs(told, chosen, tokens, sequences)
+
+
+def _best(logits: Tensor) -> Tensor:
+    """int64 [n]: the first of the largest of each row. On a CPU numpy's search takes a tenth of the time of torch's."""
+    import torch
+
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return torch.argmax(logits, dim=-1)
 
 
 def _logprobs(logits: Tensor, sequences: ListLike[Sequence]) -> tuple[dict[int, int], Tensor] | None:
