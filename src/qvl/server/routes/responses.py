@@ -246,7 +246,7 @@ class EventWriter:
             found += self.event("response.content_part.added", **self._place(), part=_text_part("", None))
         self._text.append(chunk.text)
         self._logprobs += chunk.logprobs
-        told = read_logprobs(chunk.logprobs)["content"]
+        told = _bare(read_logprobs(chunk.logprobs)["content"])
         return found + self.event("response.output_text.delta", **self._place(), delta=chunk.text, logprobs=told)
 
     def _call(self, delta: ToolCallDelta) -> bytes:
@@ -307,9 +307,22 @@ class EventWriter:
             )
         else:
             part = item["content"][0]
-            yield self.event("response.output_text.done", **self._place(), text=part["text"], logprobs=part["logprobs"])
+            told = _bare(part["logprobs"])
+            yield self.event("response.output_text.done", **self._place(), text=part["text"], logprobs=told)
             yield self.event("response.content_part.done", **self._place(), part=part)
         yield self.event("response.output_item.done", output_index=index, item=item)
+
+
+def _bare(logprobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Logprobs as events have them: without the bytes, which stand in the finished item."""
+    return [
+        {
+            "token": one["token"],
+            "logprob": one["logprob"],
+            "top_logprobs": [{"token": top["token"], "logprob": top["logprob"]} for top in one["top_logprobs"]],
+        }
+        for one in logprobs
+    ]
 
 
 def _error_event(error: QvlError) -> bytes:

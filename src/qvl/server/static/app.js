@@ -101,7 +101,10 @@ function end(button) {
 }
 
 function fail(message) {
-  $("error").textContent = message;
+  // The server names a picture by its place in the request; people know it by its name.
+  const named = message.replace(/^(?:messages\[0\]\.content|images)\[(\d+)\](?:\.image_url)?/,
+    (place, index) => pictures[index]?.name ?? place);
+  $("error").textContent = named;
   $("error").hidden = false;
 }
 
@@ -201,8 +204,8 @@ function leaves(value, path = "") {
 }
 
 function field([name, value], sure) {
-  const row = element("div", { className: "field" }, element("span", { className: "name", textContent: name }),
-    element("span", { textContent: value ?? "—" }));
+  const row = element("div", { className: "field" }, element("span", { className: "name", textContent: name }));
+  if (value !== "") row.append(element("span", { textContent: value ?? "—" }));
   if (sure !== undefined && sure !== null) {
     row.append(element("span", { className: "sure" },
       element("meter", { min: 0, max: 1, low: 0.5, high: 0.8, optimum: 1, value: sure, ariaLabel: `confidence of ${name}` }),
@@ -224,7 +227,7 @@ $("panel-analyze").addEventListener("submit", (event) => {
     const found = await answer.json();
     const cache = answer.headers.get("x-qvl-cache");
     const rows = leaves(found.analysis).map((leaf) => field(leaf, found.field_confidence[leaf[0]]));
-    $("answer").replaceChildren(...rows, field(["all of it", ""], found.confidence));
+    $("answer").replaceChildren(...rows, field(["all together", ""], found.confidence));
     const total = performance.now() - started;
     facts({ cache, total: seconds(total), tokens: tokens(found.usage) });
     remember(Object.values(found.analysis).filter((value) => typeof value === "string").join(", "), total, cache, pictures[0]);
