@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qvl import AsyncPipeline
 from qvl.backends.openai import OpenAIBackend
 from qvl.errors import AuthError, BackendUnavailableError, ConfigError, QvlError, UnknownNameError
 from qvl.testing import ScriptedEndpoint
@@ -46,6 +47,18 @@ async def test_one_of_four_killed_under_load_loses_no_request_and_doubles_none(f
     assert answers == [f"request number {n} of a long row of words" for n in range(200)]
     assert states[four[0].url].state == "resting"
     assert {state.running for state in states.values()} == {0}
+
+
+async def test_a_pipeline_asks_on_while_one_of_four_is_killed(four: list[ScriptedEndpoint]) -> None:
+    words = "answer number {} of a long row of words"
+    async with AsyncPipeline(backend=over(four), cache="off") as pipe:
+        tasks = [asyncio.ensure_future(pipe.ask([], words.format(number))) for number in range(200)]
+        # In the middle of answers, so that some are cut off after their first words.
+        while not (len(four[0].chats) > 20 and four[0].running):
+            await asyncio.sleep(0.001)
+        await asyncio.to_thread(four[0].stop)
+        answers = await asyncio.gather(*tasks)
+    assert [answer.text for answer in answers] == [words.format(number) for number in range(200)]
 
 
 async def test_one_of_four_killed_before_it_answers_costs_nobody_anything(four: list[ScriptedEndpoint]) -> None:
