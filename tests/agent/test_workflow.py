@@ -95,6 +95,17 @@ def test_follow_ups_reuse_the_analysis_and_what_was_wished(pipe: Any, catalog: C
     assert third.query["only"]["brand"] == "HAXLEY"
 
 
+def test_what_is_not_there_is_said_and_what_comes_near_is_shown(pipe: Any, catalog: Catalog, picture: str) -> None:
+    near = Recommender(pipe(), catalog).recommend(picture, "from Haxley, in purple, under 30")
+    assert near.products
+    assert all((hit.product.price or 0) <= 30 for hit in near.products)
+    assert "nothing is category mug, brand HAXLEY, color purple at that price; these come near" in near.notes
+    none = Recommender(pipe(), catalog).recommend(picture, "from Haxley, over 5000")
+    assert (none.products, none.written_by) == ((), "template")
+    assert "nothing is category mug, brand HAXLEY at that price" in none.notes
+    assert "nothing like it" in none.text
+
+
 def test_a_new_picture_in_a_thread_is_looked_at(pipe: Any, catalog: Catalog, picture: str) -> None:
     pipeline = pipe()
     recommender = Recommender(pipeline, catalog)

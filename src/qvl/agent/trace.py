@@ -44,9 +44,9 @@ class Call:
         """Everything else that the step tells, short and in words."""
         found = {}
         for name, value in self.data.items():
-            if name not in _QUIET and value not in ("", None):
+            if name not in _QUIET and value not in ("", None, [], {}):
                 is_share = name == "confidence" and isinstance(value, float)
-                found[name] = f"{value:.1%}" if is_share else _short(plain(value))
+                found[name.replace("_", " ")] = f"{value:.1%}" if is_share else _short(plain(value))
         return found
 
 

@@ -276,10 +276,10 @@ class Recommender:
         notes += found.notes
         if not found.hits and query.only:
             wanted = ", ".join(f"{name} {value}" for name, value in query.only.items())
-            notes.append(
-                f"nothing is {wanted}{' at that price' if query.max_price is not None else ''}; these come near"
-            )
+            priced = query.max_price is not None or query.min_price is not None
             found = self.catalog.search(relaxed(query), limit=more)
+            near = "; these come near" if found.hits else ""
+            notes.append(f"nothing is {wanted}{' at that price' if priced else ''}{near}")
         hits = [hit for hit in found.hits if not _has_any(hit, wish.without)][: self.limit]
         asked = query.to_json()
         note.end(query=asked, hits=len(hits), ids=[hit.product.id for hit in hits])

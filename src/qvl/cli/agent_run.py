@@ -146,6 +146,8 @@ async def _talk(shown: Shown, thread: str | None) -> None:
             if looks:
                 check_picture(line)
             await shown.run(line if looks else None, "" if looks else line, thread)
+            if not shown.as_json:
+                print()
         except QvlError as exc:
             failure.report(exc)
 

@@ -86,7 +86,7 @@ class Grammars:
                 "type": "object",
                 "properties": {
                     "name": {"const": tool.name},
-                    "arguments": _plain(tool.parameters) or {"type": "object"},
+                    "arguments": _closed(_plain(tool.parameters)) or {"type": "object"},
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
@@ -129,6 +129,11 @@ class Grammars:
         shifts = torch.arange(32, dtype=torch.int32, device=device)
         allowed = torch.bitwise_and(torch.bitwise_right_shift(packed.unsqueeze(-1), shifts), 1)
         return (allowed == 0).flatten(1)[:, : self._vocab_size]
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with the names that a tool declares and no others, unless it says that others are welcome."""
+    return {"additionalProperties": False, **schema} if "properties" in schema else schema
 
 
 def _plain(value: Any) -> Any:
