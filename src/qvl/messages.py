@@ -113,8 +113,11 @@ async def load_pictures(
 
     if not sources:
         return []
-    low = dataclasses.replace(policy, max_pixels=min(policy.max_pixels, LOW_DETAIL_PIXELS))
-    policies = [low if detail == "low" else policy for detail in details] or [policy] * len(sources)
+    policies = [policy] * len(sources)
+    if "low" in details:
+        # Only then: a policy checks itself whenever one is made.
+        low = dataclasses.replace(policy, max_pixels=min(policy.max_pixels, LOW_DETAIL_PIXELS))
+        policies = [low if detail == "low" else policy for detail in details]
     return await _together(
         [
             _numbered(number, media.aload(source, own, decode=False))
@@ -166,6 +169,8 @@ async def _numbered(number: int, work: Coroutine[Any, Any, T]) -> T:
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Results in order; when one fails, the rest are cancelled and waited for before the error goes on."""
+    if len(work) == 1:
+        return [await work[0]]
     tasks = [asyncio.ensure_future(item) for item in work]
     try:
         return list(await asyncio.gather(*tasks))
