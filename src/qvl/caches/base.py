@@ -10,7 +10,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from types import TracebackType
@@ -165,12 +165,12 @@ class Cache(ABC):
         )
         return list(islice(found, limit))
 
-    def count_by(self, field: str) -> dict[str, int]:
-        """How many live entries there are for each value of `field`, one of COUNTED_BY; the most first.
+    def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
+        """For each of `fields`, some of COUNTED_BY: how many live entries there are for each value; the most first.
 
-        This one reads all entries; a store that can count by itself does better.
+        This one reads all entries, once; a store that can count by itself does better.
         """
-        return dict(Counter(getattr(entry, field) for _, entry in self.items()).most_common())
+        return count_entries((entry for _, entry in self.items()), fields)
 
     @abstractmethod
     def stats(self) -> CacheStats: ...
@@ -224,6 +224,15 @@ def encoded(entry: CacheEntry) -> tuple[str, int]:
         raise CacheError(f"the cache entry cannot be written as JSON: {exc}") from exc
 
 
+def count_entries(entries: Iterable[CacheEntry], fields: Iterable[str]) -> dict[str, dict[str, int]]:
+    """What `Cache.count_by` says, by looking at every entry."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in fields}
+    for entry in entries:
+        for name, counter in counts.items():
+            counter[getattr(entry, name)] += 1
+    return {name: dict(counter.most_common()) for name, counter in counts.items()}
+
+
 def matches(
     entry: CacheEntry,
     *,
@@ -244,4 +253,4 @@ def matches(
     )
 
 
-__all__ = ["Cache", "CacheEntry", "CacheStats", "Lease", "encoded", "matches"]
+__all__ = ["Cache", "CacheEntry", "CacheStats", "Lease", "count_entries", "encoded", "matches"]

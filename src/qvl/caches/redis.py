@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -13,7 +12,7 @@ from itertools import islice
 from threading import Lock
 from typing import Any, Final
 
-from qvl.caches.base import SUMMARY, Cache, CacheEntry, CacheStats, Lease, encoded, matches
+from qvl.caches.base import SUMMARY, Cache, CacheEntry, CacheStats, Lease, count_entries, encoded, matches
 from qvl.caches.circuit import Circuit
 from qvl.caches.redis_url import RedisAddress, import_redis
 from qvl.caches.tally import Tally
@@ -175,11 +174,9 @@ class RedisCache(Cache):
         filters = {"language": language, "model": model, "namespace": namespace, "task": task}
         return list(islice(self._newest_first(filters, prefix), limit))
 
-    def count_by(self, field: str) -> dict[str, int]:
-        counts: Counter[str] = Counter()
-        for names in self._names():
-            counts.update(getattr(entry, field) for entry in self._fetch(names) if entry is not None)
-        return dict(counts.most_common())
+    def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
+        fetched = (entry for names in self._names() for entry in self._fetch(names))
+        return count_entries((entry for entry in fetched if entry is not None), fields)
 
     def _newest_first(self, filters: Mapping[str, str | None], prefix: str = "") -> Iterator[tuple[str, CacheEntry]]:
         """Redis knows no order: one walk finds out the ages, then the entries are read a batch at a time."""

@@ -193,7 +193,10 @@ class SqliteCache(Cache):
                 found.append((key, CacheEntry.from_json(text)))
         return found
 
-    def count_by(self, field: str) -> dict[str, int]:
+    def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
+        return {field: self._count_by(field) for field in fields}
+
+    def _count_by(self, field: str) -> dict[str, int]:
         if field not in COUNTED_BY:
             raise ConfigError(f"entries are not counted by {field!r}", hint=f"one of {', '.join(COUNTED_BY)}")
         sql = (

@@ -91,8 +91,8 @@ class TieredCache(Cache):
             prefix=prefix, language=language, model=model, namespace=namespace, task=task, limit=limit
         )
 
-    def count_by(self, field: str) -> dict[str, int]:
-        return self.back.count_by(field)
+    def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
+        return self.back.count_by(*fields)
 
     def stats(self) -> CacheStats:
         """Those of `back`, with the hits in front added."""

@@ -39,7 +39,7 @@ def stats(cache: CacheUrl = None, as_json: AsJson = False) -> None:
     """How much is kept: entries, bytes, and entries by model, language and task."""
     with _opened(cache) as store:
         found = store.stats()
-        counts = {name: store.count_by(name) for name in ("model", "language", "task")}
+        counts = store.count_by("model", "language", "task")
         url = store.url
     if as_json:
         data = {"cache": url, "entries": found.entries, "size_bytes": found.size_bytes}

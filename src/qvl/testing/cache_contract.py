@@ -178,10 +178,12 @@ class CacheContract(LeaseContract):
             cache.set(f"k{number}", entry(language="en" if number < 3 else "", model=f"m{number}"))
         cache.set("gone", entry(language="pt"), ttl=0.01)
         eventually(lambda: cache.get("gone") is None)
-        assert cache.count_by("language") == {"en": 3, "": 2}
-        assert list(cache.count_by("language")) == ["en", ""]
-        assert cache.count_by("task") == {"analyze": 5}
-        assert cache.count_by("model") == {f"m{number}": 1 for number in range(5)}
+        counts = cache.count_by("language", "task", "model")
+        assert counts["language"] == {"en": 3, "": 2}
+        assert list(counts["language"]) == ["en", ""]
+        assert counts["task"] == {"analyze": 5}
+        assert counts["model"] == {f"m{number}": 1 for number in range(5)}
+        assert cache.count_by() == {}
 
     def test_entries_may_be_deleted_while_they_are_listed(self, cache: Cache) -> None:
         for number in range(10):
