@@ -47,7 +47,11 @@ class Kernels:
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotary embedding of x [tokens, heads, head_dim], the two halves of the last dimension being the pairs."""
-        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+        half = x.shape[-1] // 2
+        out = x * cos
+        out[..., :half].addcmul_(x[..., half:], sin[..., :half])
+        out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return out
 
     def swiglu(self, x: Tensor) -> Tensor:
         """silu(first half) * second half of the last dimension."""

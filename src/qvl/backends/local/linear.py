@@ -58,13 +58,26 @@ class Linear:
         out = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
 
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        """gelu(self(x)); `approximate` as of torch's gelu."""
+        import torch
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        if self._packed is None:
+            return F.gelu(self(x), approximate=approximate)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "gelu", [], approximate)
+        return out
+
     def added_to(self, base: Tensor, x: Tensor) -> Tensor:
         """base + self(x)."""
         import torch
 
         if self._packed is None and self.bias is None:
             return torch.addmm(base, x, self.weight.t())  # type: ignore[union-attr]
-        return self(x).add_(base)
+        if self._packed is None or (self._half is not None and x.shape[0] <= FEW_ROWS):
+            return self(x).add_(base)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, base, self._packed, self.bias, "add")
+        return out
 
 
 def _pack(weight: Tensor) -> Any:

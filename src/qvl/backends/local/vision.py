@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.local.linear import Linear, join
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from qvl.backends.local.kernels import Kernels
     from qvl.backends.local.processor import ImageRules, PreparedPicture
+
+
+# transformers' activations that are torch's gelu, and which of its two forms they are.
+GELU: Final = {"GELUTanh": "tanh", "GELUActivation": "none"}
 
 
 class FeatureCache:
@@ -112,11 +116,10 @@ class VisionTower:
             for rows in meter.parts(0, total, block.qkv.size):
                 if meter.pauses(rows, block.qkv.size):
                     yield None
-                joined = block.qkv(block.norm1(hidden[rows])).view(-1, 3, block.num_heads, heads.shape[-1])
-                for side in (0, 1):
-                    turned = self._kernels.rotate(joined[:, side].float(), turns[0][rows], turns[1][rows])
-                    heads[side, :, rows] = turned.transpose(0, 1)
-                heads[2, :, rows] = joined[:, 2].transpose(0, 1)
+                joined = block.qkv(block.norm1(hidden[rows])).view(-1, 3 * block.num_heads, heads.shape[-1])
+                turned = self._kernels.rotate(joined[:, : 2 * block.num_heads].float(), turns[0][rows], turns[1][rows])
+                heads.view(-1, total, heads.shape[-1])[: 2 * block.num_heads, rows] = turned.transpose(0, 1)
+                heads[2, :, rows] = joined[:, 2 * block.num_heads :].transpose(0, 1)
             for first, last in pairwise([0, *ends]):
                 cost = 2 * (last - first) * width
                 keys, values = heads[1:2, :, first:last], heads[2:3, :, first:last]
@@ -230,7 +233,7 @@ class _Block:
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
         hidden = self._proj.added_to(hidden, attended)
-        return self._down.added_to(hidden, self._act(self._up(self.norm2(hidden))))
+        return self._down.added_to(hidden, _activated(self._up, self.norm2(hidden), self._act))
 
 
 class _Merger:
@@ -248,7 +251,16 @@ class _Merger:
     def __call__(self, hidden: Tensor) -> Tensor:
         hidden = hidden.to(self._device)
         normed = self._norm(hidden.view(-1, self._width) if self._after_merging else hidden).view(-1, self._width)
-        return self._fc2(self._act(self._fc1(normed)))
+        return self._fc2(_activated(self._fc1, normed, self._act))
+
+
+def _activated(linear: Linear, x: Tensor, act: nn.Module) -> Tensor:
+    """act(linear(x)), in one pass where the activation is one that a matrix product can end with."""
+    approximate = GELU.get(type(act).__name__)
+    if approximate is None:
+        found: Tensor = act(linear(x))
+        return found
+    return linear.gelu(x, approximate)
 
 
 def _patch_embedding(convolution: Any) -> Linear:
