@@ -1,0 +1,341 @@
+"""The two ways to an endpoint: straight, and through the openai client where the straight one does not lead there."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qvl.backends.openai import OpenAIBackend
+from qvl.backends.transport import goes_straight
+from qvl.errors import BackendResponseError, BackendTimeoutError, BackendUnavailableError, ConfigError, RateLimitError
+from qvl.http1 import Body, HttpError, LateError, NoConnectionError, Pool
+from qvl.testing import ScriptedEndpoint
+from qvl.testing.asking import ask, collect, idle
+from qvl.testing.endpoint import Answer, CutOff, Exchange, Flood, Hang, Stall, Status, Text
+
+pytestmark = pytest.mark.anyio
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def backend_at(url: str, **options: Any) -> OpenAIBackend:
+    return OpenAIBackend("echo", base_url=url, **{"probe": False, **options})
+
+
+def through_the_client(endpoint: ScriptedEndpoint) -> str:
+    """A base URL that only the openai client can use: it has a user in it."""
+    return endpoint.url.replace("http://", "http://shop:secret@")
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """An answer that is compressed although nobody asked for that."""
+
+    text: str
+
+    async def __call__(self, exchange: Exchange) -> None:
+        event = {"choices": [{"index": 0, "delta": {"content": self.text}, "finish_reason": "stop"}]}
+        data = gzip.compress(f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n".encode())
+        headers = {"Content-Encoding": "gzip", "Content-Length": str(len(data))}
+        await exchange.head(200, headers, chunked=False)
+        await exchange.send(data)
+
+
+class TestWhichWay:
+    async def test_the_straight_way_says_what_the_client_would(
+        self, endpoint: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_ORG_ID", "org-shoes")
+        monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-shoes")
+        for url in (endpoint.url, through_the_client(endpoint)):
+            async with backend_at(url, api_key="sesame", extra_headers={"X-Shop": "1"}) as backend:
+                await backend.generate(ask("hello").replace(request_id="shop-42"))
+        straight, client = (received.headers for received in endpoint.chats)
+        same = ("host", "content-type", "user-agent", "openai-organization", "openai-project", "x-shop", "x-request-id")
+        assert {name: straight[name] for name in same} == {name: client[name] for name in same}
+        assert straight["authorization"] == "Bearer sesame"
+        assert endpoint.chats[0].body == endpoint.chats[1].body
+
+    async def test_a_proxy_is_used_where_one_is_named(
+        self, endpoint: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HTTP_PROXY", endpoint.url.removesuffix("/v1"))
+        async with backend_at("http://model.invalid/v1") as backend:
+            assert (await backend.generate(ask("hello"))).text == "hello"
+        assert endpoint.chats[0].path == "http://model.invalid/v1/chat/completions"
+
+    @pytest.mark.parametrize(
+        ("proxy", "exempt", "url", "straight"),
+        [
+            (None, None, "http://a:8000/v1", True),
+            ("http://proxy:3128", None, "http://a:8000/v1", False),
+            ("http://proxy:3128", "a", "http://a:8000/v1", True),
+            ("http://proxy:3128", "b", "http://a:8000/v1", False),
+            ("http://proxy:3128", None, "https://a/v1", True),
+            (None, None, "http://user:word@a:8000/v1", False),
+            (None, None, "http://a/v1?version=2", False),
+        ],
+    )
+    async def test_the_environment_decides(
+        self, proxy: str | None, exempt: str | None, url: str, straight: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if proxy is not None:
+            monkeypatch.setenv("HTTP_PROXY", proxy)
+        if exempt is not None:
+            monkeypatch.setenv("NO_PROXY", exempt)
+        assert goes_straight(url) is straight
+
+    async def test_a_redirect_is_followed(self, endpoint: ScriptedEndpoint) -> None:
+        with ScriptedEndpoint() as elsewhere:
+            moved = Status(307, {}, {"Location": f"{elsewhere.url}/chat/completions"})
+            endpoint.say(moved, moved, moved)
+            async with backend_at(endpoint.url) as backend:
+                for _ in range(2):
+                    assert (await backend.generate(ask("hello there"))).text == "hello there"
+            assert len(elsewhere.chats) == 2
+            # Once straight and then through the client; from then on through the client alone.
+            assert len(endpoint.chats) == 3
+
+    async def test_a_compressed_answer_is_read(self, endpoint: ScriptedEndpoint) -> None:
+        endpoint.say(Compressed("one"), Compressed("two"), Compressed("three"))
+        async with backend_at(endpoint.url) as backend:
+            assert [(await backend.generate(ask("x"))).text for _ in range(2)] == ["two", "three"]
+
+    @pytest.mark.parametrize("key", ["a\r\nX-Evil: 1", "schlüssel\N{SNOWMAN}"])
+    async def test_what_no_header_can_carry_is_refused(self, key: str, endpoint: ScriptedEndpoint) -> None:
+        with pytest.raises(ConfigError, match="header"):
+            await backend_at(endpoint.url, api_key=key).open()
+
+    async def test_a_request_id_that_no_header_can_carry_stays_here(self, endpoint: ScriptedEndpoint) -> None:
+        for url in (endpoint.url, through_the_client(endpoint)):
+            async with backend_at(url) as backend:
+                await backend.generate(ask("x").replace(request_id="a\r\nX-Evil: 1"))
+        assert not any({"x-request-id", "x-evil"} & received.headers.keys() for received in endpoint.chats)
+
+
+class TestThroughTheClient:
+    """The faults of test_faults that end in the transport, on the other one."""
+
+    @pytest.mark.parametrize(
+        ("answer", "options", "kind", "words"),
+        [
+            (Status(429, headers={"Retry-After": "7"}), {}, RateLimitError, "scripted"),
+            (Hang(), {}, BackendUnavailableError, "broke off"),
+            (CutOff(after=2), {}, BackendResponseError, "broke off"),
+            (Stall(), {"first_token_timeout": 0.2}, BackendTimeoutError, "no first token"),
+            (Stall(after=2), {"token_timeout": 0.2}, BackendTimeoutError, "no further token"),
+            (Flood(fill=b"data: x"), {}, BackendResponseError, "in one piece"),
+            (Flood(status=500, fill=b"x"), {}, BackendResponseError, "500"),
+        ],
+    )
+    async def test_faults(
+        self, endpoint: ScriptedEndpoint, answer: Answer, options: dict[str, Any], kind: type[Exception], words: str
+    ) -> None:
+        endpoint.say(answer, answer)
+        async with backend_at(through_the_client(endpoint), max_retries=0, **options) as backend:
+            with pytest.raises(kind, match=words) as caught:
+                await collect(backend, ask("hello there"))
+            await idle(backend)
+        assert "secret" not in str(caught.value)
+
+    async def test_nothing_listens(self, endpoint: ScriptedEndpoint) -> None:
+        endpoint.stop()
+        async with backend_at(through_the_client(endpoint), max_retries=0) as backend:
+            with pytest.raises(BackendUnavailableError, match="cannot connect"):
+                await backend.generate(ask("hello"))
+
+    async def test_aclose_ends_a_request_that_waits(self, endpoint: ScriptedEndpoint) -> None:
+        endpoint.say(Stall())
+        backend = backend_at(through_the_client(endpoint))
+        await backend.open()
+        waiting = asyncio.ensure_future(backend.generate(ask("hello")))
+        while not endpoint.chats:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(backend.aclose(), 5)
+        with pytest.raises(BackendUnavailableError, match="closed"):
+            await waiting
+
+
+class TestConnections:
+    async def test_one_that_was_closed_meanwhile_costs_no_request(self, endpoint: ScriptedEndpoint) -> None:
+        async with backend_at(endpoint.url, max_retries=0) as backend:
+            await backend.generate(ask("one"))
+            endpoint.stop()
+            endpoint.start()
+            await asyncio.sleep(0.05)
+            assert (await backend.generate(ask("two"))).text == "two"
+
+    async def test_one_that_idled_for_long_is_not_used_again(self, endpoint: ScriptedEndpoint) -> None:
+        pool = Pool(endpoint.url, keep=0.0)
+        for _ in range(3):
+            await listed(pool)
+            await asyncio.sleep(0.01)
+        pool.close()
+        assert endpoint.connections == 3
+
+    async def test_leaving_a_stream_ends_the_connection(self, endpoint: ScriptedEndpoint) -> None:
+        endpoint.say(Stall(after=2))
+        async with backend_at(endpoint.url) as backend:
+            stream = backend.stream(ask("hello there"))
+            await anext(stream)
+            await stream.aclose()
+            await backend.generate(ask("x"))
+        assert endpoint.connections == 2
+
+    async def test_hints_before_the_answer_are_passed_over(self) -> None:
+        early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+        answer = early + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+        for cut in (len(answer), 10, 60):
+            async with saying(answer, cut) as url:
+                assert await once(url) == b"{}"
+
+    async def test_waits_end_at_their_moment(self) -> None:
+        for said, wait in ((b"", "head"), (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "body")):
+            async with saying(said, len(said), stay=True) as url:
+                with pytest.raises(LateError):
+                    assert await once(url, by=time.monotonic() + 0.1) == wait
+
+    async def test_the_next_address_is_tried(self, monkeypatch: pytest.MonkeyPatch, endpoint: ScriptedEndpoint) -> None:
+        """A name with two addresses, of which only the second answers."""
+        loop = asyncio.get_running_loop()
+        found = loop.getaddrinfo
+
+        async def two(host: Any, port: Any, **options: Any) -> Any:
+            if host == "two.invalid":
+                return [*await found("127.0.0.2", port, **options), *await found("127.0.0.1", port, **options)]
+            return await found(host, port, **options)
+
+        monkeypatch.setattr(loop, "getaddrinfo", two)
+        assert b"echo" in await once(f"http://two.invalid:{endpoint.port}/v1")
+
+    async def test_closing_ends_what_is_being_connected(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def never(*_: Any, **__: Any) -> Any:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+        pool = Pool("http://slow.invalid/v1")
+        taking = asyncio.ensure_future(pool.take())
+        await asyncio.sleep(0)
+        pool.close()
+        with pytest.raises(NoConnectionError, match="closed"):
+            await taking
+
+    async def test_tls_is_checked_against_the_name(self, tmp_path: Path, certificate: Callable[[str], Path]) -> None:
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(certificate("localhost"))
+        with ScriptedEndpoint(tls=server) as endpoint:
+            good = endpoint.url.replace("127.0.0.1", "localhost")
+            async with backend_at(good, verify=str(certificate("localhost"))) as backend:
+                assert (await backend.generate(ask("hi"))).text == "hi"
+            for url, verify in ((good, True), (endpoint.url, str(certificate("localhost")))):
+                async with backend_at(url, verify=verify, max_retries=0) as backend:
+                    with pytest.raises(BackendUnavailableError, match="TLS"):
+                        await backend.generate(ask("hi"))
+            async with backend_at(endpoint.url, verify=False) as backend:
+                assert (await backend.generate(ask("hi"))).text == "hi"
+
+    async def test_an_end_without_an_answer_is_an_error(self) -> None:
+        async with saying(b"HTTP/1.1 200 OK\r\nContent-Le", 5) as url:
+            with pytest.raises(HttpError, match="without an answer"):
+                await once(url)
+
+    async def test_a_large_chunk_is_put_together_once(self) -> None:
+        data = b"x" * 2_000_000
+        wire = b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
+        body = Body(200, {"transfer-encoding": "chunked"})
+        got = b"".join(body.feed(wire[place : place + 1000]) for place in range(0, len(wire), 1000))
+        assert (got, body.done) == (data, True)
+
+    async def test_text_of_any_script_arrives(self, endpoint: ScriptedEndpoint) -> None:
+        endpoint.say(Text("红色的鞋 \N{ATHLETIC SHOE}"))
+        async with backend_at(endpoint.url) as backend:
+            assert (await backend.generate(ask("颜色？ \ud800"))).text == "红色的鞋 \N{ATHLETIC SHOE}"
+        assert endpoint.chats[0].body["messages"][0]["content"] == "颜色？ \ud800"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a certificate for a name, key and all in one file."""
+    import shutil
+    import subprocess
+
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl")
+
+    def make(name: str) -> Path:
+        path = tmp_path / f"{name}.pem"
+        if not path.exists():
+            command = f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+            arguments = [*command.split(), "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
+            subprocess.run([*arguments, "-keyout", tmp_path / "key", "-out", path], check=True, capture_output=True)
+            path.write_bytes(path.read_bytes() + (tmp_path / "key").read_bytes())
+        return path
+
+    return make
+
+
+async def once(url: str, by: float | None = None) -> bytes:
+    """The body of GET /models, over a connection for it alone."""
+    pool = Pool(url)
+    try:
+        return await listed(pool, by)
+    finally:
+        pool.close()
+
+
+async def listed(pool: Pool, by: float | None = None) -> bytes:
+    """The body of GET /models."""
+    connection = await pool.take(by)
+    try:
+        connection.send(pool.request("GET", "/models", {}))
+        _, status, headers = await connection.head(by)
+        body, data = Body(status, headers), b""
+        while (piece := await connection.next_piece(body, by)) is not None:
+            data += piece[1]
+        return data
+    finally:
+        pool.give_back(connection)
+
+
+@asynccontextmanager
+async def saying(data: bytes, cut: int, *, stay: bool = False) -> AsyncIterator[str]:
+    """A server that says these bytes to whoever comes, in two pieces, and hangs up (or stays)."""
+
+    stop, serving = asyncio.Event(), set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        for piece in (data[:cut], data[cut:]):
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        if stay:
+            await stop.wait()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    finally:
+        stop.set()
+        server.close()
+        await asyncio.gather(*serving, return_exceptions=True)
