@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import qvl
 from qvl.backends.local.kv_cache import Copy, KvCache, LoadBlocks, Resize, Slot, capacities
 from qvl.backends.local.prefix import BLOCK, BlockHashes, PrefixIndex
 from qvl.backends.local.processor import Prepared, PreparedPicture
@@ -239,6 +242,16 @@ def test_choices_of_one_request_share_one_prefill() -> None:
             member.append(3)
     assert all(member.status is Status.RUNNING for member in others)
     assert computed == 200 + 1 + 1
+
+
+def test_devices_are_spoken_to_in_one_file_alone() -> None:
+    package = Path(qvl.__file__).parent
+    named = re.compile(r"\btorch\.(cuda|npu|mps|xpu)\b|^\s*(import|from) torch_npu|\.(cuda|npu)\(\)", re.MULTILINE)
+    speaking = {
+        path.relative_to(package).as_posix() for path in package.rglob("*.py") if named.search(path.read_text("utf-8"))
+    }
+    # ascend/ examines hosts, and must ask torch_npu itself.
+    assert {path for path in speaking if not path.startswith("ascend/")} == {"backends/local/device.py"}
 
 
 def test_the_accounting_imports_no_torch() -> None:

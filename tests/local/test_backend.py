@@ -401,6 +401,8 @@ def test_max_pixels_bounds_every_picture(opened: Opener, random_folder: Path) ->
         ({"max_model_len": 10**9}, "more than the model's"),
         ({"kv_cache_bytes": 1000}, "KV memory"),
         ({"max_num_seqs": 0}, "max_num_seqs=0"),
+        ({"decode_graphs": "perhaps"}, "decode_graphs='perhaps' is unknown"),
+        ({"decode_graphs": "on"}, "cpu cannot record decode steps"),
     ],
 )
 def test_wrong_settings_are_one_line(opened: Opener, settings: dict[str, Any], words: str) -> None:

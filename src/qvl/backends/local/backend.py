@@ -223,7 +223,7 @@ class LocalBackend(Backend):
         """Whether decode steps are recorded."""
         if self._decode_graphs == "on" and not device.has_graphs:
             raise ConfigError(f"{device.type} cannot record decode steps", hint="decode_graphs='auto'")
-        return self._decode_graphs == "on" or (self._decode_graphs == "auto" and device.type == "cuda")
+        return self._decode_graphs == "on" or (self._decode_graphs == "auto" and device.graphs_pay)
 
     def _scheduler(self, runner: Runner, checkpoint: Checkpoint) -> tuple[Any, int]:
         """Sizes the KV memory and from it the context."""

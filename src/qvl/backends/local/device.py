@@ -97,6 +97,11 @@ class Device:
         """Whether `record` works here."""
         return self.type in ("cuda", "npu") and hasattr(self._module(), f"{self.type.upper()}Graph")
 
+    @property
+    def graphs_pay(self) -> bool:
+        """Whether recorded decode steps are known to be faster here."""
+        return self.type == "cuda" and self.has_graphs
+
     def record(self, run: Callable[[], Tensor], pool: Any = None) -> tuple[Any, Tensor]:
         """Records what `run` queues on the device.
 
