@@ -370,9 +370,7 @@ class Engine:
 
     def _release_caches(self) -> None:
         self.scheduler.prefixes.clear()
-        self.runner.storage.clear_blocks()
-        self.runner.features.clear()
-        self.runner.device.empty_cache()
+        self.runner.release_caches()
 
     def _fail_all(self, error: Callable[[], QvlError]) -> None:
         with self._wake:

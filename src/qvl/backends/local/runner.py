@@ -165,10 +165,15 @@ class Runner:
             self.storage.save(sequence.slot.capacity, sequence.slot.row, pairs, num_blocks)
 
     def release(self) -> None:
-        """Drops all KV and features and gives the memory back to the device."""
+        """As `release_caches`, and drops all KV."""
+        self.storage.clear()
+        self.release_caches()
+
+    def release_caches(self) -> None:
+        """Gives back what is kept for later alone: prefixes, features, recordings."""
         if self.graphs is not None:
             self.graphs.clear()
-        self.storage.clear()
+        self.storage.clear_blocks()
         self.features.clear()
         self.device.empty_cache()
 
