@@ -107,6 +107,8 @@ class Answering:
             ConfigError: no such model, or an option that cannot work here.
             BackendError: the endpoint or device cannot be used.
         """
+        if self._opened:
+            return
         if self._opening is None:
             self._opening = asyncio.Lock()
         async with self._opening:
@@ -279,6 +281,8 @@ class Answering:
 
     async def decoded(self, job: Job) -> Job:
         """The job with its pictures in canonical form; the time goes to the media stage."""
+        if not job.request.pictures:
+            return job
         began = time.perf_counter()
         request = await decode_pictures(job.request)
         job.stages.media += time.perf_counter() - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from json.encoder import encode_basestring
 from typing import Any, Final
 
 from qvl.types import Choice, TokenLogprob, ToolCallDelta, Usage
@@ -55,6 +56,14 @@ def _logprob(token: TokenLogprob) -> dict[str, Any]:
     raw = token.bytes or token.token.encode("utf-8", "replace")
     # JSON has no minus infinity, and OpenAI's own floor is this one.
     return {"token": token.token, "logprob": max(token.logprob, -9999.0), "bytes": list(raw)}
+
+
+def plain_choice(choice: Choice) -> str:
+    """A choice with nothing but text in it, as most are, written out as JSON."""
+    return (
+        f'{{"index":{choice.index},"message":{{"role":"assistant","content":{encode_basestring(choice.text)},'
+        f'"refusal":null,"annotations":[]}},"logprobs":null,"finish_reason":"{finish_word(choice.finish_reason)}"}}'
+    )
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

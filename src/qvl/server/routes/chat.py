@@ -11,11 +11,20 @@ from pydantic import ValidationError
 
 from qvl.errors import RequestError
 from qvl.ids import new_id
-from qvl.server.answers import dumps, finish_word, message_of, read_logprobs, tool_delta, usage_of
+from qvl.server.answers import (
+    dumps,
+    finish_word,
+    message_of,
+    plain_choice,
+    read_logprobs,
+    tool_delta,
+    usage_of,
+)
 from qvl.server.asking import answer, chat_request, picture_places, started_stream
 from qvl.server.errors import from_validation
+from qvl.server.exchange import JSON
 from qvl.server.schemas import ChatCompletionRequest, StructuredOutputs
-from qvl.types import Chunk, Result
+from qvl.types import Choice, Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.server.asking import Asked
@@ -39,7 +48,7 @@ async def chat_completions(exchange: Exchange) -> None:
 async def _whole(exchange: Exchange, wanted: ChatCompletionRequest) -> None:
     asked = await _read(exchange, wanted)
     result = await answer(exchange, asked)
-    await exchange.respond_json(completion(result, asked), asked.headers(result))
+    await exchange.respond(200, completion(result, asked).encode("utf-8", "replace"), [JSON, *asked.headers(result)])
 
 
 async def _read(exchange: Exchange, wanted: ChatCompletionRequest) -> Asked:
@@ -81,26 +90,26 @@ def _form(wanted: StructuredOutputs) -> dict[str, Any]:
     return {"type": "choice", "choices": wanted["choice"]} if "choice" in wanted else {"type": "json_object"}
 
 
-def completion(result: Result, asked: Asked) -> dict[str, Any]:
-    """A `chat.completion` object."""
-    return {
-        "id": f"chatcmpl-{new_id()}",
-        "object": "chat.completion",
-        "created": int(result.created_at or time.time()),
-        "model": asked.model,
-        "choices": [
-            {
-                "index": choice.index,
-                "message": message_of(choice),
-                "logprobs": None if choice.logprobs is None else read_logprobs(choice.logprobs),
-                "finish_reason": finish_word(choice.finish_reason),
-            }
-            for choice in result.choices
-        ],
-        "usage": usage_of(result.usage),
-        "service_tier": "default",
-        "system_fingerprint": asked.fingerprint,
-    }
+def completion(result: Result, asked: Asked) -> str:
+    """A `chat.completion` object as JSON."""
+    return (
+        f'{{"id":"chatcmpl-{new_id()}","object":"chat.completion","created":{int(result.created_at or time.time())},'
+        f'"model":{encode_basestring(asked.model)},"choices":[{",".join(map(_choice, result.choices))}],'
+        f'"usage":{dumps(usage_of(result.usage))},"service_tier":"default","system_fingerprint":"{asked.fingerprint}"}}'
+    )
+
+
+def _choice(choice: Choice) -> str:
+    if choice.logprobs is None and not choice.tool_calls and not choice.reasoning:
+        return plain_choice(choice)
+    return dumps(
+        {
+            "index": choice.index,
+            "message": message_of(choice),
+            "logprobs": None if choice.logprobs is None else read_logprobs(choice.logprobs),
+            "finish_reason": finish_word(choice.finish_reason),
+        }
+    )
 
 
 class ChunkWriter:
