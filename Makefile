@@ -60,7 +60,7 @@ test-ray: $(STAMP) ## replicas and datasets under Ray, which it installs
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,ray]'
 	$(PYTEST) tests/replicas
 
-bench-engine: $(STAMP) ## the engine beside plain generate on 139 M random weights; benchmarks/README.md tells of servers
+bench-engine: $(STAMP) ## qvl-serve beside plain generate, transformers serve and vLLM on 139 M random weights; gigabytes at first
 	$(BIN)/python benchmarks/bench_engine.py
 
 bench-server: $(STAMP) ## what qvl-serve costs in front of an endpoint, beside LiteLLM's proxy; needs wrk

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from bench_engine_checkpoint import write
-from bench_engine_peers import PEERS
+from bench_engine_peers import PEERS, processor_seconds
 from PIL import Image
 
 from qvl.bench.exchange import Answer, Endpoint
@@ -95,6 +95,7 @@ class Cell:
     requests: int
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    processor: float = float("nan")
 
     def figures(self) -> dict[str, float]:
         return {
@@ -107,6 +108,7 @@ class Cell:
             "ttft_p95": quantile(self.first, 0.95),
             "itl_p50": quantile(self.gaps, 0.5),
             "itl_p95": quantile(self.gaps, 0.95),
+            "processor_ms_per_token": 1e3 * self.processor / self.tokens,
         }
 
 
@@ -138,7 +140,9 @@ async def same_picture(client: Client, pictures: int = 4) -> dict[str, float]:
     return {**found, "warm_to_cold": found["warm_ttft"] / found["cold_ttft"]}
 
 
-async def measure(url: str, model: str | None, extras: Mapping[str, object], given: Any, what: int) -> dict[str, float]:
+async def measure(
+    url: str, group: int | None, model: str | None, extras: Mapping[str, object], given: Any, what: int
+) -> dict[str, float]:
     """One measurement of one server: `what` clients, or "same picture" for 0."""
     client = Client(Endpoint(url, model=model, timeout=900), extras, given.edge)
     try:
@@ -146,7 +150,10 @@ async def measure(url: str, model: str | None, extras: Mapping[str, object], giv
         await client.warm_up()
         if not what:
             return await same_picture(client)
-        return (await closed_loop(client, what, ROUNDS.get(what, 1), given.tokens)).figures()
+        before = processor_seconds(group)
+        cell = await closed_loop(client, what, ROUNDS.get(what, 1), given.tokens)
+        cell.processor = processor_seconds(group) - before
+        return cell.figures()
     finally:
         client.endpoint.close()
 
@@ -156,8 +163,9 @@ def table(rows: list[dict[str, Any]], ours: str = "qvl") -> str:
     rows = medians(rows)
     names = list(dict.fromkeys(row["server"] for row in rows))
     lines = [
-        "| clients | server | dtype | tokens/s | first token p50 / p95 | between tokens p50 / p95 | qvl is |",
-        "|---|---|---|---|---|---|---|",
+        "| clients | server | dtype | tokens/s | first token p50 / p95 | between tokens p50 / p95 | processor time "
+        "a token | qvl is |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     loads = [row for row in rows if "clients" in row]
     for clients in dict.fromkeys(row["clients"] for row in loads):
@@ -167,7 +175,8 @@ def table(rows: list[dict[str, Any]], ours: str = "qvl") -> str:
             ratio = f"{mine / row['tokens_per_s']:.2f} x" if mine and row["server"] != ours else ""
             lines.append(
                 f"| {clients} | {row['server']} | {row['dtype']} | {row['tokens_per_s']:.1f} | {row['ttft_p50']:.2f} / "
-                f"{row['ttft_p95']:.2f} s | {row['itl_p50'] * 1e3:.0f} / {row['itl_p95'] * 1e3:.0f} ms | {ratio} |"
+                f"{row['ttft_p95']:.2f} s | {row['itl_p50'] * 1e3:.0f} / {row['itl_p95'] * 1e3:.0f} ms | "
+                f"{row.get('processor_ms_per_token', float('nan')):.0f} ms | {ratio} |"
             )
     same = [row for row in rows if "warm_to_cold" in row]
     if same:
@@ -243,12 +252,14 @@ def main() -> None:
     for what, _, name in itertools.product(jobs, range(given.repeat), names):
         peer = PEERS.get(name)
         if peer is not None:
-            place: AbstractContextManager[str] = peer.running(checkpoint, dtype, given.out / f"{name}.log")
+            place: AbstractContextManager[tuple[str, int | None]] = peer.running(
+                checkpoint, dtype, given.out / f"{name}.log"
+            )
         else:
-            place = nullcontext(running[name])
-        with place as url:
+            place = nullcontext((running[name], None))
+        with place as (url, group):
             model = str(checkpoint) if name == "transformers serve" else None
-            found = asyncio.run(measure(url, model, peer.extras if peer else {}, given, what))
+            found = asyncio.run(measure(url, group, model, peer.extras if peer else {}, given, what))
         rows.append({"server": name, "dtype": dtype, **found})
         told = {key: round(value, 3) for key, value in found.items()}
         print(f"{name}, {what or 'same picture'}: {told}", file=sys.stderr)

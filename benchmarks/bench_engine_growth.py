@@ -2,7 +2,8 @@
 
 `python benchmarks/bench_engine_growth.py` measures the engine in this process on the random weights of bench_engine.py,
 and writes engine-growth.json and engine-growth.png beside this file. Only moments at which all sequences of a point run
-count: the time of a decode step is the median time between the tokens of an answer then.
+count: the time of a decode step is the median time between the tokens of an answer then. On a machine that others use,
+`--processor-time` takes what one thread spent on a step instead, which is what a free core would need.
 """
 
 from __future__ import annotations
@@ -25,16 +26,21 @@ from qvl.types import ChatRequest, Message, SamplingParams, TextPart
 HERE = Path(__file__).parent
 
 
-async def point(backend: LocalBackend, sequences: int, context: int, tokens: int) -> dict[str, float]:
+async def point(
+    backend: LocalBackend, sequences: int, context: int, tokens: int, processor_time: bool
+) -> dict[str, float]:
     """One point: `sequences` answers of `tokens` tokens at once, their prompts `context` tokens long, or nearly."""
     prompt = (TextPart(" the" * max(1, context - tokens // 2 - 16)),)
     sampling = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=0.0)
     prompts: list[int] = []
 
+    # Processor time passes for the whole process: divided by the steps of the stretch, not taken from gap to gap.
+    clock = time.process_time if processor_time else time.perf_counter
+
     async def one() -> list[float]:
         times = []
         async for chunk in backend.stream(ChatRequest((Message("user", prompt),), sampling)):
-            times.append(time.perf_counter())
+            times.append(clock())
             if chunk.usage is not None:
                 prompts.append(chunk.usage.prompt_tokens)
         return times
@@ -43,8 +49,10 @@ async def point(backend: LocalBackend, sequences: int, context: int, tokens: int
     await one()
     answers = await asyncio.gather(*(one() for _ in range(sequences)))
     first, last = max(times[0] for times in answers), min(times[-1] for times in answers)
-    gaps = [b - a for times in answers for a, b in itertools.pairwise(times) if a >= first and b <= last]
+    gaps = [gap for times in answers for gap in _gaps(times, first, last)]
     step = statistics.median(gaps)
+    if processor_time:
+        step = max(statistics.mean(stretch) for times in answers if (stretch := _gaps(times, first, last)))
     stats = backend.stats()
     return {
         "sequences": sequences,
@@ -55,17 +63,25 @@ async def point(backend: LocalBackend, sequences: int, context: int, tokens: int
     }
 
 
+def _gaps(times: list[float], first: float, last: float) -> list[float]:
+    return [b - a for a, b in itertools.pairwise(times) if a >= first and b <= last]
+
+
 async def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     async def fresh(sequences: int, context: int) -> dict[str, float]:
         # A backend of its own for each point: memory that an earlier point took would count for the next.
         options = {"device": given.device, "dtype": given.dtype, "max_num_seqs": max(given.sequences)}
         async with LocalBackend(str(folder), **options) as backend:
             found.setdefault("device", backend.describe())
-            made = await point(backend, sequences, context, given.tokens)
+            made = await point(backend, sequences, context, given.tokens, given.processor_time)
             print(json.dumps({key: round(value, 2) for key, value in made.items()}), flush=True)
             return made
 
-    found: dict[str, Any] = {"machine": machine(), "shape": given.shape}
+    found: dict[str, Any] = {"machine": machine(), "shape": given.shape, "processor_time": given.processor_time}
+    if given.processor_time:
+        import torch
+
+        torch.set_num_threads(1)
     found["by_sequences"] = [await fresh(count, 256) for count in given.sequences]
     found["by_context"] = [await fresh(given.at, context) for context in given.contexts]
     found["at"] = given.at
@@ -81,6 +97,7 @@ def plot(found: dict[str, Any], target: Path) -> None:
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     sides = (("by_sequences", "sequences", "running sequences, 256 tokens of context each"),
              ("by_context", "context", f"tokens of context, {found['at']} sequences"))  # fmt: skip
+    of_core = " of processor time" if found["processor_time"] else ""
     for panel, (name, key, label) in zip(panels, sides, strict=True):
         rows = found[name]
         places = [row[key] for row in rows]
@@ -88,12 +105,12 @@ def plot(found: dict[str, Any], target: Path) -> None:
         panel.set(xlabel=label, xscale="log", ylim=(0, None))
         panel.set_xticks(places, [f"{place:.0f}" for place in places])
         panel.minorticks_off()
-        panel.set_ylabel("output tokens/s", color="tab:blue")
+        panel.set_ylabel(f"output tokens/s{of_core}", color="tab:blue")
         memory = panel.twinx()
         memory.plot(places, [row["kv_mib"] for row in rows], "s--", color="tab:orange")
         memory.set_ylim(0, None)
         memory.set_ylabel("KV memory, MiB", color="tab:orange")
-    figure.suptitle(f"{found['shape']}, {found['device']}, {found['machine']['cores']} cores", fontsize=9)
+    figure.suptitle(f"{found['shape']}, {found['device']}", fontsize=9)
     figure.savefig(target, dpi=110, metadata={"Software": None})
 
 
@@ -106,6 +123,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8000])
     parser.add_argument("--at", type=int, default=4, help="sequences at which the length of context is varied")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of the clock's")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for engine-growth.json and .png")
     parser.add_argument("--plot-only", action="store_true", help="draw the JSON that is there")
     given = parser.parse_args()

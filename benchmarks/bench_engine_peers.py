@@ -112,8 +112,8 @@ class Peer:
         return f"{self.name}: {_output(self.python(), code, *self.versions)}"
 
     @contextlib.contextmanager
-    def running(self, checkpoint: Path, dtype: str, log: Path, patience: float = 600.0) -> Iterator[str]:
-        """Starts it, waits until it answers, yields its base URL, and kills it and its children."""
+    def running(self, checkpoint: Path, dtype: str, log: Path, patience: float = 600.0) -> Iterator[tuple[str, int]]:
+        """Starts it, waits until it answers, yields its base URL and process group, and kills all of the group."""
         port = free_port()
         command = self.command(self.python(), checkpoint, port, dtype)
         with log.open("ab") as out:
@@ -128,7 +128,7 @@ class Peer:
             )
         try:
             _wait(process, f"http://127.0.0.1:{port}{self.ready}", patience, log)
-            yield f"http://127.0.0.1:{port}/v1"
+            yield f"http://127.0.0.1:{port}/v1", process.pid
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -166,6 +166,19 @@ PEERS: Final = {
              {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_TARGET_DEVICE": "cpu", "VLLM_NO_USAGE_STATS": "1"}),
     )
 }  # fmt: skip
+
+
+def processor_seconds(group: int | None) -> float:
+    """What all processes of a group have spent of processor time, their ended children included; NaN for None."""
+    if group is None or not Path("/proc/self/stat").is_file():
+        return float("nan")
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            if int(fields[2]) == group:
+                ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:
