@@ -46,7 +46,8 @@ async def load(backend: Backend, requests: list[ChatRequest], clients: int) -> t
     async def client() -> None:
         nonlocal tokens
         while waiting:
-            tokens += (await backend.generate(waiting.pop())).usage.completion_tokens
+            result = await backend.generate(waiting.pop())
+            tokens += result.usage.completion_tokens
 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
