@@ -53,7 +53,7 @@ def test_a_killed_map_goes_on_where_it_stopped(tmp_path: Path, pictures: list[st
     before = asked(tmp_path)
     assert 4 <= before < len(pictures)
     second = start(tmp_path, 0, pictures)
-    out, _ = second.communicate(timeout=60)
+    out, _ = second.communicate(timeout=240)
     assert second.returncode == 0
     assert len(out.splitlines()) == len(pictures)
     assert asked(tmp_path) <= len(pictures) + 1
@@ -62,7 +62,7 @@ def test_a_killed_map_goes_on_where_it_stopped(tmp_path: Path, pictures: list[st
 def test_processes_share_one_inference(tmp_path: Path, pictures: list[str]) -> None:
     running = [start(tmp_path, 1.0, pictures[:1]) for _ in range(8)]
     for process in running:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=240)
         assert process.returncode == 0
         assert out == "0 NORVIK\n"
     assert asked(tmp_path) == 1
