@@ -63,17 +63,17 @@ def test_the_engine_gives_the_same_answers_on_the_npu_for_300() -> None:
 
 
 def test_recorded_decode_steps_give_the_same_answers() -> None:
-    stats = counted("4", "decode_graphs=on")
-    assert stats["graph_replays"] == stats["replay"] > 20
+    stats = counted("4", "random", "decode_graphs=on")
+    assert stats["graph_replays"] == stats["replay"] > 10
 
 
 def test_a_checkpoint_spread_over_two_cards_gives_the_same_answers() -> None:
-    assert counted("3", "two-cards", "decode_graphs=on")["graph_replays"] == 0
+    assert counted("3", "random", "two-cards", "decode_graphs=on")["graph_replays"] == 0
 
 
 @pytest.mark.parametrize("chip", ["unfused", "wrong"])
 def test_fused_kernels_that_fail_or_lie_are_not_used(chip: str) -> None:
-    stats = counted("1", FAKE_NPU=chip)
+    stats = counted("1", "random", FAKE_NPU=chip)
     assert all(stats.get(name, 0) <= 1 for name in FUSED), "tried once, at the start"
 
 

@@ -2,8 +2,8 @@
 
     run_engine.py COUNT [setting=value ...]
 
-`two-cards` as a setting spreads the bundled model over npu:0 and npu:1. Prints "equal COUNT" and, as JSON, what was
-counted.
+`random` takes a random-weight model, whose every token depends on all before it, in place of the bundled one;
+`two-cards` spreads it over npu:0 and npu:1. Prints "equal COUNT" and, as JSON, what was counted.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import json
 import random
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[3])]
 
+from tests.local.checkpoints import random_checkpoint  # noqa: E402 - the paths come first
 from tests.local.requests import ask, mixed  # noqa: E402
 
 from qvl.backends.local.backend import LocalBackend  # noqa: E402 - the paths come first
@@ -34,10 +36,10 @@ TWO_CARDS = {
 }
 
 
-def answers(device: str, count: int, **settings: Any) -> tuple[list[Result], dict[str, float], str]:
+def answers(model: str | None, device: str, count: int, **settings: Any) -> tuple[list[Result], dict[str, float], str]:
     async def run() -> tuple[list[Result], dict[str, float], str]:
         settings.setdefault("kv_cache_bytes", 16 << 20)
-        async with LocalBackend(device=device, dtype="float32", **settings) as backend:
+        async with LocalBackend(model, device=device, dtype="float32", **settings) as backend:
             wanted = mixed(count, random.Random(5))
             wanted += [
                 ask(1, "Describe the picture.", temperature=1.2, top_k=9, top_p=0.9, min_p=0.01, seed=3, n=2),
@@ -58,8 +60,10 @@ if __name__ == "__main__":
     wishes: dict[str, Any] = dict(word.split("=") for word in sys.argv[2:] if "=" in word)
     if "two-cards" in sys.argv:
         wishes["device_map"] = TWO_CARDS
-    there, _, _ = answers("cpu", number)
-    here, counted, described = answers("auto", number, **wishes)
+    with TemporaryDirectory() as place:
+        model = str(random_checkpoint(Path(place))) if "random" in sys.argv else None
+        there, _, _ = answers(model, "cpu", number)
+        here, counted, described = answers(model, "auto", number, **wishes)
     assert described.startswith("npu:0 (Ascend"), described
     assert [[c.text for c in r.choices] for r in here] == [[c.text for c in r.choices] for r in there]
     assert [r.usage.completion_tokens for r in here] == [r.usage.completion_tokens for r in there]
