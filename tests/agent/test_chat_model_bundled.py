@@ -118,5 +118,5 @@ def test_the_pixels_of_a_picture_in_a_message_reach_the_answer(name: str, mime: 
     answer = model.invoke([HumanMessage(content)])
     assert color in answer.text
     assert answer.usage_metadata is not None
-    assert answer.usage_metadata["input_tokens"] > len("What color is it?".split())
+    assert answer.usage_metadata["input_tokens"] > 8
     assert "".join(chunk.text for chunk in model.stream([HumanMessage(content)])) == answer.text
