@@ -174,7 +174,7 @@ def accelerator(shape: str, device: str) -> Any:
 def _needs(shape: str, why: str) -> int:
     print(
         f"needs a GPU or NPU with {NEEDS.get(shape, 1)} GiB of memory for {shape}: {why}; "
-        "--device cpu --shape bundled tries the script itself",
+        "--device cpu --shape 130m tries the script itself",
         file=sys.stderr,
     )
     return 2
