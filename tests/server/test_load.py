@@ -244,7 +244,7 @@ def test_a_stalled_engine_is_not_ready(serve) -> None:
 
 def test_draining_finishes_what_runs_and_refuses_the_rest(serve) -> None:
     server: Running = serve(EchoBackend(pause=0.05), cache="off")
-    text = "one two three four five six seven eight nine ten"
+    text = "one two three four five six seven eight nine ten " * 5
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(server.post, CHAT, {**question(f"{text} {i}"), "stream": i % 2 == 0}) for i in range(6)]
         until(lambda: server.backend.running == 6)
