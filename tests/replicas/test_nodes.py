@@ -38,5 +38,7 @@ def test_replicas_on_two_nodes_and_the_loss_of_one_of_them(opened: Any, cluster:
         await asyncio.to_thread(cluster.remove_node, second, allow_graceful=False)
         assert [fold(chunks)[0] for chunks in await asyncio.gather(*asked)] == wanted
         assert backend.stats()["moved_total"] > 0
+        while sum(bool(one["Alive"]) for one in ray.nodes()) > 1:
+            await asyncio.sleep(0.2)
 
     opened.loop.run_until_complete(run())

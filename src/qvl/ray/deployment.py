@@ -220,12 +220,16 @@ def _translated(exc: BaseException, replica: str | None, closed: bool) -> Backen
 def _stand_for(name: str, me: str) -> Any:
     """A small actor in the name of this front: it dies with this process, however that ends, and others can see it."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     class Front:
         def ready(self) -> bool:
             return True
 
-    front = ray.remote(Front).options(name=f"{name}/{me}", namespace=NAMESPACE, num_cpus=0).remote()
+    # On this host: it stands for this process, and another host may be gone before Ray has noticed.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Front).options(name=f"{name}/{me}", namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here)
+    front = actor.remote()
     ray.get(front.ready.remote())
     return front
 
