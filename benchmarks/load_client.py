@@ -2,8 +2,8 @@
 
     python benchmarks/load_client.py [--requests 20000] [--clients 64] [--rate R] [--library qvl|httpx]
 
-Prints requests/s by the clock, and the processor time of the client for one request: on a machine that others use, the
-second says what a free core would do.
+Prints requests/s by the clock, the processor time of the client for one request (on a machine that others use, it says
+what a free core would do), and the client's peak memory, which must not grow with the number of requests.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def with_qvl(url: str, requests: int, clients: int, rate: float | None) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.jsonl"
-        data.write_text("".join(json.dumps({"prompt": f"question {n}"}) + "\n" for n in range(requests)))
+        with data.open("w") as lines:
+            lines.writelines(json.dumps({"prompt": f"question {n}"}) + "\n" for n in range(requests))
         plan = Plan(concurrency=clients, rate=rate)
         began, spent = time.perf_counter(), cpu()
         run = Run(Target((url,), model="m"), Files([str(data)]), plan, Path(folder) / "run", on_record=count)
@@ -113,7 +114,8 @@ def cpu() -> float:
 def tell(requests: int, seconds: float, spent: float) -> None:
     print(
         f"{requests / seconds:,.0f} requests/s by the clock; {spent / requests * 1e6:,.0f} us of processor time a "
-        f"request: {requests / spent:,.0f} requests/s on a free core"
+        f"request: {requests / spent:,.0f} requests/s on a free core; "
+        f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB of memory"
     )
 
 
