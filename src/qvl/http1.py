@@ -88,7 +88,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
-        self._problem = self._problem or exc
+        if exc is not None and self._problem is None:
+            # A TimeoutError of the network's is no deadline of ours.
+            self._problem = HttpError(str(exc) or type(exc).__name__)
         self._wake()
 
     def fail(self, problem: Exception) -> None:
@@ -133,12 +135,14 @@ class Connection(asyncio.Protocol):
     def _read_head(data: bytes) -> tuple[int, dict[str, str]]:
         lines = data.decode("latin-1").split("\r\n")
         version, _, status = lines[0].partition(" ")
-        if not version.startswith("HTTP/1") or not status[:3].isdigit():
+        if not version.startswith("HTTP/1") or not status[:3].isdecimal():
             raise BrokenAnswerError(f"the answer is no HTTP: {lines[0][:60]!r}")
         headers = {}
         for line in lines[1:]:
             name, _, value = line.partition(":")
             headers[name.strip().lower()] = value.strip()
+        if version == "HTTP/1.0" and "keep-alive" not in headers.get("connection", "").lower():
+            headers["connection"] = "close"
         return int(status[:3]), headers
 
     async def next_piece(self, body: Body, by: float | None = None) -> tuple[float, bytes] | None:
@@ -162,7 +166,7 @@ class Connection(asyncio.Protocol):
             payload = body.feed(data)
             if payload:
                 return when, payload
-        self.reusable = body.keeps and not self._came and not self._ended
+        self.reusable = body.keeps and not self._rest and not self._came and not self._ended
         return None
 
     async def _next(self, otherwise: str, by: float | None) -> tuple[float, bytes]:
@@ -172,8 +176,12 @@ class Connection(asyncio.Protocol):
                     raise self._problem
                 raise HttpError(str(self._problem or "") or otherwise) from self._problem
             loop = asyncio.get_running_loop()
+            left = None if by is None else by - monotonic()
+            if left is not None and left <= 0:
+                # Not by the timer: what comes without a pause would be there before it every time.
+                raise LateError
             waiter = self._waiter = loop.create_future()
-            late = None if by is None else loop.call_later(max(0.0, by - monotonic()), _give_up, waiter)
+            late = None if left is None else loop.call_later(left, _give_up, waiter)
             try:
                 await waiter
             finally:
@@ -205,9 +213,11 @@ class Body:
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
         self._chunked = "chunked" in headers.get("transfer-encoding", "").lower()
         length = headers.get("content-length", "")
-        self._left = int(length) if length.isdigit() else 0
-        self.ends_with_connection = not self._chunked and not length.isdigit()
-        self.done = status in (204, 304) or (length.isdigit() and self._left == 0 and not self._chunked)
+        if length and not self._chunked and not (length.isdecimal() and len(length) < 20):
+            raise BrokenAnswerError(f"the answer has no length: {length[:40]!r}")
+        self._left = int(length) if length and not self._chunked else 0
+        self.ends_with_connection = not self._chunked and not length
+        self.done = status in (204, 304) or (self._left == 0 and not self._chunked and not self.ends_with_connection)
         self.keeps = "close" not in headers.get("connection", "").lower() and not self.ends_with_connection
         self._held: list[bytes] = []
         self._missing = 0
@@ -220,6 +230,7 @@ class Body:
         if self.ends_with_connection:
             return data
         taken = data[: self._left]
+        self.keeps = self.keeps and len(taken) == len(data)
         self._left -= len(taken)
         self.done = self._left == 0
         return taken
@@ -256,7 +267,10 @@ class Body:
                 break
             found.append(data[end + 2 : end + 2 + size])
             place, missing = end + 4 + size, 1
-        if place < len(data):
+        if self.done:
+            # What comes after the end was not asked for, and would be taken for the next answer.
+            self.keeps = self.keeps and place == len(data)
+        elif place < len(data):
             self._held, self._missing = [data[place:]], max(1, missing)
         return found[0] if len(found) == 1 else b"".join(found)
 
@@ -295,6 +309,7 @@ class Pool:
         self._keep = keep
         self._idle: list[Connection] = []
         self._dialing: set[asyncio.Task[Connection]] = set()
+        self._closed = False
 
     async def take(self, by: float | None = None) -> Connection:
         """An open connection; `by` is a time.monotonic() before which it must be there.
@@ -319,12 +334,12 @@ class Pool:
                 if allowed < self.connect_timeout:
                     raise LateError
                 raise NoConnectionError(f"no connection to {self.authority} within {allowed:g} s")
-            if dialing.cancelled():
+            if dialing.cancelled() or self._closed:
                 raise NoConnectionError("closed while connecting")
             taken = True
             return dialing.result()
-        except OSError as exc:
-            reason = exc.strerror or str(exc) or type(exc).__name__
+        except (OSError, UnicodeError) as exc:
+            reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
             if self._tls is not None and isinstance(exc, _TLS_FAILURES):
                 raise TlsError(f"TLS with {self.authority} failed: {reason}") from exc
             raise NoConnectionError(f"cannot connect to {self.authority}: {reason}") from exc
@@ -362,14 +377,15 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         """Keeps a connection whose answer was read to its end, and ends any other."""
-        if connection.reusable and not connection.closed and len(self._idle) < MAX_IDLE:
+        if connection.reusable and not self._closed and not connection.closed and len(self._idle) < MAX_IDLE:
             connection.idle_since = monotonic()
             self._idle.append(connection)
         else:
             connection.abort()
 
     def close(self) -> None:
-        """Ends the idle connections and those that are being made."""
+        """Ends the idle connections and those that are being made; none is kept from now on."""
+        self._closed = True
         for dialing in self._dialing:
             dialing.cancel()
         while self._idle:

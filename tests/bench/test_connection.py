@@ -44,6 +44,18 @@ def test_a_body_with_a_length_ends_there_and_one_without_ends_with_the_connectio
     assert not Body(200, {"content-length": "3", "connection": "close"}).keeps
 
 
+@pytest.mark.parametrize("length", ["-1", "5, 5", "\xb2", "9" * 5000])
+def test_a_length_that_is_none_is_no_answer(length: str) -> None:
+    with pytest.raises(BrokenAnswerError):
+        Body(200, {"content-length": length})
+
+
+def test_a_connection_on_which_more_came_than_was_asked_for_is_not_used_again() -> None:
+    for headers, wire in ((CHUNKED, b"1\r\na\r\n0\r\n\r\nHTTP/1.1"), ({"content-length": "1"}, b"aHTTP/1.1")):
+        body = Body(200, headers)
+        assert (body.feed(wire), body.done, body.keeps) == (b"a", True, False)
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://x/v1", "http:///v1", ""])
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="no URL"):
