@@ -138,6 +138,8 @@ def test_a_file_lists_urls_weights_and_limits(tmp_path: Path) -> None:
         ("", "names no endpoint"),
         ("http://a\nhttp://a/v1", "twice"),
         ("http://a\nnonsense", "line 2.*no endpoint"),
+        ("http://a:99999", "line 1.*ort"),
+        ("http://[a", "line 1.*IPv6"),
         ("http://a weight=0", "line 1.*weight"),
         ("http://a weight=x", "line 1"),
         ("http://a limit=0", "line 1.*limit"),

@@ -17,8 +17,15 @@ import pytest
 
 from qvl.backends.openai import OpenAIBackend
 from qvl.backends.transport import goes_straight
-from qvl.errors import BackendResponseError, BackendTimeoutError, BackendUnavailableError, ConfigError, RateLimitError
-from qvl.http1 import Body, HttpError, LateError, NoConnectionError, Pool
+from qvl.errors import (
+    BackendResponseError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+    ConfigError,
+    RateLimitError,
+    RequestError,
+)
+from qvl.http1 import Body, BrokenAnswerError, Connection, HttpError, LateError, NoConnectionError, Pool
 from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask, collect, idle
 from qvl.testing.endpoint import Answer, CutOff, Exchange, Flood, Hang, Stall, Status, Text
@@ -211,6 +218,70 @@ class TestConnections:
                 with pytest.raises(LateError):
                     assert await once(url, by=time.monotonic() + 0.1) == wait
 
+    async def test_a_wait_ends_at_its_moment_also_when_something_comes_all_the_time(self) -> None:
+        """What is there at every turn of the loop comes before every timer."""
+        connection, loop = Connection(), asyncio.get_running_loop()
+        end = time.monotonic() + 5
+
+        def come() -> None:
+            connection.data_received(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if time.monotonic() < end:
+                loop.call_soon(come)
+
+        come()
+        with pytest.raises(LateError):
+            await connection.head(time.monotonic() + 0.1)
+        assert time.monotonic() < end
+        end = 0.0
+
+    async def test_a_network_that_gives_up_is_no_deadline(self) -> None:
+        connection = Connection()
+        connection.connection_lost(TimeoutError(110, "Connection timed out"))
+        with pytest.raises(HttpError, match="timed out"):
+            await connection.head()
+
+    @pytest.mark.parametrize(
+        ("answer", "kept"),
+        [
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", True),
+            (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", False),
+            (b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 2\r\n\r\n{}", True),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n", False),
+            (b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\n", False),
+        ],
+    )
+    async def test_a_connection_is_kept_only_where_the_next_answer_can_be_told(self, answer: bytes, kept: bool) -> None:
+        connection = Connection()
+        connection.data_received(answer)
+        _, status, headers = await connection.head()
+        body = Body(status, headers)
+        while await connection.next_piece(body) is not None:
+            pass
+        assert connection.reusable is (kept and status == 200)
+
+    @pytest.mark.parametrize("status", [b"\xb2\xb2\xb2", b"2x0", b""])
+    async def test_a_status_that_is_no_number_is_no_answer(self, status: bytes) -> None:
+        connection = Connection()
+        connection.data_received(b"HTTP/1.1 " + status + b"\r\n\r\n")
+        with pytest.raises(BrokenAnswerError):
+            await connection.head()
+
+    async def test_a_name_that_cannot_be_one_is_nobody(self) -> None:
+        with pytest.raises(NoConnectionError):
+            await Pool("http://a..b/v1").take()
+
+    async def test_closing_also_ends_what_began_before_a_redirect(self, endpoint: ScriptedEndpoint) -> None:
+        backend = backend_at(endpoint.url)
+        await backend.open()
+        endpoint.say(Stall(after=2), Status(307, {}, {"Location": "/elsewhere"}), Status(400, {}))
+        stream = backend.stream(ask("hello there"))
+        await anext(stream)
+        with pytest.raises(RequestError):
+            await backend.generate(ask("x"))
+        await backend.aclose()
+        with pytest.raises(BackendUnavailableError, match="closed"):
+            await asyncio.wait_for(collect_rest(stream), 5)
+
     async def test_the_next_address_is_tried(self, monkeypatch: pytest.MonkeyPatch, endpoint: ScriptedEndpoint) -> None:
         """A name with two addresses, of which only the second answers."""
         loop = asyncio.get_running_loop()
@@ -289,6 +360,10 @@ def certificate(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return make
+
+
+async def collect_rest(stream: AsyncIterator[Any]) -> list[Any]:
+    return [chunk async for chunk in stream]
 
 
 async def once(url: str, by: float | None = None) -> bytes:

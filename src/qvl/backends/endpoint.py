@@ -59,7 +59,11 @@ def read_url(url: str) -> str:
     Raises:
         ConfigError: it is no http(s) URL.
     """
-    parts = urlsplit(url.strip())
+    try:
+        parts = urlsplit(url.strip())
+        _ = parts.port
+    except ValueError as exc:
+        raise ConfigError(f"this is no endpoint: {exc}", hint="such as http://host:8000/v1", param="base_url") from exc
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{url!r} is no endpoint", hint="such as http://host:8000/v1", param="base_url")
     path = parts.path.rstrip("/")
@@ -92,6 +96,7 @@ class Endpoint:
         self._verify = verify
         self._sdk: SdkTransport | None = None
         self._straight: StraightTransport | None = None
+        self._leads = True
         self._closed = False
 
     async def open(self) -> None:
@@ -182,12 +187,13 @@ class Endpoint:
                 Blame.NONE,
             )
         try:
-            if self._straight is not None:
+            if self._straight is not None and self._leads:
                 try:
                     return await send(self._straight)
                 except NotStraightError as exc:
                     log.info("the openai client takes over", endpoint=self.url, reason=str(exc))
-                    self._straight = None
+                    # Others may still read from it; it is closed with the endpoint.
+                    self._leads = False
             return await send(self._sdk)
         except Failed as exc:
             raise self._closing(exc) from exc.__cause__
