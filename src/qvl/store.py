@@ -179,7 +179,7 @@ class Store:
         return lease
 
     def _arm(self) -> None:
-        if self._beat is None:
+        if self._beat is None and self._renewing is None:
             self._beat = asyncio.get_running_loop().call_later(self.lease_seconds / BEATS, self._renew_soon)
 
     def _disarm(self) -> None:
@@ -188,17 +188,22 @@ class Store:
             self._beat = None
 
     def _renew_soon(self) -> None:
+        self._beat = None
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
     async def _renew(self) -> None:
         """Keeps the leases of the work that is under way. One that is lost is let go of: its work is not stopped."""
-        for name, lease in list(self._held.items()):
-            kept = await self._call("renewal", partial(self.cache.renew, lease, self.lease_seconds), True)
-            if not kept and self._held.pop(name, None) is not None:
-                log.info("lease lost, another process may compute the same", key=lease.key, cache=self.cache.url)
-        self._beat = None
-        if self._held:
-            self._arm()
+        try:
+            for name, lease in list(self._held.items()):
+                if name not in self._held:
+                    continue
+                kept = await self._call("renewal", partial(self.cache.renew, lease, self.lease_seconds), True)
+                if not kept and self._held.pop(name, None) is not None:
+                    log.info("lease lost, another process may compute the same", key=lease.key, cache=self.cache.url)
+        finally:
+            self._renewing = None
+            if self._held:
+                self._arm()
 
     async def release(self, lease: Lease) -> None:
         self._held.pop((lease.key, lease.token), None)
@@ -207,9 +212,11 @@ class Store:
         await self._call("release", lambda: self.cache.release(lease), None)
 
     async def aclose(self) -> None:
+        self._held.clear()
         self._disarm()
         if self._renewing is not None:
             self._renewing.cancel()
+            self._renewing = None
         if self.owned:
             await self._call("close", self.cache.close, None)
 

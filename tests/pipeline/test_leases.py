@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from qvl import AsyncPipeline
+from qvl.caches.base import Lease
 from qvl.caches.memory import MemoryCache
 from qvl.caches.sqlite import SqliteCache
+from qvl.store import Store
 
 from .conftest import TalkingBackend
 
@@ -70,6 +73,53 @@ def test_an_answer_whose_lease_was_lost_is_an_answer(picture: Image.Image) -> No
             assert (await pipe.ask(picture, "q")).cache == "hit"
 
     asyncio.run(main())
+
+
+class Slow(MemoryCache):
+    """Renews slowly, and can fail in a way that no cache should."""
+
+    broken = False
+    renewals = 0
+
+    def renew(self, lease: Lease, ttl: float) -> bool:
+        self.renewals += 1
+        time.sleep(0.2)
+        if self.broken:
+            raise RuntimeError("a bug")
+        return super().renew(lease, ttl)
+
+
+def test_one_heartbeat_whatever_comes_and_goes_meanwhile() -> None:
+    async def main() -> None:
+        cache = Slow()
+        store = Store(cache, lease_seconds=0.9)
+        for number in range(4):
+            lease = await store._lease(f"{number}")
+            assert lease is not None
+            await asyncio.sleep(0.4)
+            # The beat of this one is under way when the next one begins.
+            await store.release(lease)
+        cache.renewals = 0
+        await store._lease("last")
+        await asyncio.sleep(1.3)
+        assert cache.renewals <= 3
+        await store.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_heartbeat_that_failed_beats_again() -> None:
+    async def main() -> None:
+        cache = Slow()
+        cache.broken = True
+        store = Store(cache, lease_seconds=0.3)
+        await store._lease("a")
+        while cache.renewals < 3:
+            await asyncio.sleep(0.01)
+        await store.aclose()
+        assert store._beat is None
+
+    asyncio.run(asyncio.wait_for(main(), 10))
 
 
 @pytest.mark.parametrize("ends", ["answer", "leave"])
