@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qvl.caches.base import Cache
+from qvl.caches.base import Cache, CacheEntry
+from qvl.caches.memory import MemoryCache
 from qvl.caches.redis import RedisCache, open_redis
 from qvl.caches.redis_url import RedisAddress
 from qvl.caches.tiered import TieredCache
@@ -320,6 +322,27 @@ def test_a_hot_key_costs_no_round_trip_and_outlives_the_server(redis_server: Ser
         assert found is not None
         assert found.text == entry().text
         assert cache.stats().hits == 102
+
+
+@pytest.mark.parametrize("change", ["set", "delete", "clear"])
+def test_what_was_read_while_it_changed_does_not_stay_in_front(change: str) -> None:
+    class Back(MemoryCache):
+        """Answers with what was there when the question began."""
+
+        def get(self, key: str) -> CacheEntry | None:
+            found = super().get(key)
+            if between:
+                between.pop()()
+            return found
+
+    between: list[Callable[[], object]] = []
+    old, new = entry(), replace(entry(), text="new")
+    cache = TieredCache(Back())
+    cache.set("k", old)
+    changes = {"set": lambda: cache.set("k", new), "delete": lambda: cache.delete("k"), "clear": cache.clear}
+    between.append(changes[change])
+    assert cache.get("k") == old
+    assert cache.get("k") == (new if change == "set" else None)
 
 
 def test_what_another_process_cleared_leaves_the_front_with_its_time(redis_url: str) -> None:

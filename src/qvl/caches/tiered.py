@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -40,27 +41,37 @@ class TieredCache(Cache):
         self.front_ttl = front_ttl
         self.url = back.url
         self._clock = clock
+        self._changing = threading.Lock()
+        self._changes = 0
 
     def get(self, key: str) -> CacheEntry | None:
         entry = self.front.get(key)
-        if entry is None and (entry := self.back.get(key)) is not None:
-            self._keep(key, entry)
+        if entry is None:
+            before = self._changes
+            if (entry := self.back.get(key)) is not None:
+                with self._changing:
+                    # What was read while something changed may be what was there before.
+                    if before == self._changes:
+                        self._keep(key, entry)
         return entry
 
     def peek(self, key: str) -> CacheEntry | None:
         return self.front.peek(key)
 
     def set(self, key: str, entry: CacheEntry, *, ttl: float | None = None) -> None:
-        self.front.delete(key)
         try:
             self.back.set(key, entry, ttl=ttl)
         except CacheError:
+            self._forget(key)
             self._keep(key, replace(entry, expires_at=None if ttl is None else self._clock() + ttl))
             raise
+        self._forget(key)
 
     def delete(self, key: str) -> bool:
-        self.front.delete(key)
-        return self.back.delete(key)
+        try:
+            return self.back.delete(key)
+        finally:
+            self._forget(key)
 
     def clear(
         self,
@@ -71,8 +82,13 @@ class TieredCache(Cache):
         task: str | None = None,
         older_than: float | None = None,
     ) -> int:
-        self.front.clear(language=language, model=model, namespace=namespace, task=task, older_than=older_than)
-        return self.back.clear(language=language, model=model, namespace=namespace, task=task, older_than=older_than)
+        filters = {"language": language, "model": model, "namespace": namespace, "task": task}
+        try:
+            return self.back.clear(**filters, older_than=older_than)
+        finally:
+            with self._changing:
+                self._changes += 1
+                self.front.clear(**filters, older_than=older_than)
 
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
         return self.back.items()
@@ -114,6 +130,11 @@ class TieredCache(Cache):
     def close(self) -> None:
         self.front.close()
         self.back.close()
+
+    def _forget(self, key: str) -> None:
+        with self._changing:
+            self._changes += 1
+            self.front.delete(key)
 
     def _keep(self, key: str, entry: CacheEntry) -> None:
         left = self.front_ttl if entry.expires_at is None else min(self.front_ttl, entry.expires_at - self._clock())
