@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qvl.backends.endpoint import Endpoint
 from qvl.backends.endpoint_list import Listed, read_endpoint_list
 from qvl.backends.openai import OpenAIBackend
 from qvl.errors import ConfigError
@@ -117,6 +118,29 @@ async def test_a_list_that_cannot_be_changes_nothing(three: list[ScriptedEndpoin
             with pytest.raises(ConfigError):
                 await backend.set_endpoints(wrong)
         assert backend.endpoints() == before
+
+
+async def test_endpoints_that_are_not_taken_in_are_closed(
+    three: list[ScriptedEndpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Endpoint] = []
+    async with over(three[0]) as backend:
+        make = backend._fleet._make
+
+        def noted(*args: Any) -> Any:
+            member = make(*args)
+            made.append(member.target.endpoint)
+            return member
+
+        async def broken(line: object) -> None:
+            raise ConfigError("not like this")
+
+        monkeypatch.setattr(backend._fleet, "_make", noted)
+        monkeypatch.setattr(backend._fleet, "found", broken)
+        with pytest.raises(ConfigError):
+            await backend.set_endpoints([one.url for one in three])
+        assert [endpoint._sdk for endpoint in made] == [None, None]
+        assert len(backend.endpoints()) == 1
 
 
 def test_a_file_lists_urls_weights_and_limits(tmp_path: Path) -> None:

@@ -284,14 +284,19 @@ class Fleet:
         """
         here = {member.name for member in self.pool.members}
         new = [self._make(one.url, one.weight, one.limit) for name, one in wanted.items() if name not in here]
-        for member in new:
-            await member.target.endpoint.open()
         found: list[Findings | BaseException | None] = [None] * len(new)
-        if probe_now:
-            found = list(await asyncio.gather(*(self.found(m.target) for m in new), return_exceptions=True))
-        for result in found:
-            if isinstance(result, BaseException) and not isinstance(result, Failed):
-                raise result
+        try:
+            for member in new:
+                await member.target.endpoint.open()
+            if probe_now:
+                found = list(await asyncio.gather(*(self.found(m.target) for m in new), return_exceptions=True))
+            for result in found:
+                if isinstance(result, BaseException) and not isinstance(result, Failed):
+                    raise result
+        except BaseException:
+            for member in new:
+                await member.target.endpoint.aclose()
+            raise
         for member, result in zip(new, found, strict=True):
             self.pool.add(member)
             if isinstance(result, Failed):
