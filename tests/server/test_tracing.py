@@ -86,6 +86,13 @@ def test_a_span_tells_of_the_request_and_its_answer_but_nothing_that_was_said(se
     assert f"{span.parent.span_id:016x}" == "b7ad6b7169203331"
 
 
+def test_a_span_that_cannot_be_begun_leaves_no_request_under_way(serve, provider, monkeypatch) -> None:
+    server = serve(tracer_provider=provider)
+    monkeypatch.setattr(server.core.tracing, "begin", lambda *_: 1 / 0)
+    assert server.post(CHAT, question()).status_code == 500
+    until(lambda: not server.core.requests_under_way)
+
+
 def test_streams_other_verbs_and_hits_have_their_spans(serve, provider, spans) -> None:
     server = serve(tracer_provider=provider)
     asked = [

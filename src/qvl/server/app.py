@@ -134,11 +134,11 @@ class Gateway:
             path = path[len(root) :] or "/"
         exchange = Exchange(self.core, scope, receive, send, path)
         self.core.requests_under_way += 1
-        if self.core.tracing is not None:
-            operation = (self.table.at(path) or {}).get(exchange.method)
-            if operation is not None and operation.works:
-                exchange.traced = self.core.tracing.begin(exchange, operation)
         try:
+            if self.core.tracing is not None:
+                operation = (self.table.at(path) or {}).get(exchange.method)
+                if operation is not None and operation.works:
+                    exchange.traced = self.core.tracing.begin(exchange, operation)
             await self._answer(exchange)
         except ClientGoneError:
             exchange.gone()
