@@ -59,13 +59,19 @@ def read_url(url: str) -> str:
     Raises:
         ConfigError: it is no http(s) URL.
     """
+    # What stands before an @ or behind a ? may be a secret, also where it is no URL.
+    wrong = ConfigError(
+        f"{url.rpartition('@')[2].partition('?')[0]!r} is no endpoint",
+        hint="such as http://host:8000/v1",
+        param="base_url",
+    )
     try:
         parts = urlsplit(url.strip())
         _ = parts.port
-    except ValueError as exc:
-        raise ConfigError(f"this is no endpoint: {exc}", hint="such as http://host:8000/v1", param="base_url") from exc
+    except ValueError:
+        raise wrong from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{url!r} is no endpoint", hint="such as http://host:8000/v1", param="base_url")
+        raise wrong
     path = parts.path.rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path or "/v1", parts.query, ""))
 
