@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 
@@ -270,6 +271,8 @@ class AsyncPipeline(Answering):
         """
         if concurrency is not None and concurrency < 1:
             raise ConfigError("concurrency must be 1 or more", param="concurrency")
+        if isinstance(sources, str | bytes | PathLike):
+            raise ConfigError("map takes several pictures", hint="a list of them; analyze() or ask() takes one")
         if engine is not None:
             if engine != "ray":
                 raise ConfigError(f"engine={engine!r} is none", hint="'ray', or leave it out", param="engine")

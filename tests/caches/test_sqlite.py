@@ -363,3 +363,12 @@ def test_url_options_are_typed() -> None:
 def test_bad_urls_say_the_way_out(url: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
         SqliteCache.from_url(url)
+
+
+def test_a_file_that_was_never_a_cache_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.csv"
+    prices.write_text("id,price\n1,2\n")
+    with pytest.raises(ConfigError, match=r"prices\.csv is no cache file"):
+        SqliteCache(prices)
+    assert [file.name for file in tmp_path.iterdir()] == ["prices.csv"]
+    assert prices.read_text() == "id,price\n1,2\n"

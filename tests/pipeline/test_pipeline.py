@@ -309,6 +309,11 @@ def test_map_lets_go_of_pictures_unless_asked(pictures: list[str]) -> None:
         assert [len(item.value.pictures) for item in pipe.map(pictures[:2], "q", keep_pictures=True)] == [1, 1]
 
 
+def test_map_of_one_path_is_not_a_map_of_its_letters(pictures: list[str]) -> None:
+    with Pipeline(backend=TalkingBackend(), cache="off") as pipe, pytest.raises(ConfigError, match="several pictures"):
+        list(pipe.map(pictures[0]))
+
+
 def test_map_takes_sources_lazily(pictures: list[str]) -> None:
     taken = 0
 

@@ -331,8 +331,10 @@ class _Asker:
                 async with self._places:
                     return await self._once(body)
             except Failed as failed:
-                passing = isinstance(failed.error, RateLimitError) or failed.error.status == 503
-                if not passing or failed.repeat is not Repeat.ANYWHERE or failed.blame is Blame.DOWN:
+                # A connection that broke after it was made may be an accident; one that cannot be made is none.
+                broke = failed.blame is Blame.DOWN and not failed.untouched
+                busy = isinstance(failed.error, RateLimitError) or failed.error.status == 503
+                if not broke and (not busy or failed.repeat is not Repeat.ANYWHERE or failed.blame is Blame.DOWN):
                     raise
                 if attempt >= self._retry.max_retries:
                     raise

@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 MAX_USES_PENDING: Final = 256
 PURGE_EVERY: Final = 60.0
+DATABASES: Final = ("", ".db", ".sqlite", ".sqlite3")
+MAGIC: Final = b"SQLite format 3\0"
 _HAS: Final = "SELECT 1 FROM entries WHERE key = ? AND (expires_at IS NULL OR expires_at > ?)"
 _LIVE_KEYS: Final = (
     "SELECT key FROM entries WHERE expires_at IS NULL OR expires_at > ? ORDER BY created_at DESC, rowid DESC"
@@ -37,6 +39,16 @@ def default_path() -> Path:
     return user_cache_path("qvl") / "cache.db"
 
 
+def _refuse_what_is_no_cache(path: Path) -> None:
+    """A corrupt cache file is set aside, a table or a text that somebody named by mistake is not."""
+    if path.suffix.lower() in DATABASES or not path.is_file():
+        return
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(len(MAGIC))
+        if start and start != MAGIC:
+            raise ConfigError(f"{path} is no cache file", hint="name a new file, such as answers.db, or off")
+
+
 class SqliteCache(Cache):
     """Entries are rows of the table `entries`, with columns to query and the whole entry as JSON.
 
@@ -48,6 +60,9 @@ class SqliteCache(Cache):
         max_bytes: how many bytes of rows at most; the least recently used goes first.
         busy_timeout: seconds to go on trying while other processes hold the file.
         clock: seconds since the epoch.
+
+    Raises:
+        ConfigError: an option out of range, or a file of another kind, which stays as it is.
     """
 
     def __init__(
@@ -61,6 +76,7 @@ class SqliteCache(Cache):
         if max_bytes < 1 or busy_timeout <= 0:
             raise ConfigError("a SQLite cache needs room and patience", hint="max_bytes and busy_timeout above 0")
         self.path = (default_path() if path is None else Path(path).expanduser()).absolute()
+        _refuse_what_is_no_cache(self.path)
         self.url = path_url(str(self.path))
         self.max_bytes = max_bytes
         self._clock = clock
