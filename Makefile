@@ -50,7 +50,7 @@ slow: $(STAMP) ## the tests that take minutes, and those in a browser
 test-compat: ## the local backend under transformers 4.57.1, in an environment of its own
 	test -x .venv-compat/bin/python || $(PYTHON) -m venv .venv-compat
 	.venv-compat/bin/python -m pip install -q torch==2.13.0 transformers==4.57.1 -e '.[local]' \
-		pytest pytest-timeout pytest-asyncio hypothesis
+		accelerate pytest pytest-timeout pytest-asyncio hypothesis
 	.venv-compat/bin/python -m pytest tests/local tests/tiny -m "$(FAST)"
 
 test-vllm: ## the vLLM backend on vLLM's CPU build, in an environment of its own
