@@ -2,7 +2,7 @@
 
 The load client and the `openai` backend speak through it. A general client spends more time on a small streamed answer
 than there is between two requests at 2,000 a second, and notes when its reader woke up instead of when data came.
-Pieces are stamped here as the event loop hands them over. No proxies, no redirects, no compression.
+Pieces are stamped here as the event loop hands them over. No proxies, no redirects.
 """
 
 from __future__ import annotations
@@ -17,22 +17,16 @@ from typing import Final, cast
 from urllib.parse import urlsplit
 
 from qvl.errors import ConfigError
+from qvl.framing import END, MAX_HEAD, Body, BrokenAnswerError, HttpError, read_head
 
-MAX_HEAD: Final = 65_536
-MAX_CHUNK: Final = 16 * 2**20
 MAX_HELD: Final = 4 * 2**20
 # Most servers close a connection that idles for 5 s, and a request sent into that moment would be lost.
 KEEP_SECONDS: Final = 4.0
 MAX_IDLE: Final = 256
 # Until the next address of a name is tried beside the one that does not answer (RFC 8305).
 STAGGER_SECONDS: Final = 0.25
-_END: Final = b"\r\n"
 # What listens but speaks no TLS hangs up on the greeting; a refused connection is another error.
 _TLS_FAILURES: Final = (ssl.SSLError, ConnectionResetError, ConnectionAbortedError)
-
-
-class HttpError(Exception):
-    """The connection cannot be made, breaks off, or speaks no HTTP."""
 
 
 class NoConnectionError(HttpError):
@@ -41,10 +35,6 @@ class NoConnectionError(HttpError):
 
 class TlsError(NoConnectionError):
     """Somebody listens, but no TLS connection comes about: a certificate that is not trusted, or no TLS at all."""
-
-
-class BrokenAnswerError(HttpError):
-    """What came is no HTTP answer, or one above the limits."""
 
 
 class LateError(Exception):
@@ -124,26 +114,12 @@ class Connection(asyncio.Protocol):
                 when, more = await self._next("the connection was closed without an answer", by)
                 first = first or when
                 data += more
-            status, headers = self._read_head(data[:end])
+            status, headers = read_head(data[:end])
             data = data[end + 4 :]
             # 100 Continue and 103 Early Hints come before the answer.
             if status >= 200:
                 self._rest = data
                 return first, status, headers
-
-    @staticmethod
-    def _read_head(data: bytes) -> tuple[int, dict[str, str]]:
-        lines = data.decode("latin-1").split("\r\n")
-        version, _, status = lines[0].partition(" ")
-        if not version.startswith("HTTP/1") or not status[:3].isdecimal():
-            raise BrokenAnswerError(f"the answer is no HTTP: {lines[0][:60]!r}")
-        headers = {}
-        for line in lines[1:]:
-            name, _, value = line.partition(":")
-            headers[name.strip().lower()] = value.strip()
-        if version == "HTTP/1.0" and "keep-alive" not in headers.get("connection", "").lower():
-            headers["connection"] = "close"
-        return int(status[:3]), headers
 
     async def next_piece(self, body: Body, by: float | None = None) -> tuple[float, bytes] | None:
         """The next bytes of the body with the moment they came at; None at its end. `by` is a time.monotonic().
@@ -203,76 +179,6 @@ class Connection(asyncio.Protocol):
 def _give_up(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_exception(LateError())
-
-
-class Body:
-    """Takes the framing off a body: chunks, a length, or the end of the connection."""
-
-    __slots__ = ("_chunked", "_held", "_left", "_missing", "_trailer", "done", "ends_with_connection", "keeps")
-
-    def __init__(self, status: int, headers: Mapping[str, str]) -> None:
-        self._chunked = "chunked" in headers.get("transfer-encoding", "").lower()
-        length = headers.get("content-length", "")
-        if length and not self._chunked and not (length.isdecimal() and len(length) < 20):
-            raise BrokenAnswerError(f"the answer has no length: {length[:40]!r}")
-        self._left = int(length) if length and not self._chunked else 0
-        self.ends_with_connection = not self._chunked and not length
-        self.done = status in (204, 304) or (self._left == 0 and not self._chunked and not self.ends_with_connection)
-        self.keeps = "close" not in headers.get("connection", "").lower() and not self.ends_with_connection
-        self._held: list[bytes] = []
-        self._missing = 0
-        self._trailer = False
-
-    def feed(self, data: bytes) -> bytes:
-        """The payload in `data`. Whole chunks only, so that an event comes in one piece."""
-        if self._chunked:
-            return self._chunks(data)
-        if self.ends_with_connection:
-            return data
-        taken = data[: self._left]
-        self.keeps = self.keeps and len(taken) == len(data)
-        self._left -= len(taken)
-        self.done = self._left == 0
-        return taken
-
-    def _chunks(self, data: bytes) -> bytes:
-        if self._held:
-            self._held.append(data)
-            self._missing -= len(data)
-            if self._missing > 0:
-                return b""
-            data = b"".join(self._held)
-            self._held.clear()
-        place, found, missing = 0, [], 1
-        while not self.done:
-            end = data.find(_END, place)
-            if end < 0:
-                if len(data) - place > MAX_HEAD:
-                    raise BrokenAnswerError("a chunk without a size")
-                break
-            if self._trailer:
-                self.done = end == place
-                place = end + 2
-                continue
-            try:
-                size = int(data[place:end].split(b";")[0], 16)
-            except ValueError:
-                raise BrokenAnswerError(f"a chunk without a size: {data[place:end][:40]!r}") from None
-            if not 0 <= size <= MAX_CHUNK:
-                raise BrokenAnswerError(f"a chunk of {size} bytes")
-            if size == 0:
-                self._trailer, place = True, end + 2
-                continue
-            if (missing := end + 2 + size + 2 - len(data)) > 0:
-                break
-            found.append(data[end + 2 : end + 2 + size])
-            place, missing = end + 4 + size, 1
-        if self.done:
-            # What comes after the end was not asked for, and would be taken for the next answer.
-            self.keeps = self.keeps and place == len(data)
-        elif place < len(data):
-            self._held, self._missing = [data[place:]], max(1, missing)
-        return found[0] if len(found) == 1 else b"".join(found)
 
 
 class Pool:
@@ -403,14 +309,14 @@ class Pool:
         if text.count("\r") != len(lines) - 1 or text.count("\n") != len(lines) - 1:
             raise ConfigError("a header has a line break in it", hint="see the extra headers and the API key")
         try:
-            return text.encode("latin-1") + _END
+            return text.encode("latin-1") + END
         except UnicodeEncodeError as exc:
             raise ConfigError("a header has characters in it that HTTP cannot carry", hint="see the API key") from exc
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
         """A request as it goes on the wire."""
         length = b"Content-Length: %d\r\n" % len(body) if body else b""
-        return self.head(method, path, headers) + length + _END + body
+        return self.head(method, path, headers) + length + END + body
 
 
 def _tls_context(verify: bool | ssl.SSLContext) -> ssl.SSLContext:

@@ -25,7 +25,8 @@ from qvl.errors import (
     RateLimitError,
     RequestError,
 )
-from qvl.http1 import Body, BrokenAnswerError, Connection, HttpError, LateError, NoConnectionError, Pool
+from qvl.framing import Body, HttpError
+from qvl.http1 import Connection, LateError, NoConnectionError, Pool
 from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask, collect, idle
 from qvl.testing.endpoint import Answer, CutOff, Exchange, Flood, Hang, Stall, Status, Text
@@ -240,32 +241,6 @@ class TestConnections:
         with pytest.raises(HttpError, match="timed out"):
             await connection.head()
 
-    @pytest.mark.parametrize(
-        ("answer", "kept"),
-        [
-            (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", True),
-            (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", False),
-            (b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 2\r\n\r\n{}", True),
-            (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n", False),
-            (b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\n", False),
-        ],
-    )
-    async def test_a_connection_is_kept_only_where_the_next_answer_can_be_told(self, answer: bytes, kept: bool) -> None:
-        connection = Connection()
-        connection.data_received(answer)
-        _, status, headers = await connection.head()
-        body = Body(status, headers)
-        while await connection.next_piece(body) is not None:
-            pass
-        assert connection.reusable is (kept and status == 200)
-
-    @pytest.mark.parametrize("status", [b"\xb2\xb2\xb2", b"2x0", b""])
-    async def test_a_status_that_is_no_number_is_no_answer(self, status: bytes) -> None:
-        connection = Connection()
-        connection.data_received(b"HTTP/1.1 " + status + b"\r\n\r\n")
-        with pytest.raises(BrokenAnswerError):
-            await connection.head()
-
     async def test_a_name_that_cannot_be_one_is_nobody(self) -> None:
         with pytest.raises(NoConnectionError):
             await Pool("http://a..b/v1").take()
@@ -325,13 +300,6 @@ class TestConnections:
         async with saying(b"HTTP/1.1 200 OK\r\nContent-Le", 5) as url:
             with pytest.raises(HttpError, match="without an answer"):
                 await once(url)
-
-    async def test_a_large_chunk_is_put_together_once(self) -> None:
-        data = b"x" * 2_000_000
-        wire = b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
-        body = Body(200, {"transfer-encoding": "chunked"})
-        got = b"".join(body.feed(wire[place : place + 1000]) for place in range(0, len(wire), 1000))
-        assert (got, body.done) == (data, True)
 
     async def test_text_of_any_script_arrives(self, endpoint: ScriptedEndpoint) -> None:
         endpoint.say(Text("红色的鞋 \N{ATHLETIC SHOE}"))

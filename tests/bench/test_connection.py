@@ -1,4 +1,4 @@
-"""The wire: framing however it is cut, connections used again, TLS, and endpoints that misbehave."""
+"""The wire: connections used again, TLS, and endpoints that misbehave."""
 
 from __future__ import annotations
 
@@ -12,48 +12,9 @@ import pytest
 from qvl.backends.retry import RetryPolicy
 from qvl.bench.exchange import cache_state, server_timing
 from qvl.errors import ConfigError
-from qvl.http1 import Body, BrokenAnswerError, Pool
+from qvl.http1 import Pool
 from qvl.testing.endpoint import Exchange, Flood, Hang, ScriptedEndpoint, Stall, Text
 from tests.bench.test_load import NO_RETRY, prompts
-
-CHUNKED = {"transfer-encoding": "chunked"}
-
-
-@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
-def test_chunks_are_read_however_the_bytes_are_cut(step: int) -> None:
-    wire = b"5\r\nhello\r\n6;x=1\r\n world\r\n0\r\nTrailer: a\r\n\r\n"
-    body = Body(200, CHUNKED)
-
-    got = b"".join(body.feed(wire[place : place + step]) for place in range(0, len(wire), step))
-
-    assert got == b"hello world"
-    assert body.done
-    assert body.keeps
-
-
-@pytest.mark.parametrize("wire", [b"zz\r\nhello", b"-5\r\nhello", b"fffffffff\r\n"])
-def test_chunks_without_a_sane_size_are_no_answer(wire: bytes) -> None:
-    with pytest.raises(BrokenAnswerError):
-        Body(200, CHUNKED).feed(wire)
-
-
-def test_a_body_with_a_length_ends_there_and_one_without_ends_with_the_connection() -> None:
-    body = Body(200, {"content-length": "3"})
-    assert (body.feed(b"ab"), body.done, body.feed(b"cde"), body.done) == (b"ab", False, b"c", True)
-    assert not Body(200, {}).keeps
-    assert not Body(200, {"content-length": "3", "connection": "close"}).keeps
-
-
-@pytest.mark.parametrize("length", ["-1", "5, 5", "\xb2", "9" * 5000])
-def test_a_length_that_is_none_is_no_answer(length: str) -> None:
-    with pytest.raises(BrokenAnswerError):
-        Body(200, {"content-length": length})
-
-
-def test_a_connection_on_which_more_came_than_was_asked_for_is_not_used_again() -> None:
-    for headers, wire in ((CHUNKED, b"1\r\na\r\n0\r\n\r\nHTTP/1.1"), ({"content-length": "1"}, b"aHTTP/1.1")):
-        body = Body(200, headers)
-        assert (body.feed(wire), body.done, body.keeps) == (b"a", True, False)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://x/v1", "http:///v1", ""])

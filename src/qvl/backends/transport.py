@@ -21,7 +21,8 @@ import anyio
 
 from qvl.backends.failures import Failed, Repeat, broken, crossing, cut_off, down, from_status
 from qvl.errors import ConfigError
-from qvl.http1 import Body, BrokenAnswerError, Connection, HttpError, LateError, NoConnectionError, Pool, TlsError
+from qvl.framing import Body, BrokenAnswerError, HttpError
+from qvl.http1 import Connection, LateError, NoConnectionError, Pool, TlsError
 from qvl.tracing import CARRIED
 
 MAX_ANSWER_BYTES: Final = 256 * 2**20

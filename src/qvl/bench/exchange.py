@@ -12,7 +12,8 @@ from qvl.backends.failures import Failed, Repeat, from_event, from_status
 from qvl.backends.sse import MAX_EVENT_BYTES, EventReader, readable
 from qvl.backends.wire import read_usage
 from qvl.errors import BackendResponseError, ConfigError
-from qvl.http1 import Body, BrokenAnswerError, HttpError, Pool
+from qvl.framing import Body, BrokenAnswerError, HttpError
+from qvl.http1 import Pool
 from qvl.types import Usage
 
 OVERLOAD: Final = frozenset({"http_429", "http_503", "http_529", "timeout"})

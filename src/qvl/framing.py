@@ -1,0 +1,150 @@
+"""What HTTP/1.1 puts around an answer: its head, and the framing and the compression of its body.
+
+Strict where leniency would let one answer's bytes be taken for the next one's (RFC 9112, sections 6 and 7).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+MAX_HEAD: Final = 65_536
+MAX_CHUNK: Final = 16 * 2**20
+END: Final = b"\r\n"
+# Headers whose values add up when they come more than once; of the others, the last one counts.
+_LISTS: Final = frozenset({"connection", "content-encoding", "transfer-encoding"})
+# Some servers pad the size with spaces, others put an extension behind it.
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;.*)?", re.S)
+
+
+class HttpError(Exception):
+    """The connection cannot be made, breaks off, or speaks no HTTP."""
+
+
+class BrokenAnswerError(HttpError):
+    """What came is no HTTP answer, or one above the limits."""
+
+
+def read_head(data: bytes) -> tuple[int, dict[str, str]]:
+    """(status, headers in lower case) of an answer's head, without the empty line at its end.
+
+    Raises:
+        BrokenAnswerError: this is no HTTP, or it tells two lengths.
+    """
+    lines = data.decode("latin-1").split("\r\n")
+    version, _, status = lines[0].partition(" ")
+    if not version.startswith("HTTP/1") or not status[:3].isdecimal():
+        raise BrokenAnswerError(f"the answer is no HTTP: {lines[0][:60]!r}")
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        name, _, value = line.partition(":")
+        name, value = name.strip().lower(), value.strip()
+        if name in _LISTS and name in headers:
+            value = f"{headers[name]}, {value}"
+        elif name == "content-length" and headers.get(name, value) != value:
+            raise BrokenAnswerError(f"the answer has two lengths: {headers[name][:40]!r} and {value[:40]!r}")
+        headers[name] = value
+    if version == "HTTP/1.0" and "keep-alive" not in headers.get("connection", "").lower():
+        headers["connection"] = "close"
+    return int(status[:3]), headers
+
+
+class Body:
+    """Takes the framing off a body: chunks, a length, or the end of the connection.
+
+    Raises:
+        BrokenAnswerError: (also from `feed`) the headers frame nothing.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_held",
+        "_left",
+        "_missing",
+        "_trailer",
+        "done",
+        "ends_with_connection",
+        "keeps",
+    )
+
+    def __init__(self, status: int, headers: Mapping[str, str]) -> None:
+        transfer = headers.get("transfer-encoding", "").lower()
+        if transfer not in ("", "chunked", "identity"):
+            raise BrokenAnswerError(f"the answer is framed in a way of its own: {transfer[:40]!r}")
+        self._chunked = transfer == "chunked"
+        length = headers.get("content-length", "")
+        if length and not self._chunked and not (length.isdecimal() and len(length) < 20):
+            raise BrokenAnswerError(f"the answer has no length: {length[:40]!r}")
+        self._left = int(length) if length and not self._chunked else 0
+        self.ends_with_connection = not self._chunked and not length
+        self.done = status in (204, 304) or (self._left == 0 and not self._chunked and not self.ends_with_connection)
+        # Who tells a length beside chunks may mean either.
+        ambiguous = self.ends_with_connection or (self._chunked and bool(length))
+        self.keeps = "close" not in headers.get("connection", "").lower() and not ambiguous
+        self._held: list[bytes] = []
+        self._missing = 0
+        # How many bytes of trailers came behind the last chunk; None before it.
+        self._trailer: int | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """The payload in `data`. Whole chunks only, so that an event comes in one piece."""
+        if self._chunked:
+            return self._chunks(data)
+        if self.ends_with_connection:
+            return data
+        taken = data[: self._left]
+        self.keeps = self.keeps and len(taken) == len(data)
+        self._left -= len(taken)
+        self.done = self._left == 0
+        return taken
+
+    def _chunks(self, data: bytes) -> bytes:
+        if self._held:
+            self._held.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return b""
+            data = b"".join(self._held)
+            self._held.clear()
+        place, found, missing = 0, [], 1
+        while not self.done:
+            end = data.find(END, place)
+            line = (end if end >= 0 else len(data)) - place
+            if line + (self._trailer or 0) > MAX_HEAD:
+                raise BrokenAnswerError(
+                    "a chunk without a size" if self._trailer is None else "trailers without an end"
+                )
+            if end < 0:
+                break
+            if self._trailer is not None:
+                self._trailer += line + 2
+                self.done = line == 0
+                place = end + 2
+                continue
+            size = _chunk_size(data[place:end])
+            if size == 0:
+                self._trailer, place = 0, end + 2
+                continue
+            after = end + 2 + size
+            if (missing := after + 2 - len(data)) > 0:
+                break
+            if data[after : after + 2] != END:
+                raise BrokenAnswerError(f"a chunk that is longer than its size of {size} bytes")
+            found.append(data[end + 2 : after])
+            place, missing = after + 2, 1
+        if self.done:
+            # What comes after the end was not asked for, and would be taken for the next answer.
+            self.keeps = self.keeps and place == len(data)
+        elif place < len(data):
+            self._held, self._missing = [data[place:]], max(1, missing)
+        return found[0] if len(found) == 1 else b"".join(found)
+
+
+def _chunk_size(line: bytes) -> int:
+    told = _CHUNK_SIZE.fullmatch(line)
+    if told is None:
+        raise BrokenAnswerError(f"a chunk without a size: {line[:40]!r}")
+    if (size := int(told[1], 16)) > MAX_CHUNK:
+        raise BrokenAnswerError(f"a chunk of {size} bytes")
+    return size
