@@ -6,6 +6,7 @@ Strict where leniency would let one answer's bytes be taken for the next one's (
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -16,6 +17,9 @@ END: Final = b"\r\n"
 _LISTS: Final = frozenset({"connection", "content-encoding", "transfer-encoding"})
 # Some servers pad the size with spaces, others put an extension behind it.
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;.*)?", re.S)
+
+# How zlib reads what a Content-Encoding names: with gzip's head, or with its own.
+_WINDOWS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
 class HttpError(Exception):
@@ -51,15 +55,19 @@ def read_head(data: bytes) -> tuple[int, dict[str, str]]:
 
 
 class Body:
-    """Takes the framing off a body: chunks, a length, or the end of the connection.
+    """Takes the framing off a body (chunks, a length, the end of the connection), and gzip or deflate.
+
+    Nobody here asks for compression, but there are proxies that do it all the same.
 
     Raises:
-        BrokenAnswerError: (also from `feed`) the headers frame nothing.
+        BrokenAnswerError: (also from `feed`) the headers frame nothing, or the compression is one of another kind.
     """
 
     __slots__ = (
         "_chunked",
+        "_encoding",
         "_held",
+        "_inflating",
         "_left",
         "_missing",
         "_trailer",
@@ -82,6 +90,8 @@ class Body:
         # Who tells a length beside chunks may mean either.
         ambiguous = self.ends_with_connection or (self._chunked and bool(length))
         self.keeps = "close" not in headers.get("connection", "").lower() and not ambiguous
+        self._encoding = headers.get("content-encoding", "").lower()
+        self._inflating: _Inflating | None = None
         self._held: list[bytes] = []
         self._missing = 0
         # How many bytes of trailers came behind the last chunk; None before it.
@@ -89,6 +99,14 @@ class Body:
 
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`. Whole chunks only, so that an event comes in one piece."""
+        payload = self._unframed(data)
+        if self._encoding in ("", "identity") or not payload:
+            return payload
+        if self._inflating is None:
+            self._inflating = _Inflating(self._encoding, payload[0])
+        return self._inflating.feed(payload)
+
+    def _unframed(self, data: bytes) -> bytes:
         if self._chunked:
             return self._chunks(data)
         if self.ends_with_connection:
@@ -148,3 +166,35 @@ def _chunk_size(line: bytes) -> int:
     if (size := int(told[1], 16)) > MAX_CHUNK:
         raise BrokenAnswerError(f"a chunk of {size} bytes")
     return size
+
+
+class _Inflating:
+    """Takes a compression off; what one piece may become is bounded like a chunk."""
+
+    __slots__ = ("_encoding", "_inflater", "_window")
+
+    def __init__(self, encoding: str, first: int) -> None:
+        if encoding not in _WINDOWS:
+            raise BrokenAnswerError(
+                f"the answer is compressed by {encoding[:40]!r}, which was not asked for (switch it off there)"
+            )
+        self._encoding = encoding
+        # Some send what zlib makes without its head, whose low half-byte is always 8.
+        self._window = _WINDOWS[encoding] if encoding != "deflate" or first & 15 == 8 else -15
+        self._inflater = zlib.decompressobj(self._window)
+
+    def feed(self, data: bytes) -> bytes:
+        made, left = [], MAX_CHUNK
+        try:
+            while data and left:
+                if self._inflater.eof:
+                    # Compressed files may be laid one behind the other.
+                    self._inflater = zlib.decompressobj(self._window)
+                made.append(self._inflater.decompress(data, left))
+                left -= len(made[-1])
+                data = self._inflater.unconsumed_tail or self._inflater.unused_data
+        except zlib.error as exc:
+            raise BrokenAnswerError(f"the answer is no {self._encoding}: {exc}") from None
+        if not left:
+            raise BrokenAnswerError(f"a piece of the answer inflates to more than {MAX_CHUNK} bytes")
+        return b"".join(made)

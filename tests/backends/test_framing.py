@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 
-from qvl.framing import MAX_HEAD, Body, BrokenAnswerError
+from qvl.framing import MAX_CHUNK, MAX_HEAD, Body, BrokenAnswerError
 from qvl.http1 import Connection
 
 pytestmark = pytest.mark.anyio
@@ -97,6 +99,21 @@ def test_a_large_chunk_is_put_together_once() -> None:
     body = Body(200, CHUNKED)
     got = b"".join(body.feed(wire[place : place + 1000]) for place in range(0, len(wire), 1000))
     assert (got, body.done) == (data, True)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_compressed_bodies_are_read_however_the_bytes_are_cut(step: int) -> None:
+    wire = gzip.compress(b"hello ") + gzip.compress(b"world")
+    body = Body(200, {"content-length": f"{len(wire)}", "content-encoding": "gzip"})
+    got = b"".join(body.feed(wire[place : place + step]) for place in range(0, len(wire), step))
+    assert (got, body.done, body.keeps) == (b"hello world", True, True)
+
+
+def test_what_inflates_without_end_is_no_answer() -> None:
+    wire = gzip.compress(bytes(4 * MAX_CHUNK))
+    body = Body(200, {"content-length": f"{len(wire)}", "content-encoding": "gzip"})
+    with pytest.raises(BrokenAnswerError, match="inflates"):
+        body.feed(wire)
 
 
 async def test_two_lengths_are_one_only_when_they_agree() -> None:

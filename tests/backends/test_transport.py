@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import ssl
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -53,16 +53,24 @@ def through_the_client(endpoint: ScriptedEndpoint) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """An answer that is compressed although nobody asked for that."""
+    """An answer of two events that is compressed although nobody asked for that, flushed after each."""
 
-    text: str
+    encoding: str
+    window: int
+    chunked: bool = True
+    status: int = 200
 
     async def __call__(self, exchange: Exchange) -> None:
-        event = {"choices": [{"index": 0, "delta": {"content": self.text}, "finish_reason": "stop"}]}
-        data = gzip.compress(f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n".encode())
-        headers = {"Content-Encoding": "gzip", "Content-Length": str(len(data))}
-        await exchange.head(200, headers, chunked=False)
-        await exchange.send(data)
+        packer = zlib.compressobj(wbits=self.window)
+        choices = [{"delta": {"content": "one"}}, {"delta": {"content": " two"}, "finish_reason": "stop"}]
+        lines = [b"data: " + json.dumps({"choices": [{"index": 0, **choice}]}).encode() for choice in choices]
+        lines = [*lines, b"data: [DONE]"] if self.status == 200 else [b'{"error": {"message": "broken XYZ"}}']
+        pieces = [packer.compress(line + b"\n\n") + packer.flush(zlib.Z_SYNC_FLUSH) for line in lines]
+        pieces.append(packer.flush())
+        length = {} if self.chunked else {"Content-Length": str(sum(map(len, pieces)))}
+        await exchange.head(self.status, {"Content-Encoding": self.encoding, **length}, chunked=self.chunked)
+        for piece in pieces:
+            await exchange.send(piece)
 
 
 class TestWhichWay:
@@ -120,10 +128,32 @@ class TestWhichWay:
             # Once straight and then through the client; from then on through the client alone.
             assert len(endpoint.chats) == 3
 
-    async def test_a_compressed_answer_is_read(self, endpoint: ScriptedEndpoint) -> None:
-        endpoint.say(Compressed("one"), Compressed("two"), Compressed("three"))
+    @pytest.mark.parametrize("chunked", [True, False])
+    @pytest.mark.parametrize(("encoding", "window"), [("gzip", 31), ("x-gzip", 31), ("deflate", 15), ("Deflate", -15)])
+    async def test_a_compressed_answer_is_read_and_not_asked_for_again(
+        self, endpoint: ScriptedEndpoint, encoding: str, window: int, chunked: bool
+    ) -> None:
+        endpoint.say(Compressed(encoding, window, chunked), Compressed(encoding, window, chunked, status=400))
         async with backend_at(endpoint.url) as backend:
-            assert [(await backend.generate(ask("x"))).text for _ in range(2)] == ["two", "three"]
+            assert (await backend.generate(ask("x"))).text == "one two"
+            with pytest.raises(RequestError, match="broken XYZ"):
+                await backend.generate(ask("x"))
+        assert (len(endpoint.chats), endpoint.connections) == (2, 1)
+
+    @pytest.mark.parametrize(
+        ("encoding", "window", "words"),
+        [("br", 31, "'br'"), ("zstd", 31, "'zstd'"), ("gzip, br", 31, "'gzip, br'"), ("gzip", 15, "no gzip")],
+    )
+    async def test_a_compression_that_cannot_be_read_is_said_once(
+        self, endpoint: ScriptedEndpoint, encoding: str, window: int, words: str
+    ) -> None:
+        endpoint.say(Compressed(encoding, window), Compressed(encoding, window, status=400))
+        async with backend_at(endpoint.url) as backend:
+            with pytest.raises(BackendResponseError, match=words):
+                await backend.generate(ask("x"))
+            with pytest.raises(RequestError, match="400"):
+                await backend.generate(ask("x"))
+        assert len(endpoint.chats) == 2
 
     @pytest.mark.parametrize("key", ["a\r\nX-Evil: 1", "schlüssel\N{SNOWMAN}"])
     async def test_what_no_header_can_carry_is_refused(self, key: str, endpoint: ScriptedEndpoint) -> None:

@@ -1,8 +1,8 @@
 """How a request travels to an endpoint: straight over a connection of ours, or through the openai package's client.
 
 Both send what the openai client would send: its authentication, its organisation and project, its user agent, the
-headers of its environment. The straight way is taken wherever it can go; what it cannot do (a proxy, a redirect, a
-compressed answer, a user in the URL) goes through the client, which can.
+headers of its environment. The straight way is taken wherever it can go; what it cannot do (a proxy, a redirect, a user
+in the URL) goes through the client, which can.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_ERROR_BYTES: Final = 64 * 2**10
 
 
 class NotStraightError(Exception):
-    """The straight way does not lead to an answer; nothing of one has been handed on."""
+    """The straight way does not lead to an answer, and no work was begun at its end."""
 
 
 class Reply(ABC):
@@ -115,8 +115,11 @@ class StraightTransport(Transport):
             body = Body(status, headers)
             if status >= 400:
                 raise from_status(status, await _said(connection, body, by), headers, self._where)
-            if status >= 300 or headers.get("content-encoding", "identity") not in ("", "identity"):
+            if status >= 300:
                 raise NotStraightError(f"status {status}")
+        except BrokenAnswerError as exc:
+            self.let_go(connection)
+            raise broken(str(exc), self._where) from exc
         except HttpError as exc:
             self.let_go(connection)
             raise down(f"the connection broke off: {exc}", self._where, untouched=False) from exc
