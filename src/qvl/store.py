@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,8 +51,22 @@ def open_cache(url: str | None, registry: Registry) -> Cache | None:
         if not Path(url).suffix and "/" not in url and "\\" not in url:
             near = nearest(url, registry.factories)
             raise UnknownNameError(f"there is no cache {url!r}", hint=f"{near}; a path such as answers.db, or off")
+        _refuse_a_scheme_without_colon(url, registry)
         return cast("Cache", registry.build("sqlite", path_url(str(Path(url).expanduser().absolute()))))
     return cast("Cache", registry.build(scheme, url))
+
+
+def _refuse_a_scheme_without_colon(path: str, registry: Registry) -> None:
+    """`redis//host` is a URL misspelt, not a folder; unless there is one of that name."""
+    word, slashes, rest = path.partition("//")
+    if not slashes or not word or Path(word).exists():
+        return
+    if close := difflib.get_close_matches(word, registry.factories, n=1, cutoff=0.7):
+        # What stands before an @ is a password.
+        shown = rest.rpartition("@")[2]
+        raise ConfigError(
+            f"the cache {word}//{shown} has no colon", hint=f"did you mean {close[0]}://{shown}?", param="cache"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,8 @@ def test_sqlite_on_a_disk_is_tried_for_real_and_leaves_nothing(machine: Machine)
 
     assert one(machine, "sqlite:////data/answers/a.db").status == "ok"
     assert list(folder.iterdir()) == []
-    assert one(machine, "sqlite:////data/answers/new/a.db?max_bytes=1GiB").status == "ok"
+    assert one(machine, "sqlite:////data/answers/a.db?max_bytes=1GiB").status == "ok"
+    assert one(machine, "sqlite:////data/answers/new/a.db").status == "fail"
     machine.write("/data/file")
     assert one(machine, "sqlite:////data/file/a.db").status == "fail"
 

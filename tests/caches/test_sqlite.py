@@ -328,11 +328,14 @@ def test_an_analysis_of_another_schema_has_no_brand(cache: SqliteCache, path: Pa
     ("url", "path"),
     [
         ("sqlite:///a/b.db", "a/b.db"),
-        ("sqlite:////a/b%20c.db?max_bytes=1MiB", "/a/b c.db"),
+        ("sqlite:///FOLDER/b%20c.db?max_bytes=1MiB", "FOLDER/b c.db"),
         ("sqlite:///~/x.db", "~/x.db"),
     ],
 )
-def test_urls_name_files(url: str, path: str) -> None:
+def test_urls_name_files(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    url, path = url.replace("FOLDER", str(tmp_path)), path.replace("FOLDER", str(tmp_path))
     cache = SqliteCache.from_url(url)
     assert cache.path == Path(path).expanduser().absolute()
     assert SqliteCache.from_url(cache.url).path == cache.path
@@ -363,6 +366,21 @@ def test_url_options_are_typed() -> None:
 def test_bad_urls_say_the_way_out(url: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
         SqliteCache.from_url(url)
+
+
+def test_a_file_in_no_folder_is_refused_and_no_folder_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "answres" / "today", tmp_path / "file"):
+        with pytest.raises(ConfigError, match=f"in no folder that exists .mkdir -p {folder},"):
+            SqliteCache(folder / "a.db")
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_folder_of_the_default_file_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "caches" / name)
+    with SqliteCache() as cache:
+        cache.set("k", entry())
+    assert (tmp_path / "caches" / "qvl" / "cache.db").is_file()
 
 
 def test_a_file_that_was_never_a_cache_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:

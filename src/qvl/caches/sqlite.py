@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,21 @@ def default_path() -> Path:
     return user_cache_path("qvl") / "cache.db"
 
 
+def _refuse_a_missing_folder(path: Path) -> None:
+    """A tree of folders for a name misspelt would hide the answers; what may not be looked at is told on first use."""
+    with contextlib.suppress(PermissionError):
+        try:
+            found = stat.S_ISDIR(path.parent.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            found = False
+        if not found:
+            raise ConfigError(
+                f"the cache file {path} is in no folder that exists",
+                hint=f"mkdir -p {path.parent}, or name another place",
+                param="cache",
+            )
+
+
 def _refuse_what_is_no_cache(path: Path) -> None:
     """A corrupt cache file is set aside, a table or a text that somebody named by mistake is not."""
     if path.suffix.lower() in DATABASES or not path.is_file():
@@ -56,13 +72,13 @@ class SqliteCache(Cache):
     `<name>.corrupt-<time>` and a new one begun. Where the file cannot be written, reads go on and writes raise.
 
     Args:
-        path: the database file; None for the default one.
+        path: the database file, in a folder that exists; None for the default one, whose folder is made.
         max_bytes: how many bytes of rows at most; the least recently used goes first.
         busy_timeout: seconds to go on trying while other processes hold the file.
         clock: seconds since the epoch.
 
     Raises:
-        ConfigError: an option out of range, or a file of another kind, which stays as it is.
+        ConfigError: an option out of range, no such folder, or a file of another kind, which stays as it is.
     """
 
     def __init__(
@@ -76,6 +92,8 @@ class SqliteCache(Cache):
         if max_bytes < 1 or busy_timeout <= 0:
             raise ConfigError("a SQLite cache needs room and patience", hint="max_bytes and busy_timeout above 0")
         self.path = (default_path() if path is None else Path(path).expanduser()).absolute()
+        if path is not None:
+            _refuse_a_missing_folder(self.path)
         _refuse_what_is_no_cache(self.path)
         self.url = path_url(str(self.path))
         self.max_bytes = max_bytes

@@ -89,7 +89,9 @@ def _sqlite(host: Host, path: str) -> Iterator[Finding]:
             detail,
             "put the file on a volume or a disk",
         )
-    problem = _try_sqlite(host, folder)
+    from qvl.caches.sqlite import default_path
+
+    problem = _try_sqlite(host, folder, made=path == str(default_path().absolute()))
     if problem:
         yield Finding(
             "cache-store",
@@ -102,13 +104,13 @@ def _sqlite(host: Host, path: str) -> Iterator[Finding]:
         yield Finding("cache-store", "ok", f"SQLite can write in {folder} ({kind})", detail)
 
 
-def _try_sqlite(host: Host, folder: str) -> str | None:
+def _try_sqlite(host: Host, folder: str, *, made: bool) -> str | None:
     place = host.path(folder)
-    # The cache makes its folder; what must be there and writable is the nearest one above.
-    while not place.exists() and place != place.parent:
+    # The cache makes the folder of its default file alone; what must be writable then is the nearest one above.
+    while made and not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        return f"{place.name} is a file"
+        return f"{place.name} is a file" if place.exists() else "there is no such folder"
     file = place / f".qvl-doctor-{secrets.token_hex(8)}.db"
     try:
         with closing(sqlite3.connect(file, timeout=5)) as database:
