@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import email.utils
 import socket
@@ -268,17 +267,6 @@ class TestWaiting:
         error = await error_after(endpoint, total_timeout=0.5, max_retries=50)
         assert isinstance(error, BackendUnavailableError)
         assert len(endpoint.chats) == 1
-
-    async def test_aclose_ends_a_request_that_waits(self, endpoint: ScriptedEndpoint) -> None:
-        endpoint.say(Stall())
-        backend = backend_at(endpoint)
-        await backend.open()
-        waiting = asyncio.ensure_future(backend.generate(ask("hello")))
-        while not endpoint.chats:
-            await asyncio.sleep(0.01)
-        await asyncio.wait_for(backend.aclose(), 5)
-        with pytest.raises(BackendUnavailableError, match="closed"):
-            await waiting
 
     async def test_leaving_a_stream_ends_the_work_at_the_endpoint(self, endpoint: ScriptedEndpoint) -> None:
         endpoint.say(Stall(after=3))

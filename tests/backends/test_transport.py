@@ -32,6 +32,7 @@ from qvl.testing.asking import ask, collect, idle
 from qvl.testing.endpoint import Answer, CutOff, Exchange, Flood, Hang, Stall, Status, Text
 
 pytestmark = pytest.mark.anyio
+Way = Callable[[ScriptedEndpoint], str]
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -71,6 +72,16 @@ class Compressed:
         await exchange.head(self.status, {"Content-Encoding": self.encoding, **length}, chunked=self.chunked)
         for piece in pieces:
             await exchange.send(piece)
+
+
+class Trickle:
+    """An error whose text comes letter by letter and never ends."""
+
+    async def __call__(self, exchange: Exchange) -> None:
+        await exchange.head(503)
+        while True:
+            await exchange.send(b"x")
+            await asyncio.sleep(0.05)
 
 
 class TestWhichWay:
@@ -198,9 +209,12 @@ class TestThroughTheClient:
             with pytest.raises(BackendUnavailableError, match="cannot connect"):
                 await backend.generate(ask("hello"))
 
-    async def test_aclose_ends_a_request_that_waits(self, endpoint: ScriptedEndpoint) -> None:
+
+@pytest.mark.parametrize("way", [lambda endpoint: endpoint.url, through_the_client], ids=["straight", "client"])
+class TestBothWays:
+    async def test_aclose_ends_a_request_that_waits(self, way: Way, endpoint: ScriptedEndpoint) -> None:
         endpoint.say(Stall())
-        backend = backend_at(through_the_client(endpoint))
+        backend = backend_at(way(endpoint))
         await backend.open()
         waiting = asyncio.ensure_future(backend.generate(ask("hello")))
         while not endpoint.chats:
@@ -208,6 +222,12 @@ class TestThroughTheClient:
         await asyncio.wait_for(backend.aclose(), 5)
         with pytest.raises(BackendUnavailableError, match="closed"):
             await waiting
+
+    async def test_an_error_whose_text_never_ends_is_an_error(self, way: Way, endpoint: ScriptedEndpoint) -> None:
+        endpoint.say(Trickle())
+        async with backend_at(way(endpoint), max_retries=0, first_token_timeout=250.0) as backend:
+            with pytest.raises(BackendUnavailableError, match="503: xx"):
+                await backend.generate(ask("hello"))
 
 
 class TestConnections:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import ssl
 import time
 from abc import ABC, abstractmethod
@@ -27,6 +28,8 @@ from qvl.tracing import CARRIED
 
 MAX_ANSWER_BYTES: Final = 256 * 2**20
 MAX_ERROR_BYTES: Final = 64 * 2**10
+# An error's status says most of it; what its body says besides comes soon or is left out.
+ERROR_SECONDS: Final = 2.0
 
 
 class NotStraightError(Exception):
@@ -271,21 +274,28 @@ def headers_of(client: Any) -> dict[str, str]:
 
 
 def bounding(http: Any) -> Any:
-    """A response hook: bodies end at a bound, so that neither an error page nor an answer can fill the memory."""
+    """A response hook: bodies end at a bound, so that neither an error page nor an answer can fill the memory.
+
+    What an error says also ends after ERROR_SECONDS.
+    """
 
     class Bounded(http.AsyncByteStream):  # type: ignore[misc]
         def __init__(self, inner: Any, limit: int, *, fail: bool) -> None:
             self._inner, self._limit, self._fail = inner, limit, fail
 
         async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-            left = self._limit
-            async for block in self._inner:
+            left, blocks = self._limit, aiter(self._inner)
+            end = math.inf if self._fail else anyio.current_time() + ERROR_SECONDS
+            while left > 0:
+                block = None
+                with anyio.CancelScope(deadline=end):
+                    block = await anext(blocks, None)
+                if block is None:
+                    return
                 if len(block) > left and self._fail:
                     raise http.DecodingError(f"more than {self._limit} bytes in one answer")
                 yield block[:left]
                 left -= len(block)
-                if left <= 0:
-                    return
 
         async def aclose(self) -> None:
             await self._inner.aclose()
@@ -314,7 +324,7 @@ def tls_of(http: Any, verify: bool | str) -> ssl.SSLContext:
 
 async def _said(connection: Connection, body: Body, by: float) -> bytes:
     """The beginning of an error's body, as far as it comes."""
-    data = bytearray()
+    data, by = bytearray(), min(by, time.monotonic() + ERROR_SECONDS)
     with contextlib.suppress(HttpError, LateError):
         while len(data) < MAX_ERROR_BYTES and (piece := await connection.next_piece(body, by)) is not None:
             data += piece[1]
