@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import time
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,14 @@ def test_list_is_newest_first_and_filtered(qvl, filled):
     assert filled[2].removeprefix("sha256-")[:12] in qvl("cache", "list").out
 
 
+def test_list_says_enough_to_choose_by(qvl, filled, pictures):
+    told = qvl("cache", "list").out
+    assert "analyze (zh)" in told
+    assert "How large?" in told
+    for name in pictures[:2]:
+        assert hashlib.sha256(Path(name).read_bytes()).hexdigest()[:8] in told
+
+
 def test_show_takes_the_start_of_a_key(qvl, filled):
     start = filled[0].removeprefix("sha256-")[:10]
     whole = json.loads(qvl("cache", "show", start, "--json").out)
@@ -72,6 +82,10 @@ def test_explain_names_the_fields_that_differ(qvl, filled):
     assert all("parts[0]" in difference["field"] for difference in found["differences"])
     assert any("image" in difference["field"] for difference in found["differences"])
     assert "language" in qvl("cache", "explain", filled[0], filled[2]).out
+    assert qvl("cache", "explain").out == qvl("cache", "explain", filled[2], filled[3]).out, "the two newest"
+    alone = qvl("cache", "explain", filled[0])
+    assert alone.code == 2
+    assert "none for the two newest" in alone.error
     assert "no difference" in qvl("cache", "explain", filled[0], filled[0]).out
 
 
@@ -102,10 +116,32 @@ def test_a_cache_that_is_off_cannot_be_looked_into(qvl):
     assert "the cache is off" in ran.error
 
 
-def test_a_cache_that_cannot_be_opened_is_one_line(qvl):
-    ran = qvl("cache", "stats", "--cache", "sqlite:////dev/null/answers.db")
+def test_a_cache_that_cannot_be_opened_is_one_line(qvl, folder):
+    (folder / "answers.db").mkdir()
+    ran = qvl("cache", "stats")
     assert ran.code == 1
-    assert ran.error
+    assert "unable to open" in ran.error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["stats"], ["stats", "--json"], ["list"], ["show", "ab"], ["explain"], ["explain", "ab", "cd"], ["clear"]],
+)
+def test_looking_into_a_cache_does_not_create_it(qvl, folder, command):
+    named = qvl("cache", *command, "--cache", "nosuch.db")
+    assert named.code == 2
+    assert "no cache at" in named.error
+    assert "qvl analyze … --cache nosuch.db" in named.error
+    standing = qvl("cache", *command)
+    assert standing.code == (2 if command[0] in ("show", "explain") else 0)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_standing_cache_without_an_answer_yet_is_empty(qvl, folder):
+    found = json.loads(qvl("cache", "stats", "--json").out)
+    assert found["entries"] == 0
+    assert found["cache"].endswith(f"{folder}/answers.db")
+    assert qvl("cache", "clear").out.strip() == "deleted 0 answers"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from qvl.cli import options as o
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qvl.caches.base import Cache, CacheEntry
 
 app = typer.Typer(no_args_is_help=True, help="Look into the cache of answers, or clear it.")
@@ -24,6 +26,7 @@ CacheUrl: TypeAlias = Annotated[
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
 Key: TypeAlias = Annotated[str, typer.Argument(help="A key, or its first characters.")]
 SHORT: Final = 12
+PICTURE: Final = 8
 # How many keys an error names.
 SOME: Final = 4
 PREFIX: Final = "sha256-"
@@ -61,7 +64,10 @@ def list_(
     task: Annotated[str | None, typer.Option(help="analyze or chat only.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The newest answers: key, age, task, language, model, text."""
+    """The newest answers: key, age, what was asked, of which picture, of which model, and what it said.
+
+    A picture is known by the first digits of its sha256 (`sha256sum FILE`).
+    """
     with _opened(cache) as store:
         found = store.find(language=language, model=model, task=task, limit=limit)
     if as_json:
@@ -69,9 +75,16 @@ def list_(
             _print_json({"key": key, **_summary(entry)})
         return
     _table(
-        ("key", "age", "task", "language", "model", "answer"),
+        ("key", "age", "asked", "picture", "model", "answer"),
         [
-            (_short(key), _age(entry.created_at), entry.task, entry.language, entry.model, _line(entry.text))
+            (
+                _short(key),
+                _age(entry.created_at),
+                _line(_question(entry)),
+                _pictures(entry),
+                entry.model,
+                _line(entry.text),
+            )
             for key, entry in found
         ],
     )
@@ -93,12 +106,17 @@ def show(key: Key, cache: CacheUrl = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def explain(a: Key, b: Key, cache: CacheUrl = None, as_json: AsJson = False) -> None:
+def explain(
+    a: Annotated[str | None, typer.Argument(help="A key, or its first characters; default: the two newest.")] = None,
+    b: Annotated[str | None, typer.Argument(help="The other one.")] = None,
+    cache: CacheUrl = None,
+    as_json: AsJson = False,
+) -> None:
     """Which parts of two requests differ, so that one was not answered from the other's entry."""
     from qvl import keys
 
     with _opened(cache) as store:
-        first, second = _find(store, a), _find(store, b)
+        first, second = _two(store, a, b)
     differences = keys.explain(first[1].manifest, second[1].manifest)
     if as_json:
         _print_json(
@@ -142,12 +160,11 @@ def clear(
 @app.command()
 def path(cache: CacheUrl = None) -> None:
     """Where the cache is: the path of the SQLite file, or the URL of another store."""
-    with _opened(cache) as store:
+    with _named(cache) as store:
         typer.echo(str(getattr(store, "path", store.url)))
 
 
-@contextmanager
-def _opened(url: str | None) -> Iterator[Cache]:
+def _named(url: str | None) -> Cache:
     from qvl import config
     from qvl.plugins import PluginHost
     from qvl.store import open_cache
@@ -156,8 +173,28 @@ def _opened(url: str | None) -> Iterator[Cache]:
     store = open_cache(config.load(cache=url).cache, PluginHost().caches)
     if store is None:
         raise ConfigError("the cache is off", hint="name one with --cache or QVL_CACHE")
-    with store:
-        yield store
+    return store
+
+
+@contextmanager
+def _opened(url: str | None) -> Iterator[Cache]:
+    """The cache, which looking into it does not create: the standing one is empty until its first answer.
+
+    Raises:
+        ConfigError: the command line names a file that is not there.
+    """
+    with _named(url) as store:
+        file: Path | None = getattr(store, "path", None)
+        if file is None or file.exists():
+            yield store
+            return
+        if url is not None:
+            raise ConfigError(f"no cache at {file}", hint=f"the first answer makes it: qvl analyze … --cache {url}")
+        from qvl.caches.memory import MemoryCache
+
+        nothing = MemoryCache()
+        nothing.url = store.url
+        yield nothing
 
 
 def _find(store: Cache, wanted: str) -> tuple[str, CacheEntry]:
@@ -175,6 +212,37 @@ def _find(store: Cache, wanted: str) -> tuple[str, CacheEntry]:
     some = ", ".join(_short(key) for key, _ in found[:SOME])
     several = "many" if len(found) > SOME else len(found)
     raise ConfigError(f"{several} keys start with {wanted!r}: {some}", hint="write more of it")
+
+
+def _two(store: Cache, a: str | None, b: str | None) -> tuple[tuple[str, CacheEntry], tuple[str, CacheEntry]]:
+    """The entries of two keys, or the two newest, the older one first.
+
+    Raises:
+        ConfigError: one key alone, a key as for `_find`, or fewer than two entries.
+    """
+    if a is not None and b is not None:
+        return _find(store, a), _find(store, b)
+    if a is not None:
+        raise ConfigError("one key alone has no difference", hint="two keys, or none for the two newest answers")
+    newest = store.find(limit=2)
+    if len(newest) < 2:
+        raise ConfigError(f"there are not two answers in {store.url}", hint="see qvl cache list")
+    return newest[1], newest[0]
+
+
+def _question(entry: CacheEntry) -> str:
+    """What was asked, in few words: the task and its language, or the last text of a person."""
+    if entry.task != "chat":
+        return f"{entry.task} ({entry.language})" if entry.language else entry.task
+    asked = [message for message in entry.manifest.get("messages", ()) if message.get("role") == "user"]
+    said = [part["text"] for message in asked for part in message.get("parts", ()) if "text" in part]
+    return said[-1] if said else entry.task
+
+
+def _pictures(entry: CacheEntry) -> str:
+    """The first digits of every picture's sha256, in order."""
+    parts = [part for message in entry.manifest.get("messages", ()) for part in message.get("parts", ())]
+    return " ".join(part["image"].partition(":")[2][:PICTURE] for part in parts if "image" in part)
 
 
 def _asked(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
