@@ -190,8 +190,25 @@ class Picture:
             MediaError: the source bytes are cut short or broken.
         """
         if self._pixels is not None:
-            self._pixels.settle(keep=True)
+            self._pixels.settle()
         return self
+
+    def checked(self) -> Picture:
+        """Itself, after its bytes were found whole, so that whoever is given `data` can decode them.
+
+        For those who pass `data` on: where bytes pass untouched this takes less than decoding them.
+
+        Raises:
+            MediaError: the source bytes are cut short or broken.
+        """
+        if self._pixels is not None:
+            self._pixels.verify(keep=True)
+        return self
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether `data` can be had at once: it is neither to be encoded nor to be checked first."""
+        return self._pixels is None or self._pixels.at_hand
 
 
 class _Pixels:
@@ -202,7 +219,7 @@ class _Pixels:
     thousands of results may hold their pictures, and bytes are a fraction of pixels.
     """
 
-    __slots__ = ("_decode", "_lock", "_raw", "_rgb", "_sound")
+    __slots__ = ("_check", "_decode", "_lock", "_raw", "_rgb", "_sound")
 
     def __init__(
         self,
@@ -210,23 +227,43 @@ class _Pixels:
         rgb: Image.Image | None = None,
         decode: Callable[[], Image.Image] | None = None,
         raw: bytes | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._rgb = rgb
         self._decode = decode
         self._raw = raw
+        self._check = check
         self._sound = rgb is not None
+
+    @property
+    def at_hand(self) -> bool:
+        return self._raw is not None and self._sound
 
     def rgb(self) -> Image.Image:
         with self._lock:
             return self._taken() if self._decode is not None else self._held().copy()
 
-    def settle(self, *, keep: bool) -> None:
-        """Decodes if that was not done; `keep` lets the pixels wait for their first use."""
+    def settle(self) -> None:
+        """Decodes if nobody knows yet whether the bytes are sound; the pixels then wait for their first use."""
         with self._lock:
             if not self._sound:
-                image = self._held()
-                self._rgb = image if keep else None
+                self._rgb = self._held()
+
+    def verify(self, *, keep: bool) -> None:
+        """Finds out whether the bytes are sound; `keep` lets pixels that this took wait for their first use."""
+        with self._lock:
+            self._verify(keep=keep)
+
+    def _verify(self, *, keep: bool) -> None:
+        if self._sound:
+            return
+        if self._check is not None:
+            self._check()
+            self._sound = True
+        else:
+            image = self._held()
+            self._rgb = image if keep else None
 
     def encoded(self) -> bytes:
         from qvl import pixels
@@ -234,8 +271,7 @@ class _Pixels:
         with self._lock:
             if self._raw is None:
                 return pixels.encode_png(self._taken())
-            if not self._sound:
-                self._held()
+            self._verify(keep=False)
             self._rgb = None
             return self._raw
 
@@ -379,9 +415,13 @@ def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool) -> Pi
     from qvl import headers, pixels
 
     header = headers.probe(data, policy, name)
-    held = _Pixels(decode=lambda: pixels.decode(data, header, policy, name), raw=data if header.plain else None)
+    held = _Pixels(
+        decode=lambda: pixels.decode(data, header, policy, name),
+        raw=data if header.plain else None,
+        check=(lambda: pixels.check(data, header, policy, name)) if header.plain else None,
+    )
     if decode:
-        held.settle(keep=False)
+        held.verify(keep=False)
     return _deferred(
         f"sha256:{hashlib.sha256(data).hexdigest()}",
         (header.width, header.height),

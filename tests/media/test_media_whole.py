@@ -1,0 +1,180 @@
+"""What passes on untouched is whole: the cheap check never says so of what a decoder would refuse."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from qvl import media
+from qvl.errors import MediaError
+from qvl.whole import whole_png
+
+FIXTURES = Path(__file__).parent / "fixtures"
+PLAIN = ("plain.png", "plain.jpg", "progressive.jpg", "lossy.webp", "lossless.webp")
+WIDTH, HEIGHT = 6, 4
+ROWS = b"".join(b"\x00" + bytes(range(row, row + 3 * WIDTH)) for row in range(HEIGHT))
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(*middle: bytes, depth: int = 8, colour: int = 2, interlace: int = 0) -> bytes:
+    head = struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, colour, 0, 0, interlace)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(middle) + chunk(b"IEND", b"")
+
+
+def pixels(rows: bytes = ROWS) -> bytes:
+    return chunk(b"IDAT", zlib.compress(rows))
+
+
+def accepts(act: Callable[[], object]) -> bool:
+    try:
+        act()
+    except MediaError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("level", [0, 1, 9])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_plain_png_is_known_to_be_whole_without_a_decoder(level: int, pieces: int) -> None:
+    packed = zlib.compress(ROWS, level)
+    step = -(-len(packed) // pieces)
+    parts = [chunk(b"IDAT", packed[at : at + step]) for at in range(0, len(packed), step)]
+    data = png(chunk(b"tEXt", b"Title\x00mug"), *parts)
+    assert whole_png(data, WIDTH, HEIGHT)
+    assert whole_png(data + b"junk behind the end", WIDTH, HEIGHT)
+    assert media.load(data).data == data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(),
+        png(pixels(ROWS[:-1])),
+        png(pixels(ROWS + b"\x00")),
+        png(pixels(b"\x05" + ROWS[1:])),
+        png(chunk(b"IDAT", zlib.compress(ROWS)[:-1])),
+        png(chunk(b"IDAT", zlib.compress(ROWS)[:-4] + b"\x00\x00\x00\x00")),
+        png(chunk(b"IDAT", b"\x00\x00" + zlib.compress(ROWS)[2:])),
+        png(pixels(), depth=16),
+        png(pixels(), colour=6),
+        png(pixels(), interlace=1),
+        png(chunk(b"acTL", bytes(8)), pixels()),
+        png(chunk(b"CgBI", bytes(4)), pixels()),
+        png(pixels(), chunk(b"tEXt", b"Title\x00mug"), pixels()),
+        png(pixels()).replace(b"IEND", b"IENX"),
+        png(pixels())[:-12],
+        png(pixels())[:-13],
+        png(pixels())[:40],
+        b"",
+    ],
+)
+def test_what_only_a_decoder_can_tell_is_left_to_it(data: bytes) -> None:
+    assert not whole_png(data, WIDTH, HEIGHT)
+
+
+def test_a_png_of_another_size_than_its_header_says_is_not_whole() -> None:
+    assert not whole_png(png(pixels()), HEIGHT, WIDTH)
+
+
+def test_a_wrong_checksum_is_not_whole() -> None:
+    data = bytearray(png(pixels()))
+    data[data.index(b"IDAT") + 8] ^= 1
+    assert not whole_png(bytes(data), WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("rows", [ROWS[:-1], b"\x05" + ROWS[1:], b""])
+def test_a_png_with_all_checksums_right_but_not_all_pixels_is_refused(rows: bytes) -> None:
+    with pytest.raises(MediaError, match="cut short or broken"):
+        media.load(png(pixels(rows)))
+
+
+def test_no_more_is_inflated_than_the_size_says() -> None:
+    bomb = zlib.compress(bytes(2**24), 9)
+    assert not whole_png(png(chunk(b"IDAT", bomb)), WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("made", ["interlaced", "text behind the pixels"])
+def test_rare_kinds_pass_untouched_all_the_same(made: str) -> None:
+    if made == "interlaced":
+        data = png(chunk(b"IDAT", zlib.compress(_adam7())), interlace=1)
+    else:
+        data = png(pixels(), chunk(b"tEXt", b"Title\x00mug"))
+    picture = media.load(data)
+    assert picture.untouched
+    assert picture.data == data
+
+
+def _adam7() -> bytes:
+    """WIDTH x HEIGHT black pixels in the seven passes of PNG, section 8."""
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    rows = b""
+    for x, y, across, down in passes:
+        width, height = len(range(x, WIDTH, across)), len(range(y, HEIGHT, down))
+        rows += (b"\x00" + bytes(3 * width)) * height if width else b""
+    return rows
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_checking_refuses_exactly_what_decoding_refuses(draw: st.DataObject) -> None:
+    data = bytearray(_noisy(draw.draw(st.sampled_from(["PNG", "JPEG", "progressive"]))))
+    if draw.draw(st.booleans()):
+        del data[draw.draw(st.integers(40, len(data))) :]
+        if draw.draw(st.booleans()):
+            data += b"\xff\xd9" if data[:1] == b"\xff" else chunk(b"IEND", b"")
+    else:
+        for _ in range(draw.draw(st.integers(1, 4))):
+            data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    try:
+        late = media.load(bytes(data), decode=False)
+    except MediaError:
+        return
+    again = media.load(bytes(data), decode=False)
+    assert accepts(late.checked) == accepts(again.rgb)
+
+
+def _noisy(form: str) -> bytes:
+    values = np.random.default_rng(5).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    options = {"progressive": True} if form == "progressive" else {}
+    Image.fromarray(values).save(out, "PNG" if form == "PNG" else "JPEG", **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_checked_picture_still_has_its_bytes_and_pixels(name: str) -> None:
+    source = (FIXTURES / name).read_bytes()
+    picture = media.load(source, decode=False)
+    assert not picture.at_hand
+    assert picture.checked() is picture
+    assert picture.at_hand
+    assert picture.data == source
+    assert picture.rgb().tobytes() == media.load(source).rgb().tobytes()
+
+
+def test_checking_what_will_be_encoded_decodes_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    load = PngImagePlugin.PngImageFile.load
+
+    def counted(image: PngImagePlugin.PngImageFile) -> object:
+        opened.append(image)
+        return load(image)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", counted)
+    picture = media.load(FIXTURES / "grey.png", decode=False).checked()
+    assert not picture.at_hand
+    assert picture.media_type == "image/png"
+    assert picture.data
+    assert len({id(image) for image in opened}) == 1
