@@ -33,6 +33,10 @@ class NoConnectionError(HttpError):
     """Nobody listens, the name is unknown, TLS fails, or it takes too long."""
 
 
+class StaleError(HttpError):
+    """A connection that was used before breaks off without a byte: closed while it idled, as far as can be told."""
+
+
 class TlsError(NoConnectionError):
     """Somebody listens, but no TLS connection comes about: a certificate that is not trusted, or no TLS at all."""
 
@@ -46,7 +50,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.reusable = False
-        self.idle_since = 0.0
+        self.idle_since: float | None = None
         self._transport: asyncio.Transport | None = None
         self._came: deque[tuple[float, bytes]] = deque()
         self._held = 0
@@ -103,6 +107,7 @@ class Connection(asyncio.Protocol):
         """(when its first byte came, status, headers in lower case) of the answer; `by` is a time.monotonic().
 
         Raises:
+            StaleError: the connection was used before, and broke off without a byte.
             HttpError: the connection broke off, or this is no HTTP.
             LateError: it did not come in time.
         """
@@ -111,7 +116,12 @@ class Connection(asyncio.Protocol):
             while (end := data.find(b"\r\n\r\n")) < 0:
                 if len(data) > MAX_HEAD:
                     raise BrokenAnswerError("the answer has a head without an end")
-                when, more = await self._next("the connection was closed without an answer", by)
+                try:
+                    when, more = await self._next("the connection was closed without an answer", by)
+                except HttpError as exc:
+                    if self.idle_since is None or first:
+                        raise
+                    raise StaleError(str(exc)) from exc
                 first = first or when
                 data += more
             status, headers = read_head(data[:end])
@@ -224,10 +234,12 @@ class Pool:
             NoConnectionError: nobody listens, TLS fails, or it takes longer than `connect_timeout`.
             LateError: it takes longer than `by`.
         """
+        if self._closed:
+            raise NoConnectionError("closed while connecting")
         oldest = monotonic() - self._keep
         while self._idle:
             connection = self._idle.pop()
-            if connection.fresh and connection.idle_since >= oldest:
+            if connection.fresh and (connection.idle_since or 0.0) >= oldest:
                 return connection
             connection.abort()
         allowed = self.connect_timeout if by is None else min(self.connect_timeout, max(0.0, by - monotonic()))
@@ -294,6 +306,10 @@ class Pool:
         self._closed = True
         for dialing in self._dialing:
             dialing.cancel()
+        self.drop_idle()
+
+    def drop_idle(self) -> None:
+        """Ends the idle connections, so that the next one is new."""
         while self._idle:
             self._idle.pop().abort()
 

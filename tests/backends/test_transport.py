@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 import zlib
@@ -234,6 +235,51 @@ class TestConnections:
             endpoint.start()
             await asyncio.sleep(0.05)
             assert (await backend.generate(ask("two"))).text == "two"
+
+    async def test_one_that_is_closed_as_the_request_comes_is_not_held_against_the_endpoint(
+        self, endpoint: ScriptedEndpoint
+    ) -> None:
+        endpoint.say(Text("one"), Text("two"), Hang())
+        async with backend_at(endpoint.url, max_retries=0) as backend:
+            together = await asyncio.gather(*(backend.generate(ask(word)) for word in "ab"))
+            assert {result.text for result in together} == {"one", "two"}
+            assert (await backend.generate(ask("three"))).text == "three"
+            assert backend.endpoints()[0].failures == 0
+        # The other idle connection went the same way, as far as one can know.
+        assert (len(endpoint.chats), endpoint.connections) == (4, 3)
+
+    async def test_a_list_of_models_is_asked_for_again_on_a_new_connection(self) -> None:
+        """A server that hangs up on the second request of every connection."""
+        body = b'{"data": [{"id": "echo"}]}'
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        serving: list[asyncio.Task[None] | None] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            serving.append(asyncio.current_task())
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server, backend_at(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1") as backend:
+            for _ in range(3):
+                assert [(state.state, state.failures) for state in await backend.check()] == [("up", 0)]
+        await asyncio.gather(*filter(None, serving))
+        assert len(serving) == 3
+
+    async def test_one_that_may_have_carried_what_is_stored_is_an_error_but_no_blame(
+        self, endpoint: ScriptedEndpoint
+    ) -> None:
+        endpoint.say(Text("one"), Hang())
+        async with backend_at(endpoint.url) as backend:
+            await backend.generate(ask("one"))
+            with pytest.raises(BackendUnavailableError, match="broke off"):
+                await backend.generate(ask("two").replace(extra={"store": True}))
+            assert backend.endpoints()[0].state == "up"
+        assert len(endpoint.chats) == 2
 
     async def test_leaving_a_stream_ends_the_connection(self, endpoint: ScriptedEndpoint) -> None:
         endpoint.say(Stall(after=2))

@@ -150,11 +150,18 @@ class Endpoint:
             await sdk.aclose()
 
     async def stream(
-        self, body: bytes, *, n: int = 1, deadline: float | None = None, request_id: str = ""
+        self,
+        body: bytes,
+        *,
+        n: int = 1,
+        deadline: float | None = None,
+        request_id: str = "",
+        repeatable: bool = True,
     ) -> AsyncGenerator[Chunk, None]:
         """The answer to a chat completion body with `"stream": true`; `deadline` by time.monotonic().
 
-        `request_id` goes along as `X-Request-Id`, so that the logs of both sides can be laid side by side.
+        `request_id` goes along as `X-Request-Id`, so that the logs of both sides can be laid side by side. One that is
+        not `repeatable` is never sent twice, also where nobody can tell whether it arrived.
 
         The last chunk has finish_reason and usage.
         """
@@ -162,7 +169,7 @@ class Endpoint:
         end = min(deadline if deadline is not None else began + self.timeouts.total, began + self.timeouts.total)
         by, started, idle = min(end, began + self.timeouts.first_token), False, 0
         answer, events = AnswerReader(n=n, where=self.url), EventReader()
-        reply = await self._reply(lambda way: way.chat(body, request_id, by), began)
+        reply = await self._reply(lambda way: way.chat(body, request_id, by, repeatable=repeatable), began)
         try:
             ended = False
             while not ended:

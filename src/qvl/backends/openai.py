@@ -205,7 +205,7 @@ class OpenAIBackend(Backend):
         deadline = started + self._timeouts.total
         key = request.pictures[0].sha256 if request.pictures else None
         cost = picture_tokens(request)
-        repeatable = not request.extra.get("store")
+        repeatable = _repeatable(request)
         attempts, rounds = Attempts(), 0
         while True:
             queued = time.monotonic()
@@ -263,7 +263,13 @@ class OpenAIBackend(Backend):
         # Scaling and encoding megapixels would hold up every other stream.
         body = await asyncio.to_thread(written) if request.pictures else written()
         async with aclosing(
-            line.endpoint.stream(body, n=request.sampling.n, deadline=deadline, request_id=request.request_id)
+            line.endpoint.stream(
+                body,
+                n=request.sampling.n,
+                deadline=deadline,
+                request_id=request.request_id,
+                repeatable=_repeatable(request),
+            )
         ) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -343,6 +349,11 @@ class OpenAIBackend(Backend):
         if not self._is_open:
             return "not open"
         return self._pool.why_not()
+
+
+def _repeatable(request: ChatRequest) -> bool:
+    """Whether it leaves nothing behind at the endpoint, so that it may be sent once more."""
+    return not request.extra.get("store")
 
 
 def picture_tokens(request: ChatRequest) -> float:

@@ -20,10 +20,10 @@ from urllib.request import getproxies, proxy_bypass
 
 import anyio
 
-from qvl.backends.failures import Failed, Repeat, broken, crossing, cut_off, down, from_status
+from qvl.backends.failures import Blame, Failed, Repeat, broken, crossing, cut_off, down, from_status
 from qvl.errors import ConfigError
 from qvl.framing import Body, BrokenAnswerError, HttpError
-from qvl.http1 import Connection, LateError, NoConnectionError, Pool, TlsError
+from qvl.http1 import Connection, LateError, NoConnectionError, Pool, StaleError, TlsError
 from qvl.tracing import CARRIED
 
 MAX_ANSWER_BYTES: Final = 256 * 2**20
@@ -59,8 +59,10 @@ class Transport(ABC):
     """A way to one base URL."""
 
     @abstractmethod
-    async def chat(self, body: bytes, request_id: str, by: float) -> Reply:
+    async def chat(self, body: bytes, request_id: str, by: float, *, repeatable: bool) -> Reply:
         """POST /chat/completions. `by` is a time.monotonic() before which the head of the answer must be there.
+
+        `repeatable`: whether it may be sent once more where nobody can tell if it arrived.
 
         Raises:
             Failed: no connection, or a status of 400 and above.
@@ -98,15 +100,29 @@ class StraightTransport(Transport):
         self._models = self._pool.head("GET", "/models", headers) + b"\r\n"
         self._busy: set[Connection] = set()
 
-    async def chat(self, body: bytes, request_id: str, by: float) -> Reply:
+    async def chat(self, body: bytes, request_id: str, by: float, *, repeatable: bool) -> Reply:
         told = _told(request_id)
         named = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in told.items())
-        return await self._send(b"%s%sContent-Length: %d\r\n\r\n%s" % (self._chat, named, len(body), body), by)
+        request = b"%s%sContent-Length: %d\r\n\r\n%s" % (self._chat, named, len(body), body)
+        return await self._send(request, by, repeatable=repeatable)
 
     async def models(self, by: float) -> Reply:
-        return await self._send(self._models, by)
+        return await self._send(self._models, by, repeatable=True)
 
-    async def _send(self, request: bytes, by: float) -> Reply:
+    async def _send(self, request: bytes, by: float, *, repeatable: bool) -> Reply:
+        """On a connection that is there already; on a new one when that turns out to have been closed meanwhile."""
+        try:
+            return await self._send_once(request, by)
+        except StaleError as exc:
+            if not repeatable:
+                failed = down(f"the connection broke off: {exc}", self._where, untouched=False)
+                failed.blame = Blame.NONE
+                raise failed from exc
+        # What made this one stale (a restart, a limit on idling) has most likely ended the others as well.
+        self._pool.drop_idle()
+        return await self._send_once(request, by)
+
+    async def _send_once(self, request: bytes, by: float) -> Reply:
         try:
             connection = await self._pool.take(by)
         except NoConnectionError as exc:
@@ -123,6 +139,9 @@ class StraightTransport(Transport):
         except BrokenAnswerError as exc:
             self.let_go(connection)
             raise broken(str(exc), self._where) from exc
+        except StaleError:
+            self.let_go(connection)
+            raise
         except HttpError as exc:
             self.let_go(connection)
             raise down(f"the connection broke off: {exc}", self._where, untouched=False) from exc
@@ -192,7 +211,7 @@ class SdkTransport(Transport):
         self._where = where
         self._scopes: set[anyio.CancelScope] = set()
 
-    async def chat(self, body: bytes, request_id: str, by: float) -> Reply:
+    async def chat(self, body: bytes, request_id: str, by: float, *, repeatable: bool) -> Reply:
         fields = json.loads(body)
         return await self._begun(
             # As extra_body, the body is sent as it is: no walk through every part by the client's types.
