@@ -7,9 +7,11 @@ import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import mean
+from threading import Thread
 
 import pytest
 
@@ -242,6 +244,28 @@ def test_nothing_listening_is_said_in_one_line(bench, lines, tmp_path: Path) -> 
     assert ran.exit_code == 1
     assert ran.stderr.count("\n") == 1
     assert "127.0.0.1:9" in ran.stderr
+
+
+class NotFound(SimpleHTTPRequestHandler):
+    """What a server says whose API is under /v1, when it is asked without."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *words: object) -> None:
+        return
+
+
+def test_an_endpoint_without_its_v1_is_one_hint(bench, lines, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        ran = bench("--url", url, "-d", lines(*prompts(1)), "--out", tmp_path / "o")
+        server.shutdown()
+
+    assert ran.exit_code == 1
+    assert ran.stderr.count("\n") == 1
+    assert ran.stderr.count("/v1?") == ran.stderr.count("(") == 1
 
 
 def test_too_few_answers_end_with_exit_code_1(bench, lines, tmp_path: Path) -> None:

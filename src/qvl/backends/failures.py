@@ -223,7 +223,7 @@ def _not_found(said: ErrorBody, text: str) -> Failed:
     if "model" in f"{said.message} {said.code} {said.type}".lower():
         error = UnknownNameError(text, param="model", code="model_not_found")
     else:
-        error = BackendResponseError(text, hint="does base_url end in /v1?")
+        error = BackendResponseError(text, hint="does the base URL end in /v1?")
     return Failed(error, Repeat.ELSEWHERE, Blame.FAULT, untouched=True)
 
 
@@ -237,7 +237,7 @@ def _refused(status: int, said: ErrorBody, text: str) -> Failed:
     elif code in ("unsupported_parameter", "unsupported_value") or _UNSUPPORTED.search(f"{said.type} {said.message}"):
         error = UnsupportedInputError(text, param=said.param, code=said.code)
     elif status in (405, 406, 415):
-        hint = "does base_url end in /v1?"
+        hint = "does the base URL end in /v1?"
         return Failed(BackendResponseError(text, hint=hint), Repeat.ELSEWHERE, Blame.FAULT, untouched=True)
     else:
         error = RequestError(text, param=said.param, code=said.code)

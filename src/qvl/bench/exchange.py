@@ -50,20 +50,32 @@ class Answer:
 
 
 class AttemptFailedError(Exception):
-    """One attempt failed. `again` says whether the same request may be sent once more.
+    """One attempt failed. `again` says whether the same request may be sent once more; `hint` is the way out, if known.
 
     `kind` is the word that errors are counted by: `http_429`, `connect`, `timeout`, `cut_off`, `error_event`,
     `bad_response`, `empty`, `picture`.
     """
 
     def __init__(
-        self, kind: str, message: str, *, again: bool, status: int | None = None, retry_after: float | None = None
+        self,
+        kind: str,
+        message: str,
+        *,
+        again: bool,
+        status: int | None = None,
+        retry_after: float | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
+        self.message = message
         self.again = again
         self.status = status
         self.retry_after = retry_after
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
 class Endpoint:
@@ -121,7 +133,10 @@ class Endpoint:
             self.model = str(json.loads(body)["data"][0]["id"])
         except (ValueError, KeyError, IndexError, TypeError) as exc:
             raise AttemptFailedError(
-                "bad_response", f"{self.url}/models lists no model (name one with --model)", again=False
+                "bad_response",
+                f"{self.url}/models lists no model",
+                again=False,
+                hint="name one with --model, or does --url lack its /v1?",
             ) from exc
         return self.model
 
@@ -255,8 +270,15 @@ def server_timing(header: str) -> dict[str, float]:
 
 
 def _as_attempt(failed: Failed, kind: str, clean: bool, status: int | None = None) -> AttemptFailedError:
-    again = clean and failed.repeat is Repeat.ANYWHERE
-    return AttemptFailedError(kind, str(failed.error), again=again, status=status, retry_after=failed.retry_after)
+    error = failed.error
+    return AttemptFailedError(
+        kind,
+        error.message,
+        again=clean and failed.repeat is Repeat.ANYWHERE,
+        status=status,
+        retry_after=failed.retry_after,
+        hint=error.hint,
+    )
 
 
 def _reason(exc: BaseException) -> str:

@@ -283,7 +283,8 @@ async def _name_models(endpoints: list[Endpoint]) -> None:
         try:
             await endpoint.find_model()
         except AttemptFailedError as exc:
-            raise BackendUnavailableError(str(exc), hint="is the server up, and does --url end in /v1?") from exc
+            hint = exc.hint or "is the server up, and does --url end in /v1?"
+            raise BackendUnavailableError(exc.message, hint=hint) from exc
 
 
 def _also(seen: Callable[[Record], None], spans: list[tuple[float, float]]) -> Callable[[Record], None]:
