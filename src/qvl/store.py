@@ -96,7 +96,7 @@ class CachePolicy:
 
 
 class Store:
-    """A cache behind worker threads. A failure is logged, counted, and treated as a miss.
+    """A cache behind worker threads. A failure is counted and treated as a miss; an outage is one warning.
 
     Args:
         ttl: seconds to keep entries; None until they are evicted.
@@ -112,12 +112,15 @@ class Store:
         self.lease_seconds = lease_seconds
         self.owned = owned
         self.failures = 0
+        # What failed last time: reads, writes or leases. An outage ends when all of it has gone well again.
+        self._failing: set[str] = set()
         self._held: dict[tuple[str, int], Lease] = {}
         self._beat: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
 
     async def _call(self, what: str, function: Callable[[], T], otherwise: T, *, instant: bool = False) -> T:
+        side = what if what in ("read", "write") else "lease"
         try:
             if instant:
                 return function()
@@ -126,11 +129,24 @@ class Store:
             kind = what if what in ("wait", "renewal") else "work"
             if kind not in self._limiters:
                 self._limiters[kind] = anyio.CapacityLimiter(WORKERS)
-            return await anyio.to_thread.run_sync(function, limiter=self._limiters[kind])
+            found = await anyio.to_thread.run_sync(function, limiter=self._limiters[kind])
         except CacheError as exc:
-            self.failures += 1
-            log.warning(f"cache {what} failed, going on without", error=str(exc), cache=self.cache.url)
+            self._failed(what, side, exc)
             return otherwise
+        self._worked(side)
+        return found
+
+    def _failed(self, what: str, side: str, exc: CacheError) -> None:
+        self.failures += 1
+        tell = log.info if self._failing else log.warning
+        self._failing.add(side)
+        tell(f"cache {what} failed, going on without", error=str(exc), cache=self.cache.url)
+
+    def _worked(self, side: str) -> None:
+        if self._failing:
+            self._failing.discard(side)
+            if not self._failing:
+                log.info("cache works again", cache=self.cache.url)
 
     def keep_hot(self, seconds: float) -> None:
         """Answers what was read in the last `seconds` from memory, where the cache has to wait for a disk or a network.
@@ -146,9 +162,18 @@ class Store:
         entry = await self._call("read", lambda: self.cache.peek(key), None, instant=True)
         if entry is None and not self.cache.instant:
             entry = await self._call("read", lambda: self.cache.get(key), None)
-        if entry is not None and max_age is not None and time.time() - entry.created_at > max_age:
+        return _fresh(entry, max_age)
+
+    def get_here(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
+        """As `get`, in this thread, which waits for the cache."""
+        try:
+            entry = self.cache.get(key)
+        except CacheError as exc:
+            self._failed("read", "read", exc)
             return None
-        return entry
+        if not self.cache.instant:
+            self._worked("read")
+        return _fresh(entry, max_age)
 
     async def set(self, key: str, entry: CacheEntry) -> None:
         await self._call("write", lambda: self.cache.set(key, entry, ttl=self.ttl), None)
@@ -239,3 +264,8 @@ class Store:
         """As `aclose`, where no loop has run yet."""
         if self.owned:
             self.cache.close()
+
+
+def _fresh(entry: CacheEntry | None, max_age: float | None) -> CacheEntry | None:
+    stale = entry is not None and max_age is not None and time.time() - entry.created_at > max_age
+    return None if stale else entry

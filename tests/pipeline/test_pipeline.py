@@ -174,20 +174,40 @@ def test_errors_are_not_cached(picture: Image.Image) -> None:
 
 
 class FailingCache(MemoryCache):
+    gone = True
+
+    def _try(self) -> None:
+        if self.gone:
+            raise CacheError("the disk is gone")
+
     def get(self, key: str) -> Any:
-        raise CacheError("the disk is gone")
+        self._try()
+        return super().get(key)
 
     def set(self, key: str, entry: Any, *, ttl: float | None = None) -> None:
-        raise CacheError("the disk is gone")
+        self._try()
+        super().set(key, entry, ttl=ttl)
 
     def lease(self, key: str, ttl: float) -> Any:
-        raise CacheError("the disk is gone")
+        self._try()
+        return super().lease(key, ttl)
 
 
 def test_a_failing_cache_is_a_miss_and_counted(picture: Image.Image) -> None:
     with Pipeline(backend=TalkingBackend(), cache=FailingCache()) as pipe:
         assert pipe.ask(picture, "q").text == "1:q"
         assert pipe.stats()["cache_failures"] >= 2
+
+
+def test_an_outage_of_the_cache_is_one_warning(picture: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
+    cache = FailingCache()
+    cache.instant = False
+    with Pipeline(backend=TalkingBackend(), cache=cache) as pipe:
+        for gone, warnings in ((True, 1), (False, 1), (True, 2)):
+            cache.gone = gone
+            for number in range(3):
+                pipe.ask(picture, f"{gone} {warnings} {number}")
+            assert len([record for record in caplog.records if record.levelname == "WARNING"]) == warnings
 
 
 def test_analyze_is_typed_confident_and_cached(picture: Image.Image) -> None:

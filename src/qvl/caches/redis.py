@@ -283,7 +283,7 @@ class RedisCache(Cache):
                     circuit.forgo()
                 elif circuit.leave(verdicts[circuit]):
                     back = verdicts[circuit] is None
-                    _log.warning("redis is back" if back else "redis is left alone", url=self.url, why=circuit.reason)
+                    _log.info("redis is back" if back else "redis is left alone", url=self.url, why=circuit.reason)
 
     def _answered(self, exc: Exception) -> bool:
         """Whether the server itself said what is wrong, so that it is there and can be asked other things."""

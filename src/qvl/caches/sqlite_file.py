@@ -130,7 +130,7 @@ class SqliteFile:
         for mode in ("ro", "ro&immutable=1"):
             with contextlib.suppress(sqlite3.OperationalError):
                 connection = self._open_as(mode)
-                _log.warning("cache file can only be read", path=str(self.path), reason=str(refused))
+                _log.info("cache file can only be read", path=str(self.path), reason=str(refused))
                 return connection, True
         raise refused
 
