@@ -133,12 +133,18 @@ class TextDecoder:
         groups: Sequence[DecodeGroup],
         chunks: Sequence[PromptChunk],
         deepstack: Deepstack | None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """Writes the keys and values of all tokens and returns their hidden states [tokens, hidden], not normalised."""
+        """Writes the keys and values of all tokens and returns hidden states, not normalised.
+
+        Of the tokens `wanted` (int64 [n]), or of all: of the others, the last layer has nothing to do but its keys.
+        """
         heads = self.num_heads + self.num_kv_heads
         kernels = self._kernels
         cos, sin = rotary
         device = hidden.device
+        # Where pictures reach into the last layer, all tokens pass it.
+        last = len(self.layers) - 1 if deepstack is None or len(deepstack.features) < len(self.layers) else None
         for index, layer in enumerate(self.layers):
             if layer.device != device:
                 device = layer.device
@@ -158,6 +164,10 @@ class TextDecoder:
                 groups,
                 chunks,
             )
+            if index == last:
+                hidden, attended = _of(hidden, wanted), _of(attended, wanted)
+                if not len(hidden):
+                    return hidden
             hidden = layer.output.added_to(hidden, attended)
             normed = kernels.rms_norm(hidden, layer.mlp_norm, self.eps)
             if layer.gate_up is None or layer.down is None:
@@ -167,7 +177,7 @@ class TextDecoder:
             if deepstack is not None and index < len(deepstack.features):
                 where, features = deepstack.where.to(device), deepstack.features[index].to(device, hidden.dtype)
                 hidden = hidden.index_add(0, where, features)
-        return hidden
+        return hidden if last is not None else _of(hidden, wanted)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [n, vocabulary] of hidden states [n, hidden]."""
@@ -256,6 +266,10 @@ class _Layer:
             config = attention.config
             of_mlp = of_mlp * getattr(config, "num_experts_per_tok", 1) // getattr(config, "num_experts", 1)
         self.cost = self.qkv.size + self.output.size + of_mlp
+
+
+def _of(hidden: Tensor, wanted: Tensor | None) -> Tensor:
+    return hidden if wanted is None else hidden.index_select(0, wanted.to(hidden.device))
 
 
 def _group_to(group: DecodeGroup, device: torch.device) -> DecodeGroup:

@@ -123,6 +123,11 @@ class Runner:
         hidden = self.decoder.embed(self._int64(ids))
         chunks = self._chunks(step.prefill, len(decode))
         deepstack = self._place_pictures(hidden, step.prefill, chunks)
+        sampled, rows = list(decode), list(range(len(decode)))
+        for chunk, place in zip(step.prefill, chunks, strict=True):
+            if chunk.samples:
+                sampled.append(chunk.sequence)
+                rows.append(place.first + place.count - 1)
         hidden = self.decoder.forward(
             hidden,
             self.decoder.rotary(self._positions(decode, step.prefill)),
@@ -130,16 +135,10 @@ class Runner:
             self._groups(decode),
             chunks,
             deepstack,
+            None if len(rows) == len(ids) else self._int64(rows),
         )
-        sampled, rows = list(decode), list(range(len(decode)))
-        for chunk, place in zip(step.prefill, chunks, strict=True):
-            if chunk.samples:
-                sampled.append(chunk.sequence)
-                rows.append(place.first + place.count - 1)
         if not sampled:
             return [], hidden.new_empty((0, self.vocab_size), dtype=torch.float32)
-        if len(rows) < hidden.shape[0]:
-            hidden = hidden.index_select(0, self._int64(rows).to(hidden.device))
         return sampled, self.decoder.logits(hidden)
 
     def _forward_recorded(self, graphs: DecodeGraphs, decode: list[Sequence]) -> tuple[list[Sequence], Tensor]:
