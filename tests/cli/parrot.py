@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Any
 
 import qvl
@@ -17,7 +18,7 @@ CONTEXT = 4096
 
 
 class Parrot(Backend):
-    """Says the size of every picture, or an analysis with it; `parrot:slow`, `:down` and `:mute` behave like it."""
+    """Says the size of every picture, or an analysis with it; `parrot:slow`, `:stuck`, `:down` and `:mute` behave like it."""
 
     name = "parrot"
 
@@ -46,6 +47,9 @@ class Parrot(Backend):
             raise ContextLengthError(f"{needed} tokens, the context has {CONTEXT}", hint="lower max_tokens")
         if self.model == "slow":
             await asyncio.sleep(0.4)
+        if self.model == "stuck":
+            Path("asked").write_text("yes")
+            await asyncio.sleep(3600)
         words = self._answer(request).split(" ")
         for number, word in enumerate(words):
             text = word if number == 0 else " " + word

@@ -41,6 +41,18 @@ def test_ctrl_c_keeps_what_was_done_and_ends_with_130(process, shell, folder):
     assert {line["cache"] for line in again.lines} == {"hit"}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another signal there")
+def test_the_bar_counts_what_was_done_and_not_what_was_cut_off(process, pictures):
+    child = process("analyze", *pictures, "--model", "parrot:stuck")
+    wait_for(Path("asked"))
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "interrupted: 0 of 5 done" in err
+    assert "0/5" in err
+    assert "5/5" not in err
+
+
 def test_a_closed_pipe_is_a_quiet_end(process, folder):
     names = [make_picture(f"{number:02}.png", 20 + number, 20) for number in range(30)]
     reader, writer = os.pipe()

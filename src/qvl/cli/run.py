@@ -91,9 +91,13 @@ async def _once(
 
     async def answer(work: Work) -> Answer:
         try:
-            return await _logged(work, one)
-        finally:
+            answered = await _logged(work, one)
+        except QvlError:
             advance()
+            raise
+        # Not where the run was cut off: the bar counts what was done.
+        advance()
+        return answered
 
     batch = [Work(given, new_request_id()) for given in works]
     async with aclosing(map_in_order(batch, answer, concurrency or pipeline.concurrency, False)) as items:
