@@ -18,7 +18,7 @@ CONTEXT = 4096
 
 
 class Parrot(Backend):
-    """Says the size of every picture, or an analysis with it; `parrot:slow`, `:stuck`, `:down` and `:mute` behave like it."""
+    """Says the size of every picture, or an analysis with it; `:slow`, `:stuck`, `:down` and `:mute` behave like it."""
 
     name = "parrot"
 
