@@ -28,7 +28,7 @@ from qvl.errors import (
 )
 from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask, collect, idle
-from qvl.testing.endpoint import Answer, CutOff, Events, Flood, Hang, Stall, Status, Text
+from qvl.testing.endpoint import Answer, CutOff, Echo, Events, Flood, Hang, Stall, Status, Text
 
 pytestmark = pytest.mark.anyio
 
@@ -267,6 +267,16 @@ class TestWaiting:
         error = await error_after(endpoint, total_timeout=0.5, max_retries=50)
         assert isinstance(error, BackendUnavailableError)
         assert len(endpoint.chats) == 1
+
+    async def test_the_total_covers_an_answer_that_was_cut_off_and_the_one_that_replaces_it(
+        self, endpoint: ScriptedEndpoint
+    ) -> None:
+        """Each of the two would be in time."""
+        endpoint.say(CutOff(after=4, pause=0.3), Echo(pause=0.3))
+        async with backend_at(endpoint, total_timeout=2.4) as backend:
+            with pytest.raises(BackendTimeoutError):
+                await backend.generate(ask("one two three"))
+        assert len(endpoint.chats) == 2
 
     async def test_leaving_a_stream_ends_the_work_at_the_endpoint(self, endpoint: ScriptedEndpoint) -> None:
         endpoint.say(Stall(after=3))

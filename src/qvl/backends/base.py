@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, final
@@ -18,6 +19,8 @@ from qvl.types import ChatRequest, Chunk, Folder, Result
 
 # The code of an error that ends a stream in the middle of an answer which the same request may well get whole.
 CUT_OFF: Final = "stream_cut_off"
+# When the request was asked for first, while it is asked for once more.
+_BEGAN: Final[ContextVar[float | None]] = ContextVar("qvl.began", default=None)
 ALL_SAMPLING: Final = frozenset(
     {
         "temperature",
@@ -36,6 +39,11 @@ ALL_SAMPLING: Final = frozenset(
         "n",
     }
 )
+
+
+def began() -> float:
+    """The time.monotonic() from which the time allowed for a request counts: now, unless this is its repetition."""
+    return _BEGAN.get() or time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +167,22 @@ class Backend(ABC):
     ) -> Folder:
         """Reads `stream` to its end. An answer that was cut off is asked for once more, if `take_back` allows.
 
+        Both together have the time of one (see `began`).
+
         `on_chunk` sees every chunk. `take_back` forgets the chunks of the answer that was cut off and returns whether
         that is possible: False when somebody has seen one of them already.
         """
+        start = began()
         try:
             return await self._read(request, on_chunk)
         except BackendError as exc:
             if exc.code != CUT_OFF or not take_back():
                 raise
-        return await self._read(request, on_chunk)
+        token = _BEGAN.set(start)
+        try:
+            return await self._read(request, on_chunk)
+        finally:
+            _BEGAN.reset(token)
 
     async def _read(self, request: ChatRequest, on_chunk: Callable[[Chunk], None]) -> Folder:
         folder = Folder(want_logprobs=request.sampling.logprobs is not None)

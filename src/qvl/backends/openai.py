@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
-from qvl.backends.base import CUT_OFF, Backend, Capabilities
+from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
 from qvl.backends.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url
 from qvl.backends.endpoint_list import Listed, by_name
 from qvl.backends.failures import Blame, Failed, Repeat
@@ -182,7 +182,7 @@ class OpenAIBackend(Backend):
         self._running += 1
         self._counts["requests"] += 1
         try:
-            async with aclosing(self._answer(request, started)) as chunks:
+            async with aclosing(self._answer(request)) as chunks:
                 first = 0.0
                 async for chunk in chunks:
                     first = first or time.monotonic() - started
@@ -200,9 +200,9 @@ class OpenAIBackend(Backend):
         finally:
             self._running -= 1
 
-    async def _answer(self, request: ChatRequest, started: float) -> AsyncGenerator[Chunk, None]:
+    async def _answer(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         """Attempt after attempt, until an endpoint has begun to answer."""
-        deadline = started + self._timeouts.total
+        deadline = began() + self._timeouts.total
         key = request.pictures[0].sha256 if request.pictures else None
         cost = picture_tokens(request)
         repeatable = _repeatable(request)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.backends.base import CUT_OFF, Backend, Capabilities
+from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
 from qvl.errors import (
     BackendError,
     BackendUnavailableError,
@@ -242,7 +242,7 @@ class RayBackend(Backend):
 
     async def _answer(self, deployment: Deployment, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         """Attempt after attempt, until the answer is whole."""
-        deadline = time.monotonic() + self._total_timeout
+        deadline = began() + self._total_timeout
         key = request.pictures[0].sha256 if request.pictures else None
         given = Continuation()
         lost: set[str] = set()

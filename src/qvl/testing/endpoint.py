@@ -153,9 +153,10 @@ class CutOff:
 
     after: int = 2
     clean: bool = False
+    pause: float = 0.0
 
     async def __call__(self, exchange: Exchange) -> None:
-        await _stream(exchange, 0.0, self.after)
+        await _stream(exchange, self.pause, self.after)
         if not self.clean:
             exchange.close(reset=True)
 
