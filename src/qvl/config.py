@@ -6,6 +6,7 @@ The config file is TOML: `QVL_CONFIG` names it, else `config.toml` in the platfo
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,8 +69,18 @@ def load(**arguments: Any) -> Settings:
     except ValidationError as exc:
         first = exc.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown_setting(name, Settings.model_fields) from exc
         raise ConfigError(
             f"setting {name!r}: {first['msg']}", hint=f"argument, QVL_{name.upper()} or {config_path()}", param=name
         ) from exc
     except ValueError as exc:
         raise ConfigError(f"{config_path()} is no valid TOML: {exc}") from exc
+
+
+def unknown_setting(name: str, known: Iterable[str], table: str = "") -> ConfigError:
+    """The error for a name in the config file, or in one of its tables, that is none of `known`."""
+    from qvl.plugins import nearest
+
+    where = f"[{table}] of {config_path()}" if table else str(config_path())
+    return ConfigError(f"unknown setting {name!r} in {where}", hint=nearest(name, known), param=name)

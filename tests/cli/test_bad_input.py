@@ -232,6 +232,24 @@ def test_wrong_use_is_one_line_that_names_the_help(qvl, arguments, words):
     assert ran.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "arguments", "near"),
+    [
+        ("cach = 'a.db'", ["analyze", "x.png"], "did you mean 'cache'?"),
+        ("[serve]\nmax-queu = 7", ["serve"], "did you mean 'max_queue'?"),
+        ("[serv]\nport = 7", ["serve"], "did you mean 'serve'?"),
+    ],
+)
+def test_a_setting_that_is_none_is_told_with_the_nearest(qvl, folder, monkeypatch, text, arguments, near):
+    (folder / "mine.toml").write_text(text)
+    monkeypatch.setenv("QVL_CONFIG", "mine.toml")
+    ran = qvl(*arguments)
+    assert ran.code == 2
+    assert "unknown setting" in ran.error
+    assert "mine.toml" in ran.error
+    assert near in ran.error
+
+
 def test_a_group_alone_shows_its_help(qvl):
     ran = qvl("cache")
     assert ran.code == 2

@@ -32,7 +32,8 @@ def test_the_order_of_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("modle = 'x'", "modle"),
+        ("modle = 'x'", "unknown setting 'modle' in"),
+        ("modle = 'x'", "did you mean 'model'?"),
         ("concurrency = 'many'", "concurrency"),
         ("not toml", "TOML"),
     ],

@@ -51,10 +51,16 @@ def one_line_errors_at_top(guard: Any) -> Any:
 
 
 def _from_config_file() -> dict[str, Any]:
-    """The `[serve]` table of qvl's config file, by option name."""
+    """The `[serve]` table of qvl's config file, by option name; a ConfigError where it names none."""
+    from inspect import signature
+
     from qvl import config
 
-    return {name.replace("-", "_"): value for name, value in config.load().serve.items()}
+    table = {name.replace("-", "_"): value for name, value in config.load().serve.items()}
+    known = [name for name in signature(serve).parameters if name != "ctx"]
+    for name in table.keys() - known:
+        raise config.unknown_setting(name, known, "serve")
+    return table
 
 
 def serve(
