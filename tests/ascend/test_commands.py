@@ -107,6 +107,29 @@ def test_npus_that_are_not_there_end_it_with_one_line(app: typer.Typer, machine:
     assert not (machine.calls / "docker").exists() or all(words[0] != "run" for words in calls(machine))
 
 
+def test_all_that_is_missing_is_told_at_once(app: typer.Typer) -> None:
+    result = run(app, ["launch", "--compose", "out", "--engine", "vllm"])
+
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    for word in ("MODEL", "--image", "--pool-image", "qvl launch Qwen/"):
+        assert word in result.stderr
+
+
+def test_folders_that_are_not_there_are_told_before_docker_makes_them(app: typer.Typer, tmp_path: Path) -> None:
+    (tmp_path / "answers").mkdir()
+    words = ["launch", str(tmp_path / "weights"), "--image", "qvl-npu:0.1.0", "--dry-run"]
+    words += ["--hub-cache", str(tmp_path / "hub"), "--answers", str(tmp_path / "answers")]
+    result = run(app, words)
+
+    assert result.exit_code == 0
+    said = result.stderr.splitlines()
+    assert [line.split()[:3] for line in said] == [
+        ["warning:", "MODEL", str(tmp_path / "weights")],
+        ["warning:", "--hub-cache", str(tmp_path / "hub")],
+    ]
+
+
 def test_compose_writes_all_files_that_it_needs(app: typer.Typer, tmp_path: Path) -> None:
     words = [*LAUNCH, "--image", "qvl-npu:0.1.0", "--npus", "0-3", "--compose", str(tmp_path / "out")]
     result = run(app, words)

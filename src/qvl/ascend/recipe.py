@@ -143,6 +143,12 @@ def volumes(plan: Plan) -> list[tuple[str, str, bool]]:
     return mounts
 
 
+def absent_folders(plan: Plan) -> list[tuple[str, str]]:
+    """(option, folder) of those of this host that are to be mounted and are not there."""
+    wanted = {"MODEL": plan.weights, "--hub-cache": plan.hub_cache, "--answers": plan.answers, "--code": plan.code}
+    return [(option, str(folder)) for option, folder in wanted.items() if folder and not Path(folder).is_dir()]
+
+
 def devices(plan: Plan) -> list[str]:
     """The nodes of the NPUs asked for, and the control nodes; nothing else."""
     return [*(f"/dev/davinci{number}" for number in plan.npus), *DEVICE_NODES]

@@ -24,8 +24,8 @@ def register(app: typer.Typer) -> None:
 
 def launch(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A checkpoint folder of this host, or a hub id.")],
-    image: Annotated[str, typer.Option(help="Image with its tag; none is assumed.")],
+    model: Annotated[str, typer.Argument(help="A checkpoint folder of this host, or a hub id. Required.")] = "",
+    image: Annotated[str, typer.Option(help="Image with its tag; none is assumed. Required.")] = "",
     engine: Annotated[str, typer.Option(help="qvl (qvl-serve) or vllm (vllm serve).")] = "qvl",
     npus: Annotated[str, _host(help="0,1 or 0-3 or all; only these are given.")] = "0",
     port: Annotated[int, _host(help="Port to publish.")] = 8000,
@@ -54,11 +54,17 @@ def launch(
     from qvl.ascend import devices
     from qvl.ascend.host import Host
     from qvl.ascend.launch import LaunchError
-    from qvl.ascend.recipe import KEY_NAMES, Plan
+    from qvl.ascend.recipe import KEY_NAMES, Plan, absent_folders
     from qvl.errors import ConfigError, QvlError
 
     this = Host()
     try:
+        # All at once, and not one a try, as the options' own check would.
+        if missing := _missing(model, image, engine, compose, pool_image):
+            raise ConfigError(
+                f"missing: {', '.join(missing)}",
+                hint="qvl launch Qwen/Qwen3-VL-8B-Instruct --image qvl-npu:0.1.0 --npus 0",
+            )
         wanted = devices.parse_npus(npus, devices.device_numbers(this))
         plan = Plan(
             model=model,
@@ -79,6 +85,10 @@ def launch(
             with_key=bool(this.environ.get(KEY_NAMES.get(engine, ""))),
             extra=tuple(context.args),
         )
+        for option, folder in absent_folders(plan):
+            typer.echo(
+                f"warning: {option} {folder} is not there; docker would mount an empty folder of root's", err=True
+            )
         if compose is not None:
             _write_compose(plan, wanted, pool_image, compose)
             return
@@ -92,6 +102,17 @@ def launch(
             typer.echo(error.log, err=True)
         typer.echo(f"qvl launch: {error}", err=True)
         raise typer.Exit(2) from error
+
+
+def _missing(model: str, image: str, engine: str, compose: Path | None, pool_image: str) -> list[str]:
+    """What has to be said and was not."""
+    pool = compose is not None and engine == "vllm" and not pool_image
+    wanted = {
+        "MODEL": not model,
+        "--image NAME:TAG": not image,
+        "--pool-image NAME:TAG (an image with qvl[server,redis] in it, for --compose --engine vllm)": pool,
+    }
+    return [what for what, lacking in wanted.items() if lacking]
 
 
 def _run(host: Host, plan: Plan, *, share: bool, dry_run: bool, wait: float) -> None:
@@ -111,14 +132,8 @@ def _run(host: Host, plan: Plan, *, share: bool, dry_run: bool, wait: float) -> 
 
 def _write_compose(plan: Plan, npus: tuple[int, ...], pool_image: str, folder: Path) -> None:
     from qvl.ascend import compose
-    from qvl.errors import ConfigError
 
-    pool = pool_image or (plan.image if plan.engine == "qvl" else "")
-    if not pool:
-        raise ConfigError(
-            "--compose with --engine vllm wants --pool-image", hint="an image with qvl[server,redis] in it"
-        )
-    for path, text in compose.files(plan, npus, pool_image=pool).items():
+    for path, text in compose.files(plan, npus, pool_image=pool_image or plan.image).items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
