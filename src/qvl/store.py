@@ -162,18 +162,22 @@ class Store:
         entry = await self._call("read", lambda: self.cache.peek(key), None, instant=True)
         if entry is None and not self.cache.instant:
             entry = await self._call("read", lambda: self.cache.get(key), None)
-        return _fresh(entry, max_age)
+        if self.cache.layered and _too_old(entry, max_age):
+            entry = await self._call("read", lambda: self.cache.reread(key), None)
+        return None if _too_old(entry, max_age) else entry
 
     def get_here(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
         """As `get`, in this thread, which waits for the cache."""
         try:
             entry = self.cache.get(key)
+            if self.cache.layered and _too_old(entry, max_age):
+                entry = self.cache.reread(key)
         except CacheError as exc:
             self._failed("read", "read", exc)
             return None
         if not self.cache.instant:
             self._worked("read")
-        return _fresh(entry, max_age)
+        return None if _too_old(entry, max_age) else entry
 
     async def set(self, key: str, entry: CacheEntry) -> None:
         await self._call("write", lambda: self.cache.set(key, entry, ttl=self.ttl), None)
@@ -266,6 +270,5 @@ class Store:
             self.cache.close()
 
 
-def _fresh(entry: CacheEntry | None, max_age: float | None) -> CacheEntry | None:
-    stale = entry is not None and max_age is not None and time.time() - entry.created_at > max_age
-    return None if stale else entry
+def _too_old(entry: CacheEntry | None, max_age: float | None) -> bool:
+    return entry is not None and max_age is not None and time.time() - entry.created_at > max_age

@@ -1,4 +1,4 @@
-"""What only the Redis cache promises: faults that cost a miss and nothing more, many processes, all kinds of URL."""
+"""What only the Redis cache promises: faults that cost a miss and nothing more, many processes, all kinds of server."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qvl.caches.base import Cache, CacheEntry
-from qvl.caches.memory import MemoryCache
+from qvl.caches.base import Cache
 from qvl.caches.redis import RedisCache, open_redis
-from qvl.caches.redis_url import RedisAddress
-from qvl.caches.tiered import TieredCache
-from qvl.errors import CacheError, ConfigError, MissingDependencyError
+from qvl.errors import CacheError
 from qvl.testing.cache_contract import entry, eventually
 
 from .conftest import Start
@@ -305,58 +301,6 @@ def test_every_exception_of_the_redis_package_becomes_ours(kind: type[Exception]
         raise exception
 
 
-# In front
-
-
-def test_a_hot_key_costs_no_round_trip_and_outlives_the_server(redis_server: Serve) -> None:
-    server = redis_server()
-    with open_redis(server.url) as cache:
-        cache.set("hot", entry())
-        cache.get("hot")
-        server.kill()
-        for _ in range(100):
-            assert cache.get("hot") == entry()
-        with pytest.raises(CacheError):
-            cache.set("new", entry(), ttl=60)
-        found = cache.get("new")
-        assert found is not None
-        assert found.text == entry().text
-        assert cache.stats().hits == 102
-
-
-@pytest.mark.parametrize("change", ["set", "delete", "clear"])
-def test_what_was_read_while_it_changed_does_not_stay_in_front(change: str) -> None:
-    class Back(MemoryCache):
-        """Answers with what was there when the question began."""
-
-        def get(self, key: str) -> CacheEntry | None:
-            found = super().get(key)
-            if between:
-                between.pop()()
-            return found
-
-    between: list[Callable[[], object]] = []
-    old, new = entry(), replace(entry(), text="new")
-    cache = TieredCache(Back())
-    cache.set("k", old)
-    changes = {"set": lambda: cache.set("k", new), "delete": lambda: cache.delete("k"), "clear": cache.clear}
-    between.append(changes[change])
-    assert cache.get("k") == old
-    assert cache.get("k") == (new if change == "set" else None)
-
-
-def test_what_another_process_cleared_leaves_the_front_with_its_time(redis_url: str) -> None:
-    now = [1000.0]
-    with RedisCache(redis_url) as back, RedisCache(redis_url) as elsewhere:
-        cache = TieredCache(back, front_ttl=30, clock=lambda: now[0])
-        cache.set("k", entry())
-        assert cache.get("k") == entry()
-        elsewhere.clear()
-        assert cache.get("k") == entry()
-        now[0] += 31
-        assert cache.get("k") is None
-
-
 # Other kinds of server
 
 
@@ -404,62 +348,3 @@ def test_sentinels_lead_to_the_primary(redis_server: Serve) -> None:
         assert b"db2" in primary.command(b"INFO keyspace")
     with open_redis(url.replace("qvl-main", "another")) as cache, pytest.raises(CacheError, match="another"):
         cache.get("k")
-
-
-# URLs
-
-
-@pytest.mark.parametrize(
-    ("url", "hosts", "db"),
-    [
-        ("redis:", (("localhost", 6379),), 0),
-        ("redis://", (("localhost", 6379),), 0),
-        ("redis://cache", (("cache", 6379),), 0),
-        ("redis://cache:7000/4", (("cache", 7000),), 4),
-        ("redis://cache:7000?db=4", (("cache", 7000),), 4),
-        ("redis://[::1]:7000/1", (("::1", 7000),), 1),
-        ("rediss://u:p%40ss@cache/0?ssl_cert_reqs=none", (("cache", 6379),), 0),
-        ("redis+sentinel://a,b:26380/main/2", (("a", 26379), ("b", 26380)), 2),
-        ("redis+cluster://a:1,b:2,c", (("a", 1), ("b", 2), ("c", 6379)), 0),
-    ],
-)
-def test_urls_name_servers(url: str, hosts: tuple[tuple[str, int], ...], db: int) -> None:
-    address = RedisAddress.parse(url, {})
-    assert (address.hosts, address.db) == (hosts, db)
-
-
-def test_credentials_are_unquoted_and_not_shown() -> None:
-    address = RedisAddress.parse("redis://us%3Aer:p%40ss@cache:1/0", {})
-    assert (address.arguments["username"], address.arguments["password"]) == ("us:er", "p@ss")
-    assert "p@ss" not in repr(address)
-    assert RedisCache("redis://u:secret@cache:1/0").url == "redis://cache:1/0"
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("redis:/x", "redis://host"),
-        ("redis://host:port/0", "'port' is no port"),
-        ("redis://host/zero", "'zero' is no database"),
-        ("redis://a,b/0", "cannot be read"),
-        ("redis://host/0?soket_timeout=1", "socket_timeout"),
-        ("redis://host/0?socket_timeout=soon", "seconds"),
-        ("redis://host/0?front=perhaps", "yes or no"),
-        ("redis://host/0?front_ttl=0", "front_ttl"),
-        ("redis://host/0?prefix=", "prefix"),
-        ("redis+sentinel://host", "service"),
-        ("redis+cluster://host/3", "databases"),
-        ("unix://socket", "socket"),
-        ("redis://user:secret@host:x/0", "'x' is no port"),
-    ],
-)
-def test_bad_urls_say_the_way_out(url: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
-        open_redis(url)
-    assert "secret" not in str(caught.value)
-
-
-def test_without_the_package_the_pip_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'qvl\[redis\]'"):
-        open_redis("redis://localhost")

@@ -107,6 +107,8 @@ class Cache(ABC):
     url: str = ""
     # Whether get() never waits for a disk, a network or another process, so that it needs no thread.
     instant: bool = False
+    # Whether get() may answer with a copy that is older than what the store has.
+    layered: bool = False
 
     @abstractmethod
     def get(self, key: str) -> CacheEntry | None:
@@ -115,6 +117,10 @@ class Cache(ABC):
     def peek(self, key: str) -> CacheEntry | None:
         """The entry, where that can be told without waiting for a disk, a network or another process; else None."""
         return self.get(key) if self.instant else None
+
+    def reread(self, key: str) -> CacheEntry | None:
+        """As `get`, but of the store itself where there are copies in front of it."""
+        return self.get(key)
 
     @abstractmethod
     def set(self, key: str, entry: CacheEntry, *, ttl: float | None = None) -> None:

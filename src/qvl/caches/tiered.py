@@ -26,6 +26,8 @@ class TieredCache(Cache):
         clock: seconds since the epoch.
     """
 
+    layered = True
+
     def __init__(
         self,
         back: Cache,
@@ -46,13 +48,15 @@ class TieredCache(Cache):
 
     def get(self, key: str) -> CacheEntry | None:
         entry = self.front.get(key)
-        if entry is None:
-            before = self._changes
-            if (entry := self.back.get(key)) is not None:
-                with self._changing:
-                    # What was read while something changed may be what was there before.
-                    if before == self._changes:
-                        self._keep(key, entry)
+        return self.reread(key) if entry is None else entry
+
+    def reread(self, key: str) -> CacheEntry | None:
+        before = self._changes
+        if (entry := self.back.get(key)) is not None:
+            with self._changing:
+                # What was read while something changed may be what was there before.
+                if before == self._changes:
+                    self._keep(key, entry)
         return entry
 
     def peek(self, key: str) -> CacheEntry | None:
