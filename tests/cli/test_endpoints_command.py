@@ -19,7 +19,8 @@ def _no_environment(monkeypatch):
     fleet.forget_probes()
 
 
-def test_endpoints_are_examined(qvl):
+def test_endpoints_are_examined(qvl, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with ScriptedEndpoint() as one, ScriptedEndpoint(ignores=("response_format", "image_url")) as weak:
         ran = qvl("endpoints", "--base-url", one.url, "--base-url", weak.url, "--json")
         table = qvl("endpoints", "--base-url", one.url)
@@ -35,6 +36,7 @@ def test_endpoints_are_examined(qvl):
     assert table.code == 0
     assert "pictures" in table.out
     assert "100000" in table.out
+    assert f"endpoint {one.url}" in " ".join(table.out.split())
 
 
 def test_an_endpoint_that_is_not_there_or_refuses_is_told_and_exits_1(qvl, monkeypatch, folder):
@@ -70,6 +72,7 @@ def test_the_pool_of_a_server_is_shown_as_it_stands(qvl, serve, monkeypatch):  #
         assert (refused.code, "QVL_API_KEY" in refused.error) == (1, True)
         monkeypatch.setenv("QVL_API_KEY", "sesame")
         ran = qvl("endpoints", "--url", f"{server.url}/v1", "--json")
+        monkeypatch.setenv("COLUMNS", "80")
         table = qvl("endpoints", "--url", server.url)
     up, resting = json.loads(ran.out)["endpoints"]
     assert (up["url"], up["state"], up["requests_total"], up["failures_total"]) == (one.url, "up", 4, 0)
@@ -78,7 +81,9 @@ def test_the_pool_of_a_server_is_shown_as_it_stands(qvl, serve, monkeypatch):  #
     assert (resting["url"], resting["state"]) == (gone.url, "resting")
     assert resting["failures_total"] >= 1
     assert (ran.code, table.code) == (1, 1)
+    assert f"{gone.url} " in table.out, "80 columns are enough for a URL"
     assert "resting" in table.out
+    assert "weight=2 limit=5" in table.out
 
 
 def test_what_is_no_pool_is_one_line(qvl, serve):  # noqa: F811

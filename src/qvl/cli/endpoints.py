@@ -154,28 +154,28 @@ def read_metrics(text: str, url: str) -> list[dict[str, Any]]:
 
 
 def pool_table(found: Sequence[dict[str, Any]]) -> Table:
-    """A row for each endpoint of a running server."""
+    """A row for each endpoint of a running server; weight and limit stand under its name, as in a list of endpoints."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     from qvl.cli.show import seconds
 
-    table = Table()
-    table.add_column("endpoint", overflow="fold")
+    # No lines between the columns, and headings of short words: all of it fits in a terminal of 80.
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("endpoint", no_wrap=True, overflow="fold")
     table.add_column("state")
-    headings = "running", "picture tokens", "requests", "failures", "first token", "weight", "limit", "tried again in"
-    for name in headings:
-        table.add_column(name, justify="right")
+    for heading in ("running", "picture tokens", "asked", "failed", "first token"):
+        table.add_column(heading, justify="right")
     for one in found:
-        limit = one.get("limit")
+        known = (("weight", one.get("weight", 1.0), 1.0), ("limit", one.get("limit"), None))
+        told = " ".join(f"{name}={value:g}" for name, value, usual in known if value != usual)
+        rest = one.get("rest_seconds", 0.0)
         table.add_row(
-            Text(one["url"]),
-            Text(one["state"], style=_BAD_STATES.get(one["state"], "green")),
+            Text(one["url"]).append(f"\n{told}" if told else "", style="dim"),
+            Text(f"{one['state']}\n{seconds(rest)}" if rest else one["state"], _BAD_STATES.get(one["state"], "green")),
             *(str(one.get(name, "")) for name in SHOWN),
             seconds(one.get("first_token_seconds", 0.0)),
-            f"{one.get('weight', 1.0):g}",
-            "–" if limit is None else f"{limit:g}",
-            seconds(one.get("rest_seconds", 0.0)),
         )
     return table
 
@@ -208,29 +208,33 @@ def _told(one: Examined) -> dict[str, Any]:
 
 
 def examined_table(found: Sequence[dict[str, Any]]) -> Table:
-    """A row for each endpoint that was examined."""
+    """A section for each endpoint that was examined: a line for its name and one for each thing that is known of it."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     from qvl.cli.show import seconds
 
-    table = Table()
-    for name in ("endpoint", "models", "can do"):
-        table.add_column(name, overflow="fold")
-    for name in ("context", "list of models", "first token"):
-        table.add_column(name, justify="right")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for one in found:
         have = one["capabilities"] or {}
         can = [name for name, there in (("pictures", have.get("images")), ("tools", have.get("tools"))) if there]
-        can += [*have.get("response_formats", ()), *have.get("sampling", ())]
-        table.add_row(
-            Text(one["url"], style="green" if one["reachable"] else "red"),
-            Text(", ".join(one["models"])),
-            Text(one["error"], style="red") if one["error"] else Text(", ".join(can)),
-            str(have.get("max_context") or ""),
-            seconds(one["models_seconds"]),
-            seconds(one["first_token_seconds"]),
+        table.add_row("endpoint", Text(one["url"], style="green" if one["reachable"] else "red"))
+        facts = (
+            ("error", one["error"] or ""),
+            ("models", ", ".join(one["models"])),
+            ("context", str(have.get("max_context") or "")),
+            ("can do", ", ".join([*can, *have.get("response_formats", ())])),
+            ("parameters", ", ".join(have.get("sampling", ()))),
+            ("list of models", seconds(one["models_seconds"]) if one["models_seconds"] else ""),
+            ("first token", seconds(one["first_token_seconds"]) if one["first_token_seconds"] else ""),
         )
+        for name, told in facts:
+            if told:
+                table.add_row(Text(name, style="dim"), Text(told, style="red" if name == "error" else ""))
+        table.add_section()
     return table
 
 
