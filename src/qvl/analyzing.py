@@ -11,63 +11,79 @@ from pydantic import BaseModel, ValidationError
 
 from qvl import analysis
 from qvl.analysis import AnalysisResult, ProductAnalysis
+from qvl.calls import Call
 from qvl.errors import AnalysisError, ConfigError
 from qvl.flight import Outcome, Written
-from qvl.messages import load_pictures, sampling_params
+from qvl.ids import new_request_id
+from qvl.messages import sampling_params
 from qvl.types import ChatRequest, ResponseFormat, Result, Usage
 
 if TYPE_CHECKING:
-    from qvl.pipeline import AsyncPipeline, Job
+    from qvl.answering import Answering, Job
+    from qvl.backends.base import Capabilities
+    from qvl.media import MediaPolicy, Picture
     from qvl.store import CacheMode, CachePolicy
+    from qvl.types import CacheState
 
 MAX_TOKENS: Final = 512
 
 
-class Analyzer:
-    """One schema in one language over one pipeline."""
+class AnalyzeCall(Call[AnalysisResult[Any]]):
+    """The analysis of one product, shown on the pictures `sources`; `params` are SamplingParams and the like."""
 
-    def __init__(self, pipeline: AsyncPipeline, schema: type[Any], language: str) -> None:
+    def __init__(
+        self,
+        pipeline: Answering,
+        sources: Sequence[Any],
+        *,
+        schema: type[Any],
+        language: str,
+        cache: CacheMode | CachePolicy | None,
+        params: Mapping[str, Any],
+        namespace: str | None = None,
+        policy: MediaPolicy | None = None,
+        started: float | None = None,
+    ) -> None:
+        super().__init__(pipeline, cache, namespace=namespace, policy=policy, started=started)
         if not (isinstance(schema, type) and issubclass(schema, BaseModel)):
             raise ConfigError(f"schema must be a pydantic model class, not {schema!r}", param="schema")
-        self.pipeline = pipeline
         box = analysis.boxed(schema)
         self.schema: type[BaseModel] = box or schema
         self._boxed = box is not None
         self.language = analysis.check_language(language)
+        self.sources = sources
+        given = dict(params)
+        self._request_id: str = given.pop("request_id", None) or new_request_id()
+        self._max_pixels: int | None = given.pop("max_pixels", None)
+        self._extra: Mapping[str, Any] = given.pop("extra", None) or {}
+        self._sampling = sampling_params({"max_tokens": MAX_TOKENS, **given})
+        if self._sampling.n != 1:
+            raise ConfigError("an analysis is one answer", hint="leave n out", param="n")
+        if not sources:
+            raise ConfigError("an analysis needs a picture", hint="give a path, URL, bytes or picture")
+        self.work = self._work
 
-    async def run(
-        self,
-        sources: Sequence[Any],
-        cache: CacheMode | CachePolicy,
-        started: float,
-        params: Mapping[str, Any],
-        *,
-        namespace: str | None = None,
-        policy: Any = None,
-    ) -> AnalysisResult[Any]:
-        """Analyzes one product, shown on the pictures `sources`.
-
-        Raises:
-            AnalysisError: no valid answer, also when asked again once.
-        """
-        request = await self.request(sources, params, policy)
-        job = await self.pipeline.job(
-            request,
-            cache,
-            namespace=namespace,
-            started=started,
+    def job(self, pictures: Sequence[Picture]) -> Job | None:
+        have = self.pipeline.backend.peek_capabilities()
+        if have is None:
+            if not self.pipeline.opened:
+                return None
+            have = self.pipeline.backend.capabilities
+        return self.pipeline.job_now(
+            self._request(pictures, have),
+            self.cache,
+            namespace=self.namespace,
+            started=self.started,
             task="analyze",
             language=self.language,
             prompt_version=analysis.prompt_version(self.schema),
         )
-        outcome, state = await self.pipeline.execute(job, self._work)
+
+    def answered(self, job: Job, outcome: Outcome, state: CacheState) -> AnalysisResult[Any]:
         try:
             value = analysis.validate(outcome.analysis, self.schema)
-        except ValidationError:
-            # Kept for a class of the same shape with other validators: a new answer may fit.
-            job = dataclasses.replace(job, policy=dataclasses.replace(job.policy, read=False))
-            outcome, state = await self.pipeline.execute(job, self._work)
-            value = self._valid(outcome)
+        except ValidationError as exc:
+            raise AnalysisError("the analysis does not fit the schema", raw=outcome.result.text) from exc
         result = self.pipeline.finish(job, outcome, state)
         if isinstance(value, ProductAnalysis):
             value.came_from(result)
@@ -80,35 +96,20 @@ class Analyzer:
             confidence_method=outcome.confidence.get("confidence_method"),
         )
 
-    async def request(self, sources: Sequence[Any], params: Mapping[str, Any], policy: Any = None) -> ChatRequest:
-        """The first question. The backend is opened only if it cannot tell its capabilities without."""
-        from qvl.pipeline import new_request_id
-
-        given = dict(params)
-        request_id = given.pop("request_id", None) or new_request_id()
-        max_pixels = given.pop("max_pixels", None)
-        extra = given.pop("extra", None) or {}
-        sampling = sampling_params({"max_tokens": MAX_TOKENS, **given})
-        if sampling.n != 1:
-            raise ConfigError("an analysis is one answer", hint="leave n out", param="n")
-        pictures = await load_pictures(sources, policy or self.pipeline.media)
-        if not pictures:
-            raise ConfigError("an analysis needs a picture", hint="give a path, URL, bytes or picture")
-        have = self.pipeline.backend.peek_capabilities()
-        if have is None:
-            await self.pipeline.open()
-            have = self.pipeline.backend.capabilities
+    def _request(self, pictures: Sequence[Picture], have: Capabilities) -> ChatRequest:
+        """The first question."""
+        sampling = self._sampling
         if have.logprobs and sampling.logprobs is None:
             sampling = dataclasses.replace(sampling, logprobs=0)
         return ChatRequest(
             messages=analysis.build_messages(
-                pictures, schema=self.schema, language=self.language, spell_out_schema=not have.json_schema
+                list(pictures), schema=self.schema, language=self.language, spell_out_schema=not have.json_schema
             ),
             sampling=sampling,
             response_format=analysis.response_format(self.schema) if have.json_schema else ResponseFormat(),
-            max_pixels=max_pixels,
-            request_id=request_id,
-            extra=extra,
+            max_pixels=self._max_pixels,
+            request_id=self._request_id,
+            extra=self._extra,
         )
 
     async def _work(self, job: Job, emit: Written) -> Outcome:
@@ -146,12 +147,6 @@ class Analyzer:
 
     def _parse(self, result: Result) -> BaseModel:
         return analysis.parse(result.text, self.schema, complete=result.finish_reason != "length")
-
-    def _valid(self, outcome: Outcome) -> BaseModel:
-        try:
-            return analysis.validate(outcome.analysis, self.schema)
-        except ValidationError as exc:
-            raise AnalysisError("the analysis does not fit the schema", raw=outcome.result.text) from exc
 
 
 def _with_usage_of(first: Result, second: Result) -> Result:

@@ -1,6 +1,7 @@
 """`Pipeline`: the signatures of `AsyncPipeline` without `await`, for scripts, notebooks and threads.
 
-One event loop in a daemon thread does the work, so it can be used where a loop is running already (notebooks).
+One event loop in a daemon thread does the work, so it can be used where a loop is running already (notebooks). A
+picture is read, hashed and looked up by the thread that asks, so a known answer needs no other.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from pydantic import BaseModel
 
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
-from qvl.errors import ConfigError
+from qvl.calls import Call, ChatCall
+from qvl.errors import AnalysisError, ConfigError
 from qvl.flight import CLOSE_SECONDS
 from qvl.log import logger
 from qvl.mapping import MapItem
-from qvl.pipeline import AsyncPipeline
+from qvl.messages import load_picture_here
+from qvl.pipeline import AsyncPipeline, question_messages
 from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
@@ -98,7 +101,7 @@ class Pipeline:
         cache: CacheMode | None = None,
         **params: Any,
     ) -> Result:
-        return self._call(self.pipeline.ask, pictures, question, system=system, cache=cache, **params)
+        return self.chat(question_messages(pictures, question, system), cache=cache, **params)
 
     def stream(
         self,
@@ -112,7 +115,7 @@ class Pipeline:
         return self._iterate(self.pipeline.stream(pictures, question, system=system, cache=cache, **params))
 
     def chat(self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any) -> Result:
-        return self._call(self.pipeline.chat, messages, cache=cache, **params)
+        return self._answer(ChatCall(self.pipeline, messages, cache, params))
 
     def stream_chat(
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any
@@ -148,7 +151,7 @@ class Pipeline:
         cache: CacheMode | None = None,
         **params: Any,
     ) -> Any:
-        return self._call(self.pipeline.analyze, pictures, schema=schema, language=language, cache=cache, **params)
+        return self.analyze_result(pictures, schema=schema, language=language, cache=cache, **params).value
 
     def analyze_result(
         self,
@@ -159,9 +162,7 @@ class Pipeline:
         cache: CacheMode | None = None,
         **params: Any,
     ) -> AnalysisResult[Any]:
-        return self._call(
-            self.pipeline.analyze_result, pictures, schema=schema, language=language, cache=cache, **params
-        )
+        return self._answer(self.pipeline.analyze_call(pictures, schema, language, cache, params))
 
     def map(
         self,
@@ -207,6 +208,25 @@ class Pipeline:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+    def _answer(self, call: Call[R]) -> R:
+        """Goes as far as this thread can: to a hit, or to a request that is ready for the backend.
+
+        What waits for nothing but a disk takes less time here than the way to the loop and its threads.
+        """
+        pipeline = self.pipeline
+        self._loop.refuse_fork()
+        pictures = load_picture_here(call.sources, call.policy, call.details)
+        job = None if pictures is None else call.job(pictures)
+        if job is None:
+            return self._loop.call(lambda: pipeline.answer(call, pictures))
+        hit = pipeline.look_up_here(job)
+        if hit is None:
+            job = pipeline.with_bytes_checked(job)
+        elif not pipeline.hooked:
+            with contextlib.suppress(AnalysisError):
+                return call.answered(job, hit, "hit")
+        return self._loop.call(lambda: pipeline.conclude(call, job, hit))
 
     def _call(self, function: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
         return self._loop.call(partial(function, *args, **kwargs))
@@ -276,10 +296,18 @@ class _Loop:
             portal.start_task_soon(portal.stop)
             thread.join(timeout=10)
 
+    def refuse_fork(self) -> None:
+        """Raises in the child of a process that has used the loop.
+
+        Raises:
+            ConfigError: the loop stayed with the parent.
+        """
+        if self._forked:
+            raise ConfigError("this pipeline was in use before the fork", hint="make one in each process")
+
     def _running(self) -> BlockingPortal:
         with self._lock:
-            if self._forked:
-                raise ConfigError("this pipeline was in use before the fork", hint="make one in each process")
+            self.refuse_fork()
             if self._portal is None:
                 ready: Future[BlockingPortal] = Future()
                 # A daemon, because a program that forgets close() must still end; the finalizer closes it in order.

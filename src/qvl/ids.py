@@ -21,3 +21,7 @@ if hasattr(os, "register_at_fork"):
 def new_id() -> str:
     """32 hexadecimal digits: the process, and a number in it."""
     return f"{_process[0]}{next(_COUNT):016x}"
+
+
+def new_request_id() -> str:
+    return f"qvl-{new_id()}"

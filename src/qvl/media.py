@@ -12,7 +12,6 @@ import hashlib
 import io
 import ipaddress
 import os
-import threading
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -22,6 +21,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from qvl.errors import ConfigError
+from qvl.held import HeldPixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +128,7 @@ class Picture:
     media_type: str = field(compare=False)
     source: str = field(compare=False)
     untouched: bool = field(compare=False)
-    _pixels: _Pixels | None = field(default=None, repr=False, compare=False)
+    _pixels: HeldPixels | None = field(default=None, repr=False, compare=False)
 
     if not TYPE_CHECKING:
 
@@ -180,7 +180,12 @@ class Picture:
         if size == (self.width, self.height):
             return self
         return _deferred(
-            self.sha256, size, self.source, _Pixels(rgb=pixels.resized(self.rgb(), size)), "image/png", untouched=False
+            self.sha256,
+            size,
+            self.source,
+            HeldPixels(rgb=pixels.resized(self.rgb(), size)),
+            "image/png",
+            untouched=False,
         )
 
     def decoded(self) -> Picture:
@@ -211,89 +216,8 @@ class Picture:
         return self._pixels is None or self._pixels.at_hand
 
 
-class _Pixels:
-    """Where a Picture's pixels come from, whichever thread asks first.
-
-    Encoded bytes are decoded only when pixels or passed-on bytes are wanted, so that a cache hit costs a header and a
-    hash; PNG is made only for those who send the picture on. Decoded pixels wait for their first use and go with it:
-    thousands of results may hold their pictures, and bytes are a fraction of pixels.
-    """
-
-    __slots__ = ("_check", "_decode", "_lock", "_raw", "_rgb", "_sound")
-
-    def __init__(
-        self,
-        *,
-        rgb: Image.Image | None = None,
-        decode: Callable[[], Image.Image] | None = None,
-        raw: bytes | None = None,
-        check: Callable[[], None] | None = None,
-    ) -> None:
-        self._lock = threading.Lock()
-        self._rgb = rgb
-        self._decode = decode
-        self._raw = raw
-        self._check = check
-        self._sound = rgb is not None
-
-    @property
-    def at_hand(self) -> bool:
-        return self._raw is not None and self._sound
-
-    def rgb(self) -> Image.Image:
-        with self._lock:
-            return self._taken() if self._decode is not None else self._held().copy()
-
-    def settle(self) -> None:
-        """Decodes if nobody knows yet whether the bytes are sound; the pixels then wait for their first use."""
-        with self._lock:
-            if not self._sound:
-                self._rgb = self._held()
-
-    def verify(self, *, keep: bool) -> None:
-        """Finds out whether the bytes are sound; `keep` lets pixels that this took wait for their first use."""
-        with self._lock:
-            self._verify(keep=keep)
-
-    def _verify(self, *, keep: bool) -> None:
-        if self._sound:
-            return
-        if self._check is not None:
-            self._check()
-            self._sound = True
-        else:
-            image = self._held()
-            self._rgb = image if keep else None
-
-    def encoded(self) -> bytes:
-        from qvl import pixels
-
-        with self._lock:
-            if self._raw is None:
-                return pixels.encode_png(self._taken())
-            self._verify(keep=False)
-            self._rgb = None
-            return self._raw
-
-    def _held(self) -> Image.Image:
-        """The pixels, decoded now if they do not wait here."""
-        if self._rgb is not None:
-            return self._rgb
-        assert self._decode is not None
-        image = self._decode()
-        self._sound = True
-        return image
-
-    def _taken(self) -> Image.Image:
-        """The same, which no longer wait here if they can be decoded again."""
-        image = self._held()
-        if self._decode is not None:
-            self._rgb = None
-        return image
-
-
 def _deferred(
-    sha256: str, size: tuple[int, int], source: str, held: _Pixels, media_type: str = "image/png", *, untouched: bool
+    sha256: str, size: tuple[int, int], source: str, held: HeldPixels, media_type: str = "image/png", *, untouched: bool
 ) -> Picture:
     """A Picture whose `data` is worked out on first use."""
     picture = object.__new__(Picture)
@@ -311,6 +235,10 @@ def _deferred(
 
 
 DEFAULT_POLICY: Final = MediaPolicy()
+
+
+# Encoded bytes, or characters of base64, that are hashed in less time than a change of thread takes.
+SMALL: Final = 64 * 1024
 
 
 def load(source: PictureSource, policy: MediaPolicy = DEFAULT_POLICY, *, decode: bool = True) -> Picture:
@@ -344,17 +272,35 @@ async def aload(
     `resolver` replaces the system's name resolution; the addresses it gives are checked like any other.
     """
     url = _web_url(source)
-    if url is None:
-        return await _in_worker(lambda: _load_local(source, policy, decode))
-    return await _load_url(url, policy, decode, resolver)
+    if url is not None:
+        return await _load_url(url, policy, decode, resolver)
+    if not decode and _is_small(source, policy):
+        return _load_local(source, policy, decode)
+    return await _in_worker(lambda: _load_local(source, policy, decode))
 
 
-async def adecoded(picture: Picture, max_pixels: int | None = None) -> Picture:
-    """`picture.decoded()` off the event loop: call it before a picture loaded with `decode=False` goes to a backend.
+async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
+    """A picture loaded with `decode=False`, ready for a backend: decoded, or only checked where it wants no `pixels`.
 
     `max_pixels` is a smaller budget than the policy's, as in `Picture.fit`.
+
+    Raises:
+        MediaError: the source bytes are cut short or broken.
     """
-    return await _in_worker(lambda: (picture if max_pixels is None else picture.fit(max_pixels)).decoded())
+    if picture.at_hand and not pixels and (max_pixels is None or _fits(picture, max_pixels)):
+        return picture
+    return await _in_worker(lambda: ready(picture, max_pixels, pixels=pixels))
+
+
+def ready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
+    """As `aready`, in this thread."""
+    small = picture if max_pixels is None else picture.fit(max_pixels)
+    return small.decoded() if pixels else small.checked()
+
+
+def is_remote(source: PictureSource) -> bool:
+    """Whether `source` is an address that has to be fetched from."""
+    return _web_url(source) is not None
 
 
 async def _load_url(url: str, policy: MediaPolicy, decode: bool, resolver: Resolver | None) -> Picture:
@@ -386,6 +332,19 @@ def _web_url(source: object) -> str | None:
     return None
 
 
+def _is_small(source: object, policy: MediaPolicy) -> bool:
+    """Whether it is in memory already, and next to nothing to read and to hash."""
+    if isinstance(source, Picture):
+        return _fits(source, policy.max_pixels)
+    if isinstance(source, str):
+        return len(source) <= SMALL and source.lstrip()[:5].lower() == "data:"
+    return isinstance(source, (bytes, bytearray, memoryview)) and len(source) <= SMALL
+
+
+def _fits(picture: Picture, max_pixels: int) -> bool:
+    return picture.width * picture.height <= max_pixels
+
+
 def _load_local(source: Any, policy: MediaPolicy, decode: bool) -> Picture:
     """Everything but http(s)."""
     if isinstance(source, Picture):
@@ -407,7 +366,7 @@ def _from_image(image: Image.Image, policy: MediaPolicy, name: str) -> Picture:
     from qvl import pixels
 
     rgb = pixels.canonical(image, policy, name)
-    held = _Pixels(rgb=rgb.copy() if rgb is image else rgb)
+    held = HeldPixels(rgb=rgb.copy() if rgb is image else rgb)
     return _deferred(pixels.fingerprint(image), rgb.size, name, held, "image/png", untouched=False)
 
 
@@ -415,7 +374,7 @@ def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool) -> Pi
     from qvl import headers, pixels
 
     header = headers.probe(data, policy, name)
-    held = _Pixels(
+    held = HeldPixels(
         decode=lambda: pixels.decode(data, header, policy, name),
         raw=data if header.plain else None,
         check=(lambda: pixels.check(data, header, policy, name)) if header.plain else None,

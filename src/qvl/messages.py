@@ -6,8 +6,9 @@ Pictures are collected first and brought through the media gate together, so tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from pydantic import BaseModel
@@ -48,10 +49,33 @@ class _Pending:
     detail: str | None = None
 
 
-async def build_request(
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draft:
+    """A request that is complete and checked but for its pictures: `sources` in order, with OpenAI's word for each."""
+
+    sources: tuple[Any, ...]
+    details: tuple[str | None, ...]
+    messages: tuple[tuple[Message, tuple[Part | _Pending, ...]], ...]
+    fields: Mapping[str, Any]
+
+    def finished(self, pictures: Sequence[Picture]) -> ChatRequest:
+        """The request with `pictures` in the places of `sources`."""
+        coming = iter(pictures)
+        return ChatRequest(
+            messages=tuple(
+                dataclasses.replace(
+                    message,
+                    parts=tuple([ImagePart(next(coming)) if isinstance(part, _Pending) else part for part in parts]),
+                )
+                for message, parts in self.messages
+            ),
+            **self.fields,
+        )
+
+
+def draft_request(
     messages: Sequence[MessageLike],
     *,
-    policy: MediaPolicy,
     tools: Sequence[ToolLike] = (),
     tool_choice: str = "auto",
     parallel_tool_calls: bool = True,
@@ -60,42 +84,36 @@ async def build_request(
     request_id: str = "",
     extra: Mapping[str, Any] | None = None,
     **sampling: Any,
-) -> ChatRequest:
-    """Reads messages, loads their pictures, checks every value.
+) -> Draft:
+    """Reads messages and checks every value; pictures are left to be loaded.
 
     Raises:
         ConfigError: an unknown parameter (the nearest known one is named) or a value out of range.
         RequestError: a message that is malformed.
-        MediaError: a picture that cannot be used.
     """
     if isinstance(messages, str | Mapping):
         raise RequestError("messages must be a list", hint='[{"role": "user", "content": …}]', param="messages")
     if max_pixels is not None and max_pixels < 1024:
         raise ConfigError(f"max_pixels={max_pixels} is too small", hint="at least 1024 (32 x 32)", param="max_pixels")
     params = sampling_params(sampling)
-    drafts = [_draft(message, number) for number, message in enumerate(messages)]
+    drafts = tuple(_draft(message, number) for number, message in enumerate(messages))
     pending = [part for _, parts in drafts for part in parts if isinstance(part, _Pending)]
     if len(pending) > MAX_PICTURES:
         raise RequestError(f"{len(pending)} pictures in one request", hint=f"at most {MAX_PICTURES}", param="messages")
-    loaded = await load_pictures([part.source for part in pending], policy, [part.detail for part in pending])
-    found = dict(zip(map(id, pending), loaded, strict=True))
-    whole = tuple(
-        dataclasses.replace(
-            message,
-            parts=tuple(ImagePart(found[id(part)]) if isinstance(part, _Pending) else part for part in parts),
-        )
-        for message, parts in drafts
-    )
-    return ChatRequest(
-        messages=whole,
-        sampling=params,
-        response_format=read_response_format(response_format),
-        tools=tuple(read_tool(tool) for tool in tools),
-        tool_choice=tool_choice,
-        parallel_tool_calls=parallel_tool_calls,
-        max_pixels=max_pixels,
-        request_id=request_id,
-        extra=extra or {},
+    return Draft(
+        sources=tuple(part.source for part in pending),
+        details=tuple(part.detail for part in pending),
+        messages=drafts,
+        fields={
+            "sampling": params,
+            "response_format": read_response_format(response_format),
+            "tools": tuple(read_tool(tool) for tool in tools),
+            "tool_choice": tool_choice,
+            "parallel_tool_calls": parallel_tool_calls,
+            "max_pixels": max_pixels,
+            "request_id": request_id,
+            "extra": extra or {},
+        },
     )
 
 
@@ -113,11 +131,7 @@ async def load_pictures(
 
     if not sources:
         return []
-    policies = [policy] * len(sources)
-    if "low" in details:
-        # Only then: a policy checks itself whenever one is made.
-        low = dataclasses.replace(policy, max_pixels=min(policy.max_pixels, LOW_DETAIL_PIXELS))
-        policies = [low if detail == "low" else policy for detail in details]
+    policies = _policies(policy, sources, details)
     return await _together(
         [
             _numbered(number, media.aload(source, own, decode=False))
@@ -126,45 +140,93 @@ async def load_pictures(
     )
 
 
-async def decode_pictures(request: ChatRequest) -> ChatRequest:
-    """The request with every picture decoded, and within the request's own pixel budget.
+def load_picture_here(
+    sources: Sequence[PictureSource], policy: MediaPolicy, details: Sequence[str | None] = ()
+) -> list[Picture] | None:
+    """As `load_pictures`, in this thread, for at most one picture; None where others would do better.
+
+    Changing threads for one takes longer than what is done there, while several are read and hashed side by side, and
+    one from the web is waited for.
+    """
+    from qvl import media
+
+    if len(sources) > 1 or any(media.is_remote(source) for source in sources):
+        return None
+    with _naming(0):
+        return [
+            media.load(source, own, decode=False)
+            for source, own in zip(sources, _policies(policy, sources, details), strict=True)
+        ]
+
+
+async def ready_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
+    """The request with every picture within the request's own pixel budget, and decoded, or checked without `pixels`.
 
     Raises:
         MediaError: a picture is cut short or broken.
     """
     from qvl import media
 
-    if not request.pictures:
+    pictures = request.pictures
+    if not pictures:
         return request
-
-    decoded = iter(
-        await _together(
-            [
-                _numbered(number, media.adecoded(picture, request.max_pixels))
-                for number, picture in enumerate(request.pictures)
-            ]
-        )
+    ready = await _together(
+        [
+            _numbered(number, media.aready(picture, request.max_pixels, pixels=pixels))
+            for number, picture in enumerate(pictures)
+        ]
     )
+    return _with_pictures(request, pictures, ready)
+
+
+def check_pictures_here(request: ChatRequest) -> ChatRequest:
+    """As `ready_pictures` without pixels, in this thread."""
+    from qvl import media
+
+    ready = []
+    for number, picture in enumerate(request.pictures):
+        with _naming(number):
+            ready.append(media.ready(picture, request.max_pixels, pixels=False))
+    return _with_pictures(request, request.pictures, ready)
+
+
+def _with_pictures(request: ChatRequest, before: Sequence[Picture], after: Sequence[Picture]) -> ChatRequest:
+    if all(one is other for one, other in zip(before, after, strict=True)):
+        return request
+    coming = iter(after)
     return request.replace(
         messages=tuple(
             dataclasses.replace(
                 message,
-                parts=tuple(
-                    ImagePart(next(decoded)) if isinstance(part, ImagePart) else part for part in message.parts
-                ),
+                parts=tuple([ImagePart(next(coming)) if isinstance(p, ImagePart) else p for p in message.parts]),
             )
             for message in request.messages
         )
     )
 
 
-async def _numbered(number: int, work: Coroutine[Any, Any, T]) -> T:
-    """`work` on the picture of this number, which its error then names."""
+def _policies(policy: MediaPolicy, sources: Sequence[Any], details: Sequence[str | None]) -> list[MediaPolicy]:
+    if "low" not in details:
+        return [policy] * len(sources)
+    # Only then: a policy checks itself whenever one is made.
+    low = dataclasses.replace(policy, max_pixels=min(policy.max_pixels, LOW_DETAIL_PIXELS))
+    return [low if detail == "low" else policy for detail in details]
+
+
+@contextlib.contextmanager
+def _naming(number: int) -> Iterator[None]:
+    """A picture's error says which one it was."""
     try:
-        return await work
+        yield
     except MediaError as exc:
         exc.picture = number
         raise
+
+
+async def _numbered(number: int, work: Coroutine[Any, Any, T]) -> T:
+    """`work` on the picture of this number, which its error then names."""
+    with _naming(number):
+        return await work
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -237,9 +299,9 @@ def read_response_format(wanted: ResponseFormatLike | None) -> ResponseFormat:
     raise UnsupportedInputError(f"unknown response_format {kind!r}", param="response_format")
 
 
-def _draft(message: MessageLike, number: int) -> tuple[Message, list[Part | _Pending]]:
+def _draft(message: MessageLike, number: int) -> tuple[Message, tuple[Part | _Pending, ...]]:
     if isinstance(message, Message):
-        return message, list(message.parts)
+        return message, message.parts
     if not isinstance(message, Mapping):
         raise RequestError(f"messages[{number}] is a {type(message).__name__}, not an object", param="messages")
     role = message.get("role")
@@ -263,7 +325,7 @@ def _draft(message: MessageLike, number: int) -> tuple[Message, list[Part | _Pen
         )
     except ConfigError as exc:
         raise RequestError(f"messages[{number}]: {exc.message}", hint=exc.hint, param="messages") from exc
-    return draft, parts
+    return draft, tuple(parts)
 
 
 def _part(part: Any, where: str) -> Part | _Pending:

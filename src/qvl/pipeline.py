@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from os import PathLike
@@ -18,13 +17,15 @@ from pydantic import BaseModel
 
 from qvl import analysis, config
 from qvl.analysis import AnalysisResult, ProductAnalysis
-from qvl.answering import Answering, Job, Streaming, new_request_id
+from qvl.answering import Answering, Job, Streaming
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
+from qvl.calls import Call, ChatCall
 from qvl.errors import CacheError, ConfigError
+from qvl.ids import new_request_id
 from qvl.log import logger
 from qvl.mapping import MapItem, map_in_order
-from qvl.messages import MessageLike, build_request
+from qvl.messages import MessageLike, draft_request, load_pictures
 from qvl.plugins import PluginHost, split_model
 from qvl.store import CacheMode, CachePolicy, Store, open_cache
 from qvl.types import ChatRequest, Chunk, Result
@@ -154,7 +155,7 @@ class AsyncPipeline(Answering):
             RequestError: the pictures or parameters cannot be used.
             BackendError: the model could not answer.
         """
-        return await self.chat(_question(pictures, question, system), cache=cache, **params)
+        return await self.chat(question_messages(pictures, question, system), cache=cache, **params)
 
     async def stream(
         self,
@@ -166,15 +167,14 @@ class AsyncPipeline(Answering):
         **params: Any,
     ) -> AsyncGenerator[Chunk, None]:
         """As `ask`, piece by piece. Closing the generator aborts the work."""
-        async with aclosing(self.stream_chat(_question(pictures, question, system), cache=cache, **params)) as chunks:
+        messages = question_messages(pictures, question, system)
+        async with aclosing(self.stream_chat(messages, cache=cache, **params)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def chat(self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any) -> Result:
         """Answers a conversation: Messages, or dictionaries in OpenAI's form. Parameters as in `ask`."""
-        started = time.perf_counter()
-        request = await self.request(messages, **params)
-        return await self.run(request, cache=cache, started=started)
+        return await self.answer(ChatCall(self, messages, cache, params))
 
     async def stream_chat(
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any
@@ -236,11 +236,26 @@ class AsyncPipeline(Answering):
         **params: Any,
     ) -> AnalysisResult[Any]:
         """As `analyze`, with the Result, timing and confidences beside the value; also for custom schemas."""
-        started = time.perf_counter()
-        from qvl.analyzing import Analyzer
+        return await self.answer(self.analyze_call(pictures, schema, language, cache, params))
 
-        return await Analyzer(self, schema or ProductAnalysis, language or self.language).run(
-            _pictures(pictures), cache or self.cache_mode, started, params
+    def analyze_call(
+        self,
+        pictures: PictureSource | Sequence[PictureSource],
+        schema: type[Any] | None,
+        language: str | None,
+        cache: CacheMode | None,
+        params: Mapping[str, Any],
+    ) -> Call[AnalysisResult[Any]]:
+        """What `analyze_result` answers, read and checked."""
+        from qvl.analyzing import AnalyzeCall
+
+        return AnalyzeCall(
+            self,
+            _pictures(pictures),
+            schema=schema or ProductAnalysis,
+            language=language or self.language,
+            cache=cache,
+            params=params,
         )
 
     async def map(
@@ -338,8 +353,8 @@ class AsyncPipeline(Answering):
         Raises:
             RequestError: what cannot be served.
         """
-        params.setdefault("request_id", new_request_id())
-        return await build_request(messages, policy=policy or self.media, **params)
+        draft = draft_request(messages, **{"request_id": new_request_id(), **params})
+        return draft.finished(await load_pictures(draft.sources, policy or self.media, draft.details))
 
     async def run(
         self,
@@ -373,7 +388,8 @@ def _pictures(given: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _question(pictures: Any, question: str, system: str | None) -> list[dict[str, Any]]:
+def question_messages(pictures: Any, question: str, system: str | None) -> list[dict[str, Any]]:
+    """What `ask` asks, as a conversation."""
     content = [*({"type": "image", "image": picture} for picture in _pictures(pictures))]
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     return [*messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]

@@ -243,7 +243,7 @@ def test_without_decode_a_broken_file_is_met_when_its_pixels_are(fixtures: Path)
         with pytest.raises(MediaError, match="cut short"):
             use(picture)
     with pytest.raises(MediaError, match="cut short"):
-        anyio.run(media.adecoded, media.load(cut, decode=False))
+        anyio.run(media.aready, media.load(cut, decode=False))
 
 
 def test_without_decode_the_picture_is_the_same(fixtures: Path) -> None:

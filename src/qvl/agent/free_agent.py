@@ -28,7 +28,7 @@ from qvl.agent.chat_model import QvlChatModel, to_qvl
 from qvl.agent.product import Hit, Product, Query
 from qvl.blocking import Pipeline
 from qvl.errors import ConfigError, QvlError
-from qvl.pipeline import new_request_id
+from qvl.ids import new_request_id
 
 SYSTEM: Final = (
     "You advise a customer of a shop. Every picture is analysed before you speak. Search the catalogue before you "

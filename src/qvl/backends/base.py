@@ -85,6 +85,8 @@ class Backend(ABC):
 
     name: str = ""
     model: str = ""
+    # Whether it asks pictures for their pixels. To one that hands their bytes on they come checked, not decoded.
+    wants_pixels: bool = True
 
     @property
     @abstractmethod

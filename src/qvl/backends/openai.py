@@ -27,6 +27,7 @@ from qvl.errors import (
     QvlError,
 )
 from qvl.log import logger
+from qvl.media import SMALL
 from qvl.types import ChatRequest, Chunk, Timing
 
 log = logger("qvl.backends.openai")
@@ -61,6 +62,7 @@ class OpenAIBackend(Backend):
     """
 
     name = "openai"
+    wants_pixels = False
 
     def __init__(
         self,
@@ -261,7 +263,7 @@ class OpenAIBackend(Backend):
             return encoded(request_body(request, self.model, findings.dialect))
 
         # Scaling and encoding megapixels would hold up every other stream.
-        body = await asyncio.to_thread(written) if request.pictures else written()
+        body = written() if _is_small(request) else await asyncio.to_thread(written)
         async with aclosing(
             line.endpoint.stream(
                 body,
@@ -354,6 +356,15 @@ class OpenAIBackend(Backend):
 def _repeatable(request: ChatRequest) -> bool:
     """Whether it leaves nothing behind at the endpoint, so that it may be sent once more."""
     return not request.extra.get("store")
+
+
+def _is_small(request: ChatRequest) -> bool:
+    """Whether its pictures are ready to be sent, and next to nothing to write."""
+    most = request.max_pixels
+    return all(
+        picture.at_hand and len(picture.data) <= SMALL and (most is None or picture.width * picture.height <= most)
+        for picture in request.pictures
+    )
 
 
 def picture_tokens(request: ChatRequest) -> float:

@@ -150,6 +150,7 @@ class ReplayBackend(Backend):
     """
 
     name = "replay"
+    wants_pixels = False
 
     def __init__(self, model: str | PathLike[str]) -> None:
         self.path = Path(model)

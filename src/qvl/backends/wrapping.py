@@ -16,6 +16,7 @@ class WrappingBackend(Backend):
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
         self.name, self.model = inner.name, inner.model
+        self.wants_pixels = inner.wants_pixels
 
     @property
     def capabilities(self) -> Capabilities:

@@ -64,6 +64,7 @@ class RayBackend(Backend):
     """
 
     name = "ray"
+    wants_pixels = False
 
     def __init__(
         self,

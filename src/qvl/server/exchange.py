@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import anyio
 
 from qvl.errors import MediaError, QvlError, RateLimitError
-from qvl.pipeline import new_request_id
+from qvl.ids import new_request_id
 from qvl.server.answers import dumps
 from qvl.server.bounded import Bounded
 from qvl.server.errors import (

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.errors import PydanticUserError
 
 from qvl.analysis import ProductAnalysis
-from qvl.analyzing import Analyzer
+from qvl.analyzing import AnalyzeCall
 from qvl.errors import MediaError, RequestError
 from qvl.ids import new_id
 from qvl.server.answers import usage_of
@@ -81,15 +81,19 @@ async def _analyze(exchange: Exchange, wanted: AnalyzeRequest, sources: list[Any
         value = getattr(wanted, name)
         if value is not None:
             params[name] = value
-    analyzer = Analyzer(core.pipeline, _schema(wanted), wanted.language or core.pipeline.language)
     try:
-        return await analyzer.run(
-            sources,
-            _policy(exchange),
-            exchange.started,
-            params,
-            namespace=core.namespace(exchange.tenant),
-            policy=core.settings.media,
+        return await core.pipeline.answer(
+            AnalyzeCall(
+                core.pipeline,
+                sources,
+                schema=_schema(wanted),
+                language=wanted.language or core.pipeline.language,
+                cache=_policy(exchange),
+                params=params,
+                namespace=core.namespace(exchange.tenant),
+                policy=core.settings.media,
+                started=exchange.started,
+            )
         )
     except MediaError as exc:
         core.metrics.media_errors.labels(exc.code).inc()

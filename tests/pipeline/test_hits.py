@@ -1,0 +1,180 @@
+"""What a known answer costs nobody: the blocking Pipeline finds it without its loop, and pictures are not decoded."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import qvl
+from qvl import Pipeline
+from qvl.backends.base import Backend
+from qvl.caches.memory import MemoryCache
+from qvl.caches.sqlite import SqliteCache
+from qvl.errors import MediaError
+from qvl.types import ChatRequest, Result
+
+from .conftest import TalkingBackend, answer_json, answering
+
+
+class Known(TalkingBackend):
+    """Can tell its identity before it is opened, as the shipped backends can."""
+
+    def peek_identity(self) -> dict[str, Any]:
+        return self.identity()
+
+    def peek_capabilities(self) -> Any:
+        return self.capabilities
+
+
+def loops() -> int:
+    return sum(thread.name == "qvl-loop" for thread in threading.enumerate())
+
+
+@pytest.fixture
+def encoded() -> bytes:
+    out = io.BytesIO()
+    Image.effect_noise((60, 40), 90).convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_hit_needs_neither_the_loop_nor_the_backend(encoded: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mug.png"
+    path.write_bytes(encoded)
+    backend = Known(reply=answering(answer_json()))
+    with Pipeline(backend=backend, cache=str(tmp_path / "answers.db")) as pipe:
+        first = pipe.ask(path, "q"), pipe.analyze(path)
+    before = loops()
+    later = Pipeline(backend=Known(), cache=str(tmp_path / "answers.db"))
+    again = later.ask(path, "q"), later.analyze(path)
+    assert loops() == before
+    assert [again[0].text, again[1].brand] == [first[0].text, first[1].brand]
+    assert again[0].cache == "hit"
+    assert again[0].timing.total >= again[0].timing.media > 0
+    later.close()
+
+
+def test_a_miss_after_looking_here_is_asked_once(encoded: bytes) -> None:
+    backend = Known()
+    with Pipeline(backend=backend, cache="memory:") as pipe:
+        states = [pipe.ask(encoded, "q").cache for _ in range(3)]
+    assert states == ["miss", "hit", "hit"]
+    assert len(backend.requests) == 1
+
+
+def test_a_stream_of_bytes_is_read_once_though_the_backend_is_opened_in_between(encoded: bytes) -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    with Pipeline(backend=TalkingBackend(), cache="memory:") as pipe:
+        pipe.close()
+        assert pipe.ask(Pipe(encoded), "q").text == "1:q"
+
+
+def test_plugins_hear_of_hits_on_the_event_loop(encoded: bytes) -> None:
+    heard: list[tuple[str, str]] = []
+
+    class Listening:
+        @qvl.hookimpl
+        def response_done(self, result: Result) -> None:
+            heard.append((result.cache, threading.current_thread().name))
+
+    with Pipeline(backend=Known(), cache="memory:", plugins=[Listening()]) as pipe:
+        for _ in range(2):
+            pipe.ask(encoded, "q")
+    assert heard == [("miss", "qvl-loop"), ("hit", "qvl-loop")]
+
+
+def test_threads_find_hits_side_by_side(encoded: bytes, tmp_path: Path) -> None:
+    with SqliteCache(tmp_path / "answers.db") as cache, Pipeline(backend=Known(), cache=cache) as pipe:
+        pipe.ask(encoded, "q")
+        found: list[str] = []
+        threads = [
+            threading.Thread(target=lambda: found.extend(pipe.ask(encoded, "q").cache for _ in range(10)))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == ["hit"] * 80
+
+
+def test_an_error_names_the_picture_also_where_it_is_met_here(encoded: bytes) -> None:
+    with Pipeline(backend=Known(), cache="memory:") as pipe:
+        for source in (b"no picture", encoded[:-100]):
+            with pytest.raises(MediaError) as caught:
+                pipe.ask(source, "q")
+            assert caught.value.picture == 0
+
+
+class Passing(Known):
+    """Hands bytes on, and notes for each picture whether they were at hand."""
+
+    wants_pixels = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_hand: list[bool] = []
+        self.sent: list[bytes] = []
+
+    def stream(self, request: ChatRequest) -> Any:
+        self.at_hand += [picture.at_hand for picture in request.pictures]
+        self.sent += [picture.data for picture in request.pictures]
+        return super().stream(request)
+
+
+def _decoding_fails(*args: Any) -> Image.Image:
+    raise AssertionError("decoded")
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_bytes_are_checked_and_not_decoded_for_a_backend_that_hands_them_on(
+    encoded: bytes, pictures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Passing()
+    with Pipeline(backend=backend, cache="off") as pipe:
+        monkeypatch.setattr("qvl.pixels.decode", _decoding_fails)
+        pipe.ask([encoded] * pictures, "q")
+        assert backend.at_hand == [True] * pictures
+        assert backend.sent == [encoded] * pictures
+
+
+@pytest.mark.parametrize("wants_pixels", [True, False])
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_a_broken_picture_is_never_sent(encoded: bytes, pictures: int, wants_pixels: bool) -> None:
+    backend: Backend = Passing()
+    backend.wants_pixels = wants_pixels
+    with Pipeline(backend=backend, cache="off") as pipe, pytest.raises(MediaError, match="cut short") as caught:
+        pipe.ask([*[encoded] * (pictures - 1), encoded[:-100]], "q")
+    assert caught.value.picture == pictures - 1
+    assert not getattr(backend, "sent", None)
+
+
+def test_a_picture_that_must_be_changed_is_sent_as_the_canonical_one(encoded: bytes) -> None:
+    out = io.BytesIO()
+    Image.new("RGBA", (30, 20), (255, 0, 0, 0)).save(out, "PNG")
+    backend = Passing()
+    with Pipeline(backend=backend, cache="off") as pipe:
+        pipe.ask(out.getvalue(), "q")
+        pipe.ask(encoded, "q", max_pixels=1024)
+    clear, small = (Image.open(io.BytesIO(data)) for data in backend.sent)
+    assert clear.getpixel((0, 0)) == (255, 255, 255)
+    assert small.width * small.height <= 1024
+
+
+def test_a_failing_cache_is_a_miss_here_too(encoded: bytes) -> None:
+    class Failing(MemoryCache):
+        instant = False
+
+        def get(self, key: str) -> Any:
+            raise qvl.errors.CacheError("the disk is gone")
+
+    with Pipeline(backend=Known(), cache=Failing()) as pipe:
+        assert pipe.ask(encoded, "q").text == "1:q"
+        assert pipe.stats()["cache_failures"] >= 1
