@@ -106,6 +106,15 @@ def test_a_conversation_keeps_the_picture(run: Any, shop: ShopPlugin, picture: s
     assert done.stdout.count("user:") == 2
 
 
+@pytest.mark.parametrize("end", ["quit\n", "Exit\n", ""])
+def test_a_conversation_ends_with_quit_exit_or_the_end_of_its_input(run: Any, picture: str, end: str) -> None:
+    after = f"{end}cheaper ones?\n" if end else ""
+    done = run("--chat", "-m", "shop:clerk", stdin=f"{picture}\n\n{after}")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("user:") == 1
+    assert done.stderr.count("error") == 0
+
+
 def test_failures_are_marked_where_they_happened(run: Any, picture: str) -> None:
     done = run("-f", picture, "-m", "shop:down")
     assert done.exit_code == 1

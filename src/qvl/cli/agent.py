@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 def agent(
     picture: Annotated[str | None, typer.Option("--file", "-f", help="The picture: a file or a URL.")] = None,
     wish: Annotated[str, typer.Option("--query", "-q", help='The wish: "in blue, under 100".')] = "",
-    chat: Annotated[bool, typer.Option("--chat", help="Talk: follow-up wishes, one a line.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk: follow-up wishes, one a line, until quit.")] = False,
     search: Annotated[str | None, typer.Option("--search", help="Search the catalogue only, without a model.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="List the catalogue.")] = False,
     catalog: Annotated[

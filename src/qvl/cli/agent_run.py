@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qvl.pipeline import AsyncPipeline
 
 _REMOTE: Final = ("http://", "https://", "data:")
+LEAVING: Final = ("quit", "exit")
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
@@ -131,16 +132,19 @@ def _counted(number: int, times: list[float], found: Recommendation) -> str:
 
 
 async def _talk(shown: Shown, thread: str | None) -> None:
-    """Lines from stdin: a wish, or a picture's path or URL to look at."""
+    """Lines from stdin: a wish, or a picture's path or URL to look at; until `quit`, `exit`, or the end of stdin."""
     import uuid
 
     thread = thread or uuid.uuid4().hex
-    prompt = "wish, picture, or nothing to end> " if sys.stdin.isatty() else ""
+    prompt = "wish, picture, or quit> " if sys.stdin.isatty() else ""
     while True:
         print(prompt, end="", flush=True, file=sys.stderr)
-        line = (await asyncio.to_thread(sys.stdin.readline)).strip()
-        if not line:
+        read = await asyncio.to_thread(sys.stdin.readline)
+        line = read.strip()
+        if not read or line.lower() in LEAVING:
             return
+        if not line:
+            continue
         looks = is_picture(line)
         try:
             if looks:
