@@ -7,7 +7,6 @@ import difflib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar, cast
 
@@ -236,18 +235,24 @@ class Store:
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
     async def _renew(self) -> None:
-        """Keeps the leases of the work that is under way. One that is lost is let go of: its work is not stopped."""
+        """Keeps the leases of the work that is under way, WORKERS at a time, so that a slow store loses none."""
         try:
-            for name, lease in list(self._held.items()):
-                if name not in self._held:
-                    continue
-                kept = await self._call("renewal", partial(self.cache.renew, lease, self.lease_seconds), True)
-                if not kept and self._held.pop(name, None) is not None:
-                    log.info("lease lost, another process may compute the same", key=lease.key, cache=self.cache.url)
+            await asyncio.gather(*map(self._renew_one, list(self._held.values())))
         finally:
             self._renewing = None
             if self._held:
                 self._arm()
+
+    async def _renew_one(self, lease: Lease) -> None:
+        """One that is lost is let go of: its work is not stopped."""
+        name = lease.key, lease.token
+
+        def renew() -> bool:
+            # It may have been given back while this waited for a thread.
+            return name not in self._held or self.cache.renew(lease, self.lease_seconds)
+
+        if not await self._call("renewal", renew, True) and self._held.pop(name, None) is not None:
+            log.info("lease lost, another process may compute the same", key=lease.key, cache=self.cache.url)
 
     async def release(self, lease: Lease) -> None:
         self._held.pop((lease.key, lease.token), None)

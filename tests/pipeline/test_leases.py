@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 
@@ -120,6 +121,35 @@ def test_a_heartbeat_that_failed_beats_again() -> None:
         assert store._beat is None
 
     asyncio.run(asyncio.wait_for(main(), 10))
+
+
+class Meeting(MemoryCache):
+    """Renews leases only together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together = threading.Barrier(4)
+        self.met = 0
+
+    def renew(self, lease: Lease, ttl: float) -> bool:
+        self.together.wait(20)
+        self.met += 1
+        return super().renew(lease, ttl)
+
+
+def test_no_lease_waits_for_the_renewal_of_another() -> None:
+    async def main() -> None:
+        cache = Meeting()
+        store = Store(cache, lease_seconds=0.3)
+        for number in range(4):
+            await store._lease(f"{number}")
+        while cache.met < 4 and not cache.together.broken:
+            await asyncio.sleep(0.01)
+        cache.together.abort()
+        await store.aclose()
+        assert cache.met >= 4
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 @pytest.mark.parametrize("ends", ["answer", "leave"])
