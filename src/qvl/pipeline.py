@@ -389,7 +389,14 @@ def _pictures(given: Any) -> list[Any]:
 
 
 def question_messages(pictures: Any, question: str, system: str | None) -> list[dict[str, Any]]:
-    """What `ask` asks, as a conversation."""
+    """What `ask` asks, as a conversation.
+
+    Raises:
+        ConfigError: nothing is asked.
+    """
+    if not isinstance(question, str) or not question.strip():
+        said = "empty" if isinstance(question, str) else f"a {type(question).__name__}"
+        raise ConfigError(f"the question is {said}", hint="ask(pictures, question)", param="question")
     content = [*({"type": "image", "image": picture} for picture in _pictures(pictures))]
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     return [*messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]

@@ -122,7 +122,9 @@ def _read_path(path: str, policy: MediaPolicy) -> tuple[bytes, str]:
 
 
 def _near(path: str) -> str:
-    """A hint for a path that does not exist: how far it does."""
+    """A hint for a path that does not exist: how far it does, or what else it may be."""
+    if path.rstrip().endswith(("?", "\uff1f")) or (len(path.split()) > 2 and not Path(path).suffix):
+        return "a question comes last, after the pictures"
     folder = Path(path).parent
     if not folder.exists():
         return f"the folder {short(str(folder))} does not exist either"

@@ -257,10 +257,20 @@ def test_a_group_alone_shows_its_help(qvl):
     assert "error" not in ran.err
 
 
-def test_a_picture_without_a_question_is_not_taken_for_one(qvl, picture):
-    ran = qvl("ask", picture)
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["mug.png"], 'qvl ask mug.png "What brand is it?"'),
+        (["mug.png", "mug.png"], 'qvl ask mug.png mug.png "What brand is it?"'),
+        (["mug.png", " "], 'qvl ask mug.png "What brand is it?"'),
+        (["Which color?", "mug.png"], 'qvl ask mug.png "Which color?"'),
+    ],
+)
+def test_a_picture_without_a_question_after_it_is_wrong_use(qvl, picture, arguments, hint):
+    ran = qvl("ask", *arguments)
     assert ran.code == 2
-    assert f"no question about {picture}" in ran.error
+    assert "no question about mug.png" in ran.error
+    assert f"it comes last: {hint}" in ran.error
 
 
 def test_an_unknown_cache_is_told_of_paths_and_off(qvl, picture):

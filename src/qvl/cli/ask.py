@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from qvl.cli import options as o
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from qvl.cli.run import Answer
     from qvl.pipeline import AsyncPipeline
@@ -59,8 +60,7 @@ def ask(
     from qvl.cli.output import Output
 
     o.start_logs(verbose, as_json)
-    if not pictures and reading.is_picture(question):
-        raise ConfigError(f"no question about {question}", hint=f'qvl ask {question} "What brand is it?"')
+    _check_question(question, pictures or ())
     works = reading.pictures(pictures or (), together=together) or [reading.Given("(no picture)", [])]
     settings = o.PipelineOptions(
         model=model,
@@ -99,6 +99,17 @@ def ask(
             streams=stream,
         )
     )
+
+
+def _check_question(question: str, pictures: Sequence[str]) -> None:
+    """Raises ConfigError where nothing is asked, or a picture stands where the question belongs."""
+    from qvl.cli import reading
+
+    known = [given for given in (*pictures, question) if reading.is_picture(given)]
+    if not question.strip() or (question in known and (not pictures or Path(question).suffix)):
+        asked = next((given for given in pictures if given not in known), "What brand is it?")
+        about = " ".join(known) or " ".join(pictures)
+        raise ConfigError(f"no question about {about or 'nothing'}", hint=f'it comes last: qvl ask {about} "{asked}"')
 
 
 async def _stream(
