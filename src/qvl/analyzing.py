@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qvl.types import CacheState
 
 MAX_TOKENS: Final = 512
+BUNDLED: Final = "bundled"
 
 
 class AnalyzeCall(Call[AnalysisResult[Any]]):
@@ -146,7 +147,16 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
         )
 
     def _parse(self, result: Result) -> BaseModel:
-        return analysis.parse(result.text, self.schema, complete=result.finish_reason != "length")
+        try:
+            return analysis.parse(result.text, self.schema, complete=result.finish_reason != "length")
+        except AnalysisError as error:
+            if result.model == BUNDLED and self.schema is not ProductAnalysis:
+                # More tokens, or another try, would not help it.
+                error.hint = (
+                    "the bundled model knows no schema but its own analysis; name a real one, "
+                    "such as Qwen/Qwen3-VL-4B-Instruct"
+                )
+            raise
 
 
 def _with_usage_of(first: Result, second: Result) -> Result:

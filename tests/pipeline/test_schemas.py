@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import date
 
+import pytest
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field, create_model, field_validator
 
 from qvl import Pipeline
+from qvl.errors import AnalysisError
 
 from .conftest import TalkingBackend, answering
 
@@ -82,3 +84,11 @@ def test_a_root_that_is_an_object_stays_one(picture: Image.Image) -> None:
     backend = TalkingBackend(reply=answering('{"number": "A-1", "total": 2.5}'))
     with Pipeline(backend=backend, cache="memory:") as pipe:
         assert pipe.analyze(picture, schema=Named).root.total == 2.5
+
+
+def test_the_bundled_model_and_a_schema_of_ones_own_are_told_apart_from_too_few_tokens(picture: Image.Image) -> None:
+    for model, schema, told in (("bundled", Invoice, True), ("bundled", None, False), ("real", Invoice, False)):
+        backend = TalkingBackend(model, reply=answering("I would rather not say."))
+        with Pipeline(backend=backend, cache="off") as pipe, pytest.raises(AnalysisError) as caught:
+            pipe.analyze(picture, schema=schema)  # type: ignore[call-overload]
+        assert ("name a real one" in str(caught.value)) is told
