@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import difflib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -116,6 +116,8 @@ class Store:
         self._held: dict[tuple[str, int], Lease] = {}
         self._beat: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
+        # What goes on although nobody waits for it any more.
+        self._ending: set[asyncio.Task[None]] = set()
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
 
     async def _call(self, what: str, function: Callable[[], T], otherwise: T, *, instant: bool = False) -> T:
@@ -213,13 +215,23 @@ class Store:
             lease = await asyncio.shield(asked)
         except asyncio.CancelledError:
             # The thread that asks goes on, and nobody else would know of what it brings.
-            if (lease := await asked) is not None:
-                await self.release(lease)
+            await self._surely(self._give_back(asked))
             raise
         if lease is not None:
             self._held[lease.key, lease.token] = lease
             self._arm()
         return lease
+
+    async def _give_back(self, asked: asyncio.Future[Lease | None]) -> None:
+        if (lease := await asked) is not None:
+            await self._call("release", lambda: self.cache.release(lease), None)
+
+    async def _surely(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does `work` to its end, however often the one who waits for it is cancelled."""
+        task = asyncio.create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        await asyncio.shield(task)
 
     def _arm(self) -> None:
         if self._beat is None and self._renewing is None:
@@ -258,7 +270,7 @@ class Store:
         self._held.pop((lease.key, lease.token), None)
         if not self._held:
             self._disarm()
-        await self._call("release", lambda: self.cache.release(lease), None)
+        await self._surely(self._call("release", lambda: self.cache.release(lease), None))
 
     async def aclose(self) -> None:
         self._held.clear()
@@ -266,6 +278,7 @@ class Store:
         if self._renewing is not None:
             self._renewing.cancel()
             self._renewing = None
+        await asyncio.gather(*self._ending, return_exceptions=True)
         if self.owned:
             await self._call("close", self.cache.close, None)
 

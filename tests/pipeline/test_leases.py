@@ -152,6 +152,52 @@ def test_no_lease_waits_for_the_renewal_of_another() -> None:
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
+class Waiting(MemoryCache):
+    """Grants and takes back leases when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Semaphore(0)
+        self.go_on = threading.Semaphore(0)
+        self.granted = threading.Event()
+
+    def lease(self, key: str, ttl: float) -> Lease | None:
+        self.asked.release()
+        assert self.go_on.acquire(timeout=30)
+        lease = super().lease(key, ttl)
+        self.granted.set()
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        self.asked.release()
+        assert self.go_on.acquire(timeout=30)
+        super().release(lease)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_who_is_cancelled_again_and_again_leaves_no_lease_behind(steps: int) -> None:
+    """While it is granted, or while it is given back."""
+
+    async def main() -> None:
+        cache = Waiting()
+        store = Store(cache, lease_seconds=60, owned=False)
+        asking = asyncio.create_task(store.lease_or_entry("k", read=True))
+        for step in range(3):
+            if step <= steps:
+                await asyncio.to_thread(cache.asked.acquire)
+            asking.cancel()
+            await asyncio.wait((asking,), timeout=0.02)
+            if step < steps:
+                cache.go_on.release()
+        assert asking.cancelled()
+        cache.go_on.release(3)
+        await asyncio.to_thread(cache.granted.wait)
+        await store.aclose()
+        assert await asyncio.to_thread(cache.lease, "k", 60) is not None
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 @pytest.mark.parametrize("ends", ["answer", "leave"])
 def test_no_heartbeat_outlives_its_work(picture: Image.Image, ends: str) -> None:
     async def main() -> None:
