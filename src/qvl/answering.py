@@ -37,6 +37,7 @@ class Stages:
     """Seconds spent so far, by stage; `chunk_at` is `time.perf_counter()` at the latest piece of text."""
 
     media: float = 0.0
+    decoding: float = 0.0
     cache: float = 0.0
     queue: float = 0.0
     chunk_at: float = 0.0
@@ -298,7 +299,8 @@ class Answering:
             outcome.result,
             timing=dataclasses.replace(
                 timing,
-                media=job.stages.media,
+                media=job.stages.media + job.stages.decoding,
+                decoding=job.stages.decoding,
                 cache=job.stages.cache,
                 queue=timing.queue + job.stages.queue,
                 total=total,
@@ -358,7 +360,7 @@ class Answering:
             return job
         began = time.perf_counter()
         request = check_pictures_here(job.request)
-        job.stages.media += time.perf_counter() - began
+        job.stages.decoding += time.perf_counter() - began
         return dataclasses.replace(job, request=request)
 
     async def with_pictures(self, job: Job) -> Job:
@@ -367,7 +369,7 @@ class Answering:
             return job
         began = time.perf_counter()
         request = await ready_pictures(job.request, pixels=self.backend.wants_pixels)
-        job.stages.media += time.perf_counter() - began
+        job.stages.decoding += time.perf_counter() - began
         return dataclasses.replace(job, request=request)
 
     async def generate(self, job: Job, emit: Written) -> Outcome:

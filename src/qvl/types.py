@@ -250,7 +250,7 @@ class Usage:
 class Timing:
     """Where the time went, in seconds. A stage that did not happen, or is not known, is 0.
 
-    `media`: reading and decoding. `cache`: look-up and store. `queue`: waiting for the engine.
+    `media`: reading and decoding; `decoding`: that part of it. `cache`: look-up and store. `queue`: for the engine.
     `first_token`: from the backend's start to its first token (queue included). `total`: everything.
     """
 
@@ -259,6 +259,7 @@ class Timing:
     queue: float = 0.0
     first_token: float = 0.0
     total: float = 0.0
+    decoding: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

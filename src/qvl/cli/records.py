@@ -68,7 +68,7 @@ class Record:
         if self.error is not None:
             return {**head, "error": failure.as_json(self.error)}
         assert self.result is not None
-        return {**head, **_answer(self.result, self.analysis), **_facts(self.result)}
+        return {**head, **_answer(self.result, self.analysis), **_facts(self.result, self.opening)}
 
 
 def _answer(result: Result, analysis: AnalysisResult[Any] | None) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _answer(result: Result, analysis: AnalysisResult[Any] | None) -> dict[str, A
     }
 
 
-def _facts(result: Result) -> dict[str, Any]:
+def _facts(result: Result, opening: float) -> dict[str, Any]:
     return {
         "model": result.model,
         "backend": result.backend,
@@ -92,6 +92,6 @@ def _facts(result: Result) -> dict[str, Any]:
         "key": result.key,
         "finish_reason": result.finish_reason,
         "usage": dataclasses.asdict(result.usage),
-        "timing": dataclasses.asdict(result.timing),
+        "timing": {**dataclasses.asdict(result.timing), "model_load": opening},
         "notes": list(result.notes),
     }
