@@ -150,7 +150,8 @@ def _init(ray: Any, address: str | None, object_store_bytes: int) -> None:
                 ) from exc
             if attempt == STARTS - 1:
                 raise BackendUnavailableError(
-                    f"Ray does not start: {_first_line(exc)}", hint="see /tmp/ray/session_latest/logs/raylet.err"
+                    f"Ray does not start: {_first_line(exc)}",
+                    hint="raylet.err, in the logs of Ray's newest session, says why",
                 ) from exc
             # Its node gives up when its own helpers take more than 15 s to start (ray-project/ray#65983).
             log.warning("ray_start", error=_first_line(exc), attempt=attempt + 1)

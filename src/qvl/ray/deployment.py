@@ -91,7 +91,7 @@ class Deployment:
         except RuntimeError as exc:
             raise BackendUnavailableError(
                 f"Ray Serve could not start the replicas: {str(exc).splitlines()[0]}",
-                hint="the reason is in /tmp/ray/session_latest/logs/serve",
+                hint="the folder serve, in the logs of Ray's newest session, says why",
             ) from exc
 
     def about(self, replicas: int) -> tuple[About, ...]:
