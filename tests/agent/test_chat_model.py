@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import inspect
 import io
 import json
 from collections.abc import Iterator
@@ -12,8 +11,6 @@ import pytest
 from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration
-from langchain_tests.integration_tests import ChatModelIntegrationTests
-from langchain_tests.unit_tests import ChatModelUnitTests
 from PIL import Image
 from pydantic import BaseModel
 
@@ -23,6 +20,7 @@ from qvl.errors import ConfigError, UnsupportedInputError
 from qvl.testing import echo
 from qvl.types import ChatRequest
 from tests.agent.conftest import ShopModel
+from tests.agent.langchain_suites import IntegrationSuite, UnitSuite
 
 
 def reply(request: ChatRequest) -> Any:
@@ -61,54 +59,16 @@ def scripted() -> Pipeline:
     return MADE[-1]
 
 
-# Under pytest-asyncio's strict mode an async test needs a mark, which the suite's own do not carry.
-for function in vars(ChatModelIntegrationTests).values():
-    if inspect.iscoroutinefunction(function):
-        pytest.mark.asyncio(function)
-
-
-class TestUnit(ChatModelUnitTests):
-    @pytest.mark.xfail(reason="a Pipeline has one model: another model is another Pipeline")
-    def test_standard_params_model_override(self, model: Any) -> None:
-        super().test_standard_params_model_override(model)
-
-    @property
-    def chat_model_class(self) -> type[QvlChatModel]:
-        return QvlChatModel
-
+class TestUnit(UnitSuite):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"pipeline": scripted()}
 
 
-class TestIntegration(ChatModelIntegrationTests):
-    @pytest.mark.xfail(reason="downloads its picture, and tests run without a network; see the next test for pictures")
-    def test_image_inputs(self, model: Any) -> None:
-        super().test_image_inputs(model)
-
-    @pytest.mark.xfail(reason="downloads its picture, and tests run without a network")
-    def test_image_tool_message(self, model: Any) -> None:
-        super().test_image_tool_message(model)
-
-    @property
-    def chat_model_class(self) -> type[QvlChatModel]:
-        return QvlChatModel
-
+class TestIntegration(IntegrationSuite):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"pipeline": scripted()}
-
-    @property
-    def supports_image_inputs(self) -> bool:
-        return True
-
-    @property
-    def supports_image_tool_message(self) -> bool:
-        return True
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
 
 
 def png() -> str:

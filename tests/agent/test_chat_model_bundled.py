@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -11,10 +10,10 @@ from typing import Any, Final
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-from langchain_tests.unit_tests import ChatModelUnitTests
 
 from qvl import Pipeline
 from qvl.agent.chat_model import QvlChatModel
+from tests.agent.langchain_suites import IntegrationSuite, UnitSuite
 
 pytestmark = pytest.mark.slow
 MADE: list[Pipeline] = []
@@ -22,11 +21,8 @@ PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
 
 RAMBLES: Final = "the grammar lets any text into a string, and a model that was taught ten products never ends one"
 GUESSES: Final = "calls the tool that it has to call, with a number that it makes up"
-NETWORK: Final = "downloads its picture, and tests run without a network; the last test here has pictures"
 LIMITS: Final = {
     "test_bind_runnables_as_tools": RAMBLES,
-    "test_image_inputs": NETWORK,
-    "test_image_tool_message": NETWORK,
     "test_json_mode": RAMBLES,
     "test_structured_output": RAMBLES,
     "test_structured_output_async": RAMBLES,
@@ -38,11 +34,6 @@ LIMITS: Final = {
     "test_unicode_tool_call_integration": RAMBLES,
     "test_agent_loop": "wants the model to call a tool of its own accord, which it was never taught",
 }
-
-# Under pytest-asyncio's strict mode an async test needs a mark, which the suite's own do not carry.
-for function in vars(ChatModelIntegrationTests).values():
-    if inspect.iscoroutinefunction(function):
-        pytest.mark.asyncio(function)
 
 
 def bundled() -> Pipeline:
@@ -58,21 +49,13 @@ def _closing() -> Iterator[None]:
         MADE.pop().close()
 
 
-class TestUnit(ChatModelUnitTests):
-    @pytest.mark.xfail(reason="a Pipeline has one model: another model is another Pipeline")
-    def test_standard_params_model_override(self, model: Any) -> None:
-        super().test_standard_params_model_override(model)
-
-    @property
-    def chat_model_class(self) -> type[QvlChatModel]:
-        return QvlChatModel
-
+class TestUnit(UnitSuite):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"pipeline": bundled()}
 
 
-class TestIntegration(ChatModelIntegrationTests):
+class TestIntegration(IntegrationSuite):
     @pytest.fixture(autouse=True)
     def _limits(self, request: pytest.FixtureRequest) -> None:
         """What this model cannot do, each with its reason; a mark on the suite's own tests would be everybody's."""
@@ -81,24 +64,8 @@ class TestIntegration(ChatModelIntegrationTests):
             request.applymarker(pytest.mark.xfail(reason=reason))
 
     @property
-    def chat_model_class(self) -> type[QvlChatModel]:
-        return QvlChatModel
-
-    @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"pipeline": bundled(), "max_tokens": 64}
-
-    @property
-    def supports_image_inputs(self) -> bool:
-        return True
-
-    @property
-    def supports_image_tool_message(self) -> bool:
-        return True
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
 
 
 def test_every_limit_is_of_a_test_that_there_is() -> None:
