@@ -343,7 +343,7 @@ class Answering:
                     outcome = cast("Outcome", await (work or self.generate)(ready, emit))
                 if self.store is not None and job.key is not None and job.policy.write and outcome.result.complete:
                     began = time.perf_counter()
-                    await self.store.set(job.key, to_entry(ready, outcome))
+                    await self.store.set(job.key, to_entry(ready, outcome), lease=lease)
                     job.stages.cache += time.perf_counter() - began
                 return outcome
             finally:

@@ -94,6 +94,14 @@ class CachePolicy:
         return self.read or self.write
 
 
+@dataclass(slots=True)
+class _Held:
+    """A lease that is renewed, and the time.monotonic() until which nobody else can have it."""
+
+    lease: Lease
+    until: float
+
+
 class Store:
     """A cache behind worker threads. A failure is counted and treated as a miss; an outage is one warning.
 
@@ -113,7 +121,7 @@ class Store:
         self.failures = 0
         # What failed last time: reads, writes or leases. An outage ends when all of it has gone well again.
         self._failing: set[str] = set()
-        self._held: dict[tuple[str, int], Lease] = {}
+        self._held: dict[tuple[str, int], _Held] = {}
         self._beat: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         # What goes on although nobody waits for it any more.
@@ -180,8 +188,19 @@ class Store:
             self._worked("read")
         return None if _too_old(entry, max_age) else entry
 
-    async def set(self, key: str, entry: CacheEntry) -> None:
+    async def set(self, key: str, entry: CacheEntry, *, lease: Lease | None = None) -> None:
+        """Stores `entry`; if the `lease` it was made under may be another's by now, not over what came meanwhile."""
+        if lease is not None and await self._outrun(key, lease):
+            log.info("answer not stored, that of a later holder is there", key=key, cache=self.cache.url)
+            return
         await self._call("write", lambda: self.cache.set(key, entry, ttl=self.ttl), None)
+
+    async def _outrun(self, key: str, lease: Lease) -> bool:
+        held = self._held.get((lease.key, lease.token))
+        if held is not None and time.monotonic() < held.until:
+            return False
+        there = await self._call("read", lambda: self.cache.reread(key), None)
+        return there is not None and there.created_at >= lease.expires_at - self.lease_seconds
 
     async def lease_or_entry(
         self, key: str, *, read: bool, max_age: float | None = None
@@ -210,6 +229,7 @@ class Store:
 
     async def _lease(self, key: str) -> Lease | None:
         """The lease, if it is free. One that is granted after the caller was cancelled is given back."""
+        until = time.monotonic() + self.lease_seconds
         asked = asyncio.ensure_future(self._call("lease", lambda: self.cache.lease(key, self.lease_seconds), None))
         try:
             lease = await asyncio.shield(asked)
@@ -218,7 +238,7 @@ class Store:
             await self._surely(self._give_back(asked))
             raise
         if lease is not None:
-            self._held[lease.key, lease.token] = lease
+            self._held[lease.key, lease.token] = _Held(lease, until)
             self._arm()
         return lease
 
@@ -255,13 +275,19 @@ class Store:
             if self._held:
                 self._arm()
 
-    async def _renew_one(self, lease: Lease) -> None:
+    async def _renew_one(self, held: _Held) -> None:
         """One that is lost is let go of: its work is not stopped."""
+        lease = held.lease
         name = lease.key, lease.token
 
         def renew() -> bool:
             # It may have been given back while this waited for a thread.
-            return name not in self._held or self.cache.renew(lease, self.lease_seconds)
+            if name not in self._held:
+                return True
+            until = time.monotonic() + self.lease_seconds
+            if kept := self.cache.renew(lease, self.lease_seconds):
+                held.until = until
+            return kept
 
         if not await self._call("renewal", renew, True) and self._held.pop(name, None) is not None:
             log.info("lease lost, another process may compute the same", key=lease.key, cache=self.cache.url)

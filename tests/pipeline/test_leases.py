@@ -14,6 +14,7 @@ from qvl import AsyncPipeline
 from qvl.caches.base import Lease
 from qvl.caches.memory import MemoryCache
 from qvl.caches.sqlite import SqliteCache
+from qvl.errors import CacheError
 from qvl.store import Store
 
 from .conftest import TalkingBackend
@@ -49,12 +50,15 @@ def test_who_works_longer_than_the_lease_keeps_it(picture: Image.Image, tmp_path
 class Forgetful(MemoryCache):
     """Loses every lease as soon as it is granted, as a store that was emptied."""
 
+    enough = 1
+
     def __init__(self) -> None:
         super().__init__()
         self.renewals = 0
 
-    def renew(self, lease: object, ttl: float) -> bool:
+    def renew(self, lease: Lease, ttl: float) -> bool:
         self.renewals += 1
+        self.release(lease)
         return False
 
 
@@ -74,6 +78,40 @@ def test_an_answer_whose_lease_was_lost_is_an_answer(picture: Image.Image) -> No
             assert (await pipe.ask(picture, "q")).cache == "hit"
 
     asyncio.run(main())
+
+
+class Unreachable(Forgetful):
+    """Loses leases, and cannot say so."""
+
+    # So many beats are longer than a lease.
+    enough = 5
+
+    def renew(self, lease: Lease, ttl: float) -> bool:
+        super().renew(lease, ttl)
+        raise CacheError("away")
+
+
+@pytest.mark.parametrize("kind", [Forgetful, Unreachable])
+def test_who_lost_its_lease_does_not_replace_the_answer_that_came_meanwhile(
+    kind: type[Forgetful], picture: Image.Image
+) -> None:
+    async def main() -> None:
+        cache = kind()
+        late, next_one = (TalkingBackend(reply=lambda request, word=word: word) for word in ("late", "next"))
+        late.gate = asyncio.Event()
+        async with pipeline(late, cache, 0.05) as first, pipeline(next_one, cache, 20) as second:
+            asked = asyncio.create_task(first.ask(picture, "q"))
+            while cache.renewals < cache.enough:
+                await asyncio.sleep(0.001)
+            assert (await second.ask(picture, "q", cache="refresh")).text == "next"
+            late.gate.set()
+            assert (await asked).text == "late"
+            assert (await first.ask(picture, "q")).text == "next"
+            # What was there before is replaced.
+            assert (await first.ask(picture, "q", cache="refresh")).text == "late"
+            assert (await second.ask(picture, "q")).text == "late"
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 class Slow(MemoryCache):

@@ -91,7 +91,11 @@ class CacheStats:
 
 @dataclass(slots=True)
 class Lease:
-    """The right to compute one key. `token` grows with every holder (fencing), so a late holder can be told apart."""
+    """The right to compute one key. `token` grows with every holder, so that a late holder can be told apart.
+
+    It saves work and guards nothing: `Cache.set` takes entries from everybody. The pipeline looks before it stores an
+    answer whose lease may be another's by now, and leaves the later holder's answer where it is.
+    """
 
     key: str
     token: int
