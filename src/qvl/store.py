@@ -169,7 +169,7 @@ class Store:
 
     async def get(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
         entry = await self._call("read", lambda: self.cache.peek(key), None, instant=True)
-        if entry is None and not self.cache.instant:
+        if entry is None and not self.cache.lacks(key):
             entry = await self._call("read", lambda: self.cache.get(key), None)
         if self.cache.layered and _too_old(entry, max_age):
             entry = await self._call("read", lambda: self.cache.reread(key), None)

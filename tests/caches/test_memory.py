@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
 
+from qvl.caches.base import CacheEntry
 from qvl.caches.memory import MAX_DEAD_LEASES, MemoryCache
+from qvl.caches.tiered import TieredCache
 from qvl.errors import CacheError, ConfigError
+from qvl.store import Store
 from qvl.testing.cache_contract import entry
 
 
@@ -77,3 +83,27 @@ def test_urls_open_it(url: str) -> None:
 def test_bad_urls_say_the_way_out(url: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         MemoryCache.from_url(url)
+
+
+@pytest.mark.parametrize("tiered", [True, False])
+def test_a_large_entry_is_not_read_on_the_event_loop(tiered: bool) -> None:
+    threads: list[int] = []
+
+    class Watched(MemoryCache):
+        def get(self, key: str) -> CacheEntry | None:
+            threads.append(threading.get_ident())
+            return super().get(key)
+
+    async def main() -> None:
+        hot = Watched()
+        cache = TieredCache(MemoryCache(), front=hot) if tiered else hot
+        store = Store(cache)
+        for key, text in (("small", "x"), ("large", "x" * 200_000)):
+            cache.set(key, entry(text=text))
+            cache.get(key)
+        for key, here in (("small", True), ("large", False)):
+            threads.clear()
+            assert await store.get(key) == cache.get(key)
+            assert (threads[0] == threading.get_ident()) is here
+
+    asyncio.run(main())

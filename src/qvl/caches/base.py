@@ -119,8 +119,12 @@ class Cache(ABC):
         """The entry, or None when there is none or it has expired."""
 
     def peek(self, key: str) -> CacheEntry | None:
-        """The entry, where that can be told without waiting for a disk, a network or another process; else None."""
+        """The entry, where that takes no time: not a disk's, a network's, another process', nor that of a long text."""
         return self.get(key) if self.instant else None
+
+    def lacks(self, key: str) -> bool:
+        """Whether `peek` finds nothing because there is nothing; False where that takes a `get` to tell."""
+        return self.instant
 
     def reread(self, key: str) -> CacheEntry | None:
         """As `get`, but of the store itself where there are copies in front of it."""

@@ -15,6 +15,8 @@ from qvl.caches.urls import count, read_options, size
 from qvl.errors import CacheError, ConfigError
 
 MAX_DEAD_LEASES: Final = 1024
+# Reading the JSON of a larger entry takes milliseconds, which an event loop does not have.
+MAX_PEEK: Final = 128 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,13 @@ class MemoryCache(Cache):
             self._slots.move_to_end(key)
             self._tally.add("hits")
         return CacheEntry.from_json(slot.text)
+
+    def peek(self, key: str) -> CacheEntry | None:
+        slot = self._slots.get(key)
+        return None if slot is not None and slot.size > MAX_PEEK else super().peek(key)
+
+    def lacks(self, key: str) -> bool:
+        return super().lacks(key) and key not in self._slots
 
     def set(self, key: str, entry: CacheEntry, *, ttl: float | None = None) -> None:
         self.keep(key, replace(entry, expires_at=None if ttl is None else self._clock() + ttl), ttl)
