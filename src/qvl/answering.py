@@ -20,6 +20,7 @@ from qvl.flight import CLOSE_SECONDS, Flight, FlightBoard, Outcome, Written
 from qvl.log import logger
 from qvl.messages import check_pictures_here, load_pictures, ready_pictures
 from qvl.plugins import PluginHost
+from qvl.seen import Seen
 from qvl.store import CacheMode, CachePolicy, Store
 from qvl.types import CacheState, ChatRequest, Chunk, Result, Timing, unfold
 
@@ -100,6 +101,7 @@ class Answering:
         self.cache_mode: CacheMode = cache_mode
         self.admit: Callable[[Job], AbstractAsyncContextManager[Any]] = lambda job: nullcontext()
         self.on_chunk: Callable[[Job, Chunk], None] | None = None
+        self.seen = Seen()
         self._board = FlightBoard()
         self._opening: asyncio.Lock | None = None
         self._opened = False
@@ -129,6 +131,7 @@ class Answering:
             await _within(CLOSE_SECONDS, self.backend.aclose())
         finally:
             self._opened = False
+            self.seen.clear()
             await self._board.aclose()
             if self.store is not None:
                 await self.store.aclose()
@@ -273,7 +276,7 @@ class Answering:
     async def answer(self, call: Call[R], pictures: Sequence[Picture] | None = None) -> R:
         """Everything from the pictures on, which may be loaded already."""
         if pictures is None:
-            pictures = await load_pictures(call.sources, call.policy, call.details)
+            pictures = await load_pictures(call.sources, call.policy, call.details, seen=self.seen)
         job = call.job(pictures)
         if job is None:
             await self.open()

@@ -216,7 +216,7 @@ class Pipeline:
         """
         pipeline = self.pipeline
         self._loop.refuse_fork()
-        pictures = load_picture_here(call.sources, call.policy, call.details)
+        pictures = load_picture_here(call.sources, call.policy, call.details, pipeline.seen)
         job = None if pictures is None else call.job(pictures)
         if job is None:
             return self._loop.call(lambda: pipeline.answer(call, pictures))

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from qvl.seen import Encoded
+
 
 class HeldPixels:
     """Where a Picture's pixels come from, whichever thread asks first.
@@ -20,32 +22,36 @@ class HeldPixels:
 
     Args:
         rgb: the pixels, of a source that cannot be decoded again.
-        decode: makes them from encoded bytes.
-        raw: the encoded bytes, where they pass untouched.
-        check: finds out for less than `decode` whether `raw` is sound, and raises what `decode` would.
+        encoded: the bytes of a source that can be decoded again; that they are sound is noted there.
+        decode: makes pixels of them.
+        check: given where the bytes pass untouched: finds out for less than `decode` whether they are sound, and raises
+            what `decode` would.
     """
 
-    __slots__ = ("_check", "_decode", "_lock", "_raw", "_rgb", "_sound")
+    __slots__ = ("_check", "_decode", "_encoded", "_lock", "_rgb")
 
     def __init__(
         self,
         *,
         rgb: Image.Image | None = None,
+        encoded: Encoded | None = None,
         decode: Callable[[], Image.Image] | None = None,
-        raw: bytes | None = None,
         check: Callable[[], None] | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._rgb = rgb
+        self._encoded = encoded
         self._decode = decode
-        self._raw = raw
         self._check = check
-        self._sound = rgb is not None
 
     @property
     def at_hand(self) -> bool:
         """Whether `encoded` has nothing to do."""
-        return self._raw is not None and self._sound
+        return self._check is not None and self._sound
+
+    @property
+    def _sound(self) -> bool:
+        return self._encoded is None or self._encoded.sound
 
     def rgb(self) -> Image.Image:
         """The pixels, a copy that is the caller's."""
@@ -64,25 +70,25 @@ class HeldPixels:
             self._verify(keep=keep)
 
     def _verify(self, *, keep: bool) -> None:
-        if self._sound:
+        if self._encoded is None or self._encoded.sound:
             return
         if self._check is not None:
             self._check()
-            self._sound = True
+            self._encoded.sound = True
         else:
             image = self._held()
             self._rgb = image if keep else None
 
     def encoded(self) -> bytes:
-        """The canonical picture as bytes: `raw`, once it was found sound, else a PNG."""
+        """The canonical picture as bytes: those it came as, once they were found sound, else a PNG."""
         from qvl import pixels
 
         with self._lock:
-            if self._raw is None:
+            if self._encoded is None or self._check is None:
                 return pixels.encode_png(self._taken())
             self._verify(keep=False)
             self._rgb = None
-            return self._raw
+            return self._encoded.data
 
     def _held(self) -> Image.Image:
         """The pixels, decoded now if they do not wait here."""
@@ -90,7 +96,8 @@ class HeldPixels:
             return self._rgb
         assert self._decode is not None
         image = self._decode()
-        self._sound = True
+        if self._encoded is not None:
+            self._encoded.sound = True
         return image
 
     def _taken(self) -> Image.Image:

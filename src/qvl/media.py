@@ -8,7 +8,6 @@ time and formats. Everything that goes wrong is a `MediaError` of one line.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import ipaddress
 import os
@@ -22,6 +21,7 @@ import anyio.to_thread
 
 from qvl.errors import ConfigError
 from qvl.held import HeldPixels
+from qvl.seen import Encoded, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,7 +189,8 @@ class Picture:
         )
 
     def decoded(self) -> Picture:
-        """Itself, after the source bytes were decoded, so that nothing later can fail; the next `rgb()` costs nothing.
+        """Itself, so that nothing later can fail: decoded, and the next `rgb()` costs nothing, unless the source bytes
+        are known to be sound already.
 
         Raises:
             MediaError: the source bytes are cut short or broken.
@@ -241,7 +242,9 @@ DEFAULT_POLICY: Final = MediaPolicy()
 SMALL: Final = 64 * 1024
 
 
-def load(source: PictureSource, policy: MediaPolicy = DEFAULT_POLICY, *, decode: bool = True) -> Picture:
+def load(
+    source: PictureSource, policy: MediaPolicy = DEFAULT_POLICY, *, decode: bool = True, seen: Seen | None = None
+) -> Picture:
     """Takes any picture through the gate. A URL is fetched in a thread of its own; prefer `aload` in async code.
 
     Args:
@@ -249,15 +252,16 @@ def load(source: PictureSource, policy: MediaPolicy = DEFAULT_POLICY, *, decode:
             numpy array (HxW, HxWx1, HxWx3, HxWx4; uint8 or floats from 0 to 1), or a Picture.
         policy: the limits.
         decode: False reads header and hash only; whoever first needs the pixels meets a broken file then.
+        seen: what was hashed before, to be asked and told.
 
     Raises:
         MediaError: the picture is missing, broken, refused, or breaks a limit.
     """
     url = _web_url(source)
     if url is None:
-        return _load_local(source, policy, decode)
+        return _load_local(source, policy, decode, seen)
     with anyio.from_thread.start_blocking_portal() as portal:
-        return portal.call(_load_url, url, policy, decode, None)
+        return portal.call(_load_url, url, policy, decode, seen, None)
 
 
 async def aload(
@@ -265,6 +269,7 @@ async def aload(
     policy: MediaPolicy = DEFAULT_POLICY,
     *,
     decode: bool = True,
+    seen: Seen | None = None,
     resolver: Resolver | None = None,
 ) -> Picture:
     """`load` for async code: waits on the network in the event loop, works on pixels in a bounded set of threads.
@@ -273,10 +278,10 @@ async def aload(
     """
     url = _web_url(source)
     if url is not None:
-        return await _load_url(url, policy, decode, resolver)
+        return await _load_url(url, policy, decode, seen, resolver)
     if not decode and _is_small(source, policy):
-        return _load_local(source, policy, decode)
-    return await _in_worker(lambda: _load_local(source, policy, decode))
+        return _load_local(source, policy, decode, seen)
+    return await _in_worker(lambda: _load_local(source, policy, decode, seen))
 
 
 async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
@@ -303,12 +308,14 @@ def is_remote(source: PictureSource) -> bool:
     return _web_url(source) is not None
 
 
-async def _load_url(url: str, policy: MediaPolicy, decode: bool, resolver: Resolver | None) -> Picture:
+async def _load_url(
+    url: str, policy: MediaPolicy, decode: bool, seen: Seen | None, resolver: Resolver | None
+) -> Picture:
     from qvl.fetch import Fetcher, public_name
 
     fetcher = Fetcher(policy) if resolver is None else Fetcher(policy, resolver=resolver)
     data = await fetcher.fetch(url)
-    return await _in_worker(lambda: _from_bytes(data, policy, public_name(url), decode))
+    return await _in_worker(lambda: _from_bytes(data, policy, public_name(url), decode, seen))
 
 
 _limiter: Final[anyio.lowlevel.RunVar[anyio.CapacityLimiter]] = anyio.lowlevel.RunVar("qvl.media.limiter")
@@ -345,7 +352,7 @@ def _fits(picture: Picture, max_pixels: int) -> bool:
     return picture.width * picture.height <= max_pixels
 
 
-def _load_local(source: Any, policy: MediaPolicy, decode: bool) -> Picture:
+def _load_local(source: Any, policy: MediaPolicy, decode: bool, seen: Seen | None) -> Picture:
     """Everything but http(s)."""
     if isinstance(source, Picture):
         return source.fit(policy.max_pixels)
@@ -359,7 +366,7 @@ def _load_local(source: Any, policy: MediaPolicy, decode: bool) -> Picture:
     if isinstance(source, np.ndarray):
         return _from_image(pixels.from_array(source), policy, "<array>")
     data, name = sources.read(source, policy)
-    return _from_bytes(data, policy, name, decode)
+    return _from_bytes(data, policy, name, decode, seen)
 
 
 def _from_image(image: Image.Image, policy: MediaPolicy, name: str) -> Picture:
@@ -370,22 +377,20 @@ def _from_image(image: Image.Image, policy: MediaPolicy, name: str) -> Picture:
     return _deferred(pixels.fingerprint(image), rgb.size, name, held, "image/png", untouched=False)
 
 
-def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool) -> Picture:
+def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, seen: Seen | None) -> Picture:
     from qvl import headers, pixels
 
     header = headers.probe(data, policy, name)
+    encoded = Encoded(data) if seen is None else seen.encoded(data)
+    # Not `data`, which is a second copy of what was seen before.
+    data = encoded.data
     held = HeldPixels(
+        encoded=encoded,
         decode=lambda: pixels.decode(data, header, policy, name),
-        raw=data if header.plain else None,
         check=(lambda: pixels.check(data, header, policy, name)) if header.plain else None,
     )
     if decode:
         held.verify(keep=False)
     return _deferred(
-        f"sha256:{hashlib.sha256(data).hexdigest()}",
-        (header.width, header.height),
-        name,
-        held,
-        header.media_type,
-        untouched=header.plain,
+        encoded.sha256, (header.width, header.height), name, held, header.media_type, untouched=header.plain
     )

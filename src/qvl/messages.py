@@ -30,6 +30,7 @@ from qvl.types import (
 
 if TYPE_CHECKING:
     from qvl.media import MediaPolicy, Picture, PictureSource
+    from qvl.seen import Seen
 
 MessageLike: TypeAlias = Message | Mapping[str, Any]
 ToolLike: TypeAlias = Tool | Mapping[str, Any]
@@ -118,7 +119,11 @@ def draft_request(
 
 
 async def load_pictures(
-    sources: Sequence[PictureSource], policy: MediaPolicy, details: Sequence[str | None] = ()
+    sources: Sequence[PictureSource],
+    policy: MediaPolicy,
+    details: Sequence[str | None] = (),
+    *,
+    seen: Seen | None = None,
 ) -> list[Picture]:
     """Reads and hashes pictures at once, in order, without decoding them; the first that fails ends the rest.
 
@@ -134,14 +139,14 @@ async def load_pictures(
     policies = _policies(policy, sources, details)
     return await _together(
         [
-            _numbered(number, media.aload(source, own, decode=False))
+            _numbered(number, media.aload(source, own, decode=False, seen=seen))
             for number, (source, own) in enumerate(zip(sources, policies, strict=True))
         ]
     )
 
 
 def load_picture_here(
-    sources: Sequence[PictureSource], policy: MediaPolicy, details: Sequence[str | None] = ()
+    sources: Sequence[PictureSource], policy: MediaPolicy, details: Sequence[str | None], seen: Seen
 ) -> list[Picture] | None:
     """As `load_pictures`, in this thread, for at most one picture; None where others would do better.
 
@@ -154,7 +159,7 @@ def load_picture_here(
         return None
     with _naming(0):
         return [
-            media.load(source, own, decode=False)
+            media.load(source, own, decode=False, seen=seen)
             for source, own in zip(sources, _policies(policy, sources, details), strict=True)
         ]
 

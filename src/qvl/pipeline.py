@@ -354,7 +354,7 @@ class AsyncPipeline(Answering):
             RequestError: what cannot be served.
         """
         draft = draft_request(messages, **{"request_id": new_request_id(), **params})
-        return draft.finished(await load_pictures(draft.sources, policy or self.media, draft.details))
+        return draft.finished(await load_pictures(draft.sources, policy or self.media, draft.details, seen=self.seen))
 
     async def run(
         self,

@@ -6,13 +6,16 @@ A picture that is passed on as it is needs no pixels here, but one that is cut s
 from __future__ import annotations
 
 import zlib
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 # Eight bits, RGB, the one compression and the one filter method there are, rows in order.
 _PLAIN: Final = b"\x08\x02\x00\x00\x00"
 _ANIMATION: Final = frozenset({b"acTL", b"fcTL", b"fdAT"})
 _LAST_FILTER: Final = 4
+_PIECE: Final = 32 * 1024
+_INPUT: Final = 64 * 1024
 
 
 def whole_png(data: bytes, width: int, height: int) -> bool:
@@ -27,15 +30,29 @@ def whole_png(data: bytes, width: int, height: int) -> bool:
     packed = _pixel_data(data, width, height)
     if packed is None:
         return False
-    row = 1 + 3 * width
+    row, size, done = 1 + 3 * width, (1 + 3 * width) * height, 0
     inflating = zlib.decompressobj()
     try:
-        # One byte more than there should be, so that the end is met, and the stream's own checksum behind it; and
-        # never more than that, whatever the stream would grow to.
-        rows = inflating.decompress(packed, row * height + 1)
+        for rows in _inflated(inflating, packed):
+            # Each row begins with its filter. Those of this piece:
+            filters = rows[-done % row :: row]
+            done += len(rows)
+            if done > size or (filters and max(filters) > _LAST_FILTER):
+                return False
     except zlib.error:
         return False
-    return inflating.eof and len(rows) == row * height and max(rows[::row]) <= _LAST_FILTER
+    return inflating.eof and done == size
+
+
+def _inflated(inflating: Any, packed: bytes) -> Iterator[bytes]:
+    """Piece by piece: so small that they stay in the processor's cache, and that no stream grows beyond its picture."""
+    view = memoryview(packed)
+    for at in range(0, len(packed), _INPUT):
+        rest: Any = view[at : at + _INPUT]
+        while len(piece := inflating.decompress(rest, _PIECE)) == _PIECE:
+            yield piece
+            rest = inflating.unconsumed_tail
+        yield piece
 
 
 def _pixel_data(data: bytes, width: int, height: int) -> bytes | None:

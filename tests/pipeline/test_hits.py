@@ -178,3 +178,18 @@ def test_a_failing_cache_is_a_miss_here_too(encoded: bytes) -> None:
     with Pipeline(backend=Known(), cache=Failing()) as pipe:
         assert pipe.ask(encoded, "q").text == "1:q"
         assert pipe.stats()["cache_failures"] >= 1
+
+
+def test_a_second_question_about_a_picture_neither_hashes_nor_checks_it(
+    encoded: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Passing()
+    with Pipeline(backend=backend, cache="memory:") as pipe:
+        first = pipe.ask(encoded, "q")
+        monkeypatch.setattr("qvl.seen.Encoded", _decoding_fails)
+        monkeypatch.setattr("qvl.pixels.check", _decoding_fails)
+        second = pipe.ask(bytes(bytearray(encoded)), "another question")
+        streamed = [chunk.text for chunk in pipe.stream(encoded, "a third one")]
+    assert second.pictures == first.pictures
+    assert "".join(streamed) == "1:a third one"
+    assert backend.sent == [encoded] * 3
