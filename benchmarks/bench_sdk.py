@@ -14,10 +14,12 @@ import base64
 import json
 import os
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ CLIENTS = {
     "langchain": "ChatOpenAI",
     "litellm": "LiteLLM SDK",
 }
-Call = Callable[[str], Any]
+QUESTIONS = {"text": "text", "picture": "a picture, each time another", "again": "a picture, always the same"}
+Call = Callable[[str, str], Any]
 
 
 def content(question: str, picture: str) -> Any:
@@ -41,89 +44,104 @@ def content(question: str, picture: str) -> Any:
     return [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
 
 
-def data_url() -> str:
-    return "data:image/png;base64," + base64.b64encode(PICTURE.read_bytes()).decode()
+def data_url(number: int) -> str:
+    """The picture with `number` as a comment in it, so that its bytes are those of no other."""
+    data, body = PICTURE.read_bytes(), f"tEXtNumber\0{number}".encode()
+    comment = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    # Behind signature and header.
+    return "data:image/png;base64," + base64.b64encode(data[:33] + comment + data[33:]).decode()
 
 
-def bare_client(url: str, pictured: bool) -> tuple[Call, Call]:
+def bare_client(url: str) -> tuple[Call, Call]:
     import openai
 
-    picture = data_url() if pictured else ""
     client = openai.OpenAI(base_url=url, api_key="none")
     coming = openai.AsyncOpenAI(base_url=url, api_key="none")
 
-    def arguments(question: str) -> dict[str, Any]:
+    def arguments(question: str, picture: str) -> dict[str, Any]:
         return {"model": MODEL, "messages": [{"role": "user", "content": content(question, picture)}]}
 
-    async def later(question: str) -> str:
-        return (await coming.chat.completions.create(**arguments(question))).choices[0].message.content
+    def now(question: str, picture: str) -> str:
+        return client.chat.completions.create(**arguments(question, picture)).choices[0].message.content
 
-    return lambda question: client.chat.completions.create(**arguments(question)).choices[0].message.content, later
+    async def later(question: str, picture: str) -> str:
+        return (await coming.chat.completions.create(**arguments(question, picture))).choices[0].message.content
+
+    return now, later
 
 
-def qvl(url: str, pictured: bool) -> tuple[Call, Call]:
+def qvl(url: str) -> tuple[Call, Call]:
     from qvl import AsyncPipeline, Pipeline
 
-    pictures = [data_url()] if pictured else []
     pipe = Pipeline(f"openai:{MODEL}", base_url=url, cache="off", probe=False)
     coming = AsyncPipeline(f"openai:{MODEL}", base_url=url, cache="off", probe=False)
 
-    async def later(question: str) -> str:
-        return (await coming.ask(pictures, question)).text
+    def now(question: str, picture: str) -> str:
+        return pipe.ask([picture] if picture else [], question).text
 
-    return lambda question: pipe.ask(pictures, question).text, later
+    async def later(question: str, picture: str) -> str:
+        return (await coming.ask([picture] if picture else [], question)).text
+
+    return now, later
 
 
-def langchain(url: str, pictured: bool) -> tuple[Call, Call]:
+def langchain(url: str) -> tuple[Call, Call]:
     from langchain_core.messages import HumanMessage
     from langchain_openai import ChatOpenAI
 
-    picture = data_url() if pictured else ""
     model = ChatOpenAI(model=MODEL, base_url=url, api_key="none")
 
-    async def later(question: str) -> str:
+    def now(question: str, picture: str) -> str:
+        return model.invoke([HumanMessage(content(question, picture))]).text
+
+    async def later(question: str, picture: str) -> str:
         return (await model.ainvoke([HumanMessage(content(question, picture))])).text
 
-    return lambda question: model.invoke([HumanMessage(content(question, picture))]).text, later
+    return now, later
 
 
-def litellm(url: str, pictured: bool) -> tuple[Call, Call]:
+def litellm(url: str) -> tuple[Call, Call]:
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     import litellm as library
 
     library.suppress_debug_info = True
-    picture = data_url() if pictured else ""
 
-    def arguments(question: str) -> dict[str, Any]:
+    def arguments(question: str, picture: str) -> dict[str, Any]:
         messages = [{"role": "user", "content": content(question, picture)}]
         return {"model": f"openai/{MODEL}", "messages": messages, "api_base": url, "api_key": "none"}
 
-    async def later(question: str) -> str:
-        return (await library.acompletion(**arguments(question))).choices[0].message.content
+    def now(question: str, picture: str) -> str:
+        return library.completion(**arguments(question, picture)).choices[0].message.content
 
-    return lambda question: library.completion(**arguments(question)).choices[0].message.content, later
+    async def later(question: str, picture: str) -> str:
+        return (await library.acompletion(**arguments(question, picture))).choices[0].message.content
+
+    return now, later
 
 
-def worker(name: str, url: str, calls: int, pictured: bool) -> None:
+def worker(name: str, url: str, calls: int, what: str) -> None:
     """Times `calls` calls of each kind, after some that are not counted."""
-    call, coming = {"openai": bare_client, "qvl": qvl, "langchain": langchain, "litellm": litellm}[name](url, pictured)
+    call, coming = {"openai": bare_client, "qvl": qvl, "langchain": langchain, "litellm": litellm}[name](url)
+    numbers = range(-calls // 8, calls)
+    pictures = {"text": lambda number: "", "picture": data_url, "again": lambda number: data_url(0)}[what]
+    questions = [(number, f"What colour is shoe {number}?", pictures(number)) for number in numbers]
 
     def timed() -> list[float]:
         took = []
-        for number in range(-calls // 8, calls):
+        for number, question, picture in questions:
             began = time.perf_counter()
-            said = call(f"What colour is shoe {number}?")
+            said = call(question, picture)
             if number >= 0:
                 took.append(time.perf_counter() - began)
             assert said == "ok", said
         return took
 
     async def timed_later() -> list[float]:
-        ask: Callable[[str], Awaitable[str]] = coming
+        ask: Callable[[str, str], Awaitable[str]] = coming
         took = []
-        for number in range(-calls // 8, calls):
+        for number, question, picture in questions:
             began = time.perf_counter()
-            said = await ask(f"What colour is shoe {number}?")
+            said = await ask(question, picture)
             if number >= 0:
                 took.append(time.perf_counter() - began)
             assert said == "ok", said
@@ -144,8 +162,8 @@ def main() -> None:
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        name, url, calls, pictured = given.worker
-        worker(name, url, int(calls), pictured == "picture")
+        name, url, calls, what = given.worker
+        worker(name, url, int(calls), what)
         return
     from bench_cache import environment
     from bench_server import free_port, running
@@ -160,7 +178,7 @@ def main() -> None:
 def compare(given: argparse.Namespace, peers: Path, url: str) -> None:
     """Runs every client in turn and prints the table."""
     print("| client | question | blocking ms | x bare | async ms | x bare |\n|---|---|---|---|---|---|")
-    for what in ("text", "picture"):
+    for what, told in QUESTIONS.items():
         calls = given.calls if what == "text" else given.calls // 4
         found: dict[str, list[dict[str, float]]] = {name: [] for name in CLIENTS}
         for _ in range(given.rounds):
@@ -172,7 +190,7 @@ def compare(given: argparse.Namespace, peers: Path, url: str) -> None:
                     raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
         best = {
-            name: {kind: min(told[kind] for told in runs) * 1000 for kind in ("blocking", "async")}
+            name: {kind: min(took[kind] for took in runs) * 1000 for kind in ("blocking", "async")}
             for name, runs in found.items()
         }
         for name, label in CLIENTS.items():
@@ -180,7 +198,7 @@ def compare(given: argparse.Namespace, peers: Path, url: str) -> None:
                 f"{best[name][kind]:.2f} | {best[name][kind] / best['openai'][kind]:.2f}"
                 for kind in ("blocking", "async")
             ]
-            print(f"| {label} | {what} | {' | '.join(cells)} |", flush=True)
+            print(f"| {label} | {told} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
