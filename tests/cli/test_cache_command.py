@@ -52,6 +52,7 @@ def test_list_is_newest_first_and_filtered(qvl, filled):
 def test_list_says_enough_to_choose_by(qvl, filled, pictures):
     told = qvl("cache", "list").out
     assert "analyze (zh)" in told
+    assert "NORVIK, mug, size 40x30" in told
     assert "How large?" in told
     for name in pictures[:2]:
         assert hashlib.sha256(Path(name).read_bytes()).hexdigest()[:8] in told

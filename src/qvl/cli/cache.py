@@ -83,7 +83,7 @@ def list_(
                 _line(_question(entry)),
                 _pictures(entry),
                 entry.model,
-                _line(entry.text),
+                _line(_answer(entry)),
             )
             for key, entry in found
         ],
@@ -237,6 +237,16 @@ def _question(entry: CacheEntry) -> str:
     asked = [message for message in entry.manifest.get("messages", ()) if message.get("role") == "user"]
     said = [part["text"] for message in asked for part in message.get("parts", ()) if "text" in part]
     return said[-1] if said else entry.task
+
+
+def _answer(entry: CacheEntry) -> str:
+    """What was answered, in few words: of a product's analysis its values alone."""
+    found = entry.analysis or {}
+    attributes = found.get("attributes")
+    if not isinstance(attributes, Mapping):
+        return entry.text
+    named = [found.get("brand"), found.get("category"), *(f"{name} {value}" for name, value in attributes.items())]
+    return ", ".join(str(value) for value in named if value)
 
 
 def _pictures(entry: CacheEntry) -> str:
