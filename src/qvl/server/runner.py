@@ -58,6 +58,10 @@ class CorkedTransport:
         self._flush()
         self._transport.close()
 
+    def abort(self) -> None:
+        self._pieces.clear()
+        self._transport.abort()
+
     def _flush(self) -> None:
         if self._pieces:
             pieces, self._pieces = self._pieces, []
