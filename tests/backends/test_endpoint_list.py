@@ -75,6 +75,15 @@ async def test_an_endpoint_named_again_while_it_drains_is_taken_back(three: list
     assert len(one.chats) == 3
 
 
+async def test_of_two_changes_at_once_the_later_one_holds(three: list[ScriptedEndpoint]) -> None:
+    one, two, new = three
+    async with over(one, two) as backend:
+        for first, last in (([one], [one, two]), ([one, new], [two]), ([one], [one, two, new])):
+            await asyncio.gather(*(backend.set_endpoints([each.url for each in some]) for some in (first, last)))
+            assert set(names(backend)) == {each.url for each in last}
+            assert {state.state for state in backend.endpoints()} == {"up"}
+
+
 async def test_a_new_endpoint_is_probed_before_it_gets_a_request(three: list[ScriptedEndpoint]) -> None:
     with ScriptedEndpoint(ignores=("response_format",)) as weak:
         async with over(three[0], probe=True) as backend:

@@ -102,7 +102,7 @@ async def test_affinity_moves_only_the_pictures_of_the_endpoint_that_went() -> N
     pool = pool_of("a", "b", "c", "d", policy="affinity")
     homes = {f"picture-{n}": (await take(pool, 1, f"picture-{n}")).member.name for n in range(200)}
     asyncio.get_running_loop().call_later(0.01, lambda: None)
-    await pool.remove("c", timeout=0.01)
+    await pool.remove(pool.drain("c"), timeout=0.01)
     for key, home in homes.items():
         now = (await take(pool, 1, key)).member.name
         assert now == home or home == "c"
@@ -238,7 +238,7 @@ async def test_a_waiter_goes_elsewhere_when_another_endpoint_comes() -> None:
 async def test_draining_waits_for_what_is_running_and_gives_nothing_new() -> None:
     pool = pool_of("a", "b")
     ticket = await take(pool, 1, None, "b")
-    removing = asyncio.ensure_future(pool.remove("a"))
+    removing = asyncio.ensure_future(pool.remove(pool.drain("a")))
     await asyncio.sleep(0)
     assert {(await take(pool)).member.name for _ in range(5)} == {"b"}
     assert pool.snapshot()[0].state == "draining"

@@ -6,7 +6,7 @@ Probing, checking, adding and removing are here; `EndpointPool` chooses, `OpenAI
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -267,11 +267,10 @@ class Fleet:
         self.pool.find(name)
         if sum(not m.draining for m in self.pool.members) < 2:
             raise ConfigError(f"{name} is the last endpoint", hint="close the backend instead", param="base_url")
-        await self._retire(name, timeout)
+        await self._retire(self.pool.drain(name), timeout)
 
-    async def _retire(self, name: str, timeout: float | None) -> None:
-        member = await self.pool.remove(name, timeout=timeout)
-        if member is not None:
+    async def _retire(self, member: Member[Line], timeout: float | None) -> None:
+        if await self.pool.remove(member, timeout=timeout):
             await member.target.endpoint.aclose()
             # Another server may stand at the same address when it is added again.
             _PROBED.pop(self._probe_key(member.target.endpoint), None)
@@ -282,36 +281,48 @@ class Fleet:
 
         New ones are probed; one that does not answer is taken in as one that rests, as at the start.
         """
-        here = {member.name for member in self.pool.members}
-        new = [self._make(one.url, one.weight, one.limit) for name, one in wanted.items() if name not in here]
-        found: list[Findings | BaseException | None] = [None] * len(new)
+        made: dict[str, Member[Line]] = {}
+        found: dict[str, Findings | BaseException] = {}
         try:
-            for member in new:
-                await member.target.endpoint.open()
-            if probe_now:
-                found = list(await asyncio.gather(*(self.found(m.target) for m in new), return_exceptions=True))
-            for result in found:
+            # Again and again: what drains may be gone by the time that others were probed.
+            while new := self._missing(wanted.keys() - made.keys(), wanted):
+                made |= {member.name: member for member in new}
+                for member in new:
+                    await member.target.endpoint.open()
+                if probe_now:
+                    results = await asyncio.gather(*(self.found(m.target) for m in new), return_exceptions=True)
+                    found |= {member.name: result for member, result in zip(new, results, strict=True)}
+            for result in found.values():
                 if isinstance(result, BaseException) and not isinstance(result, Failed):
                     raise result
         except BaseException:
-            for member in new:
+            for member in made.values():
                 await member.target.endpoint.aclose()
             raise
-        for member, result in zip(new, found, strict=True):
-            self.pool.add(member)
-            if isinstance(result, Failed):
-                self.pool.blame(member, result)
-                log.warning("endpoint left out for now", endpoint=member.name, error=str(result.error))
-        for name in wanted.keys() & here:
-            self.pool.adjust(name, weight=wanted[name].weight, limit=wanted[name].limit)
+        for name, one in wanted.items():
+            if name not in made:
+                self.pool.adjust(name, weight=one.weight, limit=one.limit)
+                continue
+            self.pool.add(made[name])
+            if isinstance(failed := found.get(name), Failed):
+                self.pool.blame(made[name], failed)
+                log.warning("endpoint left out for now", endpoint=name, error=str(failed.error))
         self._learn()
-        return [member.name for member in new]
+        return list(made)
 
-    async def keep_only(self, wanted: Mapping[str, Listed], *, timeout: float | None) -> list[str]:
-        """Removes what is not in `wanted`, all at the same time, each after its last request; returns who went."""
-        gone = [member.name for member in self.pool.members if member.name not in wanted]
-        await asyncio.gather(*(self._retire(name, timeout) for name in gone))
-        return gone
+    def _missing(self, names: Set[str], wanted: Mapping[str, Listed]) -> list[Member[Line]]:
+        """New members for those of `names` that the pool does not have, in the order of `wanted`."""
+        here = {member.name for member in self.pool.members}
+        missing = (one for name, one in wanted.items() if name in names - here)
+        return [self._make(one.url, one.weight, one.limit) for one in missing]
+
+    def drain_others(self, wanted: Mapping[str, Listed]) -> list[Member[Line]]:
+        """Gives what is not in `wanted` no further requests; returns them, for `part_with`."""
+        return [self.pool.drain(member.name) for member in self.pool.members if member.name not in wanted]
+
+    async def part_with(self, members: Iterable[Member[Line]], *, timeout: float | None) -> None:
+        """Forgets those that drain, all at the same time, each after its last request."""
+        await asyncio.gather(*(self._retire(member, timeout) for member in members))
 
     def verdict(self, attempts: Attempts) -> QvlError | Failed:
         """One error for a request that no endpoint could answer, naming each."""

@@ -333,8 +333,10 @@ class OpenAIBackend(Backend):
         async with self._changing:
             added = await self._fleet.take_in(wanted, probe_now=self._is_open)
             self._watch()
-        gone = await self._fleet.keep_only(wanted, timeout=self._timeouts.total if timeout is None else timeout)
-        log.info("endpoints changed", endpoints=list(wanted), added=added, removed=gone)
+            # Before another change can begin: what that one names again is then taken back, not drained by this one.
+            gone = self._fleet.drain_others(wanted)
+        await self._fleet.part_with(gone, timeout=self._timeouts.total if timeout is None else timeout)
+        log.info("endpoints changed", endpoints=list(wanted), added=added, removed=[member.name for member in gone])
 
     def stats(self) -> Mapping[str, float]:
         states = self._pool.snapshot()

@@ -175,22 +175,26 @@ class EndpointPool(Generic[T]):
         self._reshape()
         return member
 
-    async def remove(self, name: str, *, timeout: float | None = None) -> Member[T] | None:
-        """No new requests for it; returns it when its last one is done, or after `timeout` seconds.
-
-        None: it was taken back meanwhile, or somebody else has removed it.
-        """
+    def drain(self, name: str) -> Member[T]:
+        """No new requests for it."""
         member = self.find(name)
         member.draining = True
         self._reshape()
+        return member
+
+    async def remove(self, member: Member[T], *, timeout: float | None = None) -> bool:
+        """Forgets a member that drains when its last request is done, or after `timeout` seconds.
+
+        False: it was taken back meanwhile, or somebody else has removed it.
+        """
         if member.running:
             member.empty.clear()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(member.empty.wait(), timeout)
-        if not member.draining or self._members.get(name) is not member:
-            return None
-        del self._members[name]
-        return member
+        if not member.draining or self._members.get(member.name) is not member:
+            return False
+        del self._members[member.name]
+        return True
 
     async def acquire(
         self, *, cost: float = 1.0, key: str | None = None, exclude: frozenset[str] = frozenset(), until: float
