@@ -38,6 +38,7 @@ ResponseFormatLike: TypeAlias = ResponseFormat | Mapping[str, Any] | type[BaseMo
 MAX_PICTURES: Final = 256
 LOW_DETAIL_PIXELS: Final = 512 * 512
 SAMPLING_NAMES: Final = SamplingParams.names()
+GREEDY: Final = SamplingParams()
 DETAILS: Final = (None, "auto", "low", "high", "original")
 T = TypeVar("T")
 
@@ -254,6 +255,8 @@ def sampling_params(given: Mapping[str, Any]) -> SamplingParams:
     Raises:
         ConfigError: a name that is none of its fields (the nearest is named), or a value of the wrong type or range.
     """
+    if not given:
+        return GREEDY
     known = SAMPLING_NAMES
     for name in given:
         if name not in known:

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from typing import Final, TypeAlias
 
-SAMPLES: Final = 256
+SAMPLES: Final = 64
 _Sample: TypeAlias = tuple[int, bytes]
 
 

@@ -178,3 +178,27 @@ def test_checking_what_will_be_encoded_decodes_it_once(monkeypatch: pytest.Monke
     assert picture.media_type == "image/png"
     assert picture.data
     assert len({id(image) for image in opened}) == 1
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_size_that_a_jpeg_tells_is_that_of_its_pixels(draw: st.DataObject) -> None:
+    names = ["plain.jpg", "progressive.jpg", "exif_6.jpg", "grey.jpg", "cmyk.jpg", "two_in_one.jpg"]
+    data = bytearray((FIXTURES / draw.draw(st.sampled_from(names))).read_bytes())
+    for _ in range(draw.draw(st.integers(0, 3))):
+        at = draw.draw(st.integers(2, 400))
+        if draw.draw(st.booleans()):
+            data[at] = draw.draw(st.integers(0, 255))
+        else:
+            data[at:at] = draw.draw(st.binary(max_size=6))
+    try:
+        picture = media.load(bytes(data), decode=False)
+        decoded = picture.rgb()
+    except MediaError:
+        return
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        told = (image.size, image.mode)
+    assert decoded.size == (picture.width, picture.height)
+    assert sorted(decoded.size) == sorted(told[0])
+    assert not picture.untouched or told == (decoded.size, "RGB")
