@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from qvl.backends.base import Backend
 from qvl.backends.openai import OpenAIBackend
+from qvl.server.endpoints import reload_endpoints
+from qvl.testing import RecordingBackend
 from qvl.testing.endpoint import Echo, ScriptedEndpoint
 from tests.server.conftest import data_url, question
 from tests.server.processes import CHAT
@@ -26,11 +30,12 @@ def until(ready: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_metrics_have_the_counters_of_every_endpoint(serve) -> None:
+@pytest.mark.parametrize("wrapped", [lambda backend: backend, RecordingBackend], ids=["itself", "wrapped"])
+def test_metrics_have_the_counters_of_every_endpoint(serve, wrapped: Callable[[Backend], Backend]) -> None:
     with ScriptedEndpoint(default=Echo(pause=0.05)) as one, ScriptedEndpoint() as gone:
         backend = OpenAIBackend("echo", base_url=[one.url, gone.url], probe=False, health_interval=None)
         gone.stop()
-        server = serve(backend, cache="off")
+        server = serve(wrapped(backend), cache="off")
 
         def value(name: str, url: str, **labels: str) -> float:
             wanted = [f'endpoint="{url}"', *(f'{key}="{told}"' for key, told in labels.items())]
@@ -52,6 +57,12 @@ def test_metrics_have_the_counters_of_every_endpoint(serve) -> None:
         assert value("state", one.url, state="up") == 1
         assert value("state", one.url, state="resting") == 0
         assert (value("requests_running", one.url), value("picture_tokens", one.url)) == (0, 0)
+
+
+def test_the_endpoints_of_a_pool_that_is_wrapped_are_exchanged() -> None:
+    backend = OpenAIBackend("echo", base_url=["http://a:1", "http://b:1"], probe=False, health_interval=None)
+    asyncio.run(reload_endpoints(RecordingBackend(RecordingBackend(backend)), lambda: ["http://b:1", "http://c:1"]))
+    assert [state.url for state in backend.endpoints()] == ["http://b:1/v1", "http://c:1/v1"]
 
 
 @pytest.mark.slow

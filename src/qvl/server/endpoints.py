@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, runtime_check
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from qvl.backends.base import Backend
+from qvl.backends.wrapping import WrappingBackend
 from qvl.errors import ConfigError, QvlError
 from qvl.log import logger
 
@@ -29,16 +31,24 @@ class Pooled(Protocol):
     async def set_endpoints(self, base_url: Iterable[str | Listed]) -> None: ...
 
 
+def pooled(backend: Backend) -> Pooled | None:
+    """The pool that `backend` is, or that it wraps, if there is one."""
+    while isinstance(backend, WrappingBackend):
+        backend = backend.inner
+    return backend if isinstance(backend, Pooled) else None
+
+
 class EndpointStats(Collector):
     """Every endpoint as it stands at the time of the scrape, by the label `endpoint`: its URL without its secrets."""
 
-    def __init__(self, backend: object) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
     def collect(self) -> Iterator[Metric]:
-        if not isinstance(self._backend, Pooled):
+        pool = pooled(self._backend)
+        if pool is None:
             return
-        states = self._backend.endpoints()
+        states = pool.endpoints()
         for name, text in (("requests", "Requests sent to the endpoint."), ("failures", "Those that failed.")):
             counter = CounterMetricFamily(f"qvl_endpoint_{name}", text, labels=["endpoint"])
             for state in states:
@@ -89,14 +99,15 @@ def _configured() -> Sequence[str | Listed]:
     return urls
 
 
-async def reload_endpoints(backend: object, source: Source) -> None:
+async def reload_endpoints(backend: Backend, source: Source) -> None:
     """Exchanges the endpoints for what `source` lists now; when it cannot be read the old ones stay."""
-    if not isinstance(backend, Pooled):
+    pool = pooled(backend)
+    if pool is None:
         return
     try:
-        await backend.set_endpoints(source())
+        await pool.set_endpoints(source())
     except QvlError as exc:
         log.error("the endpoints were not reloaded, the old ones stay", error=str(exc))
 
 
-__all__ = ["EndpointStats", "Pooled", "Source", "reload_endpoints", "source_of"]
+__all__ = ["EndpointStats", "Pooled", "Source", "pooled", "reload_endpoints", "source_of"]
