@@ -21,7 +21,7 @@ from qvl.backends.failures import Blame, Failed, Repeat
 from qvl.backends.fleet import Attempts, Fleet, Line
 from qvl.backends.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
 from qvl.backends.retry import RetryPolicy
-from qvl.backends.wire import encoded, request_body
+from qvl.backends.wire import request_body
 from qvl.errors import (
     BackendUnavailableError,
     QvlError,
@@ -260,7 +260,7 @@ class OpenAIBackend(Backend):
                 raise Failed(exc, Repeat.ELSEWHERE, Blame.NONE) from None
 
         def written() -> bytes:
-            return encoded(request_body(request, self.model, findings.dialect))
+            return request_body(request, self.model, findings.dialect)
 
         # Scaling and encoding megapixels would hold up every other stream.
         body = written() if _is_small(request) else await asyncio.to_thread(written)

@@ -7,7 +7,9 @@ picture tokens in the usage.
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
@@ -73,16 +75,32 @@ class Dialect:
     pinned: frozenset[str] = frozenset()
 
 
-def request_body(request: ChatRequest, model: str, dialect: Dialect) -> dict[str, Any]:
-    """The JSON body of a streamed chat completion.
+def request_body(request: ChatRequest, model: str, dialect: Dialect) -> bytes:
+    """The body of a streamed chat completion, as it goes on the wire.
+
+    Pictures come in last, as bytes: a JSON encoder takes longer over a megabyte of base64 than writing it takes.
 
     Raises:
         UnsupportedInputError: `extra` names a field that is ours to set.
+        RequestError: it holds what JSON cannot carry.
     """
+    # Nobody can have written this in a text of theirs.
+    mark = os.urandom(16).hex()
+    text, *behind = encoded(_body(request, model, dialect, mark)).split(f'"{mark}"'.encode())
+    pieces = [text]
+    for picture, rest in zip(request.pictures, behind, strict=True):
+        fitting = picture if request.max_pixels is None else picture.fit(request.max_pixels)
+        data = fitting.data
+        pieces += (f'"data:{fitting.media_type};base64,'.encode(), base64.b64encode(data), b'"', rest)
+    return b"".join(pieces)
+
+
+def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict[str, Any]:
+    """The same before it is encoded, with `mark` in the place of every picture."""
     params = request.sampling
     body: dict[str, Any] = {
         "model": model,
-        "messages": [_message(message, request.max_pixels) for message in request.messages],
+        "messages": [_message(message, mark) for message in request.messages],
         "stream": True,
     }
     if dialect.stream_options:
@@ -126,11 +144,11 @@ def encoded(body: Mapping[str, Any]) -> bytes:
         raise RequestError(f"the request cannot be sent: {exc}", hint="pass only JSON values") from exc
 
 
-def _message(message: Message, max_pixels: int | None) -> dict[str, Any]:
+def _message(message: Message, mark: str) -> dict[str, Any]:
     wire: dict[str, Any] = {"role": message.role}
     if message.pictures:
         wire["content"] = [
-            {"type": "image_url", "image_url": {"url": _data_url(part, max_pixels)}}
+            {"type": "image_url", "image_url": {"url": mark}}
             if isinstance(part, ImagePart)
             else {"type": "text", "text": part.text}
             for part in message.parts
@@ -147,11 +165,6 @@ def _message(message: Message, max_pixels: int | None) -> dict[str, Any]:
     if message.name is not None:
         wire["name"] = message.name
     return wire
-
-
-def _data_url(part: ImagePart, max_pixels: int | None) -> str:
-    picture = part.picture if max_pixels is None else part.picture.fit(max_pixels)
-    return picture.data_url()
 
 
 def _add_format(body: dict[str, Any], wanted: ResponseFormat) -> None:
