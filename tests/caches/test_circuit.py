@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from qvl.caches.circuit import Circuit
@@ -55,3 +57,28 @@ def test_a_probe_that_learnt_nothing_lets_the_next_one_probe(circuit: Circuit, n
     circuit.forgo()
     assert circuit.open
     assert circuit.enter() == 0.0
+
+
+def test_many_that_fail_together_are_one_failure(circuit: Circuit, now: list[float]) -> None:
+    assert [circuit.enter() for _ in range(40)] == [0.0] * 40
+    assert [circuit.leave("it broke") for _ in range(40)] == [True] + [False] * 39
+    assert circuit.enter() <= 0.25
+    now[0] += 0.26
+    assert circuit.enter() == 0.0
+
+
+def test_a_late_failure_does_not_end_the_probe_of_another_and_a_late_success_ends_the_rest(
+    circuit: Circuit, now: list[float]
+) -> None:
+    for _ in range(3):
+        circuit.enter()
+    circuit.leave("it broke")
+    now[0] += 0.26
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(circuit.enter).result() == 0.0
+        circuit.leave("it broke")
+        now[0] += 60
+        assert circuit.enter() > 0
+        assert circuit.leave(None)
+        assert not circuit.open
+        assert not other.submit(circuit.leave, None).result()
