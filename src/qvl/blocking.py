@@ -215,7 +215,7 @@ class Pipeline:
         What waits for nothing but a disk takes less time here than the way to the loop and its threads.
         """
         pipeline = self.pipeline
-        self._loop.refuse_fork()
+        self._loop.claim()
         pictures = load_picture_here(call.sources, call.policy, call.details, pipeline.seen)
         job = None if pictures is None else call.job(pictures)
         if job is None:
@@ -252,7 +252,7 @@ class _Loop:
         self._lock = threading.Lock()
         self._portal: BlockingPortal | None = None
         self._thread: threading.Thread | None = None
-        self._forked = False
+        self._claimed = self._forked = False
         _loops.add(self)
 
     def call(self, function: Callable[[], Awaitable[R]]) -> R:
@@ -296,18 +296,19 @@ class _Loop:
             portal.start_task_soon(portal.stop)
             thread.join(timeout=10)
 
-    def refuse_fork(self) -> None:
-        """Raises in the child of a process that has used the loop.
+    def claim(self) -> None:
+        """Makes the pipeline this process's own.
 
         Raises:
-            ConfigError: the loop stayed with the parent.
+            ConfigError: it was its parent's, whose threads stayed there, perhaps with a lock in hand.
         """
         if self._forked:
             raise ConfigError("this pipeline was in use before the fork", hint="make one in each process")
+        self._claimed = True
 
     def _running(self) -> BlockingPortal:
         with self._lock:
-            self.refuse_fork()
+            self.claim()
             if self._portal is None:
                 ready: Future[BlockingPortal] = Future()
                 # A daemon, because a program that forgets close() must still end; the finalizer closes it in order.
@@ -319,7 +320,7 @@ class _Loop:
     def _after_fork(self) -> None:
         # The thread stayed in the parent; whoever called it would wait for ever.
         self._lock = threading.Lock()
-        self._forked = self._forked or self._thread is not None
+        self._forked = self._forked or self._claimed
         self._portal = self._thread = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ class Store:
         # What goes on although nobody waits for it any more.
         self._ending: set[asyncio.Task[None]] = set()
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
+        self._here = threading.Semaphore(WORKERS)
 
     async def _call(self, what: str, function: Callable[[], T], otherwise: T, *, instant: bool = False) -> T:
         side = what if what in ("read", "write") else "lease"
@@ -176,9 +178,10 @@ class Store:
         return None if _too_old(entry, max_age) else entry
 
     def get_here(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
-        """As `get`, in this thread, which waits for the cache."""
+        """As `get`, in this thread, which waits for the cache; for WORKERS threads at a time."""
         try:
-            entry = self.cache.get(key)
+            with self._here:
+                entry = self.cache.get(key)
             if self.cache.layered and _too_old(entry, max_age):
                 entry = self.cache.reread(key)
         except CacheError as exc:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from qvl import Pipeline
 from qvl.backends.base import Backend
 from qvl.caches.memory import MemoryCache
 from qvl.caches.sqlite import SqliteCache
-from qvl.errors import MediaError
+from qvl.errors import ConfigError, MediaError
+from qvl.store import WORKERS
 from qvl.types import ChatRequest, Result
 
 from .conftest import TalkingBackend, answer_json, answering
@@ -133,6 +136,27 @@ def _decoding_fails(*args: Any) -> Image.Image:
     raise AssertionError("decoded")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_after_a_fork_a_hit_is_refused_as_a_miss_would_be(encoded: bytes, tmp_path: Path) -> None:
+    with SqliteCache(tmp_path / "answers.db") as cache:
+        with Pipeline(backend=Known(), cache=cache) as pipe:
+            pipe.ask(encoded, "q")
+        later = Pipeline(backend=Known(), cache=cache)
+        assert later.ask(encoded, "q").cache == "hit"
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                later.ask(encoded, "q")
+            except ConfigError as exc:
+                code = 0 if "fork" in str(exc) else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        later.close()
+
+
 @pytest.mark.parametrize("pictures", [1, 2])
 def test_bytes_are_checked_and_not_decoded_for_a_backend_that_hands_them_on(
     encoded: bytes, pictures: int, monkeypatch: pytest.MonkeyPatch
@@ -193,3 +217,33 @@ def test_a_second_question_about_a_picture_neither_hashes_nor_checks_it(
     assert second.pictures == first.pictures
     assert "".join(streamed) == "1:a third one"
     assert backend.sent == [encoded] * 3
+
+
+def test_no_more_threads_ask_a_store_at_once_than_it_has_connections_for(encoded: bytes) -> None:
+    class Counting(MemoryCache):
+        instant = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = 0
+            self.most = 0
+            self.counting = threading.Lock()
+
+        def get(self, key: str) -> Any:
+            with self.counting:
+                self.inside += 1
+                self.most = max(self.most, self.inside)
+            time.sleep(0.002)
+            with self.counting:
+                self.inside -= 1
+            return super().get(key)
+
+    cache = Counting()
+    with Pipeline(backend=Known(), cache=cache) as pipe:
+        pipe.ask(encoded, "q")
+        threads = [threading.Thread(target=pipe.ask, args=(encoded, "q")) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert 1 < cache.most <= WORKERS
