@@ -362,19 +362,19 @@ def _load_local(source: Any, policy: MediaPolicy, decode: bool, seen: Seen | Non
     from qvl import pixels, sources
 
     if isinstance(source, Image.Image):
-        return _from_image(source, policy, "<PIL.Image>")
+        return _from_image(source, policy, "<PIL.Image>", seen)
     if isinstance(source, np.ndarray):
-        return _from_image(pixels.from_array(source), policy, "<array>")
+        return _from_image(pixels.from_array(source), policy, "<array>", seen)
     data, name = sources.read(source, policy)
     return _from_bytes(data, policy, name, decode, seen)
 
 
-def _from_image(image: Image.Image, policy: MediaPolicy, name: str) -> Picture:
+def _from_image(image: Image.Image, policy: MediaPolicy, name: str, seen: Seen | None) -> Picture:
     from qvl import pixels
 
     rgb = pixels.canonical(image, policy, name)
     held = HeldPixels(rgb=rgb.copy() if rgb is image else rgb)
-    return _deferred(pixels.fingerprint(image), rgb.size, name, held, "image/png", untouched=False)
+    return _deferred(pixels.fingerprint(image, seen), rgb.size, name, held, "image/png", untouched=False)
 
 
 def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, seen: Seen | None) -> Picture:

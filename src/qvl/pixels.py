@@ -7,7 +7,6 @@ Qwen3-VL was trained with have it.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import struct
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +16,7 @@ from PIL import Image
 
 from qvl.errors import MediaError
 from qvl.headers import ORIENTATION_TAG, Header, broken, budget, check_size, exif_orientation, open_image, png_depth
+from qvl.seen import Encoded, Seen
 from qvl.whole import whole_png
 
 if TYPE_CHECKING:
@@ -179,8 +179,11 @@ def from_array(array: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(values))
 
 
-def fingerprint(image: Image.Image) -> str:
-    """sha256 over everything of an open image that decides its canonical pixels, each piece framed by its length."""
+def fingerprint(image: Image.Image, seen: Seen | None = None) -> str:
+    """sha256 over everything of an open image that decides its canonical pixels, each piece framed by its length.
+
+    `seen` knows it of images that are equal in all of that.
+    """
     try:
         image.load()
         pieces = (
@@ -194,11 +197,8 @@ def fingerprint(image: Image.Image) -> str:
         )
     except Exception as exc:
         raise broken("<PIL.Image>", image.mode, exc) from exc
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(len(piece).to_bytes(8, "big"))
-        digest.update(piece)
-    return f"sha256:{digest.hexdigest()}"
+    framed = b"".join([part for piece in pieces for part in (len(piece).to_bytes(8, "big"), piece)])
+    return (Encoded(framed) if seen is None else seen.encoded(framed)).sha256
 
 
 def _palette(image: Image.Image) -> bytes:

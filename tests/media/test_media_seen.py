@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from qvl import media
 from qvl.errors import MediaError
@@ -101,3 +102,11 @@ def test_a_policy_holds_also_for_what_was_seen_under_another() -> None:
         media.load(data, MediaPolicy(max_source_pixels=10), seen=seen)
     with pytest.raises(MediaError, match="not a picture"):
         media.load(data, MediaPolicy(formats=frozenset({"JPEG"})), seen=seen)
+
+
+def test_an_image_seen_before_is_the_same_picture_and_one_changed_in_place_is_not() -> None:
+    seen, image = Seen(), Image.effect_noise((60, 40), 90).convert("RGB")
+    first = media.load(image, seen=seen)
+    assert media.load(image, seen=seen) == first == media.load(image)
+    image.putpixel((7, 9), (1, 2, 3))
+    assert media.load(image, seen=seen) == media.load(image) != first
