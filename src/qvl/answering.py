@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -16,7 +16,7 @@ from qvl.backends.base import Backend
 from qvl.caches.base import CacheEntry
 from qvl.entries import from_entry, to_entry
 from qvl.errors import AnalysisError
-from qvl.flight import CLOSE_SECONDS, Flight, FlightBoard, Outcome, Written
+from qvl.flight import CLOSE_SECONDS, Flight, FlightBoard, Outcome, Written, within
 from qvl.log import logger
 from qvl.messages import check_pictures_here, load_pictures, ready_pictures
 from qvl.plugins import PluginHost
@@ -40,6 +40,7 @@ class Stages:
     media: float = 0.0
     decoding: float = 0.0
     cache: float = 0.0
+    loading: float = 0.0
     queue: float = 0.0
     chunk_at: float = 0.0
 
@@ -128,7 +129,7 @@ class Answering:
         A backend that does not end is left behind after half a minute.
         """
         try:
-            await _within(CLOSE_SECONDS, self.backend.aclose())
+            await within(CLOSE_SECONDS, self.backend.aclose())
         finally:
             self._opened = False
             self.seen.clear()
@@ -182,10 +183,18 @@ class Answering:
                 prompt_version=prompt_version,
             )
 
-        job = made()
+        return await self._made(made)
+
+    async def _made(self, make: Callable[[], Job | None]) -> Job:
+        """The job, at once or with the backend open; what that takes is no part of the media stage."""
+        job = make()
         if job is None:
+            began = time.perf_counter()
             await self.open()
-            job = cast("Job", made())
+            loading = time.perf_counter() - began
+            job = cast("Job", make())
+            job.stages.loading = loading
+            job.stages.media = max(0.0, job.stages.media - loading)
         return job
 
     def job_now(
@@ -277,10 +286,8 @@ class Answering:
         """Everything from the pictures on, which may be loaded already."""
         if pictures is None:
             pictures = await load_pictures(call.sources, call.policy, call.details, seen=self.seen)
-        job = call.job(pictures)
-        if job is None:
-            await self.open()
-            job = cast("Job", call.job(pictures))
+        read = pictures
+        job = await self._made(lambda: call.job(read))
         return await self.conclude(call, job, await self.look_up(job))
 
     async def conclude(self, call: Call[R], job: Job, hit: Outcome | None) -> R:
@@ -305,6 +312,7 @@ class Answering:
                 media=job.stages.media + job.stages.decoding,
                 decoding=job.stages.decoding,
                 cache=job.stages.cache,
+                loading=job.stages.loading,
                 queue=timing.queue + job.stages.queue,
                 total=total,
             ),
@@ -377,8 +385,10 @@ class Answering:
 
     async def generate(self, job: Job, emit: Written) -> Outcome:
         """Streams the backend's answer into `emit` and folds it."""
+        asked = time.perf_counter()
         await self.open()
         began, before = time.perf_counter(), len(emit)
+        job.stages.loading += began - asked
 
         def on_chunk(chunk: Chunk) -> None:
             emit(chunk)
@@ -399,20 +409,6 @@ class Answering:
                 created_at=time.time(),
             )
         )
-
-
-async def _within(seconds: float, closing: Coroutine[Any, Any, None]) -> None:
-    """Waits for `closing`, but no longer than this, whatever it does when it is told to stop."""
-    task = asyncio.ensure_future(closing)
-    try:
-        await asyncio.wait((task,), timeout=seconds)
-    finally:
-        task.cancel()
-    if task.done():
-        task.result()
-    else:
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        log.warning("the backend did not close in time and is left behind", seconds=seconds)
 
 
 def _state(job: Job, outcome: Outcome, joined: bool) -> CacheState:

@@ -7,15 +7,17 @@ the others; when the last one leaves, the task is cancelled and the backend abor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from qvl.errors import BackendUnavailableError
+from qvl.log import logger
 from qvl.types import Chunk, Result
 
 # For work that does not end when it is told to.
 CLOSE_SECONDS: Final = 30.0
+log = logger("qvl.pipeline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +185,17 @@ class FlightBoard:
         self._flights.discard(ended)
         if key is not None and self._by_key.get(key) is ended:
             del self._by_key[key]
+
+
+async def within(seconds: float, closing: Coroutine[Any, Any, None]) -> None:
+    """Waits for `closing`, but no longer than this, whatever it does when it is told to stop."""
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.wait((task,), timeout=seconds)
+    finally:
+        task.cancel()
+    if task.done():
+        task.result()
+    else:
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        log.warning("the backend did not close in time and is left behind", seconds=seconds)

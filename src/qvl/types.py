@@ -251,7 +251,8 @@ class Timing:
     """Where the time went, in seconds. A stage that did not happen, or is not known, is 0.
 
     `media`: reading and decoding; `decoding`: that part of it. `cache`: look-up and store. `queue`: for the engine.
-    `first_token`: from the backend's start to its first token (queue included). `total`: everything.
+    `first_token`: from the backend's start to its first token (queue included). `loading`: waiting for a model to load.
+    `total`: everything.
     """
 
     media: float = 0.0
@@ -260,6 +261,7 @@ class Timing:
     first_token: float = 0.0
     total: float = 0.0
     decoding: float = 0.0
+    loading: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

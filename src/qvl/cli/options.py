@@ -15,7 +15,7 @@ from qvl.cli import reading
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qvl.cli.timed import TimedPipeline
+    from qvl.pipeline import AsyncPipeline
 
 _MODEL: Final = "Model and cache"
 _OUTPUT: Final = "Output"
@@ -118,7 +118,7 @@ class PipelineOptions:
         """What goes with every request."""
         return {**self.given, **({"cache": self.cache_mode} if self.cache_mode is not None else {})}
 
-    def build(self) -> TimedPipeline:
+    def build(self) -> AsyncPipeline:
         """The pipeline; nothing is loaded or connected yet.
 
         Raises:
@@ -126,11 +126,11 @@ class PipelineOptions:
         """
         # Importing them is the program's start, and must not count as the first picture's time.
         from qvl import analyzing, config, pixels  # noqa: F401
-        from qvl.cli.timed import TimedPipeline
         from qvl.media import MediaPolicy
+        from qvl.pipeline import AsyncPipeline
 
         options = reading.pairs(self.options, "--option")
-        for name in inspect.signature(TimedPipeline).parameters:
+        for name in inspect.signature(AsyncPipeline).parameters:
             if name in options:
                 raise ConfigError(
                     f"--option {name} is the pipeline's, not the backend's", hint="see qvl analyze --help"
@@ -144,7 +144,7 @@ class PipelineOptions:
             media = MediaPolicy(allowed_private=tuple(self.allow_private))
             budget = config.load(max_pixels=self.max_pixels).max_pixels
             media = media if budget is None else dataclasses.replace(media, max_pixels=budget)
-        return TimedPipeline(
+        return AsyncPipeline(
             self.model,
             cache=self.cache,
             language=self.language,

@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One picture in one iteration: an answer, an analysis with its answer, or an error.
-
-    `opening` is the time in seconds, of the total, that the model took to load; of the first picture only.
-    """
+    """One picture in one iteration: an answer, an analysis with its answer, or an error."""
 
     index: int
     iteration: int
@@ -30,7 +27,6 @@ class Record:
     result: Result | None = None
     analysis: AnalysisResult[Any] | None = None
     error: QvlError | None = None
-    opening: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -68,7 +64,7 @@ class Record:
         if self.error is not None:
             return {**head, "error": failure.as_json(self.error)}
         assert self.result is not None
-        return {**head, **_answer(self.result, self.analysis), **_facts(self.result, self.opening)}
+        return {**head, **_answer(self.result, self.analysis), **_facts(self.result)}
 
 
 def _answer(result: Result, analysis: AnalysisResult[Any] | None) -> dict[str, Any]:
@@ -84,7 +80,7 @@ def _answer(result: Result, analysis: AnalysisResult[Any] | None) -> dict[str, A
     }
 
 
-def _facts(result: Result, opening: float) -> dict[str, Any]:
+def _facts(result: Result) -> dict[str, Any]:
     return {
         "model": result.model,
         "backend": result.backend,
@@ -92,6 +88,6 @@ def _facts(result: Result, opening: float) -> dict[str, Any]:
         "key": result.key,
         "finish_reason": result.finish_reason,
         "usage": dataclasses.asdict(result.usage),
-        "timing": {**dataclasses.asdict(result.timing), "model_load": opening},
+        "timing": dataclasses.asdict(result.timing),
         "notes": list(result.notes),
     }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qvl.analysis import AnalysisResult
     from qvl.cli.output import Output
     from qvl.cli.reading import Given
-    from qvl.cli.timed import TimedPipeline
+    from qvl.pipeline import AsyncPipeline
     from qvl.types import Result
 
 Answer: TypeAlias = "tuple[AnalysisResult[Any] | None, Result]"
@@ -39,7 +39,7 @@ class Work:
 
 
 def run(
-    pipeline: TimedPipeline,
+    pipeline: AsyncPipeline,
     works: Sequence[Given],
     one: One,
     output: Output,
@@ -77,7 +77,7 @@ def run(
 
 
 async def _once(
-    pipeline: TimedPipeline,
+    pipeline: AsyncPipeline,
     works: Sequence[Given],
     one: One,
     output: Output,
@@ -114,7 +114,6 @@ async def _once(
                     result=item.result,
                     analysis=item.value,
                     error=item.error,
-                    opening=pipeline.opening if item.index == 0 and iteration == 1 else 0.0,
                 ),
                 shown=streams,
             )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qvl.cli.records import Record
     from qvl.types import Result
 
-SHOWN_OPENING: Final = 0.05
+SHOWN_LOADING: Final = 0.05
 _NARROW: Final = 100
 
 
@@ -86,14 +86,14 @@ def timed(record: Record) -> list[tuple[str, float]]:
     """(stage, seconds) of the stages that happened, in their order; without the last, they add up to it."""
     assert record.result is not None
     timing = record.result.timing
-    opening = record.opening if record.opening >= SHOWN_OPENING else 0.0
+    loading = timing.loading if timing.loading >= SHOWN_LOADING else 0.0
     # A hit's rest is this program's start; a backend that does not tell its first token's time gets one row.
     rest = "decode" if timing.first_token else "start" if record.result.cache == "hit" else "model"
-    known = timing.media + timing.cache + opening + timing.first_token
+    known = timing.media + timing.cache + loading + timing.first_token
     stages = (
         ("media", timing.media),
         ("cache", timing.cache),
-        ("model load", opening),
+        ("model load", loading),
         ("queue", timing.queue),
         ("first token", timing.first_token - timing.queue),
         (rest, timing.total - known),

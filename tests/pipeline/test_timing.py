@@ -1,0 +1,45 @@
+"""Where the time went: every stage counts once, and the whole is no less than its parts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qvl import Pipeline
+from qvl.cli import show
+from qvl.cli.records import Record
+
+from .conftest import TalkingBackend
+
+
+class Slow(TalkingBackend):
+    """Takes its time to load."""
+
+    async def open(self) -> None:
+        await asyncio.sleep(0.2)
+
+
+@pytest.mark.parametrize("cache", ["off", "memory:"])
+def test_loading_the_model_is_a_stage_of_its_own(picture: Image.Image, tmp_path: Path, cache: str) -> None:
+    path = tmp_path / "mug.png"
+    picture.save(path)
+    with Pipeline(backend=TalkingBackend(), cache=cache) as warm:
+        assert warm.ask(path, "q").timing.loading < 0.2, "it was loaded before"
+    pipe = Pipeline(backend=Slow(), cache=cache)
+    try:
+        first, again = pipe.ask(path, "q"), pipe.ask(path, "another")
+        streamed = list(pipe.stream(path, "a third"))
+    finally:
+        pipe.close()
+    times = first.timing
+    assert times.loading >= 0.2
+    assert 0 < times.decoding <= times.media
+    assert times.media + times.cache + times.loading + times.first_token <= times.total
+    assert again.timing.loading < times.loading
+    assert streamed
+    labels = [label for label, _ in show.timed(Record(0, 1, "mug.png", "r", result=first))]
+    assert labels[0] == "media"
+    assert "model load" in labels
