@@ -171,12 +171,8 @@ class Cache(ABC):
 
         This one reads all entries; a store that can choose by itself does better.
         """
-        found = (
-            (key, entry)
-            for key, entry in self.items()
-            if key.startswith(prefix)
-            and matches(entry, language=language, model=model, namespace=namespace, task=task, older_than=None, now=0.0)
-        )
+        wanted = chosen({"language": language, "model": model, "namespace": namespace, "task": task})
+        found = ((key, entry) for key, entry in self.items() if key.startswith(prefix) and matches(entry, wanted))
         return list(islice(found, limit))
 
     def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
@@ -247,24 +243,23 @@ def count_entries(entries: Iterable[CacheEntry], fields: Iterable[str]) -> dict[
     return {name: dict(counter.most_common()) for name, counter in counts.items()}
 
 
-def matches(
-    entry: CacheEntry,
-    *,
-    language: str | None,
-    model: str | None,
-    namespace: str | None,
-    task: str | None,
-    older_than: float | None,
-    now: float,
-) -> bool:
-    """Whether `entry` meets every given filter of `Cache.clear`."""
-    return (
-        (language is None or entry.language == language)
-        and (model is None or entry.model == model)
-        and (namespace is None or entry.namespace == namespace)
-        and (task is None or entry.task == task)
-        and (older_than is None or entry.created_at < now - older_than)
-    )
+def chosen(filters: Mapping[str, Any]) -> dict[str, str]:
+    """Those of `Cache.clear`'s and `find`'s filters that are given.
+
+    Raises:
+        TypeError: one that is none of COUNTED_BY.
+    """
+    for name in filters:
+        if name not in COUNTED_BY:
+            raise TypeError(f"{name!r} is no filter: {', '.join(COUNTED_BY)}")
+    return {name: value for name, value in filters.items() if value is not None}
 
 
-__all__ = ["Cache", "CacheEntry", "CacheStats", "Lease", "count_entries", "encoded", "matches"]
+def matches(entry: CacheEntry, wanted: Mapping[str, str], *, older_than: float | None = None, now: float = 0.0) -> bool:
+    """Whether `entry` is `wanted` (see `chosen`), and older than that many seconds."""
+    if older_than is not None and entry.created_at >= now - older_than:
+        return False
+    return all(getattr(entry, name) == value for name, value in wanted.items())
+
+
+__all__ = ["Cache", "CacheEntry", "CacheStats", "Lease", "chosen", "count_entries", "encoded", "matches"]

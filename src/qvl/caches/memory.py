@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease, encoded, matches
+from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease, chosen, encoded, matches
 from qvl.caches.tally import Tally
 from qvl.caches.urls import count, read_options, size
 from qvl.errors import CacheError, ConfigError
@@ -107,29 +107,9 @@ class MemoryCache(Cache):
             slot = self._drop(key)
             return slot is not None and not self._expired(slot)
 
-    def clear(
-        self,
-        *,
-        language: str | None = None,
-        model: str | None = None,
-        namespace: str | None = None,
-        task: str | None = None,
-        older_than: float | None = None,
-    ) -> int:
-        now = self._clock()
-        found = [
-            key
-            for key, entry in self.items()
-            if matches(
-                entry,
-                language=language,
-                model=model,
-                namespace=namespace,
-                task=task,
-                older_than=older_than,
-                now=now,
-            )
-        ]
+    def clear(self, *, older_than: float | None = None, **filters: Any) -> int:
+        wanted, now = chosen(filters), self._clock()
+        found = [key for key, entry in self.items() if matches(entry, wanted, older_than=older_than, now=now)]
         return sum(self.delete(key) for key in found)
 
     def items(self) -> Iterator[tuple[str, CacheEntry]]:

@@ -12,7 +12,7 @@ from itertools import islice
 from threading import Lock
 from typing import Any, Final
 
-from qvl.caches.base import SUMMARY, Cache, CacheEntry, CacheStats, Lease, count_entries, encoded, matches
+from qvl.caches.base import SUMMARY, Cache, CacheEntry, CacheStats, Lease, chosen, count_entries, encoded, matches
 from qvl.caches.circuit import Circuit
 from qvl.caches.redis_url import RedisAddress, import_redis
 from qvl.caches.tally import Tally
@@ -132,59 +132,40 @@ class RedisCache(Cache):
         with self._asking(write=True) as client:
             return bool(client.delete(self._entry(key)))
 
-    def clear(
-        self,
-        *,
-        language: str | None = None,
-        model: str | None = None,
-        namespace: str | None = None,
-        task: str | None = None,
-        older_than: float | None = None,
-    ) -> int:
+    def clear(self, *, older_than: float | None = None, **filters: Any) -> int:
         self._walk = (0.0, 0, 0)
-        filters = {"language": language, "model": model, "namespace": namespace, "task": task}
-        everything = older_than is None and all(value is None for value in filters.values())
+        wanted = chosen(filters)
+        everything = older_than is None and not wanted
         now = self._clock()
         deleted = 0
         for names in self._names():
-            wanted = names
+            doomed = names
             if not everything:
                 found = zip(names, self._fetch(names), strict=True)
-                wanted = [
+                doomed = [
                     name
                     for name, entry in found
-                    if entry is not None and matches(entry, **filters, older_than=older_than, now=now)
+                    if entry is not None and matches(entry, wanted, older_than=older_than, now=now)
                 ]
-            deleted += sum(self._each("unlink", wanted, write=True))
+            deleted += sum(self._each("unlink", doomed, write=True))
         return deleted
 
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
         yield from self._newest_first({})
 
-    def find(
-        self,
-        *,
-        prefix: str = "",
-        language: str | None = None,
-        model: str | None = None,
-        namespace: str | None = None,
-        task: str | None = None,
-        limit: int | None = None,
-    ) -> list[tuple[str, CacheEntry]]:
-        filters = {"language": language, "model": model, "namespace": namespace, "task": task}
-        return list(islice(self._newest_first(filters, prefix), limit))
+    def find(self, *, prefix: str = "", limit: int | None = None, **filters: Any) -> list[tuple[str, CacheEntry]]:
+        return list(islice(self._newest_first(chosen(filters), prefix), limit))
 
     def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
         fetched = (entry for names in self._names() for entry in self._fetch(names))
         return count_entries((entry for entry in fetched if entry is not None), fields)
 
-    def _newest_first(self, filters: Mapping[str, str | None], prefix: str = "") -> Iterator[tuple[str, CacheEntry]]:
+    def _newest_first(self, filters: Mapping[str, str], prefix: str = "") -> Iterator[tuple[str, CacheEntry]]:
         """Redis knows no order: one walk finds out the ages, then the entries are read a batch at a time."""
-        wanted = {"language": None, "model": None, "namespace": None, "task": None, **filters}
         ages: list[tuple[float, bytes]] = []
         for names in self._names(prefix):
             for name, entry in zip(names, self._fetch(names), strict=True):
-                if entry is not None and matches(entry, **wanted, older_than=None, now=0.0):
+                if entry is not None and matches(entry, filters):
                     ages.append((entry.created_at, name))
         newest_first = iter([name for _, name in sorted(ages, reverse=True)])
         skip = len(self._entry("").encode())

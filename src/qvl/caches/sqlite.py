@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
-from qvl.caches.base import COUNTED_BY, Cache, CacheEntry, CacheStats, Lease
+from qvl.caches.base import COUNTED_BY, Cache, CacheEntry, CacheStats, Lease, chosen
 from qvl.caches.sqlite_file import SqliteFile
 from qvl.caches.sqlite_schema import UPSERT, row
 from qvl.caches.tally import Tally
@@ -171,26 +171,17 @@ class SqliteCache(Cache):
 
         return self._write(work)
 
-    def clear(
-        self,
-        *,
-        language: str | None = None,
-        model: str | None = None,
-        namespace: str | None = None,
-        task: str | None = None,
-        older_than: float | None = None,
-    ) -> int:
+    def clear(self, *, older_than: float | None = None, **filters: Any) -> int:
         now = self._clock()
-        wanted = {"language": language, "model": model, "namespace": namespace, "task": task}
-        filters: dict[str, object] = {f"{name} = ?": value for name, value in wanted.items() if value is not None}
+        conditions: dict[str, object] = {f"{name} = ?": value for name, value in chosen(filters).items()}
         if older_than is not None:
-            filters["created_at < ?"] = now - older_than
-        where = " AND ".join(filters) or "1"
+            conditions["created_at < ?"] = now - older_than
+        where = " AND ".join(conditions) or "1"
 
         def work(connection: sqlite3.Connection) -> int:
             connection.execute("DELETE FROM entries WHERE expires_at <= ?", (now,))
             statement = f"DELETE FROM entries WHERE {where}"  # noqa: S608 - our own column names
-            return connection.execute(statement, tuple(filters.values())).rowcount
+            return connection.execute(statement, tuple(conditions.values())).rowcount
 
         deleted = self._write(work)
         with contextlib.suppress(CacheError):
@@ -204,25 +195,15 @@ class SqliteCache(Cache):
                 with contextlib.suppress(CacheError):
                     yield key, CacheEntry.from_json(text)
 
-    def find(
-        self,
-        *,
-        prefix: str = "",
-        language: str | None = None,
-        model: str | None = None,
-        namespace: str | None = None,
-        task: str | None = None,
-        limit: int | None = None,
-    ) -> list[tuple[str, CacheEntry]]:
-        wanted = {"language": language, "model": model, "namespace": namespace, "task": task}
-        filters: dict[str, object] = {f"{name} = ?": value for name, value in wanted.items() if value is not None}
+    def find(self, *, prefix: str = "", limit: int | None = None, **filters: Any) -> list[tuple[str, CacheEntry]]:
+        conditions: dict[str, object] = {f"{name} = ?": value for name, value in chosen(filters).items()}
         if prefix:
-            filters |= {"key >= ?": prefix, "key < ?": prefix + chr(0x10FFFF)}
-        where = " AND ".join(["(expires_at IS NULL OR expires_at > ?)", *filters])
+            conditions |= {"key >= ?": prefix, "key < ?": prefix + chr(0x10FFFF)}
+        where = " AND ".join(["(expires_at IS NULL OR expires_at > ?)", *conditions])
         # Our own column names; a limit of -1 is none.
         sql = f"SELECT key, entry FROM entries WHERE {where} ORDER BY created_at DESC, rowid DESC LIMIT ?"  # noqa: S608
         found = []
-        for key, text in self._read(sql, self._clock(), *filters.values(), -1 if limit is None else limit):
+        for key, text in self._read(sql, self._clock(), *conditions.values(), -1 if limit is None else limit):
             with contextlib.suppress(CacheError):
                 found.append((key, CacheEntry.from_json(text)))
         return found

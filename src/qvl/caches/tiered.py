@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease
 from qvl.caches.memory import MemoryCache
@@ -77,39 +78,19 @@ class TieredCache(Cache):
         finally:
             self._forget(key)
 
-    def clear(
-        self,
-        *,
-        language: str | None = None,
-        model: str | None = None,
-        namespace: str | None = None,
-        task: str | None = None,
-        older_than: float | None = None,
-    ) -> int:
-        filters = {"language": language, "model": model, "namespace": namespace, "task": task}
+    def clear(self, *, older_than: float | None = None, **filters: Any) -> int:
         try:
-            return self.back.clear(**filters, older_than=older_than)
+            return self.back.clear(older_than=older_than, **filters)
         finally:
             with self._changing:
                 self._changes += 1
-                self.front.clear(**filters, older_than=older_than)
+                self.front.clear(older_than=older_than, **filters)
 
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
         return self.back.items()
 
-    def find(
-        self,
-        *,
-        prefix: str = "",
-        language: str | None = None,
-        model: str | None = None,
-        namespace: str | None = None,
-        task: str | None = None,
-        limit: int | None = None,
-    ) -> list[tuple[str, CacheEntry]]:
-        return self.back.find(
-            prefix=prefix, language=language, model=model, namespace=namespace, task=task, limit=limit
-        )
+    def find(self, *, prefix: str = "", limit: int | None = None, **filters: Any) -> list[tuple[str, CacheEntry]]:
+        return self.back.find(prefix=prefix, limit=limit, **filters)
 
     def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
         return self.back.count_by(*fields)

@@ -220,6 +220,14 @@ class CacheContract(LeaseContract):
         assert cache.get("both") is None
         assert cache.get("one") is not None
 
+    def test_a_filter_that_is_none_is_refused_and_deletes_nothing(self, cache: Cache) -> None:
+        cache.set("k", entry())
+        for ask in (cache.clear, cache.find):
+            refused: Callable[..., object] = ask
+            with pytest.raises(TypeError, match="brand"):
+                refused(brand="Acme")
+        assert cache.get("k") == entry()
+
     def test_clear_by_age_spares_the_young(self, cache: Cache) -> None:
         cache.set("old", entry(created_at=time.time() - 7200))
         cache.set("young", entry(created_at=time.time() - 60))
