@@ -17,12 +17,13 @@ from qvl.caches.base import CacheEntry
 from qvl.entries import from_entry, to_entry
 from qvl.errors import AnalysisError
 from qvl.flight import CLOSE_SECONDS, Flight, FlightBoard, Outcome, Written, within
+from qvl.folding import unfold
 from qvl.log import logger
 from qvl.messages import check_pictures_here, load_pictures, ready_pictures
 from qvl.plugins import PluginHost
 from qvl.seen import Seen
 from qvl.store import CacheMode, CachePolicy, Store
-from qvl.types import CacheState, ChatRequest, Chunk, Result, Timing, unfold
+from qvl.types import CacheState, ChatRequest, Chunk, Result, Timing
 
 if TYPE_CHECKING:
     from qvl.calls import Call

@@ -12,10 +12,11 @@ from qvl.backends.base import ALL_SAMPLING
 from qvl.backends.failures import Failed, crossing
 from qvl.backends.openai import OpenAIBackend
 from qvl.errors import ConfigError, QvlError, UnsupportedInputError
+from qvl.folding import fold
 from qvl.testing import EchoBackend, ScriptedEndpoint
 from qvl.testing.asking import ask, collect, square
 from qvl.testing.endpoint import Events, Status, Text
-from qvl.types import ChatRequest, Message, ResponseFormat, TextPart, Tool, ToolCall, fold
+from qvl.types import ChatRequest, Message, ResponseFormat, TextPart, Tool, ToolCall
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ import pytest
 from qvl.backends.base import Backend
 from qvl.backends.replay import RecordBackend, ReplayBackend
 from qvl.errors import BackendResponseError, ConfigError, RateLimitError
+from qvl.folding import fold
 from qvl.testing import EchoBackend, RecordingBackend
 from qvl.testing.asking import ask, collect, square
-from qvl.types import fold
 from tests.backends.test_contract import PAUSE, SeeingContract, coloured
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from qvl.backends.local.output import Output, Splitter, Vocabulary, _byte_letters, parse_call
 from qvl.backends.local.sampler import Sampled
-from qvl.types import Chunk, fold
+from qvl.folding import fold
+from qvl.types import Chunk
 
 LETTERS = {byte: letter for letter, byte in _byte_letters().items()}
 MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>")

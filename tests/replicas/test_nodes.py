@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from qvl.folding import fold
 from qvl.testing import EchoBackend
 from qvl.testing.asking import ask, collect, square
-from qvl.types import fold
 from tests.replicas.conftest import node
 from tests.replicas.engines import Marked
 

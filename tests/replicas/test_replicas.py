@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from qvl.errors import BackendError, ConfigError
+from qvl.folding import fold
 from qvl.testing import EchoBackend
 from qvl.testing.asking import ask, collect, square
-from qvl.types import fold
 from tests.replicas.engines import WHO, Broken, Marked, Unopenable
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

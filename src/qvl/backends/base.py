@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, Final, final
 
 from qvl.errors import BackendError, UnsupportedInputError
-from qvl.types import ChatRequest, Chunk, Folder, Result
+from qvl.folding import Folder
+from qvl.types import ChatRequest, Chunk, Result
 
 # The code of an error that ends a stream in the middle of an answer which the same request may well get whole.
 CUT_OFF: Final = "stream_cut_off"

@@ -24,7 +24,8 @@ from qvl.backends.failures import Blame, Failed, Repeat
 from qvl.backends.retry import RetryPolicy
 from qvl.backends.wire import EXTRA_SAMPLING, Dialect, encoded
 from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
-from qvl.types import Choice, Folder, Usage
+from qvl.folding import Folder
+from qvl.types import Choice, Usage
 
 MANY_PICTURES: Final = 256
 CANARY: Final = "zq7-Kestrel-41"

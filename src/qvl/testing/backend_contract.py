@@ -19,25 +19,15 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from qvl.backends.base import ALL_SAMPLING, Backend
 from qvl.errors import BackendError, ContextLengthError, QvlError
+from qvl.folding import fold
 from qvl.testing.asking import Sight, ask, collect, drain, endless, idle, in_loop, refused, square
-from qvl.types import (
-    ChatRequest,
-    Message,
-    ResponseFormat,
-    SamplingParams,
-    TextPart,
-    Tool,
-    fold,
-)
-
-if TYPE_CHECKING:
-    pass
+from qvl.types import ChatRequest, Message, ResponseFormat, SamplingParams, TextPart, Tool
 
 OTHER_VALUES: dict[str, Any] = {
     "temperature": 0.5,

@@ -1,0 +1,83 @@
+"""From the pieces of a stream to a whole answer, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qvl.types import Choice, Chunk, FinishReason, Result, Timing, TokenLogprob, ToolCall, ToolCallDelta, Usage
+
+
+def fold(chunks: Iterable[Chunk], *, want_logprobs: bool = False) -> tuple[tuple[Choice, ...], Usage, Timing]:
+    """Joins streamed chunks into choices (by index), usage and timing. Inverse of `unfold`."""
+    folder = Folder(want_logprobs=want_logprobs)
+    for chunk in chunks:
+        folder.add(chunk)
+    return folder.choices(), folder.usage, folder.timing
+
+
+class Folder:
+    """Collects chunks as they pass by; `choices()` gives what has arrived so far."""
+
+    __slots__ = ("_calls", "_finish", "_logprobs", "_reasoning", "_text", "_want_logprobs", "timing", "usage")
+
+    def __init__(self, *, want_logprobs: bool = False) -> None:
+        self._text: dict[int, list[str]] = {}
+        self._reasoning: dict[int, list[str]] = {}
+        self._logprobs: dict[int, list[TokenLogprob]] = {}
+        self._calls: dict[int, dict[int, dict[str, str]]] = {}
+        self._finish: dict[int, FinishReason] = {}
+        self._want_logprobs = want_logprobs
+        self.usage = Usage()
+        self.timing = Timing()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice seen so far has its finish_reason."""
+        return bool(self._text) and self._finish.keys() == self._text.keys()
+
+    def add(self, chunk: Chunk) -> None:
+        self._text.setdefault(chunk.index, []).append(chunk.text)
+        self._reasoning.setdefault(chunk.index, []).append(chunk.reasoning)
+        self._logprobs.setdefault(chunk.index, []).extend(chunk.logprobs)
+        for delta in chunk.tool_calls:
+            call = self._calls.setdefault(chunk.index, {}).setdefault(
+                delta.index, {"id": "", "name": "", "arguments": ""}
+            )
+            call["id"] = delta.id or call["id"]
+            call["name"] = delta.name or call["name"]
+            call["arguments"] += delta.arguments
+        if chunk.finish_reason is not None:
+            self._finish[chunk.index] = chunk.finish_reason
+        self.usage = chunk.usage or self.usage
+        self.timing = chunk.timing or self.timing
+
+    def choices(self) -> tuple[Choice, ...]:
+        return tuple(
+            Choice(
+                index=index,
+                text="".join(self._text[index]),
+                reasoning="".join(self._reasoning[index]),
+                tool_calls=tuple(ToolCall(**call) for _, call in sorted(self._calls.get(index, {}).items())),
+                finish_reason=self._finish.get(index, "abort"),
+                logprobs=tuple(self._logprobs[index]) if self._want_logprobs else None,
+            )
+            for index in sorted(self._text)
+        )
+
+
+def unfold(result: Result) -> Iterable[Chunk]:
+    """A finished Result as the chunks that would fold into it; a cache hit is streamed this way."""
+    for choice in result.choices:
+        last = choice is result.choices[-1]
+        yield Chunk(
+            text=choice.text,
+            index=choice.index,
+            reasoning=choice.reasoning,
+            tool_calls=tuple(
+                ToolCallDelta(i, call.id, call.name, call.arguments) for i, call in enumerate(choice.tool_calls)
+            ),
+            logprobs=choice.logprobs or (),
+            finish_reason=choice.finish_reason,
+            usage=result.usage if last else None,
+            timing=result.timing if last else None,
+        )
