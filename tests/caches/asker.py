@@ -1,7 +1,8 @@
 """One process that asks one question: `python asker.py CACHE LOG LEASE_SECONDS ANSWER_SECONDS WHAT`.
 
-It writes a line to LOG when its backend begins to work, and prints where its answer came from, or its error. WHAT is
-`answer`, `fail` (the backend does) or `leave` (without waiting for the answer).
+It writes a line to LOG when its backend begins to work and to LOG.renew and LOG.wait when it renews a lease or waits
+for one, and prints where its answer came from, or its error. WHAT is `answer`, `fail` (the backend does) or `leave`
+(without waiting for the answer).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 from qvl import AsyncPipeline
 from qvl.errors import BackendUnavailableError, QvlError
@@ -19,8 +21,7 @@ from qvl.types import ChatRequest, Chunk
 
 class Working(EchoBackend):
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        with open(log, "a") as out:
-            out.write(f"{os.getpid()}\n")
+        note(log)
         await asyncio.sleep(float(answer_seconds))
         if what == "fail":
             raise BackendUnavailableError("out of order")
@@ -28,10 +29,27 @@ class Working(EchoBackend):
             yield chunk
 
 
+def note(path: str) -> None:
+    with open(path, "a") as out:
+        out.write(f"{os.getpid()}\n")
+
+
+def noting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, with a line in LOG.name each time."""
+
+    def noted(*arguments: Any) -> Any:
+        note(f"{log}.{name}")
+        return call(*arguments)
+
+    return noted
+
+
 async def main() -> None:
     async with AsyncPipeline(backend=Working(), cache=cache) as pipe:
         assert pipe.store is not None
         pipe.store.lease_seconds = float(lease_seconds)
+        for name in ("renew", "wait"):
+            setattr(pipe.store.cache, name, noting(name, getattr(pipe.store.cache, name)))
         asked = asyncio.ensure_future(pipe.ask([], "who works?"))
         if what == "leave":
             await asyncio.wait((asked,), timeout=float(lease_seconds))

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qvl.store import BEATS
 from qvl.testing.cache_contract import eventually
 
 # Long enough for a machine that is busy with other things to renew it in time.
@@ -37,7 +37,12 @@ class Askers:
 
     @property
     def worked(self) -> int:
-        return len(self.log.read_text().splitlines()) if self.log.exists() else 0
+        return len(self.noted())
+
+    def noted(self, what: str = "") -> list[str]:
+        """The process of each time that a backend worked, or a lease was renewed (".renew") or waited for (".wait")."""
+        path = self.log.with_name(self.log.name + what)
+        return path.read_text().splitlines() if path.exists() else []
 
     def at_work(self) -> bool:
         return self.worked > 0
@@ -80,7 +85,10 @@ def test_a_killed_holder_is_followed_by_one_of_those_who_wait(ask: Askers) -> No
     first = ask(seconds=600)
     eventually(ask.at_work, 120)
     others = [ask(), ask()]
-    time.sleep(2 * LEASE)
+    eventually(lambda: len(set(ask.noted(".wait"))) == 2, 120)
+    # They wait for longer than the lease was granted for.
+    renewals = len(ask.noted(".renew"))
+    eventually(lambda: len(ask.noted(".renew")) > renewals + 2 * BEATS, 120)
     assert ask.worked == 1
     first.send_signal(signal.SIGKILL)
     assert sorted(said(child) for child in others) == ["hit", "miss"]
