@@ -68,6 +68,9 @@ def _refuse_what_is_no_cache(path: Path) -> None:
 class SqliteCache(Cache):
     """Entries are rows of the table `entries`, with columns to query and the whole entry as JSON.
 
+    Leases end by the wall clock, the only one that all processes share and that outlives a restart. Set forward, it
+    ends them early, and the same may be computed twice; set back, a holder that died keeps its lease that much longer.
+
     Safe for many threads, for many processes and across a fork. A corrupt file is renamed to
     `<name>.corrupt-<time>` and a new one begun. Where the file cannot be written, reads go on and writes raise.
 
