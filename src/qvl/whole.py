@@ -72,7 +72,8 @@ def _pixel_data(data: bytes, width: int, height: int) -> bytes | None:
             pieces.append(view[at + 8 : end - 4])
         elif kind == b"IEND":
             return b"".join(pieces)
-        elif pieces or kind in _ANIMATION or (kind[:1].isupper() and kind not in (b"IHDR", b"PLTE")):
+        elif pieces or kind in _ANIMATION or (kind[:1].isupper() and kind != b"PLTE" and at > len(_SIGNATURE)):
+            # Also another header, which decoders believe instead of the first.
             return None
         at = end
     return None

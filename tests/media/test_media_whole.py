@@ -72,6 +72,7 @@ def test_a_plain_png_is_known_to_be_whole_without_a_decoder(level: int, pieces: 
         png(pixels(), interlace=1),
         png(chunk(b"acTL", bytes(8)), pixels()),
         png(chunk(b"CgBI", bytes(4)), pixels()),
+        png(chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)), pixels()),
         png(pixels(), chunk(b"tEXt", b"Title\x00mug"), pixels()),
         png(pixels()).replace(b"IEND", b"IENX"),
         png(pixels())[:-12],
@@ -92,6 +93,12 @@ def test_a_wrong_checksum_is_not_whole() -> None:
     data = bytearray(png(pixels()))
     data[data.index(b"IDAT") + 8] ^= 1
     assert not whole_png(bytes(data), WIDTH, HEIGHT)
+
+
+def test_a_second_header_that_a_decoder_believes_is_refused() -> None:
+    second = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
+    with pytest.raises(MediaError, match="cut short or broken"):
+        media.load(png(chunk(b"IHDR", second), pixels()), decode=False).checked()
 
 
 @pytest.mark.parametrize("rows", [ROWS[:-1], b"\x05" + ROWS[1:], b""])
