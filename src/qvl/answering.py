@@ -167,24 +167,9 @@ class Answering:
         *,
         namespace: str | None = None,
         started: float | None = None,
-        task: str = "chat",
-        language: str = "",
-        prompt_version: str = "",
     ) -> Job:
         """A request with its key. Opens the backend unless it can tell its identity without."""
-
-        def made() -> Job | None:
-            return self.job_now(
-                request,
-                cache,
-                namespace=namespace,
-                started=started,
-                task=task,
-                language=language,
-                prompt_version=prompt_version,
-            )
-
-        return await self._made(made)
+        return await self._made(lambda: self.job_now(request, cache, namespace=namespace, started=started))
 
     async def _made(self, make: Callable[[], Job | None]) -> Job:
         """The job, at once or with the backend open; what that takes is no part of the media stage."""
@@ -209,13 +194,14 @@ class Answering:
         language: str = "",
         prompt_version: str = "",
     ) -> Job | None:
-        """As `job`, but None where the backend has to be opened first."""
+        """As `job`, but None where the backend has to be opened first. `task` and what follows goes into the key too."""
         now = time.perf_counter()
         policy = (
             cache
             if isinstance(cache, CachePolicy)
             else CachePolicy.of(
-                cache or self.cache_mode, deterministic=task == "analyze" or request.sampling.deterministic
+                self.cache_mode if cache is None else cache,
+                deterministic=task == "analyze" or request.sampling.deterministic,
             )
         )
         if self.store is None:

@@ -95,8 +95,6 @@ def draft_request(
     """
     if isinstance(messages, str | Mapping):
         raise RequestError("messages must be a list", hint='[{"role": "user", "content": …}]', param="messages")
-    if max_pixels is not None and max_pixels < 1024:
-        raise ConfigError(f"max_pixels={max_pixels} is too small", hint="at least 1024 (32 x 32)", param="max_pixels")
     params = sampling_params(sampling)
     drafts = tuple(_draft(message, number) for number, message in enumerate(messages))
     pending = [part for _, parts in drafts for part in parts if isinstance(part, _Pending)]
@@ -112,7 +110,7 @@ def draft_request(
             "tools": tuple(read_tool(tool) for tool in tools),
             "tool_choice": tool_choice,
             "parallel_tool_calls": parallel_tool_calls,
-            "max_pixels": max_pixels,
+            "max_pixels": pixel_budget(max_pixels),
             "request_id": request_id,
             "extra": extra or {},
         },
@@ -247,6 +245,17 @@ async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+def pixel_budget(given: int | None) -> int | None:
+    """A request's own `max_pixels`.
+
+    Raises:
+        ConfigError: too few to see anything.
+    """
+    if given is not None and given < 1024:
+        raise ConfigError(f"max_pixels={given} is too small", hint="at least 1024 (32 x 32)", param="max_pixels")
+    return given
 
 
 def sampling_params(given: Mapping[str, Any]) -> SamplingParams:

@@ -27,7 +27,7 @@ from qvl.log import logger
 from qvl.mapping import MapItem, map_in_order
 from qvl.messages import MessageLike, draft_request, load_pictures
 from qvl.plugins import PluginHost, split_model
-from qvl.store import CacheMode, CachePolicy, Store, open_cache
+from qvl.store import CacheMode, CachePolicy, Store, cache_named, open_cache
 from qvl.types import ChatRequest, Chunk, Result
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class AsyncPipeline(Answering):
         given_cache = cache if isinstance(cache, Cache) else None
         settings = config.load(
             model=model,
-            cache=cache if isinstance(cache, str) else None,
+            cache=None if isinstance(cache, Cache) else cache_named(cache),
             cache_mode=cache_mode,
             cache_ttl=cache_ttl,
             namespace=namespace,

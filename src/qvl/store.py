@@ -32,6 +32,18 @@ T = TypeVar("T")
 log = logger("qvl.cache")
 
 
+def cache_named(given: object) -> str | None:
+    """What a user named as the cache, None for nothing.
+
+    Raises:
+        ConfigError: it is no text; `False` would otherwise mean the default cache.
+    """
+    if given is None or isinstance(given, str):
+        return given
+    hint = "write str(path)" if isinstance(given, Path) else 'write cache="off" for none'
+    raise ConfigError(f"cache={given!r} names no cache", hint=hint, param="cache")
+
+
 def open_cache(url: str | None, registry: Registry) -> Cache | None:
     """The cache that `url` names: a URL, a path of a SQLite file, "off", or None for the default SQLite file.
 
