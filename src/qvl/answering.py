@@ -194,7 +194,7 @@ class Answering:
         language: str = "",
         prompt_version: str = "",
     ) -> Job | None:
-        """As `job`, but None where the backend has to be opened first. `task` and what follows goes into the key too."""
+        """As `job`, but None where the backend has to be opened first. `task` and the rest go into the key."""
         now = time.perf_counter()
         policy = (
             cache
