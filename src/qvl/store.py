@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -140,7 +141,9 @@ class Store:
         # What goes on although nobody waits for it any more.
         self._ending: set[asyncio.Task[None]] = set()
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
-        self._here = threading.Semaphore(WORKERS)
+        # Not a semaphore, which is Python code: Ctrl-C in its midst would leave it held for ever.
+        self._here = [threading.Lock() for _ in range(WORKERS)]
+        self._turns = itertools.count()
 
     async def _call(self, what: str, function: Callable[[], T], otherwise: T, *, instant: bool = False) -> T:
         side = what if what in ("read", "write") else "lease"
@@ -192,7 +195,7 @@ class Store:
     def get_here(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
         """As `get`, in this thread, which waits for the cache; for WORKERS threads at a time."""
         try:
-            with self._here:
+            with self._here[next(self._turns) % WORKERS]:
                 entry = self.cache.get(key)
             if self.cache.layered and _too_old(entry, max_age):
                 entry = self.cache.reread(key)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -247,3 +249,45 @@ def test_no_more_threads_ask_a_store_at_once_than_it_has_connections_for(encoded
         for thread in threads:
             thread.join()
     assert 1 < cache.most <= WORKERS
+
+
+INTERRUPTED = """
+import random, signal, sys, threading
+from qvl.caches.base import CacheEntry
+from qvl.caches.memory import MemoryCache
+from qvl.caches.sqlite import SqliteCache
+from qvl.store import WORKERS, Store
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+cache = MemoryCache() if sys.argv[1] == "memory" else SqliteCache(sys.argv[1])
+cache.set("k", CacheEntry(result={}, text="t"))
+store = Store(cache)
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(3000):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(5e-5, 3e-4))
+        for _ in range(20):
+            store.get_here("k")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            pass
+found = []
+other = threading.Thread(target=lambda: found.extend(store.get_here("k") for _ in range(WORKERS)), daemon=True)
+other.start()
+other.join(20)
+print("LOCKED" if other.is_alive() else f"{len(found)} of {WORKERS}", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no interval timers")
+@pytest.mark.parametrize("where", ["memory", "answers.db"])
+def test_ctrl_c_in_the_midst_of_a_look_leaves_no_lock_behind(tmp_path: Path, where: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, where]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == f"{WORKERS} of {WORKERS}", done.stderr

@@ -47,7 +47,9 @@ class MemoryCache(Cache):
         self.max_entries = max_entries
         self.max_bytes = max_bytes
         self._clock = clock
-        self._changed = threading.Condition()
+        # Not the condition, whose own acquiring is Python code: Ctrl-C within it would leave the lock held for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._leases: dict[str, Lease] = {}
         self._token = 0
@@ -64,7 +66,7 @@ class MemoryCache(Cache):
         return cls(**read_options("memory", query, options, known, passed=("clock",)))
 
     def get(self, key: str) -> CacheEntry | None:
-        with self._changed:
+        with self._lock:
             slot = self._slots.get(key)
             if slot is None or self._expired(slot):
                 self._tally.add("misses")
@@ -93,7 +95,7 @@ class MemoryCache(Cache):
         except CacheError:
             self._tally.add("errors")
             raise
-        with self._changed:
+        with self._lock:
             self._drop(key)
             if ttl is None or ttl > 0:
                 self._slots[key] = _Slot(text, length, expires_at)
@@ -103,7 +105,7 @@ class MemoryCache(Cache):
             self._changed.notify_all()
 
     def delete(self, key: str) -> bool:
-        with self._changed:
+        with self._lock:
             slot = self._drop(key)
             return slot is not None and not self._expired(slot)
 
@@ -113,18 +115,18 @@ class MemoryCache(Cache):
         return sum(self.delete(key) for key in found)
 
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
-        with self._changed:
+        with self._lock:
             live = [(key, slot.text) for key, slot in self._slots.items() if not self._expired(slot)]
         entries = [(key, CacheEntry.from_json(text)) for key, text in reversed(live)]
         yield from sorted(entries, key=lambda item: item[1].created_at, reverse=True)
 
     def stats(self) -> CacheStats:
-        with self._changed:
+        with self._lock:
             self._drop_expired()
             return self._tally.stats(entries=len(self._slots), size_bytes=self._bytes)
 
     def lease(self, key: str, ttl: float) -> Lease | None:
-        with self._changed:
+        with self._lock:
             now = self._clock()
             held = self._leases.get(key)
             if held is not None and held.expires_at > now:
@@ -136,7 +138,7 @@ class MemoryCache(Cache):
             return Lease(key, self._token, now + ttl)
 
     def renew(self, lease: Lease, ttl: float) -> bool:
-        with self._changed:
+        with self._lock:
             held = self._leases.get(lease.key)
             if held is None or held.token != lease.token:
                 return False
@@ -144,7 +146,7 @@ class MemoryCache(Cache):
             return True
 
     def release(self, lease: Lease) -> None:
-        with self._changed:
+        with self._lock:
             held = self._leases.get(lease.key)
             if held is not None and held.token == lease.token:
                 del self._leases[lease.key]
@@ -152,7 +154,7 @@ class MemoryCache(Cache):
 
     def wait(self, key: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        with self._changed:
+        with self._lock:
             while key not in self._slots and (held := self._leases.get(key)) is not None:
                 left = min(deadline - time.monotonic(), held.expires_at - self._clock())
                 if left <= 0:
@@ -160,7 +162,7 @@ class MemoryCache(Cache):
                 self._changed.wait(left)
 
     def close(self) -> None:
-        with self._changed:
+        with self._lock:
             self._slots.clear()
             self._leases.clear()
             self._bytes = 0
