@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -348,3 +349,39 @@ def test_sentinels_lead_to_the_primary(redis_server: Serve) -> None:
         assert b"db2" in primary.command(b"INFO keyspace")
     with open_redis(url.replace("qvl-main", "another")) as cache, pytest.raises(CacheError, match="another"):
         cache.get("k")
+
+
+INTERRUPTED = """
+import random, signal, sys
+from qvl.caches.base import CacheEntry
+from qvl.caches.redis import RedisCache
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+cache = RedisCache(sys.argv[1])
+for text in "abc":
+    cache.set(text, CacheEntry(result={}, text=text))
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(800):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(5e-5, 2e-3))
+        for _ in range(20):
+            cache.get("a")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            pass
+    for text in "bc":
+        assert cache.get(text).text == text
+print("all found")
+"""
+
+
+def test_ctrl_c_in_the_midst_of_a_look_spoils_no_later_one(redis_server: Serve) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, redis_server().url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout.strip() == "all found", done.stderr[-2000:]

@@ -258,6 +258,10 @@ class RedisCache(Cache):
             else:
                 verdicts = {self._line: None if self._answered(exc) else reason}
             raise CacheError(f"{self.url} failed: {reason}", hint=_hint(reason)) from exc
+        except (KeyboardInterrupt, SystemExit):
+            # In the caller's thread they come at any point of redis-py's, which may leave a connection half read.
+            self._client = None
+            raise
         finally:
             for circuit in entered:
                 if circuit not in verdicts:
