@@ -15,7 +15,7 @@ from qvl.calls import Call
 from qvl.errors import AnalysisError, ConfigError
 from qvl.flight import Outcome, Written
 from qvl.ids import new_request_id
-from qvl.messages import pixel_budget, sampling_params
+from qvl.messages import own_extra, pixel_budget, sampling_params
 from qvl.types import ChatRequest, ResponseFormat, Result, Usage
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
         given = dict(params)
         self._request_id: str = given.pop("request_id", None) or new_request_id()
         self._max_pixels = pixel_budget(given.pop("max_pixels", None))
-        self._extra: Mapping[str, Any] = given.pop("extra", None) or {}
+        self._extra = own_extra(given.pop("extra", None))
         self._sampling = sampling_params({"max_tokens": MAX_TOKENS, **given})
         if self._sampling.n != 1:
             raise ConfigError("an analysis is one answer", hint="leave n out", param="n")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -112,7 +113,7 @@ def draft_request(
             "parallel_tool_calls": parallel_tool_calls,
             "max_pixels": pixel_budget(max_pixels),
             "request_id": request_id,
-            "extra": extra or {},
+            "extra": own_extra(extra),
         },
     )
 
@@ -256,6 +257,20 @@ def pixel_budget(given: int | None) -> int | None:
     if given is not None and given < 1024:
         raise ConfigError(f"max_pixels={given} is too small", hint="at least 1024 (32 x 32)", param="max_pixels")
     return given
+
+
+def own_extra(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy of `extra`: who changes theirs while the request waits changes neither the request nor its key.
+
+    Raises:
+        RequestError: it holds what no request can carry.
+    """
+    if not given:
+        return {}
+    try:
+        return copy.deepcopy(dict(given))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise RequestError(f"extra cannot be sent: {exc}", hint="pass only JSON values", param="extra") from exc
 
 
 def sampling_params(given: Mapping[str, Any]) -> SamplingParams:
