@@ -90,7 +90,10 @@ def request(seed: int, tokens: int) -> ChatRequest:
 
 
 async def engine(backend: LocalBackend, clients: int, tokens: int, seed: int = 0) -> dict[str, Any]:
-    """All clients at once, each with a picture of its own that follows from `seed`. The step is the median time between tokens while all of them decode."""
+    """All clients at once, each with a picture of its own that follows from `seed`.
+
+    The step is the median time between tokens while all of them decode.
+    """
     prompt = 0
 
     async def one(number: int) -> list[float]:
