@@ -99,3 +99,17 @@ def test_missing_processor_files_and_half_downloads_warn(checkpoint: Path) -> No
     (checkpoint / "shard.incomplete").write_text("")
 
     assert [finding.status for finding in bad(checkpoint)] == ["warn", "warn"]
+
+
+def test_quantised_weights_are_said_to_be_for_other_backends(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    (finding,) = bad(checkpoint)
+    assert "quantised (fp8)" in finding.summary
+    assert "vllm:" in str(finding.fix)
+
+
+def test_a_processor_saved_by_transformers_5_counts(checkpoint: Path) -> None:
+    (checkpoint / "preprocessor_config.json").unlink()
+    (checkpoint / "processor_config.json").write_text('{"image_processor": {}}')
+    assert not bad(checkpoint)

@@ -101,6 +101,7 @@ def test_models_lists_what_the_hubs_cache_holds(folder):
         snapshot = folder / "hub" / name / "snapshots" / ("a" * 40)
         snapshot.mkdir(parents=True)
         (snapshot / "model.safetensors").write_bytes(b"w" * 1000)
+        (snapshot / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
         refs = folder / "hub" / name / "refs"
         refs.mkdir()
         (refs / "main").write_text("a" * 40)
@@ -108,7 +109,8 @@ def test_models_lists_what_the_hubs_cache_holds(folder):
 
     (found,) = on_this_machine(folder / "hub")
     assert found["model"] == "Qwen/Qwen3-VL-2B-Instruct"
-    assert found["bytes"] == 1000
+    assert found["bytes"] == 1000 + len('{"quantization_config": {"quant_method": "fp8"}}')
+    assert found["quantisation"] == "fp8"
 
 
 def test_the_application_is_the_script():

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
-import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -173,13 +172,12 @@ class VllmBackend(Backend):
 
     def _load(self) -> Loaded:
         async_llm, engine_args = import_vllm()
-        from transformers import AutoTokenizer
-
         from qvl.backends.local import loader
+        from qvl.backends.local.checkpoint_files import image_settings, read_json
         from qvl.backends.local.output import Vocabulary
         from qvl.backends.local.processor import ImageRules, Processor
 
-        folder = loader._folder(self._path, self._revision)
+        folder = loader.find_folder(self._path, self._revision)
         settings = {
             "model": str(folder),
             "limit_mm_per_prompt": self._limits,
@@ -190,14 +188,12 @@ class VllmBackend(Backend):
         arguments = read_engine_args(engine_args, settings)
         with crossing(opening=True):
             engine = async_llm.from_engine_args(arguments)
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        if not getattr(tokenizer, "chat_template", None):
-            tokenizer.chat_template = loader._template(folder, self.model)
-        rules = ImageRules.read(json.loads((folder / "preprocessor_config.json").read_text()))
-        image_token = json.loads((folder / "config.json").read_text())["image_token_id"]
+        tokenizer = loader.load_tokenizer(folder, self.model)
+        rules = ImageRules.read(image_settings(folder, self.model))
+        image_token = read_json(folder / "config.json", self.model)["image_token_id"]
         config = engine.model_config if hasattr(engine, "model_config") else engine.vllm_config.model_config
         facts = {
-            "weights": loader._fingerprint(folder),
+            "weights": loader.fingerprint(folder),
             "dtype": str(config.dtype).removeprefix("torch."),
             "quantisation": config.quantization,
             "processor": dataclasses.asdict(rules),

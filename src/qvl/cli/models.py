@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -59,7 +60,10 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout,
     what = "bundled; reads qvl's own drawn pictures, not photographs"
     table.add_row("(none)", _gb(mine["bytes"]), what if mine["present"] else "bundled; weights are missing")
     for repo in found["on_this_machine"]:
-        table.add_row(Text(repo["model"]), _gb(repo["bytes"]), Text(f"in the hub's cache, {repo['path']}"))
+        what = f"in the hub's cache, {repo['path']}"
+        if repo["quantisation"]:
+            what = f"quantised ({repo['quantisation']}): for vllm: or an endpoint, not for the local backend; {what}"
+        table.add_row(Text(repo["model"]), _gb(repo["bytes"]), Text(what))
     console.print(table)
 
     table = Table(title="Published (each also as Thinking)", title_justify="left")
@@ -97,10 +101,28 @@ def on_this_machine(folder: Path | None = None) -> list[dict[str, Any]]:
     except (CacheNotFound, OSError):
         return []
     return [
-        {"model": repo.repo_id, "path": str(repo.repo_path), "bytes": repo.size_on_disk}
+        {
+            "model": repo.repo_id,
+            "path": str(repo.repo_path),
+            "bytes": repo.size_on_disk,
+            "quantisation": _quantisation(revision.snapshot_path for revision in repo.revisions),
+        }
         for repo in sorted(repos, key=lambda repo: repo.repo_id)
         if repo.repo_type == "model" and "qwen3-vl" in repo.repo_id.lower()
     ]
+
+
+def _quantisation(snapshots: Iterable[Path]) -> str | None:
+    """How the weights of a repository in the cache are quantised; None where they are not, or cannot be read."""
+    from qvl.backends.local.checkpoint_files import quantisation, read_json
+    from qvl.errors import ConfigError
+
+    for folder in snapshots:
+        try:
+            return quantisation(folder, read_json(folder / "config.json", folder.name))
+        except (ConfigError, OSError):
+            continue
+    return None
 
 
 def published() -> list[dict[str, Any]]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from qvl.ascend import matrix
 from qvl.ascend.report import Finding
+from qvl.backends.local.checkpoint_files import image_settings, quantisation
+from qvl.errors import ConfigError
 
 _POINTER = b"version https://git-lfs"
 _LARGEST_HEADER = 2**28
-_BESIDE = ("tokenizer_config.json", "preprocessor_config.json")
 
 
 def shard_problem(path: Path) -> str | None:
@@ -69,9 +70,21 @@ def check(folder: Path) -> Iterator[Finding]:
             yield Finding("weights", "fail", f"{name} {trouble}", {"shard": name}, again)
         else:
             total += path.stat().st_size
-    for name in _BESIDE:
-        if not (folder / name).exists():
-            yield Finding("weights", "warn", f"{name} is missing beside the weights", fix=again)
+    if not (folder / "tokenizer_config.json").exists():
+        yield Finding("weights", "warn", "tokenizer_config.json is missing beside the weights", fix=again)
+    try:
+        image_settings(folder, "the checkpoint")
+    except ConfigError as error:
+        yield Finding("weights", "warn", error.message, fix=again)
+    how = quantisation(folder, config if isinstance(config, dict) else {})
+    if how is not None:
+        yield Finding(
+            "weights",
+            "warn",
+            f"the weights are quantised ({how}), which the local backend cannot run",
+            {"quantisation": how},
+            "use 'vllm:…' or an endpoint, or give the checkpoint in bfloat16",
+        )
     partial = sorted(path.name for path in folder.rglob("*.incomplete"))
     if partial:
         yield Finding("weights", "warn", f"a download did not end: {partial[0]}", {"files": partial}, again)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from qvl.backends.local.checkpoint_files import (
+    chat_template,
+    first_line,
+    image_settings,
+    quantisation,
+    read_json,
+    refuse_incomplete,
+    refuse_quantised,
+)
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError
+from qvl.log import logger
 
 if TYPE_CHECKING:
     from qvl.backends.local.device import Device
+
+log = logger(__name__)
 
 MODEL_TYPES: Final = ("qwen3_vl", "qwen3_vl_moe")
 FILES: Final = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
@@ -28,7 +39,7 @@ class Checkpoint:
         folder: where its files lie.
         model: transformers' Qwen3VLForConditionalGeneration, in eval mode, on its device(s).
         tokenizer: transformers' fast tokenizer, chat template included.
-        image_config: preprocessor_config.json.
+        image_config: the image processor's settings.
         eos_token_ids: what ends an answer.
         fingerprint: of the files that decide the answers; the same for equal copies in different places.
     """
@@ -68,57 +79,120 @@ def load(
         import transformers
     except ImportError as exc:
         raise MissingDependencyError(f"a local model needs {exc.name}", hint="pip install 'qvl[local]'") from exc
-    folder = _folder(model, revision)
+    folder = find_folder(model, revision)
     name = model or "the bundled model"
-    config = _json(folder / "config.json", name)
+    config = read_json(folder / "config.json", name)
     kind = config.get("model_type")
     if kind not in MODEL_TYPES:
         raise ConfigError(f"{name} is a {kind!r}, not a Qwen3-VL", hint=f"model_type must be {MODEL_TYPES[0]}")
+    refuse_quantised(folder, config, name)
     if device_map is not None:
         _need("accelerate", "device_map", "pip install accelerate")
     place: dict[str, Any] = {"device_map": device_map} if device_map else {}
     with _one_line(name, device), _without_progress_bars():
-        loaded = transformers.AutoModelForImageTextToText.from_pretrained(
+        loaded, told = transformers.AutoModelForImageTextToText.from_pretrained(
             str(folder),
+            config=_model_config(folder, config, trust_remote_code),
             dtype=device.dtype,
             attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
             local_files_only=True,
+            # Weights of another shape are then told with their names, and refused below.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
             **place,
         )
+        _check_weights(name, loaded, told)
         if device_map is None:
             loaded = loaded.to(device.torch)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    if any(parameter.device == torch.device("meta") for parameter in loaded.parameters()):
+    if any(tensor.device == torch.device("meta") for tensor in (*loaded.parameters(), *loaded.buffers())):
         raise ConfigError(f"{name} does not fit the devices", hint="more devices, or a smaller model")
-    if not getattr(tokenizer, "chat_template", None):
-        tokenizer.chat_template = _template(folder, name)
+    tokenizer = load_tokenizer(folder, name, device, trust_remote_code=trust_remote_code)
     loaded.eval().requires_grad_(False)
     return Checkpoint(
         folder=folder,
         model=loaded,
         tokenizer=tokenizer,
-        image_config=_json(folder / "preprocessor_config.json", name),
+        image_config=image_settings(folder, name),
         eos_token_ids=_eos(loaded, tokenizer),
-        fingerprint=_fingerprint(folder),
+        fingerprint=fingerprint(folder),
     )
+
+
+def load_tokenizer(folder: Path, name: str, device: Device | None = None, *, trust_remote_code: bool = False) -> Any:
+    """transformers' fast tokenizer of the checkpoint, with its chat template.
+
+    Raises:
+        ConfigError: its files are absent or broken.
+    """
+    import transformers
+
+    settings = folder / "tokenizer_config.json"
+    saved = read_json(settings, name) if settings.is_file() else {}
+    with _one_line(name, device), _without_progress_bars():
+        if _newer(saved) and (folder / "tokenizer.json").is_file():
+            texts = {key: saved[key] for key in ("bos_token", "eos_token", "pad_token", "unk_token") if saved.get(key)}
+            tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **texts)
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=trust_remote_code, local_files_only=True
+            )
+    if not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = saved.get("chat_template") or chat_template(folder, name)
+    return tokenizer
+
+
+def _newer(tokenizer_config: dict[str, Any]) -> bool:
+    """True if transformers 5 saved the tokenizer and an older transformers is installed, which cannot read that."""
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        return False
+    return "backend" in tokenizer_config or tokenizer_config.get("tokenizer_class") == "TokenizersBackend"
+
+
+def _model_config(folder: Path, saved: dict[str, Any], trust_remote_code: bool) -> Any:
+    """transformers' configuration object; transformers 4 is told what `rope_parameters` of transformers 5 mean."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(
+        str(folder), trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    rope = (saved.get("text_config") or {}).get("rope_parameters")
+    if rope and int(transformers.__version__.split(".")[0]) < 5:
+        config.text_config.rope_scaling = rope
+        config.text_config.rope_theta = rope.get("rope_theta", config.text_config.rope_theta)
+    return config
+
+
+def _check_weights(name: str, loaded: Any, told: dict[str, Any]) -> None:
+    missing = set(told["missing_keys"])
+    head, embedding = loaded.get_output_embeddings(), loaded.get_input_embeddings()
+    if head.weight is embedding.weight:
+        missing.discard("lm_head.weight")
+    refuse_incomplete(name, missing, {str(entry[0]) for entry in told["mismatched_keys"]})
+    if told["error_msgs"]:
+        raise ConfigError(f"{name} cannot be loaded: {told['error_msgs'][0].splitlines()[0]}", param="model")
+    unused = sorted(told["unexpected_keys"])
+    if unused:
+        log.warning("weights_not_used", model=name, count=len(unused), first=unused[:3])
 
 
 def peek(model: str | None) -> tuple[str, dict[str, Any]] | None:
     """(fingerprint, preprocessor settings) of a checkpoint in a folder, read without torch; None for anything else."""
     folder = bundled_folder() if model is None else Path(model).expanduser()
-    settings = folder / "preprocessor_config.json"
-    if not settings.is_file():
+    if not (folder / "config.json").is_file():
         return None
     try:
-        return _fingerprint(folder), _json(settings, str(model))
+        if quantisation(folder, read_json(folder / "config.json", str(model))) is not None:
+            return None
+        return fingerprint(folder), image_settings(folder, str(model))
     except (OSError, QvlError):
         return None
 
 
-def _folder(model: str | None, revision: str | None) -> Path:
+def find_folder(model: str | None, revision: str | None) -> Path:
+    """The folder that `model` names, downloaded first where it is a hub id."""
     if model is None:
         folder = bundled_folder()
         if not (folder / "config.json").is_file():
@@ -161,7 +235,7 @@ def _hub_error(model: str, revision: str | None, exc: Exception) -> QvlError:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return ConfigError(f"{model}{at} is not in the local cache", hint="HF_HUB_OFFLINE is set: unset it once")
     return BackendUnavailableError(
-        f"{model} cannot be downloaded: {_short(exc)}",
+        f"{model} cannot be downloaded: {first_line(exc)}",
         hint="name a local folder, set HF_ENDPOINT to a mirror, or QVL_HUB=modelscope",
     )
 
@@ -188,38 +262,18 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 @contextmanager
-def _one_line(name: str, device: Device) -> Iterator[None]:
+def _one_line(name: str, device: Device | None) -> Iterator[None]:
     """What transformers, safetensors and tokenizers raise about broken files, as one line."""
     try:
         yield
     except QvlError:
         raise
     except Exception as exc:
-        if device.is_out_of_memory(exc):
+        if device is not None and device.is_out_of_memory(exc):
             raise ConfigError(
                 f"{name} does not fit the memory of {device.type}", hint="a smaller model, or device_map='auto'"
             ) from exc
-        raise ConfigError(f"{name} cannot be loaded: {_short(exc)}", hint="are all its files there?") from exc
-
-
-def _short(exc: BaseException) -> str:
-    return (str(exc).strip() or type(exc).__name__).splitlines()[0][:300]
-
-
-def _json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as exc:
-        raise ConfigError(f"{name} lacks {path.name}", hint="download the whole checkpoint") from exc
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"{name}: {path.name} cannot be read: {_short(exc)}") from exc
-
-
-def _template(folder: Path, name: str) -> str:
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
-    return str(_json(folder / "chat_template.json", name)["chat_template"])
+        raise ConfigError(f"{name} cannot be loaded: {first_line(exc)}", hint="are all its files there?") from exc
 
 
 def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -229,7 +283,7 @@ def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """sha256 over the small files and, of each weights file, its header, size, and samples of its bytes.
 
     Hashing 17 GB would delay every start by a minute; headers, sizes and 64 samples of 4 KiB tell two checkpoints

@@ -10,7 +10,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.errors import ConfigError, MediaError, RequestError
@@ -79,7 +79,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """preprocessor_config.json: sizes are in pixels, `min_pixels` and `max_pixels` in pixels of the resized picture."""
+    """The image processor's settings: sizes are in pixels, `min_pixels` and `max_pixels` of the resized picture."""
 
     patch_size: int = 16
     merge_size: int = 2
@@ -92,18 +92,28 @@ class ImageRules:
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> ImageRules:
-        """From the file's content; older files name the limits min_pixels and max_pixels."""
-        size = config.get("size") or {}
-        return cls(
-            patch_size=int(config.get("patch_size", 16)),
-            merge_size=int(config.get("merge_size", 2)),
-            temporal_patch_size=int(config.get("temporal_patch_size", 2)),
-            min_pixels=int(config.get("min_pixels") or size.get("shortest_edge", 65536)),
-            max_pixels=int(config.get("max_pixels") or size.get("longest_edge", 16777216)),
-            mean=tuple(config.get("image_mean", (0.5, 0.5, 0.5))),
-            std=tuple(config.get("image_std", (0.5, 0.5, 0.5))),
-            resample=int(config.get("resample", 3)),
-        )
+        """From the settings as they are saved; older ones name the limits min_pixels and max_pixels.
+
+        Raises:
+            ConfigError: a value is not a number, or a list not one of three.
+        """
+        try:
+            size = dict(config.get("size") or {})
+            numbers: dict[str, Any] = {
+                "patch_size": config.get("patch_size"),
+                "merge_size": config.get("merge_size"),
+                "temporal_patch_size": config.get("temporal_patch_size"),
+                "min_pixels": config.get("min_pixels") or size.get("shortest_edge"),
+                "max_pixels": config.get("max_pixels") or size.get("longest_edge"),
+                "resample": config.get("resample"),
+            }
+            rules = replace(cls(), **{name: int(value) for name, value in numbers.items() if value is not None})
+            mean, std = (tuple(map(float, config.get(key) or (0.5,) * 3)) for key in ("image_mean", "image_std"))
+        except (TypeError, ValueError) as exc:
+            raise ConfigError(f"the checkpoint's picture settings cannot be read: {exc}") from exc
+        if len(mean) != 3 or len(std) != 3 or rules.patch_size < 1 or rules.merge_size < 1:
+            raise ConfigError("the checkpoint's picture settings are not those of a Qwen3-VL")
+        return replace(rules, mean=mean, std=std)
 
     @property
     def factor(self) -> int:

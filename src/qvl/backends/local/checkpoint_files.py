@@ -1,0 +1,169 @@
+"""Reads what the small files of a checkpoint say, without torch and without transformers.
+
+A checkpoint is published as preprocessor_config.json with chat_template.json. transformers 4 saves the same with
+chat_template.jinja; transformers 5 saves a processor as processor_config.json with the image processor inside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from qvl.errors import ConfigError
+
+# Names of what stands beside a quantised weight: scales, zero points, packed integers.
+QUANTISED_SUFFIXES: Final = (
+    ".qweight",
+    ".qzeros",
+    ".scales",
+    ".g_idx",
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".weight_scale_2",
+    ".input_scale",
+    ".SCB",
+    ".absmax",
+    ".quant_map",
+)
+PLAIN_TYPES: Final = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"})
+LARGEST_HEADER: Final = 100 << 20
+LARGEST_NAMED: Final = 3
+
+
+def first_line(exc: BaseException) -> str:
+    """The first line of what an exception says, or its name."""
+    return (str(exc).strip() or type(exc).__name__).splitlines()[0][:300]
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of the checkpoint `name`.
+
+    Raises:
+        ConfigError: the file is absent, unreadable, or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{name} lacks {path.name}", hint="download the whole checkpoint") from exc
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{name}: {path.name} cannot be read: {first_line(exc)}") from exc
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name}: {path.name} is not a JSON object", hint="download the whole checkpoint")
+    return content
+
+
+def image_settings(folder: Path, name: str) -> dict[str, Any]:
+    """The image processor's settings: as transformers reads them, those of processor_config.json come first.
+
+    Raises:
+        ConfigError: neither file has them.
+    """
+    whole = folder / "processor_config.json"
+    if whole.is_file():
+        settings = read_json(whole, name).get("image_processor")
+        if isinstance(settings, dict):
+            return settings
+    own = folder / "preprocessor_config.json"
+    if not own.is_file():
+        raise ConfigError(
+            f"{name} has no picture settings: neither preprocessor_config.json nor processor_config.json with an"
+            " image_processor",
+            hint="download the whole checkpoint, or save the processor beside the model",
+        )
+    return read_json(own, name)
+
+
+def chat_template(folder: Path, name: str) -> str:
+    """The chat template that stands in a file of its own.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    for path in (folder / "chat_template.json", folder / "processor_config.json"):
+        template = read_json(path, name).get("chat_template") if path.is_file() else None
+        if isinstance(template, str):
+            return template
+    raise ConfigError(
+        f"{name} has no chat template: neither chat_template.jinja nor chat_template.json",
+        hint="download the whole checkpoint, or save the processor beside the model",
+    )
+
+
+def quantisation(folder: Path, config: dict[str, Any]) -> str | None:
+    """How the weights are quantised, as "fp8" or "bitsandbytes (4 bit)"; None where they are plain numbers.
+
+    Read from config.json, and from the headers of the weights' files, since settings get lost on the way.
+    """
+    text = config.get("text_config")
+    for settings in (config, text if isinstance(text, dict) else {}):
+        for key in ("quantization_config", "compression_config"):
+            if settings.get(key):
+                return _method(settings[key])
+    if (folder / "hf_quant_config.json").is_file():
+        return "modelopt"
+    for name, kind in _tensors(folder):
+        if kind not in PLAIN_TYPES or name.endswith(QUANTISED_SUFFIXES):
+            return f"{name} is {kind}"
+    return None
+
+
+def refuse_quantised(folder: Path, config: dict[str, Any], name: str) -> None:
+    """Raises ConfigError for a checkpoint whose weights are not plain floating-point numbers."""
+    how = quantisation(folder, config)
+    if how is not None:
+        raise ConfigError(
+            f"{name} is quantised ({how}), which the local backend cannot run",
+            hint="model 'vllm:…' runs it, or an endpoint that serves it (--base-url); or take its bfloat16 form",
+            param="model",
+        )
+
+
+def refuse_incomplete(name: str, missing: set[str], mismatched: set[str]) -> None:
+    """Raises ConfigError where the model has weights that the files lack, or have in another shape."""
+    told = [
+        f"{len(keys)} {what} ({_named(keys)})"
+        for keys, what in ((missing, "weights are missing"), (mismatched, "weights have another shape"))
+        if keys
+    ]
+    if told:
+        raise ConfigError(
+            f"{name} lacks weights that its config.json names: {', '.join(told)}",
+            hint="download the whole checkpoint; config.json must be the one that it was saved with",
+            param="model",
+        )
+
+
+def _named(keys: set[str]) -> str:
+    shown = sorted(keys)[:LARGEST_NAMED]
+    more = len(keys) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _method(settings: Any) -> str:
+    if not isinstance(settings, dict):
+        return str(settings)
+    method = str(settings.get("quant_method") or settings.get("quant_algo") or "by an unnamed method")
+    bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else settings.get("bits")
+    return f"{method}, {bits} bit" if isinstance(bits, int) else method
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name and type of every tensor, by the headers of the safetensors files; broken files are left to the loader."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if length > LARGEST_HEADER:
+                    continue
+                header = json.loads(file.read(length))
+            for name, facts in header.items():
+                if name != "__metadata__":
+                    yield str(name), str(facts["dtype"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
