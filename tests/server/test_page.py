@@ -24,6 +24,13 @@ DROP = """([name, bytes]) => {
   document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: held, bubbles: true}));
 }"""
 
+# Files are read when the test says so: `window.readNow()`.
+SLOW_FILES = """
+  const read = FileReader.prototype.readAsDataURL, waiting = [];
+  FileReader.prototype.readAsDataURL = function (file) { waiting.push(() => read.call(this, file)); };
+  window.readNow = () => waiting.splice(0).forEach((start) => start());
+"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
@@ -75,6 +82,59 @@ def test_drop_ask_analyze_and_the_second_time_from_the_cache(page, serve) -> Non
     page.screenshot(path=str(SHOTS / "analyze.png"))
     page.click("#analyze")
     page.locator("#facts", has_text="hit").wait_for()
+
+
+def test_a_picture_that_is_still_being_read_is_waited_for_and_sent(page, serve) -> None:
+    server: Running = serve()
+    page.add_init_script(SLOW_FILES)
+    page.goto(server.url)
+    page.wait_for_selector("#state.ready")
+    page.evaluate(DROP, ["large.png", list(picture("red", (120, 90)))])
+    assert "large.png" in page.inner_text("#pictures .reading")
+    page.fill("#question", "what is it")
+    page.click("#send")
+    page.wait_for_selector("#answer.busy")
+    page.evaluate("readNow()")
+    page.wait_for_selector("#facts dd")
+    assert page.inner_text("#answer") == "red 120x90, what is it"
+    assert page.locator("#pictures img").count() == 1
+
+
+def test_a_file_that_cannot_be_read_is_named_and_nothing_is_sent_without_it(page, serve, tmp_path: Path) -> None:
+    server: Running = serve()
+    page.add_init_script(SLOW_FILES)
+    page.goto(server.url)
+    page.wait_for_selector("#state.ready")
+    lost = tmp_path / "lost.png"
+    lost.write_bytes(picture("red"))
+    page.set_input_files("#files", str(lost))
+    page.wait_for_selector("#pictures .reading")
+    page.click("#send")
+    lost.unlink()
+    page.evaluate("readNow()")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.inner_text("#error").startswith("lost.png cannot be read")
+    assert page.locator("#pictures li").count() == 0
+    page.wait_for_selector("#send:enabled")
+    assert server.backend.requests == []
+
+
+def test_several_pictures_are_analyzed_one_by_one_and_a_bad_one_fails_alone(page, serve) -> None:
+    server: Running = serve()
+    page.goto(server.url)
+    page.wait_for_selector("#state.ready")
+    for name, data in (("a.png", picture("red")), ("broken.png", b"123"), ("b.png", picture("blue"))):
+        page.evaluate(DROP, [name, list(data)])
+    page.click("#tab-analyze")
+    page.click("#analyze")
+    page.locator(".analysis").nth(2).wait_for()
+    page.wait_for_selector("#analyze:enabled")
+    assert page.locator(".analysis h3").all_inner_texts() == ["a.png", "broken.png", "b.png"]
+    assert page.locator(".analysis").nth(0).locator("meter").count() >= 3
+    assert page.locator(".analysis").nth(1).inner_text().count("broken.png") == 2
+    assert page.locator(".analysis").nth(2).locator("meter").count() >= 3
+    assert [len(request.pictures) for request in server.backend.requests] == [1, 1]
+    page.screenshot(path=str(SHOTS / "several.png"), full_page=True)
 
 
 def test_by_keyboard_alone(page, serve) -> None:

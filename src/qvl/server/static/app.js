@@ -1,6 +1,7 @@
 import { $, askForKey, call, errorOf } from "./session.js";
 
-const pictures = []; // {name, url}: data URLs, in the order in which they will be sent
+// {name, url, reading}: in the order in which they will be sent; url is a data URL, null until the file has been read.
+const pictures = [];
 let under_way = null;
 
 function element(tag, fields = {}, ...children) {
@@ -14,30 +15,61 @@ function element(tag, fields = {}, ...children) {
 function readFile(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
-    reader.onload = () => resolve({ name: file.name || "pasted", url: reader.result });
+    reader.onload = () => resolve(reader.result);
     reader.onerror = () => reject(reader.error);
     reader.readAsDataURL(file);
   });
 }
 
-async function add(files) {
-  const wanted = [...files].filter((file) => file.type.startsWith("image/"));
-  pictures.push(...(await Promise.all(wanted.map(readFile))));
+function remove(picture) {
+  const index = pictures.indexOf(picture);
+  if (index >= 0) pictures.splice(index, 1);
   showPictures();
-  if (files.length && !wanted.length) fail("That is no picture.");
+}
+
+function add(files) {
+  const images = [...files].filter((file) => file.type.startsWith("image/"));
+  const others = [...files].filter((file) => !images.includes(file)).map((file) => file.name || "pasted");
+  for (const file of images) {
+    const picture = { name: file.name || "pasted", url: null };
+    // Never rejects: who waits for several reads wants them all, whichever fails.
+    picture.reading = readFile(file).then((url) => {
+      picture.url = url;
+      showPictures();
+    }, (error) => {
+      picture.failed = error;
+      remove(picture);
+      fail(`${picture.name} cannot be read: ${error.message}`);
+    });
+    pictures.push(picture);
+  }
+  showPictures();
+  if (others.length) fail(`Not a picture: ${others.join(", ")}`);
 }
 
 function showPictures() {
-  $("pictures").replaceChildren(...pictures.map((picture, index) => {
-    const remove = element("button", { type: "button", textContent: "×", ariaLabel: `Remove ${picture.name}` });
-    remove.onclick = (event) => {
+  $("pictures").replaceChildren(...pictures.map((picture) => {
+    const button = element("button", { type: "button", textContent: "×", ariaLabel: `Remove ${picture.name}` });
+    button.onclick = (event) => {
       event.stopPropagation();
-      pictures.splice(index, 1);
-      showPictures();
+      remove(picture);
       $("drop").focus();
     };
-    return element("li", {}, element("img", { src: picture.url, alt: picture.name }), remove);
+    const shown = picture.url
+      ? element("img", { src: picture.url, alt: picture.name })
+      : element("span", { className: "reading", textContent: `reading ${picture.name} …` });
+    return element("li", {}, shown, button);
   }));
+}
+
+// The pictures as they stand when a request is sent, once all of them have been read.
+async function picturesToSend(signal) {
+  const sent = [...pictures];
+  await Promise.all(sent.map((picture) => picture.reading));
+  signal.throwIfAborted();
+  const failed = sent.find((picture) => picture.failed);
+  if (failed) throw new Error(`${failed.name} cannot be read: ${failed.failed.message}`);
+  return sent;
 }
 
 const drop = $("drop");
@@ -49,7 +81,7 @@ drop.addEventListener("keydown", (event) => {
     $("files").click();
   }
 });
-$("files").addEventListener("change", async () => { await add($("files").files); $("files").value = ""; });
+$("files").addEventListener("change", () => { add($("files").files); $("files").value = ""; });
 for (const kind of ["dragover", "dragenter"]) {
   document.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
 }
@@ -86,30 +118,35 @@ for (const tab of tabs) {
 
 function begin(button) {
   under_way?.abort();
-  under_way = new AbortController();
+  const controller = new AbortController();
+  under_way = controller;
   $("error").hidden = true;
   $("answer").replaceChildren();
   $("answer").classList.add("busy");
   $("facts").replaceChildren();
   button.disabled = true;
-  return { started: performance.now(), signal: under_way.signal };
+  return { controller, signal: controller.signal, sent: [] };
 }
 
-function end(button) {
-  $("answer").classList.remove("busy");
+function end(button, controller) {
   button.disabled = false;
+  // A later request may be under way by now, in the same place.
+  if (under_way === controller) $("answer").classList.remove("busy");
 }
 
 function fail(message) {
-  // The server names a picture by its place in the request; people know it by its name.
-  const named = message.replace(/^(?:messages\[0\]\.content|images)\[(\d+)\](?:\.image_url)?/,
-    (place, index) => pictures[index]?.name ?? place);
-  $("error").textContent = named;
+  $("error").textContent = message;
   $("error").hidden = false;
 }
 
-function facts(found) {
-  $("facts").replaceChildren(...Object.entries(found).filter(([, value]) => value !== undefined && value !== null)
+// The server names a picture by its place in the request; people know it by its name.
+function named(message, sent) {
+  return message.replace(/^(?:messages\[0\]\.content\[(\d+)\](?:\.image_url)?|image)(?=:)/,
+    (place, index) => sent[index ?? 0]?.name ?? place);
+}
+
+function facts(found, list = $("facts")) {
+  list.replaceChildren(...Object.entries(found).filter(([, value]) => value !== undefined && value !== null)
     .map(([name, value]) => element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: value }))));
 }
 
@@ -146,7 +183,8 @@ async function* events(answer) {
     const parts = held.split("\n\n");
     held = parts.pop();
     for (const part of parts) {
-      const data = part.replace(/^data: /, "");
+      if (!part.startsWith("data: ")) continue; // a comment that keeps the connection open
+      const data = part.slice(6);
       if (data === "[DONE]") return;
       yield JSON.parse(data);
     }
@@ -156,19 +194,21 @@ async function* events(answer) {
 async function guarded(button, work) {
   const run = begin(button);
   try {
+    run.sent = await picturesToSend(run.signal);
     await work(run);
   } catch (error) {
-    if (error.name !== "AbortError") fail(error.message);
+    if (error.name !== "AbortError") fail(named(error.message, run.sent));
   } finally {
-    end(button);
+    end(button, run.controller);
   }
 }
 
 $("panel-ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  guarded($("send"), async ({ started, signal }) => {
-    const text = $("question").value.trim() || $("question").placeholder;
-    const content = [...pictures.map(({ url }) => ({ type: "image_url", image_url: { url } })), { type: "text", text }];
+  const text = $("question").value.trim() || $("question").placeholder;
+  guarded($("send"), async ({ sent, signal }) => {
+    const started = performance.now();
+    const content = [...sent.map(({ url }) => ({ type: "image_url", image_url: { url } })), { type: "text", text }];
     const answer = await post("v1/chat/completions", {
       model: $("model").value || undefined,
       messages: [{ role: "user", content }],
@@ -190,7 +230,7 @@ $("panel-ask").addEventListener("submit", (event) => {
     }
     const total = performance.now() - started;
     facts({ cache, "first token": first && seconds(first), total: seconds(total), tokens: tokens(usage), ended: reason });
-    remember($("answer").textContent, total, cache, pictures[0]);
+    remember($("answer").textContent, total, cache, sent[0]);
   });
 });
 
@@ -214,23 +254,43 @@ function field([name, value], sure) {
   return row;
 }
 
+// The fields of one picture's analysis; `list` takes the facts about it.
+async function analyze(picture, list, signal) {
+  const started = performance.now();
+  const answer = await post("v1/analyze", {
+    model: $("model").value || undefined,
+    image: picture.url,
+    language: $("language").value,
+  }, $("fresh-analysis").checked, signal);
+  if (!answer.ok) throw new Error(named(await errorOf(answer), [picture]));
+  const found = await answer.json();
+  const total = performance.now() - started;
+  const cache = answer.headers.get("x-qvl-cache");
+  const rows = leaves(found.analysis).map((leaf) => field(leaf, found.field_confidence[leaf[0]]));
+  facts({ cache, total: seconds(total), tokens: tokens(found.usage) }, list);
+  remember(Object.values(found.analysis).filter((value) => typeof value === "string").join(", "), total, cache, picture);
+  return [...rows, field(["all together", ""], found.confidence)];
+}
+
 $("panel-analyze").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!pictures.length) return fail("Add a picture first.");
-  guarded($("analyze"), async ({ started, signal }) => {
-    const answer = await post("v1/analyze", {
-      model: $("model").value || undefined,
-      images: pictures.map(({ url }) => url),
-      language: $("language").value,
-    }, $("fresh-analysis").checked, signal);
-    if (!answer.ok) throw new Error(await errorOf(answer));
-    const found = await answer.json();
-    const cache = answer.headers.get("x-qvl-cache");
-    const rows = leaves(found.analysis).map((leaf) => field(leaf, found.field_confidence[leaf[0]]));
-    $("answer").replaceChildren(...rows, field(["all together", ""], found.confidence));
-    const total = performance.now() - started;
-    facts({ cache, total: seconds(total), tokens: tokens(found.usage) });
-    remember(Object.values(found.analysis).filter((value) => typeof value === "string").join(", "), total, cache, pictures[0]);
+  guarded($("analyze"), async ({ sent, signal }) => {
+    if (sent.length === 1) {
+      $("answer").append(...(await analyze(sent[0], $("facts"), signal)));
+      return;
+    }
+    for (const picture of sent) {
+      const list = element("dl", { className: "facts" });
+      const section = element("section", { className: "analysis" }, element("h3", { textContent: picture.name }));
+      try {
+        section.append(...(await analyze(picture, list, signal)), list);
+      } catch (error) {
+        if (error.name === "AbortError") throw error;
+        section.append(element("p", { className: "failed", textContent: error.message }));
+      }
+      $("answer").append(section);
+    }
   });
 });
 
