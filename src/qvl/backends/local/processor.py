@@ -107,7 +107,8 @@ class ImageRules:
                 "max_pixels": config.get("max_pixels") or size.get("longest_edge"),
                 "resample": config.get("resample"),
             }
-            rules = replace(cls(), **{name: int(value) for name, value in numbers.items() if value is not None})
+            given: dict[str, Any] = {name: int(value) for name, value in numbers.items() if value is not None}
+            rules = replace(cls(), **given)
             mean, std = (tuple(map(float, config.get(key) or (0.5,) * 3)) for key in ("image_mean", "image_std"))
         except (TypeError, ValueError) as exc:
             raise ConfigError(f"the checkpoint's picture settings cannot be read: {exc}") from exc
