@@ -28,7 +28,8 @@ server answers with) and `code` (OpenAI's machine-readable word). `hint` is one 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import errno
+from typing import Any, ClassVar, Final
 
 
 class QvlError(Exception):
@@ -222,3 +223,34 @@ class EngineDeadError(BackendError):
 
     status = 503
     default_code = "engine_dead"
+
+
+# The way out of a write that failed; what the caller has to name differently, and what the machine lacks.
+_NAMED_WRONGLY: Final = {
+    errno.ENOENT: "name a file in a folder that exists",
+    errno.ENOTDIR: "name a file in a folder that exists",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENAMETOOLONG: "name a file with a shorter name",
+    errno.EACCES: "name a file that you may write",
+    errno.EPERM: "name a file that you may write",
+    errno.EROFS: "the file system can only be read; name a file on another",
+}
+_OUT_OF: Final = {
+    errno.ENOSPC: "free some space, or name a file on another disk",
+    errno.EDQUOT: "your quota on this disk is used up; free some space, or name a file on another disk",
+    errno.EFBIG: "the file has reached the largest size allowed; see ulimit -f",
+    errno.EMFILE: "too many files are open in this process; raise ulimit -n",
+    errno.ENFILE: "too many files are open on this machine; close some programs",
+    errno.EIO: "the disk reports a fault; name a file on another",
+}
+
+
+def write_failed(what: str, exc: OSError) -> QvlError:
+    """Return the error for `what` (an option and a path, or a path) that could not be written, with the way out.
+
+    A ConfigError where another name helps, else a QvlError.
+    """
+    message = f"{what} cannot be written: {exc.strerror or exc}"
+    if exc.errno in _OUT_OF:
+        return QvlError(message, hint=_OUT_OF[exc.errno])
+    return ConfigError(message, hint=_NAMED_WRONGLY.get(exc.errno or 0, "name another file"))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from qvl.errors import ConfigError, write_failed
 
 from .conftest import install, make_picture
 
@@ -88,7 +92,10 @@ WRONG_USE = {
     "schema that is no model": (["--schema", "json:JSONDecoder"], ["pydantic"]),
     "output in no folder": (["--output", "no/such/r.jsonl"], ["--output", "cannot be written"]),
     "report in no folder": (["--html", "no/such/r.html"], ["--html", "cannot be written"]),
-    "report over a folder": (["--html", "."], ["--html", "cannot be written"]),
+    "report over a folder": (["--html", "."], ["--html", "cannot be written", "not a folder"]),
+    "output over a folder": (["--output", "."], ["--output", "cannot be written", "not a folder"]),
+    "output below a file": (["--output", "mug.png/r.jsonl"], ["--output", "Not a directory", "folder that exists"]),
+    "output with an endless name": (["--output", "x" * 300], ["--output", "too long", "shorter name"]),
 }
 
 
@@ -118,11 +125,38 @@ def test_stdin_can_be_named_once(qvl):
 def test_a_full_disk_is_one_line(shell, picture):
     ran = shell("analyze", picture, picture, "--output", "/dev/full", "--json")
     assert ran.code == 1
-    assert "--output /dev/full cannot be written" in ran.error
+    assert "--output /dev/full cannot be written: No space left on device (free some space" in ran.error
     with open("/dev/full", "w") as full:
         ran = shell("analyze", picture, "--json", stdout=full)
     assert ran.code == 1
-    assert "cannot be written" in ran.error
+    assert "the output cannot be written: No space left on device (free some space" in ran.error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_a_file_that_grows_beyond_the_limit_is_one_line(qvl, picture, folder):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        ran = qvl("analyze", picture, "--html", "report.html", "--cache", "off")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ran.code == 1
+    assert "--html report.html cannot be written: File too large (" in ran.error
+    assert "ulimit -f" in ran.error
+    assert [path.name for path in folder.iterdir()] == [picture]
+
+
+def test_what_is_used_up_is_told_from_what_is_named_wrongly():
+    for number, word in ((errno.ENOSPC, "free some space"), (errno.EDQUOT, "quota"), (errno.EMFILE, "ulimit -n")):
+        error = write_failed("x", OSError(number, os.strerror(number)))
+        assert word in error.hint
+        assert not isinstance(error, ConfigError)
+    for number, word in ((errno.EACCES, "may write"), (errno.EROFS, "only be read"), (errno.ENOENT, "that exists")):
+        error = write_failed("x", OSError(number, os.strerror(number)))
+        assert word in error.hint
+        assert isinstance(error, ConfigError)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no endless file")

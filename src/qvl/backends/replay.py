@@ -20,7 +20,7 @@ from typing import Any, Final
 from qvl import errors
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.wrapping import WrappingBackend
-from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError, QvlError
+from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError, QvlError, write_failed
 from qvl.keys import build_manifest, explain, hash_manifest
 from qvl.types import ChatRequest, Chunk, Timing, TokenLogprob, ToolCallDelta, Usage
 
@@ -125,14 +125,14 @@ class RecordBackend(WrappingBackend):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._write(header)
         except OSError as exc:
-            raise ConfigError(f"{self.path} cannot be written: {exc}") from exc
+            raise write_failed(f"the recording {self.path}", exc) from exc
 
     def _append(self, request: ChatRequest, answer: dict[str, Any]) -> None:
         manifest = request_manifest(request)
         try:
             self._write({"key": hash_manifest(manifest), "request": manifest, **answer})
         except OSError as exc:
-            raise ConfigError(f"{self.path} cannot be written: {exc}") from exc
+            raise write_failed(f"the recording {self.path}", exc) from exc
 
     def _write(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))

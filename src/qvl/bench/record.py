@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
-from qvl.errors import ConfigError
+from qvl.errors import ConfigError, write_failed
 
 RESULTS: Final = "results.jsonl"
 RUN: Final = "run.json"
@@ -143,14 +143,17 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lines = (path / RESULTS).open("ab", buffering=0)
         except OSError as exc:
-            raise ConfigError(f"{path} cannot be written: {exc.strerror}", hint="name another --out") from exc
+            raise write_failed(f"--out {path}", exc) from exc
         self.session = len(self.sessions)
         self.sessions.append({"windows": [], "ended": None})
         self.save()
 
     def add(self, record: Record) -> None:
         """Appends a record."""
-        self._lines.write(record.to_json().encode("utf-8", "backslashreplace") + b"\n")
+        try:
+            self._lines.write(record.to_json().encode("utf-8", "backslashreplace") + b"\n")
+        except OSError as exc:
+            raise write_failed(str(self.path / RESULTS), exc) from exc
 
     def window(self, endpoint: int, stage: int, start: float, end: float, full: bool) -> None:
         """Notes a steady part of this session: every client busy from `start` to `end`."""
@@ -195,8 +198,13 @@ class RunFolder:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` to `path`, whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    draft.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    try:
+        draft.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as exc:
+        raise write_failed(str(path), exc) from exc
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _cut_torn_line(path: Path) -> None:

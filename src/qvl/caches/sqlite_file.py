@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from qvl.caches.sqlite_schema import SCHEMA_VERSION, migrate
-from qvl.errors import CacheError
+from qvl.errors import CacheError, write_failed
 from qvl.log import logger
 
 T = TypeVar("T")
@@ -105,7 +105,8 @@ class SqliteFile:
                 else:
                     raise CacheError(f"the cache file {self.path} failed: {message}", hint=_hint(message)) from exc
             except OSError as exc:
-                raise CacheError(f"the cache file {self.path} failed: {exc.strerror or exc}") from exc
+                hint = write_failed("", exc).hint
+                raise CacheError(f"the cache file {self.path} failed: {exc.strerror or exc}", hint=hint) from exc
 
     def _current(self) -> sqlite3.Connection:
         if self._connection is not None and self._opened != _identity(self.path):
@@ -225,6 +226,8 @@ def _hint(message: str) -> str | None:
         return "another program keeps it locked; raise busy_timeout or name another file with QVL_CACHE"
     if "full" in message:
         return "free some space, or name a file on another disk with QVL_CACHE"
+    if "disk I/O error" in message:
+        return "see whether the disk is full or faulty, or name a file on another with QVL_CACHE"
     return None
 
 

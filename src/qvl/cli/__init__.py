@@ -138,8 +138,9 @@ def one_line_errors() -> Iterator[None]:
     except OSError as exc:
         # Everything else that is read or written has been told apart before.
         from qvl.cli.failure import FAILED, abandon_stdout, report
+        from qvl.errors import write_failed
 
-        report(QvlError(f"the output cannot be written: {exc.strerror or exc}"))
+        report(write_failed("the output", exc))
         abandon_stdout()
         raise typer.Exit(FAILED) from exc
 

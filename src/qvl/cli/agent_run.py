@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.cli import failure
-from qvl.errors import ConfigError, QvlError
+from qvl.errors import QvlError, write_failed
 
 if TYPE_CHECKING:
     from qvl.agent.steps import Recommendation
@@ -75,7 +75,7 @@ class Shown:
         try:
             path.write_text(trace.to_html(found, picture), encoding="utf-8")
         except OSError as exc:
-            raise ConfigError(f"--html {path} cannot be written: {exc.strerror}") from exc
+            raise write_failed(f"--html {path}", exc) from exc
 
     def _end(self, found: Recommendation, seconds: float) -> None:
         from rich.text import Text

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from qvl.cli import failure
 from qvl.cli.reading import pairs
-from qvl.errors import ConfigError, MissingDependencyError
+from qvl.errors import ConfigError, MissingDependencyError, write_failed
 
 if TYPE_CHECKING:
     from qvl.bench.dataset import Dataset
@@ -241,7 +241,10 @@ def _leave(summary: Summary, folder: Path, html: bool, as_json: bool) -> None:
             failure.stderr().print(f"warning: {text}", style="bold yellow")
     if html:
         try:
-            page.write(summary, folder / REPORT)
+            try:
+                page.write(summary, folder / REPORT)
+            except OSError as exc:
+                raise write_failed(str(folder / REPORT), exc) from exc
         except MissingDependencyError as exc:
             failure.stderr().print(f"no report.html: {exc}", style="yellow")
     failure.stderr().print(f"written: {folder}")

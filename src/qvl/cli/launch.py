@@ -132,9 +132,13 @@ def _run(host: Host, plan: Plan, *, share: bool, dry_run: bool, wait: float) -> 
 
 def _write_compose(plan: Plan, npus: tuple[int, ...], pool_image: str, folder: Path) -> None:
     from qvl.ascend import compose
+    from qvl.errors import write_failed
 
     for path, text in compose.files(plan, npus, pool_image=pool_image or plan.image).items():
         target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        except OSError as exc:
+            raise write_failed(str(target), exc) from exc
         typer.echo(str(target))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from qvl.cli import failure
-from qvl.errors import ConfigError, QvlError
+from qvl.errors import write_failed
 
 if TYPE_CHECKING:
     from qvl.cli.records import Record
@@ -41,7 +42,7 @@ class Output:
             try:
                 self._lines = jsonl.open("w", encoding="utf-8")
             except OSError as exc:
-                raise _unwritable(jsonl, "--output", exc) from exc
+                raise write_failed(f"--output {jsonl}", exc) from exc
 
     @property
     def failed(self) -> bool:
@@ -71,7 +72,7 @@ class Output:
             self._lines = None
             with contextlib.suppress(OSError):
                 lines.close()
-            raise QvlError(f"--output {lines.name} cannot be written: {exc.strerror}") from exc
+            raise write_failed(f"--output {lines.name}", exc) from exc
 
     def _show(self, record: Record, shown: bool) -> None:
         from qvl.cli import show
@@ -100,16 +101,18 @@ class Output:
             try:
                 self._report.write(self._html)
             except OSError as exc:
-                raise _unwritable(self._html, "--html", exc) from exc
+                raise write_failed(f"--html {self._html}", exc) from exc
             self._report = None
 
 
 def _check_writable(path: Path, option: str) -> None:
     folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise _unwritable(path, option, None)
-
-
-def _unwritable(path: Path, option: str, exc: OSError | None) -> ConfigError:
-    reason = f": {exc.strerror}" if exc is not None and exc.strerror else ""
-    return ConfigError(f"{option} {path} cannot be written{reason}", hint="name a file in a folder that exists")
+    number = 0
+    if path.is_dir():
+        number = errno.EISDIR
+    elif not folder.is_dir():
+        number = errno.ENOTDIR if folder.exists() else errno.ENOENT
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        number = errno.EACCES
+    if number:
+        raise write_failed(f"{option} {path}", OSError(number, os.strerror(number)))
