@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -133,8 +134,9 @@ class VllmBackend(Backend):
         self._running += 1
         self._waiting += 1
         waiting = True
+        abandoned = threading.Event()
         try:
-            answer = await asyncio.to_thread(Answer, loaded, request)
+            answer = await asyncio.to_thread(Answer, loaded, request, abandoned.is_set)
             first = 0.0
             results = loaded.engine.generate(
                 answer.prompt, answer.params, f"{request.request_id or 'qvl'}-{uuid.uuid4().hex}"
@@ -154,6 +156,7 @@ class VllmBackend(Backend):
             timing = Timing(first_token=first, total=time.perf_counter() - started)
             yield dataclasses.replace(answer.last(), usage=answer.usage, timing=timing)
         finally:
+            abandoned.set()
             self._running -= 1
             self._waiting -= waiting
 

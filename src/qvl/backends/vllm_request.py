@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.vllm_engine import crossing
-from qvl.errors import BackendError, ContextLengthError
+from qvl.errors import BackendError
 from qvl.types import ChatRequest, Chunk, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
@@ -34,12 +34,14 @@ class Loaded:
 class Answer:
     """One request on its way through vLLM: the prompt, vLLM's sampling parameters, and the reading of its outputs."""
 
-    def __init__(self, loaded: Loaded, request: ChatRequest) -> None:
+    def __init__(self, loaded: Loaded, request: ChatRequest, abandoned: Callable[[], bool]) -> None:
         from qvl.backends.local.output import Output
+        from qvl.backends.local.prompt import PromptLimit
 
         self._loaded = loaded
         self._request = request
-        prepared = loaded.processor.prepare(request, self._check_length)
+        limit = PromptLimit(loaded.max_model_len, request.sampling.max_tokens)
+        prepared = loaded.processor.prepare(request, limit, abandoned)
         self.prompt = _prompt(prepared, loaded.processor.image_token_id)
         forced = _forced_tool(request)
         self.params = self._params(len(prepared.tokens), forced)
@@ -146,16 +148,6 @@ class Answer:
             return
         delta = ToolCallDelta(0, f"call_{uuid.uuid4().hex[:24]}", *call)
         yield dataclasses.replace(chunk, text="", tool_calls=(delta,), logprobs=logprobs, finish_reason="tool_calls")
-
-    def _check_length(self, length: int) -> None:
-        limit, wanted = self._loaded.max_model_len, self._request.sampling.max_tokens
-        if length + (wanted or 1) > limit:
-            asked = f" and max_tokens={wanted}" if wanted else ""
-            raise ContextLengthError(
-                f"a prompt of {length} tokens{asked} does not fit the context of {limit}",
-                hint="fewer or smaller pictures, less text, or a smaller max_tokens",
-                param="max_tokens" if wanted and length < limit else "messages",
-            )
 
     def _params(self, length: int, forced: dict[str, Any] | None) -> Any:
         from vllm.sampling_params import RequestOutputKind

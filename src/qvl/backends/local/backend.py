@@ -15,12 +15,12 @@ from qvl.backends.base import Backend, Capabilities
 from qvl.errors import (
     BackendUnavailableError,
     ConfigError,
-    ContextLengthError,
     MissingDependencyError,
     QvlError,
     RateLimitError,
 )
 from qvl.log import logger
+from qvl.types import TextPart
 
 if TYPE_CHECKING:
     from qvl.backends.local.device import Device
@@ -44,6 +44,8 @@ NUM_SEQS: Final = {"cpu": 32, "mps": 32, "cuda": 256, "npu": 128}
 BATCHED_TOKENS: Final = {"cpu": 512, "mps": 1024, "cuda": 8192, "npu": 8192}
 PREFIX_PART: Final = 0.25
 VISION_CACHE_BYTES: Final = 512 << 20
+# Characters from which a prompt is prepared on a thread for such alone, so that nobody else waits behind it.
+LONG_PROMPT: Final = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ class LocalBackend(Backend):
         self._closed = False
         self._opening = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._long_pool: ThreadPoolExecutor | None = None
         self._num_preparing = 0
         self._arrivals = 0
 
@@ -176,6 +179,7 @@ class LocalBackend(Backend):
                 ) from exc
             self._loaded = self._build(device)
             self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="qvl-prepare")
+            self._long_pool = ThreadPoolExecutor(1, thread_name_prefix="qvl-prepare-long")
             self._loaded.engine.start()
             report = log.warning if device.notes else log.info
             report("local_model_ready", model=self.model, device=device.describe(), context=self._loaded.max_model_len)
@@ -265,8 +269,9 @@ class LocalBackend(Backend):
             except RuntimeError:
                 # At the interpreter's exit the executor takes nothing new, and waiting holds up nobody.
                 loaded.engine.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._long_pool):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         loaded = self._loaded
@@ -277,13 +282,16 @@ class LocalBackend(Backend):
             raise RateLimitError(f"{self._max_queue} requests are waiting already", hint="try again later")
         loop = asyncio.get_running_loop()
         self._num_preparing += 1
+        abandoned = threading.Event()
+        pool = self._long_pool if _num_characters(request) > LONG_PROMPT else self._pool
         try:
-            job = await loop.run_in_executor(self._pool, self._job, loaded, request, loop)
+            job = await loop.run_in_executor(pool, self._job, loaded, request, loop, abandoned)
         except RuntimeError as exc:
             if isinstance(exc, QvlError) or not self._closed:
                 raise
             raise BackendUnavailableError("this backend was closed") from exc
         finally:
+            abandoned.set()
             self._num_preparing -= 1
         try:
             loaded.engine.submit(job)
@@ -297,19 +305,19 @@ class LocalBackend(Backend):
         finally:
             loaded.engine.abort(job)
 
-    def _job(self, loaded: _Loaded, request: ChatRequest, loop: asyncio.AbstractEventLoop) -> Job:
+    def _job(
+        self, loaded: _Loaded, request: ChatRequest, loop: asyncio.AbstractEventLoop, abandoned: threading.Event
+    ) -> Job:
         """All that can be done before the engine sees the request; runs in the pool."""
         from qvl.backends.local.job import Job
         from qvl.backends.local.output import Output
+        from qvl.backends.local.prompt import PromptLimit
         from qvl.backends.local.sequence import Sequence
 
         matcher = loaded.grammars.matcher(request)
         sampling = request.sampling
-
-        def check(length: int) -> None:
-            self._check_length(length, sampling.max_tokens, loaded.max_model_len)
-
-        prepared = loaded.processor.prepare(request, check)
+        limit = PromptLimit(loaded.max_model_len, sampling.max_tokens)
+        prepared = loaded.processor.prepare(request, limit, abandoned.is_set)
         if sampling.max_tokens is None:
             room = loaded.max_model_len - len(prepared.tokens)
             sampling = replace(sampling, max_tokens=min(room, DEFAULT_MAX_TOKENS))
@@ -342,17 +350,6 @@ class LocalBackend(Backend):
                 )
             )
         return job
-
-    @staticmethod
-    def _check_length(length: int, max_tokens: int | None, limit: int) -> None:
-        if length + (max_tokens or 1) <= limit:
-            return
-        asked = f" and max_tokens={max_tokens}" if max_tokens else ""
-        raise ContextLengthError(
-            f"a prompt of {length} tokens{asked} does not fit the context of {limit}",
-            hint="fewer or smaller pictures, less text, or a smaller max_tokens",
-            param="max_tokens" if max_tokens and length < limit else "messages",
-        )
 
     def identity(self) -> dict[str, Any]:
         loaded = self._loaded
@@ -427,3 +424,7 @@ class LocalBackend(Backend):
             "pictures_encoded": runner.num_encoded,
             "graph_replays": runner.graphs.num_replays if runner.graphs is not None else 0,
         }
+
+
+def _num_characters(request: ChatRequest) -> int:
+    return sum(len(part.text) for message in request.messages for part in message.parts if isinstance(part, TextPart))

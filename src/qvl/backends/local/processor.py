@@ -1,30 +1,25 @@
 """From a ChatRequest to token ids, positions and resized pixels, without torch and without torchvision.
 
-Follows transformers' Qwen3VLProcessor token for token (a test compares them), with one difference: what a user types
-can never become a control token, so a typed `<|im_end|>` ends no turn and a typed `<|image_pad|>` moves no picture.
+Follows transformers' Qwen3VLProcessor token for token (a test compares them), but for what a user types: see `prompt`.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from qvl.backends.local.prompt import PromptEncoder, PromptLimit
 from qvl.errors import ConfigError, MediaError, RequestError
-from qvl.types import ImagePart, Message, TextPart
 
 if TYPE_CHECKING:
     import numpy as np
 
     from qvl.media import Picture
-    from qvl.types import ChatRequest, Tool
+    from qvl.types import ChatRequest
 
 MAX_ASPECT: Final = 200
-# Stands behind the first character of typed control tokens while the template is rendered; never in Unicode text.
-MARKS: Final = ("\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3")
 
 
 @dataclass(slots=True)
@@ -99,7 +94,7 @@ class ImageRules:
         """
         try:
             size = dict(config.get("size") or {})
-            numbers: dict[str, Any] = {
+            numbers = {
                 "patch_size": config.get("patch_size"),
                 "merge_size": config.get("merge_size"),
                 "temporal_patch_size": config.get("temporal_patch_size"),
@@ -156,25 +151,23 @@ class Processor:
     rules: ImageRules
     image_token_id: int
     known_features: Callable[[str], Any] = lambda key: None
-    _controls: re.Pattern[str] = field(init=False)
-    _control_ids: dict[str, int] = field(init=False)
-    # The Rust tokenizer keeps "split special tokens" as state, so two threads must not disagree about it.
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _prompt: PromptEncoder = field(init=False)
 
     def __post_init__(self) -> None:
-        added = self.tokenizer.added_tokens_decoder
-        self._control_ids = {token.content: index for index, token in added.items() if token.special}
-        longest_first = sorted(self._control_ids, key=len, reverse=True)
-        self._controls = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")
+        self._prompt = PromptEncoder(self.tokenizer)
 
-    def prepare(self, request: ChatRequest, check_length: Callable[[int], None] = lambda length: None) -> Prepared:
-        """Blocking, CPU-bound. `check_length` gets the prompt's length and may raise before any pixel is touched.
+    def prepare(
+        self, request: ChatRequest, limit: PromptLimit | None = None, abandoned: Callable[[], bool] = lambda: False
+    ) -> Prepared:
+        """Blocking, CPU-bound. What does not fit `limit` is refused before any pixel is touched; `abandoned` ends it.
 
         Raises:
             MediaError: a picture is broken or too thin.
+            ContextLengthError: the prompt does not fit.
             RequestError: the model's chat template refuses the messages.
+            AbandonedError: nobody waits any more.
         """
-        rendered, ids = self._encode(request)
+        ids, thinking = self._prompt.encode(request, limit, abandoned)
         found = [index for index, token in enumerate(ids) if token == self.image_token_id]
         pictures = request.pictures
         if len(found) != len(pictures):
@@ -193,11 +186,11 @@ class Processor:
             prepared.append(ready)
             done = index + 1
         tokens += ids[done:]
-        check_length(len(tokens))
+        if limit is not None:
+            limit.check(len(tokens))
         for ready, picture in zip(prepared, pictures, strict=True):
             self._fill(ready, picture, request.max_pixels)
         positions, delta = rope_positions(len(tokens), prepared, self.rules.merge_size)
-        thinking = rendered.rstrip().endswith("<think>")
         return Prepared(tokens, positions, delta, tuple(prepared), starts_thinking=thinking)
 
     def _picture(self, picture: Picture, max_pixels: int | None, start: int) -> PreparedPicture:
@@ -226,90 +219,6 @@ class Processor:
         if image.size != size:
             image = image.resize(size, Resampling(self.rules.resample))
         return np.array(image, dtype=np.uint8)
-
-    def _encode(self, request: ChatRequest) -> tuple[str, list[int]]:
-        mark = self._mark(request)
-        messages = [self._message(message, mark) for message in request.messages]
-        tools = [self._tool(tool, mark) for tool in request.tools] if request.tool_choice != "none" else []
-        with self._lock:
-            try:
-                rendered = self.tokenizer.apply_chat_template(
-                    messages, tools=tools or None, tokenize=False, add_generation_prompt=True
-                )
-            except Exception as exc:
-                reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-                raise RequestError(f"the chat template refuses the messages: {reason}", param="messages") from exc
-            if mark not in rendered:
-                return rendered, list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
-            return rendered, self._encode_marked(rendered, mark)
-
-    def _encode_marked(self, rendered: str, mark: str) -> list[int]:
-        """Control tokens by their ids, and everything between them, marks taken out, as mere text."""
-        ids: list[int] = []
-        for piece in self._controls.split(rendered):
-            if piece in self._control_ids:
-                ids.append(self._control_ids[piece])
-            elif piece:
-                text = piece.replace(mark, "")
-                ids += self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids
-
-    def _mark(self, request: ChatRequest) -> str:
-        texts = [part.text for m in request.messages for part in m.parts if isinstance(part, TextPart)]
-        texts += [call.arguments for message in request.messages for call in message.tool_calls]
-        for mark in MARKS:
-            if not any(mark in text for text in texts):
-                return mark
-        raise RequestError("the messages hold characters that no text has (U+FDD0 to U+FDD3)", param="messages")
-
-    def _typed(self, text: str, mark: str) -> str:
-        return self._controls.sub(lambda found: found[0][:1] + mark + found[0][1:], text)
-
-    def _message(self, message: Message, mark: str) -> dict[str, Any]:
-        content: Any = self._typed(message.text, mark)
-        if message.pictures:
-            content = [
-                {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": t}
-                for part, t in self._typed_parts(message.parts, mark)
-            ]
-        told: dict[str, Any] = {"role": message.role, "content": content}
-        if message.tool_calls:
-            told["tool_calls"] = [
-                {
-                    "type": "function",
-                    "id": call.id,
-                    "function": {
-                        "name": self._typed(call.name, mark),
-                        "arguments": self._typed(call.arguments, mark),
-                    },
-                }
-                for call in message.tool_calls
-            ]
-        return told
-
-    def _typed_parts(self, parts: Sequence[TextPart | ImagePart], mark: str) -> list[tuple[TextPart | ImagePart, str]]:
-        """Each part with its text. Neighbouring texts are joined first: a token may be typed across two of them."""
-        joined: list[TextPart | ImagePart] = []
-        for part in parts:
-            last = joined[-1] if joined else None
-            if isinstance(part, TextPart) and isinstance(last, TextPart):
-                joined[-1] = TextPart(last.text + part.text)
-            else:
-                joined.append(part)
-        return [(part, self._typed(part.text, mark) if isinstance(part, TextPart) else "") for part in joined]
-
-    def _tool(self, tool: Tool, mark: str) -> dict[str, Any]:
-        function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
-        return {"type": "function", "function": self._typed_deep(function, mark)}
-
-    def _typed_deep(self, value: Any, mark: str) -> Any:
-        if isinstance(value, str):
-            return self._typed(value, mark)
-        if isinstance(value, dict):
-            return {self._typed(str(key), mark): self._typed_deep(item, mark) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._typed_deep(item, mark) for item in value]
-        return value
 
 
 def _fitted(picture: Picture, max_pixels: int | None) -> tuple[int, int]:

@@ -1,0 +1,252 @@
+"""From messages and tools to token ids: the chat template's own markers as control tokens, all else as mere text.
+
+What a user types can never become a control token, so a typed `<|im_end|>` ends no turn, a typed `<|image_pad|>` moves
+no picture and a typed `<tool_response>` answers no call. For that, text is encoded by a copy of the tokenizer that has
+no added tokens at all, in pieces, so that a prompt beyond the context ends before it is read whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.errors import ContextLengthError, RequestError
+from qvl.types import ImagePart, Message, TextPart
+
+if TYPE_CHECKING:
+    from qvl.types import ChatRequest, Tool
+
+# Stands behind the first character of typed control tokens while the template is rendered; never in Unicode text.
+MARKS: Final = ("\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3")
+# Characters that are encoded at a time, and looked at before the interpreter lets another thread run.
+PIECE: Final = 1 << 16
+# How far before the end of a piece a place between two words is looked for.
+REACH: Final = 1 << 12
+# Composing (NFC) makes one character of at most three bytes out of nine (Hangul), or of three times as many at most.
+COMPOSED: Final = 3
+PROBE: Final = "a system message between others"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLimit:
+    """The tokens that a prompt may have: those of the context less `max_tokens`, or less one."""
+
+    context: int
+    max_tokens: int | None = None
+
+    def check(self, length: int, *, more: bool = False) -> None:
+        """Raises ContextLengthError when a prompt of `length` tokens (or `more`) does not fit."""
+        if length + (self.max_tokens or 1) <= self.context:
+            return
+        asked = f" and max_tokens={self.max_tokens}" if self.max_tokens else ""
+        raise ContextLengthError(
+            f"a prompt of {'at least ' if more else ''}{length} tokens{asked} does not fit the context of"
+            f" {self.context}",
+            hint="fewer or smaller pictures, less text, or a smaller max_tokens",
+            param="max_tokens" if self.max_tokens and length < self.context else "messages",
+        )
+
+
+class AbandonedError(RequestError):
+    """Nobody waits for this request any more."""
+
+
+class PromptEncoder:
+    """Renders and encodes; called from several threads at once.
+
+    Args:
+        tokenizer: transformers' fast tokenizer with a chat template.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = tokenizer
+        self._ids = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+        self._longest_first = sorted(self._ids, key=len, reverse=True)
+        self._firsts = {token[:1] for token in self._longest_first}
+        self._overlap = max(map(len, self._longest_first), default=1) - 1
+        self._controls = re.compile("|".join(map(re.escape, self._longest_first)) or r"(?!)")
+        plain = json.loads(tokenizer.backend_tokenizer.to_str())
+        plain |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        self._plain = Tokenizer.from_str(json.dumps(plain))
+        # The tokenizer works on bytes, so a token's length is that of its bytes.
+        self._longest = max(map(len, self._plain.get_vocab()))
+        template = json.dumps(tokenizer.chat_template)
+        self._splits_thoughts = "reasoning_content" in template and "</think>" in template
+        self._drops_later_system: bool | None = None
+
+    def encode(
+        self, request: ChatRequest, limit: PromptLimit | None = None, abandoned: Callable[[], bool] = lambda: False
+    ) -> tuple[list[int], bool]:
+        """The prompt's ids, one placeholder for each picture, and True if the answer starts within a thought.
+
+        Raises:
+            ContextLengthError: the text alone is beyond the limit.
+            RequestError: the chat template refuses the messages.
+            AbandonedError: `abandoned` says so.
+        """
+        texts = list(_texts(request))
+        if limit is not None:
+            least = sum(len(text) // (self._longest * (1 if text.isascii() else COMPOSED)) for text in texts)
+            limit.check(least, more=True)
+        mark = next((mark for mark in MARKS if not any(mark in text for text in texts)), None)
+        if mark is None:
+            raise RequestError("the messages hold characters that no text has (U+FDD0 to U+FDD3)", param="messages")
+        rendered = self._render(request, mark)
+        ids: list[int] = []
+        for piece in self._pieces(rendered):
+            if abandoned():
+                raise AbandonedError("nobody waits for this request any more")
+            control = self._ids.get(piece)
+            if control is not None:
+                ids.append(control)
+                continue
+            text = piece.replace(mark, "")
+            ids += self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            if limit is not None:
+                limit.check(len(ids), more=True)
+        return ids, rendered[-64:].rstrip().endswith("<think>")
+
+    def _render(self, request: ChatRequest, mark: str) -> str:
+        messages = self._system_first(request.messages)
+        tools = [self._tool(tool, mark) for tool in request.tools] if request.tool_choice != "none" else []
+        return self._apply([self._message(message, mark) for message in messages], tools)
+
+    def _apply(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages, tools=tools or None, tokenize=False, add_generation_prompt=True
+                )
+            )
+        except Exception as exc:
+            reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+            raise RequestError(f"the chat template refuses the messages: {reason}", param="messages") from exc
+
+    def _system_first(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Later system messages joined to the first, for a template that would drop them in silence."""
+        if not any(message.role == "system" for message in messages[1:]) or not self._loses_later_system():
+            return messages
+        system = [message for message in messages if message.role == "system"]
+        parts = list(system[0].parts)
+        for message in system[1:]:
+            parts += [TextPart("\n\n"), *message.parts]
+        others = (message for message in messages if message.role != "system")
+        return [replace(system[0], parts=tuple(parts)), *others]
+
+    def _loses_later_system(self) -> bool:
+        if self._drops_later_system is None:
+            turns = [{"role": "user", "content": "a"}, {"role": "system", "content": PROBE}]
+            try:
+                self._drops_later_system = PROBE not in self._apply([*turns, turns[0]], [])
+            except RequestError:
+                self._drops_later_system = True
+        return self._drops_later_system
+
+    def _pieces(self, rendered: str) -> Iterator[str]:
+        """Control tokens by themselves, and what stands between them in pieces of bounded length."""
+        start = scanned = 0
+        while scanned < len(rendered):
+            # In windows: one search through many megabytes would keep every other thread waiting.
+            found = self._controls.search(rendered, scanned, scanned + PIECE + self._overlap)
+            if found is not None:
+                yield from _words(rendered, start, found.start())
+                yield found[0]
+                start = scanned = found.end()
+            else:
+                scanned += PIECE
+        yield from _words(rendered, start, len(rendered))
+
+    def _typed(self, text: str, mark: str) -> str:
+        if any(first in text for first in self._firsts):
+            for token in self._longest_first:
+                text = text.replace(token, token[:1] + mark + token[1:])
+        return text
+
+    def _message(self, message: Message, mark: str) -> dict[str, Any]:
+        told: dict[str, Any] = {"role": message.role, "content": self._typed(message.text, mark)}
+        if message.pictures:
+            told["content"] = [
+                {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": t}
+                for part, t in self._typed_parts(message.parts, mark)
+            ]
+        elif message.role == "assistant" and self._splits_thoughts and "</think>" in message.text:
+            # The template would look for the markers that are no longer there; this is how it reads them.
+            thought, content = message.text.split("</think>")[0], message.text.split("</think>")[-1]
+            told["reasoning_content"] = self._typed(thought.rstrip("\n").split("<think>")[-1].lstrip("\n"), mark)
+            told["content"] = self._typed(content.lstrip("\n"), mark)
+        if message.tool_calls:
+            told["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": call.id,
+                    "function": {
+                        "name": self._typed(call.name, mark),
+                        "arguments": self._typed(call.arguments, mark),
+                    },
+                }
+                for call in message.tool_calls
+            ]
+        return told
+
+    def _typed_parts(self, parts: Sequence[TextPart | ImagePart], mark: str) -> list[tuple[TextPart | ImagePart, str]]:
+        """Each part with its text. Neighbouring texts are joined first: a token may be typed across two of them."""
+        joined: list[TextPart | ImagePart] = []
+        for part in parts:
+            last = joined[-1] if joined else None
+            if isinstance(part, TextPart) and isinstance(last, TextPart):
+                joined[-1] = TextPart(last.text + part.text)
+            else:
+                joined.append(part)
+        return [(part, self._typed(part.text, mark) if isinstance(part, TextPart) else "") for part in joined]
+
+    def _tool(self, tool: Tool, mark: str) -> dict[str, Any]:
+        function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+        return {"type": "function", "function": self._typed_deep(function, mark)}
+
+    def _typed_deep(self, value: Any, mark: str) -> Any:
+        if isinstance(value, str):
+            return self._typed(value, mark)
+        if isinstance(value, dict):
+            return {self._typed(str(key), mark): self._typed_deep(item, mark) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._typed_deep(item, mark) for item in value]
+        return value
+
+
+def _texts(request: ChatRequest) -> Iterator[str]:
+    """All that a request says in words."""
+    for message in request.messages:
+        for part in message.parts:
+            if isinstance(part, TextPart):
+                yield part.text
+        for call in message.tool_calls:
+            yield call.name
+            yield call.arguments
+    if request.tool_choice != "none":
+        for tool in request.tools:
+            yield tool.name
+            yield tool.description
+            yield json.dumps(dict(tool.parameters), ensure_ascii=False)
+
+
+def _words(text: str, start: int, end: int) -> Iterator[str]:
+    """text[start:end] in pieces of at most PIECE characters that are encoded as the whole would be.
+
+    Before a space that follows another character the tokenizer starts anew in any case. A single word beyond PIECE is
+    cut all the same, where no composed character is.
+    """
+    while end - start > PIECE:
+        last = start + PIECE
+        cut = next((at for at in range(last, last - REACH, -1) if text[at] == " " and not text[at - 1].isspace()), None)
+        if cut is None:
+            cut = next((at for at in range(last, last - 64, -1) if not unicodedata.combining(text[at])), last)
+        yield text[start:cut]
+        start = cut
+    if start < end:
+        yield text[start:end]
