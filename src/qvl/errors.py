@@ -18,6 +18,7 @@ QvlError
     ├── BackendTimeoutError 504  no answer in time
     ├── BackendUnavailableError 503  nothing is listening, or it is still loading
     ├── BackendResponseError 502 the endpoint answered something that makes no sense
+    ├── RefusalError        422  the model declined to answer
     ├── DeviceMemoryError   503  the device ran out of memory for this request
     └── EngineDeadError     503  the engine's loop has ended; only a restart helps
 ```
@@ -208,6 +209,14 @@ class BackendResponseError(BackendError):
     """The endpoint answered, but not with an answer: broken stream, HTML, half a JSON, an unknown error."""
 
     default_code = "bad_backend_response"
+
+
+class RefusalError(BackendError):
+    """The model declined to answer; its words are in the message. It would again, so nothing is kept or repeated."""
+
+    status = 422
+    type = "invalid_request_error"
+    default_code = "refusal"
 
 
 class DeviceMemoryError(BackendError):

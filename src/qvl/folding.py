@@ -18,9 +18,20 @@ def fold(chunks: Iterable[Chunk], *, want_logprobs: bool = False) -> tuple[tuple
 class Folder:
     """Collects chunks as they pass by; `choices()` gives what has arrived so far."""
 
-    __slots__ = ("_calls", "_finish", "_logprobs", "_reasoning", "_text", "_want_logprobs", "timing", "usage")
+    __slots__ = (
+        "_calls",
+        "_finish",
+        "_logprobs",
+        "_reasoning",
+        "_split_thought",
+        "_text",
+        "_want_logprobs",
+        "timing",
+        "usage",
+    )
 
-    def __init__(self, *, want_logprobs: bool = False) -> None:
+    def __init__(self, *, want_logprobs: bool = False, split_thought: bool = False) -> None:
+        self._split_thought = split_thought
         self._text: dict[int, list[str]] = {}
         self._reasoning: dict[int, list[str]] = {}
         self._logprobs: dict[int, list[TokenLogprob]] = {}
@@ -55,14 +66,30 @@ class Folder:
         return tuple(
             Choice(
                 index=index,
-                text="".join(self._text[index]),
-                reasoning="".join(self._reasoning[index]),
+                **self._words(index),
                 tool_calls=tuple(ToolCall(**call) for _, call in sorted(self._calls.get(index, {}).items())),
                 finish_reason=self._finish.get(index, "abort"),
                 logprobs=tuple(self._logprobs[index]) if self._want_logprobs else None,
             )
             for index in sorted(self._text)
         )
+
+    def _words(self, index: int) -> dict[str, str]:
+        text, reasoning = "".join(self._text[index]), "".join(self._reasoning[index])
+        if self._split_thought and not reasoning and "</think>" in text:
+            reasoning, text = lone_thought(text)
+        return {"text": text, "reasoning": reasoning}
+
+
+def lone_thought(text: str) -> tuple[str, str]:
+    """(reasoning, answer) of a text whose `<think>` stands in the prompt's template, so that only `</think>` came.
+
+    A tag that is quoted, or that follows a `<think>`, is part of the answer.
+    """
+    before, _, after = text.partition("</think>")
+    if "<think>" in before or before.endswith(("`", "'", '"', "“", "‘", "«")):
+        return "", text
+    return before.strip("\n"), after.lstrip("\n")
 
 
 def unfold(result: Result) -> Iterable[Chunk]:

@@ -88,6 +88,8 @@ class Backend(ABC):
     model: str = ""
     # Whether it asks pictures for their pixels. To one that hands their bytes on they come checked, not decoded.
     wants_pixels: bool = True
+    # Whether a `</think>` without its `<think>` may end reasoning in its answers: the template is not ours to know.
+    splits_thought: bool = False
 
     @property
     @abstractmethod
@@ -188,7 +190,7 @@ class Backend(ABC):
             _BEGAN.reset(token)
 
     async def _read(self, request: ChatRequest, on_chunk: Callable[[Chunk], None]) -> Folder:
-        folder = Folder(want_logprobs=request.sampling.logprobs is not None)
+        folder = Folder(want_logprobs=request.sampling.logprobs is not None, split_thought=self.splits_thought)
         async with aclosing(self.stream(request)) as chunks:
             async for chunk in chunks:
                 folder.add(chunk)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
+from qvl.backends.answer_reader import AnswerReader
 from qvl.backends.failures import Blame, Failed, Repeat, broken, down, http_library, import_openai, too_slow
 from qvl.backends.sse import EventReader, readable
 from qvl.backends.transport import (
@@ -25,7 +26,6 @@ from qvl.backends.transport import (
     headers_of,
     tls_of,
 )
-from qvl.backends.wire import AnswerReader
 from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError
 from qvl.http1 import LateError
 from qvl.log import logger
@@ -104,6 +104,8 @@ class Endpoint:
         self._straight: StraightTransport | None = None
         self._leads = True
         self._closed = False
+        # Learned from its answers; from then on streams keep text back until the block has ended.
+        self._opens_thought = False
 
     async def open(self) -> None:
         """Makes the ways there; connects to nothing yet.
@@ -157,18 +159,21 @@ class Endpoint:
         deadline: float | None = None,
         request_id: str = "",
         repeatable: bool = True,
+        thinks: bool = False,
     ) -> AsyncGenerator[Chunk, None]:
         """The answer to a chat completion body with `"stream": true`; `deadline` by time.monotonic().
 
         `request_id` goes along as `X-Request-Id`, so that the logs of both sides can be laid side by side. One that is
-        not `repeatable` is never sent twice, also where nobody can tell whether it arrived.
+        not `repeatable` is never sent twice, also where nobody can tell whether it arrived. `thinks` says that the
+        model is known to begin with reasoning, whose opening tag its template may have written.
 
         The last chunk has finish_reason and usage.
         """
         began = time.monotonic()
         end = min(deadline if deadline is not None else began + self.timeouts.total, began + self.timeouts.total)
         by, started, idle = min(end, began + self.timeouts.first_token), False, 0
-        answer, events = AnswerReader(n=n, where=self.url), EventReader()
+        answer = AnswerReader(n=n, where=self.url, opened=thinks or self._opens_thought)
+        events = EventReader()
         reply = await self._reply(lambda way: way.chat(body, request_id, by, repeatable=repeatable), began)
         try:
             ended = False
@@ -185,7 +190,9 @@ class Endpoint:
                     by = min(end, time.monotonic() + self.timeouts.token)
                 if answer.done:
                     break
-            yield answer.end()
+            last = answer.end()
+            self._opens_thought = self._opens_thought or answer.opened_by_template
+            yield last
             if not ended:
                 await _finish(reply)
         finally:

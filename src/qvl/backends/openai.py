@@ -63,6 +63,7 @@ class OpenAIBackend(Backend):
 
     name = "openai"
     wants_pixels = False
+    splits_thought = True
 
     def __init__(
         self,
@@ -271,6 +272,7 @@ class OpenAIBackend(Backend):
                 deadline=deadline,
                 request_id=request.request_id,
                 repeatable=_repeatable(request),
+                thinks="thinking" in self.model.lower(),
             )
         ) as chunks:
             async for chunk in chunks:

@@ -17,6 +17,7 @@ class WrappingBackend(Backend):
         self.inner = inner
         self.name, self.model = inner.name, inner.model
         self.wants_pixels = inner.wants_pixels
+        self.splits_thought = inner.splits_thought
 
     @property
     def capabilities(self) -> Capabilities:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from qvl.backends.answer_reader import read_usage
 from qvl.backends.failures import Failed, Repeat, from_event, from_status
 from qvl.backends.sse import MAX_EVENT_BYTES, EventReader, readable
-from qvl.backends.wire import read_usage
 from qvl.errors import BackendResponseError, ConfigError
 from qvl.framing import Body, BrokenAnswerError, HttpError
 from qvl.http1 import Pool
