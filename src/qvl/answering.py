@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
@@ -382,7 +383,8 @@ class Answering:
             if self.on_chunk is not None:
                 self.on_chunk(job, chunk)
 
-        folder = await self.backend.fold(job.request, on_chunk=on_chunk, take_back=lambda: emit.take_back(before))
+        request = job.request.replace(cache_salt=_salt(job))
+        folder = await self.backend.fold(request, on_chunk=on_chunk, take_back=lambda: emit.take_back(before))
         timing = folder.timing
         if not timing.total:
             timing = dataclasses.replace(timing, total=time.perf_counter() - began)
@@ -396,6 +398,13 @@ class Answering:
                 created_at=time.time(),
             )
         )
+
+
+def _salt(job: Job) -> str:
+    """The request's own salt, or one of its namespace: what keeps answers apart keeps computed prefixes apart."""
+    if job.request.cache_salt or not job.namespace:
+        return job.request.cache_salt
+    return "namespace-" + hashlib.sha256(job.namespace.encode()).hexdigest()[:32]
 
 
 def _state(job: Job, outcome: Outcome, joined: bool) -> CacheState:

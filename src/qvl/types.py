@@ -186,7 +186,9 @@ class ChatRequest:
     """One question to a model, complete and backend-free.
 
     `tool_choice` is "none", "auto", "required" or the name of a tool. `max_pixels` bounds every picture of the request
-    (None: the media gate's own budget). `extra` passes through to backends that declare `extra_body`.
+    (None: the media gate's own budget). Requests with another `cache_salt` reuse nothing that the engine computed for
+    this one, so its speed tells them nothing; it changes no answer. `extra` passes through to backends that declare
+    `extra_body`.
     """
 
     messages: tuple[Message, ...]
@@ -196,6 +198,7 @@ class ChatRequest:
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
     max_pixels: int | None = None
+    cache_salt: str = ""
     request_id: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 

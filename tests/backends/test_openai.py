@@ -46,6 +46,12 @@ class TestRequest:
         body = await sent(endpoint, ask("hello"), probe=True)
         assert (body["repetition_penalty"], body["top_k"], body["min_p"]) == (1.0, -1, 0.0)
 
+    async def test_a_salt_goes_only_where_vllms_fields_are_known(self, endpoint: ScriptedEndpoint) -> None:
+        request = ask("hello").replace(cache_salt="one tenant")
+        assert (await sent(endpoint, request, probe=True))["cache_salt"] == "one tenant"
+        with ScriptedEndpoint(refuses=("top_k", "min_p", "repetition_penalty", "cache_salt")) as other:
+            assert "cache_salt" not in await sent(other, request, probe=True)
+
     async def test_every_sampling_field_is_sent_under_the_name_servers_know(self, endpoint: ScriptedEndpoint) -> None:
         values: dict[str, Any] = {
             "temperature": 0.7,

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,30 @@ def test_one_tenant_never_gets_anothers_answer(serve) -> None:
         for key in ("a", "b", "a", "b")
     ]
     assert states == ["miss", "miss", "hit", "hit"]
+
+
+def test_one_tenants_prompts_speed_up_no_others_unless_both_name_one_salt(serve) -> None:
+    pytest.importorskip("torch")
+    from qvl.backends.local.backend import LocalBackend
+
+    backend = LocalBackend(device="cpu", dtype="float32", kv_cache_bytes=64 << 20)
+    server = serve(backend, cache="off", api_keys=("a", "b"))
+
+    def reused(key: str, path: str = CHAT, **more: Any) -> bool:
+        body = {"messages": [{"role": "user", "content": "What brand is it? " * 12}], "max_tokens": 2, **more}
+        if path != CHAT:
+            body = {"input": body["messages"][0]["content"], "max_output_tokens": 2, **more}
+        answer = server.post(path, body, authorization=f"Bearer {key}")
+        assert answer.status_code == 200, answer.text
+        usage = answer.json()["usage"]
+        details = usage.get("prompt_tokens_details") or usage["input_tokens_details"]
+        return details["cached_tokens"] > 0
+
+    assert [reused(key) for key in ("a", "b", "a", "b")] == [False, False, True, True]
+    assert [reused(key, cache_salt="ours") for key in ("a", "b", "b")] == [False, True, True]
+    assert [reused("a", cache_salt="other"), reused("a", "/v1/responses", cache_salt="other")] == [False, True]
+    refused = server.post(CHAT, {"messages": [], "cache_salt": ""}, authorization="Bearer a")
+    assert refused.status_code == 400
 
 
 def test_cache_headers_say_where_the_answer_came_from(serve) -> None:

@@ -188,6 +188,8 @@ def _prompt(prepared: Prepared, image_token: int) -> dict[str, Any]:
         done = picture.end
     tokens += prepared.tokens[done:]
     prompt: dict[str, Any] = {"prompt_token_ids": tokens}
+    if prepared.salt:
+        prompt["cache_salt"] = prepared.salt
     if prepared.pictures:
         from PIL import Image
 

@@ -96,6 +96,9 @@ def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict
     for name in EXTRA_SAMPLING:
         if name in changed or name in dialect.pinned:
             body[name] = getattr(params, name)
+    if request.cache_salt and dialect.pinned:
+        # An endpoint that knows vLLM's fields has a prefix cache to keep apart; others refuse what they do not know.
+        body["cache_salt"] = request.cache_salt
     if body.get("top_k") == 0:
         body["top_k"] = -1
     _add_format(body, request.response_format)

@@ -199,6 +199,9 @@ class Sampling(BaseModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     n: int | None = Field(None, ge=1, le=128)
     max_pixels: int | None = Field(None, ge=1024, description="Budget of every picture, in pixels.")
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=256, description="Who sends the same shares computed prefixes; else each key."
+    )
 
     def sampling(self) -> dict[str, Any]:
         """The given fields by the pipeline's names."""
@@ -378,6 +381,7 @@ class ResponsesRequest(BaseModel):
     tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_pixels: int | None = Field(None, ge=1024)
+    cache_salt: str | None = Field(None, min_length=1, max_length=256)
     previous_response_id: None = None
     background: Literal[False] | None = None
     store: Literal[False] | None = None

@@ -1,6 +1,7 @@
 """Which prefixes are kept, by hash of their tokens and pictures, in blocks. No torch.
 
-A block's hash covers everything before it, so equal hashes mean equal prefixes. Blocks are copied on reuse, never
+A block's hash covers everything before it and the request's salt, so equal hashes mean equal prefixes of those who may
+share them. Blocks are copied on reuse, never
 shared, so the least recently used one can be given away at any time.
 """
 
@@ -32,13 +33,14 @@ class BlockHashes:
     """The chain of hashes of one sequence's full blocks, extended as the sequence grows."""
 
     pictures: Sequence[Span]
+    salt: str = ""
     hashes: list[bytes] = field(default_factory=list)
 
     def extend(self, tokens: Sequence[int]) -> list[bytes]:
         """Hashes of all full blocks of `tokens`, which must begin with the tokens of earlier calls."""
         for index in range(len(self.hashes), len(tokens) // BLOCK):
             start, end = index * BLOCK, (index + 1) * BLOCK
-            digest = hashlib.sha256(self.hashes[-1] if self.hashes else b"")
+            digest = hashlib.sha256(self.hashes[-1] if self.hashes else self.salt.encode())
             digest.update(array("q", tokens[start:end]).tobytes())
             for picture in self.pictures:
                 if picture.start < end and picture.end > start:

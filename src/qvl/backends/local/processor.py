@@ -27,7 +27,7 @@ class PreparedPicture:
     """One picture at its place in the prompt.
 
     Args:
-        key: equal for equal pixels: source hash, canonical size and patch grid.
+        key: equal for equal pixels of those who may share them: salt, source hash, canonical size and patch grid.
         grid: rows and columns of patches, both multiples of the merge size.
         start: index of its first token in the prompt.
         num_tokens: merged tokens it takes there.
@@ -66,6 +66,7 @@ class Prepared:
     position_delta: int
     pictures: tuple[PreparedPicture, ...]
     starts_thinking: bool = False
+    salt: str = ""
 
     @property
     def image_tokens(self) -> int:
@@ -181,7 +182,7 @@ class Processor:
         done = 0
         for index, picture in zip(found, pictures, strict=True):
             tokens += ids[done:index]
-            ready = self._picture(picture, request.max_pixels, start=len(tokens))
+            ready = self._picture(picture, request, start=len(tokens))
             tokens += [self.image_token_id] * ready.num_tokens
             prepared.append(ready)
             done = index + 1
@@ -191,14 +192,14 @@ class Processor:
         for ready, picture in zip(prepared, pictures, strict=True):
             self._fill(ready, picture, request.max_pixels)
         positions, delta = rope_positions(len(tokens), prepared, self.rules.merge_size)
-        return Prepared(tokens, positions, delta, tuple(prepared), starts_thinking=thinking)
+        return Prepared(tokens, positions, delta, tuple(prepared), thinking, request.cache_salt)
 
-    def _picture(self, picture: Picture, max_pixels: int | None, start: int) -> PreparedPicture:
+    def _picture(self, picture: Picture, request: ChatRequest, start: int) -> PreparedPicture:
         """Where the picture stands and how large it is there; no pixel is touched."""
-        width, height = _fitted(picture, max_pixels)
+        width, height = _fitted(picture, request.max_pixels)
         rows, columns = self.rules.resized(height, width)
         grid = (rows // self.rules.patch_size, columns // self.rules.patch_size)
-        key = f"{picture.sha256}/{width}x{height}/{grid[0]}x{grid[1]}"
+        key = f"{request.cache_salt}/{picture.sha256}/{width}x{height}/{grid[0]}x{grid[1]}"
         return PreparedPicture(key, grid, start, grid[0] * grid[1] // self.rules.merge_size**2)
 
     def _fill(self, ready: PreparedPicture, picture: Picture, max_pixels: int | None) -> None:

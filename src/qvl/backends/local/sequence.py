@@ -65,7 +65,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = list(self.prepared.tokens)
         self.num_prompt = len(self.tokens)
-        self.hashes = BlockHashes(self.prepared.pictures)
+        self.hashes = BlockHashes(self.prepared.pictures, self.prepared.salt)
 
     @property
     def num_output(self) -> int:
