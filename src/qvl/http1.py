@@ -195,7 +195,7 @@ class Pool:
     """Connections to one base URL; as many as are wanted, each used again.
 
     Args:
-        url: `/v1` and the like included; user and password in it are not sent.
+        url: `/v1` and the like included; user and password in it are not sent, a query stands behind every path.
         connect_timeout: seconds until connected, TLS included.
         verify: whether a TLS certificate must be good, or the whole TLS context.
         keep: seconds after which an idle connection is not used again.
@@ -219,6 +219,7 @@ class Pool:
         self.host = parts.hostname
         self.port = parts.port or (443 if secure else 80)
         self.path = parts.path.rstrip("/")
+        self.query = f"?{parts.query}" if parts.query else ""
         self.authority = parts.netloc.rpartition("@")[2]
         self.connect_timeout = connect_timeout
         self._tls = _tls_context(verify) if secure else None
@@ -319,7 +320,7 @@ class Pool:
         Raises:
             ConfigError: a header that HTTP cannot carry.
         """
-        lines = [f"{method} {self.path}{path} HTTP/1.1", f"Host: {self.authority}"]
+        lines = [f"{method} {self.path}{path}{self.query} HTTP/1.1", f"Host: {self.authority}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         text = "\r\n".join(lines)
         if text.count("\r") != len(lines) - 1 or text.count("\n") != len(lines) - 1:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import ssl
+import sys
 import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class TestWhichWay:
             ("http://proxy:3128", "b", "http://a:8000/v1", False),
             ("http://proxy:3128", None, "https://a/v1", True),
             (None, None, "http://user:word@a:8000/v1", False),
-            (None, None, "http://a/v1?version=2", False),
+            (None, None, "http://a/v1?version=2", True),
         ],
     )
     async def test_the_environment_decides(
@@ -124,6 +125,42 @@ class TestWhichWay:
         if exempt is not None:
             monkeypatch.setenv("NO_PROXY", exempt)
         assert goes_straight(url) is straight
+
+    @pytest.mark.parametrize("straight", [True, False])
+    @pytest.mark.parametrize("end", ["", "/"])
+    async def test_a_query_stands_behind_every_path(
+        self, endpoint: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch, straight: bool, end: str
+    ) -> None:
+        host = endpoint.url.removesuffix("/v1")
+        if not straight:
+            monkeypatch.setenv("HTTP_PROXY", host)
+            host = "http://model.invalid"
+        async with backend_at(f"{host}/deployments/m{end}?api-version=2024-10-21&tag=a%20b") as backend:
+            await backend.generate(ask("hello"))
+            await backend.check()
+            assert "2024" not in str(backend.endpoints())
+        paths = [one.path.removeprefix("http://model.invalid").replace("%20", "+") for one in endpoint.requests]
+        assert "/deployments/m/chat/completions?api-version=2024-10-21&tag=a+b" in paths
+        assert "/deployments/m/models?api-version=2024-10-21&tag=a+b" in paths
+
+    async def test_two_queries_are_two_identities(self, endpoint: ScriptedEndpoint) -> None:
+        found = [backend_at(f"{endpoint.url}{query}").identity() for query in ("", "?of=a", "?of=b")]
+        assert len({str(identity) for identity in found}) == 3
+        assert "of=" not in str(found)
+
+    @pytest.mark.parametrize("proxy", ["socks5://user:word@127.0.0.1:1", "gopher://127.0.0.1:1"])
+    async def test_a_proxy_that_cannot_be_used_matters_only_where_it_is_needed(
+        self, endpoint: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch, proxy: str
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "socksio", None)
+        monkeypatch.setenv("ALL_PROXY", proxy)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        async with backend_at(endpoint.url) as backend:
+            assert (await backend.generate(ask("hello"))).text == "hello"
+        monkeypatch.setenv("NO_PROXY", "example.org")
+        with pytest.raises(ConfigError, match=r"ALL_PROXY=.*NO_PROXY") as caught:
+            await backend_at(endpoint.url).open()
+        assert "word" not in str(caught.value)
 
     async def test_a_redirect_is_followed(self, endpoint: ScriptedEndpoint) -> None:
         with ScriptedEndpoint() as elsewhere:

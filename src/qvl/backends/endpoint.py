@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -9,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from qvl.backends.answer_reader import AnswerReader
 from qvl.backends.failures import Blame, Failed, Repeat, broken, down, http_library, import_openai, too_slow
@@ -24,6 +25,7 @@ from qvl.backends.transport import (
     bounding,
     goes_straight,
     headers_of,
+    through_proxies,
     tls_of,
 )
 from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError
@@ -107,6 +109,12 @@ class Endpoint:
         # Learned from its answers; from then on streams keep text back until the block has ended.
         self._opens_thought = False
 
+    @property
+    def identity(self) -> str:
+        """The URL as a cache key may hold it: a query, which may carry a secret, by its hash."""
+        query = urlsplit(self.base_url).query
+        return f"{self.url}#{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else self.url
+
     async def open(self) -> None:
         """Makes the ways there; connects to nothing yet.
 
@@ -118,19 +126,24 @@ class Endpoint:
             return
         openai, http = import_openai(), http_library()
         tls = tls_of(http, self._verify)
+        straight = goes_straight(self.base_url)
+        base_url, _, query = self.base_url.partition("?")
         client = openai.AsyncOpenAI(
-            base_url=self.base_url,
+            base_url=base_url,
+            default_query=dict(parse_qsl(query, keep_blank_values=True)),
             api_key=self._api_key,
             max_retries=0,
             default_headers=self._headers,
-            http_client=openai.DefaultAsyncHttpxClient(
+            http_client=through_proxies(
+                openai.DefaultAsyncHttpxClient,
+                needed=not straight,
                 verify=tls,
                 timeout=http.Timeout(None, connect=self.timeouts.connect),
                 limits=http.Limits(max_connections=None, max_keepalive_connections=256),
                 event_hooks={"response": [bounding(http)]},
             ),
         )
-        if goes_straight(self.base_url):
+        if straight:
             self._straight = StraightTransport(
                 self.base_url,
                 headers_of(client),

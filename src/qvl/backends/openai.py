@@ -139,7 +139,7 @@ class OpenAIBackend(Backend):
 
     def identity(self) -> dict[str, Any]:
         """Backend, model, and the set of base URLs or the name given for it."""
-        where = self._identity or sorted(member.name for member in self._pool.members)
+        where = self._identity or sorted(member.target.endpoint.identity for member in self._pool.members)
         return {"backend": self.name, "model": self.model, "endpoints": where}
 
     def peek_identity(self) -> dict[str, Any] | None:

@@ -13,15 +13,15 @@ import math
 import ssl
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 import anyio
 
 from qvl.backends.failures import Blame, Failed, Repeat, broken, crossing, cut_off, down, from_status
-from qvl.errors import ConfigError
+from qvl.errors import ConfigError, MissingDependencyError
 from qvl.framing import Body, BrokenAnswerError, HttpError
 from qvl.http1 import Connection, LateError, NoConnectionError, Pool, StaleError, TlsError
 from qvl.tracing import CARRIED
@@ -275,12 +275,45 @@ class SdkReply(Reply):
 def goes_straight(url: str) -> bool:
     """Whether the straight way can lead to `url`: no proxy is configured for it, and it is nothing but an address."""
     parts = urlsplit(url)
-    if parts.username is not None or parts.query:
+    if parts.username is not None:
         return False
     proxies = getproxies()
     if not (proxies.get(parts.scheme) or proxies.get("all")):
         return True
     return bool(proxy_bypass(parts.netloc.rpartition("@")[2]))
+
+
+def through_proxies(client: Callable[..., Any], *, needed: bool, **options: Any) -> Any:
+    """Return `client(**options)` with the proxies of the environment.
+
+    One that cannot be used (SOCKS without its package, a scheme that is not known) is an error only if `needed`: HTTP
+    libraries prepare every proxy at once, also for hosts that NO_PROXY names.
+
+    Raises:
+        MissingDependencyError: a SOCKS proxy is configured, and its package is not installed.
+        ConfigError: a proxy's URL that cannot be used.
+    """
+    try:
+        return client(**options)
+    except (ImportError, ValueError) as exc:
+        if not needed:
+            return client(trust_env=False, **options)
+        hint = "unset it, or name the host in NO_PROXY"
+        named = ", ".join(f"{name}={url}" for name, url in sorted(_proxies_by_variable().items()))
+        if isinstance(exc, ImportError):
+            raise MissingDependencyError(
+                f"the proxy of {named} needs the package socksio", hint=f"pip install socksio; or {hint}"
+            ) from exc
+        raise ConfigError(f"the proxy of {named} cannot be used: {exc}", hint=hint) from exc
+
+
+def _proxies_by_variable() -> dict[str, str]:
+    """The proxies of the environment by the variable that names each, without user and password."""
+    return {
+        f"{scheme.upper()}_PROXY": urlunsplit(urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]))
+        for scheme, url in getproxies().items()
+        if scheme != "no"
+    }
 
 
 def headers_of(client: Any) -> dict[str, str]:

@@ -100,10 +100,10 @@ class Endpoint:
         headers: Mapping[str, str] | None = None,
         verify: bool = True,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = url.partition("?")[0].rstrip("/")
         self.model = model or ""
         self.timeout = timeout
-        self._pool = Pool(self.url, connect_timeout=min(timeout, 10.0), verify=verify)
+        self._pool = Pool(url, connect_timeout=min(timeout, 10.0), verify=verify)
         self._headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream, application/json",

@@ -113,12 +113,17 @@ def _fetch(url: str, timeout: float, verify: bool) -> str:
 
     import httpx
 
-    base = url.rstrip("/").removesuffix("/v1").removesuffix("/metrics")
+    from qvl.backends.transport import goes_straight, through_proxies
+
+    base = url.partition("?")[0].rstrip("/").removesuffix("/v1").removesuffix("/metrics")
     key = os.environ.get("QVL_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    client: httpx.Client = through_proxies(
+        httpx.Client, needed=not goes_straight(base), timeout=timeout, verify=verify, headers=headers
+    )
     try:
-        answer = httpx.get(
-            f"{base}/metrics", timeout=timeout, verify=verify, headers={"Authorization": f"Bearer {key}"} if key else {}
-        )
+        with client:
+            answer = client.get(f"{base}/metrics")
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
         raise ConfigError(f"{url!r} is no server", hint="such as http://host:8000") from exc
     except httpx.HTTPError as exc:

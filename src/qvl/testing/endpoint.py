@@ -266,7 +266,7 @@ class ScriptedEndpoint:
     @property
     def chats(self) -> list[Received]:
         """The chat requests that came."""
-        return [received for received in self.requests if received.path.endswith("/chat/completions")]
+        return [received for received in self.requests if received.path.partition("?")[0].endswith("/chat/completions")]
 
     def say(self, *answers: Answer) -> ScriptedEndpoint:
         """Adds to the script."""
@@ -367,10 +367,10 @@ class ScriptedEndpoint:
                 "code": "invalid_api_key",
             }
             await exchange.whole(401, {"error": error})
-        elif received.method == "GET" and received.path.endswith("/models"):
+        elif received.method == "GET" and received.path.partition("?")[0].endswith("/models"):
             listed = [{"id": name, "object": "model", "max_model_len": self.max_model_len} for name in self.models]
             await exchange.whole(200, {"object": "list", "data": listed})
-        elif received.path.endswith("/chat/completions"):
+        elif received.path.partition("?")[0].endswith("/chat/completions"):
             await self._chat(exchange)
         else:
             await exchange.whole(404, {"detail": "Not Found"})

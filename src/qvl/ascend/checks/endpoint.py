@@ -57,7 +57,7 @@ class Endpoint:
         if image is not None:
             content.insert(0, {"type": "image_url", "image_url": {"url": data_url(image)}})
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
-        response = self.client.post(f"{self.base}/chat/completions", json={**body, "max_tokens": 24, **fields})
+        response = self.client.post(_joined(self.base, "/chat/completions"), json={**body, "max_tokens": 24, **fields})
         if response.status_code != 200:
             return Answer(response.status_code, error=_error_text(response))
         return _answer(response.json())
@@ -67,8 +67,9 @@ def check(url: str, *, api_key: str | None = None, model: str | None = None) -> 
     """Findings about the endpoint at `url` (with or without `/v1`)."""
     import httpx
 
-    base = url.rstrip("/")
-    base = base if base.endswith("/v1") else f"{base}/v1"
+    path, mark, query = url.partition("?")
+    # What has a query is a gateway's address, which is given whole.
+    base = path.rstrip("/") + ("" if query or path.rstrip("/").endswith("/v1") else "/v1") + mark + query
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         with httpx.Client(timeout=_TIMEOUT, headers=headers, trust_env=False) as client:
@@ -81,9 +82,15 @@ def check(url: str, *, api_key: str | None = None, model: str | None = None) -> 
         yield Finding(
             "endpoint",
             "fail",
-            f"{base}: {type(error).__name__}: {error}",
+            f"{base.partition('?')[0]}: {type(error).__name__}: {error}",
             fix="check address and port; `docker logs` of the service shows why it does not answer",
         )
+
+
+def _joined(base: str, path: str) -> str:
+    """`base` with `path` behind its own path, before its query."""
+    own, mark, query = base.partition("?")
+    return own.rstrip("/") + path + mark + query
 
 
 def sample() -> Image.Image:
@@ -139,7 +146,8 @@ def nearer(stored: Answer, right: Answer, wrong: Answer) -> bool | None:
 
 
 def _models(client: httpx.Client, base: str, model: str | None) -> tuple[list[str], Finding]:
-    response = client.get(f"{base}/models")
+    response = client.get(_joined(base, "/models"))
+    base = base.partition("?")[0]
     if response.status_code in (401, 403):
         return [], Finding(
             "endpoint", "fail", f"{base} refuses the key ({response.status_code})", fix="give it as QVL_API_KEY"
