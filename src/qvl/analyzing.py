@@ -19,8 +19,9 @@ from qvl.messages import own_extra, pixel_budget, sampling_params
 from qvl.types import ChatRequest, ResponseFormat, Result, Usage
 
 if TYPE_CHECKING:
-    from qvl.answering import Answering, Job
+    from qvl.answering import Answering
     from qvl.backends.base import Capabilities
+    from qvl.jobs import Job
     from qvl.media import MediaPolicy, Picture
     from qvl.store import CacheMode, CachePolicy
     from qvl.types import CacheState

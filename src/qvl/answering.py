@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
@@ -19,6 +18,7 @@ from qvl.entries import from_entry, to_entry
 from qvl.errors import AnalysisError
 from qvl.flight import CLOSE_SECONDS, Flight, FlightBoard, Outcome, Written, within
 from qvl.folding import unfold
+from qvl.jobs import Job, Stages
 from qvl.log import logger
 from qvl.messages import check_pictures_here, load_pictures, ready_pictures
 from qvl.plugins import PluginHost
@@ -35,18 +35,6 @@ _HIT: Final[CacheState] = "hit"
 log = logger("qvl.pipeline")
 
 
-@dataclasses.dataclass(slots=True)
-class Stages:
-    """Seconds spent so far, by stage; `chunk_at` is `time.perf_counter()` at the latest piece of text."""
-
-    media: float = 0.0
-    decoding: float = 0.0
-    cache: float = 0.0
-    loading: float = 0.0
-    queue: float = 0.0
-    chunk_at: float = 0.0
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Streaming:
     """An answer under way: `items` ends with the whole Result and must be closed; `origin` is where it comes from.
@@ -57,26 +45,6 @@ class Streaming:
     origin: CacheState
     items: AsyncGenerator[Chunk | Result, None]
     created_at: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Job:
-    """One request on its way: what to ask, under which key, and since when."""
-
-    request: ChatRequest
-    policy: CachePolicy
-    manifest: Mapping[str, Any]
-    key: str | None
-    started: float
-    stages: Stages
-    task: str = "chat"
-    language: str = ""
-    namespace: str = ""
-
-    @property
-    def flight(self) -> tuple[str, CachePolicy] | None:
-        """Who may share its work: the same question, with the same wishes for the age of its answer."""
-        return None if self.key is None else (self.key, self.policy)
 
 
 class Answering:
@@ -108,6 +76,8 @@ class Answering:
         self._board = FlightBoard()
         self._opening: asyncio.Lock | None = None
         self._opened = False
+        # When the model was loaded, so that those who only waited for it are not charged.
+        self._loading = (0.0, 0.0)
 
     async def open(self) -> None:
         """Loads weights and connects, if that has not happened yet.
@@ -116,14 +86,22 @@ class Answering:
             ConfigError: no such model, or an option that cannot work here.
             BackendError: the endpoint or device cannot be used.
         """
+        await self._load()
+
+    async def _load(self) -> float:
+        """Seconds that this call spent on loading: 0 where it had happened, and where another call did it."""
         if self._opened:
-            return
+            return 0.0
         if self._opening is None:
             self._opening = asyncio.Lock()
         async with self._opening:
-            if not self._opened:
-                await self.backend.open()
-                self._opened = True
+            if self._opened:
+                return 0.0
+            began = time.perf_counter()
+            await self.backend.open()
+            self._opened = True
+            self._loading = (began, time.perf_counter())
+            return self._loading[1] - began
 
     async def aclose(self) -> None:
         """Ends what is under way and closes the backend, and the cache unless it was given as an instance.
@@ -177,11 +155,11 @@ class Answering:
         job = make()
         if job is None:
             began = time.perf_counter()
-            await self.open()
-            loading = time.perf_counter() - began
+            loading = await self._load()
+            waited = time.perf_counter() - began
             job = cast("Job", make())
             job.stages.loading = loading
-            job.stages.media = max(0.0, job.stages.media - loading)
+            job.stages.media = max(0.0, job.stages.media - waited)
         return job
 
     def job_now(
@@ -291,7 +269,8 @@ class Answering:
 
     def finish(self, job: Job, outcome: Outcome, state: CacheState) -> Result:
         """The Result as this caller sees it: its own request id, cache state and timing."""
-        total = time.perf_counter() - job.started
+        now = time.perf_counter()
+        total = now - job.started - job.waited_in(self._loading, now)
         timing = outcome.result.timing if state in ("miss", "bypass") else Timing()
         result = dataclasses.replace(
             outcome.result,
@@ -373,17 +352,15 @@ class Answering:
 
     async def generate(self, job: Job, emit: Written) -> Outcome:
         """Streams the backend's answer into `emit` and folds it."""
-        asked = time.perf_counter()
-        await self.open()
+        job.stages.loading += await self._load()
         began, before = time.perf_counter(), len(emit)
-        job.stages.loading += began - asked
 
         def on_chunk(chunk: Chunk) -> None:
             emit(chunk)
             if self.on_chunk is not None:
                 self.on_chunk(job, chunk)
 
-        request = job.request.replace(cache_salt=_salt(job))
+        request = job.request.replace(cache_salt=job.salt)
         folder = await self.backend.fold(request, on_chunk=on_chunk, take_back=lambda: emit.take_back(before))
         timing = folder.timing
         if not timing.total:
@@ -398,13 +375,6 @@ class Answering:
                 created_at=time.time(),
             )
         )
-
-
-def _salt(job: Job) -> str:
-    """The request's own salt, or one of its namespace: what keeps answers apart keeps computed prefixes apart."""
-    if job.request.cache_salt or not job.namespace:
-        return job.request.cache_salt
-    return "namespace-" + hashlib.sha256(job.namespace.encode()).hexdigest()[:32]
 
 
 def _state(job: Job, outcome: Outcome, joined: bool) -> CacheState:

@@ -15,8 +15,9 @@ from qvl.ids import new_request_id
 from qvl.messages import Draft, MessageLike, draft_request
 
 if TYPE_CHECKING:
-    from qvl.answering import Answering, Job
+    from qvl.answering import Answering
     from qvl.flight import Outcome, Written
+    from qvl.jobs import Job
     from qvl.media import MediaPolicy, Picture
     from qvl.store import CacheMode, CachePolicy
     from qvl.types import CacheState, Result

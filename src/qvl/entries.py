@@ -13,7 +13,7 @@ from qvl.flight import Outcome
 from qvl.log import logger
 
 if TYPE_CHECKING:
-    from qvl.answering import Job
+    from qvl.jobs import Job
 
 log = logger("qvl.cache")
 

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qvl.errors import QvlError
@@ -26,6 +26,12 @@ class MapItem:
     @property
     def ok(self) -> bool:
         return self.error is None
+
+
+def loaded_for(result: Result, seconds: float) -> Result:
+    """The result as of one whose request loaded the model, which took `seconds`."""
+    timing = result.timing
+    return replace(result, timing=replace(timing, loading=timing.loading + seconds, total=timing.total + seconds))
 
 
 async def map_in_order(

@@ -17,14 +17,15 @@ from pydantic import BaseModel
 
 from qvl import analysis, config
 from qvl.analysis import AnalysisResult, ProductAnalysis
-from qvl.answering import Answering, Job, Streaming
+from qvl.answering import Answering, Streaming
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
 from qvl.calls import Call, ChatCall
 from qvl.errors import CacheError, ConfigError
 from qvl.ids import new_request_id
+from qvl.jobs import Job
 from qvl.log import logger
-from qvl.mapping import MapItem, map_in_order
+from qvl.mapping import MapItem, loaded_for, map_in_order
 from qvl.messages import MessageLike, draft_request, load_pictures
 from qvl.plugins import PluginHost, split_model
 from qvl.store import CacheMode, CachePolicy, Store, cache_named, open_cache
@@ -317,10 +318,10 @@ class AsyncPipeline(Answering):
             return
         if replicas is not None or ray_address is not None:
             raise ConfigError("replicas and ray_address are for engine='ray'", param="engine")
-        if self.backend.peek_identity() is None:
-            await self.open()
+        loading = [await self._load()] if self.backend.peek_identity() is None else []
 
         def let_go(result: Result) -> Result:
+            result = loaded_for(result, loading.pop()) if loading else result
             return result if keep_pictures else dataclasses.replace(result, pictures=())
 
         async def one(source: PictureSource | Sequence[PictureSource]) -> tuple[Any, Result]:

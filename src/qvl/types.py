@@ -254,8 +254,8 @@ class Timing:
     """Where the time went, in seconds. A stage that did not happen, or is not known, is 0.
 
     `media`: reading and decoding; `decoding`: that part of it. `cache`: look-up and store. `queue`: for the engine.
-    `first_token`: from the backend's start to its first token (queue included). `loading`: waiting for a model to load.
-    `total`: everything.
+    `first_token`: from the backend's start to its first token (queue included). `loading`: loading the model, told by
+    the one request that did it; others' waiting for it is in no stage. `total`: everything else, and `loading`.
     """
 
     media: float = 0.0

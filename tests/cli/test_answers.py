@@ -58,7 +58,8 @@ def test_json_is_one_object_a_picture_in_input_order(qvl, pictures):
     times = line["timing"]
     assert set(times) == {"media", "decoding", "cache", "loading", "queue", "first_token", "total"}
     assert 0 < times["decoding"] < times["media"] < times["total"]
-    assert 0 < times["loading"] < times["total"]
+    (loaded,) = [line["timing"] for line in ran.lines if line["timing"]["loading"]]
+    assert loaded["loading"] < loaded["total"]
     assert 0 < line["field_confidence"]["brand"] < 1
 
 

@@ -40,6 +40,30 @@ def test_loading_the_model_is_a_stage_of_its_own(picture: Image.Image, tmp_path:
     assert times.media + times.cache + times.loading + times.first_token <= times.total
     assert again.timing.loading < times.loading
     assert streamed
+    assert not again.timing.loading
     labels = [label for label, _ in show.timed(Record(0, 1, "mug.png", "r", result=first))]
     assert labels[0] == "media"
     assert "model load" in labels
+
+
+@pytest.mark.parametrize("cache", ["off", "memory:"])
+def test_loading_is_told_once_and_charged_to_nobody_who_only_waited(
+    picture: Image.Image, tmp_path: Path, cache: str
+) -> None:
+    paths = []
+    for number in range(4):
+        paths.append(tmp_path / f"{number}.png")
+        picture.rotate(90 * number).save(paths[-1])
+    # One twice, so that one of them joins the work of the other.
+    pipe = Pipeline(backend=Slow(), concurrency=5, cache=cache)
+    try:
+        results = list(pipe.map([*paths, paths[0]], "q"))
+    finally:
+        pipe.close()
+    loaded = [item.result.timing for item in results if item.result.timing.loading]
+    assert len(results) == 5
+    assert len(loaded) == 1
+    others = [item.result.timing for item in results if not item.result.timing.loading]
+    assert all(timing.total < loaded[0].loading for timing in others)
+    records = [Record(0, n, "x", "r", result=item.result) for n, item in enumerate(results)]
+    assert f"model load {loaded[0].loading:.2f} s" in show.counted(records)

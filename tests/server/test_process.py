@@ -160,7 +160,7 @@ def test_settings_come_from_the_environment_and_the_config_file(run, endpoint, t
     config = tmp_path / "config.toml"
     config.write_text('[serve]\nserved-model-name = ["from-file"]\nmax-queue = 7\n')
     process = run(
-        QVL_CONFIG=str(config), MODEL_ID="openai:echo", QVL_BASE_URL=endpoint.url, SERVER_HOST="127.0.0.1"
+        QVL_CONFIG=str(config), QVL_MODEL="openai:echo", QVL_BASE_URL=endpoint.url, SERVER_HOST="127.0.0.1"
     ).wait_ready()
     found = httpx.get(process.address + "/v1/models", trust_env=False).json()
     assert [model["id"] for model in found["data"]] == ["from-file"]
@@ -171,14 +171,17 @@ def test_the_variables_of_older_scripts_are_honoured(run, endpoint: ScriptedEndp
     process = run(
         "--option",
         "probe=false",
-        MODEL_ID="openai:echo",
+        MODEL_PATH="openai:echo",
+        MODEL_ID="shop/Qwen3-VL",
         QVL_BASE_URL=endpoint.url,
         SERVER_HOST="127.0.0.1",
         SERVER_PORT=port,
         MAX_IMAGE_PIXELS="4096",
     ).wait_ready()
     assert process.address == f"http://127.0.0.1:{port}"
-    answer = process.post(question("how large", data_url("red", (256, 256))))
+    found = httpx.get(process.address + "/v1/models", trust_env=False).json()
+    assert [model["id"] for model in found["data"]] == ["shop/Qwen3-VL"]
+    answer = process.post({**question("how large", data_url("red", (256, 256))), "model": "shop/Qwen3-VL"})
     assert answer.json()["choices"][0]["message"]["content"] == "red 64x64, how large"
 
 

@@ -68,14 +68,16 @@ def serve(
     model: Annotated[
         str | None,
         typer.Argument(
-            envvar=["QVL_MODEL", "MODEL_PATH", "MODEL_ID"],
+            envvar=["QVL_MODEL", "MODEL_PATH"],
             help="A path, hub id, openai:NAME or vllm:NAME; left out: the bundled tiny model.",
         ),
     ] = None,
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="QVL_SERVED_MODEL_NAME", help="A name to answer to; may be repeated.", rich_help_panel=MODEL
+            envvar=["QVL_SERVED_MODEL_NAME", "MODEL_ID"],
+            help="A name to answer to; may be repeated.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     device: Annotated[

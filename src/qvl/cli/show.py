@@ -144,7 +144,7 @@ def many(records: Sequence[Record]) -> None:
             Text(_short(record)),
             percent(sure),
             record.result.cache,
-            seconds(record.result.timing.total),
+            seconds(record.result.timing.total - record.result.timing.loading),
         )
     console = stdout()
     console.print(table)
@@ -154,10 +154,12 @@ def many(records: Sequence[Record]) -> None:
 def counted(records: Sequence[Record]) -> str:
     done = [record.result for record in records if record.result is not None]
     hits = sum(result.cache == "hit" for result in done)
-    spent = sum(result.timing.total for result in done)
+    loading = sum(result.timing.loading for result in done)
+    spent = sum(result.timing.total for result in done) - loading
     failed = len(records) - len(done)
     mean = f", {spent / len(done):.2f} s each" if done else ""
-    return f"{len(records)} pictures: {len(done)} done ({hits} cache hits), {failed} failed{mean}"
+    loaded = f", model load {loading:.2f} s" if loading >= SHOWN_LOADING else ""
+    return f"{len(records)} pictures: {len(done)} done ({hits} cache hits), {failed} failed{mean}{loaded}"
 
 
 def _short(record: Record) -> str:

@@ -18,7 +18,8 @@ from qvl.server.readiness import Readiness
 from qvl.types import canonical_json
 
 if TYPE_CHECKING:
-    from qvl.pipeline import AsyncPipeline, Job
+    from qvl.jobs import Job
+    from qvl.pipeline import AsyncPipeline
     from qvl.server.bounded import Bounded
     from qvl.server.settings import ServerSettings
     from qvl.server.tracing import Tracing
