@@ -11,6 +11,9 @@ BUILD := build
 TORCH := 2.13.0
 PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
+# One worker a core. Each has one thread, since several a core only wait for each other.
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile
 FAST := not slow and not vllm and not browser and not ray
 
 .PHONY: help setup demo test lint fix docs slow pins test-compat test-ray test-vllm bench-engine bench-server bench-cache bench-sdk bench-redis clean
@@ -32,7 +35,7 @@ demo: $(STAMP) ## analyze a picture with the bundled model, twice: a miss, then 
 	$(BIN)/qvl analyze $(PICTURE) --cache $(BUILD)/demo/answers.db
 
 test: $(STAMP) lint ## lint, types, and every test that is not marked slow, vllm or browser
-	$(PYTEST) -m "$(FAST)"
+	$(PARALLEL) -m "$(FAST)"
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check --output-format concise .

@@ -1,35 +1,79 @@
+"""What every test stands on: a home and an environment of its own, whoever runs it and wherever."""
+
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 LAST_MAJOR = "openai>=2.20,<3"
+# What a test may see of whoever runs it: where programs lie, how text is written, how Python and pytest behave.
+# Settings of qvl, keys, proxies, and what other packages are told (HF_…, OPENAI_…, ASCEND_…) are none of its business.
+KEPT = ("CHROMIUM", "CI", "CUDA_VISIBLE_DEVICES", "LANG", "PATH", "QVL_PUBLISHED_QWEN3_VL", "TERM", "TMPDIR", "USER")
+KEPT_FAMILIES = ("COVERAGE_", "LC_", "LD_", "MKL_", "OMP_", "PYTEST_", "PYTHON", "TZ", "VIRTUAL_ENV", "VLLM_TARGET_")
+AS_FOUND = dict(os.environ)  # for pip, which may need a proxy and certificates
+_RUN = pytest.StashKey[Path]()
+_numbers = count()
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _own_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The user's settings and cache are neither read nor touched."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is collected, since packages read the environment when they are imported."""
+    config.stash[_RUN] = run = Path(tempfile.mkdtemp(prefix="qvl-tests-"))
     for name in list(os.environ):
-        if name.startswith("QVL_") or name in ("DEVICE", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        if name not in KEPT and not name.startswith(KEPT_FAMILIES):
             del os.environ[name]
-    home = tmp_path_factory.mktemp("qvl-home")
-    (home / "config.toml").write_text("")
-    os.environ["QVL_CONFIG"] = str(home / "config.toml")
-    os.environ["QVL_CACHE"] = f"sqlite:///{home / 'cache.db'}"
+    os.environ |= home_of(run / "home")
+    # Its list of fonts takes seconds to make.
+    os.environ["MPLCONFIGDIR"] = str(run / "matplotlib")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_RUN], ignore_errors=True)
+
+
+def home_of(folder: Path) -> dict[str, str]:
+    """Makes a home in `folder`; the variables that lead there."""
+    folder.mkdir()
+    places = {"CACHE": ".cache", "CONFIG": ".config", "DATA": ".local/share", "STATE": ".local/state"}
+    return {"HOME": str(folder)} | {f"XDG_{name}_HOME": str(folder / place) for name, place in places.items()}
+
+
+@pytest.fixture(autouse=True)
+def _own_home(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Every test, and every process it starts, has an empty home; what it does to the environment ends with it."""
+    before = dict(os.environ)
+    home = pytestconfig.stash[_RUN] / str(next(_numbers))
+    os.environ |= home_of(home)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ |= before
+    with contextlib.suppress(OSError):  # mostly empty; the rest goes with the run
+        home.rmdir()
 
 
 @pytest.fixture(scope="session")
 def last_major() -> str:
     """A folder with the client's last major version, beside nothing else of this environment."""
     folder = ROOT / "build" / "openai2"
-    if not (folder / "openai").exists():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), LAST_MAJOR]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-        if done.returncode:
-            pytest.skip(f"{LAST_MAJOR} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "openai").exists():
+            new = folder.with_name("openai2.new")
+            command = [sys.executable, "-m", "pip", "install", "-q", "--upgrade", "--target", str(new), LAST_MAJOR]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=AS_FOUND)
+            if done.returncode:
+                pytest.skip(f"{LAST_MAJOR} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+            shutil.rmtree(folder, ignore_errors=True)
+            new.rename(folder)
     return str(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from qvl.ascend.host import Host
     from qvl.ascend.recipe import Plan
 
+HUB_CACHE = Path("~/.cache")
 _host = partial(typer.Option, rich_help_panel="On this host")
 _inside = partial(typer.Option, rich_help_panel="In the container")
 _way = partial(typer.Option, rich_help_panel="How")
@@ -31,7 +33,7 @@ def launch(
     port: Annotated[int, _host(help="Port to publish.")] = 8000,
     host: Annotated[str, _host(help="Address to publish on.")] = "127.0.0.1",
     name: Annotated[str, _host(help="Name of the container. Default: engine and port.")] = "",
-    hub_cache: Annotated[Path, _host(help="Folder mounted at /root/.cache.")] = Path("~/.cache"),
+    hub_cache: Annotated[Path, _host(help="Folder mounted at /root/.cache.")] = HUB_CACHE,
     answers: Annotated[Path | None, _host(help="Folder in which cached answers are kept.")] = None,
     code: Annotated[Path | None, _host(help="A source tree of qvl to run in place of the image's.")] = None,
     served_model_name: Annotated[str, _inside(help="Name in the API. Default: the model's.")] = "",
@@ -77,7 +79,7 @@ def launch(
             served_name=served_model_name,
             chip=chip or devices.chip_name(this, wanted),
             shm=shm_size,
-            hub_cache=str(hub_cache.expanduser().resolve()),
+            hub_cache=str(_in_home(hub_cache).resolve()),
             answers=str(answers.resolve()) if answers else "",
             code=str(code.resolve()) if code else "",
             restart=restart,
@@ -85,6 +87,10 @@ def launch(
             with_key=bool(this.environ.get(KEY_NAMES.get(engine, ""))),
             extra=tuple(context.args),
         )
+        if hub_cache == HUB_CACHE and compose is None and not dry_run:
+            # Nobody named it, so there is nothing to warn of on a fresh machine; made here, it is not root's.
+            with contextlib.suppress(OSError):
+                Path(plan.hub_cache).mkdir(exist_ok=True)
         for option, folder in absent_folders(plan):
             typer.echo(
                 f"warning: {option} {folder} is not there; docker would mount an empty folder of root's", err=True
@@ -102,6 +108,16 @@ def launch(
             typer.echo(error.log, err=True)
         typer.echo(f"qvl launch: {error}", err=True)
         raise typer.Exit(2) from error
+
+
+def _in_home(folder: Path) -> Path:
+    """`folder` with its ~ resolved."""
+    from qvl.errors import ConfigError
+
+    try:
+        return folder.expanduser()
+    except RuntimeError as exc:
+        raise ConfigError(f"{folder} leads nowhere: this user has no home", hint="--hub-cache FOLDER") from exc
 
 
 def _missing(model: str, image: str, engine: str, compose: Path | None, pool_image: str) -> list[str]:
