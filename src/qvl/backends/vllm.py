@@ -22,6 +22,7 @@ from typing import Any, Final
 import anyio
 
 from qvl.backends.base import Backend, Capabilities
+from qvl.backends.loading import load_aside
 from qvl.backends.vllm_engine import crossing, import_vllm, read_engine_args
 from qvl.backends.vllm_request import Answer, Loaded
 from qvl.errors import BackendError, BackendUnavailableError
@@ -95,7 +96,7 @@ class VllmBackend(Backend):
             if self._loaded is None:
                 if self._closed:
                     raise BackendUnavailableError("this backend was closed", hint="make a new one")
-                self._loaded = await asyncio.to_thread(self._load)
+                self._loaded = await load_aside(self._load)
                 log.info("vllm_ready", model=self.model, context=self._loaded.max_model_len)
 
     async def aclose(self) -> None:

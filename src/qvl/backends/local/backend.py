@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.base import Backend, Capabilities
+from qvl.backends.loading import load_aside
 from qvl.errors import (
     BackendUnavailableError,
     ConfigError,
@@ -38,11 +38,6 @@ log = logger(__name__)
 DEFAULT_MAX_TOKENS: Final = 2048
 MAX_IMAGES: Final = 64
 FORMATS: Final = frozenset({"text", "json_object", "json_schema", "regex", "choice"})
-# Share of the memory that is free after loading. On the CPU other programs live in the same memory.
-KV_SHARE: Final = {"cpu": 0.3, "mps": 0.5, "cuda": 0.8, "npu": 0.8}
-NUM_SEQS: Final = {"cpu": 32, "mps": 32, "cuda": 256, "npu": 128}
-BATCHED_TOKENS: Final = {"cpu": 512, "mps": 1024, "cuda": 8192, "npu": 8192}
-PREFIX_PART: Final = 0.25
 VISION_CACHE_BYTES: Final = 512 << 20
 # Characters from which a prompt is prepared on a thread for such alone, so that nobody else waits behind it.
 LONG_PROMPT: Final = 1 << 17
@@ -159,7 +154,7 @@ class LocalBackend(Backend):
         )
 
     async def open(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self._open)
+        await load_aside(self._open)
 
     def _open(self) -> None:
         with self._opening:
@@ -177,7 +172,10 @@ class LocalBackend(Backend):
                 raise MissingDependencyError(
                     f"a local model needs {exc.name}", hint="pip install 'qvl[local]'"
                 ) from exc
-            self._loaded = self._build(device)
+            built = self._build(device)
+            if self._closed:
+                raise BackendUnavailableError("this backend was closed while it loaded", hint="make a new one")
+            self._loaded = built
             self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="qvl-prepare")
             self._long_pool = ThreadPoolExecutor(1, thread_name_prefix="qvl-prepare-long")
             self._loaded.engine.start()
@@ -190,6 +188,7 @@ class LocalBackend(Backend):
         from qvl.backends.local.loader import load
         from qvl.backends.local.output import Vocabulary
         from qvl.backends.local.processor import ImageRules, Processor
+        from qvl.backends.local.sizing import make_scheduler
         from qvl.backends.local.vision import FeatureCache
 
         checkpoint = load(
@@ -202,7 +201,16 @@ class LocalBackend(Backend):
         rules = ImageRules.read(checkpoint.image_config)
         features = FeatureCache(self._vision_cache_bytes)
         runner = self._runner(checkpoint, device, rules, features)
-        scheduler, max_model_len = self._scheduler(runner, checkpoint)
+        scheduler, max_model_len = make_scheduler(
+            runner,
+            checkpoint,
+            max_model_len=self._max_model_len,
+            max_num_seqs=self._max_num_seqs,
+            max_num_batched_tokens=self._max_num_batched_tokens,
+            kv_memory_share=self._kv_memory_share,
+            kv_cache_bytes=self._kv_cache_bytes,
+            prefix_cache=self._prefix_cache,
+        )
         grammars = Grammars(checkpoint.tokenizer, runner.vocab_size, checkpoint.eos_token_ids)
         engine = Engine(
             runner,
@@ -228,37 +236,6 @@ class LocalBackend(Backend):
         if self._decode_graphs == "on" and not device.has_graphs:
             raise ConfigError(f"{device.type} cannot record decode steps", hint="decode_graphs='auto'")
         return self._decode_graphs == "on" or (self._decode_graphs == "auto" and device.graphs_pay)
-
-    def _scheduler(self, runner: Runner, checkpoint: Checkpoint) -> tuple[Any, int]:
-        """Sizes the KV memory and from it the context."""
-        from qvl.backends.local.kv_cache import SMALLEST, KvCache
-        from qvl.backends.local.prefix import BLOCK, PrefixIndex
-        from qvl.backends.local.scheduler import Scheduler
-
-        kind = runner.device.type
-        share = self._kv_memory_share or KV_SHARE[kind]
-        layout = runner.storage.layout
-        # Of several cards, the one with the least memory for the layers that it has decides.
-        parts = Counter(device.index for device in layout.devices)
-        free = min(runner.device.memory(card)[0] * len(layout.devices) // part for card, part in parts.items())
-        room = self._kv_cache_bytes or int(free * share)
-        per_token = layout.bytes_per_token
-        tokens = int(room * (1 - PREFIX_PART if self._prefix_cache else 1)) // per_token
-        longest = int(checkpoint.model.config.text_config.max_position_embeddings)
-        wanted = self._max_model_len or min(longest, tokens // SMALLEST * SMALLEST)
-        if wanted > longest:
-            raise ConfigError(f"max_model_len={wanted} is more than the model's {longest}", param="max_model_len")
-        if wanted < 1 or wanted > tokens:
-            need = (self._max_model_len or SMALLEST) * per_token >> 20
-            raise ConfigError(
-                f"{room >> 20} MiB of KV memory hold {tokens} tokens, fewer than one request may have",
-                hint=f"lower max_model_len or give kv_cache_bytes more than {need} MiB",
-                param="kv_cache_bytes",
-            )
-        seqs = self._max_num_seqs or NUM_SEQS[kind]
-        batched = max(self._max_num_batched_tokens or BATCHED_TOKENS[kind], seqs + 1)
-        blocks = int(room * PREFIX_PART) // per_token // BLOCK if self._prefix_cache else 0
-        return Scheduler(KvCache(tokens, wanted), PrefixIndex(blocks), seqs, batched), wanted
 
     async def aclose(self) -> None:
         self._closed = True

@@ -1,0 +1,53 @@
+"""Loading in the background: what nobody waits for any more keeps neither a caller nor the process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import thread as executors
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def load_aside(load: Callable[[], T]) -> T:
+    """What `load` returns. Cancelled, it ends at once; `load` goes on until it, or the process, ends.
+
+    A thread of an executor would not do: the interpreter waits for those before it exits.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)  # type: ignore[arg-type]
+
+    def run() -> None:
+        value, error = None, None
+        try:
+            value = load()
+        except BaseException as exc:  # noqa: BLE001 - handed to the one who waits
+            error = exc
+        # The loop may have ended meanwhile.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=run, name="qvl-load", daemon=True).start()
+    try:
+        return await future
+    except asyncio.CancelledError:
+        _let_go()
+        raise
+
+
+def _let_go() -> None:
+    """Executors that `load` made (the hub's client downloads with one) have daemon threads as well, yet are joined."""
+    for worker in list(getattr(executors, "_threads_queues", ())):
+        if worker.daemon:
+            del executors._threads_queues[worker]  # type: ignore[attr-defined]
