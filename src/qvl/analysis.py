@@ -165,7 +165,11 @@ def retry_messages(messages: Sequence[Message], raw: str, error: AnalysisError, 
 
 
 def response_format(schema: type[BaseModel]) -> ResponseFormat:
-    return ResponseFormat("json_schema", schema=generation_schema(schema), name=schema_name(schema))
+    from qvl.backends.grammar_schema import without_what_is_checked_afterwards
+
+    # `parse` checks these once the answer is there; no grammar could, and some refuse the whole schema for them.
+    given = without_what_is_checked_afterwards(generation_schema(schema))
+    return ResponseFormat("json_schema", schema=given, name=schema_name(schema))
 
 
 def schema_name(schema: type[BaseModel]) -> str:

@@ -28,16 +28,15 @@ from qvl.errors import AnalysisError, ConfigError
 from qvl.flight import CLOSE_SECONDS
 from qvl.log import logger
 from qvl.mapping import MapItem
-from qvl.messages import load_picture_here, question_messages
-from qvl.pipeline import AsyncPipeline
+from qvl.messages import load_picture_here
+from qvl.pipeline import AsyncPipeline, question_messages
 from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.analysis import AnalysisResult, ProductAnalysis
-    from qvl.media import MediaPolicy
-    from qvl.parts import PictureLike
+    from qvl.media import MediaPolicy, PictureSource
+    from qvl.messages import MessageLike
     from qvl.store import CacheMode
-    from qvl.turns import MessageLike
 
 T = TypeVar("T", bound=BaseModel)
 R = TypeVar("R")
@@ -63,7 +62,6 @@ class Pipeline:
         namespace: str | None = None,
         language: str | None = None,
         max_pixels: int | None = None,
-        min_pixels: int | None = None,
         media: MediaPolicy | None = None,
         concurrency: int | None = None,
         plugins: Iterable[Any] = (),
@@ -78,7 +76,6 @@ class Pipeline:
             namespace=namespace,
             language=language,
             max_pixels=max_pixels,
-            min_pixels=min_pixels,
             media=media,
             concurrency=concurrency,
             plugins=plugins,
@@ -97,7 +94,7 @@ class Pipeline:
 
     def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureSource | Sequence[PictureSource],
         question: str,
         *,
         system: str | None = None,
@@ -108,7 +105,7 @@ class Pipeline:
 
     def stream(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureSource | Sequence[PictureSource],
         question: str,
         *,
         system: str | None = None,
@@ -128,7 +125,7 @@ class Pipeline:
     @overload
     def analyze(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureSource | Sequence[PictureSource],
         *,
         schema: None = None,
         language: str | None = None,
@@ -138,7 +135,7 @@ class Pipeline:
     @overload
     def analyze(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureSource | Sequence[PictureSource],
         *,
         schema: type[T],
         language: str | None = None,
@@ -147,7 +144,7 @@ class Pipeline:
     ) -> T: ...
     def analyze(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureSource | Sequence[PictureSource],
         *,
         schema: type[Any] | None = None,
         language: str | None = None,
@@ -158,7 +155,7 @@ class Pipeline:
 
     def analyze_result(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: PictureSource | Sequence[PictureSource],
         *,
         schema: type[Any] | None = None,
         language: str | None = None,
@@ -169,7 +166,7 @@ class Pipeline:
 
     def map(
         self,
-        sources: Iterable[PictureLike | Sequence[PictureLike]],
+        sources: Iterable[PictureSource | Sequence[PictureSource]],
         question: str | None = None,
         *,
         schema: type[Any] | None = None,
@@ -219,7 +216,7 @@ class Pipeline:
         """
         pipeline = self.pipeline
         self._loop.claim()
-        pictures = load_picture_here(call.pictures, call.policy, pipeline.seen)
+        pictures = load_picture_here(call.sources, call.policy, call.details, pipeline.seen)
         job = None if pictures is None else call.job(pictures)
         if job is None:
             return self._loop.call(lambda: pipeline.answer(call, pictures))

@@ -90,6 +90,8 @@ class Message:
 
 # One type for each, since 0 and 0.0 are one question, but two texts of JSON and so two keys.
 _REALS: Final = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+MAX_STOP_CHARACTERS: Final = 1024
+MAX_STOP_IDS: Final = 1024
 _WHOLES: Final = ("top_k", "max_tokens", "seed", "logprobs", "n")
 
 
@@ -139,11 +141,15 @@ class SamplingParams:
         self._check("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "from 0 to 20")
         self._check("n", 1 <= self.n <= 128, "from 1 to 128")
         self._check("seed", self.seed is None or -(2**63) <= self.seed < 2**64, "a 64-bit integer")
-        self._check("stop", len(self.stop) <= 16 and all(self.stop), "at most 16 non-empty strings")
+        fits = len(self.stop) <= 16 and all(0 < len(word) <= MAX_STOP_CHARACTERS for word in self.stop)
+        self._check("stop", fits, f"at most 16 strings of 1 to {MAX_STOP_CHARACTERS} characters")
+        self._check("stop_token_ids", len(self.stop_token_ids) <= MAX_STOP_IDS, f"at most {MAX_STOP_IDS} of them")
 
     def _check(self, name: str, ok: bool, allowed: str) -> None:
         if not ok:
-            raise ConfigError(f"{name}={getattr(self, name)!r} is out of range", hint=allowed, param=name)
+            shown = repr(getattr(self, name))
+            shown = shown if len(shown) <= 100 else f"{shown[:99]}…"
+            raise ConfigError(f"{name}={shown} is out of range", hint=allowed, param=name)
 
     @classmethod
     def names(cls) -> frozenset[str]:
@@ -217,6 +223,11 @@ class ChatRequest:
     def pictures(self) -> tuple[Picture, ...]:
         """All pictures in the order in which they stand in the conversation."""
         return tuple([p.picture for message in self.messages for p in message.parts if isinstance(p, ImagePart)])
+
+    @property
+    def forced_tools(self) -> tuple[Tool, ...]:
+        """The tools of which one must be called; none where the model may answer otherwise."""
+        return tuple([tool for tool in self.tools if self.tool_choice in ("required", tool.name)])
 
     def replace(self, **changes: Any) -> ChatRequest:
         return dataclasses.replace(self, **changes)

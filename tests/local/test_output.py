@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from qvl.backends.local.output import Output, Splitter, Vocabulary, _byte_letters, parse_call
 from qvl.backends.local.sampler import Sampled
+from qvl.errors import BackendResponseError
 from qvl.folding import fold
 from qvl.types import Chunk
 
@@ -127,10 +129,81 @@ def test_a_broken_call_is_text(block: str) -> None:
     assert (choice.text, choice.finish_reason) == (f"<tool_call>{block}</tool_call>", "stop")
 
 
-def test_a_call_cut_off_by_the_length_is_text() -> None:
-    choice = fold(run('<tool_call>\n{"name": "f", "argu', parse_tools=True, reason="length"))[0][0]
-    assert choice.text == '<tool_call>\n{"name": "f", "argu'
+@pytest.mark.parametrize(
+    ("written", "calls"),
+    [
+        ('<tool_call>\n{"na', []),
+        ('<tool_call>\n{"name": "f", "argu', []),
+        ('<tool_call>\n{"name": "f", "arguments": {"q": "a', [("f", '{"q": "a')]),
+    ],
+)
+def test_a_call_cut_off_by_the_length_leaves_no_markup(written: str, calls: list[tuple[str, str]]) -> None:
+    choice = fold(run(written, parse_tools=True, reason="length"))[0][0]
+    assert choice.text == ""
+    assert [(call.name, call.arguments) for call in choice.tool_calls] == calls
     assert choice.finish_reason == "length"
+
+
+def test_a_call_that_the_model_gave_up_is_text() -> None:
+    written = '<tool_call>\n{"name": "f", "argu'
+    choice = fold(run(written, parse_tools=True))[0][0]
+    assert (choice.text, choice.finish_reason) == (written, "stop")
+
+
+def test_a_call_is_streamed_as_it_is_written() -> None:
+    chunks = run('<tool_call>\n{"name": "find", "arguments": {"q": "red mug"}}\n</tool_call>', parse_tools=True)
+    pieces = [delta for chunk in chunks for delta in chunk.tool_calls]
+    assert [(pieces[0].name, pieces[0].arguments), pieces[1].name] == [("find", "{"), None]
+    assert len(pieces) == len('{"q": "red mug"}')
+    assert "".join(piece.arguments for piece in pieces) == '{"q": "red mug"}'
+    assert {piece.index for piece in pieces} == {0}
+    assert [bool(piece.id) for piece in pieces] == [True] + [False] * (len(pieces) - 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ('{"t": "the tag </tool_call> ends a call"}', {"t": "the tag </tool_call> ends a call"}),
+        ('{"t": "a brace } and a quote \\" too"}', {"t": 'a brace } and a quote " too'}),
+        ('{"t": "two\nlines\tand\x07bell"}', {"t": "two\nlines\tand\x07bell"}),
+        ('{"t": "ends in a backslash \\\\"}', {"t": "ends in a backslash \\"}),
+        ("null", {}),
+        ('""', {}),
+        ('"{\\"q\\": 1}"', {"q": 1}),
+        ('{"deep": {"list": [1, {"x": "]}"}]}}', {"deep": {"list": [1, {"x": "]}"}]}}),
+    ],
+)
+@pytest.mark.parametrize("order", ['{"name": "note", "arguments": %s}', '{"arguments": %s, "name": "note"}'])
+def test_arguments_are_json_whatever_their_texts_say(arguments: str, said: dict[str, Any], order: str) -> None:
+    text = f"Sure.\n<tool_call>\n{order % arguments}\n</tool_call>\nok"
+    choice = fold(run(text, parse_tools=True))[0][0]
+    assert [(call.name, json.loads(call.arguments)) for call in choice.tool_calls] == [("note", said)]
+    assert choice.text == "Sure.ok"
+
+
+def test_a_call_without_arguments_has_none() -> None:
+    choice = fold(run('<tool_call>{"name": "now"}</tool_call>', parse_tools=True))[0][0]
+    assert [(call.name, call.arguments) for call in choice.tool_calls] == [("now", "{}")]
+
+
+def test_a_call_that_must_come_has_no_markup_of_its_own() -> None:
+    choice = fold(run('{"name": "f", "arguments": {"a": 1}}', only_call=True))[0][0]
+    assert [(call.name, call.arguments) for call in choice.tool_calls] == [("f", '{"a": 1}')]
+    assert (choice.text, choice.finish_reason) == ("", "tool_calls")
+
+
+@pytest.mark.parametrize("unit", [" ", "0", "a", "\\n", "一"])
+def test_json_that_repeats_one_character_without_end_is_an_error(unit: str) -> None:
+    with pytest.raises(BackendResponseError, match="128 times in a row inside an answer that must be JSON"):
+        run('{"a": "b' + unit * 200, json_form=True, free=False)
+    assert fold(run("-" * 200, free=False))[0][0].text == "-" * 200
+
+
+def test_logprobs_end_where_a_stop_string_of_several_tokens_begins() -> None:
+    listed = [
+        one for chunk in run("ab\U0001f600cd", stop=("\U0001f600",), want_logprobs=True) for one in chunk.logprobs
+    ]
+    assert b"".join(one.bytes for one in listed) == b"ab"
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.vllm_engine import crossing
 from qvl.errors import BackendError
-from qvl.types import ChatRequest, Chunk, ToolCallDelta, Usage
+from qvl.types import ChatRequest, Chunk, Usage
 
 if TYPE_CHECKING:
     from qvl.backends.local.output import Output, Vocabulary
@@ -43,22 +41,11 @@ class Answer:
         limit = PromptLimit(loaded.max_model_len, request.sampling.max_tokens)
         prepared = loaded.processor.prepare(request, limit, abandoned)
         self.prompt = _prompt(prepared, loaded.processor.image_token_id)
-        forced = _forced_tool(request)
-        self.params = self._params(len(prepared.tokens), forced)
-        free = request.response_format.kind == "text" and forced is None
+        self.params = self._params(len(prepared.tokens))
         self._outputs: list[Output] = [
-            Output(
-                loaded.vocabulary,
-                index,
-                request.sampling.stop,
-                reasoning=prepared.starts_thinking,
-                parse_tools=bool(request.tools) and request.tool_choice != "none" and free,
-                want_logprobs=request.sampling.logprobs is not None,
-                free=free,
-            )
+            Output.of(request, loaded.vocabulary, index, reasoning=prepared.starts_thinking, marked_calls=False)
             for index in range(request.sampling.n)
         ]
-        self._forced: list[list[Chunk]] | None = [[] for _ in self._outputs] if forced is not None else None
         self._ended: set[int] = set()
         self._held: Chunk | None = None
         self._completion = 0
@@ -115,41 +102,23 @@ class Answer:
             tokens.pop()
         for place, token in enumerate(tokens):
             logprob, top = _alternatives(notes[place], token, self._request.sampling.logprobs) if notes else (0.0, ())
-            yield from self._passed(output.index, output.push(Sampled(token, logprob, top)))
+            chunk = output.push(Sampled(token, logprob, top))
+            if chunk is not None:
+                yield chunk
             if output.stopped:
                 self._completion -= len(tokens) - place - 1
-                yield from self._finished(output, "stop")
+                yield self._finished(output, "stop")
                 return
         if part.finish_reason is not None:
             if part.finish_reason not in ("stop", "length"):
                 raise BackendError(f"vLLM gave the answer up: {part.finish_reason}")
-            yield from self._finished(output, part.finish_reason)
+            yield self._finished(output, part.finish_reason)
 
-    def _passed(self, index: int, chunk: Chunk | None) -> Iterator[Chunk]:
-        if chunk is not None and self._forced is not None:
-            self._forced[index].append(chunk)
-        elif chunk is not None:
-            yield chunk
-
-    def _finished(self, output: Output, reason: Any) -> Iterator[Chunk]:
-        from qvl.backends.local.output import parse_call
-
+    def _finished(self, output: Output, reason: Any) -> Chunk:
         self._ended.add(output.index)
-        chunk = output.finish(reason)
-        if self._forced is None:
-            yield chunk
-            return
-        kept = [*self._forced[output.index], chunk]
-        text = "".join(piece.text for piece in kept)
-        call = parse_call(text)
-        logprobs = tuple(note for piece in kept for note in piece.logprobs)
-        if call is None:
-            yield dataclasses.replace(chunk, text=text, logprobs=logprobs)
-            return
-        delta = ToolCallDelta(0, f"call_{uuid.uuid4().hex[:24]}", *call)
-        yield dataclasses.replace(chunk, text="", tool_calls=(delta,), logprobs=logprobs, finish_reason="tool_calls")
+        return output.finish(reason)
 
-    def _params(self, length: int, forced: dict[str, Any] | None) -> Any:
+    def _params(self, length: int) -> Any:
         from vllm.sampling_params import RequestOutputKind
 
         from vllm import SamplingParams
@@ -174,7 +143,7 @@ class Answer:
                 # Text is made from tokens by the same code as in the local backend.
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
-                structured_outputs=_structured(self._request, forced),
+                structured_outputs=_structured(self._request),
             )
 
 
@@ -200,35 +169,22 @@ def _prompt(prepared: Prepared, image_token: int) -> dict[str, Any]:
     return prompt
 
 
-def _forced_tool(request: ChatRequest) -> dict[str, Any] | None:
-    """A schema of the call, when the request demands one."""
-    if not request.tools or request.tool_choice in ("auto", "none"):
-        return None
-    named = [tool for tool in request.tools if request.tool_choice in ("required", tool.name)]
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool.name}, "arguments": dict(tool.parameters) or {"type": "object"}},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in named
-    ]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
-
-
-def _structured(request: ChatRequest, forced: dict[str, Any] | None) -> Any:
+def _structured(request: ChatRequest) -> Any:
     from vllm.sampling_params import StructuredOutputsParams
 
+    from qvl.backends.grammar_schema import call_schema, check_format, enforceable
     from qvl.backends.local.grammar import SPACING
 
     wanted = request.response_format
+    check_format(wanted)
     rules: dict[str, Any] = {"disable_any_whitespace": True}
-    schema: Mapping[str, Any] | None = forced
-    if wanted.kind == "json_schema":
-        schema = forced or wanted.schema or {}
+    schema: Mapping[str, Any] | None = None
+    if request.forced_tools:
+        schema = call_schema(request.forced_tools)
+    elif wanted.kind == "json_schema":
+        schema = enforceable(wanted.schema or {}, "response_format")
     elif wanted.kind == "json_object":
-        schema = forced or {"type": "object"}
+        schema = {"type": "object"}
     if schema is not None:
         # Spaces where json.dumps puts them, as in the local backend: a model that may not write them loses its thread.
         rules["json"] = {**schema, "x-guidance": SPACING}

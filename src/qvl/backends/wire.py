@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from qvl.backends.grammar_schema import enforceable
 from qvl.errors import RequestError, UnsupportedInputError
 from qvl.types import (
     ChatRequest,
@@ -149,7 +150,8 @@ def _add_format(body: dict[str, Any], wanted: ResponseFormat) -> None:
     if wanted.kind == "json_object":
         body["response_format"] = {"type": "json_object"}
     elif wanted.kind == "json_schema":
-        schema = {"name": wanted.name, "schema": dict(wanted.schema or {}), "strict": True}
+        closed = enforceable(wanted.schema or {}, "response_format")
+        schema = {"name": wanted.name, "schema": closed, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif wanted.kind == "regex":
         body["structured_outputs"] = {"regex": wanted.pattern}

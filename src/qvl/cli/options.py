@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,9 +46,6 @@ BackendOption: TypeAlias = Annotated[
 ]
 MaxPixels: TypeAlias = Annotated[
     int | None, typer.Option("--max-pixels", help="Budget of one picture, in pixels.", rich_help_panel=_ANSWER)
-]
-MinPixels: TypeAlias = Annotated[
-    int | None, typer.Option("--min-pixels", help="Smaller pictures are made larger.", rich_help_panel=_ANSWER)
 ]
 MaxTokens: TypeAlias = Annotated[
     int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.", rich_help_panel=_ANSWER)
@@ -95,7 +93,6 @@ class PipelineOptions:
     base_url: Sequence[str] = ()
     options: Sequence[str] = ()
     max_pixels: int | None = None
-    min_pixels: int | None = None
     max_tokens: int | None = None
     params: Sequence[str] = ()
     allow_private: Sequence[str] = ()
@@ -115,8 +112,6 @@ class PipelineOptions:
             CachePolicy.of(self.cache_mode, deterministic=True)  # type: ignore[arg-type]
         if self.max_pixels is not None and self.max_pixels < 1024:
             raise ConfigError(f"--max-pixels {self.max_pixels} is too small", hint="at least 1024 (32 x 32)")
-        if self.min_pixels is not None and self.min_pixels < 1:
-            raise ConfigError(f"--min-pixels {self.min_pixels} is too small", hint="1 or more")
         object.__setattr__(self, "given", given)
 
     def request(self) -> dict[str, Any]:
@@ -147,14 +142,13 @@ class PipelineOptions:
         media = None
         if self.allow_private:
             media = MediaPolicy(allowed_private=tuple(self.allow_private))
-            settings = config.load(max_pixels=self.max_pixels, min_pixels=self.min_pixels)
-            media = media.with_sizes(settings.max_pixels, settings.min_pixels)
+            budget = config.load(max_pixels=self.max_pixels).max_pixels
+            media = media if budget is None else dataclasses.replace(media, max_pixels=budget)
         return AsyncPipeline(
             self.model,
             cache=self.cache,
             language=self.language,
             max_pixels=self.max_pixels,
-            min_pixels=self.min_pixels,
             media=media,
             concurrency=self.concurrency,
             **options,

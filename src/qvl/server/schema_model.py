@@ -11,6 +11,7 @@ from qvl.errors import RequestError
 
 MAX_DEPTH: Final = 16
 MAX_FIELDS: Final = 200
+MAX_PARTS: Final = 1_000
 _PLAIN: Final[dict[str, Any]] = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}
 _BOUNDS: Final = {
     "minimum": "ge",
@@ -77,9 +78,13 @@ def _fixed(schema: dict[str, Any]) -> Callable[..., dict[str, Any]]:
 
 
 class _Reader:
+    """Reads each definition once: one that is referred to from many places costs no more than from one."""
+
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
         self._fields = 0
+        self._parts = 0
+        self._targets: dict[str, Any] = {}
 
     def object(self, schema: Mapping[str, Any], name: str, depth: int) -> type[BaseModel]:
         required = schema.get("required") or []
@@ -100,6 +105,9 @@ class _Reader:
 
     def read(self, schema: Any, depth: int) -> Any:
         """The Python type of `schema`."""
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise _refused(f"has more than {MAX_PARTS} parts")
         if depth > MAX_DEPTH:
             raise _refused(f"is deeper than {MAX_DEPTH} levels, or refers to itself")
         if schema is True or schema == {}:
@@ -110,7 +118,11 @@ class _Reader:
             if keyword not in _KNOWN:
                 raise _refused(f"has the keyword {str(keyword)[:50]!r}, which is not honoured here")
         if "$ref" in schema:
-            return self.read(self._target(schema["$ref"]), depth + 1)
+            reference = str(schema["$ref"])
+            if reference not in self._targets:
+                # Until it has been read, one that leads back to itself is read again, and found to be too deep.
+                self._targets[reference] = self.read(self._target(reference), depth + 1)
+            return self._targets[reference]
         for union in ("anyOf", "oneOf"):
             if union in schema:
                 return self._union([self.read(inner, depth + 1) for inner in _several(schema[union], union)])
@@ -139,6 +151,7 @@ class _Reader:
 
     @staticmethod
     def _union(kinds: list[Any]) -> Any:
+        kinds = list({id(kind): kind for kind in kinds}.values())
         found = kinds[0]
         for kind in kinds[1:]:
             found = found | kind if kind is not None else found | None

@@ -299,15 +299,7 @@ class LocalBackend(Backend):
             room = loaded.max_model_len - len(prepared.tokens)
             sampling = replace(sampling, max_tokens=min(room, DEFAULT_MAX_TOKENS))
         outputs = [
-            Output(
-                loaded.vocabulary,
-                index,
-                sampling.stop,
-                reasoning=prepared.starts_thinking,
-                parse_tools=bool(request.tools) and request.tool_choice != "none",
-                want_logprobs=sampling.logprobs is not None,
-                free=matcher is None,
-            )
+            Output.of(request, loaded.vocabulary, index, reasoning=prepared.starts_thinking, marked_calls=True)
             for index in range(sampling.n)
         ]
         job = Job(prepared, outputs, loop, request.request_id)

@@ -23,12 +23,12 @@ from qvl.backends.local.scheduler import Scheduler, Step
 from qvl.backends.local.sequence import Sequence, Status
 from qvl.errors import (
     BackendError,
-    BackendResponseError,
     BackendUnavailableError,
     DeviceMemoryError,
     EngineDeadError,
     QvlError,
     RateLimitError,
+    RequestError,
 )
 from qvl.log import logger
 from qvl.types import Chunk
@@ -266,7 +266,11 @@ class Engine:
         if token in sampling.stop_token_ids or (token in self._eos and (guided or not sampling.ignore_eos)):
             reason = "stop"
         else:
-            chunk = output.push(sampled)
+            try:
+                chunk = output.push(sampled)
+            except QvlError as exc:
+                self._fail(job, exc)
+                return
             if chunk is not None:
                 self._send(job, chunk)
             if output.stopped or (guided and sequence.matcher.is_stopped()):
@@ -284,7 +288,11 @@ class Engine:
             reason = _line(sequence.matcher.get_error())
         except Exception as exc:  # noqa: BLE001 - the fault of one grammar
             reason = _line(exc)
-        self._fail(sequence.group, BackendResponseError(f"the grammar failed: {reason}"))
+        # The compiler took it, and its limits end it here: it is this request's schema or pattern all the same.
+        error = RequestError(
+            f"the schema or pattern is too complex to be enforced: {reason}", hint="simplify it", code="invalid_schema"
+        )
+        self._fail(sequence.group, error)
         return False
 
     def _finish(self, sequence: Sequence, last: Chunk, now: float) -> None:

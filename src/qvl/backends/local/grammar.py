@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from qvl.backends.grammar_schema import call_schema, check_format, compiler_reason, enforceable
 from qvl.errors import MissingDependencyError, RequestError
 
 if TYPE_CHECKING:
@@ -45,14 +46,16 @@ class Grammars:
             return None
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._tokens(), grammar)
-        if matcher.is_error():
-            reason = str(matcher.get_error()).strip().splitlines()
-            raise RequestError(
-                f"{param} cannot be enforced: {reason[0] if reason else 'unknown'}",
-                hint="simplify the schema or pattern",
-                param=param,
-            )
+        try:
+            matcher = LLMatcher(self._tokens(), grammar, log_level=0)
+            error = str(matcher.get_error()) if matcher.is_error() else ""
+        except BaseException as exc:
+            # A panic of the compiler is no Exception; it is this request's, and nobody else's.
+            if isinstance(exc, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            error = str(exc) or type(exc).__name__
+        if error:
+            raise _refused(compiler_reason(error), param)
         return matcher
 
     def _grammar(self, request: ChatRequest) -> tuple[str | None, str]:
@@ -62,38 +65,28 @@ class Grammars:
             if request.response_format.kind == "text" and request.tool_choice in ("none", "auto"):
                 return None, ""
             raise MissingDependencyError("response_format needs llguidance", hint="pip install 'qvl[local]'") from exc
-        named = [tool for tool in request.tools if request.tool_choice in ("required", tool.name)]
-        if named:
+        if named := request.forced_tools:
             return self._calls(named, request.parallel_tool_calls and request.tool_choice == "required"), "tools"
         form = request.response_format
+        check_format(form)
         try:
-            if form.kind == "json_schema":
-                return LLMatcher.grammar_from_json_schema(_plain(form.schema), overrides=SPACING), "response_format"
-            if form.kind == "json_object":
-                return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=SPACING), "response_format"
+            if form.kind in ("json_schema", "json_object"):
+                schema = {"type": "object"} if form.kind == "json_object" else form.schema
+                ready = enforceable(schema, "response_format")
+                return LLMatcher.grammar_from_json_schema(ready, overrides=SPACING), "response_format"
+            if form.kind == "regex":
+                return LLMatcher.grammar_from_regex(form.pattern or ""), "response_format"
         except ValueError as exc:
-            raise RequestError(f"the schema is not one: {exc}", param="response_format") from exc
-        if form.kind == "regex":
-            return LLMatcher.grammar_from_regex(form.pattern or ""), "response_format"
+            if isinstance(exc, RequestError):
+                raise
+            raise _refused(compiler_reason(str(exc)), "response_format") from exc
         if form.kind == "choice":
             return "start: " + " | ".join(json.dumps(choice) for choice in form.choices), "response_format"
         return None, ""
 
     def _calls(self, tools: Sequence[Tool], several: bool) -> str:
         """A Lark grammar of one call, or of several below each other, in Qwen's form."""
-        schemas = [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool.name},
-                    "arguments": _closed(_plain(tool.parameters)) or {"type": "object"},
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-            for tool in tools
-        ]
-        schema = {**(schemas[0] if len(schemas) == 1 else {"anyOf": schemas}), "x-guidance": SPACING}
+        schema = {**call_schema(tools), "x-guidance": SPACING}
         first, last = self._markup("<tool_call>"), self._markup("</tool_call>")
         more = ' ("\\n" call)*' if several else ""
         return f'start: call{more}\ncall: {first} "\\n" body "\\n" {last}\nbody: %json {json.dumps(schema)}\n'
@@ -131,15 +124,10 @@ class Grammars:
         return (allowed == 0).flatten(1)[:, : self._vocab_size]
 
 
-def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with the names that a tool declares and no others, unless it says that others are welcome."""
-    return {"additionalProperties": False, **schema} if "properties" in schema else schema
-
-
-def _plain(value: Any) -> Any:
-    """Mappings and tuples as dicts and lists, which is what the compiler takes."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+def _refused(reason: str, param: str) -> RequestError:
+    return RequestError(
+        f"{param} cannot be enforced: {reason}",
+        hint="correct or simplify the schema or pattern",
+        param=param,
+        code="invalid_schema",
+    )

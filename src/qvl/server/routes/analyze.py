@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -11,6 +13,7 @@ from pydantic.errors import PydanticUserError
 
 from qvl.analysis import ProductAnalysis
 from qvl.analyzing import AnalyzeCall
+from qvl.backends.grammar_schema import enforceable
 from qvl.errors import MediaError, RequestError
 from qvl.ids import new_id
 from qvl.server.answers import usage_of
@@ -38,12 +41,14 @@ async def analyze(exchange: Exchange) -> None:
         try:
             wanted = AnalyzeRequest.model_validate_json(body)
         except ValidationError as exc:
-            raise from_validation(exc, body) from exc
+            raise from_validation(exc) from exc
         sources = _sources(wanted)
         several = wanted.images or ()
         exchange.picture_places = lambda: [f"images[{number}]" for number, _ in enumerate(several)] or ["image"]
     name = exchange.core.served(wanted.model)
-    found = await exchange.until_done(lambda: _analyze(exchange, wanted, sources))
+    # A model of a few hundred fields takes pydantic tenths of a second, which are nobody else's.
+    schema = ProductAnalysis if wanted.schema_ is None else await asyncio.to_thread(_schema, wanted.schema_)
+    found = await exchange.until_done(lambda: _analyze(exchange, wanted, sources, schema))
     policy = _policy(exchange)
     asked = Asked(exchange, _NOTHING, name, exchange.core.fingerprint, policy)
     headers = asked.headers(found.result)
@@ -59,7 +64,7 @@ def _from_query(exchange: Exchange) -> AnalyzeRequest:
     try:
         return AnalyzeRequest.model_validate(given, strict=False)
     except ValidationError as exc:
-        raise from_validation(exc, given) from exc
+        raise from_validation(exc) from exc
 
 
 def _sources(wanted: AnalyzeRequest) -> list[Any]:
@@ -74,10 +79,12 @@ def _policy(exchange: Exchange) -> Any:
     return policy if pipeline.store is not None else type(policy)(read=False, write=False)
 
 
-async def _analyze(exchange: Exchange, wanted: AnalyzeRequest, sources: list[Any]) -> AnalysisResult[Any]:
+async def _analyze(
+    exchange: Exchange, wanted: AnalyzeRequest, sources: list[Any], schema: type[BaseModel]
+) -> AnalysisResult[Any]:
     core = exchange.core
     params: dict[str, Any] = {"request_id": exchange.request_id}
-    for name in ("max_tokens", "max_pixels", "min_pixels", "seed", "temperature"):
+    for name in ("max_tokens", "max_pixels", "seed", "temperature"):
         value = getattr(wanted, name)
         if value is not None:
             params[name] = value
@@ -86,7 +93,7 @@ async def _analyze(exchange: Exchange, wanted: AnalyzeRequest, sources: list[Any
             AnalyzeCall(
                 core.pipeline,
                 sources,
-                schema=_schema(wanted),
+                schema=schema,
                 language=wanted.language or core.pipeline.language,
                 cache=_policy(exchange),
                 params=params,
@@ -100,11 +107,10 @@ async def _analyze(exchange: Exchange, wanted: AnalyzeRequest, sources: list[Any
         raise
 
 
-def _schema(wanted: AnalyzeRequest) -> type[BaseModel]:
-    if wanted.schema_ is None:
-        return ProductAnalysis
+def _schema(given: Mapping[str, Any]) -> type[BaseModel]:
+    enforceable(given, "schema")  # its bounds, before anything of it is read
     try:
-        return model_of(wanted.schema_)
+        return model_of(given)
     except (PydanticUserError, TypeError, ValueError) as exc:
         if isinstance(exc, RequestError):
             raise

@@ -1,0 +1,131 @@
+"""A tool call as models of the Qwen family write it: `{"name": …, "arguments": …}`, read while it is being written."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+
+# How a call begins that can be handed out before it is whole.
+_BEGINNING: Final = re.compile(
+    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)'
+)
+_ARGUMENTS: Final = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
+_LENIENT: Final = json.JSONDecoder(strict=False)
+
+
+class ObjectScanner:
+    """Finds the end of a JSON object in a text that grows; `feed` is given all of it each time.
+
+    `end` is the place behind the object, None until it is whole. `other` says that the text is no object at all.
+    """
+
+    __slots__ = ("_at", "_depth", "_escaped", "_in_text", "end", "other")
+
+    def __init__(self) -> None:
+        self.end: int | None = None
+        self.other = False
+        self._at = 0
+        self._depth = 0
+        self._in_text = False
+        self._escaped = False
+
+    def feed(self, text: str) -> None:
+        while self.end is None and not self.other and self._at < len(text):
+            char = text[self._at]
+            self._at += 1
+            if self._escaped:
+                self._escaped = False
+            elif self._in_text:
+                self._escaped, self._in_text = char == "\\", char != '"'
+            elif char == '"':
+                self._in_text = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                if self._depth <= 0:
+                    self.end = self._at
+            if not self._depth and self.end is None:
+                self.other = not char.isspace()
+
+
+class CallReader:
+    """Reads one call as it is written.
+
+    `started` is set once `name` is certain; from then on the pieces that `feed` returns are those of its arguments.
+    """
+
+    __slots__ = ("_arguments", "_at", "_begins", "_escaper", "name", "started")
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.started = False
+        self._begins: int | None = None  # where the arguments begin, if they can be handed out as they come
+        self._arguments = ObjectScanner()
+        self._at = 0
+        self._escaper = ControlEscaper()
+
+    def feed(self, body: str, *, whole: bool) -> str:
+        """The further piece of the arguments that `body`, all of the call that was written so far, tells."""
+        if not self.started and (beginning := _BEGINNING.match(body)) and body[beginning.end()] == "{":
+            self._begins = beginning.end()
+            self.name, self.started = _LENIENT.decode(beginning.group(1)), True
+        if self._begins is not None:
+            text = body[self._begins :]
+            self._arguments.feed(text)
+            end = len(text) if self._arguments.end is None else self._arguments.end
+            piece, self._at = text[self._at : end], max(self._at, end)
+            return self._escaper.write(piece)
+        if whole and (call := parse_call(body)) is not None:
+            self.name, self.started = call[0], True
+            return call[1]
+        return ""
+
+
+class ControlEscaper:
+    """Writes JSON as it must be written: models put line ends into texts as they are."""
+
+    __slots__ = ("_escaped", "_in_text")
+
+    def __init__(self) -> None:
+        self._in_text = False
+        self._escaped = False
+
+    def write(self, piece: str) -> str:
+        written: list[str] = []
+        for char in piece:
+            written.append(json.dumps(char)[1:-1] if self._in_text and char < " " else char)
+            if self._escaped:
+                self._escaped = False
+            elif char == "\\":
+                self._escaped = self._in_text
+            elif char == '"':
+                self._in_text = not self._in_text
+        return "".join(written)
+
+
+def parse_call(block: str) -> tuple[str, str] | None:
+    """Name and arguments, as the model wrote them, of the JSON inside a `<tool_call>`; None when it is none.
+
+    Arguments that are null, missing or empty are `{}`.
+    """
+    try:
+        call = _LENIENT.decode(block)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
+        return None
+    arguments = call["arguments"] if "arguments" in call else call.get("parameters")
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        return call["name"], "{}"
+    if isinstance(arguments, str):
+        return call["name"], arguments
+    for found in _ARGUMENTS.finditer(block):
+        try:
+            value, end = _LENIENT.raw_decode(block, found.end())
+        except ValueError:
+            continue
+        if value == arguments:
+            return call["name"], ControlEscaper().write(block[found.end() : end])
+    return call["name"], json.dumps(arguments, ensure_ascii=False)

@@ -1,0 +1,231 @@
+"""What a schema, a pattern or a tool lets a model write, and what is refused before it is compiled."""
+
+from __future__ import annotations
+
+import enum
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+from qvl import Tool
+from qvl.backends.grammar_schema import MAX_CHOICES, MAX_SUBSCHEMAS, MAX_TOOLS
+from qvl.backends.local.backend import LocalBackend
+from qvl.errors import QvlError, RequestError
+from qvl.types import ChatRequest, Message, ResponseFormat, TextPart
+
+QUESTION = (Message("user", (TextPart("x"),)),)
+
+
+class Allows:
+    """Whether the grammar of a request lets a text through, token by token, and lets it end there."""
+
+    def __init__(self, tiny: LocalBackend, **request: Any) -> None:
+        assert tiny._loaded is not None
+        self._tokenizer = tiny._loaded.checkpoint.tokenizer
+        self._matcher = tiny._loaded.grammars.matcher(ChatRequest(QUESTION, **request))
+
+    def __call__(self, value: Any) -> bool:
+        text = value if isinstance(value, str) else json.dumps(value)
+        matcher, tokens = self._matcher.deep_copy(), self._tokenizer.encode(text, add_special_tokens=False)
+        return (
+            matcher.validate_tokens(tokens) == len(tokens) and matcher.consume_tokens(tokens) and matcher.is_accepting()
+        )
+
+
+def of_schema(tiny: LocalBackend, schema: dict[str, Any]) -> Allows:
+    return Allows(tiny, response_format=ResponseFormat("json_schema", schema=schema))
+
+
+def of_tools(tiny: LocalBackend, *tools: dict[str, Any]) -> Allows:
+    named = tuple(Tool(f"f{number}", "", schema) for number, schema in enumerate(tools))
+    return Allows(tiny, tools=named, tool_choice="required")
+
+
+def call(arguments: Any, name: str = "f0") -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Part(BaseModel):
+    color: Color
+    inner: Part | None = None
+
+
+class Order(BaseModel):
+    part: Part
+    colors: list[Color]
+
+
+class TestReferences:
+    def test_definitions_of_a_tools_parameters_are_found(self, tiny) -> None:
+        allows = of_tools(tiny, Order.model_json_schema())
+        assert allows(call({"part": {"color": "red", "inner": {"color": "blue", "inner": None}}, "colors": ["red"]}))
+        assert not allows(call({"part": {"color": "green", "inner": None}, "colors": []}))
+
+    def test_a_reference_to_the_top_means_the_parameters(self, tiny) -> None:
+        node = {"type": "object", "properties": {"v": {"type": "integer"}, "next": {"$ref": "#"}}, "required": ["v"]}
+        allows = of_tools(tiny, node)
+        assert allows(call({"v": 1, "next": {"v": 2, "next": {"v": 3}}}))
+        assert not allows(call({"v": 1, "next": {"name": "f0", "arguments": {}}}))
+
+    def test_definitions_of_two_tools_with_one_name_stay_apart(self, tiny) -> None:
+        def tool(value: str) -> dict[str, Any]:
+            parts = {"properties": {"e": {"$ref": "#/$defs/E"}}, "required": ["e"]}
+            return {"type": "object", **parts, "$defs": {"E": {"enum": [value]}}}
+
+        allows = of_tools(tiny, tool("a"), tool("b"))
+        assert allows(call({"e": "a"}, "f0"))
+        assert allows(call({"e": "b"}, "f1"))
+        assert not allows(call({"e": "b"}, "f0"))
+
+    @pytest.mark.parametrize(
+        ("reference", "more"),
+        [
+            ("#/definitions/My~1Thing", {"definitions": {"My/Thing": {"const": 7}}}),
+            ("#/$defs/My%20Thing", {"$defs": {"My Thing": {"const": 7}}}),
+            ("#/properties/seven", {}),
+            ("#seven", {"$defs": {"s": {"$anchor": "seven", "const": 7}}}),
+            (
+                "https://shop.example/order#/$defs/s",
+                {"$id": "https://shop.example/order", "$defs": {"s": {"const": 7}}},
+            ),
+        ],
+    )
+    def test_every_way_to_point(self, tiny, reference: str, more: dict[str, Any]) -> None:
+        schema = {"type": "object", "properties": {"seven": {"const": 7}, "a": {"$ref": reference}}, **more}
+        allows = of_tools(tiny, schema)
+        assert allows(call({"a": 7}))
+        assert not allows(call({"a": 8}))
+
+    def test_what_only_looks_like_a_reference_is_data(self, tiny) -> None:
+        allows = of_tools(tiny, {"type": "object", "properties": {"a": {"enum": [{"$ref": "#/x"}]}}, "required": ["a"]})
+        assert allows(call({"a": {"$ref": "#/x"}}))
+
+
+A = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+B = {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}
+
+
+class TestClosing:
+    @pytest.mark.parametrize(
+        ("schema", "allowed", "refused"),
+        [
+            (A, {"a": "x"}, {"a": "x", "z": 1}),
+            ({"$ref": "#/$defs/A", "$defs": {"A": A}}, {"a": "x"}, {"a": "x", "z": 1}),
+            ({"allOf": [A, B]}, {"a": "x", "b": 1}, {"a": "x", "b": 1, "z": 1}),
+            ({"allOf": [{"$ref": "#/$defs/A"}, B], "$defs": {"A": A}}, {"a": "x", "b": 1}, {"a": "x", "b": 1, "z": 1}),
+            ({"anyOf": [A, B]}, {"b": 1}, {"b": 1, "z": 1}),
+            (
+                {"type": "object", "properties": {"k": {"const": 1}}, "anyOf": [A, B]},
+                {"k": 1, "b": 2},
+                {"k": 1, "z": 1},
+            ),
+            ({"type": "object", "properties": {"i": {"allOf": [A]}}}, {"i": {"a": "x"}}, {"i": {"z": 1}}),
+            ({"type": "array", "items": A}, [{"a": "x"}], [{"a": "x", "z": 1}]),
+            ({"type": "object", "properties": {"a": {}}, "required": ["a", "b"]}, {"a": 1, "b": 2}, {"a": 1, "z": 1}),
+        ],
+    )
+    def test_an_object_has_the_names_it_declares(self, tiny, schema: Any, allowed: Any, refused: Any) -> None:
+        allows = of_schema(tiny, schema)
+        assert allows(allowed)
+        assert not allows(refused)
+
+    @pytest.mark.parametrize(
+        ("schema", "value"),
+        [
+            ({**A, "additionalProperties": True}, {"a": "x", "z": 1}),
+            ({**A, "additionalProperties": {"type": "integer"}}, {"a": "x", "z": 1}),
+            ({"type": "object"}, {"z": 1}),
+            ({"type": "object", "additionalProperties": {"type": "integer"}}, {"z": 1}),
+            ({"type": "object", "properties": {}, "patternProperties": {"^z": {}}}, {"z": 1}),
+            ({"allOf": [A, {"type": "object", "additionalProperties": True}]}, {"a": "x", "z": 1}),
+        ],
+    )
+    def test_one_that_says_otherwise_stays_open(self, tiny, schema: Any, value: Any) -> None:
+        assert of_schema(tiny, schema)(value)
+
+    def test_the_schema_that_was_given_stays_as_it_was(self, tiny) -> None:
+        schema = json.loads(json.dumps({"allOf": [A, B], "properties": {"c": {"type": "object", "properties": {}}}}))
+        before = json.dumps(schema)
+        of_schema(tiny, schema)
+        assert json.dumps(schema) == before
+
+
+class TestAnnotations:
+    @pytest.mark.parametrize("form", ["color", "uri-reference", "byte", "int32", "anything at all"])
+    def test_a_format_that_is_not_known_is_a_remark(self, tiny, form: str) -> None:
+        schema = {"type": "object", "properties": {"b": {"type": "string", "format": form}}}
+        assert of_schema(tiny, schema)({"b": "x"})
+
+    def test_a_known_format_is_kept_to(self, tiny) -> None:
+        allows = of_schema(tiny, {"type": "string", "format": "date"})
+        assert allows('"2026-11-28"')
+        assert not allows('"tomorrow"')
+
+    def test_sets_and_bounds_on_mappings_can_be_asked_for(self, tiny) -> None:
+        class Tags(BaseModel):
+            tags: set[str] = Field(max_length=2)
+
+        assert of_schema(tiny, Tags.model_json_schema())({"tags": ["a", "b"]})
+
+
+def wide(number: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(number)}}
+
+
+def deep(number: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(number):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+class TestBounds:
+    @pytest.mark.parametrize(
+        ("form", "words"),
+        [
+            (
+                ResponseFormat("choice", choices=tuple(map(str, range(100_000)))),
+                f"100000 choices.*at most {MAX_CHOICES}",
+            ),
+            (ResponseFormat("choice", choices=("x" * 2_000_000,)), "choices of 2000000 characters"),
+            (ResponseFormat("regex", pattern="a|" * 50_000), "a pattern of 100000 characters"),
+            (ResponseFormat("json_schema", schema=wide(MAX_SUBSCHEMAS + 1)), f"more than {MAX_SUBSCHEMAS} parts"),
+            (ResponseFormat("json_schema", schema=wide(50_000)), "a schema of [0-9]+ characters"),
+            (ResponseFormat("json_schema", schema=deep(500)), "deeper than 64 levels"),
+            (ResponseFormat("json_schema", schema={"enum": list(range(5_000))}), "enum values"),
+        ],
+    )
+    def test_what_is_too_large_is_refused_before_it_is_compiled(self, tiny, form: ResponseFormat, words: str) -> None:
+        with pytest.raises(RequestError, match=words) as caught:
+            Allows(tiny, response_format=form)
+        assert caught.value.param == "response_format"
+
+    def test_too_many_tools_too(self, tiny) -> None:
+        with pytest.raises(RequestError, match=f"{MAX_TOOLS + 1} tools"):
+            of_tools(tiny, *[A] * (MAX_TOOLS + 1))
+        assert of_tools(tiny, *[A] * MAX_TOOLS)(call({"a": "x"}, "f7"))
+
+    @pytest.mark.parametrize(
+        ("pattern", "words"),
+        [
+            ("(ab", "unclosed group, at character 1, near '(ab'"),
+            ("x" * 40 + "[z-a]y", "invalid character class range, .* at character 42"),
+            ("a(?=b)", "look-ahead"),
+        ],
+    )
+    def test_a_refused_pattern_says_what_and_where(self, tiny, pattern: str, words: str) -> None:
+        for form in (
+            ResponseFormat("regex", pattern=pattern),
+            ResponseFormat("json_schema", schema={"type": "string", "pattern": pattern}),
+        ):
+            with pytest.raises(QvlError, match=words.replace("(", r"\(")) as caught:
+                Allows(tiny, response_format=form)
+            assert "parse error" not in str(caught.value)
+            assert "\n" not in str(caught.value)
