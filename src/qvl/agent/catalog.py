@@ -216,8 +216,10 @@ def _keeps(item: Product, query: Query) -> bool:
 
 
 def _given(rows: Iterable[Product | Mapping[str, Any]]) -> Iterator[tuple[int, Product | Problem]]:
-    for line, row in enumerate(rows, 1):
-        yield line, row if isinstance(row, Product) else reading.product(line, row)
+    numbered = list(enumerate(rows, 1))
+    read = reading.products(lambda: (item for item in numbered if not isinstance(item[1], Product)))
+    for line, row in numbered:
+        yield (line, row) if isinstance(row, Product) else next(read)
 
 
 def _index_path(source: Path | None) -> str:

@@ -6,21 +6,21 @@ CSV, attributes are a column each (`attributes.color`), or one column with `colo
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Final
 
+from qvl.agent import prices, tables
 from qvl.agent.product import Problem, Product
 from qvl.errors import ConfigError
 
 KNOWN: Final = ("id", "name", "brand", "category", "price", "attributes", "picture", "url")
 FORMATS: Final = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 MAX_CELL: Final = 100_000
-_PRICE: Final = re.compile(r"(?:[^\d\s.,+-]{1,3}\s*)?(\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*[^\d\s.,]{1,3})?")
 _SPACE: Final = re.compile(r"[\s,]*")
 
 
@@ -33,22 +33,45 @@ def read(path: Path) -> Iterator[tuple[int, Product | Problem]]:
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise ConfigError(f"{path.name} is no catalogue", hint=f"a file named {', '.join(FORMATS)}", param="catalog")
+
+    def rows() -> Iterator[tuple[int, Any]]:
+        with tables.open_text(path) as file:
+            yield from _rows(file, kind, path.name)
+
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = _rows(file, kind, path.name)
-            for line, row in rows:
-                yield line, row if isinstance(row, Problem) else product(line, row)
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path.name} is not UTF-8 (byte {exc.start})", hint="save it as UTF-8") from exc
+        yield from products(rows)
     except OSError as exc:
         raise ConfigError(
             f"the catalogue {path} cannot be read: {exc.strerror or exc}", hint="name a JSON, JSONL or CSV file"
         ) from exc
 
 
+def products(rows: Callable[[], Iterable[tuple[int, Any]]]) -> Iterator[tuple[int, Product | Problem]]:
+    """(line, product or problem) for every row of `rows()`, which is called again to look at a whole column."""
+    column = _PriceColumn(rows)
+    for line, row in rows():
+        yield line, row if isinstance(row, Problem) else _product_or_problem(line, row, column)
+
+
+class _PriceColumn:
+    """The decimal sign of a file's prices, looked for in all of it when the first price leaves it open."""
+
+    def __init__(self, rows: Callable[[], Iterable[tuple[int, Any]]]) -> None:
+        self._rows = rows
+
+    @cached_property
+    def decimal(self) -> str | None:
+        texts = (_price_cell(row) for _, row in self._rows() if isinstance(row, Mapping))
+        return prices.decimal_sign(text for text in texts if isinstance(text, str))
+
+
+def _price_cell(row: Mapping[Any, Any]) -> Any:
+    return next((value for name, value in row.items() if str(name).strip().lower() == "price"), None)
+
+
 def _rows(file: IO[str], kind: str, name: str) -> Iterator[tuple[int, Any]]:
     if kind in (".csv", ".tsv"):
-        return _csv(file, "\t" if kind == ".tsv" else None)
+        return tables.csv_rows(file, kind)
     if kind == ".json":
         return _json(file.read(), name)
     return _json_lines(file)
@@ -95,39 +118,14 @@ def _json(text: str, name: str) -> Iterator[tuple[int, Any]]:
         yield line, row
 
 
-def _csv(file: IO[str], delimiter: str | None) -> Iterator[tuple[int, Any]]:
-    head = file.readline()
-    if delimiter is None:
-        delimiter = max(",;\t|", key=head.count)
-    names = [name.strip() for name in next(csv.reader([head], delimiter=delimiter), [])]
-    reader = csv.reader(file, delimiter=delimiter)
-    while True:
-        # A quoted cell may hold line breaks, so a row starts where the one before it ended, after the head.
-        line = reader.line_num + 2
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as exc:
-            yield line, Problem(line, f"is no CSV: {exc}")
-            continue
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) > len(names):
-            yield line, Problem(line, f"has {len(cells)} cells, the head has {len(names)}")
-            continue
-        yield line, dict(zip(names, cells, strict=False))
-
-
-def product(line: int, row: Any) -> Product | Problem:
-    """A product from one row, or what is wrong with it."""
+def _product_or_problem(line: int, row: Any, column: _PriceColumn) -> Product | Problem:
     try:
-        return _product(row)
+        return _product(row, column)
     except ValueError as exc:
         return Problem(line, str(exc))
 
 
-def _product(row: Any) -> Product:
+def _product(row: Any, column: _PriceColumn) -> Product:
     if not isinstance(row, Mapping):
         raise ValueError(f"is a {type(row).__name__}, not an object")
     given = {str(name).strip(): value for name, value in row.items()}
@@ -150,7 +148,7 @@ def _product(row: Any) -> Product:
         name=title,
         brand=_text(known.get("brand"), "brand"),
         category=_text(known.get("category"), "category"),
-        price=_price(known.get("price")),
+        price=_price(known.get("price"), column),
         attributes=attributes,
         picture=_text(known.get("picture"), "picture"),
         url=_text(known.get("url"), "url"),
@@ -173,14 +171,11 @@ def _text(value: Any, column: str) -> str | None:
     return found or None
 
 
-def _price(value: Any) -> float | None:
+def _price(value: Any, column: _PriceColumn) -> float | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
-        matched = _PRICE.fullmatch(value.strip())
-        if matched is None:
-            raise ValueError(f"price {value[:40]!r} is no number")
-        number = float(matched.group(1).replace(",", ""))
+        number = _price_in(value, column)
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"price is a {type(value).__name__}, not a number")
     else:
@@ -191,6 +186,20 @@ def _price(value: Any) -> float | None:
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"price {str(value)[:40]} is no price")
     return number
+
+
+def _price_in(text: str, column: _PriceColumn) -> float:
+    try:
+        amount = prices.read(text)
+    except ValueError as exc:
+        raise ValueError(f"price {text[:40]!r} cannot be read: {exc}") from exc
+    found = amount.value if amount.fraction is None else amount.under(column.decimal)
+    if found is None:
+        raise ValueError(
+            f"price {text[:40]!r} is ambiguous: {amount.value:g} or {amount.fraction:g}, and the other prices do not "
+            f"say which; write {amount.value:.2f} or {amount.fraction:.4f}"
+        )
+    return found
 
 
 def _attributes(value: Any) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from qvl.agent import prices
 from qvl.agent.product import Query
 from qvl.agent.text import STOP_WORDS, fold, key, words
 
@@ -16,17 +17,18 @@ if TYPE_CHECKING:
     from qvl.agent.product import Product
 
 MAX_WISH: Final = 2000
-_NUMBER: Final = r"(?:eur|usd|rmb|us|r)?\s*[^\w\s]?\s*(\d+(?:[.,]\d+)?)"
+_DIGITS: Final = r"(\d+(?:[.,'\u2019]\d+|[ \u00a0\u202f]\d{3}(?!\d))*)"
+_NUMBER: Final = r"(?:eur|usd|rmb|us|r)?\s*[^\w\s]?\s*" + _DIGITS
 _BELOW: Final = re.compile(
     r"(?:under|below|less than|cheaper than|up to|at most|no more than|max(?:imum)?|<=?|不超过|低于|最多|少于"
     r"|ate|menos de|abaixo de|hasta|por debajo de|debajo de|bajo)\s*" + _NUMBER
 )
-_BELOW_AFTER: Final = re.compile(r"(\d+(?:[.,]\d+)?)\s*(?:元|块|美元|欧元)?\s*(?:以下|以内|之内)")
+_BELOW_AFTER: Final = re.compile(_DIGITS + r"\s*(?:元|块|美元|欧元)?\s*(?:以下|以内|之内)")
 _ABOVE: Final = re.compile(
     r"(?:over|above|more than|at least|min(?:imum)?|>=?|超过|高于|至少|mais de|acima de|mas de|por encima de)\s*"
     + _NUMBER
 )
-_ABOVE_AFTER: Final = re.compile(r"(\d+(?:[.,]\d+)?)\s*(?:元|块|美元|欧元)?\s*以上")
+_ABOVE_AFTER: Final = re.compile(_DIGITS + r"\s*(?:元|块|美元|欧元)?\s*以上")
 _BETWEEN: Final = re.compile(r"(?:between|from|entre|de)\s*" + _NUMBER + r"\s*(?:and|to|e|y|a|-)\s*" + _NUMBER)
 _CHEAPER: Final = re.compile(r"\b(?:cheaper|less expensive|mais barat\w+|mas barat\w+)\b|便宜")
 _DEARER: Final = re.compile(r"\b(?:more expensive|dearer|pricier|mais car[oa]s?|mas car[oa]s?)\b|更贵|贵一点")
@@ -126,7 +128,13 @@ def _prices(text: str) -> tuple[float | None, float | None, str]:
 
 
 def _number(text: str) -> float:
-    return min(float(text.replace(",", ".")), 1e15)
+    try:
+        # Nobody wishes for a thousandth of a coin: where the sign may group digits, it does.
+        return min(prices.read(text).value, 1e15)
+    except ValueError:
+        number = re.match(r"\d+(?:[.,]\d+)?", text)
+        assert number is not None
+        return min(float(number.group().replace(",", ".")), 1e15)
 
 
 def _values(text: str, catalog: Catalog) -> tuple[dict[str, str], list[tuple[str, str]], list[str]]:
