@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from mcp import Client, StdioServerParameters
 
@@ -78,3 +80,58 @@ def test_a_client_of_the_sdk_drives_it_over_http_where_files_stay_closed(
         finally:
             child.terminate()
             child.communicate(timeout=30)
+
+
+HELLO = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
+TAKES = {"Accept": "application/json, text/event-stream"}
+
+
+def over_http(environment: dict[str, str], *arguments: str, ask: Callable[[str], Any]) -> Any:
+    """What `ask` finds at the URL of a server that is started for it."""
+    command = [sys.executable, *SERVE, "--transport", "http", "--port", "0", *arguments]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        try:
+            return ask(next(line.split()[-1] for line in child.stderr if "http://" in line))
+        finally:
+            child.terminate()
+            child.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+def test_other_machines_are_not_served_without_a_key(environment: dict[str, str], host: str) -> None:
+    command = [sys.executable, *SERVE, "--transport", "http", "--port", "0", "--host", host]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "without a key would let everybody in (--api-key KEY" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_key_is_asked_of_everybody_where_there_is_one(environment: dict[str, str]) -> None:
+    def ask(url: str) -> list[int]:
+        url = url.replace("0.0.0.0", "127.0.0.1")
+        sent: list[list[tuple[str, str]]] = [
+            [],
+            [("Authorization", "Bearer wrong")],
+            [("Authorization", "Bearer right"), ("Authorization", "Bearer wrong")],
+            [("Authorization", "Bearer right")],
+        ]
+        with httpx.Client(trust_env=False, timeout=60) as client:
+            return [client.post(url, json=HELLO, headers=[*TAKES.items(), *own]).status_code for own in sent]
+
+    keyed = {**environment, "QVL_API_KEY": "right"}
+    assert over_http(keyed, "--host", "0.0.0.0", ask=ask) == [401, 401, 401, 200]
+
+
+def test_pages_of_other_sites_do_not_reach_a_server_without_keys(environment: dict[str, str]) -> None:
+    def ask(url: str) -> list[int]:
+        strange = [{"Host": "evil.example"}, {"Origin": "http://evil.example"}, {}]
+        with httpx.Client(trust_env=False, timeout=60) as client:
+            return [client.post(url, json=HELLO, headers={**TAKES, **own}).status_code for own in strange]
+
+    assert over_http(environment, ask=ask) == [421, 403, 200]

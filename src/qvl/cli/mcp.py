@@ -12,6 +12,7 @@ from qvl.cli import options as o
 
 if TYPE_CHECKING:
     from qvl.agent.catalog import Catalog
+    from qvl.server.auth import KeyRing
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +24,17 @@ def mcp(
     transport: Annotated[Literal["stdio", "http"], typer.Option("--transport", "-t", help="stdio or http.")] = "stdio",
     host: Annotated[str, typer.Option("--host", help="For http: the address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="For http; 0 takes a free one.")] = 8765,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="QVL_API_KEY", help="For http: a key that clients send; may be repeated."),
+    ] = None,
+    api_key_file: Annotated[
+        str | None, typer.Option(envvar="QVL_API_KEY_FILE", help="For http: keys, one a line.")
+    ] = None,
+    allow_unauthenticated: Annotated[
+        bool,
+        typer.Option(envvar="QVL_ALLOW_UNAUTHENTICATED", help="For http: serve other machines without a key."),
+    ] = False,
     catalog: Annotated[
         Path | None, typer.Option("--catalog", "-c", help="JSON, JSONL or CSV; default: QVL_CATALOG, else a sample.")
     ] = None,
@@ -38,11 +50,18 @@ def mcp(
 ) -> None:
     """Serve analyze, ask and search over the Model Context Protocol.
 
-    Over stdio the tools may open files, as the host runs as the same user. Over http they open URLs alone, at /mcp.
+    Over stdio the tools may open files, as the host runs as the same user. Over http they open URLs alone, at /mcp, for
+    clients of this machine, or with another --host for holders of a key.
     """
     from qvl.cli.agent import open_catalog
 
     o.start_logs(verbose)
+    keys: KeyRing | None = None
+    if transport == "http":
+        from qvl.server.auth import KeyRing, check_open
+
+        keys = KeyRing(api_key or (), api_key_file)
+        check_open(host, keys, allowed=allow_unauthenticated)
     settings = o.PipelineOptions(
         model=model,
         cache=cache,
@@ -53,24 +72,25 @@ def mcp(
         allow_private=allow_private or (),
     )
     with open_catalog(catalog, index) as shop:
-        asyncio.run(_serve(settings, shop, transport, host, port))
+        asyncio.run(_serve(settings, shop, host, port, keys))
 
 
-async def _serve(settings: o.PipelineOptions, shop: Catalog, transport: str, host: str, port: int) -> None:
+async def _serve(settings: o.PipelineOptions, shop: Catalog, host: str, port: int, keys: KeyRing | None) -> None:
+    """Over http for holders of `keys`, over stdio without any."""
     from qvl.agent.mcp_server import build
 
     pipeline = settings.build()
     try:
-        server: Any = build(pipeline, shop, files=transport == "stdio")
-        if transport == "stdio":
+        server: Any = build(pipeline, shop, files=keys is None)
+        if keys is None:
             await server.run_stdio_async()
             return
-        await _listen(server, host, port)
+        await _listen(server, host, port, keys)
     finally:
         await pipeline.aclose()
 
 
-async def _listen(server: Any, host: str, port: int) -> None:
+async def _listen(server: Any, host: str, port: int, keys: KeyRing) -> None:
     """Serves until it is told to stop, and says on stderr where."""
     import socket
 
@@ -78,6 +98,7 @@ async def _listen(server: Any, host: str, port: int) -> None:
 
     from qvl.cli import failure
     from qvl.errors import ConfigError
+    from qvl.server.auth import KeyedApp
 
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -85,5 +106,6 @@ async def _listen(server: Any, host: str, port: int) -> None:
         raise ConfigError(f"cannot listen on {host}:{port}: {exc.strerror or exc}", hint="name another --port") from exc
     shown = f"[{host}]" if ":" in host else host
     failure.stderr().print(f"qvl mcp on http://{shown}:{listening.getsockname()[1]}/mcp")
-    settings = uvicorn.Config(server.streamable_http_app(host=host), log_level="warning")
+    app = server.streamable_http_app(host=host)
+    settings = uvicorn.Config(KeyedApp(app, keys), log_level="warning")
     await uvicorn.Server(settings).serve(sockets=[listening])

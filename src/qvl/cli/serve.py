@@ -285,8 +285,9 @@ def serve(
 
     try:
         from qvl.server.app import create_app
+        from qvl.server.auth import LOOPBACK, KeyRing, check_open
         from qvl.server.endpoints import source_of
-        from qvl.server.runner import LOOPBACK, bind, make_server, run_server
+        from qvl.server.runner import bind, make_server, run_server
         from qvl.server.tracing import exporting
     except ModuleNotFoundError as exc:
         raise MissingDependencyError(
@@ -298,11 +299,7 @@ def serve(
     from qvl.server.settings import ServerSettings
 
     keys = tuple(key for key in api_key or () if key)
-    if host not in LOOPBACK and not keys and not api_key_file and not allow_unauthenticated:
-        raise ConfigError(
-            f"listening on {host} without a key would let everybody in",
-            hint="--api-key KEY, or --allow-unauthenticated if something in front checks",
-        )
+    check_open(host, KeyRing(keys, api_key_file), allowed=allow_unauthenticated)
     configure_logs(log_level, log_format)
     gate = MediaPolicy(
         allow_files=False,

@@ -6,11 +6,13 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Final
 
 from qvl.errors import ConfigError
 from qvl.log import logger
-from qvl.server.errors import InvalidKeyError
+from qvl.server.errors import InvalidKeyError, body_of, headers_of, status_of
 
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 log = logger("qvl.server")
 
 
@@ -75,6 +77,42 @@ class KeyRing:
         if not found:
             raise ConfigError(f"the key file {self._file} has no key in it", hint="one key a line")
         return found
+
+
+def check_open(host: str, keys: KeyRing, *, allowed: bool) -> None:
+    """Checks that who listens on `host` lets in this machine or holders of a key alone, unless all are `allowed`.
+
+    Raises:
+        ConfigError: other machines could ask without a key.
+    """
+    if host not in LOOPBACK and not keys.required and not allowed:
+        raise ConfigError(
+            f"listening on {host or 'every address'} without a key would let everybody in",
+            hint="--api-key KEY, or --allow-unauthenticated if something in front checks",
+        )
+
+
+class KeyedApp:
+    """An ASGI application that only holders of a key reach."""
+
+    def __init__(self, app: Any, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        try:
+            # Two of them are two opinions of who asks.
+            self._keys.tenant(sent[0] if len(sent) == 1 else None)
+        except InvalidKeyError as exc:
+            headers = [(b"content-type", b"application/json"), *headers_of(exc)]
+            await send({"type": "http.response.start", "status": status_of(exc), "headers": headers})
+            await send({"type": "http.response.body", "body": body_of(exc)})
+            return
+        await self._app(scope, receive, send)
 
 
 def _digest(key: str) -> bytes:

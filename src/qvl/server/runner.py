@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from qvl.server.core import ServerCore
 
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 # Clients that keep their connection are told within this time that it ends, instead of finding it closed.
 FAREWELL_SECONDS: Final = 0.5
 log = logger("qvl.server")
