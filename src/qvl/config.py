@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import platformdirs
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from qvl.errors import ConfigError
+from qvl.places import config_folder
 
 
 class Settings(BaseSettings):
@@ -55,7 +55,7 @@ def config_path() -> Path:
         if not Path(named).is_file():
             raise ConfigError(f"QVL_CONFIG names {named!r}, which is no file", hint="correct the path or unset it")
         return Path(named)
-    return platformdirs.user_config_path("qvl") / "config.toml"
+    return config_folder() / "config.toml"
 
 
 def load(**arguments: Any) -> Settings:

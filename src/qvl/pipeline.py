@@ -133,11 +133,11 @@ class AsyncPipeline(Answering):
     ) -> None:
         await self.aclose()
 
-    async def open(self) -> None:
+    async def _load(self) -> float:
         if self._notice:
             self._notice = False
             print(TINY_NOTICE, file=sys.stderr)
-        await super().open()
+        return await super()._load()
 
     async def ask(
         self,

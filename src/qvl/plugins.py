@@ -18,6 +18,7 @@ import pluggy
 
 from qvl import hookspecs
 from qvl.errors import ConfigError, MissingDependencyError, PluginError, QvlError, UnknownNameError
+from qvl.extras import install_line
 from qvl.hookspecs import hookimpl
 from qvl.log import logger
 
@@ -188,8 +189,8 @@ def resolve(factory: Factory, what: str) -> Callable[..., Any]:
         package = (exc.name or "").partition(".")[0]
         if package == "qvl":
             raise PluginError(f"{what}: {factory!r} does not exist") from exc
-        wanted = f"'qvl[{EXTRAS[package]}]'" if package in EXTRAS else package
-        raise MissingDependencyError(f"{what} needs the package {package!r}", hint=f"pip install {wanted}") from exc
+        hint = install_line(EXTRAS[package]) if package in EXTRAS else f"pip install {package}"
+        raise MissingDependencyError(f"{what} needs the package {package!r}", hint=hint) from exc
     except AttributeError as exc:
         raise PluginError(f"{what}: {factory!r} does not exist") from exc
     return target  # type: ignore[no-any-return]

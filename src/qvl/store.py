@@ -19,6 +19,7 @@ from qvl.caches.base import Cache, CacheEntry, Lease
 from qvl.caches.urls import path_url
 from qvl.errors import CacheError, ConfigError, UnknownNameError
 from qvl.log import logger
+from qvl.places import in_home
 from qvl.plugins import Registry, nearest
 
 CacheMode: TypeAlias = Literal["auto", "always", "off", "refresh"]
@@ -65,7 +66,7 @@ def open_cache(url: str | None, registry: Registry) -> Cache | None:
             near = nearest(url, registry.factories)
             raise UnknownNameError(f"there is no cache {url!r}", hint=f"{near}; a path such as answers.db, or off")
         _refuse_a_scheme_without_colon(url, registry)
-        return cast("Cache", registry.build("sqlite", path_url(str(Path(url).expanduser().absolute()))))
+        return cast("Cache", registry.build("sqlite", path_url(str(in_home(url).absolute()))))
     return cast("Cache", registry.build(scheme, url))
 
 

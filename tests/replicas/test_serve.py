@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from qvl.extras import install_line
 from tests.server.conftest import data_url, question
 from tests.server.processes import Process
 
@@ -124,7 +125,7 @@ def refusal(process: Process) -> tuple[int, str]:
 def test_without_ray_the_pip_line_is_said(serve: Callable[..., Process]) -> None:
     code, line = refusal(serve("x", "--replicas", "2", code=WITHOUT_RAY))
     assert code == 2
-    assert "pip install 'qvl[ray]'" in line
+    assert install_line("ray") in line
 
 
 @pytest.mark.parametrize(

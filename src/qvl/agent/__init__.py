@@ -1,6 +1,6 @@
 """Look first, then find, then recommend: a catalogue, a workflow with a fixed order, and tools for other agents.
 
-The catalogue works by itself. The workflow, the LangChain classes and the MCP server need `pip install 'qvl[agent]'`,
+The catalogue works by itself. The workflow, the LangChain classes and the MCP server need the extra `agent`,
 and are imported when they are first used.
 """
 
@@ -60,8 +60,9 @@ def __getattr__(name: str) -> Any:
         module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
     except ModuleNotFoundError as exc:
         from qvl.errors import MissingDependencyError
+        from qvl.extras import install_line
 
-        raise MissingDependencyError(f"{name} needs the package {exc.name!r}", hint="pip install 'qvl[agent]'") from exc
+        raise MissingDependencyError(f"{name} needs the package {exc.name!r}", hint=install_line("agent")) from exc
     return getattr(module, name)
 
 

@@ -23,6 +23,7 @@ from qvl.agent.ranking import POOL, Search
 from qvl.agent.text import key
 from qvl.errors import ConfigError
 from qvl.log import logger
+from qvl.places import cache_folder, in_home
 
 RRF: Final = 60
 MAX_LIMIT: Final = 100
@@ -58,7 +59,7 @@ class Catalog:
         progress: bool | None = None,
     ) -> None:
         self.retriever = retriever
-        self.path = Path(source).expanduser() if isinstance(source, str | Path) else None
+        self.path = in_home(source) if isinstance(source, str | Path) else None
         if self.path is not None and not self.path.is_file():
             raise ConfigError(
                 f"there is no catalogue {str(source)!r}", hint="name a JSON, JSONL or CSV file", param="catalog"
@@ -225,9 +226,7 @@ def _given(rows: Iterable[Product | Mapping[str, Any]]) -> Iterator[tuple[int, P
 def _index_path(source: Path | None) -> str:
     if source is None:
         return ":memory:"
-    import platformdirs
-
-    folder = platformdirs.user_cache_path("qvl") / "catalogs"
+    folder = cache_folder() / "catalogs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from qvl.errors import MediaError, MissingDependencyError, QvlError
+from qvl.extras import install_line
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
@@ -39,7 +40,7 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
         from mcp.server import MCPServer
         from mcp.server.mcpserver.exceptions import ToolError
     except ModuleNotFoundError as exc:
-        raise MissingDependencyError(f"MCP needs the package {exc.name!r}", hint="pip install 'qvl[agent]'") from exc
+        raise MissingDependencyError(f"MCP needs the package {exc.name!r}", hint=install_line("agent")) from exc
     from qvl._version import __version__
 
     server: MCPServer[Any] = MCPServer("qvl", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")

@@ -23,6 +23,7 @@ from qvl.agent.product import Hit, Product, Query
 from qvl.agent.steps import Event, Note, Recommendation, State, StepError, watched
 from qvl.agent.wish import read_wish, relaxed
 from qvl.errors import ConfigError, MissingDependencyError, QvlError
+from qvl.extras import install_line
 from qvl.plugins import nearest
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Recommender:
             from langgraph.graph import END, START, StateGraph
         except ModuleNotFoundError as exc:
             raise MissingDependencyError(
-                f"the workflow needs the package {exc.name!r}", hint="pip install 'qvl[agent]'"
+                f"the workflow needs the package {exc.name!r}", hint=install_line("agent")
             ) from exc
         saver: Any = InMemorySaver()
         if checkpoints is not None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from qvl.ascend import matrix
 from qvl.errors import ConfigError
+from qvl.places import in_home
 
 ENGINES: Final = ("qvl", "vllm")
 DEVICE_NODES: Final = ("/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
@@ -87,7 +88,7 @@ class Plan:
     @property
     def weights(self) -> Path | None:
         """The model's folder on this host, None for a hub id."""
-        path = Path(self.model).expanduser()
+        path = in_home(self.model)
         return path.resolve() if path.is_dir() or self.model.startswith(("/", "./", "../", "~")) else None
 
     @property

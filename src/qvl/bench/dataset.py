@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from qvl.errors import ConfigError
+from qvl.places import in_home
 
 TEXT_KEYS: Final = ("prompt", "text", "question", "query")
 PICTURE_KEYS: Final = ("image_path", "image_url", "image", "images", "image_files", "image_paths", "image_urls")
@@ -341,7 +342,7 @@ def _part(part: Any) -> dict[str, Any]:
 
 
 def _expand(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
+    path = in_home(pattern)
     if path.is_file():
         return [path]
     if path.is_dir():

@@ -14,6 +14,7 @@ from typing import Any, Final
 from qvl.bench import report
 from qvl.bench.summary import Points, Summary
 from qvl.errors import MissingDependencyError
+from qvl.extras import install_line
 
 _STYLE: Final = """
 :root{color-scheme:light dark}
@@ -113,7 +114,7 @@ def plots(summary: Summary) -> dict[str, str]:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as exc:
-        raise MissingDependencyError("plots need the matplotlib package", hint="pip install 'qvl[bench]'") from exc
+        raise MissingDependencyError("plots need the matplotlib package", hint=install_line("bench")) from exc
     names = [found["url"] for found in summary.data["asked"]["endpoints"]]
     drawn = {
         "Latency distribution": _latencies(Figure(figsize=(9, 3.4), layout="constrained"), summary.points, names),

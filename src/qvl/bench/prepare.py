@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qvl import media
 from qvl.bench.dataset import DRAWN, Item
 from qvl.errors import MediaError
+from qvl.places import in_home
 
 if TYPE_CHECKING:
     from qvl.media import MediaPolicy
@@ -176,7 +177,7 @@ def _remote(name: str) -> bool:
 def _path(item: Item, name: str) -> str | Path:
     if name[:5].lower() == "file:" or item.base is None:
         return name
-    return item.base / Path(name).expanduser()
+    return item.base / in_home(name)
 
 
 def _with_pictures(message: dict[str, Any], sent: Mapping[str, str]) -> dict[str, Any]:

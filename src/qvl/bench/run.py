@@ -22,6 +22,7 @@ from qvl.bench.prepare import Feeder, Preparer, unlike
 from qvl.bench.record import SUMMARY, Record, RunFolder, write_json
 from qvl.bench.summary import Summary, summarise
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
+from qvl.extras import install_line
 
 GROWTH: Final = 1.1
 AHEAD: Final = 64
@@ -348,7 +349,7 @@ def _need_scipy() -> None:
     from importlib.util import find_spec
 
     if find_spec("scipy") is None:
-        raise MissingDependencyError("comparing endpoints needs the scipy package", hint="pip install 'qvl[bench]'")
+        raise MissingDependencyError("comparing endpoints needs the scipy package", hint=install_line("bench"))
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

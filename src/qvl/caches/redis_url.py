@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from qvl.caches.urls import Reader, count, flag, read_options, seconds
 from qvl.errors import ConfigError, MissingDependencyError
+from qvl.extras import install_line
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
 DEFAULT_PORT: Final = 6379
@@ -141,9 +142,7 @@ def import_redis() -> Any:
     try:
         import redis
     except ImportError as exc:
-        raise MissingDependencyError(
-            "the redis cache needs the package redis", hint="pip install 'qvl[redis]'"
-        ) from exc
+        raise MissingDependencyError("the redis cache needs the package redis", hint=install_line("redis")) from exc
     return redis
 
 

@@ -20,6 +20,7 @@ from qvl.caches.sqlite_schema import UPSERT, row
 from qvl.caches.tally import Tally
 from qvl.caches.urls import path_url, read_options, seconds, size
 from qvl.errors import CacheError, ConfigError
+from qvl.places import cache_folder, in_home
 
 T = TypeVar("T")
 
@@ -35,9 +36,7 @@ _LIVE_KEYS: Final = (
 
 def default_path() -> Path:
     """The cache file that is used when none is named, under the platform's folder for caches."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("qvl") / "cache.db"
+    return cache_folder() / "cache.db"
 
 
 def _refuse_a_missing_folder(path: Path) -> None:
@@ -94,7 +93,7 @@ class SqliteCache(Cache):
     ) -> None:
         if max_bytes < 1 or busy_timeout <= 0:
             raise ConfigError("a SQLite cache needs room and patience", hint="max_bytes and busy_timeout above 0")
-        self.path = (default_path() if path is None else Path(path).expanduser()).absolute()
+        self.path = (default_path() if path is None else in_home(path)).absolute()
         if path is not None:
             _refuse_a_missing_folder(self.path)
         _refuse_what_is_no_cache(self.path)

@@ -113,11 +113,12 @@ def launch(
 def _in_home(folder: Path) -> Path:
     """`folder` with its ~ resolved."""
     from qvl.errors import ConfigError
+    from qvl.places import in_home
 
-    try:
-        return folder.expanduser()
-    except RuntimeError as exc:
-        raise ConfigError(f"{folder} leads nowhere: this user has no home", hint="--hub-cache FOLDER") from exc
+    found = in_home(folder)
+    if found.parts[:1] == ("~",):
+        raise ConfigError(f"{folder} leads nowhere: this user has no home", hint="--hub-cache FOLDER")
+    return found
 
 
 def _missing(model: str, image: str, engine: str, compose: Path | None, pool_image: str) -> list[str]:

@@ -98,7 +98,7 @@ def on_this_machine(folder: Path | None = None) -> list[dict[str, Any]]:
         return []
     try:
         repos = scan_cache_dir(folder).repos
-    except (CacheNotFound, OSError):
+    except (CacheNotFound, OSError, RuntimeError):  # the last: this user has no home
         return []
     return [
         {

@@ -290,9 +290,9 @@ def serve(
         from qvl.server.runner import bind, make_server, run_server
         from qvl.server.tracing import exporting
     except ModuleNotFoundError as exc:
-        raise MissingDependencyError(
-            f"qvl-serve needs the package {exc.name!r}", hint="pip install 'qvl[server]'"
-        ) from exc
+        from qvl.extras import install_line
+
+        raise MissingDependencyError(f"qvl-serve needs the package {exc.name!r}", hint=install_line("server")) from exc
     from qvl.cli.banner import print_banner, shown_host
     from qvl.media import MediaPolicy
     from qvl.pipeline import TINY_NOTICE, AsyncPipeline

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
+from qvl.extras import install_line
 from qvl.log import logger
 
 DEVICES: Final = ("auto", "npu", "cuda", "cpu")
@@ -67,7 +68,7 @@ def require_ray(module: str = "ray") -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as exc:
-        raise MissingDependencyError(f"replicas need the package {exc.name!r}", hint="pip install 'qvl[ray]'") from exc
+        raise MissingDependencyError(f"replicas need the package {exc.name!r}", hint=install_line("ray")) from exc
 
 
 def check_settings(replicas: int, devices: str, address: str | None) -> None:

@@ -14,11 +14,11 @@ import sys
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.errors import BackendError, ConfigError, QvlError
 from qvl.mapping import MapItem
+from qvl.places import in_home
 from qvl.ray import cluster
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _portable(source: Any) -> Any:
     if isinstance(source, list | tuple):
         return [_portable(one) for one in source]
     if isinstance(source, os.PathLike):
-        return Path(source).expanduser().absolute()
+        return in_home(source).absolute()
     if isinstance(source, str):
         return source if source.partition(":")[0] in ("http", "https", "data", "file") else os.path.abspath(source)
     return source.read() if hasattr(source, "read") else source

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from qvl._version import __version__
 from qvl.errors import ConfigError, MissingDependencyError
+from qvl.extras import install_line
 from qvl.log import logger
 from qvl.tracing import CARRIED
 
@@ -177,9 +178,9 @@ def exporting(endpoint: str | None) -> SdkProvider | None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as exc:
         if endpoint is None:
-            log.warning("no traces are sent", reason=f"the package {exc.name} is missing", hint="qvl[otel]")
+            log.warning("no traces are sent", reason=f"the package {exc.name} is missing", hint=install_line("otel"))
             return None
-        raise MissingDependencyError(f"traces need the package {exc.name!r}", hint="pip install 'qvl[otel]'") from exc
+        raise MissingDependencyError(f"traces need the package {exc.name!r}", hint=install_line("otel")) from exc
     told = {"service.version": __version__}
     if not (os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")):
         told["service.name"] = "qvl"

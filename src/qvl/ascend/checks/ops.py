@@ -12,6 +12,7 @@ from qvl.ascend import devices
 from qvl.ascend.host import Host
 from qvl.ascend.probe import MARK
 from qvl.ascend.report import Finding
+from qvl.extras import install_line
 
 _TIMEOUT = 600.0
 _SLOW_FIRST_MS = 5000.0
@@ -101,7 +102,7 @@ def _fix_import(device: str) -> str:
         return "source /usr/local/Ascend/ascend-toolkit/set_env.sh, then compare the versions above"
     if device.startswith("cuda"):
         return "install a torch built for this driver's CUDA, and give the container --gpus"
-    return "pip install 'qvl[local]'"
+    return install_line("local")
 
 
 def _fix_operation(device: str, item: dict[str, Any]) -> str:

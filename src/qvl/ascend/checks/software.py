@@ -9,6 +9,7 @@ from qvl.ascend import matrix
 from qvl.ascend.checks.driver import fields
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding
+from qvl.extras import install_line
 
 _TOOLKITS = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann", "/usr/local/Ascend/latest")
 _MACHINES = ("aarch64-linux", "x86_64-linux", "arm64-linux")
@@ -108,7 +109,7 @@ def _torch(packages: Mapping[str, str], detail: Mapping[str, Any], kind: str) ->
     if version:
         yield Finding("torch", "ok", f"torch {version}", detail)
         return
-    line = "pip install 'qvl[npu]'" if kind == "npu" else "pip install 'qvl[local]'"
+    line = install_line("npu") if kind == "npu" else install_line("local")
     yield Finding("torch", "warn", "torch is not installed: no local model can run", detail, line)
 
 
@@ -120,7 +121,7 @@ def _transformers(packages: Mapping[str, str], table: matrix.Matrix) -> Iterator
             "transformers",
             "warn",
             "transformers is not installed: no local model can run",
-            fix="pip install 'qvl[local]'",
+            fix=install_line("local"),
         )
     elif matrix.key(version) < matrix.key(low):
         yield Finding(
@@ -140,7 +141,7 @@ def _torch_npu(packages: Mapping[str, str], cann: str | None, table: matrix.Matr
             "torch-npu",
             "fail",
             "torch_npu is not installed: everything would run on the CPU",
-            fix=f"pip install torch-npu=={torch.split('+')[0]}" if torch else "pip install 'qvl[npu]'",
+            fix=f"pip install torch-npu=={torch.split('+')[0]}" if torch else install_line("npu"),
         )
         return
     if torch and matrix.release(npu) != matrix.release(torch):

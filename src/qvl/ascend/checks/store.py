@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding
+from qvl.places import in_home
 
 NETWORK_TYPES: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "afs", "virtiofs"}
@@ -48,7 +49,7 @@ def file_of(url: str) -> str:
     place = url.partition("?")[0]
     if place.startswith("sqlite:"):
         place = unquote(place.partition("://")[2][1:])
-    return str((Path(place).expanduser() if place else default_path()).absolute())
+    return str((in_home(place) if place else default_path()).absolute())
 
 
 def mount_of(host: Host, path: str) -> tuple[str, str] | None:

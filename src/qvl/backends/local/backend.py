@@ -19,6 +19,7 @@ from qvl.errors import (
     QvlError,
     RateLimitError,
 )
+from qvl.extras import install_line
 from qvl.log import logger
 from qvl.types import TextPart
 
@@ -169,9 +170,7 @@ class LocalBackend(Backend):
             except ImportError as exc:
                 if isinstance(exc, MissingDependencyError):
                     raise
-                raise MissingDependencyError(
-                    f"a local model needs {exc.name}", hint="pip install 'qvl[local]'"
-                ) from exc
+                raise MissingDependencyError(f"a local model needs {exc.name}", hint=install_line("local")) from exc
             built = self._build(device)
             if self._closed:
                 raise BackendUnavailableError("this backend was closed while it loaded", hint="make a new one")

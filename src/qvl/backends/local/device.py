@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.errors import ConfigError, MissingDependencyError
+from qvl.extras import install_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,7 +194,7 @@ def open_device(device: str = "auto", dtype: str = "auto") -> Device:
         if why is not None:
             if kind == "npu" and importlib.util.find_spec("torch_npu") is None:
                 raise MissingDependencyError(
-                    "device npu needs torch_npu, which is not installed", hint="pip install 'qvl[npu]'"
+                    "device npu needs torch_npu, which is not installed", hint=install_line("npu")
                 )
             raise ConfigError(f"device {wanted!r} cannot be used: {why}", hint="qvl doctor examines the host")
     index = _index(kind, int(number) if number else None, wanted)
@@ -238,7 +239,7 @@ def _unusable(kind: str) -> str | None:
     if kind == "cuda":
         return None if torch.cuda.is_available() else "torch sees no CUDA device"
     if importlib.util.find_spec("torch_npu") is None:
-        return "torch_npu is not installed (pip install 'qvl[npu]')"
+        return f"torch_npu is not installed ({install_line('npu')})"
     try:
         importlib.import_module("torch_npu")
         module: Any = getattr(torch, "npu", None)

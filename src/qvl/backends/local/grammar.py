@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.grammar_schema import call_schema, check_format, compiler_reason, enforceable
 from qvl.errors import MissingDependencyError, RequestError
+from qvl.extras import install_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +65,7 @@ class Grammars:
         except ImportError as exc:
             if request.response_format.kind == "text" and request.tool_choice in ("none", "auto"):
                 return None, ""
-            raise MissingDependencyError("response_format needs llguidance", hint="pip install 'qvl[local]'") from exc
+            raise MissingDependencyError("response_format needs llguidance", hint=install_line("local")) from exc
         if named := request.forced_tools:
             return self._calls(named, request.parallel_tool_calls and request.tool_choice == "required"), "tools"
         form = request.response_format

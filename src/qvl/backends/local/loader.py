@@ -20,7 +20,9 @@ from qvl.backends.local.checkpoint_files import (
     refuse_quantised,
 )
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError
+from qvl.extras import install_line
 from qvl.log import logger
+from qvl.places import in_home
 
 if TYPE_CHECKING:
     from qvl.backends.local.device import Device
@@ -78,7 +80,7 @@ def load(
         import torch
         import transformers
     except ImportError as exc:
-        raise MissingDependencyError(f"a local model needs {exc.name}", hint="pip install 'qvl[local]'") from exc
+        raise MissingDependencyError(f"a local model needs {exc.name}", hint=install_line("local")) from exc
     folder = find_folder(model, revision)
     name = model or "the bundled model"
     config = read_json(folder / "config.json", name)
@@ -180,7 +182,7 @@ def _check_weights(name: str, loaded: Any, told: dict[str, Any]) -> None:
 
 def peek(model: str | None) -> tuple[str, dict[str, Any]] | None:
     """(fingerprint, preprocessor settings) of a checkpoint in a folder, read without torch; None for anything else."""
-    folder = bundled_folder() if model is None else Path(model).expanduser()
+    folder = bundled_folder() if model is None else in_home(model)
     if not (folder / "config.json").is_file():
         return None
     try:
@@ -198,7 +200,7 @@ def find_folder(model: str | None, revision: str | None) -> Path:
         if not (folder / "config.json").is_file():
             raise ConfigError("the bundled model is not in this installation", hint="name a model, or install again")
         return folder
-    path = Path(model).expanduser()
+    path = in_home(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ConfigError(f"{model} has no config.json", hint="name the folder of a Qwen3-VL checkpoint")

@@ -1,0 +1,51 @@
+"""How this installation of qvl gets what it lacks: the one place that every hint for a missing package asks."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def install_line(*extras: str) -> str:
+    """The command that adds `extras`, from where the user is: in a clone by its path, else by the name qvl."""
+    wanted = f"[{','.join(extras)}]"
+    folder = _source()
+    if folder is None:
+        return f"{_pip()} install 'qvl{wanted}'"
+    where = "." if folder == Path.cwd() else str(folder)
+    # An editable installation stays one.
+    editable = "-e " if (folder / "src" / "qvl").resolve() == Path(__file__).resolve().parent else ""
+    return f"{_pip()} install {editable}'{where}{wanted}'"
+
+
+def _source() -> Path | None:
+    """The clone that this installation was made from, if it is still there."""
+    here = Path(__file__).resolve().parents[2]
+    if here.name != "site-packages" and (here / "pyproject.toml").is_file():
+        return here
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        told = json.loads(distribution("qvl").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None
+    folder = Path(url2pathname(urlsplit(told.get("url", "")).path))
+    return folder if "dir_info" in told and (folder / "pyproject.toml").is_file() else None
+
+
+def _pip() -> str:
+    """The pip of this environment, which may not be the one on the PATH."""
+    beside = Path(sys.executable).parent
+    if Path(shutil.which("pip") or beside / "pip").parent == beside:
+        return "pip"
+    try:
+        python = os.path.relpath(sys.executable)
+    except ValueError:  # on another drive
+        python = sys.executable
+    return f"{shlex.quote(sys.executable if python.startswith('..') else python)} -m pip"
