@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, ValidationError, create_model
 
+from qvl.answer_json import Found, find_object
 from qvl.errors import AnalysisError, ConfigError
 from qvl.prompts import LANGUAGES, PRODUCT_PROMPTS, PROMPT_VERSION, RETRY_PROMPTS, SCHEMA_PROMPTS
 from qvl.types import ImagePart, Message, Part, ResponseFormat, Result, TextPart, TokenLogprob
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from qvl.media import Picture
 
 CONFIDENCE_METHOD: Final = "token_probability_product"
-_FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL | re.IGNORECASE)
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -187,7 +187,7 @@ def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
     """
     wanted: type[BaseModel] = ProductFields if schema is ProductAnalysis else schema
     try:
-        value = validate(load_object(text, complete=complete), wanted)
+        value = validate(find(text, schema, complete=complete).value, wanted)
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the object"
@@ -206,35 +206,22 @@ def validate(data: Any, schema: type[T]) -> T:
     return schema.model_validate_json(json.dumps(data))
 
 
-def load_object(text: str, *, complete: bool) -> dict[str, Any]:
+def find(text: str, schema: type[BaseModel], *, complete: bool) -> Found:
     """The JSON object in the model's answer, as it stands there.
 
     Raises:
         AnalysisError: there is none.
     """
-    fenced = _FENCE.match(text)
-    body = (fenced.group(1) if fenced else text).strip()
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        if not complete:
-            raise AnalysisError("the answer was cut off", raw=text, hint="raise max_tokens") from None
-        data = _repair(body)
-    if not isinstance(data, dict):
-        raise AnalysisError("the answer is no JSON object", raw=text)
-    return data
+    wanted = ProductFields if schema is ProductAnalysis else schema
 
+    def fits(data: dict[str, Any]) -> bool:
+        try:
+            validate(data, wanted)
+        except ValidationError:
+            return False
+        return True
 
-def _repair(body: str) -> Any:
-    import json_repair
-
-    start, end = body.find("{"), body.rfind("}")
-    if start < 0 or end < start:
-        return None
-    try:
-        return json_repair.loads(body[start : end + 1])
-    except RecursionError:
-        return None
+    return find_object(text, complete=complete, fits=fits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +233,9 @@ class _Span:
     end: int
 
 
-def value_spans(text: str) -> list[_Span]:
-    """Where each leaf value of the JSON object in `text` stands; paths are dotted, list items by number."""
-    start = text.find("{")
+def value_spans(text: str, start: int | None = None) -> list[_Span]:
+    """Where each leaf value of the object at `start` (the first) stands; paths are dotted, list items by number."""
+    start = text.find("{") if start is None else start
     if start < 0:
         return []
     try:
@@ -286,7 +273,9 @@ def _walk(text: str, i: int, path: str) -> Iterator[_Span]:
         number += 1
 
 
-def confidences(text: str, logprobs: Sequence[TokenLogprob] | None) -> tuple[float | None, dict[str, float]]:
+def confidences(
+    text: str, logprobs: Sequence[TokenLogprob] | None, start: int | None = None
+) -> tuple[float | None, dict[str, float]]:
     """(of the whole, per leaf) from token probabilities, or (None, {}) when the tokens do not spell `text`.
 
     A token that spells parts of two values counts for both. The quotes of a value belong to it, since the first decides
@@ -302,7 +291,7 @@ def confidences(text: str, logprobs: Sequence[TokenLogprob] | None) -> tuple[flo
     fields: dict[str, float] = {}
     total = 0.0
     counted: set[int] = set()
-    for span in value_spans(text):
+    for span in value_spans(text, start):
         start = offset + len(text[: span.start].encode())
         end = offset + len(text[: span.end].encode())
         log = 0.0

@@ -128,7 +128,8 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
             second = (await self.pipeline.generate(dataclasses.replace(job, request=again), emit)).result
             value, result = self._parse(second), _with_usage_of(first, second)
             notes += (f"asked again once: {error.message}",)
-        whole, fields = analysis.confidences(result.text, result.logprobs)
+        found = analysis.find(result.text, self.schema, complete=result.finish_reason != "length")
+        whole, fields = analysis.confidences(result.text, result.logprobs, found.start)
         choice = dataclasses.replace(result.choices[0], logprobs=None)
         confidence = {
             "confidence": whole,
@@ -140,7 +141,7 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
             kept = value.model_dump(mode="json")
         else:
             # The answer itself: what a model dumps (aliases, computed and excluded fields) it need not read again.
-            kept = analysis.load_object(result.text, complete=result.finish_reason != "length")
+            kept = found.value
         return Outcome(
             dataclasses.replace(result, choices=(choice,), notes=result.notes + notes, created_at=time.time()),
             analysis=kept,

@@ -5,7 +5,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from langchain_core.globals import set_llm_cache
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from qvl import AsyncPipeline, Pipeline
 from qvl.agent.chat_model import QvlCache, QvlChatModel
-from qvl.errors import ConfigError, UnsupportedInputError
+from qvl.errors import AnalysisError, ConfigError, UnsupportedInputError
 from qvl.testing import echo
 from qvl.types import ChatRequest
 from tests.agent.conftest import ShopModel
@@ -127,6 +127,36 @@ def test_structured_output_gives_the_class_or_says_why_not() -> None:
     failed = model.invoke("x")
     assert failed["parsed"] is None  # type: ignore[index]
     assert failed["parsing_error"] is not None  # type: ignore[index]
+
+
+class Size(TypedDict):
+    """A size."""
+
+    size: int
+
+
+BY_NAME = {"title": "Shoe", "type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]}
+
+
+@pytest.mark.parametrize("schema", [Shoe, BY_NAME, Size])
+@pytest.mark.parametrize("include_raw", [False, True])
+def test_structured_output_that_was_cut_off_says_so(schema: Any, include_raw: bool) -> None:
+    with Pipeline(cache="off") as pipeline:
+        model = QvlChatModel(pipeline=pipeline, max_tokens=2).with_structured_output(schema, include_raw=include_raw)
+        if not include_raw:
+            with pytest.raises(AnalysisError, match=r"cut off \(raise max_tokens\)"):
+                model.invoke("What size?")
+            return
+        found: Any = model.invoke("What size?")
+        assert found["parsed"] is None
+        assert "cut off" in str(found["parsing_error"])
+        assert found["raw"].response_metadata["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("text", ['So {well}: {"size": 4} {x}', '[{"size": 4}]', '{"no": 1} or {"size": 4}'])
+def test_structured_output_by_name_is_found_among_other_text(text: str) -> None:
+    with Pipeline(backend=ShopModel(text), cache="off") as pipeline:
+        assert QvlChatModel(pipeline=pipeline).with_structured_output(BY_NAME).invoke("x") == {"size": 4}
 
 
 def test_answers_are_kept_for_langchain(tmp_path: Any) -> None:

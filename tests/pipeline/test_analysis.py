@@ -94,3 +94,49 @@ def test_equal_analyses_are_equal_wherever_they_came_from() -> None:
     one, two = (ProductAnalysis(brand="a", category=None, created_at=when) for _ in range(2))
     one.came_from(Result(choices=()))
     assert one == two
+
+
+WANT = '{"brand": "Norvik", "category": "mug", "attributes": {"color": "red"}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        WANT + "\n\nHope that helps {smile}",
+        "The logo {in red} says it.\n\n" + WANT,
+        f"Sure {{ok}}:\n```json\n{WANT}\n```\nDone {{x}}",
+        f"```json\n[{WANT}]\n```",
+        f"[{WANT}]",
+        f"As in [1], it is [{WANT}].",
+        '{"name": "an example"} is not it, but ' + WANT,
+        '{"brand": null, "category": null} would be empty; rather:\n' + WANT,
+        f'{{"result": {WANT}}}',
+        f'Here: {{"result": {WANT}}} {{}}',
+        f'<think>Perhaps {{"brand": "Other", "category": null}}?</think>\n{WANT}',
+        f'Perhaps {{"brand": "Other", "category": null}}?</think>{WANT}',
+        "Well {yes}: " + WANT.replace("}}", "},}") + " {no}",
+        WANT.replace('"brand": "Norvik"', "\u201cbrand\u201d: \u201cNorvik\u201d"),
+        WANT.replace('"', "'"),
+    ],
+)
+def test_the_object_that_was_asked_for_is_found_among_other_text(text: str) -> None:
+    found = analysis.parse(text, ProductAnalysis)
+    assert (found.brand, found.category, found.attributes) == ("Norvik", "mug", {"color": "red"})
+
+
+@pytest.mark.parametrize(
+    "text", ["{smile}", f"[{WANT}, {WANT}]", '{"result": {"other": 1}}', "{" * 5000, "{}" * 5000, '"' + WANT[:20]]
+)
+def test_what_holds_no_such_object_is_still_refused(text: str) -> None:
+    with pytest.raises(AnalysisError):
+        analysis.parse(text, ProductAnalysis)
+
+
+def test_confidence_is_of_the_object_that_was_taken() -> None:
+    before = '{"brand": 1} is wrong, {x} too: '
+    tokens = [TokenLogprob(before, math.log(0.1)), TokenLogprob(WANT, math.log(0.9))]
+    start = analysis.find(before + WANT, ProductAnalysis, complete=True).start
+    whole, fields = analysis.confidences(before + WANT, tokens, start)
+    assert start == len(before)
+    assert whole == pytest.approx(0.9)
+    assert set(fields) == {"brand", "category", "attributes.color"}

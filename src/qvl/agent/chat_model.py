@@ -223,6 +223,7 @@ class QvlChatModel(BaseChatModel):
         else:
             found = model.model_json_schema() if model is not None else convert_to_json_schema(schema)
             wanted = {"type": "json_schema", "json_schema": {"name": found.get("title", "answer"), "schema": found}}
+        required = (found if model is None else {}).get("required", []) if wanted["type"] == "json_schema" else []
         bound = self.bind(
             response_format=wanted,
             ls_structured_output_format={"kwargs": {"method": kwargs.get("method", "json_schema")}, "schema": schema},
@@ -230,12 +231,14 @@ class QvlChatModel(BaseChatModel):
 
         def read(message: AIMessage) -> Any:
             from qvl.analysis import parse
+            from qvl.answer_json import find_object
 
+            complete = message.response_metadata.get("finish_reason") != "length"
             if model is not None:
-                return parse(message.text, model)
+                return parse(message.text, model, complete=complete)
             # A class of pydantic's first version, which LangChain still allows.
             older = getattr(schema, "parse_obj", None)
-            found = json.loads(message.text)
+            found = find_object(message.text, complete=complete, fits=_has(required)).value
             return found if older is None else older(found)
 
         reading: Runnable[Any, Any] = RunnableLambda(read)
@@ -246,6 +249,10 @@ class QvlChatModel(BaseChatModel):
         )
         failed = RunnablePassthrough.assign(parsed=lambda _: None)
         return {"raw": bound} | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+
+def _has(names: Sequence[str]) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda value: all(name in value for name in names)
 
 
 def to_qvl(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
