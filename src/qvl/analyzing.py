@@ -15,7 +15,7 @@ from qvl.calls import Call
 from qvl.errors import AnalysisError, ConfigError
 from qvl.flight import Outcome, Written
 from qvl.ids import new_request_id
-from qvl.messages import own_extra, pixel_budget, sampling_params
+from qvl.messages import own_extra, request_limits, sampling_params, unread_pictures
 from qvl.types import ChatRequest, ResponseFormat, Result, Usage
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ BUNDLED: Final = "bundled"
 
 
 class AnalyzeCall(Call[AnalysisResult[Any]]):
-    """The analysis of one product, shown on the pictures `sources`; `params` are SamplingParams and the like."""
+    """The analysis of one product, shown on the pictures `sources` (or parts with them); `params` as of `ask`."""
 
     def __init__(
         self,
@@ -53,11 +53,11 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
         self.schema: type[BaseModel] = box or schema
         self._boxed = box is not None
         self.language = analysis.check_language(language)
-        self.sources = sources
         given = dict(params)
         self._request_id: str = given.pop("request_id", None) or new_request_id()
-        self._max_pixels = pixel_budget(given.pop("max_pixels", None))
         self._extra = own_extra(given.pop("extra", None))
+        limits = request_limits(given.pop("max_pixels", None), given.pop("min_pixels", None), self._extra)
+        self.pictures = unread_pictures(sources, limits)
         self._sampling = sampling_params({"max_tokens": MAX_TOKENS, **given})
         if self._sampling.n != 1:
             raise ConfigError("an analysis is one answer", hint="leave n out", param="n")
@@ -109,7 +109,6 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
             ),
             sampling=sampling,
             response_format=analysis.response_format(self.schema) if have.json_schema else ResponseFormat(),
-            max_pixels=self._max_pixels,
             request_id=self._request_id,
             extra=self._extra,
         )

@@ -251,7 +251,7 @@ class Answering:
     async def answer(self, call: Call[R], pictures: Sequence[Picture] | None = None) -> R:
         """Everything from the pictures on, which may be loaded already."""
         if pictures is None:
-            pictures = await load_pictures(call.sources, call.policy, call.details, seen=self.seen)
+            pictures = await load_pictures(call.pictures, call.policy, seen=self.seen)
         read = pictures
         job = await self._made(lambda: call.job(read))
         return await self.conclude(call, job, await self.look_up(job))

@@ -28,15 +28,16 @@ from qvl.errors import AnalysisError, ConfigError
 from qvl.flight import CLOSE_SECONDS
 from qvl.log import logger
 from qvl.mapping import MapItem
-from qvl.messages import load_picture_here
-from qvl.pipeline import AsyncPipeline, question_messages
+from qvl.messages import load_picture_here, question_messages
+from qvl.pipeline import AsyncPipeline
 from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.analysis import AnalysisResult, ProductAnalysis
-    from qvl.media import MediaPolicy, PictureSource
-    from qvl.messages import MessageLike
+    from qvl.media import MediaPolicy
+    from qvl.parts import PictureLike
     from qvl.store import CacheMode
+    from qvl.turns import MessageLike
 
 T = TypeVar("T", bound=BaseModel)
 R = TypeVar("R")
@@ -62,6 +63,7 @@ class Pipeline:
         namespace: str | None = None,
         language: str | None = None,
         max_pixels: int | None = None,
+        min_pixels: int | None = None,
         media: MediaPolicy | None = None,
         concurrency: int | None = None,
         plugins: Iterable[Any] = (),
@@ -76,6 +78,7 @@ class Pipeline:
             namespace=namespace,
             language=language,
             max_pixels=max_pixels,
+            min_pixels=min_pixels,
             media=media,
             concurrency=concurrency,
             plugins=plugins,
@@ -94,7 +97,7 @@ class Pipeline:
 
     def ask(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         question: str,
         *,
         system: str | None = None,
@@ -105,7 +108,7 @@ class Pipeline:
 
     def stream(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         question: str,
         *,
         system: str | None = None,
@@ -125,7 +128,7 @@ class Pipeline:
     @overload
     def analyze(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         *,
         schema: None = None,
         language: str | None = None,
@@ -135,7 +138,7 @@ class Pipeline:
     @overload
     def analyze(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         *,
         schema: type[T],
         language: str | None = None,
@@ -144,7 +147,7 @@ class Pipeline:
     ) -> T: ...
     def analyze(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         *,
         schema: type[Any] | None = None,
         language: str | None = None,
@@ -155,7 +158,7 @@ class Pipeline:
 
     def analyze_result(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         *,
         schema: type[Any] | None = None,
         language: str | None = None,
@@ -166,7 +169,7 @@ class Pipeline:
 
     def map(
         self,
-        sources: Iterable[PictureSource | Sequence[PictureSource]],
+        sources: Iterable[PictureLike | Sequence[PictureLike]],
         question: str | None = None,
         *,
         schema: type[Any] | None = None,
@@ -216,7 +219,7 @@ class Pipeline:
         """
         pipeline = self.pipeline
         self._loop.claim()
-        pictures = load_picture_here(call.sources, call.policy, call.details, pipeline.seen)
+        pictures = load_picture_here(call.pictures, call.policy, pipeline.seen)
         job = None if pictures is None else call.job(pictures)
         if job is None:
             return self._loop.call(lambda: pipeline.answer(call, pictures))

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qvl.ids import new_request_id
-from qvl.messages import Draft, MessageLike, draft_request
+from qvl.messages import Draft, draft_request
+from qvl.parts import UnreadPicture
+from qvl.turns import MessageLike
 
 if TYPE_CHECKING:
     from qvl.answering import Answering
@@ -28,15 +30,14 @@ R = TypeVar("R")
 class Call(ABC, Generic[R]):
     """One question over one pipeline; everything but its pictures is read and checked when it is made.
 
-    `work` is what a flight does instead of generating once; `details` are OpenAI's words for the pictures.
+    `work` is what a flight does instead of generating once.
 
     Args:
         policy: of the media gate; the pipeline's unless given.
         started: since when its time counts, by time.perf_counter().
     """
 
-    sources: Sequence[Any] = ()
-    details: Sequence[str | None] = ()
+    pictures: Sequence[UnreadPicture] = ()
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class ChatCall(Call["Result"]):
     ) -> None:
         super().__init__(pipeline, cache)
         self.draft: Draft = draft_request(messages, **{"request_id": new_request_id(), **params})
-        self.sources, self.details = self.draft.sources, self.draft.details
+        self.pictures = self.draft.pictures
 
     def job(self, pictures: Sequence[Picture]) -> Job | None:
         return self.pipeline.job_now(self.draft.finished(pictures), self.cache, started=self.started)

@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     namespace: str = ""
     language: str = "en"
     max_pixels: int | None = None
+    min_pixels: int | None = None
     concurrency: int = 8
     serve: dict[str, Any] = {}
 

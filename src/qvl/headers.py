@@ -14,6 +14,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from qvl.errors import MediaError
+from qvl.resizing import canonical_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ _TIFF_HEIGHT: Final = 0x0101
 class Header:
     """What is known of an encoded picture before its pixels are decoded. `width` and `height` are the canonical ones.
 
+    `sized`: whether a request set them.
     `plain`: every decoder reads these bytes to the canonical pixels, so they may be passed on as they are.
     """
 
@@ -49,6 +51,7 @@ class Header:
     height: int
     orientation: int
     plain: bool
+    sized: bool
 
     @property
     def media_type(self) -> str:
@@ -84,9 +87,9 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
 def _header(form: str, size: tuple[int, int], orientation: int, policy: MediaPolicy, *, simple: bool) -> Header:
     """`simple`: one frame of 8-bit RGB pixels that hide nothing."""
     upright = size[::-1] if orientation >= 5 else size
-    small = budget(*upright, policy.max_pixels)
-    plain = simple and form in PORTABLE and orientation == 1 and small == upright
-    return Header(form, *small, orientation, plain)
+    width, height, sized = canonical_size(*upright, policy)
+    plain = simple and form in PORTABLE and orientation == 1 and (width, height) == upright
+    return Header(form, width, height, orientation, plain, sized)
 
 
 def _colour_jpeg(data: bytes) -> tuple[int, int, int] | None:
@@ -175,16 +178,6 @@ def broken(name: str, form: str, exc: BaseException) -> MediaError:
         hint="save or download it again",
         code="image_decode_failed",
     )
-
-
-def budget(width: int, height: int, max_pixels: int) -> tuple[int, int]:
-    """The largest size within `max_pixels` that keeps the aspect ratio, at least 1 x 1; never larger than given."""
-    if width * height <= max_pixels:
-        return width, height
-    scale = (max_pixels / (width * height)) ** 0.5
-    short = max(1, int(min(width, height) * scale))
-    long = max(1, min(int(max(width, height) * scale), max_pixels // short))
-    return (long, short) if width >= height else (short, long)
 
 
 def check_size(size: tuple[int, int], policy: MediaPolicy, name: str) -> None:

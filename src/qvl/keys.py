@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qvl.errors import CacheError, RequestError
 from qvl.types import (
@@ -26,6 +26,9 @@ from qvl.types import (
     Usage,
     canonical_json,
 )
+
+if TYPE_CHECKING:
+    from qvl.media import Picture
 
 MANIFEST_VERSION: Final = 1
 # Not asdict, which copies deeply and takes longer than the look-up that follows.
@@ -101,15 +104,18 @@ def _message(message: Message) -> dict[str, Any]:
     return {
         "role": message.role,
         "parts": [
-            {"image": part.picture.sha256, "size": [part.picture.width, part.picture.height]}
-            if isinstance(part, ImagePart)
-            else {"text": part.text}
-            for part in message.parts
+            _picture(part.picture) if isinstance(part, ImagePart) else {"text": part.text} for part in message.parts
         ],
         "tool_calls": [asdict(call) for call in message.tool_calls],
         "tool_call_id": message.tool_call_id,
         "name": message.name,
     }
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    size = {"image": picture.sha256, "size": [picture.width, picture.height]}
+    # Named only where a request set the size, which the model then leaves as it is.
+    return {**size, "sized": True} if picture.sized else size
 
 
 def _response_format(request: ChatRequest) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import base64
 import io
 import ipaddress
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
@@ -21,6 +21,7 @@ import anyio.to_thread
 
 from qvl.errors import ConfigError
 from qvl.held import HeldPixels
+from qvl.resizing import NO_LIMITS, PixelLimits, budget, canonical_size
 from qvl.seen import Encoded, Seen
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class MediaPolicy:
 
     Args:
         max_pixels: budget of the canonical picture; larger ones are made smaller, aspect ratio kept.
+        min_pixels: a picture with fewer is made larger by Qwen's smart_resize; 0 leaves it to the model.
+        limits: what a request says about the size of one picture, within `max_pixels`.
         max_bytes: largest encoded picture that is read, from a file, a URL or memory.
         max_source_pixels: largest picture that is decoded at all (decompression bombs).
         max_frames: most frames of an animation, or pages of a TIFF; only the first is used.
@@ -60,6 +63,8 @@ class MediaPolicy:
     """
 
     max_pixels: int = 2_621_440
+    min_pixels: int = 0
+    limits: PixelLimits = NO_LIMITS
     max_bytes: int = 64 * 1024 * 1024
     max_source_pixels: int = 178_956_970
     max_frames: int = 1_000
@@ -74,6 +79,7 @@ class MediaPolicy:
     def __post_init__(self) -> None:
         for name in ("max_pixels", "max_bytes", "max_source_pixels", "max_frames", "max_aspect"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
+        self._check("min_pixels", 0 <= self.min_pixels <= self.max_pixels, f"from 0 to max_pixels, {self.max_pixels}")
         self._check("timeout", self.timeout > 0, "above 0, in seconds")
         self._check("max_redirects", self.max_redirects >= 0, "0 or more")
         for name in ("formats", "allowed_domains", "allowed_private"):
@@ -89,6 +95,12 @@ class MediaPolicy:
         for entry in self.allowed_private:
             if "/" in entry:
                 self._check("allowed_private", _is_network(entry), "networks as 10.1.0.0/16")
+
+    def with_sizes(self, max_pixels: int | None, min_pixels: int | None) -> MediaPolicy:
+        """Itself with the budgets that are given."""
+        given = {"max_pixels": max_pixels, "min_pixels": min_pixels}
+        named: dict[str, Any] = {name: size for name, size in given.items() if size is not None}
+        return replace(self, **named) if named else self
 
     def _check(self, name: str, ok: bool, allowed: str) -> None:
         if not ok:
@@ -119,6 +131,7 @@ class Picture:
         media_type: of `data`, as `image/png`.
         source: short name for people: a path, a URL without query and credentials, `<bytes>`, `<PIL.Image>`.
         untouched: whether `data` are the source bytes.
+        sized: whether a request set the size, so that the model's own lower limit does not change it again.
     """
 
     sha256: str
@@ -128,6 +141,7 @@ class Picture:
     media_type: str = field(compare=False)
     source: str = field(compare=False)
     untouched: bool = field(compare=False)
+    sized: bool = False
     _pixels: HeldPixels | None = field(default=None, repr=False, compare=False)
 
     if not TYPE_CHECKING:
@@ -142,7 +156,7 @@ class Picture:
     def __reduce__(self) -> tuple[type[Picture], tuple[Any, ...]]:
         # Locks and open images do not pickle; the canonical bytes say everything.
         told = (self.sha256, self.width, self.height, self.data, self.media_type, self.source, self.untouched)
-        return Picture, told
+        return Picture, (*told, self.sized)
 
     def rgb(self) -> Image.Image:
         """The canonical picture, decoded: mode RGB, a fresh copy for the caller.
@@ -174,19 +188,23 @@ class Picture:
 
     def fit(self, max_pixels: int) -> Picture:
         """A smaller copy within `max_pixels`, aspect ratio kept; itself when it fits already."""
-        from qvl import headers, pixels
+        return self._resized(budget(self.width, self.height, max_pixels), self.sized)
 
-        size = headers.budget(self.width, self.height, max_pixels)
-        if size == (self.width, self.height):
+    def under(self, policy: MediaPolicy) -> Picture:
+        """A copy of the size that `policy` gives it; itself when it has that already."""
+        width, height, sized = canonical_size(self.width, self.height, policy)
+        return self._resized((width, height), sized or self.sized)
+
+    def _resized(self, size: tuple[int, int], sized: bool) -> Picture:
+        from qvl import pixels
+
+        if size != (self.width, self.height):
+            held = HeldPixels(rgb=pixels.resized(self.rgb(), size))
+            return _deferred(self.sha256, size, self.source, held, untouched=False, sized=sized)
+        if sized == self.sized:
             return self
-        return _deferred(
-            self.sha256,
-            size,
-            self.source,
-            HeldPixels(rgb=pixels.resized(self.rgb(), size)),
-            "image/png",
-            untouched=False,
-        )
+        held = self._pixels or HeldPixels(rgb=self.rgb())
+        return _deferred(self.sha256, size, self.source, held, self.media_type, untouched=self.untouched, sized=sized)
 
     def decoded(self) -> Picture:
         """Itself, so that nothing later can fail: decoded, and the next `rgb()` costs nothing, unless the source bytes
@@ -218,7 +236,14 @@ class Picture:
 
 
 def _deferred(
-    sha256: str, size: tuple[int, int], source: str, held: HeldPixels, media_type: str = "image/png", *, untouched: bool
+    sha256: str,
+    size: tuple[int, int],
+    source: str,
+    held: HeldPixels,
+    media_type: str = "image/png",
+    *,
+    untouched: bool,
+    sized: bool,
 ) -> Picture:
     """A Picture whose `data` is worked out on first use."""
     picture = object.__new__(Picture)
@@ -229,6 +254,7 @@ def _deferred(
         ("media_type", media_type),
         ("source", source),
         ("untouched", untouched),
+        ("sized", sized),
         ("_pixels", held),
     ):
         object.__setattr__(picture, name, value)
@@ -342,7 +368,7 @@ def _web_url(source: object) -> str | None:
 def _is_small(source: object, policy: MediaPolicy) -> bool:
     """Whether it is in memory already, and next to nothing to read and to hash."""
     if isinstance(source, Picture):
-        return _fits(source, policy.max_pixels)
+        return canonical_size(source.width, source.height, policy)[:2] == (source.width, source.height)
     if isinstance(source, str):
         return len(source) <= SMALL and source.lstrip()[:5].lower() == "data:"
     return isinstance(source, (bytes, bytearray, memoryview)) and len(source) <= SMALL
@@ -355,7 +381,7 @@ def _fits(picture: Picture, max_pixels: int) -> bool:
 def _load_local(source: Any, policy: MediaPolicy, decode: bool, seen: Seen | None) -> Picture:
     """Everything but http(s)."""
     if isinstance(source, Picture):
-        return source.fit(policy.max_pixels)
+        return source.under(policy)
     import numpy as np
     from PIL import Image
 
@@ -372,9 +398,9 @@ def _load_local(source: Any, policy: MediaPolicy, decode: bool, seen: Seen | Non
 def _from_image(image: Image.Image, policy: MediaPolicy, name: str, seen: Seen | None) -> Picture:
     from qvl import pixels
 
-    rgb = pixels.canonical(image, policy, name)
+    rgb, sized = pixels.canonical(image, policy, name)
     held = HeldPixels(rgb=rgb.copy() if rgb is image else rgb)
-    return _deferred(pixels.fingerprint(image, seen), rgb.size, name, held, "image/png", untouched=False)
+    return _deferred(pixels.fingerprint(image, seen), rgb.size, name, held, untouched=False, sized=sized)
 
 
 def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, seen: Seen | None) -> Picture:
@@ -391,6 +417,5 @@ def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, seen:
     )
     if decode:
         held.verify(keep=False)
-    return _deferred(
-        encoded.sha256, (header.width, header.height), name, held, header.media_type, untouched=header.plain
-    )
+    size = (header.width, header.height)
+    return _deferred(encoded.sha256, size, name, held, header.media_type, untouched=header.plain, sized=header.sized)

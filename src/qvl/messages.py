@@ -9,66 +9,54 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
 from qvl.analysis import schema_name
 from qvl.errors import ConfigError, MediaError, RequestError, UnsupportedInputError
+from qvl.parts import PARTS, UnreadPicture, read_part
 from qvl.plugins import nearest
+from qvl.resizing import NO_LIMITS, PixelLimits, read_limits
+from qvl.turns import MessageLike, Turn, read_turn
 from qvl.types import (
     ChatRequest,
     ImagePart,
-    Message,
-    Part,
     ResponseFormat,
     SamplingParams,
     TextPart,
     Tool,
-    ToolCall,
 )
 
 if TYPE_CHECKING:
-    from qvl.media import MediaPolicy, Picture, PictureSource
+    from qvl.media import MediaPolicy, Picture
     from qvl.seen import Seen
 
-MessageLike: TypeAlias = Message | Mapping[str, Any]
 ToolLike: TypeAlias = Tool | Mapping[str, Any]
 ResponseFormatLike: TypeAlias = ResponseFormat | Mapping[str, Any] | type[BaseModel]
 MAX_PICTURES: Final = 256
-LOW_DETAIL_PIXELS: Final = 512 * 512
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()
-DETAILS: Final = (None, "auto", "low", "high", "original")
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(slots=True)
-class _Pending:
-    """A picture that is still to be loaded; `detail` low means a smaller budget than the gate's."""
-
-    source: Any
-    detail: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draft:
-    """A request that is complete and checked but for its pictures: `sources` in order, with OpenAI's word for each."""
+    """A request that is complete and checked but for its `pictures`, which stand in their order."""
 
-    sources: tuple[Any, ...]
-    details: tuple[str | None, ...]
-    messages: tuple[tuple[Message, tuple[Part | _Pending, ...]], ...]
+    pictures: tuple[UnreadPicture, ...]
+    messages: tuple[Turn, ...]
     fields: Mapping[str, Any]
 
     def finished(self, pictures: Sequence[Picture]) -> ChatRequest:
-        """The request with `pictures` in the places of `sources`."""
+        """The request with `pictures` in the places of its own."""
         coming = iter(pictures)
         return ChatRequest(
             messages=tuple(
                 dataclasses.replace(
                     message,
-                    parts=tuple([ImagePart(next(coming)) if isinstance(part, _Pending) else part for part in parts]),
+                    parts=tuple([ImagePart(next(coming)) if isinstance(p, UnreadPicture) else p for p in parts]),
                 )
                 for message, parts in self.messages
             ),
@@ -84,6 +72,7 @@ def draft_request(
     parallel_tool_calls: bool = True,
     response_format: ResponseFormatLike | None = None,
     max_pixels: int | None = None,
+    min_pixels: int | None = None,
     cache_salt: str = "",
     request_id: str = "",
     extra: Mapping[str, Any] | None = None,
@@ -98,58 +87,72 @@ def draft_request(
     if isinstance(messages, str | Mapping):
         raise RequestError("messages must be a list", hint='[{"role": "user", "content": …}]', param="messages")
     params = sampling_params(sampling)
-    drafts = tuple(_draft(message, number) for number, message in enumerate(messages))
-    pending = [part for _, parts in drafts for part in parts if isinstance(part, _Pending)]
-    if len(pending) > MAX_PICTURES:
-        raise RequestError(f"{len(pending)} pictures in one request", hint=f"at most {MAX_PICTURES}", param="messages")
+    own = own_extra(extra)
+    limits = request_limits(max_pixels, min_pixels, own)
+    turns = tuple(_limited(read_turn(item, f"messages[{number}]"), limits) for number, item in enumerate(messages))
+    pictures = tuple([part for _, parts in turns for part in parts if isinstance(part, UnreadPicture)])
+    if len(pictures) > MAX_PICTURES:
+        raise RequestError(f"{len(pictures)} pictures in one request", hint=f"at most {MAX_PICTURES}", param="messages")
     return Draft(
-        sources=tuple(part.source for part in pending),
-        details=tuple(part.detail for part in pending),
-        messages=drafts,
+        pictures=pictures,
+        messages=turns,
         fields={
             "sampling": params,
             "response_format": read_response_format(response_format),
             "tools": tuple(read_tool(tool) for tool in tools),
             "tool_choice": tool_choice,
             "parallel_tool_calls": parallel_tool_calls,
-            "max_pixels": pixel_budget(max_pixels),
             "cache_salt": cache_salt,
             "request_id": request_id,
-            "extra": own_extra(extra),
+            "extra": own,
         },
     )
 
 
+def listed(pictures: Any) -> list[Any]:
+    """One picture or several, as a list."""
+    return list(pictures) if isinstance(pictures, list | tuple) else [pictures]
+
+
+def question_messages(pictures: Any, question: str, system: str | None) -> list[dict[str, Any]]:
+    """What `ask` asks, as a conversation.
+
+    Raises:
+        ConfigError: nothing is asked.
+    """
+    if not isinstance(question, str) or not question.strip():
+        said = "empty" if isinstance(question, str) else f"a {type(question).__name__}"
+        raise ConfigError(f"the question is {said}", hint="ask(pictures, question)", param="question")
+    content = [
+        picture if isinstance(picture, PARTS) else {"type": "image", "image": picture} for picture in listed(pictures)
+    ]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
 async def load_pictures(
-    sources: Sequence[PictureSource],
-    policy: MediaPolicy,
-    details: Sequence[str | None] = (),
-    *,
-    seen: Seen | None = None,
+    pictures: Sequence[UnreadPicture], policy: MediaPolicy, *, seen: Seen | None = None
 ) -> list[Picture]:
     """Reads and hashes pictures at once, in order, without decoding them; the first that fails ends the rest.
 
-    `details` are OpenAI's words for each picture: "low" bounds it to LOW_DETAIL_PIXELS, the rest is the policy's.
-
     Raises:
         MediaError: as `qvl.media.aload`.
+        RequestError: a picture is wanted larger than `policy` allows.
     """
     from qvl import media
 
-    if not sources:
+    if not pictures:
         return []
-    policies = _policies(policy, sources, details)
+    policies = _policies(policy, pictures)
     return await _together(
         [
-            _numbered(number, media.aload(source, own, decode=False, seen=seen))
-            for number, (source, own) in enumerate(zip(sources, policies, strict=True))
+            _numbered(number, media.aload(picture.source, own, decode=False, seen=seen))
+            for number, (picture, own) in enumerate(zip(pictures, policies, strict=True))
         ]
     )
 
 
-def load_picture_here(
-    sources: Sequence[PictureSource], policy: MediaPolicy, details: Sequence[str | None], seen: Seen
-) -> list[Picture] | None:
+def load_picture_here(pictures: Sequence[UnreadPicture], policy: MediaPolicy, seen: Seen) -> list[Picture] | None:
     """As `load_pictures`, in this thread, for at most one picture; None where others would do better.
 
     Changing threads for one takes longer than what is done there, while several are read and hashed side by side, and
@@ -157,12 +160,12 @@ def load_picture_here(
     """
     from qvl import media
 
-    if len(sources) > 1 or any(media.is_remote(source) for source in sources):
+    if len(pictures) > 1 or any(media.is_remote(picture.source) for picture in pictures):
         return None
     with _naming(0):
         return [
-            media.load(source, own, decode=False, seen=seen)
-            for source, own in zip(sources, _policies(policy, sources, details), strict=True)
+            media.load(picture.source, own, decode=False, seen=seen)
+            for picture, own in zip(pictures, _policies(policy, pictures), strict=True)
         ]
 
 
@@ -212,12 +215,12 @@ def _with_pictures(request: ChatRequest, before: Sequence[Picture], after: Seque
     )
 
 
-def _policies(policy: MediaPolicy, sources: Sequence[Any], details: Sequence[str | None]) -> list[MediaPolicy]:
-    if "low" not in details:
-        return [policy] * len(sources)
-    # Only then: a policy checks itself whenever one is made.
-    low = dataclasses.replace(policy, max_pixels=min(policy.max_pixels, LOW_DETAIL_PIXELS))
-    return [low if detail == "low" else policy for detail in details]
+def _policies(policy: MediaPolicy, pictures: Sequence[UnreadPicture]) -> list[MediaPolicy]:
+    # A policy checks itself whenever one is made, so only where a picture has limits of its own.
+    return [
+        policy if picture.limits == NO_LIMITS else dataclasses.replace(policy, limits=picture.limits.checked(policy))
+        for picture in pictures
+    ]
 
 
 @contextlib.contextmanager
@@ -250,15 +253,61 @@ async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         raise
 
 
-def pixel_budget(given: int | None) -> int | None:
-    """A request's own `max_pixels`.
+def request_limits(max_pixels: Any, min_pixels: Any, extra: dict[str, Any]) -> PixelLimits:
+    """A request's own limits for all of its pictures; those in `extra` as `mm_processor_kwargs` are taken out of it.
 
     Raises:
-        ConfigError: too few to see anything.
+        ConfigError: an argument that cannot work.
+        RequestError: the same in `mm_processor_kwargs`, named by its place.
     """
-    if given is not None and given < 1024:
-        raise ConfigError(f"max_pixels={given} is too small", hint="at least 1024 (32 x 32)", param="max_pixels")
-    return given
+    named = read_limits({"max_pixels": max_pixels, "min_pixels": min_pixels})
+    kwargs = extra.get("mm_processor_kwargs")
+    if not isinstance(kwargs, Mapping):
+        return named
+    rest = dict(kwargs)
+    told: dict[str, Any] = {name: rest.pop(name, None) for name in ("max_pixels", "min_pixels")}
+    size = rest.get("size")
+    if isinstance(size, Mapping) and size.keys() <= {"longest_edge", "shortest_edge"}:
+        # The names that transformers' image processors give to the same two limits.
+        told = {"max_pixels": size.get("longest_edge"), "min_pixels": size.get("shortest_edge")} | {
+            name: value for name, value in told.items() if value is not None
+        }
+        del rest["size"]
+    if rest:
+        extra["mm_processor_kwargs"] = rest
+    else:
+        del extra["mm_processor_kwargs"]
+    return named.over(read_limits(told, "mm_processor_kwargs"))
+
+
+def unread_pictures(sources: Sequence[Any], limits: PixelLimits) -> list[UnreadPicture]:
+    """Pictures outside of messages, each a source or a part, with `limits` where they have none of their own.
+
+    Raises:
+        RequestError: a part that is not a picture.
+    """
+    found = []
+    for number, source in enumerate(sources):
+        picture = UnreadPicture(source) if not isinstance(source, PARTS) else read_part(source, f"pictures[{number}]")
+        if not isinstance(picture, UnreadPicture):
+            raise RequestError(f"pictures[{number}] is not a picture", param=f"pictures[{number}]")
+        found.append(dataclasses.replace(picture, limits=picture.limits.over(limits)))
+    return found
+
+
+def _limited(turn: Turn, limits: PixelLimits) -> Turn:
+    """The turn with the request's `limits` for every picture that has none of its own."""
+    message, parts = turn
+    if limits == NO_LIMITS or all(isinstance(part, TextPart) for part in parts):
+        return turn
+    found: list[TextPart | ImagePart | UnreadPicture] = []
+    for part in parts:
+        if isinstance(part, ImagePart):
+            part = UnreadPicture(part.picture)
+        if isinstance(part, UnreadPicture):
+            part = dataclasses.replace(part, limits=part.limits.over(limits))
+        found.append(part)
+    return message, tuple(found)
 
 
 def own_extra(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -331,72 +380,3 @@ def read_response_format(wanted: ResponseFormatLike | None) -> ResponseFormat:
     if kind == "choice":
         return ResponseFormat(kind, choices=tuple(str(choice) for choice in wanted.get("choices") or ()))
     raise UnsupportedInputError(f"unknown response_format {kind!r}", param="response_format")
-
-
-def _draft(message: MessageLike, number: int) -> tuple[Message, tuple[Part | _Pending, ...]]:
-    if isinstance(message, Message):
-        return message, message.parts
-    if not isinstance(message, Mapping):
-        raise RequestError(f"messages[{number}] is a {type(message).__name__}, not an object", param="messages")
-    role = message.get("role")
-    role = "system" if role == "developer" else role
-    content = message.get("content")
-    parts: list[Part | _Pending]
-    if content is None:
-        parts = []
-    elif isinstance(content, str):
-        parts = [TextPart(content)] if content else []
-    elif isinstance(content, Iterable) and not isinstance(content, Mapping):
-        parts = [_part(part, f"messages[{number}].content[{i}]") for i, part in enumerate(content)]
-    else:
-        raise RequestError(f"messages[{number}].content is neither text nor a list of parts", param="messages")
-    try:
-        draft = Message(
-            role=role,  # type: ignore[arg-type]
-            tool_calls=tuple(_tool_call(call, number) for call in message.get("tool_calls") or ()),
-            tool_call_id=message.get("tool_call_id"),
-            name=message.get("name"),
-        )
-    except ConfigError as exc:
-        raise RequestError(f"messages[{number}]: {exc.message}", hint=exc.hint, param="messages") from exc
-    return draft, tuple(parts)
-
-
-def _part(part: Any, where: str) -> Part | _Pending:
-    if isinstance(part, TextPart | ImagePart):
-        return part
-    if isinstance(part, str):
-        return TextPart(part)
-    if not isinstance(part, Mapping):
-        return _Pending(part)
-    kind = part.get("type")
-    if kind in ("text", "input_text", "output_text"):
-        if not isinstance(part.get("text"), str):
-            raise RequestError(f"{where}.text is missing", param="messages")
-        return TextPart(part["text"])
-    if kind in ("image_url", "input_image"):
-        given = part.get("image_url")
-        inner = given if isinstance(given, Mapping) else {"url": given, "detail": part.get("detail")}
-        url, detail = inner.get("url"), inner.get("detail")
-        if url is None:
-            raise MediaError(f"{where}.image_url.url is missing", param="messages")
-        if detail not in DETAILS:
-            raise RequestError(f"{where} has the detail {detail!r}", hint="auto, low, high, original", param="messages")
-        return _Pending(url, detail)
-    if kind == "image":
-        source = part.get("image", part.get("url", part.get("base64")))
-        if "base64" in part and source is part["base64"]:
-            source = f"data:{part.get('mime_type', 'image/png')};base64,{source}"
-        if source is None:
-            raise MediaError(f"{where} has no picture in it", param="messages")
-        return _Pending(source)
-    raise UnsupportedInputError(f"{where} has the type {kind!r}", hint="text or image_url", param="messages")
-
-
-def _tool_call(call: Any, number: int) -> ToolCall:
-    if isinstance(call, ToolCall):
-        return call
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not function.get("name"):
-        raise RequestError(f"messages[{number}].tool_calls has a call without a function name", param="messages")
-    return ToolCall(str(call.get("id") or ""), str(function["name"]), str(function.get("arguments") or "{}"))

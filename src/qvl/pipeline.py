@@ -26,13 +26,15 @@ from qvl.ids import new_request_id
 from qvl.jobs import Job
 from qvl.log import logger
 from qvl.mapping import MapItem, loaded_for, map_in_order
-from qvl.messages import MessageLike, draft_request, load_pictures
+from qvl.messages import draft_request, listed, load_pictures, question_messages
 from qvl.plugins import PluginHost, split_model
 from qvl.store import CacheMode, CachePolicy, Store, cache_named, open_cache
+from qvl.turns import MessageLike
 from qvl.types import ChatRequest, Chunk, Result
 
 if TYPE_CHECKING:
-    from qvl.media import MediaPolicy, PictureSource
+    from qvl.media import MediaPolicy
+    from qvl.parts import PictureLike
 
 T = TypeVar("T", bound=BaseModel)
 TINY_NOTICE: Final = (
@@ -60,7 +62,8 @@ class AsyncPipeline(Answering):
         namespace: separates the answers of tenants that share a cache.
         language: of analyses: en, zh, pt, es.
         max_pixels: the media gate's budget for every picture, keeping its aspect ratio.
-        media: the whole media policy, instead of `max_pixels`.
+        min_pixels: pictures with fewer are made larger, as Qwen's smart_resize does it.
+        media: the whole media policy, instead of `max_pixels` and `min_pixels`.
         concurrency: how many pictures `map` has under way.
         plugins: hook implementations beside those of installed packages.
         options: passed to the backend, such as `device="npu"` or `base_url=[…]`.
@@ -81,6 +84,7 @@ class AsyncPipeline(Answering):
         namespace: str | None = None,
         language: str | None = None,
         max_pixels: int | None = None,
+        min_pixels: int | None = None,
         media: MediaPolicy | None = None,
         concurrency: int | None = None,
         plugins: Iterable[Any] = (),
@@ -97,6 +101,7 @@ class AsyncPipeline(Answering):
             namespace=namespace,
             language=language,
             max_pixels=max_pixels,
+            min_pixels=min_pixels,
             concurrency=concurrency,
         )
         if settings.concurrency < 1:
@@ -111,7 +116,7 @@ class AsyncPipeline(Answering):
         )
         self.language = analysis.check_language(settings.language)
         self.concurrency = settings.concurrency
-        budget = MediaPolicy() if settings.max_pixels is None else MediaPolicy(max_pixels=settings.max_pixels)
+        budget = MediaPolicy().with_sizes(settings.max_pixels, settings.min_pixels)
         made = _make_backend(host, settings.model, backend, options)
         self._notice = settings.model is None and backend is None
         opened = _make_cache(host, settings.cache) if given_cache is None else given_cache
@@ -141,7 +146,7 @@ class AsyncPipeline(Answering):
 
     async def ask(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         question: str,
         *,
         system: str | None = None,
@@ -150,7 +155,8 @@ class AsyncPipeline(Answering):
     ) -> Result:
         """Answers one question about one or several pictures (none: `[]`).
 
-        `params` are SamplingParams fields, `response_format`, `tools`, `tool_choice`, `max_pixels`, `extra`.
+        `params` are SamplingParams fields, `response_format`, `tools`, `tool_choice`, `extra`, and `max_pixels` and
+        `min_pixels`, the limits of Qwen's smart_resize for every picture. A picture may also be a part as in `chat`.
 
         Raises:
             RequestError: the pictures or parameters cannot be used.
@@ -160,7 +166,7 @@ class AsyncPipeline(Answering):
 
     async def stream(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         question: str,
         *,
         system: str | None = None,
@@ -190,7 +196,7 @@ class AsyncPipeline(Answering):
     @overload
     async def analyze(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         *,
         schema: None = None,
         language: str | None = None,
@@ -200,7 +206,7 @@ class AsyncPipeline(Answering):
     @overload
     async def analyze(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         *,
         schema: type[T],
         language: str | None = None,
@@ -209,7 +215,7 @@ class AsyncPipeline(Answering):
     ) -> T: ...
     async def analyze(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         *,
         schema: type[Any] | None = None,
         language: str | None = None,
@@ -229,7 +235,7 @@ class AsyncPipeline(Answering):
 
     async def analyze_result(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         *,
         schema: type[Any] | None = None,
         language: str | None = None,
@@ -241,7 +247,7 @@ class AsyncPipeline(Answering):
 
     def analyze_call(
         self,
-        pictures: PictureSource | Sequence[PictureSource],
+        pictures: PictureLike | Sequence[PictureLike],
         schema: type[Any] | None,
         language: str | None,
         cache: CacheMode | None,
@@ -252,7 +258,7 @@ class AsyncPipeline(Answering):
 
         return AnalyzeCall(
             self,
-            _pictures(pictures),
+            listed(pictures),
             schema=schema or ProductAnalysis,
             language=language or self.language,
             cache=cache,
@@ -261,7 +267,7 @@ class AsyncPipeline(Answering):
 
     async def map(
         self,
-        sources: Iterable[PictureSource | Sequence[PictureSource]],
+        sources: Iterable[PictureLike | Sequence[PictureLike]],
         question: str | None = None,
         *,
         schema: type[Any] | None = None,
@@ -324,7 +330,7 @@ class AsyncPipeline(Answering):
             result = loaded_for(result, loading.pop()) if loading else result
             return result if keep_pictures else dataclasses.replace(result, pictures=())
 
-        async def one(source: PictureSource | Sequence[PictureSource]) -> tuple[Any, Result]:
+        async def one(source: PictureLike | Sequence[PictureLike]) -> tuple[Any, Result]:
             if question is not None:
                 result = let_go(await self.ask(source, question, cache=cache, **params))
                 return result, result
@@ -355,7 +361,7 @@ class AsyncPipeline(Answering):
             RequestError: what cannot be served.
         """
         draft = draft_request(messages, **{"request_id": new_request_id(), **params})
-        return draft.finished(await load_pictures(draft.sources, policy or self.media, draft.details, seen=self.seen))
+        return draft.finished(await load_pictures(draft.pictures, policy or self.media, seen=self.seen))
 
     async def run(
         self,
@@ -383,24 +389,6 @@ class AsyncPipeline(Answering):
         async with aclosing(streaming.items) as items:
             async for item in items:
                 yield item
-
-
-def _pictures(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, list | tuple) else [given]
-
-
-def question_messages(pictures: Any, question: str, system: str | None) -> list[dict[str, Any]]:
-    """What `ask` asks, as a conversation.
-
-    Raises:
-        ConfigError: nothing is asked.
-    """
-    if not isinstance(question, str) or not question.strip():
-        said = "empty" if isinstance(question, str) else f"a {type(question).__name__}"
-        raise ConfigError(f"the question is {said}", hint="ask(pictures, question)", param="question")
-    content = [*({"type": "image", "image": picture} for picture in _pictures(pictures))]
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 
 def _make_backend(host: PluginHost, model: str | None, backend: Backend | None, options: Mapping[str, Any]) -> Backend:

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from qvl.errors import MediaError
-from qvl.headers import ORIENTATION_TAG, Header, broken, budget, check_size, exif_orientation, open_image, png_depth
+from qvl.headers import ORIENTATION_TAG, Header, broken, check_size, exif_orientation, open_image, png_depth
+from qvl.resizing import canonical_size
 from qvl.seen import Encoded, Seen
 from qvl.whole import whole_png
 
@@ -75,8 +76,8 @@ def check(data: bytes, header: Header, policy: MediaPolicy, name: str) -> None:
             raise broken(name, header.format, exc) from exc
 
 
-def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> Image.Image:
-    """The canonical RGB picture of an image that is already open; its own EXIF orientation is applied.
+def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> tuple[Image.Image, bool]:
+    """The canonical RGB picture of an open image, turned by its own EXIF orientation, and its `Picture.sized`.
 
     Raises:
         MediaError: its pixels cannot be read or it breaks a limit of `policy`.
@@ -85,8 +86,14 @@ def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> Image.Image
     try:
         # Loaded first: a TIFF turns itself while it loads, and then drops its tag.
         image.load()
-        rgb = resized(to_rgb(image, name), budget(*image.size, policy.max_pixels))
-        return _oriented(rgb, _image_orientation(image))
+        orientation = _image_orientation(image)
+        across, down = image.size
+        if orientation >= 5:
+            height, width, sized = canonical_size(down, across, policy)
+        else:
+            width, height, sized = canonical_size(across, down, policy)
+        rgb = resized(to_rgb(image, name), (width, height))
+        return _oriented(rgb, orientation), sized
     except MediaError:
         raise
     except Exception as exc:

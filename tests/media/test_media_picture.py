@@ -24,7 +24,7 @@ from PIL import Image
 
 from qvl import media
 from qvl.errors import MediaError
-from qvl.headers import budget
+from qvl.resizing import budget
 from qvl.media import MediaPolicy, Picture
 
 

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from os import PathLike
 from typing import Any, Final
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
@@ -42,10 +43,12 @@ from qvl.blocking import Pipeline
 from qvl.caches.base import Cache, CacheEntry
 from qvl.errors import CacheError, ConfigError, UnsupportedInputError
 from qvl.log import logger
+from qvl.parts import UnreadPicture, read_part
 from qvl.pipeline import AsyncPipeline
-from qvl.types import Chunk, Result, Usage
+from qvl.types import Chunk, ImagePart, Result, TextPart, Usage
 
 _REMOTE: Final = ("http://", "https://", "data:")
+_ELSEWHERE: Final = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking")
 log = logger("qvl.agent")
 
 
@@ -259,13 +262,13 @@ def to_qvl(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """LangChain's messages in OpenAI's form, pictures as parts.
 
     Raises:
-        UnsupportedInputError: a content block that is neither text nor a picture, or a picture that is a file.
+        RequestError: a content block that is neither text nor a picture, or a picture that is a file.
     """
-    return [_message(message) for message in messages]
+    return [_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
 
 
-def _message(message: BaseMessage) -> dict[str, Any]:
-    found: dict[str, Any] = {"content": _content(message.content)}
+def _message(message: BaseMessage, where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"content": _content(message.content, f"{where}.content")}
     if isinstance(message, SystemMessage):
         return {"role": "system", **found}
     if isinstance(message, AIMessage):
@@ -288,36 +291,26 @@ def _message(message: BaseMessage) -> dict[str, Any]:
     raise UnsupportedInputError(f"qvl has no role for a {type(message).__name__}", param="messages")
 
 
-def _content(content: str | list[Any]) -> str | list[dict[str, Any]]:
+def _content(content: str | list[Any], where: str) -> str | list[Any]:
     if isinstance(content, str):
         return content
-    return [part for block in content if (part := _part(block)) is not None]
+    return [_part(block, f"{where}[{number}]") for number, block in enumerate(content) if not _is_elsewhere(block)]
 
 
-def _part(block: Any) -> dict[str, Any] | None:
-    if isinstance(block, str):
-        return {"type": "text", "text": block}
-    kind = block.get("type")
-    if kind in ("text", "text-plain"):
-        return {"type": "text", "text": block.get("text", "")}
-    if kind in ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking"):
-        return None
-    if kind == "tool_result":
+def _is_elsewhere(block: Any) -> bool:
+    """True for a block that says again what stands in another field of its message, or what the model thought."""
+    return isinstance(block, Mapping) and block.get("type") in _ELSEWHERE
+
+
+def _part(block: Any, where: str) -> TextPart | ImagePart | UnreadPicture:
+    if isinstance(block, Mapping) and block.get("type") == "tool_result":
         inner = block.get("content", "")
-        return {"type": "text", "text": inner if isinstance(inner, str) else json.dumps(inner)}
-    url: Any = None
-    if kind == "image_url":
-        url = block["image_url"]["url"] if isinstance(block.get("image_url"), Mapping) else block.get("image_url")
-    elif kind == "image":
-        source = block.get("source") if isinstance(block.get("source"), Mapping) else block
-        data = source.get("base64") or source.get("data")
-        mime = source.get("mime_type") or source.get("media_type") or "image/png"
-        url = f"data:{mime};base64,{data}" if data else source.get("url")
-    if not isinstance(url, str):
-        raise UnsupportedInputError(f"a content block of type {kind!r} is neither text nor a picture", param="messages")
-    if not url.startswith(_REMOTE):
-        raise UnsupportedInputError("a picture in a message is a URL or base64, not a file", param="messages")
-    return {"type": "image_url", "image_url": {"url": url}}
+        return TextPart(inner if isinstance(inner, str) else json.dumps(inner))
+    part = read_part(block, where)
+    source = part.source if isinstance(part, UnreadPicture) else None
+    if isinstance(source, str | PathLike) and not str(source).startswith(_REMOTE):
+        raise UnsupportedInputError(f"{where}: a picture in a message is a URL or base64, not a file", param=where)
+    return part
 
 
 def _chat_result(result: Result) -> ChatResult:

@@ -29,6 +29,7 @@ from qvl.agent.product import Hit, Product, Query
 from qvl.blocking import Pipeline
 from qvl.errors import ConfigError, QvlError
 from qvl.ids import new_request_id
+from qvl.parts import UnreadPicture
 
 SYSTEM: Final = (
     "You advise a customer of a shop. Every picture is analysed before you speak. Search the catalogue before you "
@@ -236,13 +237,12 @@ class Grounded(AgentMiddleware):
         return any(name == "brand" for name, _ in self.catalog.values(word))
 
 
-def pictures_of(messages: Sequence[BaseMessage]) -> list[str]:
-    """The URLs (data: ones for base64) of all pictures that users sent, in order."""
-    found: list[str] = []
+def pictures_of(messages: Sequence[BaseMessage]) -> list[UnreadPicture]:
+    """All pictures that users sent, in order."""
+    found: list[UnreadPicture] = []
     for message in messages:
         if isinstance(message, HumanMessage) and isinstance(message.content, list):
-            parts = to_qvl([message])[0]["content"]
-            found += [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+            found += [part for part in to_qvl([message])[0]["content"] if isinstance(part, UnreadPicture)]
     return found
 
 
@@ -310,6 +310,6 @@ def _named(state: Mapping[str, Any]) -> dict[str, str]:
     return {"request_id": state["request_id"]} if state.get("request_id") else {}
 
 
-def _analysis(pipeline: Pipeline, picture: str, request_id: str | None) -> str:
+def _analysis(pipeline: Pipeline, picture: UnreadPicture, request_id: str | None) -> str:
     value = pipeline.analyze(picture, request_id=request_id)
     return value.model_dump_json(include={"brand", "category", "attributes"})

@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from qvl.errors import MediaError, MissingDependencyError, QvlError
 from qvl.extras import install_line
+from qvl.parts import UnreadPicture, read_part
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
@@ -23,7 +25,13 @@ INSTRUCTIONS = (
     "Analyze a product picture first, then search the catalogue with what it shows. Name only products that search "
     "returned, with the ids and prices as they are there."
 )
-Picture = Annotated[str, Field(description="A URL, a data: URL with base64, or a file path where files are allowed.")]
+Picture = Annotated[
+    str | dict[str, Any],
+    Field(
+        description="A URL, a data: URL with base64, a file path where files are allowed, or image content with "
+        "data and mimeType."
+    ),
+]
 
 
 def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> MCPServer[Any]:
@@ -105,9 +113,19 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
     return server
 
 
-def _checked(picture: str, files: bool) -> str:
-    if picture.startswith(("http://", "https://", "data:")):
-        return picture
+def _checked(picture: str | dict[str, Any], files: bool) -> UnreadPicture:
+    """The picture, from a text that names it or a content block that holds it.
+
+    Raises:
+        RequestError: a block that is not a picture.
+        MediaError: a file, where none is opened.
+    """
+    read = read_part(picture, "picture") if isinstance(picture, dict) else UnreadPicture(picture)
+    if not isinstance(read, UnreadPicture):
+        raise MediaError("this content block is not a picture", hint="send one of type image")
+    source = str(read.source)
+    if source.startswith(("http://", "https://", "data:")):
+        return read
     if not files:
         raise MediaError("files are not opened for this transport", hint="send a URL or a data: URL")
-    return os.path.expanduser(picture)
+    return replace(read, source=os.path.expanduser(source))

@@ -40,6 +40,7 @@ class Target:
     params: Mapping[str, Any] = field(default_factory=dict)
     stream: bool = True
     max_pixels: int | None = None
+    min_pixels: int | None = None
     verify: bool = True
 
 
@@ -144,7 +145,7 @@ class Run:
     def _preparer(self) -> Preparer:
         from qvl.media import MediaPolicy
 
-        policy = MediaPolicy() if self.target.max_pixels is None else MediaPolicy(max_pixels=self.target.max_pixels)
+        policy = MediaPolicy().with_sizes(self.target.max_pixels, self.target.min_pixels)
         return Preparer(self.target.params, stream=self.target.stream, policy=policy)
 
     async def _warm_up(self, load: Load, preparer: Preparer, number: int) -> None:

@@ -54,6 +54,7 @@ def agent(
     option: o.BackendOption = None,
     cache: o.CacheUrl = None,
     max_pixels: o.MaxPixels = None,
+    min_pixels: o.MinPixels = None,
     allow_private: o.AllowPrivate = None,
     iterations: o.Iterations = 1,
     as_json: o.AsJson = False,
@@ -83,6 +84,7 @@ def agent(
             base_url=urls,
             options=more,
             max_pixels=max_pixels,
+            min_pixels=min_pixels,
             allow_private=allow_private or (),
         )
         from qvl.agent.workflow import Recommender

@@ -80,6 +80,9 @@ def run(
     max_pixels: Annotated[
         int | None, typer.Option(min=1024, help="Budget of one picture.", rich_help_panel=_INPUT)
     ] = None,
+    min_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Smaller pictures are made larger.", rich_help_panel=_INPUT)
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, of every request.", rich_help_panel=_INPUT)
     ] = None,
@@ -161,7 +164,7 @@ def run(
     if max_tokens is not None:
         params["max_tokens"] = max_tokens
     headers = {name: str(value) for name, value in pairs(header or (), "--header").items()}
-    target = Target(tuple(url or ()), model, api_key, headers, params, stream, max_pixels, not insecure)
+    target = Target(tuple(url or ()), model, api_key, headers, params, stream, max_pixels, min_pixels, not insecure)
     dataset = _dataset(data, picture, synthetic, size, prompt, base_dir, strict, seed)
     if resume and out is None:
         raise ConfigError("--resume goes on with a run in a folder", hint="name it with --out")

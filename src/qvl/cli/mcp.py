@@ -45,6 +45,7 @@ def mcp(
     option: o.BackendOption = None,
     cache: o.CacheUrl = None,
     max_pixels: o.MaxPixels = None,
+    min_pixels: o.MinPixels = None,
     allow_private: o.AllowPrivate = None,
     verbose: o.Verbose = False,
 ) -> None:
@@ -69,6 +70,7 @@ def mcp(
         base_url=base_url or (),
         options=option or (),
         max_pixels=max_pixels,
+        min_pixels=min_pixels,
         allow_private=allow_private or (),
     )
     with open_catalog(catalog, index) as shop:

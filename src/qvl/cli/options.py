@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,6 +45,9 @@ BackendOption: TypeAlias = Annotated[
 ]
 MaxPixels: TypeAlias = Annotated[
     int | None, typer.Option("--max-pixels", help="Budget of one picture, in pixels.", rich_help_panel=_ANSWER)
+]
+MinPixels: TypeAlias = Annotated[
+    int | None, typer.Option("--min-pixels", help="Smaller pictures are made larger.", rich_help_panel=_ANSWER)
 ]
 MaxTokens: TypeAlias = Annotated[
     int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.", rich_help_panel=_ANSWER)
@@ -93,6 +95,7 @@ class PipelineOptions:
     base_url: Sequence[str] = ()
     options: Sequence[str] = ()
     max_pixels: int | None = None
+    min_pixels: int | None = None
     max_tokens: int | None = None
     params: Sequence[str] = ()
     allow_private: Sequence[str] = ()
@@ -112,6 +115,8 @@ class PipelineOptions:
             CachePolicy.of(self.cache_mode, deterministic=True)  # type: ignore[arg-type]
         if self.max_pixels is not None and self.max_pixels < 1024:
             raise ConfigError(f"--max-pixels {self.max_pixels} is too small", hint="at least 1024 (32 x 32)")
+        if self.min_pixels is not None and self.min_pixels < 1:
+            raise ConfigError(f"--min-pixels {self.min_pixels} is too small", hint="1 or more")
         object.__setattr__(self, "given", given)
 
     def request(self) -> dict[str, Any]:
@@ -142,13 +147,14 @@ class PipelineOptions:
         media = None
         if self.allow_private:
             media = MediaPolicy(allowed_private=tuple(self.allow_private))
-            budget = config.load(max_pixels=self.max_pixels).max_pixels
-            media = media if budget is None else dataclasses.replace(media, max_pixels=budget)
+            settings = config.load(max_pixels=self.max_pixels, min_pixels=self.min_pixels)
+            media = media.with_sizes(settings.max_pixels, settings.min_pixels)
         return AsyncPipeline(
             self.model,
             cache=self.cache,
             language=self.language,
             max_pixels=self.max_pixels,
+            min_pixels=self.min_pixels,
             media=media,
             concurrency=self.concurrency,
             **options,

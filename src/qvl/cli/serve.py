@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import typer
@@ -243,6 +242,9 @@ def serve(
             envvar=["QVL_MAX_PIXELS", "MAX_IMAGE_PIXELS"], help="Budget of a picture.", rich_help_panel=PICTURES
         ),
     ] = None,
+    min_pixels: Annotated[
+        int | None, typer.Option(envvar="QVL_MIN_PIXELS", help="Smaller ones are enlarged.", rich_help_panel=PICTURES)
+    ] = None,
     allowed_media_domains: Annotated[
         list[str] | None,
         typer.Option(
@@ -306,9 +308,7 @@ def serve(
         timeout=media_timeout,
         allowed_domains=_listed(allowed_media_domains),
         allowed_private=_listed(allowed_private),
-    )
-    if max_pixels is not None:
-        gate = replace(gate, max_pixels=max_pixels)
+    ).with_sizes(max_pixels, min_pixels)
     settings = ServerSettings(
         served_model_names=_listed(served_model_name),
         api_keys=keys,

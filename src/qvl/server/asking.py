@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qvl.errors import MediaError, RequestError
+from qvl.parts import is_picture, picture_field
 from qvl.server.caching import headers_for, policy_of
 
 if TYPE_CHECKING:
@@ -116,12 +117,12 @@ async def chat_request(
 def picture_places(name: str, items: Sequence[Mapping[str, Any]], *fields: str) -> list[str]:
     """Where each picture of a request stands in its body, in order: `messages[0].content[1].image_url`."""
     return [
-        f"{name}[{number}].{field}[{place}].image_url"
+        f"{name}[{number}].{field}[{place}].{picture_field(part)}"
         for number, item in enumerate(items)
         for field in fields
         if isinstance(item.get(field), list)
         for place, part in enumerate(item[field])
-        if part["type"] in ("image_url", "input_image")
+        if is_picture(part)
     ]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from qvl.errors import (
     AuthError,
@@ -20,10 +22,10 @@ from qvl.errors import (
 from qvl.server.settings import MAX_RETRY_AFTER
 
 CLIENT_CLOSED_REQUEST: Final = 499
+MOST_ERRORS: Final = 100
 _SENTENCES: Final = {
     "extra_forbidden": "is not known here",
     "missing": "is missing",
-    "union_tag_invalid": "has a type that is not known here",
     "union_tag_not_found": "has no type",
     "json_invalid": "the body is no valid JSON",
 }
@@ -119,20 +121,42 @@ def headers_of(error: QvlError) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def from_validation(exc: ValidationError) -> RequestError:
-    """The first fault that pydantic found, as one line that names the field."""
-    first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-    kind = first["type"]
-    # Names of union members ("function-after[…]", "UserMessage") stand in the path and mean nothing to a client.
-    path = [part for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and not part[0].isupper())]
-    param = ".".join(str(part) for part in path) or None
-    if kind == "json_invalid":
-        return RequestError("the body is no valid JSON", hint=_one_line(first["msg"]), code="invalid_json")
-    said = _SENTENCES.get(kind) or _one_line(first["msg"])
+def from_validation(exc: ValidationError, given: bytes | Mapping[str, Any]) -> RequestError:
+    """The fault that pydantic found deepest in the request, as one line that names its place."""
+    errors = exc.errors(include_url=False, include_input=False)[:MOST_ERRORS]
+    if errors[0]["type"] == "json_invalid":
+        return RequestError("the body is no valid JSON", hint=_one_line(errors[0]["msg"]), code="invalid_json")
+    root = from_json(given) if isinstance(given, bytes | bytearray) else given
+    # Each member of a union has its say; the one that went furthest is the one that was meant.
+    places = [_place(error["loc"], root, missing=error["type"] == "missing") for error in errors]
+    deepest = max(range(len(places)), key=lambda number: len(places[number]))
+    error, steps = errors[deepest], places[deepest]
+    kind = error["type"]
+    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)[:200].lstrip(".") or None
+    said, hint = _SENTENCES.get(kind) or _one_line(error["msg"]), None
+    if kind == "union_tag_invalid":
+        context = error["ctx"]
+        param = f"{param or ''}.{str(context['discriminator']).strip(chr(39))}".lstrip(".")
+        said = f"unknown value {str(context['tag'])[:80]!r}"
+        hint = f"known: {context['expected_tags']}".replace("'", "")
     code = "unsupported_parameter" if kind == "extra_forbidden" else "invalid_value"
     if kind == "missing":
         code = "missing_required_parameter"
-    return RequestError(f"{param or 'the body'}: {said}", param=param, code=code)
+    return RequestError(f"{param or 'the body'}: {said}", hint=hint, param=param, code=code)
+
+
+def _place(loc: tuple[int | str, ...], root: Any, *, missing: bool) -> list[int | str]:
+    """The steps of `loc` that lead through the request; the names of a union's members stand between them."""
+    steps: list[int | str] = []
+    value = root
+    for number, step in enumerate(loc):
+        inside = step in value if isinstance(value, Mapping) else isinstance(value, list) and isinstance(step, int)
+        if inside:
+            value = value[step]
+        elif not (missing and number == len(loc) - 1):
+            continue
+        steps.append(step)
+    return steps
 
 
 def _one_line(text: Any) -> str:

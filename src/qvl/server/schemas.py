@@ -1,6 +1,6 @@
 """What requests look like. Unknown fields are not dropped: the backend honours them or the request is refused.
 
-Message parts are TypedDicts, so that a validated message is the plain dictionary that the pipeline reads.
+Messages and their parts are read by the pipeline's own readers, so that they are told apart in one place.
 """
 
 from __future__ import annotations
@@ -8,99 +8,79 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, with_config
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, with_config
 from typing_extensions import NotRequired, TypedDict
 
+from qvl.parts import DETAILS
+from qvl.resizing import LIMIT_NAMES
 from qvl.server.readiness import tiny_png
 
 STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 OPEN: Final = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-Detail: TypeAlias = Literal["auto", "low", "high", "original"]
 PIXEL: Final = "data:image/png;base64," + base64.b64encode(tiny_png()).decode("ascii")
 
 
-@with_config(STRICT)
-class TextPart(TypedDict):
-    type: Literal["text"]
-    text: str
+_TEXT: Final = {"type": "string"}
+_PART: Final = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["text", "image_url", "input_image", "image"]},
+        "text": _TEXT,
+        "image_url": {
+            "anyOf": [
+                _TEXT,
+                {
+                    "type": "object",
+                    "properties": {"url": _TEXT, "detail": {"enum": list(DETAILS)}},
+                    "required": ["url"],
+                },
+            ],
+            "description": "An http(s) or data: URL.",
+        },
+        **{name: {"type": "integer", "minimum": 1} for name in LIMIT_NAMES},
+    },
+    "required": ["type"],
+}
+_CONTENT: Final = {"anyOf": [_TEXT, {"type": "array", "items": _PART}, {"type": "null"}]}
 
 
-@with_config(STRICT)
-class ImageUrl(TypedDict):
-    url: Annotated[str, Field(description="An http(s) or data: URL.")]
-    detail: NotRequired[Detail]
+def _read_by_hand(**properties: Any) -> WithJsonSchema:
+    """What the readers in `qvl.turns` and `qvl.server.items` take, which name the place of every fault themselves."""
+    return WithJsonSchema({"type": "object", "properties": properties})
 
 
-@with_config(STRICT)
-class ImagePart(TypedDict):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-@with_config(STRICT)
-class RefusalPart(TypedDict):
-    type: Literal["refusal"]
-    refusal: str
-
-
-Content: TypeAlias = str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
-TextContent: TypeAlias = str | list[TextPart]
-
-
-@with_config(STRICT)
-class FunctionCall(TypedDict):
-    name: Annotated[str, Field(min_length=1)]
-    arguments: str
-
-
-@with_config(STRICT)
-class CallOfTool(TypedDict):
-    id: str
-    type: NotRequired[Literal["function"]]
-    function: FunctionCall
-    index: NotRequired[int]
-
-
-@with_config(STRICT)
-class SystemMessage(TypedDict):
-    role: Literal["system", "developer"]
-    content: TextContent
-    name: NotRequired[str | None]
-
-
-@with_config(STRICT)
-class UserMessage(TypedDict):
-    role: Literal["user"]
-    content: Content
-    name: NotRequired[str | None]
-
-
-@with_config(STRICT)
-class AssistantMessage(TypedDict):
-    """What clients send back of an earlier answer; fields that say nothing here may only be empty."""
-
-    role: Literal["assistant"]
-    content: NotRequired[TextContent | None]
-    tool_calls: NotRequired[list[CallOfTool] | None]
-    name: NotRequired[str | None]
-    refusal: NotRequired[str | None]
-    reasoning: NotRequired[str | None]
-    reasoning_content: NotRequired[str | None]
-    annotations: NotRequired[list[Any] | None]
-    audio: NotRequired[None]
-    function_call: NotRequired[None]
-
-
-@with_config(STRICT)
-class ToolMessage(TypedDict):
-    role: Literal["tool"]
-    content: Content
-    tool_call_id: str
-    name: NotRequired[str | None]
-
-
-ChatMessage: TypeAlias = Annotated[
-    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+# One fault is told, so one is looked for: a body may hold any number of them.
+ChatMessages: TypeAlias = Annotated[
+    list[
+        Annotated[
+            dict[str, Any],
+            _read_by_hand(
+                role={"enum": ["system", "developer", "user", "assistant", "tool"]},
+                content=_CONTENT,
+                name=_TEXT,
+                tool_calls={"type": "array", "items": {"type": "object"}},
+                tool_call_id=_TEXT,
+            ),
+        ]
+    ],
+    Field(fail_fast=True),
+]
+InputItems: TypeAlias = Annotated[
+    list[
+        Annotated[
+            dict[str, Any],
+            _read_by_hand(
+                type={"enum": ["message", "function_call", "function_call_output"]},
+                role={"enum": ["system", "developer", "user", "assistant"]},
+                content=_CONTENT,
+                call_id=_TEXT,
+                name=_TEXT,
+                arguments=_TEXT,
+                output=_CONTENT,
+            ),
+        ]
+    ],
+    Field(fail_fast=True),
 ]
 
 
@@ -186,7 +166,7 @@ class Sampling(BaseModel):
 
     model_config = OPEN
 
-    temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy, and the default.")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy, and the default.")
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, description="0 or -1: all.")
     min_p: float | None = Field(None, ge=0, le=1)
@@ -199,6 +179,7 @@ class Sampling(BaseModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     n: int | None = Field(None, ge=1, le=128)
     max_pixels: int | None = Field(None, ge=1024, description="Budget of every picture, in pixels.")
+    min_pixels: int | None = Field(None, ge=1, description="Pictures with fewer pixels are made larger.")
     cache_salt: str | None = Field(
         None, min_length=1, max_length=256, description="Who sends the same shares computed prefixes; else each key."
     )
@@ -235,7 +216,7 @@ class ChatCompletionRequest(Sampling):
     }
 
     model: str | None = None
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: ChatMessages = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -278,59 +259,6 @@ class CompletionRequest(Sampling):
 
 
 @with_config(STRICT)
-class InputText(TypedDict):
-    type: Literal["input_text"]
-    text: str
-
-
-@with_config(STRICT)
-class InputImage(TypedDict):
-    type: Literal["input_image"]
-    image_url: str
-    detail: NotRequired[Detail | None]
-
-
-@with_config(STRICT)
-class OutputText(TypedDict):
-    type: Literal["output_text"]
-    text: str
-    annotations: NotRequired[list[Any]]
-    logprobs: NotRequired[list[Any] | None]
-
-
-ItemPart: TypeAlias = Annotated[InputText | InputImage | OutputText | RefusalPart, Field(discriminator="type")]
-
-
-@with_config(STRICT)
-class InputMessage(TypedDict):
-    type: NotRequired[Literal["message"]]
-    role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[ItemPart]
-    id: NotRequired[str | None]
-    status: NotRequired[str | None]
-    phase: NotRequired[str | None]
-
-
-@with_config(STRICT)
-class FunctionCallItem(TypedDict):
-    type: Literal["function_call"]
-    call_id: str
-    name: Annotated[str, Field(min_length=1)]
-    arguments: str
-    id: NotRequired[str | None]
-    status: NotRequired[str | None]
-
-
-@with_config(STRICT)
-class FunctionCallOutput(TypedDict):
-    type: Literal["function_call_output"]
-    call_id: str
-    output: str | list[Annotated[InputText | InputImage, Field(discriminator="type")]]
-    id: NotRequired[str | None]
-    status: NotRequired[str | None]
-
-
-@with_config(STRICT)
 class ResponsesTool(TypedDict):
     type: Literal["function"]
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -368,11 +296,11 @@ class ResponsesRequest(BaseModel):
     }
 
     model: str | None = None
-    input: str | list[InputMessage | FunctionCallItem | FunctionCallOutput]
+    input: str | InputItems
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=100)
+    temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[Literal["message.output_text.logprobs"]] | None = None
@@ -381,6 +309,7 @@ class ResponsesRequest(BaseModel):
     tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_pixels: int | None = Field(None, ge=1024)
+    min_pixels: int | None = Field(None, ge=1)
     cache_salt: str | None = Field(None, min_length=1, max_length=256)
     previous_response_id: None = None
     background: Literal[False] | None = None
@@ -413,5 +342,6 @@ class AnalyzeRequest(BaseModel):
     )
     max_tokens: int | None = Field(None, ge=1)
     max_pixels: int | None = Field(None, ge=1024)
+    min_pixels: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    temperature: float | None = Field(None, ge=0, le=100)
+    temperature: float | None = Field(None, ge=0, le=2)

@@ -5,10 +5,9 @@ Follows transformers' Qwen3VLProcessor token for token (a test compares them), b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from qvl.backends.local.prompt import PromptEncoder, PromptLimit
 from qvl.errors import ConfigError, MediaError, RequestError
@@ -17,9 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from qvl.media import Picture
-    from qvl.types import ChatRequest
-
-MAX_ASPECT: Final = 200
+    from qvl.resizing import MAX_ASPECT, budget, smart_resize
+from qvl.types import ChatRequest
 
 
 @dataclass(slots=True)
@@ -116,25 +114,15 @@ class ImageRules:
     def factor(self) -> int:
         return self.patch_size * self.merge_size
 
-    def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that the model sees (Qwen's smart_resize).
+    def resized(self, height: int, width: int, *, sized: bool = False) -> tuple[int, int]:
+        """Height and width that the model sees (Qwen's smart_resize); a `sized` picture is not made larger again.
 
         Raises:
             MediaError: the longer side is more than 200 times the shorter.
         """
         if max(height, width) > MAX_ASPECT * min(height, width):
             raise MediaError(f"a picture of {width}x{height} is too thin", hint=f"sides at most 1:{MAX_ASPECT}")
-        factor = self.factor
-        rows, columns = round(height / factor) * factor, round(width / factor) * factor
-        if rows * columns > self.max_pixels:
-            beta = math.sqrt(height * width / self.max_pixels)
-            rows = max(factor, math.floor(height / beta / factor) * factor)
-            columns = max(factor, math.floor(width / beta / factor) * factor)
-        elif rows * columns < self.min_pixels:
-            beta = math.sqrt(self.min_pixels / (height * width))
-            rows = math.ceil(height * beta / factor) * factor
-            columns = math.ceil(width * beta / factor) * factor
-        return rows, columns
+        return smart_resize(height, width, self.factor, 0 if sized else self.min_pixels, self.max_pixels)
 
 
 @dataclass(slots=True)
@@ -197,7 +185,7 @@ class Processor:
     def _picture(self, picture: Picture, request: ChatRequest, start: int) -> PreparedPicture:
         """Where the picture stands and how large it is there; no pixel is touched."""
         width, height = _fitted(picture, request.max_pixels)
-        rows, columns = self.rules.resized(height, width)
+        rows, columns = self.rules.resized(height, width, sized=picture.sized)
         grid = (rows // self.rules.patch_size, columns // self.rules.patch_size)
         key = f"{request.cache_salt}/{picture.sha256}/{width}x{height}/{grid[0]}x{grid[1]}"
         return PreparedPicture(key, grid, start, grid[0] * grid[1] // self.rules.merge_size**2)
@@ -226,8 +214,6 @@ def _fitted(picture: Picture, max_pixels: int | None) -> tuple[int, int]:
     """Width and height after `picture.fit(max_pixels)`, without decoding it."""
     if max_pixels is None:
         return picture.width, picture.height
-    from qvl.headers import budget
-
     return budget(picture.width, picture.height, max_pixels)
 
 

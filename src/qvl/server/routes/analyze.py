@@ -41,7 +41,7 @@ async def analyze(exchange: Exchange) -> None:
         try:
             wanted = AnalyzeRequest.model_validate_json(body)
         except ValidationError as exc:
-            raise from_validation(exc) from exc
+            raise from_validation(exc, body) from exc
         sources = _sources(wanted)
         several = wanted.images or ()
         exchange.picture_places = lambda: [f"images[{number}]" for number, _ in enumerate(several)] or ["image"]
@@ -64,7 +64,7 @@ def _from_query(exchange: Exchange) -> AnalyzeRequest:
     try:
         return AnalyzeRequest.model_validate(given, strict=False)
     except ValidationError as exc:
-        raise from_validation(exc) from exc
+        raise from_validation(exc, given) from exc
 
 
 def _sources(wanted: AnalyzeRequest) -> list[Any]:
@@ -84,7 +84,7 @@ async def _analyze(
 ) -> AnalysisResult[Any]:
     core = exchange.core
     params: dict[str, Any] = {"request_id": exchange.request_id}
-    for name in ("max_tokens", "max_pixels", "seed", "temperature"):
+    for name in ("max_tokens", "max_pixels", "min_pixels", "seed", "temperature"):
         value = getattr(wanted, name)
         if value is not None:
             params[name] = value

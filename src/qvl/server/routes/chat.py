@@ -39,7 +39,7 @@ async def chat_completions(exchange: Exchange) -> None:
     try:
         wanted = ChatCompletionRequest.model_validate_json(body)
     except ValidationError as exc:
-        raise from_validation(exc) from exc
+        raise from_validation(exc, body) from exc
     del body
     exchange.picture_places = lambda: picture_places("messages", wanted.messages, "content")
     await exchange.until_done(lambda: _stream(exchange, wanted) if wanted.stream else _whole(exchange, wanted))

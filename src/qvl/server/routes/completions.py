@@ -31,7 +31,7 @@ async def completions(exchange: Exchange) -> None:
     try:
         wanted = CompletionRequest.model_validate_json(body)
     except ValidationError as exc:
-        raise from_validation(exc) from exc
+        raise from_validation(exc, body) from exc
     if wanted.stream_options is not None and not wanted.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
     prompts = [wanted.prompt] if isinstance(wanted.prompt, str) else wanted.prompt

@@ -14,6 +14,7 @@ from qvl.ids import new_id
 from qvl.server.answers import dumps, read_logprobs
 from qvl.server.asking import answer, chat_request, picture_places, started_stream
 from qvl.server.errors import from_validation
+from qvl.server.items import messages_of
 from qvl.server.schemas import ResponsesRequest
 from qvl.types import Choice, Chunk, Result, TokenLogprob, ToolCallDelta, Usage
 
@@ -28,7 +29,7 @@ async def responses(exchange: Exchange) -> None:
     try:
         wanted = ResponsesRequest.model_validate_json(body)
     except ValidationError as exc:
-        raise from_validation(exc) from exc
+        raise from_validation(exc, body) from exc
     if not isinstance(wanted.input, str):
         items = wanted.input
         exchange.picture_places = lambda: picture_places("input", items, "content", "output")
@@ -73,39 +74,14 @@ async def _read(exchange: Exchange, wanted: ResponsesRequest) -> Asked:
 
 
 def _messages(wanted: ResponsesRequest) -> list[dict[str, Any]]:
-    """Input items as chat messages; calls that follow each other are one assistant's turn."""
-    found: list[dict[str, Any]] = []
-    if wanted.instructions:
-        found.append({"role": "system", "content": wanted.instructions})
+    """The input as chat messages."""
+    found = [{"role": "system", "content": wanted.instructions}] if wanted.instructions else []
     if isinstance(wanted.input, str):
         return [*found, {"role": "user", "content": wanted.input}]
-    for item in wanted.input:
-        kind = item.get("type", "message")
-        if kind == "message":
-            found.append({"role": item["role"], "content": _content(item["content"])})  # type: ignore[typeddict-item]
-        elif kind == "function_call":
-            call = {
-                "id": item["call_id"],  # type: ignore[typeddict-item]
-                "type": "function",
-                "function": {"name": item["name"], "arguments": item["arguments"]},  # type: ignore[typeddict-item]
-            }
-            if found and found[-1]["role"] == "assistant":
-                found[-1].setdefault("tool_calls", []).append(call)
-            else:
-                found.append({"role": "assistant", "content": None, "tool_calls": [call]})
-        else:
-            found.append(
-                {"role": "tool", "tool_call_id": item["call_id"], "content": _content(item["output"])}  # type: ignore[typeddict-item]
-            )
+    found += messages_of(wanted.input)
     if not found:
         raise RequestError("input is empty", param="input", code="invalid_value")
     return found
-
-
-def _content(content: Any) -> Any:
-    if isinstance(content, str):
-        return content
-    return [{"type": "text", "text": part["refusal"]} if part["type"] == "refusal" else part for part in content]
 
 
 def _head(wanted: ResponsesRequest, asked: Asked) -> dict[str, Any]:
