@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SCHEME: Final = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.\-]+):(//)?")
 _BASE64_HEADS: Final = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
+_UNNAMED: Final = ("", "image", "application/octet-stream", "binary/octet-stream")
 _NAME_LENGTH: Final = 160
 
 
@@ -152,7 +153,8 @@ def _read_data_url(url: str, policy: MediaPolicy) -> tuple[bytes, str]:
     if not comma:
         raise MediaError("a data: URL needs a comma before its data", hint="data:image/png;base64,...")
     kind, *options = (piece.strip().lower() for piece in meta.split(";"))
-    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
+    # "image" alone is how Qwen's own examples write it.
+    if kind not in _UNNAMED and not kind.startswith("image/"):
         raise MediaError(
             f"a data: URL of {short(kind)[:60]} is no picture", hint="use image/*", code="image_url_blocked"
         )

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from qvl.backends.local.prompt import PromptEncoder, PromptLimit
 from qvl.errors import ConfigError, MediaError, RequestError
+from qvl.resizing import MAX_ASPECT, budget, smart_resize
 
 if TYPE_CHECKING:
     import numpy as np
 
     from qvl.media import Picture
-    from qvl.resizing import MAX_ASPECT, budget, smart_resize
-from qvl.types import ChatRequest
+    from qvl.types import ChatRequest
 
 
 @dataclass(slots=True)
