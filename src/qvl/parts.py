@@ -80,7 +80,7 @@ def read_part(part: Any, where: str) -> TextPart | ImagePart | UnreadPicture:
     if isinstance(part, str):
         return TextPart(part)
     if isinstance(part, BaseModel):
-        part = part.model_dump()
+        part = part.model_dump(warnings=False)
     if not isinstance(part, Mapping):
         if part is None or isinstance(part, bool | int | float | list | tuple):
             raise wrong(where, f"must be a part, not {type_of(part)}", '{"type": "text", "text": …}')

@@ -37,7 +37,7 @@ def read_turn(message: Any, where: str) -> Turn:
     if isinstance(message, Message):
         return message, message.parts
     if isinstance(message, BaseModel):
-        message = message.model_dump()
+        message = message.model_dump(warnings=False)
     if not isinstance(message, Mapping):
         raise wrong(where, f"must be a message, not {type_of(message)}", '{"role": "user", "content": …}')
     given = message.get("role")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from json.encoder import encode_basestring
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from qvl.types import Choice, TokenLogprob, ToolCallDelta, Usage
+from qvl.types import Choice, Chunk, TokenLogprob, ToolCallDelta, Usage
+
+if TYPE_CHECKING:
+    from qvl.server.schemas import StreamOptions
 
 dumps: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # OpenAI knows no "abort"; a choice that was cut short by the server's end is told as one that hit its limit.
@@ -75,3 +79,26 @@ def usage_of(usage: Usage) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "image_tokens": usage.image_tokens},
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
+
+
+class RunningUsage:
+    """The usage after each piece of a stream, for those who ask for it in every event.
+
+    Until the backend tells its counts with the last piece, a piece counts as its logprobs, or as one token, and the
+    prompt as nothing.
+    """
+
+    def __init__(self) -> None:
+        self._usage = Usage()
+
+    def after(self, chunk: Chunk) -> dict[str, Any]:
+        told = bool(chunk.text or chunk.reasoning or chunk.tool_calls)
+        more = len(chunk.logprobs) or int(told)
+        so_far = replace(self._usage, completion_tokens=self._usage.completion_tokens + more)
+        self._usage = chunk.usage or so_far
+        return usage_of(self._usage)
+
+
+def wants_running_usage(options: StreamOptions | None) -> bool:
+    """As in vLLM, it is only given beside the usage of the whole."""
+    return bool(options and options.include_usage and options.continuous_usage_stats)

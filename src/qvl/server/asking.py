@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qvl.errors import MediaError, RequestError
 from qvl.parts import is_picture, picture_field
 from qvl.server.caching import headers_for, policy_of
+from qvl.server.neutral import without_neutral
 
 if TYPE_CHECKING:
     from qvl.pipeline import Streaming
@@ -92,8 +93,9 @@ async def chat_request(
     """
     core = exchange.core
     name = core.served(model)
-    given = {key: value for key, value in (extra or {}).items() if value is not None and value != {}}
-    refuse_extra(core, given)
+    given = without_neutral(extra or {}, passed_on=core.pipeline.backend.capabilities.extra_body)
+    # Of these the limits are honoured for every backend; what else they say is looked at when those are taken out.
+    refuse_extra(core, {name: value for name, value in given.items() if name != "mm_processor_kwargs"})
     try:
         request = await core.pipeline.request(
             messages, policy=core.settings.media, request_id=exchange.request_id, extra=given, **params
@@ -101,6 +103,7 @@ async def chat_request(
     except MediaError as exc:
         core.metrics.media_errors.labels(exc.code).inc()
         raise
+    refuse_extra(core, request.extra)
     core.pipeline.backend.refuse_unsupported(request)
     policy = policy_of(
         exchange.headers.get(b"cache-control"),

@@ -158,6 +158,7 @@ class StructuredOutputs(TypedDict):
 class StreamOptions(BaseModel):
     model_config = STRICT
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
@@ -255,6 +256,7 @@ class CompletionRequest(Sampling):
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
+    add_special_tokens: Literal[True] | None = None
     user: str | None = None
 
 
@@ -284,7 +286,13 @@ class ResponsesSchemaFormat(TypedDict):
 
 class TextOptions(BaseModel):
     model_config = STRICT
+    verbosity: Literal["medium"] | None = None
     format: Annotated[PlainFormat | ResponsesSchemaFormat, Field(discriminator="type")] | None = None
+
+
+class ResponsesStreamOptions(BaseModel):
+    model_config = STRICT
+    include_obfuscation: Literal[False] | None = None
 
 
 class ResponsesRequest(BaseModel):
@@ -299,6 +307,7 @@ class ResponsesRequest(BaseModel):
     input: str | InputItems
     instructions: str | None = None
     stream: bool | None = None
+    stream_options: ResponsesStreamOptions | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from qvl.errors import RequestError
 from qvl.ids import new_id
 from qvl.server.answers import (
+    RunningUsage,
     dumps,
     finish_word,
     message_of,
@@ -19,11 +20,12 @@ from qvl.server.answers import (
     read_logprobs,
     tool_delta,
     usage_of,
+    wants_running_usage,
 )
 from qvl.server.asking import answer, chat_request, picture_places, started_stream
 from qvl.server.errors import from_validation
 from qvl.server.exchange import JSON
-from qvl.server.schemas import ChatCompletionRequest, StructuredOutputs
+from qvl.server.schemas import ChatCompletionRequest, StreamOptions, StructuredOutputs
 from qvl.types import Choice, Chunk, Result
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
 
 DONE: Final = b"data: [DONE]\n\n"
+_PLAIN_END: Final = '},"logprobs":null,"finish_reason":null}]'
 
 
 async def chat_completions(exchange: Exchange) -> None:
@@ -56,7 +59,7 @@ async def _read(exchange: Exchange, wanted: ChatCompletionRequest) -> Asked:
     limit = wanted.max_completion_tokens or wanted.max_tokens
     if limit is not None:
         params["max_tokens"] = limit
-    if wanted.top_logprobs is not None and not wanted.logprobs:
+    if wanted.top_logprobs and not wanted.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     if wanted.stream_options is not None and not wanted.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
@@ -115,7 +118,8 @@ def _choice(choice: Choice) -> str:
 class ChunkWriter:
     """Writes `chat.completion.chunk` events; what never changes is encoded once."""
 
-    def __init__(self, asked: Asked, *, include_usage: bool) -> None:
+    def __init__(self, asked: Asked, options: StreamOptions | None) -> None:
+        include_usage = bool(options and options.include_usage)
         ident = f"chatcmpl-{new_id()}"
         self._head = (
             f'data: {{"id":"{ident}","object":"chat.completion.chunk","created":{int(time.time())},'
@@ -123,13 +127,17 @@ class ChunkWriter:
         )
         self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
         self._include_usage = include_usage
+        self._running = RunningUsage() if wants_running_usage(options) else None
         self._begun: set[int] = set()
         self._plain = f'{self._head}"choices":[{{"index":0,"delta":{{"content":'
-        self._plain_end = '},"logprobs":null,"finish_reason":null}]' + self._tail
+        self._plain_end = _PLAIN_END + self._tail
 
     def write(self, chunk: Chunk) -> bytes:
         """The events of one piece: the role first for each choice, the finish_reason in an event of its own."""
         found: list[str] = []
+        if self._running is not None:
+            self._tail = f',"usage":{dumps(self._running.after(chunk))}}}\n\n'
+            self._plain_end = _PLAIN_END + self._tail
         if chunk.index not in self._begun:
             self._begun.add(chunk.index)
             found.append(self._event(chunk.index, '{"role":"assistant","content":"","refusal":null}'))
@@ -169,8 +177,7 @@ class ChunkWriter:
 
 async def _stream(exchange: Exchange, wanted: ChatCompletionRequest) -> None:
     asked = await _read(exchange, wanted)
-    options = wanted.stream_options
-    writer = ChunkWriter(asked, include_usage=bool(options and options.include_usage))
+    writer = ChunkWriter(asked, wanted.stream_options)
     streaming = await started_stream(exchange, asked)
     async with aclosing(streaming.items) as items:
         async for item in items:

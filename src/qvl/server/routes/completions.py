@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from qvl.errors import RequestError
 from qvl.ids import new_id
-from qvl.server.answers import dumps, finish_word, usage_of
+from qvl.server.answers import RunningUsage, dumps, finish_word, usage_of, wants_running_usage
 from qvl.server.asking import answer, chat_request, started_stream
 from qvl.server.errors import from_validation
 from qvl.server.schemas import CompletionRequest
@@ -124,6 +124,7 @@ async def _events(
     }
     if include_usage:
         base["usage"] = None
+    running = RunningUsage() if wants_running_usage(wanted.stream_options) else None
     offsets: dict[int, int] = {}
     async for item in items:
         if isinstance(item, Result):
@@ -131,6 +132,8 @@ async def _events(
             if include_usage:
                 yield _event({**base, "choices": [], "usage": usage_of(item.usage)})
             continue
+        if running is not None:
+            base["usage"] = running.after(item)
         if not item.text and not item.logprobs and item.finish_reason is None:
             continue
         offset = offsets.get(item.index, 0)

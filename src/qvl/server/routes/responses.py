@@ -46,7 +46,7 @@ async def responses(exchange: Exchange) -> None:
 
 async def _read(exchange: Exchange, wanted: ResponsesRequest) -> Asked:
     params: dict[str, Any] = {}
-    for name in ("temperature", "top_p", "max_pixels", "cache_salt", "parallel_tool_calls"):
+    for name in ("temperature", "top_p", "max_pixels", "min_pixels", "cache_salt", "parallel_tool_calls"):
         value = getattr(wanted, name)
         if value is not None:
             params[name] = value

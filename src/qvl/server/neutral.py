@@ -1,0 +1,98 @@
+"""Fields that leave an answer as it is at the values that stand here, so that a request may carry them.
+
+Clients send every field of their own request classes, most at its default. Sources: the request schemas of OpenAI's
+API, of vLLM and of SGLang. At any other value a field is one like all others: the backend honours it, or it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+_NOTHING: Final[tuple[Any, ...]] = ("", [], {})
+_OFF: Final[tuple[Any, ...]] = (False,)
+_ON: Final[tuple[Any, ...]] = (True,)
+NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    # OpenAI
+    "audio": _NOTHING,
+    "function_call": ("none", "auto"),
+    "functions": _NOTHING,
+    "logit_bias": _NOTHING,
+    "moderation": _NOTHING,
+    "prediction": _NOTHING,
+    "prompt": _NOTHING,
+    "prompt_cache_options": _NOTHING,
+    "prompt_cache_retention": ("in-memory", "in_memory", "24h"),
+    "verbosity": ("medium",),
+    "conversation": _NOTHING,
+    "context_management": _NOTHING,
+    # vLLM: sampling
+    "allowed_token_ids": _NOTHING,
+    "bad_words": _NOTHING,
+    "best_of": (1,),
+    "detokenize": _ON,
+    "early_stopping": _OFF,
+    "ignore_eos": _OFF,
+    "include_stop_str_in_output": _OFF,
+    "length_penalty": (1, 1.0),
+    "logits_processors": _NOTHING,
+    "min_tokens": (0,),
+    "skip_special_tokens": _ON,
+    "spaces_between_special_tokens": _ON,
+    "use_beam_search": _OFF,
+    "vllm_xargs": _NOTHING,
+    # vLLM: the prompt
+    "add_generation_prompt": _ON,
+    "add_special_tokens": _OFF,
+    "chat_template_content_format": ("auto",),
+    "chat_template_kwargs": _NOTHING,
+    "continue_final_message": _OFF,
+    "documents": _NOTHING,
+    "echo": _OFF,
+    "media_io_kwargs": _NOTHING,
+    "mm_processor_kwargs": _NOTHING,
+    # vLLM: the answer
+    "enable_response_messages": _OFF,
+    "kv_transfer_params": _NOTHING,
+    "priority": (0,),
+    "prompt_logprobs": _OFF,
+    "return_token_ids": _OFF,
+    "return_tokens_as_token_ids": _OFF,
+    "structural_tag": _NOTHING,
+    # SGLang
+    "custom_params": _NOTHING,
+    "lora_path": _NOTHING,
+    "max_new_tokens": _NOTHING,
+    "min_new_tokens": (0,),
+    "no_stop_trim": _OFF,
+    "return_cached_tokens_details": _OFF,
+    "return_hidden_states": _OFF,
+    "return_routed_experts": _OFF,
+    "separate_reasoning": _ON,
+    "stream_reasoning": _ON,
+}
+# An endpoint whose model reasons by itself is told by these not to, so they go on to whoever takes fields of others.
+NEUTRAL_WITHOUT_REASONING: Final[Mapping[str, tuple[Any, ...]]] = {
+    "include_reasoning": (True, False),
+    "reasoning": ({}, {"effort": "none"}),
+    "reasoning_effort": ("none",),
+    "thinking": ({"type": "disabled"},),
+    "thinking_token_budget": (0,),
+}
+
+
+def without_neutral(extra: Mapping[str, Any], *, passed_on: bool) -> dict[str, Any]:
+    """The fields of `extra` that ask for something; `passed_on`, whether the backend is given such fields."""
+    return {
+        name: value
+        for name, value in extra.items()
+        if not _is_neutral(value, NEUTRAL.get(name, ()))
+        and (passed_on or not _is_neutral(value, NEUTRAL_WITHOUT_REASONING.get(name, ())))
+    }
+
+
+def _is_neutral(value: Any, known: tuple[Any, ...]) -> bool:
+    if isinstance(value, Mapping):
+        value = {name: inner for name, inner in value.items() if inner is not None}
+    # By type too: in Python 0 is False and 1 is True.
+    return value is None or any(type(value) is type(one) and value == one for one in known)
