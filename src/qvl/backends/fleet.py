@@ -209,7 +209,8 @@ class Fleet:
                 known = [entry["id"] for entry in await endpoint.models()]
             except Failed:
                 return failed
-            if known:
+            # Some say it themselves, and say it once.
+            if known and not all(name in failed.error.message for name in known):
                 failed.error.hint = nearest(self.model, known)
         return failed
 

@@ -79,6 +79,10 @@ def serve(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    any_model_name: Annotated[
+        bool,
+        typer.Option(envvar="QVL_ANY_MODEL_NAME", help="Answer to every other name too.", rich_help_panel=MODEL),
+    ] = False,
     device: Annotated[
         str | None,
         typer.Option(envvar=["QVL_DEVICE", "DEVICE"], help="auto, npu, cuda, mps or cpu.", rich_help_panel=MODEL),
@@ -311,6 +315,7 @@ def serve(
     ).with_sizes(max_pixels, min_pixels)
     settings = ServerSettings(
         served_model_names=_listed(served_model_name),
+        any_model_name=any_model_name,
         api_keys=keys,
         api_key_file=api_key_file,
         max_body_bytes=int(max_body_mb * 1024 * 1024),

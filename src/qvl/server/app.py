@@ -185,7 +185,10 @@ class Gateway:
         # Only JSON: a page elsewhere could send other types to a server on this machine without being asked first.
         if kind != b"application/json" and not (kind.startswith(b"image/") and operation.path == "/v1/analyze"):
             raise HttpError(
-                415, "the body must be JSON", hint="Content-Type: application/json", code="unsupported_media_type"
+                415,
+                "the body must say that it is JSON",
+                hint="add the header Content-Type: application/json",
+                code="unsupported_media_type",
             )
         core.refuse_if_closed()
         if not core.admission.running:

@@ -76,11 +76,12 @@ class ServerCore:
         names = self.names
         if name is None:
             return names[0]
-        if name not in names:
+        if name not in names and not self.settings.any_model_name:
             raise HttpError(
                 404,
                 f"the model {name[:200]!r} does not exist",
-                hint=f"served here: {', '.join(names)}",
+                hint=f"served here: {', '.join(names)}; the server takes more with --served-model-name NAME, "
+                "and every name with --any-model-name",
                 param="model",
                 code="model_not_found",
             )

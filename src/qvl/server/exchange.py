@@ -13,6 +13,7 @@ import anyio
 from qvl.errors import MediaError, QvlError, RateLimitError
 from qvl.ids import new_request_id
 from qvl.server.answers import dumps
+from qvl.server.bodies import SMALL_BODY, checked_json, inflated
 from qvl.server.bounded import Bounded
 from qvl.server.errors import (
     CLIENT_CLOSED_REQUEST,
@@ -96,10 +97,10 @@ class Exchange:
         self._watcher: asyncio.Task[None] | None = None
 
     async def body(self) -> bytes:
-        """The whole body.
+        """The whole body, without what it was compressed with, nor a byte order mark before JSON.
 
         Raises:
-            HttpError: 413 too large, 408 too slow.
+            HttpError: 413 too large, 408 too slow, 415 an unknown Content-Encoding, 400 not UTF-8 or too many fields.
             RateLimitError: too many bodies are in memory.
             ClientGoneError: the client went away before the end.
         """
@@ -123,10 +124,26 @@ class Exchange:
                     raise self._too_large()
                 if not event.get("more_body", False):
                     self._body_complete = True
-                    return b"".join((*pieces, piece)) if pieces else bytes(piece)
+                    return await self._read(b"".join((*pieces, piece)) if pieces else bytes(piece))
                 pieces.append(bytes(piece))
                 limit.reschedule(now + settings.body_timeout + size / settings.body_rate)
         raise HttpError(408, "the body came too slowly", code="request_timeout", headers=((b"connection", b"close"),))
+
+    async def _read(self, body: bytes) -> bytes:
+        encoding = self.headers.get(b"content-encoding", b"").strip().lower()
+        if encoding not in (b"", b"identity"):
+            limit = self.core.settings.max_body_bytes
+            if len(body) < SMALL_BODY:
+                whole = inflated(body, encoding, limit)
+            else:
+                whole = await asyncio.to_thread(inflated, body, encoding, limit)
+            if whole is None:
+                raise self._too_large()
+            self._hold(len(whole) - len(body))
+            body = whole
+        if self.headers.get(b"content-type", b"").startswith(b"image/"):
+            return body
+        return await checked_json(body)
 
     def _too_large(self) -> HttpError:
         return HttpError(

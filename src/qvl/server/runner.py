@@ -10,8 +10,11 @@ import signal
 import socket
 import ssl
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 
 # Clients that keep their connection are told within this time that it ends, instead of finding it closed.
 FAREWELL_SECONDS: Final = 0.5
+# What closes after the last answer (the backend, connections, threads) has this long.
+EXIT_SECONDS: Final = 10.0
+# Two of these could be read differently by whoever stands in between.
+ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"content-encoding"})
 log = logger("qvl.server")
 
 
@@ -67,11 +74,36 @@ class CorkedTransport:
             self._transport.write(b"".join(pieces))
 
 
+class UnknownLength(int):
+    """What is left of a body that ends with the connection: any piece fits, and nothing is missing at its end."""
+
+    def __lt__(self, other: object) -> bool:
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __sub__(self, other: int) -> UnknownLength:
+        return self
+
+    __hash__ = int.__hash__
+
+
 class GuardedProtocol(_Protocol):
-    """HTTP whose headers must arrive in time, and which says in JSON what is wrong with them."""
+    """HTTP whose headers must arrive in time, and which says in JSON what is wrong with them.
+
+    Beyond uvicorn's: one Host and one Authorization; an answer without a length ends with the connection for HTTP/1.0
+    clients, who know no chunks; a client that has closed its sending side is answered.
+    """
 
     header_timeout = 10.0
+    probe_seconds = 1.0
     _head_timer: asyncio.TimerHandle | None = None
+    _probe_timer: asyncio.TimerHandle | None = None
+    _refusal = ""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(CorkedTransport(transport, self.loop))  # type: ignore[arg-type]
@@ -79,7 +111,38 @@ class GuardedProtocol(_Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
         super().connection_lost(exc)
+
+    def on_headers_complete(self) -> None:
+        counts = Counter(name for name, _ in self.headers if name in ONCE)
+        twice = [name for name, count in counts.items() if count > 1]
+        self._refusal = f"there are {counts[twice[0]]} {twice[0].decode().title()} headers" if twice else ""
+        if not self._refusal and not counts[b"host"] and self.parser.get_http_version() == "1.1":
+            self._refusal = "there is no Host header"
+        if self._refusal:
+            raise ValueError(self._refusal)
+        super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.waiting_for_100_continue = False
+            self.cycle.chunked_encoding = False
+            self.cycle.expected_content_length = UnknownLength()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        cycle = self.cycle
+        if self.scheme == "https" or cycle is None or cycle.response_complete or cycle.more_body:
+            return None
+        # It may have closed its sending side alone. Whoever is gone answers what is sent with a reset.
+        cycle.keep_alive = False
+        if self.scope["http_version"] != "1.0":
+            self._probe_timer = self.loop.call_later(self.probe_seconds, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        if not self.cycle.response_started and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._probe_timer = self.loop.call_later(self.probe_seconds, self._probe)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -104,7 +167,8 @@ class GuardedProtocol(_Protocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        self.transport.write(_head_error(400, "Bad Request", "this is no HTTP request", "invalid_http"))
+        message = self._refusal or "this is not an HTTP request"
+        self.transport.write(_head_error(400, "Bad Request", message, "invalid_http"))
         self.transport.close()
 
 
@@ -170,6 +234,16 @@ class GracefulServer(uvicorn.Server):
             os._exit(128 + number)
         self.core.draining = True
         self._loop.call_soon_threadsafe(self.begin_drain)
+        # A thread of its own: what hangs may be the loop, a worker, or the wait for one when the interpreter ends.
+        threading.Thread(target=self._end_whatever_hangs, name="qvl-exit", daemon=True).start()
+
+    def _end_whatever_hangs(self) -> None:
+        time.sleep(self.core.settings.drain_timeout + EXIT_SECONDS)
+        log.warning("ended by force", after_s=self.core.settings.drain_timeout + EXIT_SECONDS)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(1)
 
     def _hung_up(self) -> None:
         if self._loop is not None:

@@ -17,6 +17,11 @@ from qvl.server.readiness import tiny_png
 
 STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 OPEN: Final = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+MAX_MESSAGES: Final = 4_096
+# OpenAI's bounds.
+Metadata: TypeAlias = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
 PIXEL: Final = "data:image/png;base64," + base64.b64encode(tiny_png()).decode("ascii")
 
 
@@ -217,7 +222,7 @@ class ChatCompletionRequest(Sampling):
     }
 
     model: str | None = None
-    messages: ChatMessages = Field(min_length=1)
+    messages: ChatMessages = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -232,7 +237,7 @@ class ChatCompletionRequest(Sampling):
     modalities: list[Literal["text"]] | None = None
     # These change nothing in an answer: labels for the caller's own books.
     user: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -325,7 +330,7 @@ class ResponsesRequest(BaseModel):
     store: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -18,6 +18,7 @@ class ServerSettings:
     Args:
         served_model_names: the names that clients may ask for; the first is what `/v1/models` lists first. Empty: the
             backend's own name.
+        any_model_name: whether a request may ask for any other name too, and is answered under it.
         api_keys: accepted keys; empty (and no key file): everybody may ask.
         api_key_file: one key a line, `#` starts a comment; read again by `KeyRing.reload`.
         max_body_bytes: larger bodies are refused (413), by their announcement where there is one.
@@ -42,6 +43,7 @@ class ServerSettings:
     """
 
     served_model_names: tuple[str, ...] = ()
+    any_model_name: bool = False
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     api_key_file: str | None = None
     max_body_bytes: int = 64 * 1024 * 1024

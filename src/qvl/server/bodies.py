@@ -1,0 +1,88 @@
+"""What a body is before it is read as JSON: inflated, UTF-8, and of a size that is read without holding up others."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import re
+import zlib
+from typing import Final
+
+from qvl.server.errors import HttpError
+
+SMALL_BODY: Final = 64 * 1024
+# Reading and checking a field takes some microseconds, and the event loop waits for all of them.
+MAX_FIELDS: Final = 20_000
+PIECE: Final = 2**20
+MAX_ITEMS: Final = 1_000_000
+_WINDOWS: Final = {b"gzip": 31, b"x-gzip": 31, b"deflate": 47}
+_KEY: Final = re.compile(rb'(?<!\\)"\s*:')
+_OTHER_MARKS: Final = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+def inflated(body: bytes, encoding: bytes, limit: int) -> bytes | None:
+    """Return `body` without its Content-Encoding; None where it is larger than `limit` bytes.
+
+    Raises:
+        HttpError: 415 for an encoding that is not known here, 400 for bytes that are not of that encoding.
+    """
+    window = _WINDOWS.get(encoding)
+    if window is None:
+        name = encoding.decode("latin-1")[:50]
+        raise HttpError(
+            415,
+            f"unknown Content-Encoding {name!r}",
+            hint="gzip, deflate, or none",
+            code="unsupported_media_type",
+            headers=((b"accept-encoding", b"gzip, deflate"),),
+        )
+    for wbits in (window, -15) if encoding == b"deflate" else (window,):
+        reader = zlib.decompressobj(wbits)
+        try:
+            whole = reader.decompress(body, limit + 1)
+        except zlib.error:
+            continue
+        if len(whole) > limit:
+            return None
+        if reader.eof and not reader.unused_data:
+            return whole
+    raise HttpError(400, f"the body is not whole {encoding.decode()} data", code="invalid_body")
+
+
+async def checked_json(body: bytes) -> bytes:
+    """Return the JSON in `body` without a byte order mark.
+
+    Raises:
+        HttpError: 400, it is not UTF-8, or has more fields or items than are read for one request.
+    """
+    for mark, name in _OTHER_MARKS:
+        if body.startswith(mark):
+            raise HttpError(400, f"the body is {name}", hint="JSON is sent as UTF-8", code="invalid_json")
+    body = body.removeprefix(codecs.BOM_UTF8)
+    if len(body) > SMALL_BODY:
+        if body.count(b",") > MAX_ITEMS:
+            raise _too_many(f"more than {MAX_ITEMS} items")
+        # Colons may be text; only where there are many is it worth to look closer.
+        if body.count(b":") > MAX_FIELDS:
+            await _count_fields(body)
+    return body
+
+
+async def _count_fields(body: bytes) -> None:
+    """Looks through a mebibyte at a time, so that others have their turn in between."""
+    count = 0
+    for start in range(0, len(body), PIECE):
+        for _ in _KEY.finditer(body, start, min(len(body), start + PIECE)):
+            count += 1
+            if count > MAX_FIELDS:
+                raise _too_many(f"more than {MAX_FIELDS} fields")
+        await asyncio.sleep(0)
+
+
+def _too_many(what: str) -> HttpError:
+    return HttpError(400, f"the body has {what}", hint="send several smaller requests", code="request_too_large")
