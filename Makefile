@@ -13,10 +13,16 @@ PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
 # One worker a core. Each has one thread, since several a core only wait for each other.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
-PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FAST := not slow and not vllm and not browser and not ray
+# $(call install,PYTHON,WHAT): pip's steps with the names of the packages, and the seconds it took.
+install = @set -o pipefail; began=$$SECONDS; echo "installing: $(2)"; \
+	$(1) -m pip install --disable-pip-version-check --no-input --progress-bar off $(2) | sed -un \
+	-e 's/^Collecting \([^ ;(]*\).*/  needs \1/p' -e 's/^ *Downloading \(.*([0-9.]* [MG]B)\).*/  fetching \1/p' \
+	-e 's/^Installing collected packages:.*/  unpacking them all: minutes, where torch is new/p' && \
+	echo "installed after $$((SECONDS - began)) s"
 
-.PHONY: help setup demo test lint fix docs slow pins test-compat test-ray test-vllm bench-engine bench-server bench-cache bench-sdk bench-redis clean
+.PHONY: help setup demo test quick lint fix docs slow pins test-compat test-ray test-vllm bench-engine bench-server bench-cache bench-sdk bench-redis clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,9 +31,9 @@ setup: $(STAMP) ## make the virtual environment, if it is not there or out of da
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	rm -f $(VENV)/.installed-*
-	touch $@
+	$(call install,$(BIN)/python,-c constraints.txt -e '.[dev]')
+	@rm -f $(VENV)/.installed-*
+	@touch $@
 
 demo: $(STAMP) ## analyze a picture with the bundled model, twice: a miss, then a hit
 	@rm -rf $(BUILD)/demo && mkdir -p $(BUILD)/demo
@@ -36,6 +42,9 @@ demo: $(STAMP) ## analyze a picture with the bundled model, twice: a miss, then 
 
 test: $(STAMP) lint ## lint, types, and every test that is not marked slow, vllm or browser
 	$(PARALLEL) -m "$(FAST)"
+
+quick: $(STAMP) ## the tests that load no model and start no process, for the inner loop
+	$(PARALLEL) -q -rfE --quick -m "$(FAST)"
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check --output-format concise .
@@ -52,15 +61,15 @@ slow: $(STAMP) ## the tests that take minutes, and those in a browser
 # What llamafactory's images pin. Its own constraints, since the older transformers needs the older hub client.
 test-compat: ## the local backend under transformers 4.57.1, in an environment of its own
 	test -x .venv-compat/bin/python || $(PYTHON) -m venv .venv-compat
-	.venv-compat/bin/python -m pip install -q torch==2.13.0 transformers==4.57.1 -e '.[local]' \
-		accelerate pytest pytest-timeout pytest-asyncio hypothesis
-	.venv-compat/bin/python -m pytest tests/local tests/tiny -m "$(FAST)"
+	$(call install,.venv-compat/bin/python,torch==$(TORCH) transformers==4.57.1 -e '.[local]' \
+		accelerate pytest pytest-timeout pytest-asyncio pytest-xdist hypothesis)
+	$(PARALLEL:$(BIN)/%=.venv-compat/bin/%) tests/local tests/tiny -m "$(FAST)"
 
 test-vllm: ## the vLLM backend on vLLM's CPU build, in an environment of its own
 	$(PYTHON) tests/backends/vllm_environment.py .venv-vllm
 
 test-ray: $(STAMP) ## replicas and datasets under Ray, which it installs
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,ray]'
+	$(call install,$(BIN)/python,-c constraints.txt -e '.[dev,ray]')
 	$(PYTEST) tests/replicas
 
 bench-engine: $(STAMP) ## qvl-serve beside plain generate, transformers serve and vLLM on 139 M random weights; gigabytes at first

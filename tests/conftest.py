@@ -22,6 +22,33 @@ LAST_MAJOR = "openai>=2.20,<3"
 KEPT = ("CHROMIUM", "CI", "CUDA_VISIBLE_DEVICES", "LANG", "PATH", "QVL_PUBLISHED_QWEN3_VL", "TERM", "TMPDIR", "USER")
 KEPT_FAMILIES = ("COVERAGE_", "LC_", "LD_", "MKL_", "OMP_", "PYTEST_", "PYTHON", "TZ", "VIRTUAL_ENV", "VLLM_TARGET_")
 AS_FOUND = dict(os.environ)  # for pip, which may need a proxy and certificates
+# What takes longest: given out first, so that no worker is left alone with one of these, and left out of `make quick`.
+LONGEST = (
+    "local",
+    "cli/test_bundled.py",
+    "bench/test_figures.py",
+    "server/test_load.py",
+    "bench/test_load.py",
+    "pipeline/test_bundled.py",
+    "ascend/test_endpoint.py",
+    "ascend/test_serve_fits.py",
+    "contract",
+    "backends/test_faults.py",
+    "server/test_errors.py",
+    "pipeline/test_leases.py",
+    "caches/test_contract.py",
+    "caches/test_redis.py",
+    "cli/test_bad_input.py",
+    "cli/test_cache_command.py",
+    "server/test_published_schema.py",
+    "server/test_made_messages.py",
+    "server/test_access.py",
+    "server/test_ssrf.py",
+    "tiny",
+    "examples",
+    "replicas",
+    "vllm",
+)
 _RUN = pytest.StashKey[Path]()
 _numbers = count()
 
@@ -35,6 +62,32 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ |= home_of(run / "home")
     # Its list of fonts takes seconds to make.
     os.environ["MPLCONFIGDIR"] = str(run / "matplotlib")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="skip what starts a process, needs torch, or takes long")
+
+
+def _rank(path: Path) -> int:
+    """Its place in LONGEST, or behind."""
+    own = path.relative_to(ROOT / "tests").as_posix() if path.is_relative_to(ROOT / "tests") else ""
+    return next((n for n, name in enumerate(LONGEST) if own == name or own.startswith(f"{name}/")), len(LONGEST))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("--quick") and _rank(collection_path) < len(LONGEST) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        sys.addaudithook(_stay_quick)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: _rank(item.path))
+
+
+def _stay_quick(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "subprocess.Popen" or (event == "import" and arguments[0] == "torch"):
+        pytest.skip("not quick: it starts a process or needs torch")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -61,7 +61,7 @@ def build(folder: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     # Compiled when they are imported: of most of these files nobody imports anything.
-    install = [*pip, "install", "--quiet", "--no-compile", "--constraint", str(PINS)]
+    install = [*pip, "install", "--progress-bar", "off", "--no-compile", "--constraint", str(PINS)]
     subprocess.run([*install, *WANTED, "--editable", str(ROOT)], check=True)
     # Both are linked against CUDA, and transformers imports them where it finds them.
     subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchaudio", "torchcodec"], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from qvl.caches.redis import RedisCache, open_redis
 from qvl.caches.redis_url import RedisAddress
 from qvl.errors import ConfigError, MissingDependencyError
+from qvl.extras import install_line
 
 
 @pytest.mark.parametrize(
@@ -63,5 +65,5 @@ def test_bad_urls_say_the_way_out(url: str, said: str) -> None:
 
 def test_without_the_package_the_pip_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'qvl\[redis\]'"):
+    with pytest.raises(MissingDependencyError, match=re.escape(install_line("redis"))):
         open_redis("redis://localhost")

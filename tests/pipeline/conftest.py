@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from qvl import AsyncPipeline
 from qvl.backends.base import ALL_SAMPLING, Backend, Capabilities
 from qvl.types import ChatRequest, Chunk, TokenLogprob, Usage
 
@@ -97,3 +98,13 @@ def answering(*texts: str) -> Callable[[ChatRequest], str]:
 
 def answer_json(**changes: Any) -> str:
     return json.dumps({**ANSWER, **changes}, ensure_ascii=False)
+
+
+async def until(ready: Callable[[], object]) -> None:
+    while not ready():
+        await asyncio.sleep(0.001)
+
+
+def followers(pipe: AsyncPipeline) -> int:
+    """How many wait for an answer that is under way."""
+    return sum(flight.followers for flight in pipe._board._flights)

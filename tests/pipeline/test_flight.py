@@ -18,12 +18,7 @@ from qvl.caches.memory import MemoryCache
 from qvl.errors import BackendError, BackendResponseError, BackendUnavailableError
 from qvl.types import ChatRequest, Chunk
 
-from .conftest import TalkingBackend, answer_json, answering
-
-
-async def until(ready: Any) -> None:
-    while not ready():
-        await asyncio.sleep(0.001)
+from .conftest import TalkingBackend, answer_json, answering, until
 
 
 class Reluctant(TalkingBackend):

@@ -24,7 +24,7 @@ from qvl.errors import (
 )
 from qvl.types import Chunk
 
-from .conftest import ANSWER, TalkingBackend, answer_json, answering
+from .conftest import ANSWER, TalkingBackend, answer_json, answering, followers, until
 
 
 def run(main: Any) -> Any:
@@ -99,8 +99,7 @@ def test_identical_requests_in_flight_share_one_inference(picture: Image.Image) 
         async with AsyncPipeline(backend=backend, cache="memory:") as pipe:
             backend.gate = asyncio.Event()
             waiting = [asyncio.create_task(pipe.ask(picture, "q")) for _ in range(5)]
-            while not backend.running:
-                await asyncio.sleep(0.001)
+            await until(lambda: backend.running and followers(pipe) == 5)
             backend.gate.set()
             results = await asyncio.gather(*waiting)
         assert len(backend.requests) == 1
@@ -119,7 +118,7 @@ def test_who_leaves_does_not_take_the_work_with_them(picture: Image.Image) -> No
             while not backend.running:
                 await asyncio.sleep(0.001)
             follower = asyncio.create_task(pipe.ask(picture, "q"))
-            await asyncio.sleep(0.05)
+            await until(lambda: followers(pipe) == 2)
             leader.cancel()
             await asyncio.gather(leader, return_exceptions=True)
             backend.gate.set()
@@ -135,9 +134,7 @@ def test_when_the_last_one_leaves_the_backend_is_told(picture: Image.Image) -> N
         async with AsyncPipeline(backend=backend, cache="memory:") as pipe:
             backend.gate = asyncio.Event()
             tasks = [asyncio.create_task(pipe.ask(picture, "q")) for _ in range(2)]
-            while not backend.running:
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.05)
+            await until(lambda: backend.running and followers(pipe) == 2)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
