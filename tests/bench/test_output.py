@@ -11,11 +11,12 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qvl.bench.metrics import KEPT, Sample, Windows
-from qvl.bench.record import Done
+from qvl.bench.metrics import KEPT, Group, Sample, Windows
+from qvl.bench.record import Done, Record
 from qvl.errors import ConfigError
 from qvl.testing.endpoint import ScriptedEndpoint
 from tests.bench.test_load import Slow, prompts
@@ -189,6 +190,32 @@ def test_a_sample_of_more_than_it_keeps_has_exact_mean_and_near_percentiles() ->
     assert len(sample.values) == KEPT
     assert stats["mean"] == pytest.approx(KEPT - 0.5)
     assert stats["p99"] == pytest.approx(1.98 * KEPT, rel=0.01)
+
+
+def overloaded(open_loop: bool) -> dict[str, Any]:
+    """The throughput of 300 requests that came at 30/s to an endpoint that answers 10/s, one after the other."""
+    group = Group({0: Windows([(0.0, 10.0)])}, True, {}, open_loop=open_loop)
+    for number in range(300):
+        record = Record(id=str(number), request_id="", index=number, start=number / 30, end=(number + 1) / 10)
+        record.success, record.phase, record.latency = True, "measure", record.end - record.start
+        record.prompt_tokens = record.completion_tokens = 7
+        group.add(record)
+    return group.throughput()
+
+
+def test_waiting_under_overload_is_no_throughput() -> None:
+    found = overloaded(open_loop=True)
+    assert found["requests_per_second"] == pytest.approx(10, rel=0.02)
+    assert found["completion_tokens_per_second"] == pytest.approx(70, rel=0.02)
+
+
+def test_a_few_answers_inside_the_steady_part_are_taken_over_the_whole_session() -> None:
+    group = Group({0: Windows([(0.0, 0.1)])}, True, {}, open_loop=True)
+    for number in range(20):
+        record = Record(id=str(number), request_id="", index=number, start=0.0, end=float(number + 1))
+        record.success, record.phase, record.latency = True, "measure", record.end
+        group.add(record)
+    assert group.throughput()["requests_per_second"] == 1.0
 
 
 def test_a_request_counts_by_the_share_of_its_time_inside_the_steady_parts() -> None:

@@ -6,10 +6,12 @@
 | TPOT | (E2E - TTFT) / (completion tokens - 1) |
 | ITL | between two pieces of one stream |
 | E2E | end of the answer - intended start, retries and waits among them |
-| requests/s | over the steady part: each request counts by the share of its time that lies in it |
+| requests/s, closed loop | over the steady part: each request counts by the share of its time that lies in it |
+| requests/s, open loop | answers that were complete inside the steady part, by its length |
 
 The steady part is when every client was busy (closed loop) or requests were due (open loop): not the ramp, not the
-last answers coming in.
+last answers coming in. In a closed loop all the time of a request is the endpoint's work on it. In an open loop under
+overload most of it is waiting, and what waits is not done.
 """
 
 from __future__ import annotations
@@ -30,9 +32,12 @@ FORMULAS: Final = {
     "ttft": "first piece with content - intended start",
     "itl": "between two pieces of one stream",
     "e2e": "end of the answer - intended start",
-    "requests_per_second": "sum over answers of (share of its time inside the steady part) / length of that part",
+    "requests_per_second": "closed loop: sum over answers of (share of its time inside the steady part) / length of "
+    "that part; open loop: answers complete inside the steady part / length of that part",
 }
 KEPT: Final = 100_000
+# Fewer answers inside a steady part say too little: the whole session is taken.
+FEW: Final = 10
 
 
 class Sample:
@@ -85,6 +90,11 @@ class Windows:
         self._starts = [start for start, _ in self.spans]
         self.length = sum(end - start for start, end in self.spans)
 
+    def hold(self, moment: float) -> bool:
+        """True if `moment` lies inside."""
+        place = bisect_right(self._starts, moment) - 1
+        return place >= 0 and moment <= self.spans[place][1]
+
     def share(self, start: float, end: float) -> float:
         """The part of [start, end] that lies inside, from 0 to 1."""
         if end <= start:
@@ -112,10 +122,13 @@ class Span:
 
 
 class Group:
-    """The figures of one endpoint at one stage."""
+    """The figures of one endpoint at one stage; `open_loop` says that requests came at a rate of their own."""
 
-    def __init__(self, windows: Mapping[int, Windows], full: bool, slo: Mapping[str, float]) -> None:
+    def __init__(
+        self, windows: Mapping[int, Windows], full: bool, slo: Mapping[str, float], *, open_loop: bool = False
+    ) -> None:
         self.windows = windows
+        self.open_loop = open_loop
         self.full = full
         self.slo = slo
         self.samples = {name: Sample() for name in FIGURES}
@@ -195,7 +208,7 @@ class Group:
         span.completion += record.completion_tokens
         windows = self.windows.get(record.session)
         if windows is not None:
-            share = windows.share(record.start, record.end)
+            share = float(windows.hold(record.end)) if self.open_loop else windows.share(record.start, record.end)
             amounts = (1, good, record.prompt_tokens, record.completion_tokens)
             span.weights = [held + share * amount for held, amount in zip(span.weights, amounts, strict=True)]
 
@@ -209,7 +222,8 @@ class Group:
         seconds, sums = 0.0, [0.0, 0.0, 0.0, 0.0]
         for session, span in self.spans.items():
             windows = self.windows.get(session)
-            if windows is not None and windows.length > 0:
+            few = self.open_loop and span.weights[0] < FEW
+            if windows is not None and windows.length > 0 and not few:
                 seconds += windows.length
                 amounts: Sequence[float] = span.weights
             else:

@@ -78,7 +78,7 @@ def summarise(folder: Path) -> Summary:
         points.add(record, offset)
         key = (record.endpoint, record.stage)
         if key not in groups:
-            groups[key] = _group(key, sessions, asked["plan"].get("slo") or {})
+            groups[key] = _group(key, sessions, asked["plan"])
         groups[key].add(record)
         if record.expected is not None:
             expected[record.endpoint].add(record.expected, record.response)
@@ -109,14 +109,14 @@ def summarise(folder: Path) -> Summary:
     return Summary(data, points)
 
 
-def _group(key: tuple[int, int], sessions: list[dict[str, Any]], slo: Mapping[str, float]) -> Group:
+def _group(key: tuple[int, int], sessions: list[dict[str, Any]], plan: Mapping[str, Any]) -> Group:
     windows, full = {}, False
     for number, session in enumerate(sessions):
         mine = [window for window in session["windows"] if (window[0], window[1]) == key]
         if mine:
             windows[number] = Windows((window[2], window[3]) for window in mine)
             full = full or any(window[4] for window in mine)
-    return Group(windows, full, slo)
+    return Group(windows, full, plan.get("slo") or {}, open_loop=plan.get("rate") is not None)
 
 
 def _named(found: dict[str, Any], endpoint: Mapping[str, str], stage: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from qvl.cli import failure
 from qvl.cli.reading import pairs
-from qvl.errors import ConfigError, MissingDependencyError, write_failed
+from qvl.errors import ConfigError, MissingDependencyError, QvlError, write_failed
 
 if TYPE_CHECKING:
     from qvl.bench.dataset import Dataset
@@ -177,6 +177,8 @@ def run(
     _leave(summary, folder, html, as_json)
     if summary.data["interrupted"]:
         raise typer.Exit(130)
+    if not any(found["requests"]["sent"] for found in summary.data["endpoints"]):
+        raise QvlError("nothing was sent", hint="see --duration, --rate and --count, and that the input has lines")
     if summary.success_rate * 100 < min_success:
         text = f"error: {summary.success_rate:.1%} of the requests succeeded, --min-success is {min_success:g} %"
         failure.stderr().print(text, style="bold red")
