@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import structlog
 
+from qvl.printable import escaped, plain
+
 _encode: Final = jsonlib.JSONEncoder(ensure_ascii=False, default=repr).encode
 
 
@@ -55,7 +57,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.msg, dict):
-            return _encode(record.msg)
+            return escaped(_encode(record.msg))
         moment = datetime.fromtimestamp(record.created, timezone.utc)
         told: dict[str, Any] = {
             "event": record.getMessage(),
@@ -64,7 +66,11 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)
-        return _encode(told)
+        return escaped(_encode(told))
+
+
+def _plain_texts(logger: Any, method: str, event: Any) -> Any:
+    return {name: plain(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 def configure(*, level: str = "warning", json: bool = False) -> None:
@@ -79,6 +85,7 @@ def configure(*, level: str = "warning", json: bool = False) -> None:
             structlog.stdlib.ProcessorFormatter(
                 processors=[
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    _plain_texts,
                     structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
                 ],
                 foreign_pre_chain=[

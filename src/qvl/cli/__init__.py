@@ -15,6 +15,8 @@ from typing import Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from qvl.cli.terminal import open_streams
+
 COMMANDS: Final = {
     "analyze": "Product pictures in, typed analyses out.",
     "ask": "Ask a question about one or several pictures.",
@@ -173,4 +175,5 @@ def _qvl(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `qvl` with `args` (the process's own when None) and ends the process with its exit code."""
+    open_streams()
     app(args=args, prog_name="qvl")

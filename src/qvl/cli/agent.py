@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from qvl.cli import options as o
+from qvl.cli.terminal import json_line
 from qvl.errors import ConfigError, MediaError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def agent(
             except MediaError as exc:
                 failure.report(exc, picture)
                 if as_json:
-                    sys.stdout.write(json.dumps({"error": failure.as_json(exc)}, ensure_ascii=False) + "\n")
+                    sys.stdout.write(json_line({"error": failure.as_json(exc)}) + "\n")
                 raise typer.Exit(failure.FAILED) from exc
         pipeline = settings.build()
         recommender = Recommender(
@@ -174,7 +175,7 @@ def _print_products(rows: Iterator[tuple[Product, str]], as_json: bool) -> None:
 
     if as_json:
         for item, why in rows:
-            sys.stdout.write(json.dumps({**item.to_json(), **({"why": why} if why else {})}, ensure_ascii=False) + "\n")
+            sys.stdout.write(json_line({**item.to_json(), **({"why": why} if why else {})}) + "\n")
         return
     while part := list(islice(rows, _TABLE)):
         show.stdout().print(_table(part))

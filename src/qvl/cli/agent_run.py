@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.cli import failure
+from qvl.cli.terminal import json_line
 from qvl.errors import QvlError, write_failed
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Shown:
         def seen(event: Any) -> None:
             trace.add(event)
             if self.as_json:
-                sys.stdout.write(json.dumps({"event": event.to_json()}, ensure_ascii=False) + "\n")
+                sys.stdout.write(json_line({"event": event.to_json()}) + "\n")
 
         error: StepError | None = None
         with live if live is not None else nullcontext():
@@ -85,7 +85,7 @@ class Shown:
 
         if self.as_json:
             line = {"recommendation": found.to_json(), "seconds": round(seconds, 6)}
-            sys.stdout.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+            sys.stdout.write(json_line(line) + "\n")
             return
         console = show.stdout()
         if found.failed and found.analysis:

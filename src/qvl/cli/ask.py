@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import aclosing
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qvl.cli import options as o
+from qvl.cli.terminal import json_line
 from qvl.errors import ConfigError
+from qvl.printable import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -132,7 +133,7 @@ async def _stream(
             if not isinstance(chunk, Chunk):
                 result = chunk
             elif chunk.text:
-                sys.stdout.write(_delta(chunk, request.request_id) + "\n" if as_json else chunk.text)
+                sys.stdout.write(_delta(chunk, request.request_id) + "\n" if as_json else plain(chunk.text))
                 sys.stdout.flush()
     assert result is not None
     if not as_json:
@@ -141,4 +142,4 @@ async def _stream(
 
 
 def _delta(chunk: Any, request_id: str) -> str:
-    return json.dumps({"request_id": request_id, "index": chunk.index, "delta": chunk.text}, ensure_ascii=False)
+    return json_line({"request_id": request_id, "index": chunk.index, "delta": chunk.text})

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from qvl.cli import failure
 from qvl.cli.reading import pairs
+from qvl.cli.terminal import json_line
 from qvl.errors import ConfigError, MissingDependencyError, QvlError, write_failed
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def compare_runs(
 
     rows = report.compare(_read_summary(old), _read_summary(new))
     if as_json:
-        typer.echo(json.dumps({"rows": rows}, ensure_ascii=False))
+        typer.echo(json_line({"rows": rows}))
     else:
         report.show_comparison(rows, _console())
 
@@ -238,7 +239,7 @@ def _leave(summary: Summary, folder: Path, html: bool, as_json: bool) -> None:
     from qvl.bench.record import REPORT
 
     if as_json:
-        typer.echo(json.dumps(summary.data, ensure_ascii=False))
+        typer.echo(json_line(summary.data))
     else:
         report.show(summary.data, _console())
     if as_json:
@@ -256,9 +257,9 @@ def _leave(summary: Summary, folder: Path, html: bool, as_json: bool) -> None:
 
 
 def _console() -> Any:
-    from rich.console import Console
+    from qvl.cli.console import PlainConsole
 
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, width=None if sys.stdout.isatty() else 140)
+    return PlainConsole(soft_wrap=not sys.stdout.isatty(), highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 import typer
 
 from qvl.cli import options as o
+from qvl.cli.terminal import json_line
 from qvl.errors import ConfigError
+from qvl.printable import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +104,7 @@ def show(key: Key, cache: CacheUrl = None, as_json: AsJson = False) -> None:
     facts = {**_summary(entry), "created_at": _date(entry.created_at), "expires_at": _date(entry.expires_at)}
     rows = [(name, str(value)) for name, value in facts.items() if value and name not in ("text", "analysis")]
     _table(("what", "value"), [("key", full), *rows, *_asked(entry.manifest)])
-    typer.echo(json.dumps(entry.analysis, ensure_ascii=False, indent=2) if entry.analysis else entry.text)
+    typer.echo(json_line(entry.analysis, indent=2) if entry.analysis else plain(entry.text))
 
 
 @app.command()
@@ -275,7 +277,7 @@ def _summary(entry: CacheEntry) -> dict[str, Any]:
 
 
 def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, ensure_ascii=False))
+    typer.echo(json_line(data))
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

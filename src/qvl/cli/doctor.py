@@ -56,9 +56,9 @@ def doctor(
         report = examine(Host(), options)
         typer.echo(report.to_json())
     else:
-        from rich.console import Console
+        from qvl.cli.console import PlainConsole
 
-        console = Console(soft_wrap=True, highlight=False)
+        console = PlainConsole(soft_wrap=True, highlight=False)
         report = examine(Host(), options, on_finding=lambda finding: console.print(render(finding)))
         console.print(verdict(report), style="bold")
     raise typer.Exit(report.exit_code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from qvl.cli import options as o
+from qvl.cli.terminal import json_line
 from qvl.errors import AuthError, BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _print(
     server: str = "",
 ) -> None:
     if as_json:
-        typer.echo(json.dumps({**({"server": server} if server else {}), "endpoints": list(found)}, ensure_ascii=False))
+        typer.echo(json_line({**({"server": server} if server else {}), "endpoints": list(found)}))
         return
     from qvl.cli.show import stdout
 

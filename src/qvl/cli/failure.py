@@ -22,9 +22,9 @@ def exit_code(error: QvlError) -> int:
 
 def stderr() -> Console:
     """A console on the present stderr; without a terminal it writes no colours and never folds a line."""
-    from rich.console import Console
+    from qvl.cli.console import PlainConsole
 
-    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return PlainConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def report(error: QvlError, about: str = "") -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+
+from qvl.cli.terminal import json_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout,
     """The bundled model, what is on this machine, and what is published, with the memory that each needs."""
     found: dict[str, Any] = {"bundled": bundled(), "on_this_machine": on_this_machine(), "published": published()}
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        typer.echo(json_line(found))
         return
     from rich.table import Table
     from rich.text import Text

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from qvl.cli.terminal import json_line
 
 if TYPE_CHECKING:
     from qvl.plugins import PluginHost
@@ -29,7 +30,7 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout
     found = [_row(host, name) for name in host.names()]
     failures = [asdict(failure) for failure in host.failures]
     if as_json:
-        typer.echo(json.dumps({"plugins": found, "failures": failures}, ensure_ascii=False))
+        typer.echo(json_line({"plugins": found, "failures": failures}))
         return
     from rich.table import Table
     from rich.text import Text

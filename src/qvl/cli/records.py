@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qvl.analysis import ProductAnalysis
 from qvl.cli import failure
+from qvl.cli.terminal import json_line
 
 if TYPE_CHECKING:
     from qvl.analysis import AnalysisResult
@@ -46,12 +46,7 @@ class Record:
 
     def to_json(self) -> str:
         """One line of JSON, without a line break."""
-        text = json.dumps(self._fields(), ensure_ascii=False, separators=(",", ":"))
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # a file name that is no UTF-8
-            return json.dumps(self._fields(), separators=(",", ":"))
-        return text
+        return json_line(self._fields())
 
     def _fields(self) -> dict[str, Any]:
         head = {

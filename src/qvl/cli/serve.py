@@ -26,7 +26,9 @@ def register(app: typer.Typer) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Runs `qvl-serve`."""
     from qvl.cli import SingleCommand, one_line_errors
+    from qvl.cli.terminal import open_streams
 
+    open_streams()
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     with one_line_errors_at_top(one_line_errors):
         settings = {"help_option_names": ["-h", "--help"], "default_map": _from_config_file()}

@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from qvl.analysis import ProductAnalysis, own_fields
+from qvl.cli.console import PlainConsole
 from qvl.notebook import fields_of
 
 if TYPE_CHECKING:
@@ -22,15 +22,8 @@ SHOWN_LOADING: Final = 0.05
 _NARROW: Final = 100
 
 
-class _Stdout(Console):
-    """A console that leaves a closed pipe to the command, which ends alike whoever was writing."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
-def stdout() -> Console:
-    return _Stdout(highlight=False, emoji=False)
+def stdout() -> PlainConsole:
+    return PlainConsole(highlight=False, emoji=False)
 
 
 def took(record: Record) -> str:

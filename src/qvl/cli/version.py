@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from typing import Annotated, Final
 
 import typer
+
+from qvl.cli.terminal import json_line
 
 PACKAGES: Final = ("torch", "torch-npu", "transformers", "vllm", "openai", "redis", "fastapi", "pillow", "pydantic")
 
@@ -33,7 +34,7 @@ def version(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout
         except PackageNotFoundError:
             found[name] = None
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json_line(found))
         return
     for name, value in found.items():
         typer.echo(f"{name:<13} {value or 'not installed'}")

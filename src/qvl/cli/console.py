@@ -1,0 +1,24 @@
+"""The console that every command prints tables and text on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from qvl.printable import plain
+
+
+class PlainConsole(Console):
+    """A console for texts of others: only colours of our own reach the terminal.
+
+    A closed pipe is left to the command, which ends alike whoever was writing.
+    """
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else plain(text), style, control)
