@@ -11,10 +11,12 @@ import importlib
 import io
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final
 
+from qvl import structure
 from qvl.errors import MediaError
 from qvl.resizing import canonical_size
+from qvl.structure import ByteOrder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,12 +30,13 @@ _SCAN: Final = 0xDA
 _FRAMES: Final = (0xC0, 0xC2)
 _APP1: Final = 0xE1
 _SKIPPED: Final = frozenset({0xC4, 0xDB, 0xDD, 0xFE, 0xE0, *range(0xE2, 0xF0)})
-ByteOrder: TypeAlias = Literal["little", "big"]
 
 MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 # Formats that every endpoint and browser decodes to the same pixels when the picture is plain 8-bit RGB.
 PORTABLE: Final = frozenset(MEDIA_TYPES)
 ORIENTATION_TAG: Final = 0x0112
+_LARGE_MEMORY: Final = 72 * 2**20
+_LARGE_PIXELS: Final = 2**25
 _TIFF_WIDTH: Final = 0x0100
 _TIFF_HEIGHT: Final = 0x0101
 
@@ -44,6 +47,7 @@ class Header:
 
     `sized`: whether a request set them.
     `plain`: every decoder reads these bytes to the canonical pixels, so they may be passed on as they are.
+    `large`: decoding takes so long or so much memory that it is done one at a time.
     """
 
     format: str
@@ -52,6 +56,7 @@ class Header:
     orientation: int
     plain: bool
     sized: bool
+    large: bool
 
     @property
     def media_type(self) -> str:
@@ -68,7 +73,8 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
     if (colour := _colour_jpeg(data)) is not None and "JPEG" in policy.formats:
         width, height, orientation = colour
         check_size((width, height), policy, name)
-        return _header("JPEG", (width, height), orientation, policy, simple=True)
+        memory = _jpeg_memory(data, (width, height), policy)
+        return _header("JPEG", (width, height), orientation, policy, name, memory, simple=True)
     with open_image(data, policy, name) as image:
         form = image.format or ""
         check_size(image.size, policy, name)
@@ -81,15 +87,37 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
             and (form != "PNG" or png_depth(data) == 8)
         )
         size = _tiff_size(image) if form == "TIFF" else image.size
-        return _header(form, size, orientation, policy, simple=simple)
+        memory = _jpeg_memory(data, image.size, policy) if form == "JPEG" else structure.memory(image, form)
+        return _header(form, size, orientation, policy, name, memory, simple=simple)
 
 
-def _header(form: str, size: tuple[int, int], orientation: int, policy: MediaPolicy, *, simple: bool) -> Header:
+def _jpeg_memory(data: bytes, size: tuple[int, int], policy: MediaPolicy) -> int:
+    return structure.jpeg_memory(data, size, canonical_size(*size, policy)[:2])
+
+
+def _header(
+    form: str,
+    size: tuple[int, int],
+    orientation: int,
+    policy: MediaPolicy,
+    name: str,
+    memory: int,
+    *,
+    simple: bool,
+) -> Header:
     """`simple`: one frame of 8-bit RGB pixels that hide nothing."""
+    if memory > policy.max_decode_bytes:
+        raise MediaError(
+            f"{name}: decoding {size[0]} x {size[1]} pixels of {form} takes {memory // 2**20} MiB, more than the limit"
+            f" of {policy.max_decode_bytes // 2**20} MiB",
+            hint="make the picture smaller first, or raise max_decode_bytes of the MediaPolicy",
+            code="image_too_large",
+        )
+    large = memory > _LARGE_MEMORY or size[0] * size[1] > _LARGE_PIXELS
     upright = size[::-1] if orientation >= 5 else size
     width, height, sized = canonical_size(*upright, policy)
     plain = simple and form in PORTABLE and orientation == 1 and (width, height) == upright
-    return Header(form, width, height, orientation, plain, sized)
+    return Header(form, width, height, orientation, plain, sized, large)
 
 
 def _colour_jpeg(data: bytes) -> tuple[int, int, int] | None:
@@ -101,7 +129,9 @@ def _colour_jpeg(data: bytes) -> tuple[int, int, int] | None:
     if data[:2] != b"\xff\xd8":
         return None
     at, size, exif = 2, None, b""
-    while len(data) >= at + 4 and data[at] == 0xFF:
+    for _ in range(structure.MAX_SEGMENTS):
+        if len(data) < at + 4 or data[at] != 0xFF:
+            return None
         marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker == _SCAN:
             return None if size is None else (*size, exif_orientation(exif))
@@ -131,6 +161,7 @@ def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
     form = _sniff(data)
     decoder = _decoder(form) if form in policy.formats else None
     if decoder is not None:
+        structure.check(data, form, policy.max_frames, name)
         try:
             return decoder(io.BytesIO(data), "")
         except Exception as exc:

@@ -26,9 +26,10 @@ class HeldPixels:
         decode: makes pixels of them.
         check: given where the bytes pass untouched: finds out for less than `decode` whether they are sound, and raises
             what `decode` would.
+        large: decoding is done one at a time, where whoever asks knows to wait for it.
     """
 
-    __slots__ = ("_check", "_decode", "_encoded", "_lock", "_rgb")
+    __slots__ = ("_check", "_decode", "_encoded", "_lock", "_rgb", "large")
 
     def __init__(
         self,
@@ -37,7 +38,9 @@ class HeldPixels:
         encoded: Encoded | None = None,
         decode: Callable[[], Image.Image] | None = None,
         check: Callable[[], None] | None = None,
+        large: bool = False,
     ) -> None:
+        self.large = large
         self._lock = threading.Lock()
         self._rgb = rgb
         self._encoded = encoded
@@ -59,9 +62,12 @@ class HeldPixels:
             return self._taken() if self._decode is not None else self._held().copy()
 
     def settle(self) -> None:
-        """Decodes if nobody knows yet whether the bytes are sound; the pixels then wait for their first use."""
+        """Decodes a large picture, and one of which nobody knows yet whether its bytes are sound.
+
+        The pixels then wait for their first use.
+        """
         with self._lock:
-            if not self._sound:
+            if not self._sound or self.large:
                 self._rgb = self._held()
 
     def verify(self, *, keep: bool) -> None:

@@ -12,7 +12,7 @@ import io
 import ipaddress
 import os
 from dataclasses import dataclass, field, replace
-from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -36,6 +36,8 @@ PictureSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any] | Picture"
 )
 
+T = TypeVar("T")
+
 FORMATS: Final = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"})
 
 
@@ -49,6 +51,8 @@ class MediaPolicy:
         limits: what a request says about the size of one picture, within `max_pixels`.
         max_bytes: largest encoded picture that is read, from a file, a URL or memory.
         max_source_pixels: largest picture that is decoded at all (decompression bombs).
+        max_decode_bytes: most memory that decoding one picture may take, estimated from its header. A JPEG of 178
+            million pixels stays within the default, as do 50 million as RGB PNG and 12 million as WebP.
         max_frames: most frames of an animation, or pages of a TIFF; only the first is used.
         max_aspect: largest ratio of the long to the short side.
         timeout: for the whole of a fetch, redirects included.
@@ -67,6 +71,7 @@ class MediaPolicy:
     limits: PixelLimits = NO_LIMITS
     max_bytes: int = 64 * 1024 * 1024
     max_source_pixels: int = 178_956_970
+    max_decode_bytes: int = 192 * 1024 * 1024
     max_frames: int = 1_000
     max_aspect: float = 200.0
     timeout: float = 20.0
@@ -77,7 +82,7 @@ class MediaPolicy:
     allowed_private: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("max_pixels", "max_bytes", "max_source_pixels", "max_frames", "max_aspect"):
+        for name in ("max_pixels", "max_bytes", "max_source_pixels", "max_decode_bytes", "max_frames", "max_aspect"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
         self._check("min_pixels", 0 <= self.min_pixels <= self.max_pixels, f"from 0 to max_pixels, {self.max_pixels}")
         self._check("timeout", self.timeout > 0, "above 0, in seconds")
@@ -230,6 +235,11 @@ class Picture:
         return self
 
     @property
+    def large(self) -> bool:
+        """Whether decoding it takes so long or so much memory that it is done one at a time."""
+        return self._pixels is not None and self._pixels.large
+
+    @property
     def at_hand(self) -> bool:
         """Whether `data` can be had at once: it is neither to be encoded nor to be checked first."""
         return self._pixels is None or self._pixels.at_hand
@@ -307,7 +317,16 @@ async def aload(
         return await _load_url(url, policy, decode, seen, resolver)
     if not decode and _is_small(source, policy):
         return _load_local(source, policy, decode, seen)
-    return await _in_worker(lambda: _load_local(source, policy, decode, seen))
+    picture = await _in_worker(lambda: _load_local(source, policy, False, seen))
+    return await _verified(picture) if decode else picture
+
+
+async def _verified(picture: Picture) -> Picture:
+    """Itself, once its bytes were found sound; a large one waits for its turn."""
+    held = picture._pixels
+    if held is not None:
+        await _in_worker(lambda: held.verify(keep=False), large=held.large)
+    return picture
 
 
 async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
@@ -320,7 +339,7 @@ async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: boo
     """
     if picture.at_hand and not pixels and (max_pixels is None or _fits(picture, max_pixels)):
         return picture
-    return await _in_worker(lambda: ready(picture, max_pixels, pixels=pixels))
+    return await _in_worker(lambda: ready(picture, max_pixels, pixels=pixels), large=picture.large)
 
 
 def ready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
@@ -341,19 +360,26 @@ async def _load_url(
 
     fetcher = Fetcher(policy) if resolver is None else Fetcher(policy, resolver=resolver)
     data = await fetcher.fetch(url)
-    return await _in_worker(lambda: _from_bytes(data, policy, public_name(url), decode, seen))
+    picture = await _in_worker(lambda: _from_bytes(data, policy, public_name(url), False, seen))
+    return await _verified(picture) if decode else picture
 
 
-_limiter: Final[anyio.lowlevel.RunVar[anyio.CapacityLimiter]] = anyio.lowlevel.RunVar("qvl.media.limiter")
+_limiters: Final[anyio.lowlevel.RunVar[tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]]] = anyio.lowlevel.RunVar(
+    "qvl.media.limiters"
+)
 
 
-async def _in_worker(work: Callable[[], Picture]) -> Picture:
-    """Runs CPU work in a thread; one limiter an event loop, so that many uploads cannot take every thread."""
+async def _in_worker(work: Callable[[], T], *, large: bool = False) -> T:
+    """Runs CPU work in a thread; two limiters an event loop, so that many uploads cannot take every thread.
+
+    Large pictures have one of their own, behind which the others need not wait.
+    """
     try:
-        limiter = _limiter.get()
+        ordinary, one = _limiters.get()
     except LookupError:
-        limiter = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
-        _limiter.set(limiter)
+        ordinary, one = anyio.CapacityLimiter(max(2, os.cpu_count() or 2)), anyio.CapacityLimiter(1)
+        _limiters.set((ordinary, one))
+    limiter = one if large else ordinary
     return await anyio.to_thread.run_sync(work, limiter=limiter)
 
 
@@ -414,6 +440,7 @@ def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, seen:
         encoded=encoded,
         decode=lambda: pixels.decode(data, header, policy, name),
         check=(lambda: pixels.check(data, header, policy, name)) if header.plain else None,
+        large=header.large,
     )
     if decode:
         held.verify(keep=False)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image
 
+from qvl import structure
 from qvl.errors import MediaError
 from qvl.headers import ORIENTATION_TAG, Header, broken, check_size, exif_orientation, open_image, png_depth
 from qvl.resizing import canonical_size
@@ -22,6 +25,9 @@ from qvl.whole import whole_png
 
 if TYPE_CHECKING:
     from qvl.media import MediaPolicy
+
+# The memory of the process is one, whatever threads and pipelines there are.
+_one_large: Final = threading.Lock()
 
 TRANSPOSE: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,8 +47,9 @@ def decode(data: bytes, header: Header, policy: MediaPolicy, name: str) -> Image
         MediaError: the file is cut short or broken.
     """
     size = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
-    with open_image(data, policy, name) as image:
+    with _turn(header), open_image(data, policy, name) as image:
         try:
+            _check_scans(data, image, name)
             if header.format == "JPEG" and image.size != size:
                 # The decoder can drop pixels that the resize would average away; twice the target keeps the quality.
                 image.draft(None, (size[0] * 2, size[1] * 2))
@@ -67,13 +74,25 @@ def check(data: bytes, header: Header, policy: MediaPolicy, name: str) -> None:
     if header.format != "JPEG":
         decode(data, header, policy, name)
         return
-    with open_image(data, policy, name) as image:
+    with _turn(header), open_image(data, policy, name) as image:
         try:
+            _check_scans(data, image, name)
             # At an eighth of the size the decoder reads every code, and leaves out only what it would do with them.
             image.draft(None, (max(1, header.width // 8), max(1, header.height // 8)))
             image.load()
+        except MediaError:
+            raise
         except Exception as exc:
             raise broken(name, header.format, exc) from exc
+
+
+def _turn(header: Header) -> AbstractContextManager[object]:
+    return _one_large if header.large else nullcontext()
+
+
+def _check_scans(data: bytes, image: Image.Image, name: str) -> None:
+    if image.format == "JPEG" and structure.jpeg_frame(data)[0]:
+        structure.check_scans(data, image.width * image.height, name)
 
 
 def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> tuple[Image.Image, bool]:

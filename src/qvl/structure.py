@@ -1,0 +1,270 @@
+"""Bounds on how an encoded picture is built, looked at before a decoder is: its parts are counted, never read.
+
+A decoder, or Pillow's reader in front of it, does work for every part, whether it holds pixels or nothing. Files of
+cameras and programs stay far below these numbers. Counting itself ends at the bound.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from qvl.errors import MediaError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import Image
+
+ByteOrder: TypeAlias = Literal["little", "big"]
+
+MAX_SEGMENTS: Final = 2_000
+MAX_EXIF_SEGMENTS: Final = 8
+MAX_PHOTOSHOP_RECORDS: Final = 4_096
+MAX_FILL: Final = 16_384
+MAX_SCANS: Final = 64
+# Pixels, once for each scan: about a second of a slow core.
+MAX_SCAN_PIXELS: Final = 2**29
+MAX_CHUNKS: Final = 20_000
+MAX_PACKED_CHUNKS: Final = 256
+MAX_COMMENT: Final = 256 * 1024
+MAX_TAGS: Final = 4_096
+MAX_STRIPS: Final = 32_768
+# Pixels and bytes of a run-length BMP, which Pillow decodes in Python.
+MAX_BMP_RUNS: Final = 2**21
+
+_PIECE: Final = 2**20
+_FILL: Final = re.compile(rb"\xff+")
+_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_START_OF_SCAN: Final = 0xDA
+_END: Final = 0xD9
+_NO_LENGTH: Final = frozenset({0x00, 0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
+_FRAMES: Final = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+# What Pillow reads of a TIFF: the layout, the colours, and where the pixels are.
+_READ_TAGS: Final = frozenset({258, 273, 278, 279, 320, 322, 323, 324, 325, 338, 339})
+_SUB_DIRECTORIES: Final = frozenset({34665, 34853, 40965})
+_TIFF_JPEG: Final = (6, 7)
+
+
+def check(data: bytes, form: str, max_frames: int, name: str) -> None:
+    """Holds the parts of `data` against the bounds, as far as opening it meets them; frames are counted elsewhere.
+
+    Raises:
+        MediaError: it has more parts of a kind than any real picture.
+    """
+    if form == "GIF":
+        _check_gif(data, max_frames, name)
+        return
+    look = {"JPEG": _check_jpeg, "PNG": _check_png, "TIFF": _check_tiff, "BMP": _check_bmp}.get(form)
+    if look is not None:
+        look(data, name)
+
+
+def check_scans(data: bytes, pixels: int, name: str) -> None:
+    """Holds the scans of a JPEG of several scans against the bounds: each goes over all pixels.
+
+    Raises:
+        MediaError: there are more than any encoder writes, or too many for so many pixels.
+    """
+    allowed = min(MAX_SCANS, max(1, MAX_SCAN_PIXELS // pixels))
+    # In pieces, so that other threads get their turn. What is counted in vain, as in a film behind a picture of a
+    # phone, is looked at closely below.
+    rough = sum(data.count(b"\xff\xda", at, at + _PIECE + 1) for at in range(0, len(data), _PIECE))
+    if rough <= allowed:
+        return
+    scans = 0
+    at = _next_marker(data, 2)
+    while at + 4 <= len(data) and (marker := data[at + 1]) != _END:
+        scans += marker == _START_OF_SCAN
+        if scans > allowed:
+            raise _too_many(name, f"{allowed} scans in a JPEG of {pixels} pixels", "save it with fewer scans")
+        body = 0 if marker in _NO_LENGTH else int.from_bytes(data[at + 2 : at + 4], "big")
+        at = _next_marker(data, at + 2 + body)
+
+
+def _next_marker(data: bytes, at: int) -> int:
+    while at < len(data):
+        if (found := _MARKER.search(data, at, at + _PIECE)) is not None:
+            return found.start()
+        at += _PIECE - 1
+    return len(data)
+
+
+def jpeg_frame(data: bytes) -> tuple[bool, int]:
+    """Whether all of a JPEG's coefficients are held until its last scan was read, and how many a pixel."""
+    several, held, components = False, 3.0, 0
+    for at in _jpeg_segments(data):
+        marker = data[at + 1]
+        if marker in _FRAMES:
+            several = marker not in (0xC0, 0xC1, 0xC9)
+            components = data[at + 9] if at + 9 < len(data) else 0
+            factors = [data[at + 11 + 3 * index] for index in range(components) if at + 11 + 3 * index < len(data)]
+            areas = [(factor >> 4) * (factor & 15) for factor in factors]
+            largest = max((f >> 4 for f in factors), default=1) * max((f & 15 for f in factors), default=1)
+            held = sum(areas) / max(1, largest)
+        elif marker == _START_OF_SCAN:
+            return several or data[at + 4 : at + 5] != bytes([components]), -(-int(held * 4) // 4) or 1
+    return True, 4
+
+
+def _jpeg_segments(data: bytes) -> Iterator[int]:
+    """Where each marker stands, up to the first scan, as Pillow finds them: fill bytes and junk are passed over."""
+    at = 2
+    while at >= 0 and at + 4 <= len(data):
+        if data[at] != 0xFF:
+            at = data.find(b"\xff", at)
+            continue
+        if data[at + 1] == 0xFF:
+            at = _end_of_fill(data, at) - 1
+            continue
+        yield at
+        marker = data[at + 1]
+        if marker == _START_OF_SCAN:
+            return
+        at += 2 if marker in _NO_LENGTH else 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+
+
+def _end_of_fill(data: bytes, at: int) -> int:
+    found = _FILL.match(data, at)
+    return at + 1 if found is None else found.end()
+
+
+def _check_jpeg(data: bytes, name: str) -> None:
+    exif = fill = photoshop = 0
+    end = 2
+    for segments, at in enumerate(_jpeg_segments(data), 1):
+        fill += max(0, at - end)
+        end = at + 2
+        marker = data[at + 1]
+        if marker not in _NO_LENGTH:
+            end += max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+        exif += marker == 0xE1 and data.startswith(b"Exif\0\0", at + 4)
+        if marker == 0xED:
+            photoshop += data.count(b"8BIM", at, end)
+        if segments > MAX_SEGMENTS:
+            raise _too_many(name, f"{MAX_SEGMENTS} segments in front of a JPEG's pixels")
+        if fill > MAX_FILL:
+            raise _too_many(name, f"{MAX_FILL} bytes of fill in front of a JPEG's pixels")
+        if exif > MAX_EXIF_SEGMENTS:
+            raise _too_many(name, f"{MAX_EXIF_SEGMENTS} EXIF segments")
+        if photoshop > MAX_PHOTOSHOP_RECORDS:
+            raise _too_many(name, f"{MAX_PHOTOSHOP_RECORDS} Photoshop records")
+    if len(data) - end > MAX_FILL and data[end : end + 2] in (b"\xff\xff", b"\xff\x00"):
+        raise _too_many(name, f"{MAX_FILL} bytes of fill in front of a JPEG's pixels")
+
+
+def _check_png(data: bytes, name: str) -> None:
+    at, chunks, packed = 8, 0, 0
+    while at + 8 <= len(data):
+        kind = data[at + 4 : at + 8]
+        chunks += 1
+        packed += kind in (b"iCCP", b"zTXt", b"iTXt")
+        if chunks > MAX_CHUNKS:
+            raise _too_many(name, f"{MAX_CHUNKS} chunks in a PNG")
+        if packed > MAX_PACKED_CHUNKS:
+            raise _too_many(name, f"{MAX_PACKED_CHUNKS} compressed texts and profiles in a PNG")
+        if kind == b"IEND":
+            return
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+
+
+def _check_gif(data: bytes, max_frames: int, name: str) -> None:
+    """Blocks hold 255 bytes each as encoders write them; many small ones, or stray bytes, are read one by one."""
+    allowed = 100_000 + len(data) // 128
+    at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
+    blocks = comment = frames = 0
+    while at + 2 < len(data) and data[at] != 0x3B and frames <= max_frames:
+        kind, follows, is_comment = data[at], True, data[at : at + 2] == b"\x21\xfe"
+        if kind == 0x21:
+            at += 2
+        elif kind == 0x2C and at + 10 < len(data):
+            flags = data[at + 9]
+            at += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+            frames += 1
+        else:
+            follows = False
+        while follows and blocks <= allowed and at < len(data) and (size := data[at]):
+            at += 1 + size
+            blocks += 1
+            comment += size if is_comment else 0
+        blocks += 1
+        at += 1
+        if comment > MAX_COMMENT:
+            raise _too_many(name, f"{MAX_COMMENT} bytes of comments in a GIF")
+        if blocks > allowed:
+            raise _too_many(name, f"{allowed} blocks in a GIF of {len(data)} bytes")
+
+
+def _check_tiff(data: bytes, name: str) -> None:
+    order: ByteOrder = "little" if data[:1] == b"I" else "big"
+    big = int.from_bytes(data[2:4], order) == 43
+    first = int.from_bytes(data[8:16] if big else data[4:8], order)
+    ahead = [first]
+    compression = strips = 1
+    for depth in range(3):
+        found = []
+        for at in ahead:
+            for tag, count, value in _tags(data, at, order, big, name):
+                if tag in _READ_TAGS and count > MAX_STRIPS:
+                    raise _too_many(name, f"{MAX_STRIPS} strips or values of tag {tag} in a TIFF")
+                if tag in _SUB_DIRECTORIES:
+                    found.append(value)
+                if depth == 0 and tag == 259:
+                    compression = value & 0xFFFF if order == "little" else value >> (48 if big else 16) or value
+                if depth == 0 and tag in (273, 324):
+                    strips = count
+        ahead = found[:8]
+    # One scan a strip is what encoders write; libtiff would read a hundred in each.
+    if compression in _TIFF_JPEG and data.count(b"\xff\xda") > 2 * strips + MAX_SCANS:
+        raise _too_many(name, f"{MAX_SCANS} scans beside those of its {strips} strips in a TIFF")
+
+
+def _tags(data: bytes, at: int, order: ByteOrder, big: bool, name: str) -> Iterator[tuple[int, int, int]]:
+    """Tag, count and value (or where it stands) of each entry of the directory at `at`."""
+    head, entry, word = (8, 20, 8) if big else (2, 12, 4)
+    number = int.from_bytes(data[at : at + head], order)
+    if number > MAX_TAGS:
+        raise _too_many(name, f"{MAX_TAGS} tags in a directory of a TIFF")
+    for start in range(at + head, min(at + head + number * entry, len(data) - entry + 1), entry):
+        count = int.from_bytes(data[start + 4 : start + 4 + word], order)
+        value = int.from_bytes(data[start + 4 + word : start + 4 + 2 * word], order)
+        yield int.from_bytes(data[start : start + 2], order), count, value
+
+
+def _check_bmp(data: bytes, name: str) -> None:
+    if int.from_bytes(data[14:18], "little") < 40 or int.from_bytes(data[30:34], "little") not in (1, 2):
+        return
+    width = int.from_bytes(data[18:22], "little")
+    height = abs(int.from_bytes(data[22:26], "little", signed=True))
+    if width * height + len(data) > MAX_BMP_RUNS:
+        raise _too_many(name, f"{MAX_BMP_RUNS} pixels and bytes in a run-length BMP", "save it as PNG")
+
+
+# Bytes a pixel at the highest, conversion to RGB included, by Pillow's mode; Pillow holds RGB in four bytes.
+_BYTES: Final = {"1": 6, "L": 6, "P": 9, "RGB": 4, "CMYK": 8, "YCbCr": 8, "I;16": 12, "I;16B": 12, "I": 16, "F": 18}
+_OF_OTHER_MODES: Final = 10
+# What the decoder itself holds of the whole picture: canvases, planes, a strip that may be all of it.
+_DECODERS: Final = {"WEBP": 12, "AVIF": 14, "TIFF": 4}
+
+
+def memory(image: Image.Image, form: str) -> int:
+    """The most bytes that decoding an open picture that is no JPEG takes, as near as its header tells."""
+    width, height = image.size
+    taken = width * height * (_BYTES.get(image.mode, _OF_OTHER_MODES) + _DECODERS.get(form, 0))
+    if form == "TIFF":
+        tags: Any = getattr(image, "tag_v2", {})
+        taken += 8 * int(tags.get(322) or 0) * int(tags.get(323) or 0)
+    return taken
+
+
+def jpeg_memory(data: bytes, size: tuple[int, int], target: tuple[int, int]) -> int:
+    """As `memory`, for a JPEG of `size` that is decoded for `target`."""
+    width, height = size
+    # As Pillow's draft mode chooses, asked for twice the target.
+    scale = next((s for s in (8, 4, 2) if width >= 2 * target[0] * s and height >= 2 * target[1] * s), 1)
+    several, held = jpeg_frame(data)
+    return width * height * 4 // scale**2 * (2 if held > 3 else 1) + (width * height * 2 * held if several else 0)
+
+
+def _too_many(name: str, what: str, hint: str = "save the picture again with an image program") -> MediaError:
+    return MediaError(f"{name}: more than the limit of {what}", hint=hint, code="image_too_large")
