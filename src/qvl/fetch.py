@@ -3,7 +3,8 @@
 The name is resolved once; every address it has must be public; the connection goes to exactly that address while the
 `Host` header and the certificate check keep the name, so a name that resolves differently a moment later (DNS
 rebinding) gains nothing. Redirects are followed by hand, each hop checked like the first. Proxies from the environment
-are not used, since they would resolve the name again. Nothing is decompressed, so the byte limit counts what arrives.
+are not used, since they would resolve the name again. What the bytes begin with decides what they are, whatever the
+headers call them; what comes compressed though it was asked for plain is inflated within the byte limit.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anyio
@@ -20,9 +22,11 @@ import anyio.lowlevel
 import anyio.to_thread
 import httpx
 
+from qvl import packed
 from qvl._version import __version__
 from qvl.errors import MediaError
-from qvl.sources import short, too_large
+from qvl.headers import sniff
+from qvl.sources import is_label_of_picture, short, too_large
 
 if TYPE_CHECKING:
     import ssl
@@ -59,6 +63,10 @@ _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _HOST: Final = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _lookups: Final[anyio.lowlevel.RunVar[anyio.CapacityLimiter]] = anyio.lowlevel.RunVar("qvl.fetch.lookups")
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+# Accepted for later, nothing to show, a part.
+_WITHOUT_PICTURE: Final = frozenset({202, 204, 205, 206})
+# Is told of every byte that arrives, for whoever answers for the memory of a request; what it raises ends the fetch.
+counter: Final[ContextVar[Callable[[int], None] | None]] = ContextVar("qvl.fetch.counter", default=None)
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -221,22 +229,32 @@ class Fetcher:
                 await response.aclose()
 
     async def _body(self, response: httpx.Response, name: str) -> bytes:
-        if response.status_code != 200:
+        if not 200 <= response.status_code < 300:
             raise _failed(name, f"the server answered {response.status_code} {response.reason_phrase}".rstrip())
-        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind and not kind.startswith("image/") and kind not in ("application/octet-stream", "binary/octet-stream"):
-            raise _failed(name, f"it is {short(kind)[:60]}, not a picture")
-        if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise _failed(name, "the server compressed it though it was asked not to")
+        if response.status_code in _WITHOUT_PICTURE:
+            raise _failed(name, f"the server answered {response.status_code} without the whole picture")
         announced = response.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > self._policy.max_bytes:
             raise too_large(name, self._policy)
+        count = counter.get()
         body = bytearray()
         async for piece in response.aiter_raw():
+            if count is not None:
+                count(len(piece))
             body += piece
             if len(body) > self._policy.max_bytes:
                 raise too_large(name, self._policy)
-        return bytes(body)
+        data = bytes(body)
+        del body
+        codings = response.headers.get("content-encoding", "").lower()
+        if not sniff(data):
+            data = await anyio.to_thread.run_sync(packed.unpacked, data, codings, self._policy, name)
+            if count is not None:
+                count(len(data))
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not is_label_of_picture(kind) and not sniff(data):
+            raise _failed(name, f"it is {short(kind)[:60]}, not a picture")
+        return data
 
 
 @functools.cache

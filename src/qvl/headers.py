@@ -158,7 +158,7 @@ def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
     """
     if not data:
         raise MediaError(f"{name} is empty", hint="0 bytes; save or download it again", code="image_decode_failed")
-    form = _sniff(data)
+    form = sniff(data)
     decoder = _decoder(form) if form in policy.formats else None
     if decoder is not None:
         structure.check(data, form, policy.max_frames, name)
@@ -173,7 +173,7 @@ def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
     )
 
 
-def _sniff(data: bytes) -> str:
+def sniff(data: bytes) -> str:
     """The format by its first bytes, "" for none that is known."""
     if data[4:8] == b"ftyp":
         still = data[8:12] in (b"avif", b"avis") or (data[8:12] in (b"mif1", b"msf1") and b"avif" in data[16:64])

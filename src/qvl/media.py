@@ -12,21 +12,17 @@ import io
 import ipaddress
 import os
 from dataclasses import dataclass, field, replace
-from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
-import anyio
 import anyio.from_thread
-import anyio.lowlevel
-import anyio.to_thread
 
 from qvl.errors import ConfigError
 from qvl.held import HeldPixels
+from qvl.lanes import in_worker
 from qvl.resizing import NO_LIMITS, PixelLimits, budget, canonical_size
 from qvl.seen import Encoded, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
     from PIL import Image
 
@@ -35,8 +31,6 @@ if TYPE_CHECKING:
 PictureSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any] | Picture"
 )
-
-T = TypeVar("T")
 
 FORMATS: Final = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"})
 
@@ -285,7 +279,8 @@ def load(
 
     Args:
         source: a path, a `file:`, `data:`, `http:` or `https:` URL, encoded bytes, a binary file object, a PIL image, a
-            numpy array (HxW, HxWx1, HxWx3, HxWx4; uint8 or floats from 0 to 1), or a Picture.
+            array of numpy, jax or tensorflow (HxW, HxWx1, HxWx3, HxWx4; uint8 or floats from 0 to 1), a torch tensor
+            (the same, or CxHxW), or a Picture.
         policy: the limits.
         decode: False reads header and hash only; whoever first needs the pixels meets a broken file then.
         seen: what was hashed before, to be asked and told.
@@ -317,7 +312,7 @@ async def aload(
         return await _load_url(url, policy, decode, seen, resolver)
     if not decode and _is_small(source, policy):
         return _load_local(source, policy, decode, seen)
-    picture = await _in_worker(lambda: _load_local(source, policy, False, seen))
+    picture = await in_worker(lambda: _load_local(source, policy, False, seen))
     return await _verified(picture) if decode else picture
 
 
@@ -325,7 +320,7 @@ async def _verified(picture: Picture) -> Picture:
     """Itself, once its bytes were found sound; a large one waits for its turn."""
     held = picture._pixels
     if held is not None:
-        await _in_worker(lambda: held.verify(keep=False), large=held.large)
+        await in_worker(lambda: held.verify(keep=False), large=held.large)
     return picture
 
 
@@ -339,7 +334,7 @@ async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: boo
     """
     if picture.at_hand and not pixels and (max_pixels is None or _fits(picture, max_pixels)):
         return picture
-    return await _in_worker(lambda: ready(picture, max_pixels, pixels=pixels), large=picture.large)
+    return await in_worker(lambda: ready(picture, max_pixels, pixels=pixels), large=picture.large)
 
 
 def ready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
@@ -360,27 +355,8 @@ async def _load_url(
 
     fetcher = Fetcher(policy) if resolver is None else Fetcher(policy, resolver=resolver)
     data = await fetcher.fetch(url)
-    picture = await _in_worker(lambda: _from_bytes(data, policy, public_name(url), False, seen))
+    picture = await in_worker(lambda: _from_bytes(data, policy, public_name(url), False, seen))
     return await _verified(picture) if decode else picture
-
-
-_limiters: Final[anyio.lowlevel.RunVar[tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]]] = anyio.lowlevel.RunVar(
-    "qvl.media.limiters"
-)
-
-
-async def _in_worker(work: Callable[[], T], *, large: bool = False) -> T:
-    """Runs CPU work in a thread; two limiters an event loop, so that many uploads cannot take every thread.
-
-    Large pictures have one of their own, behind which the others need not wait.
-    """
-    try:
-        ordinary, one = _limiters.get()
-    except LookupError:
-        ordinary, one = anyio.CapacityLimiter(max(2, os.cpu_count() or 2)), anyio.CapacityLimiter(1)
-        _limiters.set((ordinary, one))
-    limiter = one if large else ordinary
-    return await anyio.to_thread.run_sync(work, limiter=limiter)
 
 
 def _web_url(source: object) -> str | None:
@@ -408,15 +384,14 @@ def _load_local(source: Any, policy: MediaPolicy, decode: bool, seen: Seen | Non
     """Everything but http(s)."""
     if isinstance(source, Picture):
         return source.under(policy)
-    import numpy as np
     from PIL import Image
 
     from qvl import pixels, sources
 
     if isinstance(source, Image.Image):
         return _from_image(source, policy, "<PIL.Image>", seen)
-    if isinstance(source, np.ndarray):
-        return _from_image(pixels.from_array(source), policy, "<array>", seen)
+    if (array := pixels.array_of(source)) is not None:
+        return _from_image(pixels.from_array(array), policy, "<array>", seen)
     data, name = sources.read(source, policy)
     return _from_bytes(data, policy, name, decode, seen)
 

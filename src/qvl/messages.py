@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 ToolLike: TypeAlias = Tool | Mapping[str, Any]
 ResponseFormatLike: TypeAlias = ResponseFormat | Mapping[str, Any] | type[BaseModel]
 MAX_PICTURES: Final = 256
+# Of one request at a time: what they bring waits in memory.
+MAX_FETCHES: Final = 8
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()
 T = TypeVar("T")
@@ -144,9 +146,15 @@ async def load_pictures(
     if not pictures:
         return []
     policies = _policies(policy, pictures)
+    fetching = asyncio.Semaphore(MAX_FETCHES)
+
+    async def load(source: Any, own: MediaPolicy) -> Picture:
+        async with fetching if media.is_remote(source) else contextlib.nullcontext():
+            return await media.aload(source, own, decode=False, seen=seen)
+
     return await _together(
         [
-            _numbered(number, media.aload(picture.source, own, decode=False, seen=seen))
+            _numbered(number, load(picture.source, own))
             for number, (picture, own) in enumerate(zip(pictures, policies, strict=True))
         ]
     )

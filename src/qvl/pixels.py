@@ -8,7 +8,9 @@ Qwen3-VL was trained with have it.
 from __future__ import annotations
 
 import io
+import os
 import struct
+import sys
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 # The memory of the process is one, whatever threads and pipelines there are.
 _one_large: Final = threading.Lock()
 
+_ENCODED: Final = (str, bytes, bytearray, memoryview, os.PathLike)
+_CHANNELS: Final = (1, 3, 4)
 TRANSPOSE: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -182,6 +186,38 @@ def encode_jpeg(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
+def array_of(source: Any) -> Any | None:
+    """A numpy array of the elements of an array or a tensor of another library, None for anything else.
+
+    A torch tensor has its channels first (CxHxW) unless only its last dimension can be them.
+
+    Raises:
+        MediaError: its library cannot hand it over.
+    """
+    if isinstance(source, np.ndarray):
+        return source
+    torch = sys.modules.get("torch")
+    is_tensor = torch is not None and isinstance(source, torch.Tensor)
+    if not is_tensor and (callable(getattr(source, "read", None)) or isinstance(source, _ENCODED)):
+        return None
+    try:
+        if is_tensor:
+            tensor = source.detach().cpu()
+            values = (tensor.float() if tensor.is_floating_point() else tensor).resolve_conj().resolve_neg().numpy()
+            first = values.ndim == 3 and values.shape[0] in _CHANNELS
+            return values.transpose(1, 2, 0) if first else values
+        if callable(getattr(source, "__array__", None)):
+            return np.asarray(source)
+        if callable(getattr(source, "__dlpack__", None)):
+            return np.from_dlpack(source)
+    except Exception as exc:
+        reason = " ".join(str(exc).split())[:120] or type(exc).__name__
+        raise MediaError(
+            f"a {type(source).__name__} cannot be read as an array: {reason}", hint="pass a numpy array"
+        ) from exc
+    return None
+
+
 def from_array(array: Any) -> Image.Image:
     """HxW, HxWx1, HxWx3 (RGB) or HxWx4 (RGBA) of uint8, or of floats from 0 to 1.
 
@@ -193,7 +229,10 @@ def from_array(array: Any) -> Image.Image:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)) or 0 in values.shape:
-        raise MediaError(f"an array of shape {shape} is no picture", hint="HxW, HxWx1, HxWx3 or HxWx4, channels last")
+        raise MediaError(
+            f"unsupported array shape {shape} for a picture",
+            hint="HxW, HxWx1, HxWx3 or HxWx4, channels last; a torch tensor CxHxW too; one picture at a time",
+        )
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * 255
     elif np.issubdtype(values.dtype, np.floating):
@@ -201,7 +240,9 @@ def from_array(array: Any) -> Image.Image:
             raise MediaError("a float array must hold values from 0 to 1", hint="divide by 255, or pass uint8")
         values = np.rint(values.astype(np.float64) * 255.0).astype(np.uint8)
     elif values.dtype != np.uint8:
-        raise MediaError(f"an array of {values.dtype} is no picture", hint="pass uint8, or floats from 0 to 1")
+        raise MediaError(
+            f"unsupported array dtype {values.dtype} for a picture", hint="pass uint8, or floats from 0 to 1"
+        )
     return Image.fromarray(np.ascontiguousarray(values))
 
 

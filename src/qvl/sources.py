@@ -14,6 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 from qvl.errors import MediaError
+from qvl.headers import sniff
 
 if TYPE_CHECKING:
     from qvl.media import MediaPolicy
@@ -39,8 +40,8 @@ def read(source: Any, policy: MediaPolicy) -> tuple[bytes, str]:
     if callable(getattr(source, "read", None)):
         return _read_file(source, policy)
     raise MediaError(
-        f"a {type(source).__name__} is no picture",
-        hint="pass a path, URL, bytes, binary file object, PIL image or numpy array",
+        f"a {type(source).__name__} is not a picture",
+        hint="pass a path, URL, bytes, binary file object, PIL image, numpy array or torch tensor",
     )
 
 
@@ -148,30 +149,40 @@ def _read_file(file: Any, policy: MediaPolicy) -> tuple[bytes, str]:
 
 
 def _read_data_url(url: str, policy: MediaPolicy) -> tuple[bytes, str]:
-    """RFC 2397, with base64 in the standard or the URL-safe alphabet, or percent-encoded bytes."""
+    """RFC 2397, with base64 in the standard or the URL-safe alphabet, or percent-encoded bytes.
+
+    What the label says counts only where the bytes are no picture.
+    """
     meta, comma, payload = url[len("data:") :].partition(",")
     if not comma:
         raise MediaError("a data: URL needs a comma before its data", hint="data:image/png;base64,...")
     kind, *options = (piece.strip().lower() for piece in meta.split(";"))
-    # "image" alone is how Qwen's own examples write it.
-    if kind not in _UNNAMED and not kind.startswith("image/"):
-        raise MediaError(
-            f"a data: URL of {short(kind)[:60]} is no picture", hint="use image/*", code="image_url_blocked"
-        )
     name = f"data:{short(kind)[:60]}"
     if len(payload) > policy.max_bytes * 4:
         raise too_large(name, policy)
-    if "base64" not in options:
-        return _limited(unquote_to_bytes(payload), policy, name), name
+    data = _unpacked(payload, policy, name) if "base64" in options else unquote_to_bytes(payload)
+    if not is_label_of_picture(kind) and not sniff(data):
+        raise MediaError(
+            f"a data: URL of {short(kind)[:60]} is not a picture", hint="use image/*", code="image_url_blocked"
+        )
+    return _limited(data, policy, name), name
+
+
+def is_label_of_picture(kind: str) -> bool:
+    """Whether a media type, in lower case, leaves it open that something is a picture."""
+    return kind in _UNNAMED or kind.startswith("image/")
+
+
+def _unpacked(payload: str, policy: MediaPolicy, name: str) -> bytes:
     if len(payload) * 3 // 4 <= policy.max_bytes:
         # As nearly everybody writes it; what is not so strict is put in order below, which takes longer than decoding.
         with suppress(ValueError):
-            return base64.b64decode(payload, validate=True), name
+            return base64.b64decode(payload, validate=True)
     text = unquote(payload) if "%" in payload else payload
     text = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
     if len(text) * 3 // 4 > policy.max_bytes:
         raise too_large(name, policy)
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True), name
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as exc:
         raise MediaError("the base64 of a data: URL is broken", hint=str(exc), code="image_decode_failed") from exc

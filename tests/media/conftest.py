@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import gzip
 import io
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -84,8 +86,31 @@ class _Handler(BaseHTTPRequestHandler):
     def on_broken(self) -> None:
         self.answer({"Content-Type": "image/png"}, self.server.picture[:-40])
 
-    def on_zipped(self) -> None:
-        self.answer({"Content-Type": "image/png", "Content-Encoding": "gzip"})
+    def on_coded(self) -> None:
+        """With the Content-Encoding of the query, whatever the body is."""
+        self.answer({"Content-Type": "image/png", "Content-Encoding": unquote(urlsplit(self.path).query)})
+
+    def on_packed(self) -> None:
+        """Truly packed, by the query: `form,Content-Encoding`."""
+        form, _, coding = unquote(urlsplit(self.path).query).partition(",")
+        raw = zlib.compressobj(wbits=-15)
+        body = {
+            "gzip": lambda: gzip.compress(self.server.picture),
+            "twice": lambda: gzip.compress(gzip.compress(self.server.picture)),
+            "cut": lambda: gzip.compress(self.server.picture)[:-20],
+            "zlib": lambda: zlib.compress(self.server.picture),
+            "raw": lambda: raw.compress(self.server.picture) + raw.flush(),
+            "bomb": lambda: gzip.compress(bytes(2_000_000)),
+            "junk": lambda: b"\xce\xb2\xcf\x81 not a picture, nor what it is called",
+        }[form]()
+        self.answer({"Content-Type": "image/png", **({"Content-Encoding": coding} if coding else {})}, body)
+
+    def on_labelled(self) -> None:
+        self.answer({"Content-Type": urlsplit(self.path).query})
+
+    def on_status(self) -> None:
+        self.begin(int(urlsplit(self.path).query), {"Content-Length": str(len(self.server.picture))})
+        self.wfile.write(self.server.picture)
 
     def on_missing(self) -> None:
         self.send_error(404)

@@ -173,9 +173,9 @@ def test_unknown_schemes_are_refused(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("data:text/html,<b>hi</b>", "text/html is no picture"),
-        ("data:text/html;base64,PGI+", "text/html is no picture"),
-        ("DATA:TEXT/HTML;base64,PGI+", "text/html is no picture"),
+        ("data:text/html,<b>hi</b>", "text/html is not a picture"),
+        ("data:text/html;base64,PGI+", "text/html is not a picture"),
+        ("DATA:TEXT/HTML;base64,PGI+", "text/html is not a picture"),
         ("data:image/png;base64", "needs a comma"),
         ("data:image/png;base64,@@@@", "base64 of a data: URL is broken"),
         ("data:image/png;base64,A", "base64 of a data: URL is broken"),
@@ -186,6 +186,17 @@ def test_unknown_schemes_are_refused(url: str) -> None:
 )
 def test_broken_data_urls(url: str, words: str) -> None:
     assert words in str(refusal(url))
+
+
+@pytest.mark.parametrize("kind", ["binary/octet-stream", "application/octet-stream", "text/plain", "", "image/jpg"])
+@pytest.mark.parametrize("more", ["", ";charset=utf-8", ";charset=binary;name=a.png"])
+def test_the_first_bytes_of_a_data_url_decide_and_not_its_label(kind: str, more: str) -> None:
+    data = (FIXTURES / "plain.png").read_bytes()
+    packed = base64.b64encode(data).decode()
+    spread = "\n ".join(packed[at : at + 76] for at in range(0, len(packed), 76))
+    safe = base64.urlsafe_b64encode(data).decode().rstrip("=")
+    for payload in (packed, spread, safe):
+        assert media.load(f"data:{kind}{more};base64,{payload}").data == data
 
 
 @pytest.mark.parametrize("text", ["", "   ", "a\x00b.png", "x" * 5000, "file://elsewhere/a.png", "file://[/a.png"])
@@ -212,7 +223,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [None, 5, object(), ["a.png"], {"url": "x"}, True])
 def test_what_is_no_source_at_all(source: object) -> None:
-    assert "is no picture" in str(refusal(source))
+    assert "is not a picture" in str(refusal(source))
 
 
 def test_file_objects_that_cannot_be_read(tmp_path: Path) -> None:

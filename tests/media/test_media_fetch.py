@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvl import media
+from qvl import fetch, media
 from qvl.errors import MediaError
 from qvl.fetch import Fetcher, is_public, literal, public_name
 from qvl.media import MediaPolicy
@@ -54,6 +54,37 @@ def test_a_picture_is_fetched(path: str, site) -> None:
     assert anyio.run(media.aload, site.url(path), HERE) == picture
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(f"/coded?{name}" for name in ("UTF-8", "aws-chunked", "binary", "identity", "none", "gzip", "br", "x,%20y")),
+        *(f"/packed?{pair}" for pair in ("gzip,gzip", "gzip,x-GZIP", "gzip,", "gzip,utf-8", "twice,gzip%2C%20gzip")),
+        *(f"/packed?{pair}" for pair in ("zlib,deflate", "raw,deflate", "gzip,aws-chunked%2C%20gzip")),
+        *(f"/labelled?{kind}" for kind in ("text/plain", "application/json", "binary/octet-stream", "nonsense")),
+        "/status?203",
+        "/status?201",
+    ],
+)
+def test_the_first_bytes_decide_and_not_what_the_server_calls_them(path: str, site) -> None:
+    assert media.load(site.url(path), HERE).data == site.picture
+
+
+def test_what_inflates_beyond_the_limit_is_refused(site) -> None:
+    policy = MediaPolicy(allowed_private=("127.0.0.1",), max_bytes=1_000_000)
+    assert refusal(site.url("/packed?bomb,gzip"), policy).code == "image_too_large"
+
+
+def test_every_byte_that_arrives_is_counted_and_the_count_can_end_it(site) -> None:
+    counted: list[int] = []
+
+    async def main() -> None:
+        fetch.counter.set(counted.append)
+        await media.aload(site.url(), HERE)
+
+    anyio.run(main)
+    assert sum(counted) == len(site.picture)
+
+
 def test_the_request_carries_the_name_and_no_cookies(site) -> None:
     names = Names(pictures_example=["127.0.0.1"])
     url = f"http://Pictures.Example.:{site.port}/ok.png?size=2&name=%C3%A9#top"
@@ -73,7 +104,12 @@ def test_the_request_carries_the_name_and_no_cookies(site) -> None:
         ("/missing.png", "404 Not Found"),
         ("/failing", "503"),
         ("/page", "it is text/html, not a picture"),
-        ("/zipped", "compressed"),
+        ("/packed?junk,zstd", "compressed it with zstd though it was asked not to"),
+        ("/packed?junk,br", "br"),
+        ("/packed?cut,gzip", "gzip compression is broken: it is cut short"),
+        ("/packed?junk,deflate", "deflate compression is broken"),
+        ("/status?202", "202"),
+        ("/status?206", "206"),
         ("/announces-more", "peer closed connection"),
         ("/reset", "disconnected"),
         ("/loop", "more than 3 redirects"),

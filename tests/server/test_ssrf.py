@@ -159,3 +159,31 @@ def test_only_the_allowed_hosts_are_asked(serve, inner: tuple[int, list[str]]) -
     answer = serve(media=gate).post(CHAT, question("x", f"http://127.0.0.1:{port}/x.png"))
     assert answer.json()["error"]["code"] == "image_url_blocked"
     assert asked == []
+
+
+def test_pictures_behind_urls_count_as_if_they_had_come_in_the_body(serve, inner: tuple[int, list[str]]) -> None:
+    port, _ = inner
+    gate = MediaPolicy(allow_files=False, allowed_private=("127.0.0.1",))
+    server = serve(media=gate, max_body_bytes=40_000)
+    picture = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{port}/x.png"}}
+
+    def post(number: int):
+        content = [picture] * number + [{"type": "text", "text": "x"}]
+        return server.post(CHAT, {"messages": [{"role": "user", "content": content}]})
+
+    assert post(1).status_code == 200
+    assert server.core.held_bytes == 0
+    padded = server.post(CHAT, question("x", f"http://127.0.0.1:{port}/endless"))
+    assert (padded.status_code, padded.json()["error"]["code"]) == (413, "request_too_large")
+    assert "pictures behind its URLs" in padded.json()["error"]["message"]
+    assert server.core.held_bytes == 0
+
+
+def test_bytes_that_are_fetched_count_in_what_the_server_holds(serve, inner: tuple[int, list[str]]) -> None:
+    port, _ = inner
+    gate = MediaPolicy(allow_files=False, allowed_private=("127.0.0.1",))
+    server = serve(media=gate, max_held_bytes=40_000)
+    answer = server.post(CHAT, question("x", f"http://127.0.0.1:{port}/endless"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "engine_overloaded")
+    assert server.core.held_bytes == 0
+    assert server.post(CHAT, question("x", f"http://127.0.0.1:{port}/x.png")).status_code == 200

@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from qvl import fetch
 from qvl._version import __version__
 from qvl.errors import QvlError
 from qvl.log import logger
@@ -134,6 +135,7 @@ class Gateway:
             path = path[len(root) :] or "/"
         exchange = Exchange(self.core, scope, receive, send, path)
         self.core.requests_under_way += 1
+        fetch.counter.set(exchange.hold_fetched)
         try:
             if self.core.tracing is not None:
                 operation = (self.table.at(path) or {}).get(exchange.method)

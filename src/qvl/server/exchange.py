@@ -154,6 +154,22 @@ class Exchange:
             headers=((b"connection", b"close"),),
         )
 
+    def hold_fetched(self, size: int) -> None:
+        """Counts bytes of pictures that the body names by their URLs, as if they had come in it.
+
+        Raises:
+            HttpError: 413, more than a body may have.
+            RateLimitError: too many bodies are in memory.
+        """
+        self._hold(size)
+        if self.held > (limit := self.core.settings.max_body_bytes):
+            raise HttpError(
+                413,
+                f"the body and the pictures behind its URLs are larger than {limit} bytes",
+                hint="name fewer or smaller pictures in one request",
+                code="request_too_large",
+            )
+
     def _hold(self, size: int) -> None:
         self.held += size
         self.core.held_bytes += size
