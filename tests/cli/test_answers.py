@@ -165,6 +165,10 @@ def test_a_schema_of_ones_own(qvl, picture, folder):
     ran = qvl("analyze", picture, "--schema", "bills:Bill", "--json")
     assert ran.lines[0]["analysis"] == {"total": 12.5, "seller": "64x48"}
     assert "12.5" in qvl("analyze", picture, "--schema", "bills:Bill").out
+    Path("forms").mkdir()
+    Path("bills.py").rename("forms/moved_bills.py")
+    assert "12.5" in qvl("analyze", picture, "--schema", "forms/moved_bills.py:Bill").out
+    assert "no file 'forms/bills.py'" in qvl("analyze", picture, "--schema", "forms/bills.py:Bill").error
 
 
 def test_backend_options_and_max_pixels_reach_the_backend(qvl, picture):

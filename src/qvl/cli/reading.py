@@ -97,16 +97,23 @@ def duration(text: str) -> float:
 
 
 def schema(text: str) -> type[BaseModel]:
-    """The pydantic class that `module:Class` names; modules of the present folder count.
+    """The pydantic class that `module:Class` or `folder/file.py:Class` names; modules of the present folder count.
 
     Raises:
         ConfigError: there is none.
     """
-    module, colon, path = text.partition(":")
+    module, colon, path = text.rpartition(":")
     if not colon or not module or not path:
         raise ConfigError(f"schema {text!r} is no module:Class", hint="write invoices:Invoice", param="schema")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    folder = os.getcwd()
+    if module.endswith(".py"):
+        file = os.path.abspath(os.path.expanduser(module))
+        if not os.path.isfile(file):
+            raise ConfigError(f"no file {module!r} for --schema", hint="check the path", param="schema")
+        # Its own folder comes first, so that it finds the modules beside it.
+        folder, module = os.path.dirname(file), os.path.basename(file).removesuffix(".py")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         found: Any = import_module(module)
         for part in path.split("."):
