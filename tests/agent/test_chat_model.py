@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from qvl import AsyncPipeline, Pipeline
 from qvl.agent.chat_model import QvlCache, QvlChatModel
-from qvl.errors import AnalysisError, ConfigError, UnsupportedInputError
+from qvl.errors import AnalysisError, ConfigError, RequestError, UnsupportedInputError
 from qvl.testing import echo
 from qvl.types import ChatRequest
 from tests.agent.conftest import ShopModel
@@ -83,6 +83,11 @@ def png() -> str:
         {"type": "image", "base64": png(), "mime_type": "image/png"},
         {"type": "image", "source_type": "base64", "data": png(), "mime_type": "image/png"},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png()}"}},
+        {"type": "image_url", "image_url": f"data:image/png;base64,{png()}"},
+        {"type": "input_image", "image_url": f"data:image/png;base64,{png()}", "detail": "low"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": png()}},
+        {"type": "image", "data": png(), "mimeType": "image/png"},
+        {"type": "image", "image": f"data:image/png;base64,{png()}", "max_pixels": 1024},
     ],
 )
 def test_pictures_in_standard_blocks_reach_the_model(block: dict[str, Any]) -> None:
@@ -177,3 +182,19 @@ def test_answers_are_kept_for_langchain(tmp_path: Any) -> None:
     cache.update("x", "y", [ChatGeneration(message=AIMessage("kept"))])
     assert cache.lookup("x", "y")[0].text == "kept"
     cache.cache.close()
+
+
+def test_a_wrong_block_is_named_by_its_place_in_the_conversation() -> None:
+    model = QvlChatModel(pipeline=scripted())
+    block = {"type": "image_url", "image_url": {"url": "http://a/b.png", "detail": "medium"}}
+    with pytest.raises(RequestError, match=r"messages\[1\]\.content\[1\]\.image_url\.detail: .*'medium'"):
+        model.invoke([SystemMessage("be kind"), HumanMessage([{"type": "text", "text": "hi"}, block])])
+
+
+def test_a_block_says_how_large_its_picture_is_shown() -> None:
+    backend = ShopModel(reply)
+    MADE.append(Pipeline(backend=backend, cache="off"))
+    block = {"type": "image", "base64": png(), "mime_type": "image/png", "resized_height": 64, "resized_width": 96}
+    QvlChatModel(pipeline=MADE[-1]).invoke([HumanMessage([{"type": "text", "text": "hi"}, block])])
+    (shown,) = backend.requests[-1].pictures
+    assert (shown.width, shown.height) == (96, 64)

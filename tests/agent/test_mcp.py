@@ -51,6 +51,14 @@ async def drive(server: Any, picture: str, *, files: bool) -> None:
         assert found["products"][0]["why"]
         said = read(await client.call_tool("ask", {"question": "What is it?", "pictures": [data]}))
         assert said["text"] == "It is a mug."
+        content = {"type": "image", "data": data.partition(",")[2], "mimeType": "image/png"}
+        assert read(await client.call_tool("analyze", {"picture": content}))["attributes"] == seen["attributes"]
+        assert read(await client.call_tool("ask", {"question": "What is it?", "pictures": [content, data]}))["text"]
+        wrong = await client.call_tool("analyze", {"picture": {"type": "audio", "data": "AAAA"}})
+        assert "picture.type: unknown value 'audio'" in wrong.content[0].text
+        if not files:
+            refused = await client.call_tool("analyze", {"picture": {"type": "image", "image": picture}})
+            assert "files are not opened" in refused.content[0].text
         broken = await client.call_tool("analyze", {"picture": "none.png" if files else picture})
         assert broken.is_error
         assert "Traceback" not in broken.content[0].text
