@@ -74,6 +74,7 @@ class LocalBackend(Backend):
         vision_cache_bytes: for features of pictures; 0 keeps none.
         decode_graphs: "auto" records decode steps and replays them where that is known to pay (CUDA graphs), "on"
             wherever the device can (NPU too), "off" never.
+        batch_invariant: compute every answer as it would be computed alone, in any dtype, for a price in speed.
         device_map: "auto" spreads a checkpoint over several cards, a dict says which module goes where (accelerate's
             meaning of it, and its package). Every part must be on a device: nothing is fetched from the host.
         watchdog_s: seconds without a token after which the backend says that it hangs.
@@ -100,6 +101,7 @@ class LocalBackend(Backend):
         prefix_cache: bool = True,
         vision_cache_bytes: int = VISION_CACHE_BYTES,
         decode_graphs: str = "auto",
+        batch_invariant: bool = False,
         device_map: str | dict[str, Any] | None = None,
         watchdog_s: float = 120.0,
     ) -> None:
@@ -133,7 +135,12 @@ class LocalBackend(Backend):
         self._kv_cache_bytes = kv_cache_bytes
         self._prefix_cache = prefix_cache
         self._vision_cache_bytes = vision_cache_bytes
-        self._decode_graphs = decode_graphs
+        if batch_invariant and decode_graphs == "on":
+            raise ConfigError(
+                "batch_invariant steps are not recorded", hint="decode_graphs='off'", param="decode_graphs"
+            )
+        self._decode_graphs = "off" if batch_invariant else decode_graphs
+        self._batch_invariant = batch_invariant
         self._device_map = device_map
         self._watchdog_s = watchdog_s
         self._loaded: _Loaded | None = None
@@ -228,7 +235,7 @@ class LocalBackend(Backend):
         """What computes; a seam for tests that make it fail."""
         from qvl.backends.local.runner import Runner
 
-        return Runner(checkpoint, device, rules, features, self._records(device))
+        return Runner(checkpoint, device, rules, features, self._records(device), self._batch_invariant)
 
     def _records(self, device: Device) -> bool:
         """Whether decode steps are recorded."""
@@ -348,6 +355,7 @@ class LocalBackend(Backend):
             "processor": asdict(rules),
             "adapter": None,
             "quantisation": None,
+            **({"batch_invariant": True} if self._batch_invariant else {}),
         }
 
     def peek_capabilities(self) -> Capabilities:

@@ -75,10 +75,14 @@ class TextDecoder:
         language_model: transformers' Qwen3VLTextModel, whose parameters become views of joined ones.
         lm_head: the output projection.
         kernels: the device's operators.
+        batch_invariant: compute every token as it would be computed alone.
     """
 
-    def __init__(self, language_model: nn.Module, lm_head: nn.Module, kernels: Kernels) -> None:
+    def __init__(
+        self, language_model: nn.Module, lm_head: nn.Module, kernels: Kernels, *, batch_invariant: bool = False
+    ) -> None:
         model: Any = language_model
+        self.batch_invariant = batch_invariant
         self._kernels = kernels
         config = model.config
         self.num_heads: int = config.num_attention_heads
@@ -89,9 +93,9 @@ class TextDecoder:
         self.norm: Tensor = model.norm.weight
         head: Any = lm_head
         self.vocab_size = int(head.weight.shape[0])
-        self._head = Linear(head.weight.detach(), steps=True)
+        self._head = Linear(head.weight.detach(), steps=True, tiled=batch_invariant)
         self._head_device = head.weight.device
-        self.layers = [_Layer(layer) for layer in model.layers]
+        self.layers = [_Layer(layer, batch_invariant) for layer in model.layers]
         self._rotary = model.rotary_emb
         self._axes: Tensor | None = None
 
@@ -171,7 +175,7 @@ class TextDecoder:
             hidden = layer.output.added_to(hidden, attended)
             normed = kernels.rms_norm(hidden, layer.mlp_norm, self.eps)
             if layer.gate_up is None or layer.down is None:
-                hidden = hidden + layer.mlp(normed.unsqueeze(0))[0].view_as(hidden)
+                hidden = hidden + self._mixture(layer, normed).view_as(hidden)
             else:
                 hidden = layer.down.added_to(hidden, kernels.swiglu(layer.gate_up(normed)))
             if deepstack is not None and index < len(deepstack.features):
@@ -232,32 +236,52 @@ class TextDecoder:
         k_row, v_row = k_pool[chunk.row], v_pool[chunk.row]
         k_row[:, chunk.start : end] = keys[part].transpose(0, 1)
         v_row[:, chunk.start : end] = values[part].transpose(0, 1)
+        if self.batch_invariant:
+            return self._one_by_one(queries[part], k_row, v_row, chunk.start)
         query = queries[part].transpose(0, 1).unsqueeze(0)
         out = self._kernels.causal_attention(query, k_row[None, :, :end], v_row[None, :, :end], chunk.mask)
         return out[0].transpose(0, 1).reshape(chunk.count, -1)
+
+    def _one_by_one(self, queries: Tensor, k_row: Tensor, v_row: Tensor, start: int) -> Tensor:
+        """Attention of tokens from position `start` on, each in a call whose shape its position alone decides."""
+        import torch
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        parts = []
+        for place, query in enumerate(queries.reshape(len(queries), 1, self.num_kv_heads, -1, self.head_dim)):
+            end = start + place + 1
+            parts.append(F.scaled_dot_product_attention(query, k_row[None, :, :end], v_row[None, :, :end]))
+        return torch.cat(parts).reshape(len(parts), -1)
+
+    def _mixture(self, layer: _Layer, normed: Tensor) -> Tensor:
+        import torch
+
+        # How many tokens an expert gets depends on all of them.
+        rows = torch.split(normed, 1) if self.batch_invariant else (normed,)
+        return torch.cat([layer.mlp(row.unsqueeze(0))[0].view(len(row), -1) for row in rows])
 
 
 class _Layer:
     """The weights of one decoder layer, joined where one matrix product can serve several."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, tiled: bool) -> None:
         import torch
 
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         counts = [linear.weight.shape[0] // attention.head_dim for linear in projections[:2]]
-        self.qkv = join(projections, steps=True)
+        self.qkv = join(projections, steps=True, tiled=tiled)
         # [query and key heads, head_dim]: one normalisation serves both.
         norms = (attention.q_norm.weight, attention.k_norm.weight)
         self.qk_norm = torch.cat([norm.expand(count, -1) for norm, count in zip(norms, counts, strict=True)])
-        self.output = join((attention.o_proj,), steps=True)
+        self.output = join((attention.o_proj,), steps=True, tiled=tiled)
         self.input_norm = layer.input_layernorm.weight
         self.mlp_norm = layer.post_attention_layernorm.weight
         self.device = self.input_norm.device
         self.mlp = mlp
         dense = hasattr(mlp, "gate_proj") and getattr(mlp.config, "hidden_act", "silu") == "silu"
-        self.gate_up = join((mlp.gate_proj, mlp.up_proj), steps=True) if dense else None
-        self.down = join((mlp.down_proj,), steps=True) if dense else None
+        self.gate_up = join((mlp.gate_proj, mlp.up_proj), steps=True, tiled=tiled) if dense else None
+        self.down = join((mlp.down_proj,), steps=True, tiled=tiled) if dense else None
         if self.gate_up is not None and self.down is not None:
             of_mlp = self.gate_up.size + self.down.size
         else:

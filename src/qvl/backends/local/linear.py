@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Above this many rows float32 weights are multiplied faster.
 FEW_ROWS: Final = 32
+# Rows of every product whose result may not depend on how many rows there are; as many cost a decode step little.
+TILE: Final = 32
 # Half of the smallest step of float16: what rounding may do to a number too small for float16's full precision.
 HALF_ERROR: Final = 2.0**-25
 
@@ -29,13 +31,15 @@ HALF_ERROR: Final = 2.0**-25
 class Linear:
     """`x @ weight.T + bias` for x [rows, in]. `weight` is None once it is laid out anew; `size` is its numbers.
 
-    `steps`: whether decode steps use it, which bring few rows.
+    `steps`: whether decode steps use it, which bring few rows. `tiled`: whether all products are of TILE rows, filled
+    up with zeros, so that one kernel computes every row in one order, whatever other rows there are.
     """
 
-    __slots__ = ("_half", "_packed", "bias", "size", "weight")
+    __slots__ = ("_half", "_packed", "bias", "size", "tiled", "weight")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, steps: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, steps: bool = False, tiled: bool = False) -> None:
         self.size = weight.numel()
+        self.tiled = tiled
         self._packed = _pack(weight)
         self._half = _halve(weight, bias) if steps and self._packed is not None else None
         self.weight = None if self._packed is not None else weight
@@ -46,6 +50,16 @@ class Linear:
         return self._packed is not None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if not self.tiled:
+            return self._product(x)
+        import torch
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        rows = x.shape[0]
+        tiles = torch.split(F.pad(x, (0, 0, 0, -rows % TILE)), TILE)
+        return torch.cat([self._product(tile) for tile in tiles])[:rows]
+
+    def _product(self, x: Tensor) -> Tensor:
         import torch
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
@@ -72,6 +86,8 @@ class Linear:
         """base + self(x)."""
         import torch
 
+        if self.tiled:
+            return self(x).add_(base)
         if self._packed is None and self.bias is None:
             return torch.addmm(base, x, self.weight.t())  # type: ignore[union-attr]
         if self._packed is None or (self._half is not None and x.shape[0] <= FEW_ROWS):
@@ -110,7 +126,7 @@ def _halve(weight: Tensor, bias: Tensor | None) -> Any:
         return None
 
 
-def join(linears: Sequence[Any], *, steps: bool = False) -> Linear:
+def join(linears: Sequence[Any], *, steps: bool = False, tiled: bool = False) -> Linear:
     """The weights of several nn.Linear below each other, as one.
 
     The modules keep views, or nothing where the weight is laid out anew, so that no memory is doubled.
@@ -120,7 +136,7 @@ def join(linears: Sequence[Any], *, steps: bool = False) -> Linear:
     many = len(linears) > 1
     joined = torch.cat([linear.weight.detach() for linear in linears]) if many else linears[0].weight.detach()
     bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
-    made = Linear(joined, bias, steps=steps)
+    made = Linear(joined, bias, steps=steps, tiled=tiled)
     first = 0
     for linear in linears:
         rows = linear.weight.shape[0]

@@ -34,6 +34,7 @@ class Runner:
         checkpoint: weights; its modules' parameters are rearranged (see TextDecoder).
         features: where features of pictures are kept.
         decode_graphs: record decode steps and replay them.
+        batch_invariant: compute each token and picture as if it were alone.
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class Runner:
         rules: ImageRules,
         features: FeatureCache,
         decode_graphs: bool = False,
+        batch_invariant: bool = False,
     ) -> None:
         model: Any = checkpoint.model
         self.device = device
         self.features = features
         kernels = device.kernels()
-        self.decoder = TextDecoder(model.model.language_model, model.lm_head, kernels)
+        self.decoder = TextDecoder(model.model.language_model, model.lm_head, kernels, batch_invariant=batch_invariant)
         self.tower = VisionTower(model.model.visual, rules, kernels)
         self.storage = Storage(self.decoder.layout())
         self.vocab_size = self.decoder.vocab_size
@@ -79,8 +81,9 @@ class Runner:
                 picture.features = self.features.get(picture.key, counted=False)
                 if picture.features is None:
                     (large if self.tower.cost(picture) > tokens * self.decoder.cost else small).append(picture)
-        for picture, features in zip(small, self.tower.encode(small) if small else (), strict=True):
-            self._keep(picture, features)
+        for some in [[picture] for picture in small] if self.decoder.batch_invariant else [small] if small else []:
+            for picture, features in zip(some, self.tower.encode(some), strict=True):
+                self._keep(picture, features)
         for picture in large:
             picture.encoding = self._in_slices(picture, tokens)
         return large
@@ -132,8 +135,8 @@ class Runner:
             hidden,
             self.decoder.rotary(self._positions(decode, step.prefill)),
             self.storage,
-            self._groups(decode),
-            chunks,
+            [] if self.decoder.batch_invariant else self._groups(decode),
+            [*self._single(decode), *chunks] if self.decoder.batch_invariant else chunks,
             deepstack,
             None if len(rows) == len(ids) else self._int64(rows),
         )
@@ -229,6 +232,13 @@ class Runner:
             first += len(members)
         return groups
 
+    def _single(self, decode: list[Sequence]) -> list[PromptChunk]:
+        """Decoding sequences as chunks of one token."""
+        return [
+            PromptChunk(first, 1, *_place(sequence), len(sequence.tokens) - 1, None)
+            for first, sequence in enumerate(decode)
+        ]
+
     def _chunks(self, prefill: list[Chunk], first: int) -> list[PromptChunk]:
         import torch
 
@@ -236,7 +246,7 @@ class Runner:
         for chunk in prefill:
             capacity, row = _place(chunk.sequence)
             mask = None
-            if chunk.start and chunk.count > 1:
+            if chunk.start and chunk.count > 1 and not self.decoder.batch_invariant:
                 mask = self._added(torch.ones((chunk.count, chunk.end), dtype=torch.bool).tril_(chunk.start))
             chunks.append(PromptChunk(first, chunk.count, capacity, row, chunk.start, mask))
             first += chunk.count

@@ -1,8 +1,9 @@
 """Chooses the next token of every sequence of a step, each by its own SamplingParams, in tensor operations.
 
 Order of operations (vLLM's): grammar mask, logprobs are read here; penalties, temperature, min_p, top_k, top_p, draw.
-A draw takes one number from a hash of the sequence's seed and the token's place, so the text of a seeded request
-depends on nothing else in the batch, nor on a preemption.
+A draw takes one number from a hash of the sequence's seed and the token's place, so it depends on nothing else in the
+batch, nor on a preemption. The logits that it draws from may: in bfloat16 and float16 their last bits depend on how
+many rows a product has, unless the backend is `batch_invariant`.
 """
 
 from __future__ import annotations
