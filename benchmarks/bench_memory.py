@@ -1,10 +1,12 @@
 """Whether a server's memory stays flat: 100,000 requests of every kind through one `qvl-serve`, its size drawn.
 
     python benchmarks/bench_memory.py [--requests 100000] [--clients 16] [--plot memory.png] [--json memory.json]
+    python benchmarks/bench_memory.py --requests 20000 --streams [--bundled] [--arenas 2]
 
 Questions that are new and questions that are known, streamed and not, with pictures and without, refused ones, and
-clients that leave in the middle, in front of a canned endpoint and with a SQLite cache. Prints the resident size of the
-server's process on the way, and what a line through the second half says for 100,000 requests. Linux only.
+clients that leave in the middle, in front of a canned endpoint and with a SQLite cache. With --streams: new questions
+alone, streamed, without a cache; with --bundled the bundled model answers them, 8 tokens each. Prints the resident size
+of the server's process on the way, and what a line through the second half says for 100,000 requests. Linux only.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,7 @@ def body(kind: str, number: int) -> dict[str, Any]:
     if kind == "picture":
         content = [{"type": "image_url", "image_url": {"url": picture(number)}}, {"type": "text", "text": text}]
     asked = {"messages": [{"role": "user", "content": content}], "stream": kind.endswith("stream") or kind == "leaves"}
+    asked["max_tokens"] = 8
     return {**asked, "temperature": -1} if kind == "refused" else asked
 
 
@@ -72,8 +76,9 @@ async def answered(reader: asyncio.StreamReader) -> int:
 class Load:
     """So many requests over so many connections, the kinds in turn."""
 
-    def __init__(self, port: int, requests: int) -> None:
+    def __init__(self, port: int, requests: int, kinds: Sequence[str] = KINDS) -> None:
         self.port = port
+        self.kinds = kinds
         self.left = iter(range(requests))
         self.done = 0
         self.statuses: dict[int, int] = {}
@@ -81,7 +86,7 @@ class Load:
     async def client(self) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
         for number in self.left:
-            kind = KINDS[number % len(KINDS)]
+            kind = self.kinds[number % len(self.kinds)]
             writer.write(raw(kind, number))
             if kind == "leaves":
                 await reader.read(64)
@@ -97,15 +102,17 @@ class Load:
         await asyncio.gather(*(self.client() for _ in range(clients)))
 
 
-def started(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def started(command: list[str], **environment: str) -> subprocess.Popen[str]:
+    told = {**os.environ, **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=told)
 
 
-def served(upstream: str, folder: str) -> tuple[subprocess.Popen[str], int]:
-    """A `qvl-serve` in front of `upstream`, and its port."""
-    cache = f"sqlite:///{folder}/answers.db"
-    command = f"-m qvl.cli.serve openai:canned --base-url {upstream} --option probe=false --no-canary --port 0"
-    server = started([sys.executable, *command.split(), "--cache", cache, "--log-level", "warning"])
+def served(upstream: str | None, cache: str, arenas: int | None) -> tuple[subprocess.Popen[str], int]:
+    """A `qvl-serve` in front of `upstream`, or over the bundled model, and its port."""
+    remote = f" openai:canned --base-url {upstream} --option probe=false --no-canary" if upstream else ""
+    command = f"-m qvl.cli.serve{remote} --port 0"
+    limits = {} if arenas is None else {"MALLOC_ARENA_MAX": str(arenas)}
+    server = started([sys.executable, *command.split(), "--cache", cache, "--log-level", "warning"], **limits)
     assert server.stdout is not None
     for line in server.stdout:
         if line.startswith("  address"):
@@ -115,14 +122,24 @@ def served(upstream: str, folder: str) -> tuple[subprocess.Popen[str], int]:
     raise SystemExit("qvl-serve did not start")
 
 
-def measure(requests: int, clients: int, *, say: Any = print) -> dict[str, Any]:
+def measure(
+    requests: int,
+    clients: int,
+    *,
+    streams: bool = False,
+    bundled: bool = False,
+    arenas: int | None = None,
+    say: Any = print,
+) -> dict[str, Any]:
     """(requests, MiB) at 200 moments, and how many answers had which status."""
     upstream = started([sys.executable, str(HERE / "load_client.py"), "--serve"])
     assert upstream.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
-        server, port = served(upstream.stdout.readline().strip(), folder)
+        url = upstream.stdout.readline().strip()
+        cache = "off" if streams else f"sqlite:///{folder}/answers.db"
+        server, port = served(None if bundled else url, cache, arenas)
         points: list[tuple[int, float]] = []
-        load = Load(port, requests)
+        load = Load(port, requests, ("new stream",) if streams else KINDS)
 
         async def watch() -> None:
             step, told = max(1, requests // 200), 0
@@ -177,10 +194,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--streams", action="store_true", help="new questions alone, streamed, without a cache")
+    parser.add_argument("--bundled", action="store_true", help="the bundled model instead of a canned endpoint")
+    parser.add_argument("--arenas", type=int, help="MALLOC_ARENA_MAX of the server")
     parser.add_argument("--plot", help="write a picture here")
     parser.add_argument("--json", help="write the points here")
     given = parser.parse_args()
-    found = measure(given.requests, given.clients)
+    found = measure(given.requests, given.clients, streams=given.streams, bundled=given.bundled, arenas=given.arenas)
     found["slope"] = slope(found["points"])
     if given.plot:
         draw(found, given.plot)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, ValidationError, create_model
+from pydantic_core import to_jsonable_python
 
 from qvl.answer_json import Found, find_object
 from qvl.errors import AnalysisError, ConfigError
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 CONFIDENCE_METHOD: Final = "token_probability_product"
 T = TypeVar("T", bound=BaseModel)
+V = TypeVar("V")
+# A pydantic class, a JSON schema, a dataclass, a TypedDict, or another type that pydantic reads.
+SchemaLike: TypeAlias = type[Any] | Mapping[str, Any]
 
 
 class _Origin:
@@ -82,10 +86,10 @@ class ProductAnalysis(ProductFields):
 
 
 @dataclass(frozen=True, slots=True)
-class AnalysisResult(Generic[T]):
+class AnalysisResult(Generic[V]):
     """An analysis and how it came about: `value` is what `analyze()` returns."""
 
-    value: T
+    value: V
     result: Result
     confidence: float | None = None
     field_confidence: dict[str, float] = field(default_factory=dict)
@@ -120,9 +124,9 @@ def boxed(schema: type[BaseModel]) -> type[BaseModel] | None:
     return create_model(schema_name(schema), __doc__=schema.__doc__, answer=(schema, ...))
 
 
-def own_fields(value: BaseModel) -> dict[str, Any]:
+def own_fields(value: Any) -> dict[str, Any]:
     """The fields of a user's schema as JSON values; what is no object stands under `answer`."""
-    found = value.model_dump(mode="json")
+    found = value.model_dump(mode="json") if isinstance(value, BaseModel) else to_jsonable_python(value)
     return found if isinstance(found, dict) else {"answer": found}
 
 

@@ -16,9 +16,11 @@ from qvl.errors import AnalysisError, ConfigError
 from qvl.flight import Outcome, Written
 from qvl.ids import new_request_id
 from qvl.messages import own_extra, request_limits, sampling_params, unread_pictures
+from qvl.schema_types import schema_type
 from qvl.types import ChatRequest, ResponseFormat, Result, Usage
 
 if TYPE_CHECKING:
+    from qvl.analysis import SchemaLike
     from qvl.answering import Answering
     from qvl.backends.base import Capabilities
     from qvl.jobs import Job
@@ -38,7 +40,7 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
         pipeline: Answering,
         sources: Sequence[Any],
         *,
-        schema: type[Any],
+        schema: SchemaLike,
         language: str,
         cache: CacheMode | CachePolicy | None,
         params: Mapping[str, Any],
@@ -47,11 +49,8 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
         started: float | None = None,
     ) -> None:
         super().__init__(pipeline, cache, namespace=namespace, policy=policy, started=started)
-        if not (isinstance(schema, type) and issubclass(schema, BaseModel)):
-            raise ConfigError(f"schema must be a pydantic model class, not {schema!r}", param="schema")
-        box = analysis.boxed(schema)
-        self.schema: type[BaseModel] = box or schema
-        self._boxed = box is not None
+        self._type = schema_type(schema)
+        self.schema = self._type.model
         self.language = analysis.check_language(language)
         given = dict(params)
         self._request_id: str = given.pop("request_id", None) or new_request_id()
@@ -91,10 +90,12 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
             value.came_from(result)
         fields = dict(outcome.confidence.get("field_confidence") or {})
         return AnalysisResult(
-            value=value.answer if self._boxed else value,  # type: ignore[attr-defined]
+            value=self._type.value(value),
             result=result,
             confidence=outcome.confidence.get("confidence"),
-            field_confidence={path.removeprefix("answer.") if self._boxed else path: p for path, p in fields.items()},
+            field_confidence={
+                path.removeprefix("answer.") if self._type.boxed else path: sure for path, sure in fields.items()
+            },
             confidence_method=outcome.confidence.get("confidence_method"),
         )
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal
-from pydantic import BaseModel
 
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
@@ -33,13 +32,13 @@ from qvl.pipeline import AsyncPipeline
 from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
-    from qvl.analysis import AnalysisResult, ProductAnalysis
+    from qvl.analysis import AnalysisResult, ProductAnalysis, SchemaLike
     from qvl.media import MediaPolicy
     from qvl.parts import PictureLike
     from qvl.store import CacheMode
     from qvl.turns import MessageLike
 
-T = TypeVar("T", bound=BaseModel)
+T = TypeVar("T")
 R = TypeVar("R")
 _END = object()
 # The backend, the work under way, and the cache, each of which has its own bound.
@@ -145,11 +144,21 @@ class Pipeline:
         cache: CacheMode | None = None,
         **params: Any,
     ) -> T: ...
+    @overload
     def analyze(
         self,
         pictures: PictureLike | Sequence[PictureLike],
         *,
-        schema: type[Any] | None = None,
+        schema: Mapping[str, Any],
+        language: str | None = None,
+        cache: CacheMode | None = None,
+        **params: Any,
+    ) -> Any: ...
+    def analyze(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        *,
+        schema: SchemaLike | None = None,
         language: str | None = None,
         cache: CacheMode | None = None,
         **params: Any,
@@ -160,7 +169,7 @@ class Pipeline:
         self,
         pictures: PictureLike | Sequence[PictureLike],
         *,
-        schema: type[Any] | None = None,
+        schema: SchemaLike | None = None,
         language: str | None = None,
         cache: CacheMode | None = None,
         **params: Any,
@@ -172,7 +181,7 @@ class Pipeline:
         sources: Iterable[PictureLike | Sequence[PictureLike]],
         question: str | None = None,
         *,
-        schema: type[Any] | None = None,
+        schema: SchemaLike | None = None,
         language: str | None = None,
         concurrency: int | None = None,
         progress: bool = False,

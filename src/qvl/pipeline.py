@@ -13,8 +13,6 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 
-from pydantic import BaseModel
-
 from qvl import analysis, config
 from qvl.analysis import AnalysisResult, ProductAnalysis
 from qvl.answering import Answering, Streaming
@@ -33,10 +31,11 @@ from qvl.turns import MessageLike
 from qvl.types import ChatRequest, Chunk, Result
 
 if TYPE_CHECKING:
+    from qvl.analysis import SchemaLike
     from qvl.media import MediaPolicy
     from qvl.parts import PictureLike
 
-T = TypeVar("T", bound=BaseModel)
+T = TypeVar("T")
 TINY_NOTICE: Final = (
     "qvl: no model named, so the bundled tiny one answers: it reads qvl's own drawn product pictures "
     "(examples/pictures), not photographs. Name a real one: --model Qwen/Qwen3-VL-8B-Instruct, QVL_MODEL, "
@@ -213,11 +212,21 @@ class AsyncPipeline(Answering):
         cache: CacheMode | None = None,
         **params: Any,
     ) -> T: ...
+    @overload
     async def analyze(
         self,
         pictures: PictureLike | Sequence[PictureLike],
         *,
-        schema: type[Any] | None = None,
+        schema: Mapping[str, Any],
+        language: str | None = None,
+        cache: CacheMode | None = None,
+        **params: Any,
+    ) -> Any: ...
+    async def analyze(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        *,
+        schema: SchemaLike | None = None,
         language: str | None = None,
         cache: CacheMode | None = None,
         **params: Any,
@@ -225,7 +234,8 @@ class AsyncPipeline(Answering):
         """A typed analysis of one product, shown on one or several pictures.
 
         Args:
-            schema: any pydantic model; None is `ProductAnalysis`.
+            schema: a pydantic class, a dataclass, a TypedDict, another type that pydantic reads, or a JSON schema,
+                whose answers are plain dictionaries. None is `ProductAnalysis`.
 
         Raises:
             AnalysisError: the answer was no such object, also when asked again once.
@@ -237,7 +247,7 @@ class AsyncPipeline(Answering):
         self,
         pictures: PictureLike | Sequence[PictureLike],
         *,
-        schema: type[Any] | None = None,
+        schema: SchemaLike | None = None,
         language: str | None = None,
         cache: CacheMode | None = None,
         **params: Any,
@@ -248,7 +258,7 @@ class AsyncPipeline(Answering):
     def analyze_call(
         self,
         pictures: PictureLike | Sequence[PictureLike],
-        schema: type[Any] | None,
+        schema: SchemaLike | None,
         language: str | None,
         cache: CacheMode | None,
         params: Mapping[str, Any],
@@ -259,7 +269,7 @@ class AsyncPipeline(Answering):
         return AnalyzeCall(
             self,
             listed(pictures),
-            schema=schema or ProductAnalysis,
+            schema=ProductAnalysis if schema is None else schema,
             language=language or self.language,
             cache=cache,
             params=params,
@@ -270,7 +280,7 @@ class AsyncPipeline(Answering):
         sources: Iterable[PictureLike | Sequence[PictureLike]],
         question: str | None = None,
         *,
-        schema: type[Any] | None = None,
+        schema: SchemaLike | None = None,
         language: str | None = None,
         concurrency: int | None = None,
         progress: bool = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qvl.errors import RequestError
-from qvl.server.schema_model import model_of
+from qvl.schema_model import model_of
 from tests.server.conftest import Running, data_url, picture
 
 SHOE = {

@@ -73,6 +73,10 @@ class TestHalfClosed:
         assert found.startswith(b"HTTP/1.1 200")
         assert b"hello" in found
 
+    def test_answers_that_are_there_at_once_are_not_lost(self, server: Running) -> None:
+        for _ in range(20):
+            assert b"hello" in exchange(server, request(asked("hello again")), half_close=True)
+
     def test_one_that_waits_long_is_answered_behind_interim_answers(self, serve, monkeypatch) -> None:
         monkeypatch.setattr(GuardedProtocol, "probe_seconds", 0.02)
         found = exchange(serve(EchoBackend(pause=0.2)), request(asked("one two three")), half_close=True)
@@ -140,6 +144,7 @@ class TestBodies:
             ("gzip", gzip.compress),
             ("x-gzip", gzip.compress),
             ("GZIP", gzip.compress),
+            ("gzip", lambda body: gzip.compress(body[:50]) + gzip.compress(body[50:])),
             ("deflate", zlib.compress),
             ("deflate", lambda body: zlib.compress(body, wbits=-15)),
             ("identity", bytes),
@@ -172,6 +177,8 @@ class TestBodies:
         for body in (
             asked(metadata={f"k{number}": "1" for number in range(MAX_FIELDS)}),
             asked(messages=[{"role": "user", "content": "a"}] * MAX_FIELDS),
+            asked(metadata={f"k{number}\\": "1" for number in range(MAX_FIELDS)}),
+            asked(messages=[{"role": "user", "content": ["a"] * (MAX_FIELDS + 2)}]),
             b'{"metadata":' + b'{"a":' * (MAX_FIELDS + 1) + b"1" + b"}" * (MAX_FIELDS + 1) + b"}",
         ):
             answer = self.post(server, body)
@@ -218,7 +225,7 @@ class Hanging(EchoBackend):
     async def open(self):
         asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
 
-runner.EXIT_SECONDS = 0.5
+runner.EXIT_SECONDS = 0.2
 settings = ServerSettings(drain_timeout=0.1, canary=False)
 server = runner.make_server(create_app(AsyncPipeline(backend=Hanging(), cache="off"), settings))
 server.when_settled = lambda: print("ready", flush=True)

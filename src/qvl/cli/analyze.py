@@ -20,7 +20,8 @@ def register(app: typer.Typer) -> None:
 def analyze(
     pictures: Annotated[list[str], typer.Argument(help="Files, globs, URLs, data: URLs, or - for stdin.")],
     schema: Annotated[
-        str | None, typer.Option("--schema", metavar="MODULE:CLASS", help="Your own pydantic model.")
+        str | None,
+        typer.Option("--schema", metavar="SCHEMA", help="Your own: bill.json, bills.py:Bill or module:Bill."),
     ] = None,
     language: Annotated[str | None, typer.Option("--language", "-l", help="en, zh, pt or es.")] = None,
     together: o.Together = False,

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final
-
-from pydantic import BaseModel
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qvl.analysis import SchemaLike
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)?")
@@ -96,15 +98,44 @@ def duration(text: str) -> float:
     return sum(float(number) * _SECONDS[unit or "s"] for number, unit in pieces)
 
 
-def schema(text: str) -> type[BaseModel]:
-    """The pydantic class that `module:Class` or `folder/file.py:Class` names; modules of the present folder count.
+def schema(text: str) -> SchemaLike:
+    """The schema that `text` names: a JSON schema in `bill.json`, or the type `module:Class` or `folder/file.py:Class`.
+
+    Modules of the present folder count.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or no answer could have its form.
     """
+    from qvl.schema_types import schema_type
+
+    found: SchemaLike = _json_schema(text) if text.endswith(".json") else _type_of(text)
+    try:
+        schema_type(found)
+    except ConfigError as exc:
+        raise ConfigError(f"--schema {text}: {exc.message}", hint=exc.hint, param="schema") from exc
+    return found
+
+
+def _json_schema(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+    except OSError as exc:
+        raise ConfigError(f"--schema {path} cannot be read: {exc.strerror}", hint="check the path") from exc
+    except ValueError as exc:
+        raise ConfigError(f"--schema {path} is not JSON: {exc}", param="schema") from exc
+    if not isinstance(found, dict):
+        raise ConfigError(f"--schema {path} is not a JSON schema", hint='{"type": "object", "properties": {…}}')
+    return found
+
+
+def _type_of(text: str) -> Any:
     module, colon, path = text.rpartition(":")
     if not colon or not module or not path:
-        raise ConfigError(f"schema {text!r} is no module:Class", hint="write invoices:Invoice", param="schema")
+        raise ConfigError(
+            f"--schema {text!r} names no schema",
+            hint="write module:Class, file.py:Class or schema.json",
+            param="schema",
+        )
     folder = os.getcwd()
     if module.endswith(".py"):
         file = os.path.abspath(os.path.expanduser(module))
@@ -112,6 +143,11 @@ def schema(text: str) -> type[BaseModel]:
             raise ConfigError(f"no file {module!r} for --schema", hint="check the path", param="schema")
         # Its own folder comes first, so that it finds the modules beside it.
         folder, module = os.path.dirname(file), os.path.basename(file).removesuffix(".py")
+        known = getattr(sys.modules.get(module), "__file__", None)
+        if module in sys.modules and known != file:
+            raise ConfigError(
+                f"--schema: another module is called {module!r} already", hint="rename the file", param="schema"
+            )
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
@@ -126,8 +162,4 @@ def schema(text: str) -> type[BaseModel]:
             hint="run from its folder, or install it",
             param="schema",
         ) from exc
-    if not (isinstance(found, type) and issubclass(found, BaseModel)):
-        raise ConfigError(
-            f"{text} is no pydantic model", hint="a class derived from pydantic.BaseModel", param="schema"
-        )
     return found

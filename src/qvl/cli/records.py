@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_jsonable_python
+
 from qvl.analysis import ProductAnalysis
 from qvl.cli import failure
 from qvl.cli.terminal import json_line
@@ -66,9 +68,8 @@ def _answer(result: Result, analysis: AnalysisResult[Any] | None) -> dict[str, A
     if analysis is None:
         texts = [choice.text for choice in result.choices]
         return {"text": result.text, **({"texts": texts} if len(texts) > 1 else {})}
-    found = analysis.value.model_dump(mode="json")
     return {
-        "analysis": found,
+        "analysis": to_jsonable_python(analysis.value),
         "confidence": analysis.confidence,
         "field_confidence": analysis.field_confidence,
         "confidence_method": analysis.confidence_method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from qvl.pipeline import AsyncPipeline
 
 log = logger("qvl.server")
+_ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"content-encoding"})
 _QUIET: Final = frozenset({"/health", "/ready", "/metrics"})
 
 
@@ -159,6 +161,7 @@ class Gateway:
             self._note(exchange)
 
     async def _answer(self, exchange: Exchange) -> None:
+        _refuse_doubled(exchange.scope["headers"])
         methods = self.table.at(exchange.path)
         operation = None
         if methods is not None:
@@ -223,6 +226,14 @@ class Gateway:
             seconds=round(seconds, 4),
             **exchange.fields,
         )
+
+
+def _refuse_doubled(headers: list[tuple[bytes, bytes]]) -> None:
+    """Refuses two of a header that whoever stands in between could read in another way."""
+    counts = Counter(name for name, _ in headers if name in _ONCE)
+    for name, count in counts.items():
+        if count > 1:
+            raise HttpError(400, f"there are {count} {name.decode().title()} headers", code="invalid_http")
 
 
 def _plain_error(error: QvlError) -> Response:

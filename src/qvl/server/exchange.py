@@ -13,7 +13,7 @@ import anyio
 from qvl.errors import MediaError, QvlError, RateLimitError
 from qvl.ids import new_request_id
 from qvl.server.answers import dumps
-from qvl.server.bodies import SMALL_BODY, checked_json, inflated
+from qvl.server.bodies import checked_json, inflated
 from qvl.server.bounded import Bounded
 from qvl.server.errors import (
     CLIENT_CLOSED_REQUEST,
@@ -133,10 +133,8 @@ class Exchange:
         encoding = self.headers.get(b"content-encoding", b"").strip().lower()
         if encoding not in (b"", b"identity"):
             limit = self.core.settings.max_body_bytes
-            if len(body) < SMALL_BODY:
-                whole = inflated(body, encoding, limit)
-            else:
-                whole = await asyncio.to_thread(inflated, body, encoding, limit)
+            # However small it is: what it becomes may be large.
+            whole = await asyncio.to_thread(inflated, body, encoding, limit)
             if whole is None:
                 raise self._too_large()
             self._hold(len(whole) - len(body))

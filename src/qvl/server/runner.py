@@ -12,7 +12,6 @@ import ssl
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,9 +35,7 @@ if TYPE_CHECKING:
 # Clients that keep their connection are told within this time that it ends, instead of finding it closed.
 FAREWELL_SECONDS: Final = 0.5
 # What closes after the last answer (the backend, connections, threads) has this long.
-EXIT_SECONDS: Final = 10.0
-# Two of these could be read differently by whoever stands in between.
-ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"content-encoding"})
+EXIT_SECONDS: Final = 3.0
 log = logger("qvl.server")
 
 
@@ -95,7 +92,7 @@ class UnknownLength(int):
 class GuardedProtocol(_Protocol):
     """HTTP whose headers must arrive in time, and which says in JSON what is wrong with them.
 
-    Beyond uvicorn's: one Host and one Authorization; an answer without a length ends with the connection for HTTP/1.0
+    Beyond uvicorn's: HTTP/1.1 names its host; an answer without a length ends with the connection for HTTP/1.0
     clients, who know no chunks; a client that has closed its sending side is answered.
     """
 
@@ -116,12 +113,8 @@ class GuardedProtocol(_Protocol):
         super().connection_lost(exc)
 
     def on_headers_complete(self) -> None:
-        counts = Counter(name for name, _ in self.headers if name in ONCE)
-        twice = [name for name, count in counts.items() if count > 1]
-        self._refusal = f"there are {counts[twice[0]]} {twice[0].decode().title()} headers" if twice else ""
-        if not self._refusal and not counts[b"host"] and self.parser.get_http_version() == "1.1":
+        if self.parser.get_http_version() == "1.1" and all(name != b"host" for name, _ in self.headers):
             self._refusal = "there is no Host header"
-        if self._refusal:
             raise ValueError(self._refusal)
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
@@ -132,6 +125,8 @@ class GuardedProtocol(_Protocol):
     def eof_received(self) -> bool | None:  # type: ignore[override]
         cycle = self.cycle
         if self.scheme == "https" or cycle is None or cycle.response_complete or cycle.more_body:
+            # Closed by us, what is corked is written first.
+            self.transport.close()
             return None
         # It may have closed its sending side alone. Whoever is gone answers what is sent with a reset.
         cycle.keep_alive = False

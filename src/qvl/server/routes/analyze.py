@@ -16,11 +16,11 @@ from qvl.analyzing import AnalyzeCall
 from qvl.backends.grammar_schema import enforceable
 from qvl.errors import MediaError, RequestError
 from qvl.ids import new_id
+from qvl.schema_model import model_of
 from qvl.server.answers import usage_of
 from qvl.server.asking import Asked
 from qvl.server.caching import policy_of
 from qvl.server.errors import from_validation
-from qvl.server.schema_model import model_of
 from qvl.server.schemas import AnalyzeRequest
 from qvl.types import ChatRequest, Message
 

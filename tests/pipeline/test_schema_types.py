@@ -1,0 +1,119 @@
+"""What `schema=` may be, and what comes back for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+import typing_extensions
+from pydantic import BaseModel, RootModel
+
+from qvl import AsyncPipeline
+from qvl.backends.openai import OpenAIBackend
+from qvl.errors import AnalysisError, ConfigError
+from qvl.testing import ScriptedEndpoint
+from qvl.testing.endpoint import Text
+
+pytestmark = pytest.mark.anyio
+PICTURE = "examples/pictures/norvik-mug-red.png"
+
+
+class Bill(BaseModel):
+    seller: str
+    total: float
+
+
+@dataclasses.dataclass
+class Paid:
+    seller: str
+    total: float
+    currency: str = "EUR"
+
+
+class Line(typing.TypedDict):
+    name: str
+    price: typing_extensions.NotRequired[float]
+
+
+class Sheet(typing.TypedDict):
+    lines: list[Line]
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+SCHEMA = {"type": "object", "properties": {"seller": {"type": "string"}, "total": {"type": "number"}}}
+SAID = {"seller": "Norvik", "total": 9.5}
+
+
+@pytest.fixture
+def endpoint() -> Iterator[ScriptedEndpoint]:
+    with ScriptedEndpoint() as started:
+        yield started
+
+
+async def analysis_of(endpoint: ScriptedEndpoint, said: Any, schema: Any) -> Any:
+    endpoint.say(Text(json.dumps(said)), Text(json.dumps(said)))
+    backend = OpenAIBackend("m", base_url=endpoint.url, probe=False)
+    async with AsyncPipeline(backend=backend, cache="memory:") as pipe:
+        found = await pipe.analyze(PICTURE, schema=schema)
+        again = await pipe.analyze_result(PICTURE, schema=schema)
+        assert (again.result.cache, again.value) == ("hit", found)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("schema", "said", "value"),
+    [
+        (Bill, SAID, Bill(**SAID)),
+        (Paid, SAID, Paid("Norvik", 9.5)),
+        (Sheet, {"lines": [{"name": "mug", "price": 1}]}, {"lines": [{"name": "mug", "price": 1.0}]}),
+        (SCHEMA, SAID, SAID),
+        ({"type": "array", "items": SCHEMA}, {"answer": [SAID]}, [SAID]),
+        ({"enum": ["red", "blue"]}, {"answer": "red"}, "red"),
+        (list[Bill], {"answer": [SAID]}, [Bill(**SAID)]),
+        (list[Paid], {"answer": [SAID]}, [Paid("Norvik", 9.5)]),
+        (dict[str, int], {"a": 1}, {"a": 1}),
+        (Literal["red", "blue"], {"answer": "blue"}, "blue"),
+        (Color, {"answer": "red"}, Color.RED),
+        (int, {"answer": 3}, 3),
+        (Bill | Paid, {"answer": {**SAID, "currency": "USD"}}, Paid("Norvik", 9.5, "USD")),
+        (RootModel[list[int]], {"answer": [1]}, RootModel[list[int]]([1])),
+    ],
+)
+async def test_an_answer_comes_back_as_what_was_asked_for(endpoint, schema: Any, said: Any, value: Any) -> None:
+    found = await analysis_of(endpoint, said, schema)
+    assert found == value
+    assert type(found) is type(value)
+    asked = endpoint.chats[0].body["response_format"]["json_schema"]["schema"]
+    assert asked.get("type") == "object" or "$ref" in asked
+
+
+@pytest.mark.parametrize("schema", [Paid, Sheet, SCHEMA | {"required": ["seller"]}])
+async def test_an_answer_of_another_form_is_an_error(endpoint, schema: Any) -> None:
+    with pytest.raises(AnalysisError):
+        await analysis_of(endpoint, {"other": 1}, schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (json.JSONDecoder, "JSONDecoder cannot be read by pydantic"),
+        ("Bill", "Bill.* cannot be read by pydantic"),
+        (7, "7 cannot be read by pydantic"),
+        ({"type": "object", "properties": {"a": {"type": "thing"}}}, "type 'thing'"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}}, "refers to"),
+    ],
+)
+async def test_what_is_no_schema_is_one_line(endpoint, schema: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        await analysis_of(endpoint, SAID, schema)
+    assert "\n" not in str(caught.value)
+    assert caught.value.param == "schema"
