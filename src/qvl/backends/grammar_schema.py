@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, unquote, urldefrag, urljoin
 
 from qvl.errors import RequestError
 
@@ -22,6 +23,7 @@ MAX_PATTERN: Final = 32 * 1024
 MAX_CHOICES: Final = 4_096
 MAX_CHOICE_CHARACTERS: Final = 128 * 1024
 MAX_TOOLS: Final = 128
+MAX_STEPS: Final = 100_000
 # JSON Schema calls a format an annotation unless it is known; these the compiler knows.
 FORMATS: Final = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 # Checked once the answer is there, where anybody checks it: no grammar can count or compare what it has read.
@@ -34,7 +36,13 @@ CHECKED_AFTERWARDS: Final = frozenset(
 )
 _DATA: Final = frozenset({"const", "enum", "default", "examples", "example", "required"})
 _MAPS: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
-_JOINS: Final = ("allOf", "anyOf", "oneOf")
+_ONE: Final = frozenset(
+    {"items", "additionalItems", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else"}
+    | {"unevaluatedItems", "unevaluatedProperties"}
+)
+_MANY: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+_NAMED: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+_SAME_VALUE: Final = frozenset({"allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas", "$ref"})
 _SAYS_OTHERWISE: Final = ("additionalProperties", "unevaluatedProperties", "patternProperties")
 
 Schema = dict[str, Any]
@@ -50,7 +58,11 @@ def enforceable(schema: Any, param: str) -> Schema:
         raise RequestError("the schema must be an object", param=param, code="invalid_schema")
     plain: Schema = _plain(schema, param, 0)
     _bound(plain, param)
-    return _Closing(plain).closed()
+    reader = _Reader(plain, "#", param)
+    whole = reader.root()
+    if reader.opened:
+        whole["$defs"] = {**whole.get("$defs", {}), **reader.opened}
+    return whole
 
 
 def call_schema(tools: Sequence[Tool]) -> Schema:
@@ -66,8 +78,11 @@ def call_schema(tools: Sequence[Tool]) -> Schema:
     definitions: Schema = {}
     calls: list[Schema] = []
     for number, tool in enumerate(tools):
-        parameters = enforceable(tool.parameters or {"type": "object"}, "tools")
-        definitions[f"t{number}"] = _moved(parameters, f"#/$defs/t{number}")
+        parameters: Schema = _plain(tool.parameters or {"type": "object"}, "tools", 0)
+        _bound(parameters, "tools")
+        reader = _Reader(parameters, f"#/$defs/t{number}", "tools")
+        definitions[f"t{number}"] = reader.root()
+        definitions |= reader.opened
         calls.append(
             {
                 "type": "object",
@@ -175,156 +190,193 @@ def _mapped(schema: Any, change: Callable[[Schema], Schema]) -> Any:
     return made
 
 
-def _moved(schema: Schema, root: str) -> Schema:
-    """`schema` as it must be written where `root` points, since references count from the top of a document."""
-    own = schema.get("$id")
-    anchors = {node["$anchor"]: place for place, node in _places(schema, root) if isinstance(node.get("$anchor"), str)}
+class _Reader:
+    """Rewrites one schema that will stand at `place` of the whole.
 
-    def lead(node: Schema) -> Schema:
-        node = {key: value for key, value in node.items() if key not in ("$id", "$anchor", "$schema")}
-        reference = node.get("$ref")
-        if not isinstance(reference, str):
-            return node
-        if isinstance(own, str) and own and reference.startswith(own):
-            reference = reference.removeprefix(own) or "#"
-        if reference == "#" or reference.startswith("#/"):
-            node["$ref"] = root + reference[1:]
-        elif reference.startswith("#") and reference[1:] in anchors:
-            node["$ref"] = anchors[reference[1:]]
-        return node
-
-    moved: Schema = _mapped(schema, lead)
-    return moved
-
-
-def _places(schema: Any, place: str) -> Iterator[tuple[str, Schema]]:
-    """Every object in `schema` with the pointer to it."""
-    if isinstance(schema, dict):
-        yield place, schema
-        for key, value in schema.items():
-            yield from _places(value, f"{place}/{key.replace('~', '~0').replace('/', '~1')}")
-    elif isinstance(schema, list):
-        for number, value in enumerate(schema):
-            yield from _places(value, f"{place}/{number}")
-
-
-class _Closing:
-    """Closes the objects of one schema.
-
-    What is joined (`allOf`, or properties beside a union or a reference) is closed as a whole, by the names of all its
-    parts; a part that were closed by itself would forbid the others.
+    `opened` are copies of definitions that an allOf composes: there an object may hold the names of the other branches.
     """
 
-    def __init__(self, root: Schema) -> None:
-        self._root = root
-        # Definitions that are joined somewhere stay open where they stand.
-        self._joined: set[int] = set()
-        for node, _ in _nodes(root):
-            if _is_join(node):
-                for part in self._parts(node):
-                    self._join(part)
+    def __init__(self, schema: Mapping[str, Any], place: str, param: str) -> None:
+        self._schema = schema
+        self._place = place
+        self._param = param
+        self._pointers: dict[str, str] = {}
+        self._steps = MAX_STEPS
+        self.opened: dict[str, Any] = {}
+        self._index(schema, "", "")
 
-    def closed(self) -> Schema:
-        made: Schema = self._close(self._root, joined=False)
-        return made
+    def root(self) -> dict[str, Any]:
+        try:
+            written: Schema = self._write(self._schema, "", closed=True)
+        except RecursionError:
+            raise _too_large("a schema whose references follow each other so far", "flatten it", self._param) from None
+        return written
 
-    def _join(self, part: Any) -> None:
-        target = self._target(part)
-        if target is None or id(target) in self._joined:
+    def _index(self, node: Any, pointer: str, base: str) -> None:
+        """Notes where `$id` and `$anchor` name a place."""
+        if not isinstance(node, Mapping):
             return
-        self._joined.add(id(target))
-        for inner in self._parts(target):
-            self._join(inner)
+        if isinstance(node.get("$id"), str):
+            base = urljoin(base, node["$id"])
+            self._pointers[urldefrag(base)[0]] = pointer
+        for word in ("$anchor", "$dynamicAnchor"):
+            if isinstance(node.get(word), str):
+                self._pointers[f"{urldefrag(base)[0]}#{node[word]}"] = pointer
+        for path, inner in _parts(node):
+            self._index(inner, f"{pointer}/{path}", base)
 
-    def _parts(self, node: Schema) -> list[Any]:
-        parts: list[Any] = [{"$ref": node["$ref"]}] if "$ref" in node else []
-        for key in _JOINS:
-            parts += node[key] if isinstance(node.get(key), list) else []
-        return parts
-
-    def _target(self, part: Any) -> Schema | None:
-        """The subschema that `part` is or refers to."""
-        for _ in range(MAX_DEPTH):
-            if not isinstance(part, dict):
-                return None
-            reference = part.get("$ref")
-            if reference is None or len(part) > 1:
-                return part
-            part = self._resolved(reference)
-        return None
-
-    def _resolved(self, reference: Any) -> Any:
-        from urllib.parse import unquote
-
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            return None
-        found: Any = self._root
-        for step in unquote(reference[1:]).split("/")[1:]:
-            key = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
-                found = found[int(key)]
-            elif isinstance(found, dict) and key in found:
-                found = found[key]
-            else:
-                return None
+    def _resolve(self, ref: Any, base: str) -> str:
+        """The pointer, within the schema, that a reference means."""
+        whole, fragment = urldefrag(urljoin(base, str(ref)) if base else str(ref))
+        fragment = unquote(fragment)
+        if fragment and not fragment.startswith("/"):
+            found = self._pointers.get(f"{whole}#{fragment}")
+        else:
+            root = self._pointers.get(whole, None if whole else "")
+            found = None if root is None else root + fragment
+        if found is None or self._at(found) is None:
+            raise RequestError(
+                f"the schema refers to {str(ref)[:80]!r}, which is not in it",
+                hint="references stay within the schema, such as #/$defs/Name",
+                param=self._param,
+                code="invalid_schema",
+            )
         return found
 
-    def _names(self, node: Any, seen: frozenset[int]) -> set[str] | None:
-        """The names that a join declares in all its parts; None where one of them is open."""
-        if not isinstance(node, dict) or id(node) in seen:
-            return set()
-        if any(key in node for key in _SAYS_OTHERWISE):
-            return None
-        names = set(node["properties"]) if isinstance(node.get("properties"), dict) else set()
-        names |= _required(node)
-        for part in self._parts(node):
-            inner = self._names(self._resolved(part["$ref"]) if set(part) == {"$ref"} else part, seen | {id(node)})
-            if inner is None:
-                return None
-            names |= inner
-        return names
-
-    def _close(self, node: Any, *, joined: bool) -> Any:
-        if not isinstance(node, dict):
-            return node
-        joined = joined or id(node) in self._joined
-        made: Schema = {}
-        for key, value in node.items():
-            if key == "uniqueItems" or (key == "format" and value not in FORMATS):
-                continue
-            if key in _DATA:
-                made[key] = value
-            elif key in _MAPS and isinstance(value, dict):
-                made[key] = {name: self._close(inner, joined=False) for name, inner in value.items()}
-            elif isinstance(value, list):
-                part = key in _JOINS and (joined or _is_join(node))
-                made[key] = [self._close(inner, joined=part) for inner in value]
+    def _at(self, pointer: str) -> Any:
+        node: Any = self._schema
+        for step in pointer.split("/")[1:]:
+            name = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(node, Mapping):
+                node = node.get(name)
+            elif isinstance(node, (list, tuple)) and name.isdigit() and int(name) < len(node):
+                node = node[int(name)]
             else:
-                made[key] = self._close(value, joined=False)
-        if joined or any(key in node for key in _SAYS_OTHERWISE):
-            return made
-        if _is_join(node):
-            names = self._names(node, frozenset())
+                return None
+        return node
+
+    def _base(self, pointer: str) -> str:
+        """The `$id` that holds at a place."""
+        base, steps = "", pointer.split("/")
+        for size in range(1, len(steps) + 1):
+            node = self._at("/".join(steps[:size]))
+            if isinstance(node, Mapping) and isinstance(node.get("$id"), str):
+                base = urljoin(base, node["$id"])
+        return base
+
+    def _write(self, node: Any, pointer: str, *, closed: bool) -> Any:
+        """`node` anew; `closed` False leaves the names of this object open, for what is composed with it."""
+        if not isinstance(node, Mapping):
+            return node
+        several = any(word in node for word in _SAME_VALUE)
+        # One reference, or one of several forms, and nothing beside it: each form is an object of its own.
+        apart = "allOf" not in node and not any(
+            word in node for word in ("properties", "if", "dependentSchemas", "required", *_SAYS_OTHERWISE)
+        )
+        apart = apart and sum(word in node for word in ("$ref", "anyOf", "oneOf")) <= 1
+        written: dict[str, Any] = {}
+        for keyword, value in node.items():
+            if keyword in ("$id", "$anchor", "$dynamicAnchor") or keyword == "uniqueItems":
+                continue
+            if keyword == "format" and value not in FORMATS:
+                continue
+            here = f"{pointer}/{keyword}"
+            within = closed and apart if keyword in _SAME_VALUE else keyword != "not"
+            if keyword == "$ref":
+                written[keyword] = self._reference(self._resolve(value, self._base(pointer)), closed=within)
+            elif keyword in _ONE and not isinstance(value, (list, tuple)):
+                written[keyword] = self._write(value, here, closed=within)
+            elif (keyword in _MANY or keyword == "items") and isinstance(value, (list, tuple)):
+                written[keyword] = [
+                    self._write(inner, f"{here}/{place}", closed=within) for place, inner in enumerate(value)
+                ]
+            elif keyword in _NAMED and isinstance(value, Mapping):
+                written[keyword] = {
+                    name: self._write(inner, f"{here}/{_escape(name)}", closed=within) for name, inner in value.items()
+                }
+            else:
+                written[keyword] = value
+        if closed and not (several and apart):
+            self._close(node, pointer, written)
+        return written
+
+    def _close(self, node: Mapping[str, Any], pointer: str, written: dict[str, Any]) -> None:
+        names: dict[str, Any] = {}
+        if not self._names(node, pointer, names, set()) or not names:
+            return
+        declared = node.get("properties")
+        if not any(word in node for word in _SAME_VALUE) and not isinstance(declared, dict):
+            return  # only required: any other name is as welcome
+        if any(word in node for word in _SAME_VALUE):
+            # A branch of its own that knows all names: closing each branch would forbid the names of the others.
+            written["allOf"] = [
+                *written.get("allOf", ()),
+                {"properties": dict.fromkeys(names, True), "additionalProperties": False},
+            ]
         else:
-            names = set(node["properties"]) | _required(node) if isinstance(node.get("properties"), dict) else None
-        if names:
-            declared = node["properties"] if isinstance(node.get("properties"), dict) else {}
-            made["properties"] = {**made.get("properties", {}), **{name: {} for name in sorted(names - set(declared))}}
-            made["additionalProperties"] = False
-        return made
+            written["properties"] = {
+                **written["properties"],
+                **{name: True for name in names if name not in written["properties"]},
+            }
+            written["additionalProperties"] = False
+
+    def _names(self, node: Any, pointer: str, names: dict[str, Any], seen: set[str]) -> bool:
+        """Collects the names that this object declares in all its branches; False where one welcomes others."""
+        if not isinstance(node, Mapping) or pointer in seen:
+            return True
+        seen.add(pointer)
+        names.update(dict.fromkeys(_required(node)))
+        self._steps -= 1 + len(names)
+        if self._steps < 0:
+            raise _too_large("a schema that composes so many names", "leave some out", self._param)
+        if any(word in node and node[word] is not False for word in _SAYS_OTHERWISE):
+            return False
+        if isinstance(node.get("properties"), Mapping):
+            names.update(dict.fromkeys(node["properties"]))
+        if "$ref" in node:
+            target = self._resolve(node["$ref"], self._base(pointer))
+            if not self._names(self._at(target), target, names, seen):
+                return False
+        return all(
+            self._names(inner, f"{pointer}/{path}", names, seen)
+            for path, inner in _parts(node)
+            if path.partition("/")[0] in _SAME_VALUE
+        )
+
+    def _reference(self, pointer: str, *, closed: bool) -> str:
+        if closed:
+            return self._place + _fragment(pointer)
+        name = f"open{self._place[1:]}{pointer}".replace("/", ".").replace("~", "-")
+        if name not in self.opened:
+            self.opened[name] = {}  # before the definition is read, which may refer to itself
+            self.opened[name] = self._write(self._at(pointer), pointer, closed=False)
+        return f"#/$defs/{_fragment(name)}"
 
 
-def _required(node: Schema) -> set[str]:
+def _fragment(pointer: str) -> str:
+    """A pointer in the letters that a reference may have."""
+    return quote(pointer, safe="/~$")
+
+
+def _escape(name: str) -> str:
+    """A name as a step of a JSON pointer."""
+    return str(name).replace("~", "~0").replace("/", "~1")
+
+
+def _parts(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schemas directly inside `node`, with the pointer from it to them."""
+    for keyword, value in node.items():
+        if keyword in _NAMED and isinstance(value, Mapping):
+            yield from ((f"{keyword}/{_escape(name)}", inner) for name, inner in value.items())
+        elif (keyword in _MANY or keyword == "items") and isinstance(value, (list, tuple)):
+            yield from ((f"{keyword}/{place}", inner) for place, inner in enumerate(value))
+        elif keyword in _ONE:
+            yield keyword, value
+
+
+def _required(node: Mapping[str, Any]) -> set[str]:
     names = node.get("required")
     return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
-
-
-def _is_join(node: Schema) -> bool:
-    """True if several subschemas describe one object together."""
-    parts = node.get("allOf")
-    if isinstance(parts, list) and (len(parts) > 1 or "properties" in node or "$ref" in node):
-        return True
-    return "properties" in node and any(key in node for key in (*_JOINS, "$ref"))
 
 
 def compiler_reason(message: str) -> str:
