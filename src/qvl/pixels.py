@@ -196,8 +196,9 @@ def array_of(source: Any) -> Any | None:
     """
     if isinstance(source, np.ndarray):
         return source
-    torch = sys.modules.get("torch")
-    is_tensor = torch is not None and isinstance(source, torch.Tensor)
+    # While another thread still imports torch it has no Tensor yet, and nobody can have made one.
+    tensors = getattr(sys.modules.get("torch"), "Tensor", None)
+    is_tensor = tensors is not None and isinstance(source, tensors)
     if not is_tensor and (callable(getattr(source, "read", None)) or isinstance(source, _ENCODED)):
         return None
     try:

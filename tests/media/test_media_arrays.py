@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,3 +79,9 @@ def test_a_picture_is_read_without_loading_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_while_another_thread_imports_torch_pictures_are_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    assert media.load(np.zeros((8, 8, 3), np.uint8)).width == 8
+    assert media.load(Path("examples/pictures/norvik-mug-red.png")).width

@@ -380,7 +380,7 @@ def test_sync_and_async_have_the_same_signatures() -> None:
         (lambda p, i: p.ask([i] * 9, "q"), UnsupportedInputError, "at most 8"),
         (lambda p, i: p.ask(i, "q", cache="sometimes"), ConfigError, "sometimes"),
         (lambda p, i: p.analyze(i, language="xx"), ConfigError, "xx"),
-        (lambda p, i: p.analyze(i, schema=dict), ConfigError, "pydantic"),
+        (lambda p, i: p.analyze(i, schema=asyncio.Event), ConfigError, "pydantic"),
         (lambda p, i: p.analyze([]), ConfigError, "needs a picture"),
         (lambda p, i: p.chat([]), ConfigError, "at least one message"),
         (lambda p, i: p.chat("hello"), RequestError, "must be a list"),

@@ -328,7 +328,7 @@ class Engine:
             return
         error.__cause__ = cause
         self.counters.failed += 1
-        log.warning("request_failed", request_id=job.request_id, error=str(error))
+        log.info("request_failed", request_id=job.request_id, error=str(error))
         self._end(job)
         self._send(job, error)
 
