@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import Final
 
 from qvl.types import Choice, Chunk, FinishReason, Result, Timing, TokenLogprob, ToolCall, ToolCallDelta, Usage
+
+_END: Final = "</think>"
+_UNQUOTED_END: Final = re.compile(rf"(?<![`'\"“‘«]){_END}")
 
 
 def fold(chunks: Iterable[Chunk], *, want_logprobs: bool = False) -> tuple[tuple[Choice, ...], Usage, Timing]:
@@ -76,7 +81,7 @@ class Folder:
 
     def _words(self, index: int) -> dict[str, str]:
         text, reasoning = "".join(self._text[index]), "".join(self._reasoning[index])
-        if self._split_thought and not reasoning and "</think>" in text:
+        if self._split_thought and not reasoning and _END in text:
             reasoning, text = lone_thought(text)
         return {"text": text, "reasoning": reasoning}
 
@@ -84,12 +89,21 @@ class Folder:
 def lone_thought(text: str) -> tuple[str, str]:
     """(reasoning, answer) of a text whose `<think>` stands in the prompt's template, so that only `</think>` came.
 
-    A tag that is quoted, or that follows a `<think>`, is part of the answer.
+    A tag that is quoted, that stands in a block of code, or that follows a `<think>`, is part of the answer.
     """
-    before, _, after = text.partition("</think>")
-    if "<think>" in before or before.endswith(("`", "'", '"', "“", "‘", "«")):
-        return "", text
-    return before.strip("\n"), after.lstrip("\n")
+    at = lone_end(text)
+    return ("", text) if at is None else (text[:at].strip("\n"), text[at + len(_END) :].lstrip("\n"))
+
+
+def lone_end(text: str) -> int | None:
+    """Where the `</think>` stands that ends reasoning whose `<think>` is not in the text; None if there is none."""
+    for found in _UNQUOTED_END.finditer(text):
+        before = text[: found.start()]
+        if "<think>" in before:
+            return None
+        if before.count("```") % 2 == 0:
+            return found.start()
+    return None
 
 
 def unfold(result: Result) -> Iterable[Chunk]:

@@ -100,7 +100,13 @@ class TestReasoning:
         assert (result.text, result.reasoning) == ("Norvik", "The print {in red} may say Acme.")
 
     @pytest.mark.parametrize(
-        "text", ["Write `</think>` at its end.", 'It is called "</think>".', "I <think> so </think> too."]
+        "text",
+        [
+            "Write `</think>` at its end.",
+            'It is called "</think>".',
+            "I <think> so </think> too.",
+            "So:\n```\n</think>\n```\n",
+        ],
     )
     async def test_a_tag_that_is_quoted_stays_in_the_answer(self, endpoint, text) -> None:
         result = await answer_to(endpoint, piece(content=text), piece("stop"))
@@ -114,6 +120,31 @@ class TestReasoning:
             chunks = await collect(backend, ask("hello"))
         assert [chunk.text for chunk in chunks if chunk.text] == ["red", " mug"]
         assert "".join(chunk.reasoning for chunk in chunks) == "It may be red."
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "So:\n<think>\nhm\n</think>\nred",
+            "So:\n```\n</think>\n```\n",
+            'It prints "</think>\n" then.',
+            "a\n</think>\nb",
+        ],
+    )
+    async def test_one_answer_with_the_tag_holds_no_later_stream_back(self, endpoint, text) -> None:
+        words = [piece(content="one "), piece(content="two"), piece("stop")]
+        quoting = [piece(content="Use "), piece(content="`</think>`"), piece(content=" there."), piece("stop")]
+        endpoint.say(Events([piece(content=text), piece("stop")]), Events(quoting), Events(words))
+        async with OpenAIBackend("m", base_url=endpoint.url, probe=False) as backend:
+            await backend.generate(ask("hello"))
+            quoted = await backend.generate(ask("hello"))
+            chunks = await collect(backend, ask("hello"))
+        assert (quoted.text, quoted.reasoning) == ("Use `</think>` there.", "")
+        assert [chunk.text for chunk in chunks if chunk.text] == ["one ", "two"]
+
+    async def test_reasoning_that_quotes_the_tag_goes_on_behind_it(self, endpoint) -> None:
+        said = [piece(content=word) for word in ("Should I end with `</thi", "nk>`? ", "Yes.\n</think>", "\n\nred")]
+        result = await answer_to(endpoint, *said, piece("stop"), model="Qwen3-VL-8B-Thinking")
+        assert (result.text, result.reasoning) == ("red", "Should I end with `</think>`? Yes.")
 
     async def test_a_thinking_model_is_known_by_its_name_and_may_not_think(self, endpoint) -> None:
         name = "Qwen3-VL-8B-Thinking"
@@ -180,16 +211,19 @@ class TestFinishReasons:
         result = await answer_to(endpoint, piece(content="hello"), piece(reason))
         assert (result.text, result.finish_reason) == ("hello", "stop")
 
-    @pytest.mark.parametrize("reason", ["model_length", "MAX_TOKENS", "max-tokens", "token_limit"])
+    @pytest.mark.parametrize("reason", ["model_length", "MAX_TOKENS", "max-tokens", "maxTokens", "incomplete"])
     async def test_cut_off_in_other_words(self, endpoint, reason) -> None:
         assert (await answer_to(endpoint, piece(content="hel"), piece(reason))).finish_reason == "length"
 
-    @pytest.mark.parametrize("reason", ["tool_call", "tool_use", "stop", "TOOL_CALLS"])
+    @pytest.mark.parametrize("reason", ["tool_call", "tool_use", "toolUse", "stop", "TOOL_CALLS"])
     async def test_calls_in_other_words(self, endpoint, reason) -> None:
         called = piece(tool_calls=[call(X1, id="a", name="price_of")])
         assert (await answer_to(endpoint, called, piece(reason), tools=(PRICE,))).finish_reason == "tool_calls"
 
-    @pytest.mark.parametrize("reason", ["content_filter", "SAFETY", "error", "network_error", "parse_failed", "abort"])
+    @pytest.mark.parametrize(
+        "reason",
+        ["content_filter", "contentFilter", "SAFETY", "guardrail_intervened", "error", "networkError", "parse_failed"],
+    )
     async def test_what_means_no_answer_is_an_error(self, endpoint, reason) -> None:
         endpoint.say(Events([piece(content="hel"), piece(reason)]))
         async with OpenAIBackend("m", base_url=endpoint.url, probe=False, max_retries=0) as backend:
@@ -213,6 +247,11 @@ class TestSurrogates:
         events = [json.dumps(piece(tool_calls=[half])).encode() for half in halves]
         result = await answer_to(endpoint, *events, piece("tool_calls"), tools=(PRICE,))
         assert json.loads(result.tool_calls[0].arguments) == {"sku": "\U0001f600"}
+
+    async def test_a_half_at_the_end_of_arguments_is_marked(self, endpoint) -> None:
+        event = json.dumps(piece(tool_calls=[call('{"sku": "\ud83d', id="a", name="price_of", index=0)])).encode()
+        result = await answer_to(endpoint, event, piece("length"), tools=(PRICE,))
+        assert result.tool_calls[0].arguments == '{"sku": "\ufffd'
 
     async def test_a_half_that_stays_alone_is_marked(self, endpoint) -> None:
         alone = b'{"choices": [{"delta": {"content": "a\\ud83d"}}]}'

@@ -162,6 +162,19 @@ class TestWhichWay:
             await backend_at(endpoint.url).open()
         assert "word" not in str(caught.value)
 
+    async def test_a_proxy_of_its_own_is_used_beside_one_that_cannot_be(
+        self, endpoint: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "socksio", None)
+        monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+        monkeypatch.setenv("HTTP_PROXY", endpoint.url.removesuffix("/v1"))
+        async with backend_at("http://model.invalid/v1") as backend:
+            assert (await backend.generate(ask("hello"))).text == "hello"
+        assert endpoint.chats[0].path == "http://model.invalid/v1/chat/completions"
+        with pytest.raises(ConfigError, match=r"ALL_PROXY=socks5://127.0.0.1:1 ") as caught:
+            await backend_at("https://model.invalid/v1").open()
+        assert "HTTP_PROXY" not in str(caught.value)
+
     async def test_a_redirect_is_followed(self, endpoint: ScriptedEndpoint) -> None:
         with ScriptedEndpoint() as elsewhere:
             moved = Status(307, {}, {"Location": f"{elsewhere.url}/chat/completions"})

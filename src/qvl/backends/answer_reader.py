@@ -16,11 +16,12 @@ from typing import Any, Final, cast
 from qvl.backends.failures import Blame, Failed, Repeat, broken, cut_off, from_event
 from qvl.backends.sse import readable, shorten
 from qvl.errors import BackendResponseError, RefusalError
+from qvl.folding import lone_end
 from qvl.types import Chunk, FinishReason, TokenLogprob, ToolCallDelta, Usage
 
 _LENGTH: Final = (
-    "length max_tokens max_length max_new_tokens max_output_tokens max_completion_tokens model_length token_limit "
-    "context_length context_length_exceeded model_context_window_exceeded"
+    "length incomplete max_tokens max_length max_new_tokens max_output_tokens max_completion_tokens model_length "
+    "token_limit context_length context_length_exceeded model_context_window_exceeded"
 )
 _TOOL_CALLS: Final = "tool_calls tool_call tool_use function_call function_calls"
 _GIVEN_UP: Final = (
@@ -28,7 +29,8 @@ _GIVEN_UP: Final = (
     "insufficient_system_resource malformed_function_call malformed_response recitation repetition_truncation"
 )
 _WITHHELD: Final = (
-    "content_filter content_filtered sensitive safety blocklist prohibited_content spii image_safety guardrail"
+    "content_filter content_filtered sensitive safety blocklist prohibited_content spii image_safety "
+    "image_prohibited_content guardrail guardrail_intervened guardrails"
 )
 # What is in none of these, and speaks of no error, ends an answer as it should: stop, eos, end, end_turn, complete, …
 _MEANS: Final[dict[str, str]] = {
@@ -43,6 +45,7 @@ _MEANS: Final[dict[str, str]] = {
     for word in words.split()
 }
 _IMAGE_TOKENS: Final = ("image_tokens", "vision_tokens", "multimodal_tokens")
+_HUMP: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _decode: Final = json.JSONDecoder().decode
 
@@ -51,39 +54,54 @@ class ThinkSplitter:
     """Moves a leading `<think>…</think>` out of the text of one choice, also when a tag comes in pieces.
 
     With `opened`, the template is known to have opened the block, so that the answer begins within it: text is held
-    back until `</think>`, and is the answer after all where none comes.
+    back until `</think>`, and is the answer after all where none comes. `opened_by_template` says what this answer
+    tells of the next one.
     """
 
-    __slots__ = ("_opened", "_pending", "_state", "_tail", "lone_end")
+    __slots__ = ("_kept", "_opened", "_pending", "_state", "_tail")
 
     def __init__(self, *, opened: bool = False) -> None:
         self._state = "start"
         self._pending = ""
         self._opened = opened
+        self._kept: list[str] = []
         self._tail = ""
-        self.lone_end = False
+
+    @property
+    def opened_by_template(self) -> bool:
+        """True if the block ended without having begun here, or nothing tells otherwise."""
+        if self._state != "text":
+            return self._opened
+        text = "".join(self._kept)
+        at = lone_end(text)
+        return at is not None and text.startswith("</think>\n", at)
 
     def split(self, text: str) -> tuple[str, str]:
         """(text, reasoning) of this piece; what may be the beginning of a tag is kept back."""
         if self._state == "answer":
             return text, ""
         if self._state == "text":
-            self._watch(text)
+            self._kept.append(text)
             return text, ""
         if self._state == "gap":
             return self._after(text), ""
+        if self._state == "opened":
+            return self._held(text)
         self._pending += text
         if self._state == "start":
             lead = self._pending.lstrip()
             if lead.startswith("<think>"):
+                self._opened = False
                 self._state, self._pending = "think", lead[len("<think>") :].lstrip("\n")
             elif "<think>".startswith(lead):
                 return "", ""
-            elif self._opened:
-                self._state = "opened"
             else:
-                return self._to_text(self._pending), ""
-        return self._held() if self._state == "opened" else self._thinking()
+                whole, self._pending = self._pending, ""
+                if self._opened:
+                    self._state = "opened"
+                    return self._held(whole)
+                return self._to_text(whole), ""
+        return self._thinking()
 
     def reasoned_elsewhere(self) -> None:
         """The endpoint separates reasoning by itself: the content is the answer."""
@@ -91,18 +109,29 @@ class ThinkSplitter:
 
     def flush(self, *, cut_off: bool = False) -> tuple[str, str]:
         """What was kept back when the choice ended; `cut_off` says that it ended for want of tokens."""
+        if self._state == "opened":
+            rest, self._kept = "".join(self._kept), []
+            # A whole answer without the end of a block had none: the next one is not held back for it.
+            self._opened = cut_off
+            return ("", rest) if cut_off else (rest, "")
         rest, self._pending = self._pending, ""
-        thinking = self._state == "think" or (self._state == "opened" and cut_off)
-        return ("", rest) if thinking else (rest, "")
+        return ("", rest) if self._state == "think" else (rest, "")
 
-    def _held(self) -> tuple[str, str]:
-        if not self._opened:
-            return self._to_text(self._pending), ""
-        before, tag, after = self._pending.partition("</think>")
-        if not tag:
+    def _held(self, text: str) -> tuple[str, str]:
+        self._kept.append(text)
+        if self._opened and "</think>" not in self._tail + text:
+            self._tail = (self._tail + text)[-len("</think>") :]
             return "", ""
-        self._state, self._pending = "gap", ""
-        return self._after(after), before.strip("\n")
+        whole = "".join(self._kept)
+        if not self._opened:
+            self._kept = []
+            return self._to_text(whole), ""
+        self._tail = ""
+        at = lone_end(whole)
+        if at is None:
+            return "", ""
+        self._state, self._kept = "gap", []
+        return self._after(whole[at + len("</think>") :]), whole[:at].strip("\n")
 
     def _thinking(self) -> tuple[str, str]:
         before, tag, after = self._pending.partition("</think>")
@@ -117,19 +146,13 @@ class ThinkSplitter:
         """The line ends between the block and the answer belong to neither."""
         rest = text.lstrip("\n")
         if rest:
-            self._state, self.lone_end = "answer", False
+            self._state = "answer"
         return rest
 
     def _to_text(self, text: str) -> str:
         self._state, self._pending = "text", ""
-        self._watch(text)
+        self._kept.append(text)
         return text
-
-    def _watch(self, text: str) -> None:
-        """Notes a `</think>` that ends a line though nothing opened the block: the template did."""
-        seen = self._tail + text
-        self.lone_end = self.lone_end or "</think>\n" in seen
-        self._tail = seen[-len("</think>") :]
 
 
 class SurrogateJoiner:
@@ -167,8 +190,8 @@ class CallPlacer:
         self._arguments: list[str] = []
         self._places: dict[object, int] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._ids)
+    def __len__(self) -> int:
+        return len(self._ids)
 
     def read(self, calls: Iterable[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
         """The pieces of one event, each with its call's index; the id comes with the first piece that has one."""
@@ -253,7 +276,7 @@ class AnswerReader:
     @property
     def opened_by_template(self) -> bool:
         """True if an answer had a `</think>` without its `<think>`: what came before it was reasoning."""
-        return self._opened or any(choice.think.lone_end for choice in self._choices.values())
+        return any(choice.think.opened_by_template for choice in self._choices.values())
 
     def read(self, payload: bytes) -> list[Chunk]:
         """The chunks of one event. `done` is set by `[DONE]`."""
@@ -322,6 +345,9 @@ class AnswerReader:
             rest, rest_reasoning = state.think.flush(cut_off=finish == "length")
             text += rest + state.rest("text")
             reasoning += rest_reasoning + state.rest("reasoning")
+            calls += tuple(
+                ToolCallDelta(index=at, arguments=rest) for at in range(len(state.calls)) if (rest := state.rest(at))
+            )
             state.finished = True
         logprobs = _logprobs(choice.get("logprobs"))
         if not (text or reasoning or calls or logprobs or finish):
@@ -340,8 +366,8 @@ class AnswerReader:
     def _finish(self, reason: str | None, state: ChoiceReader) -> FinishReason | None:
         if not reason:
             return None
-        # Gemini's are written in capitals, Bedrock's with hyphens; a prefix such as FINISH_REASON_ is an enum's name.
-        word = str(reason).lower().replace("-", "_").rpartition("finish_reason_")[2]
+        # Gemini's are written in capitals, others with hyphens or as maxTokens; FINISH_REASON_ is an enum's name.
+        word = _HUMP.sub("_", str(reason)).lower().replace("-", "_").rpartition("finish_reason_")[2]
         meaning = _MEANS.get(word, "given_up" if "error" in word or "fail" in word else "stop")
         if state.refusal or meaning == "refused":
             said = f": {shorten(state.refusal)}" if state.refusal else ""

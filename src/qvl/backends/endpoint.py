@@ -106,7 +106,7 @@ class Endpoint:
         self._straight: StraightTransport | None = None
         self._leads = True
         self._closed = False
-        # Learned from its answers; from then on streams keep text back until the block has ended.
+        # Learned from its last answer: streams then keep text back until the block has ended.
         self._opens_thought = False
 
     @property
@@ -136,7 +136,7 @@ class Endpoint:
             default_headers=self._headers,
             http_client=through_proxies(
                 openai.DefaultAsyncHttpxClient,
-                needed=not straight,
+                url=self.base_url,
                 verify=tls,
                 timeout=http.Timeout(None, connect=self.timeouts.connect),
                 limits=http.Limits(max_connections=None, max_keepalive_connections=256),
@@ -204,7 +204,7 @@ class Endpoint:
                 if answer.done:
                     break
             last = answer.end()
-            self._opens_thought = self._opens_thought or answer.opened_by_template
+            self._opens_thought = answer.opened_by_template
             yield last
             if not ended:
                 await _finish(reply)

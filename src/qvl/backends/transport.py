@@ -277,17 +277,23 @@ def goes_straight(url: str) -> bool:
     parts = urlsplit(url)
     if parts.username is not None:
         return False
-    proxies = getproxies()
-    if not (proxies.get(parts.scheme) or proxies.get("all")):
-        return True
-    return bool(proxy_bypass(parts.netloc.rpartition("@")[2]))
+    return _proxy_of(url) is None
 
 
-def through_proxies(client: Callable[..., Any], *, needed: bool, **options: Any) -> Any:
-    """Return `client(**options)` with the proxies of the environment.
+def _proxy_of(url: str) -> tuple[str, str] | None:
+    """The variable and the proxy that the environment names for `url`, as HTTP libraries read it."""
+    parts, proxies = urlsplit(url), getproxies()
+    scheme = next((scheme for scheme in (parts.scheme, "all") if proxies.get(scheme)), None)
+    if scheme is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return f"{scheme.upper()}_PROXY", proxies[scheme]
 
-    One that cannot be used (SOCKS without its package, a scheme that is not known) is an error only if `needed`: HTTP
-    libraries prepare every proxy at once, also for hosts that NO_PROXY names.
+
+def through_proxies(client: Callable[..., Any], *, url: str, **options: Any) -> Any:
+    """Return `client(**options)` with the proxies of the environment, for requests to `url`.
+
+    One that cannot be used (SOCKS without its package, a scheme that is not known) is an error only if `url` needs it:
+    HTTP libraries prepare every proxy at once, also for hosts that NO_PROXY names, and beside one of `url`'s own.
 
     Raises:
         MissingDependencyError: a SOCKS proxy is configured, and its package is not installed.
@@ -295,25 +301,22 @@ def through_proxies(client: Callable[..., Any], *, needed: bool, **options: Any)
     """
     try:
         return client(**options)
+    except (ImportError, ValueError):
+        found = _proxy_of(url)
+    if found is None:
+        return client(trust_env=False, **options)
+    name, proxy = found
+    try:
+        return client(trust_env=False, proxy=proxy if "://" in proxy else f"http://{proxy}", **options)
     except (ImportError, ValueError) as exc:
-        if not needed:
-            return client(trust_env=False, **options)
         hint = "unset it, or name the host in NO_PROXY"
-        named = ", ".join(f"{name}={url}" for name, url in sorted(_proxies_by_variable().items()))
+        parts = urlsplit(proxy)
+        named = f"{name}={urlunsplit(parts._replace(netloc=parts.netloc.rpartition('@')[2]))}"
         if isinstance(exc, ImportError):
             raise MissingDependencyError(
                 f"the proxy of {named} needs the package socksio", hint=f"pip install socksio; or {hint}"
             ) from exc
         raise ConfigError(f"the proxy of {named} cannot be used: {exc}", hint=hint) from exc
-
-
-def _proxies_by_variable() -> dict[str, str]:
-    """The proxies of the environment by the variable that names each, without user and password."""
-    return {
-        f"{scheme.upper()}_PROXY": urlunsplit(urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]))
-        for scheme, url in getproxies().items()
-        if scheme != "no"
-    }
 
 
 def headers_of(client: Any) -> dict[str, str]:

@@ -113,14 +113,12 @@ def _fetch(url: str, timeout: float, verify: bool) -> str:
 
     import httpx
 
-    from qvl.backends.transport import goes_straight, through_proxies
+    from qvl.backends.transport import through_proxies
 
     base = url.partition("?")[0].rstrip("/").removesuffix("/v1").removesuffix("/metrics")
     key = os.environ.get("QVL_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    client: httpx.Client = through_proxies(
-        httpx.Client, needed=not goes_straight(base), timeout=timeout, verify=verify, headers=headers
-    )
+    client: httpx.Client = through_proxies(httpx.Client, url=base, timeout=timeout, verify=verify, headers=headers)
     try:
         with client:
             answer = client.get(f"{base}/metrics")
