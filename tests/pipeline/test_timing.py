@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -56,14 +57,18 @@ def test_loading_is_told_once_and_charged_to_nobody_who_only_waited(
         picture.rotate(90 * number).save(paths[-1])
     # One twice, so that one of them joins the work of the other.
     pipe = Pipeline(backend=Slow(), concurrency=5, cache=cache)
+    began = time.perf_counter()
     try:
         results = list(pipe.map([*paths, paths[0]], "q"))
+        whole = time.perf_counter() - began
     finally:
         pipe.close()
     loaded = [item.result.timing for item in results if item.result.timing.loading]
     assert len(results) == 5
     assert len(loaded) == 1
     others = [item.result.timing for item in results if not item.result.timing.loading]
-    assert all(timing.total < loaded[0].loading for timing in others)
+    # On a busy machine their own work may take longer than the loading; that they were charged for would be more than
+    # the time there was beside it.
+    assert all(timing.total <= whole - loaded[0].loading for timing in others)
     records = [Record(0, n, "x", "r", result=item.result) for n, item in enumerate(results)]
     assert f"model load {loaded[0].loading:.2f} s" in show.counted(records)
