@@ -15,6 +15,8 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FAST := not slow and not vllm and not browser and not ray
+# What separates the arguments of a call cannot be written in one.
+comma := ,
 # $(call install,PYTHON,WHAT): pip's steps with the names of the packages, and the seconds it took.
 install = @set -o pipefail; began=$$SECONDS; echo "installing: $(2)"; \
 	$(1) -m pip install --disable-pip-version-check --no-input --progress-bar off $(2) | sed -un \
@@ -69,7 +71,7 @@ test-vllm: ## the vLLM backend on vLLM's CPU build, in an environment of its own
 	$(PYTHON) tests/backends/vllm_environment.py .venv-vllm
 
 test-ray: $(STAMP) ## replicas and datasets under Ray, which it installs
-	$(call install,$(BIN)/python,-c constraints.txt -e '.[dev,ray]')
+	$(call install,$(BIN)/python,-c constraints.txt -e '.[dev$(comma)ray]')
 	$(PYTEST) tests/replicas
 
 bench-engine: $(STAMP) ## qvl-serve beside plain generate, transformers serve and vLLM on 139 M random weights; gigabytes at first

@@ -90,7 +90,7 @@ def _next_marker(data: bytes, at: int) -> int:
     return len(data)
 
 
-def jpeg_frame(data: bytes) -> tuple[bool, int]:
+def jpeg_frame(data: bytes) -> tuple[bool, float]:
     """Whether all of a JPEG's coefficients are held until its last scan was read, and how many a pixel."""
     several, held, components = False, 3.0, 0
     for at in _jpeg_segments(data):
@@ -103,7 +103,7 @@ def jpeg_frame(data: bytes) -> tuple[bool, int]:
             largest = max((f >> 4 for f in factors), default=1) * max((f & 15 for f in factors), default=1)
             held = sum(areas) / max(1, largest)
         elif marker == _START_OF_SCAN:
-            return several or data[at + 4 : at + 5] != bytes([components]), -(-int(held * 4) // 4) or 1
+            return several or data[at + 4 : at + 5] != bytes([components]), max(1.0, held)
     return True, 4
 
 
@@ -263,7 +263,8 @@ def jpeg_memory(data: bytes, size: tuple[int, int], target: tuple[int, int]) -> 
     # As Pillow's draft mode chooses, asked for twice the target.
     scale = next((s for s in (8, 4, 2) if width >= 2 * target[0] * s and height >= 2 * target[1] * s), 1)
     several, held = jpeg_frame(data)
-    return width * height * 4 // scale**2 * (2 if held > 3 else 1) + (width * height * 2 * held if several else 0)
+    coefficients = int(width * height * 2 * held) if several else 0
+    return width * height * 4 // scale**2 * (2 if held > 3 else 1) + coefficients
 
 
 def _too_many(name: str, what: str, hint: str = "save the picture again with an image program") -> MediaError:

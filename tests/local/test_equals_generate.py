@@ -107,6 +107,6 @@ def test_a_memory_so_small_that_sequences_are_preempted_changes_no_answer(
 ) -> None:
     # Memory for three rows of 256 or one of 512: as answers grow, the younger ones must give way and come back.
     backend = opened(random_folder, kv_cache_bytes=780 * 768, max_model_len=512, prefix_cache=False)
-    wanted = [ask(place, "Say hello. " * 10, max_tokens=150 + 10 * place) for place in range(4)]
+    wanted = [ask(place, "Say hello. " * 10, max_tokens=150 + 10 * place) for place in range(10)]
     check(random_reference, answer_all(backend, wanted), [random_reference.generate(request) for request in wanted])
     assert backend.stats()["num_preemptions"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Final
 
 import typer
@@ -38,7 +39,6 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def one_line_errors_at_top(guard: Any) -> Any:
     """`one_line_errors` outside of any group: typer's Exit becomes the process's own."""
-    from contextlib import contextmanager
 
     @contextmanager
     def guarded() -> Any:
@@ -58,7 +58,7 @@ def _from_config_file() -> dict[str, Any]:
     from qvl import config
 
     table = {name.replace("-", "_"): value for name, value in config.load().serve.items()}
-    known = [name for name in signature(serve).parameters if name != "ctx"]
+    known = signature(serve).parameters.keys() - {"ctx"}
     for name in table.keys() - known:
         raise config.unknown_setting(name, known, "serve")
     return table
@@ -82,8 +82,7 @@ def serve(
         ),
     ] = None,
     any_model_name: Annotated[
-        bool,
-        typer.Option(envvar="QVL_ANY_MODEL_NAME", help="Answer to every other name too.", rich_help_panel=MODEL),
+        bool, typer.Option(envvar="QVL_ANY_MODEL_NAME", help="Answer to every other name.", rich_help_panel=MODEL)
     ] = False,
     device: Annotated[
         str | None,
@@ -408,7 +407,7 @@ def configure_logs(level: str, form: str) -> None:
 
 def _listed(values: Sequence[str] | None) -> tuple[str, ...]:
     """Repeated options, also with commas in them."""
-    return tuple(part.strip() for value in values or () for part in value.split(",") if part.strip())
+    return tuple(part.strip() for part in ",".join(values or ()).split(",") if part.strip())
 
 
 def _options(pairs: Sequence[str] | None) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """The loop: schedule, run, hand out; on a thread of its own.
 
-Requests come in and aborts come in through an inbox that is emptied between steps. Chunks go out once a step, with one
-wake-up for each event loop that waits. Whatever goes wrong with one request ends that request; when the loop itself
-fails, every waiter learns it at once.
+Requests and aborts come in through an inbox that is emptied between steps. Chunks go out once a step, with one wake-up
+for each event loop that waits. What goes wrong with one request ends it; when the loop fails, all waiters learn it.
 """
 
 from __future__ import annotations

@@ -172,7 +172,9 @@ def _check_weights(name: str, loaded: Any, told: dict[str, Any]) -> None:
     head, embedding = loaded.get_output_embeddings(), loaded.get_input_embeddings()
     if head.weight is embedding.weight:
         missing.discard("lm_head.weight")
-    refuse_incomplete(name, missing, {str(entry[0]) for entry in told["mismatched_keys"]})
+    # transformers 5 tells both shapes beside a name, 4 the name alone.
+    reshaped = {entry if isinstance(entry, str) else str(entry[0]) for entry in told["mismatched_keys"]}
+    refuse_incomplete(name, missing, reshaped)
     if told["error_msgs"]:
         raise ConfigError(f"{name} cannot be loaded: {told['error_msgs'][0].splitlines()[0]}", param="model")
     unused = sorted(told["unexpected_keys"])
