@@ -104,7 +104,7 @@ def test_closing_the_pipeline_ends_what_is_under_way_with_an_error(picture: Imag
         backend = TalkingBackend()
         backend.gate = asyncio.Event()
         pipe = AsyncPipeline(backend=backend, cache="memory:")
-        tasks = [asyncio.create_task(pipe.ask(picture, "q", cache=mode)) for mode in ("auto", "auto", "off")]
+        tasks = [asyncio.create_task(pipe.ask(picture, "q", cache=mode)) for mode in ("auto", "off")]
         await until(lambda: backend.running == 2)
         assert pipe.stats()["num_flights"] == 2
         await pipe.aclose()
