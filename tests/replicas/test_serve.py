@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +31,8 @@ def serve() -> Iterator[Callable[..., Process]]:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         )
-        process = Process(popen)
-        threading.Thread(target=process.read, daemon=True).start()
-        started.append(process)
-        return process
+        started.append(Process(popen))
+        return started[-1]
 
     yield make
     for process in started:
@@ -115,8 +112,7 @@ WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from qvl.cli.serve import 
 
 def refusal(process: Process) -> tuple[int, str]:
     """Exit code and the one line of a start that fails."""
-    code = process.popen.wait(120)
-    time.sleep(0.2)
+    code = process.ended(120)
     said = [line for line in process.lines if line and not line.startswith(("{", "loading", "qvl: no model named"))]
     assert len(said) == 1, said
     return code, said[0]

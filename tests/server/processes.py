@@ -24,9 +24,20 @@ class Process:
     lines: list[str] = field(default_factory=list)
     address: str = ""
 
-    def read(self) -> None:
+    def __post_init__(self) -> None:
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
         for line in self.popen.stderr:
             self.lines.append(line.rstrip())
+
+    def ended(self, seconds: float) -> int:
+        """Its exit code, once it has ended and `lines` has all that it wrote."""
+        code = self.popen.wait(seconds)
+        self._reader.join(seconds)
+        assert not self._reader.is_alive(), "something still holds its stderr open"
+        return code
 
     def wait_for(self, start: str) -> str:
         """The first line that begins so, once it is there."""
@@ -69,9 +80,7 @@ def launch(*args: str, **env: str) -> Process:
         text=True,
         env={**os.environ, **env},
     )
-    process = Process(popen)
-    threading.Thread(target=process.read, daemon=True).start()
-    return process
+    return Process(popen)
 
 
 def remote(endpoint: ScriptedEndpoint) -> list[str]:

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,14 +48,15 @@ def port_of(process: Process) -> int:
     return int(process.address.rpartition(":")[2])
 
 
-def streamed(process: Process, number: int) -> str:
-    """What a client reads of a long answer until it ends, whatever ends it."""
+def streamed(process: Process, number: int, begun: threading.Event) -> str:
+    """What a client reads of a long answer until it ends, whatever ends it; `begun` is set when it has some of it."""
     body = {**question(f"describe {number}", data_url()), **LONG}
     pieces = []
     try:
         with httpx.stream("POST", process.address + CHAT, json=body, timeout=120, trust_env=False) as answer:
             for piece in answer.iter_text():
                 pieces.append(piece)
+                begun.set()
     except httpx.TransportError as exc:
         pieces.append(f"cut: {exc}")
     return "".join(pieces)
@@ -66,8 +68,10 @@ def test_an_engine_that_dies(run, tmp_path: Path, exits: bool) -> None:
     flags = ["--exit-on-engine-death"] if exits else []
     process = run("lost:bundled", "--cache", "off", *flags, **env).wait_ready()
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(streamed, process, number) for number in range(4)]
-        until(lambda: metric(process, "qvl_num_requests_running") == 4)
+        begun = [threading.Event() for _ in range(4)]
+        asked = [pool.submit(streamed, process, number, event) for number, event in enumerate(begun)]
+        # What runs may not have answered yet, and an answer that has not begun ends as a plain 503.
+        assert all(event.wait(60) for event in begun)
         Path(env[lost_device.SIGN]).touch()
         said = [one.result() for one in asked]
     for text in said:
@@ -75,7 +79,7 @@ def test_an_engine_that_dies(run, tmp_path: Path, exits: bool) -> None:
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_dead"
         assert "[DONE]" not in text
     if exits:
-        assert process.popen.wait(30) == 1
+        assert process.ended(30) == 1
         errors = [line for line in process.lines if line.startswith("error: ")]
         assert len(errors) == 1
         assert "the device is lost" in errors[0]

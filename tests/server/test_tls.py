@@ -91,7 +91,7 @@ def test_a_process_serves_https_and_refuses_a_wrong_key(run, endpoint, authority
     from tests.server.processes import remote
 
     wrong = run(*remote(endpoint), "--tls-cert", files["cert"], "--tls-key", files["other"])
-    assert wrong.popen.wait(120) == 2
+    assert wrong.ended(120) == 2
     assert [line for line in wrong.lines if line][-1].startswith("error: TLS cannot be set up")
     assert "Traceback" not in "\n".join(wrong.lines)
     process = run(*remote(endpoint), "--tls-cert", files["both"]).wait_ready()
