@@ -301,6 +301,7 @@ def serve(
 
         raise MissingDependencyError(f"qvl-serve needs the package {exc.name!r}", hint=install_line("server")) from exc
     from qvl.cli.banner import print_banner, shown_host
+    from qvl.cli.repeated import backend_options, listed
     from qvl.media import MediaPolicy
     from qvl.pipeline import TINY_NOTICE, AsyncPipeline
     from qvl.server.settings import ServerSettings
@@ -311,11 +312,11 @@ def serve(
     gate = MediaPolicy(
         allow_files=False,
         timeout=media_timeout,
-        allowed_domains=_listed(allowed_media_domains),
-        allowed_private=_listed(allowed_private),
+        allowed_domains=listed(allowed_media_domains),
+        allowed_private=listed(allowed_private),
     ).with_sizes(max_pixels, min_pixels)
     settings = ServerSettings(
-        served_model_names=_listed(served_model_name),
+        served_model_names=listed(served_model_name),
         any_model_name=any_model_name,
         api_keys=keys,
         api_key_file=api_key_file,
@@ -330,7 +331,7 @@ def serve(
         drain_timeout=drain_timeout,
         stall_timeout=stall_timeout,
         canary=canary,
-        cors_origins=_listed(cors_origin),
+        cors_origins=listed(cors_origin),
         media=gate,
     )
     configured = getattr(ctx.get_parameter_source("base_url"), "name", "") == "DEFAULT_MAP"
@@ -345,7 +346,7 @@ def serve(
         "base_url": endpoints() if endpoints is not None else list(base_url) if base_url else None,
         "api_key": upstream_key if model and model.startswith("openai:") else None,
     }
-    options = {name: value for name, value in given.items() if value is not None} | _options(option)
+    options = {name: value for name, value in given.items() if value is not None} | backend_options(option)
     if replicas is not None:
         if model is None:
             print(TINY_NOTICE, file=sys.stderr)
@@ -403,28 +404,6 @@ def configure_logs(level: str, form: str) -> None:
     configure(level=level, json=form == "json")
     if level.lower() != "debug":
         logging.getLogger("qvl.pipeline").setLevel(logging.WARNING)
-
-
-def _listed(values: Sequence[str] | None) -> tuple[str, ...]:
-    """Repeated options, also with commas in them."""
-    return tuple(part.strip() for part in ",".join(values or ()).split(",") if part.strip())
-
-
-def _options(pairs: Sequence[str] | None) -> dict[str, Any]:
-    import json
-
-    from qvl.errors import ConfigError
-
-    found: dict[str, Any] = {}
-    for pair in pairs or ():
-        name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise ConfigError(f"--option {pair!r} is not NAME=VALUE", hint="--option max_retries=3")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 if __name__ == "__main__":
