@@ -110,7 +110,7 @@ def _header(
         raise MediaError(
             f"{name}: decoding {size[0]} x {size[1]} pixels of {form} takes {memory // 2**20} MiB, more than the limit"
             f" of {policy.max_decode_bytes // 2**20} MiB",
-            hint="make the picture smaller first, or raise max_decode_bytes of the MediaPolicy",
+            hint="make the picture smaller first, or raise MediaPolicy.max_decode_bytes or qvl-serve --max-decode-mb",
             code="image_too_large",
         )
     large = memory > _LARGE_MEMORY or size[0] * size[1] > _LARGE_PIXELS

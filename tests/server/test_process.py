@@ -164,6 +164,22 @@ def test_settings_come_from_the_environment_and_the_config_file(run, endpoint, t
     assert [model["id"] for model in found["data"]] == ["from-file"]
 
 
+def test_the_limit_on_decoding_is_raised_as_its_error_says(run, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    body = question("how large", data_url("red", (1024, 1024)))
+    refused = run(*remote(endpoint), QVL_MAX_DECODE_MB="1").wait_ready().post(body)
+    assert refused.status_code == 400
+    assert "--max-decode-mb" in refused.json()["error"]["message"]
+    assert run(*remote(endpoint), "--max-decode-mb", "5", QVL_MAX_DECODE_MB="1").wait_ready().post(body).is_success
+    config = tmp_path / "config.toml"
+    config.write_text("[serve]\nmax-decode-mb = 1\n")
+    assert run(*remote(endpoint), QVL_CONFIG=str(config)).wait_ready().post(body).status_code == 400
+    config.write_text("[serve]\nmax-decode-mb = 5\n")
+    assert run(*remote(endpoint), QVL_CONFIG=str(config)).wait_ready().post(body).is_success
+    wrong = run(*remote(endpoint), "--max-decode-mb", "0")
+    assert wrong.ended(60) == 2
+    assert any("--max-decode-mb" in line for line in wrong.lines)
+
+
 def test_the_variables_of_older_scripts_are_honoured(run, endpoint: ScriptedEndpoint) -> None:
     port = str(free_port())
     process = run(

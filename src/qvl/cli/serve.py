@@ -250,6 +250,9 @@ def serve(
     min_pixels: Annotated[
         int | None, typer.Option(envvar="QVL_MIN_PIXELS", help="Smaller ones are enlarged.", rich_help_panel=PICTURES)
     ] = None,
+    max_decode_mb: Annotated[
+        int, typer.Option(envvar="QVL_MAX_DECODE_MB", min=1, help="To decode one picture.", rich_help_panel=PICTURES)
+    ] = 256,
     allowed_media_domains: Annotated[
         list[str] | None,
         typer.Option(
@@ -312,6 +315,7 @@ def serve(
     gate = MediaPolicy(
         allow_files=False,
         timeout=media_timeout,
+        max_decode_bytes=max_decode_mb * 1024 * 1024,
         allowed_domains=listed(allowed_media_domains),
         allowed_private=listed(allowed_private),
     ).with_sizes(max_pixels, min_pixels)
