@@ -18,7 +18,7 @@ from qvl.caches.memory import MemoryCache
 from qvl.errors import BackendError, BackendResponseError, BackendUnavailableError
 from qvl.types import ChatRequest, Chunk
 
-from .conftest import TalkingBackend, answer_json, answering, until
+from .conftest import TalkingBackend, answer_json, answering, followers, until
 
 
 class Reluctant(TalkingBackend):
@@ -104,8 +104,9 @@ def test_closing_the_pipeline_ends_what_is_under_way_with_an_error(picture: Imag
         backend = TalkingBackend()
         backend.gate = asyncio.Event()
         pipe = AsyncPipeline(backend=backend, cache="memory:")
-        tasks = [asyncio.create_task(pipe.ask(picture, "q", cache=mode)) for mode in ("auto", "off")]
-        await until(lambda: backend.running == 2)
+        tasks = [asyncio.create_task(pipe.ask(picture, "q", cache=mode)) for mode in ("auto", "auto", "off")]
+        # The one that shares an answer as well: who comes after the closing begins anew.
+        await until(lambda: backend.running == 2 and followers(pipe) == 3)
         assert pipe.stats()["num_flights"] == 2
         await pipe.aclose()
         found = await asyncio.gather(*tasks, return_exceptions=True)

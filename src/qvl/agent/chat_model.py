@@ -364,7 +364,7 @@ class QvlCache(BaseCache):
 
         opened = cache if isinstance(cache, Cache) else open_cache(cache, PluginHost().caches)
         if opened is None:
-            raise ConfigError(f"{cache!r} is no cache", hint="sqlite:///file.db, redis://… or memory:")
+            raise ConfigError(f"unknown cache {cache!r}", hint="sqlite:///file.db, redis://… or memory:")
         self.cache: Cache = opened
         self.ttl = ttl
 

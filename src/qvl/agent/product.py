@@ -79,7 +79,7 @@ class Query:
         for name in ("min_price", "max_price"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
-                raise ConfigError(f"{name}={value!r} is no price", hint="0 or more", param=name)
+                raise ConfigError(f"{name}={value!r} is not a price", hint="0 or more", param=name)
         if self.min_price is not None and self.max_price is not None and self.min_price > self.max_price:
             raise ConfigError(f"no price is from {self.min_price:g} to {self.max_price:g}", param="min_price")
 

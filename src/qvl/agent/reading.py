@@ -32,7 +32,7 @@ def read(path: Path) -> Iterator[tuple[int, Product | Problem]]:
     """
     kind = path.suffix.lower()
     if kind not in FORMATS:
-        raise ConfigError(f"{path.name} is no catalogue", hint=f"a file named {', '.join(FORMATS)}", param="catalog")
+        raise ConfigError(f"{path.name} is not a catalogue", hint=f"a file named {', '.join(FORMATS)}", param="catalog")
 
     def rows() -> Iterator[tuple[int, Any]]:
         with tables.open_text(path) as file:
@@ -184,7 +184,7 @@ def _price(value: Any, column: _PriceColumn) -> float | None:
         except OverflowError:
             number = math.inf
     if not math.isfinite(number) or number < 0:
-        raise ValueError(f"price {str(value)[:40]} is no price")
+        raise ValueError(f"price {str(value)[:40]} must be 0 or more")
     return number
 
 
