@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import io
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -21,7 +20,7 @@ from qvl.structure import ByteOrder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from PIL import Image
+    from PIL import Image, ImageFile
 
     from qvl.media import MediaPolicy
 
@@ -37,6 +36,8 @@ PORTABLE: Final = frozenset(MEDIA_TYPES)
 ORIENTATION_TAG: Final = 0x0112
 _LARGE_MEMORY: Final = 72 * 2**20
 _LARGE_PIXELS: Final = 2**25
+# Bytes given to a decoder at a time, after each of which its time is looked at.
+_BLOCK: Final = 16 * 1024
 _TIFF_WIDTH: Final = 0x0100
 _TIFF_HEIGHT: Final = 0x0101
 
@@ -163,7 +164,11 @@ def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
     if decoder is not None:
         structure.check(data, form, policy.max_frames, name)
         try:
-            return decoder(io.BytesIO(data), "")
+            image = decoder(structure.TimedBytes(data, policy.max_decode_seconds, name), "")
+            image.decodermaxblock = _BLOCK
+            return image
+        except MediaError:
+            raise
         except Exception as exc:
             raise broken(name, form, exc) from exc
     raise MediaError(
@@ -184,7 +189,7 @@ def sniff(data: bytes) -> str:
 
 
 @functools.cache
-def _decoder(form: str) -> Callable[[IO[bytes], str], Image.Image] | None:
+def _decoder(form: str) -> Callable[[IO[bytes], str], ImageFile.ImageFile] | None:
     """Pillow's decoder of one format, None where this Pillow was built without it.
 
     The class itself and not the registered factory, which turns a phone's JPEG with more pictures behind the first into
@@ -197,7 +202,7 @@ def _decoder(form: str) -> Callable[[IO[bytes], str], Image.Image] | None:
         return None
     if not getattr(plugin, "SUPPORTED", True):
         return None
-    decoder: Callable[[IO[bytes], str], Image.Image] = getattr(plugin, name)
+    decoder: Callable[[IO[bytes], str], ImageFile.ImageFile] = getattr(plugin, name)
     return decoder
 
 

@@ -48,6 +48,7 @@ class MediaPolicy:
         max_decode_bytes: most memory that decoding one picture may take, estimated from its header. Within the default
             stay, in millions of pixels: 178 as baseline JPEG, 38 as progressive one (26 without subsampling), 67 as RGB
             PNG (26 with alpha), and 16 as RGB WebP.
+        max_decode_seconds: most processor time that decoding one picture may take.
         max_frames: most frames of an animation, or pages of a TIFF; only the first is used.
         max_aspect: largest ratio of the long to the short side.
         timeout: for the whole of a fetch, redirects included.
@@ -67,6 +68,7 @@ class MediaPolicy:
     max_bytes: int = 64 * 1024 * 1024
     max_source_pixels: int = 178_956_970
     max_decode_bytes: int = 256 * 1024 * 1024
+    max_decode_seconds: float = 10.0
     max_frames: int = 1_000
     max_aspect: float = 200.0
     timeout: float = 20.0
@@ -80,7 +82,8 @@ class MediaPolicy:
         for name in ("max_pixels", "max_bytes", "max_source_pixels", "max_decode_bytes", "max_frames", "max_aspect"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
         self._check("min_pixels", 0 <= self.min_pixels <= self.max_pixels, f"from 0 to max_pixels, {self.max_pixels}")
-        self._check("timeout", self.timeout > 0, "above 0, in seconds")
+        for name in ("timeout", "max_decode_seconds"):
+            self._check(name, getattr(self, name) > 0, "above 0, in seconds")
         self._check("max_redirects", self.max_redirects >= 0, "0 or more")
         for name in ("formats", "allowed_domains", "allowed_private"):
             self._check(name, not isinstance(getattr(self, name), str), "a list of strings")

@@ -6,7 +6,9 @@ cameras and programs stay far below these numbers. Counting itself ends at the b
 
 from __future__ import annotations
 
+import io
 import re
+import time
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from qvl.errors import MediaError
@@ -44,6 +46,29 @@ _FRAMES: Final = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _READ_TAGS: Final = frozenset({258, 273, 278, 279, 320, 322, 323, 324, 325, 338, 339})
 _SUB_DIRECTORIES: Final = frozenset({34665, 34853, 40965})
 _TIFF_JPEG: Final = (6, 7)
+
+
+class TimedBytes(io.BytesIO):
+    """Encoded bytes that can be read until the reading thread has worked `seconds` since they were made.
+
+    Processor time, so that a busy machine ends nobody's picture. Decoders of JPEG, PNG, GIF and BMP read as they go and
+    so stop there; those of WebP, AVIF and TIFF read everything first, and what they take is bounded by their size.
+    """
+
+    def __init__(self, data: bytes, seconds: float, name: str) -> None:
+        super().__init__(data)
+        self._seconds = seconds
+        self._name = name
+        self._until = time.thread_time() + seconds
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.thread_time() > self._until:
+            raise MediaError(
+                f"{self._name}: decoding it takes more than {self._seconds:g} s of processor time",
+                hint="save the picture again with an image program, or raise MediaPolicy.max_decode_seconds",
+                code="image_too_large",
+            )
+        return super().read(size)
 
 
 def check(data: bytes, form: str, max_frames: int, name: str) -> None:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 
 import pytest
 from PIL import Image
@@ -212,6 +213,35 @@ def test_what_would_take_too_much_memory_is_refused_by_its_header(data: bytes, p
     with pytest.raises(MediaError, match="MiB, more than the limit of") as caught:
         media.load(data, policy, decode=False)
     assert "max_decode_bytes" in str(caught.value)
+
+
+NOISE = Image.effect_noise((2_000, 2_000), 200).convert("RGB")
+
+
+def noisy(form: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    (NOISE.convert("P") if form == "GIF" else NOISE).save(out, form, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        noisy("JPEG"),
+        noisy("JPEG", progressive=True, quality=95),
+        noisy("PNG", compress_level=1),
+        noisy("GIF"),
+        noisy("BMP"),
+    ],
+    ids=["jpeg", "progressive", "png", "gif", "bmp"],
+)
+@pytest.mark.parametrize("decode", [media.load, lambda data, policy: media.load(data, policy, decode=False).rgb()])
+def test_decoding_is_stopped_when_it_has_worked_too_long(data: bytes, decode: Callable[..., object]) -> None:
+    with pytest.raises(
+        MediaError, match=r"takes more than 0\.002 s of processor time .*MediaPolicy\.max_decode_seconds"
+    ):
+        decode(data, MediaPolicy(max_decode_seconds=0.002))
+    assert decode(data, MediaPolicy())
 
 
 MEASURE = """
