@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from qvl.agent.catalog import Catalog
-from qvl.agent.product import Query
+from qvl.agent.catalog.catalog import Catalog
+from qvl.agent.catalog.product import Query
 from qvl.tiny.render import BRANDS, CATEGORIES, CATEGORY_NAMES, COLOR_NAMES, COLORS
 
 _SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo zu"

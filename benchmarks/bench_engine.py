@@ -269,7 +269,7 @@ def main() -> None:
 
 
 def chosen_dtype(dtype: str) -> str:
-    from qvl.backends.local.device import open_device
+    from qvl.backends.local.model.device import open_device
 
     return open_device("cpu", dtype).dtype_name
 

@@ -73,7 +73,7 @@ def write(folder: Path, shape: str = "130m", dtype: str = "bfloat16") -> Path:
     from safetensors.torch import save_file
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    from qvl.backends.local.loader import bundled_folder
+    from qvl.backends.local.model.loader import bundled_folder
 
     recipe = f"{RECIPE} {shape} {dtype}"
     if (folder / "recipe").is_file() and (folder / "recipe").read_text(encoding="utf-8") == recipe:

@@ -25,8 +25,8 @@ from bench_engine_checkpoint import SHAPES, write
 from PIL import Image
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.loader import bundled_folder
-from qvl.media import load
+from qvl.backends.local.model.loader import bundled_folder
+from qvl.media.gate import load
 from qvl.types import ChatRequest, ImagePart, Message, SamplingParams, TextPart
 
 QUESTION: Final = "Describe this picture in detail."
@@ -122,8 +122,8 @@ def generate(backend: LocalBackend, folder: Path, clients: int, tokens: int) -> 
     import torch
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    from qvl.backends.local.device import open_device
-    from qvl.backends.local.processor import ImageRules, Processor
+    from qvl.backends.local.model.device import open_device
+    from qvl.backends.local.text.processor import ImageRules, Processor
 
     device = open_device(backend._device, backend._dtype)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=device.dtype).to(device.torch).eval()
@@ -162,7 +162,7 @@ def generate(backend: LocalBackend, folder: Path, clients: int, tokens: int) -> 
 
 def accelerator(shape: str, device: str) -> Any:
     """The device to measure on; ends with status 2 and one line where there is none."""
-    from qvl.backends.local.device import open_device
+    from qvl.backends.local.model.device import open_device
     from qvl.errors import QvlError
 
     try:

@@ -27,7 +27,7 @@ from PIL import Image
 from qvl import media
 from qvl.backends.base import Backend
 from qvl.backends.local.backend import LocalBackend
-from qvl.ray.backend import RayBackend
+from qvl.backends.ray.backend import RayBackend
 from qvl.types import ChatRequest, ImagePart, Message, SamplingParams, TextPart
 
 

@@ -12,7 +12,7 @@ import json
 import random
 from pathlib import Path
 
-from qvl.agent.catalog import sample_path
+from qvl.agent.catalog.catalog import sample_path
 from qvl.tiny.render import BRANDS, CATEGORIES, CATEGORY_NAMES, COLOR_NAMES, COLORS
 
 SERIES = ("Alba", "Borea", "Cima", "Delta", "Estela", "Fjord", "Gala", "Hanami", "Iris", "Juno", "Kite", "Luna")

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 from qvl._version import __version__
 
 if TYPE_CHECKING:
-    from qvl.analysis import AnalysisResult, ProductAnalysis
+    from qvl.analysis.parse_answer import AnalysisResult, ProductAnalysis
     from qvl.backends.base import Backend, Capabilities
-    from qvl.blocking import Pipeline
     from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease
     from qvl.errors import (
         AnalysisError,
@@ -33,10 +32,11 @@ if TYPE_CHECKING:
         UnknownNameError,
         UnsupportedInputError,
     )
-    from qvl.hookspecs import hookimpl
-    from qvl.mapping import MapItem
-    from qvl.media import MediaPolicy, Picture
-    from qvl.pipeline import AsyncPipeline
+    from qvl.media.gate import MediaPolicy, Picture
+    from qvl.pipeline.async_pipeline import AsyncPipeline
+    from qvl.pipeline.map_in_order import MapItem
+    from qvl.pipeline.sync_pipeline import Pipeline
+    from qvl.plugins.hookspecs import hookimpl
     from qvl.types import (
         ChatRequest,
         Choice,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 _HOME = {
     "qvl.analysis": ("AnalysisResult", "ProductAnalysis"),
     "qvl.backends.base": ("Backend", "Capabilities"),
-    "qvl.blocking": ("Pipeline",),
+    "qvl.pipeline.sync_pipeline": ("Pipeline",),
     "qvl.caches.base": ("Cache", "CacheEntry", "CacheStats", "Lease"),
     "qvl.errors": (
         "AnalysisError",
@@ -82,8 +82,8 @@ _HOME = {
         "UnknownNameError",
         "UnsupportedInputError",
     ),
-    "qvl.hookspecs": ("hookimpl",),
-    "qvl.mapping": ("MapItem",),
+    "qvl.plugins.hookspecs": ("hookimpl",),
+    "qvl.pipeline.map_in_order": ("MapItem",),
     "qvl.media": ("MediaPolicy", "Picture"),
     "qvl.pipeline": ("AsyncPipeline",),
     "qvl.types": (

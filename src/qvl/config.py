@@ -81,7 +81,7 @@ def load(**arguments: Any) -> Settings:
 
 def unknown_setting(name: str, known: Iterable[str], table: str = "") -> ConfigError:
     """The error for a name in the config file, or in one of its tables, that is none of `known`."""
-    from qvl.plugins import nearest
+    from qvl.plugins.host import nearest
 
     where = f"[{table}] of {config_path()}" if table else str(config_path())
     return ConfigError(f"unknown setting {name!r} in {where}", hint=nearest(name, known), param=name)

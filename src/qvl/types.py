@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qvl.media import Picture
+    from qvl.media.gate import Picture
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "abort"]
@@ -364,7 +364,7 @@ class Result:
         return self.choices[0].logprobs if self.choices else None
 
     def _repr_html_(self) -> str:
-        from qvl.notebook import result_html
+        from qvl.html.cards import result_html
 
         return result_html(self)
 

@@ -9,7 +9,7 @@ import pytest
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from qvl.agent.chat_model import QvlChatModel
+from qvl.agent.integrations.langchain import QvlChatModel
 
 # Under pytest-asyncio's strict mode an async test needs a mark, which the suite's own do not carry.
 for function in vars(ChatModelIntegrationTests).values():

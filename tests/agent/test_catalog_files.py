@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qvl.agent import Catalog
-from qvl.agent.wish import read_wish
+from qvl.agent.catalog.parse_wish import read_wish
 from qvl.errors import ConfigError
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from qvl import AsyncPipeline, Pipeline
-from qvl.agent.chat_model import QvlCache, QvlChatModel
+from qvl.agent.integrations.langchain import QvlCache, QvlChatModel
 from qvl.errors import AnalysisError, ConfigError, RequestError, UnsupportedInputError
 from qvl.testing import echo
 from qvl.types import ChatRequest

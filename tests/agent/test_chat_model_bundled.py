@@ -12,7 +12,7 @@ from langchain_core.messages import HumanMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from qvl import Pipeline
-from qvl.agent.chat_model import QvlChatModel
+from qvl.agent.integrations.langchain import QvlChatModel
 from tests.agent.langchain_suites import IntegrationSuite, UnitSuite
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import qvl
-from qvl.agent.catalog import sample_path
+from qvl.agent.catalog.catalog import sample_path
 from qvl.agent.steps import Event, Recommendation
 from qvl.agent.trace import Trace
 from qvl.cli import agent as command
@@ -42,7 +42,7 @@ class ShopPlugin:
 
 @pytest.fixture
 def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ShopPlugin:
-    from qvl import plugins
+    from qvl.plugins import host
 
     plugin = ShopPlugin()
 
@@ -52,7 +52,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ShopPlugin:
         def load(self) -> ShopPlugin:
             return plugin
 
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [Point()])
+    monkeypatch.setattr(host, "entry_points", lambda group: [Point()])
     monkeypatch.setenv("QVL_CACHE", f"sqlite:///{tmp_path / 'cache.db'}")
     monkeypatch.setenv("COLUMNS", "200")
     for name in ("VISION_MODEL_URL", "VISION_API_KEY", "VISION_MODEL_NAME", "QVL_CATALOG"):

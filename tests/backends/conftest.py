@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qvl.backends import fleet
+from qvl.backends.openai import fleet
 from qvl.testing.endpoint import ScriptedEndpoint
 
 

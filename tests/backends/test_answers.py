@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qvl import AsyncPipeline, Tool
-from qvl.backends.openai import OpenAIBackend
+from qvl.backends.openai.backend import OpenAIBackend
 from qvl.errors import AnalysisError, BackendResponseError, RefusalError
 from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask, collect

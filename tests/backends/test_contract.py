@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from qvl.backends.base import Backend, Capabilities
-from qvl.backends.openai import OpenAIBackend
+from qvl.backends.openai.backend import OpenAIBackend
 from qvl.testing import BackendContract, EchoBackend, RecordingBackend, ScriptedEndpoint, Sight
 from qvl.testing.asking import square
 from qvl.testing.echo import COLOURS

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from qvl.backends.endpoint import Endpoint
-from qvl.backends.endpoint_list import Listed, read_endpoint_list
-from qvl.backends.openai import OpenAIBackend
+from qvl.backends.openai.backend import OpenAIBackend
+from qvl.backends.openai.endpoint import Endpoint
+from qvl.backends.openai.endpoint_list import Listed, read_endpoint_list
 from qvl.errors import ConfigError
 from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qvl.backends.openai import OpenAIBackend
+from qvl.backends.openai.backend import OpenAIBackend
 from qvl.errors import (
     AuthError,
     BackendResponseError,

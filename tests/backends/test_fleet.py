@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qvl import AsyncPipeline
-from qvl.backends.openai import OpenAIBackend
+from qvl.backends.openai.backend import OpenAIBackend
 from qvl.errors import AuthError, BackendUnavailableError, ConfigError, QvlError, UnknownNameError
 from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask, idle, square

@@ -6,8 +6,8 @@ import gzip
 
 import pytest
 
-from qvl.framing import MAX_CHUNK, MAX_HEAD, Body, BrokenAnswerError
-from qvl.http1 import Connection
+from qvl.http.connection import Connection
+from qvl.http.framing import MAX_CHUNK, MAX_HEAD, Body, BrokenAnswerError
 
 pytestmark = pytest.mark.anyio
 CHUNKED = {"transfer-encoding": "chunked"}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from qvl.framing import Body, HttpError
-from qvl.http1 import Connection, LateError, NoConnectionError, Pool
+from qvl.http.connection import Connection, LateError, NoConnectionError, Pool
+from qvl.http.framing import Body, HttpError
 from qvl.testing import ScriptedEndpoint
 
 pytestmark = pytest.mark.anyio

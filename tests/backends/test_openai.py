@@ -7,12 +7,12 @@ from typing import Any
 import openai
 import pytest
 
-from qvl.backends import failures
 from qvl.backends.base import ALL_SAMPLING
-from qvl.backends.failures import Failed, crossing
-from qvl.backends.openai import OpenAIBackend
+from qvl.backends.openai import failures
+from qvl.backends.openai.backend import OpenAIBackend
+from qvl.backends.openai.failures import Failed, crossing
+from qvl.chunks import fold
 from qvl.errors import ConfigError, QvlError, UnsupportedInputError
-from qvl.folding import fold
 from qvl.testing import EchoBackend, ScriptedEndpoint
 from qvl.testing.asking import ask, collect, square
 from qvl.testing.endpoint import Events, Status, Text

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qvl.backends.failures import Blame, Failed, Repeat
-from qvl.backends.pool import EndpointPool, Member, Ticket, weights_by_url
-from qvl.backends.ring import HashRing
+from qvl.backends.openai.failures import Blame, Failed, Repeat
+from qvl.backends.openai.hash_ring import HashRing
+from qvl.backends.openai.pool import EndpointPool, Member, Ticket, weights_by_url
 from qvl.errors import BackendUnavailableError, ConfigError, RateLimitError, UnknownNameError
 
 pytestmark = pytest.mark.anyio

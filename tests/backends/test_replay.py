@@ -11,8 +11,8 @@ import pytest
 
 from qvl.backends.base import Backend
 from qvl.backends.replay import RecordBackend, ReplayBackend
+from qvl.chunks import fold
 from qvl.errors import BackendResponseError, ConfigError, RateLimitError
-from qvl.folding import fold
 from qvl.testing import EchoBackend, RecordingBackend
 from qvl.testing.asking import ask, collect, square
 from tests.backends.test_contract import PAUSE, SeeingContract, coloured

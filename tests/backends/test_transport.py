@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from qvl.backends.openai import OpenAIBackend
-from qvl.backends.transport import goes_straight
+from qvl.backends.openai.backend import OpenAIBackend
+from qvl.backends.openai.transport import goes_straight
 from qvl.errors import (
     BackendResponseError,
     BackendTimeoutError,

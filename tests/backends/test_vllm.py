@@ -8,8 +8,8 @@ from importlib.abc import MetaPathFinder
 
 import pytest
 
-from qvl.backends import vllm_engine
-from qvl.backends.vllm import VllmBackend
+from qvl.backends.vllm import engine as vllm_engine
+from qvl.backends.vllm.backend import VllmBackend
 from qvl.errors import ConfigError, EngineDeadError, MissingDependencyError, RequestError
 from qvl.extras import install_line
 

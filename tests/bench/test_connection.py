@@ -9,10 +9,10 @@ import subprocess
 
 import pytest
 
-from qvl.backends.retry import RetryPolicy
+from qvl.backends.openai.retry import RetryPolicy
 from qvl.bench.exchange import cache_state, server_timing
 from qvl.errors import ConfigError
-from qvl.http1 import Pool
+from qvl.http.connection import Pool
 from qvl.testing.endpoint import Exchange, Flood, Hang, ScriptedEndpoint, Stall, Text
 from tests.bench.test_load import NO_RETRY, prompts
 

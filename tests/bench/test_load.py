@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 
-from qvl.backends.retry import RetryPolicy
+from qvl.backends.openai.retry import RetryPolicy
 from qvl.bench.plan import Plan, read_slo
 from qvl.bench.summary import knee
 from qvl.errors import ConfigError

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from qvl.caches.circuit import Circuit
+from qvl.caches.circuit_breaker import Circuit
 
 
 @pytest.fixture

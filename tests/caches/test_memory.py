@@ -11,7 +11,7 @@ from qvl.caches.base import CacheEntry
 from qvl.caches.memory import MAX_DEAD_LEASES, MemoryCache
 from qvl.caches.tiered import TieredCache
 from qvl.errors import CacheError, ConfigError
-from qvl.store import Store
+from qvl.pipeline.cache_store import Store
 from qvl.testing.cache_contract import entry
 
 

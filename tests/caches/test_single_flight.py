@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from qvl.store import BEATS
+from qvl.pipeline.cache_store import BEATS
 from qvl.testing.cache_contract import eventually
 
 # Long enough for a machine that is busy with other things to renew it in time.

@@ -14,7 +14,7 @@ from qvl.caches.memory import MemoryCache
 from qvl.caches.redis import RedisCache, open_redis
 from qvl.caches.tiered import TieredCache
 from qvl.errors import CacheError
-from qvl.store import Store
+from qvl.pipeline.cache_store import Store
 from qvl.testing.cache_contract import entry
 
 from .redis_server import RedisServer

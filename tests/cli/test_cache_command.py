@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qvl.cli.reading import duration
+from qvl.cli.parse_args import duration
 from qvl.errors import ConfigError
 
 

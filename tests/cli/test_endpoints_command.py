@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from qvl.backends import fleet
+from qvl.backends.openai import fleet
 from qvl.testing import ScriptedEndpoint
 from qvl.testing.endpoint import Echo
 from tests.server.conftest import question, serve  # noqa: F401 - the fixture
@@ -58,7 +58,7 @@ def test_an_endpoint_that_is_not_there_or_refuses_is_told_and_exits_1(qvl, monke
 
 
 def test_the_pool_of_a_server_is_shown_as_it_stands(qvl, serve, monkeypatch):  # noqa: F811
-    from qvl.backends.openai import OpenAIBackend
+    from qvl.backends.openai.backend import OpenAIBackend
 
     with ScriptedEndpoint(default=Echo()) as one, ScriptedEndpoint() as gone:
         backend = OpenAIBackend("echo", base_url=[one.url, gone.url], weights=[2, 1], limit=5, probe=False)

@@ -14,10 +14,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from qvl.backends import fleet
 from qvl.backends.base import ALL_SAMPLING, Backend
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.openai import OpenAIBackend
+from qvl.backends.openai import fleet
+from qvl.backends.openai.backend import OpenAIBackend
 from qvl.testing import BackendContract, Sight
 from tests.backends import bundled
 from tests.server.conftest import Running, start

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qvl
-from qvl.backends.local.kv_cache import Copy, KvCache, LoadBlocks, Resize, Slot, capacities
-from qvl.backends.local.prefix import BLOCK, BlockHashes, PrefixIndex
-from qvl.backends.local.processor import Prepared, PreparedPicture
-from qvl.backends.local.scheduler import Scheduler, Step
-from qvl.backends.local.sequence import Sequence, Status
+from qvl.backends.local.scheduling.kv_cache import Copy, KvCache, LoadBlocks, Resize, Slot, capacities
+from qvl.backends.local.scheduling.prefix_cache import BLOCK, BlockHashes, PrefixIndex
+from qvl.backends.local.scheduling.scheduler import Scheduler, Step
+from qvl.backends.local.scheduling.sequence import Sequence, Status
+from qvl.backends.local.text.processor import Prepared, PreparedPicture
 from qvl.types import SamplingParams
 
 
@@ -251,12 +251,13 @@ def test_devices_are_spoken_to_in_one_file_alone() -> None:
         path.relative_to(package).as_posix() for path in package.rglob("*.py") if named.search(path.read_text("utf-8"))
     }
     # ascend/ examines hosts, and must ask torch_npu itself.
-    assert {path for path in speaking if not path.startswith("ascend/")} == {"backends/local/device.py"}
+    assert {path for path in speaking if not path.startswith("ascend/")} == {"backends/local/model/device.py"}
 
 
 def test_the_accounting_imports_no_torch() -> None:
     code = (
-        "import sys; import qvl.backends.local.scheduler, qvl.backends.local.processor, qvl.backends.local.backend; "
+        "import sys; import qvl.backends.local.scheduling.scheduler, qvl.backends.local.text.processor; "
+        "import qvl.backends.local.backend; "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -241,7 +241,7 @@ def test_tools_that_may_not_be_called_are_not_shown(tiny: LocalBackend) -> None:
 def test_a_template_that_opens_the_thinking_gives_reasoning_first(opened: Opener, tmp_path: Path) -> None:
     from shutil import copytree
 
-    from qvl.backends.local.loader import bundled_folder
+    from qvl.backends.local.model.loader import bundled_folder
 
     folder = copytree(bundled_folder(), tmp_path / "thinking")
     opens = "{% if add_generation_prompt %}{{ '<think>\\n' }}{% endif %}"
@@ -438,7 +438,7 @@ def test_a_checkpoint_of_another_model_or_with_files_missing_is_one_line(
 def test_identity_names_the_weights_and_not_their_place(opened: Opener, tmp_path: Path) -> None:
     from shutil import copytree
 
-    from qvl.backends.local.loader import bundled_folder
+    from qvl.backends.local.model.loader import bundled_folder
 
     copytree(bundled_folder(), tmp_path / "copy")
     here, there = opened(), opened(tmp_path / "copy")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.linear import TILE, Linear
+from qvl.backends.local.model.linear import TILE, Linear
 from qvl.errors import ConfigError
 from qvl.types import ChatRequest, Result
 from tests.local.checkpoints import random_mixture

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qvl.backends.local import loader
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.device import open_device
+from qvl.backends.local.model import loader
+from qvl.backends.local.model.device import open_device
 from qvl.errors import ConfigError
 from tests.local.requests import ask
 

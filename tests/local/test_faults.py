@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.runner import Runner
+from qvl.backends.local.model.model_runner import Runner
 from qvl.errors import (
     BackendError,
     BackendUnavailableError,
@@ -24,7 +24,7 @@ from tests.local.requests import ask
 from tests.local.test_backend import freed, run
 
 if TYPE_CHECKING:
-    from qvl.backends.local.scheduler import Chunk, Step
+    from qvl.backends.local.scheduling.scheduler import Chunk, Step
     from tests.local.conftest import Opener
 
 

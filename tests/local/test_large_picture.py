@@ -13,17 +13,17 @@ import pytest
 from PIL import Image
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.runner import Runner
+from qvl.backends.local.model.model_runner import Runner
 from qvl.errors import BackendError, DeviceMemoryError
-from qvl.media import Picture, load
+from qvl.media.gate import Picture, load
 from tests.local.checkpoints import random_checkpoint
 from tests.local.reference import Reference
 from tests.local.requests import ask
 from tests.local.test_backend import freed, run
 
 if TYPE_CHECKING:
-    from qvl.backends.local.processor import PreparedPicture
-    from qvl.backends.local.scheduler import Step
+    from qvl.backends.local.scheduling.scheduler import Step
+    from qvl.backends.local.text.processor import PreparedPicture
     from qvl.types import Result
     from tests.local.conftest import Opener
 

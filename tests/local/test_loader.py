@@ -12,8 +12,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from qvl.backends.local import loader
-from qvl.backends.local.device import open_device
+from qvl.backends.local.model import loader
+from qvl.backends.local.model.device import open_device
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
 
 HUB_ID = "Qwen/Qwen3-VL-2B-Instruct"

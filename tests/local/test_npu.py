@@ -31,8 +31,8 @@ def python(code: str | Path, *arguments: str, installed: bool = True, timeout: f
     return done.stdout + done.stderr
 
 
-DESCRIBE = "from qvl.backends.local.device import open_device; print('GOT', open_device('auto').describe())"
-NPU = "from qvl.backends.local.device import open_device; print('GOT', open_device('npu:0').describe())"
+DESCRIBE = "from qvl.backends.local.model.device import open_device; print('GOT', open_device('auto').describe())"
+NPU = "from qvl.backends.local.model.device import open_device; print('GOT', open_device('npu:0').describe())"
 
 
 FUSED = ("npu_rms_norm", "npu_rotary_mul", "npu_swiglu", "npu_fusion_attention")
@@ -118,7 +118,7 @@ def test_the_environment_chooses_the_device() -> None:
 def test_out_of_memory_is_recognised_in_every_wording() -> None:
     import torch
 
-    from qvl.backends.local.device import open_device
+    from qvl.backends.local.model.device import open_device
 
     device = open_device("cpu")
     assert device.is_out_of_memory(torch.OutOfMemoryError("NPU out of memory. Tried to allocate 2.00 GiB"))

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qvl.backends.local.output import Output, Splitter, Vocabulary, _byte_letters, parse_call
-from qvl.backends.local.sampler import Sampled
+from qvl.backends.local.model.sampler import Sampled
+from qvl.backends.local.text.detokenizer import Output, Splitter, Vocabulary, _byte_letters, parse_call
+from qvl.chunks import fold
 from qvl.errors import BackendResponseError
-from qvl.folding import fold
 from qvl.types import Chunk
 
 LETTERS = {byte: letter for letter, byte in _byte_letters().items()}

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from qvl import Pipeline
-from qvl.backends.local.processor import ImageRules
-from qvl.media import MediaPolicy, load
-from qvl.resizing import PixelLimits
+from qvl.backends.local.text.processor import ImageRules
+from qvl.media.gate import MediaPolicy, load
+from qvl.media.smart_resize import PixelLimits
 
 PICTURE = Image.new("RGB", (96, 128), "red")
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from qvl import AsyncPipeline, Pipeline
-from qvl.analysis import ProductAnalysis, build_messages
-from qvl.backends.local.loader import bundled_folder
-from qvl.media import load
+from qvl.analysis.parse_answer import ProductAnalysis, build_messages
+from qvl.backends.local.model.loader import bundled_folder
+from qvl.media.gate import load
 from qvl.tiny import render
 from qvl.types import ChatRequest, ImagePart, Message, SamplingParams, TextPart
 from tests.local.reference import Reference

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from qvl.backends.local import loader
-from qvl.backends.local.device import open_device
-from qvl.backends.local.kernels import Kernels
-from qvl.backends.local.processor import ImageRules, Processor
-from qvl.backends.local.vision import VisionTower
+from qvl.backends.local.model import loader
+from qvl.backends.local.model.device import open_device
+from qvl.backends.local.model.kernels import Kernels
+from qvl.backends.local.model.vision import VisionTower
+from qvl.backends.local.text.processor import ImageRules, Processor
 
 if TYPE_CHECKING:
     from qvl.types import ChatRequest

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from qvl.backends.local import loader
-from qvl.backends.local.prompt import PIECE, AbandonedError, PromptEncoder, PromptLimit
+from qvl.backends.local.model import loader
+from qvl.backends.local.text.prompt import PIECE, AbandonedError, PromptEncoder, PromptLimit
 from qvl.errors import ContextLengthError, RequestError
 from qvl.types import ChatRequest, Message, TextPart, Tool, ToolCall
 

@@ -16,9 +16,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from qvl.backends.local.processor import Prepared
-from qvl.backends.local.sampler import Sampled, sample, uniform
-from qvl.backends.local.sequence import Sequence
+from qvl.backends.local.model.sampler import Sampled, sample, uniform
+from qvl.backends.local.scheduling.sequence import Sequence
+from qvl.backends.local.text.processor import Prepared
 from qvl.types import SamplingParams
 
 WORDS = 40

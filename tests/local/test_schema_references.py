@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from qvl.backends.grammar_schema import call_schema, enforceable
-from qvl.backends.local.grammar import SPACING
+from qvl.backends.local.text.grammar import SPACING
 from qvl.errors import RequestError
 from qvl.types import Tool
 

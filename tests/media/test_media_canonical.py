@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, features
 
 from qvl import media
 from qvl.errors import MediaError
-from qvl.headers import exif_orientation
+from qvl.media.image_header import exif_orientation
 
 HERE = Path(__file__).parent
 PINNED = json.loads((HERE / "pinned.json").read_text())

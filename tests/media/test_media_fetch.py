@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvl import fetch, media
+from qvl import media
 from qvl.errors import MediaError
-from qvl.fetch import Fetcher, is_public, literal, public_name
-from qvl.media import MediaPolicy
+from qvl.media import fetch
+from qvl.media.fetch import Fetcher, is_public, literal, public_name
+from qvl.media.gate import MediaPolicy
 
 HERE = MediaPolicy(allowed_private=("127.0.0.1",), timeout=10)
 

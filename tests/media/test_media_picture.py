@@ -24,8 +24,8 @@ from PIL import Image
 
 from qvl import media
 from qvl.errors import MediaError
-from qvl.media import MediaPolicy, Picture
-from qvl.resizing import budget
+from qvl.media.gate import MediaPolicy, Picture
+from qvl.media.smart_resize import budget
 
 
 @pytest.mark.parametrize("name", ["plain.png", "plain.jpg", "progressive.jpg", "lossy.webp", "lossless.webp"])

@@ -13,8 +13,8 @@ from PIL import Image
 
 from qvl import media
 from qvl.errors import MediaError
-from qvl.media import MediaPolicy
-from qvl.seen import SAMPLES, Seen
+from qvl.media.digest_cache import SAMPLES, Seen
+from qvl.media.gate import MediaPolicy
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -13,9 +13,10 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from qvl import media, structure
+from qvl import media
 from qvl.errors import MediaError
-from qvl.media import MediaPolicy
+from qvl.media import file_structure as structure
+from qvl.media.gate import MediaPolicy
 
 
 def encoded(form: str, size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: object) -> bytes:

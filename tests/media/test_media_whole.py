@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from qvl import media
 from qvl.errors import MediaError
-from qvl.whole import whole_png
+from qvl.media.png_integrity import whole_png
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PLAIN = ("plain.png", "plain.jpg", "progressive.jpg", "lossy.webp", "lossless.webp")

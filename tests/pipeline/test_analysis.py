@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qvl import analysis
-from qvl.analysis import ProductAnalysis, ProductFields
+from qvl.analysis.parse_answer import ProductAnalysis, ProductFields
+from qvl.analysis.prompts import LANGUAGES, PRODUCT_PROMPTS, RETRY_PROMPTS, SCHEMA_PROMPTS
 from qvl.errors import AnalysisError
-from qvl.prompts import LANGUAGES, PRODUCT_PROMPTS, RETRY_PROMPTS, SCHEMA_PROMPTS
 from qvl.types import TokenLogprob
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

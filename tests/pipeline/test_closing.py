@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qvl import AsyncPipeline, Pipeline, answering
+from qvl import AsyncPipeline, Pipeline
 from qvl.caches.memory import MemoryCache
-from qvl.hookspecs import hookimpl
+from qvl.pipeline import executor as answering
+from qvl.plugins.hookspecs import hookimpl
 
 from .conftest import TalkingBackend
 

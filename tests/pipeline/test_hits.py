@@ -20,7 +20,7 @@ from qvl.backends.base import Backend
 from qvl.caches.memory import MemoryCache
 from qvl.caches.sqlite import SqliteCache
 from qvl.errors import ConfigError, MediaError
-from qvl.store import WORKERS
+from qvl.pipeline.cache_store import WORKERS
 from qvl.types import ChatRequest, Result
 
 from .conftest import TalkingBackend, answer_json, answering
@@ -165,7 +165,7 @@ def test_bytes_are_checked_and_not_decoded_for_a_backend_that_hands_them_on(
 ) -> None:
     backend = Passing()
     with Pipeline(backend=backend, cache="off") as pipe:
-        monkeypatch.setattr("qvl.pixels.decode", _decoding_fails)
+        monkeypatch.setattr("qvl.media.pixels.decode", _decoding_fails)
         pipe.ask([encoded] * pictures, "q")
         assert backend.at_hand == [True] * pictures
         assert backend.sent == [encoded] * pictures
@@ -212,8 +212,8 @@ def test_a_second_question_about_a_picture_neither_hashes_nor_checks_it(
     backend = Passing()
     with Pipeline(backend=backend, cache="memory:") as pipe:
         first = pipe.ask(encoded, "q")
-        monkeypatch.setattr("qvl.seen.Encoded", _decoding_fails)
-        monkeypatch.setattr("qvl.pixels.check", _decoding_fails)
+        monkeypatch.setattr("qvl.media.digest_cache.Encoded", _decoding_fails)
+        monkeypatch.setattr("qvl.media.pixels.check", _decoding_fails)
         second = pipe.ask(bytes(bytearray(encoded)), "another question")
         streamed = [chunk.text for chunk in pipe.stream(encoded, "a third one")]
     assert second.pictures == first.pictures
@@ -256,7 +256,7 @@ import random, signal, sys, threading
 from qvl.caches.base import CacheEntry
 from qvl.caches.memory import MemoryCache
 from qvl.caches.sqlite import SqliteCache
-from qvl.store import WORKERS, Store
+from qvl.pipeline.cache_store import WORKERS, Store
 
 def interrupt(*_):
     raise KeyboardInterrupt

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qvl import keys, media
+from qvl import media
+from qvl.caches import key as keys
 from qvl.errors import CacheError, RequestError
 from qvl.types import (
     ChatRequest,

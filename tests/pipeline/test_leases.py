@@ -15,7 +15,7 @@ from qvl.caches.base import Lease
 from qvl.caches.memory import MemoryCache
 from qvl.caches.sqlite import SqliteCache
 from qvl.errors import CacheError
-from qvl.store import Store
+from qvl.pipeline.cache_store import Store
 
 from .conftest import TalkingBackend
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from qvl import Pipeline
 from qvl.errors import ConfigError, RequestError
-from qvl.media import Picture, load
+from qvl.media.gate import Picture, load
 from qvl.types import Message, TextPart
 
 from .conftest import TalkingBackend

@@ -10,7 +10,7 @@ from PIL import Image
 
 from qvl import Pipeline, hookimpl
 from qvl.errors import MissingDependencyError, PluginError, UnknownNameError
-from qvl.plugins import PluginHost, split_model
+from qvl.plugins.host import PluginHost, split_model
 
 from .conftest import TalkingBackend
 

@@ -14,7 +14,7 @@ import typing_extensions
 from pydantic import BaseModel, RootModel
 
 from qvl import AsyncPipeline
-from qvl.backends.openai import OpenAIBackend
+from qvl.backends.openai.backend import OpenAIBackend
 from qvl.errors import AnalysisError, ConfigError
 from qvl.testing import ScriptedEndpoint
 from qvl.testing.endpoint import Text

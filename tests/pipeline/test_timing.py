@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from qvl import Pipeline
-from qvl.cli import show
+from qvl.cli import tables as show
 from qvl.cli.records import Record
 
 from .conftest import TalkingBackend

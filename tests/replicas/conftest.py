@@ -63,7 +63,7 @@ def cluster() -> Iterator[Any]:
 @pytest.fixture
 def opened(cluster: Any) -> Iterator[Callable[..., Backend]]:
     """Opens RayBackends and closes them; all in one loop, which is `opened.loop`."""
-    from qvl.ray.backend import RayBackend
+    from qvl.backends.ray.backend import RayBackend
 
     loop = asyncio.new_event_loop()
     made: list[Backend] = []

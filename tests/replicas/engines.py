@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qvl.errors import ConfigError
-from qvl.hookspecs import hookimpl
+from qvl.plugins.hookspecs import hookimpl
 from qvl.testing import EchoBackend
 from qvl.types import ChatRequest, Chunk, Usage
 

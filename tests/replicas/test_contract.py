@@ -26,7 +26,7 @@ class TestRay(BackendContract):
     @pytest.fixture(scope="class")
     @classmethod
     def make_backend(cls, cluster: Any) -> Callable[[], Backend]:
-        from qvl.ray.backend import RayBackend
+        from qvl.backends.ray.backend import RayBackend
 
         return lambda: RayBackend(
             make=partial(EchoBackend, pause=0.002),

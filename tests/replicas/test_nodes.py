@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qvl.folding import fold
+from qvl.chunks import fold
 from qvl.testing import EchoBackend
 from qvl.testing.asking import ask, collect, square
 from tests.replicas.conftest import node

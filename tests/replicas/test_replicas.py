@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from qvl.chunks import fold
 from qvl.errors import BackendError, ConfigError
-from qvl.folding import fold
 from qvl.testing import EchoBackend
 from qvl.testing.asking import ask, collect, square
 from tests.replicas.engines import WHO, Broken, Marked, Unopenable
@@ -110,7 +110,7 @@ def test_each_replica_sees_an_npu_of_its_own(opened: Any, monkeypatch: pytest.Mo
 
 
 def test_fronts_with_the_same_settings_share_replicas_until_the_last_ends(cluster: Any, tmp_path: Any) -> None:
-    from qvl.ray.backend import RayBackend
+    from qvl.backends.ray.backend import RayBackend
 
     def make() -> RayBackend:
         return RayBackend(replicas=1, devices="cpu", cpus_per_replica=1, ray_address=cluster.address)

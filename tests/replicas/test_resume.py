@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvl.folding import fold
-from qvl.ray.resume import Continuation, Diverged
+from qvl.backends.ray.resume import Continuation, Diverged
+from qvl.chunks import fold
 from qvl.types import Chunk, TokenLogprob, ToolCallDelta, Usage
 
 TEXT = "The shoe is red, and its sole is white."

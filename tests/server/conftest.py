@@ -16,11 +16,11 @@ from PIL import Image
 
 from qvl.backends.base import Backend
 from qvl.errors import QvlError
-from qvl.pipeline import AsyncPipeline
+from qvl.pipeline.async_pipeline import AsyncPipeline
 from qvl.server.app import create_app
-from qvl.server.core import ServerCore
-from qvl.server.runner import GracefulServer, bind, make_server, run_server
+from qvl.server.run_uvicorn import GracefulServer, bind, make_server, run_server
 from qvl.server.settings import ServerSettings
+from qvl.server.state import ServerCore
 from qvl.testing.endpoint import ScriptedEndpoint
 from tests.server.echo_backend import EchoBackend
 from tests.server.processes import Process, launch

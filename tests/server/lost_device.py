@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.hookspecs import hookimpl
+from qvl.plugins.hookspecs import hookimpl
 
 SIGN = "LOST_DEVICE_SIGN"
 

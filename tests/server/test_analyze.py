@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from qvl.analysis.schema_model import model_of
 from qvl.errors import RequestError
-from qvl.schema_model import model_of
 from tests.server.conftest import Running, data_url, picture
 
 SHOE = {

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from qvl.server.bounded import Bounded
+from qvl.server.deadline import Bounded
 
 
 def soon() -> float:

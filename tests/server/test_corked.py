@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qvl.server.runner import CorkedTransport
+from qvl.server.run_uvicorn import CorkedTransport
 
 
 class Wire(asyncio.Transport):

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from qvl.backends.base import Backend
-from qvl.backends.openai import OpenAIBackend
-from qvl.server.endpoints import reload_endpoints
+from qvl.backends.openai.backend import OpenAIBackend
+from qvl.server.pool_admin import reload_endpoints
 from qvl.testing import RecordingBackend
 from qvl.testing.endpoint import Echo, ScriptedEndpoint
 from tests.server.conftest import data_url, question

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from qvl.server.bodies import MAX_FIELDS
-from qvl.server.runner import GuardedProtocol
+from qvl.server.request_body import MAX_FIELDS
+from qvl.server.run_uvicorn import GuardedProtocol
 from tests.server.conftest import Running, question
 from tests.server.echo_backend import EchoBackend
 
@@ -215,8 +215,8 @@ class TestModelNames:
 
 HANGS = """
 import asyncio, threading
-from qvl.pipeline import AsyncPipeline
-from qvl.server import runner
+from qvl.pipeline.async_pipeline import AsyncPipeline
+from qvl.server import run_uvicorn as runner
 from qvl.server.app import create_app
 from qvl.server.settings import ServerSettings
 from tests.server.echo_backend import EchoBackend

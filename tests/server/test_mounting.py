@@ -12,8 +12,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from qvl.errors import BackendResponseError
-from qvl.hookspecs import hookimpl
-from qvl.pipeline import AsyncPipeline
+from qvl.pipeline.async_pipeline import AsyncPipeline
+from qvl.plugins.hookspecs import hookimpl
 from qvl.server import ServerSettings, create_app
 from tests.server.conftest import data_url, question
 from tests.server.echo_backend import EchoBackend
@@ -118,7 +118,7 @@ class LoopWatcher(EchoBackend):
 
 
 def test_pictures_are_decoded_beside_the_loop(serve, monkeypatch) -> None:
-    from qvl import pixels
+    from qvl.media import pixels
 
     backend = LoopWatcher()
     decode = pixels.decode

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qvl.media import MediaPolicy
+from qvl.media.gate import MediaPolicy
 from tests.server.conftest import Running, picture, question
 
 CHAT = "/v1/chat/completions"

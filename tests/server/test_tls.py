@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from qvl.errors import ConfigError
-from qvl.server.runner import make_server
+from qvl.server.run_uvicorn import make_server
 from tests.server.conftest import question, start
 from tests.server.processes import CHAT
 

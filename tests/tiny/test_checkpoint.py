@@ -133,7 +133,7 @@ def test_the_order_of_two_pictures_decides_the_answer(reader: Reader) -> None:
 def test_the_example_pictures_are_analysed_as_labelled(reader: Reader) -> None:
     from PIL import Image
 
-    from qvl.prompts import PRODUCT_PROMPTS
+    from qvl.analysis.prompts import PRODUCT_PROMPTS
 
     labelled = [json.loads(line) for line in (EXAMPLES / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
     prompt = PRODUCT_PROMPTS["en"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qvl.backends.vllm import VllmBackend
+from qvl.backends.vllm.backend import VllmBackend
 
 SETTINGS: dict[str, Any] = {
     "max_model_len": 2048,

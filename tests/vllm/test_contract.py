@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from qvl.backends.base import Backend
-from qvl.backends.vllm import VllmBackend
+from qvl.backends.vllm.backend import VllmBackend
 from qvl.testing import BackendContract, Sight
 from tests.backends import bundled
 from tests.vllm.conftest import SETTINGS

@@ -15,9 +15,9 @@ import pytest
 from qvl import media
 from qvl.backends.base import Backend
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.vllm import VllmBackend
+from qvl.backends.vllm.backend import VllmBackend
 from qvl.errors import ConfigError, EngineDeadError, UnsupportedInputError
-from qvl.pipeline import AsyncPipeline
+from qvl.pipeline.async_pipeline import AsyncPipeline
 from qvl.testing.asking import ask, collect, drain, idle, square
 from qvl.tiny import render
 from qvl.types import ResponseFormat
@@ -61,7 +61,7 @@ def test_an_argument_that_vllm_refuses_is_an_error_of_one_line(options: dict[str
 
 
 def test_strings_are_read_as_on_the_command_line_of_vllm() -> None:
-    from qvl.backends import vllm_engine
+    from qvl.backends.vllm import engine as vllm_engine
 
     _, kind = vllm_engine.import_vllm()
     read = vllm_engine.read_engine_args(kind, {"model": "x", "max_model_len": "2k", "enforce_eager": True})

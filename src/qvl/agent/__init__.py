@@ -10,26 +10,26 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from qvl.agent.catalog import Catalog, Retriever
-    from qvl.agent.chat_model import QvlCache, QvlChatModel
+    from qvl.agent.catalog.catalog import Catalog, Retriever
+    from qvl.agent.catalog.product import Changes, Found, Hit, Problem, Product, Query
     from qvl.agent.free_agent import build_agent, build_tools
-    from qvl.agent.product import Changes, Found, Hit, Problem, Product, Query
+    from qvl.agent.integrations.langchain import QvlCache, QvlChatModel
     from qvl.agent.steps import Recommendation, StepError
     from qvl.agent.workflow import Recommender
 
 _HOMES: Final = {
-    "Catalog": "catalog",
-    "Changes": "product",
-    "Found": "product",
-    "Hit": "product",
-    "Problem": "product",
-    "Product": "product",
-    "Query": "product",
-    "QvlCache": "chat_model",
-    "QvlChatModel": "chat_model",
+    "Catalog": "catalog.catalog",
+    "Changes": "catalog.product",
+    "Found": "catalog.product",
+    "Hit": "catalog.product",
+    "Problem": "catalog.product",
+    "Product": "catalog.product",
+    "Query": "catalog.product",
+    "QvlCache": "integrations.langchain",
+    "QvlChatModel": "integrations.langchain",
     "Recommendation": "steps",
     "Recommender": "workflow",
-    "Retriever": "catalog",
+    "Retriever": "catalog.catalog",
     "StepError": "steps",
     "build_agent": "free_agent",
     "build_tools": "free_agent",

@@ -23,13 +23,13 @@ from structlog.contextvars import bound_contextvars
 from typing_extensions import NotRequired
 
 from qvl.agent import grounding
-from qvl.agent.catalog import Catalog
-from qvl.agent.chat_model import QvlChatModel, to_qvl
-from qvl.agent.product import Hit, Product, Query
-from qvl.blocking import Pipeline
+from qvl.agent.catalog.catalog import Catalog
+from qvl.agent.catalog.product import Hit, Product, Query
+from qvl.agent.integrations.langchain import QvlChatModel, to_qvl
 from qvl.errors import ConfigError, QvlError
 from qvl.ids import new_request_id
-from qvl.parts import UnreadPicture
+from qvl.pipeline.parse_parts import UnreadPicture
+from qvl.pipeline.sync_pipeline import Pipeline
 
 SYSTEM: Final = (
     "You advise a customer of a shop. Every picture is analysed before you speak. Search the catalogue before you "

@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.agent.index import text_fields
-from qvl.agent.text import fold, words
+from qvl.agent.catalog.index import text_fields
+from qvl.agent.catalog.tokenize import fold, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qvl.agent.product import Hit
+    from qvl.agent.catalog.product import Hit
 
 SYSTEM: Final = (
     "You advise a customer of a shop. The products that were found are numbered. Recommend the best of them in two or "

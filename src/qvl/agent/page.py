@@ -63,7 +63,7 @@ def card(found: Recommendation) -> str:
 
 def _image(picture: Any) -> str:
     from qvl import media
-    from qvl.notebook import thumbnail_html
+    from qvl.html.cards import thumbnail_html
 
     try:
         return thumbnail_html(media.load(picture), 256)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict
 
-from qvl.agent.product import Hit
+from qvl.agent.catalog.product import Hit
 from qvl.errors import QvlError
 from qvl.log import logger
 

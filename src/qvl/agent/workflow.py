@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from qvl.agent import grounding
-from qvl.agent.product import Hit, Product, Query
+from qvl.agent.catalog.parse_wish import read_wish, relaxed
+from qvl.agent.catalog.product import Hit, Product, Query
 from qvl.agent.steps import Event, Note, Recommendation, State, StepError, watched
-from qvl.agent.wish import read_wish, relaxed
 from qvl.errors import ConfigError, MissingDependencyError, QvlError
 from qvl.extras import install_line
-from qvl.plugins import nearest
+from qvl.plugins.host import nearest
 
 if TYPE_CHECKING:
-    from qvl.agent.catalog import Catalog
-    from qvl.blocking import Pipeline
-    from qvl.media import PictureSource
-    from qvl.pipeline import AsyncPipeline
+    from qvl.agent.catalog.catalog import Catalog
+    from qvl.media.gate import PictureSource
+    from qvl.pipeline.async_pipeline import AsyncPipeline
+    from qvl.pipeline.sync_pipeline import Pipeline
 
 Step: TypeAlias = Literal["analyze", "search", "answer"]
 STEPS: Final = ("analyze", "search", "answer")
@@ -63,7 +63,7 @@ class Recommender:
         checkpoints: str | Path | None = None,
         language: str | None = None,
     ) -> None:
-        from qvl.blocking import Pipeline
+        from qvl.pipeline.sync_pipeline import Pipeline
 
         if not 1 <= limit <= 50:
             raise ConfigError(f"limit={limit} is out of range", hint="from 1 to 50", param="limit")
@@ -373,8 +373,8 @@ def _hit(item: Mapping[str, Any]) -> Hit:
 
 
 def _has_any(hit: Hit, pairs: Sequence[tuple[str, str]]) -> bool:
-    from qvl.agent.index import facets
-    from qvl.agent.text import key
+    from qvl.agent.catalog.index import facets
+    from qvl.agent.catalog.tokenize import key
 
     exact = facets(hit.product)
     return any((key(name), key(value)) in exact for name, value in pairs)

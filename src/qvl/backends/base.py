@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, final
 
+from qvl.chunks import Folder
 from qvl.errors import BackendError, UnsupportedInputError
-from qvl.folding import Folder
 from qvl.types import ChatRequest, Chunk, Result
 
 # The code of an error that ends a stream in the middle of an answer which the same request may well get whole.

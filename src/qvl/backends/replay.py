@@ -19,9 +19,9 @@ from typing import Any, Final
 
 from qvl import errors
 from qvl.backends.base import Backend, Capabilities
-from qvl.backends.wrapping import WrappingBackend
+from qvl.backends.wrapper import WrappingBackend
+from qvl.caches.key import build_manifest, explain, hash_manifest
 from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError, QvlError, write_failed
-from qvl.keys import build_manifest, explain, hash_manifest
 from qvl.types import ChatRequest, Chunk, Timing, TokenLogprob, ToolCallDelta, Usage
 
 VERSION: Final = 1

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from qvl.backends.answer_reader import read_usage
-from qvl.backends.failures import Failed, Repeat, from_event, from_status
-from qvl.backends.sse import MAX_EVENT_BYTES, EventReader, readable
+from qvl.backends.openai.answer_reader import read_usage
+from qvl.backends.openai.failures import Failed, Repeat, from_event, from_status
 from qvl.errors import BackendResponseError, ConfigError
-from qvl.framing import Body, BrokenAnswerError, HttpError
-from qvl.http1 import Pool
+from qvl.http.connection import Pool
+from qvl.http.framing import Body, BrokenAnswerError, HttpError
+from qvl.http.sse import MAX_EVENT_BYTES, EventReader, readable
 from qvl.types import Usage
 
 OVERLOAD: Final = frozenset({"http_429", "http_503", "http_529", "timeout"})

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from qvl.backends.retry import RetryPolicy
+from qvl.backends.openai.retry import RetryPolicy
 from qvl.errors import ConfigError
 
 SLO_NAMES: Final = ("ttft", "tpot", "itl", "e2e")

@@ -20,7 +20,7 @@ from qvl.errors import MediaError
 from qvl.places import in_home
 
 if TYPE_CHECKING:
-    from qvl.media import MediaPolicy
+    from qvl.media.gate import MediaPolicy
 
 KEPT_BYTES: Final = 256 * 2**20
 TOKEN_EDGE: Final = 32
@@ -194,7 +194,7 @@ def _with_pictures(message: dict[str, Any], sent: Mapping[str, str]) -> dict[str
 
 
 def _drawn(name: str) -> media.Picture:
-    from qvl import pixels
+    from qvl.media import pixels
     from qvl.tiny.render import sample
 
     seed, _, size = name.removeprefix(DRAWN).partition(":")

@@ -143,7 +143,7 @@ class Run:
             await self._blocks(load, preparer)
 
     def _preparer(self) -> Preparer:
-        from qvl.media import MediaPolicy
+        from qvl.media.gate import MediaPolicy
 
         policy = MediaPolicy().with_sizes(self.target.max_pixels, self.target.min_pixels)
         return Preparer(self.target.params, stream=self.target.stream, policy=policy)

@@ -29,8 +29,8 @@ SUMMARY: Final = ("brand", "category", "attributes")
 class CacheEntry:
     """One finished answer and what a person wants to query about it. Picture bytes are never in it.
 
-    `result` is `qvl.keys.result_to_json`'s dictionary; `analysis` the parsed analysis, if there was one; `manifest`
-    everything that went into the key. Times are seconds since the epoch; `expires_at` None means never.
+    `result` is `qvl.caches.key.result_to_json`'s dictionary; `analysis` the parsed analysis, if there was one;
+    `manifest` everything that went into the key. Times are seconds since the epoch; `expires_at` None means never.
     """
 
     result: Mapping[str, Any]

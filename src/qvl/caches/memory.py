@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease, chosen, encoded, matches
-from qvl.caches.tally import Tally
+from qvl.caches.counters import Tally
 from qvl.caches.urls import count, read_options, size
 from qvl.errors import CacheError, ConfigError
 

@@ -13,9 +13,9 @@ from threading import Lock
 from typing import Any, Final
 
 from qvl.caches.base import SUMMARY, Cache, CacheEntry, CacheStats, Lease, chosen, count_entries, encoded, matches
-from qvl.caches.circuit import Circuit
+from qvl.caches.circuit_breaker import Circuit
+from qvl.caches.counters import Tally
 from qvl.caches.redis_url import RedisAddress, import_redis
-from qvl.caches.tally import Tally
 from qvl.caches.tiered import TieredCache
 from qvl.errors import CacheError, ConfigError
 from qvl.log import logger

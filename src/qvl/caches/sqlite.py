@@ -15,9 +15,9 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 from qvl.caches.base import COUNTED_BY, Cache, CacheEntry, CacheStats, Lease, chosen
+from qvl.caches.counters import Tally
 from qvl.caches.sqlite_file import SqliteFile
 from qvl.caches.sqlite_schema import UPSERT, row
-from qvl.caches.tally import Tally
 from qvl.caches.urls import path_url, read_options, seconds, size
 from qvl.errors import CacheError, ConfigError
 from qvl.places import cache_folder, in_home

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from qvl.agent.catalog import Catalog
-    from qvl.agent.product import Product
+    from qvl.agent.catalog.catalog import Catalog
+    from qvl.agent.catalog.product import Product
 
 MAX_SHOWN: Final = 50
 _TABLE: Final = 1000
@@ -114,7 +114,7 @@ def agent(
 
 def open_catalog(path: Path | None, index: Path | None) -> Catalog:
     """The catalogue that is named, or the sample; rows that are left out are said on stderr."""
-    from qvl.agent.catalog import Catalog, sample_path
+    from qvl.agent.catalog.catalog import Catalog, sample_path
     from qvl.cli import failure
 
     named = path or (Path(os.environ["QVL_CATALOG"]) if os.environ.get("QVL_CATALOG") else None)
@@ -146,8 +146,9 @@ def _endpoint(
 
 
 def _list(shop: Catalog, search: str | None, limit: int, max_price: float | None, as_json: bool) -> None:
-    from qvl.agent.product import Query
-    from qvl.cli import failure, show
+    from qvl.agent.catalog.product import Query
+    from qvl.cli import failure
+    from qvl.cli import tables as show
 
     if search is None:
         _print_products(((item, "") for item in shop.all()), as_json)
@@ -171,7 +172,7 @@ def _list(shop: Catalog, search: str | None, limit: int, max_price: float | None
 
 def _print_products(rows: Iterator[tuple[Product, str]], as_json: bool) -> None:
     """A line of JSON for each, or a table; a very long list is a table for every thousand."""
-    from qvl.cli import show
+    from qvl.cli import tables as show
 
     if as_json:
         for item, why in rows:

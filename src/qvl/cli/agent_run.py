@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qvl.agent.steps import Recommendation
     from qvl.agent.trace import Trace
     from qvl.agent.workflow import Recommender
-    from qvl.pipeline import AsyncPipeline
+    from qvl.pipeline.async_pipeline import AsyncPipeline
 
 _REMOTE: Final = ("http://", "https://", "data:")
 LEAVING: Final = ("quit", "exit")
@@ -39,7 +39,7 @@ class Shown:
 
         from qvl.agent.steps import StepError
         from qvl.agent.trace import Trace
-        from qvl.cli import show
+        from qvl.cli import tables as show
 
         trace = Trace(wish, picture or "")
         console = show.stdout()
@@ -81,7 +81,7 @@ class Shown:
         from rich.text import Text
 
         from qvl.agent.trace import plain
-        from qvl.cli import show
+        from qvl.cli import tables as show
 
         if self.as_json:
             line = {"recommendation": found.to_json(), "seconds": round(seconds, 6)}

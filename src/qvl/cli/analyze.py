@@ -9,7 +9,7 @@ import typer
 from qvl.cli import options as o
 
 if TYPE_CHECKING:
-    from qvl.cli.run import Answer
+    from qvl.cli.batch import Answer
 
 
 def register(app: typer.Typer) -> None:
@@ -48,8 +48,9 @@ def analyze(
     Answers are kept in the cache: the same picture, model and settings are answered from there. Exit code: 0 all done,
     1 some failed, 2 wrong use.
     """
-    from qvl.cli import reading, run
-    from qvl.cli.output import Output
+    from qvl.cli import batch as run
+    from qvl.cli import parse_args as reading
+    from qvl.cli.sinks import Output
 
     o.start_logs(verbose, as_json)
     works = reading.pictures(pictures, together=together)

@@ -17,8 +17,8 @@ from qvl.printable import plain
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from qvl.cli.run import Answer
-    from qvl.pipeline import AsyncPipeline
+    from qvl.cli.batch import Answer
+    from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.types import Result
 
 
@@ -58,8 +58,9 @@ def ask(
     Greedy answers (the default, temperature 0) and seeded ones are kept in the cache. Exit code: 0 all done, 1 some
     failed, 2 wrong use.
     """
-    from qvl.cli import reading, run
-    from qvl.cli.output import Output
+    from qvl.cli import batch as run
+    from qvl.cli import parse_args as reading
+    from qvl.cli.sinks import Output
 
     o.start_logs(verbose, as_json)
     _check_question(question, pictures or ())
@@ -106,7 +107,7 @@ def ask(
 
 def _check_question(question: str, pictures: Sequence[str]) -> None:
     """Raises ConfigError where nothing is asked, or a picture stands where the question belongs."""
-    from qvl.cli import reading
+    from qvl.cli import parse_args as reading
 
     known = [given for given in (*pictures, question) if reading.is_picture(given)]
     if not question.strip() or (question in known and (not pictures or Path(question).suffix)):

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qvl.server.core import ServerCore
+    from qvl.server.state import ServerCore
 
 
 def print_banner(core: ServerCore, address: str) -> None:

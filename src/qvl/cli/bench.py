@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from qvl.cli import failure
-from qvl.cli.reading import pairs
+from qvl.cli.parse_args import pairs
 from qvl.cli.terminal import json_line
 from qvl.errors import ConfigError, MissingDependencyError, QvlError, write_failed
 
@@ -142,7 +142,7 @@ def run(
     Leaves results.jsonl, summary.json and report.html in a folder. Exit code: 0 done, 1 success below --min-success,
     2 wrong use, 130 after Ctrl-C.
     """
-    from qvl.backends.retry import RetryPolicy
+    from qvl.backends.openai.retry import RetryPolicy
     from qvl.bench.plan import MOST_IN_FLIGHT, Plan, read_slo
     from qvl.bench.run import Run, Target
 

@@ -115,7 +115,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Which parts of two requests differ, so that one was not answered from the other's entry."""
-    from qvl import keys
+    from qvl.caches import key as keys
 
     with _opened(cache) as store:
         first, second = _two(store, a, b)
@@ -148,7 +148,7 @@ def clear(
     as_json: AsJson = False,
 ) -> None:
     """Delete the answers that match every filter; without a filter, all of them."""
-    from qvl.cli import reading
+    from qvl.cli import parse_args as reading
 
     age = reading.duration(older_than) if older_than is not None else None
     with _opened(cache) as store:
@@ -168,8 +168,8 @@ def path(cache: CacheUrl = None) -> None:
 
 def _named(url: str | None) -> Cache:
     from qvl import config
-    from qvl.plugins import PluginHost
-    from qvl.store import open_cache
+    from qvl.pipeline.cache_store import open_cache
+    from qvl.plugins.host import PluginHost
 
     o.start_logs(verbose=False)
     store = open_cache(config.load(cache=url).cache, PluginHost().caches)
@@ -284,7 +284,7 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from qvl.cli.show import stdout
+    from qvl.cli.tables import stdout
 
     table = Table()
     for number, column in enumerate(columns):

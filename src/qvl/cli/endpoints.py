@@ -16,8 +16,8 @@ from qvl.errors import AuthError, BackendUnavailableError, ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qvl.backends.endpoint_list import Listed
-    from qvl.backends.examine import Examined
+    from qvl.backends.openai.endpoint_list import Listed
+    from qvl.backends.openai.inspect_endpoint import Examined
 
 PREFIX: Final = "qvl_endpoint_"
 # Whole numbers, in the order of the table's columns.
@@ -71,7 +71,7 @@ def endpoints(
 
 
 def _listed(urls: Sequence[str] | None, file: str | None) -> list[Listed]:
-    from qvl.backends.endpoint_list import Listed, by_name, read_endpoint_list
+    from qvl.backends.openai.endpoint_list import Listed, by_name, read_endpoint_list
 
     return list(by_name([*(Listed(url) for url in urls or ()), *(read_endpoint_list(file) if file else ())]).values())
 
@@ -91,7 +91,7 @@ def _watch(url: str, every: float | None, *, timeout: float, verify: bool, as_js
     else:
         from rich.live import Live
 
-        from qvl.cli.show import stdout
+        from qvl.cli.tables import stdout
 
         found = read()
         with Live(pool_table(found), console=stdout(), auto_refresh=False) as live:
@@ -113,7 +113,7 @@ def _fetch(url: str, timeout: float, verify: bool) -> str:
 
     import httpx
 
-    from qvl.backends.transport import through_proxies
+    from qvl.backends.openai.transport import through_proxies
 
     base = url.partition("?")[0].rstrip("/").removesuffix("/v1").removesuffix("/metrics")
     key = os.environ.get("QVL_API_KEY")
@@ -162,7 +162,7 @@ def pool_table(found: Sequence[dict[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from qvl.cli.show import seconds
+    from qvl.cli.tables import seconds
 
     # No lines between the columns, and headings of short words: all of it fits in a terminal of 80.
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -187,7 +187,7 @@ def _examine(listed: Sequence[Listed], model: str, timeout: float, *, verify: bo
     import asyncio
     import os
 
-    from qvl.backends.examine import examine
+    from qvl.backends.openai.inspect_endpoint import examine
 
     key = os.environ.get("QVL_API_KEY")
     found = asyncio.run(examine(listed, model=model, api_key=key, timeout=timeout, verify=verify))
@@ -216,7 +216,7 @@ def examined_table(found: Sequence[dict[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from qvl.cli.show import seconds
+    from qvl.cli.tables import seconds
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
@@ -251,7 +251,7 @@ def _print(
     if as_json:
         typer.echo(json_line({**({"server": server} if server else {}), "endpoints": list(found)}))
         return
-    from qvl.cli.show import stdout
+    from qvl.cli.tables import stdout
 
     stdout().print(table(found))
 

@@ -11,7 +11,7 @@ import typer
 from qvl.cli import options as o
 
 if TYPE_CHECKING:
-    from qvl.agent.catalog import Catalog
+    from qvl.agent.catalog.catalog import Catalog
     from qvl.server.auth import KeyRing
 
 
@@ -79,7 +79,7 @@ def mcp(
 
 async def _serve(settings: o.PipelineOptions, shop: Catalog, host: str, port: int, keys: KeyRing | None) -> None:
     """Over http for holders of `keys`, over stdio without any."""
-    from qvl.agent.mcp_server import build
+    from qvl.agent.integrations.mcp import build
 
     pipeline = settings.build()
     try:

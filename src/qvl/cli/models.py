@@ -51,7 +51,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout,
     from rich.table import Table
     from rich.text import Text
 
-    from qvl.cli.show import stdout
+    from qvl.cli.tables import stdout
 
     console = stdout()
     table = Table(title="Here", title_justify="left")
@@ -115,7 +115,7 @@ def on_this_machine(folder: Path | None = None) -> list[dict[str, Any]]:
 
 def _quantisation(snapshots: Iterable[Path]) -> str | None:
     """How the weights of a repository in the cache are quantised; None where they are not, or cannot be read."""
-    from qvl.backends.local.checkpoint_files import quantisation, read_json
+    from qvl.backends.local.model.checkpoint_files import quantisation, read_json
     from qvl.errors import ConfigError
 
     for folder in snapshots:

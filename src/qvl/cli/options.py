@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
-from qvl.cli import reading
+from qvl.cli import parse_args as reading
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qvl.pipeline import AsyncPipeline
+    from qvl.pipeline.async_pipeline import AsyncPipeline
 
 _MODEL: Final = "Model and cache"
 _OUTPUT: Final = "Output"
@@ -103,8 +103,8 @@ class PipelineOptions:
     given: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        from qvl.messages import sampling_params
-        from qvl.store import CachePolicy
+        from qvl.pipeline.cache_store import CachePolicy
+        from qvl.pipeline.parse_request import sampling_params
 
         given = reading.pairs(self.params, "--param")
         if self.max_tokens is not None:
@@ -130,9 +130,10 @@ class PipelineOptions:
             ConfigError: an unknown name, or an option that the backend does not take.
         """
         # Importing them is the program's start, and must not count as the first picture's time.
-        from qvl import analyzing, config, pixels  # noqa: F401
-        from qvl.media import MediaPolicy
-        from qvl.pipeline import AsyncPipeline
+        from qvl import config
+        from qvl.media import pixels  # noqa: F401
+        from qvl.media.gate import MediaPolicy
+        from qvl.pipeline.async_pipeline import AsyncPipeline
 
         options = reading.pairs(self.options, "--option")
         for name in inspect.signature(AsyncPipeline).parameters:

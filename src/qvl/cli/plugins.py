@@ -10,7 +10,7 @@ import typer
 from qvl.cli.terminal import json_line
 
 if TYPE_CHECKING:
-    from qvl.plugins import PluginHost
+    from qvl.plugins.host import PluginHost
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout
     """What is plugged in: built-ins and installed packages, and those that were left out, with the reason."""
     import logging
 
-    from qvl.plugins import PluginHost
+    from qvl.plugins.host import PluginHost
 
     # The table says what failed; a warning beside it would say it twice.
     logging.getLogger("qvl.plugins").setLevel(logging.ERROR)
@@ -35,7 +35,7 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout
     from rich.table import Table
     from rich.text import Text
 
-    from qvl.cli.show import stdout
+    from qvl.cli.tables import stdout
 
     table = Table()
     for column in ("plugin", "version", "backends", "caches", "other hooks"):
@@ -70,7 +70,7 @@ def _version(plugin: str) -> str:
     from importlib.metadata import entry_points
 
     from qvl._version import __version__
-    from qvl.plugins import GROUP
+    from qvl.plugins.host import GROUP
 
     if plugin == "qvl":
         return __version__

@@ -296,17 +296,17 @@ def serve(
     try:
         from qvl.server.app import create_app
         from qvl.server.auth import LOOPBACK, KeyRing, check_open
-        from qvl.server.endpoints import source_of
-        from qvl.server.runner import bind, make_server, run_server
+        from qvl.server.pool_admin import source_of
+        from qvl.server.run_uvicorn import bind, make_server, run_server
         from qvl.server.tracing import exporting
     except ModuleNotFoundError as exc:
         from qvl.extras import install_line
 
         raise MissingDependencyError(f"qvl-serve needs the package {exc.name!r}", hint=install_line("server")) from exc
     from qvl.cli.banner import print_banner, shown_host
-    from qvl.cli.repeated import backend_options, listed
-    from qvl.media import MediaPolicy
-    from qvl.pipeline import TINY_NOTICE, AsyncPipeline
+    from qvl.cli.repeated_options import backend_options, listed
+    from qvl.media.gate import MediaPolicy
+    from qvl.pipeline.async_pipeline import TINY_NOTICE, AsyncPipeline
     from qvl.server.settings import ServerSettings
 
     keys = tuple(key for key in api_key or () if key)

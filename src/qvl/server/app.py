@@ -15,23 +15,23 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qvl import fetch
 from qvl._version import __version__
 from qvl.errors import QvlError
 from qvl.log import logger
+from qvl.media import fetch
 from qvl.server import tracing
-from qvl.server.core import ServerCore
 from qvl.server.errors import ClientGoneError, HttpError, InternalError, body_of, headers_of, status_of
 from qvl.server.exchange import Event, Exchange, Receive, Scope, Send
 from qvl.server.openapi import document
-from qvl.server.operations import Operation, Table
+from qvl.server.route_table import Operation, Table
 from qvl.server.settings import ServerSettings
+from qvl.server.state import ServerCore
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
     from starlette.types import ASGIApp
 
-    from qvl.pipeline import AsyncPipeline
+    from qvl.pipeline.async_pipeline import AsyncPipeline
 
 log = logger("qvl.server")
 _ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"content-encoding"})

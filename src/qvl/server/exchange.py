@@ -12,9 +12,7 @@ import anyio
 
 from qvl.errors import MediaError, QvlError, RateLimitError
 from qvl.ids import new_request_id
-from qvl.server.answers import dumps
-from qvl.server.bodies import checked_json, inflated
-from qvl.server.bounded import Bounded
+from qvl.server.deadline import Bounded
 from qvl.server.errors import (
     CLIENT_CLOSED_REQUEST,
     ClientGoneError,
@@ -25,9 +23,11 @@ from qvl.server.errors import (
     headers_of,
     status_of,
 )
+from qvl.server.openai_format import dumps
+from qvl.server.request_body import checked_json, inflated
 
 if TYPE_CHECKING:
-    from qvl.server.core import ServerCore
+    from qvl.server.state import ServerCore
     from qvl.server.tracing import Traced
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]

@@ -13,7 +13,7 @@ from qvl.errors import RateLimitError
 from qvl.server.settings import MAX_RETRY_AFTER
 
 if TYPE_CHECKING:
-    from qvl.jobs import Job
+    from qvl.pipeline.job import Job
 
 PIXELS_PER_TOKEN: Final = 32 * 32
 _SMOOTHING: Final = 0.1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from qvl.server.operations import OPERATIONS, Operation
+from qvl.server.route_table import OPERATIONS, Operation
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

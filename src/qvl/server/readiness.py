@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from qvl.errors import BackendUnavailableError, EngineDeadError, QvlError
 from qvl.log import logger
-from qvl.store import CachePolicy
+from qvl.pipeline.cache_store import CachePolicy
 
 if TYPE_CHECKING:
-    from qvl.pipeline import AsyncPipeline
+    from qvl.pipeline.async_pipeline import AsyncPipeline
 
 CANARY_SECONDS: Final = 120.0
 OFF: Final = CachePolicy(read=False, write=False)

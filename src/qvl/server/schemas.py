@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, with_config
 from typing_extensions import NotRequired, TypedDict
 
-from qvl.parts import DETAILS
-from qvl.resizing import LIMIT_NAMES
+from qvl.media.smart_resize import LIMIT_NAMES
+from qvl.pipeline.parse_parts import DETAILS
 from qvl.server.readiness import tiny_png
 
 STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -50,7 +50,8 @@ _CONTENT: Final = {"anyOf": [_TEXT, {"type": "array", "items": _PART}, {"type": 
 
 
 def _read_by_hand(**properties: Any) -> WithJsonSchema:
-    """What the readers in `qvl.turns` and `qvl.server.items` take, which name the place of every fault themselves."""
+    """The schema of what `qvl.pipeline.parse_message` and `qvl.server.responses_input` read, which name each fault's
+    place themselves."""
     return WithJsonSchema({"type": "object", "properties": properties})
 
 

@@ -15,15 +15,15 @@ from urllib.parse import urlsplit
 from qvl._version import __version__
 from qvl.errors import ConfigError, MissingDependencyError
 from qvl.extras import install_line
+from qvl.http.trace_context import CARRIED
 from qvl.log import logger
-from qvl.tracing import CARRIED
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SdkProvider
     from opentelemetry.trace import Span, TracerProvider
 
     from qvl.server.exchange import Exchange
-    from qvl.server.operations import Operation
+    from qvl.server.route_table import Operation
     from qvl.types import ChatRequest, Result
 
 _OPERATIONS: Final = {"/v1/completions": "text_completion", "/v1/analyze": "generate_content"}

@@ -17,7 +17,7 @@ from qvl.errors import UnsupportedInputError
 from qvl.types import ChatRequest, Chunk, ImagePart, Message, Part, SamplingParams, TextPart
 
 if TYPE_CHECKING:
-    from qvl.media import Picture
+    from qvl.media.gate import Picture
 
 Test = TypeVar("Test", bound=Callable[..., Coroutine[Any, Any, None]])
 

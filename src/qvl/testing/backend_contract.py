@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 import pytest
 
 from qvl.backends.base import ALL_SAMPLING, Backend
+from qvl.chunks import fold
 from qvl.errors import BackendError, ContextLengthError, QvlError
-from qvl.folding import fold
 from qvl.testing.asking import Sight, ask, collect, drain, endless, idle, in_loop, refused, square
 from qvl.types import ChatRequest, Message, ResponseFormat, SamplingParams, TextPart, Tool
 

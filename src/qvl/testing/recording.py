@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from qvl.backends.base import Backend, Capabilities
-from qvl.backends.wrapping import WrappingBackend
+from qvl.backends.wrapper import WrappingBackend
 from qvl.errors import BackendUnavailableError, ContextLengthError
 from qvl.testing import echo
 from qvl.types import ChatRequest, Chunk, Timing, ToolCallDelta, Usage

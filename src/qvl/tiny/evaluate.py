@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from qvl.prompts import PRODUCT_PROMPTS
+from qvl.analysis.prompts import PRODUCT_PROMPTS
 from qvl.tiny import tasks
 from qvl.tiny.export import WEIGHTS
 from qvl.tiny.pictures import FIRST_TRAINING_SEED

@@ -1,6 +1,7 @@
 """What the bundled model is asked and what it answers: the texts of its training and of its evaluation.
 
-Analyses answer `qvl.prompts` word for word. Single questions are answered tersely, in the language of the question.
+Analyses answer `qvl.analysis.prompts` word for word. Single questions are answered tersely, in the language of the
+question.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-from qvl.prompts import PRODUCT_PROMPTS
+from qvl.analysis.prompts import PRODUCT_PROMPTS
 from qvl.tiny.render import CATEGORY_NAMES, COLOR_NAMES, Product, labels
 
 KINDS: Final = ("brand", "category", "color", "count", "describe")

@@ -6,7 +6,7 @@ import json
 import random
 from typing import TYPE_CHECKING, Any
 
-from qvl.prompts import PRODUCT_PROMPTS
+from qvl.analysis.prompts import PRODUCT_PROMPTS
 from qvl.tiny import tasks
 from qvl.tiny.network import MARKUP_TOKENS, PLAIN_VOCABULARY, SPECIAL_TOKENS
 from qvl.tiny.render import BRANDS, LANGUAGES, sample_product

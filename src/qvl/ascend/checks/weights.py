@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qvl.ascend import matrix
 from qvl.ascend.report import Finding
-from qvl.backends.local.checkpoint_files import image_settings, quantisation
+from qvl.backends.local.model.checkpoint_files import image_settings, quantisation
 from qvl.errors import ConfigError
 
 _POINTER = b"version https://git-lfs"

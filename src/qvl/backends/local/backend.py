@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.base import Backend, Capabilities
-from qvl.backends.loading import load_aside
+from qvl.backends.load_aside import load_aside
 from qvl.errors import (
     BackendUnavailableError,
     ConfigError,
@@ -24,14 +24,14 @@ from qvl.log import logger
 from qvl.types import TextPart
 
 if TYPE_CHECKING:
-    from qvl.backends.local.device import Device
     from qvl.backends.local.engine import Engine
-    from qvl.backends.local.grammar import Grammars
-    from qvl.backends.local.job import Job
-    from qvl.backends.local.loader import Checkpoint
-    from qvl.backends.local.output import Vocabulary
-    from qvl.backends.local.processor import ImageRules, Processor
-    from qvl.backends.local.runner import Runner
+    from qvl.backends.local.engine_request import Job
+    from qvl.backends.local.model.device import Device
+    from qvl.backends.local.model.loader import Checkpoint
+    from qvl.backends.local.model.model_runner import Runner
+    from qvl.backends.local.text.detokenizer import Vocabulary
+    from qvl.backends.local.text.grammar import Grammars
+    from qvl.backends.local.text.processor import ImageRules, Processor
     from qvl.types import ChatRequest, Chunk
 
 log = logger(__name__)
@@ -171,7 +171,7 @@ class LocalBackend(Backend):
             if self._closed:
                 raise BackendUnavailableError("this backend was closed", hint="make a new one")
             try:
-                from qvl.backends.local.device import open_device
+                from qvl.backends.local.model.device import open_device
 
                 device = open_device(self._device, self._dtype)
             except ImportError as exc:
@@ -190,12 +190,12 @@ class LocalBackend(Backend):
 
     def _build(self, device: Device) -> _Loaded:
         from qvl.backends.local.engine import Engine
-        from qvl.backends.local.grammar import Grammars
-        from qvl.backends.local.loader import load
-        from qvl.backends.local.output import Vocabulary
-        from qvl.backends.local.processor import ImageRules, Processor
-        from qvl.backends.local.sizing import make_scheduler
-        from qvl.backends.local.vision import FeatureCache
+        from qvl.backends.local.model.loader import load
+        from qvl.backends.local.model.vision import FeatureCache
+        from qvl.backends.local.scheduling.sizing import make_scheduler
+        from qvl.backends.local.text.detokenizer import Vocabulary
+        from qvl.backends.local.text.grammar import Grammars
+        from qvl.backends.local.text.processor import ImageRules, Processor
 
         checkpoint = load(
             self._path,
@@ -233,7 +233,7 @@ class LocalBackend(Backend):
 
     def _runner(self, checkpoint: Checkpoint, device: Device, rules: Any, features: Any) -> Runner:
         """What computes; a seam for tests that make it fail."""
-        from qvl.backends.local.runner import Runner
+        from qvl.backends.local.model.model_runner import Runner
 
         return Runner(checkpoint, device, rules, features, self._records(device), self._batch_invariant)
 
@@ -292,10 +292,10 @@ class LocalBackend(Backend):
         self, loaded: _Loaded, request: ChatRequest, loop: asyncio.AbstractEventLoop, abandoned: threading.Event
     ) -> Job:
         """All that can be done before the engine sees the request; runs in the pool."""
-        from qvl.backends.local.job import Job
-        from qvl.backends.local.output import Output
-        from qvl.backends.local.prompt import PromptLimit
-        from qvl.backends.local.sequence import Sequence
+        from qvl.backends.local.engine_request import Job
+        from qvl.backends.local.scheduling.sequence import Sequence
+        from qvl.backends.local.text.detokenizer import Output
+        from qvl.backends.local.text.prompt import PromptLimit
 
         matcher = loaded.grammars.matcher(request)
         sampling = request.sampling
@@ -333,9 +333,9 @@ class LocalBackend(Backend):
         return self._identity(loaded.checkpoint.fingerprint, loaded.device.dtype_name, loaded.processor.rules)
 
     def peek_identity(self) -> dict[str, Any] | None:
-        from qvl.backends.local.device import peek_dtype
-        from qvl.backends.local.loader import peek
-        from qvl.backends.local.processor import ImageRules
+        from qvl.backends.local.model.device import peek_dtype
+        from qvl.backends.local.model.loader import peek
+        from qvl.backends.local.text.processor import ImageRules
 
         if self._peeked is None:
             dtype = peek_dtype(self._device, self._dtype)

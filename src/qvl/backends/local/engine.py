@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.backends.local import sampler
-from qvl.backends.local.job import Counters, Job
-from qvl.backends.local.pictures import Pictures
-from qvl.backends.local.prefix import BLOCK
-from qvl.backends.local.scheduler import Scheduler, Step
-from qvl.backends.local.sequence import Sequence, Status
+from qvl.backends.local.engine_request import Counters, Job
+from qvl.backends.local.model import sampler
+from qvl.backends.local.picture_encoder import Pictures
+from qvl.backends.local.scheduling.prefix_cache import BLOCK
+from qvl.backends.local.scheduling.scheduler import Scheduler, Step
+from qvl.backends.local.scheduling.sequence import Sequence, Status
 from qvl.errors import (
     BackendError,
     BackendUnavailableError,
@@ -35,10 +35,10 @@ from qvl.types import Chunk
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qvl.backends.local.grammar import Grammars
-    from qvl.backends.local.output import Output
-    from qvl.backends.local.runner import Runner
-    from qvl.backends.local.sampler import Sampled
+    from qvl.backends.local.model.model_runner import Runner
+    from qvl.backends.local.model.sampler import Sampled
+    from qvl.backends.local.text.detokenizer import Output
+    from qvl.backends.local.text.grammar import Grammars
     from qvl.types import FinishReason
 
 log = logger(__name__)

@@ -11,21 +11,21 @@ from urllib.parse import parse_qs
 from pydantic import BaseModel, ValidationError
 from pydantic.errors import PydanticUserError
 
-from qvl.analysis import ProductAnalysis
-from qvl.analyzing import AnalyzeCall
+from qvl.analysis.parse_answer import ProductAnalysis
+from qvl.analysis.schema_model import model_of
 from qvl.backends.grammar_schema import enforceable
 from qvl.errors import MediaError, RequestError
 from qvl.ids import new_id
-from qvl.schema_model import model_of
-from qvl.server.answers import usage_of
-from qvl.server.asking import Asked
-from qvl.server.caching import policy_of
+from qvl.pipeline.analyze_call import AnalyzeCall
+from qvl.server.cache_headers import policy_of
 from qvl.server.errors import from_validation
+from qvl.server.openai_format import usage_of
 from qvl.server.schemas import AnalyzeRequest
+from qvl.server.serving import Asked
 from qvl.types import ChatRequest, Message
 
 if TYPE_CHECKING:
-    from qvl.analysis import AnalysisResult
+    from qvl.analysis.parse_answer import AnalysisResult
     from qvl.server.exchange import Exchange
 
 

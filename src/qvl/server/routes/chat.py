@@ -11,7 +11,9 @@ from pydantic import ValidationError
 
 from qvl.errors import RequestError
 from qvl.ids import new_id
-from qvl.server.answers import (
+from qvl.server.errors import from_validation
+from qvl.server.exchange import JSON
+from qvl.server.openai_format import (
     RunningUsage,
     dumps,
     finish_word,
@@ -22,15 +24,13 @@ from qvl.server.answers import (
     usage_of,
     wants_running_usage,
 )
-from qvl.server.asking import answer, chat_request, picture_places, started_stream
-from qvl.server.errors import from_validation
-from qvl.server.exchange import JSON
 from qvl.server.schemas import ChatCompletionRequest, StreamOptions, StructuredOutputs
+from qvl.server.serving import answer, chat_request, picture_places, started_stream
 from qvl.types import Choice, Chunk, Result
 
 if TYPE_CHECKING:
-    from qvl.server.asking import Asked
     from qvl.server.exchange import Exchange
+    from qvl.server.serving import Asked
 
 DONE: Final = b"data: [DONE]\n\n"
 _PLAIN_END: Final = '},"logprobs":null,"finish_reason":null}]'

@@ -12,15 +12,15 @@ from pydantic import ValidationError
 
 from qvl.errors import RequestError
 from qvl.ids import new_id
-from qvl.server.answers import RunningUsage, dumps, finish_word, usage_of, wants_running_usage
-from qvl.server.asking import answer, chat_request, started_stream
 from qvl.server.errors import from_validation
+from qvl.server.openai_format import RunningUsage, dumps, finish_word, usage_of, wants_running_usage
 from qvl.server.schemas import CompletionRequest
+from qvl.server.serving import answer, chat_request, started_stream
 from qvl.types import Choice, Chunk, Result, TokenLogprob, Usage
 
 if TYPE_CHECKING:
-    from qvl.server.asking import Asked
     from qvl.server.exchange import Exchange
+    from qvl.server.serving import Asked
 
 MAX_PROMPTS: Final = 64
 

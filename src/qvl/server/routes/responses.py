@@ -11,16 +11,16 @@ from pydantic import ValidationError
 
 from qvl.errors import QvlError, RequestError
 from qvl.ids import new_id
-from qvl.server.answers import dumps, read_logprobs
-from qvl.server.asking import answer, chat_request, picture_places, started_stream
 from qvl.server.errors import from_validation
-from qvl.server.items import messages_of
+from qvl.server.openai_format import dumps, read_logprobs
+from qvl.server.responses_input import messages_of
 from qvl.server.schemas import ResponsesRequest
+from qvl.server.serving import answer, chat_request, picture_places, started_stream
 from qvl.types import Choice, Chunk, Result, TokenLogprob, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
-    from qvl.server.asking import Asked
     from qvl.server.exchange import Exchange
+    from qvl.server.serving import Asked
 
 
 async def responses(exchange: Exchange) -> None:

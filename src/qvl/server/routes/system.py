@@ -10,8 +10,8 @@ from qvl.errors import RequestError
 from qvl.server.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from qvl.server.core import ServerCore
     from qvl.server.exchange import Exchange
+    from qvl.server.state import ServerCore
 
 
 async def health(exchange: Exchange) -> None:

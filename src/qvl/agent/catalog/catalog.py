@@ -1,0 +1,250 @@
+"""`Catalog`: products from a file, indexed once, searched in milliseconds.
+
+catalog = Catalog("products.csv")
+for hit in catalog.search("blue shoe", max_price=100).hits:
+    print(hit.product.name, hit.why)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+from qvl.agent.catalog import read_file as reading
+from qvl.agent.catalog.index import Index
+from qvl.agent.catalog.product import Changes, Found, Hit, Problem, Product, Query
+from qvl.agent.catalog.ranking import POOL, Search
+from qvl.agent.catalog.tokenize import key
+from qvl.errors import ConfigError
+from qvl.log import logger
+from qvl.places import cache_folder, in_home
+
+RRF: Final = 60
+MAX_LIMIT: Final = 100
+log = logger("qvl.agent")
+
+
+class Retriever(Protocol):
+    """A vector search of your own: product ids, nearest first. `query.picture` is the customer's picture, if any."""
+
+    def __call__(self, query: Query, limit: int, /) -> Sequence[str]: ...
+
+
+class Catalog:
+    """Products that can be searched by words, by exact values and by price.
+
+    Args:
+        source: a JSON, JSONL, CSV or TSV file, or products (`Product` or mappings with its columns).
+        index: the SQLite file to keep the index in; None is one in the platform's cache folder for files, and memory
+            for products. An index that is up to date is used as it is; else only what changed is indexed again.
+        retriever: vector search to join in by reciprocal rank; none by default.
+        progress: shows a bar on stderr while a file of some size is indexed.
+
+    Raises:
+        ConfigError: no such file, not a catalogue, or not one product in it that can be used.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Iterable[Product | Mapping[str, Any]],
+        *,
+        index: str | Path | None = None,
+        retriever: Retriever | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.retriever = retriever
+        self.path = in_home(source) if isinstance(source, str | Path) else None
+        if self.path is not None and not self.path.is_file():
+            raise ConfigError(
+                f"there is no catalogue {str(source)!r}", hint="name a JSON, JSONL or CSV file", param="catalog"
+            )
+        self._index = Index(str(index) if index is not None else _index_path(self.path))
+        try:
+            self.changes = self._fill(source, progress)
+            if not len(self):
+                raise self._empty()
+        except BaseException:
+            self._index.close()
+            raise
+
+    def _fill(self, source: Any, progress: bool | None) -> Changes:
+        if self.path is None:
+            return self._index.update(_given(source))
+        facts = self.path.stat()
+        stamp = [facts.st_size, facts.st_mtime_ns]
+        if self._index.meta("source") == stamp and len(self):
+            return Changes(unchanged=len(self), read=False)
+        with _bar(facts.st_size, progress) as advance:
+            changes = self._index.update(advance(reading.read(self.path)), source=stamp)
+        log.info("catalogue indexed", added=changes.added, changed=changes.changed, removed=changes.removed)
+        return changes
+
+    def _empty(self) -> ConfigError:
+        name = self.path.name if self.path is not None else "given"
+        problems = self.problems
+        if problems:
+            return ConfigError(
+                f"no row of the catalogue {name} can be used ({len(problems)} are wrong)", hint=str(problems[0])
+            )
+        return ConfigError(f"the catalogue {name} has no products", hint="it needs the columns id and name")
+
+    def __len__(self) -> int:
+        return self._index.totals[0]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The rows of the source that were left out, and why; the first thousand."""
+        return self._index.problems
+
+    def search(
+        self,
+        query: Query | str = "",
+        *,
+        limit: int = 5,
+        only: Mapping[str, str] | None = None,
+        min_price: float | None = None,
+        max_price: float | None = None,
+    ) -> Found:
+        """The products that fit best, with the reasons for each.
+
+        Args:
+            query: words, or a whole Query, which has the other arguments in it.
+            limit: how many at most, from 1 to 100.
+            only: conditions by "brand", "category" or attribute, such as `{"color": "blue"}`.
+
+        Raises:
+            ConfigError: a limit or price out of range.
+        """
+        began = time.perf_counter()
+        if not 1 <= limit <= MAX_LIMIT:
+            raise ConfigError(f"limit={limit} is out of range", hint=f"from 1 to {MAX_LIMIT}", param="limit")
+        if isinstance(query, str):
+            query = Query(text=query, only=only or {}, min_price=min_price, max_price=max_price)
+        elif only or min_price is not None or max_price is not None:
+            raise ConfigError("conditions belong into the Query", param="query")
+        search = Search(self._index, query)
+        candidates = search.candidates(limit)
+        hits = [search.hit(item) for _, item in self._index.products(candidates)]
+        hits.sort(key=lambda hit: (-hit.score, hit.product.price or 0.0, hit.product.id))
+        if self.retriever is not None:
+            hits = self._fused(query, hits)
+        return Found(tuple(hits[:limit]), tuple(_notes(query, search)), time.perf_counter() - began)
+
+    def count(self, query: Query | str) -> int:
+        """How many products keep the conditions and have any part of the query; slower than a search."""
+        return Search(self._index, Query(text=query) if isinstance(query, str) else query).count()
+
+    def _fused(self, query: Query, hits: list[Hit]) -> list[Hit]:
+        """Reciprocal rank fusion (Cormack et al. 2009) of the text hits and the retriever's."""
+        assert self.retriever is not None
+        near = list(dict.fromkeys(self.retriever(query, POOL)))[:POOL]
+        numbers = self._index.numbers(near)
+        allowed = Search(self._index, Query(only=query.only, min_price=query.min_price, max_price=query.max_price))
+        items = {item.id: item for _, item in self._index.products(list(numbers.values())) if _keeps(item, query)}
+        by_id = {hit.product.id: hit for hit in hits}
+        scores = {identity: 1 / (RRF + rank) for rank, identity in enumerate(by_id, 1)}
+        for rank, identity in enumerate(near, 1):
+            if identity not in items:
+                continue
+            scores[identity] = scores.get(identity, 0.0) + 1 / (RRF + rank)
+            hit = by_id.get(identity) or Hit(items[identity], 0.0, allowed.hit(items[identity]).why)
+            by_id[identity] = Hit(hit.product, hit.score, (*hit.why, f"number {rank} of the nearest by vectors"))
+        return [
+            Hit(by_id[identity].product, score, by_id[identity].why)
+            for identity, score in sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+        ]
+
+    def get(self, identity: str) -> Product | None:
+        """The product with this id."""
+        numbers = self._index.numbers([identity])
+        return self._index.products(list(numbers.values()))[0][1] if numbers else None
+
+    def values(self, text: str) -> list[tuple[str, str]]:
+        """(name, value) of every brand, category or attribute whose value is `text`, the most frequent first."""
+        rows = self._index.rows("SELECT name, value FROM facets WHERE key = ? ORDER BY docs DESC", (key(text),))
+        return [(str(name), str(value)) for name, value in rows]
+
+    def all(self) -> Iterator[Product]:
+        """Every product, in the order of the source as far as it was indexed in one go."""
+        after = 0
+        while rows := self._index.rows(
+            "SELECT number FROM products WHERE number > ? ORDER BY number LIMIT 500", (after,)
+        ):
+            after = rows[-1][0]
+            for _, item in sorted(self._index.products([row[0] for row in rows]), key=lambda row: row[0]):
+                yield item
+
+    def close(self) -> None:
+        self._index.close()
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def sample_path() -> Path:
+    """The catalogue that comes along: a shop that sells what the bundled model knows."""
+    return Path(__file__).with_name("sample.jsonl")
+
+
+def _notes(query: Query, search: Search) -> Iterator[str]:
+    if search.unknown:
+        yield f"no product has {', '.join(repr(word) for word in dict.fromkeys(search.unknown))}"
+    if query.text.strip() and not search.terms and not search.unknown:
+        yield "the query has no word to search by"
+
+
+def _keeps(item: Product, query: Query) -> bool:
+    from qvl.agent.catalog.index import facets
+
+    exact = facets(item)
+    if any((key(name), key(value)) not in exact for name, value in query.only.items()):
+        return False
+    low, high = query.min_price, query.max_price
+    if low is None and high is None:
+        return True
+    return item.price is not None and (low is None or item.price >= low) and (high is None or item.price <= high)
+
+
+def _given(rows: Iterable[Product | Mapping[str, Any]]) -> Iterator[tuple[int, Product | Problem]]:
+    numbered = list(enumerate(rows, 1))
+    read = reading.products(lambda: (item for item in numbered if not isinstance(item[1], Product)))
+    for line, row in numbered:
+        yield (line, row) if isinstance(row, Product) else next(read)
+
+
+def _index_path(source: Path | None) -> str:
+    if source is None:
+        return ":memory:"
+    folder = cache_folder() / "catalogs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        log.warning("no folder for the index, keeping it in memory", error=str(exc))
+        return ":memory:"
+    mark = hashlib.blake2b(str(source.resolve()).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+    return str(folder / f"{source.stem}-{mark}.db")
+
+
+@contextmanager
+def _bar(size: int, wanted: bool | None) -> Iterator[Any]:
+    """A function that passes rows on and shows how many went by; silent for small files unless `wanted`."""
+    if wanted is None:
+        wanted = size > 2_000_000 and sys.stderr.isatty()
+    from tqdm.auto import tqdm
+
+    def advance(rows: Iterable[Any]) -> Iterator[Any]:
+        with tqdm(rows, desc="indexing", unit=" products", disable=not wanted, file=sys.stderr) as bar:
+            yield from bar
+
+    yield advance

@@ -1,0 +1,330 @@
+"""The index of a catalogue: one SQLite file with the products, an FTS5 table and counts.
+
+The FTS5 table keeps no text and no positions, only which product has which token. Exact values ("color is red") are
+tokens of their own, so conditions and words are intersected by FTS5 in one go. How often a token occurs is kept beside
+it, because FTS5's own bm25() counts by reading whole posting lists, which takes far longer than a search may.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Final
+
+from qvl.agent.catalog.product import Changes, Problem, Product
+from qvl.agent.catalog.tokenize import facet_token, key, tokens
+from qvl.errors import ConfigError
+
+FORMAT: Final = 1
+BATCH: Final = 4000
+MAX_PROBLEMS: Final = 1000
+BUCKETS: Final = 48
+Stored = tuple[int, Product]
+
+
+class Index:
+    """Products in a SQLite file (or ":memory:"), changed by `update` and read by `ranking`. Thread-safe.
+
+    Raises:
+        ConfigError: the file is no index of this version, or SQLite cannot open it.
+    """
+
+    def __init__(self, path: str) -> None:
+        import sqlite_utils
+
+        self.path = path
+        self._lock = threading.RLock()
+        try:
+            self.db = sqlite3.connect(path, check_same_thread=False, timeout=30.0, isolation_level=None)
+            self.db.execute("PRAGMA journal_mode = WAL")
+            self.db.execute("PRAGMA synchronous = NORMAL")
+            self.db.execute("PRAGMA mmap_size = 1073741824")
+            self._tables(sqlite_utils.Database(self.db))
+        except sqlite3.Error as exc:
+            raise ConfigError(f"the index {path} cannot be used: {exc}", hint="delete it; it is built again") from exc
+        self._totals: tuple[int, int] | None = None
+
+    def _tables(self, db: Any) -> None:
+        with self.writing():
+            if db["meta"].exists() and self.meta("format") != FORMAT:
+                for table in ("documents", "products", "terms", "facets", "problems", "meta"):
+                    db[table].drop(ignore=True)
+            db["meta"].create({"name": str, "value": str}, pk="name", if_not_exists=True)
+            db["products"].create(
+                {"number": int, "id": str, "price": float, "digest": bytes, "row": str},
+                pk="number",
+                not_null={"id", "digest", "row"},
+                if_not_exists=True,
+            )
+            db["products"].create_index(["id"], unique=True, if_not_exists=True)
+            db["products"].create_index(["price"], if_not_exists=True)
+            db["problems"].create({"number": int, "line": int, "message": str}, pk="number", if_not_exists=True)
+            for table, columns in (("terms", "term"), ("facets", "key, name")):
+                value = ", name TEXT NOT NULL, value TEXT NOT NULL" if table == "facets" else ""
+                first = columns.partition(",")[0]
+                self.db.execute(
+                    f"CREATE TABLE IF NOT EXISTS {table} ({first} TEXT NOT NULL{value}, docs INTEGER NOT NULL,"
+                    f" PRIMARY KEY ({columns})) WITHOUT ROWID"
+                )
+            self.db.execute(
+                "CREATE VIRTUAL TABLE IF NOT EXISTS documents USING fts5"
+                "(body, content='', detail=none, tokenize='unicode61 remove_diacritics 2')"
+            )
+            self.set_meta("format", FORMAT)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One transaction, which is undone when something fails."""
+        with self._lock:
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self.db.execute("ROLLBACK")
+                raise
+            self.db.execute("COMMIT")
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._lock:
+            return self.db.execute(sql, values).fetchall()
+
+    def meta(self, name: str) -> Any:
+        found = self.rows("SELECT value FROM meta WHERE name = ?", (name,))
+        return json.loads(found[0][0]) if found else None
+
+    def set_meta(self, name: str, value: Any) -> None:
+        self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """(products, tokens in all of them)."""
+        if self._totals is None:
+            self._totals = (self.meta("products") or 0, self.meta("tokens") or 0)
+        return self._totals
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The rows that were left out, the first thousand of them."""
+        return [Problem(*row) for row in self.rows("SELECT line, message FROM problems ORDER BY number")]
+
+    def close(self) -> None:
+        with self._lock:
+            self.db.close()
+
+    def update(self, rows: Iterable[tuple[int, Product | Problem]], *, source: Any = None) -> Changes:
+        """Makes the index hold `rows` and nothing else; only what is new, changed or gone is written."""
+        with self.writing():
+            work = _Update(self)
+            waiting = iter(rows)
+            while batch := list(islice(waiting, BATCH)):
+                work.take(batch)
+            changes = work.finish()
+            self.set_meta("source", source)
+        self._totals = None
+        return changes
+
+    def products(self, numbers: Sequence[int]) -> list[Stored]:
+        """The products of row numbers, in no particular order."""
+        found: list[Stored] = []
+        for at in range(0, len(numbers), 500):
+            part = numbers[at : at + 500]
+            marks = ",".join("?" * len(part))
+            found += [
+                (number, Product.from_json(json.loads(row)))
+                for number, row in self.rows(f"SELECT number, row FROM products WHERE number IN ({marks})", part)  # noqa: S608 - marks and names of our own
+            ]
+        return found
+
+    def numbers(self, ids: Sequence[str]) -> dict[str, int]:
+        """The row numbers of product ids; ids that are not there are left out."""
+        found: dict[str, int] = {}
+        for at in range(0, len(ids), 500):
+            part = ids[at : at + 500]
+            marks = ",".join("?" * len(part))
+            found.update(self.rows(f"SELECT id, number FROM products WHERE id IN ({marks})", part))  # noqa: S608 - marks and names of our own
+        return found
+
+
+class _Update:
+    """One pass over a catalogue: batches in, differences written."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.db = index.db
+        last = self.db.execute("SELECT COALESCE(MAX(number), 0) FROM products").fetchone()[0]
+        self.next = last + 1
+        self.old = last
+        # The line on which each row number was seen: four bytes a product, also for millions.
+        self.lines = array("L", bytes(array("L").itemsize * (last + 1)))
+        self.terms: Counter[str] = Counter()
+        self.facets: Counter[tuple[str, str]] = Counter()
+        self.spelling: dict[tuple[str, str], str] = {}
+        self.count, self.length = index.totals
+        self.added = self.changed = self.unchanged = self.num_problems = 0
+        self.db.execute("DELETE FROM problems")
+
+    def take(self, batch: Sequence[tuple[int, Product | Problem]]) -> None:
+        ids = list(dict.fromkeys(item.id for _, item in batch if isinstance(item, Product)))
+        known = self._known(ids)
+        inserts: list[tuple[int, Product, bytes, str]] = []
+        for line, item in batch:
+            if isinstance(item, Problem):
+                self._problem(item)
+                continue
+            number, digest = known.get(item.id, (0, b""))
+            if number and self.lines[number]:
+                self._problem(Problem(line, f"id {item.id!r} was on line {self.lines[number]} already"))
+                continue
+            row = json.dumps(item.to_json(), ensure_ascii=False, separators=(",", ":"))
+            new = hashlib.blake2b(row.encode(), digest_size=16).digest()
+            if number and new == digest:
+                self.unchanged += 1
+            elif number:
+                self._remove([number])
+                inserts.append((number, item, new, row))
+                self.changed += 1
+            else:
+                number, self.next = self.next, self.next + 1
+                self.lines.append(0)
+                inserts.append((number, item, new, row))
+                self.added += 1
+            known[item.id] = (number, new)
+            self.lines[number] = line
+        self._insert(inserts)
+        if len(self.terms) > 200_000:
+            self._flush()
+
+    def _known(self, ids: Sequence[str]) -> dict[str, tuple[int, bytes]]:
+        found: dict[str, tuple[int, bytes]] = {}
+        if not self.count and self.next == 1:
+            return found
+        for at in range(0, len(ids), 500):
+            part = ids[at : at + 500]
+            marks = ",".join("?" * len(part))
+            sql = f"SELECT id, number, digest FROM products WHERE id IN ({marks})"  # noqa: S608 - question marks
+            for identity, number, digest in self.db.execute(sql, part):
+                found[identity] = (number, digest)
+        return found
+
+    def _problem(self, problem: Problem) -> None:
+        self.num_problems += 1
+        if self.num_problems <= MAX_PROBLEMS:
+            self.db.execute("INSERT INTO problems (line, message) VALUES (?, ?)", (problem.line, problem.message))
+
+    def _insert(self, rows: Sequence[tuple[int, Product, bytes, str]]) -> None:
+        bodies = []
+        for number, item, _, _ in rows:
+            body = self._count(item, 1)
+            bodies.append((number, body))
+        self.db.executemany(
+            "INSERT INTO products (number, id, price, digest, row) VALUES (?, ?, ?, ?, ?)",
+            [(number, item.id, item.price, digest, row) for number, item, digest, row in rows],
+        )
+        self.db.executemany("INSERT INTO documents (rowid, body) VALUES (?, ?)", bodies)
+
+    def _remove(self, numbers: Sequence[int]) -> None:
+        for number, item in self.index.products(numbers):
+            body = self._count(item, -1)
+            self.db.execute("INSERT INTO documents (documents, rowid, body) VALUES ('delete', ?, ?)", (number, body))
+            self.db.execute("DELETE FROM products WHERE number = ?", (number,))
+
+    def _count(self, item: Product, sign: int) -> str:
+        """The body of a product's document; what it has in it is counted, or with -1 uncounted."""
+        found = list(text_tokens(item))
+        self.count += sign
+        self.length += sign * len(found)
+        exact = []
+        for (name, value), spelling in facets(item).items():
+            exact.append(facet_token(name, value))
+            self.facets[name, value] += sign
+            self.spelling[name, value] = spelling
+        unique = dict.fromkeys([*found, *exact, *price_tokens(item.price)])
+        for token in unique:
+            self.terms[token] += sign
+        return " ".join(unique)
+
+    def _flush(self) -> None:
+        self.db.executemany(
+            "INSERT INTO terms VALUES (?, ?) ON CONFLICT DO UPDATE SET docs = docs + excluded.docs",
+            sorted(item for item in self.terms.items() if item[1]),
+        )
+        self.db.executemany(
+            "INSERT INTO facets (key, name, value, docs) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET docs = docs + excluded.docs",
+            [(value, name, self.spelling[name, value], docs) for (name, value), docs in self.facets.items() if docs],
+        )
+        self.terms.clear()
+        self.facets.clear()
+        self.spelling.clear()
+
+    def finish(self) -> Changes:
+        gone = [
+            row[0]
+            for row in self.db.execute("SELECT number FROM products WHERE number <= ?", (self.old,))
+            if not self.lines[row[0]]
+        ]
+        for at in range(0, len(gone), BATCH):
+            self._remove(gone[at : at + BATCH])
+        self._flush()
+        for table in ("terms", "facets"):
+            self.db.execute(f"DELETE FROM {table} WHERE docs <= 0")  # noqa: S608 - marks and names of our own
+        if self.added > BATCH:
+            self.db.execute("INSERT INTO documents (documents) VALUES ('optimize')")
+        self.index.set_meta("products", self.count)
+        self.index.set_meta("tokens", self.length)
+        self.index.set_meta("num_problems", self.num_problems)
+        return Changes(self.added, self.changed, len(gone), self.unchanged)
+
+
+def facets(item: Product) -> dict[tuple[str, str], str]:
+    """(folded name, folded value) of everything that can be matched exactly, with its spelling."""
+    found: dict[tuple[str, str], str] = {}
+    for name, value in (("brand", item.brand), ("category", item.category), *item.attributes.items()):
+        if value and key(value):
+            found.setdefault((key(name), key(value)), value)
+    return found
+
+
+def text_fields(item: Product) -> dict[str, str]:
+    """The text that is searched, by where it stands."""
+    return {
+        "name": item.name,
+        "brand": item.brand or "",
+        "category": item.category or "",
+        "attributes": " ".join(item.attributes.values()),
+        "more": " ".join(_texts(item.extra)),
+        "id": item.id,
+    }
+
+
+def text_tokens(item: Product) -> Iterator[str]:
+    for text in text_fields(item).values():
+        yield from tokens(text)
+
+
+def _texts(extra: Mapping[str, Any]) -> Iterator[str]:
+    for value in extra.values():
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            yield from (str(item) for item in value if isinstance(item, str | int | float))
+
+
+def price_bucket(price: float) -> int:
+    """Prices double from bucket to bucket: 0 is below 1, 1 below 2, 2 below 4 …"""
+    return min(BUCKETS - 1, int(price).bit_length())
+
+
+def price_tokens(price: float | None) -> list[str]:
+    return [] if price is None else [price_token(price_bucket(price))]
+
+
+def price_token(bucket: int) -> str:
+    return f"qp{bucket:02}"

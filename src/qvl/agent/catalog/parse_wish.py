@@ -1,0 +1,192 @@
+"""From what the picture shows and what the customer says to a Query: prices, values of the catalogue, and words."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.agent.catalog import prices
+from qvl.agent.catalog.product import Query
+from qvl.agent.catalog.tokenize import STOP_WORDS, fold, key, words
+
+if TYPE_CHECKING:
+    from qvl.agent.catalog.catalog import Catalog
+    from qvl.agent.catalog.product import Product
+
+MAX_WISH: Final = 2000
+_DIGITS: Final = r"(\d+(?:[.,'\u2019]\d+|[ \u00a0\u202f]\d{3}(?!\d))*)"
+_NUMBER: Final = r"(?:eur|usd|rmb|us|r)?\s*[^\w\s]?\s*" + _DIGITS
+_BELOW: Final = re.compile(
+    r"(?:under|below|less than|cheaper than|up to|at most|no more than|max(?:imum)?|<=?|不超过|低于|最多|少于"
+    r"|ate|menos de|abaixo de|hasta|por debajo de|debajo de|bajo)\s*" + _NUMBER
+)
+_BELOW_AFTER: Final = re.compile(_DIGITS + r"\s*(?:元|块|美元|欧元)?\s*(?:以下|以内|之内)")
+_ABOVE: Final = re.compile(
+    r"(?:over|above|more than|at least|min(?:imum)?|>=?|超过|高于|至少|mais de|acima de|mas de|por encima de)\s*"
+    + _NUMBER
+)
+_ABOVE_AFTER: Final = re.compile(_DIGITS + r"\s*(?:元|块|美元|欧元)?\s*以上")
+_BETWEEN: Final = re.compile(r"(?:between|from|entre|de)\s*" + _NUMBER + r"\s*(?:and|to|e|y|a|-)\s*" + _NUMBER)
+_CHEAPER: Final = re.compile(r"\b(?:cheaper|less expensive|mais barat\w+|mas barat\w+)\b|便宜")
+_DEARER: Final = re.compile(r"\b(?:more expensive|dearer|pricier|mais car[oa]s?|mas car[oa]s?)\b|更贵|贵一点")
+_NOT: Final = frozenset({"not", "no", "without", "except", "nao", "sem", "sin", "不", "不要", "非"})
+_TALK_WORDS: Final = (
+    "euro euros eur usd dollars dollar price priced cost costs 元 块 呢 好 similar other another else any"
+)
+_TALK: Final = frozenset(_TALK_WORDS.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to search for, and (name, value) pairs that no hit may have."""
+
+    query: Query
+    without: tuple[tuple[str, str], ...] = ()
+
+
+def read_wish(
+    text: str, catalog: Catalog, analysis: Mapping[str, Any], before: Query | None = None, first: Product | None = None
+) -> Wish:
+    """The Query for a wish.
+
+    Args:
+        analysis: what the picture shows; its category is a condition where the catalogue has it.
+        before: the Query of the turn before; what it asks for holds until this wish says otherwise.
+        first: the best product of the turn before, against which "cheaper" is measured.
+    """
+    low, high, rest = _prices(fold(text[:MAX_WISH]))
+    if first is not None and first.price is not None:
+        if _CHEAPER.search(rest):
+            high = max(0.0, round(first.price - 0.01, 2))
+        if _DEARER.search(rest):
+            low = round(first.price + 0.01, 2)
+    rest = _DEARER.sub(" ", _CHEAPER.sub(" ", rest))
+    only, without, left = _values(rest, catalog)
+    query = _looked(analysis, catalog) if before is None else before
+    conditions = {**query.only, **only}
+    attributes = {name: value for name, value in query.attributes.items() if key(name) not in conditions}
+    if low is None and high is None:
+        low, high = query.min_price, query.max_price
+    elif before is not None:
+        low = query.min_price if low is None and (query.min_price or 0) <= (high or 0) else low
+        high = query.max_price if high is None and (query.max_price or float("inf")) >= (low or 0) else high
+    if low is not None and high is not None and low > high:
+        low, high = high, low
+    return Wish(
+        dataclasses.replace(
+            query,
+            text=" ".join([*([query.text] if query.text else []), *left]),
+            brand=None if "brand" in conditions else query.brand,
+            category=None if "category" in conditions else query.category,
+            attributes=attributes,
+            only=conditions,
+            min_price=low,
+            max_price=high,
+        ),
+        tuple(without),
+    )
+
+
+def relaxed(query: Query) -> Query:
+    """The same, with what were conditions as wishes; prices stay."""
+    only = dict(query.only)
+    return dataclasses.replace(
+        query,
+        brand=only.pop("brand", query.brand),
+        category=only.pop("category", query.category),
+        attributes={**query.attributes, **only},
+        only={},
+    )
+
+
+def _looked(analysis: Mapping[str, Any], catalog: Catalog) -> Query:
+    category = analysis.get("category") or ""
+    known = bool(category) and any(name == "category" for name, _ in catalog.values(category))
+    return Query(
+        brand=analysis.get("brand"),
+        category=None if known else category or None,
+        attributes={key(name): value for name, value in (analysis.get("attributes") or {}).items()},
+        only={"category": category} if known else {},
+    )
+
+
+def _prices(text: str) -> tuple[float | None, float | None, str]:
+    found = _BETWEEN.search(text)
+    if found is not None:
+        low, high = sorted((_number(found.group(1)), _number(found.group(2))))
+        return low, high, text[: found.start()] + " " + text[found.end() :]
+    bounds: list[float | None] = [None, None]
+    for place, pattern in ((1, _BELOW), (1, _BELOW_AFTER), (0, _ABOVE), (0, _ABOVE_AFTER)):
+        found = pattern.search(text)
+        if found is not None:
+            bounds[place] = _number(found.group(1))
+            text = text[: found.start()] + " " + text[found.end() :]
+    return bounds[0], bounds[1], text
+
+
+def _number(text: str) -> float:
+    try:
+        # Nobody wishes for a thousandth of a coin: where the sign may group digits, it does.
+        return min(prices.read(text).value, 1e15)
+    except ValueError:
+        number = re.match(r"\d+(?:[.,]\d+)?", text)
+        assert number is not None
+        return min(float(number.group().replace(",", ".")), 1e15)
+
+
+def _values(text: str, catalog: Catalog) -> tuple[dict[str, str], list[tuple[str, str]], list[str]]:
+    """(conditions, exclusions, words that are neither) of a wish without its prices."""
+    pieces = [piece for word, cjk in words(text) for piece in (_cut(word, catalog) if cjk else [word])]
+    only: dict[str, str] = {}
+    without: list[tuple[str, str]] = []
+    left: list[str] = []
+    at, negated = 0, False
+    while at < len(pieces):
+        size, found = _longest(pieces, at, catalog)
+        if found is not None and negated:
+            without.append(found)
+        elif found is not None:
+            only[found[0]] = found[1]
+        elif pieces[at] not in STOP_WORDS and pieces[at] not in _TALK and pieces[at] not in _NOT:
+            left.append(pieces[at])
+        negated = pieces[at] in _NOT
+        at += size
+    return only, without, left
+
+
+def _longest(pieces: list[str], at: int, catalog: Catalog) -> tuple[int, tuple[str, str] | None]:
+    """(how many pieces from `at` on, the value of the catalogue that they spell)."""
+    for size in (3, 2, 1):
+        text = " ".join(pieces[at : at + size])
+        if at + size > len(pieces) or text in STOP_WORDS or text.isdigit():
+            continue
+        found = catalog.values(text) or (_singular(text, catalog) if size == 1 else [])
+        if found:
+            return size, (key(found[0][0]), found[0][1])
+    return 1, None
+
+
+def _singular(word: str, catalog: Catalog) -> list[tuple[str, str]]:
+    from qvl.agent.catalog.tokenize import singulars
+
+    return next((found for short in singulars(word) if (found := catalog.values(short))), [])
+
+
+def _cut(run: str, catalog: Catalog) -> Iterator[str]:
+    """A Chinese run, cut where values of the catalogue and negations begin and end."""
+    at = start = 0
+    while at < len(run):
+        size = next((n for n in (6, 5, 4, 3, 2) if at + n <= len(run) and catalog.values(run[at : at + n])), 0)
+        size = size or next((n for n in (2, 1) if run[at : at + n] in _NOT), 0)
+        if size:
+            if start < at:
+                yield run[start:at]
+            yield run[at : at + size]
+            at = start = at + size
+        else:
+            at += 1
+    if start < len(run):
+        yield run[start:]

@@ -1,0 +1,233 @@
+"""Catalogue files: JSON, JSON lines and CSV become products; what cannot is listed with its line.
+
+Columns: `id` and `name` (needed), `brand`, `category`, `price`, `attributes`, `picture`, `url`. Others are kept. In
+CSV, attributes are a column each (`attributes.color`), or one column with `color=red; size=42` or JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Final
+
+from qvl.agent.catalog import prices, tables
+from qvl.agent.catalog.product import Problem, Product
+from qvl.errors import ConfigError
+
+KNOWN: Final = ("id", "name", "brand", "category", "price", "attributes", "picture", "url")
+FORMATS: Final = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+MAX_CELL: Final = 100_000
+_SPACE: Final = re.compile(r"[\s,]*")
+
+
+def read(path: Path) -> Iterator[tuple[int, Product | Problem]]:
+    """(line, product or problem) for every row of `path`, one at a time.
+
+    Raises:
+        ConfigError: no such file, a format that is not known, or a file that is none of its kind.
+    """
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise ConfigError(f"{path.name} is not a catalogue", hint=f"a file named {', '.join(FORMATS)}", param="catalog")
+
+    def rows() -> Iterator[tuple[int, Any]]:
+        with tables.open_text(path) as file:
+            yield from _rows(file, kind, path.name)
+
+    try:
+        yield from products(rows)
+    except OSError as exc:
+        raise ConfigError(
+            f"the catalogue {path} cannot be read: {exc.strerror or exc}", hint="name a JSON, JSONL or CSV file"
+        ) from exc
+
+
+def products(rows: Callable[[], Iterable[tuple[int, Any]]]) -> Iterator[tuple[int, Product | Problem]]:
+    """(line, product or problem) for every row of `rows()`, which is called again to look at a whole column."""
+    column = _PriceColumn(rows)
+    for line, row in rows():
+        yield line, row if isinstance(row, Problem) else _product_or_problem(line, row, column)
+
+
+class _PriceColumn:
+    """The decimal sign of a file's prices, looked for in all of it when the first price leaves it open."""
+
+    def __init__(self, rows: Callable[[], Iterable[tuple[int, Any]]]) -> None:
+        self._rows = rows
+
+    @cached_property
+    def decimal(self) -> str | None:
+        texts = (_price_cell(row) for _, row in self._rows() if isinstance(row, Mapping))
+        return prices.decimal_sign(text for text in texts if isinstance(text, str))
+
+
+def _price_cell(row: Mapping[Any, Any]) -> Any:
+    return next((value for name, value in row.items() if str(name).strip().lower() == "price"), None)
+
+
+def _rows(file: IO[str], kind: str, name: str) -> Iterator[tuple[int, Any]]:
+    if kind in (".csv", ".tsv"):
+        return tables.csv_rows(file, kind)
+    if kind == ".json":
+        return _json(file.read(), name)
+    return _json_lines(file)
+
+
+def _json_lines(file: IO[str]) -> Iterator[tuple[int, Any]]:
+    for line, text in enumerate(file, 1):
+        if not text.strip():
+            continue
+        try:
+            yield line, json.loads(text)
+        except ValueError as exc:
+            yield line, Problem(line, f"is no JSON: {exc}")
+
+
+def _json(text: str, name: str) -> Iterator[tuple[int, Any]]:
+    """The items of a list, or of the list under "products", each with the line on which it starts."""
+    start = len(text) - len(text.lstrip())
+    if text[start : start + 1] == "{":
+        opening = re.match(r'\s*\{\s*"products"\s*:\s*', text)
+        if opening is None:
+            raise ConfigError(f"{name} is no list of products", hint='a JSON list, or {"products": [...]}')
+        start = opening.end()
+    if not text.strip():
+        return
+    if text[start] != "[":
+        raise ConfigError(f"{name} is no list of products", hint='a JSON list, or {"products": [...]}')
+    decoder = json.JSONDecoder()
+    at, line, counted = start + 1, 1, 0
+    while True:
+        skipped = _SPACE.match(text, at)
+        at = skipped.end() if skipped else at
+        if at >= len(text) or text[at] == "]":
+            if at >= len(text):
+                yield line, Problem(line + text.count("\n", counted, at), "the list does not end; rows may be missing")
+            return
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            row, at = decoder.raw_decode(text, at)
+        except ValueError as exc:
+            # Without a delimiter to trust there is no telling where the next row starts.
+            yield line, Problem(line, f"is no JSON, and nothing after it was read: {exc}")
+            return
+        yield line, row
+
+
+def _product_or_problem(line: int, row: Any, column: _PriceColumn) -> Product | Problem:
+    try:
+        return _product(row, column)
+    except ValueError as exc:
+        return Problem(line, str(exc))
+
+
+def _product(row: Any, column: _PriceColumn) -> Product:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"is a {type(row).__name__}, not an object")
+    given = {str(name).strip(): value for name, value in row.items()}
+    lower = {name.lower(): name for name in reversed(list(given))}
+    known = {name: given.pop(lower[name]) for name in KNOWN if name in lower}
+    attributes = _attributes(known.get("attributes"))
+    for name in list(given):
+        prefix, dot, inner = name.partition(".")
+        if dot and prefix.lower() in ("attributes", "attribute", "attr") and inner:
+            value = _text(given.pop(name), name)
+            if value is not None:
+                attributes[inner] = value
+    identity, title = _text(known.get("id"), "id"), _text(known.get("name"), "name")
+    if identity is None:
+        raise ValueError("has no id")
+    if title is None:
+        raise ValueError(f"product {identity!r} has no name")
+    return Product(
+        id=identity,
+        name=title,
+        brand=_text(known.get("brand"), "brand"),
+        category=_text(known.get("category"), "category"),
+        price=_price(known.get("price"), column),
+        attributes=attributes,
+        picture=_text(known.get("picture"), "picture"),
+        url=_text(known.get("url"), "url"),
+        extra={name: value for name, value in given.items() if name and value not in (None, "")},
+    )
+
+
+def _text(value: Any, column: str) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{column} is a {type(value).__name__}, not text")
+    found = " ".join(str(value).split())
+    if len(found) > MAX_CELL:
+        raise ValueError(f"{column} has {len(found)} characters, at most {MAX_CELL}")
+    try:
+        found.encode()
+    except UnicodeEncodeError as exc:
+        raise ValueError(f"{column} has half of a surrogate pair in it") from exc
+    return found or None
+
+
+def _price(value: Any, column: _PriceColumn) -> float | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, str):
+        number = _price_in(value, column)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"price is a {type(value).__name__}, not a number")
+    else:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"price {str(value)[:40]} must be 0 or more")
+    return number
+
+
+def _price_in(text: str, column: _PriceColumn) -> float:
+    try:
+        amount = prices.read(text)
+    except ValueError as exc:
+        raise ValueError(f"price {text[:40]!r} cannot be read: {exc}") from exc
+    found = amount.value if amount.fraction is None else amount.under(column.decimal)
+    if found is None:
+        raise ValueError(
+            f"price {text[:40]!r} is ambiguous: {amount.value:g} or {amount.fraction:g}, and the other prices do not "
+            f"say which; write {amount.value:.2f} or {amount.fraction:.4f}"
+        )
+    return found
+
+
+def _attributes(value: Any) -> dict[str, str]:
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        return _attributes_in(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"attributes are a {type(value).__name__}, not an object")
+    found = {}
+    for name, item in value.items():
+        text = _text(", ".join(map(str, item)) if isinstance(item, list) else item, f"attribute {name!r}")
+        if text:
+            found[" ".join(str(name).split())] = text
+    return found
+
+
+def _attributes_in(text: str) -> dict[str, str]:
+    if text.lstrip().startswith("{"):
+        try:
+            return _attributes(json.loads(text))
+        except ValueError as exc:
+            raise ValueError(f"attributes are no JSON: {exc}") from exc
+    found = {}
+    for pair in filter(str.strip, text.split(";")):
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"attribute {pair.strip()[:40]!r} is no NAME=VALUE")
+        if value.strip():
+            found[name.strip()] = " ".join(value.split())
+    return found

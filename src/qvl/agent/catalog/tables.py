@@ -1,0 +1,226 @@
+"""Text files as spreadsheets and shops export them: their encoding found, their rows kept apart line by line."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+from qvl.agent.catalog.product import Problem
+from qvl.errors import ConfigError
+from qvl.log import logger
+
+DELIMITERS: Final = ",;\t|"
+_CHUNK: Final = 1 << 20
+_MARKS: Final = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SEPARATOR_LINE: Final = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
+_LONG_RUN: Final = re.compile(rb"[\x80-\xff]{4,}")
+_QUOTE: Final = "has a quotation mark that is not closed, or stands where none may"
+log = logger("qvl.agent")
+
+
+def open_text(path: Path) -> IO[str]:
+    """`path` opened as text, line ends as they are.
+
+    A byte order mark decides; else what is not UTF-8 is taken for GB 18030 or Windows-1252 where it looks like one.
+
+    Raises:
+        ConfigError: its encoding cannot be told, naming the line.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+        encoding = next((name for mark, name in _MARKS if head.startswith(mark)), None) or _wide(head)
+        if encoding is None:
+            file.seek(0)
+            encoding = "utf-8" if _is_utf8(file) else _older(path)
+    try:
+        if encoding != "utf-8":
+            with path.open(encoding=encoding, newline="") as text:
+                while text.read(_CHUNK):
+                    pass
+    except UnicodeError as exc:
+        raise ConfigError(f"{path.name} is not valid {encoding.upper()}: {exc}", hint="save it as UTF-8") from exc
+    return path.open(encoding=encoding, newline="")
+
+
+def _wide(head: bytes) -> str | None:
+    """UTF-16 without a mark: every other byte of ASCII is zero."""
+    half = len(head) // 2
+    if half < 4:
+        return None
+    if head[1::2].count(0) > half * 0.7:
+        return "utf-16-le"
+    return "utf-16-be" if head[0::2].count(0) > half * 0.7 else None
+
+
+def _is_utf8(file: IO[bytes]) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while chunk := file.read(_CHUNK):
+            decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _older(path: Path) -> str:
+    data = path.read_bytes()
+    encoding = "gb18030" if _is_chinese(data) else "cp1252" if _is_western(data) else None
+    if encoding is None:
+        try:
+            data.decode()
+        except UnicodeDecodeError as exc:
+            before = data[: exc.start]
+            line = before.count(b"\n") + before.replace(b"\r\n", b"").count(b"\r") + 1
+            raise ConfigError(
+                f"{path.name} is not UTF-8 (line {line}), and its encoding cannot be told", hint="save it as UTF-8"
+            ) from exc
+    assert encoding is not None
+    log.warning("catalogue is not UTF-8", file=path.name, read_as=encoding)
+    return encoding
+
+
+def _is_chinese(data: bytes) -> bool:
+    """True where nearly every character beyond ASCII is a common one; other encodings decode to rare ones."""
+    try:
+        beyond = [char for char in data.decode("gb18030") if not char.isascii()]
+    except UnicodeDecodeError:
+        return False
+    common = 0
+    for char in beyond:
+        pair = char.encode("gb2312", "ignore")
+        # Punctuation and symbols, and the characters of the first level.
+        common += bool(pair) and (pair[0] <= 0xA3 or 0xB0 <= pair[0] <= 0xD7)
+    return common >= 0.8 * len(beyond)
+
+
+def _is_western(data: bytes) -> bool:
+    """True where bytes beyond ASCII stand alone or by twos or threes, as accents do; other scripts are runs."""
+    try:
+        data.decode("cp1252")
+    except UnicodeDecodeError:
+        return False
+    if b"\xff" in data:  # no word of these languages needs it, while broken files are full of it
+        return False
+    beyond = sum(byte > 0x7F for byte in data)
+    return sum(map(len, _LONG_RUN.findall(data))) < 0.2 * beyond
+
+
+def csv_rows(file: IO[str], kind: str) -> Iterator[tuple[int, dict[str, str] | Problem]]:
+    """(line, cells by the name of their column) of every row.
+
+    A row that is quoted wrongly is a problem of its own line: what stands behind it is read on the next line.
+    """
+    lines = _Lines(file)
+    delimiter, names = _head(lines, "\t" if kind == ".tsv" else None)
+    while (line := lines.peek()) is not None:
+        number, text = line
+        if not text.strip():
+            lines.take()
+            continue
+        taken, cells, wrong = _record(lines, delimiter)
+        if wrong is None and len(taken) > 1 and len(names) > 1 and _are_rows(taken, delimiter, len(names)):
+            wrong = _QUOTE
+        if wrong is not None:
+            lines.give_back(taken[1:])
+            yield number, Problem(number, wrong)
+            continue
+        while len(cells) > len(names) and not cells[-1].strip():
+            cells.pop()
+        if len(cells) > len(names):
+            yield number, Problem(number, f"has {len(cells)} cells, the head has {len(names)}")
+        elif any(cell.strip() for cell in cells):
+            yield number, dict(zip(names, cells, strict=False))
+
+
+class _Lines:
+    """The lines of a file with their numbers, some of which may be given back."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._number = 0
+        self._again: deque[tuple[int, str]] = deque()
+
+    def take(self) -> tuple[int, str] | None:
+        if self._again:
+            return self._again.popleft()
+        text = self._file.readline()
+        if not text:
+            return None
+        self._number += 1
+        return self._number, text.replace("\0", "")
+
+    def peek(self) -> tuple[int, str] | None:
+        line = self.take()
+        if line is not None:
+            self._again.appendleft(line)
+        return line
+
+    def give_back(self, lines: list[tuple[int, str]]) -> None:
+        self._again.extendleft(reversed(lines))
+
+
+def _head(lines: _Lines, delimiter: str | None) -> tuple[str, list[str]]:
+    """(the delimiter, the names of the columns), past blank lines and Excel's own `sep=;`."""
+    while (line := lines.peek()) is not None:
+        _, text = line
+        named = _SEPARATOR_LINE.fullmatch(text.strip("\ufeff\r\n"))
+        if named is not None:
+            delimiter = named.group(1)
+        elif text.strip("\ufeff \t\r\n" + DELIMITERS):
+            break
+        lines.take()
+    if line is None:
+        return ",", []
+    number, text = line
+    lines.take()
+    lines.give_back([(number, text.lstrip("\ufeff"))])
+    taken: list[tuple[int, str]] = []
+    tried = [delimiter] if delimiter is not None and delimiter in text else list(DELIMITERS)
+    found: list[tuple[tuple[bool, int], str, list[str], int]] = []
+    for sign in tried:
+        taken, cells, wrong = _record(lines, sign)
+        lines.give_back(taken)
+        names = [cell.strip() for cell in cells]
+        known = {"id", "name"} <= {name.casefold() for name in names}
+        found.append(((known and wrong is None, len(names)), sign, names, len(taken)))
+    _, sign, names, size = max(found, key=lambda item: item[0])
+    for _ in range(size):
+        lines.take()
+    return sign, names
+
+
+def _record(lines: _Lines, delimiter: str) -> tuple[list[tuple[int, str]], list[str], str | None]:
+    """(the lines that it took, the cells, what is wrong with it) of the next row."""
+    taken: list[tuple[int, str]] = []
+
+    def feed() -> Iterator[str]:
+        while (line := lines.take()) is not None:
+            taken.append(line)
+            yield line[1]
+
+    try:
+        return taken, next(csv.reader(feed(), delimiter=delimiter, strict=True, skipinitialspace=True), []), None
+    except csv.Error as exc:
+        return taken, [], f"has a cell of too many characters ({exc})" if "limit" in str(exc) else _QUOTE
+
+
+def _are_rows(taken: list[tuple[int, str]], delimiter: str, size: int) -> bool:
+    """True where each line of what one pair of quotation marks took is a row by itself: it swallowed them."""
+    return all(
+        len(next(csv.reader(io.StringIO(text), delimiter=delimiter, quoting=csv.QUOTE_NONE), [])) == size
+        for _, text in taken
+    )

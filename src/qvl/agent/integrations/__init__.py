@@ -1,0 +1,1 @@
+"""qvl inside other frameworks."""

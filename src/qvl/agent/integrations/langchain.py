@@ -1,0 +1,412 @@
+"""`QvlChatModel`: any Pipeline as a LangChain chat model; `QvlCache`: a qvl cache for LangChain's `set_llm_cache`.
+
+model = QvlChatModel(pipeline=Pipeline("openai:qwen3-vl", base_url="http://localhost:8000/v1"))
+model.invoke([HumanMessage([{"type": "text", "text": "What is it?"}, {"type": "image", "url": "https://…"}])])
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from os import PathLike
+from typing import Any, Final
+
+from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LangSmithParams, LanguageModelInput
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    message_to_dict,
+    messages_from_dict,
+)
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, Generation
+from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from pydantic import BaseModel, ConfigDict, Field
+from structlog.contextvars import get_contextvars
+
+from qvl.caches.base import Cache, CacheEntry
+from qvl.errors import CacheError, ConfigError, UnsupportedInputError
+from qvl.log import logger
+from qvl.pipeline.async_pipeline import AsyncPipeline
+from qvl.pipeline.parse_parts import UnreadPicture, read_part
+from qvl.pipeline.sync_pipeline import Pipeline
+from qvl.types import Chunk, ImagePart, Result, TextPart, Usage
+
+_REMOTE: Final = ("http://", "https://", "data:")
+_ELSEWHERE: Final = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking")
+log = logger("qvl.agent")
+
+
+class QvlChatModel(BaseChatModel):
+    """A LangChain chat model over a Pipeline (for everything) or an AsyncPipeline (for the methods with `a`).
+
+    `params` go with every request: SamplingParams fields, `max_pixels`, `response_format`, `extra`, `cache`. Pictures
+    are LangChain's standard content blocks, with a URL or base64; files are not opened on a message's behalf. A
+    `request_id` that is bound to structlog's context goes along, so that the logs of a run can be laid side by side.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    pipeline: Pipeline | AsyncPipeline = Field(default_factory=Pipeline, exclude=True)
+    temperature: float | None = None
+    max_tokens: int | None = None
+    stop: list[str] | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def _llm_type(self) -> str:
+        return "qvl"
+
+    @property
+    def model_name(self) -> str:
+        """`backend:model`."""
+        inner = self.pipeline.pipeline if isinstance(self.pipeline, Pipeline) else self.pipeline
+        backend = inner.backend
+        return f"{backend.name}:{backend.model}"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {
+            "model": self.model_name,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "stop": self.stop,
+            **self.params,
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        provider, _, model = self.model_name.partition(":")
+        found = LangSmithParams(ls_provider=f"qvl-{provider}", ls_model_name=model, ls_model_type="chat")
+        given = self._given(stop, kwargs)
+        if given.get("temperature") is not None:
+            found["ls_temperature"] = given["temperature"]
+        if given.get("max_tokens") is not None:
+            found["ls_max_tokens"] = given["max_tokens"]
+        if given.get("stop"):
+            found["ls_stop"] = list(given["stop"])
+        return found
+
+    def _given(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        own: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens, "stop": self.stop}
+        # Not a parameter of the call, or LangChain's cache would take every run for another question.
+        own["request_id"] = get_contextvars().get("request_id")
+        given = {**own, **self.params, **kwargs, **({"stop": stop} if stop else {})}
+        # Only LangChain itself reads these.
+        for name in ("ls_structured_output_format", "stream", "strict"):
+            given.pop(name, None)
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _blocking(self) -> Pipeline:
+        if isinstance(self.pipeline, Pipeline):
+            return self.pipeline
+        raise ConfigError("an AsyncPipeline cannot be called without await", hint="ainvoke(), or give a Pipeline")
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return _chat_result(self._blocking().chat(to_qvl(messages), **self._given(stop, kwargs)))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        given = self._given(stop, kwargs)
+        if isinstance(self.pipeline, AsyncPipeline):
+            return _chat_result(await self.pipeline.chat(to_qvl(messages), **given))
+        # A Pipeline lives in a loop of its own.
+        return _chat_result(await asyncio.to_thread(self.pipeline.chat, to_qvl(messages), **given))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        chunks = self._blocking().stream_chat(to_qvl(messages), **self._given(stop, kwargs))
+        try:
+            for chunk in chunks:
+                made = self._chunk(chunk)
+                if run_manager is not None and made.text:
+                    run_manager.on_llm_new_token(made.text, chunk=made)
+                yield made
+        finally:
+            chunks.close()
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        if isinstance(self.pipeline, Pipeline):
+            chunks = self._stream(messages, stop, None, **kwargs)
+            try:
+                while (made := await asyncio.to_thread(next, chunks, None)) is not None:
+                    if run_manager is not None and made.text:
+                        await run_manager.on_llm_new_token(made.text, chunk=made)
+                    yield made
+            finally:
+                await asyncio.to_thread(chunks.close)  # type: ignore[attr-defined]
+            return
+        given = self._given(stop, kwargs)
+        async with aclosing(self.pipeline.stream_chat(to_qvl(messages), **given)) as items:
+            async for chunk in items:
+                made = self._chunk(chunk)
+                if run_manager is not None and made.text:
+                    await run_manager.on_llm_new_token(made.text, chunk=made)
+                yield made
+
+    def _chunk(self, chunk: Chunk) -> ChatGenerationChunk:
+        calls: list[ToolCallChunk] = [
+            tool_call_chunk(name=delta.name, args=delta.arguments, id=delta.id, index=delta.index)
+            for delta in chunk.tool_calls
+        ]
+        facts: dict[str, Any] = {}
+        if chunk.finish_reason is not None:
+            facts = {"finish_reason": chunk.finish_reason, "model_name": self.model_name}
+        message = AIMessageChunk(
+            content=chunk.text,
+            tool_call_chunks=calls,
+            usage_metadata=_usage(chunk.usage) if chunk.usage is not None else None,
+            response_metadata=facts,
+            chunk_position="last" if chunk.usage is not None else None,
+        )
+        return ChatGenerationChunk(message=message, generation_info=facts or None)
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """`tool_choice` is "auto", "none", "any" (or "required", or True), or the name of a tool."""
+        made = [convert_to_openai_tool(tool) for tool in tools]
+        if isinstance(tool_choice, dict):
+            tool_choice = tool_choice.get("function", {}).get("name")
+        if tool_choice is True or tool_choice == "any":
+            tool_choice = "required"
+        if tool_choice:
+            kwargs["tool_choice"] = tool_choice
+        return self.bind(tools=made, **kwargs)
+
+    def with_structured_output(
+        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """The answer as `schema`: by a JSON schema that the backend enforces, or `method="function_calling"`."""
+        if kwargs.get("method") == "function_calling":
+            return super().with_structured_output(schema, include_raw=include_raw)
+        model = schema if isinstance(schema, type) and issubclass(schema, BaseModel) else None
+        if kwargs.get("method") == "json_mode":
+            wanted: dict[str, Any] = {"type": "json_object"}
+        else:
+            found = model.model_json_schema() if model is not None else convert_to_json_schema(schema)
+            wanted = {"type": "json_schema", "json_schema": {"name": found.get("title", "answer"), "schema": found}}
+        required = (found if model is None else {}).get("required", []) if wanted["type"] == "json_schema" else []
+        bound = self.bind(
+            response_format=wanted,
+            ls_structured_output_format={"kwargs": {"method": kwargs.get("method", "json_schema")}, "schema": schema},
+        )
+
+        def read(message: AIMessage) -> Any:
+            from qvl.analysis.find_json import find_object
+            from qvl.analysis.parse_answer import parse
+
+            complete = message.response_metadata.get("finish_reason") != "length"
+            if model is not None:
+                return parse(message.text, model, complete=complete)
+            # A class of pydantic's first version, which LangChain still allows.
+            older = getattr(schema, "parse_obj", None)
+            found = find_object(message.text, complete=complete, fits=_has(required)).value
+            return found if older is None else older(found)
+
+        reading: Runnable[Any, Any] = RunnableLambda(read)
+        if not include_raw:
+            return bound | reading
+        parsed = RunnablePassthrough.assign(
+            parsed=lambda found: reading.invoke(found["raw"]), parsing_error=lambda _: None
+        )
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return {"raw": bound} | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+
+def _has(names: Sequence[str]) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda value: all(name in value for name in names)
+
+
+def to_qvl(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """LangChain's messages in OpenAI's form, pictures as parts.
+
+    Raises:
+        RequestError: a content block that is neither text nor a picture, or a picture that is a file.
+    """
+    return [_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
+
+
+def _message(message: BaseMessage, where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"content": _content(message.content, f"{where}.content")}
+    if isinstance(message, SystemMessage):
+        return {"role": "system", **found}
+    if isinstance(message, AIMessage):
+        calls = [
+            {"id": call["id"] or "", "function": {"name": call["name"], "arguments": json.dumps(call["args"])}}
+            for call in message.tool_calls
+        ]
+        calls += [
+            {"id": bad["id"] or "", "function": {"name": bad["name"], "arguments": bad["args"] or "{}"}}
+            for bad in message.invalid_tool_calls
+            if bad["name"]
+        ]
+        return {"role": "assistant", **found, **({"tool_calls": calls} if calls else {})}
+    if isinstance(message, ToolMessage):
+        return {"role": "tool", **found, "tool_call_id": message.tool_call_id}
+    if isinstance(message, HumanMessage):
+        return {"role": "user", **found, **({"name": message.name} if message.name else {})}
+    if isinstance(message, ChatMessage):
+        return {"role": message.role, **found}
+    raise UnsupportedInputError(f"qvl has no role for a {type(message).__name__}", param="messages")
+
+
+def _content(content: str | list[Any], where: str) -> str | list[Any]:
+    if isinstance(content, str):
+        return content
+    return [_part(block, f"{where}[{number}]") for number, block in enumerate(content) if not _is_elsewhere(block)]
+
+
+def _is_elsewhere(block: Any) -> bool:
+    """True for a block that says again what stands in another field of its message, or what the model thought."""
+    return isinstance(block, Mapping) and block.get("type") in _ELSEWHERE
+
+
+def _part(block: Any, where: str) -> TextPart | ImagePart | UnreadPicture:
+    if isinstance(block, Mapping) and block.get("type") == "tool_result":
+        inner = block.get("content", "")
+        return TextPart(inner if isinstance(inner, str) else json.dumps(inner))
+    part = read_part(block, where)
+    source = part.source if isinstance(part, UnreadPicture) else None
+    if isinstance(source, str | PathLike) and not str(source).startswith(_REMOTE):
+        raise UnsupportedInputError(f"{where}: a picture in a message is a URL or base64, not a file", param=where)
+    return part
+
+
+def _chat_result(result: Result) -> ChatResult:
+    facts = {
+        "model_name": f"{result.backend}:{result.model}",
+        "model_provider": "qvl",
+        "cache": result.cache,
+        "request_id": result.request_id,
+    }
+    generations = []
+    for choice in result.choices:
+        calls, bad = [], []
+        for call in choice.tool_calls:
+            try:
+                arguments = json.loads(call.arguments or "{}")
+                if not isinstance(arguments, dict):
+                    raise ValueError("the arguments are no object")
+                calls.append(tool_call(name=call.name, args=arguments, id=call.id))
+            except ValueError as exc:
+                bad.append(invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=str(exc)))
+        own = {**facts, "finish_reason": choice.finish_reason}
+        message = AIMessage(
+            content=choice.text,
+            tool_calls=calls,
+            invalid_tool_calls=bad,
+            usage_metadata=_usage(result.usage),
+            response_metadata=own,
+        )
+        generations.append(ChatGeneration(message=message, generation_info={"finish_reason": choice.finish_reason}))
+    return ChatResult(generations=generations, llm_output={"model_name": facts["model_name"]})
+
+
+def _usage(usage: Usage) -> UsageMetadata:
+    return UsageMetadata(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        input_token_details={"cache_read": usage.cached_tokens},
+    )
+
+
+class QvlCache(BaseCache):
+    """LangChain's cache of model answers, kept in any cache of qvl: `set_llm_cache(QvlCache("sqlite:///answers.db"))`.
+
+    A store that fails counts as a miss. `ttl` is in seconds.
+    """
+
+    def __init__(self, cache: str | Cache, *, ttl: float | None = None) -> None:
+        from qvl.pipeline.cache_store import open_cache
+        from qvl.plugins.host import PluginHost
+
+        opened = cache if isinstance(cache, Cache) else open_cache(cache, PluginHost().caches)
+        if opened is None:
+            raise ConfigError(f"unknown cache {cache!r}", hint="sqlite:///file.db, redis://… or memory:")
+        self.cache: Cache = opened
+        self.ttl = ttl
+
+    def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
+        try:
+            entry = self.cache.get(_key(prompt, llm_string))
+            if entry is None:
+                return None
+            return [
+                ChatGeneration(message=messages_from_dict([item["message"]])[0], generation_info=item["info"])
+                if "message" in item
+                else Generation(text=item["text"], generation_info=item["info"])
+                for item in entry.result["generations"]
+            ]
+        except (CacheError, KeyError, ValueError, TypeError) as exc:
+            log.warning("cached answer left out", error=str(exc))
+            return None
+
+    def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
+        entry = CacheEntry(
+            result={"generations": [_generation(generation) for generation in return_val]},
+            manifest={"llm": hashlib.sha256(llm_string.encode()).hexdigest()},
+            task="langchain",
+            text="".join(generation.text for generation in return_val),
+            created_at=time.time(),
+        )
+        try:
+            self.cache.set(_key(prompt, llm_string), entry, ttl=self.ttl)
+        except CacheError as exc:
+            log.warning("answer not cached", error=str(exc))
+
+    def clear(self, **kwargs: Any) -> None:
+        self.cache.clear(task="langchain")
+
+
+def _generation(item: Generation) -> dict[str, Any]:
+    if isinstance(item, ChatGeneration):
+        # The same answer twice in a conversation is two messages, and gets an id each.
+        item = item.model_copy(update={"message": item.message.model_copy(update={"id": None})})
+        return {"message": message_to_dict(item.message), "info": item.generation_info}
+    return {"text": item.text, "info": item.generation_info}
+
+
+def _key(prompt: str, llm_string: str) -> str:
+    return hashlib.sha256(json.dumps(["langchain", prompt, llm_string]).encode()).hexdigest()

@@ -1,0 +1,131 @@
+"""qvl's tools over the Model Context Protocol, so that any agent host can look at products and search a catalogue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from qvl.errors import MediaError, MissingDependencyError, QvlError
+from qvl.extras import install_line
+from qvl.pipeline.parse_parts import UnreadPicture, read_part
+
+if TYPE_CHECKING:
+    from mcp.server import MCPServer
+
+    from qvl.agent.catalog.catalog import Catalog
+    from qvl.pipeline.async_pipeline import AsyncPipeline
+
+INSTRUCTIONS = (
+    "Analyze a product picture first, then search the catalogue with what it shows. Name only products that search "
+    "returned, with the ids and prices as they are there."
+)
+Picture = Annotated[
+    str | dict[str, Any],
+    Field(
+        description="A URL, a data: URL with base64, a file path where files are allowed, or image content with "
+        "data and mimeType."
+    ),
+]
+
+
+def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> MCPServer[Any]:
+    """A server with the tools analyze, ask and, with a catalogue, search.
+
+    Args:
+        files: whether tools may open files of this machine; right for stdio, where the host runs as the same user,
+            and wrong for a network.
+
+    Raises:
+        MissingDependencyError: the package mcp is not installed.
+    """
+    try:
+        from mcp.server import MCPServer
+        from mcp.server.mcpserver.exceptions import ToolError
+    except ModuleNotFoundError as exc:
+        raise MissingDependencyError(f"MCP needs the package {exc.name!r}", hint=install_line("agent")) from exc
+    from qvl._version import __version__
+
+    server: MCPServer[Any] = MCPServer("qvl", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
+
+    async def told(work: Callable[[], Awaitable[dict[str, Any]]]) -> str:
+        """The answer as JSON; what failed becomes the tool's error, in one line."""
+        try:
+            return json.dumps(await work(), ensure_ascii=False)
+        except QvlError as exc:
+            raise ToolError(str(exc)) from exc
+
+    async def analyze(picture: Picture, language: str = "en") -> str:
+        """Brand, category and attributes of the product on a picture, as JSON; language is en, zh, pt or es."""
+
+        async def work() -> dict[str, Any]:
+            found = await pipeline.analyze_result(_checked(picture, files), language=language)
+            return {
+                **found.value.model_dump(mode="json", include={"brand", "category", "attributes"}),
+                "confidence": found.confidence,
+                "cache": found.result.cache,
+                "request_id": found.result.request_id,
+            }
+
+        return await told(work)
+
+    async def ask(question: str, pictures: Annotated[list[Picture], Field(max_length=8)]) -> str:
+        """Answers a question about one or several pictures."""
+
+        async def work() -> dict[str, Any]:
+            result = await pipeline.ask([_checked(picture, files) for picture in pictures], question)
+            return {"text": result.text, "cache": result.cache, "request_id": result.request_id}
+
+        return await told(work)
+
+    server.add_tool(analyze, structured_output=False)
+    server.add_tool(ask, structured_output=False)
+    if catalog is None:
+        return server
+    shop = catalog
+
+    async def search(
+        text: str = "",
+        brand: str | None = None,
+        category: str | None = None,
+        attributes: Annotated[dict[str, str] | None, Field(description='Wishes, such as {"color": "blue"}.')] = None,
+        only: Annotated[dict[str, str] | None, Field(description="Conditions every product must meet.")] = None,
+        min_price: float | None = None,
+        max_price: float | None = None,
+        limit: Annotated[int, Field(ge=1, le=50)] = 5,
+    ) -> str:
+        """Products of the catalogue that fit best, with the reasons for each, as JSON."""
+        from qvl.agent.catalog.product import Query
+
+        async def work() -> dict[str, Any]:
+            query = Query(text, brand, category, attributes or {}, only or {}, min_price, max_price)
+            found = await asyncio.to_thread(shop.search, query, limit=limit)
+            return {"products": [hit.to_json() for hit in found.hits], "notes": list(found.notes)}
+
+        return await told(work)
+
+    server.add_tool(search, structured_output=False)
+    return server
+
+
+def _checked(picture: str | dict[str, Any], files: bool) -> UnreadPicture:
+    """The picture, from a text that names it or a content block that holds it.
+
+    Raises:
+        RequestError: a block that is not a picture.
+        MediaError: a file, where none is opened.
+    """
+    read = read_part(picture, "picture") if isinstance(picture, dict) else UnreadPicture(picture)
+    if not isinstance(read, UnreadPicture):
+        raise MediaError("this content block is not a picture", hint="send one of type image")
+    source = str(read.source)
+    if source.startswith(("http://", "https://", "data:")):
+        return read
+    if not files:
+        raise MediaError("files are not opened for this transport", hint="send a URL or a data: URL")
+    return replace(read, source=os.path.expanduser(source))

@@ -1,0 +1,121 @@
+"""What `schema=` may be: a pydantic class, a JSON schema, or any type that pydantic reads, such as a dataclass."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from types import UnionType
+from typing import Any
+
+import typing_extensions
+from pydantic import BaseModel, RootModel, create_model
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+from qvl import analysis
+from qvl.analysis.schema_model import model_of
+from qvl.errors import ConfigError, QvlError
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaType:
+    """A pydantic class that the model's answer is read as, and what the caller gets of it.
+
+    `boxed` says that the answer stands in a field `answer`, since endpoints take objects alone as a schema's top.
+    """
+
+    model: type[BaseModel]
+    value: Callable[[Any], Any]
+    boxed: bool = False
+
+
+def schema_type(schema: Any) -> SchemaType:
+    """Return how answers of `schema` are read.
+
+    A pydantic class gives instances of it, a JSON schema plain JSON values, any other type what pydantic makes of it:
+    a dataclass its instances, a TypedDict dictionaries, `list[Bill]` a list of them.
+
+    Raises:
+        ConfigError: it is none of these, or no answer in JSON could have its form.
+    """
+    if isinstance(schema, Mapping):
+        return _of_json_schema(schema)
+    try:
+        if isinstance(schema, type) and issubclass(schema, BaseModel):
+            model: type[BaseModel] = schema
+            plain: Callable[[Any], Any] = _itself
+        else:
+            model, plain = _root_of(schema), operator.attrgetter("root")
+        box = analysis.boxed(model)
+        (box or model).model_json_schema()
+    except (PydanticSchemaGenerationError, PydanticUserError, TypeError, NameError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise ConfigError(
+            f"schema={_shown(schema)} cannot be read by pydantic: {reason}",
+            hint="a pydantic model, a dataclass, a TypedDict, or a JSON schema",
+            param="schema",
+        ) from exc
+    if box is None:
+        return SchemaType(model, plain)
+    return SchemaType(box, lambda found: plain(found.answer), boxed=True)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _shown(schema: Any) -> str:
+    return getattr(schema, "__qualname__", None) or repr(schema)[:80]
+
+
+def _of_json_schema(schema: Mapping[str, Any]) -> SchemaType:
+    boxed = schema.get("type", "object") != "object" or "properties" not in schema
+    given = dict(schema)
+    if boxed:
+        inner = {key: value for key, value in given.items() if key not in ("$defs", "definitions", "title")}
+        given = {key: given[key] for key in ("$defs", "definitions", "title") if key in given}
+        given |= {"type": "object", "properties": {"answer": inner}, "required": ["answer"]}
+    given.setdefault("type", "object")
+    try:
+        model = model_of(given)
+    except QvlError as exc:
+        raise ConfigError(exc.message, hint=exc.hint, param="schema") from exc
+    except (PydanticUserError, TypeError, ValueError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise ConfigError(f"the JSON schema cannot be read: {reason}", param="schema") from exc
+
+    def value(found: BaseModel) -> Any:
+        plain = found.model_dump(mode="json")
+        return plain["answer"] if boxed else plain
+
+    return SchemaType(model, value, boxed=boxed)
+
+
+def _root_of(schema: Any) -> type[BaseModel]:
+    """A class of pydantic's around any type that it reads."""
+    name = schema.__name__ if isinstance(schema, type) else "Answer"
+    root: Any = RootModel[_portable(schema)]  # type: ignore[misc]
+    named = typing_extensions.is_typeddict(schema) or is_dataclass(schema)
+    return create_model(name, __base__=root, __doc__=schema.__doc__ if named else None)
+
+
+def _portable(hint: Any) -> Any:
+    """`hint` with TypedDicts of `typing` as those that pydantic reads on every Python."""
+    if typing_extensions.is_typeddict(hint):
+        if type(hint).__module__ == "typing_extensions":
+            return hint
+        fields = typing_extensions.get_type_hints(hint, include_extras=True)
+        optional: frozenset[str] = getattr(hint, "__optional_keys__", frozenset())
+        made = {
+            name: typing_extensions.NotRequired[_portable(inner)] if name in optional else _portable(inner)
+            for name, inner in fields.items()
+        }
+        return typing_extensions.TypedDict(hint.__name__, made)  # type: ignore[operator]
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, UnionType):
+        return functools.reduce(operator.or_, map(_portable, inner))
+    if origin in (list, tuple, set, frozenset, dict):
+        return origin[tuple(_portable(one) if one is not ... else one for one in inner)]
+    return hint

@@ -1,0 +1,71 @@
+"""A request on its way through the engine. No torch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from qvl.types import Chunk, Timing, Usage
+
+if TYPE_CHECKING:
+    from qvl.backends.local.scheduling.sequence import Sequence
+    from qvl.backends.local.text.detokenizer import Output
+    from qvl.backends.local.text.processor import Prepared
+    from qvl.errors import QvlError
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request on its way through the engine, and where its chunks go.
+
+    Args:
+        prepared: the prompt.
+        outputs: the text side of each choice.
+        loop: the event loop that waits.
+        request_id: for logs.
+    """
+
+    prepared: Prepared
+    outputs: list[Output]
+    loop: asyncio.AbstractEventLoop
+    request_id: str = ""
+    sequences: list[Sequence] = field(default_factory=list)
+    inbox: asyncio.Queue[Chunk | QvlError] = field(default_factory=asyncio.Queue)
+    submitted: float = field(default_factory=time.perf_counter)
+    scheduled: float = 0.0
+    first_token: float = 0.0
+    num_finished: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.num_finished >= len(self.sequences)
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.prepared.tokens),
+            completion_tokens=sum(sequence.num_output for sequence in self.sequences),
+            image_tokens=self.prepared.image_tokens,
+            cached_tokens=self.sequences[0].num_cached,
+        )
+
+    def timing(self, now: float) -> Timing:
+        return Timing(
+            queue=max(0.0, self.scheduled - self.submitted),
+            first_token=max(0.0, self.first_token - self.submitted),
+            total=now - self.submitted,
+        )
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine counts since it started."""
+
+    steps: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    aborted: int = 0
+    failed: int = 0
+    memory_errors: int = 0

@@ -1,0 +1,1 @@
+"""The model on a device: transformers' weights, loops of ours."""

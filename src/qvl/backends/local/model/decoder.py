@@ -1,0 +1,313 @@
+"""The text model's forward pass over a running batch: transformers' weights, our loop.
+
+All tokens of a step, one per decoding sequence and the chunks of prompts, pass the linear layers as one packed
+[tokens, hidden] matrix, so weights are read once a step; only attention looks at sequences one by one (prompts) or a
+pool at a time (decode). Query, key and value weights are joined, so are gate and up; the modules' own parameters become
+views of the joined ones, or empty, so no memory is doubled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qvl.backends.local.model.kv_storage import Layout, Storage
+from qvl.backends.local.model.linear import Linear, join
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from qvl.backends.local.model.kernels import Kernels
+
+
+@dataclass(slots=True)
+class DecodeGroup:
+    """Decoding sequences whose rows lie in one pool: tokens first:first+count of the batch.
+
+    Args:
+        capacity: the pool.
+        longest: keys to look at, the newest included.
+        num_rows: rows 0 .. num_rows - 1 of the pool are read.
+        rows: int64 [count] row of each token, or None when they are exactly 0 .. num_rows - 1 in order.
+        write: int64 [count * kv heads] flat index of the newest key of each head.
+        mask: [num_rows, 1, 1, longest], added to the scores: 0 where a key counts, else -inf; None when all do.
+    """
+
+    first: int
+    count: int
+    capacity: int
+    longest: int
+    num_rows: int
+    rows: Tensor | None
+    write: Tensor
+    mask: Tensor | None
+
+
+@dataclass(slots=True)
+class PromptChunk:
+    """Tokens first:first+count of the batch continue `row` of a pool at position `start`.
+
+    `mask` is [count, start + count], added to the scores, None when the chunk starts the prompt (plain causal).
+    """
+
+    first: int
+    count: int
+    capacity: int
+    row: int
+    start: int
+    mask: Tensor | None
+
+
+@dataclass(slots=True)
+class Deepstack:
+    """Picture features to add behind the first layers: `features` is [layers, n, hidden] for tokens `where` [n]."""
+
+    where: Tensor
+    features: Tensor
+
+
+class TextDecoder:
+    """Runs Qwen3-VL's decoder layers.
+
+    Args:
+        language_model: transformers' Qwen3VLTextModel, whose parameters become views of joined ones.
+        lm_head: the output projection.
+        kernels: the device's operators.
+        batch_invariant: compute every token as it would be computed alone.
+    """
+
+    def __init__(
+        self, language_model: nn.Module, lm_head: nn.Module, kernels: Kernels, *, batch_invariant: bool = False
+    ) -> None:
+        model: Any = language_model
+        self.batch_invariant = batch_invariant
+        self._kernels = kernels
+        config = model.config
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = config.num_key_value_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.eps: float = config.rms_norm_eps
+        self.embed: Any = model.embed_tokens
+        self.norm: Tensor = model.norm.weight
+        head: Any = lm_head
+        self.vocab_size = int(head.weight.shape[0])
+        self._head = Linear(head.weight.detach(), steps=True, tiled=batch_invariant)
+        self._head_device = head.weight.device
+        self.layers = [_Layer(layer, batch_invariant) for layer in model.layers]
+        self._rotary = model.rotary_emb
+        self._axes: Tensor | None = None
+
+    def layout(self) -> Layout:
+        return Layout(
+            devices=[layer.device for layer in self.layers],
+            num_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            dtype=self.norm.dtype,
+        )
+
+    @property
+    def cost(self) -> int:
+        """Multiplications with weights that a token takes."""
+        return sum(layer.cost for layer in self.layers)
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What `Kernels.rotate` wants for int64 positions [3, tokens].
+
+        Frequency i belongs to height when i % 3 == 1 and to width when i % 3 == 2, as far as their sections reach, else
+        to time (Qwen3-VL's interleaved mrope).
+        """
+        import torch
+
+        frequencies: Tensor = self._rotary.inv_freq
+        if self._axes is None or self._axes.device != positions.device:
+            axes = torch.zeros(frequencies.shape[0], dtype=torch.int64)
+            for axis in (1, 2):
+                axes[axis : self._rotary.mrope_section[axis] * 3 : 3] = axis
+            self._axes = axes.to(positions.device)
+        angles = positions.float().index_select(0, self._axes).t() * frequencies.to(positions.device, torch.float32)
+        return self._kernels.turns(angles, self.norm.dtype, self._rotary.attention_scaling)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        storage: Storage,
+        groups: Sequence[DecodeGroup],
+        chunks: Sequence[PromptChunk],
+        deepstack: Deepstack | None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Writes the keys and values of all tokens and returns hidden states, not normalised.
+
+        Of the tokens `wanted` (int64 [n]), or of all: of the others, the last layer has nothing to do but its keys.
+        """
+        heads = self.num_heads + self.num_kv_heads
+        kernels = self._kernels
+        cos, sin = rotary
+        device = hidden.device
+        # Where pictures reach into the last layer, all tokens pass it.
+        last = len(self.layers) - 1 if deepstack is None or len(deepstack.features) < len(self.layers) else None
+        for index, layer in enumerate(self.layers):
+            if layer.device != device:
+                device = layer.device
+                hidden, cos, sin = hidden.to(device), cos.to(device), sin.to(device)
+                groups = [_group_to(group, device) for group in groups]
+                chunks = [_chunk_to(chunk, device) for chunk in chunks]
+            normed = kernels.rms_norm(hidden, layer.input_norm, self.eps)
+            joined = layer.qkv(normed).view(-1, heads + self.num_kv_heads, self.head_dim)
+            turned = kernels.rms_norm(joined[:, :heads], None, self.eps) * layer.qk_norm
+            turned = kernels.rotate(turned, cos, sin)
+            attended = self._attend(
+                turned[:, : self.num_heads],
+                turned[:, self.num_heads :],
+                joined[:, heads:],
+                storage,
+                index,
+                groups,
+                chunks,
+            )
+            if index == last:
+                hidden, attended = _of(hidden, wanted), _of(attended, wanted)
+                if not len(hidden):
+                    return hidden
+            hidden = layer.output.added_to(hidden, attended)
+            normed = kernels.rms_norm(hidden, layer.mlp_norm, self.eps)
+            if layer.gate_up is None or layer.down is None:
+                hidden = hidden + self._mixture(layer, normed).view_as(hidden)
+            else:
+                hidden = layer.down.added_to(hidden, kernels.swiglu(layer.gate_up(normed)))
+            if deepstack is not None and index < len(deepstack.features):
+                where, features = deepstack.where.to(device), deepstack.features[index].to(device, hidden.dtype)
+                hidden = hidden.index_add(0, where, features)
+        return hidden if last is not None else _of(hidden, wanted)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [n, vocabulary] of hidden states [n, hidden]."""
+        normed = self._kernels.rms_norm(hidden.to(self.norm.device), self.norm, self.eps)
+        return self._head(normed.to(self._head_device)).float()
+
+    def _attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        storage: Storage,
+        index: int,
+        groups: Sequence[DecodeGroup],
+        chunks: Sequence[PromptChunk],
+    ) -> Tensor:
+        """[tokens, heads * head_dim]; keys and values are written to their rows on the way."""
+        import torch
+
+        parts = [self._decode(queries, keys, values, *storage.pools[g.capacity][index], g) for g in groups]
+        parts += [self._prompt(queries, keys, values, *storage.pools[c.capacity][index], c) for c in chunks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _decode(
+        self, queries: Tensor, keys: Tensor, values: Tensor, k_pool: Tensor, v_pool: Tensor, group: DecodeGroup
+    ) -> Tensor:
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        part = slice(group.first, group.first + group.count)
+        k_pool.view(-1, self.head_dim).index_copy_(0, group.write, keys[part].reshape(-1, self.head_dim))
+        v_pool.view(-1, self.head_dim).index_copy_(0, group.write, values[part].reshape(-1, self.head_dim))
+        # The queries that share a key head stand as several "positions" of it: grouped attention without a copy.
+        query = queries[part].reshape(group.count, self.num_kv_heads, -1, self.head_dim)
+        if group.rows is not None:
+            padded = query.new_zeros((group.num_rows, *query.shape[1:]))
+            query = padded.index_copy_(0, group.rows, query)
+        out = F.scaled_dot_product_attention(
+            query,
+            k_pool[: group.num_rows, :, : group.longest],
+            v_pool[: group.num_rows, :, : group.longest],
+            attn_mask=group.mask,
+        )
+        if group.rows is not None:
+            out = out.index_select(0, group.rows)
+        return out.reshape(group.count, -1)
+
+    def _prompt(
+        self, queries: Tensor, keys: Tensor, values: Tensor, k_pool: Tensor, v_pool: Tensor, chunk: PromptChunk
+    ) -> Tensor:
+        part = slice(chunk.first, chunk.first + chunk.count)
+        end = chunk.start + chunk.count
+        k_row, v_row = k_pool[chunk.row], v_pool[chunk.row]
+        k_row[:, chunk.start : end] = keys[part].transpose(0, 1)
+        v_row[:, chunk.start : end] = values[part].transpose(0, 1)
+        if self.batch_invariant:
+            return self._one_by_one(queries[part], k_row, v_row, chunk.start)
+        query = queries[part].transpose(0, 1).unsqueeze(0)
+        out = self._kernels.causal_attention(query, k_row[None, :, :end], v_row[None, :, :end], chunk.mask)
+        return out[0].transpose(0, 1).reshape(chunk.count, -1)
+
+    def _one_by_one(self, queries: Tensor, k_row: Tensor, v_row: Tensor, start: int) -> Tensor:
+        """Attention of tokens from position `start` on, each in a call whose shape its position alone decides."""
+        import torch
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+        parts = []
+        for place, query in enumerate(queries.reshape(len(queries), 1, self.num_kv_heads, -1, self.head_dim)):
+            end = start + place + 1
+            parts.append(F.scaled_dot_product_attention(query, k_row[None, :, :end], v_row[None, :, :end]))
+        return torch.cat(parts).reshape(len(parts), -1)
+
+    def _mixture(self, layer: _Layer, normed: Tensor) -> Tensor:
+        import torch
+
+        # How many tokens an expert gets depends on all of them.
+        rows = torch.split(normed, 1) if self.batch_invariant else (normed,)
+        return torch.cat([layer.mlp(row.unsqueeze(0))[0].view(len(row), -1) for row in rows])
+
+
+class _Layer:
+    """The weights of one decoder layer, joined where one matrix product can serve several."""
+
+    def __init__(self, layer: Any, tiled: bool) -> None:
+        import torch
+
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        counts = [linear.weight.shape[0] // attention.head_dim for linear in projections[:2]]
+        self.qkv = join(projections, steps=True, tiled=tiled)
+        # [query and key heads, head_dim]: one normalisation serves both.
+        norms = (attention.q_norm.weight, attention.k_norm.weight)
+        self.qk_norm = torch.cat([norm.expand(count, -1) for norm, count in zip(norms, counts, strict=True)])
+        self.output = join((attention.o_proj,), steps=True, tiled=tiled)
+        self.input_norm = layer.input_layernorm.weight
+        self.mlp_norm = layer.post_attention_layernorm.weight
+        self.device = self.input_norm.device
+        self.mlp = mlp
+        dense = hasattr(mlp, "gate_proj") and getattr(mlp.config, "hidden_act", "silu") == "silu"
+        self.gate_up = join((mlp.gate_proj, mlp.up_proj), steps=True, tiled=tiled) if dense else None
+        self.down = join((mlp.down_proj,), steps=True, tiled=tiled) if dense else None
+        if self.gate_up is not None and self.down is not None:
+            of_mlp = self.gate_up.size + self.down.size
+        else:
+            of_mlp = sum(parameter.numel() for parameter in mlp.parameters())
+            # Of a mixture only the chosen experts work.
+            config = attention.config
+            of_mlp = of_mlp * getattr(config, "num_experts_per_tok", 1) // getattr(config, "num_experts", 1)
+        self.cost = self.qkv.size + self.output.size + of_mlp
+
+
+def _of(hidden: Tensor, wanted: Tensor | None) -> Tensor:
+    return hidden if wanted is None else hidden.index_select(0, wanted.to(hidden.device))
+
+
+def _group_to(group: DecodeGroup, device: torch.device) -> DecodeGroup:
+    from dataclasses import replace
+
+    return replace(
+        group,
+        rows=None if group.rows is None else group.rows.to(device),
+        write=group.write.to(device),
+        mask=None if group.mask is None else group.mask.to(device),
+    )
+
+
+def _chunk_to(chunk: PromptChunk, device: torch.device) -> PromptChunk:
+    from dataclasses import replace
+
+    return chunk if chunk.mask is None else replace(chunk, mask=chunk.mask.to(device))

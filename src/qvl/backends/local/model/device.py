@@ -1,0 +1,325 @@
+"""The one place that knows which kinds of device there are and how they differ.
+
+`auto` is npu, else cuda, else mps, else cpu. An NPU that is present but unusable is reported with its reason: a silent
+fall to the CPU is what everyone on Ascend meets first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.errors import ConfigError, MissingDependencyError
+from qvl.extras import install_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import Tensor
+
+    from qvl.backends.local.model.kernels import Kernels
+
+KINDS: Final = ("npu", "cuda", "mps", "cpu")
+DTYPES: Final = ("bfloat16", "float16", "float32")
+SHORT_DTYPES: Final = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+}
+# Chips whose matrix units have no bfloat16 (300I Duo, 310 series).
+NPU_WITHOUT_BF16: Final = re.compile(r"310", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that works, and everything the engine needs to know about its kind.
+
+    Args:
+        type: one of `KINDS`.
+        index: which of several; None for cpu and mps.
+        dtype: of weights, activations and KV.
+        name: for people, such as "Ascend910B3".
+        notes: why a better device was not taken.
+    """
+
+    type: str
+    index: int | None
+    dtype: torch.dtype
+    name: str = ""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def torch(self) -> torch.device:
+        import torch
+
+        return torch.device(self.type) if self.index is None else torch.device(self.type, self.index)
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def non_blocking(self) -> bool:
+        """Whether a copy from the host may return early. On MPS it would read memory that is free by then
+        (pytorch/pytorch#189690)."""
+        return self.type != "mps"
+
+    def describe(self) -> str:
+        """One line: the device, its dtype, and why nothing better was used."""
+        index = "" if self.index is None else f":{self.index}"
+        name = f" ({self.name})" if self.name else ""
+        return "; ".join([f"{self.type}{index}{name}, {self.dtype_name}", *self.notes])
+
+    def _module(self) -> Any:
+        import torch
+
+        return getattr(torch, self.type, None)
+
+    def kernels(self) -> Kernels:
+        """The operators that a forward pass uses, fused ones where the device's package offers them."""
+        from qvl.backends.local.model.kernels import Kernels, NpuKernels
+
+        if self.type != "npu":
+            return Kernels()
+        return NpuKernels(importlib.import_module("torch_npu"), self.torch, self.dtype)
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether `record` works here."""
+        return self.type in ("cuda", "npu") and hasattr(self._module(), f"{self.type.upper()}Graph")
+
+    @property
+    def graphs_pay(self) -> bool:
+        """Whether recorded decode steps are known to be faster here."""
+        return self.type == "cuda" and self.has_graphs
+
+    def record(self, run: Callable[[], Tensor], pool: Any = None) -> tuple[Any, Tensor]:
+        """Records what `run` queues on the device.
+
+        Args:
+            pool: of an earlier graph whose results are no longer needed when this one runs, to share its memory.
+
+        Returns:
+            a graph, with `replay()` and `pool()`, and what `run` returned, which `replay` writes anew.
+        """
+        module = self._module()
+        graph = getattr(module, f"{self.type.upper()}Graph")()
+        # Other threads of the program may use the device meanwhile.
+        with module.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            out = run()
+        return graph, out
+
+    def select(self) -> None:
+        """Makes this the calling thread's current device (a new thread starts on device 0)."""
+        if self.index is not None:
+            self._module().set_device(self.index)
+
+    def synchronize(self) -> None:
+        """Waits until everything queued on the device has run."""
+        if self.type != "cpu":
+            self._module().synchronize()
+
+    def empty_cache(self) -> None:
+        """Gives the allocator's unused memory back. Costly: for after an out-of-memory error, not for every request."""
+        if self.type != "cpu":
+            self._module().empty_cache()
+
+    def memory(self, index: int | None = None) -> tuple[int, int]:
+        """(free, total) bytes of this card or another; on the CPU of the host, within the container's limit."""
+        if self.type in ("npu", "cuda"):
+            free, total = self._module().mem_get_info(self.index if index is None else index)
+            return int(free), int(total)
+        free, total = host_memory()
+        if self.type == "mps":
+            with suppress(AttributeError, RuntimeError):
+                limit = int(self._module().recommended_max_memory())
+                used = int(self._module().driver_allocated_memory())
+                return max(0, limit - used), limit
+        return free, total
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether `error` says that this device's memory did not suffice. Each kind words it differently."""
+        import torch
+
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        text = str(error).lower()
+        return isinstance(error, RuntimeError) and any(
+            words in text for words in ("out of memory", "can't allocate memory", "npu oom", "207018")
+        )
+
+    def random_seed(self) -> int:
+        return int.from_bytes(os.urandom(8), "little")
+
+
+def open_device(device: str = "auto", dtype: str = "auto") -> Device:
+    """Finds the device that `device` names and the dtype to use there.
+
+    Args:
+        device: "auto", or `npu`, `cuda`, `mps`, `cpu` with an optional `:index`. "auto" honours QVL_DEVICE and DEVICE.
+        dtype: "auto", "bfloat16", "float16" or "float32" (or bf16, fp16, fp32).
+
+    Raises:
+        ConfigError: no such device or dtype, or it is not usable here (with the reason).
+        MissingDependencyError: an NPU was asked for and torch_npu is not installed.
+    """
+    wanted = device
+    if device == "auto":
+        wanted = os.environ.get("QVL_DEVICE") or os.environ.get("DEVICE") or "auto"
+    kind, _, number = wanted.strip().lower().partition(":")
+    kind = {"gpu": "cuda", "ascend": "npu"}.get(kind, kind)
+    if kind not in (*KINDS, "auto") or (number and not number.isdigit()):
+        raise ConfigError(f"unknown device {wanted!r}", hint=f"auto, {', '.join(KINDS)}, or such as npu:1")
+    notes: list[str] = []
+    if kind == "auto":
+        for candidate in KINDS:
+            why = _unusable(candidate)
+            if why is None:
+                kind = candidate
+                break
+            if why and candidate == "npu" and _npu_expected():
+                notes.append(f"the NPU is not used: {why}")
+    else:
+        why = _unusable(kind)
+        if why is not None:
+            if kind == "npu" and importlib.util.find_spec("torch_npu") is None:
+                raise MissingDependencyError(
+                    "device npu needs torch_npu, which is not installed", hint=install_line("npu")
+                )
+            raise ConfigError(f"device {wanted!r} cannot be used: {why}", hint="qvl doctor examines the host")
+    index = _index(kind, int(number) if number else None, wanted)
+    return Device(kind, index, _dtype(dtype, kind, index), _name(kind, index), tuple(notes))
+
+
+def peek_dtype(device: str = "auto", dtype: str = "auto") -> str | None:
+    """The name of the dtype that `open_device` would choose, told without importing torch; None when that is not sure.
+
+    Sure is only the CPU: asked for, or the only thing on a Linux host that has no accelerator's device node.
+    """
+    if device == "auto":
+        device = os.environ.get("QVL_DEVICE") or os.environ.get("DEVICE") or "auto"
+    if device.strip().lower() == "auto":
+        nodes = ("davinci[0-9]*", "nvidia*", "kfd", "dxg")
+        if sys.platform != "linux" or any(True for node in nodes for _ in Path("/dev").glob(node)):
+            return None
+    elif device.strip().lower() != "cpu":
+        return None
+    name = SHORT_DTYPES.get(dtype.removeprefix("torch."), dtype.removeprefix("torch."))
+    if name == "auto":
+        return "bfloat16" if _cpu_multiplies_bf16() else "float32"
+    return name if name in DTYPES else None
+
+
+def _npu_expected() -> bool:
+    return (
+        importlib.util.find_spec("torch_npu") is not None
+        or any(Path("/dev").glob("davinci[0-9]*"))
+        or bool(os.environ.get("ASCEND_RT_VISIBLE_DEVICES"))
+    )
+
+
+def _unusable(kind: str) -> str | None:
+    """Why `kind` cannot be used here, or None when it can."""
+    import torch
+
+    if kind == "cpu":
+        return None
+    if kind == "mps":
+        return None if torch.backends.mps.is_available() else "torch sees no Apple GPU"
+    if kind == "cuda":
+        return None if torch.cuda.is_available() else "torch sees no CUDA device"
+    if importlib.util.find_spec("torch_npu") is None:
+        return f"torch_npu is not installed ({install_line('npu')})"
+    try:
+        importlib.import_module("torch_npu")
+        module: Any = getattr(torch, "npu", None)
+        if module is None:
+            return "torch_npu did not register itself with this torch"
+        if module.is_available() and module.device_count() > 0:
+            return None
+    except Exception as exc:  # noqa: BLE001 - torch_npu raises whatever its driver libraries raise
+        return f"torch_npu does not import: {_first_line(exc)}"
+    visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "")
+    ids = [int(part) for part in visible.split(",") if part.strip().isdigit()]
+    if ids != sorted(ids):
+        return f"ASCEND_RT_VISIBLE_DEVICES={visible} is not in ascending order, which hides every NPU"
+    if visible:
+        return f"torch_npu sees no NPU with ASCEND_RT_VISIBLE_DEVICES={visible}"
+    return "torch_npu sees no NPU (driver, permissions of /dev/davinci*, or the container's devices)"
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).strip() or type(exc).__name__).splitlines()[0]
+
+
+def _index(kind: str, number: int | None, wanted: str) -> int | None:
+    import torch
+
+    if kind in ("cpu", "mps"):
+        if number:
+            raise ConfigError(f"unknown device {wanted!r}", hint=f"there is one {kind}")
+        return None
+    count = int(getattr(torch, kind).device_count())
+    if (number or 0) >= count:
+        raise ConfigError(f"device {wanted!r} does not exist", hint=f"{count} of kind {kind} are visible")
+    return number or 0
+
+
+def _name(kind: str, index: int | None) -> str:
+    import torch
+
+    if kind not in ("npu", "cuda"):
+        return ""
+    return str(getattr(torch, kind).get_device_name(index))
+
+
+def _dtype(name: str, kind: str, index: int | None) -> torch.dtype:
+    import torch
+
+    name = SHORT_DTYPES.get(name.removeprefix("torch."), name.removeprefix("torch."))
+    if name in DTYPES:
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
+    if name != "auto":
+        raise ConfigError(f"unknown dtype {name!r}", hint="auto, bfloat16, float16 or float32")
+    if kind == "cpu":
+        return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+    if kind == "mps":
+        return torch.float16
+    if kind == "npu" and NPU_WITHOUT_BF16.search(_name(kind, index)):
+        return torch.float16
+    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for bfloat16; without them it is emulated, several times slower than float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", flags) is not None
+
+
+def host_memory() -> tuple[int, int]:
+    free = total = 8 << 30
+    with suppress(OSError, ValueError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        total = int(lines["MemTotal"].split()[0]) << 10
+        free = int(lines["MemAvailable"].split()[0]) << 10
+    with suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        total, free = min(total, limit), min(free, max(0, limit - used))
+    return free, total

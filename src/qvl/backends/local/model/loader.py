@@ -1,0 +1,317 @@
+"""From a folder or hub id to weights in memory, with every way of failing told in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.backends.local.model.checkpoint_files import (
+    chat_template,
+    first_line,
+    image_settings,
+    quantisation,
+    read_json,
+    refuse_incomplete,
+    refuse_quantised,
+)
+from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError
+from qvl.extras import install_line
+from qvl.log import logger
+from qvl.places import in_home
+
+if TYPE_CHECKING:
+    from qvl.backends.local.model.device import Device
+
+log = logger(__name__)
+
+MODEL_TYPES: Final = ("qwen3_vl", "qwen3_vl_moe")
+FILES: Final = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A Qwen3-VL in memory.
+
+    Args:
+        folder: where its files lie.
+        model: transformers' Qwen3VLForConditionalGeneration, in eval mode, on its device(s).
+        tokenizer: transformers' fast tokenizer, chat template included.
+        image_config: the image processor's settings.
+        eos_token_ids: what ends an answer.
+        fingerprint: of the files that decide the answers; the same for equal copies in different places.
+    """
+
+    folder: Path
+    model: Any
+    tokenizer: Any
+    image_config: dict[str, Any]
+    eos_token_ids: tuple[int, ...]
+    fingerprint: str
+
+
+def bundled_folder() -> Path:
+    """Where the checkpoint that comes with the package lies."""
+    import qvl
+
+    return Path(str(qvl.__file__)).parent / "tiny" / "weights"
+
+
+def load(
+    model: str | None,
+    device: Device,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | dict[str, Any] | None = None,
+) -> Checkpoint:
+    """Loads weights, tokenizer and settings. Blocking, seconds to minutes.
+
+    Raises:
+        ConfigError: no such folder or model, not a Qwen3-VL, incomplete files.
+        BackendUnavailableError: the hub cannot be reached.
+        MissingDependencyError: torch, transformers, modelscope or accelerate is not installed.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as exc:
+        raise MissingDependencyError(f"a local model needs {exc.name}", hint=install_line("local")) from exc
+    folder = find_folder(model, revision)
+    name = model or "the bundled model"
+    config = read_json(folder / "config.json", name)
+    kind = config.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise ConfigError(f"{name} is a {kind!r}, not a Qwen3-VL", hint=f"model_type must be {MODEL_TYPES[0]}")
+    refuse_quantised(folder, config, name)
+    if device_map is not None:
+        _need("accelerate", "device_map", "pip install accelerate")
+    place: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    with _one_line(name, device), _without_progress_bars():
+        loaded, told = transformers.AutoModelForImageTextToText.from_pretrained(
+            str(folder),
+            config=_model_config(folder, config, trust_remote_code),
+            dtype=device.dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            # Weights of another shape are then told with their names, and refused below.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **place,
+        )
+        _check_weights(name, loaded, told)
+        if device_map is None:
+            loaded = loaded.to(device.torch)
+    if any(tensor.device == torch.device("meta") for tensor in (*loaded.parameters(), *loaded.buffers())):
+        raise ConfigError(f"{name} does not fit the devices", hint="more devices, or a smaller model")
+    tokenizer = load_tokenizer(folder, name, device, trust_remote_code=trust_remote_code)
+    loaded.eval().requires_grad_(False)
+    return Checkpoint(
+        folder=folder,
+        model=loaded,
+        tokenizer=tokenizer,
+        image_config=image_settings(folder, name),
+        eos_token_ids=_eos(loaded, tokenizer),
+        fingerprint=fingerprint(folder),
+    )
+
+
+def load_tokenizer(folder: Path, name: str, device: Device | None = None, *, trust_remote_code: bool = False) -> Any:
+    """transformers' fast tokenizer of the checkpoint, with its chat template.
+
+    Raises:
+        ConfigError: its files are absent or broken.
+    """
+    import transformers
+
+    settings = folder / "tokenizer_config.json"
+    saved = read_json(settings, name) if settings.is_file() else {}
+    with _one_line(name, device), _without_progress_bars():
+        if _newer(saved) and (folder / "tokenizer.json").is_file():
+            texts = {key: saved[key] for key in ("bos_token", "eos_token", "pad_token", "unk_token") if saved.get(key)}
+            tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **texts)
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=trust_remote_code, local_files_only=True
+            )
+    if not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = saved.get("chat_template") or chat_template(folder, name)
+    return tokenizer
+
+
+def _newer(tokenizer_config: dict[str, Any]) -> bool:
+    """True if transformers 5 saved the tokenizer and an older transformers is installed, which cannot read that."""
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        return False
+    return "backend" in tokenizer_config or tokenizer_config.get("tokenizer_class") == "TokenizersBackend"
+
+
+def _model_config(folder: Path, saved: dict[str, Any], trust_remote_code: bool) -> Any:
+    """transformers' configuration object; transformers 4 is told what `rope_parameters` of transformers 5 mean."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(
+        str(folder), trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    rope = (saved.get("text_config") or {}).get("rope_parameters")
+    if rope and int(transformers.__version__.split(".")[0]) < 5:
+        config.text_config.rope_scaling = rope
+        config.text_config.rope_theta = rope.get("rope_theta", config.text_config.rope_theta)
+    return config
+
+
+def _check_weights(name: str, loaded: Any, told: dict[str, Any]) -> None:
+    missing = set(told["missing_keys"])
+    head, embedding = loaded.get_output_embeddings(), loaded.get_input_embeddings()
+    if head.weight is embedding.weight:
+        missing.discard("lm_head.weight")
+    # transformers 5 tells both shapes beside a name, 4 the name alone.
+    reshaped = {entry if isinstance(entry, str) else str(entry[0]) for entry in told["mismatched_keys"]}
+    refuse_incomplete(name, missing, reshaped)
+    if told["error_msgs"]:
+        raise ConfigError(f"{name} cannot be loaded: {told['error_msgs'][0].splitlines()[0]}", param="model")
+    unused = sorted(told["unexpected_keys"])
+    if unused:
+        log.warning("weights_not_used", model=name, count=len(unused), first=unused[:3])
+
+
+def peek(model: str | None) -> tuple[str, dict[str, Any]] | None:
+    """(fingerprint, preprocessor settings) of a checkpoint in a folder, read without torch; None for anything else."""
+    folder = bundled_folder() if model is None else in_home(model)
+    if not (folder / "config.json").is_file():
+        return None
+    try:
+        if quantisation(folder, read_json(folder / "config.json", str(model))) is not None:
+            return None
+        return fingerprint(folder), image_settings(folder, str(model))
+    except (OSError, QvlError):
+        return None
+
+
+def find_folder(model: str | None, revision: str | None) -> Path:
+    """The folder that `model` names, downloaded first where it is a hub id."""
+    if model is None:
+        folder = bundled_folder()
+        if not (folder / "config.json").is_file():
+            raise ConfigError("the bundled model is not in this installation", hint="name a model, or install again")
+        return folder
+    path = in_home(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{model} has no config.json", hint="name the folder of a Qwen3-VL checkpoint")
+        return path
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ConfigError(f"no model at {model!r}", hint="a folder, or a hub id such as Qwen/Qwen3-VL-2B-Instruct")
+    return _from_hub(model, revision)
+
+
+def _from_hub(model: str, revision: str | None) -> Path:
+    hub = os.environ.get("QVL_HUB", "huggingface").strip().lower()
+    if hub not in ("huggingface", "hf", "modelscope"):
+        raise ConfigError(f"unknown QVL_HUB {hub!r}", hint="huggingface or modelscope")
+    if hub == "modelscope":
+        _need("modelscope", "QVL_HUB=modelscope", "pip install modelscope")
+        from modelscope import snapshot_download as download  # type: ignore[import-not-found,unused-ignore]
+    else:
+        from huggingface_hub import snapshot_download as download
+    try:
+        # Each hub has a default of its own for the revision.
+        where = download(model, allow_patterns=FILES, **({"revision": revision} if revision else {}))
+    except Exception as exc:
+        raise _hub_error(model, revision, exc) from exc
+    return Path(where)
+
+
+def _hub_error(model: str, revision: str | None, exc: Exception) -> QvlError:
+    kind = type(exc).__name__
+    at = f" at revision {revision}" if revision else ""
+    if kind in ("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError", "NotExistError"):
+        return ConfigError(f"the hub has no model {model!r}{at}, or it is private", hint="check the name; log in")
+    if kind == "GatedRepoError":
+        return ConfigError(f"{model} is gated", hint="accept its terms on the hub and log in")
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return ConfigError(f"{model}{at} is not in the local cache", hint="HF_HUB_OFFLINE is set: unset it once")
+    return BackendUnavailableError(
+        f"{model} cannot be downloaded: {first_line(exc)}",
+        hint="name a local folder, set HF_ENDPOINT to a mirror, or QVL_HUB=modelscope",
+    )
+
+
+def _need(module: str, what: str, line: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise MissingDependencyError(f"{what} needs {module}", hint=line)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """stdout and stderr belong to the program."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _one_line(name: str, device: Device | None) -> Iterator[None]:
+    """What transformers, safetensors and tokenizers raise about broken files, as one line."""
+    try:
+        yield
+    except QvlError:
+        raise
+    except Exception as exc:
+        if device is not None and device.is_out_of_memory(exc):
+            raise ConfigError(
+                f"{name} does not fit the memory of {device.type}", hint="a smaller model, or device_map='auto'"
+            ) from exc
+        raise ConfigError(f"{name} cannot be loaded: {first_line(exc)}", hint="are all its files there?") from exc
+
+
+def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    found: list[int] = []
+    for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        found += [] if value is None else [value] if isinstance(value, int) else list(value)
+    return tuple(dict.fromkeys(found))
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the small files and, of each weights file, its header, size, and samples of its bytes.
+
+    Hashing 17 GB would delay every start by a minute; headers, sizes and 64 samples of 4 KiB tell two checkpoints
+    apart.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".txt") and path.is_file():
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        elif path.suffix == ".safetensors":
+            digest.update(path.name.encode() + b"\0" + _sampled(path))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _sampled(path: Path, samples: int = 64, width: int = 4096) -> bytes:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        header = file.read(8)
+        digest.update(header + file.read(min(int.from_bytes(header, "little"), 16 << 20)))
+        if size <= 16 << 20:
+            digest.update(file.read())
+            return digest.digest()
+        for step in range(samples):
+            file.seek(step * (size - width) // (samples - 1))
+            digest.update(file.read(width))
+    return digest.digest()

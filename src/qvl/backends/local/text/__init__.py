@@ -1,0 +1,1 @@
+"""Requests as tokens, tokens as text, grammars."""

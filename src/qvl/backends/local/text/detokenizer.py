@@ -1,0 +1,312 @@
+"""From tokens to Chunks: bytes to text without broken characters, stop strings, reasoning and tool calls told apart."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.backends.local.text.tool_call import CallReader, ObjectScanner, parse_call
+from qvl.errors import BackendResponseError
+from qvl.types import Chunk, TokenLogprob, ToolCallDelta
+
+if TYPE_CHECKING:
+    from qvl.backends.local.model.sampler import Sampled
+    from qvl.types import ChatRequest, FinishReason
+
+THINK, THINK_END = "<think>", "</think>"
+CALL, CALL_END = "<tool_call>", "</tool_call>"
+# So many times the same character, or the same escape, is no answer any more but a model that has lost its thread.
+LONGEST_RUN: Final = 128
+_RUN: Final = re.compile(rf"(\\.|[^\\])\1{{{LONGEST_RUN - 1}}}", re.DOTALL)
+
+
+class Vocabulary:
+    """The bytes that each token stands for (byte-level BPE, as all Qwen tokenizers are). Special tokens are silent."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._letters = _byte_letters()
+        self._known: dict[int, bytes] = {
+            index: b"" if token.special else token.content.encode()
+            for index, token in tokenizer.added_tokens_decoder.items()
+        }
+        self._names = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
+
+    def bytes(self, token: int) -> bytes:
+        found = self._known.get(token)
+        if found is None:
+            # Rows of the embedding beyond the tokenizer stand for nothing.
+            letters = self._tokenizer.convert_ids_to_tokens(token) or ""
+            found = self._known[token] = bytes(self._letters[c] for c in letters if c in self._letters)
+        return found
+
+    def logprob(self, token: int, value: float, top: tuple[tuple[int, float], ...] = ()) -> TokenLogprob:
+        data = self.bytes(token)
+        text = data.decode("utf-8", errors="replace") or self._names.get(token, "")
+        return TokenLogprob(text, value, data, tuple(self.logprob(other, v) for other, v in top))
+
+
+def _byte_letters() -> dict[str, int]:
+    """Inverse of GPT-2's table, which gives every byte a visible letter."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(byte): byte for byte in visible}
+    hidden = [byte for byte in range(256) if byte not in set(visible)]
+    return table | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+
+
+@dataclass(slots=True)
+class Output:
+    """The text side of one sequence.
+
+    Args:
+        vocabulary: bytes of tokens.
+        index: of the choice.
+        stop: strings that end the answer; they are not part of it.
+        reasoning: whether the prompt has opened a `<think>` already.
+        parse_tools: whether `<tool_call>` blocks are calls or mere text.
+        want_logprobs: whether tokens are listed.
+        free: whether the answer may begin with `<think>`; not one that must have a form.
+        only_call: whether the answer is the JSON of one call, without markup.
+        json_form: whether the answer must be JSON, so that an endless run of one character is an error.
+    """
+
+    vocabulary: Vocabulary
+    index: int = 0
+    stop: tuple[str, ...] = ()
+    reasoning: bool = False
+    parse_tools: bool = False
+    want_logprobs: bool = False
+    free: bool = True
+    only_call: bool = False
+    json_form: bool = False
+    num_calls: int = 0
+    stopped: bool = False
+    _decoder: Any = field(init=False)
+    _held: str = ""  # behind the stop filter: may become a stop string
+    _splitter: Splitter = field(init=False)
+    _logprobs: list[TokenLogprob] = field(default_factory=list)
+    _call: CallReader | None = None  # the call that is being written
+    _tail: str = ""
+
+    def __post_init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._splitter = Splitter(self.reasoning, self.parse_tools, self.free, only_call=self.only_call)
+
+    @classmethod
+    def of(
+        cls, request: ChatRequest, vocabulary: Vocabulary, index: int, *, reasoning: bool, marked_calls: bool
+    ) -> Output:
+        """The output of choice `index` of `request`; `marked_calls` says whether a forced call has its markup."""
+        form, forced = request.response_format, bool(request.forced_tools)
+        calls = bool(request.tools) and request.tool_choice != "none" and (marked_calls or not forced)
+        asked_for = (form.schema, *(tool.parameters for tool in request.forced_tools))
+        json_form = (forced or form.kind in ("json_schema", "json_object")) and not _RUN.search(str(asked_for))
+        return cls(
+            vocabulary,
+            index,
+            request.sampling.stop,
+            reasoning=reasoning,
+            parse_tools=calls,
+            want_logprobs=request.sampling.logprobs is not None,
+            free=form.kind == "text" and not forced,
+            only_call=forced and not marked_calls,
+            json_form=json_form,
+        )
+
+    @property
+    def in_reasoning(self) -> bool:
+        return self._splitter.state == "reasoning"
+
+    def push(self, sampled: Sampled) -> Chunk | None:
+        """A token of the answer (not one that ends it). `stopped` is set when a stop string is complete.
+
+        Raises:
+            BackendResponseError: an answer that must be JSON repeats one character without an end.
+        """
+        if self.want_logprobs:
+            self._logprobs.append(self.vocabulary.logprob(sampled.token, sampled.logprob, sampled.top))
+        text = self._decoder.decode(self.vocabulary.bytes(sampled.token))
+        if not text:
+            return None
+        if self.json_form and not self.in_reasoning:
+            self._refuse_endless(text)
+        return self._chunk(self._until_stop(text))
+
+    def _refuse_endless(self, text: str) -> None:
+        self._tail = (self._tail + text)[-2 * LONGEST_RUN - len(text) :]
+        if run := _RUN.search(self._tail):
+            raise BackendResponseError(
+                f"the model wrote {run.group(1)!r} {LONGEST_RUN} times in a row inside an answer that must be JSON",
+                hint="bound the field in the schema (maxLength, maximum), or ask a larger model",
+                code="endless_answer",
+            )
+
+    def finish(self, reason: FinishReason) -> Chunk:
+        """The last chunk of the choice, with everything that was held back."""
+        text = "" if self.stopped else self._until_stop(self._decoder.decode(b"", True))
+        if not self.stopped:
+            text, self._held = text + self._held, ""
+        chunk = self._chunk(text, last=True, cut_off=reason == "length") or Chunk(index=self.index)
+        if reason == "stop" and self.num_calls:
+            reason = "tool_calls"
+        return Chunk(chunk.text, self.index, chunk.reasoning, chunk.tool_calls, chunk.logprobs, reason)
+
+    def _until_stop(self, text: str) -> str:
+        """What of the text can be shown now: nothing that is, or may become, a stop string."""
+        if not self.stop:
+            return text
+        text = self._held + text
+        places = [(place, word) for word in self.stop if (place := text.find(word)) >= 0]
+        if places:
+            self.stopped, self._held = True, ""
+            place = min(places)[0]
+            # What waits in the decoder is a part of what came behind the stop string.
+            self._drop_logprobs(len(text[place:].encode()) + len(self._decoder.getstate()[0]))
+            return text[:place]
+        keep = max((_overlap(text, word) for word in self.stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def _drop_logprobs(self, count: int) -> None:
+        """Tokens that lie wholly within the last `count` bytes are no part of the answer."""
+        while self._logprobs and count >= (size := len(self._logprobs[-1].bytes)):
+            count -= size
+            self._logprobs.pop()
+
+    def _chunk(self, text: str, *, last: bool = False, cut_off: bool = False) -> Chunk | None:
+        content, reasoning, blocks = self._splitter.push(text, last=last)
+        deltas: list[ToolCallDelta] = []
+        for block in blocks:
+            content += self._read(block, deltas, whole=True, last=last)
+            self._call = None
+        if self._splitter.state == "call":
+            content += self._read(self._splitter.open_call, deltas, whole=False, last=last and not cut_off)
+        if not (content or reasoning or deltas or (last and self._logprobs)):
+            return None
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        return Chunk(content, self.index, reasoning, tuple(deltas), logprobs)
+
+    def _read(self, block: str, deltas: list[ToolCallDelta], *, whole: bool, last: bool) -> str:
+        """Adds to `deltas` what `block` tells of its call; returns the text that it turns out to be instead."""
+        call = self._call = self._call or CallReader()
+        started = call.started
+        arguments = call.feed(block, whole=whole)
+        if call.started and not started:
+            deltas.append(ToolCallDelta(self.num_calls, f"call_{uuid.uuid4().hex[:24]}", call.name, arguments))
+            self.num_calls += 1
+        elif arguments:
+            deltas.append(ToolCallDelta(self.num_calls - 1, arguments=arguments))
+        if call.started or not (whole or last):
+            return ""
+        return block if self.only_call else f"{CALL}{block}" + (CALL_END if whole and not last else "")
+
+
+class Splitter:
+    """Tells content, reasoning (`<think>`) and tool calls apart in a stream of text.
+
+    `state` is start, reasoning, content or call. White space around the markup belongs to nobody. A call ends with its
+    JSON object, whatever its texts say; one that is no object ends with `</tool_call>`.
+    """
+
+    def __init__(self, reasoning: bool, parse_tools: bool, free: bool, *, only_call: bool = False) -> None:
+        self.state = "call" if only_call else "reasoning" if reasoning else "start" if free else "content"
+        self._tools = parse_tools
+        self._buffer = ""
+        self._object = ObjectScanner()
+        self._fresh = reasoning  # white space behind markup is dropped
+
+    def push(self, text: str, *, last: bool = False) -> tuple[str, str, list[str]]:
+        """(content, reasoning, bodies of finished tool calls) that are certain by now; all of it when `last`."""
+        self._buffer += text
+        content, reasoning, calls = "", "", []
+        while True:
+            if self.state == "start":
+                lead = self._buffer.lstrip()
+                if lead.startswith(THINK):
+                    self._enter("reasoning", lead[len(THINK) :])
+                elif last or not THINK.startswith(lead):
+                    self.state, self._fresh = "content", False
+                else:
+                    break
+            elif self.state == "reasoning":
+                piece, closed = self._take(THINK_END, last)
+                reasoning += piece
+                if not closed:
+                    break
+                self._enter("content", self._buffer)
+            elif self.state == "call":
+                body, rest, ended = self._one_call(last)
+                if not ended:
+                    break
+                calls.append(body)
+                self._enter("content", rest)
+            elif not self._tools:
+                piece, _ = self._take(None, last)
+                content += piece
+                break
+            else:
+                piece, opened = self._take(CALL, last)
+                content += piece
+                if not opened:
+                    break
+                self._enter("call", self._buffer)
+        return content, reasoning, calls
+
+    @property
+    def open_call(self) -> str:
+        """The body of the call that is being written."""
+        return self._buffer
+
+    def _one_call(self, last: bool) -> tuple[str, str, bool]:
+        """(body, what is behind the call, True) once a call has ended."""
+        self._object.feed(self._buffer)
+        if self._object.end is not None:
+            body, rest = self._buffer[: self._object.end], self._buffer[self._object.end :].lstrip()
+            if CALL_END.startswith(rest) and rest != CALL_END and not last:
+                return "", "", False
+            return body, rest.removeprefix(CALL_END), True
+        if self._object.other or last:
+            body, found, rest = self._buffer.partition(CALL_END)
+            return body, rest, bool(found)
+        return "", "", False
+
+    def _enter(self, state: str, rest: str) -> None:
+        self.state, self._buffer, self._fresh = state, rest, True
+        self._object = ObjectScanner()
+
+    def _take(self, mark: str | None, last: bool) -> tuple[str, bool]:
+        """Text up to `mark`, or as much of it as cannot be its beginning, and whether the mark was there."""
+        if self._fresh:
+            self._buffer = self._buffer.lstrip()
+            self._fresh = not self._buffer
+        text = self._buffer
+        if mark is None:
+            self._buffer = ""
+            return text, False
+        place = text.find(mark)
+        if place >= 0:
+            self._buffer = text[place + len(mark) :]
+            return text[:place].rstrip(), True
+        if last:
+            self._buffer = ""
+            return text, False
+        keep = _overlap(text, mark)
+        stem = text[: len(text) - keep]
+        keep += len(stem) - len(stem.rstrip())
+        self._buffer = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+
+def _overlap(text: str, word: str) -> int:
+    """Length of the longest end of `text` that is a true beginning of `word`."""
+    for size in range(min(len(text), len(word) - 1), 0, -1):
+        if text.endswith(word[:size]):
+            return size
+    return 0
+
+
+__all__: Sequence[str] = ["Output", "Splitter", "Vocabulary", "parse_call"]

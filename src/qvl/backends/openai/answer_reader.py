@@ -1,0 +1,426 @@
+"""Reads the events of a streamed chat completion as Chunks.
+
+What servers add to OpenAI's format is understood too: reasoning as `reasoning_content`, `reasoning` or an inline
+`<think>` block, parallel tool calls that share an index or have none, logprobs with raw bytes, picture tokens in the
+usage, finish reasons of other dialects.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final, cast
+
+from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, cut_off, from_event
+from qvl.chunks import lone_end
+from qvl.errors import BackendResponseError, RefusalError
+from qvl.http.sse import readable, shorten
+from qvl.types import Chunk, FinishReason, TokenLogprob, ToolCallDelta, Usage
+
+_LENGTH: Final = (
+    "length incomplete max_tokens max_length max_new_tokens max_output_tokens max_completion_tokens model_length "
+    "token_limit context_length context_length_exceeded model_context_window_exceeded"
+)
+_TOOL_CALLS: Final = "tool_calls tool_call tool_use function_call function_calls"
+_GIVEN_UP: Final = (
+    "error failed failure abort aborted cancel cancelled canceled timeout network_error internal_error "
+    "insufficient_system_resource malformed_function_call malformed_response recitation repetition_truncation"
+)
+_WITHHELD: Final = (
+    "content_filter content_filtered sensitive safety blocklist prohibited_content spii image_safety "
+    "image_prohibited_content guardrail guardrail_intervened guardrails"
+)
+# What is in none of these, and speaks of no error, ends an answer as it should: stop, eos, end, end_turn, complete, …
+_MEANS: Final[dict[str, str]] = {
+    word: meaning
+    for meaning, words in (
+        ("length", _LENGTH),
+        ("tool_calls", _TOOL_CALLS),
+        ("given_up", _GIVEN_UP),
+        ("withheld", _WITHHELD),
+        ("refused", "refusal refused"),
+    )
+    for word in words.split()
+}
+_IMAGE_TOKENS: Final = ("image_tokens", "vision_tokens", "multimodal_tokens")
+_HUMP: Final = re.compile("(?<=[a-z])(?=[A-Z])")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_decode: Final = json.JSONDecoder().decode
+
+
+class ThinkSplitter:
+    """Moves a leading `<think>…</think>` out of the text of one choice, also when a tag comes in pieces.
+
+    With `opened`, the template is known to have opened the block, so that the answer begins within it: text is held
+    back until `</think>`, and is the answer after all where none comes. `opened_by_template` says what this answer
+    tells of the next one.
+    """
+
+    __slots__ = ("_kept", "_opened", "_pending", "_state", "_tail")
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self._state = "start"
+        self._pending = ""
+        self._opened = opened
+        self._kept: list[str] = []
+        self._tail = ""
+
+    @property
+    def opened_by_template(self) -> bool:
+        """True if the block ended without having begun here, or nothing tells otherwise."""
+        if self._state != "text":
+            return self._opened
+        text = "".join(self._kept)
+        at = lone_end(text)
+        return at is not None and text.startswith("</think>\n", at)
+
+    def split(self, text: str) -> tuple[str, str]:
+        """(text, reasoning) of this piece; what may be the beginning of a tag is kept back."""
+        if self._state == "answer":
+            return text, ""
+        if self._state == "text":
+            self._kept.append(text)
+            return text, ""
+        if self._state == "gap":
+            return self._after(text), ""
+        if self._state == "opened":
+            return self._held(text)
+        self._pending += text
+        if self._state == "start":
+            lead = self._pending.lstrip()
+            if lead.startswith("<think>"):
+                self._opened = False
+                self._state, self._pending = "think", lead[len("<think>") :].lstrip("\n")
+            elif "<think>".startswith(lead):
+                return "", ""
+            else:
+                whole, self._pending = self._pending, ""
+                if self._opened:
+                    self._state = "opened"
+                    return self._held(whole)
+                return self._to_text(whole), ""
+        return self._thinking()
+
+    def reasoned_elsewhere(self) -> None:
+        """The endpoint separates reasoning by itself: the content is the answer."""
+        self._opened = False
+
+    def flush(self, *, cut_off: bool = False) -> tuple[str, str]:
+        """What was kept back when the choice ended; `cut_off` says that it ended for want of tokens."""
+        if self._state == "opened":
+            rest, self._kept = "".join(self._kept), []
+            # A whole answer without the end of a block had none: the next one is not held back for it.
+            self._opened = cut_off
+            return ("", rest) if cut_off else (rest, "")
+        rest, self._pending = self._pending, ""
+        return ("", rest) if self._state == "think" else (rest, "")
+
+    def _held(self, text: str) -> tuple[str, str]:
+        self._kept.append(text)
+        if self._opened and "</think>" not in self._tail + text:
+            self._tail = (self._tail + text)[-len("</think>") :]
+            return "", ""
+        whole = "".join(self._kept)
+        if not self._opened:
+            self._kept = []
+            return self._to_text(whole), ""
+        self._tail = ""
+        at = lone_end(whole)
+        if at is None:
+            return "", ""
+        self._state, self._kept = "gap", []
+        return self._after(whole[at + len("</think>") :]), whole[:at].strip("\n")
+
+    def _thinking(self) -> tuple[str, str]:
+        before, tag, after = self._pending.partition("</think>")
+        if tag:
+            self._state, self._pending = "gap", ""
+            return self._after(after), before.rstrip("\n")
+        keep = next((n for n in range(7, 0, -1) if before.endswith("</think>"[:n])), 0)
+        self._pending = before[len(before) - keep :]
+        return "", before[: len(before) - keep]
+
+    def _after(self, text: str) -> str:
+        """The line ends between the block and the answer belong to neither."""
+        rest = text.lstrip("\n")
+        if rest:
+            self._state = "answer"
+        return rest
+
+    def _to_text(self, text: str) -> str:
+        self._state, self._pending = "text", ""
+        self._kept.append(text)
+        return text
+
+
+class SurrogateJoiner:
+    """Puts together the halves of a surrogate pair that come in two pieces; a half that stays alone becomes U+FFFD."""
+
+    __slots__ = ("_high",)
+
+    def __init__(self) -> None:
+        self._high = ""
+
+    def join(self, text: str) -> str:
+        if not self._high and (text.isascii() or not _SURROGATE.search(text)):
+            return text
+        text = self._high + text
+        self._high = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        whole = text[: len(text) - len(self._high)]
+        return whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+    def flush(self) -> str:
+        rest, self._high = self._high, ""
+        return "\ufffd" if rest else ""
+
+
+class CallPlacer:
+    """Gives each tool call of one choice an index of its own.
+
+    A call that has a name begins another one if it brings a new id, or if the call at its index is complete already:
+    servers send parallel calls under one index, or under none, and repeat id and name in later pieces of one call.
+    """
+
+    __slots__ = ("_arguments", "_ids", "_places")
+
+    def __init__(self) -> None:
+        self._ids: list[str | None] = []
+        self._arguments: list[str] = []
+        self._places: dict[object, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def read(self, calls: Iterable[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
+        """The pieces of one event, each with its call's index; the id comes with the first piece that has one."""
+        calls = list(calls)
+        return tuple(self._read(call, place if len(calls) > 1 else None) for place, call in enumerate(calls))
+
+    def _read(self, call: Mapping[str, Any], place: int | None) -> ToolCallDelta:
+        function = call.get("function") or {}
+        arguments = function.get("arguments")
+        if not isinstance(arguments, str):
+            arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
+        index, identity, name = call.get("index"), call.get("id") or None, function.get("name") or None
+        at = self._place(("index", int(index)) if index is not None else ("place", place), identity, name)
+        self._arguments[at] += arguments
+        told, self._ids[at] = self._ids[at], self._ids[at] or identity
+        return ToolCallDelta(index=at, id=None if told else identity, name=name, arguments=arguments)
+
+    def _place(self, key: tuple[str, int | None], identity: str | None, name: str | None) -> int:
+        if identity in self._ids and identity is not None:
+            at = self._ids.index(identity)
+        else:
+            known = self._places.get(key)
+            if known is None and key == ("place", None) and self._ids:
+                known = len(self._ids) - 1
+            if known is None or (name and self._begins_another(known, identity)):
+                known = len(self._ids)
+                self._ids.append(None)
+                self._arguments.append("")
+            at = known
+        self._places[key] = at
+        return at
+
+    def _begins_another(self, at: int, identity: str | None) -> bool:
+        if identity is not None and self._ids[at] is not None:
+            return True
+        try:
+            return isinstance(json.loads(self._arguments[at]), dict)
+        except ValueError:
+            return False
+
+
+class ChoiceReader:
+    """What is kept of one choice between two events."""
+
+    __slots__ = ("calls", "finished", "joiners", "refusal", "think")
+
+    def __init__(self, *, opened: bool) -> None:
+        self.think = ThinkSplitter(opened=opened)
+        self.calls = CallPlacer()
+        self.joiners: dict[object, SurrogateJoiner] = {}
+        self.refusal = ""
+        self.finished = False
+
+    def joined(self, key: object, text: str) -> str:
+        return self.joiners.setdefault(key, SurrogateJoiner()).join(text) if text else ""
+
+    def rest(self, key: object) -> str:
+        joiner = self.joiners.get(key)
+        return joiner.flush() if joiner is not None else ""
+
+
+class AnswerReader:
+    """Folds nothing, only translates: feed it event payloads, get Chunks.
+
+    The chunk with the finish_reason is held back until the usage has come, so that the last chunk of the stream carries
+    both. `opened` says that the model's template is known to open the `<think>` block.
+
+    Raises:
+        Failed: (from `read` and `end`) an error event, an event that makes no sense, an answer that is not whole, a
+            refusal.
+    """
+
+    def __init__(self, *, n: int, where: str, opened: bool = False) -> None:
+        self._n = n
+        self._where = where
+        self._opened = opened
+        self._choices: dict[int, ChoiceReader] = {}
+        self._held: Chunk | None = None
+        self.usage = Usage()
+        self.done = False
+
+    @property
+    def opened_by_template(self) -> bool:
+        """True if an answer had a `</think>` without its `<think>`: what came before it was reasoning."""
+        return any(choice.think.opened_by_template for choice in self._choices.values())
+
+    def read(self, payload: bytes) -> list[Chunk]:
+        """The chunks of one event. `done` is set by `[DONE]`."""
+        if payload.strip() == b"[DONE]":
+            self.done = True
+            return []
+        event = self._parse(payload)
+        if event.get("error") or event.get("object") == "error":
+            raise from_event(event.get("error") or event, self._where)
+        if "choices" not in event and ("detail" in event or "message" in event):
+            raise from_event(event, self._where)
+        chunks: list[Chunk] = []
+        try:
+            if event.get("usage"):
+                self.usage = read_usage(event["usage"])
+            for choice in event.get("choices") or ():
+                chunks += self._choice(choice)
+        except (TypeError, ValueError, KeyError, AttributeError) as exc:
+            raise broken(f"an event that makes no sense: {readable(payload)}", self._where) from exc
+        if chunks and self._held is not None:
+            chunks.insert(0, self._held)
+            self._held = None
+        if chunks and chunks[-1].finish_reason is not None:
+            self._held = chunks.pop()
+        return chunks
+
+    def end(self) -> Chunk:
+        """The last chunk, with finish_reason and usage."""
+        finished = sum(choice.finished for choice in self._choices.values())
+        if self._held is None or finished < self._n:
+            if not self._choices:
+                raise cut_off("the stream ended without an answer", self._where)
+            if finished and self._held is not None:
+                raise broken(f"{finished} answers came, n={self._n} were asked for", self._where)
+            raise cut_off("the stream broke off before the answer was whole", self._where)
+        return replace(self._held, usage=self.usage)
+
+    def _parse(self, payload: bytes) -> Mapping[str, Any]:
+        try:
+            event = _decode(payload.decode())
+        except UnicodeDecodeError as exc:
+            raise broken(f"the stream is not UTF-8: {readable(payload)}", self._where) from exc
+        except (ValueError, RecursionError) as exc:
+            raise broken(f"the stream has broken JSON: {readable(payload)}", self._where) from exc
+        if not isinstance(event, Mapping):
+            raise broken(f"an event that is no object: {readable(payload)}", self._where)
+        return event
+
+    def _choice(self, choice: Mapping[str, Any]) -> list[Chunk]:
+        index = int(choice.get("index") or 0)
+        delta: Mapping[str, Any] = choice.get("delta") or choice.get("message") or {}
+        state = self._choices.setdefault(index, ChoiceReader(opened=self._opened))
+        own = state.joined("reasoning", delta.get("reasoning_content") or delta.get("reasoning") or "")
+        if own:
+            state.think.reasoned_elsewhere()
+        content, refused = _content(delta.get("content"))
+        text, reasoning = state.think.split(state.joined("text", content))
+        reasoning = own + reasoning
+        state.refusal += state.joined("refusal", (delta.get("refusal") or "") + refused)
+        calls = tuple(
+            replace(call, arguments=state.joined(call.index, call.arguments))
+            for call in state.calls.read(delta.get("tool_calls") or _function_call(delta))
+        )
+        finish = self._finish(choice.get("finish_reason"), state)
+        if finish is not None:
+            rest, rest_reasoning = state.think.flush(cut_off=finish == "length")
+            text += rest + state.rest("text")
+            reasoning += rest_reasoning + state.rest("reasoning")
+            calls += tuple(
+                ToolCallDelta(index=at, arguments=rest) for at in range(len(state.calls)) if (rest := state.rest(at))
+            )
+            state.finished = True
+        logprobs = _logprobs(choice.get("logprobs"))
+        if not (text or reasoning or calls or logprobs or finish):
+            return []
+        return [
+            Chunk(
+                text=text,
+                index=index,
+                reasoning=reasoning,
+                tool_calls=calls,
+                logprobs=logprobs,
+                finish_reason=finish,
+            )
+        ]
+
+    def _finish(self, reason: str | None, state: ChoiceReader) -> FinishReason | None:
+        if not reason:
+            return None
+        # Gemini's are written in capitals, others with hyphens or as maxTokens; FINISH_REASON_ is an enum's name.
+        word = _HUMP.sub("_", str(reason)).lower().replace("-", "_").rpartition("finish_reason_")[2]
+        meaning = _MEANS.get(word, "given_up" if "error" in word or "fail" in word else "stop")
+        if state.refusal or meaning == "refused":
+            said = f": {shorten(state.refusal)}" if state.refusal else ""
+            raise Failed(RefusalError(f"{self._where}: the model refused to answer{said}"), Repeat.NEVER, Blame.NONE)
+        if meaning == "withheld":
+            raise refused_answer("the endpoint's content filter withheld the answer", self._where, "content_filter")
+        if meaning == "given_up":
+            raise refused_answer(f"the endpoint gave the answer up: {shorten(str(reason))}", self._where, None)
+        if meaning == "length":
+            return "length"
+        return "tool_calls" if meaning == "tool_calls" or state.calls else "stop"
+
+
+def refused_answer(message: str, where: str, code: str | None) -> Exception:
+    failed = broken(message, where)
+    failed.error = BackendResponseError(f"{where}: {message}", code=code)
+    return failed
+
+
+def read_usage(usage: Mapping[str, Any]) -> Usage:
+    """Token counts out of an OpenAI usage object; what it does not say is 0."""
+    details = usage.get("prompt_tokens_details") or {}
+    return Usage(
+        prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        completion_tokens=int(usage.get("completion_tokens") or 0),
+        image_tokens=int(next((details[name] for name in _IMAGE_TOKENS if details.get(name)), 0)),
+        cached_tokens=int(details.get("cached_tokens") or 0),
+    )
+
+
+def _content(content: object) -> tuple[str, str]:
+    """(text, refusal); some gateways stream content as parts."""
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    parts = cast("list[dict[str, Any]]", content)
+    return "".join(part.get("text") or "" for part in parts), "".join(part.get("refusal") or "" for part in parts)
+
+
+def _function_call(delta: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The one call of OpenAI's older form."""
+    call = delta.get("function_call")
+    return ({"index": 0, "function": call},) if isinstance(call, Mapping) else ()
+
+
+def _logprobs(logprobs: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...]:
+    return tuple(_logprob(item) for item in (logprobs or {}).get("content") or ())
+
+
+def _logprob(item: Mapping[str, Any]) -> TokenLogprob:
+    raw = item.get("bytes")
+    return TokenLogprob(
+        token=item["token"],
+        logprob=float(item["logprob"]),
+        bytes=bytes(raw) if raw is not None else item["token"].encode("utf-8", "replace"),
+        top=tuple(_logprob(top) for top in item.get("top_logprobs") or ()),
+    )

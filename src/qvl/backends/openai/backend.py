@@ -1,0 +1,382 @@
+"""The `openai` backend: any OpenAI-compatible endpoint, or several of them as a pool.
+
+One endpoint is a pool of one, so retries, health, limits and counters are the same code. What the endpoints can do is
+probed when the backend is opened, once a process for each (URL, model).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Final
+
+from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
+from qvl.backends.openai.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url
+from qvl.backends.openai.endpoint_list import Listed, by_name
+from qvl.backends.openai.failures import Blame, Failed, Repeat
+from qvl.backends.openai.fleet import Attempts, Fleet, Line
+from qvl.backends.openai.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
+from qvl.backends.openai.retry import RetryPolicy
+from qvl.backends.openai.wire import request_body
+from qvl.errors import (
+    BackendUnavailableError,
+    QvlError,
+)
+from qvl.log import logger
+from qvl.media.gate import SMALL
+from qvl.types import ChatRequest, Chunk, Timing
+
+log = logger("qvl.backends.openai")
+PATCH: Final = 32
+TEXT_PER_TOKEN: Final = 4
+
+
+class OpenAIBackend(Backend):
+    """Asks OpenAI-compatible endpoints: OpenAI, vLLM, SGLang, LMDeploy, Ollama, `transformers serve`, `qvl-serve`.
+
+    Args:
+        model: the model's name at the endpoint; empty takes the only one that the endpoint lists.
+        base_url: one URL or several (or `Listed` ones, with weight and limit); default `OPENAI_BASE_URL`, else OpenAI's
+            own. `/v1` is added to a bare host.
+        api_key: default `OPENAI_API_KEY`.
+        connect_timeout: seconds; `first_token_timeout`, `token_timeout` (between tokens) and `total_timeout` (with all
+            retries) likewise.
+        max_retries: further rounds over the endpoints after a failure that may pass; never after the first token.
+        probe: False skips the probe; every capability is then assumed and a refusal comes from the endpoint itself.
+        extra_headers: sent with every request.
+        policy: `least_outstanding` picture tokens, `round_robin`, or `affinity` (same picture, same endpoint).
+        weights: of the endpoints, by URL or in their order; 1 by default.
+        limit: most requests at one endpoint at a time; further ones wait here.
+        verify: False trusts any certificate, a path names the certificate authorities to trust.
+        health_interval: seconds between checks of endpoints that rest; only for several endpoints; None for none.
+        identity: a name for what stands behind the endpoints, for the cache key. By default it is the set of base
+            URLs, because equal model names at different places need not be equal models; give a name to keep the
+            cache when endpoints come and go.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+    """
+
+    name = "openai"
+    wants_pixels = False
+    splits_thought = True
+
+    def __init__(
+        self,
+        model: str = "",
+        *,
+        base_url: str | Sequence[str | Listed] | None = None,
+        api_key: str | None = None,
+        connect_timeout: float = 5.0,
+        first_token_timeout: float = 120.0,
+        token_timeout: float = 60.0,
+        total_timeout: float = 600.0,
+        max_retries: int = 2,
+        probe: bool = True,
+        extra_headers: Mapping[str, str] | None = None,
+        policy: Policy = "least_outstanding",
+        weights: Mapping[str, float] | Sequence[float] | None = None,
+        limit: int | None = None,
+        verify: bool | str = True,
+        health_interval: float | None = 10.0,
+        identity: str | None = None,
+    ) -> None:
+        self.model = model
+        self._timeouts = Timeouts(connect_timeout, first_token_timeout, token_timeout, total_timeout)
+        self._retry = RetryPolicy(max_retries)
+        self._api_key = api_key
+        self._headers = dict(extra_headers or {})
+        self._verify = verify
+        self._limit = limit
+        self._identity = identity
+        self._health_interval = health_interval
+        given = by_name(self._listed(base_url))
+        if weights is not None:
+            if isinstance(weights, Mapping):
+                weights = {shown_url(read_url(url)): weight for url, weight in weights.items()}
+            shares = weights_by_url(given, weights)
+            given = {name: replace(one, weight=shares[name]) for name, one in given.items()}
+        self._pool: EndpointPool[Line] = EndpointPool(
+            [self._member(one.url, one.weight, one.limit) for one in given.values()], policy=policy
+        )
+        self._fleet = Fleet(
+            self._pool,
+            model,
+            make=self._member,
+            probes=probe,
+            retry=self._retry,
+            account=api_key or os.environ.get("OPENAI_API_KEY", ""),
+        )
+        self._is_open = False
+        self._opening = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        self._health: asyncio.Task[None] | None = None
+        self._running = 0
+        self._counts = dict.fromkeys(("requests", "retries", "failovers", "failures"), 0)
+
+    def _listed(self, base_url: str | Iterable[str | Listed] | None) -> list[Listed]:
+        """The endpoints that are meant, each with its limit."""
+        if base_url is None:
+            base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+        if isinstance(base_url, str):
+            base_url = [url for url in base_url.split(",") if url.strip()]
+        every = [one if isinstance(one, Listed) else Listed(one, limit=self._limit) for one in base_url]
+        return [replace(one, limit=one.limit or self._limit) for one in every]
+
+    def _member(self, url: str, weight: float, limit: int | None = None) -> Member[Line]:
+        endpoint = Endpoint(
+            url, api_key=self._api_key, timeouts=self._timeouts, headers=self._headers, verify=self._verify
+        )
+        return Member(endpoint.url, Line(endpoint), weight=weight, limit=limit or self._limit)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._fleet.capabilities
+
+    def identity(self) -> dict[str, Any]:
+        """Backend, model, and the set of base URLs or the name given for it."""
+        where = self._identity or sorted(member.target.endpoint.identity for member in self._pool.members)
+        return {"backend": self.name, "model": self.model, "endpoints": where}
+
+    def peek_identity(self) -> dict[str, Any] | None:
+        return self.identity() if self.model else None
+
+    def peek_capabilities(self) -> Capabilities | None:
+        return self.capabilities if self._is_open else self._fleet.peek_capabilities()
+
+    async def open(self) -> None:
+        """Makes connections and probes every endpoint.
+
+        Raises:
+            BackendUnavailableError: no endpoint answers; each is named.
+            UnknownNameError: the endpoint has no such model.
+            AuthError: it refuses the key.
+        """
+        async with self._opening:
+            if self._is_open:
+                return
+            await self._fleet.open()
+            self.model = self._fleet.model
+            self._is_open = True
+            self._watch()
+
+    def _watch(self) -> None:
+        """Starts to look after endpoints that rest, as soon as there are several."""
+        if self._is_open and self._health is None and self._health_interval is not None and len(self._pool) > 1:
+            self._health = asyncio.create_task(self._fleet.watch(self._health_interval))
+
+    async def aclose(self) -> None:
+        self._is_open = False
+        health, self._health = self._health, None
+        if health is not None:
+            health.cancel()
+            await asyncio.gather(health, return_exceptions=True)
+        await self._fleet.aclose()
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        self.refuse_unsupported(request)
+        if not self._is_open:
+            raise BackendUnavailableError(f"openai:{self.model} is not open", hint="await backend.open()")
+        started = time.monotonic()
+        self._running += 1
+        self._counts["requests"] += 1
+        try:
+            async with aclosing(self._answer(request)) as chunks:
+                first = 0.0
+                async for chunk in chunks:
+                    first = first or time.monotonic() - started
+                    if chunk.usage is not None:
+                        queued = chunk.timing.queue if chunk.timing else 0.0
+                        total = time.monotonic() - started
+                        chunk = replace(chunk, timing=Timing(queue=queued, first_token=first, total=total))
+                    yield chunk
+        except Failed as failed:
+            self._counts["failures"] += 1
+            raise failed.error from failed.__cause__
+        except QvlError:
+            self._counts["failures"] += 1
+            raise
+        finally:
+            self._running -= 1
+
+    async def _answer(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        """Attempt after attempt, until an endpoint has begun to answer."""
+        deadline = began() + self._timeouts.total
+        key = request.pictures[0].sha256 if request.pictures else None
+        cost = picture_tokens(request)
+        repeatable = _repeatable(request)
+        attempts, rounds = Attempts(), 0
+        while True:
+            queued = time.monotonic()
+            ticket = await self._pool.acquire(cost=cost, key=key, exclude=attempts.exclude, until=deadline)
+            if ticket is None:
+                await self._next_round(attempts, rounds, deadline)
+                rounds += 1
+                continue
+            if attempts.failures:
+                elsewhere = ticket.member.name not in attempts.failures
+                self._counts["failovers" if elsewhere else "retries"] += 1
+            waited = time.monotonic() - queued
+            handed_on = False
+            try:
+                async with aclosing(self._attempt(ticket, request, deadline)) as chunks:
+                    async for chunk in chunks:
+                        if not handed_on:
+                            handed_on = True
+                            ticket.first_token()
+                        yield replace(chunk, timing=Timing(queue=waited)) if chunk.usage is not None else chunk
+                return
+            except Failed as failed:
+                ticket.failed(failed)
+                if handed_on and failed.repeat is Repeat.ANYWHERE and repeatable and self._retry.max_retries:
+                    # Not ours to repeat, but a caller that has shown nothing to anybody may.
+                    failed.error.code = CUT_OFF
+                if handed_on or failed.repeat is Repeat.NEVER:
+                    raise
+                attempts.note(ticket.member.name, failed, repeatable=repeatable)
+                log.info(
+                    "endpoint failed",
+                    endpoint=ticket.member.name,
+                    request_id=request.request_id,
+                    error=type(failed.error).__name__,
+                )
+            finally:
+                ticket.release()
+
+    async def _attempt(
+        self, ticket: Ticket[Line], request: ChatRequest, deadline: float
+    ) -> AsyncGenerator[Chunk, None]:
+        line = ticket.member.target
+        joined_late = line.findings is None
+        findings = await self._fleet.found(line)
+        if joined_late:
+            try:
+                self.refuse_unsupported(request)
+            except QvlError as exc:
+                # It has less than the others: this request, which they can serve, goes past it.
+                raise Failed(exc, Repeat.ELSEWHERE, Blame.NONE) from None
+
+        def written() -> bytes:
+            return request_body(request, self.model, findings.dialect)
+
+        # Scaling and encoding megapixels would hold up every other stream.
+        body = written() if _is_small(request) else await asyncio.to_thread(written)
+        async with aclosing(
+            line.endpoint.stream(
+                body,
+                n=request.sampling.n,
+                deadline=deadline,
+                request_id=request.request_id,
+                repeatable=_repeatable(request),
+                thinks="thinking" in self.model.lower(),
+            )
+        ) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _next_round(self, attempts: Attempts, rounds: int, deadline: float) -> None:
+        """Waits until an endpoint may be asked again, or raises what all of them said."""
+        left = [m.name for m in self._pool.members if m.name not in attempts.never and not m.draining]
+        wait = self._retry.delay(rounds, attempts.asked_to_wait())
+        if left:
+            wait = max(wait, self._pool.next_chance(frozenset(attempts.never)))
+        out_of_time = time.monotonic() + wait >= deadline
+        if not left or rounds >= self._retry.max_retries or out_of_time or not self._is_open:
+            raise self._fleet.verdict(attempts)
+        await asyncio.sleep(wait)
+        attempts.round.clear()
+
+    def endpoints(self) -> list[EndpointState]:
+        """Every endpoint as it stands now."""
+        return self._pool.snapshot()
+
+    async def check(self) -> list[EndpointState]:
+        """Asks every endpoint for its list of models, and notes who answers."""
+        return await self._fleet.check()
+
+    async def add_endpoint(self, url: str, *, weight: float = 1.0, limit: int | None = None) -> None:
+        """Takes another endpoint into the pool; it is probed first.
+
+        Raises:
+            ConfigError: it is in the pool already.
+            BackendError: it does not answer, or not as it should.
+        """
+        async with self._changing:
+            await self._fleet.add(url, weight, limit, probe_now=self._is_open)
+            self._watch()
+
+    async def remove_endpoint(self, url: str, *, timeout: float | None = None) -> None:
+        """Gives an endpoint no further requests, waits for those it has (at most `timeout` seconds), forgets it.
+
+        Raises:
+            UnknownNameError: it is not in the pool.
+            ConfigError: it is the last one.
+        """
+        await self._fleet.remove(url, timeout)
+
+    async def set_endpoints(self, base_url: str | Iterable[str | Listed], *, timeout: float | None = None) -> None:
+        """Makes the pool consist of exactly these: takes in what is new, removes what is not named.
+
+        New endpoints are probed first; one that does not answer comes in resting, and is tried again later. Those that
+        are removed get no further requests, finish what they have (for at most `timeout` seconds; default: the total
+        timeout of a request), and are gone when this returns. Naming one again meanwhile takes it back.
+
+        Args:
+            base_url: URLs, or `Listed` with a weight and a limit, such as `read_endpoint_list(path)` gives.
+
+        Raises:
+            ConfigError: no endpoint, one twice, or one that cannot be; the pool stays as it was.
+        """
+        wanted = by_name(self._listed(base_url))
+        async with self._changing:
+            added = await self._fleet.take_in(wanted, probe_now=self._is_open)
+            self._watch()
+            # Before another change can begin: what that one names again is then taken back, not drained by this one.
+            gone = self._fleet.drain_others(wanted)
+        await self._fleet.part_with(gone, timeout=self._timeouts.total if timeout is None else timeout)
+        log.info("endpoints changed", endpoints=list(wanted), added=added, removed=[member.name for member in gone])
+
+    def stats(self) -> Mapping[str, float]:
+        states = self._pool.snapshot()
+        return {
+            "num_running": self._running - self._pool.waiting,
+            "num_waiting": self._pool.waiting,
+            **{f"{name}_total": count for name, count in self._counts.items()},
+            "endpoints": len(states),
+            "endpoints_up": sum(state.state in ("up", "busy", "trial") for state in states),
+            "picture_tokens_running": sum(state.picture_tokens for state in states),
+        }
+
+    def unready(self) -> str | None:
+        if not self._is_open:
+            return "not open"
+        return self._pool.why_not()
+
+
+def _repeatable(request: ChatRequest) -> bool:
+    """Whether it leaves nothing behind at the endpoint, so that it may be sent once more."""
+    return not request.extra.get("store")
+
+
+def _is_small(request: ChatRequest) -> bool:
+    """Whether its pictures are ready to be sent, and next to nothing to write."""
+    most = request.max_pixels
+    return all(
+        picture.at_hand and len(picture.data) <= SMALL and (most is None or picture.width * picture.height <= most)
+        for picture in request.pictures
+    )
+
+
+def picture_tokens(request: ChatRequest) -> float:
+    """The estimated prompt: one token for each 32 x 32 pixels of every picture, one for each 4 characters of text."""
+    total = 1.0
+    for message in request.messages:
+        total += len(message.text) / TEXT_PER_TOKEN
+    for picture in request.pictures:
+        pixels = picture.width * picture.height
+        total += min(pixels, request.max_pixels or pixels) / (PATCH * PATCH)
+    return total

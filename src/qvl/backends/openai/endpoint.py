@@ -1,0 +1,291 @@
+"""One OpenAI-compatible URL: one attempt at one request, with every wait bounded and every body bounded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from qvl.backends.openai.answer_reader import AnswerReader
+from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, down, http_library, import_openai, too_slow
+from qvl.backends.openai.transport import (
+    MAX_ERROR_BYTES,
+    NotStraightError,
+    Reply,
+    SdkTransport,
+    StraightTransport,
+    Transport,
+    bounding,
+    goes_straight,
+    headers_of,
+    through_proxies,
+    tls_of,
+)
+from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError
+from qvl.http.connection import LateError
+from qvl.http.sse import EventReader, readable
+from qvl.log import logger
+from qvl.types import Chunk
+
+MAX_IDLE_BYTES: Final = 4 * 2**20
+LINGER: Final = 0.5
+OPENAI_URL: Final = "https://api.openai.com/v1"
+log = logger("qvl.backends.openai")
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: until connected, until the first token, between tokens, and for everything, retries included."""
+
+    connect: float = 5.0
+    first_token: float = 120.0
+    token: float = 60.0
+    total: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "first_token", "token", "total"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise ConfigError(f"{name}_timeout={value} is no time", hint="seconds above 0", param=f"{name}_timeout")
+
+
+def read_url(url: str) -> str:
+    """The base URL as it is used: no slash at its end, `/v1` where no path is given.
+
+    Raises:
+        ConfigError: it is no http(s) URL.
+    """
+    # What stands before an @ or behind a ? may be a secret, also where it is no URL.
+    wrong = ConfigError(
+        f"{url.rpartition('@')[2].partition('?')[0]!r} is no endpoint",
+        hint="such as http://host:8000/v1",
+        param="base_url",
+    )
+    try:
+        parts = urlsplit(url.strip())
+        _ = parts.port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise wrong
+    path = parts.path.rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc, path or "/v1", parts.query, ""))
+
+
+def shown_url(url: str) -> str:
+    """The URL without user, password and query, for errors, logs and cache keys."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+class Endpoint:
+    """Talks to one base URL. Everything it raises is `Failed`, except that `open` may raise ConfigError."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeouts: Timeouts | None = None,
+        headers: Mapping[str, str] | None = None,
+        verify: bool | str = True,
+    ) -> None:
+        self.base_url = read_url(url)
+        self.url = shown_url(self.base_url)
+        self.timeouts = timeouts or Timeouts()
+        self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY"
+        self._headers = {"Accept-Encoding": "identity", **(headers or {})}
+        self._verify = verify
+        self._sdk: SdkTransport | None = None
+        self._straight: StraightTransport | None = None
+        self._leads = True
+        self._closed = False
+        # Learned from its last answer: streams then keep text back until the block has ended.
+        self._opens_thought = False
+
+    @property
+    def identity(self) -> str:
+        """The URL as a cache key may hold it: a query, which may carry a secret, by its hash."""
+        query = urlsplit(self.base_url).query
+        return f"{self.url}#{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else self.url
+
+    async def open(self) -> None:
+        """Makes the ways there; connects to nothing yet.
+
+        Raises:
+            MissingDependencyError: the openai package is not installed.
+            ConfigError: `verify` names no certificate file, or a header cannot be sent.
+        """
+        if self._sdk is not None:
+            return
+        openai, http = import_openai(), http_library()
+        tls = tls_of(http, self._verify)
+        straight = goes_straight(self.base_url)
+        base_url, _, query = self.base_url.partition("?")
+        client = openai.AsyncOpenAI(
+            base_url=base_url,
+            default_query=dict(parse_qsl(query, keep_blank_values=True)),
+            api_key=self._api_key,
+            max_retries=0,
+            default_headers=self._headers,
+            http_client=through_proxies(
+                openai.DefaultAsyncHttpxClient,
+                url=self.base_url,
+                verify=tls,
+                timeout=http.Timeout(None, connect=self.timeouts.connect),
+                limits=http.Limits(max_connections=None, max_keepalive_connections=256),
+                event_hooks={"response": [bounding(http)]},
+            ),
+        )
+        if straight:
+            self._straight = StraightTransport(
+                self.base_url,
+                headers_of(client),
+                connect_timeout=self.timeouts.connect,
+                verify=tls,
+                where=self.url,
+            )
+        self._sdk = SdkTransport(client, self.url)
+        self._closed = False
+
+    async def aclose(self) -> None:
+        """Ends reads in flight at once, then closes the connections."""
+        self._closed = True
+        straight, self._straight = self._straight, None
+        sdk, self._sdk = self._sdk, None
+        if straight is not None:
+            await straight.aclose()
+        if sdk is not None:
+            await sdk.aclose()
+
+    async def stream(
+        self,
+        body: bytes,
+        *,
+        n: int = 1,
+        deadline: float | None = None,
+        request_id: str = "",
+        repeatable: bool = True,
+        thinks: bool = False,
+    ) -> AsyncGenerator[Chunk, None]:
+        """The answer to a chat completion body with `"stream": true`; `deadline` by time.monotonic().
+
+        `request_id` goes along as `X-Request-Id`, so that the logs of both sides can be laid side by side. One that is
+        not `repeatable` is never sent twice, also where nobody can tell whether it arrived. `thinks` says that the
+        model is known to begin with reasoning, whose opening tag its template may have written.
+
+        The last chunk has finish_reason and usage.
+        """
+        began = time.monotonic()
+        end = min(deadline if deadline is not None else began + self.timeouts.total, began + self.timeouts.total)
+        by, started, idle = min(end, began + self.timeouts.first_token), False, 0
+        answer = AnswerReader(n=n, where=self.url, opened=thinks or self._opens_thought)
+        events = EventReader()
+        reply = await self._reply(lambda way: way.chat(body, request_id, by, repeatable=repeatable), began)
+        try:
+            ended = False
+            while not ended:
+                payloads, ended = await self._payloads(reply, events, by, started)
+                for payload in payloads:
+                    idle += len(payload)
+                    for chunk in answer.read(payload):
+                        started, idle = True, 0
+                        yield chunk
+                    if idle > MAX_IDLE_BYTES:
+                        raise broken("an endless stream without content", self.url)
+                if payloads and started:
+                    by = min(end, time.monotonic() + self.timeouts.token)
+                if answer.done:
+                    break
+            last = answer.end()
+            self._opens_thought = answer.opened_by_template
+            yield last
+            if not ended:
+                await _finish(reply)
+        finally:
+            await reply.close()
+
+    async def _reply(self, send: Callable[[Transport], Awaitable[Reply]], began: float) -> Reply:
+        """Sends over the straight way, or through the client where that leads nowhere."""
+        if self._sdk is None:
+            raise Failed(
+                BackendUnavailableError(f"{self.url}: the backend is not open", hint="await backend.open()"),
+                Repeat.NEVER,
+                Blame.NONE,
+            )
+        try:
+            if self._straight is not None and self._leads:
+                try:
+                    return await send(self._straight)
+                except NotStraightError as exc:
+                    log.info("the openai client takes over", endpoint=self.url, reason=str(exc))
+                    # Others may still read from it; it is closed with the endpoint.
+                    self._leads = False
+            return await send(self._sdk)
+        except Failed as exc:
+            raise self._closing(exc) from exc.__cause__
+        except LateError as exc:
+            raise self._late("no first token", began) from exc
+
+    async def _payloads(self, reply: Reply, events: EventReader, by: float, started: bool) -> tuple[list[bytes], bool]:
+        """The events that the next bytes complete, and whether those were the last."""
+        began = time.monotonic()
+        try:
+            data = await reply.read(by)
+            return (events.feed(data), False) if data else (events.end(), True)
+        except BackendResponseError as exc:
+            raise broken(exc.message, self.url) from exc
+        except Failed as exc:
+            raise self._closing(exc) from exc.__cause__
+        except LateError as exc:
+            raise self._late("no further token" if started else "no first token", began) from exc
+
+    def _closing(self, failed: Failed) -> Failed:
+        """Closing makes a read fail in words of its own; what happened then is that we were closed."""
+        if not self._closed:
+            return failed
+        closed = down("closed while a request was running", self.url, untouched=False)
+        closed.repeat, closed.blame = Repeat.NEVER, Blame.NONE
+        return closed
+
+    def _late(self, what: str, began: float) -> Failed:
+        return self._closing(
+            too_slow(f"{what} in {time.monotonic() - began:.1f} s", self.url, hint="see first_token_timeout")
+        )
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What GET /models lists; empty when the endpoint has no such list."""
+        data = bytearray()
+        began = time.monotonic()
+        by = began + self.timeouts.connect + min(10.0, self.timeouts.first_token)
+        reply = await self._reply(lambda way: way.models(by), began)
+        try:
+            while block := await reply.read(by):
+                data += block
+                if len(data) > MAX_ERROR_BYTES * 64:
+                    raise broken("the list of models is endless", self.url)
+            listed = json.loads(data)
+            models = listed.get("data") if isinstance(listed, dict) else None
+        except Failed as exc:
+            raise self._closing(exc) from exc.__cause__
+        except LateError as exc:
+            raise self._late("no list of models", began) from exc
+        except ValueError as exc:
+            raise broken(f"the list of models is no JSON: {readable(bytes(data))}", self.url) from exc
+        finally:
+            await reply.close()
+        return [model for model in models or () if isinstance(model, dict) and isinstance(model.get("id"), str)]
+
+
+async def _finish(reply: Reply) -> None:
+    """Reads what comes after `[DONE]`, so that the connection can be used again."""
+    by = time.monotonic() + LINGER
+    with suppress(Failed, LateError):
+        while await reply.read(by):
+            pass

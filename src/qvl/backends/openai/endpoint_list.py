@@ -1,0 +1,98 @@
+"""A text file that lists the endpoints of a pool: read when a program starts, and again when it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qvl.backends.openai.endpoint import read_url, shown_url
+from qvl.errors import ConfigError
+
+_HINT: Final = "http://host:8000/v1 weight=2 limit=16, one a line"
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An endpoint as its user lists it: `weight` is its share of the load, `limit` its most requests at a time.
+
+    Raises:
+        ConfigError: it is no URL, or a figure that cannot be.
+    """
+
+    url: str
+    weight: float = 1.0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", read_url(self.url))
+        if not 0 < self.weight < float("inf"):
+            raise ConfigError(f"the weight {self.weight} of {self.name} is not above 0", param="weights")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"the limit {self.limit} of {self.name} is below 1", param="limit")
+
+    @property
+    def name(self) -> str:
+        """What the endpoint is called in errors, logs and metrics: the URL without its secrets."""
+        return shown_url(self.url)
+
+
+def by_name(listed: Iterable[Listed]) -> dict[str, Listed]:
+    """The endpoints by their names.
+
+    Raises:
+        ConfigError: none, or one of them twice.
+    """
+    found: dict[str, Listed] = {}
+    for one in listed:
+        if one.name in found:
+            raise ConfigError(f"the endpoint {one.name} is given twice", param="base_url")
+        found[one.name] = one
+    if not found:
+        raise ConfigError("base_url names no endpoint", hint="such as http://host:8000/v1", param="base_url")
+    return found
+
+
+def read_endpoint_list(path: str | Path) -> list[Listed]:
+    """The endpoints in a file: a URL a line, then `weight=` and `limit=` if wanted; `#` starts a comment.
+
+    Raises:
+        ConfigError: the file cannot be read, has a line that is no endpoint, one twice, or none.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = getattr(exc, "strerror", None) or "it is no UTF-8 text"
+        raise ConfigError(f"the endpoint list {path} cannot be read: {reason}", hint=_HINT) from exc
+    found = []
+    for number, line in enumerate(lines, start=1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        try:
+            found.append(_listed(*words))
+        except (ConfigError, ValueError) as exc:
+            said = exc.message if isinstance(exc, ConfigError) else str(exc)
+            raise ConfigError(f"{path}, line {number}: {said}", hint=_HINT, param="base_url") from exc
+    try:
+        by_name(found)
+    except ConfigError as exc:
+        raise ConfigError(f"the endpoint list {path}: {exc.message}", hint=_HINT, param="base_url") from exc
+    return found
+
+
+def _listed(url: str, *options: str) -> Listed:
+    weight, limit = 1.0, None
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "weight":
+            weight = float(value)
+        elif name == "limit":
+            limit = int(value)
+        else:
+            raise ValueError(f"{option!r} is neither weight= nor limit=")
+    return Listed(url, weight, limit)
+
+
+__all__ = ["Listed", "by_name", "read_endpoint_list"]

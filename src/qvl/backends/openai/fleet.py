@@ -1,0 +1,341 @@
+"""The endpoints behind one backend: which there are, what each can do, and whether they are well.
+
+Probing, checking, adding and removing are here; `EndpointPool` chooses, `OpenAIBackend` asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Final
+
+from qvl.backends.base import Capabilities
+from qvl.backends.openai.endpoint import Endpoint, read_url, shown_url
+from qvl.backends.openai.endpoint_list import Listed
+from qvl.backends.openai.failures import Blame, Failed, Repeat
+from qvl.backends.openai.pool import EndpointPool, EndpointState, Member
+from qvl.backends.openai.probe import ASSUMED, Findings, common, probe
+from qvl.backends.openai.retry import RetryPolicy
+from qvl.errors import (
+    BackendError,
+    BackendUnavailableError,
+    ConfigError,
+    QvlError,
+    RateLimitError,
+    UnknownNameError,
+)
+from qvl.log import logger
+from qvl.plugins.host import nearest
+
+log = logger("qvl.backends.openai")
+_PROBED: Final[dict[tuple[str, str, str], Findings]] = {}
+
+
+def forget_probes() -> None:
+    """Forgets what was found out about endpoints in this process; the next `open()` probes again."""
+    _PROBED.clear()
+
+
+@dataclass(slots=True)
+class Line:
+    """What a pool member stands for: the endpoint, and what was found out about it."""
+
+    endpoint: Endpoint
+    findings: Findings | None = None
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True)
+class Attempts:
+    """One request's failures so far, and where it may still be sent."""
+
+    failures: dict[str, Failed] = field(default_factory=dict)
+    round: set[str] = field(default_factory=set)
+    never: set[str] = field(default_factory=set)
+
+    def note(self, url: str, failed: Failed, *, repeatable: bool) -> None:
+        self.failures[url] = failed
+        self.round.add(url)
+        if failed.repeat is not Repeat.ANYWHERE or not (repeatable or failed.untouched):
+            self.never.add(url)
+
+    @property
+    def exclude(self) -> frozenset[str]:
+        return frozenset(self.round | self.never)
+
+    def asked_to_wait(self) -> float | None:
+        """The shortest Retry-After among the endpoints that may be asked again."""
+        waits = [
+            f.retry_after for url, f in self.failures.items() if f.retry_after is not None and url not in self.never
+        ]
+        return min(waits, default=None)
+
+
+class Fleet:
+    """A pool of endpoints of one model.
+
+    Args:
+        pool: chooses among the members.
+        model: its name at the endpoints; empty takes the only one that they list.
+        make: a new member for a URL (URL, weight, limit).
+        probes: whether endpoints are probed; if not, everything is assumed.
+        account: tells apart what the same endpoint may do for different keys.
+    """
+
+    def __init__(
+        self,
+        pool: EndpointPool[Line],
+        model: str,
+        *,
+        make: Callable[[str, float, int | None], Member[Line]],
+        probes: bool,
+        retry: RetryPolicy,
+        account: str,
+    ) -> None:
+        self.pool = pool
+        self.model = model
+        self.capabilities = ASSUMED.capabilities
+        self._make = make
+        self._probes = probes
+        self._retry = retry
+        self._account = account
+
+    def peek_capabilities(self) -> Capabilities | None:
+        """What is known without asking anybody."""
+        if not self._probes:
+            return self.capabilities
+        known = [_PROBED.get(self._probe_key(member.target.endpoint)) for member in self.pool.members]
+        found = [findings for findings in known if findings is not None]
+        return common(found) if len(found) == len(known) else None
+
+    async def open(self) -> None:
+        """Makes connections and probes.
+
+        Raises:
+            BackendUnavailableError: no endpoint answers; each is named.
+            UnknownNameError: the endpoint has no such model.
+            AuthError: it refuses the key.
+            ConfigError: no model is named and the endpoint has several.
+        """
+        try:
+            for member in self.pool.members:
+                await member.target.endpoint.open()
+            if not self.model:
+                self.model = await self._only_model()
+            if self._probes:
+                await self._probe_all()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Ends waits and reads in flight, closes connections."""
+        self.pool.close()
+        for member in self.pool.members:
+            await member.target.endpoint.aclose()
+
+    async def _only_model(self) -> str:
+        failed: Failed | None = None
+        for member in self.pool.members:
+            try:
+                models = [entry["id"] for entry in await member.target.endpoint.models()]
+            except Failed as exc:
+                failed = exc
+                continue
+            if len(models) == 1:
+                return str(models[0])
+            raise ConfigError(
+                f"{member.name} has {len(models)} models", hint=f"name one: {', '.join(models[:8])}", param="model"
+            )
+        if failed is not None:
+            raise failed.error from failed.__cause__
+        raise ConfigError("no model is named and there is no endpoint to ask", param="model")
+
+    async def _probe_all(self) -> None:
+        members = self.pool.members
+        results = await asyncio.gather(*(self.found(m.target) for m in members), return_exceptions=True)
+        attempts = Attempts()
+        for member, result in zip(members, results, strict=True):
+            if isinstance(result, Failed):
+                self.pool.blame(member, result)
+                attempts.note(member.name, result, repeatable=False)
+            elif isinstance(result, BaseException):
+                raise result
+        if len(attempts.failures) == len(members):
+            verdict = self.verdict(attempts)
+            if isinstance(verdict, Failed):
+                raise verdict.error from verdict.__cause__
+            raise verdict
+        for url, failed in attempts.failures.items():
+            log.warning("endpoint left out for now", endpoint=url, error=str(failed.error))
+        self._learn()
+
+    def _learn(self) -> None:
+        known = [m.target.findings for m in self.pool.members if m.target.findings is not None]
+        if known and self._probes:
+            self.capabilities = known[0].capabilities if len(known) == 1 else common(known)
+
+    async def found(self, line: Line) -> Findings:
+        """What `line` can do; asked now if it was not before.
+
+        Raises:
+            Failed: it does not answer.
+        """
+        if line.findings is not None:
+            return line.findings
+        if not self._probes:
+            line.findings = ASSUMED
+            return ASSUMED
+        key = self._probe_key(line.endpoint)
+        async with line.probing:
+            if line.findings is None:
+                if key not in _PROBED:
+                    try:
+                        _PROBED[key] = await probe(line.endpoint, self.model, retry=self._retry)
+                    except Failed as failed:
+                        raise await self._with_models(failed, line.endpoint) from failed.__cause__
+                line.findings = _PROBED[key]
+                self._learn()
+        return line.findings
+
+    def _probe_key(self, endpoint: Endpoint) -> tuple[str, str, str]:
+        return endpoint.base_url, self.model, self._account
+
+    async def _with_models(self, failed: Failed, endpoint: Endpoint) -> Failed:
+        """An unknown model gets the names that the endpoint knows."""
+        if isinstance(failed.error, UnknownNameError):
+            try:
+                known = [entry["id"] for entry in await endpoint.models()]
+            except Failed:
+                return failed
+            # Some say it themselves, and say it once.
+            if known and not all(name in failed.error.message for name in known):
+                failed.error.hint = nearest(self.model, known)
+        return failed
+
+    async def watch(self, interval: float) -> None:
+        """Asks endpoints that rest for their models now and then, so that they come back without costing a request."""
+        while True:
+            await asyncio.sleep(interval)
+            await self.check(only_resting=True)
+
+    async def check(self, *, only_resting: bool = False) -> list[EndpointState]:
+        """Asks endpoints for their list of models, and notes who answers. Returns them all."""
+        members = [m for m in self.pool.members if not m.draining and (m.resting or not only_resting)]
+        await asyncio.gather(*(self._check(member) for member in members))
+        return self.pool.snapshot()
+
+    async def _check(self, member: Member[Line]) -> None:
+        try:
+            await member.target.endpoint.models()
+        except Failed as failed:
+            if failed.blame is Blame.DOWN:
+                self.pool.blame(member, failed)
+                return
+        if member.resting and not member.trial:
+            # It is there; whether it answers is for one request to find out.
+            self.pool.try_now(member)
+
+    async def add(self, url: str, weight: float, limit: int | None, *, probe_now: bool) -> None:
+        """Takes another endpoint into the pool; it is probed first.
+
+        Raises:
+            ConfigError: it is in the pool already.
+            BackendError: it does not answer, or not as it should.
+        """
+        member = self._make(url, weight, limit)
+        if any(other.name == member.name for other in self.pool.members):
+            raise ConfigError(f"the endpoint {member.name} is in the pool already", param="base_url")
+        await member.target.endpoint.open()
+        try:
+            if probe_now:
+                await self.found(member.target)
+            self.pool.add(member)
+        except Failed as failed:
+            await member.target.endpoint.aclose()
+            raise failed.error from failed.__cause__
+        self._learn()
+
+    async def remove(self, url: str, timeout: float | None) -> None:
+        """Gives an endpoint no further requests, waits for those it has (at most `timeout` seconds), forgets it.
+
+        Raises:
+            UnknownNameError: it is not in the pool.
+            ConfigError: it is the last one.
+        """
+        name = shown_url(read_url(url))
+        self.pool.find(name)
+        if sum(not m.draining for m in self.pool.members) < 2:
+            raise ConfigError(f"{name} is the last endpoint", hint="close the backend instead", param="base_url")
+        await self._retire(self.pool.drain(name), timeout)
+
+    async def _retire(self, member: Member[Line], timeout: float | None) -> None:
+        if await self.pool.remove(member, timeout=timeout):
+            await member.target.endpoint.aclose()
+            # Another server may stand at the same address when it is added again.
+            _PROBED.pop(self._probe_key(member.target.endpoint), None)
+            self._learn()
+
+    async def take_in(self, wanted: Mapping[str, Listed], *, probe_now: bool) -> list[str]:
+        """Adds those of `wanted` that are not in the pool, sets weight and limit of the rest; returns who is new.
+
+        New ones are probed; one that does not answer is taken in as one that rests, as at the start.
+        """
+        made: dict[str, Member[Line]] = {}
+        found: dict[str, Findings | BaseException] = {}
+        try:
+            # Again and again: what drains may be gone by the time that others were probed.
+            while new := self._missing(wanted.keys() - made.keys(), wanted):
+                made |= {member.name: member for member in new}
+                for member in new:
+                    await member.target.endpoint.open()
+                if probe_now:
+                    results = await asyncio.gather(*(self.found(m.target) for m in new), return_exceptions=True)
+                    found |= {member.name: result for member, result in zip(new, results, strict=True)}
+            for result in found.values():
+                if isinstance(result, BaseException) and not isinstance(result, Failed):
+                    raise result
+        except BaseException:
+            for member in made.values():
+                await member.target.endpoint.aclose()
+            raise
+        for name, one in wanted.items():
+            if name not in made:
+                self.pool.adjust(name, weight=one.weight, limit=one.limit)
+                continue
+            self.pool.add(made[name])
+            if isinstance(failed := found.get(name), Failed):
+                self.pool.blame(made[name], failed)
+                log.warning("endpoint left out for now", endpoint=name, error=str(failed.error))
+        self._learn()
+        return list(made)
+
+    def _missing(self, names: Set[str], wanted: Mapping[str, Listed]) -> list[Member[Line]]:
+        """New members for those of `names` that the pool does not have, in the order of `wanted`."""
+        here = {member.name for member in self.pool.members}
+        missing = (one for name, one in wanted.items() if name in names - here)
+        return [self._make(one.url, one.weight, one.limit) for one in missing]
+
+    def drain_others(self, wanted: Mapping[str, Listed]) -> list[Member[Line]]:
+        """Gives what is not in `wanted` no further requests; returns them, for `part_with`."""
+        return [self.pool.drain(member.name) for member in self.pool.members if member.name not in wanted]
+
+    async def part_with(self, members: Iterable[Member[Line]], *, timeout: float | None) -> None:
+        """Forgets those that drain, all at the same time, each after its last request."""
+        await asyncio.gather(*(self._retire(member, timeout) for member in members))
+
+    def verdict(self, attempts: Attempts) -> QvlError | Failed:
+        """One error for a request that no endpoint could answer, naming each."""
+        if len(self.pool) == 1 and len(attempts.failures) == 1:
+            return next(iter(attempts.failures.values()))
+        said = {m.name: m.last_error for m in self.pool.members if m.last_error}
+        said |= {url: failed.error.message for url, failed in attempts.failures.items()}
+        text = "; ".join(message if url in message else f"{url}: {message}" for url, message in said.items())
+        errors = [failed.error for failed in attempts.failures.values()]
+        kinds = {type(error) for error in errors}
+        if kinds == {RateLimitError}:
+            return RateLimitError(f"every endpoint is full: {text}", retry_after=attempts.asked_to_wait())
+        if len(kinds) == 1 and isinstance(errors[0], BackendError | UnknownNameError):
+            return type(errors[0])(f"no endpoint could answer: {text}", hint=errors[0].hint)
+        return BackendUnavailableError(f"no endpoint could answer: {text or 'there is none'}")

@@ -1,0 +1,394 @@
+"""Which endpoint gets the next request.
+
+Least outstanding picture tokens, round robin, or picture affinity; health from live traffic; an endpoint that fails
+rests, each time longer, and is tried again by one request. Knows nothing of HTTP: a member carries any `target`, and
+the outcome of each request is told through its ticket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from qvl.backends.openai.failures import Blame, Failed
+from qvl.backends.openai.hash_ring import HashRing
+from qvl.errors import BackendUnavailableError, ConfigError, RateLimitError, UnknownNameError
+
+Policy = Literal["least_outstanding", "round_robin", "affinity"]
+POLICIES: Final = ("least_outstanding", "round_robin", "affinity")
+FIRST_REST: Final = 1.0
+LONGEST_REST: Final = 60.0
+FAULTS_IN_A_ROW: Final = 3
+BUSY_REST: Final = 0.5
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    """One endpoint as it stands: `state` is up, resting, trial, busy or draining; times in seconds.
+
+    `picture_tokens` is the estimated prompt of what is running there, the unit by which load is balanced.
+    """
+
+    url: str
+    state: str
+    weight: float
+    limit: int | None
+    running: int
+    picture_tokens: float
+    requests: int
+    failures: int
+    rest_left: float
+    first_token: float
+    last_error: str | None
+
+
+@dataclass(slots=True, eq=False)
+class Member(Generic[T]):
+    """An endpoint and what the pool knows of it."""
+
+    name: str
+    target: T
+    weight: float = 1.0
+    limit: int | None = None
+    running: int = 0
+    cost: float = 0.0
+    requests: int = 0
+    failures: int = 0
+    faults: int = 0
+    rests: int = 0
+    rest_until: float = 0.0
+    busy_until: float = 0.0
+    resting: bool = False
+    trial: bool = False
+    draining: bool = False
+    turn: float = 0.0
+    first_token: float = 0.0
+    last_error: str | None = None
+    empty: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def full(self) -> bool:
+        return self.limit is not None and self.running >= self.limit
+
+
+class Ticket(Generic[T]):
+    """One request's place at one endpoint. `release` must be called, whatever happened."""
+
+    __slots__ = ("_cost", "_pool", "_released", "_started", "_trial", "member")
+
+    def __init__(self, pool: EndpointPool[T], member: Member[T], cost: float, *, trial: bool) -> None:
+        self._pool, self.member, self._cost, self._trial = pool, member, cost, trial
+        self._started = pool.clock()
+        self._released = False
+
+    def first_token(self) -> None:
+        """The endpoint answers: what is known against it is forgotten."""
+        self._pool.recovered(self.member)
+        took = self._pool.clock() - self._started
+        self.member.first_token += (took - self.member.first_token) * (0.2 if self.member.first_token else 1.0)
+
+    def failed(self, failure: Failed) -> None:
+        self._pool.blame(self.member, failure)
+
+    def release(self) -> None:
+        if not self._released:
+            self._released = True
+            self._pool.give_back(self.member, self._cost, trial=self._trial)
+
+
+class EndpointPool(Generic[T]):
+    """Chooses among members. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        members: Iterable[Member[T]] = (),
+        *,
+        policy: Policy = "least_outstanding",
+        max_waiting: int = 4096,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ConfigError(f"unknown policy {policy!r}", hint=f"one of {', '.join(POLICIES)}", param="policy")
+        self.clock = clock
+        self.policy = policy
+        self._members: dict[str, Member[T]] = {}
+        self._ring = HashRing({})
+        self._max_waiting = max_waiting
+        self._turn = 0.0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._rng = rng or random.Random()
+        for member in members:
+            self.add(member)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def members(self) -> tuple[Member[T], ...]:
+        return tuple(self._members.values())
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def add(self, member: Member[T]) -> None:
+        """Takes a member in.
+
+        Raises:
+            ConfigError: its name is taken, or its weight or limit cannot be.
+        """
+        if member.name in self._members:
+            raise ConfigError(f"the endpoint {member.name} is given twice", param="base_url")
+        if not member.weight > 0:
+            raise ConfigError(f"the weight {member.weight} of {member.name} is not above 0", param="weights")
+        if member.limit is not None and member.limit < 1:
+            raise ConfigError(f"the limit {member.limit} of {member.name} is below 1", param="limit")
+        member.turn = self._turn
+        self._members[member.name] = member
+        self._reshape()
+
+    def find(self, name: str) -> Member[T]:
+        """The member of that name.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        if name not in self._members:
+            from qvl.plugins.host import nearest
+
+            raise UnknownNameError(f"there is no endpoint {name}", hint=nearest(name, self._members))
+        return self._members[name]
+
+    def adjust(self, name: str, *, weight: float, limit: int | None) -> Member[T]:
+        """Gives a member another weight and limit, and takes it back if it was being removed."""
+        member = self.find(name)
+        member.weight, member.limit, member.draining = weight, limit, False
+        self._reshape()
+        return member
+
+    def drain(self, name: str) -> Member[T]:
+        """No new requests for it."""
+        member = self.find(name)
+        member.draining = True
+        self._reshape()
+        return member
+
+    async def remove(self, member: Member[T], *, timeout: float | None = None) -> bool:
+        """Forgets a member that drains when its last request is done, or after `timeout` seconds.
+
+        False: it was taken back meanwhile, or somebody else has removed it.
+        """
+        if member.running:
+            member.empty.clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(member.empty.wait(), timeout)
+        if not member.draining or self._members.get(member.name) is not member:
+            return False
+        del self._members[member.name]
+        return True
+
+    async def acquire(
+        self, *, cost: float = 1.0, key: str | None = None, exclude: frozenset[str] = frozenset(), until: float
+    ) -> Ticket[T] | None:
+        """A place at the best endpoint that is not in `exclude`; waits while those that are up are full.
+
+        None: no endpoint is left that could be asked now (all are excluded, resting or busy).
+
+        Raises:
+            RateLimitError: `until` (by the pool's clock) came while waiting, or too many wait already.
+        """
+        while True:
+            member, someone_full = self._choose(key, exclude)
+            if member is not None:
+                return self._take(member, cost)
+            if not someone_full:
+                return None
+            await self._wait(until)
+
+    def _choose(self, key: str | None, exclude: frozenset[str]) -> tuple[Member[T] | None, bool]:
+        now = self.clock()
+        candidates = [m for m in self._members.values() if not m.draining and m.name not in exclude]
+        alone = len(self._members) == 1
+        up = [m for m in candidates if alone or (not m.resting and m.busy_until <= now)]
+        free = [m for m in up if not m.full]
+        # A rested endpoint is tried by one request, before those that are up, or it would never come back.
+        due = [m for m in candidates if not alone and m.resting and not m.trial and m.rest_until <= now and not m.full]
+        if due:
+            return min(due, key=lambda m: m.rest_until), False
+        if not free:
+            # While one request tries the last endpoint, the others wait for what it finds.
+            return None, bool(up) or any(m.trial for m in candidates)
+        return self._best(free, key), False
+
+    def _best(self, free: list[Member[T]], key: str | None) -> Member[T]:
+        if self.policy == "affinity" and key is not None:
+            names = {member.name for member in free}
+            return self._members[next(name for name in self._ring.order(key) if name in names)]
+        if self.policy == "round_robin":
+            return min(free, key=lambda m: m.turn)
+        return min(free, key=lambda m: (m.cost / m.weight, m.turn))
+
+    def _take(self, member: Member[T], cost: float) -> Ticket[T]:
+        member.running += 1
+        member.cost += cost
+        member.requests += 1
+        # Virtual time: a member of weight 2 comes round twice as often, and nobody catches up on time spent away.
+        self._turn = max(member.turn, self._turn)
+        member.turn = self._turn + 1.0 / member.weight
+        if member.resting and len(self._members) > 1:
+            member.trial = True
+        return Ticket(self, member, cost, trial=member.trial)
+
+    async def _wait(self, until: float) -> None:
+        if len(self._waiting) >= self._max_waiting:
+            raise RateLimitError(f"{self._max_waiting} requests wait for an endpoint already", retry_after=1.0)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        try:
+            await asyncio.wait_for(future, max(0.0, until - self.clock()))
+        except asyncio.TimeoutError:
+            raise RateLimitError("no endpoint had a free place in the time allowed", retry_after=1.0) from None
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._wake(1)
+            raise
+        finally:
+            if future in self._waiting:
+                self._waiting.remove(future)
+
+    def _wake(self, count: int) -> None:
+        while count and self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+                count -= 1
+
+    def give_back(self, member: Member[T], cost: float, *, trial: bool) -> None:
+        member.running -= 1
+        member.cost = max(0.0, member.cost - cost) if member.running else 0.0
+        if trial:
+            member.trial = False
+        if not member.running:
+            member.empty.set()
+        self._wake(1)
+
+    def recovered(self, member: Member[T]) -> None:
+        """An answer came, or a health check passed."""
+        back = member.resting
+        member.faults = member.rests = 0
+        member.rest_until = member.busy_until = 0.0
+        member.resting = member.trial = False
+        if back:
+            self._wake(len(self._waiting))
+
+    def try_now(self, member: Member[T]) -> None:
+        """Ends a rest early: the next request is the one that tries."""
+        member.rest_until = 0.0
+        self._wake(1)
+
+    def blame(self, member: Member[T], failure: Failed) -> None:
+        """Counts a failure; rests the member when it is down, or at fault several times in a row."""
+        member.failures += 1
+        member.last_error = str(failure.error.message)
+        now = self.clock()
+        if failure.blame is Blame.BUSY:
+            wait = BUSY_REST if failure.retry_after is None else failure.retry_after
+            member.busy_until = max(member.busy_until, now + min(wait, LONGEST_REST))
+        elif failure.blame is not Blame.NONE:
+            member.faults += 1
+            if failure.blame is Blame.DOWN or member.resting or member.faults >= FAULTS_IN_A_ROW:
+                self._rest(member, now)
+        self._wake(len(self._waiting))
+
+    def _rest(self, member: Member[T], now: float) -> None:
+        if member.resting and member.rest_until > now:
+            return
+        length = min(LONGEST_REST, FIRST_REST * 2.0 ** min(member.rests, 16))
+        member.rests += 1
+        member.resting = True
+        member.rest_until = now + length * (1 - 0.25 * self._rng.random())
+
+    def next_chance(self, exclude: frozenset[str] = frozenset()) -> float:
+        """Seconds until an endpoint ends its rest or is no longer busy; 0 when one could be asked now."""
+        now = self.clock()
+        waits = [
+            max(0.0, (m.rest_until if m.resting else m.busy_until) - now)
+            for m in self._members.values()
+            if not m.draining and m.name not in exclude
+        ]
+        return min(waits, default=0.0)
+
+    def why_not(self) -> str | None:
+        """Why no endpoint can be asked now, naming each; None when one can."""
+        if any(not m.resting and not m.draining for m in self._members.values()):
+            return None
+        return "; ".join(f"{m.name}: {m.last_error or 'draining'}" for m in self._members.values()) or "no endpoint"
+
+    def snapshot(self) -> list[EndpointState]:
+        now = self.clock()
+        return [
+            EndpointState(
+                url=m.name,
+                state=_state(m, now),
+                weight=m.weight,
+                limit=m.limit,
+                running=m.running,
+                picture_tokens=round(m.cost, 1),
+                requests=m.requests,
+                failures=m.failures,
+                rest_left=max(0.0, m.rest_until - now) if m.resting else max(0.0, m.busy_until - now),
+                first_token=m.first_token,
+                last_error=m.last_error,
+            )
+            for m in self._members.values()
+        ]
+
+    def close(self) -> None:
+        """Ends every wait with BackendUnavailableError."""
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(BackendUnavailableError("the backend was closed while the request was waiting"))
+
+    def _reshape(self) -> None:
+        self._ring = HashRing({m.name: m.weight for m in self._members.values() if not m.draining})
+        self._wake(len(self._waiting))
+
+
+def _state(member: Member[Any], now: float) -> str:
+    if member.draining:
+        return "draining"
+    if member.trial:
+        return "trial"
+    if member.resting:
+        return "resting"
+    return "busy" if member.busy_until > now else "up"
+
+
+def weights_by_url(urls: Iterable[str], weights: Mapping[str, float] | Iterable[float] | None) -> dict[str, float]:
+    """The weight of each URL, given as a mapping or in the order of the URLs; 1 where nothing is said.
+
+    Raises:
+        ConfigError: a mapping names another URL, or there are more or fewer weights than URLs.
+    """
+    names = list(urls)
+    if weights is None:
+        return dict.fromkeys(names, 1.0)
+    if isinstance(weights, Mapping):
+        unknown = [name for name in weights if name not in names]
+        if unknown:
+            raise ConfigError(f"weights names {unknown[0]}, which is no base_url", param="weights")
+        return {name: float(weights.get(name, 1.0)) for name in names}
+    values = [float(weight) for weight in weights]
+    if len(values) != len(names):
+        raise ConfigError(f"{len(values)} weights for {len(names)} endpoints", param="weights")
+    return dict(zip(names, values, strict=True))

@@ -1,0 +1,368 @@
+"""What an endpoint can really do, asked once.
+
+Servers ignore what they do not know, in silence: a schema, a picture, `n`. So each feature is asked for in a way that
+shows whether it was obeyed: a word no free model would write, a picture that must lengthen the prompt, a sampling
+parameter that undoes another. Refused with 400, or not obeyed, means that the capability is absent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import struct
+import zlib
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from qvl.backends.base import ALL_SAMPLING, Capabilities
+from qvl.backends.openai.endpoint import Endpoint
+from qvl.backends.openai.failures import Blame, Failed, Repeat
+from qvl.backends.openai.retry import RetryPolicy
+from qvl.backends.openai.wire import EXTRA_SAMPLING, Dialect, encoded
+from qvl.chunks import Folder
+from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
+from qvl.types import Choice, Usage
+
+MANY_PICTURES: Final = 256
+CANARY: Final = "zq7-Kestrel-41"
+AT_ONCE: Final = 8
+_WORDS: Final = "Answer with the single digit 1."
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What is known of an endpoint: `models` are the ids it lists (empty when it has no list)."""
+
+    capabilities: Capabilities
+    dialect: Dialect
+    models: tuple[str, ...] = ()
+
+
+ASSUMED: Final = Findings(
+    Capabilities(
+        images=MANY_PICTURES,
+        response_formats=frozenset({"json_object", "json_schema", "regex", "choice"}),
+        tools=True,
+        extra_body=True,
+    ),
+    Dialect(),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A probe's answer."""
+
+    choices: tuple[Choice, ...]
+    usage: Usage
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text.strip() if self.choices else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """Fields that ask for a feature, and how to see that it was obeyed."""
+
+    name: str
+    fields: Mapping[str, Any]
+    obeyed: Callable[[Answered, Answered], bool]
+    max_tokens: int = 8
+    question: str = _WORDS
+
+
+def _is_json_object(text: str) -> bool:
+    return text.startswith("{")
+
+
+def _is_canary(text: str) -> bool:
+    try:
+        return bool(json.loads(text) == {"canary": CANARY})
+    except ValueError:
+        return False
+
+
+_SCHEMA: Final = {
+    "type": "object",
+    "properties": {"canary": {"type": "string", "enum": [CANARY]}},
+    "required": ["canary"],
+    "additionalProperties": False,
+}
+_TOOL: Final = {
+    "type": "function",
+    "function": {
+        "name": "canary",
+        "description": "Reports that everything is well.",
+        "parameters": {
+            "type": "object",
+            "properties": {"ok": {"type": "boolean"}},
+            "required": ["ok"],
+            "additionalProperties": False,
+        },
+    },
+}
+FORMATS: Final = (
+    Feature(
+        "json_schema",
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "canary", "schema": _SCHEMA, "strict": True},
+            }
+        },
+        lambda got, base: _is_canary(got.text),
+        max_tokens=64,
+    ),
+    Feature(
+        "json_object",
+        {"response_format": {"type": "json_object"}},
+        lambda got, base: _is_json_object(got.text),
+        max_tokens=16,
+        question="Answer in JSON with the single digit 1.",
+    ),
+    Feature(
+        "regex",
+        {"structured_outputs": {"regex": "zq7-Kes[t]rel-41"}},
+        lambda got, base: got.text == CANARY,
+        max_tokens=32,
+    ),
+    Feature(
+        "choice",
+        {"structured_outputs": {"choice": [CANARY, f"{CANARY}9"]}},
+        lambda got, base: bool(re.fullmatch(f"{CANARY}9?", got.text)),
+        max_tokens=32,
+    ),
+)
+# Room for a model that spells every letter.
+TOOLS: Final = Feature(
+    "tools",
+    {"tools": [_TOOL], "tool_choice": {"type": "function", "function": {"name": "canary"}}},
+    lambda got, base: any(choice.tool_calls for choice in got.choices),
+    max_tokens=160,
+    question="Call the function canary with ok set to true.",
+)
+SAMPLING: Final = (
+    Feature("n", {"n": 2}, lambda got, base: len(got.choices) == 2, max_tokens=2),
+    Feature(
+        "logprobs",
+        {"logprobs": True, "top_logprobs": 2},
+        lambda got, base: any(choice.logprobs for choice in got.choices),
+        max_tokens=2,
+    ),
+    # At temperature 2 an answer equal to the greedy one is next to impossible, unless one token is left to choose from.
+    Feature("top_k", {"top_k": 1, "temperature": 2.0}, lambda got, base: got.text == base.text),
+    Feature("min_p", {"min_p": 1.0, "temperature": 2.0}, lambda got, base: got.text == base.text),
+    Feature(
+        "ignore_eos",
+        {"ignore_eos": True},
+        lambda got, base: all(choice.finish_reason == "length" for choice in got.choices),
+        max_tokens=24,
+    ),
+)
+# Whether these were obeyed cannot be seen in a few tokens: accepted counts as honoured.
+ACCEPTED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "seed": {"seed": 7},
+    "stop": {"stop": ["zq7"]},
+    "penalties": {"presence_penalty": 0.1, "frequency_penalty": 0.1},
+    "repetition_penalty": {"repetition_penalty": 1.05},
+    "stop_token_ids": {"stop_token_ids": [0]},
+}
+
+
+async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findings:
+    """Asks `endpoint` what it can do with `model`: about a dozen requests of a few tokens, eight at a time.
+
+    Raises:
+        Failed: it is not there, refuses the key, has no such model, or answers nothing that makes sense.
+    """
+    listed = await _list_models(endpoint)
+    names = tuple(entry["id"] for entry in listed)
+    asker = _Asker(endpoint, model, retry)
+    base = await asker.learn_dialect()
+    features = [*FORMATS, TOOLS, *SAMPLING]
+    sees, accepted, *found = await _together(
+        [asker.sees(base), asker.accepts(ACCEPTED), *(asker.has(feature, base) for feature in features)]
+    )
+    have = {feature.name for feature, there in zip(features, found, strict=True) if there} | accepted
+    sampling = {"max_tokens"} | (have & ALL_SAMPLING)
+    if asker.dialect.sampled:
+        sampling |= {"temperature", "top_p"}
+    if "penalties" in have:
+        sampling |= {"presence_penalty", "frequency_penalty"}
+    entry = next((entry for entry in listed if entry["id"] == model), {})
+    capabilities = Capabilities(
+        images=MANY_PICTURES if sees else 0,
+        max_context=_max_context(entry),
+        sampling=frozenset(sampling),
+        response_formats=frozenset(have & {feature.name for feature in FORMATS}),
+        tools="tools" in have,
+        extra_body=True,
+    )
+    pinned = frozenset(have & EXTRA_SAMPLING & {"top_k", "min_p", "repetition_penalty"})
+    return Findings(capabilities, replace(asker.dialect, pinned=pinned), names)
+
+
+def common(findings: list[Findings]) -> Capabilities:
+    """What all of several endpoints can do."""
+    every = [found.capabilities for found in findings]
+    contexts = [have.max_context for have in every if have.max_context is not None]
+    return Capabilities(
+        images=min(have.images for have in every),
+        max_context=min(contexts, default=None),
+        sampling=frozenset.intersection(*(have.sampling for have in every)),
+        response_formats=frozenset.intersection(*(have.response_formats for have in every)),
+        tools=all(have.tools for have in every),
+        extra_body=all(have.extra_body for have in every),
+        top_logprobs=min(have.top_logprobs for have in every),
+    )
+
+
+async def _together(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """All answers in order; the first that fails ends the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _list_models(endpoint: Endpoint) -> list[dict[str, Any]]:
+    try:
+        return await endpoint.models()
+    except Failed as failed:
+        # Many endpoints have no such list; one that is not there, or refuses the key, will not answer the rest either.
+        if failed.blame is Blame.DOWN:
+            raise
+        return []
+
+
+def _max_context(entry: Mapping[str, Any]) -> int | None:
+    for name in ("max_model_len", "context_length", "max_context_length", "context_window"):
+        value = entry.get(name)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+class _Asker:
+    """Sends probes in the dialect learnt so far."""
+
+    def __init__(self, endpoint: Endpoint, model: str, retry: RetryPolicy) -> None:
+        self._endpoint, self._model, self._retry = endpoint, model, retry
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self.dialect = Dialect()
+
+    async def learn_dialect(self) -> Answered:
+        """Asks a plain question, giving up one peculiarity after the other as long as the endpoint names it."""
+        for _ in range(4):
+            try:
+                return await self.ask(_WORDS, {}, max_tokens=8)
+            except Failed as failed:
+                if not isinstance(failed.error, RequestError) or not self._adapt(failed.error):
+                    raise
+        return await self.ask(_WORDS, {}, max_tokens=8)
+
+    def _adapt(self, error: RequestError) -> bool:
+        said = (error.param or error.message).lower()
+        before = self.dialect
+        if "max_completion_tokens" in said or (said == "max_tokens" and "max_completion_tokens" in error.message):
+            self.dialect = replace(before, max_tokens="max_completion_tokens")
+        elif "stream_options" in said:
+            self.dialect = replace(before, stream_options=False)
+        elif "temperature" in said or "top_p" in said:
+            self.dialect = replace(before, sampled=False)
+        return self.dialect != before
+
+    async def has(self, feature: Feature, base: Answered) -> bool:
+        if not self.dialect.sampled and "temperature" in feature.fields:
+            return False
+        try:
+            got = await self.ask(feature.question, feature.fields, max_tokens=feature.max_tokens)
+        except Failed as failed:
+            raise_unless_refused(failed)
+            return False
+        return feature.obeyed(got, base)
+
+    async def accepts(self, fields: Mapping[str, Mapping[str, Any]]) -> set[str]:
+        """The names whose fields are not refused: asked for together, and one by one only if that is refused."""
+        try:
+            await self.ask(_WORDS, {k: v for several in fields.values() for k, v in several.items()}, max_tokens=1)
+        except Failed as failed:
+            raise_unless_refused(failed)
+            if len(fields) == 1:
+                return set()
+            alone = await asyncio.gather(*(self.accepts({name: several}) for name, several in fields.items()))
+            return set().union(*alone)
+        return set(fields)
+
+    async def sees(self, base: Answered) -> bool:
+        """A picture was accepted, and made the prompt longer than the same words alone."""
+        parts = [{"type": "image_url", "image_url": {"url": _picture()}}, {"type": "text", "text": _WORDS}]
+        try:
+            got = await self.ask(parts, {}, max_tokens=1)
+        except Failed as failed:
+            raise_unless_refused(failed)
+            return False
+        told = base.usage.prompt_tokens and got.usage.prompt_tokens
+        return got.usage.prompt_tokens > base.usage.prompt_tokens if told else True
+
+    async def ask(self, content: Any, fields: Mapping[str, Any], *, max_tokens: int) -> Answered:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": content}],
+            "stream": True,
+            self.dialect.max_tokens: max_tokens,
+        }
+        if self.dialect.stream_options:
+            body["stream_options"] = {"include_usage": True}
+        if self.dialect.sampled:
+            body["temperature"] = 0.0
+        body.update(fields)
+        attempt = 0
+        while True:
+            try:
+                async with self._places:
+                    return await self._once(body)
+            except Failed as failed:
+                # A connection that broke after it was made may be an accident; one that cannot be made is none.
+                broke = failed.blame is Blame.DOWN and not failed.untouched
+                busy = isinstance(failed.error, RateLimitError) or failed.error.status == 503
+                if not broke and (not busy or failed.repeat is not Repeat.ANYWHERE or failed.blame is Blame.DOWN):
+                    raise
+                if attempt >= self._retry.max_retries:
+                    raise
+                await asyncio.sleep(self._retry.delay(attempt, failed.retry_after))
+                attempt += 1
+
+    async def _once(self, body: Mapping[str, Any]) -> Answered:
+        folder = Folder(want_logprobs=True)
+        async with aclosing(self._endpoint.stream(encoded(body))) as chunks:
+            async for chunk in chunks:
+                folder.add(chunk)
+        return Answered(folder.choices(), folder.usage)
+
+
+def raise_unless_refused(failed: Failed) -> None:
+    """A refusal says that the feature is absent; any other failure says nothing about it."""
+    if not isinstance(failed.error, RequestError | UnknownNameError | BackendResponseError | DeviceMemoryError):
+        raise failed
+
+
+def _picture(edge: int = 64) -> str:
+    """A red square as a PNG data URL, made without an imaging library."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = (b"\x00" + b"\xd0\x20\x20" * edge) * edge
+    header = struct.pack(">IIBBBBB", edge, edge, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + data).decode()

@@ -1,0 +1,399 @@
+"""How a request travels to an endpoint: straight over a connection of ours, or through the openai package's client.
+
+Both send what the openai client would send: its authentication, its organisation and project, its user agent, the
+headers of its environment. The straight way is taken wherever it can go; what it cannot do (a proxy, a redirect, a user
+in the URL) goes through the client, which can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import ssl
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
+
+import anyio
+
+from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, crossing, cut_off, down, from_status
+from qvl.errors import ConfigError, MissingDependencyError
+from qvl.http.connection import Connection, LateError, NoConnectionError, Pool, StaleError, TlsError
+from qvl.http.framing import Body, BrokenAnswerError, HttpError
+from qvl.http.trace_context import CARRIED
+
+MAX_ANSWER_BYTES: Final = 256 * 2**20
+MAX_ERROR_BYTES: Final = 64 * 2**10
+# An error's status says most of it; what its body says besides comes soon or is left out.
+ERROR_SECONDS: Final = 2.0
+
+
+class NotStraightError(Exception):
+    """The straight way does not lead to an answer, and no work was begun at its end."""
+
+
+class Reply(ABC):
+    """An answer with a good status, its body still on the way. `close` must be called, whatever happened."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def read(self, by: float) -> bytes:
+        """The next bytes, b"" at the end. `by` is a time.monotonic().
+
+        Raises:
+            Failed: the connection broke off, or the answer is larger than MAX_ANSWER_BYTES.
+            LateError: nothing came in time.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Keeps the connection if the body was read to its end, else ends it, and with it the work at the endpoint."""
+
+
+class Transport(ABC):
+    """A way to one base URL."""
+
+    @abstractmethod
+    async def chat(self, body: bytes, request_id: str, by: float, *, repeatable: bool) -> Reply:
+        """POST /chat/completions. `by` is a time.monotonic() before which the head of the answer must be there.
+
+        `repeatable`: whether it may be sent once more where nobody can tell if it arrived.
+
+        Raises:
+            Failed: no connection, or a status of 400 and above.
+            LateError: no answer in time.
+        """
+
+    @abstractmethod
+    async def models(self, by: float) -> Reply:
+        """GET /models; raises as `chat`."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Ends what is under way: those who wait get some `Failed`."""
+
+
+class StraightTransport(Transport):
+    """Connections of our own, without a proxy in between.
+
+    Args:
+        url: the base URL.
+        headers: of every request.
+        verify: the TLS context of an https URL.
+        where: how errors call the endpoint.
+
+    Raises:
+        ConfigError: a header that HTTP cannot carry.
+    """
+
+    def __init__(
+        self, url: str, headers: Mapping[str, str], *, connect_timeout: float, verify: ssl.SSLContext | bool, where: str
+    ) -> None:
+        self._pool = Pool(url, connect_timeout=connect_timeout, verify=verify)
+        self._where = where
+        self._chat = self._pool.head("POST", "/chat/completions", headers)
+        self._models = self._pool.head("GET", "/models", headers) + b"\r\n"
+        self._busy: set[Connection] = set()
+
+    async def chat(self, body: bytes, request_id: str, by: float, *, repeatable: bool) -> Reply:
+        told = _told(request_id)
+        named = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in told.items())
+        request = b"%s%sContent-Length: %d\r\n\r\n%s" % (self._chat, named, len(body), body)
+        return await self._send(request, by, repeatable=repeatable)
+
+    async def models(self, by: float) -> Reply:
+        return await self._send(self._models, by, repeatable=True)
+
+    async def _send(self, request: bytes, by: float, *, repeatable: bool) -> Reply:
+        """On a connection that is there already; on a new one when that turns out to have been closed meanwhile."""
+        try:
+            return await self._send_once(request, by)
+        except StaleError as exc:
+            if not repeatable:
+                failed = down(f"the connection broke off: {exc}", self._where, untouched=False)
+                failed.blame = Blame.NONE
+                raise failed from exc
+        # What made this one stale (a restart, a limit on idling) has most likely ended the others as well.
+        self._pool.drop_idle()
+        return await self._send_once(request, by)
+
+    async def _send_once(self, request: bytes, by: float) -> Reply:
+        try:
+            connection = await self._pool.take(by)
+        except NoConnectionError as exc:
+            raise self._no_connection(exc) from exc
+        self._busy.add(connection)
+        try:
+            connection.send(request)
+            _, status, headers = await connection.head(by)
+            body = Body(status, headers)
+            if status >= 400:
+                raise from_status(status, await _said(connection, body, by), headers, self._where)
+            if status >= 300:
+                raise NotStraightError(f"status {status}")
+        except BrokenAnswerError as exc:
+            self.let_go(connection)
+            raise broken(str(exc), self._where) from exc
+        except StaleError:
+            self.let_go(connection)
+            raise
+        except HttpError as exc:
+            self.let_go(connection)
+            raise down(f"the connection broke off: {exc}", self._where, untouched=False) from exc
+        except BaseException:
+            self.let_go(connection)
+            raise
+        return StraightReply(self, connection, body, self._where)
+
+    def let_go(self, connection: Connection) -> None:
+        """Takes back a connection that was lent."""
+        self._busy.discard(connection)
+        self._pool.give_back(connection)
+
+    async def aclose(self) -> None:
+        self._pool.close()
+        for connection in tuple(self._busy):
+            connection.fail(HttpError("closed while a request was running"))
+
+    def _no_connection(self, exc: NoConnectionError) -> Failed:
+        if isinstance(exc, TlsError):
+            failed = down(str(exc), self._where, hint="see verify=")
+            failed.repeat = Repeat.ELSEWHERE
+            return failed
+        return down(str(exc), self._where, hint=None if exc.__cause__ else "see connect_timeout")
+
+
+class StraightReply(Reply):
+    """An answer that comes over a connection of ours."""
+
+    __slots__ = ("_body", "_connection", "_left", "_transport", "_where")
+
+    def __init__(self, transport: StraightTransport, connection: Connection, body: Body, where: str) -> None:
+        self._transport = transport
+        self._connection = connection
+        self._body = body
+        self._where = where
+        self._left = MAX_ANSWER_BYTES
+
+    async def read(self, by: float) -> bytes:
+        try:
+            piece = await self._connection.next_piece(self._body, by)
+        except BrokenAnswerError as exc:
+            raise broken(str(exc), self._where) from exc
+        except HttpError as exc:
+            raise cut_off(f"the connection broke off: {exc}", self._where) from exc
+        if piece is None:
+            return b""
+        self._left -= len(piece[1])
+        if self._left < 0:
+            raise broken(f"more than {MAX_ANSWER_BYTES} bytes in one answer", self._where)
+        return piece[1]
+
+    async def close(self) -> None:
+        self._transport.let_go(self._connection)
+
+
+class SdkTransport(Transport):
+    """The openai package's client, with everything that it and its HTTP library can do.
+
+    Args:
+        client: an `openai.AsyncOpenAI` whose HTTP client has the hook `bounding`.
+        where: how errors call the endpoint.
+    """
+
+    def __init__(self, client: Any, where: str) -> None:
+        self._client = client
+        self._where = where
+        self._scopes: set[anyio.CancelScope] = set()
+
+    async def chat(self, body: bytes, request_id: str, by: float, *, repeatable: bool) -> Reply:
+        fields = json.loads(body)
+        return await self._begun(
+            # As extra_body, the body is sent as it is: no walk through every part by the client's types.
+            self._client.chat.completions.with_streaming_response.create(
+                model=fields["model"],
+                messages=(),
+                stream=True,
+                extra_body=fields,
+                extra_headers=_told(request_id),
+            ),
+            by,
+        )
+
+    async def models(self, by: float) -> Reply:
+        return await self._begun(self._client.models.with_streaming_response.list(), by)
+
+    async def _begun(self, sending: Any, by: float) -> Reply:
+        stack = contextlib.AsyncExitStack()
+        with crossing(self._where), self.until(by):
+            response = await stack.enter_async_context(sending)
+        return SdkReply(self, stack, response.iter_bytes(), self._where)
+
+    @contextlib.contextmanager
+    def until(self, moment: float) -> Iterator[None]:
+        """Bounds one await; `aclose` ends it early. Never held across a yield, so no cancel scope leaks to a caller."""
+        scope = anyio.CancelScope(deadline=anyio.current_time() + max(0.0, moment - time.monotonic()))
+        self._scopes.add(scope)
+        try:
+            with scope:
+                yield
+        finally:
+            self._scopes.discard(scope)
+        if scope.cancelled_caught:
+            raise LateError
+
+    async def aclose(self) -> None:
+        for scope in tuple(self._scopes):
+            scope.cancel()
+        await self._client.close()
+
+
+class SdkReply(Reply):
+    """An answer that comes through the openai client."""
+
+    def __init__(
+        self, transport: SdkTransport, stack: contextlib.AsyncExitStack, blocks: AsyncIterator[bytes], where: str
+    ) -> None:
+        self._transport = transport
+        self._stack = stack
+        self._blocks = blocks
+        self._where = where
+
+    async def read(self, by: float) -> bytes:
+        with crossing(self._where), self._transport.until(by):
+            return await anext(self._blocks, b"")
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+def goes_straight(url: str) -> bool:
+    """Whether the straight way can lead to `url`: no proxy is configured for it, and it is nothing but an address."""
+    parts = urlsplit(url)
+    if parts.username is not None:
+        return False
+    return _proxy_of(url) is None
+
+
+def _proxy_of(url: str) -> tuple[str, str] | None:
+    """The variable and the proxy that the environment names for `url`, as HTTP libraries read it."""
+    parts, proxies = urlsplit(url), getproxies()
+    scheme = next((scheme for scheme in (parts.scheme, "all") if proxies.get(scheme)), None)
+    if scheme is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return f"{scheme.upper()}_PROXY", proxies[scheme]
+
+
+def through_proxies(client: Callable[..., Any], *, url: str, **options: Any) -> Any:
+    """Return `client(**options)` with the proxies of the environment, for requests to `url`.
+
+    One that cannot be used (SOCKS without its package, a scheme that is not known) is an error only if `url` needs it:
+    HTTP libraries prepare every proxy at once, also for hosts that NO_PROXY names, and beside one of `url`'s own.
+
+    Raises:
+        MissingDependencyError: a SOCKS proxy is configured, and its package is not installed.
+        ConfigError: a proxy's URL that cannot be used.
+    """
+    try:
+        return client(**options)
+    except (ImportError, ValueError):
+        found = _proxy_of(url)
+    if found is None:
+        return client(trust_env=False, **options)
+    name, proxy = found
+    try:
+        return client(trust_env=False, proxy=proxy if "://" in proxy else f"http://{proxy}", **options)
+    except (ImportError, ValueError) as exc:
+        hint = "unset it, or name the host in NO_PROXY"
+        parts = urlsplit(proxy)
+        named = f"{name}={urlunsplit(parts._replace(netloc=parts.netloc.rpartition('@')[2]))}"
+        if isinstance(exc, ImportError):
+            raise MissingDependencyError(
+                f"the proxy of {named} needs the package socksio", hint=f"pip install socksio; or {hint}"
+            ) from exc
+        raise ConfigError(f"the proxy of {named} cannot be used: {exc}", hint=hint) from exc
+
+
+def headers_of(client: Any) -> dict[str, str]:
+    """What an `openai.AsyncOpenAI` sends with every request, but for what it tells of itself (`X-Stainless-…`)."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, value in {**client.auth_headers, **client.default_headers}.items():
+        if isinstance(value, str) and not name.lower().startswith("x-stainless-"):
+            found[name.lower()] = (name, value)
+    return dict(found.values())
+
+
+def bounding(http: Any) -> Any:
+    """A response hook: bodies end at a bound, so that neither an error page nor an answer can fill the memory.
+
+    What an error says also ends after ERROR_SECONDS.
+    """
+
+    class Bounded(http.AsyncByteStream):  # type: ignore[misc]
+        def __init__(self, inner: Any, limit: int, *, fail: bool) -> None:
+            self._inner, self._limit, self._fail = inner, limit, fail
+
+        async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+            left, blocks = self._limit, aiter(self._inner)
+            end = math.inf if self._fail else anyio.current_time() + ERROR_SECONDS
+            while left > 0:
+                block = None
+                with anyio.CancelScope(deadline=end):
+                    block = await anext(blocks, None)
+                if block is None:
+                    return
+                if len(block) > left and self._fail:
+                    raise http.DecodingError(f"more than {self._limit} bytes in one answer")
+                yield block[:left]
+                left -= len(block)
+
+        async def aclose(self) -> None:
+            await self._inner.aclose()
+
+    async def bound(response: Any) -> None:
+        failing = response.status_code >= 400
+        response.stream = Bounded(response.stream, MAX_ERROR_BYTES if failing else MAX_ANSWER_BYTES, fail=not failing)
+
+    return bound
+
+
+def tls_of(http: Any, verify: bool | str) -> ssl.SSLContext:
+    """The TLS context that the HTTP library `http` would take.
+
+    Raises:
+        ConfigError: `verify` names no certificate file.
+    """
+    try:
+        if isinstance(verify, str):
+            return ssl.create_default_context(cafile=verify)
+        found: ssl.SSLContext = http.create_ssl_context(verify=verify)
+    except OSError as exc:
+        raise ConfigError(f"verify={verify!r}: {exc}", param="verify") from exc
+    return found
+
+
+async def _said(connection: Connection, body: Body, by: float) -> bytes:
+    """The beginning of an error's body, as far as it comes."""
+    data, by = bytearray(), min(by, time.monotonic() + ERROR_SECONDS)
+    with contextlib.suppress(HttpError, LateError):
+        while len(data) < MAX_ERROR_BYTES and (piece := await connection.next_piece(body, by)) is not None:
+            data += piece[1]
+    return bytes(data[:MAX_ERROR_BYTES])
+
+
+def _told(request_id: str) -> dict[str, str]:
+    """The headers of this request alone: its id, and what ties the endpoint's spans to ours."""
+    told = {name: value for name, value in CARRIED.get().items() if _plain(value)}
+    if _plain(request_id):
+        told["X-Request-Id"] = request_id
+    return told
+
+
+def _plain(request_id: str) -> bool:
+    """Whether it can stand in a header."""
+    return bool(request_id) and request_id.isascii() and request_id.isprintable()

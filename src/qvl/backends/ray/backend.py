@@ -1,0 +1,285 @@
+"""The `ray` backend: one engine process a device, under Ray Serve, behind the one seam.
+
+Serve starts the replicas, asks after their health and replaces those that died; `PictureRouter` chooses among them; a
+request whose replica is lost is asked again elsewhere, and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
+from qvl.backends.ray import cluster
+from qvl.backends.ray.resume import Continuation, Diverged
+from qvl.errors import (
+    BackendError,
+    BackendUnavailableError,
+    ConfigError,
+    EngineDeadError,
+    QvlError,
+)
+from qvl.log import logger
+from qvl.types import ChatRequest, Chunk
+
+if TYPE_CHECKING:
+    from qvl.backends.ray.deployment import Deployment
+    from qvl.backends.ray.replica import About
+
+ATTEMPTS: Final = 6
+FIRST_PAUSE: Final = 0.2
+WATCH_SECONDS: Final = 2.0
+log = logger("qvl.backends.ray")
+
+
+class RayBackend(Backend):
+    """Runs `replicas` engines under Ray Serve, each on a device of its own.
+
+    Args:
+        model: as for a Pipeline: a folder or hub id, `vllm:NAME`, the name of a plugin's backend; None is the small
+            bundled model.
+        replicas: engine processes, each with one device.
+        devices: "npu", "cuda", "cpu" (a share of the cores each), or "auto": npu, cuda, cpu in this order.
+        ray_address: of a Ray cluster: "auto" for the one of this host, HOST:PORT; None starts one on this machine,
+            which ends with this process. The same settings at the same cluster share their replicas.
+        make: makes the backend of each replica, instead of `model`; it travels by pickle.
+        max_ongoing: requests at one replica at a time.
+        cpus_per_replica: cores that each gets of the cluster's; by default an even share.
+        object_store_bytes: shared memory of a cluster that is started here.
+        total_timeout: seconds for one request, with everything that is asked again.
+        drain_timeout: seconds for what a replica has under way when it is taken away.
+        options: of each replica's backend.
+
+    An answer that must be the same again (greedy, or from a seed) survives the loss of its replica at any place; every
+    request that samples is given a seed for that, unless it has one.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+    """
+
+    name = "ray"
+    wants_pixels = False
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        replicas: int = 1,
+        devices: str = "auto",
+        ray_address: str | None = None,
+        make: Callable[[], Backend] | None = None,
+        max_ongoing: int = 256,
+        cpus_per_replica: float | None = None,
+        object_store_bytes: int = cluster.OBJECT_STORE_BYTES,
+        total_timeout: float = 600.0,
+        drain_timeout: float = 30.0,
+        **options: Any,
+    ) -> None:
+        cluster.check_settings(replicas, devices, ray_address)
+        if make is not None and (model or options):
+            raise ConfigError("`make` makes the whole backend", hint="leave model and options out", param="make")
+        if cpus_per_replica is not None and cpus_per_replica <= 0:
+            raise ConfigError(f"cpus_per_replica={cpus_per_replica} is not above 0", param="cpus_per_replica")
+        if max_ongoing < 1:
+            raise ConfigError(f"max_ongoing={max_ongoing} is out of range", hint="1 or more", param="max_ongoing")
+        cluster.require_ray("ray.serve")
+        self.model = model or "bundled"
+        self._spec = model or None
+        self._options = options
+        self._make = make
+        if make is None:
+            from qvl.backends.ray.replica import build
+
+            # Thrown away: it is made to hear now about a name or an option that does not exist.
+            build(self._spec, options, None)
+        self._replicas = replicas
+        self._devices = devices
+        self._address = ray_address
+        self._max_ongoing = max_ongoing
+        self._cpus = cpus_per_replica
+        self._object_store_bytes = object_store_bytes
+        self._total_timeout = total_timeout
+        self._drain_timeout = drain_timeout
+        self._opening = asyncio.Lock()
+        self._deployment: Deployment | None = None
+        self._about: tuple[About, ...] = ()
+        self._watching: asyncio.Task[None] | None = None
+        self._alive = 0
+        self._closed = asyncio.Event()
+        self._running = 0
+        self._counts = dict.fromkeys(("requests", "moved", "failures"), 0)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._about[0].capabilities if self._about else Capabilities()
+
+    def identity(self) -> dict[str, Any]:
+        """That of the replicas' own backend: the same question has the same key with Ray and without."""
+        return dict(self._about[0].identity) if self._about else super().identity()
+
+    def replicas(self) -> tuple[About, ...]:
+        """The replicas as they were when the backend was opened."""
+        return self._about
+
+    def describe(self) -> str:
+        """One line: how many replicas, on what, over how many hosts."""
+        if not self._about:
+            return "not open"
+        kinds = ", ".join(sorted({about.device or "?" for about in self._about}))
+        hosts = len({about.host for about in self._about})
+        return f"{len(self._about)} replicas under Ray Serve on {hosts} host{'s' * (hosts > 1)}: {kinds}"
+
+    async def open(self) -> None:
+        """Joins the cluster, starts the replicas, and waits until every one has loaded its model.
+
+        Raises:
+            ConfigError: fewer free devices than replicas, or a replica's own reason.
+            BackendError: the cluster cannot be joined, or a replica could not be opened.
+        """
+        async with self._opening:
+            if self._deployment is not None:
+                return
+            if self._closed.is_set():
+                raise BackendUnavailableError("this backend was closed", hint="make a new one")
+            try:
+                deployment, self._about = await asyncio.to_thread(self._deploy)
+            finally:
+                cluster.take_back_sigterm()
+            self._deployment = deployment
+            self.model = self._about[0].model or self.model
+            self._alive = len(self._about)
+            self._watching = asyncio.create_task(self._watch(deployment))
+
+    def _deploy(self) -> tuple[Deployment, tuple[About, ...]]:
+        from qvl.backends.ray.deployment import Deployment
+        from qvl.backends.ray.replica import build
+
+        cluster.join(self._address, object_store_bytes=self._object_store_bytes)
+        deployment = None
+        try:
+            deployment = Deployment(
+                None if self._make is not None else [self._spec, self._options, self._devices, self._replicas],
+                shared=self._address is not None,
+            )
+            if not deployment.exists():
+                share = cluster.room(self._replicas, self._devices, self._cpus)
+                deployment.start(
+                    self._make or partial(build, self._spec, self._options, share.kind, self._replicas),
+                    replicas=self._replicas,
+                    actor_options=share.actor_options(),
+                    max_ongoing=self._max_ongoing,
+                    drain_timeout=self._drain_timeout,
+                )
+            about = deployment.about(self._replicas)
+        except BaseException:
+            if deployment is not None:
+                deployment.stop()
+            cluster.leave()
+            raise
+        log.info("replicas_ready", replicas=[(a.replica, a.host, a.pid) for a in about], devices=self._devices)
+        return deployment, about
+
+    async def aclose(self) -> None:
+        self._closed.set()
+        async with self._opening:
+            deployment, self._deployment = self._deployment, None
+            if self._watching is not None:
+                self._watching.cancel()
+                await asyncio.gather(self._watching, return_exceptions=True)
+                self._watching = None
+            if deployment is not None:
+                await asyncio.to_thread(_stop, deployment)
+
+    async def _watch(self, deployment: Deployment) -> None:
+        """Notes how many replicas run, for `unready()` and the counters."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            self._alive = await asyncio.to_thread(deployment.running)
+
+    def unready(self) -> str | None:
+        if self._deployment is None:
+            return "closed" if self._closed.is_set() else "not open"
+        return None if self._alive else "no replica is running; Ray is starting another"
+
+    def stats(self) -> Mapping[str, float]:
+        return {
+            "num_running": self._running,
+            "replicas": len(self._about),
+            "replicas_running": self._alive,
+            **{f"{name}_total": count for name, count in self._counts.items()},
+        }
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        deployment = self._deployment
+        if deployment is None:
+            raise BackendUnavailableError(f"ray:{self.model} is not open", hint="await backend.open()")
+        self.refuse_unsupported(request)
+        self._running += 1
+        self._counts["requests"] += 1
+        try:
+            if request.pictures:
+                # Encoding is slow where the bytes are not those of the source, and would hold up every other stream.
+                await asyncio.to_thread(lambda: [picture.data for picture in request.pictures])
+            async with aclosing(self._answer(deployment, self._repeatable(request))) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except QvlError:
+            self._counts["failures"] += 1
+            raise
+        finally:
+            self._running -= 1
+
+    def _repeatable(self, request: ChatRequest) -> ChatRequest:
+        """The same request, with a seed if it samples: another replica then gives the same answer."""
+        if request.sampling.deterministic or not self.capabilities.seed:
+            return request
+        return request.replace(sampling=replace(request.sampling, seed=random.getrandbits(62)))
+
+    async def _answer(self, deployment: Deployment, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        """Attempt after attempt, until the answer is whole."""
+        deadline = began() + self._total_timeout
+        key = request.pictures[0].sha256 if request.pictures else None
+        given = Continuation()
+        lost: set[str] = set()
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self._counts["moved"] += 1
+                given.again()
+                await asyncio.sleep(min(FIRST_PAUSE * 2 ** (attempt - 1), 5.0))
+            call = deployment.call(key, frozenset(lost), request)
+            try:
+                async for bundle in call.bundles(deadline, self._closed):
+                    for chunk in bundle:
+                        new = given.rest(chunk)
+                        if new is not None:
+                            yield new
+                return
+            except Diverged:
+                raise BackendError(
+                    "a replica was lost in the middle of the answer, and another one answers differently",
+                    hint="ask again",
+                    code=CUT_OFF,
+                ) from None
+            except (BackendUnavailableError, EngineDeadError) as exc:
+                if self._closed.is_set() or attempt == ATTEMPTS - 1 or time.monotonic() > deadline:
+                    raise
+                log.warning(
+                    "replica_lost", replica=call.replica, request_id=request.request_id, begun=given.begun, why=str(exc)
+                )
+                if call.replica is not None:
+                    lost.add(call.replica)
+            finally:
+                call.end()
+
+
+def _stop(deployment: Deployment) -> None:
+    try:
+        deployment.stop()
+    finally:
+        cluster.leave()

@@ -1,0 +1,223 @@
+"""This process in a Ray cluster: its own, one that the program has joined already, or one at an address."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
+from qvl.extras import install_line
+from qvl.log import logger
+
+DEVICES: Final = ("auto", "npu", "cuda", "cpu")
+# Ray's names for what a device is counted by. It knows NPUs by /dev/davinciN and sets ASCEND_RT_VISIBLE_DEVICES.
+RESOURCES: Final = {"npu": "NPU", "cuda": "GPU", "cpu": "CPU"}
+OBJECT_STORE_BYTES: Final = 512 << 20
+MOST_CPUS: Final = 8
+CONNECT_SECONDS: Final = 5.0
+STARTS: Final = 3
+FREE_SECONDS: Final = 15.0
+log = logger("qvl.backends.ray")
+
+
+@dataclass(slots=True)
+class _Connection:
+    """The one connection a process can have, and how many use it. `ours`: begun here, so ended here."""
+
+    users: int = 0
+    ours: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_connection: Final = _Connection()
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one engine gets of the cluster: a device of `kind`, and processor cores."""
+
+    kind: str
+    cpus: float
+
+    def actor_options(self) -> dict[str, Any]:
+        """As Ray's `ray_actor_options`."""
+        if self.kind == "npu":
+            return {"num_cpus": self.cpus, "resources": {"NPU": 1}}
+        return {"num_cpus": self.cpus} if self.kind == "cpu" else {"num_cpus": self.cpus, "num_gpus": 1}
+
+
+def require_ray(module: str = "ray") -> Any:
+    """Imports `module` of Ray.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    import importlib
+
+    # Set before the import, which reads them: nothing is reported to anybody, and no accelerator is hidden from a
+    # process that asked for none.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as exc:
+        raise MissingDependencyError(f"replicas need the package {exc.name!r}", hint=install_line("ray")) from exc
+
+
+def check_settings(replicas: int, devices: str, address: str | None) -> None:
+    """Refuses what cannot work, before anything is started.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if replicas < 1:
+        raise ConfigError(f"replicas={replicas} is out of range", hint="1 or more", param="replicas")
+    if devices not in DEVICES:
+        raise ConfigError(f"devices={devices!r} is none", hint=f"one of {', '.join(DEVICES)}", param="devices")
+    if address is not None and address.startswith("ray://"):
+        raise ConfigError(
+            "a Ray client (ray://) cannot stream answers",
+            hint="run `ray start --address=HEAD:6379` on this host and give 'auto'",
+            param="ray_address",
+        )
+    if address is not None and address != "auto":
+        host, colon, port = address.rpartition(":")
+        if not colon or not host or not port.isdigit():
+            raise ConfigError(f"ray_address={address!r} is no address", hint="auto, or HOST:6379", param="ray_address")
+
+
+def join(address: str | None, *, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
+    """Connects this process, or counts one more user of its connection. `leave` must be called as often.
+
+    Args:
+        address: of a cluster that runs; None starts one on this machine that ends with this process.
+        object_store_bytes: shared memory of a cluster that is started here.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        BackendUnavailableError: no cluster answers at the address.
+    """
+    ray = require_ray()
+    with _connection.lock:
+        if not ray.is_initialized():
+            _init(ray, address, object_store_bytes)
+            _connection.ours, _connection.users = True, 0
+        _connection.users += 1
+
+
+def take_back_sigterm() -> None:
+    """Gives SIGTERM back to whoever handled it before Ray did. Has an effect in the main thread only.
+
+    Ray's core catches it as a crash: it prints a stack and ends the process 3 s later, whatever is under way.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread() and callable(handler):
+        signal.signal(signal.SIGTERM, handler)
+
+
+def leave() -> None:
+    """One user less; the last one ends a connection that was begun by `join`."""
+    ray = require_ray()
+    with _connection.lock:
+        _connection.users -= 1
+        if _connection.users == 0 and _connection.ours:
+            _connection.ours = False
+            ray.shutdown()
+
+
+def _init(ray: Any, address: str | None, object_store_bytes: int) -> None:
+    if address not in (None, "auto"):
+        _knock(str(address))
+    own = {"include_dashboard": False, "object_store_memory": object_store_bytes} if address is None else {}
+    # It would say that clusters want a token, which is as it should be, and that SIGTERM is left to us.
+    for name in ("ray._private.authentication", "ray._private.worker"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for attempt in range(STARTS):
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **own)
+            return
+        except Exception as exc:
+            if address is not None:
+                raise BackendUnavailableError(
+                    f"no Ray cluster can be joined at {address!r}: {_first_line(exc)}",
+                    hint="on this host: ray start --address=HEAD:6379 (on the head: ray start --head)",
+                ) from exc
+            if attempt == STARTS - 1:
+                raise BackendUnavailableError(
+                    f"Ray does not start: {_first_line(exc)}",
+                    hint="raylet.err, in the logs of Ray's newest session, says why",
+                ) from exc
+            # Its node gives up when its own helpers take more than 15 s to start (ray-project/ray#65983).
+            log.warning("ray_start", error=_first_line(exc), attempt=attempt + 1)
+            ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries for a minute and then ends the process."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as exc:
+        raise BackendUnavailableError(
+            f"no Ray cluster answers at {address!r}: {exc.strerror or exc}", hint="on the head: ray start --head"
+        ) from exc
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).strip() or type(exc).__name__).splitlines()[0][:300]
+
+
+def room(replicas: int, devices: str, cpus: float | None = None) -> Share:
+    """What each of `replicas` engines gets. Valid after `join`.
+
+    Raises:
+        ConfigError: the cluster has not as many devices or cores, or others have them.
+    """
+    ray = require_ray()
+    total: Mapping[str, float] = ray.cluster_resources()
+    kind = devices
+    if kind == "auto":
+        kind = next((name for name in ("npu", "cuda") if total.get(RESOURCES[name], 0) >= 1), "cpu")
+    cores = total.get("CPU", 0)
+    if cpus is None:
+        share = cores / replicas
+        cpus = float(max(1, min(MOST_CPUS, int(share)))) if kind != "cpu" else float(int(share)) or round(share, 2)
+    need = {"CPU": cpus * replicas, **({} if kind == "cpu" else {RESOURCES[kind]: float(replicas)})}
+    end = time.monotonic() + FREE_SECONDS
+    while True:
+        free: Mapping[str, float] = ray.available_resources()
+        short = next((name for name in reversed(need) if free.get(name, 0) < need[name]), None)
+        if short is None:
+            return Share(kind, cpus)
+        if total.get(short, 0) < need[short] or time.monotonic() > end:
+            break
+        # What another program has just given back is counted a moment later.
+        time.sleep(0.2)
+    raise ConfigError(
+        f"{replicas} replicas need {need[short]:g} {short}, and of the Ray cluster's {total.get(short, 0):g} "
+        f"{free.get(short, 0):g} are free",
+        hint="see `ray status`; fewer --replicas, more hosts, or --devices cpu"
+        if short != "CPU"
+        else "see `ray status`; fewer --replicas, or --option cpus_per_replica=0.5",
+        param="replicas",
+    )
+
+
+def count(devices: str) -> int:
+    """How many devices the cluster has: all NPUs, all GPUs, or one share of the cores for each host."""
+    total: Mapping[str, float] = require_ray().cluster_resources()
+    kinds = [devices] if devices != "auto" else ["npu", "cuda"]
+    found = next((int(total[RESOURCES[kind]]) for kind in kinds if kind != "cpu" and total.get(RESOURCES[kind])), 0)
+    return found or hosts()
+
+
+def hosts() -> int:
+    """How many machines the cluster has."""
+    return sum(bool(node["Alive"]) for node in require_ray().nodes())

@@ -1,0 +1,60 @@
+"""Which replica gets a request: the one that has seen its picture, unless that one is much busier than the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+from qvl.backends.openai.hash_ring import HashRing
+
+# Consistent hashing with bounded loads (Mirrokni et al. 2018), with room for the requests that batch well anyway.
+BUSIER: Final = 1.25
+SLACK: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The first argument of every call: the hash of a picture, and replicas that failed this request already."""
+
+    key: str | None = None
+    avoid: frozenset[str] = frozenset()
+
+
+class PictureRouter(RequestRouter):  # type: ignore[misc]
+    """The same picture goes to the same replica, whichever front asks; without a picture, to the least busy one."""
+
+    _of: frozenset[str] = frozenset()
+    _ring: HashRing = HashRing({})
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Groups of replicas, to be tried in this order; of a group, the least busy one is taken."""
+        if not candidate_replicas:
+            return []
+        args: list[Any] = pending_request.args if pending_request is not None else []
+        route = args[0] if args and isinstance(args[0], Route) else Route()
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True
+        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        well = [replica for name, replica in by_name.items() if name not in route.avoid]
+        shunned = [replica for name, replica in by_name.items() if name in route.avoid]
+        if route.key is None:
+            return [group for group in (well, shunned) if group]
+        order = [by_name[name] for name in self._order(frozenset(by_name), route.key) if name not in route.avoid]
+        waiting = {name: self._waiting(replica) for name, replica in by_name.items()}
+        bound = BUSIER * sum(waiting.values()) / len(waiting) + SLACK
+        ready = [replica for replica in order if waiting[replica.replica_id.unique_id] <= bound]
+        late = [replica for replica in order if replica not in ready]
+        return [[replica] for replica in (*ready, *late, *shunned)]
+
+    def _order(self, names: frozenset[str], key: str) -> list[str]:
+        if names != self._of:
+            self._of, self._ring = names, HashRing(dict.fromkeys(names, 1.0))
+        return list(self._ring.order(key))
+
+    def _waiting(self, replica: RunningReplica) -> int:
+        # None for a replica that has not been asked lately: then it has nothing to do.
+        return self.replica_queue_len_cache.get(replica.replica_id) or 0

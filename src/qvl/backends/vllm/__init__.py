@@ -1,0 +1,25 @@
+"""vLLM's engine in this process. Names are loaded on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qvl.backends.vllm.backend import VllmBackend
+
+_HOME = {
+    "VllmBackend": "backend",
+}
+
+__all__ = [
+    "VllmBackend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,217 @@
+"""The `vllm` backend: vLLM's engine in this process, on GPUs, on CPUs, and through vllm-ascend on NPUs.
+
+Prompt and pictures are prepared exactly as by the local backend, and answers are read by the same code, so the two say
+the same in the same words. vLLM schedules, runs and samples.
+
+On Ascend: `pip install vllm vllm-ascend`, `VLLM_USE_MODELSCOPE=True` to load weights from ModelScope, and
+`PYTORCH_NPU_ALLOC_CONF=expandable_segments:True` against fragmented device memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import threading
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Any, Final
+
+import anyio
+
+from qvl.backends.base import Backend, Capabilities
+from qvl.backends.load_aside import load_aside
+from qvl.backends.vllm.engine import crossing, import_vllm, read_engine_args
+from qvl.backends.vllm.request import Answer, Loaded
+from qvl.errors import BackendError, BackendUnavailableError
+from qvl.log import logger
+from qvl.types import ChatRequest, Chunk, Timing
+
+log = logger("qvl.backends.vllm")
+DEFAULT_IMAGES: Final = 8
+FORMATS: Final = frozenset({"text", "json_object", "json_schema", "regex", "choice"})
+
+
+class VllmBackend(Backend):
+    """Runs a model in vLLM's engine.
+
+    Args:
+        model: a folder or a hub id; empty is the small bundled model.
+        limit_mm_per_prompt: how many pictures a request may have, as `{"image": 8}`.
+        engine_args: any argument of vLLM's engine (`max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`,
+            `quantization`, …), checked by vLLM itself; strings are read as on vLLM's command line.
+
+    Raises:
+        ConfigError: (from `open`) an argument that vLLM does not know or does not accept.
+        MissingDependencyError: (from `open`) vLLM is not installed.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: str = "",
+        *,
+        revision: str | None = None,
+        limit_mm_per_prompt: Mapping[str, int] | None = None,
+        **engine_args: Any,
+    ) -> None:
+        self.model = model or "bundled"
+        self._path = model or None
+        self._revision = revision
+        self._limits = {"image": DEFAULT_IMAGES, "video": 0, **(limit_mm_per_prompt or {})}
+        self._engine_args = engine_args
+        self._loaded: Loaded | None = None
+        self._closed = False
+        self._opening = asyncio.Lock()
+        self._scopes: set[anyio.CancelScope] = set()
+        self._running = 0
+        self._waiting = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        have = self._loaded
+        return Capabilities(
+            images=self._limits["image"],
+            max_context=have.max_model_len if have else None,
+            response_formats=FORMATS,
+            tools=True,
+            top_logprobs=min(20, have.max_logprobs) if have else 20,
+        )
+
+    def peek_capabilities(self) -> Capabilities:
+        return self.capabilities
+
+    async def open(self) -> None:
+        """Loads the model; seconds to minutes.
+
+        Raises:
+            MissingDependencyError: vLLM is not installed.
+            ConfigError: an engine argument that cannot work, or no such model.
+            DeviceMemoryError: the model does not fit.
+        """
+        async with self._opening:
+            if self._loaded is None:
+                if self._closed:
+                    raise BackendUnavailableError("this backend was closed", hint="make a new one")
+                self._loaded = await load_aside(self._load)
+                log.info("vllm_ready", model=self.model, context=self._loaded.max_model_len)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        for scope in tuple(self._scopes):
+            scope.cancel()
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            # Let the aborted streams tell the engine before it goes.
+            await asyncio.sleep(0)
+            await asyncio.to_thread(_shut_down, loaded.engine)
+            del loaded
+            # vLLM's objects refer to each other; left to the interpreter's end they complain that it is gone.
+            gc.collect()
+
+    def identity(self) -> dict[str, Any]:
+        told = {"backend": self.name, "model": self.model, "revision": self._revision}
+        return told | dict(self._loaded.facts) if self._loaded else told
+
+    def stats(self) -> Mapping[str, float]:
+        return {"num_running": self._running - self._waiting, "num_waiting": self._waiting}
+
+    def unready(self) -> str | None:
+        if self._closed:
+            return "closed"
+        if self._loaded is None:
+            return "loading"
+        return "the engine is dead" if self._loaded.engine.errored else None
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        loaded = self._loaded
+        if loaded is None:
+            raise BackendUnavailableError("vLLM is not loaded", hint="await backend.open() first")
+        self.refuse_unsupported(request)
+        started = time.perf_counter()
+        self._running += 1
+        self._waiting += 1
+        waiting = True
+        abandoned = threading.Event()
+        try:
+            answer = await asyncio.to_thread(Answer, loaded, request, abandoned.is_set)
+            first = 0.0
+            results = loaded.engine.generate(
+                answer.prompt, answer.params, f"{request.request_id or 'qvl'}-{uuid.uuid4().hex}"
+            )
+            async with aclosing(results):
+                while not answer.done:
+                    with self._guard():
+                        result = await anext(results, None)
+                    if waiting:
+                        self._waiting -= 1
+                        waiting = False
+                        first = time.perf_counter() - started
+                    if result is None:
+                        raise BackendError("vLLM ended the answer without a reason")
+                    for chunk in answer.read(result):
+                        yield chunk
+            timing = Timing(first_token=first, total=time.perf_counter() - started)
+            yield dataclasses.replace(answer.last(), usage=answer.usage, timing=timing)
+        finally:
+            abandoned.set()
+            self._running -= 1
+            self._waiting -= waiting
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """One wait for the engine: its errors become ours, and `aclose` ends it."""
+        scope = anyio.CancelScope()
+        self._scopes.add(scope)
+        try:
+            with scope, crossing():
+                yield
+        finally:
+            self._scopes.discard(scope)
+        if scope.cancelled_caught or self._closed:
+            raise BackendUnavailableError("vLLM was closed while a request was running")
+
+    def _load(self) -> Loaded:
+        async_llm, engine_args = import_vllm()
+        from qvl.backends.local.model import loader
+        from qvl.backends.local.model.checkpoint_files import image_settings, read_json
+        from qvl.backends.local.text.detokenizer import Vocabulary
+        from qvl.backends.local.text.processor import ImageRules, Processor
+
+        folder = loader.find_folder(self._path, self._revision)
+        settings = {
+            "model": str(folder),
+            "limit_mm_per_prompt": self._limits,
+            # As the local backend does it: llguidance, and no endless white space that passes for JSON.
+            "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
+            **self._engine_args,
+        }
+        arguments = read_engine_args(engine_args, settings)
+        with crossing(opening=True):
+            engine = async_llm.from_engine_args(arguments)
+        tokenizer = loader.load_tokenizer(folder, self.model)
+        rules = ImageRules.read(image_settings(folder, self.model))
+        image_token = read_json(folder / "config.json", self.model)["image_token_id"]
+        config = engine.model_config if hasattr(engine, "model_config") else engine.vllm_config.model_config
+        facts = {
+            "weights": loader.fingerprint(folder),
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "quantisation": config.quantization,
+            "processor": dataclasses.asdict(rules),
+        }
+        return Loaded(
+            engine,
+            Processor(tokenizer, rules, image_token),
+            Vocabulary(tokenizer),
+            int(config.max_model_len),
+            int(config.max_logprobs),
+            facts,
+        )
+
+
+def _shut_down(engine: Any) -> None:
+    with crossing():
+        engine.shutdown()

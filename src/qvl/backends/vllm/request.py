@@ -1,0 +1,205 @@
+"""One request in vLLM's terms: its prompt, its sampling parameters, and its outputs as Chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.backends.vllm.engine import crossing
+from qvl.errors import BackendError
+from qvl.types import ChatRequest, Chunk, Usage
+
+if TYPE_CHECKING:
+    from qvl.backends.local.text.detokenizer import Output, Vocabulary
+    from qvl.backends.local.text.processor import Prepared, Processor
+
+DEFAULT_MAX_TOKENS: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in vLLM, and what its requests are prepared with. `facts` go into the identity."""
+
+    engine: Any
+    processor: Processor
+    vocabulary: Vocabulary
+    max_model_len: int
+    max_logprobs: int
+    facts: Mapping[str, Any]
+
+
+class Answer:
+    """One request on its way through vLLM: the prompt, vLLM's sampling parameters, and the reading of its outputs."""
+
+    def __init__(self, loaded: Loaded, request: ChatRequest, abandoned: Callable[[], bool]) -> None:
+        from qvl.backends.local.text.detokenizer import Output
+        from qvl.backends.local.text.prompt import PromptLimit
+
+        self._loaded = loaded
+        self._request = request
+        limit = PromptLimit(loaded.max_model_len, request.sampling.max_tokens)
+        prepared = loaded.processor.prepare(request, limit, abandoned)
+        self.prompt = _prompt(prepared, loaded.processor.image_token_id)
+        self.params = self._params(len(prepared.tokens))
+        self._outputs: list[Output] = [
+            Output.of(request, loaded.vocabulary, index, reasoning=prepared.starts_thinking, marked_calls=False)
+            for index in range(request.sampling.n)
+        ]
+        self._ended: set[int] = set()
+        self._held: Chunk | None = None
+        self._completion = 0
+        self._cached = 0
+        self._prepared = prepared
+
+    @property
+    def done(self) -> bool:
+        return len(self._ended) == len(self._outputs)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self._prepared.tokens),
+            completion_tokens=self._completion,
+            image_tokens=self._prepared.image_tokens,
+            cached_tokens=self._cached,
+        )
+
+    def last(self) -> Chunk:
+        """The finish of the choice that ended last."""
+        assert self._held is not None
+        return self._held
+
+    def read(self, result: Any) -> Iterator[Chunk]:
+        """The chunks of one of vLLM's outputs."""
+        self._cached = result.num_cached_tokens or self._cached
+        for index, part in self._parts(result):
+            if index not in self._ended:
+                for chunk in self._part(index, part):
+                    if self._held is not None:
+                        yield self._held
+                        self._held = None
+                    if chunk.finish_reason is None:
+                        yield chunk
+                    else:
+                        self._held = chunk
+
+    def _parts(self, result: Any) -> Iterator[tuple[int, Any]]:
+        """What came for each choice. Greedy choices are all the same, so vLLM is asked for one of them."""
+        for part in result.outputs:
+            for index in range(len(self._outputs)) if self.params.n == 1 else (part.index,):
+                yield index, part
+
+    def _part(self, index: int, part: Any) -> Iterator[Chunk]:
+        from qvl.backends.local.model.sampler import Sampled
+
+        output = self._outputs[index]
+        tokens = list(part.token_ids)
+        notes = list(part.logprobs or ())
+        self._completion += len(tokens)
+        if part.finish_reason == "stop" and tokens:
+            # The token that ends an answer is no part of it.
+            tokens.pop()
+        for place, token in enumerate(tokens):
+            logprob, top = _alternatives(notes[place], token, self._request.sampling.logprobs) if notes else (0.0, ())
+            chunk = output.push(Sampled(token, logprob, top))
+            if chunk is not None:
+                yield chunk
+            if output.stopped:
+                self._completion -= len(tokens) - place - 1
+                yield self._finished(output, "stop")
+                return
+        if part.finish_reason is not None:
+            if part.finish_reason not in ("stop", "length"):
+                raise BackendError(f"vLLM gave the answer up: {part.finish_reason}")
+            yield self._finished(output, part.finish_reason)
+
+    def _finished(self, output: Output, reason: Any) -> Chunk:
+        self._ended.add(output.index)
+        return output.finish(reason)
+
+    def _params(self, length: int) -> Any:
+        from vllm.sampling_params import RequestOutputKind
+
+        from vllm import SamplingParams
+
+        wanted = self._request.sampling
+        room = min(self._loaded.max_model_len - length, DEFAULT_MAX_TOKENS)
+        with crossing():
+            return SamplingParams(
+                n=wanted.n if wanted.temperature > 0 else 1,
+                temperature=wanted.temperature,
+                top_p=wanted.top_p,
+                top_k=wanted.top_k,
+                min_p=wanted.min_p,
+                max_tokens=wanted.max_tokens or room,
+                stop_token_ids=list(wanted.stop_token_ids),
+                ignore_eos=wanted.ignore_eos,
+                repetition_penalty=wanted.repetition_penalty,
+                presence_penalty=wanted.presence_penalty,
+                frequency_penalty=wanted.frequency_penalty,
+                seed=wanted.seed,
+                logprobs=wanted.logprobs,
+                # Text is made from tokens by the same code as in the local backend.
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+                structured_outputs=_structured(self._request),
+            )
+
+
+def _prompt(prepared: Prepared, image_token: int) -> dict[str, Any]:
+    """vLLM's token prompt: one placeholder a picture, and pictures that are of their final size already."""
+    tokens: list[int] = []
+    done = 0
+    for picture in prepared.pictures:
+        tokens += prepared.tokens[done : picture.start]
+        tokens.append(image_token)
+        done = picture.end
+    tokens += prepared.tokens[done:]
+    prompt: dict[str, Any] = {"prompt_token_ids": tokens}
+    if prepared.salt:
+        prompt["cache_salt"] = prepared.salt
+    if prepared.pictures:
+        from PIL import Image
+
+        pixels = [picture.pixels for picture in prepared.pictures if picture.pixels is not None]
+        prompt["multi_modal_data"] = {"image": [Image.fromarray(array) for array in pixels]}
+        # Near the limits of a checkpoint a second resizing would change a size that the first one gave.
+        prompt["mm_processor_kwargs"] = {"do_resize": False}
+    return prompt
+
+
+def _structured(request: ChatRequest) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from qvl.backends.grammar_schema import call_schema, check_format, enforceable
+    from qvl.backends.local.text.grammar import SPACING
+
+    wanted = request.response_format
+    check_format(wanted)
+    rules: dict[str, Any] = {"disable_any_whitespace": True}
+    schema: Mapping[str, Any] | None = None
+    if request.forced_tools:
+        schema = call_schema(request.forced_tools)
+    elif wanted.kind == "json_schema":
+        schema = enforceable(wanted.schema or {}, "response_format")
+    elif wanted.kind == "json_object":
+        schema = {"type": "object"}
+    if schema is not None:
+        # Spaces where json.dumps puts them, as in the local backend: a model that may not write them loses its thread.
+        rules["json"] = {**schema, "x-guidance": SPACING}
+    elif wanted.kind == "regex":
+        rules["regex"] = wanted.pattern
+    elif wanted.kind == "choice":
+        rules["choice"] = list(wanted.choices)
+    else:
+        return None
+    return StructuredOutputsParams(**rules)
+
+
+def _alternatives(
+    note: Mapping[int, Any], token: int, wanted: int | None
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """The chosen token's logprob and the `wanted` best, out of vLLM's table of one place."""
+    ranked = sorted(note.items(), key=lambda item: item[1].rank)
+    return note[token].logprob, tuple((other, told.logprob) for other, told in ranked[: wanted or 0])

@@ -1,0 +1,165 @@
+"""Reading what people type: pictures and globs, NAME=VALUE pairs, durations, `module:Class`."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qvl.analysis.parse_answer import SchemaLike
+
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)?")
+_SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One unit of work: what to hand to the pipeline, and its name for people."""
+
+    label: str
+    source: Any
+
+
+def pictures(arguments: Sequence[str], *, together: bool = False) -> list[Given]:
+    """The pictures named by `arguments`: paths, URLs, globs, `-` for stdin; one work each, or one in all.
+
+    Raises:
+        ConfigError: a glob that matches nothing, or stdin named twice.
+    """
+    if list(arguments).count("-") > 1:
+        raise ConfigError("stdin (-) can be read once", hint="name '-' once")
+    found = [given for argument in arguments for given in _expand(argument)]
+    if together and len(found) > 1:
+        return [Given(" + ".join(given.label for given in found), [given.source for given in found])]
+    return found
+
+
+def is_picture(argument: str) -> bool:
+    """Whether `argument` names a picture rather than asks something: a file that is there, a URL, stdin, a glob."""
+    if argument == "-" or argument.startswith(("http://", "https://", "data:image/")):
+        return True
+    return os.path.isfile(os.path.expanduser(argument)) or (" " not in argument and bool(glob.glob(argument)))
+
+
+def _expand(argument: str) -> list[Given]:
+    if argument == "-":
+        from qvl.media.gate import DEFAULT_POLICY
+
+        # One byte more than the gate lets pass, so that it is the gate that says so; a pipe may never end.
+        return [Given("<stdin>", sys.stdin.buffer.read(DEFAULT_POLICY.max_bytes + 1))]
+    if _URL.match(argument) or os.path.exists(argument) or not glob.has_magic(argument):
+        label = argument if len(argument) <= 160 else f"{argument[:159]}…"
+        return [Given(label, argument)]
+    names = sorted(name for name in glob.glob(os.path.expanduser(argument), recursive=True) if os.path.isfile(name))
+    if not names:
+        raise ConfigError(f"no file matches {argument!r}", hint=f"looked from {os.getcwd()}")
+    return [Given(name, name) for name in names]
+
+
+def pairs(given: Sequence[str], option: str) -> dict[str, Any]:
+    """`NAME=VALUE` texts as a dictionary; a value that is JSON is read as JSON.
+
+    Raises:
+        ConfigError: a text without `=`.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"{option} {text!r} is no NAME=VALUE", hint=f"write {option} temperature=0.2")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = value
+    return found
+
+
+def duration(text: str) -> float:
+    """Seconds: `90`, `90s`, `15m`, `36h`, `7d`, `2w`, or several together such as `1d12h`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    compact = text.strip().lower().replace(" ", "")
+    pieces = _DURATION.findall(compact)
+    if not pieces or "".join(number + unit for number, unit in pieces) != compact:
+        raise ConfigError(f"{text!r} is no duration", hint="write 90s, 15m, 36h, 7d or 2w")
+    return sum(float(number) * _SECONDS[unit or "s"] for number, unit in pieces)
+
+
+def schema(text: str) -> SchemaLike:
+    """The schema that `text` names: a JSON schema in `bill.json`, or the type `module:Class` or `folder/file.py:Class`.
+
+    Modules of the present folder count.
+
+    Raises:
+        ConfigError: there is none, or no answer could have its form.
+    """
+    from qvl.analysis.schema_types import schema_type
+
+    found: SchemaLike = _json_schema(text) if text.endswith(".json") else _type_of(text)
+    try:
+        schema_type(found)
+    except ConfigError as exc:
+        raise ConfigError(f"--schema {text}: {exc.message}", hint=exc.hint, param="schema") from exc
+    return found
+
+
+def _json_schema(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+    except OSError as exc:
+        raise ConfigError(f"--schema {path} cannot be read: {exc.strerror}", hint="check the path") from exc
+    except ValueError as exc:
+        raise ConfigError(f"--schema {path} is not JSON: {exc}", param="schema") from exc
+    if not isinstance(found, dict):
+        raise ConfigError(f"--schema {path} is not a JSON schema", hint='{"type": "object", "properties": {…}}')
+    return found
+
+
+def _type_of(text: str) -> Any:
+    module, colon, path = text.rpartition(":")
+    if not colon or not module or not path:
+        raise ConfigError(
+            f"--schema {text!r} names no schema",
+            hint="write module:Class, file.py:Class or schema.json",
+            param="schema",
+        )
+    folder = os.getcwd()
+    if module.endswith(".py"):
+        file = os.path.abspath(os.path.expanduser(module))
+        if not os.path.isfile(file):
+            raise ConfigError(f"no file {module!r} for --schema", hint="check the path", param="schema")
+        # Its own folder comes first, so that it finds the modules beside it.
+        folder, module = os.path.dirname(file), os.path.basename(file).removesuffix(".py")
+        known = getattr(sys.modules.get(module), "__file__", None)
+        if module in sys.modules and known != file:
+            raise ConfigError(
+                f"--schema: another module is called {module!r} already", hint="rename the file", param="schema"
+            )
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found: Any = import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except AttributeError as exc:
+        raise ConfigError(f"module {module!r} has no {path!r}", hint="check the spelling", param="schema") from exc
+    except Exception as exc:
+        raise ConfigError(
+            f"module {module!r} of --schema cannot be imported: {type(exc).__name__}: {exc}",
+            hint="run from its folder, or install it",
+            param="schema",
+        ) from exc
+    return found

@@ -1,0 +1,118 @@
+"""Where records go: stdout, a file of JSON lines, an HTML report. What was written stays when the run is cut off."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from qvl.cli import failure
+from qvl.errors import write_failed
+
+if TYPE_CHECKING:
+    from qvl.cli.records import Record
+    from qvl.html.report import Report
+
+
+class Output:
+    """Takes records as they come; `finish()` writes what needs all of them.
+
+    Raises:
+        ConfigError: a file cannot be written; said before the first picture is looked at.
+    """
+
+    def __init__(
+        self, *, as_json: bool, many: bool, jsonl: Path | None = None, html: Path | None = None, title: str = "qvl"
+    ) -> None:
+        self.records: list[Record] = []
+        self._as_json = as_json
+        self._many = many
+        self._lines: IO[str] | None = None
+        self._html = html
+        self._report: Report | None = None
+        if html is not None:
+            from qvl.html.report import Report
+
+            _check_writable(html, "--html")
+            self._report = Report(title)
+        if jsonl is not None:
+            try:
+                self._lines = jsonl.open("w", encoding="utf-8")
+            except OSError as exc:
+                raise write_failed(f"--output {jsonl}", exc) from exc
+
+    @property
+    def failed(self) -> bool:
+        return any(not record.ok for record in self.records)
+
+    def add(self, record: Record, *, shown: bool = False) -> None:
+        """`shown` says that the answer itself was printed while it was streamed."""
+        self.records.append(record.without_pictures())
+        if record.error is not None:
+            failure.report(record.error, record.picture)
+        line = record.to_json() if self._as_json or self._lines is not None else ""
+        if self._lines is not None:
+            self._write(self._lines, line)
+        if self._report is not None:
+            self._report.add(record)
+        if self._as_json:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+        elif not self._many and record.ok:
+            self._show(record, shown)
+
+    def _write(self, lines: IO[str], line: str) -> None:
+        try:
+            lines.write(line + "\n")
+            lines.flush()
+        except OSError as exc:
+            self._lines = None
+            with contextlib.suppress(OSError):
+                lines.close()
+            raise write_failed(f"--output {lines.name}", exc) from exc
+
+    def _show(self, record: Record, shown: bool) -> None:
+        from qvl.cli import tables as show
+
+        assert record.result is not None
+        if not shown:
+            show.one(record)
+            return
+        show.stages(record)
+        show.notes(record.result)
+        show.stdout().print(show.took(record))
+
+    def end_iteration(self, iteration: int) -> None:
+        """Called after every picture of one iteration."""
+        if self._many and not self._as_json:
+            from qvl.cli import tables as show
+
+            show.many([record for record in self.records if record.iteration == iteration])
+
+    def finish(self) -> None:
+        """Closes and writes files; harmless when called again."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+        if self._report is not None and self._html is not None:
+            try:
+                self._report.write(self._html)
+            except OSError as exc:
+                raise write_failed(f"--html {self._html}", exc) from exc
+            self._report = None
+
+
+def _check_writable(path: Path, option: str) -> None:
+    folder = path.parent
+    number = 0
+    if path.is_dir():
+        number = errno.EISDIR
+    elif not folder.is_dir():
+        number = errno.ENOTDIR if folder.exists() else errno.ENOENT
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        number = errno.EACCES
+    if number:
+        raise write_failed(f"{option} {path}", OSError(number, os.strerror(number)))

@@ -1,0 +1,167 @@
+"""Answers for people: a table for one picture, a line each for many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.table import Table
+from rich.text import Text
+
+from qvl.analysis.parse_answer import ProductAnalysis, own_fields
+from qvl.cli.console import PlainConsole
+from qvl.html.cards import fields_of
+
+if TYPE_CHECKING:
+    from qvl.analysis.parse_answer import AnalysisResult
+    from qvl.cli.records import Record
+    from qvl.types import Result
+
+SHOWN_LOADING: Final = 0.05
+_NARROW: Final = 100
+
+
+def stdout() -> PlainConsole:
+    return PlainConsole(highlight=False, emoji=False)
+
+
+def took(record: Record) -> str:
+    assert record.result is not None
+    what = "answer" if record.analysis is None else "image analysis"
+    return f"{what} took {record.result.timing.total:.2f} s (cache {record.result.cache})"
+
+
+def seconds(value: float) -> str:
+    """A time with three digits that matter."""
+    return f"{value * 1000:.2f} ms" if value < 0.01 else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def percent(confidence: float | None) -> str:
+    return "" if confidence is None else f"{confidence:.1%}"
+
+
+def fields(analysis: AnalysisResult[Any]) -> list[tuple[str, str, float | None]]:
+    """(label, value, confidence) of every field that the model filled in."""
+    sure = analysis.field_confidence
+    if isinstance(analysis.value, ProductAnalysis):
+        return [(label, value, sure.get(path)) for label, path, value in fields_of(analysis.value)]
+    return [(name, _plain(value), sure.get(name)) for name, value in own_fields(analysis.value).items()]
+
+
+def one(record: Record) -> None:
+    """Everything about one picture on stdout."""
+    assert record.result is not None
+    console = stdout()
+    if record.analysis is not None:
+        # Not the table's title, which would be folded to the table's width.
+        console.print(Text(f"{record.picture} · {record.result.backend}:{record.result.model}", style="italic"))
+        console.print(_analysis(record))
+    else:
+        for choice in record.result.choices:
+            console.print(Text(choice.text))
+        stages(record)
+    notes(record.result)
+    console.print(Text(took(record)))
+
+
+def stages(record: Record) -> None:
+    """One row: how long each stage took."""
+    table = Table()
+    times = timed(record)
+    for label, _ in times:
+        table.add_column(label, justify="right")
+    table.add_row(*(seconds(spent) for _, spent in times))
+    stdout().print(table)
+
+
+def timed(record: Record) -> list[tuple[str, float]]:
+    """(stage, seconds) of the stages that happened, in their order; without the last, they add up to it."""
+    assert record.result is not None
+    timing = record.result.timing
+    loading = timing.loading if timing.loading >= SHOWN_LOADING else 0.0
+    # A hit's rest is this program's start; a backend that does not tell its first token's time gets one row.
+    rest = "decode" if timing.first_token else "start" if record.result.cache == "hit" else "model"
+    known = timing.media + timing.cache + loading + timing.first_token
+    stages = (
+        ("media", timing.media),
+        ("cache", timing.cache),
+        ("model load", loading),
+        ("queue", timing.queue),
+        ("first token", timing.first_token - timing.queue),
+        (rest, timing.total - known),
+    )
+    return [*((label, spent) for label, spent in stages if spent > 0), ("total", timing.total)]
+
+
+def notes(result: Result) -> None:
+    for note in result.notes:
+        stdout().print(Text(f"note: {note}", style="yellow"))
+
+
+def _analysis(record: Record) -> Table:
+    assert record.result is not None
+    assert record.analysis is not None
+    result = record.result
+    table = Table()
+    table.add_column("field")
+    table.add_column("value", overflow="fold")
+    table.add_column("confidence", justify="right")
+    for label, value, confidence in fields(record.analysis):
+        table.add_row(Text(label), Text(value), percent(confidence))
+    table.add_row("all fields", "", percent(record.analysis.confidence) or "unknown", style="bold")
+    table.add_section()
+    for label, spent in timed(record):
+        table.add_row(Text(f"time: {label}"), "", seconds(spent), style="dim")
+    table.add_section()
+    style = "green" if result.cache == "hit" else ""
+    table.add_row("cache", "", Text(result.cache, style=style))
+    return table
+
+
+def many(records: Sequence[Record]) -> None:
+    """A row for every picture, and a line that counts them."""
+    table = Table()
+    table.add_column("picture", overflow="fold")
+    table.add_column("answer", overflow="fold")
+    table.add_column("confidence", justify="right")
+    table.add_column("cache")
+    table.add_column("total", justify="right")
+    for record in records:
+        if record.result is None:
+            table.add_row(Text(record.picture), Text(str(record.error), style="red"), "", "", "")
+            continue
+        sure = record.analysis.confidence if record.analysis is not None else None
+        table.add_row(
+            Text(record.picture),
+            Text(_short(record)),
+            percent(sure),
+            record.result.cache,
+            seconds(record.result.timing.total - record.result.timing.loading),
+        )
+    console = stdout()
+    console.print(table)
+    console.print(Text(counted(records)))
+
+
+def counted(records: Sequence[Record]) -> str:
+    done = [record.result for record in records if record.result is not None]
+    hits = sum(result.cache == "hit" for result in done)
+    loading = sum(result.timing.loading for result in done)
+    spent = sum(result.timing.total for result in done) - loading
+    failed = len(records) - len(done)
+    mean = f", {spent / len(done):.2f} s each" if done else ""
+    loaded = f", model load {loading:.2f} s" if loading >= SHOWN_LOADING else ""
+    return f"{len(records)} pictures: {len(done)} done ({hits} cache hits), {failed} failed{mean}{loaded}"
+
+
+def _short(record: Record) -> str:
+    if record.analysis is not None:
+        return ", ".join(f"{label}: {value}" for label, value, _ in fields(record.analysis))
+    assert record.result is not None
+    text = " ".join(record.result.text.split())
+    return text if len(text) <= _NARROW else f"{text[: _NARROW - 1]}…"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""Pages and cards: plain values in, HTML out."""

@@ -1,0 +1,142 @@
+"""The HTML report: thumbnails beside answers, in one file that needs no other."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from qvl.analysis.parse_answer import ProductAnalysis, own_fields
+from qvl.html.cards import fields_of, thumbnail_html
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qvl.analysis.parse_answer import AnalysisResult
+    from qvl.errors import QvlError
+    from qvl.types import Result
+
+_STYLE: Final = """
+:root{color-scheme:light dark}
+body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}
+h1{font-size:1.4rem}
+article{display:flex;flex-wrap:wrap;gap:1.2rem;border-top:1px solid #8886;padding:1rem 0}
+.pictures{flex:0 0 200px;display:flex;flex-direction:column;gap:.4rem}
+.pictures img{max-width:192px;max-height:192px;border:1px solid #8884}
+.answer{flex:1 1 24rem;min-width:0}
+.answer p{white-space:pre-wrap;margin:.2rem 0}
+table{border-collapse:collapse}
+th,td{text-align:left;padding:.15rem .9rem .15rem 0;vertical-align:top;overflow-wrap:anywhere}
+td.number{text-align:right;font-variant-numeric:tabular-nums}
+.facts,.name{color:gray;font-size:.85rem;overflow-wrap:anywhere}
+.error{color:#c22;font-weight:600}
+"""
+
+
+class Row(Protocol):
+    """What the report wants to know of one picture."""
+
+    @property
+    def picture(self) -> str: ...
+    @property
+    def iteration(self) -> int: ...
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def result(self) -> Result | None: ...
+    @property
+    def analysis(self) -> AnalysisResult[Any] | None: ...
+    @property
+    def error(self) -> QvlError | None: ...
+
+
+class Report:
+    """Collects rows, as HTML already, so that no picture is held until the end; `write` makes the page."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._articles: list[str] = []
+        self._done = 0
+        self._hits = 0
+        self._failed = 0
+
+    def add(self, row: Row) -> None:
+        """One more picture, below the others."""
+        if row.result is None:
+            self._failed += 1
+            pictures, answer = "", f'<p class="error">{escape(str(row.error))}</p>'
+        else:
+            self._done += 1
+            self._hits += row.result.cache == "hit"
+            pictures = "".join(thumbnail_html(picture) for picture in row.result.pictures)
+            answer = _analysis(row.analysis) if row.analysis is not None else _text(row.result)
+            answer += _facts(row.result)
+        name = f'<span class="name">{escape(_printable(row.picture))}</span>'
+        self._articles.append(
+            f'<article id="{escape(row.request_id)}"><div class="pictures">{pictures}{name}</div>'
+            f'<div class="answer">{answer}</div></article>'
+        )
+
+    def write(self, path: Path) -> None:
+        """Writes the page to `path`, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            draft.write_text(self.html(), encoding="utf-8")
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def html(self) -> str:
+        """The whole page."""
+        title = escape(_printable(self.title))
+        at = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        counted = f"{self._done} answered ({self._hits} from the cache), {self._failed} failed · {at}"
+        return (
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>'
+            f'<body><h1>{title}</h1><p class="facts">{counted}</p>\n' + "\n".join(self._articles) + "</body></html>\n"
+        )
+
+
+def _analysis(analysis: AnalysisResult[Any]) -> str:
+    sure: Mapping[str, float] = analysis.field_confidence
+    if isinstance(analysis.value, ProductAnalysis):
+        rows = [(label, value, sure.get(path)) for label, path, value in fields_of(analysis.value)]
+    else:
+        rows = [(name, str(value), sure.get(name)) for name, value in own_fields(analysis.value).items()]
+    if analysis.confidence is not None:
+        rows.append(("all fields", "", analysis.confidence))
+    cells = "".join(
+        f'<tr><th>{escape(label)}</th><td>{escape(value)}</td><td class="number">{_percent(confidence)}</td></tr>'
+        for label, value, confidence in rows
+    )
+    return f"<table>{cells}</table>"
+
+
+def _text(result: Result) -> str:
+    return "".join(f"<p>{escape(_printable(choice.text))}</p>" for choice in result.choices)
+
+
+def _facts(result: Result) -> str:
+    timing, usage = result.timing, result.usage
+    text = (
+        f"{result.backend}:{result.model} · cache {result.cache} · {timing.total:.2f} s · "
+        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens · {result.request_id}"
+    )
+    notes = "".join(f'<p class="facts">note: {escape(note)}</p>' for note in result.notes)
+    return f'<p class="facts">{escape(text)}</p>{notes}'
+
+
+def _percent(confidence: float | None) -> str:
+    return "" if confidence is None else f"{confidence:.1%}"
+
+
+def _printable(text: str) -> str:
+    """`text` as UTF-8 can carry it: file names may hold bytes that are none."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,362 @@
+"""HTTP/1.1 for one purpose: a request out, and its answer in with the moment at which every piece came off the socket.
+
+The load client and the `openai` backend speak through it. A general client spends more time on a small streamed answer
+than there is between two requests at 2,000 a second, and notes when its reader woke up instead of when data came.
+Pieces are stamped here as the event loop hands them over. No proxies, no redirects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import deque
+from collections.abc import Mapping
+from time import monotonic, perf_counter
+from typing import Final, cast
+from urllib.parse import urlsplit
+
+from qvl.errors import ConfigError
+from qvl.http.framing import END, MAX_HEAD, Body, BrokenAnswerError, HttpError, read_head
+
+MAX_HELD: Final = 4 * 2**20
+# Most servers close a connection that idles for 5 s, and a request sent into that moment would be lost.
+KEEP_SECONDS: Final = 4.0
+MAX_IDLE: Final = 256
+# Until the next address of a name is tried beside the one that does not answer (RFC 8305).
+STAGGER_SECONDS: Final = 0.25
+# What listens but speaks no TLS hangs up on the greeting; a refused connection is another error.
+_TLS_FAILURES: Final = (ssl.SSLError, ConnectionResetError, ConnectionAbortedError)
+
+
+class NoConnectionError(HttpError):
+    """Nobody listens, the name is unknown, TLS fails, or it takes too long."""
+
+
+class StaleError(HttpError):
+    """A connection that was used before breaks off without a byte: closed while it idled, as far as can be told."""
+
+
+class TlsError(NoConnectionError):
+    """Somebody listens, but no TLS connection comes about: a certificate that is not trusted, or no TLS at all."""
+
+
+class LateError(Exception):
+    """The moment until which a wait was allowed has come."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection, one exchange at a time."""
+
+    def __init__(self) -> None:
+        self.reusable = False
+        self.idle_since: float | None = None
+        self._transport: asyncio.Transport | None = None
+        self._came: deque[tuple[float, bytes]] = deque()
+        self._held = 0
+        self._paused = False
+        self._ended = False
+        self._problem: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._rest = b""
+
+    @property
+    def closed(self) -> bool:
+        return self._ended or self._transport is None or self._transport.is_closing()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the next request can be sent on it: open, and nothing came that was not asked for."""
+        return not self.closed and not self._came
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._came.append((perf_counter(), data))
+        self._held += len(data)
+        if self._held > MAX_HELD and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        if exc is not None and self._problem is None:
+            # A TimeoutError of the network's is no deadline of ours.
+            self._problem = HttpError(str(exc) or type(exc).__name__)
+        self._wake()
+
+    def fail(self, problem: Exception) -> None:
+        """Ends the exchange: whoever waits gets `problem`."""
+        self._problem, self._ended = problem, True
+        self._wake()
+        self.abort()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def send(self, data: bytes) -> None:
+        """Writes a request."""
+        assert self._transport is not None
+        self.reusable = False
+        self._transport.write(data)
+
+    async def head(self, by: float | None = None) -> tuple[float, int, dict[str, str]]:
+        """(when its first byte came, status, headers in lower case) of the answer; `by` is a time.monotonic().
+
+        Raises:
+            StaleError: the connection was used before, and broke off without a byte.
+            HttpError: the connection broke off, or this is no HTTP.
+            LateError: it did not come in time.
+        """
+        data, first = b"", 0.0
+        while True:
+            while (end := data.find(b"\r\n\r\n")) < 0:
+                if len(data) > MAX_HEAD:
+                    raise BrokenAnswerError("the answer has a head without an end")
+                try:
+                    when, more = await self._next("the connection was closed without an answer", by)
+                except HttpError as exc:
+                    if self.idle_since is None or first:
+                        raise
+                    raise StaleError(str(exc)) from exc
+                first = first or when
+                data += more
+            status, headers = read_head(data[:end])
+            data = data[end + 4 :]
+            # 100 Continue and 103 Early Hints come before the answer.
+            if status >= 200:
+                self._rest = data
+                return first, status, headers
+
+    async def next_piece(self, body: Body, by: float | None = None) -> tuple[float, bytes] | None:
+        """The next bytes of the body with the moment they came at; None at its end. `by` is a time.monotonic().
+
+        Raises:
+            HttpError: the connection broke off within the body.
+            LateError: they did not come in time.
+        """
+        while not body.done:
+            if self._rest:
+                when, data, self._rest = perf_counter(), self._rest, b""
+            else:
+                try:
+                    when, data = await self._next("the connection was closed within the answer", by)
+                except HttpError:
+                    if body.ends_with_connection and self._problem is None:
+                        body.done = True
+                        return None
+                    raise
+            payload = body.feed(data)
+            if payload:
+                return when, payload
+        self.reusable = body.keeps and not self._rest and not self._came and not self._ended
+        return None
+
+    async def _next(self, otherwise: str, by: float | None) -> tuple[float, bytes]:
+        while not self._came:
+            if self._ended:
+                if isinstance(self._problem, TimeoutError | asyncio.TimeoutError):
+                    raise self._problem
+                raise HttpError(str(self._problem or "") or otherwise) from self._problem
+            loop = asyncio.get_running_loop()
+            left = None if by is None else by - monotonic()
+            if left is not None and left <= 0:
+                # Not by the timer: what comes without a pause would be there before it every time.
+                raise LateError
+            waiter = self._waiter = loop.create_future()
+            late = None if left is None else loop.call_later(left, _give_up, waiter)
+            try:
+                await waiter
+            finally:
+                self._waiter = None
+                if late is not None:
+                    late.cancel()
+        when, data = self._came.popleft()
+        self._held -= len(data)
+        if self._paused and self._held < MAX_HELD // 2 and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return when, data
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _give_up(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(LateError())
+
+
+class Pool:
+    """Connections to one base URL; as many as are wanted, each used again.
+
+    Args:
+        url: `/v1` and the like included; user and password in it are not sent, a query stands behind every path.
+        connect_timeout: seconds until connected, TLS included.
+        verify: whether a TLS certificate must be good, or the whole TLS context.
+        keep: seconds after which an idle connection is not used again.
+
+    Raises:
+        ConfigError: the URL is none of http or https.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_timeout: float = 10.0,
+        verify: bool | ssl.SSLContext = True,
+        keep: float = KEEP_SECONDS,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{url!r} is no URL of an endpoint", hint="as http://127.0.0.1:8000/v1")
+        secure = parts.scheme == "https"
+        self.host = parts.hostname
+        self.port = parts.port or (443 if secure else 80)
+        self.path = parts.path.rstrip("/")
+        self.query = f"?{parts.query}" if parts.query else ""
+        self.authority = parts.netloc.rpartition("@")[2]
+        self.connect_timeout = connect_timeout
+        self._tls = _tls_context(verify) if secure else None
+        self._keep = keep
+        self._idle: list[Connection] = []
+        self._dialing: set[asyncio.Task[Connection]] = set()
+        self._closed = False
+
+    async def take(self, by: float | None = None) -> Connection:
+        """An open connection; `by` is a time.monotonic() before which it must be there.
+
+        Raises:
+            NoConnectionError: nobody listens, TLS fails, or it takes longer than `connect_timeout`.
+            LateError: it takes longer than `by`.
+        """
+        if self._closed:
+            raise NoConnectionError("closed while connecting")
+        oldest = monotonic() - self._keep
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.fresh and (connection.idle_since or 0.0) >= oldest:
+                return connection
+            connection.abort()
+        allowed = self.connect_timeout if by is None else min(self.connect_timeout, max(0.0, by - monotonic()))
+        dialing = asyncio.get_running_loop().create_task(self._dial())
+        self._dialing.add(dialing)
+        taken = False
+        try:
+            await asyncio.wait((dialing,), timeout=allowed)
+            if not dialing.done():
+                if allowed < self.connect_timeout:
+                    raise LateError
+                raise NoConnectionError(f"no connection to {self.authority} within {allowed:g} s")
+            if dialing.cancelled() or self._closed:
+                raise NoConnectionError("closed while connecting")
+            taken = True
+            return dialing.result()
+        except (OSError, UnicodeError) as exc:
+            reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+            if self._tls is not None and isinstance(exc, _TLS_FAILURES):
+                raise TlsError(f"TLS with {self.authority} failed: {reason}") from exc
+            raise NoConnectionError(f"cannot connect to {self.authority}: {reason}") from exc
+        finally:
+            self._dialing.discard(dialing)
+            if not taken:
+                dialing.add_done_callback(_let_go)
+                dialing.cancel()
+
+    async def _dial(self) -> Connection:
+        """The first address of the host that answers; the next one is tried when one fails or hesitates."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        tries: list[asyncio.Task[Connection]] = []
+        try:
+            for address in dict.fromkeys(str(item[4][0]) for item in found):
+                tries.append(loop.create_task(self._dial_at(address)))
+                if (made := await _first(tries, STAGGER_SECONDS)) is not None:
+                    return made
+            while any(not task.done() for task in tries):
+                if (made := await _first(tries, None)) is not None:
+                    return made
+            return tries[0].result()
+        finally:
+            for task in tries:
+                task.add_done_callback(_let_go)
+                task.cancel()
+
+    async def _dial_at(self, address: str) -> Connection:
+        name = self.host if self._tls is not None else None
+        _, connection = await asyncio.get_running_loop().create_connection(
+            Connection, address, self.port, ssl=self._tls, server_hostname=name
+        )
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """Keeps a connection whose answer was read to its end, and ends any other."""
+        if connection.reusable and not self._closed and not connection.closed and len(self._idle) < MAX_IDLE:
+            connection.idle_since = monotonic()
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    def close(self) -> None:
+        """Ends the idle connections and those that are being made; none is kept from now on."""
+        self._closed = True
+        for dialing in self._dialing:
+            dialing.cancel()
+        self.drop_idle()
+
+    def drop_idle(self) -> None:
+        """Ends the idle connections, so that the next one is new."""
+        while self._idle:
+            self._idle.pop().abort()
+
+    def head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
+        """The head of a request without its last line, for those who send the same one many times.
+
+        Raises:
+            ConfigError: a header that HTTP cannot carry.
+        """
+        lines = [f"{method} {self.path}{path}{self.query} HTTP/1.1", f"Host: {self.authority}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        text = "\r\n".join(lines)
+        if text.count("\r") != len(lines) - 1 or text.count("\n") != len(lines) - 1:
+            raise ConfigError("a header has a line break in it", hint="see the extra headers and the API key")
+        try:
+            return text.encode("latin-1") + END
+        except UnicodeEncodeError as exc:
+            raise ConfigError("a header has characters in it that HTTP cannot carry", hint="see the API key") from exc
+
+    def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
+        """A request as it goes on the wire."""
+        length = b"Content-Length: %d\r\n" % len(body) if body else b""
+        return self.head(method, path, headers) + length + END + body
+
+
+def _tls_context(verify: bool | ssl.SSLContext) -> ssl.SSLContext:
+    if isinstance(verify, ssl.SSLContext):
+        return verify
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+async def _first(tries: list[asyncio.Task[Connection]], seconds: float | None) -> Connection | None:
+    """The connection that is made first within `seconds`, taken out of `tries`; None also when a try fails."""
+    pending = [task for task in tries if not task.done()]
+    done, _ = await asyncio.wait(pending, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        if not task.cancelled() and task.exception() is None:
+            tries.remove(task)
+            return task.result()
+    return None
+
+
+def _let_go(task: asyncio.Task[Connection]) -> None:
+    """Ends a connection that came when another was taken already."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().abort()

@@ -1,0 +1,389 @@
+"""What encoded bytes are, before any pixel is decoded: format, size, frames, orientation, and whether they may pass.
+
+Limits are checked here, on the header, so that a picture that breaks one costs nothing. Frames and orientation are
+read from the bytes directly, since Pillow walks every frame to count them and warns about EXIF blocks it dislikes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from itertools import islice
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from qvl.errors import MediaError
+from qvl.media import file_structure as structure
+from qvl.media.file_structure import ByteOrder
+from qvl.media.smart_resize import canonical_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from PIL import Image, ImageFile
+
+    from qvl.media.gate import MediaPolicy
+
+# Of JPEG: start of scan, baseline and progressive frames, and what tells nothing of size or orientation.
+_SCAN: Final = 0xDA
+_FRAMES: Final = (0xC0, 0xC2)
+_APP1: Final = 0xE1
+_SKIPPED: Final = frozenset({0xC4, 0xDB, 0xDD, 0xFE, 0xE0, *range(0xE2, 0xF0)})
+
+MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+# Formats that every endpoint and browser decodes to the same pixels when the picture is plain 8-bit RGB.
+PORTABLE: Final = frozenset(MEDIA_TYPES)
+ORIENTATION_TAG: Final = 0x0112
+_LARGE_MEMORY: Final = 72 * 2**20
+_LARGE_PIXELS: Final = 2**25
+# Bytes given to a decoder at a time, after each of which its time is looked at.
+_BLOCK: Final = 16 * 1024
+_TIFF_WIDTH: Final = 0x0100
+_TIFF_HEIGHT: Final = 0x0101
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is known of an encoded picture before its pixels are decoded. `width` and `height` are the canonical ones.
+
+    `sized`: whether a request set them.
+    `plain`: every decoder reads these bytes to the canonical pixels, so they may be passed on as they are.
+    `large`: decoding takes so long or so much memory that it is done one at a time.
+    """
+
+    format: str
+    width: int
+    height: int
+    orientation: int
+    plain: bool
+    sized: bool
+    large: bool
+
+    @property
+    def media_type(self) -> str:
+        """Of the canonical bytes: the source's own when they pass as they are, else PNG's."""
+        return MEDIA_TYPES[self.format] if self.plain else MEDIA_TYPES["PNG"]
+
+
+def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
+    """Reads the header of `data` and holds it against the policy.
+
+    Raises:
+        MediaError: no picture, a format that is not allowed, or a limit of `policy` is broken.
+    """
+    if (colour := _colour_jpeg(data)) is not None and "JPEG" in policy.formats:
+        width, height, orientation = colour
+        check_size((width, height), policy, name)
+        memory = _jpeg_memory(data, (width, height), policy)
+        return _header("JPEG", (width, height), orientation, policy, name, memory, simple=True)
+    with open_image(data, policy, name) as image:
+        form = image.format or ""
+        check_size(image.size, policy, name)
+        frames = _frames(image, data, form, policy, name)
+        orientation = 1 if form == "TIFF" else _orientation(image, data, form)
+        simple = (
+            image.mode == "RGB"
+            and frames == 1
+            and "transparency" not in image.info
+            and (form != "PNG" or png_depth(data) == 8)
+        )
+        size = _tiff_size(image) if form == "TIFF" else image.size
+        memory = _jpeg_memory(data, image.size, policy) if form == "JPEG" else structure.memory(image, form)
+        return _header(form, size, orientation, policy, name, memory, simple=simple)
+
+
+def _jpeg_memory(data: bytes, size: tuple[int, int], policy: MediaPolicy) -> int:
+    return structure.jpeg_memory(data, size, canonical_size(*size, policy)[:2])
+
+
+def _header(
+    form: str,
+    size: tuple[int, int],
+    orientation: int,
+    policy: MediaPolicy,
+    name: str,
+    memory: int,
+    *,
+    simple: bool,
+) -> Header:
+    """`simple`: one frame of 8-bit RGB pixels that hide nothing."""
+    if memory > policy.max_decode_bytes:
+        raise MediaError(
+            f"{name}: decoding {size[0]} x {size[1]} pixels of {form} takes {memory // 2**20} MiB, more than the limit"
+            f" of {policy.max_decode_bytes // 2**20} MiB",
+            hint="make the picture smaller first, or raise MediaPolicy.max_decode_bytes or qvl-serve --max-decode-mb",
+            code="image_too_large",
+        )
+    large = memory > _LARGE_MEMORY or size[0] * size[1] > _LARGE_PIXELS
+    upright = size[::-1] if orientation >= 5 else size
+    width, height, sized = canonical_size(*upright, policy)
+    plain = simple and form in PORTABLE and orientation == 1 and (width, height) == upright
+    return Header(form, width, height, orientation, plain, sized, large)
+
+
+def _colour_jpeg(data: bytes) -> tuple[int, int, int] | None:
+    """Width, height and EXIF orientation of a colour JPEG as nearly all are; None for whatever needs a closer look.
+
+    Pillow tells the same and takes ten times as long, which is most of what finding a known answer takes beside hashing
+    its picture. What is broken further on is met when the picture is checked or decoded. Source: ITU-T T.81, annex B.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    at, size, exif = 2, None, b""
+    for _ in range(structure.MAX_SEGMENTS):
+        if len(data) < at + 4 or data[at] != 0xFF:
+            return None
+        marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker == _SCAN:
+            return None if size is None else (*size, exif_orientation(exif))
+        if marker in _FRAMES:
+            body = data[at + 4 : at + 10]
+            if size is not None or len(body) < 6 or body[0] != 8 or body[5] != 3:
+                return None
+            size = (body[3] << 8 | body[4], body[1] << 8 | body[2])
+        elif marker == _APP1:
+            if data.startswith(b"Exif\0\0", at + 4):
+                if exif:
+                    return None
+                exif = data[at + 4 : end]
+        elif marker not in _SKIPPED:
+            return None
+        at = end
+    return None
+
+
+def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
+    """Opens with the allowed decoders alone; no pixel is decoded.
+
+    Not `Image.open`: its size check warns or raises by a process-wide setting, where the limit here is the policy's.
+    """
+    if not data:
+        raise MediaError(f"{name} is empty", hint="0 bytes; save or download it again", code="image_decode_failed")
+    form = sniff(data)
+    decoder = _decoder(form) if form in policy.formats else None
+    if decoder is not None:
+        structure.check(data, form, policy.max_frames, name)
+        try:
+            image = decoder(structure.TimedBytes(data, policy.max_decode_seconds, name), "")
+            image.decodermaxblock = _BLOCK
+            return image
+        except MediaError:
+            raise
+        except Exception as exc:
+            raise broken(name, form, exc) from exc
+    raise MediaError(
+        f"{name} is not a picture: it starts like {kind_of(data)}",
+        hint=f"accepted are {', '.join(sorted(policy.formats))}",
+        code="image_decode_failed",
+    )
+
+
+def sniff(data: bytes) -> str:
+    """The format by its first bytes, "" for none that is known."""
+    if data[4:8] == b"ftyp":
+        still = data[8:12] in (b"avif", b"avis") or (data[8:12] in (b"mif1", b"msf1") and b"avif" in data[16:64])
+        return "AVIF" if still else ""
+    if data[:4] == b"RIFF":
+        return "WEBP" if data[8:12] == b"WEBP" else ""
+    return next((form for magic, form in _PICTURES if data.startswith(magic)), "")
+
+
+@functools.cache
+def _decoder(form: str) -> Callable[[IO[bytes], str], ImageFile.ImageFile] | None:
+    """Pillow's decoder of one format, None where this Pillow was built without it.
+
+    The class itself and not the registered factory, which turns a phone's JPEG with more pictures behind the first into
+    another format, and which needs every plugin imported.
+    """
+    module, name = _DECODERS[form]
+    try:
+        plugin = importlib.import_module(f"PIL.{module}")
+    except ImportError:
+        return None
+    if not getattr(plugin, "SUPPORTED", True):
+        return None
+    decoder: Callable[[IO[bytes], str], ImageFile.ImageFile] = getattr(plugin, name)
+    return decoder
+
+
+def broken(name: str, form: str, exc: BaseException) -> MediaError:
+    """The error for a picture whose decoder gave up; the decoder's own words go along, on one line."""
+    reason = " ".join(str(exc).split())[:120] or type(exc).__name__
+    return MediaError(
+        f"{name}: the {form} picture is cut short or broken: {reason}",
+        hint="save or download it again",
+        code="image_decode_failed",
+    )
+
+
+def check_size(size: tuple[int, int], policy: MediaPolicy, name: str) -> None:
+    """Holds the size of a source against the policy."""
+    width, height = size
+    if width < 1 or height < 1:
+        raise MediaError(f"{name}: a picture of {width} x {height} pixels has nothing to see", hint="save it again")
+    if width * height > policy.max_source_pixels:
+        raise MediaError(
+            f"{name}: {width} x {height} pixels are more than the limit of {policy.max_source_pixels}",
+            hint="make the picture smaller first",
+            code="image_too_large",
+        )
+    if max(width, height) > policy.max_aspect * min(width, height):
+        raise MediaError(
+            f"{name}: {width} x {height} pixels is an aspect ratio above {policy.max_aspect:g}",
+            hint="crop it to a less narrow picture",
+        )
+
+
+def png_depth(data: bytes) -> int:
+    """Bits a channel of a PNG, from its IHDR chunk."""
+    return data[24] if len(data) > 24 else 0
+
+
+def kind_of(data: bytes) -> str:
+    """What bytes that are no accepted picture look like, in a reader's words, with the way out where there is one."""
+    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in data[:4096]):
+        return "an SVG drawing; render it to PNG first"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "a web page"
+    if data[4:8] == b"ftyp":
+        if data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
+            return "HEIC; convert it to JPEG or PNG first"
+        if data[8:12] in (b"avif", b"avis"):
+            return "AVIF; convert it to JPEG or PNG first, or install a Pillow that reads it (11.3 or later)"
+        return "a video; pass one of its frames"
+    for magic, kind in _OTHERS + _PICTURES:
+        if data.startswith(magic):
+            return kind
+    return "text" if _is_text(data[:512]) else "data of no known kind"
+
+
+_PICTURES: Final = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"II+\x00", "TIFF"),
+    (b"MM\x00+", "TIFF"),
+)
+_DECODERS: Final = {
+    "JPEG": ("JpegImagePlugin", "JpegImageFile"),
+    "PNG": ("PngImagePlugin", "PngImageFile"),
+    "GIF": ("GifImagePlugin", "GifImageFile"),
+    "BMP": ("BmpImagePlugin", "BmpImageFile"),
+    "TIFF": ("TiffImagePlugin", "TiffImageFile"),
+    "WEBP": ("WebPImagePlugin", "WebPImageFile"),
+    "AVIF": ("AvifImagePlugin", "AvifImageFile"),
+}
+_OTHERS: Final = (
+    (b"%PDF", "a PDF document; render its pages to PNG first"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"8BPS", "a Photoshop document; export it as PNG first"),
+    (b"RIFF", "WebP or another RIFF file"),
+    (b"\x00\x00\x01\x00", "an icon; save it as PNG first"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL; convert it to PNG first"),
+    (b"\xff\x0a", "JPEG XL; convert it to PNG first"),
+)
+
+
+def _is_text(sample: bytes) -> bool:
+    if any(byte < 32 and byte not in b"\t\r\n\f\x1b" for byte in sample):
+        return False
+    try:
+        sample.decode()
+    except UnicodeDecodeError as exc:
+        # A character may be cut by the end of the sample.
+        return exc.start > len(sample) - 4
+    return True
+
+
+def _frames(image: Image.Image, data: bytes, form: str, policy: MediaPolicy, name: str) -> int:
+    """The number of frames, or of a TIFF's pages, counted no further than one beyond the limit."""
+    if form == "GIF":
+        frames = sum(1 for _ in islice(_gif_frames(data), policy.max_frames + 1))
+    elif form == "TIFF":
+        frames = sum(1 for _ in islice(_tiff_pages(data), policy.max_frames + 1))
+    else:
+        frames = int(getattr(image, "n_frames", 1))
+    if frames > policy.max_frames:
+        raise MediaError(
+            f"{name}: more than the limit of {policy.max_frames} frames",
+            hint="send one of its frames",
+            code="image_too_large",
+        )
+    return frames
+
+
+def _gif_frames(data: bytes) -> Iterator[int]:
+    """Where each frame's pixels begin (GIF89a, sections 18 to 27); ends quietly where the file does."""
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    while at + 10 < len(data):
+        if data[at] == 0x21:
+            at += 2
+        elif data[at] == 0x2C:
+            flags = data[at + 9]
+            at += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+            yield at
+        else:
+            return
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+
+
+def _tiff_pages(data: bytes) -> Iterator[int]:
+    """Where each page's directory stands (TIFF 6.0, section 2; BigTIFF); a chain that loops never ends."""
+    order: ByteOrder = "little" if data[:1] == b"I" else "big"
+    big = int.from_bytes(data[2:4], order) == 43
+    word, head, entry = (8, 8, 20) if big else (4, 2, 12)
+    at = int.from_bytes(data[8:16] if big else data[4:8], order)
+    while at and at + head <= len(data):
+        yield at
+        end = at + head + entry * int.from_bytes(data[at : at + head], order)
+        at = int.from_bytes(data[end : end + word], order)
+
+
+def _orientation(image: Image.Image, data: bytes, form: str) -> int:
+    """EXIF orientation, 1 to 8; what is not a valid one counts as 1, as in browsers."""
+    block = image.info.get("exif") or (_png_exif(data) if form == "PNG" else b"")
+    return exif_orientation(block) if isinstance(block, bytes) else 1
+
+
+def _tiff_size(image: Image.Image) -> tuple[int, int]:
+    """The upright size: Pillow turns a TIFF while it loads, and tells one size or the other before, by its version."""
+    tags: Any = getattr(image, "tag_v2", {})
+    turned = tags.get(ORIENTATION_TAG, 1) in (5, 6, 7, 8)
+    stored = (tags.get(_TIFF_WIDTH), tags.get(_TIFF_HEIGHT))
+    return image.size[::-1] if turned and stored == image.size else image.size
+
+
+def exif_orientation(block: bytes) -> int:
+    """The orientation in an EXIF block (Exif 2.32, section 4.6.4), 1 where there is none or it makes no sense."""
+    tiff = block.removeprefix(b"Exif\x00\x00")
+    if tiff[:2] not in (b"II", b"MM"):
+        return 1
+    order: ByteOrder = "little" if tiff[:2] == b"II" else "big"
+    at = int.from_bytes(tiff[4:8], order)
+    for index in range(int.from_bytes(tiff[at : at + 2], order)):
+        entry = tiff[at + 2 + 12 * index : at + 14 + 12 * index]
+        if len(entry) < 12:
+            return 1
+        if int.from_bytes(entry[:2], order) == ORIENTATION_TAG:
+            value = int.from_bytes(entry[8:10], order)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _png_exif(data: bytes) -> bytes:
+    """The eXIf chunk, which may stand behind the pixels, where Pillow has not looked yet after opening."""
+    at = 8
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"eXIf":
+            return data[at + 8 : at + 8 + length]
+        at += 12 + length
+    return b""

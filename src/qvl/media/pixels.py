@@ -1,0 +1,301 @@
+"""Encoded bytes, PIL images and arrays to one canonical RGB picture: what the media gate does to pixels.
+
+Canonical means: first frame, alpha laid on white, mode RGB with 8 bits, EXIF orientation applied, within the pixel
+budget with the aspect ratio kept. ICC profiles are not applied: pixels stay as they are stored, as the processors that
+Qwen3-VL was trained with have it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import sys
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from PIL import Image
+
+from qvl.errors import MediaError
+from qvl.media import file_structure as structure
+from qvl.media.digest_cache import Encoded, Seen
+from qvl.media.image_header import ORIENTATION_TAG, Header, broken, check_size, exif_orientation, open_image, png_depth
+from qvl.media.png_integrity import whole_png
+from qvl.media.smart_resize import canonical_size
+
+if TYPE_CHECKING:
+    from qvl.media.gate import MediaPolicy
+
+# The memory of the process is one, whatever threads and pipelines there are.
+_one_large: Final = threading.Lock()
+
+_ENCODED: Final = (str, bytes, bytearray, memoryview, os.PathLike)
+_CHANNELS: Final = (1, 3, 4)
+TRANSPOSE: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes, header: Header, policy: MediaPolicy, name: str) -> Image.Image:
+    """The canonical RGB picture of `data`, whose header was probed under the same policy.
+
+    Raises:
+        MediaError: the file is cut short or broken.
+    """
+    size = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
+    with _turn(header), open_image(data, policy, name) as image:
+        try:
+            _check_scans(data, image, name)
+            if header.format == "JPEG" and image.size != size:
+                # The decoder can drop pixels that the resize would average away; twice the target keeps the quality.
+                image.draft(None, (size[0] * 2, size[1] * 2))
+            image.load()
+            if header.format == "PNG":
+                _scale_transparent_colour(image, png_depth(data))
+            return _oriented(resized(to_rgb(image, name), size), header.orientation)
+        except MediaError:
+            raise
+        except Exception as exc:
+            raise broken(name, header.format, exc) from exc
+
+
+def check(data: bytes, header: Header, policy: MediaPolicy, name: str) -> None:
+    """Meets whatever `decode` would meet in plain `data`, for less where that can be.
+
+    Raises:
+        MediaError: the file is cut short or broken.
+    """
+    if header.format == "PNG" and whole_png(data, header.width, header.height):
+        return
+    if header.format != "JPEG":
+        decode(data, header, policy, name)
+        return
+    with _turn(header), open_image(data, policy, name) as image:
+        try:
+            _check_scans(data, image, name)
+            # At an eighth of the size the decoder reads every code, and leaves out only what it would do with them.
+            image.draft(None, (max(1, header.width // 8), max(1, header.height // 8)))
+            image.load()
+        except MediaError:
+            raise
+        except Exception as exc:
+            raise broken(name, header.format, exc) from exc
+
+
+def _turn(header: Header) -> AbstractContextManager[object]:
+    return _one_large if header.large else nullcontext()
+
+
+def _check_scans(data: bytes, image: Image.Image, name: str) -> None:
+    if image.format == "JPEG" and structure.jpeg_frame(data)[0]:
+        structure.check_scans(data, image.width * image.height, name)
+
+
+def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> tuple[Image.Image, bool]:
+    """The canonical RGB picture of an open image, turned by its own EXIF orientation, and its `Picture.sized`.
+
+    Raises:
+        MediaError: its pixels cannot be read or it breaks a limit of `policy`.
+    """
+    check_size(image.size, policy, name)
+    try:
+        # Loaded first: a TIFF turns itself while it loads, and then drops its tag.
+        image.load()
+        orientation = _image_orientation(image)
+        across, down = image.size
+        if orientation >= 5:
+            height, width, sized = canonical_size(down, across, policy)
+        else:
+            width, height, sized = canonical_size(across, down, policy)
+        rgb = resized(to_rgb(image, name), (width, height))
+        return _oriented(rgb, orientation), sized
+    except MediaError:
+        raise
+    except Exception as exc:
+        raise broken(name, image.mode, exc) from exc
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Mode RGB, 8 bits a channel: alpha on white, 16-bit grey scaled (never clipped), palettes and CMYK converted."""
+    mode = image.mode
+    if mode in ("I", "F") or mode.startswith("I;"):
+        return _deep_grey(image, name)
+    if mode in ("La", "RGBa"):
+        image = image.convert(mode.upper())
+    if image.has_transparency_data:
+        return _on_white(image)
+    if mode == "RGB":
+        return image
+    return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Band by band, so that the largest picture allowed takes twice its memory and not five times."""
+    width, height = image.size
+    rows = max(1, 2**20 // width)
+    laid = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height))).convert("RGBA")
+        laid.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, top))
+    return laid
+
+
+def _deep_grey(image: Image.Image, name: str) -> Image.Image:
+    """Grey of more than 8 bits: `I;16` and `I` hold 0..65535 (high byte kept, as for 16-bit RGB), `F` holds 0..1."""
+    values = np.asarray(image)
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if image.mode == "F":
+        if not (low >= 0.0 and high <= 1.0):
+            raise MediaError(f"{name}: a float picture must hold values from 0 to 1", hint="rescale it, or pass uint8")
+        grey = np.rint(values * 255.0).astype(np.uint8)
+    else:
+        if low < 0 or high > 65535:
+            raise MediaError(f"{name}: integers beyond 16 bits are no grey levels", hint="rescale them to 0..255")
+        grey = (values.astype(np.uint32) >> 8).astype(np.uint8)
+        key = image.info.get("transparency")
+        if isinstance(key, int):
+            grey[values == key] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`image` itself when it has that size already, else a LANCZOS copy."""
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Lossless; level 1, since the time it takes counts for more than a tenth of the size."""
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def array_of(source: Any) -> Any | None:
+    """A numpy array of the elements of an array or a tensor of another library, None for anything else.
+
+    A torch tensor has its channels first (CxHxW) unless only its last dimension can be them.
+
+    Raises:
+        MediaError: its library cannot hand it over.
+    """
+    if isinstance(source, np.ndarray):
+        return source
+    # While another thread still imports torch it has no Tensor yet, and nobody can have made one.
+    tensors = getattr(sys.modules.get("torch"), "Tensor", None)
+    is_tensor = tensors is not None and isinstance(source, tensors)
+    if not is_tensor and (callable(getattr(source, "read", None)) or isinstance(source, _ENCODED)):
+        return None
+    try:
+        if is_tensor:
+            tensor = source.detach().cpu()
+            values = (tensor.float() if tensor.is_floating_point() else tensor).resolve_conj().resolve_neg().numpy()
+            first = values.ndim == 3 and values.shape[0] in _CHANNELS
+            return values.transpose(1, 2, 0) if first else values
+        if callable(getattr(source, "__array__", None)):
+            return np.asarray(source)
+        if callable(getattr(source, "__dlpack__", None)):
+            return np.from_dlpack(source)
+    except Exception as exc:
+        reason = " ".join(str(exc).split())[:120] or type(exc).__name__
+        raise MediaError(
+            f"a {type(source).__name__} cannot be read as an array: {reason}", hint="pass a numpy array"
+        ) from exc
+    return None
+
+
+def from_array(array: Any) -> Image.Image:
+    """HxW, HxWx1, HxWx3 (RGB) or HxWx4 (RGBA) of uint8, or of floats from 0 to 1.
+
+    Raises:
+        MediaError: any other shape, dtype or range.
+    """
+    values = np.asarray(array)
+    shape = "x".join(map(str, values.shape)) or "scalar"
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)) or 0 in values.shape:
+        raise MediaError(
+            f"unsupported array shape {shape} for a picture",
+            hint="HxW, HxWx1, HxWx3 or HxWx4, channels last; a torch tensor CxHxW too; one picture at a time",
+        )
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * 255
+    elif np.issubdtype(values.dtype, np.floating):
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise MediaError("a float array must hold values from 0 to 1", hint="divide by 255, or pass uint8")
+        values = np.rint(values.astype(np.float64) * 255.0).astype(np.uint8)
+    elif values.dtype != np.uint8:
+        raise MediaError(
+            f"unsupported array dtype {values.dtype} for a picture", hint="pass uint8, or floats from 0 to 1"
+        )
+    return Image.fromarray(np.ascontiguousarray(values))
+
+
+def fingerprint(image: Image.Image, seen: Seen | None = None) -> str:
+    """sha256 over everything of an open image that decides its canonical pixels, each piece framed by its length.
+
+    `seen` knows it of images that are equal in all of that.
+    """
+    try:
+        image.load()
+        pieces = (
+            b"qvl.media.pixels.1",
+            image.mode.encode(),
+            struct.pack(">QQ", *image.size),
+            image.tobytes(),
+            _palette(image),
+            repr(image.info.get("transparency")).encode(),
+            bytes([_image_orientation(image)]),
+        )
+    except Exception as exc:
+        raise broken("<PIL.Image>", image.mode, exc) from exc
+    framed = b"".join([part for piece in pieces for part in (len(piece).to_bytes(8, "big"), piece)])
+    return (Encoded(framed) if seen is None else seen.encoded(framed)).sha256
+
+
+def _palette(image: Image.Image) -> bytes:
+    if image.palette is None:
+        return b""
+    return image.palette.mode.encode() + bytes(image.getpalette(image.palette.mode) or ())
+
+
+def _scale_transparent_colour(image: Image.Image, depth: int) -> None:
+    """Brings the transparent colour of a PNG to the 8 bits of the decoded pixels, where Pillow leaves it in the file's.
+
+    A 16-bit colour loses its low byte, as the pixels did.
+    """
+    key = image.info.get("transparency")
+    if image.mode == "L" and depth in (2, 4) and isinstance(key, int):
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and depth == 16 and isinstance(key, tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in key)
+
+
+def _image_orientation(image: Image.Image) -> int:
+    """EXIF orientation of an open image, also when its owner set it in memory."""
+    value = image.getexif().get(ORIENTATION_TAG, 1)
+    if value != 1 and ("xmp" in image.info or "XML:com.adobe.xmp" in image.info):
+        # Pillow believes XMP too, which browsers and other decoders do not.
+        block = image.info.get("exif")
+        return exif_orientation(block) if isinstance(block, bytes) else 1
+    return value if value in TRANSPOSE else 1
+
+
+def _oriented(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image

@@ -1,0 +1,156 @@
+"""The size of a picture as the model is to see it: Qwen's smart_resize, and the limits that a request may set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.errors import ConfigError, QvlError, RequestError
+
+if TYPE_CHECKING:
+    from qvl.media.gate import MediaPolicy
+
+# Pixels of a patch's edge, times the patches that are merged to one token.
+FACTOR: Final = 32
+MAX_ASPECT: Final = 200
+LOW_DETAIL_PIXELS: Final = 512 * 512
+LEAST_MAX_PIXELS: Final = 1024
+# Qwen's own lower limit where a size is asked for: four tokens.
+LEAST_RESIZED: Final = 4 * FACTOR * FACTOR
+LIMIT_NAMES: Final = ("max_pixels", "min_pixels", "resized_height", "resized_width")
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Height and width as multiples of `factor`, within the limits as far as the aspect ratio lets them be.
+
+    Source: `smart_resize` of transformers' image processor for Qwen2-VL and later.
+    """
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > max_pixels:
+        beta = math.sqrt(height * width / max_pixels)
+        rows = math.floor(height / beta / factor) * factor
+        columns = math.floor(width / beta / factor) * factor
+    elif rows * columns < min_pixels:
+        beta = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * beta / factor) * factor
+        columns = math.ceil(width * beta / factor) * factor
+    return max(rows, factor), max(columns, factor)
+
+
+def budget(width: int, height: int, max_pixels: int) -> tuple[int, int]:
+    """The largest size within `max_pixels` that keeps the aspect ratio, at least 1 x 1; never larger than given."""
+    if width * height <= max_pixels:
+        return width, height
+    scale = (max_pixels / (width * height)) ** 0.5
+    short = max(1, int(min(width, height) * scale))
+    long = max(1, min(int(max(width, height) * scale), max_pixels // short))
+    return (long, short) if width >= height else (short, long)
+
+
+@dataclass(frozen=True, slots=True)
+class PixelLimits:
+    """What a request says about the size of a picture; None leaves it to the media gate and the model.
+
+    `low` is OpenAI's detail "low": a budget of LOW_DETAIL_PIXELS. `where` is the place in the request that says so.
+    """
+
+    max_pixels: int | None = None
+    min_pixels: int | None = None
+    resized_height: int | None = None
+    resized_width: int | None = None
+    low: bool = False
+    where: str = field(default="", compare=False)
+
+    def over(self, general: PixelLimits) -> PixelLimits:
+        """These, and where they say nothing, those of `general`."""
+        if general == NO_LIMITS or self.resized_height is not None:
+            return self
+        if self == NO_LIMITS:
+            return general
+        return PixelLimits(
+            general.max_pixels if self.max_pixels is None else self.max_pixels,
+            general.min_pixels if self.min_pixels is None else self.min_pixels,
+            low=self.low,
+            where=self.where or general.where,
+        )
+
+    def checked(self, policy: MediaPolicy) -> PixelLimits:
+        """Itself, after it was held against the gate's own limit.
+
+        Raises:
+            RequestError: it asks for more pixels than `policy` lets through (ConfigError: of an argument).
+        """
+        most = min(policy.max_pixels, LOW_DETAIL_PIXELS) if self.low else policy.max_pixels
+        where = self.where
+        least, height, width = self.min_pixels, self.resized_height, self.resized_width
+        if least is not None and self.max_pixels is not None and least > self.max_pixels:
+            raise _refused(where, "min_pixels", least, f"is above max_pixels={self.max_pixels}")
+        if least is not None and least > most:
+            raise _refused(where, "min_pixels", least, f"is above the limit of {most} pixels a picture")
+        if height is not None and width is not None:
+            if height * width > most:
+                raise _refused(where, "resized_height", height, f"by {width} is above the limit of {most} pixels")
+            if max(height, width) > MAX_ASPECT * min(height, width):
+                raise _refused(where, "resized_height", height, f"by {width} is too thin", f"at most 1:{MAX_ASPECT}")
+        return self
+
+
+NO_LIMITS: Final = PixelLimits()
+
+
+def read_limits(given: Mapping[str, Any], where: str = "") -> PixelLimits:
+    """The limits among the fields of `given`, which stands at `where` in the request.
+
+    Raises:
+        RequestError: a value that cannot work (ConfigError: of an argument, which has no `where`).
+    """
+    found: dict[str, Any] = {}
+    for name in LIMIT_NAMES:
+        value = given.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _refused(where, name, repr(value)[:40], "is not a whole number")
+        least = LEAST_MAX_PIXELS if name == "max_pixels" else 1
+        if value < least:
+            raise _refused(where, name, value, "is too small", f"at least {least}{' (32 x 32)' * (least > 1)}")
+        found[name] = value
+    for name, other in (("resized_height", "resized_width"), ("resized_width", "resized_height")):
+        if name in found and other not in found:
+            raise _refused(where, name, found[name], f"needs {other} beside it")
+    limits = PixelLimits(**found, where=where)
+    if limits.min_pixels is not None and limits.max_pixels is not None and limits.min_pixels > limits.max_pixels:
+        raise _refused(where, "min_pixels", limits.min_pixels, f"is above max_pixels={limits.max_pixels}")
+    return limits
+
+
+def canonical_size(width: int, height: int, policy: MediaPolicy) -> tuple[int, int, bool]:
+    """Width and height of a picture under `policy`, and whether they stand against the model's own lower limit.
+
+    Where a request set a limit, the model sees what smart_resize makes of it; else a picture is only made smaller when
+    it is above the gate's budget, with its aspect ratio kept.
+    """
+    limits = policy.limits
+    most = min(policy.max_pixels, LOW_DETAIL_PIXELS) if limits.low else policy.max_pixels
+    if limits.resized_height is not None and limits.resized_width is not None:
+        rows, columns = smart_resize(limits.resized_height, limits.resized_width, FACTOR, LEAST_RESIZED, most)
+        return columns, rows, True
+    least = policy.min_pixels if limits.min_pixels is None else limits.min_pixels
+    if limits.max_pixels is None and not least:
+        return *budget(width, height, most), False
+    most = min(most, limits.max_pixels or most)
+    rows, columns = smart_resize(height, width, FACTOR, least, most)
+    plain = smart_resize(height, width, FACTOR, 0, 2**62)
+    if (rows, columns) == plain and least <= width * height <= most:
+        # The model rounds to the same size by itself, and the bytes pass as they are.
+        return width, height, bool(least)
+    return columns, rows, True
+
+
+def _refused(where: str, name: str, value: object, said: str, hint: str | None = None) -> QvlError:
+    """An argument of a call is a ConfigError, as every other; a part of a request is named by its place."""
+    if not where:
+        return ConfigError(f"{name}={value} {said}", hint=hint, param=name)
+    return RequestError(f"{where}.{name}={value} {said}", hint=hint, param=f"{where}.{name}", code="invalid_value")

@@ -1,0 +1,188 @@
+"""Encoded picture bytes out of paths, `file:` and `data:` URLs, memory and file objects; nothing here decodes them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
+
+from qvl.errors import MediaError
+from qvl.media.image_header import sniff
+
+if TYPE_CHECKING:
+    from qvl.media.gate import MediaPolicy
+
+_SCHEME: Final = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.\-]+):(//)?")
+_BASE64_HEADS: Final = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
+_UNNAMED: Final = ("", "image", "application/octet-stream", "binary/octet-stream")
+_NAME_LENGTH: Final = 160
+
+
+def read(source: Any, policy: MediaPolicy) -> tuple[bytes, str]:
+    """The encoded bytes of `source` and its short name for people.
+
+    Raises:
+        MediaError: it is no source of bytes, cannot be read, is refused, or is larger than `policy.max_bytes`.
+    """
+    if isinstance(source, str):
+        return _read_text(source, policy)
+    if isinstance(source, os.PathLike):
+        return _read_path(os.fsdecode(source), policy)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _limited(bytes(source), policy, "<bytes>"), "<bytes>"
+    if callable(getattr(source, "read", None)):
+        return _read_file(source, policy)
+    raise MediaError(
+        f"a {type(source).__name__} is not a picture",
+        hint="pass a path, URL, bytes, binary file object, PIL image, numpy array or torch tensor",
+    )
+
+
+def short(name: str) -> str:
+    """`name` on one line, at most 160 characters."""
+    name = "".join(char if char.isprintable() else "?" for char in name)
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
+
+
+def _limited(data: bytes, policy: MediaPolicy, name: str) -> bytes:
+    if len(data) > policy.max_bytes:
+        raise too_large(name, policy)
+    return data
+
+
+def too_large(name: str, policy: MediaPolicy) -> MediaError:
+    """The error for more encoded bytes than the policy allows."""
+    return MediaError(
+        f"{name}: more than the limit of {policy.max_bytes} bytes",
+        hint="make the picture smaller first",
+        code="image_too_large",
+    )
+
+
+def _read_text(text: str, policy: MediaPolicy) -> tuple[bytes, str]:
+    match = _SCHEME.match(text)
+    scheme = match[1].lower() if match else ""
+    if scheme == "data":
+        return _read_data_url(text.strip(), policy)
+    if scheme == "file":
+        return _read_path(_path_of_file_url(text.strip()), policy)
+    if match and match[2]:
+        raise MediaError(
+            f"{scheme}: addresses are not read", hint="use http, https, data: or a path", code="image_url_blocked"
+        )
+    if not text.strip():
+        raise MediaError("an empty text names no picture", hint="pass a path or a URL")
+    if len(text) > 512 and text.startswith(_BASE64_HEADS):
+        raise MediaError("this text is base64, not a path", hint="put 'data:image/png;base64,' in front of it")
+    return _read_path(os.path.expanduser(text), policy)
+
+
+def _path_of_file_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError as exc:
+        raise MediaError(f"{short(url)} is no file: URL", hint="write file:///path or pass the path") from exc
+    if parts.netloc not in ("", "localhost"):
+        raise MediaError(f"file: URL names the host {short(parts.netloc)!r}", hint="write file:///path")
+    return url2pathname(parts.path) if os.name == "nt" else unquote(parts.path)
+
+
+def _read_path(path: str, policy: MediaPolicy) -> tuple[bytes, str]:
+    name = short(path)
+    if not policy.allow_files:
+        raise MediaError(
+            "a picture cannot be named by a path here",
+            hint="send an http(s) or data: URL, or the bytes",
+            code="image_url_blocked",
+        )
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise MediaError(f"{name} is a folder", hint="name a picture in it, or a glob such as folder/*.png")
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaError(f"{name} is not a regular file", hint="pass an open file object to read from a pipe")
+        if status.st_size > policy.max_bytes:
+            raise too_large(name, policy)
+        with open(path, "rb") as file:
+            return _limited(file.read(), policy, name), name
+    except MediaError:
+        raise
+    except FileNotFoundError as exc:
+        raise MediaError(f"no such file: {name}", hint=_near(path)) from exc
+    except PermissionError as exc:
+        raise MediaError(f"{name} may not be read", hint="check its permissions") from exc
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise MediaError(f"{name} cannot be read: {reason or type(exc).__name__}", hint="check the path") from exc
+
+
+def _near(path: str) -> str:
+    """A hint for a path that does not exist: how far it does, or what else it may be."""
+    if path.rstrip().endswith(("?", "\uff1f")) or (len(path.split()) > 2 and not Path(path).suffix):
+        return "a question comes last, after the pictures"
+    folder = Path(path).parent
+    if not folder.exists():
+        return f"the folder {short(str(folder))} does not exist either"
+    return "check the spelling" if os.path.isabs(path) else f"looked from {short(os.getcwd())}"
+
+
+def _read_file(file: Any, policy: MediaPolicy) -> tuple[bytes, str]:
+    """From its start when it can seek, as PIL does, else from where it stands."""
+    given = getattr(file, "name", None)
+    name = short(given) if isinstance(given, str) and given else "<file>"
+    try:
+        if callable(getattr(file, "seekable", None)) and file.seekable():
+            file.seek(0)
+        data = file.read(policy.max_bytes + 1)
+    except (OSError, ValueError) as exc:
+        raise MediaError(f"{name} cannot be read: {exc}", hint="pass a file object that is open for reading") from exc
+    if not isinstance(data, (bytes, bytearray)):
+        raise MediaError(f"{name} is open as text", hint="open it with mode 'rb'")
+    return _limited(bytes(data), policy, name), name
+
+
+def _read_data_url(url: str, policy: MediaPolicy) -> tuple[bytes, str]:
+    """RFC 2397, with base64 in the standard or the URL-safe alphabet, or percent-encoded bytes.
+
+    What the label says counts only where the bytes are no picture.
+    """
+    meta, comma, payload = url[len("data:") :].partition(",")
+    if not comma:
+        raise MediaError("a data: URL needs a comma before its data", hint="data:image/png;base64,...")
+    kind, *options = (piece.strip().lower() for piece in meta.split(";"))
+    name = f"data:{short(kind)[:60]}"
+    if len(payload) > policy.max_bytes * 4:
+        raise too_large(name, policy)
+    data = _unpacked(payload, policy, name) if "base64" in options else unquote_to_bytes(payload)
+    if not is_label_of_picture(kind) and not sniff(data):
+        raise MediaError(
+            f"a data: URL of {short(kind)[:60]} is not a picture", hint="use image/*", code="image_url_blocked"
+        )
+    return _limited(data, policy, name), name
+
+
+def is_label_of_picture(kind: str) -> bool:
+    """Whether a media type, in lower case, leaves it open that something is a picture."""
+    return kind in _UNNAMED or kind.startswith("image/")
+
+
+def _unpacked(payload: str, policy: MediaPolicy, name: str) -> bytes:
+    if len(payload) * 3 // 4 <= policy.max_bytes:
+        # As nearly everybody writes it; what is not so strict is put in order below, which takes longer than decoding.
+        with suppress(ValueError):
+            return base64.b64decode(payload, validate=True)
+    text = unquote(payload) if "%" in payload else payload
+    text = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
+    if len(text) * 3 // 4 > policy.max_bytes:
+        raise too_large(name, policy)
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise MediaError("the base64 of a data: URL is broken", hint=str(exc), code="image_decode_failed") from exc

@@ -1,0 +1,173 @@
+"""The flow of `analyze()`: ask with the schema, read the answer, ask once more if it is no such thing, remember."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import BaseModel, ValidationError
+
+from qvl import analysis
+from qvl.analysis.parse_answer import AnalysisResult, ProductAnalysis
+from qvl.analysis.schema_types import schema_type
+from qvl.errors import AnalysisError, ConfigError
+from qvl.ids import new_request_id
+from qvl.pipeline.call import Call
+from qvl.pipeline.parse_request import own_extra, request_limits, sampling_params, unread_pictures
+from qvl.pipeline.single_flight import Outcome, Written
+from qvl.types import ChatRequest, ResponseFormat, Result, Usage
+
+if TYPE_CHECKING:
+    from qvl.analysis.parse_answer import SchemaLike
+    from qvl.backends.base import Capabilities
+    from qvl.media.gate import MediaPolicy, Picture
+    from qvl.pipeline.cache_store import CacheMode, CachePolicy
+    from qvl.pipeline.executor import Answering
+    from qvl.pipeline.job import Job
+    from qvl.types import CacheState
+
+MAX_TOKENS: Final = 512
+BUNDLED: Final = "bundled"
+
+
+class AnalyzeCall(Call[AnalysisResult[Any]]):
+    """The analysis of one product, shown on the pictures `sources` (or parts with them); `params` as of `ask`."""
+
+    def __init__(
+        self,
+        pipeline: Answering,
+        sources: Sequence[Any],
+        *,
+        schema: SchemaLike,
+        language: str,
+        cache: CacheMode | CachePolicy | None,
+        params: Mapping[str, Any],
+        namespace: str | None = None,
+        policy: MediaPolicy | None = None,
+        started: float | None = None,
+    ) -> None:
+        super().__init__(pipeline, cache, namespace=namespace, policy=policy, started=started)
+        self._type = schema_type(schema)
+        self.schema = self._type.model
+        self.language = analysis.check_language(language)
+        given = dict(params)
+        self._request_id: str = given.pop("request_id", None) or new_request_id()
+        self._extra = own_extra(given.pop("extra", None))
+        limits = request_limits(given.pop("max_pixels", None), given.pop("min_pixels", None), self._extra)
+        self.pictures = unread_pictures(sources, limits)
+        self._sampling = sampling_params({"max_tokens": MAX_TOKENS, **given})
+        if self._sampling.n != 1:
+            raise ConfigError("an analysis is one answer", hint="leave n out", param="n")
+        if not sources:
+            raise ConfigError("an analysis needs a picture", hint="give a path, URL, bytes or picture")
+        self.work = self._work
+
+    def job(self, pictures: Sequence[Picture]) -> Job | None:
+        have = self.pipeline.backend.peek_capabilities()
+        if have is None:
+            if not self.pipeline.opened:
+                return None
+            have = self.pipeline.backend.capabilities
+        return self.pipeline.job_now(
+            self._request(pictures, have),
+            self.cache,
+            namespace=self.namespace,
+            started=self.started,
+            task="analyze",
+            language=self.language,
+            prompt_version=analysis.prompt_version(self.schema),
+        )
+
+    def answered(self, job: Job, outcome: Outcome, state: CacheState) -> AnalysisResult[Any]:
+        try:
+            value = analysis.validate(outcome.analysis, self.schema)
+        except ValidationError as exc:
+            raise AnalysisError("the analysis does not fit the schema", raw=outcome.result.text) from exc
+        result = self.pipeline.finish(job, outcome, state)
+        if isinstance(value, ProductAnalysis):
+            value.came_from(result)
+        fields = dict(outcome.confidence.get("field_confidence") or {})
+        return AnalysisResult(
+            value=self._type.value(value),
+            result=result,
+            confidence=outcome.confidence.get("confidence"),
+            field_confidence={
+                path.removeprefix("answer.") if self._type.boxed else path: sure for path, sure in fields.items()
+            },
+            confidence_method=outcome.confidence.get("confidence_method"),
+        )
+
+    def _request(self, pictures: Sequence[Picture], have: Capabilities) -> ChatRequest:
+        """The first question."""
+        sampling = self._sampling
+        if have.logprobs and sampling.logprobs is None:
+            sampling = dataclasses.replace(sampling, logprobs=0)
+        return ChatRequest(
+            messages=analysis.build_messages(
+                list(pictures), schema=self.schema, language=self.language, spell_out_schema=not have.json_schema
+            ),
+            sampling=sampling,
+            response_format=analysis.response_format(self.schema) if have.json_schema else ResponseFormat(),
+            request_id=self._request_id,
+            extra=self._extra,
+        )
+
+    async def _work(self, job: Job, emit: Written) -> Outcome:
+        notes: tuple[str, ...] = ()
+        if job.request.response_format.kind == "text":
+            notes += ("the backend does not enforce schemas: prompted for and validated afterwards",)
+        first = (await self.pipeline.generate(job, emit)).result
+        try:
+            value, result = self._parse(first), first
+        except AnalysisError as error:
+            again = job.request.replace(
+                messages=analysis.retry_messages(job.request.messages, first.text, error, self.language)
+            )
+            second = (await self.pipeline.generate(dataclasses.replace(job, request=again), emit)).result
+            value, result = self._parse(second), _with_usage_of(first, second)
+            notes += (f"asked again once: {error.message}",)
+        found = analysis.find(result.text, self.schema, complete=result.finish_reason != "length")
+        whole, fields = analysis.confidences(result.text, result.logprobs, found.start)
+        choice = dataclasses.replace(result.choices[0], logprobs=None)
+        confidence = {
+            "confidence": whole,
+            "field_confidence": fields,
+            "confidence_method": analysis.CONFIDENCE_METHOD if whole is not None else None,
+        }
+        if isinstance(value, ProductAnalysis):
+            value = value.model_copy(update={**confidence, "language": self.language, "model": result.model})
+            kept = value.model_dump(mode="json")
+        else:
+            # The answer itself: what a model dumps (aliases, computed and excluded fields) it need not read again.
+            kept = found.value
+        return Outcome(
+            dataclasses.replace(result, choices=(choice,), notes=result.notes + notes, created_at=time.time()),
+            analysis=kept,
+            confidence=confidence,
+        )
+
+    def _parse(self, result: Result) -> BaseModel:
+        try:
+            return analysis.parse(result.text, self.schema, complete=result.finish_reason != "length")
+        except AnalysisError as error:
+            if result.model == BUNDLED and self.schema is not ProductAnalysis:
+                # More tokens, or another try, would not help it.
+                error.hint = (
+                    "the bundled model knows no schema but its own analysis; name a real one, "
+                    "such as Qwen/Qwen3-VL-4B-Instruct"
+                )
+            raise
+
+
+def _with_usage_of(first: Result, second: Result) -> Result:
+    """The second answer, counting the tokens of both."""
+    a, b = first.usage, second.usage
+    usage = Usage(
+        prompt_tokens=a.prompt_tokens + b.prompt_tokens,
+        completion_tokens=a.completion_tokens + b.completion_tokens,
+        image_tokens=a.image_tokens + b.image_tokens,
+        cached_tokens=a.cached_tokens + b.cached_tokens,
+    )
+    return dataclasses.replace(second, usage=usage)

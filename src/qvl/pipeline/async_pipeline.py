@@ -1,0 +1,426 @@
+"""The thing a user holds: one backend, one cache, the media gate, and the verbs ask, stream, chat, analyze, map.
+
+All logic is here and asynchronous; `qvl.pipeline.sync_pipeline.Pipeline` has the same signatures for programs without
+a loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from os import PathLike
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
+
+from qvl import analysis, config
+from qvl.analysis.parse_answer import AnalysisResult, ProductAnalysis
+from qvl.backends.base import Backend
+from qvl.caches.base import Cache
+from qvl.errors import CacheError, ConfigError
+from qvl.ids import new_request_id
+from qvl.log import logger
+from qvl.pipeline.cache_store import CacheMode, CachePolicy, Store, cache_named, open_cache
+from qvl.pipeline.call import Call, ChatCall
+from qvl.pipeline.executor import Answering, Streaming
+from qvl.pipeline.job import Job
+from qvl.pipeline.map_in_order import MapItem, loaded_for, map_in_order
+from qvl.pipeline.parse_message import MessageLike
+from qvl.pipeline.parse_request import draft_request, listed, load_pictures, question_messages
+from qvl.plugins.host import PluginHost, split_model
+from qvl.types import ChatRequest, Chunk, Result
+
+if TYPE_CHECKING:
+    from qvl.analysis.parse_answer import SchemaLike
+    from qvl.media.gate import MediaPolicy
+    from qvl.pipeline.parse_parts import PictureLike
+
+T = TypeVar("T")
+TINY_NOTICE: Final = (
+    "qvl: no model named, so the bundled tiny one answers: it reads qvl's own drawn product pictures "
+    "(examples/pictures), not photographs. Name a real one: --model Qwen/Qwen3-VL-8B-Instruct, QVL_MODEL, "
+    "or Pipeline('Qwen/Qwen3-VL-8B-Instruct')."
+)
+log = logger("qvl.pipeline")
+
+
+class AsyncPipeline(Answering):
+    """Asks a model about pictures, and remembers the answers.
+
+    Args:
+        model: `"backend:model"`, a bare path or hub id (local), or None for the setting `QVL_MODEL`, else the bundled
+            tiny model. The tiny model reads only pictures drawn by `qvl.tiny.render`; on a photograph it says nothing
+            useful.
+        backend: a Backend instance instead of a name; whoever opens closes, and a backend is opened by its pipeline.
+        cache: a cache URL (`sqlite:///file.db`, `redis://…`, `memory:`, `off`), a Cache instance (open already, so
+            yours to close; several pipelines may share it), or None for the setting `QVL_CACHE`, else one SQLite file
+            in the platform's cache folder.
+        cache_mode: `auto` stores analyses and deterministic answers, `always` everything, `off` nothing, `refresh`
+            asks anew and stores.
+        cache_ttl: seconds after which an answer is forgotten; None keeps it until it is evicted.
+        namespace: separates the answers of tenants that share a cache.
+        language: of analyses: en, zh, pt, es.
+        max_pixels: the media gate's budget for every picture, keeping its aspect ratio.
+        min_pixels: pictures with fewer are made larger, as Qwen's smart_resize does it.
+        media: the whole media policy, instead of `max_pixels` and `min_pixels`.
+        concurrency: how many pictures `map` has under way.
+        plugins: hook implementations beside those of installed packages.
+        options: passed to the backend, such as `device="npu"` or `base_url=[…]`.
+
+    Raises:
+        ConfigError: an unknown name or option, or a value that cannot work. Weights and connections are opened on
+            first use (or by `open()`), so their errors come there.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        backend: Backend | None = None,
+        cache: str | Cache | None = None,
+        cache_mode: CacheMode | None = None,
+        cache_ttl: float | None = None,
+        namespace: str | None = None,
+        language: str | None = None,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
+        media: MediaPolicy | None = None,
+        concurrency: int | None = None,
+        plugins: Iterable[Any] = (),
+        **options: Any,
+    ) -> None:
+        from qvl.media.gate import MediaPolicy
+
+        given_cache = cache if isinstance(cache, Cache) else None
+        settings = config.load(
+            model=model,
+            cache=None if isinstance(cache, Cache) else cache_named(cache),
+            cache_mode=cache_mode,
+            cache_ttl=cache_ttl,
+            namespace=namespace,
+            language=language,
+            max_pixels=max_pixels,
+            min_pixels=min_pixels,
+            concurrency=concurrency,
+        )
+        if settings.concurrency < 1:
+            raise ConfigError("concurrency must be 1 or more", param="concurrency")
+        if model is not None and backend is not None:
+            raise ConfigError("a backend instance has its model already", hint="name a model or pass a backend")
+        plugins = tuple(plugins)
+        host = PluginHost(plugins)
+        # What another process needs to make the same pipeline; None where a backend instance was given.
+        self.made_of = (
+            None if backend is not None else (settings.model, options, plugins, None if given_cache else settings.cache)
+        )
+        self.language = analysis.check_language(settings.language)
+        self.concurrency = settings.concurrency
+        budget = MediaPolicy().with_sizes(settings.max_pixels, settings.min_pixels)
+        made = _make_backend(host, settings.model, backend, options)
+        self._notice = settings.model is None and backend is None
+        opened = _make_cache(host, settings.cache) if given_cache is None else given_cache
+        super().__init__(
+            made,
+            None if opened is None else Store(opened, ttl=settings.cache_ttl, owned=given_cache is None),
+            host,
+            media or budget,
+            namespace=settings.namespace,
+            cache_mode=settings.cache_mode,
+        )
+
+    async def __aenter__(self) -> AsyncPipeline:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _load(self) -> float:
+        if self._notice:
+            self._notice = False
+            print(TINY_NOTICE, file=sys.stderr)
+        return await super()._load()
+
+    async def ask(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        question: str,
+        *,
+        system: str | None = None,
+        cache: CacheMode | None = None,
+        **params: Any,
+    ) -> Result:
+        """Answers one question about one or several pictures (none: `[]`).
+
+        `params` are SamplingParams fields, `response_format`, `tools`, `tool_choice`, `extra`, and `max_pixels` and
+        `min_pixels`, the limits of Qwen's smart_resize for every picture. A picture may also be a part as in `chat`.
+
+        Raises:
+            RequestError: the pictures or parameters cannot be used.
+            BackendError: the model could not answer.
+        """
+        return await self.chat(question_messages(pictures, question, system), cache=cache, **params)
+
+    async def stream(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        question: str,
+        *,
+        system: str | None = None,
+        cache: CacheMode | None = None,
+        **params: Any,
+    ) -> AsyncGenerator[Chunk, None]:
+        """As `ask`, piece by piece. Closing the generator aborts the work."""
+        messages = question_messages(pictures, question, system)
+        async with aclosing(self.stream_chat(messages, cache=cache, **params)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def chat(self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any) -> Result:
+        """Answers a conversation: Messages, or dictionaries in OpenAI's form. Parameters as in `ask`."""
+        return await self.answer(ChatCall(self, messages, cache, params))
+
+    async def stream_chat(
+        self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any
+    ) -> AsyncGenerator[Chunk, None]:
+        """As `chat`, piece by piece. Closing the generator aborts the work."""
+        request = await self.request(messages, **params)
+        async with aclosing(self.stream_run(request, cache=cache)) as chunks:
+            async for chunk in chunks:
+                if isinstance(chunk, Chunk):
+                    yield chunk
+
+    @overload
+    async def analyze(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        *,
+        schema: None = None,
+        language: str | None = None,
+        cache: CacheMode | None = None,
+        **params: Any,
+    ) -> ProductAnalysis: ...
+    @overload
+    async def analyze(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        *,
+        schema: type[T],
+        language: str | None = None,
+        cache: CacheMode | None = None,
+        **params: Any,
+    ) -> T: ...
+    @overload
+    async def analyze(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        *,
+        schema: Mapping[str, Any],
+        language: str | None = None,
+        cache: CacheMode | None = None,
+        **params: Any,
+    ) -> Any: ...
+    async def analyze(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        *,
+        schema: SchemaLike | None = None,
+        language: str | None = None,
+        cache: CacheMode | None = None,
+        **params: Any,
+    ) -> Any:
+        """A typed analysis of one product, shown on one or several pictures.
+
+        Args:
+            schema: a pydantic class, a dataclass, a TypedDict, another type that pydantic reads, or a JSON schema,
+                whose answers are plain dictionaries. None is `ProductAnalysis`.
+
+        Raises:
+            AnalysisError: the answer was no such object, also when asked again once.
+        """
+        found = await self.analyze_result(pictures, schema=schema, language=language, cache=cache, **params)
+        return found.value
+
+    async def analyze_result(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        *,
+        schema: SchemaLike | None = None,
+        language: str | None = None,
+        cache: CacheMode | None = None,
+        **params: Any,
+    ) -> AnalysisResult[Any]:
+        """As `analyze`, with the Result, timing and confidences beside the value; also for custom schemas."""
+        return await self.answer(self.analyze_call(pictures, schema, language, cache, params))
+
+    def analyze_call(
+        self,
+        pictures: PictureLike | Sequence[PictureLike],
+        schema: SchemaLike | None,
+        language: str | None,
+        cache: CacheMode | None,
+        params: Mapping[str, Any],
+    ) -> Call[AnalysisResult[Any]]:
+        """What `analyze_result` answers, read and checked."""
+        from qvl.pipeline.analyze_call import AnalyzeCall
+
+        return AnalyzeCall(
+            self,
+            listed(pictures),
+            schema=ProductAnalysis if schema is None else schema,
+            language=language or self.language,
+            cache=cache,
+            params=params,
+        )
+
+    async def map(
+        self,
+        sources: Iterable[PictureLike | Sequence[PictureLike]],
+        question: str | None = None,
+        *,
+        schema: SchemaLike | None = None,
+        language: str | None = None,
+        concurrency: int | None = None,
+        progress: bool = False,
+        keep_pictures: bool = False,
+        cache: CacheMode | None = None,
+        engine: Literal["ray"] | None = None,
+        replicas: int | None = None,
+        ray_address: str | None = None,
+        **params: Any,
+    ) -> AsyncGenerator[MapItem, None]:
+        """Analyzes (or, with `question`, asks about) many pictures: bounded concurrency, input order.
+
+        An item that fails has its `error`; the rest go on. What was answered before comes from the cache, so a run
+        that was cut off goes on where it stopped. `progress` shows a bar. Results of a map let go of their pictures,
+        whose bytes would add up, unless `keep_pictures`.
+
+        `engine="ray"` works through Ray Data: one actor a device, or `replicas` of them, on this machine or in the
+        cluster at `ray_address` ("auto" or HOST:PORT). `concurrency` is then for each actor, and `sources` must end.
+        The model is loaded by the actors alone, unless `open()` or `with` loads it here as well.
+        """
+        if concurrency is not None and concurrency < 1:
+            raise ConfigError("concurrency must be 1 or more", param="concurrency")
+        if isinstance(sources, str | bytes | PathLike):
+            raise ConfigError("map takes several pictures", hint="a list of them; analyze() or ask() takes one")
+        if engine is not None:
+            if engine != "ray":
+                raise ConfigError(f"engine={engine!r} is none", hint="'ray', or leave it out", param="engine")
+            from qvl.pipeline.ray_map import map_under_ray
+
+            call = {
+                "question": question,
+                "schema": schema,
+                "language": language,
+                "keep_pictures": keep_pictures,
+                "cache": cache,
+                **params,
+            }
+            async with aclosing(
+                map_under_ray(
+                    self,
+                    sources,
+                    call,
+                    concurrency=concurrency or self.concurrency,
+                    replicas=replicas,
+                    ray_address=ray_address,
+                    progress=progress,
+                )
+            ) as items:
+                async for item in items:
+                    yield item
+            return
+        if replicas is not None or ray_address is not None:
+            raise ConfigError("replicas and ray_address are for engine='ray'", param="engine")
+        loading = [await self._load()] if self.backend.peek_identity() is None else []
+
+        def let_go(result: Result) -> Result:
+            result = loaded_for(result, loading.pop()) if loading else result
+            return result if keep_pictures else dataclasses.replace(result, pictures=())
+
+        async def one(source: PictureLike | Sequence[PictureLike]) -> tuple[Any, Result]:
+            if question is not None:
+                result = let_go(await self.ask(source, question, cache=cache, **params))
+                return result, result
+            found = await self.analyze_result(source, schema=schema, language=language, cache=cache, **params)
+            result = let_go(found.result)
+            if isinstance(found.value, ProductAnalysis):
+                found.value.came_from(result)
+            return found.value, result
+
+        async with aclosing(map_in_order(sources, one, concurrency or self.concurrency, progress)) as items:
+            async for item in items:
+                yield item
+
+    def stats(self) -> dict[str, float]:
+        """Counters of backend (`backend_…`) and cache (`cache_…`), and `num_flights`, the requests under way."""
+        found = {f"backend_{name}": float(value) for name, value in self.backend.stats().items()}
+        found["num_flights"] = float(len(self._board))
+        if self.store is not None:
+            found["cache_failures"] = float(self.store.failures)
+        return found
+
+    async def request(
+        self, messages: Sequence[MessageLike], *, policy: MediaPolicy | None = None, **params: Any
+    ) -> ChatRequest:
+        """A ChatRequest from messages and parameters, its pictures read and hashed but not decoded yet.
+
+        Raises:
+            RequestError: what cannot be served.
+        """
+        draft = draft_request(messages, **{"request_id": new_request_id(), **params})
+        return draft.finished(await load_pictures(draft.pictures, policy or self.media, seen=self.seen))
+
+    async def run(
+        self,
+        request: ChatRequest,
+        *,
+        cache: CacheMode | CachePolicy | None = None,
+        namespace: str | None = None,
+        started: float | None = None,
+    ) -> Result:
+        """Answers a ready request through the cache. `Result.cache` says where the answer came from."""
+        job = await self.job(request, cache, namespace=namespace, started=started)
+        outcome, state = await self.execute(job)
+        return self.finish(job, outcome, state)
+
+    async def stream_run(
+        self,
+        request: ChatRequest,
+        *,
+        cache: CacheMode | CachePolicy | None = None,
+        namespace: str | None = None,
+    ) -> AsyncGenerator[Chunk | Result, None]:
+        """As `run`, piece by piece; the last item is the whole Result. The first item comes with the first token."""
+        job = await self.job(request, cache, namespace=namespace)
+        streaming = await self.start(job)
+        async with aclosing(streaming.items) as items:
+            async for item in items:
+                yield item
+
+
+def _make_backend(host: PluginHost, model: str | None, backend: Backend | None, options: Mapping[str, Any]) -> Backend:
+    if backend is not None:
+        if options:
+            raise ConfigError(
+                f"option {next(iter(options))!r} has no effect on a backend instance", hint="give it to the backend"
+            )
+        return backend
+    if model is None:
+        return cast("Backend", host.backends.build("local", None, **options))
+    name, rest = split_model(model, host.backends.factories)
+    return cast("Backend", host.backends.build(name, rest, **options))
+
+
+def _make_cache(host: PluginHost, url: str | None) -> Cache | None:
+    try:
+        return open_cache(url, host.caches)
+    except CacheError as exc:
+        log.warning("cache cannot be opened, going on without", error=str(exc))
+        return None
+
+
+__all__ = ["AsyncPipeline", "Job", "Streaming", "new_request_id"]

@@ -1,0 +1,337 @@
+"""The pipeline's side of a cache: off the event loop, and never the reason why a request fails."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
+
+import anyio
+import anyio.to_thread
+
+from qvl.caches.base import Cache, CacheEntry, Lease
+from qvl.caches.urls import path_url
+from qvl.errors import CacheError, ConfigError, UnknownNameError
+from qvl.log import logger
+from qvl.places import in_home
+from qvl.plugins.host import Registry, nearest
+
+CacheMode: TypeAlias = Literal["auto", "always", "off", "refresh"]
+CACHE_MODES: Final = ("auto", "always", "off", "refresh")
+WORKERS: Final = 8
+LEASE_SECONDS: Final = 20.0
+# A lease is renewed so many times in its length, so that a beat may come late.
+BEATS: Final = 3
+# For a holder that renews its lease and never ends.
+LONGEST_WAIT: Final = 1800.0
+T = TypeVar("T")
+log = logger("qvl.cache")
+
+
+def cache_named(given: object) -> str | None:
+    """What a user named as the cache, None for nothing.
+
+    Raises:
+        ConfigError: it is no text; `False` would otherwise mean the default cache.
+    """
+    if given is None or isinstance(given, str):
+        return given
+    hint = "write str(path)" if isinstance(given, Path) else 'write cache="off" for none'
+    raise ConfigError(f"cache={given!r} names no cache", hint=hint, param="cache")
+
+
+def open_cache(url: str | None, registry: Registry) -> Cache | None:
+    """The cache that `url` names: a URL, a path of a SQLite file, "off", or None for the default SQLite file.
+
+    Raises:
+        UnknownNameError: no cache has that scheme.
+        ConfigError: the URL is malformed.
+        CacheError: the store cannot be opened.
+    """
+    if url is None:
+        url = "sqlite://"
+    if url in ("off", "off:", "none"):
+        return None
+    scheme, colon, _ = url.partition(":")
+    if not colon or len(scheme) == 1 or scheme.startswith((".", "~")) or "/" in scheme:
+        if url in registry.factories:
+            return cast("Cache", registry.build(url, f"{url}:"))
+        if not Path(url).suffix and "/" not in url and "\\" not in url:
+            near = nearest(url, registry.factories)
+            raise UnknownNameError(f"there is no cache {url!r}", hint=f"{near}; a path such as answers.db, or off")
+        _refuse_a_scheme_without_colon(url, registry)
+        return cast("Cache", registry.build("sqlite", path_url(str(in_home(url).absolute()))))
+    return cast("Cache", registry.build(scheme, url))
+
+
+def _refuse_a_scheme_without_colon(path: str, registry: Registry) -> None:
+    """`redis//host` is a URL misspelt, not a folder; unless there is one of that name."""
+    word, slashes, rest = path.partition("//")
+    if not slashes or not word or Path(word).exists():
+        return
+    if close := difflib.get_close_matches(word, registry.factories, n=1, cutoff=0.7):
+        # What stands before an @ is a password.
+        shown = rest.rpartition("@")[2]
+        raise ConfigError(
+            f"the cache {word}//{shown} has no colon", hint=f"did you mean {close[0]}://{shown}?", param="cache"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """What one request may do with the cache. `max_age` is in seconds: an older entry counts as a miss."""
+
+    read: bool = True
+    write: bool = True
+    max_age: float | None = None
+
+    @classmethod
+    def of(cls, mode: CacheMode, *, deterministic: bool) -> CachePolicy:
+        """`auto` keeps what must be the same again, `refresh` asks anew and stores.
+
+        Raises:
+            ConfigError: an unknown mode.
+        """
+        if mode not in CACHE_MODES:
+            raise ConfigError(f"unknown cache mode {mode!r}", hint=f"one of {', '.join(CACHE_MODES)}", param="cache")
+        if mode == "off" or (mode == "auto" and not deterministic):
+            return cls(read=False, write=False)
+        return cls(read=mode != "refresh")
+
+    @property
+    def used(self) -> bool:
+        return self.read or self.write
+
+
+@dataclass(slots=True)
+class _Held:
+    """A lease that is renewed, and the time.monotonic() until which nobody else can have it."""
+
+    lease: Lease
+    until: float
+
+
+class Store:
+    """A cache behind worker threads. A failure is counted and treated as a miss; an outage is one warning.
+
+    Args:
+        ttl: seconds to keep entries; None until they are evicted.
+        lease_seconds: how long a holder that died keeps others from its work; one that lives renews its leases.
+        owned: whether closing the store closes the cache.
+    """
+
+    def __init__(
+        self, cache: Cache, *, ttl: float | None = None, lease_seconds: float = LEASE_SECONDS, owned: bool = True
+    ) -> None:
+        self.cache = cache
+        self.ttl = ttl
+        self.lease_seconds = lease_seconds
+        self.owned = owned
+        self.failures = 0
+        # What failed last time: reads, writes or leases. An outage ends when all of it has gone well again.
+        self._failing: set[str] = set()
+        self._held: dict[tuple[str, int], _Held] = {}
+        self._beat: asyncio.TimerHandle | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        # What goes on although nobody waits for it any more.
+        self._ending: set[asyncio.Task[None]] = set()
+        self._limiters: dict[str, anyio.CapacityLimiter] = {}
+        # Not a semaphore, which is Python code: Ctrl-C in its midst would leave it held for ever.
+        self._here = [threading.Lock() for _ in range(WORKERS)]
+        self._turns = itertools.count()
+
+    async def _call(self, what: str, function: Callable[[], T], otherwise: T, *, instant: bool = False) -> T:
+        side = what if what in ("read", "write") else "lease"
+        try:
+            if instant:
+                return function()
+            # Those who wait for another process sit in threads of their own, so that they never hold up a read; and
+            # nothing holds up those who keep a lease.
+            kind = what if what in ("wait", "renewal") else "work"
+            if kind not in self._limiters:
+                self._limiters[kind] = anyio.CapacityLimiter(WORKERS)
+            found = await anyio.to_thread.run_sync(function, limiter=self._limiters[kind])
+        except CacheError as exc:
+            self._failed(what, side, exc)
+            return otherwise
+        self._worked(side)
+        return found
+
+    def _failed(self, what: str, side: str, exc: CacheError) -> None:
+        self.failures += 1
+        tell = log.info if self._failing else log.warning
+        self._failing.add(side)
+        tell(f"cache {what} failed, going on without", error=str(exc), cache=self.cache.url)
+
+    def _worked(self, side: str) -> None:
+        if self._failing:
+            self._failing.discard(side)
+            if not self._failing:
+                log.info("cache works again", cache=self.cache.url)
+
+    def keep_hot(self, seconds: float) -> None:
+        """Answers what was read in the last `seconds` from memory, where the cache has to wait for a disk or a network.
+
+        What another process deletes or replaces is answered for that long.
+        """
+        from qvl.caches.tiered import TieredCache
+
+        if not self.cache.instant and not isinstance(self.cache, TieredCache):
+            self.cache = TieredCache(self.cache, front_ttl=seconds)
+
+    async def get(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
+        entry = await self._call("read", lambda: self.cache.peek(key), None, instant=True)
+        if entry is None and not self.cache.lacks(key):
+            entry = await self._call("read", lambda: self.cache.get(key), None)
+        if self.cache.layered and _too_old(entry, max_age):
+            entry = await self._call("read", lambda: self.cache.reread(key), None)
+        return None if _too_old(entry, max_age) else entry
+
+    def get_here(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
+        """As `get`, in this thread, which waits for the cache; for WORKERS threads at a time."""
+        try:
+            with self._here[next(self._turns) % WORKERS]:
+                entry = self.cache.get(key)
+            if self.cache.layered and _too_old(entry, max_age):
+                entry = self.cache.reread(key)
+        except CacheError as exc:
+            self._failed("read", "read", exc)
+            return None
+        if not self.cache.instant:
+            self._worked("read")
+        return None if _too_old(entry, max_age) else entry
+
+    async def set(self, key: str, entry: CacheEntry, *, lease: Lease | None = None) -> None:
+        """Stores `entry`; if the `lease` it was made under may be another's by now, not over what came meanwhile."""
+        if lease is not None and await self._outrun(key, lease):
+            log.info("answer not stored, that of a later holder is there", key=key, cache=self.cache.url)
+            return
+        await self._call("write", lambda: self.cache.set(key, entry, ttl=self.ttl), None)
+
+    async def _outrun(self, key: str, lease: Lease) -> bool:
+        held = self._held.get((lease.key, lease.token))
+        if held is not None and time.monotonic() < held.until:
+            return False
+        there = await self._call("read", lambda: self.cache.reread(key), None)
+        return there is not None and there.created_at >= lease.expires_at - self.lease_seconds
+
+    async def lease_or_entry(
+        self, key: str, *, read: bool, max_age: float | None = None
+    ) -> tuple[Lease | None, CacheEntry | None]:
+        """The right to compute `key`, or the entry that another process has computed meanwhile.
+
+        The lease is renewed until `release`. Both None: the store failed, or the holder never ends; compute anyway.
+        """
+        end = time.monotonic() + LONGEST_WAIT
+        while True:
+            failures = self.failures
+            lease = await self._lease(key)
+            try:
+                entry = await self.get(key, max_age=max_age) if read else None
+            except BaseException:
+                if lease is not None:
+                    await self.release(lease)
+                raise
+            if entry is not None:
+                if lease is not None:
+                    await self.release(lease)
+                return None, entry
+            if lease is not None or self.failures > failures or time.monotonic() > end:
+                return lease, None
+            await self._call("wait", lambda: self.cache.wait(key, 1.0), None)
+
+    async def _lease(self, key: str) -> Lease | None:
+        """The lease, if it is free. One that is granted after the caller was cancelled is given back."""
+        until = time.monotonic() + self.lease_seconds
+        asked = asyncio.ensure_future(self._call("lease", lambda: self.cache.lease(key, self.lease_seconds), None))
+        try:
+            lease = await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            # The thread that asks goes on, and nobody else would know of what it brings.
+            await self._surely(self._give_back(asked))
+            raise
+        if lease is not None:
+            self._held[lease.key, lease.token] = _Held(lease, until)
+            self._arm()
+        return lease
+
+    async def _give_back(self, asked: asyncio.Future[Lease | None]) -> None:
+        if (lease := await asked) is not None:
+            await self._call("release", lambda: self.cache.release(lease), None)
+
+    async def _surely(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does `work` to its end, however often the one who waits for it is cancelled."""
+        task = asyncio.create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        await asyncio.shield(task)
+
+    def _arm(self) -> None:
+        if self._beat is None and self._renewing is None:
+            self._beat = asyncio.get_running_loop().call_later(self.lease_seconds / BEATS, self._renew_soon)
+
+    def _disarm(self) -> None:
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
+
+    def _renew_soon(self) -> None:
+        self._beat = None
+        self._renewing = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _renew(self) -> None:
+        """Keeps the leases of the work that is under way, WORKERS at a time, so that a slow store loses none."""
+        try:
+            await asyncio.gather(*map(self._renew_one, list(self._held.values())))
+        finally:
+            self._renewing = None
+            if self._held:
+                self._arm()
+
+    async def _renew_one(self, held: _Held) -> None:
+        """One that is lost is let go of: its work is not stopped."""
+        lease = held.lease
+        name = lease.key, lease.token
+
+        def renew() -> bool:
+            # It may have been given back while this waited for a thread.
+            if name not in self._held:
+                return True
+            until = time.monotonic() + self.lease_seconds
+            if kept := self.cache.renew(lease, self.lease_seconds):
+                held.until = until
+            return kept
+
+        if not await self._call("renewal", renew, True) and self._held.pop(name, None) is not None:
+            log.info("lease lost, another process may compute the same", key=lease.key, cache=self.cache.url)
+
+    async def release(self, lease: Lease) -> None:
+        self._held.pop((lease.key, lease.token), None)
+        if not self._held:
+            self._disarm()
+        await self._surely(self._call("release", lambda: self.cache.release(lease), None))
+
+    async def aclose(self) -> None:
+        self._held.clear()
+        self._disarm()
+        if self._renewing is not None:
+            self._renewing.cancel()
+            self._renewing = None
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        if self.owned:
+            await self._call("close", self.cache.close, None)
+
+    def close(self) -> None:
+        """As `aclose`, where no loop has run yet."""
+        if self.owned:
+            self.cache.close()
+
+
+def _too_old(entry: CacheEntry | None, max_age: float | None) -> bool:
+    return entry is not None and max_age is not None and time.time() - entry.created_at > max_age

@@ -1,0 +1,59 @@
+"""One request on its way through the pipeline, and where its time goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qvl.pipeline.cache_store import CachePolicy
+    from qvl.types import ChatRequest
+
+
+@dataclasses.dataclass(slots=True)
+class Stages:
+    """Seconds spent so far, by stage; `chunk_at` is `time.perf_counter()` at the latest piece of text."""
+
+    media: float = 0.0
+    decoding: float = 0.0
+    cache: float = 0.0
+    loading: float = 0.0
+    queue: float = 0.0
+    chunk_at: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """One request on its way: what to ask, under which key, and since when."""
+
+    request: ChatRequest
+    policy: CachePolicy
+    manifest: Mapping[str, Any]
+    key: str | None
+    started: float
+    stages: Stages
+    task: str = "chat"
+    language: str = ""
+    namespace: str = ""
+
+    @property
+    def flight(self) -> tuple[str, CachePolicy] | None:
+        """Who may share its work: the same question, with the same wishes for the age of its answer."""
+        return None if self.key is None else (self.key, self.policy)
+
+    @property
+    def salt(self) -> str:
+        """The request's own salt, or one of its namespace: what keeps answers apart keeps computed prefixes apart."""
+        if self.request.cache_salt or not self.namespace:
+            return self.request.cache_salt
+        return "namespace-" + hashlib.sha256(self.namespace.encode()).hexdigest()[:32]
+
+    def waited_in(self, loading: tuple[float, float], now: float) -> float:
+        """Seconds until `now` for which it only waited while another loaded the model, from and to `loading`."""
+        stages = self.stages
+        if stages.loading:
+            return 0.0
+        ready = self.started + stages.media + stages.decoding + stages.cache + stages.queue
+        return max(0.0, min(now, loading[1]) - max(ready, loading[0]))

@@ -1,0 +1,105 @@
+"""One turn of a conversation as clients write it: OpenAI's form, and what servers and their clients add to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from pydantic import BaseModel
+
+from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
+from qvl.pipeline.parse_parts import UnreadPicture, read_content
+from qvl.types import ImagePart, Message, TextPart, ToolCall
+
+MessageLike: TypeAlias = Message | Mapping[str, Any]
+Turn: TypeAlias = tuple[Message, tuple[TextPart | ImagePart | UnreadPicture, ...]]
+_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_FIELDS: Final = ("role", "content", "name")
+_OWN: Final[Mapping[str, tuple[str, ...]]] = {"assistant": ("tool_calls", "refusal"), "tool": ("tool_call_id",)}
+# What comes with an answer and is sent back with it. None of it is shown to the model again.
+_ECHOES: Final = frozenset(
+    {"id", "status", "metadata", "cache_control", "phase", "index", "created", "model"}
+    | {"parsed", "annotations", "provider_specific_fields", "logprobs", "finish_reason", "stop_reason", "token_ids"}
+    | {"reasoning", "reasoning_content", "reasoning_details", "reasoning_text", "thinking_blocks", "citations"}
+)
+_CALL: Final = ("id", "type", "function")
+_CALL_ECHOES: Final = frozenset({"index", "provider_specific_fields", "extra_content", "cache_control"})
+_FUNCTION_ECHOES: Final = frozenset({"parsed_arguments", "provider_specific_fields", "strict"})
+
+
+def read_turn(message: Any, where: str) -> Turn:
+    """The message that stands at `where`, and its parts, pictures still unread.
+
+    Raises:
+        RequestError: naming the field and what is known.
+    """
+    if isinstance(message, Message):
+        return message, message.parts
+    if isinstance(message, BaseModel):
+        message = message.model_dump(warnings=False)
+    if not isinstance(message, Mapping):
+        raise wrong(where, f"must be a message, not {type_of(message)}", '{"role": "user", "content": …}')
+    given = message.get("role")
+    role = _ROLES.get(given) if isinstance(given, str) else None
+    if role is None:
+        place = f"{where}.role"
+        raise wrong(place, "is missing", ", ".join(_ROLES)) if given is None else unknown(place, given, tuple(_ROLES))
+    own = _OWN.get(role, ())
+    refuse_others(message, (*_FIELDS, *own), _ECHOES, where)
+    calls = _calls(message.get("tool_calls"), f"{where}.tool_calls")
+    parts = _parts(message, role, where)
+    turn = Message(
+        role=role,  # type: ignore[arg-type]
+        tool_calls=calls,
+        tool_call_id=text_of(message, "tool_call_id", where) if role == "tool" else None,
+        name=text_of(message, "name", where) if message.get("name") is not None else None,
+    )
+    return turn, tuple(parts)
+
+
+def _parts(message: Mapping[str, Any], role: str, where: str) -> Sequence[TextPart | ImagePart | UnreadPicture]:
+    content = message.get("content")
+    if content is None and role == "assistant":
+        # Where an earlier answer was a refusal, that is what was said.
+        return [TextPart(text_of(message, "refusal", where))] if message.get("refusal") else []
+    return read_content(content, f"{where}.content")
+
+
+def _calls(given: Any, where: str) -> tuple[ToolCall, ...]:
+    if given is None:
+        return ()
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise wrong(where, f"must be a list of calls, not {type_of(given)}")
+    return tuple(_call(call, f"{where}[{number}]") for number, call in enumerate(given))
+
+
+def _call(call: Any, where: str) -> ToolCall:
+    if isinstance(call, ToolCall):
+        return call
+    if not isinstance(call, Mapping):
+        raise wrong(where, f"must be a call, not {type_of(call)}")
+    if call.get("type", "function") not in ("function", None):
+        raise unknown(f"{where}.type", call["type"], ("function",))
+    refuse_others(call, _CALL, _CALL_ECHOES, where)
+    function = call.get("function")
+    if not isinstance(function, Mapping):
+        said = "is missing" if function is None else f"must be an object, not {type_of(function)}"
+        raise wrong(f"{where}.function", said)
+    refuse_others(function, ("name", "arguments"), _FUNCTION_ECHOES, f"{where}.function")
+    name = text_of(function, "name", f"{where}.function")
+    if not name:
+        raise wrong(f"{where}.function.name", "is empty")
+    ident = text_of(call, "id", where) if call.get("id") is not None else ""
+    return ToolCall(ident, name, _arguments(function.get("arguments"), f"{where}.function.arguments"))
+
+
+def _arguments(given: Any, where: str) -> str:
+    if given is None or isinstance(given, str):
+        return given or "{}"
+    if not isinstance(given, Mapping):
+        raise wrong(where, f"must be JSON as text, not {type_of(given)}")
+    try:
+        return json.dumps(given, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise wrong(where, f"cannot be written as JSON: {exc}") from exc

@@ -1,0 +1,180 @@
+"""One reader of content parts: text, and pictures in every form that clients write them.
+
+Qwen's `image`, OpenAI's `image_url` and `input_image`, Anthropic's `image` with a source, MCP's with `data` and
+`mimeType`, and LangChain's standard blocks, older and newer. What a part says and is not read here is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from pydantic import BaseModel
+
+from qvl.errors import UnsupportedInputError
+from qvl.media.smart_resize import LIMIT_NAMES, NO_LIMITS, PixelLimits, read_limits
+from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
+from qvl.types import ImagePart, TextPart
+
+if TYPE_CHECKING:
+    from qvl.media.gate import PictureSource
+
+DETAILS: Final = ("auto", "low", "high", "original")
+KINDS: Final = ("text", "image_url", "input_image", "image")
+_PICTURES: Final = ("image_url", "input_image", "image")
+_TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "text": ("text", "source_type"),
+    "input_text": ("text",),
+    "output_text": ("text",),
+    "text-plain": ("text", "mime_type", "title", "context"),
+    "refusal": ("refusal",),
+}
+# They belong to the sender's books and say nothing to a model.
+_LABELS: Final = frozenset(
+    {"type", "id", "index", "uuid", "metadata", "_meta", "extras", "annotations", "citations", "logprobs"}
+    | {"cache_control", "prompt_cache_breakpoint", "parsed", "provider_specific_fields"}
+)
+_URL_FIELDS: Final = ("image_url", "url", "detail", *LIMIT_NAMES)
+_IMAGE_FIELDS: Final = (
+    *("image", "url", "base64", "data", "source", "source_type", "mime_type", "mimeType", "media_type", "detail"),
+    *LIMIT_NAMES,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadPicture:
+    """A picture of a message before it is loaded: what names it, and the size it is wanted in."""
+
+    source: Any
+    limits: PixelLimits = NO_LIMITS
+
+
+# What may stand for a picture beside its sources.
+PARTS: Final = (Mapping, UnreadPicture)
+PictureLike: TypeAlias = "PictureSource | Mapping[str, Any] | UnreadPicture"
+
+
+def read_content(content: Any, where: str) -> list[TextPart | ImagePart | UnreadPicture]:
+    """The parts of a message's content: a text, or a list of parts.
+
+    Raises:
+        RequestError: naming the part, its field and what is known.
+    """
+    if isinstance(content, str):
+        return [TextPart(content)] if content else []
+    if isinstance(content, Iterable) and not isinstance(content, Mapping | bytes | bytearray | BaseModel):
+        return [read_part(part, f"{where}[{number}]") for number, part in enumerate(content)]
+    said = "is missing" if content is None else f"must be text or a list of parts, not {type_of(content)}"
+    raise wrong(where, said)
+
+
+def read_part(part: Any, where: str) -> TextPart | ImagePart | UnreadPicture:
+    """One part, which stands at `where` in its request: `messages[0].content[1]`.
+
+    Raises:
+        RequestError: naming the field and what is known.
+    """
+    if isinstance(part, TextPart | ImagePart | UnreadPicture):
+        return part
+    if isinstance(part, str):
+        return TextPart(part)
+    if isinstance(part, BaseModel):
+        part = part.model_dump(warnings=False)
+    if not isinstance(part, Mapping):
+        if part is None or isinstance(part, bool | int | float | list | tuple):
+            raise wrong(where, f"must be a part, not {type_of(part)}", '{"type": "text", "text": …}')
+        return UnreadPicture(part)
+    kind = _kind(part, where)
+    if kind in _TEXTS:
+        refuse_others(part, _TEXTS[kind], _LABELS, where)
+        return TextPart(text_of(part, _TEXTS[kind][0], where))
+    if kind == "image":
+        return _image(part, where)
+    return _image_url(part, where)
+
+
+def is_picture(part: Any) -> bool:
+    """True for a part that `read_part` reads as a picture."""
+    return isinstance(part, Mapping) and _bare_kind(part) in _PICTURES
+
+
+def picture_field(part: Mapping[str, Any]) -> str:
+    """The field of a picture part that names the picture."""
+    return next((name for name in ("image_url", "image", "source", "base64", "data", "url") if part.get(name)), "image")
+
+
+def _bare_kind(part: Mapping[str, Any]) -> Any:
+    kind = part.get("type")
+    if kind is None:
+        # Qwen's first form has no types, and its chat templates still read that.
+        kind = next((name for name in ("text", "image", "image_url") if name in part), None)
+    return kind
+
+
+def _kind(part: Mapping[str, Any], where: str) -> str:
+    kind = _bare_kind(part)
+    if isinstance(kind, str) and (kind in _TEXTS or kind in _PICTURES):
+        return kind
+    param, hint = f"{where}.type", f"known: {', '.join(KINDS)}"
+    if kind is None:
+        raise wrong(param, "is missing", hint)
+    raise UnsupportedInputError(f"{param}: unknown value {str(kind)[:80]!r}", hint=hint, param=param)
+
+
+def _image_url(part: Mapping[str, Any], where: str) -> UnreadPicture:
+    refuse_others(part, _URL_FIELDS, _LABELS, where)
+    given = part.get("image_url", part.get("url"))
+    inner: Mapping[str, Any] = {}
+    place = f"{where}.image_url"
+    if isinstance(given, Mapping):
+        inner = given
+        refuse_others(inner, ("url", "detail", *LIMIT_NAMES), _LABELS, place)
+        place = f"{place}.url"
+        given = inner.get("url")
+    if given is None or isinstance(given, bool | int | float | list | Mapping):
+        raise wrong(place, "is missing" if given is None else f"must be a URL, not {type_of(given)}")
+    limits = read_limits(inner, f"{where}.image_url").over(read_limits(part, where))
+    return UnreadPicture(given, _with_detail(_with_detail(limits, part, where), inner, f"{where}.image_url"))
+
+
+def _image(part: Mapping[str, Any], where: str) -> UnreadPicture:
+    refuse_others(part, _IMAGE_FIELDS, _LABELS, where)
+    limits = _with_detail(read_limits(part, where), part, where)
+    source = part.get("source")
+    if isinstance(source, Mapping):
+        refuse_others(source, ("type", "data", "base64", "url", "media_type", "mime_type"), _LABELS, f"{where}.source")
+        kind = source.get("type")
+        if kind not in (None, "base64", "url"):
+            raise unknown(f"{where}.source.type", kind, ("base64", "url"))
+        return UnreadPicture(_source(source, f"{where}.source"), limits)
+    if part.get("source_type") not in (None, "base64", "url"):
+        raise unknown(f"{where}.source_type", part["source_type"], ("base64", "url"))
+    return UnreadPicture(_source(part, where), limits)
+
+
+def _source(given: Mapping[str, Any], where: str) -> Any:
+    """Whatever names the picture: an URL, base64 as a data: URL, or an object that is one."""
+    named = [name for name in ("image", "base64", "data", "url", "source") if given.get(name) is not None]
+    if len(named) != 1:
+        said = f"names a picture by {' and by '.join(named)}" if named else "has no picture in it"
+        raise wrong(where, said, "give one of image, url, base64, data, source")
+    value = given[named[0]]
+    if named[0] == "url":
+        return text_of(given, "url", where)
+    if named[0] not in ("base64", "data") or isinstance(value, bytes):
+        return value
+    value = text_of(given, named[0], where)
+    if value[:5].lower() == "data:":
+        return value
+    media_type = next((given[name] for name in ("mime_type", "mimeType", "media_type") if given.get(name)), "image/png")
+    return f"data:{media_type};base64,{value}"
+
+
+def _with_detail(limits: PixelLimits, given: Mapping[str, Any], where: str) -> PixelLimits:
+    detail = given.get("detail")
+    if detail is None:
+        return limits
+    if detail not in DETAILS:
+        raise unknown(f"{where}.detail", detail, DETAILS)
+    return replace(limits, low=detail == "low")

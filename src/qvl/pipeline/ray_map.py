@@ -1,0 +1,257 @@
+"""`Pipeline.map(engine="ray")`: a dataset through Ray Data, one actor a device, each with a pipeline of its own.
+
+The actors share the pipeline's cache and nothing else, so a run that was cut off goes on where it stopped, and what an
+actor had answered before it was lost is not computed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import sys
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.backends.ray import cluster
+from qvl.errors import BackendError, ConfigError, QvlError
+from qvl.pipeline.map_in_order import MapItem
+from qvl.places import in_home
+
+if TYPE_CHECKING:
+    from qvl.media.gate import MediaPolicy
+    from qvl.pipeline.async_pipeline import AsyncPipeline
+    from qvl.pipeline.cache_store import CacheMode
+
+# Two batches at a time: while one waits for its slowest picture, the engine works on the other.
+BATCHES_AT_ONCE: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything of a pipeline that another process needs to make the same one."""
+
+    model: str | None
+    options: Mapping[str, Any]
+    plugins: tuple[Any, ...]
+    cache: str
+    cache_mode: CacheMode
+    cache_ttl: float | None
+    namespace: str
+    language: str
+    media: MediaPolicy
+
+    @classmethod
+    def of(cls, pipeline: AsyncPipeline) -> Recipe:
+        """Raises ConfigError for a pipeline that cannot be made again elsewhere."""
+        if pipeline.made_of is None:
+            raise ConfigError(
+                "engine='ray' makes the backend anew in every process, and an instance cannot be sent there",
+                hint="name the model: Pipeline('Qwen/Qwen3-VL-8B-Instruct'), or register the backend by a plugin",
+                param="engine",
+            )
+        model, options, plugins, cache = pipeline.made_of
+        store = pipeline.store
+        if store is not None and store.cache.url == "memory:":
+            cluster.log.warning("memory: is a cache for each process; nothing is shared or kept")
+        return cls(
+            model=model,
+            options=options,
+            plugins=plugins,
+            # Relative paths and defaults are looked up here and not where a worker happens to stand.
+            cache="off" if store is None else cache if cache and _keeps_a_secret(cache) else store.cache.url,
+            cache_mode=pipeline.cache_mode,
+            cache_ttl=None if store is None else store.ttl,
+            namespace=pipeline.namespace,
+            language=pipeline.language,
+            media=pipeline.media,
+        )
+
+
+class Worker:
+    """One actor: a pipeline on one device. Called by Ray Data with a table of packed sources."""
+
+    def __init__(self, packed: bytes, kind: str, replicas: int) -> None:
+        from ray import cloudpickle
+
+        from qvl.backends.ray.replica import build
+        from qvl.pipeline.sync_pipeline import Pipeline
+
+        recipe: Recipe
+        recipe, self._call = cloudpickle.loads(packed)
+        self._pipeline = Pipeline(
+            backend=build(recipe.model, recipe.options, kind, replicas, recipe.plugins),
+            cache=recipe.cache,
+            cache_mode=recipe.cache_mode,
+            cache_ttl=recipe.cache_ttl,
+            namespace=recipe.namespace,
+            language=recipe.language,
+            media=recipe.media,
+            plugins=recipe.plugins,
+        )
+
+    def __call__(self, table: Any) -> Any:
+        import pyarrow
+        from ray import cloudpickle
+
+        sources = [cloudpickle.loads(source) for source in table["source"].to_pylist()]
+        try:
+            items: list[MapItem | QvlError] = [
+                replace(item, source=None) for item in self._pipeline.map(sources, **self._call)
+            ]
+        except QvlError as exc:
+            # No picture's fault: the model cannot be opened, or an argument cannot work.
+            items = [exc] * len(sources)
+        packed = [cloudpickle.dumps(item) for item in items]
+        return pyarrow.table({"index": table["index"], "item": pyarrow.array(packed, pyarrow.large_binary())})
+
+
+async def map_under_ray(
+    pipeline: AsyncPipeline,
+    sources: Iterable[Any],
+    call: Mapping[str, Any],
+    *,
+    concurrency: int,
+    replicas: int | None,
+    ray_address: str | None,
+    progress: bool,
+) -> AsyncGenerator[MapItem, None]:
+    """`AsyncPipeline.map` by actors under Ray Data; `call` are its arguments there.
+
+    All sources are taken first. Files must be at the same path on every host.
+
+    Raises:
+        ConfigError: what cannot work.
+        BackendError: the cluster cannot be joined, or the run was given up.
+    """
+    device = str((pipeline.made_of[1] if pipeline.made_of else {}).get("device", "auto")).partition(":")[0]
+    devices = device if device in cluster.DEVICES else "cpu"
+    cluster.check_settings(1 if replicas is None else replicas, devices, ray_address)
+    cluster.require_ray("ray.data")
+    recipe = Recipe.of(pipeline)
+    given = list(sources)
+    if not given:
+        return
+    run = _Run(recipe, dict(call), given, concurrency, replicas, devices, ray_address)
+    bar = None
+    if progress:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=len(given), unit="picture", file=sys.stderr)
+    await asyncio.to_thread(run.join)
+    cluster.take_back_sigterm()
+    try:
+        while (items := await asyncio.to_thread(run.take)) is not None:
+            for item in items:
+                if bar is not None:
+                    bar.update()
+                yield replace(item, source=given[item.index])
+    finally:
+        if bar is not None:
+            bar.close()
+        await asyncio.shield(asyncio.to_thread(run.end))
+
+
+class _Run:
+    """One execution of the dataset. Its methods block; they are called one after another, from any thread."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        call: dict[str, Any],
+        sources: Sequence[Any],
+        concurrency: int,
+        replicas: int | None,
+        devices: str,
+        address: str | None,
+    ) -> None:
+        self._recipe, self._call, self._sources = recipe, call, sources
+        self._concurrency, self._replicas = concurrency, replicas
+        self._devices, self._address = devices, address
+        self._tables: Iterator[Any] | None = None
+
+    def join(self) -> None:
+        cluster.join(self._address)
+
+    def take(self) -> list[MapItem] | None:
+        """The next items in input order, or None at the end."""
+        from ray import cloudpickle
+        from ray.exceptions import RayError
+
+        try:
+            if self._tables is None:
+                self._tables = iter(self._dataset().iter_batches(batch_size=None, batch_format="pyarrow"))
+            table = next(self._tables, None)
+        except RayError as exc:
+            reason = str(exc).strip().splitlines()
+            raise BackendError(f"Ray Data gave up: {reason[-1] if reason else type(exc).__name__}"[:400]) from exc
+        if table is None:
+            return None
+        found = []
+        for index, packed in zip(table["index"].to_pylist(), table["item"].to_pylist(), strict=True):
+            item = cloudpickle.loads(packed)
+            if isinstance(item, QvlError):
+                raise item
+            found.append(replace(item, index=index))
+        return found
+
+    def _dataset(self) -> Any:
+        import ray.data
+        from ray import cloudpickle
+
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        actors = self._replicas or cluster.count(self._devices)
+        share = cluster.room(actors, self._devices)
+        # Small enough that every actor has work, and a lost one has little to do again.
+        batch = max(1, min(self._concurrency, math.ceil(len(self._sources) / (actors * BATCHES_AT_ONCE))))
+        call = {**self._call, "concurrency": max(1, math.ceil(self._concurrency / BATCHES_AT_ONCE))}
+        rows = [
+            {"index": index, "source": cloudpickle.dumps(_portable(source))}
+            for index, source in enumerate(self._sources)
+        ]
+        dataset = ray.data.from_items(rows, override_num_blocks=math.ceil(len(rows) / batch))
+        dataset.context.execution_options.preserve_order = True
+        dataset.context.enable_progress_bars = False
+        return dataset.map_batches(
+            Worker,
+            batch_size=batch,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                size=actors,
+                max_tasks_in_flight_per_actor=BATCHES_AT_ONCE,
+                max_concurrent_calls_per_actor=BATCHES_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
+            fn_constructor_args=(cloudpickle.dumps((self._recipe, call)), share.kind, actors),
+            **share.actor_options(),
+        )
+
+    def end(self) -> None:
+        """Ends what is under way and leaves the cluster."""
+        try:
+            close = getattr(self._tables, "close", None)
+            if close is not None:
+                with suppress(ValueError):
+                    close()
+            self._tables = None
+        finally:
+            cluster.leave()
+
+
+def _keeps_a_secret(cache: str) -> bool:
+    """Whether an open store shows less of its URL than was given (a password)."""
+    return "://" in cache and not cache.startswith("sqlite:")
+
+
+def _portable(source: Any) -> Any:
+    """A source as another process can read it: absolute paths, the bytes of open files."""
+    if isinstance(source, list | tuple):
+        return [_portable(one) for one in source]
+    if isinstance(source, os.PathLike):
+        return in_home(source).absolute()
+    if isinstance(source, str):
+        return source if source.partition(":")[0] in ("http", "https", "data", "file") else os.path.abspath(source)
+    return source.read() if hasattr(source, "read") else source

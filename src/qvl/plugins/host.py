@@ -1,0 +1,229 @@
+"""The plugin host: names of backends and caches, from built-ins and from installed packages.
+
+Each Pipeline owns a host, so two pipelines in one process do not share what a test or a program registered.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final, TypeAlias
+
+import pluggy
+
+from qvl.errors import ConfigError, MissingDependencyError, PluginError, QvlError, UnknownNameError
+from qvl.extras import install_line
+from qvl.log import logger
+from qvl.plugins import hookspecs
+from qvl.plugins.hookspecs import hookimpl
+
+Factory: TypeAlias = Callable[..., Any] | str
+GROUP: Final = "qvl"
+EXTRAS: Final = {
+    "fastapi": "server",
+    "llguidance": "local",
+    "openai": "openai",
+    "ray": "ray",
+    "redis": "redis",
+    "torch": "local",
+    "transformers": "local",
+    "uvicorn": "server",
+    "vllm": "vllm",
+}
+log = logger("qvl.plugins")
+
+
+class BuiltIns:
+    """What ships with qvl, registered through the same hooks as everybody else's."""
+
+    @hookimpl
+    def register_backends(self, register: Callable[[str, Factory], None]) -> None:
+        register("local", "qvl.backends.local.backend:LocalBackend")
+        register("openai", "qvl.backends.openai.backend:OpenAIBackend")
+        register("vllm", "qvl.backends.vllm.backend:VllmBackend")
+        register("ray", "qvl.backends.ray.backend:RayBackend")
+        register("replay", "qvl.backends.replay:ReplayBackend")
+
+    @hookimpl
+    def register_caches(self, register: Callable[[str, Factory], None]) -> None:
+        register("memory", "qvl.caches.memory:MemoryCache.from_url")
+        register("sqlite", "qvl.caches.sqlite:SqliteCache.from_url")
+        for scheme in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
+            register(scheme, "qvl.caches.redis:open_redis")
+
+
+@dataclass(frozen=True, slots=True)
+class PluginFailure:
+    """A plugin that was left out, and why."""
+
+    name: str
+    error: str
+
+
+@dataclass(slots=True)
+class Registry:
+    """Names of one kind ("backend", "cache") and what they stand for."""
+
+    kind: str
+    factories: dict[str, Factory] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+
+    def register_for(self, owner: str) -> Callable[[str, Factory], None]:
+        def register(name: str, factory: Factory) -> None:
+            if not isinstance(name, str) or not name or ":" in name:
+                raise PluginError(f"{owner}: {name!r} is no {self.kind} name", hint="letters, digits, + and -")
+            if name in self.factories:
+                raise PluginError(
+                    f"{owner}: the {self.kind} name {name!r} is taken by {self.owners[name]}",
+                    hint="take another",
+                )
+            self.factories[name] = factory
+            self.owners[name] = owner
+
+        return register
+
+    def build(self, name: str, /, *args: Any, **options: Any) -> Any:
+        """Calls the factory of `name`.
+
+        Raises:
+            UnknownNameError: nothing is registered under `name`; the nearest known name is suggested.
+            ConfigError: an option that the factory does not take.
+            MissingDependencyError: its package is not installed.
+        """
+        if name not in self.factories:
+            raise UnknownNameError(f"there is no {self.kind} {name!r}", hint=nearest(name, self.factories))
+        factory = resolve(self.factories[name], f"{self.kind} {name!r}")
+        refuse_unknown_options(f"{self.kind} {name!r}", factory, options)
+        return factory(*args, **options)
+
+
+class PluginHost:
+    """Loads built-ins, installed plugins and `extra` ones; a broken plugin is logged, kept in `failures`, left out."""
+
+    def __init__(self, extra: Iterable[Any] = (), *, installed: Iterable[EntryPoint] | None = None) -> None:
+        self._manager = pluggy.PluginManager(GROUP)
+        self._manager.add_hookspecs(hookspecs)
+        self.backends = Registry("backend")
+        self.caches = Registry("cache")
+        self.failures: list[PluginFailure] = []
+        self._add("qvl", BuiltIns())
+        for point in entry_points(group=GROUP) if installed is None else installed:
+            self._load(point)
+        for plugin in extra:
+            self._add(getattr(plugin, "__name__", type(plugin).__name__), plugin)
+
+    @property
+    def hook(self) -> Any:
+        return self._manager.hook
+
+    def names(self) -> list[str]:
+        """The plugins in use, in the order in which they were loaded."""
+        return [name for name, plugin in self._manager.list_name_plugin() if plugin is not None]
+
+    def provides(self, plugin: str) -> Mapping[str, list[str]]:
+        """The backend and cache names that a plugin registered."""
+        return {
+            "backends": [name for name, owner in self.backends.owners.items() if owner == plugin],
+            "caches": [name for name, owner in self.caches.owners.items() if owner == plugin],
+        }
+
+    def _load(self, point: EntryPoint) -> None:
+        try:
+            plugin = point.load()
+        except Exception as exc:  # noqa: BLE001 - an outsider's import may raise anything, and must not end us
+            self._fail(point.name, f"import failed: {type(exc).__name__}: {exc}")
+            return
+        self._add(point.name, plugin)
+
+    def _add(self, name: str, plugin: Any) -> None:
+        before = [(registry, dict(registry.factories), dict(registry.owners)) for registry in self._registries()]
+        try:
+            self._manager.register(plugin, name)
+            self._manager.check_pending()
+            for registry, hook in (
+                (self.backends, self._manager.hook.register_backends),
+                (self.caches, self._manager.hook.register_caches),
+            ):
+                for impl in hook.get_hookimpls():
+                    if impl.plugin_name == name:
+                        impl.function(registry.register_for(name))
+        except Exception as exc:
+            if self._manager.has_plugin(name):
+                self._manager.unregister(name=name)
+            for registry, factories, owners in before:
+                registry.factories, registry.owners = factories, owners
+            if name == "qvl":
+                raise
+            self._fail(name, str(exc))
+
+    def _registries(self) -> tuple[Registry, Registry]:
+        return self.backends, self.caches
+
+    def _fail(self, name: str, error: str) -> None:
+        self.failures.append(PluginFailure(name, error))
+        log.warning("plugin left out", plugin=name, error=error)
+
+
+def resolve(factory: Factory, what: str) -> Callable[..., Any]:
+    """The callable behind "package.module:attribute.path", imported now.
+
+    Raises:
+        MissingDependencyError: the module's package is not installed.
+        PluginError: the module does not have what the string names.
+    """
+    if not isinstance(factory, str):
+        return factory
+    module_name, _, path = factory.partition(":")
+    try:
+        target: Any = importlib.import_module(module_name)
+        for part in path.split("."):
+            target = getattr(target, part)
+    except QvlError:
+        raise
+    except ModuleNotFoundError as exc:
+        package = (exc.name or "").partition(".")[0]
+        if package == "qvl":
+            raise PluginError(f"{what}: {factory!r} does not exist") from exc
+        hint = install_line(EXTRAS[package]) if package in EXTRAS else f"pip install {package}"
+        raise MissingDependencyError(f"{what} needs the package {package!r}", hint=hint) from exc
+    except AttributeError as exc:
+        raise PluginError(f"{what}: {factory!r} does not exist") from exc
+    return target  # type: ignore[no-any-return]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint: the closest known name, else all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+
+
+def refuse_unknown_options(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the first option that `factory` does not take, before anything is started."""
+    parameters = inspect.signature(factory).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in options:
+        if name not in parameters:
+            raise ConfigError(f"{what} has no option {name!r}", hint=nearest(name, parameters), param=name)
+
+
+def split_model(model: str, backends: Iterable[str]) -> tuple[str, str]:
+    """`"backend:model"` as its two halves; a bare path or hub id is local.
+
+    Raises:
+        UnknownNameError: the word before the colon is no backend and no Windows drive.
+    """
+    prefix, colon, rest = model.partition(":")
+    if not colon:
+        return "local", model
+    if prefix in backends:
+        return prefix, rest
+    if "/" in prefix or "\\" in prefix or (sys.platform == "win32" and len(prefix) == 1):
+        return "local", model
+    raise UnknownNameError(f"there is no backend {prefix!r} (in {model!r})", hint=nearest(prefix, backends))

@@ -1,0 +1,58 @@
+"""HTTP's words for the cache: `Cache-Control` in, `Cache-Status` (RFC 9211), `Age` and `X-Qvl-Cache` out."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from qvl.errors import RequestError
+from qvl.pipeline.cache_store import CacheMode, CachePolicy
+
+if TYPE_CHECKING:
+    from qvl.server.exchange import Headers
+    from qvl.types import CacheState
+
+
+def policy_of(header: bytes | None, mode: CacheMode, *, deterministic: bool) -> CachePolicy:
+    """What the request may do with the cache: the pipeline's own rule, narrowed by `Cache-Control`.
+
+    `no-cache` asks anew and stores, `no-store` neither looks nor stores, `max-age=N` takes nothing older.
+
+    Raises:
+        RequestError: max-age is no number.
+    """
+    base = CachePolicy.of(mode, deterministic=deterministic)
+    if header is None:
+        return base
+    read, write, max_age = base.read, base.write, base.max_age
+    for directive in header.decode("latin-1").lower().split(","):
+        name, _, value = directive.strip().partition("=")
+        if name == "no-store":
+            read = write = False
+        elif name == "no-cache":
+            read = False
+        elif name == "max-age":
+            value = value.strip('" ')
+            if not value.isdecimal() or len(value) > 12:
+                raise RequestError("Cache-Control: max-age is no number of seconds", code="invalid_value")
+            max_age = float(value)
+    if max_age == 0:
+        read, max_age = False, None
+    return CachePolicy(read=read, write=write, max_age=max_age)
+
+
+def headers_for(origin: CacheState, policy: CachePolicy, created_at: float) -> Headers:
+    """What an answer says about where it came from. `created_at` of a hit is when it was first given."""
+    found: Headers = [(b"x-qvl-cache", origin.encode())]
+    if origin == "hit":
+        age = max(0, int(time.time() - created_at)) if created_at else 0
+        found.append((b"age", b"%d" % age))
+        found.append((b"cache-status", b"qvl; hit"))
+    elif origin == "coalesced":
+        found.append((b"cache-status", b"qvl; fwd=uri-miss; collapsed"))
+    elif not policy.used:
+        found.append((b"cache-status", b"qvl; fwd=bypass"))
+    else:
+        why = b"uri-miss" if policy.read else b"request"
+        found.append((b"cache-status", b"qvl; fwd=%s" % why + (b"; stored" if policy.write else b"")))
+    return found

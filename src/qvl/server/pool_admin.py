@@ -1,0 +1,113 @@
+"""The endpoints behind a server that has a pool of them: shown as metrics, exchanged while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, runtime_checkable
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from qvl.backends.base import Backend
+from qvl.backends.wrapper import WrappingBackend
+from qvl.errors import ConfigError, QvlError
+from qvl.log import logger
+
+if TYPE_CHECKING:
+    from qvl.backends.openai.endpoint_list import Listed
+    from qvl.backends.openai.pool import EndpointState
+
+Source: TypeAlias = "Callable[[], Sequence[str | Listed]]"
+STATES: Final = ("up", "busy", "trial", "resting", "draining")
+log = logger("qvl.server")
+
+
+@runtime_checkable
+class Pooled(Protocol):
+    """A backend with endpoints that come and go."""
+
+    def endpoints(self) -> Sequence[EndpointState]: ...
+
+    async def set_endpoints(self, base_url: Iterable[str | Listed]) -> None: ...
+
+
+def pooled(backend: Backend) -> Pooled | None:
+    """The pool that `backend` is, or that it wraps, if there is one."""
+    while isinstance(backend, WrappingBackend):
+        backend = backend.inner
+    return backend if isinstance(backend, Pooled) else None
+
+
+class EndpointStats(Collector):
+    """Every endpoint as it stands at the time of the scrape, by the label `endpoint`: its URL without its secrets."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def collect(self) -> Iterator[Metric]:
+        pool = pooled(self._backend)
+        if pool is None:
+            return
+        states = pool.endpoints()
+        for name, text in (("requests", "Requests sent to the endpoint."), ("failures", "Those that failed.")):
+            counter = CounterMetricFamily(f"qvl_endpoint_{name}", text, labels=["endpoint"])
+            for state in states:
+                counter.add_metric([state.url], getattr(state, name))
+            yield counter
+        gauges: tuple[tuple[str, str, str], ...] = (
+            ("requests_running", "running", "Requests at the endpoint."),
+            ("picture_tokens", "picture_tokens", "Estimated prompt tokens of what is running there."),
+            ("first_token_seconds", "first_token", "Until the first token, a moving average."),
+            ("rest_seconds", "rest_left", "Until the endpoint is tried again."),
+            ("weight", "weight", "Its share of the load."),
+            ("limit", "limit", "Most requests at a time; not there where there is no limit."),
+        )
+        for name, attribute, text in gauges:
+            gauge = GaugeMetricFamily(f"qvl_endpoint_{name}", text, labels=["endpoint"])
+            for state in states:
+                if (value := getattr(state, attribute)) is not None:
+                    gauge.add_metric([state.url], value)
+            yield gauge
+        gauge = GaugeMetricFamily("qvl_endpoint_state", "1 for the state it is in.", labels=["endpoint", "state"])
+        for state in states:
+            for name in STATES:
+                gauge.add_metric([state.url, name], float(state.state == name))
+        yield gauge
+
+
+def source_of(file: str | None, *, configured: bool) -> Source | None:
+    """Where the list of endpoints can be read again: a file of its own, or the config file if it named them."""
+    if file is not None:
+        path = file
+
+        def listed() -> Sequence[str | Listed]:
+            from qvl.backends.openai.endpoint_list import read_endpoint_list
+
+            return read_endpoint_list(path)
+
+        return listed
+    return _configured if configured else None
+
+
+def _configured() -> Sequence[str | Listed]:
+    from qvl import config
+
+    serve: dict[str, Any] = {name.replace("-", "_"): value for name, value in config.load().serve.items()}
+    urls = serve.get("base_url")
+    if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
+        raise ConfigError(f"{config.config_path()} lists no endpoints", hint='[serve] base-url = ["http://host:8000"]')
+    return urls
+
+
+async def reload_endpoints(backend: Backend, source: Source) -> None:
+    """Exchanges the endpoints for what `source` lists now; when it cannot be read the old ones stay."""
+    pool = pooled(backend)
+    if pool is None:
+        return
+    try:
+        await pool.set_endpoints(source())
+    except QvlError as exc:
+        log.error("the endpoints were not reloaded, the old ones stay", error=str(exc))
+
+
+__all__ = ["EndpointStats", "Pooled", "Source", "pooled", "reload_endpoints", "source_of"]

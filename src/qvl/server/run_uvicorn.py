@@ -1,0 +1,381 @@
+"""Running the application: uvicorn with a bound on slow senders, and an end that loses no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+
+from qvl.errors import ConfigError, EngineDeadError, QvlError
+from qvl.log import logger
+
+try:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as _Protocol
+except ImportError:  # httptools has no wheel for every platform
+    from uvicorn.protocols.http.h11_impl import H11Protocol as _Protocol  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from qvl.server.state import ServerCore
+
+# Clients that keep their connection are told within this time that it ends, instead of finding it closed.
+FAREWELL_SECONDS: Final = 0.5
+# What closes after the last answer (the backend, connections, threads) has this long.
+EXIT_SECONDS: Final = 3.0
+log = logger("qvl.server")
+
+
+class CorkedTransport:
+    """A transport that writes once for each turn of the loop: an answer's head and body leave in one packet."""
+
+    __slots__ = ("_loop", "_pieces", "_transport")
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._pieces.clear()
+        self._transport.abort()
+
+    def _flush(self) -> None:
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            self._transport.write(b"".join(pieces))
+
+
+class UnknownLength(int):
+    """What is left of a body that ends with the connection: any piece fits, and nothing is missing at its end."""
+
+    def __lt__(self, other: object) -> bool:
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __sub__(self, other: int) -> UnknownLength:
+        return self
+
+    __hash__ = int.__hash__
+
+
+class GuardedProtocol(_Protocol):
+    """HTTP whose headers must arrive in time, and which says in JSON what is wrong with them.
+
+    Beyond uvicorn's: HTTP/1.1 names its host; an answer without a length ends with the connection for HTTP/1.0
+    clients, who know no chunks; a client that has closed its sending side is answered.
+    """
+
+    header_timeout = 10.0
+    probe_seconds = 1.0
+    _head_timer: asyncio.TimerHandle | None = None
+    _probe_timer: asyncio.TimerHandle | None = None
+    _refusal = ""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(CorkedTransport(transport, self.loop))  # type: ignore[arg-type]
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+        super().connection_lost(exc)
+
+    def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() == "1.1" and all(name != b"host" for name, _ in self.headers):
+            self._refusal = "there is no Host header"
+            raise ValueError(self._refusal)
+        super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.waiting_for_100_continue = False
+            self.cycle.chunked_encoding = False
+            self.cycle.expected_content_length = UnknownLength()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        cycle = self.cycle
+        if self.scheme == "https" or cycle is None or cycle.response_complete or cycle.more_body:
+            # Closed by us, what is corked is written first.
+            self.transport.close()
+            return None
+        # It may have closed its sending side alone. Whoever is gone answers what is sent with a reset.
+        cycle.keep_alive = False
+        if self.scope["http_version"] != "1.0":
+            self._probe_timer = self.loop.call_later(self.probe_seconds, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        if not self.cycle.response_started and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._probe_timer = self.loop.call_later(self.probe_seconds, self._probe)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._arm()
+        else:
+            self._disarm()
+
+    def _arm(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.header_timeout, self._too_slow)
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing():
+            self.transport.write(_head_error(408, "Request Timeout", "the headers came too slowly", "request_timeout"))
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        message = self._refusal or "this is not an HTTP request"
+        self.transport.write(_head_error(400, "Bad Request", message, "invalid_http"))
+        self.transport.close()
+
+
+def _head_error(status: int, phrase: str, message: str, code: str) -> bytes:
+    inner = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    body = json.dumps({"error": inner}).encode()
+    head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    return head.encode() + b"connection: close\r\n\r\n" + body
+
+
+class GracefulServer(uvicorn.Server):
+    """SIGTERM or SIGINT: not ready, what runs is finished, exit code 0. A second one ends the process at once."""
+
+    def __init__(self, config: uvicorn.Config, core: ServerCore) -> None:
+        super().__init__(config)
+        self.core = core
+        self.failure: QvlError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reload_at_start = False
+        self._draining: asyncio.Task[None] | None = None
+        self.when_settled: Callable[[], None] = lambda: None
+        core.readiness.on_failure = self.fail
+        self._settling: asyncio.Task[None] | None = None
+
+    def exit_on_death(self) -> None:
+        """Makes a dead engine end the server, so that whatever started it starts it again."""
+        self.core.readiness.on_death = lambda reason: self.fail(EngineDeadError(reason))
+
+    def fail(self, error: QvlError) -> None:
+        """Ends the server because of `error`, which `run_server` raises."""
+        self.failure = error
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self._reload_at_start:
+            self.core.reload()
+        self._settling = self._loop.create_task(self._tell_when_settled())
+
+    async def _tell_when_settled(self) -> None:
+        await self.core.readiness.settled.wait()
+        if self.failure is None:
+            self.when_settled()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        try:
+            before = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
+            if hasattr(signal, "SIGHUP"):
+                before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self._hung_up())
+        except ValueError:  # not the main thread: whoever owns it decides about signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: Any) -> None:
+        if self.core.draining or self._loop is None:
+            os._exit(128 + number)
+        self.core.draining = True
+        self._loop.call_soon_threadsafe(self.begin_drain)
+        # A thread of its own: what hangs may be the loop, a worker, or the wait for one when the interpreter ends.
+        threading.Thread(target=self._end_whatever_hangs, name="qvl-exit", daemon=True).start()
+
+    def _end_whatever_hangs(self) -> None:
+        time.sleep(self.core.settings.drain_timeout + EXIT_SECONDS)
+        log.warning("ended by force", after_s=self.core.settings.drain_timeout + EXIT_SECONDS)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(1)
+
+    def _hung_up(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.core.reload)
+        else:
+            self._reload_at_start = True
+
+    def begin_drain(self) -> None:
+        """Starts to drain; call it on the server's loop."""
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        log.info("draining", under_way=self.core.requests_under_way)
+        busy = bool(self.server_state.connections)
+        if not await self.core.drain():
+            log.warning("requests were ended before they were answered", count=self.core.requests_under_way)
+        if busy:
+            await asyncio.sleep(FAREWELL_SECONDS)
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: the port is in use, or the host is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+    except OSError as exc:
+        raise ConfigError(
+            f"{host!r} is no address to listen on: {exc.strerror or exc}", hint="--host 127.0.0.1"
+        ) from exc
+    try:
+        if os.name == "posix":
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(2048)
+    except OSError as exc:
+        found.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {(exc.strerror or str(exc)).lower()}",
+            hint="take another --port, or end what listens there",
+            param="port",
+        ) from exc
+    return found
+
+
+def make_server(
+    app: FastAPI,
+    *,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    root_path: str = "",
+    header_timeout: float = 10.0,
+) -> GracefulServer:
+    """A server for an application of `create_app`.
+
+    Raises:
+        ConfigError: certificate and key cannot be read, or do not belong together.
+    """
+    if tls_cert or tls_key:
+        _check_tls(tls_cert, tls_key)
+    protocol = type("Protocol", (GuardedProtocol,), {"header_timeout": header_timeout})
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        root_path=root_path,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+    )
+    return GracefulServer(config, app.state.core)
+
+
+def _check_tls(cert: str | None, key: str | None) -> None:
+    if cert is None:
+        raise ConfigError("a TLS key without its certificate", hint="--tls-cert FILE", param="tls_cert")
+    try:
+        # The password keeps OpenSSL from asking for one at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except OSError as exc:
+        if exc.filename or not isinstance(exc, ssl.SSLError):
+            missing = " or ".join(name for name in (cert, key) if name and not os.access(name, os.R_OK))
+            reason = f"{missing} cannot be read: {(exc.strerror or str(exc)).lower()}"
+        else:
+            if "ENCRYPTED" in Path(key or cert).read_text("latin-1"):
+                reason = "the key has a password"
+            elif exc.reason == "KEY_VALUES_MISMATCH":
+                reason = "the key is not the certificate's"
+            else:
+                reason = "there is no PEM certificate or key in one of them"
+            reason = f"{cert} and {key or 'the key in it'}: {reason}"
+        raise ConfigError(
+            f"TLS cannot be set up: {reason}", hint="two PEM files, the key without a password", param="tls_cert"
+        ) from exc
+
+
+def _spare_what_stays() -> None:
+    """Keeps the garbage collector from looking through everything that was imported and loaded, over and over.
+
+    Each such look holds up every request for tens of milliseconds, and what is there by now stays for good.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
+def run_server(server: GracefulServer, listener: socket.socket) -> None:
+    """Serves until it is told to end.
+
+    Raises:
+        QvlError: the model could not be opened, or the engine died and that was to be the end.
+    """
+    told = server.when_settled
+
+    def settled() -> None:
+        _spare_what_stays()
+        told()
+
+    server.when_settled = settled
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        listener.close()
+    if server.failure is not None:
+        raise server.failure

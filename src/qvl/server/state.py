@@ -1,0 +1,166 @@
+"""What the handlers of one server share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+from qvl._version import __version__
+from qvl.server.auth import KeyRing
+from qvl.server.errors import DrainingError, HttpError
+from qvl.server.limits import Admission, KeyLimits
+from qvl.server.metrics import BackendStats, Metrics
+from qvl.server.pool_admin import EndpointStats, Source, reload_endpoints
+from qvl.server.readiness import Readiness
+from qvl.types import canonical_json
+
+if TYPE_CHECKING:
+    from qvl.pipeline.async_pipeline import AsyncPipeline
+    from qvl.pipeline.job import Job
+    from qvl.server.deadline import Bounded
+    from qvl.server.settings import ServerSettings
+    from qvl.server.tracing import Tracing
+    from qvl.types import Chunk, Result
+
+
+class ServerCore:
+    """Pipeline, limits, keys, counters and state of one server. It takes over the pipeline's `admit` and `on_chunk`."""
+
+    def __init__(self, pipeline: AsyncPipeline, settings: ServerSettings) -> None:
+        self.pipeline = pipeline
+        self.settings = settings
+        self.keys = KeyRing(settings.api_keys, settings.api_key_file)
+        self.metrics = Metrics()
+        self.admission = Admission(settings.max_concurrent, settings.max_queue, settings.max_queue_picture_tokens)
+        self.key_limits = KeyLimits(settings.requests_per_minute, settings.concurrent_per_key)
+        self.readiness = Readiness(pipeline, canary=settings.canary, stall_timeout=settings.stall_timeout)
+        self.tracing: Tracing | None = None
+        self.draining = False
+        self.held_bytes = 0
+        self.under_way: set[Bounded] = set()
+        self.requests_under_way = 0
+        self._idle = asyncio.Event()
+        self.created = int(time.time())
+        self._fingerprint: str | None = None
+        self.endpoint_source: Source | None = None
+        self._reloads: set[asyncio.Task[None]] = set()
+        self.admission.on_wait = self.metrics.queue.observe
+        self.admission.on_refusal = lambda reason: self.metrics.rejections.labels(reason).inc()
+        self.key_limits.on_refusal = self.admission.on_refusal
+        self.metrics.registry.register(BackendStats(self.pipeline.stats))
+        self.metrics.registry.register(EndpointStats(self.pipeline.backend))
+        self.metrics.running.set_function(self.running)
+        self.metrics.waiting.set_function(self.waiting)
+        self.metrics.ready.set_function(lambda: float(self.unready() is None))
+        pipeline.admit = self.admission.enter
+        pipeline.on_chunk = self._on_chunk
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The model names that clients may ask for."""
+        return self.settings.served_model_names or (self.pipeline.backend.model or self.pipeline.backend.name,)
+
+    @property
+    def version(self) -> str:
+        return __version__
+
+    def served(self, name: str | None) -> str:
+        """The name under which `name` is answered.
+
+        Raises:
+            HttpError: 404, there is no such model.
+        """
+        names = self.names
+        if name is None:
+            return names[0]
+        if name not in names and not self.settings.any_model_name:
+            raise HttpError(
+                404,
+                f"the model {name[:200]!r} does not exist",
+                hint=f"served here: {', '.join(names)}; the server takes more with --served-model-name NAME, "
+                "and every name with --any-model-name",
+                param="model",
+                code="model_not_found",
+            )
+        return name
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's `system_fingerprint`: changes with everything of the backend that changes an answer."""
+        if self._fingerprint is None:
+            identity = canonical_json({"qvl": __version__, **self.pipeline.backend.identity()})
+            self._fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
+        return self._fingerprint
+
+    def namespace(self, tenant: str) -> str:
+        """Where the answers of `tenant` are kept, apart from everybody else's."""
+        base = self.pipeline.namespace
+        return f"{base}/key-{tenant}" if tenant else base
+
+    def start(self) -> None:
+        self.readiness.start(lambda: self.admission.running)
+
+    def refuse_if_closed(self) -> None:
+        """Raises where no request can be served at all: draining, loading, dead."""
+        if self.draining:
+            raise DrainingError("the server is shutting down", hint="ask another one")
+        self.start()
+        closed = self.readiness.closed()
+        if closed is not None:
+            raise closed
+
+    def reload(self) -> None:
+        """Reads the key file and the list of endpoints again; call it on the server's loop."""
+        self.keys.reload()
+        if self.endpoint_source is not None:
+            task = asyncio.ensure_future(reload_endpoints(self.pipeline.backend, self.endpoint_source))
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
+
+    def unready(self) -> str | None:
+        """Why the server is not ready, or None."""
+        return "draining: the server is shutting down" if self.draining else self.readiness.reason()
+
+    def running(self) -> float:
+        return float(self.pipeline.backend.stats().get("num_running", self.admission.running))
+
+    def waiting(self) -> float:
+        return float(self.pipeline.backend.stats().get("num_waiting", 0) + self.admission.waiting)
+
+    def _on_chunk(self, job: Job, chunk: Chunk) -> None:
+        self.readiness.note_progress()
+        self.metrics.on_chunk(job, chunk)
+
+    def note_result(self, result: Result) -> None:
+        """Counts a finished answer."""
+        if result.cache in ("miss", "bypass"):
+            self.readiness.note_success()
+        self.metrics.on_result(result)
+
+    def leave(self) -> None:
+        """One request less under way."""
+        self.requests_under_way -= 1
+        if not self.requests_under_way:
+            self._idle.set()
+
+    async def drain(self) -> bool:
+        """Takes no more requests and waits for those under way; what is left at the end is ended. True: none was."""
+        self.draining = True
+        end = time.monotonic() + self.settings.drain_timeout
+        while self.requests_under_way and (left := end - time.monotonic()) > 0:
+            self._idle.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), left)
+        clean = not self.requests_under_way
+        for bounded in list(self.under_way):
+            bounded.cancel()
+        return clean
+
+    async def aclose(self) -> None:
+        for task in self._reloads:
+            task.cancel()
+        await self.readiness.stop()
+        await self.pipeline.aclose()
