@@ -65,14 +65,14 @@ test-compat: ## the local backend under transformers 4.57.1, in an environment o
 	test -x .venv-compat/bin/python || $(PYTHON) -m venv .venv-compat
 	$(call install,.venv-compat/bin/python,torch==$(TORCH) transformers==4.57.1 -e '.[local]' \
 		accelerate pytest pytest-timeout pytest-asyncio pytest-xdist hypothesis)
-	$(PARALLEL:$(BIN)/%=.venv-compat/bin/%) tests/local tests/tiny -m "$(FAST)"
+	$(PARALLEL:$(BIN)/%=.venv-compat/bin/%) tests/backends/local tests/tiny -m "$(FAST)"
 
 test-vllm: ## the vLLM backend on vLLM's CPU build, in an environment of its own
-	$(PYTHON) tests/backends/vllm_environment.py .venv-vllm
+	$(PYTHON) tests/backends/vllm/environment.py .venv-vllm
 
 test-ray: $(STAMP) ## replicas and datasets under Ray, which it installs
 	$(call install,$(BIN)/python,-c constraints.txt -e '.[dev$(comma)ray]')
-	$(PYTEST) tests/replicas
+	$(PYTEST) tests/backends/ray
 
 bench-engine: $(STAMP) ## qvl-serve beside plain generate, transformers serve and vLLM on 139 M random weights; gigabytes at first
 	$(BIN)/python benchmarks/bench_engine.py

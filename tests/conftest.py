@@ -24,7 +24,7 @@ KEPT_FAMILIES = ("COVERAGE_", "LC_", "LD_", "MKL_", "OMP_", "PYTEST_", "PYTHON",
 AS_FOUND = dict(os.environ)  # for pip, which may need a proxy and certificates
 # What takes longest: given out first, so that no worker is left alone with one of these, and left out of `make quick`.
 LONGEST = (
-    "local",
+    "backends/local",
     "cli/test_bundled.py",
     "bench/test_figures.py",
     "server/test_load.py",
@@ -33,7 +33,7 @@ LONGEST = (
     "ascend/test_endpoint.py",
     "ascend/test_serve_fits.py",
     "contract",
-    "backends/test_faults.py",
+    "backends/openai/test_faults.py",
     "server/test_errors.py",
     "pipeline/test_leases.py",
     "pipeline/test_blocking.py",
@@ -42,8 +42,8 @@ LONGEST = (
     "server/test_requests_of_clients.py",
     "media/test_media_structure.py",
     "backends/test_contract.py",
-    "backends/test_fleet.py",
-    "agent/test_chat_model.py",
+    "backends/openai/test_fleet.py",
+    "agent/integrations/test_chat_model.py",
     "caches/test_model.py",
     "caches/test_contract.py",
     "caches/test_redis.py",
@@ -54,9 +54,10 @@ LONGEST = (
     "server/test_access.py",
     "server/test_ssrf.py",
     "tiny",
+    "training",
     "examples",
-    "replicas",
-    "vllm",
+    "backends/ray",
+    "backends/vllm",
 )
 _RUN = pytest.StashKey[Path]()
 _numbers = count()

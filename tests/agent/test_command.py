@@ -17,8 +17,8 @@ from qvl.agent.steps import Event, Recommendation
 from qvl.agent.trace import Trace
 from qvl.cli import agent as command
 from qvl.testing.endpoint import ScriptedEndpoint, Text
+from tests.agent.catalog.test_catalog import ROWS, write
 from tests.agent.conftest import RED_MUG, SAMPLE, ShopModel, down
-from tests.agent.test_catalog import ROWS, write
 
 
 class ShopPlugin:

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field, cr
 
 from qvl import Pipeline
 from qvl.errors import AnalysisError
-
-from .conftest import TalkingBackend, answering
+from tests.pipeline.conftest import TalkingBackend, answering
 
 
 class Invoice(BaseModel):

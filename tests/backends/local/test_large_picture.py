@@ -1,0 +1,168 @@
+"""A picture that takes long to encode stalls nobody: it is encoded in slices, between the steps of the others."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qvl.backends.local.backend import LocalBackend
+from qvl.backends.local.model.model_runner import Runner
+from qvl.errors import BackendError, DeviceMemoryError
+from qvl.media.gate import Picture, load
+from tests.backends.local.checkpoints import random_checkpoint
+from tests.backends.local.reference import Reference
+from tests.backends.local.requests import ask
+from tests.backends.local.test_backend import freed, run
+
+if TYPE_CHECKING:
+    from qvl.backends.local.scheduling.scheduler import Step
+    from qvl.backends.local.text.processor import PreparedPicture
+    from qvl.types import Result
+    from tests.backends.local.conftest import Opener
+
+
+def large(seed: int = 0, side: int = 512) -> Picture:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return load(Image.fromarray(pixels))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_checkpoint(tmp_path_factory.mktemp("large"), side=512)
+
+
+class Watched(Runner):
+    """Tells what it did, in order: "slice", "begun", or how many sequences a step decoded."""
+
+    events: list[str | int]
+    fails_after: int = 1 << 30
+    error: BaseException
+
+    def forward(self, step: Step) -> Any:
+        self.events.append(len(step.decode))
+        return super().forward(step)
+
+    def encode_slice(self, picture: PreparedPicture) -> None:
+        self.events.append("slice")
+        if self.events.count("slice") > self.fails_after:
+            raise self.error
+        super().encode_slice(picture)
+
+
+class WatchedBackend(LocalBackend):
+    runner: Watched
+
+    def _runner(self, *given: Any) -> Runner:
+        self.runner = Watched(*given)
+        self.runner.events = []
+        return self.runner
+
+
+@pytest.fixture
+def watched(opened: Opener, folder: Path) -> WatchedBackend:
+    backend = opened(folder, kind=WatchedBackend, max_num_batched_tokens=16, max_num_seqs=8)
+    assert isinstance(backend, WatchedBackend)
+    return backend
+
+
+def test_running_answers_go_on_between_the_slices_and_no_answer_changes(watched: WatchedBackend, folder: Path) -> None:
+    wanted = ask(large(), "What is it?", max_tokens=12)
+    others = [ask("Say hello.", max_tokens=4000, ignore_eos=True) for _ in range(2)]
+
+    async def together() -> Result:
+        streams = [watched.stream(request) for request in others]
+        async with aclosing(streams[0]) as first, aclosing(streams[1]) as second:
+            for stream in (first, second):
+                await anext(stream)
+            return await watched.generate(wanted)
+
+    result = asyncio.run(together())
+    events = watched.runner.events
+    slices = [place for place, event in enumerate(events) if event == "slice"]
+    assert len(slices) > 10
+    for here, there in pairwise(slices):
+        assert events[here + 1 : there] == [2], "between two slices both running answers get a token"
+    reference = Reference(folder)
+    assert result.text == reference.tokenizer.decode(reference.generate(wanted), skip_special_tokens=True)
+    assert result.usage.image_tokens == 256
+    freed(watched)
+
+
+def test_a_request_that_comes_later_does_not_wait_for_the_picture(watched: WatchedBackend) -> None:
+    async def race() -> list[str]:
+        ended: list[str] = []
+
+        async def one(name: str, request: Any) -> None:
+            await watched.generate(request)
+            ended.append(name)
+
+        slow = asyncio.create_task(one("picture", ask(large(1), "x", max_tokens=2, n=2)))
+        while "slice" not in watched.runner.events:
+            await asyncio.sleep(0.001)
+        await asyncio.gather(slow, one("text", ask("Say hello.", max_tokens=2)))
+        return ended
+
+    assert asyncio.run(race()) == ["text", "picture"]
+
+
+def test_slices_give_the_features_of_the_whole(watched: WatchedBackend) -> None:
+    import torch
+
+    assert watched._loaded is not None
+    picture = watched._loaded.processor.prepare(ask(large(2), "x")).pictures[0]
+    tower = watched.runner.tower
+    with torch.inference_mode():
+        (whole,) = tower.encode([picture])
+        *pauses, last = tower.slices([picture], tower.cost(picture) / 50)
+    assert pauses == [None] * len(pauses)
+    assert len(pauses) > 40
+    assert last is not None
+    torch.testing.assert_close(last[0], whole, atol=1e-4, rtol=1e-4)
+
+
+def test_one_picture_in_two_requests_is_encoded_once(watched: WatchedBackend) -> None:
+    both = run(watched, ask(large(3), "x"), ask(large(3), "What is it?"))
+    assert len(both) == 2
+    assert watched.stats()["pictures_encoded"] == 1
+
+
+def test_a_request_that_leaves_takes_its_picture_along(watched: WatchedBackend) -> None:
+    async def leave() -> None:
+        task = asyncio.create_task(watched.generate(ask(large(4), "x")))
+        while "slice" not in watched.runner.events:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(leave())
+    freed(watched)
+    assert watched.stats()["pictures_encoded"] == 0
+    assert run(watched, ask(large(5), "x", max_tokens=2))[0].usage.completion_tokens == 2
+    assert watched.stats()["pictures_encoded"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(RuntimeError("out of memory"), DeviceMemoryError), (RuntimeError("shape mismatch"), BackendError)],
+)
+def test_a_slice_that_fails_ends_its_own_request(
+    watched: WatchedBackend, error: RuntimeError, expected: type[BackendError]
+) -> None:
+    watched.runner.fails_after, watched.runner.error = 5, error
+
+    async def both() -> list[Any]:
+        requests = (ask(large(6), "x"), ask("Say hello.", max_tokens=30, ignore_eos=True))
+        return await asyncio.gather(*(watched.generate(one) for one in requests), return_exceptions=True)
+
+    bad, good = asyncio.run(both())
+    assert type(bad) is expected
+    assert good.usage.completion_tokens == 30
+    freed(watched)
+    assert watched.unready() is None

@@ -1,0 +1,155 @@
+"""Replicas that are killed, chosen, drained; what cannot work and how it is said."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from functools import partial
+from typing import Any
+
+import pytest
+
+from qvl.chunks import fold
+from qvl.errors import BackendError, ConfigError
+from qvl.testing import EchoBackend
+from qvl.testing.asking import ask, collect, square
+from tests.backends.ray.engines import WHO, Broken, Marked, Unopenable
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+LONG = "Count: " + " ".join(f"number-{n}" for n in range(40))
+COLOURS = [(n * 20, 255 - n * 20, n * 7) for n in range(12)]
+
+
+async def who(backend: Any, *pictures: Any) -> int:
+    result = await backend.generate(ask(WHO, *pictures))
+    return int(result.text.split()[0])
+
+
+async def until(found: Any, within: float = 120.0) -> None:
+    end = time.monotonic() + within
+    while not await found():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.2)
+
+
+def test_a_picture_goes_to_the_same_replica_and_different_ones_to_all(opened: Any) -> None:
+    backend = opened(make=Marked)
+    pictures = [square(colour) for colour in COLOURS]
+
+    async def run() -> list[list[int]]:
+        return [await asyncio.gather(*(who(backend, picture) for picture in pictures)) for _ in range(3)]
+
+    first, *others = opened.loop.run_until_complete(run())
+    assert others == [first, first]
+    assert set(first) == {about.pid for about in backend.replicas()}
+    assert len(set(first)) == 2
+
+
+def test_a_killed_replica_loses_no_request_and_another_takes_its_place(opened: Any) -> None:
+    backend = opened(make=partial(Marked, pause=0.05))
+    requests = [ask(f"{LONG} {n}", square(colour), logprobs=1) for n, colour in enumerate(COLOURS)]
+
+    async def run() -> None:
+        alone = EchoBackend()
+        await alone.open()
+        wanted = [fold(await collect(alone, request), want_logprobs=True)[0] for request in requests]
+        victim = await who(backend, square(COLOURS[0]))
+        begun = asyncio.Event()
+        seen = 0
+
+        async def follow(request: Any) -> Any:
+            nonlocal seen
+            chunks = []
+            async for chunk in backend.stream(request):
+                seen += not chunks
+                chunks.append(chunk)
+                if seen == len(requests):
+                    begun.set()
+            return fold(chunks, want_logprobs=True)[0]
+
+        asked = [asyncio.ensure_future(follow(request)) for request in requests]
+        await begun.wait()
+        os.kill(victim, signal.SIGKILL)
+        assert await asyncio.gather(*asked) == wanted
+        assert backend.stats()["moved_total"] > 0
+        # While it is away, the other one answers; then the two share the pictures again.
+        assert await who(backend, square(COLOURS[0])) != victim
+
+        async def both() -> bool:
+            pids = {await who(backend, request.pictures[0]) for request in requests}
+            return len(pids) == 2 and victim not in pids
+
+        await until(both)
+        assert backend.unready() is None
+
+    opened.loop.run_until_complete(run())
+
+
+def test_the_only_replica_is_waited_for(opened: Any) -> None:
+    backend = opened(make=partial(Marked, pause=0.02), replicas=1)
+
+    async def run() -> None:
+        victim = await who(backend)
+        stream = backend.stream(ask(LONG))
+        first = await anext(stream)
+        os.kill(victim, signal.SIGKILL)
+        chunks = [first, *[chunk async for chunk in stream]]
+        alone = EchoBackend()
+        await alone.open()
+        assert fold(chunks)[0][0].text == (await alone.generate(ask(LONG))).text
+        assert await who(backend) != victim
+
+    opened.loop.run_until_complete(run())
+
+
+def test_each_replica_sees_an_npu_of_its_own(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = opened(make=Marked, devices="npu")
+    assert sorted(about.devices["ASCEND_RT_VISIBLE_DEVICES"] for about in backend.replicas()) == ["0", "1"]
+
+
+def test_fronts_with_the_same_settings_share_replicas_until_the_last_ends(cluster: Any, tmp_path: Any) -> None:
+    from qvl.backends.ray.backend import RayBackend
+
+    def make() -> RayBackend:
+        return RayBackend(replicas=1, devices="cpu", cpus_per_replica=1, ray_address=cluster.address)
+
+    async def run() -> None:
+        first, second = make(), make()
+        await first.open()
+        await second.open()
+        assert [a.pid for a in first.replicas()] == [a.pid for a in second.replicas()]
+        assert first.identity()["backend"] == "local"
+        await first.aclose()
+        assert (await second.generate(ask("hello", max_tokens=2))).usage.completion_tokens > 0
+        pid = second.replicas()[0].pid
+        await second.aclose()
+
+        async def gone() -> bool:
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return True
+            with open(f"/proc/{pid}/stat") as stat:
+                return stat.read().split()[2] == "Z"
+
+        await until(gone)
+
+    asyncio.run(run())
+
+
+def test_a_replica_that_cannot_be_opened_says_why(opened: Any) -> None:
+    with pytest.raises(ConfigError, match=r"the weights are not there \(look in the cellar\)"):
+        opened(make=Unopenable)
+
+
+def test_a_bug_in_a_replica_is_an_error_of_ours(opened: Any) -> None:
+    backend = opened(make=Broken)
+    with pytest.raises(BackendError, match="KeyError: 'a bug'"):
+        opened.loop.run_until_complete(backend.generate(ask("hello")))
+
+
+def test_more_replicas_than_devices_are_refused(opened: Any) -> None:
+    with pytest.raises(ConfigError, match="3 replicas need 3 NPU, and of the Ray cluster's 2"):
+        opened(make=Marked, devices="npu", replicas=3)
