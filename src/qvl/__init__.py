@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from qvl._lazy import lazy as _lazy
 from qvl._version import __version__
 
 if TYPE_CHECKING:
-    from qvl.analysis.parse_answer import AnalysisResult, ProductAnalysis
+    from qvl.analysis.product import AnalysisResult, ProductAnalysis
     from qvl.backends.base import Backend, Capabilities
     from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease
     from qvl.errors import (
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
         UnknownNameError,
         UnsupportedInputError,
     )
-    from qvl.media.gate import MediaPolicy, Picture
+    from qvl.media.picture import Picture
+    from qvl.media.policy import MediaPolicy
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.map_in_order import MapItem
     from qvl.pipeline.sync_pipeline import Pipeline
@@ -54,57 +56,6 @@ if TYPE_CHECKING:
         ToolCallDelta,
         Usage,
     )
-
-_HOME = {
-    "qvl.analysis": ("AnalysisResult", "ProductAnalysis"),
-    "qvl.backends.base": ("Backend", "Capabilities"),
-    "qvl.pipeline.sync_pipeline": ("Pipeline",),
-    "qvl.caches.base": ("Cache", "CacheEntry", "CacheStats", "Lease"),
-    "qvl.errors": (
-        "AnalysisError",
-        "AuthError",
-        "BackendError",
-        "BackendResponseError",
-        "BackendTimeoutError",
-        "BackendUnavailableError",
-        "CacheError",
-        "ConfigError",
-        "ContextLengthError",
-        "DeviceMemoryError",
-        "EngineDeadError",
-        "MediaError",
-        "MissingDependencyError",
-        "PluginError",
-        "QvlError",
-        "RateLimitError",
-        "RefusalError",
-        "RequestError",
-        "UnknownNameError",
-        "UnsupportedInputError",
-    ),
-    "qvl.plugins.hookspecs": ("hookimpl",),
-    "qvl.pipeline.map_in_order": ("MapItem",),
-    "qvl.media": ("MediaPolicy", "Picture"),
-    "qvl.pipeline": ("AsyncPipeline",),
-    "qvl.types": (
-        "ChatRequest",
-        "Choice",
-        "Chunk",
-        "ImagePart",
-        "Message",
-        "ResponseFormat",
-        "Result",
-        "SamplingParams",
-        "TextPart",
-        "Timing",
-        "TokenLogprob",
-        "Tool",
-        "ToolCall",
-        "ToolCallDelta",
-        "Usage",
-    ),
-}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "AnalysisError",
@@ -158,16 +109,59 @@ __all__ = [
     "__version__",
     "hookimpl",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'qvl' has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = _lazy(
+    __name__,
+    {
+        "qvl.analysis.product": ("AnalysisResult", "ProductAnalysis"),
+        "qvl.backends.base": ("Backend", "Capabilities"),
+        "qvl.caches.base": ("Cache", "CacheEntry", "CacheStats", "Lease"),
+        "qvl.errors": (
+            "AnalysisError",
+            "AuthError",
+            "BackendError",
+            "BackendResponseError",
+            "BackendTimeoutError",
+            "BackendUnavailableError",
+            "CacheError",
+            "ConfigError",
+            "ContextLengthError",
+            "DeviceMemoryError",
+            "EngineDeadError",
+            "MediaError",
+            "MissingDependencyError",
+            "PluginError",
+            "QvlError",
+            "RateLimitError",
+            "RefusalError",
+            "RequestError",
+            "UnknownNameError",
+            "UnsupportedInputError",
+        ),
+        "qvl.media.picture": ("Picture",),
+        "qvl.media.policy": ("MediaPolicy",),
+        "qvl.pipeline.async_pipeline": ("AsyncPipeline",),
+        "qvl.pipeline.map_in_order": ("MapItem",),
+        "qvl.pipeline.sync_pipeline": ("Pipeline",),
+        "qvl.plugins.hookspecs": ("hookimpl",),
+        "qvl.types": (
+            "ChatRequest",
+            "Choice",
+            "Chunk",
+            "ImagePart",
+            "Message",
+            "ResponseFormat",
+            "Result",
+            "SamplingParams",
+            "TextPart",
+            "Timing",
+            "TokenLogprob",
+            "Tool",
+            "ToolCall",
+            "ToolCallDelta",
+            "Usage",
+        ),
+    },
+)
 
 
 def __dir__() -> list[str]:

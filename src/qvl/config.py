@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from qvl.errors import ConfigError
-from qvl.places import config_folder
 
 
 class Settings(BaseSettings):
@@ -81,7 +80,35 @@ def load(**arguments: Any) -> Settings:
 
 def unknown_setting(name: str, known: Iterable[str], table: str = "") -> ConfigError:
     """The error for a name in the config file, or in one of its tables, that is none of `known`."""
-    from qvl.plugins.host import nearest
+    from qvl.suggest import nearest
 
     where = f"[{table}] of {config_path()}" if table else str(config_path())
     return ConfigError(f"unknown setting {name!r} in {where}", hint=nearest(name, known), param=name)
+
+
+def cache_folder() -> Path:
+    """qvl's own folder for what can be made again; it need not exist."""
+    from platformdirs import user_cache_path
+
+    try:
+        folder = user_cache_path("qvl")
+    except RuntimeError:
+        folder = Path()
+    return folder if folder.is_absolute() else Path("/.cache/qvl")
+
+
+def config_folder() -> Path:
+    """qvl's own folder for settings; it need not exist."""
+    from platformdirs import user_config_path
+
+    try:
+        folder = user_config_path("qvl")
+    except RuntimeError:
+        folder = Path()
+    # The home of who has none is /, as docker sets it: nobody else can have put something there, as in /tmp.
+    return folder if folder.is_absolute() else Path("/.config/qvl")
+
+
+def in_home(path: str | os.PathLike[str]) -> Path:
+    """`path` with a leading ~ resolved; as it is where that leads to nobody's home, which pathlib fails on."""
+    return Path(os.path.expanduser(path))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qvl.media.gate import Picture
+    from qvl.media.picture import Picture
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "abort"]

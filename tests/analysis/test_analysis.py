@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qvl import analysis
-from qvl.analysis.parse_answer import ProductAnalysis, ProductFields
+from qvl.analysis.product import ProductAnalysis, ProductFields
 from qvl.analysis.prompts import LANGUAGES, PRODUCT_PROMPTS, RETRY_PROMPTS, SCHEMA_PROMPTS
 from qvl.errors import AnalysisError
 from qvl.types import TokenLogprob

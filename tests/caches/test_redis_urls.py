@@ -10,7 +10,7 @@ import pytest
 from qvl.caches.redis import RedisCache, open_redis
 from qvl.caches.redis_url import RedisAddress
 from qvl.errors import ConfigError, MissingDependencyError
-from qvl.extras import install_line
+from qvl.suggest import install_line
 
 
 @pytest.mark.parametrize(

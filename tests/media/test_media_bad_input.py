@@ -19,7 +19,7 @@ from PIL import Image
 
 from qvl import media
 from qvl.errors import ConfigError, MediaError
-from qvl.media.gate import MediaPolicy
+from qvl.media.policy import MediaPolicy
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

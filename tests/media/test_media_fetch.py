@@ -20,7 +20,7 @@ from qvl import media
 from qvl.errors import MediaError
 from qvl.media import fetch
 from qvl.media.fetch import Fetcher, is_public, literal, public_name
-from qvl.media.gate import MediaPolicy
+from qvl.media.policy import MediaPolicy
 
 HERE = MediaPolicy(allowed_private=("127.0.0.1",), timeout=10)
 

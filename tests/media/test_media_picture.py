@@ -24,7 +24,8 @@ from PIL import Image
 
 from qvl import media
 from qvl.errors import MediaError
-from qvl.media.gate import MediaPolicy, Picture
+from qvl.media.picture import Picture
+from qvl.media.policy import MediaPolicy
 from qvl.media.smart_resize import budget
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from qvl import media
 from qvl.errors import MediaError
 from qvl.media.digest_cache import SAMPLES, Seen
-from qvl.media.gate import MediaPolicy
+from qvl.media.policy import MediaPolicy
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -16,7 +16,7 @@ from PIL import Image
 from qvl import media
 from qvl.errors import MediaError
 from qvl.media import file_structure as structure
-from qvl.media.gate import MediaPolicy
+from qvl.media.policy import MediaPolicy
 
 
 def encoded(form: str, size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: object) -> bytes:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from qvl import Pipeline
 from qvl.errors import ConfigError, RequestError
-from qvl.media.gate import Picture, load
+from qvl.media.gate import load
+from qvl.media.picture import Picture
 from qvl.types import Message, TextPart
 
 from .conftest import TalkingBackend

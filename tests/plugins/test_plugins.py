@@ -10,7 +10,8 @@ from PIL import Image
 
 from qvl import Pipeline, hookimpl
 from qvl.errors import MissingDependencyError, PluginError, UnknownNameError
-from qvl.plugins.host import PluginHost, split_model
+from qvl.plugins.host import PluginHost
+from qvl.plugins.names import split_model
 from tests.pipeline.conftest import TalkingBackend
 
 

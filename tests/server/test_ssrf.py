@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qvl.media.gate import MediaPolicy
+from qvl.media.policy import MediaPolicy
 from tests.server.conftest import Running, picture, question
 
 CHAT = "/v1/chat/completions"

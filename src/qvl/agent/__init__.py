@@ -6,8 +6,9 @@ and are imported when they are first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from qvl._lazy import lazy
 
 if TYPE_CHECKING:
     from qvl.agent.catalog.catalog import Catalog, Retriever
@@ -17,23 +18,6 @@ if TYPE_CHECKING:
     from qvl.agent.steps import Recommendation, StepError
     from qvl.agent.workflow import Recommender
 
-_HOMES: Final = {
-    "Catalog": "catalog.catalog",
-    "Changes": "catalog.product",
-    "Found": "catalog.product",
-    "Hit": "catalog.product",
-    "Problem": "catalog.product",
-    "Product": "catalog.product",
-    "Query": "catalog.product",
-    "QvlCache": "integrations.langchain",
-    "QvlChatModel": "integrations.langchain",
-    "Recommendation": "steps",
-    "Recommender": "workflow",
-    "Retriever": "catalog.catalog",
-    "StepError": "steps",
-    "build_agent": "free_agent",
-    "build_tools": "free_agent",
-}
 __all__ = [
     "Catalog",
     "Changes",
@@ -51,19 +35,18 @@ __all__ = [
     "build_agent",
     "build_tools",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-    except ModuleNotFoundError as exc:
-        from qvl.errors import MissingDependencyError
-        from qvl.extras import install_line
-
-        raise MissingDependencyError(f"{name} needs the package {exc.name!r}", hint=install_line("agent")) from exc
-    return getattr(module, name)
+__getattr__ = lazy(
+    __name__,
+    {
+        ".catalog.catalog": ("Catalog", "Retriever"),
+        ".catalog.product": ("Changes", "Found", "Hit", "Problem", "Product", "Query"),
+        ".integrations.langchain": ("QvlCache", "QvlChatModel"),
+        ".steps": ("Recommendation", "StepError"),
+        ".workflow": ("Recommender",),
+        ".free_agent": ("build_agent", "build_tools"),
+    },
+    extra="agent",
+)
 
 
 def __dir__() -> list[str]:

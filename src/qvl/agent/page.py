@@ -62,11 +62,11 @@ def card(found: Recommendation) -> str:
 
 
 def _image(picture: Any) -> str:
-    from qvl import media
     from qvl.html.cards import thumbnail_html
+    from qvl.media import gate
 
     try:
-        return thumbnail_html(media.load(picture), 256)
+        return thumbnail_html(gate.load(picture), 256)
     except QvlError as exc:
         return f"<p class=failed>{escape(exc.message)}</p>"
 

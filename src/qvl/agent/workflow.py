@@ -23,12 +23,11 @@ from qvl.agent.catalog.parse_wish import read_wish, relaxed
 from qvl.agent.catalog.product import Hit, Product, Query
 from qvl.agent.steps import Event, Note, Recommendation, State, StepError, watched
 from qvl.errors import ConfigError, MissingDependencyError, QvlError
-from qvl.extras import install_line
-from qvl.plugins.host import nearest
+from qvl.suggest import install_line, nearest
 
 if TYPE_CHECKING:
     from qvl.agent.catalog.catalog import Catalog
-    from qvl.media.gate import PictureSource
+    from qvl.media.picture import PictureSource
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.sync_pipeline import Pipeline
 
@@ -361,10 +360,10 @@ def _kept(picture: Any) -> Any:
         return bytes(picture)
     if hasattr(picture, "read"):
         return picture.read()
-    from qvl import media
+    from qvl.media import gate
 
     buffer = io.BytesIO()
-    media.load(picture).rgb().save(buffer, "PNG")
+    gate.load(picture).rgb().save(buffer, "PNG")
     return buffer.getvalue()
 
 

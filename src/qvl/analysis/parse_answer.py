@@ -8,92 +8,25 @@ a threshold.
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, ValidationError, create_model
+from pydantic import BaseModel, RootModel, ValidationError, create_model
 from pydantic_core import to_jsonable_python
 
 from qvl.analysis.find_json import Found, find_object
+from qvl.analysis.product import ProductAnalysis, ProductFields
 from qvl.analysis.prompts import LANGUAGES, PRODUCT_PROMPTS, PROMPT_VERSION, RETRY_PROMPTS, SCHEMA_PROMPTS
 from qvl.errors import AnalysisError, ConfigError
-from qvl.types import ImagePart, Message, Part, ResponseFormat, Result, TextPart, TokenLogprob
+from qvl.types import ImagePart, Message, Part, ResponseFormat, TextPart
 
 if TYPE_CHECKING:
-    from qvl.media.gate import Picture
+    from qvl.media.picture import Picture
 
-CONFIDENCE_METHOD: Final = "token_probability_product"
 T = TypeVar("T", bound=BaseModel)
-V = TypeVar("V")
 # A pydantic class, a JSON schema, a dataclass, a TypedDict, or another type that pydantic reads.
 SchemaLike: TypeAlias = type[Any] | Mapping[str, Any]
-
-
-class _Origin:
-    """Holds the Result beside an analysis; all are equal, since where it came from is no part of its value."""
-
-    __slots__ = ("result",)
-
-    def __init__(self, result: Result | None = None) -> None:
-        self.result = result
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Origin)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class ProductFields(BaseModel):
-    """What the model itself fills in; `ProductAnalysis` adds where it came from and how sure it is."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    brand: str | None
-    category: str | None
-    attributes: dict[str, str] = Field(default_factory=dict)
-
-
-class ProductAnalysis(ProductFields):
-    """The default analysis of a product picture.
-
-    `confidence` is of the whole answer, `field_confidence` per field ("brand", "attributes.color"), both from 0 to 1
-    and by `confidence_method`; all three are empty or None where the backend gives no probabilities.
-    """
-
-    confidence: float | None = None
-    field_confidence: dict[str, float] = Field(default_factory=dict)
-    confidence_method: str | None = None
-    language: str = "en"
-    model: str = ""
-    prompt_version: str = PROMPT_VERSION
-    created_at: datetime = Field(default_factory=lambda: datetime.now(timezone.utc))
-
-    _origin: _Origin = PrivateAttr(default_factory=_Origin)
-
-    def _repr_html_(self) -> str:
-        from qvl.html.cards import analysis_html
-
-        return analysis_html(self, self._origin.result)
-
-    def came_from(self, result: Result) -> None:
-        """Remembers the Result, so that a notebook can show the picture beside the fields."""
-        self._origin.result = result
-
-
-@dataclass(frozen=True, slots=True)
-class AnalysisResult(Generic[V]):
-    """An analysis and how it came about: `value` is what `analyze()` returns."""
-
-    value: V
-    result: Result
-    confidence: float | None = None
-    field_confidence: dict[str, float] = field(default_factory=dict)
-    confidence_method: str | None = None
 
 
 def check_language(language: str) -> str:
@@ -226,87 +159,3 @@ def find(text: str, schema: type[BaseModel], *, complete: bool) -> Found:
         return True
 
     return find_object(text, complete=complete, fits=fits)
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Where the value at `path` stands in the JSON text: characters [start, end)."""
-
-    path: str
-    start: int
-    end: int
-
-
-def value_spans(text: str, start: int | None = None) -> list[_Span]:
-    """Where each leaf value of the object at `start` (the first) stands; paths are dotted, list items by number."""
-    start = text.find("{") if start is None else start
-    if start < 0:
-        return []
-    try:
-        return list(_walk(text, start, ""))
-    except (ValueError, IndexError, StopIteration, RecursionError):
-        return []
-
-
-def _skip(text: str, i: int) -> int:
-    while text[i] in " \t\r\n":
-        i += 1
-    return i
-
-
-def _walk(text: str, i: int, path: str) -> Iterator[_Span]:
-    """Yields the leaves of the value that starts at `i`; the position after it is found by the json module."""
-    opening = text[i]
-    if opening not in "{[":
-        _, end = json.JSONDecoder().raw_decode(text, i)
-        yield _Span(path, i, end)
-        return
-    closing = "}" if opening == "{" else "]"
-    i = _skip(text, i + 1)
-    number = 0
-    while text[i] != closing:
-        name = str(number)
-        if opening == "{":
-            name, i = scanstring(text, i + 1)
-            i = _skip(text, _skip(text, i) + 1)
-        yield from _walk(text, i, f"{path}.{name}" if path else name)
-        _, i = json.JSONDecoder().raw_decode(text, i)
-        i = _skip(text, i)
-        if text[i] == ",":
-            i = _skip(text, i + 1)
-        number += 1
-
-
-def confidences(
-    text: str, logprobs: Sequence[TokenLogprob] | None, start: int | None = None
-) -> tuple[float | None, dict[str, float]]:
-    """(of the whole, per leaf) from token probabilities, or (None, {}) when the tokens do not spell `text`.
-
-    A token that spells parts of two values counts for both. The quotes of a value belong to it, since the first decides
-    between a text and null, and the last where it ends; keys count for none.
-    """
-    if not logprobs:
-        return None, {}
-    spelt = b"".join(item.bytes or item.token.encode() for item in logprobs)
-    raw = text.encode()
-    offset = spelt.find(raw)
-    if offset < 0:
-        return None, {}
-    fields: dict[str, float] = {}
-    total = 0.0
-    counted: set[int] = set()
-    for span in value_spans(text, start):
-        start = offset + len(text[: span.start].encode())
-        end = offset + len(text[: span.end].encode())
-        log = 0.0
-        position = 0
-        for number, item in enumerate(logprobs):
-            after = position + len(item.bytes or item.token.encode())
-            if position < end and after > start:
-                log += item.logprob
-                if number not in counted:
-                    counted.add(number)
-                    total += item.logprob
-            position = after
-        fields[span.path] = math.exp(min(0.0, log))
-    return (math.exp(min(0.0, total)) if fields else None), fields

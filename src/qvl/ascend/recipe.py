@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from qvl.ascend import matrix
+from qvl.config import in_home
 from qvl.errors import ConfigError
-from qvl.places import in_home
 
 ENGINES: Final = ("qvl", "vllm")
 DEVICE_NODES: Final = ("/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")

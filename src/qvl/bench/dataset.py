@@ -21,8 +21,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from qvl.config import in_home
 from qvl.errors import ConfigError
-from qvl.places import in_home
 
 TEXT_KEYS: Final = ("prompt", "text", "question", "query")
 PICTURE_KEYS: Final = ("image_path", "image_url", "image", "images", "image_files", "image_paths", "image_urls")

@@ -14,7 +14,7 @@ from typing import Any, Final
 from qvl.bench import report
 from qvl.bench.summary import Points, Summary
 from qvl.errors import MissingDependencyError
-from qvl.extras import install_line
+from qvl.suggest import install_line
 
 _STYLE: Final = """
 :root{color-scheme:light dark}

@@ -14,13 +14,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl import media
 from qvl.bench.dataset import DRAWN, Item
+from qvl.config import in_home
 from qvl.errors import MediaError
-from qvl.places import in_home
+from qvl.media import gate
+from qvl.media.policy import MediaPolicy
 
 if TYPE_CHECKING:
-    from qvl.media.gate import MediaPolicy
+    from qvl.media.picture import Picture
 
 KEPT_BYTES: Final = 256 * 2**20
 TOKEN_EDGE: Final = 32
@@ -59,7 +60,7 @@ class Preparer:
         self.ending: dict[str, Any] = {"stream": False}
         if stream:
             self.ending = {"stream": True, "stream_options": {"include_usage": True}}
-        self.policy = policy or media.MediaPolicy()
+        self.policy = policy or MediaPolicy()
         self._kept: OrderedDict[str, tuple[str, int]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -97,7 +98,7 @@ class Preparer:
                 return kept
         if not name.strip():
             raise MediaError(f"{item.where}: the name of the picture is empty")
-        picture = _drawn(name) if name.startswith(DRAWN) else media.load(key, self.policy)
+        picture = _drawn(name) if name.startswith(DRAWN) else gate.load(key, self.policy)
         made = (picture.data_url(), round(picture.width / TOKEN_EDGE) * round(picture.height / TOKEN_EDGE))
         with self._lock:
             if key not in self._kept:
@@ -193,11 +194,11 @@ def _with_pictures(message: dict[str, Any], sent: Mapping[str, str]) -> dict[str
     return {**message, "content": parts}
 
 
-def _drawn(name: str) -> media.Picture:
+def _drawn(name: str) -> Picture:
     from qvl.media import pixels
     from qvl.tiny.render import sample
 
     seed, _, size = name.removeprefix(DRAWN).partition(":")
     width, _, height = size.partition("x")
     _, image = sample(int(seed), (int(width), int(height)))
-    return media.load(pixels.encode_jpeg(image))
+    return gate.load(pixels.encode_jpeg(image))

@@ -22,7 +22,7 @@ from qvl.bench.prepare import Feeder, Preparer, unlike
 from qvl.bench.record import SUMMARY, Record, RunFolder, write_json
 from qvl.bench.summary import Summary, summarise
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
-from qvl.extras import install_line
+from qvl.suggest import install_line
 
 GROWTH: Final = 1.1
 AHEAD: Final = 64
@@ -143,7 +143,7 @@ class Run:
             await self._blocks(load, preparer)
 
     def _preparer(self) -> Preparer:
-        from qvl.media.gate import MediaPolicy
+        from qvl.media.policy import MediaPolicy
 
         policy = MediaPolicy().with_sizes(self.target.max_pixels, self.target.min_pixels)
         return Preparer(self.target.params, stream=self.target.stream, policy=policy)

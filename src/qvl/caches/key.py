@@ -28,7 +28,7 @@ from qvl.types import (
 )
 
 if TYPE_CHECKING:
-    from qvl.media.gate import Picture
+    from qvl.media.picture import Picture
 
 MANIFEST_VERSION: Final = 1
 # Not asdict, which copies deeply and takes longer than the look-up that follows.

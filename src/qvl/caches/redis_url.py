@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from qvl.caches.urls import Reader, count, flag, read_options, seconds
 from qvl.errors import ConfigError, MissingDependencyError
-from qvl.extras import install_line
+from qvl.suggest import install_line
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
 DEFAULT_PORT: Final = 6379

@@ -19,8 +19,8 @@ from qvl.caches.counters import Tally
 from qvl.caches.sqlite_file import SqliteFile
 from qvl.caches.sqlite_schema import UPSERT, row
 from qvl.caches.urls import path_url, read_options, seconds, size
+from qvl.config import cache_folder, in_home
 from qvl.errors import CacheError, ConfigError
-from qvl.places import cache_folder, in_home
 
 T = TypeVar("T")
 

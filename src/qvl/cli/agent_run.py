@@ -170,6 +170,6 @@ def check_picture(text: str) -> None:
         MediaError: there is no such file, or it is no picture.
     """
     if not text.startswith(_REMOTE):
-        from qvl import media
+        from qvl.media import gate
 
-        media.load(text)
+        gate.load(text)

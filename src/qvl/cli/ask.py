@@ -12,7 +12,7 @@ import typer
 from qvl.cli import options as o
 from qvl.cli.terminal import json_line
 from qvl.errors import ConfigError
-from qvl.printable import plain
+from qvl.log import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

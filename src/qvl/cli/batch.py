@@ -19,7 +19,7 @@ from qvl.log import logger
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from qvl.analysis.parse_answer import AnalysisResult
+    from qvl.analysis.product import AnalysisResult
     from qvl.cli.parse_args import Given
     from qvl.cli.sinks import Output
     from qvl.pipeline.async_pipeline import AsyncPipeline

@@ -14,7 +14,7 @@ import typer
 from qvl.cli import options as o
 from qvl.cli.terminal import json_line
 from qvl.errors import ConfigError
-from qvl.printable import plain
+from qvl.log import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,7 +168,7 @@ def path(cache: CacheUrl = None) -> None:
 
 def _named(url: str | None) -> Cache:
     from qvl import config
-    from qvl.pipeline.cache_store import open_cache
+    from qvl.caches.open import open_cache
     from qvl.plugins.host import PluginHost
 
     o.start_logs(verbose=False)

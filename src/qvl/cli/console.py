@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from qvl.printable import plain
+from qvl.log import plain
 
 
 class PlainConsole(Console):

@@ -112,8 +112,8 @@ def launch(
 
 def _in_home(folder: Path) -> Path:
     """`folder` with its ~ resolved."""
+    from qvl.config import in_home
     from qvl.errors import ConfigError
-    from qvl.places import in_home
 
     found = in_home(folder)
     if found.parts[:1] == ("~",):

@@ -103,7 +103,7 @@ class PipelineOptions:
     given: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        from qvl.pipeline.cache_store import CachePolicy
+        from qvl.caches.policy import CachePolicy
         from qvl.pipeline.parse_request import sampling_params
 
         given = reading.pairs(self.params, "--param")
@@ -132,7 +132,7 @@ class PipelineOptions:
         # Importing them is the program's start, and must not count as the first picture's time.
         from qvl import config
         from qvl.media import pixels  # noqa: F401
-        from qvl.media.gate import MediaPolicy
+        from qvl.media.policy import MediaPolicy
         from qvl.pipeline.async_pipeline import AsyncPipeline
 
         options = reading.pairs(self.options, "--option")

@@ -54,7 +54,7 @@ def is_picture(argument: str) -> bool:
 
 def _expand(argument: str) -> list[Given]:
     if argument == "-":
-        from qvl.media.gate import DEFAULT_POLICY
+        from qvl.media.policy import DEFAULT_POLICY
 
         # One byte more than the gate lets pass, so that it is the gate that says so; a pipe may never end.
         return [Given("<stdin>", sys.stdin.buffer.read(DEFAULT_POLICY.max_bytes + 1))]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
 
-from qvl.analysis.parse_answer import ProductAnalysis
+from qvl.analysis.product import ProductAnalysis
 from qvl.cli import failure
 from qvl.cli.terminal import json_line
 
 if TYPE_CHECKING:
-    from qvl.analysis.parse_answer import AnalysisResult
+    from qvl.analysis.product import AnalysisResult
     from qvl.errors import QvlError
     from qvl.types import Result
 

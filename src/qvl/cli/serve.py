@@ -300,12 +300,12 @@ def serve(
         from qvl.server.run_uvicorn import bind, make_server, run_server
         from qvl.server.tracing import exporting
     except ModuleNotFoundError as exc:
-        from qvl.extras import install_line
+        from qvl.suggest import install_line
 
         raise MissingDependencyError(f"qvl-serve needs the package {exc.name!r}", hint=install_line("server")) from exc
     from qvl.cli.banner import print_banner, shown_host
     from qvl.cli.repeated_options import backend_options, listed
-    from qvl.media.gate import MediaPolicy
+    from qvl.media.policy import MediaPolicy
     from qvl.pipeline.async_pipeline import TINY_NOTICE, AsyncPipeline
     from qvl.server.settings import ServerSettings
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.table import Table
 from rich.text import Text
 
-from qvl.analysis.parse_answer import ProductAnalysis, own_fields
+from qvl.analysis.parse_answer import own_fields
+from qvl.analysis.product import ProductAnalysis
 from qvl.cli.console import PlainConsole
 from qvl.html.cards import fields_of
 
 if TYPE_CHECKING:
-    from qvl.analysis.parse_answer import AnalysisResult
+    from qvl.analysis.product import AnalysisResult
     from qvl.cli.records import Record
     from qvl.types import Result
 

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from qvl.printable import escaped
+from qvl.log import escaped
 
 
 def open_streams() -> None:

@@ -10,8 +10,8 @@ from qvl.errors import QvlError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from qvl.analysis.parse_answer import ProductAnalysis
-    from qvl.media.gate import Picture
+    from qvl.analysis.product import ProductAnalysis
+    from qvl.media.picture import Picture
     from qvl.types import Result
 
 _CARD = "display:flex;gap:1em;align-items:flex-start;font-family:sans-serif"

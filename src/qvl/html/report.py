@@ -8,13 +8,14 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from qvl.analysis.parse_answer import ProductAnalysis, own_fields
+from qvl.analysis.parse_answer import own_fields
+from qvl.analysis.product import ProductAnalysis
 from qvl.html.cards import fields_of, thumbnail_html
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qvl.analysis.parse_answer import AnalysisResult
+    from qvl.analysis.product import AnalysisResult
     from qvl.errors import QvlError
     from qvl.types import Result
 

@@ -12,7 +12,7 @@ from qvl.media.sources import short, too_large
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qvl.media.gate import MediaPolicy
+    from qvl.media.policy import MediaPolicy
 
 _GZIP: Final = b"\x1f\x8b"
 _PIECE: Final = 256 * 1024

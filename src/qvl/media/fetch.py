@@ -31,7 +31,7 @@ from qvl.media.sources import is_label_of_picture, short, too_large
 if TYPE_CHECKING:
     import ssl
 
-    from qvl.media.gate import MediaPolicy
+    from qvl.media.policy import MediaPolicy
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]

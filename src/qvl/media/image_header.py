@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from PIL import Image, ImageFile
 
-    from qvl.media.gate import MediaPolicy
+    from qvl.media.policy import MediaPolicy
 
 # Of JPEG: start of scan, baseline and progressive frames, and what tells nothing of size or orientation.
 _SCAN: Final = 0xDA

@@ -26,7 +26,7 @@ from qvl.media.png_integrity import whole_png
 from qvl.media.smart_resize import canonical_size
 
 if TYPE_CHECKING:
-    from qvl.media.gate import MediaPolicy
+    from qvl.media.policy import MediaPolicy
 
 # The memory of the process is one, whatever threads and pipelines there are.
 _one_large: Final = threading.Lock()

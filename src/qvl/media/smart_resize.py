@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qvl.errors import ConfigError, QvlError, RequestError
 
 if TYPE_CHECKING:
-    from qvl.media.gate import MediaPolicy
+    from qvl.media.policy import MediaPolicy
 
 # Pixels of a patch's edge, times the patches that are merged to one token.
 FACTOR: Final = 32

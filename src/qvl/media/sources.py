@@ -17,7 +17,7 @@ from qvl.errors import MediaError
 from qvl.media.image_header import sniff
 
 if TYPE_CHECKING:
-    from qvl.media.gate import MediaPolicy
+    from qvl.media.policy import MediaPolicy
 
 _SCHEME: Final = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.\-]+):(//)?")
 _BASE64_HEADS: Final = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")

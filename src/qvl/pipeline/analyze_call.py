@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ValidationError
 
 from qvl import analysis
-from qvl.analysis.parse_answer import AnalysisResult, ProductAnalysis
+from qvl.analysis.product import AnalysisResult, ProductAnalysis
 from qvl.analysis.schema_types import schema_type
 from qvl.errors import AnalysisError, ConfigError
 from qvl.ids import new_request_id
 from qvl.pipeline.call import Call
+from qvl.pipeline.job import Outcome
 from qvl.pipeline.parse_request import own_extra, request_limits, sampling_params, unread_pictures
-from qvl.pipeline.single_flight import Outcome, Written
+from qvl.pipeline.single_flight import Written
 from qvl.types import ChatRequest, ResponseFormat, Result, Usage
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
     from qvl.backends.base import Capabilities
-    from qvl.media.gate import MediaPolicy, Picture
-    from qvl.pipeline.cache_store import CacheMode, CachePolicy
+    from qvl.caches.policy import CacheMode, CachePolicy
+    from qvl.media.picture import Picture
+    from qvl.media.policy import MediaPolicy
     from qvl.pipeline.executor import Answering
     from qvl.pipeline.job import Job
     from qvl.types import CacheState

@@ -15,25 +15,29 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 
 from qvl import analysis, config
-from qvl.analysis.parse_answer import AnalysisResult, ProductAnalysis
+from qvl.analysis.product import AnalysisResult, ProductAnalysis
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
+from qvl.caches.open import cache_named, open_cache
+from qvl.caches.policy import CacheMode, CachePolicy
 from qvl.errors import CacheError, ConfigError
 from qvl.ids import new_request_id
 from qvl.log import logger
-from qvl.pipeline.cache_store import CacheMode, CachePolicy, Store, cache_named, open_cache
+from qvl.pipeline.cache_store import Store
 from qvl.pipeline.call import Call, ChatCall
-from qvl.pipeline.executor import Answering, Streaming
-from qvl.pipeline.job import Job
+from qvl.pipeline.executor import Answering
+from qvl.pipeline.job import Job, Streaming
+from qvl.pipeline.load_pictures import load_pictures
 from qvl.pipeline.map_in_order import MapItem, loaded_for, map_in_order
 from qvl.pipeline.parse_message import MessageLike
-from qvl.pipeline.parse_request import draft_request, listed, load_pictures, question_messages
-from qvl.plugins.host import PluginHost, split_model
+from qvl.pipeline.parse_request import draft_request, listed, question_messages
+from qvl.plugins.host import PluginHost
+from qvl.plugins.names import split_model
 from qvl.types import ChatRequest, Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
-    from qvl.media.gate import MediaPolicy
+    from qvl.media.policy import MediaPolicy
     from qvl.pipeline.parse_parts import PictureLike
 
 T = TypeVar("T")
@@ -90,7 +94,7 @@ class AsyncPipeline(Answering):
         plugins: Iterable[Any] = (),
         **options: Any,
     ) -> None:
-        from qvl.media.gate import MediaPolicy
+        from qvl.media.policy import MediaPolicy
 
         given_cache = cache if isinstance(cache, Cache) else None
         settings = config.load(

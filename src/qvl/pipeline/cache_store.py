@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
+import dataclasses
 import itertools
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
 
+from qvl.caches import key as keys
 from qvl.caches.base import Cache, CacheEntry, Lease
-from qvl.caches.urls import path_url
-from qvl.errors import CacheError, ConfigError, UnknownNameError
+from qvl.errors import CacheError
 from qvl.log import logger
-from qvl.places import in_home
-from qvl.plugins.host import Registry, nearest
+from qvl.pipeline.job import Outcome
 
-CacheMode: TypeAlias = Literal["auto", "always", "off", "refresh"]
-CACHE_MODES: Final = ("auto", "always", "off", "refresh")
+if TYPE_CHECKING:
+    from qvl.pipeline.job import Job
+
 WORKERS: Final = 8
 LEASE_SECONDS: Final = 20.0
 # A lease is renewed so many times in its length, so that a beat may come late.
@@ -32,81 +31,6 @@ BEATS: Final = 3
 LONGEST_WAIT: Final = 1800.0
 T = TypeVar("T")
 log = logger("qvl.cache")
-
-
-def cache_named(given: object) -> str | None:
-    """What a user named as the cache, None for nothing.
-
-    Raises:
-        ConfigError: it is no text; `False` would otherwise mean the default cache.
-    """
-    if given is None or isinstance(given, str):
-        return given
-    hint = "write str(path)" if isinstance(given, Path) else 'write cache="off" for none'
-    raise ConfigError(f"cache={given!r} names no cache", hint=hint, param="cache")
-
-
-def open_cache(url: str | None, registry: Registry) -> Cache | None:
-    """The cache that `url` names: a URL, a path of a SQLite file, "off", or None for the default SQLite file.
-
-    Raises:
-        UnknownNameError: no cache has that scheme.
-        ConfigError: the URL is malformed.
-        CacheError: the store cannot be opened.
-    """
-    if url is None:
-        url = "sqlite://"
-    if url in ("off", "off:", "none"):
-        return None
-    scheme, colon, _ = url.partition(":")
-    if not colon or len(scheme) == 1 or scheme.startswith((".", "~")) or "/" in scheme:
-        if url in registry.factories:
-            return cast("Cache", registry.build(url, f"{url}:"))
-        if not Path(url).suffix and "/" not in url and "\\" not in url:
-            near = nearest(url, registry.factories)
-            raise UnknownNameError(f"there is no cache {url!r}", hint=f"{near}; a path such as answers.db, or off")
-        _refuse_a_scheme_without_colon(url, registry)
-        return cast("Cache", registry.build("sqlite", path_url(str(in_home(url).absolute()))))
-    return cast("Cache", registry.build(scheme, url))
-
-
-def _refuse_a_scheme_without_colon(path: str, registry: Registry) -> None:
-    """`redis//host` is a URL misspelt, not a folder; unless there is one of that name."""
-    word, slashes, rest = path.partition("//")
-    if not slashes or not word or Path(word).exists():
-        return
-    if close := difflib.get_close_matches(word, registry.factories, n=1, cutoff=0.7):
-        # What stands before an @ is a password.
-        shown = rest.rpartition("@")[2]
-        raise ConfigError(
-            f"the cache {word}//{shown} has no colon", hint=f"did you mean {close[0]}://{shown}?", param="cache"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class CachePolicy:
-    """What one request may do with the cache. `max_age` is in seconds: an older entry counts as a miss."""
-
-    read: bool = True
-    write: bool = True
-    max_age: float | None = None
-
-    @classmethod
-    def of(cls, mode: CacheMode, *, deterministic: bool) -> CachePolicy:
-        """`auto` keeps what must be the same again, `refresh` asks anew and stores.
-
-        Raises:
-            ConfigError: an unknown mode.
-        """
-        if mode not in CACHE_MODES:
-            raise ConfigError(f"unknown cache mode {mode!r}", hint=f"one of {', '.join(CACHE_MODES)}", param="cache")
-        if mode == "off" or (mode == "auto" and not deterministic):
-            return cls(read=False, write=False)
-        return cls(read=mode != "refresh")
-
-    @property
-    def used(self) -> bool:
-        return self.read or self.write
 
 
 @dataclass(slots=True)
@@ -335,3 +259,31 @@ class Store:
 
 def _too_old(entry: CacheEntry | None, max_age: float | None) -> bool:
     return entry is not None and max_age is not None and time.time() - entry.created_at > max_age
+
+
+def to_entry(job: Job, outcome: Outcome) -> CacheEntry:
+    result = outcome.result
+    pictures = job.request.pictures
+    return CacheEntry(
+        result={**keys.result_to_json(result), "confidence": dict(outcome.confidence)},
+        manifest=job.manifest,
+        image_hash=pictures[0].sha256 if pictures else "",
+        task=job.task,
+        language=job.language,
+        model=result.model,
+        namespace=job.namespace,
+        text=result.text,
+        analysis=outcome.analysis,
+        usage=dataclasses.asdict(result.usage),
+        created_at=result.created_at or time.time(),
+    )
+
+
+def from_entry(entry: CacheEntry) -> Outcome | None:
+    """None, and a warning, for an entry that cannot be read."""
+    try:
+        result = keys.result_from_json(entry.result)
+    except CacheError as exc:
+        log.warning("cached answer left out", error=str(exc))
+        return None
+    return Outcome(result, entry.analysis, entry.result.get("confidence") or {}, "cache")

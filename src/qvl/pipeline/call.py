@@ -17,11 +17,12 @@ from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.pipeline.parse_request import Draft, draft_request
 
 if TYPE_CHECKING:
-    from qvl.media.gate import MediaPolicy, Picture
-    from qvl.pipeline.cache_store import CacheMode, CachePolicy
+    from qvl.caches.policy import CacheMode, CachePolicy
+    from qvl.media.picture import Picture
+    from qvl.media.policy import MediaPolicy
     from qvl.pipeline.executor import Answering
-    from qvl.pipeline.job import Job
-    from qvl.pipeline.single_flight import Outcome, Written
+    from qvl.pipeline.job import Job, Outcome
+    from qvl.pipeline.single_flight import Written
     from qvl.types import CacheState, Result
 
 R = TypeVar("R")

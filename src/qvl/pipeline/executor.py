@@ -14,37 +14,26 @@ import anyio
 from qvl.backends.base import Backend
 from qvl.caches import key as keys
 from qvl.caches.base import CacheEntry
+from qvl.caches.policy import CacheMode, CachePolicy
 from qvl.chunks import unfold
 from qvl.errors import AnalysisError
 from qvl.log import logger
 from qvl.media.digest_cache import Seen
-from qvl.pipeline.cache_store import CacheMode, CachePolicy, Store
-from qvl.pipeline.entries import from_entry, to_entry
-from qvl.pipeline.job import Job, Stages
-from qvl.pipeline.parse_request import check_pictures_here, load_pictures, ready_pictures
-from qvl.pipeline.single_flight import CLOSE_SECONDS, Flight, FlightBoard, Outcome, Written, within
+from qvl.pipeline.cache_store import Store, from_entry, to_entry
+from qvl.pipeline.job import Job, Outcome, Stages, Streaming
+from qvl.pipeline.load_pictures import check_pictures_here, load_pictures, ready_pictures
+from qvl.pipeline.single_flight import CLOSE_SECONDS, Flight, FlightBoard, Written, within
 from qvl.plugins.host import PluginHost
 from qvl.types import CacheState, ChatRequest, Chunk, Result, Timing
 
 if TYPE_CHECKING:
-    from qvl.media.gate import MediaPolicy, Picture
+    from qvl.media.picture import Picture
+    from qvl.media.policy import MediaPolicy
     from qvl.pipeline.call import Call
 
 R = TypeVar("R")
 _HIT: Final[CacheState] = "hit"
 log = logger("qvl.pipeline")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Streaming:
-    """An answer under way: `items` ends with the whole Result and must be closed; `origin` is where it comes from.
-
-    `created_at` is when a cached answer was given, in seconds since the epoch; 0 for one that is new.
-    """
-
-    origin: CacheState
-    items: AsyncGenerator[Chunk | Result, None]
-    created_at: float = 0.0
 
 
 class Answering:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from qvl.pipeline.cache_store import CachePolicy
-    from qvl.types import ChatRequest
+from qvl.caches.policy import CachePolicy
+from qvl.types import CacheState, ChatRequest, Chunk, Result
 
 
 @dataclasses.dataclass(slots=True)
@@ -57,3 +57,25 @@ class Job:
             return 0.0
         ready = self.started + stages.media + stages.decoding + stages.cache + stages.queue
         return max(0.0, min(now, loading[1]) - max(ready, loading[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a finished piece of work leaves: the answer, its analysis if there is one, and where it came from."""
+
+    result: Result
+    analysis: Mapping[str, Any] | None = None
+    confidence: Mapping[str, Any] = field(default_factory=dict)
+    origin: Literal["backend", "cache"] = "backend"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Streaming:
+    """An answer under way: `items` ends with the whole Result and must be closed; `origin` is where it comes from.
+
+    `created_at` is when a cached answer was given, in seconds since the epoch; 0 for one that is new.
+    """
+
+    origin: CacheState
+    items: AsyncGenerator[Chunk | Result, None]
+    created_at: float = 0.0

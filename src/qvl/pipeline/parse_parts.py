@@ -18,7 +18,7 @@ from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, 
 from qvl.types import ImagePart, TextPart
 
 if TYPE_CHECKING:
-    from qvl.media.gate import PictureSource
+    from qvl.media.picture import PictureSource
 
 DETAILS: Final = ("auto", "low", "high", "original")
 KINDS: Final = ("text", "image_url", "input_image", "image")

@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.ray import cluster
+from qvl.config import in_home
 from qvl.errors import BackendError, ConfigError, QvlError
 from qvl.pipeline.map_in_order import MapItem
-from qvl.places import in_home
 
 if TYPE_CHECKING:
-    from qvl.media.gate import MediaPolicy
+    from qvl.caches.policy import CacheMode
+    from qvl.media.policy import MediaPolicy
     from qvl.pipeline.async_pipeline import AsyncPipeline
-    from qvl.pipeline.cache_store import CacheMode
 
 # Two batches at a time: while one waits for its slowest picture, the engine works on the other.
 BATCHES_AT_ONCE: Final = 2

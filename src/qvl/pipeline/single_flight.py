@@ -7,27 +7,17 @@ the others; when the last one leaves, the task is cancelled and the backend abor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable
+from typing import Any, Final, TypeAlias
 
 from qvl.errors import BackendUnavailableError
 from qvl.log import logger
-from qvl.types import Chunk, Result
+from qvl.pipeline.job import Outcome
+from qvl.types import Chunk
 
 # For work that does not end when it is told to.
 CLOSE_SECONDS: Final = 30.0
 log = logger("qvl.pipeline")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a finished piece of work leaves: the answer, its analysis if there is one, and where it came from."""
-
-    result: Result
-    analysis: Mapping[str, Any] | None = None
-    confidence: Mapping[str, Any] = field(default_factory=dict)
-    origin: Literal["backend", "cache"] = "backend"
 
 
 class Written:

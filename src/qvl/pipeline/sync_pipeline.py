@@ -8,41 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-import anyio
-from anyio.from_thread import BlockingPortal
-
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
-from qvl.errors import AnalysisError, ConfigError
+from qvl.errors import AnalysisError
 from qvl.log import logger
 from qvl.pipeline.async_pipeline import AsyncPipeline
 from qvl.pipeline.call import Call, ChatCall
+from qvl.pipeline.load_pictures import load_picture_here
 from qvl.pipeline.map_in_order import MapItem
-from qvl.pipeline.parse_request import load_picture_here, question_messages
-from qvl.pipeline.single_flight import CLOSE_SECONDS
+from qvl.pipeline.parse_request import question_messages
+from qvl.pipeline.portal import _forget_threads, _Loop
 from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
-    from qvl.analysis.parse_answer import AnalysisResult, ProductAnalysis, SchemaLike
-    from qvl.media.gate import MediaPolicy
-    from qvl.pipeline.cache_store import CacheMode
+    from qvl.analysis.parse_answer import SchemaLike
+    from qvl.analysis.product import AnalysisResult, ProductAnalysis
+    from qvl.caches.policy import CacheMode
+    from qvl.media.policy import MediaPolicy
     from qvl.pipeline.parse_message import MessageLike
     from qvl.pipeline.parse_parts import PictureLike
 
 T = TypeVar("T")
 R = TypeVar("R")
 _END = object()
-# The backend, the work under way, and the cache, each of which has its own bound.
-CLOSING = 3 * CLOSE_SECONDS
 log = logger("qvl.pipeline")
 
 
@@ -256,104 +250,5 @@ class Pipeline:
             self._loop.end(items)
 
 
-class _Loop:
-    """The event loop of one Pipeline, in a thread that starts with the first call."""
-
-    def __init__(self, pipeline: AsyncPipeline) -> None:
-        self._pipeline = pipeline
-        self._lock = threading.Lock()
-        self._portal: BlockingPortal | None = None
-        self._thread: threading.Thread | None = None
-        self._claimed = self._forked = False
-        _loops.add(self)
-
-    def call(self, function: Callable[[], Awaitable[R]]) -> R:
-        """Runs `function` on the loop and waits for it. Ctrl-C while waiting ends the work too."""
-        future = self._running().start_task_soon(function)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def end(self, items: AsyncGenerator[Any, None]) -> None:
-        """Closes an async generator that was begun here, if that was not done yet."""
-        portal = self._portal
-        if portal is None:
-            return
-        # It may be ending already, because the wait for its next item was interrupted or the loop is being closed.
-        with contextlib.suppress(RuntimeError):
-            portal.call(items.aclose)
-
-    def close(self) -> None:
-        with self._lock:
-            portal, thread = self._portal, self._thread
-            self._portal = self._thread = None
-        if portal is None or thread is None:
-            if self._pipeline.store is not None:
-                self._pipeline.store.close()
-        elif thread is threading.current_thread():
-            # The garbage collector runs anywhere, and this thread cannot wait for itself.
-            threading.Thread(target=self._stop, args=(portal, thread), name="qvl-close").start()
-        else:
-            self._stop(portal, thread)
-
-    def _stop(self, portal: BlockingPortal, thread: threading.Thread) -> None:
-        try:
-            portal.start_task_soon(self._pipeline.aclose).result(timeout=CLOSING)
-        except FutureTimeoutError:
-            log.warning("the pipeline did not close in time and is left behind", seconds=CLOSING)
-        finally:
-            # Not waited for: a loop that something keeps from turning would never answer.
-            portal.start_task_soon(portal.stop)
-            thread.join(timeout=10)
-
-    def claim(self) -> None:
-        """Makes the pipeline this process's own.
-
-        Raises:
-            ConfigError: it was its parent's, whose threads stayed there, perhaps with a lock in hand.
-        """
-        if self._forked:
-            raise ConfigError("this pipeline was in use before the fork", hint="make one in each process")
-        self._claimed = True
-
-    def _running(self) -> BlockingPortal:
-        with self._lock:
-            self.claim()
-            if self._portal is None:
-                ready: Future[BlockingPortal] = Future()
-                # A daemon, because a program that forgets close() must still end; the finalizer closes it in order.
-                self._thread = threading.Thread(target=_serve_portal, args=(ready,), name="qvl-loop", daemon=True)
-                self._thread.start()
-                self._portal = ready.result(timeout=30)
-            return self._portal
-
-    def _after_fork(self) -> None:
-        # The thread stayed in the parent; whoever called it would wait for ever.
-        self._lock = threading.Lock()
-        self._forked = self._forked or self._claimed
-        self._portal = self._thread = None
-
-
-def _serve_portal(ready: Future[BlockingPortal]) -> None:
-    async def main() -> None:
-        async with BlockingPortal() as portal:
-            ready.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    try:
-        anyio.run(main)
-    except BaseException as exc:  # noqa: BLE001 - the waiter must not hang when the loop cannot start
-        if not ready.done():
-            ready.set_exception(exc)
-
-
-def _forget_threads() -> None:
-    for loop in list(_loops):
-        loop._after_fork()
-
-
-_loops: weakref.WeakSet[_Loop] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_threads)

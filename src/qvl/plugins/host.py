@@ -5,10 +5,7 @@ Each Pipeline owns a host, so two pipelines in one process do not share what a t
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -16,11 +13,12 @@ from typing import Any, Final, TypeAlias
 
 import pluggy
 
-from qvl.errors import ConfigError, MissingDependencyError, PluginError, QvlError, UnknownNameError
-from qvl.extras import install_line
+from qvl.errors import MissingDependencyError, PluginError, QvlError, UnknownNameError
 from qvl.log import logger
 from qvl.plugins import hookspecs
 from qvl.plugins.hookspecs import hookimpl
+from qvl.plugins.names import refuse_unknown_options
+from qvl.suggest import install_line, nearest
 
 Factory: TypeAlias = Callable[..., Any] | str
 GROUP: Final = "qvl"
@@ -194,36 +192,3 @@ def resolve(factory: Factory, what: str) -> Callable[..., Any]:
     except AttributeError as exc:
         raise PluginError(f"{what}: {factory!r} does not exist") from exc
     return target  # type: ignore[no-any-return]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint: the closest known name, else all of them."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
-
-
-def refuse_unknown_options(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Raises ConfigError for the first option that `factory` does not take, before anything is started."""
-    parameters = inspect.signature(factory).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    for name in options:
-        if name not in parameters:
-            raise ConfigError(f"{what} has no option {name!r}", hint=nearest(name, parameters), param=name)
-
-
-def split_model(model: str, backends: Iterable[str]) -> tuple[str, str]:
-    """`"backend:model"` as its two halves; a bare path or hub id is local.
-
-    Raises:
-        UnknownNameError: the word before the colon is no backend and no Windows drive.
-    """
-    prefix, colon, rest = model.partition(":")
-    if not colon:
-        return "local", model
-    if prefix in backends:
-        return prefix, rest
-    if "/" in prefix or "\\" in prefix or (sys.platform == "win32" and len(prefix) == 1):
-        return "local", model
-    raise UnknownNameError(f"there is no backend {prefix!r} (in {model!r})", hint=nearest(prefix, backends))

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qvl._lazy import lazy
 
 if TYPE_CHECKING:
     from qvl.server.app import create_app
     from qvl.server.settings import ServerSettings
 
 __all__ = ["ServerSettings", "create_app"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "create_app":
-        from qvl.server.app import create_app
-
-        return create_app
-    if name == "ServerSettings":
-        from qvl.server.settings import ServerSettings
-
-        return ServerSettings
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, {".app": ("create_app",), ".settings": ("ServerSettings",)})

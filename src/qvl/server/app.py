@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -18,12 +16,11 @@ from starlette.responses import Response
 from qvl._version import __version__
 from qvl.errors import QvlError
 from qvl.log import logger
-from qvl.media import fetch
 from qvl.server import tracing
-from qvl.server.errors import ClientGoneError, HttpError, InternalError, body_of, headers_of, status_of
-from qvl.server.exchange import Event, Exchange, Receive, Scope, Send
+from qvl.server.errors import HttpError
+from qvl.server.exchange import Receive, Scope, Send
+from qvl.server.gateway import Gateway, _plain_error
 from qvl.server.openapi import document
-from qvl.server.route_table import Operation, Table
 from qvl.server.settings import ServerSettings
 from qvl.server.state import ServerCore
 
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
     from qvl.pipeline.async_pipeline import AsyncPipeline
 
 log = logger("qvl.server")
-_ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"content-encoding"})
-_QUIET: Final = frozenset({"/health", "/ready", "/metrics"})
 
 
 def create_app(
@@ -117,128 +112,6 @@ class Application(FastAPI):
         if self.middleware_stack is None:
             self.middleware_stack = self.build_middleware_stack()
         await self.middleware_stack(scope, receive, send)
-
-
-class Gateway:
-    """Request ids, keys, limits, errors, the log line, and the server's own operations, for every HTTP request."""
-
-    def __init__(self, app: ASGIApp, core: ServerCore) -> None:
-        self.app = app
-        self.core = core
-        self.table = Table()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        path: str = scope["path"]
-        root: str = scope.get("root_path", "")
-        if root and path.startswith(root):
-            path = path[len(root) :] or "/"
-        exchange = Exchange(self.core, scope, receive, send, path)
-        self.core.requests_under_way += 1
-        fetch.counter.set(exchange.hold_fetched)
-        try:
-            if self.core.tracing is not None:
-                operation = (self.table.at(path) or {}).get(exchange.method)
-                if operation is not None and operation.works:
-                    exchange.traced = self.core.tracing.begin(exchange, operation)
-            await self._answer(exchange)
-        except ClientGoneError:
-            exchange.gone()
-            self.core.metrics.aborted.inc()
-        except QvlError as exc:
-            self.core.readiness.note_error(exc)
-            await exchange.fail(exc)
-        except Exception:
-            log.exception("internal error", request_id=exchange.request_id)
-            await exchange.fail(InternalError(exchange.request_id))
-        finally:
-            self.core.leave()
-            self.core.held_bytes -= exchange.held
-            if exchange.traced is not None:
-                exchange.traced.end()
-            self._note(exchange)
-
-    async def _answer(self, exchange: Exchange) -> None:
-        _refuse_doubled(exchange.scope["headers"])
-        methods = self.table.at(exchange.path)
-        operation = None
-        if methods is not None:
-            operation = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
-        if operation is None or not operation.open:
-            exchange.tenant = self.core.keys.tenant(exchange.headers.get(b"authorization"))
-        if methods is None:
-            await self._pass_on(exchange)
-        elif operation is None:
-            allowed = ", ".join(sorted(methods))
-            raise HttpError(
-                405,
-                f"{exchange.method[:20]} is not allowed here",
-                hint=f"allowed: {allowed}",
-                code="method_not_allowed",
-                headers=((b"allow", allowed.encode()),),
-            )
-        elif operation.works:
-            await self._work(exchange, operation)
-        else:
-            await operation.handler(exchange)
-
-    async def _work(self, exchange: Exchange, operation: Operation) -> None:
-        core = self.core
-        kind = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        # Only JSON: a page elsewhere could send other types to a server on this machine without being asked first.
-        if kind != b"application/json" and not (kind.startswith(b"image/") and operation.path == "/v1/analyze"):
-            raise HttpError(
-                415,
-                "the body must say that it is JSON",
-                hint="add the header Content-Type: application/json",
-                code="unsupported_media_type",
-            )
-        core.refuse_if_closed()
-        if not core.admission.running:
-            core.readiness.note_progress()
-        with core.key_limits.enter(exchange.tenant):
-            exchange.extra_headers += core.key_limits.headers(exchange.tenant)
-            await operation.handler(exchange)
-
-    async def _pass_on(self, exchange: Exchange) -> None:
-        """To FastAPI: plugins' routes, /openapi.json, and 404 for the rest."""
-
-        async def send(event: Event) -> None:
-            await exchange.send(event)
-
-        await self.app(exchange.scope, exchange._receive, send)
-
-    def _note(self, exchange: Exchange) -> None:
-        seconds = time.perf_counter() - exchange.started
-        methods = self.table.at(exchange.path)
-        route = exchange.path if methods is None else next(iter(methods.values())).path
-        # Paths that are not ours would let a stranger make as many series as he likes.
-        self.core.metrics.on_http(route if methods is not None else "other", exchange.status)
-        tell = log.debug if exchange.path in _QUIET else log.info
-        tell(
-            "request",
-            request_id=exchange.request_id,
-            method=exchange.method,
-            path=exchange.path[:200],
-            status=exchange.status,
-            seconds=round(seconds, 4),
-            **exchange.fields,
-        )
-
-
-def _refuse_doubled(headers: list[tuple[bytes, bytes]]) -> None:
-    """Refuses two of a header that whoever stands in between could read in another way."""
-    counts = Counter(name for name, _ in headers if name in _ONCE)
-    for name, count in counts.items():
-        if count > 1:
-            raise HttpError(400, f"there are {count} {name.decode().title()} headers", code="invalid_http")
-
-
-def _plain_error(error: QvlError) -> Response:
-    headers = {name.decode(): value.decode() for name, value in headers_of(error)}
-    return Response(body_of(error), status_of(error), headers, "application/json")
 
 
 async def _http_exception(request: Request, exc: Any) -> Response:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from qvl.caches.policy import CacheMode, CachePolicy
 from qvl.errors import RequestError
-from qvl.pipeline.cache_store import CacheMode, CachePolicy
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Headers

@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from qvl.caches.policy import CachePolicy
 from qvl.errors import BackendUnavailableError, EngineDeadError, QvlError
 from qvl.log import logger
-from qvl.pipeline.cache_store import CachePolicy
 
 if TYPE_CHECKING:
     from qvl.pipeline.async_pipeline import AsyncPipeline

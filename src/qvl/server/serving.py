@@ -12,8 +12,8 @@ from qvl.server.cache_headers import headers_for, policy_of
 from qvl.server.neutral_fields import without_neutral
 
 if TYPE_CHECKING:
+    from qvl.caches.policy import CachePolicy
     from qvl.pipeline.async_pipeline import Streaming
-    from qvl.pipeline.cache_store import CachePolicy
     from qvl.server.exchange import Exchange, Headers
     from qvl.server.state import ServerCore
     from qvl.types import ChatRequest, Result

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from qvl.errors import ConfigError
-from qvl.media.gate import MediaPolicy
+from qvl.media.policy import MediaPolicy
 
 MAX_RETRY_AFTER: Final = 120
 

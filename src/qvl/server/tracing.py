@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from qvl._version import __version__
 from qvl.errors import ConfigError, MissingDependencyError
-from qvl.extras import install_line
 from qvl.http.trace_context import CARRIED
 from qvl.log import logger
+from qvl.suggest import install_line
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SdkProvider

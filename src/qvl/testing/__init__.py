@@ -6,8 +6,9 @@ real, small implementations to test programs with: backends that echo and record
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from qvl._lazy import lazy
 
 if TYPE_CHECKING:
     from qvl.testing.asking import Sight
@@ -18,20 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["BackendContract", "CacheContract", "EchoBackend", "RecordingBackend", "ScriptedEndpoint", "Sight"]
 
-_HOMES: Final = {
-    "BackendContract": "backend_contract",
-    "CacheContract": "cache_contract",
-    "EchoBackend": "recording",
-    "RecordingBackend": "recording",
-    "ScriptedEndpoint": "endpoint",
-    "Sight": "asking",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        ".backend_contract": ("BackendContract",),
+        ".cache_contract": ("CacheContract",),
+        ".recording": ("EchoBackend", "RecordingBackend"),
+        ".endpoint": ("ScriptedEndpoint",),
+        ".asking": ("Sight",),
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ from qvl.errors import UnsupportedInputError
 from qvl.types import ChatRequest, Chunk, ImagePart, Message, Part, SamplingParams, TextPart
 
 if TYPE_CHECKING:
-    from qvl.media.gate import Picture
+    from qvl.media.picture import Picture
 
 Test = TypeVar("Test", bound=Callable[..., Coroutine[Any, Any, None]])
 
@@ -57,9 +57,9 @@ def square(colour: tuple[int, int, int] = (220, 30, 30), edge: int = 64) -> Pict
     """A picture of one colour."""
     from PIL import Image
 
-    from qvl import media
+    from qvl.media import gate
 
-    return media.load(Image.new("RGB", (edge, edge), colour))
+    return gate.load(Image.new("RGB", (edge, edge), colour))
 
 
 async def collect(backend: Backend, request: ChatRequest) -> list[Chunk]:

@@ -13,7 +13,7 @@ import pytest
 
 from qvl.agent import Catalog, Product, Query
 from qvl.errors import ConfigError
-from qvl.extras import install_line
+from qvl.suggest import install_line
 from qvl.tiny.render import BRANDS, CATEGORIES, CATEGORY_NAMES, COLOR_NAMES, COLORS
 
 SAMPLE = Path(__file__).parents[3] / "examples" / "catalog" / "products.jsonl"

@@ -8,7 +8,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from qvl.media.gate import Picture, load
+from qvl.media.gate import load
+from qvl.media.picture import Picture
 from qvl.types import ChatRequest, ImagePart, Message, Part, SamplingParams, TextPart
 
 SIZES = ((128, 128), (64, 64), (200, 90), (96, 224), (300, 300), (40, 160))

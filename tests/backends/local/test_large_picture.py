@@ -15,7 +15,8 @@ from PIL import Image
 from qvl.backends.local.backend import LocalBackend
 from qvl.backends.local.model.model_runner import Runner
 from qvl.errors import BackendError, DeviceMemoryError
-from qvl.media.gate import Picture, load
+from qvl.media.gate import load
+from qvl.media.picture import Picture
 from tests.backends.local.checkpoints import random_checkpoint
 from tests.backends.local.reference import Reference
 from tests.backends.local.requests import ask

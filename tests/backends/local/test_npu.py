@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qvl.extras import install_line
+from qvl.suggest import install_line
 
 FAKE = Path(__file__).parent / "fake_npu"
 SOURCE = Path(__file__).parents[3] / "src"

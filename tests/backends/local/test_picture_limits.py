@@ -10,7 +10,8 @@ from PIL import Image
 
 from qvl import Pipeline
 from qvl.backends.local.text.processor import ImageRules
-from qvl.media.gate import MediaPolicy, load
+from qvl.media.gate import load
+from qvl.media.policy import MediaPolicy
 from qvl.media.smart_resize import PixelLimits
 
 PICTURE = Image.new("RGB", (96, 128), "red")

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from qvl import AsyncPipeline, Pipeline
-from qvl.analysis.parse_answer import ProductAnalysis, build_messages
+from qvl.analysis.parse_answer import build_messages
+from qvl.analysis.product import ProductAnalysis
 from qvl.backends.local.model.loader import bundled_folder
 from qvl.media.gate import load
 from qvl.tiny import render

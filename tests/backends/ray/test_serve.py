@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qvl.extras import install_line
+from qvl.suggest import install_line
 from tests.server.conftest import data_url, question
 from tests.server.processes import Process
 

@@ -11,7 +11,7 @@ import pytest
 from qvl.backends.vllm import engine as vllm_engine
 from qvl.backends.vllm.backend import VllmBackend
 from qvl.errors import ConfigError, EngineDeadError, MissingDependencyError, RequestError
-from qvl.extras import install_line
+from qvl.suggest import install_line
 
 
 class Absent(MetaPathFinder):

@@ -1,25 +1,30 @@
-"""Products: read from files, indexed, ranked, found by what a customer wishes. Names are loaded on first use."""
+"""Products: read from files, indexed, ranked, and found by what a customer wishes."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qvl._lazy import lazy
 
 if TYPE_CHECKING:
-    from qvl.agent.catalog.catalog import Catalog
+    from qvl.agent.catalog.catalog import Catalog, Retriever
+    from qvl.agent.catalog.product import Changes, Found, Hit, Problem, Product, Query
 
-_HOME = {
-    "Catalog": "catalog",
-}
-
-__all__ = [
-    "Catalog",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__all__ = ["Catalog", "Changes", "Found", "Hit", "Problem", "Product", "Query", "Retriever"]
+__getattr__ = lazy(
+    __name__,
+    {
+        ".catalog": (
+            "Catalog",
+            "Retriever",
+        ),
+        ".product": (
+            "Changes",
+            "Found",
+            "Hit",
+            "Problem",
+            "Product",
+            "Query",
+        ),
+    },
+)

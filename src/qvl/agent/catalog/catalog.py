@@ -21,9 +21,9 @@ from qvl.agent.catalog.index import Index
 from qvl.agent.catalog.product import Changes, Found, Hit, Problem, Product, Query
 from qvl.agent.catalog.ranking import POOL, Search
 from qvl.agent.catalog.tokenize import key
+from qvl.config import cache_folder, in_home
 from qvl.errors import ConfigError
 from qvl.log import logger
-from qvl.places import cache_folder, in_home
 
 RRF: Final = 60
 MAX_LIMIT: Final = 100

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qvl.media.gate import PictureSource
+    from qvl.media.picture import PictureSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -359,7 +359,7 @@ class QvlCache(BaseCache):
     """
 
     def __init__(self, cache: str | Cache, *, ttl: float | None = None) -> None:
-        from qvl.pipeline.cache_store import open_cache
+        from qvl.caches.open import open_cache
         from qvl.plugins.host import PluginHost
 
         opened = cache if isinstance(cache, Cache) else open_cache(cache, PluginHost().caches)

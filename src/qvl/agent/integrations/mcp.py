@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from qvl.errors import MediaError, MissingDependencyError, QvlError
-from qvl.extras import install_line
 from qvl.pipeline.parse_parts import UnreadPicture, read_part
+from qvl.suggest import install_line
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer

@@ -12,7 +12,7 @@ from qvl.ascend import devices
 from qvl.ascend.host import Host
 from qvl.ascend.probe import MARK
 from qvl.ascend.report import Finding
-from qvl.extras import install_line
+from qvl.suggest import install_line
 
 _TIMEOUT = 600.0
 _SLOW_FIRST_MS = 5000.0

@@ -9,7 +9,7 @@ from qvl.ascend import matrix
 from qvl.ascend.checks.driver import fields
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding
-from qvl.extras import install_line
+from qvl.suggest import install_line
 
 _TOOLKITS = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann", "/usr/local/Ascend/latest")
 _MACHINES = ("aarch64-linux", "x86_64-linux", "arm64-linux")

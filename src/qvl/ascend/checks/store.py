@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding
-from qvl.places import in_home
+from qvl.config import in_home
 
 NETWORK_TYPES: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "afs", "virtiofs"}

@@ -19,8 +19,8 @@ from qvl.errors import (
     QvlError,
     RateLimitError,
 )
-from qvl.extras import install_line
 from qvl.log import logger
+from qvl.suggest import install_line
 from qvl.types import TextPart
 
 if TYPE_CHECKING:

@@ -1,25 +1,13 @@
-"""OpenAI-compatible endpoints, and pools of them. Names are loaded on first use."""
+"""OpenAI-compatible endpoints, and pools of them."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qvl._lazy import lazy
 
 if TYPE_CHECKING:
     from qvl.backends.openai.backend import OpenAIBackend
 
-_HOME = {
-    "OpenAIBackend": "backend",
-}
-
-__all__ = [
-    "OpenAIBackend",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__all__ = ["OpenAIBackend"]
+__getattr__ = lazy(__name__, {".backend": ("OpenAIBackend",)})

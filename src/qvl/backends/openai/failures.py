@@ -33,8 +33,8 @@ from qvl.errors import (
     UnknownNameError,
     UnsupportedInputError,
 )
-from qvl.extras import install_line
 from qvl.http.sse import shorten
+from qvl.suggest import install_line
 
 _CONTEXT: Final = re.compile(
     r"context[ _](length|window|size)|max_model_len|max(imum)? (input|sequence) length|prompt is too long"

@@ -26,7 +26,7 @@ from qvl.errors import (
     UnknownNameError,
 )
 from qvl.log import logger
-from qvl.plugins.host import nearest
+from qvl.suggest import nearest
 
 log = logger("qvl.backends.openai")
 _PROBED: Final[dict[tuple[str, str, str], Findings]] = {}

@@ -163,7 +163,7 @@ class EndpointPool(Generic[T]):
             UnknownNameError: there is none.
         """
         if name not in self._members:
-            from qvl.plugins.host import nearest
+            from qvl.suggest import nearest
 
             raise UnknownNameError(f"there is no endpoint {name}", hint=nearest(name, self._members))
         return self._members[name]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
-from qvl.extras import install_line
 from qvl.log import logger
+from qvl.suggest import install_line
 
 DEVICES: Final = ("auto", "npu", "cuda", "cpu")
 # Ray's names for what a device is counted by. It knows NPUs by /dev/davinciN and sets ASCEND_RT_VISIBLE_DEVICES.

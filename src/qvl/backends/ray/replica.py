@@ -52,7 +52,8 @@ def build(
     Raises:
         ConfigError: no such backend, one that computes elsewhere, or an option that it does not take.
     """
-    from qvl.plugins.host import PluginHost, resolve, split_model
+    from qvl.plugins.host import PluginHost, resolve
+    from qvl.plugins.names import split_model
 
     host = PluginHost(plugins)
     name, rest = ("local", None) if model is None else split_model(model, host.backends.factories)

@@ -1,25 +1,13 @@
-"""vLLM's engine in this process. Names are loaded on first use."""
+"""vLLM's engine in this process."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qvl._lazy import lazy
 
 if TYPE_CHECKING:
     from qvl.backends.vllm.backend import VllmBackend
 
-_HOME = {
-    "VllmBackend": "backend",
-}
-
-__all__ = [
-    "VllmBackend",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__all__ = ["VllmBackend"]
+__getattr__ = lazy(__name__, {".backend": ("VllmBackend",)})

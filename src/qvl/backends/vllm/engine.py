@@ -18,8 +18,7 @@ from qvl.errors import (
     QvlError,
     RequestError,
 )
-from qvl.extras import install_line
-from qvl.plugins.host import nearest
+from qvl.suggest import install_line, nearest
 
 
 def import_vllm() -> tuple[Any, Any]:

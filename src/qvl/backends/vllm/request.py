@@ -119,9 +119,8 @@ class Answer:
         return output.finish(reason)
 
     def _params(self, length: int) -> Any:
-        from vllm.sampling_params import RequestOutputKind
-
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         wanted = self._request.sampling
         room = min(self._loaded.max_model_len - length, DEFAULT_MAX_TOKENS)

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from pydantic import BaseModel, ValidationError
 from pydantic.errors import PydanticUserError
 
-from qvl.analysis.parse_answer import ProductAnalysis
+from qvl.analysis.product import ProductAnalysis
 from qvl.analysis.schema_model import model_of
 from qvl.backends.grammar_schema import enforceable
 from qvl.errors import MediaError, RequestError
@@ -25,7 +25,7 @@ from qvl.server.serving import Asked
 from qvl.types import ChatRequest, Message
 
 if TYPE_CHECKING:
-    from qvl.analysis.parse_answer import AnalysisResult
+    from qvl.analysis.product import AnalysisResult
     from qvl.server.exchange import Exchange
 
 

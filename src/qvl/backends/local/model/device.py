@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.errors import ConfigError, MissingDependencyError
-from qvl.extras import install_line
+from qvl.suggest import install_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable

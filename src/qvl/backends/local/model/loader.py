@@ -19,10 +19,10 @@ from qvl.backends.local.model.checkpoint_files import (
     refuse_incomplete,
     refuse_quantised,
 )
+from qvl.config import in_home
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError
-from qvl.extras import install_line
 from qvl.log import logger
-from qvl.places import in_home
+from qvl.suggest import install_line
 
 if TYPE_CHECKING:
     from qvl.backends.local.model.device import Device

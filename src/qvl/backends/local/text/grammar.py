@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.grammar_schema import call_schema, check_format, compiler_reason, enforceable
 from qvl.errors import MissingDependencyError, RequestError
-from qvl.extras import install_line
+from qvl.suggest import install_line
 
 if TYPE_CHECKING:
     from torch import Tensor

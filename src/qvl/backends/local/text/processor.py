@@ -16,7 +16,7 @@ from qvl.media.smart_resize import MAX_ASPECT, budget, smart_resize
 if TYPE_CHECKING:
     import numpy as np
 
-    from qvl.media.gate import Picture
+    from qvl.media.picture import Picture
     from qvl.types import ChatRequest
 
 

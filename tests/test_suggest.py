@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qvl import extras
+from qvl import suggest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,25 +38,25 @@ def test_in_a_clone_the_line_names_the_dot_and_elsewhere_its_path(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert shlex.split(extras.install_line("local", "ray"))[-1] == ".[local,ray]"
+    assert shlex.split(suggest.install_line("local", "ray"))[-1] == ".[local,ray]"
     monkeypatch.chdir(tmp_path)
-    assert shlex.split(extras.install_line("local"))[-1] == f"{ROOT}[local]"
+    assert shlex.split(suggest.install_line("local"))[-1] == f"{ROOT}[local]"
 
 
 def test_the_line_calls_the_pip_of_this_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-    assert extras.install_line("local").startswith("pip install ")
+    assert suggest.install_line("local").startswith("pip install ")
     (tmp_path / "pip").write_text("#!/bin/sh\n")
     (tmp_path / "pip").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert extras.install_line("local").startswith(f"{sys.executable} -m pip install ")
+    assert suggest.install_line("local").startswith(f"{sys.executable} -m pip install ")
 
 
 def test_the_line_installs_qvl_with_that_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     # Without -e, which wants one more package for building.
-    done = shell(extras.install_line("bench").replace(" -e ", " "), tmp_path)
+    done = shell(suggest.install_line("bench").replace(" -e ", " "), tmp_path)
     assert "Would install qvl-" in done.stdout, done.stderr
 
 
@@ -66,10 +66,10 @@ def test_an_installation_without_its_clone_is_named_qvl(tmp_path: Path) -> None:
     python = tmp_path / "env" / "bin" / "python"
     site = next((tmp_path / "env" / "lib").glob("python3*")) / "site-packages"
     (site / "qvl").mkdir()
-    for name in ("extras.py", "_version.py"):
+    for name in ("suggest.py", "_version.py"):
         (site / "qvl" / name).write_bytes((ROOT / "src" / "qvl" / name).read_bytes())
     (site / "qvl" / "__init__.py").write_text("")
-    code = "from qvl.extras import install_line; print(install_line('local'))"
+    code = "from qvl.suggest import install_line; print(install_line('local'))"
     told = subprocess.check_output([python, "-c", code], text=True, cwd=tmp_path, timeout=60)
     assert told.strip().endswith("install 'qvl[local]'")
 

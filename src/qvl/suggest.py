@@ -1,12 +1,21 @@
-"""How this installation of qvl gets what it lacks: the one place that every hint for a missing package asks."""
+"""Did-you-mean: the known name that is nearest to one that is unknown."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint: the closest known name, else all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
 def install_line(*extras: str) -> str:

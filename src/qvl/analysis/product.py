@@ -1,0 +1,80 @@
+"""The default schema of an analysis, and what an analysis comes back as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from qvl.analysis.prompts import PROMPT_VERSION
+from qvl.types import Result
+
+if TYPE_CHECKING:
+    pass
+
+
+V = TypeVar("V")
+
+
+class _Origin:
+    """Holds the Result beside an analysis; all are equal, since where it came from is no part of its value."""
+
+    __slots__ = ("result",)
+
+    def __init__(self, result: Result | None = None) -> None:
+        self.result = result
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Origin)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class ProductFields(BaseModel):
+    """What the model itself fills in; `ProductAnalysis` adds where it came from and how sure it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    brand: str | None
+    category: str | None
+    attributes: dict[str, str] = Field(default_factory=dict)
+
+
+class ProductAnalysis(ProductFields):
+    """The default analysis of a product picture.
+
+    `confidence` is of the whole answer, `field_confidence` per field ("brand", "attributes.color"), both from 0 to 1
+    and by `confidence_method`; all three are empty or None where the backend gives no probabilities.
+    """
+
+    confidence: float | None = None
+    field_confidence: dict[str, float] = Field(default_factory=dict)
+    confidence_method: str | None = None
+    language: str = "en"
+    model: str = ""
+    prompt_version: str = PROMPT_VERSION
+    created_at: datetime = Field(default_factory=lambda: datetime.now(timezone.utc))
+
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
+
+    def _repr_html_(self) -> str:
+        from qvl.html.cards import analysis_html
+
+        return analysis_html(self, self._origin.result)
+
+    def came_from(self, result: Result) -> None:
+        """Remembers the Result, so that a notebook can show the picture beside the fields."""
+        self._origin.result = result
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisResult(Generic[V]):
+    """An analysis and how it came about: `value` is what `analyze()` returns."""
+
+    value: V
+    result: Result
+    confidence: float | None = None
+    field_confidence: dict[str, float] = field(default_factory=dict)
+    confidence_method: str | None = None

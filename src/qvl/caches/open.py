@@ -1,0 +1,63 @@
+"""Opens the cache that a URL, a path or a setting names."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import cast
+
+from qvl.caches.base import Cache
+from qvl.caches.urls import path_url
+from qvl.config import in_home
+from qvl.errors import ConfigError, UnknownNameError
+from qvl.plugins.host import Registry
+from qvl.suggest import nearest
+
+
+def cache_named(given: object) -> str | None:
+    """What a user named as the cache, None for nothing.
+
+    Raises:
+        ConfigError: it is no text; `False` would otherwise mean the default cache.
+    """
+    if given is None or isinstance(given, str):
+        return given
+    hint = "write str(path)" if isinstance(given, Path) else 'write cache="off" for none'
+    raise ConfigError(f"cache={given!r} names no cache", hint=hint, param="cache")
+
+
+def open_cache(url: str | None, registry: Registry) -> Cache | None:
+    """The cache that `url` names: a URL, a path of a SQLite file, "off", or None for the default SQLite file.
+
+    Raises:
+        UnknownNameError: no cache has that scheme.
+        ConfigError: the URL is malformed.
+        CacheError: the store cannot be opened.
+    """
+    if url is None:
+        url = "sqlite://"
+    if url in ("off", "off:", "none"):
+        return None
+    scheme, colon, _ = url.partition(":")
+    if not colon or len(scheme) == 1 or scheme.startswith((".", "~")) or "/" in scheme:
+        if url in registry.factories:
+            return cast("Cache", registry.build(url, f"{url}:"))
+        if not Path(url).suffix and "/" not in url and "\\" not in url:
+            near = nearest(url, registry.factories)
+            raise UnknownNameError(f"there is no cache {url!r}", hint=f"{near}; a path such as answers.db, or off")
+        _refuse_a_scheme_without_colon(url, registry)
+        return cast("Cache", registry.build("sqlite", path_url(str(in_home(url).absolute()))))
+    return cast("Cache", registry.build(scheme, url))
+
+
+def _refuse_a_scheme_without_colon(path: str, registry: Registry) -> None:
+    """`redis//host` is a URL misspelt, not a folder; unless there is one of that name."""
+    word, slashes, rest = path.partition("//")
+    if not slashes or not word or Path(word).exists():
+        return
+    if close := difflib.get_close_matches(word, registry.factories, n=1, cutoff=0.7):
+        # What stands before an @ is a password.
+        shown = rest.rpartition("@")[2]
+        raise ConfigError(
+            f"the cache {word}//{shown} has no colon", hint=f"did you mean {close[0]}://{shown}?", param="cache"
+        )

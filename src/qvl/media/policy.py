@@ -1,0 +1,102 @@
+"""The limits of the media gate."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.errors import ConfigError
+from qvl.media.smart_resize import NO_LIMITS, PixelLimits
+
+if TYPE_CHECKING:
+    pass
+
+
+FORMATS: Final = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"})
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPolicy:
+    """The limits of the gate. Sizes are in bytes or pixels, times in seconds.
+
+    Args:
+        max_pixels: budget of the canonical picture; larger ones are made smaller, aspect ratio kept.
+        min_pixels: a picture with fewer is made larger by Qwen's smart_resize; 0 leaves it to the model.
+        limits: what a request says about the size of one picture, within `max_pixels`.
+        max_bytes: largest encoded picture that is read, from a file, a URL or memory.
+        max_source_pixels: largest picture that is decoded at all (decompression bombs).
+        max_decode_bytes: most memory that decoding one picture may take, estimated from its header. Within the default
+            stay, in millions of pixels: 178 as baseline JPEG, 38 as progressive one (26 without subsampling), 67 as RGB
+            PNG (26 with alpha), and 16 as RGB WebP.
+        max_decode_seconds: most processor time that decoding one picture may take.
+        max_frames: most frames of an animation, or pages of a TIFF; only the first is used.
+        max_aspect: largest ratio of the long to the short side.
+        timeout: for the whole of a fetch, redirects included.
+        max_redirects: each hop is checked like the first address.
+        formats: Pillow's format names; JPEG includes MPO.
+        allow_files: False refuses paths and `file:` URLs, for what arrives in a request to a server.
+        allowed_domains: when set, URLs may name these hosts only; `.example.org` means the domain and all below it.
+        allowed_private: hosts, addresses or networks (CIDR) that may be fetched from though they are not public.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    max_pixels: int = 2_621_440
+    min_pixels: int = 0
+    limits: PixelLimits = NO_LIMITS
+    max_bytes: int = 64 * 1024 * 1024
+    max_source_pixels: int = 178_956_970
+    max_decode_bytes: int = 256 * 1024 * 1024
+    max_decode_seconds: float = 10.0
+    max_frames: int = 1_000
+    max_aspect: float = 200.0
+    timeout: float = 20.0
+    max_redirects: int = 3
+    formats: frozenset[str] = FORMATS
+    allow_files: bool = True
+    allowed_domains: tuple[str, ...] = ()
+    allowed_private: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_pixels", "max_bytes", "max_source_pixels", "max_decode_bytes", "max_frames", "max_aspect"):
+            self._check(name, getattr(self, name) >= 1, "1 or more")
+        self._check("min_pixels", 0 <= self.min_pixels <= self.max_pixels, f"from 0 to max_pixels, {self.max_pixels}")
+        for name in ("timeout", "max_decode_seconds"):
+            self._check(name, getattr(self, name) > 0, "above 0, in seconds")
+        self._check("max_redirects", self.max_redirects >= 0, "0 or more")
+        for name in ("formats", "allowed_domains", "allowed_private"):
+            self._check(name, not isinstance(getattr(self, name), str), "a list of strings")
+        object.__setattr__(self, "formats", frozenset(form.upper() for form in self.formats))
+        known = {"JPG": "JPEG", "MPO": "JPEG", "TIF": "TIFF"}
+        object.__setattr__(self, "formats", frozenset(known.get(form, form) for form in self.formats))
+        self._check("formats", bool(self.formats) and self.formats <= FORMATS, f"of {', '.join(sorted(FORMATS))}")
+        for name in ("allowed_domains", "allowed_private"):
+            hosts = tuple(host.strip().rstrip(".").lower() for host in getattr(self, name))
+            self._check(name, all(host.strip(".") and "://" not in host for host in hosts), "host names, no URLs")
+            object.__setattr__(self, name, hosts)
+        for entry in self.allowed_private:
+            if "/" in entry:
+                self._check("allowed_private", _is_network(entry), "networks as 10.1.0.0/16")
+
+    def with_sizes(self, max_pixels: int | None, min_pixels: int | None) -> MediaPolicy:
+        """Itself with the budgets that are given."""
+        given = {"max_pixels": max_pixels, "min_pixels": min_pixels}
+        named: dict[str, Any] = {name: size for name, size in given.items() if size is not None}
+        return replace(self, **named) if named else self
+
+    def _check(self, name: str, ok: bool, allowed: str) -> None:
+        if not ok:
+            raise ConfigError(f"{name}={getattr(self, name)!r} cannot work", hint=allowed, param=name)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+DEFAULT_POLICY: Final = MediaPolicy()

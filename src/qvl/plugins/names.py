@@ -1,0 +1,37 @@
+"""Model names with a backend in front, and options that a backend or cache does not have."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from qvl.errors import ConfigError, UnknownNameError
+from qvl.suggest import nearest
+
+
+def refuse_unknown_options(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the first option that `factory` does not take, before anything is started."""
+    parameters = inspect.signature(factory).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in options:
+        if name not in parameters:
+            raise ConfigError(f"{what} has no option {name!r}", hint=nearest(name, parameters), param=name)
+
+
+def split_model(model: str, backends: Iterable[str]) -> tuple[str, str]:
+    """`"backend:model"` as its two halves; a bare path or hub id is local.
+
+    Raises:
+        UnknownNameError: the word before the colon is no backend and no Windows drive.
+    """
+    prefix, colon, rest = model.partition(":")
+    if not colon:
+        return "local", model
+    if prefix in backends:
+        return prefix, rest
+    if "/" in prefix or "\\" in prefix or (sys.platform == "win32" and len(prefix) == 1):
+        return "local", model
+    raise UnknownNameError(f"there is no backend {prefix!r} (in {model!r})", hint=nearest(prefix, backends))
