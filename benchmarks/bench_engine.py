@@ -33,7 +33,7 @@ from bench_engine_checkpoint import write
 from bench_engine_peers import PEERS, processor_seconds
 from PIL import Image
 
-from qvl.bench.exchange import Answer, Endpoint
+from qvl.bench.exchange import LoadedEndpoint, TimedAnswer
 
 FIRST = "Describe this picture in detail."
 SECOND = "Another question about the very same picture: which brand is on it?"
@@ -59,11 +59,11 @@ def png(seed: int, edge: int) -> str:
 class Client:
     """Sends requests to one server and keeps when everything came."""
 
-    endpoint: Endpoint
+    endpoint: LoadedEndpoint
     extras: Mapping[str, object]
     edge: int
 
-    async def ask(self, seed: int, question: str, tokens: int) -> tuple[float, Answer]:
+    async def ask(self, seed: int, question: str, tokens: int) -> tuple[float, TimedAnswer]:
         """(when it was sent, the answer)."""
         picture = {"type": "image_url", "image_url": {"url": png(seed, self.edge)}}
         content = [picture, {"type": "text", "text": question}]
@@ -144,7 +144,7 @@ async def measure(
     url: str, group: int | None, model: str | None, extras: Mapping[str, object], given: Any, what: int
 ) -> dict[str, float]:
     """One measurement of one server: `what` clients, or "same picture" for 0."""
-    client = Client(Endpoint(url, model=model, timeout=900), extras, given.edge)
+    client = Client(LoadedEndpoint(url, model=model, timeout=900), extras, given.edge)
     try:
         await client.endpoint.find_model()
         await client.warm_up()

@@ -60,14 +60,14 @@ async def serve() -> None:
 
 def with_qvl(url: str, requests: int, clients: int, rate: float | None) -> None:
     from qvl.bench.dataset import Files
-    from qvl.bench.plan import Plan
+    from qvl.bench.plan import LoadPlan
     from qvl.bench.run import Run, Target
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.jsonl"
         with data.open("w") as lines:
             lines.writelines(json.dumps({"prompt": f"question {n}"}) + "\n" for n in range(requests))
-        plan = Plan(concurrency=clients, rate=rate)
+        plan = LoadPlan(concurrency=clients, rate=rate)
         began, spent = time.perf_counter(), cpu()
         run = Run(Target((url,), model="m"), Files([str(data)]), plan, Path(folder) / "run", on_record=count)
         summary = run.work()

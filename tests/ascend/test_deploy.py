@@ -13,16 +13,16 @@ import pytest
 import yaml
 
 from qvl.ascend import compose, recipe
-from qvl.ascend.recipe import Plan
+from qvl.ascend.recipe import ContainerPlan
 from qvl.errors import ConfigError
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 
 
-def plan(**changes: Any) -> Plan:
+def plan(**changes: Any) -> ContainerPlan:
     base = {"model": "Qwen/Qwen3-VL-8B-Instruct", "image": "qvl-npu:0.1.0", "npus": (0,)}
-    return Plan(**{**base, **changes})
+    return ContainerPlan(**{**base, **changes})
 
 
 def documents() -> list[dict[str, Any]]:

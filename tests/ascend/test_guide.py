@@ -14,7 +14,7 @@ import typer
 
 from qvl.ascend import environment, matrix
 from qvl.ascend.launch import docker_arguments
-from qvl.ascend.recipe import Plan
+from qvl.ascend.recipe import ContainerPlan
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8")
@@ -85,7 +85,7 @@ def test_other_commands_are_of_a_known_kind(line: str) -> None:
 
 
 def test_docker_flags_in_the_text_are_those_that_launch_writes_or_says_it_leaves_out() -> None:
-    plan = Plan(model="m", image="a:1", npus=(0,), privileged=True)
+    plan = ContainerPlan(model="m", image="a:1", npus=(0,), privileged=True)
     written = {word for word in docker_arguments(plan) if word.startswith("--")}
     table = GUIDE[GUIDE.index("What the container gets") : GUIDE.index("## 5.")]
     named = {flag.split("=")[0] for flag in re.findall(r"`(--[a-z-]+)", table)}

@@ -15,7 +15,7 @@ import pytest
 from qvl.ascend import recipe
 from qvl.ascend.devices import parse_npus
 from qvl.ascend.launch import Launcher, LaunchError, as_text, docker_arguments
-from qvl.ascend.recipe import Plan
+from qvl.ascend.recipe import ContainerPlan
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def calls(machine: Machine) -> list[list[str]]:
     return [line.split("\0")[:-1] for line in text.splitlines()]
 
 
-def plan(**changes: Any) -> Plan:
-    return Plan(**{"model": "Qwen/Qwen3-VL-8B-Instruct", "image": "qvl-npu:0.1.0", "npus": (2,), **changes})
+def plan(**changes: Any) -> ContainerPlan:
+    return ContainerPlan(**{"model": "Qwen/Qwen3-VL-8B-Instruct", "image": "qvl-npu:0.1.0", "npus": (2,), **changes})
 
 
 def values(words: list[str], flag: str) -> list[str]:

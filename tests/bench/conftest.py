@@ -10,8 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from qvl.bench.dataset import Files
-from qvl.bench.plan import Plan
-from qvl.bench.record import Record, read_records
+from qvl.bench.plan import LoadPlan
+from qvl.bench.record import RequestRecord, read_records
 from qvl.bench.run import Run, Target
 from qvl.bench.summary import Summary
 from qvl.cli import app
@@ -50,13 +50,13 @@ def measure(tmp_path: Path) -> Callable[..., Summary]:
 
     def run(data: Path, *endpoints: ScriptedEndpoint, out: str = "run", resume: bool = False, **plan: Any) -> Summary:
         target = Target(tuple(held.url for held in endpoints))
-        return Run(target, Files([str(data)]), Plan(**plan), tmp_path / out, resume=resume).work()
+        return Run(target, Files([str(data)]), LoadPlan(**plan), tmp_path / out, resume=resume).work()
 
     return run
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> Callable[..., list[Record]]:
+def records(tmp_path: Path) -> Callable[..., list[RequestRecord]]:
     return lambda out="run": list(read_records(tmp_path / out / "results.jsonl"))
 
 

@@ -13,7 +13,7 @@ from qvl.backends.openai.retry import RetryPolicy
 from qvl.bench.exchange import cache_state, server_timing
 from qvl.errors import ConfigError
 from qvl.http.connection import Pool
-from qvl.testing.endpoint import Exchange, Flood, Hang, ScriptedEndpoint, Stall, Text
+from qvl.testing.endpoint import Flood, Hang, ScriptedEndpoint, ScriptedExchange, Stall, Text
 from tests.bench.test_load import NO_RETRY, prompts
 
 
@@ -27,7 +27,7 @@ def test_as_many_connections_as_clients_serve_all_requests(measure, lines) -> No
     writers: set[int] = set()
 
     class Counting:
-        async def __call__(self, exchange: Exchange) -> None:
+        async def __call__(self, exchange: ScriptedExchange) -> None:
             writers.add(id(exchange.writer))
             await asyncio.sleep(0.01)
             await Text("fine")(exchange)
@@ -40,7 +40,7 @@ def test_as_many_connections_as_clients_serve_all_requests(measure, lines) -> No
 
 def test_a_connection_that_was_closed_while_idle_costs_no_request(measure, lines) -> None:
     class Closing:
-        async def __call__(self, exchange: Exchange) -> None:
+        async def __call__(self, exchange: ScriptedExchange) -> None:
             await exchange.head(headers={"Connection": "close"}, chunked=False)
             await exchange.event({"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]})
             await exchange.event(b"[DONE]")

@@ -13,7 +13,7 @@ from statistics import mean, median
 import pytest
 
 from qvl.bench.dataset import Files
-from qvl.bench.plan import Plan
+from qvl.bench.plan import LoadPlan
 from qvl.bench.run import Run, Target
 from tests.bench.timed_endpoint import timed_endpoint
 
@@ -24,7 +24,7 @@ WHOLE = FIRST + GAP * (TOKENS - 1)
 @pytest.mark.parametrize("clients", [1, 16, 128])
 def test_known_delays_are_given_back_within_two_percent(clients: int, lines, records, tmp_path: Path) -> None:
     data = lines(*({"prompt": f"question {number}"} for number in range(3 * clients)))
-    plan = Plan(concurrency=clients, ramp=WHOLE if clients > 1 else 0.0)
+    plan = LoadPlan(concurrency=clients, ramp=WHOLE if clients > 1 else 0.0)
 
     with timed_endpoint(FIRST, GAP, TOKENS) as remote:
         summary = Run(Target((remote.url,)), Files([str(data)]), plan, tmp_path / "run").work()

@@ -16,10 +16,10 @@ from threading import Thread
 import pytest
 
 from qvl.backends.openai.retry import RetryPolicy
-from qvl.bench.plan import Plan, read_slo
+from qvl.bench.plan import LoadPlan, read_slo
 from qvl.bench.summary import knee
 from qvl.errors import ConfigError
-from qvl.testing.endpoint import Echo, Exchange, ScriptedEndpoint, Status, Text
+from qvl.testing.endpoint import Echo, ScriptedEndpoint, ScriptedExchange, Status, Text
 
 BUSY = Status(429, headers={"Retry-After": "0.05"})
 NO_RETRY = RetryPolicy(max_retries=0)
@@ -36,7 +36,7 @@ class Crowded:
     room: int
     seen: list[int] = field(default_factory=list)
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         self.seen.append(exchange.endpoint.running)
         if exchange.endpoint.running > self.room:
             await Status(429, headers={"Retry-After": "0.01"})(exchange)
@@ -53,7 +53,7 @@ class Stalling:
     until: float = 0.0
     came: list[float] = field(default_factory=list)
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         now = time.perf_counter()
         self.came.append(now)
         self.until = self.until or now + self.pause
@@ -68,7 +68,7 @@ class Slow:
     delay: float
     text: str = "fine"
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         await asyncio.sleep(self.delay)
         await Text(self.text)(exchange)
 
@@ -113,17 +113,17 @@ def test_without_a_bound_in_the_way_the_open_loop_sends_while_the_server_stalls(
 
 
 def test_poisson_gaps_scatter_as_much_as_their_mean_and_constant_gaps_do_not() -> None:
-    times = list(islice(Plan(rate=10).arrivals(), 20_000))
+    times = list(islice(LoadPlan(rate=10).arrivals(), 20_000))
     gaps = [after - before for before, after in pairwise(times)]
     assert mean(gaps) == pytest.approx(0.1, rel=0.03)
     assert (mean(gap**2 for gap in gaps) - mean(gaps) ** 2) ** 0.5 == pytest.approx(0.1, rel=0.05)
-    assert times == list(islice(Plan(rate=10).arrivals(), 20_000))
+    assert times == list(islice(LoadPlan(rate=10).arrivals(), 20_000))
 
-    assert list(islice(Plan(rate=4, arrival="constant").arrivals(), 4)) == [0.0, 0.25, 0.5, 0.75]
+    assert list(islice(LoadPlan(rate=4, arrival="constant").arrivals(), 4)) == [0.0, 0.25, 0.5, 0.75]
 
 
 def test_a_rate_that_ramps_reaches_half_its_requests_and_then_goes_on_evenly() -> None:
-    times = list(islice(Plan(rate=10, arrival="constant", ramp=4).arrivals(), 60))
+    times = list(islice(LoadPlan(rate=10, arrival="constant", ramp=4).arrivals(), 60))
 
     assert sum(when < 4 for when in times) == 20
     assert [after - before for before, after in pairwise(times[20:])] == pytest.approx([0.1] * 39)
@@ -160,7 +160,7 @@ def test_a_sweep_stops_beyond_the_knee_and_names_it(measure, lines) -> None:
     room = asyncio.Semaphore(4)
 
     class FourAtATime:
-        async def __call__(self, exchange: Exchange) -> None:
+        async def __call__(self, exchange: ScriptedExchange) -> None:
             async with room:
                 await asyncio.sleep(0.1)
             await Text("fine")(exchange)
@@ -170,7 +170,7 @@ def test_a_sweep_stops_beyond_the_knee_and_names_it(measure, lines) -> None:
 
     rows = summary.data["sweep"][0]
     assert [row["clients"] for row in rows][:3] == [1, 2, 4]
-    assert len(rows) < len(Plan(concurrency=64).levels())
+    assert len(rows) < len(LoadPlan(concurrency=64).levels())
     assert summary.data["knees"][0] in (2, 4, 8)
     assert summary.data["endpoints"][0]["clients"] == summary.data["knees"][0]
 
@@ -348,7 +348,7 @@ def test_answers_are_held_against_what_was_expected_field_by_field(measure, line
 
 def test_the_first_piece_counts_only_when_it_carries_something(measure, lines, records) -> None:
     class RoleFirst:
-        async def __call__(self, exchange: Exchange) -> None:
+        async def __call__(self, exchange: ScriptedExchange) -> None:
             await exchange.head()
             await exchange.event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
             await asyncio.sleep(0.4)
@@ -368,7 +368,7 @@ def test_cache_hits_and_misses_are_reported_apart_with_queue_and_network(measure
     class Cached:
         hits = 0
 
-        async def __call__(self, exchange: Exchange) -> None:
+        async def __call__(self, exchange: ScriptedExchange) -> None:
             self.hits += 1
             state = "hit" if self.hits > 2 else "miss"
             body = {"choices": [{"index": 0, "message": {"content": "x"}, "finish_reason": "stop"}]}
@@ -390,7 +390,7 @@ def test_cache_hits_and_misses_are_reported_apart_with_queue_and_network(measure
 )
 def test_a_plan_that_cannot_work_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
-        Plan(**wrong)
+        LoadPlan(**wrong)
 
 
 def test_an_echo_that_pauses_is_streamed_piece_by_piece(measure, lines, records) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from qvl.bench.metrics import KEPT, Group, Sample, Windows
-from qvl.bench.record import Done, Record
+from qvl.bench.record import Done, RequestRecord
 from qvl.errors import ConfigError
 from qvl.testing.endpoint import ScriptedEndpoint
 from tests.bench.test_load import Slow, prompts
@@ -196,7 +196,7 @@ def overloaded(open_loop: bool) -> dict[str, Any]:
     """The throughput of 300 requests that came at 30/s to an endpoint that answers 10/s, one after the other."""
     group = Group({0: Windows([(0.0, 10.0)])}, True, {}, open_loop=open_loop)
     for number in range(300):
-        record = Record(id=str(number), request_id="", index=number, start=number / 30, end=(number + 1) / 10)
+        record = RequestRecord(id=str(number), request_id="", index=number, start=number / 30, end=(number + 1) / 10)
         record.success, record.phase, record.latency = True, "measure", record.end - record.start
         record.prompt_tokens = record.completion_tokens = 7
         group.add(record)
@@ -212,7 +212,7 @@ def test_waiting_under_overload_is_no_throughput() -> None:
 def test_a_few_answers_inside_the_steady_part_are_taken_over_the_whole_session() -> None:
     group = Group({0: Windows([(0.0, 0.1)])}, True, {}, open_loop=True)
     for number in range(20):
-        record = Record(id=str(number), request_id="", index=number, start=0.0, end=float(number + 1))
+        record = RequestRecord(id=str(number), request_id="", index=number, start=0.0, end=float(number + 1))
         record.success, record.phase, record.latency = True, "measure", record.end
         group.add(record)
     assert group.throughput()["requests_per_second"] == 1.0

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from qvl.testing.endpoint import Exchange, ScriptedEndpoint
+from qvl.testing.endpoint import ScriptedEndpoint, ScriptedExchange
 
 USAGE = {"prompt_tokens": 100, "prompt_tokens_details": {"image_tokens": 64}}
 
@@ -29,7 +29,7 @@ class Timed:
     tokens: int
     notes: list[dict[str, Any]] = field(default_factory=list)
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         received = time.perf_counter()
         due = received + self.first
         sent = []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qvl.http.connection import Connection, LateError, NoConnectionError, Pool
-from qvl.http.framing import Body, HttpError
+from qvl.http.framing import Body, TransportError
 from qvl.testing import ScriptedEndpoint
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +61,7 @@ async def test_a_wait_ends_at_its_moment_also_when_something_comes_all_the_time(
 async def test_a_network_that_gives_up_is_no_deadline() -> None:
     connection = Connection()
     connection.connection_lost(TimeoutError(110, "Connection timed out"))
-    with pytest.raises(HttpError, match="timed out"):
+    with pytest.raises(TransportError, match="timed out"):
         await connection.head()
 
 
@@ -99,7 +99,7 @@ async def test_closing_ends_what_is_being_connected(monkeypatch: pytest.MonkeyPa
 
 async def test_an_end_without_an_answer_is_an_error() -> None:
     async with saying(b"HTTP/1.1 200 OK\r\nContent-Le", 5) as url:
-        with pytest.raises(HttpError, match="without an answer"):
+        with pytest.raises(TransportError, match="without an answer"):
             await once(url)
 
 

@@ -13,14 +13,14 @@ from PIL import Image
 
 from qvl import media
 from qvl.errors import MediaError
-from qvl.media.digest_cache import SAMPLES, Seen
+from qvl.media.digest_cache import SAMPLES, DigestCache
 from qvl.media.policy import MediaPolicy
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def test_equal_bytes_are_hashed_once() -> None:
-    seen = Seen()
+    seen = DigestCache()
     first = seen.encoded(bytes(100_000))
     assert seen.encoded(bytes(100_000)) is first
     assert first.sha256 == f"sha256:{hashlib.sha256(bytes(100_000)).hexdigest()}"
@@ -30,14 +30,14 @@ def test_equal_bytes_are_hashed_once() -> None:
 def test_one_other_byte_is_another_picture(draw: st.DataObject) -> None:
     size = draw.draw(st.sampled_from([1, 2, SAMPLES, SAMPLES + 1, 5000, 70_001]))
     data = bytearray(size)
-    seen = Seen()
+    seen = DigestCache()
     seen.encoded(bytes(data))
     data[draw.draw(st.integers(0, size - 1))] = draw.draw(st.integers(1, 255))
     assert seen.encoded(bytes(data)).sha256 == f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def test_no_more_is_held_than_allowed_and_the_latest_stay() -> None:
-    seen = Seen(max_bytes=40)
+    seen = DigestCache(max_bytes=40)
     made = [seen.encoded(bytes([number]) * 10) for number in range(4)]
     assert seen.encoded(bytes([0]) * 10) is made[0]
     seen.encoded(bytes([9]) * 10)
@@ -48,14 +48,14 @@ def test_no_more_is_held_than_allowed_and_the_latest_stay() -> None:
 
 
 def test_what_is_forgotten_is_hashed_again() -> None:
-    seen = Seen()
+    seen = DigestCache()
     first = seen.encoded(b"abc")
     seen.clear()
     assert seen.encoded(b"abc") is not first
 
 
 def test_threads_may_share_it() -> None:
-    seen = Seen(max_bytes=4000)
+    seen = DigestCache(max_bytes=4000)
     wrong: list[bytes] = []
 
     def work() -> None:
@@ -74,7 +74,7 @@ def test_threads_may_share_it() -> None:
 
 @pytest.mark.parametrize("name", ["plain.png", "plain.jpg", "exif_6.jpg", "rgba_hidden.png", "animated.gif"])
 def test_a_picture_seen_before_is_the_same_picture(name: str) -> None:
-    seen, data = Seen(), (FIXTURES / name).read_bytes()
+    seen, data = DigestCache(), (FIXTURES / name).read_bytes()
     alone = media.load(data)
     for _ in range(3):
         again = media.load(bytes(bytearray(data)), decode=False, seen=seen).decoded()
@@ -86,7 +86,7 @@ def test_a_picture_seen_before_is_the_same_picture(name: str) -> None:
 
 
 def test_that_it_is_whole_is_remembered_and_that_it_is_broken_found_again() -> None:
-    seen, data = Seen(), (FIXTURES / "plain.png").read_bytes()
+    seen, data = DigestCache(), (FIXTURES / "plain.png").read_bytes()
     assert not media.load(data, decode=False, seen=seen).at_hand
     media.load(data, seen=seen)
     assert media.load(data, decode=False, seen=seen).at_hand
@@ -96,7 +96,7 @@ def test_that_it_is_whole_is_remembered_and_that_it_is_broken_found_again() -> N
 
 
 def test_a_policy_holds_also_for_what_was_seen_under_another() -> None:
-    seen, data = Seen(), (FIXTURES / "plain.png").read_bytes()
+    seen, data = DigestCache(), (FIXTURES / "plain.png").read_bytes()
     media.load(data, seen=seen)
     with pytest.raises(MediaError, match="limit"):
         media.load(data, MediaPolicy(max_source_pixels=10), seen=seen)
@@ -105,7 +105,7 @@ def test_a_policy_holds_also_for_what_was_seen_under_another() -> None:
 
 
 def test_an_image_seen_before_is_the_same_picture_and_one_changed_in_place_is_not() -> None:
-    seen, image = Seen(), Image.effect_noise((60, 40), 90).convert("RGB")
+    seen, image = DigestCache(), Image.effect_noise((60, 40), 90).convert("RGB")
     first = media.load(image, seen=seen)
     assert media.load(image, seen=seen) == first == media.load(image)
     image.putpixel((7, 9), (1, 2, 3))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from qvl import Pipeline
 from qvl.cli import tables as show
-from qvl.cli.records import Record
+from qvl.cli.records import PictureRecord
 
 from .conftest import TalkingBackend
 
@@ -42,7 +42,7 @@ def test_loading_the_model_is_a_stage_of_its_own(picture: Image.Image, tmp_path:
     assert again.timing.loading < times.loading
     assert streamed
     assert not again.timing.loading
-    labels = [label for label, _ in show.timed(Record(0, 1, "mug.png", "r", result=first))]
+    labels = [label for label, _ in show.timed(PictureRecord(0, 1, "mug.png", "r", result=first))]
     assert labels[0] == "media"
     assert "model load" in labels
 
@@ -70,5 +70,5 @@ def test_loading_is_told_once_and_charged_to_nobody_who_only_waited(
     # On a busy machine their own work may take longer than the loading; that they were charged for would be more than
     # the time there was beside it.
     assert all(timing.total <= whole - loaded[0].loading for timing in others)
-    records = [Record(0, n, "x", "r", result=item.result) for n, item in enumerate(results)]
+    records = [PictureRecord(0, n, "x", "r", result=item.result) for n, item in enumerate(results)]
     assert f"model load {loaded[0].loading:.2f} s" in show.counted(records)

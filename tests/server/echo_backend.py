@@ -93,16 +93,16 @@ class EchoBackend(Backend):
                 self.aborted += 1
 
 
-def _asked(request: ChatRequest) -> echo.Asked:
+def _asked(request: ChatRequest) -> echo.EchoRequest:
     last = request.messages[-1]
     sampling = request.sampling
     wanted = request.response_format
     seen: list[Any] = []
     for picture in request.pictures:
         image = picture.rgb()
-        seen.append(echo.Seen(echo.colour_name(image), *image.size))
+        seen.append(echo.PictureFacts(echo.colour_name(image), *image.size))
     return replace(
-        echo.Asked(last.text),
+        echo.EchoRequest(last.text),
         history=" ".join(message.text for message in request.messages[:-1]),
         pictures=tuple(seen),
         temperature=sampling.temperature,

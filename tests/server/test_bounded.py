@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from qvl.server.deadline import Bounded
+from qvl.server.deadline import Deadline
 
 
 def soon() -> float:
@@ -18,7 +18,7 @@ def test_a_block_ends_at_its_deadline_also_in_a_task_that_survived_a_cancellatio
         for _ in range(survive):
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.sleep(30)
-        with Bounded(soon()) as bounded:
+        with Deadline(soon()) as bounded:
             await asyncio.sleep(30)
         return bounded.caught
 
@@ -36,7 +36,7 @@ def test_a_block_ends_at_its_deadline_also_in_a_task_that_survived_a_cancellatio
 
 def test_who_is_cancelled_from_outside_is_cancelled() -> None:
     async def work() -> None:
-        with Bounded(soon() + 60):
+        with Deadline(soon() + 60):
             await asyncio.sleep(30)
 
     async def main() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qvl.tiny import font, render
-from qvl.tiny.render import BRANDS, CATEGORIES, COLORS, LANGUAGES, Product, draw, labels, sample, sample_product
+from qvl.tiny.render import BRANDS, CATEGORIES, COLORS, LANGUAGES, DrawnProduct, draw, labels, sample, sample_product
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def test_a_seed_gives_the_same_picture_again() -> None:
-    product = Product("NORVIK", "mug", "red", 2)
+    product = DrawnProduct("NORVIK", "mug", "red", 2)
     assert np.array_equal(pixels(draw(product, 7)), pixels(draw(product, 7)))
     assert not np.array_equal(pixels(draw(product, 7)), pixels(draw(product, 8)))
     assert sample(11)[0] == sample(11)[0]
@@ -34,7 +34,7 @@ def test_a_seed_gives_the_same_picture_again() -> None:
 
 @pytest.mark.parametrize("size", [(512, 512), (640, 480), (180, 320), (64, 64)])
 def test_a_picture_has_the_size_asked_for(size: tuple[int, int]) -> None:
-    image = draw(Product("ZELPHO", "shoe", "blue", 3), 1, size)
+    image = draw(DrawnProduct("ZELPHO", "shoe", "blue", 3), 1, size)
     assert image.size == size
     assert image.mode == "RGB"
 
@@ -43,14 +43,14 @@ def test_a_picture_has_the_size_asked_for(size: tuple[int, int]) -> None:
 def test_every_field_reaches_the_pixels(change: str) -> None:
     other = {"brand": "WUVEX", "category": "hat", "color": "green", "count": 3}
     fields = {"brand": "NORVIK", "category": "mug", "color": "red", "count": 1}
-    plain = draw(Product(**fields), 5)
-    changed = draw(Product(**{**fields, change: other[change]}), 5)
+    plain = draw(DrawnProduct(**fields), 5)
+    changed = draw(DrawnProduct(**{**fields, change: other[change]}), 5)
     assert np.abs(pixels(plain) - pixels(changed)).mean() > 1.0
 
 
 def test_a_product_is_painted_in_its_colour() -> None:
     for color, rgb in COLORS.items():
-        image = pixels(draw(Product(None, "shirt", color), 3))
+        image = pixels(draw(DrawnProduct(None, "shirt", color), 3))
         near = (np.abs(image - np.array(rgb)).max(-1) <= 12).mean()
         assert near > 0.05, color
 
@@ -83,7 +83,7 @@ def test_names_are_translated_one_to_one() -> None:
 
 
 def test_labels_keep_english_keys_and_translate_values() -> None:
-    product = Product("NORVIK", "mug", "red", 2)
+    product = DrawnProduct("NORVIK", "mug", "red", 2)
     assert labels(product, "zh") == {
         "brand": "NORVIK",
         "category": "杯子",
@@ -104,7 +104,7 @@ def test_labels_keep_english_keys_and_translate_values() -> None:
 )
 def test_a_product_that_cannot_be_drawn_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"brand|category|color|count"):
-        Product(**fields)  # type: ignore[arg-type]
+        DrawnProduct(**fields)  # type: ignore[arg-type]
 
 
 def test_every_brand_can_be_written_and_glyphs_differ() -> None:

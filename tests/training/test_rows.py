@@ -10,7 +10,7 @@ from qvl.tiny import lessons, tasks
 from qvl.tiny.export import WEIGHTS
 from qvl.tiny.network import SPECIAL_TOKENS, grid, patches, token_id
 from qvl.tiny.pictures import BUCKETS, FIELDS, decode, encode, resized
-from qvl.tiny.render import Product, sample_product
+from qvl.tiny.render import DrawnProduct, sample_product
 from qvl.tiny.rows import IGNORED, RowWriter, collate
 from qvl.tiny.tasks import Dialogue, Turn
 
@@ -50,7 +50,7 @@ def written_by_template(tokenizer, dialogue: Dialogue) -> list[int]:
 @pytest.mark.parametrize(
     "dialogue",
     [
-        tasks.analysis((0,), Product("NORVIK", "mug", "red", 2), "zh"),
+        tasks.analysis((0,), DrawnProduct("NORVIK", "mug", "red", 2), "zh"),
         tasks.analysis((0, 1), None, "es"),
         Dialogue(
             (Turn("What brand is it?", "NORVIK", (0,), text_first=True), Turn("Which colour?", "red")), "Be terse."
@@ -65,7 +65,7 @@ def test_a_row_equals_the_chat_template(tokenizer, writer, dialogue) -> None:
 
 
 def test_only_answers_and_their_ends_are_learnt(tokenizer, writer) -> None:
-    dialogue = tasks.analysis((0,), Product(None, "hat", "blue", 1), "en")
+    dialogue = tasks.analysis((0,), DrawnProduct(None, "hat", "blue", 1), "en")
     row = writer.write(dialogue, [(4, 4)])
     learnt = [target for target in row.targets if target != IGNORED]
     assert tokenizer.decode(learnt) == dialogue.turns[0].answer + "<|im_end|>"
@@ -107,7 +107,7 @@ def test_patches_are_those_of_theimage_processor() -> None:
     from qvl.tiny.reader import image_processor
     from qvl.tiny.render import draw
 
-    image = draw(Product("WUVEX", "lamp", "pink", 2), 4, (640, 480))
+    image = draw(DrawnProduct("WUVEX", "lamp", "pink", 2), 4, (640, 480))
     ours = np.array(image.resize(resized(640, 480), Image.Resampling.BICUBIC))[None]
     theirs = image_processor(WEIGHTS)([image], return_tensors="pt")
     assert torch.equal(grid(ours), torch.as_tensor(theirs["image_grid_thw"]))

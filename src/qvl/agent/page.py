@@ -9,7 +9,7 @@ from qvl.errors import QvlError
 
 if TYPE_CHECKING:
     from qvl.agent.steps import Recommendation
-    from qvl.agent.trace import Call, Trace
+    from qvl.agent.trace import Trace, TracedStep
 
 _STYLE: Final = """
 :root{color-scheme:light dark}
@@ -94,7 +94,7 @@ def _products(found: Recommendation, head: str = "<h2>Products</h2>") -> str:
     return f"{head}<table><tr><th>product<th>price<th>id<th>why</tr>{''.join(rows)}</table>"
 
 
-def _item(call: Call) -> str:
+def _item(call: TracedStep) -> str:
     from qvl.agent.trace import WHO
 
     state = "failed" if call.state == "failed" else "step"

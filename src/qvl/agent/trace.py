@@ -19,7 +19,7 @@ _QUIET: Final = ("cache", "tokens", "failed")
 
 
 @dataclass(slots=True)
-class Call:
+class TracedStep:
     """One step, or a call within it; `state` is "running", "done" or "failed"."""
 
     name: str
@@ -27,7 +27,7 @@ class Call:
     seconds: float = 0.0
     data: Mapping[str, Any] = field(default_factory=dict)
     began: float = 0.0
-    calls: list[Call] = field(default_factory=list)
+    calls: list[TracedStep] = field(default_factory=list)
 
     @property
     def facts(self) -> list[str]:
@@ -56,7 +56,7 @@ class Trace:
     def __init__(self, wish: str = "", picture: str = "") -> None:
         self.wish, self.picture = wish, picture
         self.events: list[Event] = []
-        self.steps: list[Call] = []
+        self.steps: list[TracedStep] = []
 
     def add(self, event: Event) -> None:
         self.events.append(event)
@@ -64,7 +64,7 @@ class Trace:
         if event.name != event.step and self.steps:
             calls = self.steps[-1].calls
         if event.kind == "start":
-            calls.append(Call(event.name, data=event.data, began=event.at))
+            calls.append(TracedStep(event.name, data=event.data, began=event.at))
             return
         call = next(call for call in reversed(calls) if call.name == event.name)
         failed = event.kind == "error" or bool(event.data.get("failed"))
@@ -80,7 +80,7 @@ class Trace:
         root = Tree(Text(f"user: {asked}", style="bold"))
         agent = root.add(Text("agent"))
 
-        def grow(branch: Tree, call: Call) -> None:
+        def grow(branch: Tree, call: TracedStep) -> None:
             style = {"failed": "bold red", "running": "yellow"}.get(call.state, "")
             mark = {"failed": "✗ ", "running": "… "}.get(call.state, "")
             label = Text(mark + WHO.get(call.name, call.name), style=style)

@@ -15,7 +15,7 @@ _DECODER: Final = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class JsonMatch:
     """An object, where its text begins, and whether it was JSON as it stood."""
 
     value: dict[str, Any]
@@ -23,7 +23,7 @@ class Found:
     exact: bool = True
 
 
-def find_object(text: str, *, complete: bool, fits: Callable[[dict[str, Any]], bool]) -> Found:
+def find_object(text: str, *, complete: bool, fits: Callable[[dict[str, Any]], bool]) -> JsonMatch:
     """The object in `text`: of several the one that `fits`, the fullest and the last of those; a list of one is it too.
 
     `complete` False says that the answer was cut off by max_tokens; such text is never repaired.
@@ -46,7 +46,7 @@ def find_object(text: str, *, complete: bool, fits: Callable[[dict[str, Any]], b
         raise AnalysisError("the answer is no JSON object", raw=text)
     # An object in one of another name is looked at where the outer one is not what was asked for.
     inner = [
-        Found(value, item.start + body[item.start :].find("{", 1), item.exact)
+        JsonMatch(value, item.start + body[item.start :].find("{", 1), item.exact)
         for item in candidates
         if len(item.value) == 1 and isinstance(value := next(iter(item.value.values())), dict)
     ]
@@ -55,17 +55,17 @@ def find_object(text: str, *, complete: bool, fits: Callable[[dict[str, Any]], b
     for item in (right or candidates)[1:]:
         if (item.exact, len(item.value)) >= (best.exact, len(best.value)):
             best = item
-    return Found(best.value, best.start + offset, best.exact)
+    return JsonMatch(best.value, best.start + offset, best.exact)
 
 
-def _objects(value: Any, start: int, exact: bool = True) -> Iterator[Found]:
+def _objects(value: Any, start: int, exact: bool = True) -> Iterator[JsonMatch]:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, dict):
-        yield Found(value, start, exact)
+        yield JsonMatch(value, start, exact)
 
 
-def _candidates(body: str) -> Iterator[Found]:
+def _candidates(body: str) -> Iterator[JsonMatch]:
     """Every object that stands in `body` by itself, mended where it is not JSON."""
     at = 0
     for _ in range(MOST_OPENINGS):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from pydantic import BaseModel, RootModel, ValidationError, create_model
 from pydantic_core import to_jsonable_python
 
-from qvl.analysis.find_json import Found, find_object
+from qvl.analysis.find_json import JsonMatch, find_object
 from qvl.analysis.product import ProductAnalysis, ProductFields
 from qvl.analysis.prompts import LANGUAGES, PRODUCT_PROMPTS, PROMPT_VERSION, RETRY_PROMPTS, SCHEMA_PROMPTS
 from qvl.errors import AnalysisError, ConfigError
@@ -143,7 +143,7 @@ def validate(data: Any, schema: type[T]) -> T:
     return schema.model_validate_json(json.dumps(data))
 
 
-def find(text: str, schema: type[BaseModel], *, complete: bool) -> Found:
+def find(text: str, schema: type[BaseModel], *, complete: bool) -> JsonMatch:
     """The JSON object in the model's answer, as it stands there.
 
     Raises:

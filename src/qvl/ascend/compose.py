@@ -13,14 +13,14 @@ from qvl.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qvl.ascend.recipe import Plan
+    from qvl.ascend.recipe import ContainerPlan
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _RESERVED = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 _KEY = "${QVL_API_KEY:?set QVL_API_KEY in the environment or in a file .env}"
 
 
-def files(plan: Plan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, str]:
+def files(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, str]:
     """Everything that `docker compose up` needs, by path below the folder: compose file, Prometheus, Grafana."""
     body = compose(plan, npus, pool_image=pool_image)
     engines = tuple(name for name in body["services"] if name.startswith("engine-"))
@@ -32,7 +32,7 @@ def files(plan: Plan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, st
     }
 
 
-def compose(plan: Plan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, Any]:
+def compose(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, Any]:
     """The compose file as plain data: an engine for each of `npus`, made as `plan` says.
 
     `pool_image` has qvl with its server and redis extras. The pool starts beside the engines and takes each in when
@@ -116,7 +116,7 @@ def _scalar(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _engine(plan: Plan) -> dict[str, Any]:
+def _engine(plan: ContainerPlan) -> dict[str, Any]:
     if plan.privileged:
         raise ConfigError("--privileged with --compose would show every NPU to every engine", hint="leave it out")
     entrypoint, arguments = recipe.shell(plan)
@@ -135,7 +135,7 @@ def _engine(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _pool(plan: Plan, engines: tuple[str, ...], image: str) -> dict[str, Any]:
+def _pool(plan: ContainerPlan, engines: tuple[str, ...], image: str) -> dict[str, Any]:
     urls = [word for name in engines for word in ("--base-url", f"http://{name}:{recipe.INNER_PORT}/v1")]
     return {
         "image": image,

@@ -14,7 +14,7 @@ from qvl._version import __version__
 from qvl.ascend import devices, matrix
 from qvl.ascend.checks import driver, ops, resources, settings, software, store, weights
 from qvl.ascend.host import Host
-from qvl.ascend.report import MARKS, Finding, Report
+from qvl.ascend.report import MARKS, DoctorReport, Finding
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Options:
 
 def examine(
     host: Host, options: Options | None = None, *, on_finding: Callable[[Finding], None] | None = None
-) -> Report:
+) -> DoctorReport:
     """Run the checks in order. `on_finding` is called as each finding arrives.
 
     A check that itself breaks becomes a finding of its own, so that one surprise does not hide the others.
@@ -70,7 +70,7 @@ def examine(
         "container": host.in_container,
         "matrix": matrix.load().date,
     }
-    return Report(tuple(found), facts)
+    return DoctorReport(tuple(found), facts)
 
 
 def render(finding: Finding) -> Text:
@@ -84,7 +84,7 @@ def render(finding: Finding) -> Text:
     return line
 
 
-def verdict(report: Report) -> str:
+def verdict(report: DoctorReport) -> str:
     """The last line: how many of each, and the date of the version matrix."""
     fails, warns = report.count("fail"), report.count("warn")
     counts = f"{report.count('ok')} ok, {warns} warnings, {fails} failures"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qvl.ascend.host import Host
-    from qvl.ascend.recipe import Plan
+    from qvl.ascend.recipe import ContainerPlan
 
 _LOG_LINES = 60
 
@@ -37,7 +37,7 @@ class LaunchError(QvlError):
         self.log = log
 
 
-def docker_arguments(plan: Plan) -> list[str]:
+def docker_arguments(plan: ContainerPlan) -> list[str]:
     """The whole `docker run` as an argument list, the program first."""
     words = ["docker", "run", "--detach", "--name", plan.container, "--restart", plan.restart]
     if plan.privileged:
@@ -79,7 +79,7 @@ class Launcher:
     say: Callable[[str], None] = field(default=lambda line: None)
     poll: float = 2.0
 
-    def check(self, plan: Plan, *, share: bool = False) -> None:
+    def check(self, plan: ContainerPlan, *, share: bool = False) -> None:
         """Refuse what cannot work: missing NPUs, held NPUs (unless `share`), a taken port, an absent image or shard."""
         self.check_npus(plan.npus, share=share)
         self.check_port(plan.host, plan.port)
@@ -132,7 +132,7 @@ class Launcher:
         have = f"of this name the host has: {', '.join(others)}" if others else f"docker pull {image}"
         raise LaunchError(f"there is no image {image} on this host", hint=have)
 
-    def check_weights(self, plan: Plan) -> None:
+    def check_weights(self, plan: ContainerPlan) -> None:
         """A local checkpoint is whole."""
         if plan.weights is None:
             return
@@ -140,7 +140,7 @@ class Launcher:
             if finding.status == "fail":
                 raise LaunchError(f"weights: {finding.summary}", hint=finding.fix or "see `qvl doctor --weights`")
 
-    def start(self, plan: Plan) -> str:
+    def start(self, plan: ContainerPlan) -> str:
         """Run the container; its id."""
         words = docker_arguments(plan)
         done = self.host.run(words, timeout=120)
@@ -148,7 +148,7 @@ class Launcher:
             raise LaunchError(f"docker run: {done.last_line}", hint=f"an old one? docker rm -f {plan.container}")
         return done.stdout.strip()
 
-    def wait(self, plan: Plan, *, timeout: float) -> float:
+    def wait(self, plan: ContainerPlan, *, timeout: float) -> float:
         """Wait until the service says it is ready; the seconds it took.
 
         Raises LaunchError with the container's log when the container ends, or after `timeout` seconds.
@@ -186,7 +186,7 @@ class Launcher:
             log=self.log(plan),
         )
 
-    def state(self, plan: Plan) -> str:
+    def state(self, plan: ContainerPlan) -> str:
         """Docker's word for the container's state, with its exit code once it has ended."""
         template = "{{.State.Status}} {{.State.ExitCode}}"
         done = self.host.run(["docker", "inspect", "--format", template, plan.container])
@@ -195,7 +195,7 @@ class Launcher:
             return "gone"
         return f"{word} with exit code {code}" if word in ("exited", "dead") else word
 
-    def log(self, plan: Plan) -> str:
+    def log(self, plan: ContainerPlan) -> str:
         """The last lines of the container's log, both streams."""
         done = self.host.run(["docker", "logs", "--tail", str(_LOG_LINES), plan.container])
         return (done.stdout + done.stderr).strip()

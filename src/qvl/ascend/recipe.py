@@ -39,7 +39,7 @@ _PREAMBLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ContainerPlan:
     """One container: what to serve, on which NPUs, from which image, published where.
 
     `model` is a folder of this host or a hub id. `host` is the address on which the port is published.
@@ -116,7 +116,7 @@ class Plan:
         return ",".join(map(str, numbers))
 
 
-def environment(plan: Plan) -> dict[str, str]:
+def environment(plan: ContainerPlan) -> dict[str, str]:
     """Variables with their values. Keys are not among them: they are handed over by name."""
     variables = {
         "ASCEND_RT_VISIBLE_DEVICES": plan.visible,
@@ -131,7 +131,7 @@ def environment(plan: Plan) -> dict[str, str]:
     return {**variables, "PYTHONPATH": f"{CODE_FOLDER}/src"} if plan.code else variables
 
 
-def volumes(plan: Plan) -> list[tuple[str, str, bool]]:
+def volumes(plan: ContainerPlan) -> list[tuple[str, str, bool]]:
     """(folder of the host, folder in the container, read-only), driver first."""
     mounts = [(path, path, True) for path in DRIVER_MOUNTS]
     if plan.weights:
@@ -144,23 +144,23 @@ def volumes(plan: Plan) -> list[tuple[str, str, bool]]:
     return mounts
 
 
-def absent_folders(plan: Plan) -> list[tuple[str, str]]:
+def absent_folders(plan: ContainerPlan) -> list[tuple[str, str]]:
     """(option, folder) of those of this host that are to be mounted and are not there."""
     wanted = {"MODEL": plan.weights, "--hub-cache": plan.hub_cache, "--answers": plan.answers, "--code": plan.code}
     return [(option, str(folder)) for option, folder in wanted.items() if folder and not Path(folder).is_dir()]
 
 
-def devices(plan: Plan) -> list[str]:
+def devices(plan: ContainerPlan) -> list[str]:
     """The nodes of the NPUs asked for, and the control nodes; nothing else."""
     return [*(f"/dev/davinci{number}" for number in plan.npus), *DEVICE_NODES]
 
 
-def command(plan: Plan) -> list[str]:
+def command(plan: ContainerPlan) -> list[str]:
     """The engine's own command line."""
     return _vllm(plan) if plan.engine == "vllm" else _qvl(plan)
 
 
-def shell(plan: Plan) -> tuple[str, list[str]]:
+def shell(plan: ContainerPlan) -> tuple[str, list[str]]:
     """(entrypoint, arguments): the command behind a preamble that sets up CANN, whatever the image's own shell does."""
     return "bash", ["-c", _PREAMBLE, "--", *command(plan)]
 
@@ -177,7 +177,7 @@ def ready_script(engine: str) -> str:
     )
 
 
-def _qvl(plan: Plan) -> list[str]:
+def _qvl(plan: ContainerPlan) -> list[str]:
     # With the code mounted there is no console script of it; the module is the same program.
     program = ["python3", "-m", "qvl.cli.serve"] if plan.code else ["qvl-serve"]
     words = [*program, plan.inner_model, "--host", "0.0.0.0", "--port", str(INNER_PORT), "--device", "npu"]  # noqa: S104
@@ -190,7 +190,7 @@ def _qvl(plan: Plan) -> list[str]:
     return [*words, *plan.extra]
 
 
-def _vllm(plan: Plan) -> list[str]:
+def _vllm(plan: ContainerPlan) -> list[str]:
     chip = matrix.load().chip(plan.chip)
     dtypes = chip.get("dtypes")
     graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}

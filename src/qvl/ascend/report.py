@@ -36,7 +36,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DoctorReport:
     """All findings of one examination, in the order in which a person would follow them."""
 
     findings: tuple[Finding, ...]

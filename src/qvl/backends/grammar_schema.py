@@ -58,7 +58,7 @@ def enforceable(schema: Any, param: str) -> Schema:
         raise RequestError("the schema must be an object", param=param, code="invalid_schema")
     plain: Schema = _plain(schema, param, 0)
     _bound(plain, param)
-    reader = _Reader(plain, "#", param)
+    reader = _SchemaRewriter(plain, "#", param)
     whole = reader.root()
     if reader.opened:
         whole["$defs"] = {**whole.get("$defs", {}), **reader.opened}
@@ -80,7 +80,7 @@ def call_schema(tools: Sequence[Tool]) -> Schema:
     for number, tool in enumerate(tools):
         parameters: Schema = _plain(tool.parameters or {"type": "object"}, "tools", 0)
         _bound(parameters, "tools")
-        reader = _Reader(parameters, f"#/$defs/t{number}", "tools")
+        reader = _SchemaRewriter(parameters, f"#/$defs/t{number}", "tools")
         definitions[f"t{number}"] = reader.root()
         definitions |= reader.opened
         calls.append(
@@ -190,7 +190,7 @@ def _mapped(schema: Any, change: Callable[[Schema], Schema]) -> Any:
     return made
 
 
-class _Reader:
+class _SchemaRewriter:
     """Rewrites one schema that will stand at `place` of the whole.
 
     `opened` are copies of definitions that an allOf composes: there an object may hold the names of the other branches.

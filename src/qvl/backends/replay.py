@@ -47,7 +47,7 @@ def request_manifest(request: ChatRequest) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class Exchange:
+class RecordedExchange:
     """A request as recorded, and each of its answers: chunks, or an error."""
 
     request: Mapping[str, Any]
@@ -155,7 +155,7 @@ class ReplayBackend(Backend):
     def __init__(self, model: str | PathLike[str]) -> None:
         self.path = Path(model)
         self.model = self.path.stem
-        self._exchanges: dict[str, Exchange] = {}
+        self._exchanges: dict[str, RecordedExchange] = {}
         self._capabilities = Capabilities()
         self._identity: dict[str, Any] = {}
         self._closed: asyncio.Event | None = None
@@ -255,17 +255,17 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def read_recording(path: Path) -> tuple[dict[str, Any], dict[str, Exchange]]:
+def read_recording(path: Path) -> tuple[dict[str, Any], dict[str, RecordedExchange]]:
     """Header and exchanges by key. A last line that was cut off by a crash is left out.
 
     Raises:
         ConfigError: there is no such file, or it is no recording.
     """
-    exchanges: dict[str, Exchange] = {}
+    exchanges: dict[str, RecordedExchange] = {}
     try:
         header = read_header(path)
         for line in _lines(path):
-            exchange = exchanges.setdefault(line["key"], Exchange(line["request"]))
+            exchange = exchanges.setdefault(line["key"], RecordedExchange(line["request"]))
             exchange.answers.append({name: line[name] for name in ("chunks", "error") if name in line})
     except OSError as exc:
         raise ConfigError(f"the recording {path} cannot be read: {exc.strerror or exc}") from exc

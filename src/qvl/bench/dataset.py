@@ -168,7 +168,7 @@ class Files:
                 self.on_bad(bad)
 
 
-class Given:
+class NamedRequest:
     """One request, made of the pictures and the question that the command line names."""
 
     def __init__(self, pictures: Sequence[str], prompt: str) -> None:

@@ -12,7 +12,7 @@ from qvl.backends.openai.answer_reader import read_usage
 from qvl.backends.openai.failures import Failed, Repeat, from_event, from_status
 from qvl.errors import BackendResponseError, ConfigError
 from qvl.http.connection import Pool
-from qvl.http.framing import Body, BrokenAnswerError, HttpError
+from qvl.http.framing import Body, BrokenAnswerError, TransportError
 from qvl.http.sse import MAX_EVENT_BYTES, EventReader, readable
 from qvl.types import Usage
 
@@ -21,7 +21,7 @@ CACHE_STATES: Final = ("hit", "miss", "coalesced", "bypass")
 
 
 @dataclass(slots=True)
-class Answer:
+class TimedAnswer:
     """What came back. Moments are `perf_counter` seconds; `first` is the first piece that carries something."""
 
     headers_at: float = 0.0
@@ -78,7 +78,7 @@ class AttemptFailedError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
-class Endpoint:
+class LoadedEndpoint:
     """One URL of a run.
 
     Args:
@@ -126,7 +126,7 @@ class Endpoint:
         """
         if self.model:
             return self.model
-        answer, body = Answer(), bytearray()
+        answer, body = TimedAnswer(), bytearray()
         request = self._pool.request("GET", "/models", self._headers)
         await self._exchange(request, min(self.timeout, 10.0), answer, lambda now, data: body.extend(data))
         try:
@@ -140,13 +140,13 @@ class Endpoint:
             ) from exc
         return self.model
 
-    async def ask(self, body: bytes, request_id: str) -> Answer:
+    async def ask(self, body: bytes, request_id: str) -> TimedAnswer:
         """Sends one request and reads the whole answer.
 
         Raises:
             AttemptFailedError: anything but a whole answer with something in it.
         """
-        answer = Answer()
+        answer = TimedAnswer()
         reader = EventReader()
         request = self._pool.request("POST", "/chat/completions", {**self._headers, "X-Request-Id": request_id}, body)
 
@@ -168,12 +168,12 @@ class Endpoint:
         return answer
 
     async def _exchange(
-        self, request: bytes, timeout: float, answer: Answer, read: Callable[[float, bytes], None]
+        self, request: bytes, timeout: float, answer: TimedAnswer, read: Callable[[float, bytes], None]
     ) -> None:
         """Sends, and hands every piece of a good answer to `read`."""
         try:
             connection = await self._pool.take()
-        except HttpError as exc:
+        except TransportError as exc:
             raise AttemptFailedError("connect", f"{self.url}: {_reason(exc)}", again=True) from exc
         late = asyncio.get_running_loop().call_later(timeout, connection.fail, TimeoutError())
         try:
@@ -192,14 +192,14 @@ class Endpoint:
             raise AttemptFailedError("timeout", f"no whole answer within {timeout:g} s", again=False) from exc
         except (BackendResponseError, BrokenAnswerError) as exc:
             raise AttemptFailedError("bad_response", str(exc), again=False) from exc
-        except HttpError as exc:
+        except TransportError as exc:
             kind = "cut_off" if answer.headers_at else "connect"
             raise AttemptFailedError(kind, f"{self.url}: {_reason(exc)}", again=answer.first is None) from exc
         finally:
             late.cancel()
             self._pool.give_back(connection)
 
-    def _event(self, payload: bytes, now: float, answer: Answer) -> None:
+    def _event(self, payload: bytes, now: float, answer: TimedAnswer) -> None:
         if payload.strip() == b"[DONE]":
             answer.done, answer.end = True, now
             return
@@ -233,7 +233,7 @@ class Endpoint:
         return _as_attempt(failed, f"http_{status}", True, status)
 
 
-def _read_headers(headers: Mapping[str, str], answer: Answer) -> None:
+def _read_headers(headers: Mapping[str, str], answer: TimedAnswer) -> None:
     answer.streamed = "application/json" not in headers.get("content-type", "")
     answer.cache = cache_state(headers)
     stages = server_timing(headers.get("server-timing", ""))

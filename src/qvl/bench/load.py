@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from time import perf_counter
 from typing import Any, Final
 
-from qvl.bench.exchange import OVERLOAD, Answer, AttemptFailedError, Endpoint
-from qvl.bench.plan import Plan
-from qvl.bench.prepare import Feeder, Prepared
-from qvl.bench.record import Record, RunFolder
+from qvl.bench.exchange import OVERLOAD, AttemptFailedError, LoadedEndpoint, TimedAnswer
+from qvl.bench.plan import LoadPlan
+from qvl.bench.prepare import Feeder, PreparedBody
+from qvl.bench.record import RequestRecord, RunFolder
 
 TICK: Final = 0.05
 
@@ -76,10 +76,10 @@ class Load:
 
     def __init__(
         self,
-        plan: Plan,
-        endpoints: Sequence[Endpoint],
+        plan: LoadPlan,
+        endpoints: Sequence[LoadedEndpoint],
         folder: RunFolder,
-        on_record: Callable[[Record], None] = lambda record: None,
+        on_record: Callable[[RequestRecord], None] = lambda record: None,
     ) -> None:
         self.plan = plan
         self.endpoints = endpoints
@@ -152,7 +152,7 @@ class Load:
         steady = begun + ramp
         last = [begun]
 
-        async def one(prepared: Prepared, intended: float) -> None:
+        async def one(prepared: PreparedBody, intended: float) -> None:
             try:
                 await self._one(prepared, endpoint, intended, "ramp" if intended < steady else "measure", 0, limit)
             finally:
@@ -217,10 +217,10 @@ class Load:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _one(
-        self, prepared: Prepared, number: int, intended: float, phase: str, stage: int, limit: Limit
+        self, prepared: PreparedBody, number: int, intended: float, phase: str, stage: int, limit: Limit
     ) -> None:
         endpoint, item = self.endpoints[number], prepared.item
-        record = Record(
+        record = RequestRecord(
             id=item.id,
             request_id=f"bench-{number}-{item.index}" if phase != "warmup" else f"bench-{number}-{item.id}",
             index=item.index,
@@ -248,7 +248,9 @@ class Load:
         self.folder.add(record)
         self.on_record(record)
 
-    async def _ask(self, endpoint: Endpoint, prepared: Prepared, record: Record, intended: float, limit: Limit) -> None:
+    async def _ask(
+        self, endpoint: LoadedEndpoint, prepared: PreparedBody, record: RequestRecord, intended: float, limit: Limit
+    ) -> None:
         body = prepared.body(endpoint.model)
         while True:
             sent_at = perf_counter()
@@ -272,7 +274,7 @@ class Load:
             return
 
 
-def _note(record: Record, answer: Answer, intended: float, sent_at: float, origin: float) -> None:
+def _note(record: RequestRecord, answer: TimedAnswer, intended: float, sent_at: float, origin: float) -> None:
     """Writes an answer into its record."""
     assert answer.first is not None
     usage = answer.usage

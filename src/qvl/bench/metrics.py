@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qvl.bench.record import Record
+from qvl.bench.record import RequestRecord
 
 PERCENTILES: Final = (50, 90, 95, 99)
 FIGURES: Final = ("ttft", "tpot", "itl", "e2e", "first_byte", "queue", "network", "client_wait")
@@ -109,7 +109,7 @@ class Windows:
 
 
 @dataclass
-class Span:
+class SessionSpan:
     """What one session did at one endpoint and stage."""
 
     first: float = float("inf")
@@ -141,9 +141,9 @@ class Group:
         self.cache: Counter[str] = Counter()
         self.prompt_tokens = Sample()
         self.completion_tokens = Sample()
-        self.spans: dict[int, Span] = {}
+        self.spans: dict[int, SessionSpan] = {}
 
-    def add(self, record: Record) -> None:
+    def add(self, record: RequestRecord) -> None:
         """Takes one measured record."""
         tally = self.tally
         tally["sent"] += 1
@@ -171,7 +171,7 @@ class Group:
         self._measure(record)
         self._weigh(record, good)
 
-    def _measure(self, record: Record) -> None:
+    def _measure(self, record: RequestRecord) -> None:
         if record.cache is not None:
             self.cache[record.cache] += 1
         if record.phase != "measure":
@@ -199,8 +199,8 @@ class Group:
                 if (value := values[name]) is not None:
                     sample.add(value)
 
-    def _weigh(self, record: Record, good: bool) -> None:
-        span = self.spans.setdefault(record.session, Span())
+    def _weigh(self, record: RequestRecord, good: bool) -> None:
+        span = self.spans.setdefault(record.session, SessionSpan())
         span.first, span.last = min(span.first, record.start), max(span.last, record.end)
         span.done += 1
         span.good += good
@@ -212,7 +212,7 @@ class Group:
             amounts = (1, good, record.prompt_tokens, record.completion_tokens)
             span.weights = [held + share * amount for held, amount in zip(span.weights, amounts, strict=True)]
 
-    def _meets(self, record: Record) -> bool:
+    def _meets(self, record: RequestRecord) -> bool:
         itl = max(record.itl, default=None)
         values = {"ttft": record.ttft, "tpot": record.tpot, "e2e": record.latency, "itl": itl}
         return all(value is None or value <= self.slo[name] for name, value in values.items() if name in self.slo)

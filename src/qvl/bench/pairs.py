@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from qvl.bench.metrics import Sample
-from qvl.bench.record import Record
+from qvl.bench.record import RequestRecord
 
 DIFFERENCES: Final = ("ttft", "tpot", "e2e")
 MOST_FIELDS: Final = 200
@@ -56,9 +56,9 @@ class Pairs:
         self.endpoints = endpoints
         self.samples = [{name: Sample() for name in DIFFERENCES} for _ in range(endpoints)]
         self.agreements = [Agreement() for _ in range(endpoints)]
-        self._waiting: dict[tuple[int, int], dict[int, Record]] = {}
+        self._waiting: dict[tuple[int, int], dict[int, RequestRecord]] = {}
 
-    def add(self, record: Record) -> None:
+    def add(self, record: RequestRecord) -> None:
         """Takes a measured record; a pair is looked at when it is whole."""
         key = (record.stage, record.index)
         held = self._waiting.setdefault(key, {})
@@ -70,7 +70,7 @@ class Pairs:
         elif len(self._waiting) > MOST_WAITING:
             del self._waiting[next(iter(self._waiting))]
 
-    def _compare(self, first: Record, other: Record, number: int) -> None:
+    def _compare(self, first: RequestRecord, other: RequestRecord, number: int) -> None:
         if not (first.success and other.success):
             return
         self.agreements[number].add(first.response, other.response)

@@ -16,7 +16,7 @@ FEWEST_A_LEVEL: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadPlan:
     """How to load an endpoint. Times are seconds, rates requests a second.
 
     Args:

@@ -29,7 +29,7 @@ TOKEN_EDGE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedBody:
     """A request body without its model, or why there is none.
 
     `pixel_tokens` is what Qwen3-VL makes of the pictures that we know the size of.
@@ -69,7 +69,7 @@ class Preparer:
         """Whether `prepare` costs next to nothing: there is no picture to read."""
         return all(_remote(name) or self._key(item, name) in self._kept for name in _names(item))
 
-    def prepare(self, item: Item) -> Prepared:
+    def prepare(self, item: Item) -> PreparedBody:
         """The body; safe to call from several threads."""
         pictures = tokens = 0
         sent: dict[str, str] = {}
@@ -80,11 +80,11 @@ class Preparer:
             try:
                 sent[name], made = self._picture(item, name)
             except MediaError as exc:
-                return Prepared(item, pictures=pictures, error=str(exc))
+                return PreparedBody(item, pictures=pictures, error=str(exc))
             tokens += made
         messages = [_with_pictures(message, sent) for message in item.messages] if sent else item.messages
         body = {"messages": messages, **item.params, **self.params, **self.ending}
-        return Prepared(item, json.dumps(body, ensure_ascii=False).encode()[1:], pictures, tokens)
+        return PreparedBody(item, json.dumps(body, ensure_ascii=False).encode()[1:], pictures, tokens)
 
     def _key(self, item: Item, name: str) -> str:
         return name if name.startswith((DRAWN, "data:")) else str(_path(item, name))
@@ -118,7 +118,7 @@ class Feeder:
         self._preparer = preparer
         self._ahead = ahead
         self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="bench-prepare")
-        self._waiting: deque[Prepared | asyncio.Future[Prepared]] = deque()
+        self._waiting: deque[PreparedBody | asyncio.Future[PreparedBody]] = deque()
         self.starved = 0.0
 
     async def fill(self) -> None:
@@ -126,7 +126,7 @@ class Feeder:
         self._top_up()
         await asyncio.gather(*(held for held in self._waiting if isinstance(held, asyncio.Future)))
 
-    async def take(self) -> Prepared | None:
+    async def take(self) -> PreparedBody | None:
         """The next one, None at the end."""
         if not self._waiting:
             self._top_up()
@@ -134,7 +134,7 @@ class Feeder:
             return None
         held = self._waiting.popleft()
         self._top_up()
-        if isinstance(held, Prepared):
+        if isinstance(held, PreparedBody):
             return held
         if held.done():
             return held.result()

@@ -18,7 +18,7 @@ REPORT: Final = "report.html"
 
 
 @dataclass(slots=True)
-class Record:
+class RequestRecord:
     """One request that came to its end. Times are seconds; `start` and `end` are on the session's own clock.
 
     Args:
@@ -80,11 +80,11 @@ class Record:
         return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
 
 
-NAMES: Final = tuple(item.name for item in fields(Record))
+NAMES: Final = tuple(item.name for item in fields(RequestRecord))
 _ROUNDED: Final = ("latency", "start", "end", "wait", "ttft", "tpot", "first_byte", "retry_wait")
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: Path) -> Iterator[RequestRecord]:
     """The whole lines of a results file; a last line that was cut off is left out."""
     known = frozenset(NAMES)
     with path.open("rb") as lines:
@@ -93,7 +93,7 @@ def read_records(path: Path) -> Iterator[Record]:
                 return
             try:
                 values = json.loads(line)
-                yield Record(**{name: value for name, value in values.items() if name in known})
+                yield RequestRecord(**{name: value for name, value in values.items() if name in known})
             except (ValueError, TypeError, AttributeError) as exc:
                 raise ConfigError(f"{path} has a line that is no result: {str(exc)[:80]}", hint="start anew") from exc
 
@@ -148,7 +148,7 @@ class RunFolder:
         self.sessions.append({"windows": [], "ended": None})
         self.save()
 
-    def add(self, record: Record) -> None:
+    def add(self, record: RequestRecord) -> None:
         """Appends a record."""
         try:
             self._lines.write(record.to_json().encode("utf-8", "backslashreplace") + b"\n")

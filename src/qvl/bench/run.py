@@ -13,13 +13,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
-from qvl.bench.dataset import Dataset, Drawn, Files, Given, Item, endless
-from qvl.bench.exchange import AttemptFailedError, Endpoint
+from qvl.bench.dataset import Dataset, Drawn, Files, Item, NamedRequest, endless
+from qvl.bench.exchange import AttemptFailedError, LoadedEndpoint
 from qvl.bench.load import Load
 from qvl.bench.metrics import Windows
-from qvl.bench.plan import FEWEST_A_LEVEL, Plan
+from qvl.bench.plan import FEWEST_A_LEVEL, LoadPlan
 from qvl.bench.prepare import Feeder, Preparer, unlike
-from qvl.bench.record import SUMMARY, Record, RunFolder, write_json
+from qvl.bench.record import SUMMARY, RequestRecord, RunFolder, write_json
 from qvl.bench.summary import Summary, summarise
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
 from qvl.suggest import install_line
@@ -58,11 +58,11 @@ class Run:
         self,
         target: Target,
         dataset: Dataset,
-        plan: Plan,
+        plan: LoadPlan,
         out: Path,
         *,
         resume: bool = False,
-        on_record: Callable[[Record], None] = lambda record: None,
+        on_record: Callable[[RequestRecord], None] = lambda record: None,
     ) -> None:
         if not target.urls:
             raise ConfigError("no endpoint named", hint="as --url http://127.0.0.1:8000/v1")
@@ -101,7 +101,7 @@ class Run:
             for endpoint in endpoints:
                 endpoint.close()
 
-    async def _load(self, endpoints: list[Endpoint], folder: RunFolder) -> None:
+    async def _load(self, endpoints: list[LoadedEndpoint], folder: RunFolder) -> None:
         load = self.load = Load(self.plan, endpoints, folder, self.on_record)
         lag = asyncio.get_running_loop().create_task(load.watch())
         try:
@@ -114,12 +114,12 @@ class Run:
             self._note(folder, load)
             folder.close()
 
-    def _endpoints(self) -> list[Endpoint]:
+    def _endpoints(self) -> list[LoadedEndpoint]:
         headers = dict(self.target.headers)
         if self.target.api_key:
             headers["Authorization"] = f"Bearer {self.target.api_key}"
         return [
-            Endpoint(
+            LoadedEndpoint(
                 url,
                 model=self.target.model,
                 timeout=self.plan.timeout,
@@ -271,7 +271,7 @@ class Run:
     def total(self) -> int | None:
         """How many requests there will be, where that is known before."""
         each = self.plan.count
-        if each is None and isinstance(self.dataset, Given):
+        if each is None and isinstance(self.dataset, NamedRequest):
             each = 1
         if each is None and isinstance(self.dataset, Drawn):
             each = self.dataset.count
@@ -280,7 +280,7 @@ class Run:
         return each * len(self.target.urls)
 
 
-async def _name_models(endpoints: list[Endpoint]) -> None:
+async def _name_models(endpoints: list[LoadedEndpoint]) -> None:
     for endpoint in endpoints:
         try:
             await endpoint.find_model()
@@ -289,10 +289,10 @@ async def _name_models(endpoints: list[Endpoint]) -> None:
             raise BackendUnavailableError(exc.message, hint=hint) from exc
 
 
-def _also(seen: Callable[[Record], None], spans: list[tuple[float, float]]) -> Callable[[Record], None]:
+def _also(seen: Callable[[RequestRecord], None], spans: list[tuple[float, float]]) -> Callable[[RequestRecord], None]:
     """`seen`, which also notes when answers began and ended."""
 
-    def note(record: Record) -> None:
+    def note(record: RequestRecord) -> None:
         if record.success:
             spans.append((record.start, record.end))
         seen(record)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from qvl.bench.metrics import FORMULAS, Group, Windows
 from qvl.bench.pairs import Agreement, Pairs
-from qvl.bench.record import RESULTS, RUN, Record, read_records
+from qvl.bench.record import RESULTS, RUN, RequestRecord, read_records
 
 KNEE: Final = 0.9
 KEPT_POINTS: Final = 4_000
@@ -27,7 +27,7 @@ class Points:
     seen: int = 0
     _dice: random.Random = field(default_factory=lambda: random.Random(0))
 
-    def add(self, record: Record, offset: float) -> None:
+    def add(self, record: RequestRecord, offset: float) -> None:
         start, end = record.start + offset, record.end + offset
         self.seconds.setdefault(int(end), [0, 0])[not record.success] += 1
         self.seen += 1

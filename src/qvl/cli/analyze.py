@@ -50,7 +50,7 @@ def analyze(
     """
     from qvl.cli import batch as run
     from qvl.cli import parse_args as reading
-    from qvl.cli.sinks import Output
+    from qvl.cli.sinks import RecordSink
 
     o.start_logs(verbose, as_json)
     works = reading.pictures(pictures, together=together)
@@ -78,7 +78,7 @@ def analyze(
         found = await pipeline.analyze_result(source, schema=wanted, request_id=request_id, **request)
         return found, found.result
 
-    out = Output(as_json=as_json, many=len(works) > 1, jsonl=output, html=html, title="qvl analyze")
+    out = RecordSink(as_json=as_json, many=len(works) > 1, jsonl=output, html=html, title="qvl analyze")
     run.end(
         run.run(
             pipeline,

@@ -60,11 +60,11 @@ def ask(
     """
     from qvl.cli import batch as run
     from qvl.cli import parse_args as reading
-    from qvl.cli.sinks import Output
+    from qvl.cli.sinks import RecordSink
 
     o.start_logs(verbose, as_json)
     _check_question(question, pictures or ())
-    works = reading.pictures(pictures or (), together=together) or [reading.Given("(no picture)", [])]
+    works = reading.pictures(pictures or (), together=together) or [reading.WorkItem("(no picture)", [])]
     settings = o.PipelineOptions(
         model=model,
         cache=cache,
@@ -82,7 +82,7 @@ def ask(
     pipeline = settings.build()
     request = settings.request()
     many = len(works) > 1
-    out = Output(as_json=as_json, many=many and not stream, jsonl=output, html=html, title=f"qvl ask: {question}")
+    out = RecordSink(as_json=as_json, many=many and not stream, jsonl=output, html=html, title=f"qvl ask: {question}")
 
     async def one(source: Any, request_id: str) -> Answer:
         params = {**request, "system": system, "request_id": request_id}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import typer
 
 from qvl.cli import failure
-from qvl.cli.records import Record
+from qvl.cli.records import PictureRecord
 from qvl.errors import ConfigError, QvlError
 from qvl.log import logger
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qvl.analysis.product import AnalysisResult
-    from qvl.cli.parse_args import Given
-    from qvl.cli.sinks import Output
+    from qvl.cli.parse_args import WorkItem
+    from qvl.cli.sinks import RecordSink
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.types import Result
 
@@ -34,15 +34,15 @@ log = logger("qvl.cli")
 class Work:
     """One picture (or several, shown together) on its way, under its request id."""
 
-    given: Given
+    given: WorkItem
     request_id: str
 
 
 def run(
     pipeline: AsyncPipeline,
-    works: Sequence[Given],
+    works: Sequence[WorkItem],
     one: One,
-    output: Output,
+    output: RecordSink,
     *,
     iterations: int = 1,
     progress: bool = False,
@@ -78,9 +78,9 @@ def run(
 
 async def _once(
     pipeline: AsyncPipeline,
-    works: Sequence[Given],
+    works: Sequence[WorkItem],
     one: One,
-    output: Output,
+    output: RecordSink,
     iteration: int,
     advance: Callable[[], None],
     concurrency: int | None,
@@ -106,7 +106,7 @@ async def _once(
                 raise item.error
             given = batch[item.index].given
             output.add(
-                Record(
+                PictureRecord(
                     index=item.index,
                     iteration=iteration,
                     picture=given.label,
@@ -147,12 +147,12 @@ def _bar(wanted: bool, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def wants_bar(works: Sequence[Given], as_json: bool) -> bool:
+def wants_bar(works: Sequence[WorkItem], as_json: bool) -> bool:
     """For several pictures; not where JSON lines and the bar would share one terminal."""
     return len(works) > 1 and not (as_json and sys.stdout.isatty())
 
 
-def no_pictures(works: Sequence[Given]) -> None:
+def no_pictures(works: Sequence[WorkItem]) -> None:
     if not works:
         raise ConfigError("no picture named", hint="name a file, a glob, a URL, or - for stdin")
 

@@ -20,8 +20,8 @@ from qvl.errors import ConfigError, MissingDependencyError, QvlError, write_fail
 
 if TYPE_CHECKING:
     from qvl.bench.dataset import Dataset
-    from qvl.bench.plan import Plan
-    from qvl.bench.record import Record
+    from qvl.bench.plan import LoadPlan
+    from qvl.bench.record import RequestRecord
     from qvl.bench.run import Run
     from qvl.bench.summary import Summary
 
@@ -143,10 +143,10 @@ def run(
     2 wrong use, 130 after Ctrl-C.
     """
     from qvl.backends.openai.retry import RetryPolicy
-    from qvl.bench.plan import MOST_IN_FLIGHT, Plan, read_slo
+    from qvl.bench.plan import MOST_IN_FLIGHT, LoadPlan, read_slo
     from qvl.bench.run import Run, Target
 
-    plan = Plan(
+    plan = LoadPlan(
         concurrency=concurrency or (MOST_IN_FLIGHT if rate else 64 if sweep or adaptive else 1),
         rate=rate,
         arrival=arrival,  # type: ignore[arg-type]
@@ -212,7 +212,7 @@ def _dataset(
     strict: bool,
     seed: int,
 ) -> Dataset:
-    from qvl.bench.dataset import Drawn, Files, Given
+    from qvl.bench.dataset import Drawn, Files, NamedRequest
 
     if sum(map(bool, (data, picture, synthetic))) != 1:
         raise ConfigError("name what to ask, in one way", hint="--data FILE.jsonl, -f PICTURE, or --synthetic N")
@@ -226,7 +226,7 @@ def _dataset(
             on_bad=lambda bad: err.print(f"skipped {bad}", style="yellow"),
         )
     if picture:
-        return Given(picture, prompt)
+        return NamedRequest(picture, prompt)
     width, _, height = size.lower().partition("x")
     if not (width.isdigit() and height.isdigit() and 32 <= int(width) <= 8192 and 32 <= int(height) <= 8192):
         raise ConfigError(f"--size {size} is no size", hint="as 1024x768, each side from 32 to 8192")
@@ -276,7 +276,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _bar(work: Run, plan: Plan, wanted: bool) -> Iterator[Callable[[Record], None]]:
+def _bar(work: Run, plan: LoadPlan, wanted: bool) -> Iterator[Callable[[RequestRecord], None]]:
     """A progress bar on stderr: done, requests/s, tokens/s, failures, in flight."""
     if not wanted:
         yield lambda record: None
@@ -292,7 +292,7 @@ def _bar(work: Run, plan: Plan, wanted: bool) -> Iterator[Callable[[Record], Non
     with Progress(*columns, console=failure.stderr(), redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task("requests", total=work.total(), live="")
 
-        def seen(record: Record) -> None:
+        def seen(record: RequestRecord) -> None:
             if record.phase == "warmup":
                 return
             held["done"] += 1

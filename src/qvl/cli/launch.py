@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from qvl.ascend.host import Host
-    from qvl.ascend.recipe import Plan
+    from qvl.ascend.recipe import ContainerPlan
 
 HUB_CACHE = Path("~/.cache")
 _host = partial(typer.Option, rich_help_panel="On this host")
@@ -56,7 +56,7 @@ def launch(
     from qvl.ascend import devices
     from qvl.ascend.host import Host
     from qvl.ascend.launch import LaunchError
-    from qvl.ascend.recipe import KEY_NAMES, Plan, absent_folders
+    from qvl.ascend.recipe import KEY_NAMES, ContainerPlan, absent_folders
     from qvl.errors import ConfigError, QvlError
 
     this = Host()
@@ -68,7 +68,7 @@ def launch(
                 hint="qvl launch Qwen/Qwen3-VL-8B-Instruct --image qvl-npu:0.1.0 --npus 0",
             )
         wanted = devices.parse_npus(npus, devices.device_numbers(this))
-        plan = Plan(
+        plan = ContainerPlan(
             model=model,
             image=image,
             npus=wanted if compose is None else wanted[:1],
@@ -132,7 +132,7 @@ def _missing(model: str, image: str, engine: str, compose: Path | None, pool_ima
     return [what for what, lacking in wanted.items() if lacking]
 
 
-def _run(host: Host, plan: Plan, *, share: bool, dry_run: bool, wait: float) -> None:
+def _run(host: Host, plan: ContainerPlan, *, share: bool, dry_run: bool, wait: float) -> None:
     from qvl.ascend.launch import Launcher, as_text, docker_arguments
 
     if dry_run:
@@ -147,7 +147,7 @@ def _run(host: Host, plan: Plan, *, share: bool, dry_run: bool, wait: float) -> 
     typer.echo(f"http://{plan.host}:{plan.port}/v1  model {plan.label}")
 
 
-def _write_compose(plan: Plan, npus: tuple[int, ...], pool_image: str, folder: Path) -> None:
+def _write_compose(plan: ContainerPlan, npus: tuple[int, ...], pool_image: str, folder: Path) -> None:
     from qvl.ascend import compose
     from qvl.errors import write_failed
 

@@ -24,14 +24,14 @@ _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class WorkItem:
     """One unit of work: what to hand to the pipeline, and its name for people."""
 
     label: str
     source: Any
 
 
-def pictures(arguments: Sequence[str], *, together: bool = False) -> list[Given]:
+def pictures(arguments: Sequence[str], *, together: bool = False) -> list[WorkItem]:
     """The pictures named by `arguments`: paths, URLs, globs, `-` for stdin; one work each, or one in all.
 
     Raises:
@@ -41,7 +41,7 @@ def pictures(arguments: Sequence[str], *, together: bool = False) -> list[Given]
         raise ConfigError("stdin (-) can be read once", hint="name '-' once")
     found = [given for argument in arguments for given in _expand(argument)]
     if together and len(found) > 1:
-        return [Given(" + ".join(given.label for given in found), [given.source for given in found])]
+        return [WorkItem(" + ".join(given.label for given in found), [given.source for given in found])]
     return found
 
 
@@ -52,19 +52,19 @@ def is_picture(argument: str) -> bool:
     return os.path.isfile(os.path.expanduser(argument)) or (" " not in argument and bool(glob.glob(argument)))
 
 
-def _expand(argument: str) -> list[Given]:
+def _expand(argument: str) -> list[WorkItem]:
     if argument == "-":
         from qvl.media.policy import DEFAULT_POLICY
 
         # One byte more than the gate lets pass, so that it is the gate that says so; a pipe may never end.
-        return [Given("<stdin>", sys.stdin.buffer.read(DEFAULT_POLICY.max_bytes + 1))]
+        return [WorkItem("<stdin>", sys.stdin.buffer.read(DEFAULT_POLICY.max_bytes + 1))]
     if _URL.match(argument) or os.path.exists(argument) or not glob.has_magic(argument):
         label = argument if len(argument) <= 160 else f"{argument[:159]}…"
-        return [Given(label, argument)]
+        return [WorkItem(label, argument)]
     names = sorted(name for name in glob.glob(os.path.expanduser(argument), recursive=True) if os.path.isfile(name))
     if not names:
         raise ConfigError(f"no file matches {argument!r}", hint=f"looked from {os.getcwd()}")
-    return [Given(name, name) for name in names]
+    return [WorkItem(name, name) for name in names]
 
 
 def pairs(given: Sequence[str], option: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class PictureRecord:
     """One picture in one iteration: an answer, an analysis with its answer, or an error."""
 
     index: int
@@ -34,7 +34,7 @@ class Record:
     def ok(self) -> bool:
         return self.error is None
 
-    def without_pictures(self) -> Record:
+    def without_pictures(self) -> PictureRecord:
         """The same, letting go of the pictures, whose bytes would add up over a long run."""
         if self.result is None:
             return self

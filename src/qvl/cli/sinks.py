@@ -13,11 +13,11 @@ from qvl.cli import failure
 from qvl.errors import write_failed
 
 if TYPE_CHECKING:
-    from qvl.cli.records import Record
-    from qvl.html.report import Report
+    from qvl.cli.records import PictureRecord
+    from qvl.html.report import HtmlReport
 
 
-class Output:
+class RecordSink:
     """Takes records as they come; `finish()` writes what needs all of them.
 
     Raises:
@@ -27,17 +27,17 @@ class Output:
     def __init__(
         self, *, as_json: bool, many: bool, jsonl: Path | None = None, html: Path | None = None, title: str = "qvl"
     ) -> None:
-        self.records: list[Record] = []
+        self.records: list[PictureRecord] = []
         self._as_json = as_json
         self._many = many
         self._lines: IO[str] | None = None
         self._html = html
-        self._report: Report | None = None
+        self._report: HtmlReport | None = None
         if html is not None:
-            from qvl.html.report import Report
+            from qvl.html.report import HtmlReport
 
             _check_writable(html, "--html")
-            self._report = Report(title)
+            self._report = HtmlReport(title)
         if jsonl is not None:
             try:
                 self._lines = jsonl.open("w", encoding="utf-8")
@@ -48,7 +48,7 @@ class Output:
     def failed(self) -> bool:
         return any(not record.ok for record in self.records)
 
-    def add(self, record: Record, *, shown: bool = False) -> None:
+    def add(self, record: PictureRecord, *, shown: bool = False) -> None:
         """`shown` says that the answer itself was printed while it was streamed."""
         self.records.append(record.without_pictures())
         if record.error is not None:
@@ -74,7 +74,7 @@ class Output:
                 lines.close()
             raise write_failed(f"--output {lines.name}", exc) from exc
 
-    def _show(self, record: Record, shown: bool) -> None:
+    def _show(self, record: PictureRecord, shown: bool) -> None:
         from qvl.cli import tables as show
 
         assert record.result is not None

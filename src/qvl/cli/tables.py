@@ -16,7 +16,7 @@ from qvl.html.cards import fields_of
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
-    from qvl.cli.records import Record
+    from qvl.cli.records import PictureRecord
     from qvl.types import Result
 
 SHOWN_LOADING: Final = 0.05
@@ -27,7 +27,7 @@ def stdout() -> PlainConsole:
     return PlainConsole(highlight=False, emoji=False)
 
 
-def took(record: Record) -> str:
+def took(record: PictureRecord) -> str:
     assert record.result is not None
     what = "answer" if record.analysis is None else "image analysis"
     return f"{what} took {record.result.timing.total:.2f} s (cache {record.result.cache})"
@@ -50,7 +50,7 @@ def fields(analysis: AnalysisResult[Any]) -> list[tuple[str, str, float | None]]
     return [(name, _plain(value), sure.get(name)) for name, value in own_fields(analysis.value).items()]
 
 
-def one(record: Record) -> None:
+def one(record: PictureRecord) -> None:
     """Everything about one picture on stdout."""
     assert record.result is not None
     console = stdout()
@@ -66,7 +66,7 @@ def one(record: Record) -> None:
     console.print(Text(took(record)))
 
 
-def stages(record: Record) -> None:
+def stages(record: PictureRecord) -> None:
     """One row: how long each stage took."""
     table = Table()
     times = timed(record)
@@ -76,7 +76,7 @@ def stages(record: Record) -> None:
     stdout().print(table)
 
 
-def timed(record: Record) -> list[tuple[str, float]]:
+def timed(record: PictureRecord) -> list[tuple[str, float]]:
     """(stage, seconds) of the stages that happened, in their order; without the last, they add up to it."""
     assert record.result is not None
     timing = record.result.timing
@@ -100,7 +100,7 @@ def notes(result: Result) -> None:
         stdout().print(Text(f"note: {note}", style="yellow"))
 
 
-def _analysis(record: Record) -> Table:
+def _analysis(record: PictureRecord) -> Table:
     assert record.result is not None
     assert record.analysis is not None
     result = record.result
@@ -120,7 +120,7 @@ def _analysis(record: Record) -> Table:
     return table
 
 
-def many(records: Sequence[Record]) -> None:
+def many(records: Sequence[PictureRecord]) -> None:
     """A row for every picture, and a line that counts them."""
     table = Table()
     table.add_column("picture", overflow="fold")
@@ -145,7 +145,7 @@ def many(records: Sequence[Record]) -> None:
     console.print(Text(counted(records)))
 
 
-def counted(records: Sequence[Record]) -> str:
+def counted(records: Sequence[PictureRecord]) -> str:
     done = [record.result for record in records if record.result is not None]
     hits = sum(result.cache == "hit" for result in done)
     loading = sum(result.timing.loading for result in done)
@@ -156,7 +156,7 @@ def counted(records: Sequence[Record]) -> str:
     return f"{len(records)} pictures: {len(done)} done ({hits} cache hits), {failed} failed{mean}{loaded}"
 
 
-def _short(record: Record) -> str:
+def _short(record: PictureRecord) -> str:
     if record.analysis is not None:
         return ", ".join(f"{label}: {value}" for label, value, _ in fields(record.analysis))
     assert record.result is not None

@@ -36,7 +36,7 @@ td.number{text-align:right;font-variant-numeric:tabular-nums}
 """
 
 
-class Row(Protocol):
+class ReportRow(Protocol):
     """What the report wants to know of one picture."""
 
     @property
@@ -53,7 +53,7 @@ class Row(Protocol):
     def error(self) -> QvlError | None: ...
 
 
-class Report:
+class HtmlReport:
     """Collects rows, as HTML already, so that no picture is held until the end; `write` makes the page."""
 
     def __init__(self, title: str) -> None:
@@ -63,7 +63,7 @@ class Report:
         self._hits = 0
         self._failed = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: ReportRow) -> None:
         """One more picture, below the others."""
         if row.result is None:
             self._failed += 1

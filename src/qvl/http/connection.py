@@ -17,7 +17,7 @@ from typing import Final, cast
 from urllib.parse import urlsplit
 
 from qvl.errors import ConfigError
-from qvl.http.framing import END, MAX_HEAD, Body, BrokenAnswerError, HttpError, read_head
+from qvl.http.framing import END, MAX_HEAD, Body, BrokenAnswerError, TransportError, read_head
 
 MAX_HELD: Final = 4 * 2**20
 # Most servers close a connection that idles for 5 s, and a request sent into that moment would be lost.
@@ -29,11 +29,11 @@ STAGGER_SECONDS: Final = 0.25
 _TLS_FAILURES: Final = (ssl.SSLError, ConnectionResetError, ConnectionAbortedError)
 
 
-class NoConnectionError(HttpError):
+class NoConnectionError(TransportError):
     """Nobody listens, the name is unknown, TLS fails, or it takes too long."""
 
 
-class StaleError(HttpError):
+class StaleError(TransportError):
     """A connection that was used before breaks off without a byte: closed while it idled, as far as can be told."""
 
 
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
         self._ended = True
         if exc is not None and self._problem is None:
             # A TimeoutError of the network's is no deadline of ours.
-            self._problem = HttpError(str(exc) or type(exc).__name__)
+            self._problem = TransportError(str(exc) or type(exc).__name__)
         self._wake()
 
     def fail(self, problem: Exception) -> None:
@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
                     raise BrokenAnswerError("the answer has a head without an end")
                 try:
                     when, more = await self._next("the connection was closed without an answer", by)
-                except HttpError as exc:
+                except TransportError as exc:
                     if self.idle_since is None or first:
                         raise
                     raise StaleError(str(exc)) from exc
@@ -144,7 +144,7 @@ class Connection(asyncio.Protocol):
             else:
                 try:
                     when, data = await self._next("the connection was closed within the answer", by)
-                except HttpError:
+                except TransportError:
                     if body.ends_with_connection and self._problem is None:
                         body.done = True
                         return None
@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
             if self._ended:
                 if isinstance(self._problem, TimeoutError | asyncio.TimeoutError):
                     raise self._problem
-                raise HttpError(str(self._problem or "") or otherwise) from self._problem
+                raise TransportError(str(self._problem or "") or otherwise) from self._problem
             loop = asyncio.get_running_loop()
             left = None if by is None else by - monotonic()
             if left is not None and left <= 0:

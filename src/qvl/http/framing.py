@@ -22,11 +22,11 @@ _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;.*)?", re.S)
 _WINDOWS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
-class HttpError(Exception):
+class TransportError(Exception):
     """The connection cannot be made, breaks off, or speaks no HTTP."""
 
 
-class BrokenAnswerError(HttpError):
+class BrokenAnswerError(TransportError):
     """What came is no HTTP answer, or one above the limits."""
 
 

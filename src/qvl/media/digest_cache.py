@@ -25,7 +25,7 @@ class Encoded:
         self.sound = False
 
 
-class Seen:
+class DigestCache:
     """Remembers what was hashed of late. Safe for many threads.
 
     Args:

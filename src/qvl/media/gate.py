@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio.from_thread
 
 from qvl.media.decode_threads import in_worker
-from qvl.media.digest_cache import Encoded, Seen
+from qvl.media.digest_cache import DigestCache, Encoded
 from qvl.media.picture import HeldPixels, Picture, PictureSource, _deferred
 from qvl.media.policy import DEFAULT_POLICY, MediaPolicy
 from qvl.media.smart_resize import canonical_size
@@ -28,7 +28,7 @@ SMALL: Final = 64 * 1024
 
 
 def load(
-    source: PictureSource, policy: MediaPolicy = DEFAULT_POLICY, *, decode: bool = True, seen: Seen | None = None
+    source: PictureSource, policy: MediaPolicy = DEFAULT_POLICY, *, decode: bool = True, seen: DigestCache | None = None
 ) -> Picture:
     """Takes any picture through the gate. A URL is fetched in a thread of its own; prefer `aload` in async code.
 
@@ -55,7 +55,7 @@ async def aload(
     policy: MediaPolicy = DEFAULT_POLICY,
     *,
     decode: bool = True,
-    seen: Seen | None = None,
+    seen: DigestCache | None = None,
     resolver: Resolver | None = None,
 ) -> Picture:
     """`load` for async code: waits on the network in the event loop, works on pixels in a bounded set of threads.
@@ -104,7 +104,7 @@ def is_remote(source: PictureSource) -> bool:
 
 
 async def _load_url(
-    url: str, policy: MediaPolicy, decode: bool, seen: Seen | None, resolver: Resolver | None
+    url: str, policy: MediaPolicy, decode: bool, seen: DigestCache | None, resolver: Resolver | None
 ) -> Picture:
     from qvl.media.fetch import Fetcher, public_name
 
@@ -135,7 +135,7 @@ def _fits(picture: Picture, max_pixels: int) -> bool:
     return picture.width * picture.height <= max_pixels
 
 
-def _load_local(source: Any, policy: MediaPolicy, decode: bool, seen: Seen | None) -> Picture:
+def _load_local(source: Any, policy: MediaPolicy, decode: bool, seen: DigestCache | None) -> Picture:
     """Everything but http(s)."""
     if isinstance(source, Picture):
         return source.under(policy)
@@ -151,7 +151,7 @@ def _load_local(source: Any, policy: MediaPolicy, decode: bool, seen: Seen | Non
     return _from_bytes(data, policy, name, decode, seen)
 
 
-def _from_image(image: Image.Image, policy: MediaPolicy, name: str, seen: Seen | None) -> Picture:
+def _from_image(image: Image.Image, policy: MediaPolicy, name: str, seen: DigestCache | None) -> Picture:
     from qvl.media import pixels
 
     rgb, sized = pixels.canonical(image, policy, name)
@@ -159,7 +159,7 @@ def _from_image(image: Image.Image, policy: MediaPolicy, name: str, seen: Seen |
     return _deferred(pixels.fingerprint(image, seen), rgb.size, name, held, untouched=False, sized=sized)
 
 
-def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, seen: Seen | None) -> Picture:
+def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, seen: DigestCache | None) -> Picture:
     from qvl.media import image_header as headers
     from qvl.media import pixels
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from qvl.errors import MediaError
 from qvl.media import file_structure as structure
-from qvl.media.digest_cache import Encoded, Seen
+from qvl.media.digest_cache import DigestCache, Encoded
 from qvl.media.image_header import ORIENTATION_TAG, Header, broken, check_size, exif_orientation, open_image, png_depth
 from qvl.media.png_integrity import whole_png
 from qvl.media.smart_resize import canonical_size
@@ -247,7 +247,7 @@ def from_array(array: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(values))
 
 
-def fingerprint(image: Image.Image, seen: Seen | None = None) -> str:
+def fingerprint(image: Image.Image, seen: DigestCache | None = None) -> str:
     """sha256 over everything of an open image that decides its canonical pixels, each piece framed by its length.
 
     `seen` knows it of images that are equal in all of that.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qvl.caches.policy import CacheMode, CachePolicy
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
-    from qvl.pipeline.executor import Answering
+    from qvl.pipeline.executor import Executor
     from qvl.pipeline.job import Job
     from qvl.types import CacheState
 
@@ -39,7 +39,7 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
 
     def __init__(
         self,
-        pipeline: Answering,
+        pipeline: Executor,
         sources: Sequence[Any],
         *,
         schema: SchemaLike,

@@ -25,7 +25,7 @@ from qvl.ids import new_request_id
 from qvl.log import logger
 from qvl.pipeline.cache_store import Store
 from qvl.pipeline.call import Call, ChatCall
-from qvl.pipeline.executor import Answering
+from qvl.pipeline.executor import Executor
 from qvl.pipeline.job import Job, Streaming
 from qvl.pipeline.load_pictures import load_pictures
 from qvl.pipeline.map_in_order import MapItem, loaded_for, map_in_order
@@ -49,7 +49,7 @@ TINY_NOTICE: Final = (
 log = logger("qvl.pipeline")
 
 
-class AsyncPipeline(Answering):
+class AsyncPipeline(Executor):
     """Asks a model about pictures, and remembers the answers.
 
     Args:

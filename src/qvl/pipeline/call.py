@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qvl.caches.policy import CacheMode, CachePolicy
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
-    from qvl.pipeline.executor import Answering
+    from qvl.pipeline.executor import Executor
     from qvl.pipeline.job import Job, Outcome
     from qvl.pipeline.single_flight import Written
     from qvl.types import CacheState, Result
@@ -42,7 +42,7 @@ class Call(ABC, Generic[R]):
 
     def __init__(
         self,
-        pipeline: Answering,
+        pipeline: Executor,
         cache: CacheMode | CachePolicy | None,
         *,
         namespace: str | None = None,
@@ -78,7 +78,7 @@ class ChatCall(Call["Result"]):
 
     def __init__(
         self,
-        pipeline: Answering,
+        pipeline: Executor,
         messages: Sequence[MessageLike],
         cache: CacheMode | CachePolicy | None,
         params: Mapping[str, Any],

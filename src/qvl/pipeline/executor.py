@@ -18,7 +18,7 @@ from qvl.caches.policy import CacheMode, CachePolicy
 from qvl.chunks import unfold
 from qvl.errors import AnalysisError
 from qvl.log import logger
-from qvl.media.digest_cache import Seen
+from qvl.media.digest_cache import DigestCache
 from qvl.pipeline.cache_store import Store, from_entry, to_entry
 from qvl.pipeline.job import Job, Outcome, Stages, Streaming
 from qvl.pipeline.load_pictures import check_pictures_here, load_pictures, ready_pictures
@@ -36,7 +36,7 @@ _HIT: Final[CacheState] = "hit"
 log = logger("qvl.pipeline")
 
 
-class Answering:
+class Executor:
     """Backend, cache and media policy at work on ready requests; `AsyncPipeline` adds what a user calls.
 
     `admit` is entered around the work of every flight, and `on_chunk` sees every piece; the server limits and counts
@@ -61,7 +61,7 @@ class Answering:
         self.cache_mode: CacheMode = cache_mode
         self.admit: Callable[[Job], AbstractAsyncContextManager[Any]] = lambda job: nullcontext()
         self.on_chunk: Callable[[Job, Chunk], None] | None = None
-        self.seen = Seen()
+        self.seen = DigestCache()
         self._board = FlightBoard()
         self._opening: asyncio.Lock | None = None
         self._opened = False

@@ -17,7 +17,7 @@ from qvl.types import (
 )
 
 if TYPE_CHECKING:
-    from qvl.media.digest_cache import Seen
+    from qvl.media.digest_cache import DigestCache
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
 
@@ -28,7 +28,7 @@ MAX_FETCHES: Final = 8
 
 
 async def load_pictures(
-    pictures: Sequence[UnreadPicture], policy: MediaPolicy, *, seen: Seen | None = None
+    pictures: Sequence[UnreadPicture], policy: MediaPolicy, *, seen: DigestCache | None = None
 ) -> list[Picture]:
     """Reads and hashes pictures at once, in order, without decoding them; the first that fails ends the rest.
 
@@ -55,7 +55,9 @@ async def load_pictures(
     )
 
 
-def load_picture_here(pictures: Sequence[UnreadPicture], policy: MediaPolicy, seen: Seen) -> list[Picture] | None:
+def load_picture_here(
+    pictures: Sequence[UnreadPicture], policy: MediaPolicy, seen: DigestCache
+) -> list[Picture] | None:
     """As `load_pictures`, in this thread, for at most one picture; None where others would do better.
 
     Changing threads for one takes longer than what is done there, while several are read and hashed side by side, and

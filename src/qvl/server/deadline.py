@@ -6,7 +6,7 @@ import asyncio
 from types import TracebackType
 
 
-class Bounded:
+class Deadline:
     """Ends what happens inside at `deadline` (the loop's time), or by `cancel` from another task.
 
     Afterwards `caught` says whether it was ended. The block is told once, by a CancelledError, and may clean up with
@@ -37,7 +37,7 @@ class Bounded:
             self._told = True
             self._task.cancel()
 
-    def __enter__(self) -> Bounded:
+    def __enter__(self) -> Deadline:
         return self
 
     def __exit__(

@@ -12,7 +12,7 @@ import anyio
 
 from qvl.errors import MediaError, QvlError, RateLimitError
 from qvl.ids import new_request_id
-from qvl.server.deadline import Bounded
+from qvl.server.deadline import Deadline
 from qvl.server.errors import (
     CLIENT_CLOSED_REQUEST,
     ClientGoneError,
@@ -111,7 +111,7 @@ class Exchange:
         pieces: list[bytes] = []
         size = 0
         now = asyncio.get_running_loop().time()
-        with Bounded(now + settings.body_timeout) as limit:
+        with Deadline(now + settings.body_timeout) as limit:
             while True:
                 event = await self._receive()
                 if event["type"] == "http.disconnect":
@@ -188,7 +188,7 @@ class Exchange:
             DrainingError: the server ends.
         """
         loop = asyncio.get_running_loop()
-        with Bounded(loop.time() + self._seconds_left()) as bounded:
+        with Deadline(loop.time() + self._seconds_left()) as bounded:
             # Not from the start: most answers out of the cache are there before a task for watching would be.
             watching = loop.call_later(WATCH_SECONDS, self._begin_watching, bounded)
             self.core.under_way.add(bounded)
@@ -218,10 +218,10 @@ class Exchange:
             allowed = min(allowed, seconds)
         return max(0.0, allowed - (time.perf_counter() - self.started))
 
-    def _begin_watching(self, bounded: Bounded) -> None:
+    def _begin_watching(self, bounded: Deadline) -> None:
         self._watcher = asyncio.get_running_loop().create_task(self._watch(bounded))
 
-    async def _watch(self, bounded: Bounded) -> None:
+    async def _watch(self, bounded: Deadline) -> None:
         while True:
             event = await self._receive()
             if event["type"] == "http.disconnect":

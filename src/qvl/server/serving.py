@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Asked:
+class ServedRequest:
     """A request that was understood, and what its answer must repeat."""
 
     exchange: Exchange
@@ -85,7 +85,7 @@ async def chat_request(
     messages: Sequence[Mapping[str, Any]],
     params: dict[str, Any],
     extra: Mapping[str, Any] | None,
-) -> Asked:
+) -> ServedRequest:
     """Reads messages and pictures, and refuses what the backend would not honour.
 
     Raises:
@@ -114,7 +114,7 @@ async def chat_request(
         policy = type(policy)(read=False, write=False)
     if exchange.traced is not None:
         exchange.traced.asked(request, name)
-    return Asked(exchange, request, name, core.fingerprint, policy)
+    return ServedRequest(exchange, request, name, core.fingerprint, policy)
 
 
 def picture_places(name: str, items: Sequence[Mapping[str, Any]], *fields: str) -> list[str]:
@@ -138,7 +138,7 @@ def refuse_extra(core: ServerCore, extra: Mapping[str, Any]) -> None:
         )
 
 
-async def answer(exchange: Exchange, asked: Asked) -> Result:
+async def answer(exchange: Exchange, asked: ServedRequest) -> Result:
     """The whole answer."""
     core = exchange.core
     return await core.pipeline.run(
@@ -146,7 +146,7 @@ async def answer(exchange: Exchange, asked: Asked) -> Result:
     )
 
 
-async def started_stream(exchange: Exchange, asked: Asked) -> Streaming:
+async def started_stream(exchange: Exchange, asked: ServedRequest) -> Streaming:
     """An answer that begins."""
     core = exchange.core
     job = await core.pipeline.job(

@@ -20,7 +20,7 @@ from qvl.types import canonical_json
 if TYPE_CHECKING:
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.job import Job
-    from qvl.server.deadline import Bounded
+    from qvl.server.deadline import Deadline
     from qvl.server.settings import ServerSettings
     from qvl.server.tracing import Tracing
     from qvl.types import Chunk, Result
@@ -40,7 +40,7 @@ class ServerCore:
         self.tracing: Tracing | None = None
         self.draining = False
         self.held_bytes = 0
-        self.under_way: set[Bounded] = set()
+        self.under_way: set[Deadline] = set()
         self.requests_under_way = 0
         self._idle = asyncio.Event()
         self.created = int(time.time())

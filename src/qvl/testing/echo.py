@@ -38,7 +38,7 @@ def colour_name(image: Image.Image) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class PictureFacts:
     """What the model saw of one picture."""
 
     colour: str
@@ -51,12 +51,12 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EchoRequest:
     """A request as the echo understands it."""
 
     question: str
     history: str = ""
-    pictures: tuple[Seen, ...] = ()
+    pictures: tuple[PictureFacts, ...] = ()
     temperature: float = 0.0
     narrow: bool = False
     max_tokens: int | None = None
@@ -94,7 +94,7 @@ class Said:
         return len(self.tokens) if self.call is None else len(self.call[1].split()) + 1
 
 
-def answer(asked: Asked) -> list[Said]:
+def answer(asked: EchoRequest) -> list[Said]:
     """The choices of an answer. The same request gives the same answer, unless it samples without a seed."""
     called = _called(asked)
     if called is not None:
@@ -103,7 +103,7 @@ def answer(asked: Asked) -> list[Said]:
     return [_choice(asked, index) for index in range(asked.n)]
 
 
-def _called(asked: Asked) -> str | None:
+def _called(asked: EchoRequest) -> str | None:
     if not asked.tools or asked.tool_choice == "none":
         return None
     if asked.tool_choice in asked.tools:
@@ -112,7 +112,7 @@ def _called(asked: Asked) -> str | None:
     return named[0] if named else asked.tools[0] if asked.tool_choice == "required" else None
 
 
-def _choice(asked: Asked, index: int) -> Said:
+def _choice(asked: EchoRequest, index: int) -> Said:
     text = _text(asked, index)
     finish: FinishReason = "stop"
     cuts = [place for stop in asked.stop if (place := text.find(stop)) >= 0]
@@ -128,7 +128,7 @@ def _choice(asked: Asked, index: int) -> Said:
     return Said(tuple(tokens), finish)
 
 
-def _text(asked: Asked, index: int) -> str:
+def _text(asked: EchoRequest, index: int) -> str:
     if asked.choices:
         return asked.choices[0]
     if asked.schema is not None:

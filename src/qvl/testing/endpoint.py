@@ -38,7 +38,7 @@ class Received:
 
 
 @dataclass(slots=True)
-class Exchange:
+class ScriptedExchange:
     """A chat request and the wire to answer it on. Leaving an answer's `__call__` ends the response."""
 
     received: Received
@@ -84,10 +84,10 @@ class Exchange:
             self.writer.close()
 
 
-class Answer(Protocol):
+class ScriptedAnswer(Protocol):
     """How a scripted endpoint answers one chat request."""
 
-    async def __call__(self, exchange: Exchange) -> None: ...
+    async def __call__(self, exchange: ScriptedExchange) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Echo:
 
     pause: float = 0.0
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         await _stream(exchange, self.pause, None)
 
 
@@ -107,7 +107,7 @@ class Text:
     text: str
     reasoning: str = ""
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         await exchange.head()
         pieces = self.text.split(" ")
         deltas = [{"reasoning_content": self.reasoning}] if self.reasoning else []
@@ -128,7 +128,7 @@ class Status:
     body: Any = field(default_factory=lambda: {"error": {"message": "scripted", "type": "server_error"}})
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         await exchange.whole(self.status, self.body, self.headers)
 
 
@@ -139,7 +139,7 @@ class Events:
     events: Iterable[Any]
     done: bool = True
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         await exchange.head()
         for event in self.events:
             await exchange.event(event)
@@ -155,7 +155,7 @@ class CutOff:
     clean: bool = False
     pause: float = 0.0
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         await _stream(exchange, self.pause, self.after)
         if not self.clean:
             exchange.close(reset=True)
@@ -167,7 +167,7 @@ class Stall:
 
     after: int = 0
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         if self.after:
             await _stream(exchange, 0.0, self.after)
         await exchange.endpoint.stopping()
@@ -182,7 +182,7 @@ class Flood:
     fill: bytes = b"x"
     kind: str = "text/event-stream"
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         await exchange.head(self.status, {"Content-Type": self.kind})
         block = self.fill * (65536 // len(self.fill))
         for _ in range(self.size // len(block)):
@@ -193,11 +193,11 @@ class Flood:
 class Hang:
     """The connection is closed without a word."""
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         exchange.close()
 
 
-async def _stream(exchange: Exchange, pause: float, events: int | None) -> None:
+async def _stream(exchange: ScriptedExchange, pause: float, events: int | None) -> None:
     body, endpoint = exchange.received.body, exchange.endpoint
     made = echo_events(body, ignores=endpoint.ignores)
     if not body.get("stream"):
@@ -230,16 +230,16 @@ class ScriptedEndpoint:
 
     def __init__(
         self,
-        *answers: Answer,
+        *answers: ScriptedAnswer,
         models: Iterable[str] = ("echo",),
         ignores: Iterable[str] = (),
         refuses: Iterable[str] = (),
         api_key: str | None = None,
-        default: Answer | None = None,
+        default: ScriptedAnswer | None = None,
         max_model_len: int = 100_000,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.script: deque[Answer] = deque(answers)
+        self.script: deque[ScriptedAnswer] = deque(answers)
         self.models = tuple(models)
         self.ignores, self.refuses = frozenset(ignores), frozenset(refuses)
         self.refusal = "Unrecognized request argument supplied: {}"
@@ -268,7 +268,7 @@ class ScriptedEndpoint:
         """The chat requests that came."""
         return [received for received in self.requests if received.path.partition("?")[0].endswith("/chat/completions")]
 
-    def say(self, *answers: Answer) -> ScriptedEndpoint:
+    def say(self, *answers: ScriptedAnswer) -> ScriptedEndpoint:
         """Adds to the script."""
         self.script.extend(answers)
         return self
@@ -342,7 +342,7 @@ class ScriptedEndpoint:
             with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError, ssl.SSLError):
                 while (received := await _read(reader)) is not None:
                     self.requests.append(received)
-                    exchange = Exchange(received, self, writer)
+                    exchange = ScriptedExchange(received, self, writer)
                     self.running += 1
                     try:
                         await self._respond(exchange)
@@ -358,7 +358,7 @@ class ScriptedEndpoint:
             self._writers.discard(writer)
             writer.close()
 
-    async def _respond(self, exchange: Exchange) -> None:
+    async def _respond(self, exchange: ScriptedExchange) -> None:
         received = exchange.received
         if self.api_key is not None and received.headers.get("authorization") != f"Bearer {self.api_key}":
             error = {
@@ -375,7 +375,7 @@ class ScriptedEndpoint:
         else:
             await exchange.whole(404, {"detail": "Not Found"})
 
-    async def _chat(self, exchange: Exchange) -> None:
+    async def _chat(self, exchange: ScriptedExchange) -> None:
         body = exchange.received.body
         if self.script:
             await self.script.popleft()(exchange)

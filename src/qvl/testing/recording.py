@@ -122,15 +122,16 @@ class EchoBackend(Backend):
             yield Chunk(index=index, finish_reason=choice.finish, usage=whole, timing=Timing() if whole else None)
 
 
-def asked_of(request: ChatRequest) -> echo.Asked:
+def asked_of(request: ChatRequest) -> echo.EchoRequest:
     """A ChatRequest as the echo understands it: the question is the text of the last user message."""
     params, wanted = request.sampling, request.response_format
     asked = next((m for m in reversed(request.messages) if m.role == "user"), request.messages[-1])
-    return echo.Asked(
+    return echo.EchoRequest(
         question=asked.text,
         history=" ".join(message.text for message in request.messages if message is not asked),
         pictures=tuple(
-            echo.Seen(echo.colour_name(picture.rgb()), picture.width, picture.height) for picture in request.pictures
+            echo.PictureFacts(echo.colour_name(picture.rgb()), picture.width, picture.height)
+            for picture in request.pictures
         ),
         temperature=params.temperature,
         narrow=params.top_k == 1 or params.min_p == 1.0,

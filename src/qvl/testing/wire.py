@@ -20,7 +20,7 @@ class Made:
     whole: dict[str, Any]
 
 
-def asked_in(body: Mapping[str, Any], ignores: Set[str] = frozenset()) -> echo.Asked:
+def asked_in(body: Mapping[str, Any], ignores: Set[str] = frozenset()) -> echo.EchoRequest:
     """A chat completion body as the echo understands it, without the fields that are ignored."""
     body = {name: value for name, value in body.items() if name not in ignores}
     messages = body.get("messages") or [{}]
@@ -30,7 +30,7 @@ def asked_in(body: Mapping[str, Any], ignores: Set[str] = frozenset()) -> echo.A
     choice = body.get("tool_choice", "auto")
     tools = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in body.get("tools") or ()}
     stop = body.get("stop") or ()
-    return echo.Asked(
+    return echo.EchoRequest(
         question=_text(asked.get("content")),
         history=" ".join(_text(m.get("content")) for m in messages if m is not asked),
         pictures=pictures,
@@ -114,7 +114,7 @@ def _text(content: Any) -> str:
     return "".join(part.get("text", "") for part in content or () if part.get("type") == "text")
 
 
-def _pictures(content: Any) -> list[echo.Seen]:
+def _pictures(content: Any) -> list[echo.PictureFacts]:
     if not isinstance(content, list):
         return []
     from PIL import Image
@@ -124,5 +124,5 @@ def _pictures(content: Any) -> list[echo.Seen]:
         if part.get("type") == "image_url":
             data = base64.b64decode(part["image_url"]["url"].partition(",")[2])
             with Image.open(io.BytesIO(data)) as image:
-                seen.append(echo.Seen(echo.colour_name(image), image.width, image.height))
+                seen.append(echo.PictureFacts(echo.colour_name(image), image.width, image.height))
     return seen

@@ -20,7 +20,7 @@ from qvl.tiny import tasks
 from qvl.tiny.export import WEIGHTS
 from qvl.tiny.pictures import FIRST_TRAINING_SEED
 from qvl.tiny.reader import Reader, Request, user
-from qvl.tiny.render import Product, draw, labels, sample
+from qvl.tiny.render import DrawnProduct, draw, labels, sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +73,7 @@ def cases(n: int, first_seed: int = 0) -> list[Case]:
     return found
 
 
-def _about_one(place: int, shown: tuple[Product | None, Image.Image], dice: random.Random) -> list[Case]:
+def _about_one(place: int, shown: tuple[DrawnProduct | None, Image.Image], dice: random.Random) -> list[Case]:
     product, image = shown
     found = []
     for language in ("en", "zh", ("pt", "es")[place % 2]):
@@ -96,7 +96,7 @@ def _about_one(place: int, shown: tuple[Product | None, Image.Image], dice: rand
 
 
 def _about_two(
-    one: tuple[Product | None, Image.Image], other: tuple[Product | None, Image.Image], dice: random.Random
+    one: tuple[DrawnProduct | None, Image.Image], other: tuple[DrawnProduct | None, Image.Image], dice: random.Random
 ) -> list[Case]:
     found = []
     for language in tasks.QUESTIONS:

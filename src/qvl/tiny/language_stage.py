@@ -23,7 +23,7 @@ from qvl.tiny.vision_stage import Heads, draw_batch, learning_rate, see
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qvl.tiny.render import Product
+    from qvl.tiny.render import DrawnProduct
     from qvl.tiny.tasks import Dialogue
     from qvl.tiny.workers import Team
 
@@ -47,7 +47,7 @@ class Menu:
         rows = ("pictures", "analyses", "questions", "conversations", "comparisons", "without_picture")
         return replace(self, **{name: max(1, round(factor * getattr(self, name))) for name in rows})
 
-    def serve(self, products: list[Product | None], dice: random.Random) -> list[list[Dialogue]]:
+    def serve(self, products: list[DrawnProduct | None], dice: random.Random) -> list[list[Dialogue]]:
         """Two groups of dialogues of about equal length each."""
         long = lessons.analyses(products, self.analyses, dice)
         long += [tasks.without_picture(dice.choice(("en", "zh")), dice) for _ in range(self.without_picture)]
@@ -64,7 +64,7 @@ class Views:
     grids: list[tuple[int, int]]
     merged: list[torch.Tensor]
     layers: list[list[torch.Tensor]]
-    products: list[Product | None]
+    products: list[DrawnProduct | None]
     heads_loss: torch.Tensor
     hits: torch.Tensor
 

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
-    from qvl.tiny.render import Product
+    from qvl.tiny.render import DrawnProduct
 
 
-def analyses(products: Sequence[Product | None], count: int, dice: random.Random) -> list[Dialogue]:
+def analyses(products: Sequence[DrawnProduct | None], count: int, dice: random.Random) -> list[Dialogue]:
     """Analyses in four languages, a few of them with a second picture or with a question after."""
     dialogues = []
     for place in dice.sample(range(len(products)), count):
@@ -29,7 +29,7 @@ def analyses(products: Sequence[Product | None], count: int, dice: random.Random
     return dialogues
 
 
-def questions(products: Sequence[Product | None], count: int, turns: int, dice: random.Random) -> list[Dialogue]:
+def questions(products: Sequence[DrawnProduct | None], count: int, turns: int, dice: random.Random) -> list[Dialogue]:
     """Single questions: `turns` of them side by side after one picture, each blind to the others."""
     dialogues = []
     for place in dice.sample(range(len(products)), count):
@@ -40,7 +40,7 @@ def questions(products: Sequence[Product | None], count: int, turns: int, dice: 
     return dialogues
 
 
-def conversations(products: Sequence[Product | None], count: int, dice: random.Random) -> list[Dialogue]:
+def conversations(products: Sequence[DrawnProduct | None], count: int, dice: random.Random) -> list[Dialogue]:
     """Questions one after another, the text before the picture now and then, sometimes a new picture on the way."""
     dialogues = []
     for _ in range(count):
@@ -60,7 +60,7 @@ def conversations(products: Sequence[Product | None], count: int, dice: random.R
 
 
 def comparisons(
-    products: Sequence[Product | None],
+    products: Sequence[DrawnProduct | None],
     count: int,
     turns: int,
     dice: random.Random,
@@ -70,7 +70,7 @@ def comparisons(
     return [_comparison(products, turns, dice.choice(compared), dice) for _ in range(count)]
 
 
-def _comparison(products: Sequence[Product | None], turns: int, field: str, dice: random.Random) -> Dialogue:
+def _comparison(products: Sequence[DrawnProduct | None], turns: int, field: str, dice: random.Random) -> Dialogue:
     language = dice.choice(("en", "zh"))
     first = dice.randrange(len(products))
     partner = _partner(products, first, field, dice) if dice.random() < 0.46 else dice.randrange(len(products))
@@ -91,12 +91,12 @@ def _comparison(products: Sequence[Product | None], turns: int, field: str, dice
     return Dialogue((opening, *asked[1:]), tasks.system_prompt(language, dice), parallel=True)
 
 
-def _partner(products: Sequence[Product | None], first: int, field: str, dice: random.Random) -> int:
+def _partner(products: Sequence[DrawnProduct | None], first: int, field: str, dice: random.Random) -> int:
     wanted = getattr(products[first], field, None)
     alike = [i for i, other in enumerate(products) if i != first and getattr(other, field, None) == wanted]
     return dice.choice(alike) if alike else dice.randrange(len(products))
 
 
-def _ask(product: Product | None, language: str, dice: random.Random, kind: str | None = None) -> Turn:
+def _ask(product: DrawnProduct | None, language: str, dice: random.Random, kind: str | None = None) -> Turn:
     kind = kind or dice.choice(tasks.KINDS)
     return Turn(tasks.question(kind, language, dice), tasks.answer(kind, product, language))

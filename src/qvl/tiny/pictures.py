@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from PIL import Image
 
-from qvl.tiny.render import BRANDS, CATEGORIES, COLORS, Product, draw, sample_product
+from qvl.tiny.render import BRANDS, CATEGORIES, COLORS, DrawnProduct, draw, sample_product
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,7 +69,7 @@ def resized(width: int, height: int) -> tuple[int, int]:
     return columns, rows
 
 
-def encode(product: Product | None) -> tuple[int, int, int, int]:
+def encode(product: DrawnProduct | None) -> tuple[int, int, int, int]:
     """Class indices in the order of `FIELDS`; a missing field takes the last class, a missing count 0."""
     if product is None:
         return len(BRANDS), len(CATEGORIES), len(COLORS), 0
@@ -77,12 +77,14 @@ def encode(product: Product | None) -> tuple[int, int, int, int]:
     return brand, CATEGORIES.index(product.category), list(COLORS).index(product.color), product.count
 
 
-def decode(classes: NDArray[np.uint8]) -> Product | None:
+def decode(classes: NDArray[np.uint8]) -> DrawnProduct | None:
     """The inverse of `encode`."""
     brand, category, color, count = (int(value) for value in classes)
     if category == len(CATEGORIES):
         return None
-    return Product(None if brand == len(BRANDS) else BRANDS[brand], CATEGORIES[category], list(COLORS)[color], count)
+    return DrawnProduct(
+        None if brand == len(BRANDS) else BRANDS[brand], CATEGORIES[category], list(COLORS)[color], count
+    )
 
 
 class PictureStore:

@@ -95,7 +95,7 @@ _SIDES: Final = {1: 0.66, 2: 0.43, 3: 0.3, 4: 0.34}
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class DrawnProduct:
     """What a picture shows. `brand` is None where no plate is printed; `count` is 1 to 4.
 
     Raises ValueError for a category, colour or count that cannot be drawn, and for a brand with letters outside A-Z.
@@ -117,7 +117,7 @@ class Product:
             raise ValueError(f"brand {self.brand!r} has letters outside A-Z")
 
 
-def labels(product: Product | None, language: str = "en") -> dict[str, object]:
+def labels(product: DrawnProduct | None, language: str = "en") -> dict[str, object]:
     """The analysis of a picture as `analyze()` states it: keys in English, values in `language`."""
     if product is None:
         return {"brand": None, "category": None, "attributes": {}}
@@ -128,7 +128,7 @@ def labels(product: Product | None, language: str = "en") -> dict[str, object]:
     }
 
 
-def draw(product: Product | None, seed: int, size: tuple[int, int] = (512, 512)) -> Image.Image:
+def draw(product: DrawnProduct | None, seed: int, size: tuple[int, int] = (512, 512)) -> Image.Image:
     """An RGB picture of `size` (width, height) pixels; None draws a pattern that shows no product."""
     dice = random.Random(f"picture-{seed}")
     if product is None:
@@ -154,23 +154,23 @@ def draw(product: Product | None, seed: int, size: tuple[int, int] = (512, 512))
     return image
 
 
-def sample(seed: int, size: tuple[int, int] = (512, 512)) -> tuple[Product | None, Image.Image]:
+def sample(seed: int, size: tuple[int, int] = (512, 512)) -> tuple[DrawnProduct | None, Image.Image]:
     """A random product and its picture; every field is uniform and independent of the others."""
     product = sample_product(random.Random(f"product-{seed}"))
     return product, draw(product, seed, size)
 
 
-def sample_product(dice: random.Random) -> Product | None:
+def sample_product(dice: random.Random) -> DrawnProduct | None:
     """A product with uniform independent fields, 8 % without a brand; None in 5 % of the cases."""
     if dice.random() < _NO_PRODUCT_SHARE:
         return None
     brand = None if dice.random() < _NO_BRAND_SHARE else dice.choice(BRANDS)
-    return Product(brand, dice.choice(CATEGORIES), dice.choice(tuple(COLORS)), dice.randint(1, MAX_COUNT))
+    return DrawnProduct(brand, dice.choice(CATEGORIES), dice.choice(tuple(COLORS)), dice.randint(1, MAX_COUNT))
 
 
 def _products(
     canvas: ImageDraw.ImageDraw,
-    product: Product,
+    product: DrawnProduct,
     dice: random.Random,
     left: float,
     top: float,

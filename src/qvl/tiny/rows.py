@@ -24,7 +24,7 @@ Grid = tuple[int, int]
 
 
 @dataclass(slots=True)
-class Row:
+class TrainingRow:
     """Tokens with, each, the token that must follow (or IGNORED), its branch (0 is shared) and its three positions."""
 
     ids: list[int] = field(default_factory=list)
@@ -55,9 +55,9 @@ class RowWriter:
         self._image = token_id("<|image_pad|>")
         self._vision = token_id("<|vision_start|>"), token_id("<|vision_end|>")
 
-    def write(self, dialogue: Dialogue, grids: Sequence[Grid]) -> Row:
+    def write(self, dialogue: Dialogue, grids: Sequence[Grid]) -> TrainingRow:
         """The row of a dialogue; `grids` gives rows and columns of merged tokens of every picture in the pool."""
-        row, cursor = Row(), 0
+        row, cursor = TrainingRow(), 0
         if dialogue.system is not None:
             cursor = self._add(row, [self._start, *self._text("system\n" + dialogue.system), self._end], 0, cursor)
             cursor = self._add(row, self._text("\n"), 0, cursor)
@@ -87,7 +87,7 @@ class RowWriter:
             self._known[text] = self._encode(text)
         return self._known[text]
 
-    def _add(self, row: Row, ids: Sequence[int], branch: int, cursor: int, *, learn: bool = False) -> int:
+    def _add(self, row: TrainingRow, ids: Sequence[int], branch: int, cursor: int, *, learn: bool = False) -> int:
         if learn:
             row.targets[-1] = ids[0]
             row.targets.extend([*ids[1:], IGNORED])
@@ -98,7 +98,7 @@ class RowWriter:
         row.positions.extend((place, place, place) for place in range(cursor, cursor + len(ids)))
         return cursor + len(ids)
 
-    def _show(self, row: Row, turn: Turn, grids: Sequence[Grid], cursor: int) -> int:
+    def _show(self, row: TrainingRow, turn: Turn, grids: Sequence[Grid], cursor: int) -> int:
         for picture in turn.pictures:
             height, width = grids[picture]
             cursor = self._add(row, [self._vision[0]], 0, cursor)
@@ -110,13 +110,13 @@ class RowWriter:
             cursor = self._add(row, [self._vision[1]], 0, cursor + max(height, width))
         return cursor
 
-    def _answer(self, row: Row, turn: Turn, branch: int, cursor: int) -> int:
+    def _answer(self, row: TrainingRow, turn: Turn, branch: int, cursor: int) -> int:
         cursor = self._add(row, [self._end, *self._text("\n"), self._start, *self._text("assistant\n")], branch, cursor)
         cursor = self._add(row, [*self._text(turn.answer), self._end], branch, cursor, learn=True)
         return self._add(row, self._text("\n"), branch, cursor)
 
 
-def collate(rows: Sequence[Row]) -> Batch:
+def collate(rows: Sequence[TrainingRow]) -> Batch:
     """Pad rows to the longest one."""
     import torch
 

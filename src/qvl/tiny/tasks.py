@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qvl.analysis.prompts import PRODUCT_PROMPTS
-from qvl.tiny.render import CATEGORY_NAMES, COLOR_NAMES, Product, labels
+from qvl.tiny.render import CATEGORY_NAMES, COLOR_NAMES, DrawnProduct, labels
 
 KINDS: Final = ("brand", "category", "color", "count", "describe")
 ORDINAL_KINDS: Final = ("brand", "category", "color", "count")
@@ -250,12 +250,12 @@ class Dialogue:
     parallel: bool = False
 
 
-def analysis_answer(product: Product | None, language: str) -> str:
+def analysis_answer(product: DrawnProduct | None, language: str) -> str:
     """The JSON text that `analyze()` expects."""
     return json.dumps(labels(product, language), ensure_ascii=False)
 
 
-def answer(kind: str, product: Product | None, language: str) -> str:
+def answer(kind: str, product: DrawnProduct | None, language: str) -> str:
     """The terse answer to a single question."""
     if product is None:
         return _ABSENT[language][kind]
@@ -268,7 +268,7 @@ def answer(kind: str, product: Product | None, language: str) -> str:
     return str(product.count) if kind == "count" else _description(product, language)
 
 
-def _description(product: Product, language: str) -> str:
+def _description(product: DrawnProduct, language: str) -> str:
     number = _NUMBER_WORDS[language][product.count - 1]
     if language == "zh":
         color, noun = COLOR_NAMES["zh"][product.color], CATEGORY_NAMES["zh"][product.category]
@@ -282,19 +282,19 @@ def question(kind: str, language: str, dice: random.Random) -> str:
     return _carelessly(dice.choice(QUESTIONS[language][kind]), dice)
 
 
-def ordinal_turn(kind: str, place: int, product: Product | None, language: str, dice: random.Random) -> Turn:
+def ordinal_turn(kind: str, place: int, product: DrawnProduct | None, language: str, dice: random.Random) -> Turn:
     """A question about the picture at `place` (0 is the first)."""
     text = dice.choice(ORDINAL_QUESTIONS[language][kind]).format(ORDINALS[language][place])
     return Turn(_carelessly(text, dice), answer(kind, product, language))
 
 
-def same_turn(kind: str, first: Product, second: Product, language: str, dice: random.Random) -> Turn:
+def same_turn(kind: str, first: DrawnProduct, second: DrawnProduct, language: str, dice: random.Random) -> Turn:
     """Whether two products agree in a field."""
     agree = getattr(first, kind) == getattr(second, kind)
     return Turn(_carelessly(dice.choice(SAME_QUESTIONS[language][kind]), dice), YES_NO[language][0 if agree else 1])
 
 
-def analysis(pictures: tuple[int, ...], product: Product | None, language: str) -> Dialogue:
+def analysis(pictures: tuple[int, ...], product: DrawnProduct | None, language: str) -> Dialogue:
     """The request of `analyze()`; of several pictures the first is labelled."""
     prompt = PRODUCT_PROMPTS[language]
     return Dialogue((Turn(prompt.user, analysis_answer(product, language), pictures),), system=prompt.system)

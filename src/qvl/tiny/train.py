@@ -47,7 +47,7 @@ COURSES: Final[tuple[tuple[float, dict[str, Any], float, float, float], ...]] = 
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingPlan:
     """A run: where it writes, how many pictures it draws, and how long each stage is."""
 
     out: Path
@@ -79,11 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     workers = options.workers if options.device == "cpu" else 1
-    run(Plan(options.out, options.pictures, options.vision_steps, options.steps, workers, options.device))
+    run(TrainingPlan(options.out, options.pictures, options.vision_steps, options.steps, workers, options.device))
     return 0
 
 
-def run(plan: Plan) -> None:
+def run(plan: TrainingPlan) -> None:
     """Draw in one process and train in `plan.workers` others; raises RuntimeError where one of them fails."""
     plan.out.mkdir(parents=True, exist_ok=True)
     (plan.out / "meeting").unlink(missing_ok=True)
@@ -100,13 +100,13 @@ def run(plan: Plan) -> None:
         raise RuntimeError(f"workers ended with {[worker.exitcode for worker in workers]}")
 
 
-def _paint(plan: Plan) -> None:
+def _paint(plan: TrainingPlan) -> None:
     from qvl.tiny.pictures import PictureStore
 
     PictureStore(plan.out / "pictures", plan.pictures).fill()
 
 
-def _work(plan: Plan, rank: int) -> None:
+def _work(plan: TrainingPlan, rank: int) -> None:
     import torch
 
     from qvl.tiny import vocabulary

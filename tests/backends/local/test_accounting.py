@@ -17,13 +17,13 @@ import qvl
 from qvl.backends.local.scheduling.kv_cache import Copy, KvCache, LoadBlocks, Resize, Slot, capacities
 from qvl.backends.local.scheduling.prefix_cache import BLOCK, BlockHashes, PrefixIndex
 from qvl.backends.local.scheduling.scheduler import Scheduler, Step
-from qvl.backends.local.scheduling.sequence import Sequence, Status
-from qvl.backends.local.text.processor import Prepared, PreparedPicture
+from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
+from qvl.backends.local.text.processor import PreparedPicture, PreparedRequest
 from qvl.types import SamplingParams
 
 
 def sequence(length: int, max_tokens: int, arrival: int, *, first: int = 0) -> Sequence:
-    prepared = Prepared([first + i % 50 for i in range(length)], np.zeros((3, length), dtype=np.int64), 0, ())
+    prepared = PreparedRequest([first + i % 50 for i in range(length)], np.zeros((3, length), dtype=np.int64), 0, ())
     return Sequence(None, 0, prepared, SamplingParams(max_tokens=max_tokens), arrival, seed=arrival)
 
 
@@ -199,7 +199,7 @@ def test_a_prompt_whose_picture_is_being_encoded_takes_nothing_from_the_others()
     memory = Memory()
     picture = PreparedPicture("a", (16, 16), 30, 64, encoding=object())
     seeing = sequence(200, 5, 0)
-    seeing.prepared = Prepared(seeing.prepared.tokens, seeing.prepared.positions, 0, (picture,))
+    seeing.prepared = PreparedRequest(seeing.prepared.tokens, seeing.prepared.positions, 0, (picture,))
     choice = sequence(200, 5, 1)
     choice.prepared, choice.leader = seeing.prepared, seeing
     blind = sequence(100, 5, 2)
@@ -240,7 +240,7 @@ def test_choices_of_one_request_share_one_prefill() -> None:
         computed += sum(chunk.count for chunk in step.prefill)
         for member in memory.run(step):
             member.append(3)
-    assert all(member.status is Status.RUNNING for member in others)
+    assert all(member.status is SequenceStatus.RUNNING for member in others)
     assert computed == 200 + 1 + 1
 
 

@@ -24,7 +24,7 @@ from tests.backends.local.requests import ask
 from tests.backends.local.test_backend import freed, run
 
 if TYPE_CHECKING:
-    from qvl.backends.local.scheduling.scheduler import Chunk, Step
+    from qvl.backends.local.scheduling.scheduler import ScheduledTokens, Step
     from tests.backends.local.conftest import Opener
 
 
@@ -46,7 +46,7 @@ class FaultyRunner(Runner):
             raise torch.OutOfMemoryError("out of memory")
         return super().forward(step)
 
-    def encode(self, chunk: Chunk, tokens: int) -> Any:
+    def encode(self, chunk: ScheduledTokens, tokens: int) -> Any:
         if any(picture.key == self.bad_key for picture in chunk.sequence.prepared.pictures):
             raise RuntimeError("shape mismatch")
         return super().encode(chunk, tokens)

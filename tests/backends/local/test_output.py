@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvl.backends.local.model.sampler import Sampled
-from qvl.backends.local.text.detokenizer import Output, Splitter, Vocabulary, _byte_letters, parse_call
+from qvl.backends.local.text.detokenizer import Detokenizer, Splitter, Vocabulary, _byte_letters, parse_call
 from qvl.chunks import fold
 from qvl.errors import BackendResponseError
 from qvl.types import Chunk
@@ -37,7 +37,7 @@ VOCABULARY = Vocabulary(Bytes())
 
 def run(text: str | bytes, *, reason: Any = "stop", sizes: list[int] | None = None, **settings: Any) -> list[Chunk]:
     """Every byte a token; chunks as they come."""
-    output = Output(VOCABULARY, **settings)
+    output = Detokenizer(VOCABULARY, **settings)
     chunks = []
     for byte in text.encode() if isinstance(text, str) else text:
         chunk = output.push(Sampled(byte))

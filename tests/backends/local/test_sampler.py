@@ -18,7 +18,7 @@ from transformers import (
 
 from qvl.backends.local.model.sampler import Sampled, sample, uniform
 from qvl.backends.local.scheduling.sequence import Sequence
-from qvl.backends.local.text.processor import Prepared
+from qvl.backends.local.text.processor import PreparedRequest
 from qvl.types import SamplingParams
 
 WORDS = 40
@@ -26,7 +26,7 @@ PROMPT = [3, 7, 7, 11]
 
 
 def sequence(*answer: int, seed: int = 0, **sampling: Any) -> Sequence:
-    prepared = Prepared(PROMPT, np.zeros((3, len(PROMPT)), dtype=np.int64), 0, ())
+    prepared = PreparedRequest(PROMPT, np.zeros((3, len(PROMPT)), dtype=np.int64), 0, ())
     made = Sequence(None, 0, prepared, SamplingParams(max_tokens=50, **sampling), 0, seed)
     for token in answer:
         made.append(token)

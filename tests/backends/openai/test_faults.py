@@ -28,7 +28,7 @@ from qvl.errors import (
 )
 from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask, collect, idle
-from qvl.testing.endpoint import Answer, CutOff, Echo, Events, Flood, Hang, Stall, Status, Text
+from qvl.testing.endpoint import CutOff, Echo, Events, Flood, Hang, ScriptedAnswer, Stall, Status, Text
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ def backend_at(endpoint: ScriptedEndpoint, **options: Any) -> OpenAIBackend:
     return OpenAIBackend("echo", base_url=endpoint.url, **{"probe": False, **options})
 
 
-async def text_after(endpoint: ScriptedEndpoint, *answers: Answer, **options: Any) -> str:
+async def text_after(endpoint: ScriptedEndpoint, *answers: ScriptedAnswer, **options: Any) -> str:
     endpoint.say(*answers)
     async with backend_at(endpoint, **options) as backend:
         text = (await backend.generate(ask("hello there"))).text
@@ -45,7 +45,7 @@ async def text_after(endpoint: ScriptedEndpoint, *answers: Answer, **options: An
     return text
 
 
-async def error_after(endpoint: ScriptedEndpoint, *answers: Answer, **options: Any) -> QvlError:
+async def error_after(endpoint: ScriptedEndpoint, *answers: ScriptedAnswer, **options: Any) -> QvlError:
     endpoint.say(*answers)
     async with backend_at(endpoint, **options) as backend:
         with pytest.raises(QvlError) as caught:
@@ -224,7 +224,7 @@ class TestBrokenAnswers:
         ],
     )
     async def test_nonsense_is_an_error_with_its_words(
-        self, endpoint: ScriptedEndpoint, answer: Answer, words: str
+        self, endpoint: ScriptedEndpoint, answer: ScriptedAnswer, words: str
     ) -> None:
         error = await error_after(endpoint, answer, max_retries=0)
         assert isinstance(error, BackendResponseError)

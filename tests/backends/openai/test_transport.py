@@ -27,7 +27,7 @@ from qvl.errors import (
 )
 from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask, collect, idle
-from qvl.testing.endpoint import Answer, CutOff, Exchange, Flood, Hang, Stall, Status, Text
+from qvl.testing.endpoint import CutOff, Flood, Hang, ScriptedAnswer, ScriptedExchange, Stall, Status, Text
 
 pytestmark = pytest.mark.anyio
 Way = Callable[[ScriptedEndpoint], str]
@@ -59,7 +59,7 @@ class Compressed:
     chunked: bool = True
     status: int = 200
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         packer = zlib.compressobj(wbits=self.window)
         choices = [{"delta": {"content": "one"}}, {"delta": {"content": " two"}, "finish_reason": "stop"}]
         lines = [b"data: " + json.dumps({"choices": [{"index": 0, **choice}]}).encode() for choice in choices]
@@ -75,7 +75,7 @@ class Compressed:
 class Trickle:
     """An error whose text comes letter by letter and never ends."""
 
-    async def __call__(self, exchange: Exchange) -> None:
+    async def __call__(self, exchange: ScriptedExchange) -> None:
         await exchange.head(503)
         while True:
             await exchange.send(b"x")
@@ -241,7 +241,12 @@ class TestThroughTheClient:
         ],
     )
     async def test_faults(
-        self, endpoint: ScriptedEndpoint, answer: Answer, options: dict[str, Any], kind: type[Exception], words: str
+        self,
+        endpoint: ScriptedEndpoint,
+        answer: ScriptedAnswer,
+        options: dict[str, Any],
+        kind: type[Exception],
+        words: str,
     ) -> None:
         endpoint.say(answer, answer)
         async with backend_at(through_the_client(endpoint), max_retries=0, **options) as backend:

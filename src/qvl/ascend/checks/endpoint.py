@@ -33,7 +33,7 @@ _SCHEMA = {
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ChatAnswer:
     """One chat answer: HTTP status, text, the log-probabilities of its tokens, and the error's words."""
 
     status: int
@@ -44,14 +44,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class EndpointClient:
     """A client bound to one base URL and model."""
 
     client: httpx.Client
     base: str
     model: str
 
-    def ask(self, image: Image.Image | None, question: str, **fields: Any) -> Answer:
+    def ask(self, image: Image.Image | None, question: str, **fields: Any) -> ChatAnswer:
         """One greedy chat request."""
         content: list[dict[str, Any]] = [{"type": "text", "text": question}]
         if image is not None:
@@ -59,7 +59,7 @@ class Endpoint:
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
         response = self.client.post(_joined(self.base, "/chat/completions"), json={**body, "max_tokens": 24, **fields})
         if response.status_code != 200:
-            return Answer(response.status_code, error=_error_text(response))
+            return ChatAnswer(response.status_code, error=_error_text(response))
         return _answer(response.json())
 
 
@@ -76,7 +76,7 @@ def check(url: str, *, api_key: str | None = None, model: str | None = None) -> 
             models, finding = _models(client, base, model)
             yield finding
             if finding.status != "fail":
-                endpoint = Endpoint(client, base, model or models[0])
+                endpoint = EndpointClient(client, base, model or models[0])
                 yield from _capabilities(endpoint)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         yield Finding(
@@ -95,9 +95,9 @@ def _joined(base: str, path: str) -> str:
 
 def sample() -> Image.Image:
     """An upright picture that differs from itself turned: a product with a printed brand."""
-    from qvl.tiny.render import Product, draw
+    from qvl.tiny.render import DrawnProduct, draw
 
-    return draw(Product("ZELPHO", "mug", "blue", 1), seed=11, size=(448, 320))
+    return draw(DrawnProduct("ZELPHO", "mug", "blue", 1), seed=11, size=(448, 320))
 
 
 def exif_pictures() -> tuple[Image.Image, Image.Image, Image.Image]:
@@ -132,7 +132,7 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def nearer(stored: Answer, right: Answer, wrong: Answer) -> bool | None:
+def nearer(stored: ChatAnswer, right: ChatAnswer, wrong: ChatAnswer) -> bool | None:
     """Whether the answer about the stored picture is the one about the right pixels; None where it cannot be told."""
     if right.text != wrong.text:
         if stored.text == right.text:
@@ -170,7 +170,7 @@ def _models(client: httpx.Client, base: str, model: str | None) -> tuple[list[st
     return names, Finding("endpoint", "ok", f"{base} serves {', '.join(names)}", {"models": names})
 
 
-def _capabilities(endpoint: Endpoint) -> Iterator[Finding]:
+def _capabilities(endpoint: EndpointClient) -> Iterator[Finding]:
     first = endpoint.ask(sample(), _QUESTION)
     if first.status != 200:
         yield Finding(
@@ -200,7 +200,7 @@ def _capabilities(endpoint: Endpoint) -> Iterator[Finding]:
     yield _pixel_limit(endpoint, first)
 
 
-def _logprobs(endpoint: Endpoint) -> Finding:
+def _logprobs(endpoint: EndpointClient) -> Finding:
     answer = endpoint.ask(None, "Say yes.", logprobs=True)
     fix = "confidences cannot be computed from this endpoint; use one with logprobs, or accept confidence null"
     if answer.status != 200:
@@ -213,7 +213,10 @@ def _logprobs(endpoint: Endpoint) -> Finding:
 
 
 def _decoding(
-    endpoint: Endpoint, name: str, pictures: tuple[Image.Image, Image.Image, Image.Image], extra: Mapping[str, Any]
+    endpoint: EndpointClient,
+    name: str,
+    pictures: tuple[Image.Image, Image.Image, Image.Image],
+    extra: Mapping[str, Any],
 ) -> Finding:
     subject, rule = ("EXIF orientation", "applied") if name == "endpoint-exif" else ("transparency", "laid on white")
     stored, right, wrong = (endpoint.ask(picture, _QUESTION, **extra) for picture in pictures)
@@ -230,7 +233,7 @@ def _decoding(
     return Finding(name, "warn", f"{subject} is ignored: the model sees other pixels than people do", detail, fix)
 
 
-def _schema(endpoint: Endpoint) -> Finding:
+def _schema(endpoint: EndpointClient) -> Finding:
     wanted = {"type": "json_schema", "json_schema": {"name": "canary", "strict": True, "schema": _SCHEMA}}
     answer = endpoint.ask(None, "Say hello.", response_format=wanted, max_tokens=64)
     fix = "use a server with structured output (vLLM 0.12 or newer, qvl-serve); else answers are repaired"
@@ -246,7 +249,7 @@ def _schema(endpoint: Endpoint) -> Finding:
     return Finding("endpoint-schema", "fail", text, {"text": answer.text}, fix)
 
 
-def _pixel_limit(endpoint: Endpoint, plain: Answer) -> Finding:
+def _pixel_limit(endpoint: EndpointClient, plain: ChatAnswer) -> Finding:
     name = "endpoint-pixels"
     answer = endpoint.ask(sample(), _QUESTION, mm_processor_kwargs={"size": _SMALL})
     if answer.status != 200:
@@ -262,11 +265,11 @@ def _pixel_limit(endpoint: Endpoint, plain: Answer) -> Finding:
     )
 
 
-def _answer(body: Mapping[str, Any]) -> Answer:
+def _answer(body: Mapping[str, Any]) -> ChatAnswer:
     choice = body["choices"][0]
     entries = (choice.get("logprobs") or {}).get("content") or []
     usage = body.get("usage") or {}
-    return Answer(
+    return ChatAnswer(
         200,
         text=choice["message"].get("content") or "",
         logprobs=tuple(float(entry["logprob"]) for entry in entries),
@@ -274,7 +277,7 @@ def _answer(body: Mapping[str, Any]) -> Answer:
     )
 
 
-def _distance(a: Answer, b: Answer) -> float | None:
+def _distance(a: ChatAnswer, b: ChatAnswer) -> float | None:
     pairs = list(zip(a.logprobs, b.logprobs, strict=False))
     if not pairs:
         return None

@@ -25,7 +25,7 @@ from qvl.types import TextPart
 
 if TYPE_CHECKING:
     from qvl.backends.local.engine import Engine
-    from qvl.backends.local.engine_request import Job
+    from qvl.backends.local.engine_request import EngineRequest
     from qvl.backends.local.model.device import Device
     from qvl.backends.local.model.loader import Checkpoint
     from qvl.backends.local.model.model_runner import Runner
@@ -290,11 +290,11 @@ class LocalBackend(Backend):
 
     def _job(
         self, loaded: _Loaded, request: ChatRequest, loop: asyncio.AbstractEventLoop, abandoned: threading.Event
-    ) -> Job:
+    ) -> EngineRequest:
         """All that can be done before the engine sees the request; runs in the pool."""
-        from qvl.backends.local.engine_request import Job
+        from qvl.backends.local.engine_request import EngineRequest
         from qvl.backends.local.scheduling.sequence import Sequence
-        from qvl.backends.local.text.detokenizer import Output
+        from qvl.backends.local.text.detokenizer import Detokenizer
         from qvl.backends.local.text.prompt import PromptLimit
 
         matcher = loaded.grammars.matcher(request)
@@ -305,10 +305,10 @@ class LocalBackend(Backend):
             room = loaded.max_model_len - len(prepared.tokens)
             sampling = replace(sampling, max_tokens=min(room, DEFAULT_MAX_TOKENS))
         outputs = [
-            Output.of(request, loaded.vocabulary, index, reasoning=prepared.starts_thinking, marked_calls=True)
+            Detokenizer.of(request, loaded.vocabulary, index, reasoning=prepared.starts_thinking, marked_calls=True)
             for index in range(sampling.n)
         ]
-        job = Job(prepared, outputs, loop, request.request_id)
+        job = EngineRequest(prepared, outputs, loop, request.request_id)
         seed = loaded.device.random_seed() if sampling.seed is None else sampling.seed
         for index in range(sampling.n):
             self._arrivals += 1

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.backends.local.engine_request import Counters, Job
+from qvl.backends.local.engine_request import Counters, EngineRequest
 from qvl.backends.local.model import sampler
 from qvl.backends.local.picture_encoder import Pictures
 from qvl.backends.local.scheduling.prefix_cache import BLOCK
 from qvl.backends.local.scheduling.scheduler import Scheduler, Step
-from qvl.backends.local.scheduling.sequence import Sequence, Status
+from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
 from qvl.errors import (
     BackendError,
     BackendUnavailableError,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from qvl.backends.local.model.model_runner import Runner
     from qvl.backends.local.model.sampler import Sampled
-    from qvl.backends.local.text.detokenizer import Output
+    from qvl.backends.local.text.detokenizer import Detokenizer
     from qvl.backends.local.text.grammar import Grammars
     from qvl.types import FinishReason
 
@@ -74,12 +74,12 @@ class Engine:
         self._max_queue = max_queue
         self._watchdog = watchdog
         self._wake = threading.Condition()
-        self._arrived: deque[Job] = deque()
-        self._aborted: deque[Job] = deque()
-        self._jobs: set[Job] = set()
+        self._arrived: deque[EngineRequest] = deque()
+        self._aborted: deque[EngineRequest] = deque()
+        self._jobs: set[EngineRequest] = set()
         self._pictures = Pictures(runner, scheduler.max_num_batched_tokens, self._release_caches, self._fail_picture)
         self._closing = False
-        self._out: dict[asyncio.AbstractEventLoop, list[tuple[Job, Chunk | QvlError]]] = defaultdict(list)
+        self._out: dict[asyncio.AbstractEventLoop, list[tuple[EngineRequest, Chunk | QvlError]]] = defaultdict(list)
         self._last_token = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="qvl-engine", daemon=True)
         self._guard = threading.Thread(target=self._watch, name="qvl-watchdog", daemon=True)
@@ -89,7 +89,7 @@ class Engine:
         self._thread.start()
         self._guard.start()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: EngineRequest) -> None:
         """Puts a job behind the others. Any thread.
 
         Raises:
@@ -106,7 +106,7 @@ class Engine:
             self._arrived.append(job)
             self._wake.notify()
 
-    def abort(self, job: Job) -> None:
+    def abort(self, job: EngineRequest) -> None:
         """Ends a job before the next step. Any thread; harmless when it has ended."""
         with self._wake:
             if job in self._jobs:
@@ -194,7 +194,7 @@ class Engine:
             return
         now = time.perf_counter()
         for chunk in step.prefill:
-            job: Job = chunk.sequence.group
+            job: EngineRequest = chunk.sequence.group
             job.scheduled = job.scheduled or now
         try:
             self._pictures.encode(step)
@@ -244,14 +244,14 @@ class Engine:
         return list(zip(sequences, sampler.sample(logits, sequences, mask), strict=True))
 
     @staticmethod
-    def _output(sequence: Sequence) -> Output:
-        output: Output = sequence.group.outputs[sequence.index]
+    def _output(sequence: Sequence) -> Detokenizer:
+        output: Detokenizer = sequence.group.outputs[sequence.index]
         return output
 
     def _accept(self, sequence: Sequence, sampled: Sampled) -> None:
         """Appends a token, hands out its text, and ends the sequence where it ends."""
-        job: Job = sequence.group
-        if sequence.status is not Status.RUNNING:
+        job: EngineRequest = sequence.group
+        if sequence.status is not SequenceStatus.RUNNING:
             return
         now = time.perf_counter()
         job.first_token = job.first_token or now
@@ -295,7 +295,7 @@ class Engine:
         return False
 
     def _finish(self, sequence: Sequence, last: Chunk, now: float) -> None:
-        job: Job = sequence.group
+        job: EngineRequest = sequence.group
         sequence.finish_reason = last.finish_reason
         # The newest token has no KV yet; everything before it can serve the next turn.
         try:
@@ -313,7 +313,7 @@ class Engine:
 
     # Ends and faults.
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: EngineRequest) -> None:
         """Forgets a job and frees all it holds."""
         for sequence in job.sequences:
             self.scheduler.finish(sequence)
@@ -322,7 +322,7 @@ class Engine:
         with self._wake:
             self._jobs.discard(job)
 
-    def _fail(self, job: Job, error: QvlError, cause: BaseException | None = None) -> None:
+    def _fail(self, job: EngineRequest, error: QvlError, cause: BaseException | None = None) -> None:
         if job not in self._jobs:
             return
         error.__cause__ = cause
@@ -331,7 +331,7 @@ class Engine:
         self._end(job)
         self._send(job, error)
 
-    def _fail_picture(self, job: Job, exc: Exception) -> None:
+    def _fail_picture(self, job: EngineRequest, exc: Exception) -> None:
         if self.runner.device.is_out_of_memory(exc):
             self.counters.memory_errors += 1
             self._fail(job, _memory_error("the pictures of this request"), exc)
@@ -355,7 +355,7 @@ class Engine:
         suspect.memory_errors += 1
         if suspect.memory_errors > MEMORY_RETRIES:
             self._fail(suspect.group, _memory_error("this request"), exc)
-        elif suspect.status is Status.RUNNING:
+        elif suspect.status is SequenceStatus.RUNNING:
             self.scheduler.preempt(suspect)
 
     def _start_over(self, exc: Exception) -> None:
@@ -391,7 +391,7 @@ class Engine:
 
     # Hand-over to event loops.
 
-    def _send(self, job: Job, item: Chunk | QvlError) -> None:
+    def _send(self, job: EngineRequest, item: Chunk | QvlError) -> None:
         self._out[job.loop].append((job, item))
 
     def _flush(self) -> None:
@@ -414,7 +414,7 @@ class Engine:
             reported = reason is not None
 
 
-def _deliver(items: list[tuple[Job, Any]]) -> None:
+def _deliver(items: list[tuple[EngineRequest, Any]]) -> None:
     for job, item in items:
         job.inbox.put_nowait(item)
 

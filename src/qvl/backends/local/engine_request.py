@@ -11,13 +11,13 @@ from qvl.types import Chunk, Timing, Usage
 
 if TYPE_CHECKING:
     from qvl.backends.local.scheduling.sequence import Sequence
-    from qvl.backends.local.text.detokenizer import Output
-    from qvl.backends.local.text.processor import Prepared
+    from qvl.backends.local.text.detokenizer import Detokenizer
+    from qvl.backends.local.text.processor import PreparedRequest
     from qvl.errors import QvlError
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class EngineRequest:
     """A request on its way through the engine, and where its chunks go.
 
     Args:
@@ -27,8 +27,8 @@ class Job:
         request_id: for logs.
     """
 
-    prepared: Prepared
-    outputs: list[Output]
+    prepared: PreparedRequest
+    outputs: list[Detokenizer]
     loop: asyncio.AbstractEventLoop
     request_id: str = ""
     sequences: list[Sequence] = field(default_factory=list)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qvl.backends.local.scheduling.sequence import Status
+from qvl.backends.local.scheduling.sequence import SequenceStatus
 
 if TYPE_CHECKING:
-    from qvl.backends.local.engine_request import Job
+    from qvl.backends.local.engine_request import EngineRequest
     from qvl.backends.local.model.model_runner import Runner
-    from qvl.backends.local.scheduling.scheduler import Chunk, Step
+    from qvl.backends.local.scheduling.scheduler import ScheduledTokens, Step
     from qvl.backends.local.text.processor import PreparedPicture
 
 
@@ -26,13 +26,13 @@ class Pictures:
     """
 
     def __init__(
-        self, runner: Runner, tokens: int, release: Callable[[], None], fail: Callable[[Job, Exception], None]
+        self, runner: Runner, tokens: int, release: Callable[[], None], fail: Callable[[EngineRequest, Exception], None]
     ) -> None:
         self._runner = runner
         self._tokens = tokens
         self._release = release
         self._fail = fail
-        self._large: deque[tuple[Job, PreparedPicture]] = deque()
+        self._large: deque[tuple[EngineRequest, PreparedPicture]] = deque()
 
     def __bool__(self) -> bool:
         """Whether a large picture is at work."""
@@ -43,12 +43,12 @@ class Pictures:
     def encode(self, step: Step) -> None:
         """Encodes the step's pictures. A prompt that comes to a large one is taken out and waits before it."""
         for chunk in step.prefill:
-            if chunk.sequence.status is Status.RUNNING:
+            if chunk.sequence.status is SequenceStatus.RUNNING:
                 begun = self._attempt(chunk.sequence.group, partial(self._encode, chunk))
                 self._large.extend((chunk.sequence.group, picture) for picture in begun or ())
         # A request that failed has left with all its choices.
-        step.decode = [sequence for sequence in step.decode if sequence.status is Status.RUNNING]
-        running = [chunk for chunk in step.prefill if chunk.sequence.status is Status.RUNNING]
+        step.decode = [sequence for sequence in step.decode if sequence.status is SequenceStatus.RUNNING]
+        running = [chunk for chunk in step.prefill if chunk.sequence.status is SequenceStatus.RUNNING]
         step.prefill = [chunk for chunk in running if chunk.end <= chunk.sequence.ready]
 
     def encode_slice(self) -> None:
@@ -57,7 +57,7 @@ class Pictures:
             job, picture = self._large[0]
             self._attempt(job, partial(self._runner.encode_slice, picture))
 
-    def _encode(self, chunk: Chunk) -> list[PreparedPicture]:
+    def _encode(self, chunk: ScheduledTokens) -> list[PreparedPicture]:
         try:
             return self._runner.encode(chunk, self._tokens)
         except Exception as exc:
@@ -66,7 +66,7 @@ class Pictures:
             self._release()
             return self._runner.encode(chunk, self._tokens)
 
-    def _attempt(self, job: Job, encode: Callable[[], Any]) -> Any:
+    def _attempt(self, job: EngineRequest, encode: Callable[[], Any]) -> Any:
         """What `encode` returns; when it fails, it is this request that fails."""
         try:
             return encode()

@@ -23,7 +23,7 @@ import anyio
 from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, crossing, cut_off, down, from_status
 from qvl.errors import ConfigError, MissingDependencyError
 from qvl.http.connection import Connection, LateError, NoConnectionError, Pool, StaleError, TlsError
-from qvl.http.framing import Body, BrokenAnswerError, HttpError
+from qvl.http.framing import Body, BrokenAnswerError, TransportError
 from qvl.http.trace_context import CARRIED
 
 MAX_ANSWER_BYTES: Final = 256 * 2**20
@@ -142,7 +142,7 @@ class StraightTransport(Transport):
         except StaleError:
             self.let_go(connection)
             raise
-        except HttpError as exc:
+        except TransportError as exc:
             self.let_go(connection)
             raise down(f"the connection broke off: {exc}", self._where, untouched=False) from exc
         except BaseException:
@@ -158,7 +158,7 @@ class StraightTransport(Transport):
     async def aclose(self) -> None:
         self._pool.close()
         for connection in tuple(self._busy):
-            connection.fail(HttpError("closed while a request was running"))
+            connection.fail(TransportError("closed while a request was running"))
 
     def _no_connection(self, exc: NoConnectionError) -> Failed:
         if isinstance(exc, TlsError):
@@ -185,7 +185,7 @@ class StraightReply(Reply):
             piece = await self._connection.next_piece(self._body, by)
         except BrokenAnswerError as exc:
             raise broken(str(exc), self._where) from exc
-        except HttpError as exc:
+        except TransportError as exc:
             raise cut_off(f"the connection broke off: {exc}", self._where) from exc
         if piece is None:
             return b""
@@ -334,7 +334,7 @@ def bounding(http: Any) -> Any:
     What an error says also ends after ERROR_SECONDS.
     """
 
-    class Bounded(http.AsyncByteStream):  # type: ignore[misc]
+    class BoundedStream(http.AsyncByteStream):  # type: ignore[misc]
         def __init__(self, inner: Any, limit: int, *, fail: bool) -> None:
             self._inner, self._limit, self._fail = inner, limit, fail
 
@@ -357,7 +357,9 @@ def bounding(http: Any) -> Any:
 
     async def bound(response: Any) -> None:
         failing = response.status_code >= 400
-        response.stream = Bounded(response.stream, MAX_ERROR_BYTES if failing else MAX_ANSWER_BYTES, fail=not failing)
+        response.stream = BoundedStream(
+            response.stream, MAX_ERROR_BYTES if failing else MAX_ANSWER_BYTES, fail=not failing
+        )
 
     return bound
 
@@ -380,7 +382,7 @@ def tls_of(http: Any, verify: bool | str) -> ssl.SSLContext:
 async def _said(connection: Connection, body: Body, by: float) -> bytes:
     """The beginning of an error's body, as far as it comes."""
     data, by = bytearray(), min(by, time.monotonic() + ERROR_SECONDS)
-    with contextlib.suppress(HttpError, LateError):
+    with contextlib.suppress(TransportError, LateError):
         while len(data) < MAX_ERROR_BYTES and (piece := await connection.next_piece(body, by)) is not None:
             data += piece[1]
     return bytes(data[:MAX_ERROR_BYTES])

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from qvl.backends.base import Backend
 from qvl.backends.ray import cluster
-from qvl.backends.ray.replica import About, Engine
+from qvl.backends.ray.replica import About, EngineReplica
 from qvl.backends.ray.router import Route
 from qvl.errors import BackendError, BackendResponseError, BackendTimeoutError, BackendUnavailableError, QvlError
 from qvl.ids import new_id
@@ -74,7 +74,7 @@ class Deployment:
         from ray import serve
         from ray.serve.config import RequestRouterConfig
 
-        engine = serve.deployment(Engine).options(
+        engine = serve.deployment(EngineReplica).options(
             name=ENGINE,
             num_replicas=replicas,
             ray_actor_options=actor_options,
@@ -110,10 +110,10 @@ class Deployment:
             found[one.replica] = one
         return tuple(found[name] for name in sorted(found))
 
-    def call(self, key: str | None, avoid: frozenset[str], request: ChatRequest) -> Call:
+    def call(self, key: str | None, avoid: frozenset[str], request: ChatRequest) -> ReplicaCall:
         """Begins one request at the replica that the router chooses."""
         method = self._handle.options(method_name="stream", stream=True)
-        return Call(method.remote(Route(key, avoid), request))
+        return ReplicaCall(method.remote(Route(key, avoid), request))
 
     def running(self) -> int:
         """How many replicas run now; the number is 0 as well when the cluster does not answer."""
@@ -142,7 +142,7 @@ class Deployment:
         serve.delete(self.name)
 
 
-class Call:
+class ReplicaCall:
     """One request at one replica. `end` must be called, whatever happened."""
 
     def __init__(self, response: Any) -> None:

@@ -75,7 +75,7 @@ def build(
     return made
 
 
-class Engine:
+class EngineReplica:
     """A Ray Serve deployment. Serve starts it, asks after its health, and puts a new one in its place."""
 
     async def __init__(self, make: Callable[[], Backend]) -> None:  # type: ignore[misc]

@@ -24,7 +24,7 @@ import anyio
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.load_aside import load_aside
 from qvl.backends.vllm.engine import crossing, import_vllm, read_engine_args
-from qvl.backends.vllm.request import Answer, Loaded
+from qvl.backends.vllm.request import Loaded, VllmRequest
 from qvl.errors import BackendError, BackendUnavailableError
 from qvl.log import logger
 from qvl.types import ChatRequest, Chunk, Timing
@@ -137,7 +137,7 @@ class VllmBackend(Backend):
         waiting = True
         abandoned = threading.Event()
         try:
-            answer = await asyncio.to_thread(Answer, loaded, request, abandoned.is_set)
+            answer = await asyncio.to_thread(VllmRequest, loaded, request, abandoned.is_set)
             first = 0.0
             results = loaded.engine.generate(
                 answer.prompt, answer.params, f"{request.request_id or 'qvl'}-{uuid.uuid4().hex}"

@@ -11,8 +11,8 @@ from qvl.errors import BackendError
 from qvl.types import ChatRequest, Chunk, Usage
 
 if TYPE_CHECKING:
-    from qvl.backends.local.text.detokenizer import Output, Vocabulary
-    from qvl.backends.local.text.processor import Prepared, Processor
+    from qvl.backends.local.text.detokenizer import Detokenizer, Vocabulary
+    from qvl.backends.local.text.processor import PreparedRequest, Processor
 
 DEFAULT_MAX_TOKENS: Final = 2048
 
@@ -29,11 +29,11 @@ class Loaded:
     facts: Mapping[str, Any]
 
 
-class Answer:
+class VllmRequest:
     """One request on its way through vLLM: the prompt, vLLM's sampling parameters, and the reading of its outputs."""
 
     def __init__(self, loaded: Loaded, request: ChatRequest, abandoned: Callable[[], bool]) -> None:
-        from qvl.backends.local.text.detokenizer import Output
+        from qvl.backends.local.text.detokenizer import Detokenizer
         from qvl.backends.local.text.prompt import PromptLimit
 
         self._loaded = loaded
@@ -42,8 +42,8 @@ class Answer:
         prepared = loaded.processor.prepare(request, limit, abandoned)
         self.prompt = _prompt(prepared, loaded.processor.image_token_id)
         self.params = self._params(len(prepared.tokens))
-        self._outputs: list[Output] = [
-            Output.of(request, loaded.vocabulary, index, reasoning=prepared.starts_thinking, marked_calls=False)
+        self._outputs: list[Detokenizer] = [
+            Detokenizer.of(request, loaded.vocabulary, index, reasoning=prepared.starts_thinking, marked_calls=False)
             for index in range(request.sampling.n)
         ]
         self._ended: set[int] = set()
@@ -114,7 +114,7 @@ class Answer:
                 raise BackendError(f"vLLM gave the answer up: {part.finish_reason}")
             yield self._finished(output, part.finish_reason)
 
-    def _finished(self, output: Output, reason: Any) -> Chunk:
+    def _finished(self, output: Detokenizer, reason: Any) -> Chunk:
         self._ended.add(output.index)
         return output.finish(reason)
 
@@ -146,7 +146,7 @@ class Answer:
             )
 
 
-def _prompt(prepared: Prepared, image_token: int) -> dict[str, Any]:
+def _prompt(prepared: PreparedRequest, image_token: int) -> dict[str, Any]:
     """vLLM's token prompt: one placeholder a picture, and pictures that are of their final size already."""
     tokens: list[int] = []
     done = 0

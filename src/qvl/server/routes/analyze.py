@@ -21,7 +21,7 @@ from qvl.server.cache_headers import policy_of
 from qvl.server.errors import from_validation
 from qvl.server.openai_format import usage_of
 from qvl.server.schemas import AnalyzeRequest
-from qvl.server.serving import Asked
+from qvl.server.serving import ServedRequest
 from qvl.types import ChatRequest, Message
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ async def analyze(exchange: Exchange) -> None:
     schema = ProductAnalysis if wanted.schema_ is None else await asyncio.to_thread(_schema, wanted.schema_)
     found = await exchange.until_done(lambda: _analyze(exchange, wanted, sources, schema))
     policy = _policy(exchange)
-    asked = Asked(exchange, _NOTHING, name, exchange.core.fingerprint, policy)
+    asked = ServedRequest(exchange, _NOTHING, name, exchange.core.fingerprint, policy)
     headers = asked.headers(found.result)
     await exchange.respond_json(_answer(found, name, wanted, exchange), headers)
 

@@ -30,7 +30,7 @@ from qvl.types import Choice, Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
-    from qvl.server.serving import Asked
+    from qvl.server.serving import ServedRequest
 
 DONE: Final = b"data: [DONE]\n\n"
 _PLAIN_END: Final = '},"logprobs":null,"finish_reason":null}]'
@@ -54,7 +54,7 @@ async def _whole(exchange: Exchange, wanted: ChatCompletionRequest) -> None:
     await exchange.respond(200, completion(result, asked).encode("utf-8", "replace"), [JSON, *asked.headers(result)])
 
 
-async def _read(exchange: Exchange, wanted: ChatCompletionRequest) -> Asked:
+async def _read(exchange: Exchange, wanted: ChatCompletionRequest) -> ServedRequest:
     params = wanted.sampling()
     limit = wanted.max_completion_tokens or wanted.max_tokens
     if limit is not None:
@@ -93,7 +93,7 @@ def _form(wanted: StructuredOutputs) -> dict[str, Any]:
     return {"type": "choice", "choices": wanted["choice"]} if "choice" in wanted else {"type": "json_object"}
 
 
-def completion(result: Result, asked: Asked) -> str:
+def completion(result: Result, asked: ServedRequest) -> str:
     """A `chat.completion` object as JSON."""
     return (
         f'{{"id":"chatcmpl-{new_id()}","object":"chat.completion","created":{int(result.created_at or time.time())},'
@@ -118,7 +118,7 @@ def _choice(choice: Choice) -> str:
 class ChunkWriter:
     """Writes `chat.completion.chunk` events; what never changes is encoded once."""
 
-    def __init__(self, asked: Asked, options: StreamOptions | None) -> None:
+    def __init__(self, asked: ServedRequest, options: StreamOptions | None) -> None:
         include_usage = bool(options and options.include_usage)
         ident = f"chatcmpl-{new_id()}"
         self._head = (

@@ -20,7 +20,7 @@ from qvl.types import Choice, Chunk, Result, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
-    from qvl.server.serving import Asked
+    from qvl.server.serving import ServedRequest
 
 MAX_PROMPTS: Final = 64
 
@@ -48,7 +48,7 @@ async def completions(exchange: Exchange) -> None:
     await exchange.respond_json(_completion(results, asked[0]), headers[0])
 
 
-async def _read(exchange: Exchange, wanted: CompletionRequest, prompts: Sequence[str]) -> list[Asked]:
+async def _read(exchange: Exchange, wanted: CompletionRequest, prompts: Sequence[str]) -> list[ServedRequest]:
     params = wanted.sampling() | {"max_tokens": wanted.max_tokens or 16}
     if wanted.logprobs is not None:
         params["logprobs"] = wanted.logprobs
@@ -60,7 +60,7 @@ async def _read(exchange: Exchange, wanted: CompletionRequest, prompts: Sequence
     ]
 
 
-def _completion(results: Sequence[Result], asked: Asked) -> dict[str, Any]:
+def _completion(results: Sequence[Result], asked: ServedRequest) -> dict[str, Any]:
     choices = [choice for result in results for choice in result.choices]
     usage = Usage(
         prompt_tokens=sum(result.usage.prompt_tokens for result in results),
@@ -101,7 +101,7 @@ def _logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
     }
 
 
-async def _stream(exchange: Exchange, wanted: CompletionRequest, asked: Asked) -> None:
+async def _stream(exchange: Exchange, wanted: CompletionRequest, asked: ServedRequest) -> None:
     streaming = await started_stream(exchange, asked)
     async with aclosing(streaming.items) as items:
         async for piece in _events(items, wanted, asked):
@@ -112,7 +112,7 @@ async def _stream(exchange: Exchange, wanted: CompletionRequest, asked: Asked) -
 
 
 async def _events(
-    items: AsyncGenerator[Chunk | Result, None], wanted: CompletionRequest, asked: Asked
+    items: AsyncGenerator[Chunk | Result, None], wanted: CompletionRequest, asked: ServedRequest
 ) -> AsyncGenerator[bytes, None]:
     include_usage = bool(wanted.stream_options and wanted.stream_options.include_usage)
     base: dict[str, Any] = {

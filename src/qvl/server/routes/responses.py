@@ -20,7 +20,7 @@ from qvl.types import Choice, Chunk, Result, TokenLogprob, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
-    from qvl.server.serving import Asked
+    from qvl.server.serving import ServedRequest
 
 
 async def responses(exchange: Exchange) -> None:
@@ -44,7 +44,7 @@ async def responses(exchange: Exchange) -> None:
     await exchange.respond_json(_finished(head, output, result), asked.headers(result))
 
 
-async def _read(exchange: Exchange, wanted: ResponsesRequest) -> Asked:
+async def _read(exchange: Exchange, wanted: ResponsesRequest) -> ServedRequest:
     params: dict[str, Any] = {}
     for name in ("temperature", "top_p", "max_pixels", "min_pixels", "cache_salt", "parallel_tool_calls"):
         value = getattr(wanted, name)
@@ -84,7 +84,7 @@ def _messages(wanted: ResponsesRequest) -> list[dict[str, Any]]:
     return found
 
 
-def _head(wanted: ResponsesRequest, asked: Asked) -> dict[str, Any]:
+def _head(wanted: ResponsesRequest, asked: ServedRequest) -> dict[str, Any]:
     """What every form of the response object repeats of the request."""
     sampling = asked.request.sampling
     form: Any = (wanted.text.format if wanted.text is not None else None) or {"type": "text"}
@@ -306,7 +306,7 @@ def _error_event(error: QvlError) -> bytes:
     return f"event: error\ndata: {dumps(value)}\n\n".encode("utf-8", "replace")
 
 
-async def _stream(exchange: Exchange, wanted: ResponsesRequest, asked: Asked) -> None:
+async def _stream(exchange: Exchange, wanted: ResponsesRequest, asked: ServedRequest) -> None:
     writer = EventWriter(_head(wanted, asked))
     streaming = await started_stream(exchange, asked)
     async with aclosing(streaming.items) as items:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qvl.backends.local.model.device import Device
     from qvl.backends.local.model.loader import Checkpoint
     from qvl.backends.local.scheduling.kv_cache import Op
-    from qvl.backends.local.scheduling.scheduler import Chunk, Step
+    from qvl.backends.local.scheduling.scheduler import ScheduledTokens, Step
     from qvl.backends.local.scheduling.sequence import Sequence
     from qvl.backends.local.text.processor import ImageRules, PreparedPicture
 
@@ -65,7 +65,7 @@ class Runner:
             self.graphs.forget({op.capacity for op in ops if isinstance(op, Resize)})
         self.storage.apply(ops)
 
-    def encode(self, chunk: Chunk, tokens: int) -> list[PreparedPicture]:
+    def encode(self, chunk: ScheduledTokens, tokens: int) -> list[PreparedPicture]:
         """Sees to the pictures that `chunk` covers: their features are looked up or computed.
 
         Returns:
@@ -189,7 +189,7 @@ class Runner:
         added = self.decoder.norm.new_zeros(seen.shape, device="cpu")
         return added.masked_fill_(~seen, float("-inf")).to(self._place, non_blocking=self.device.non_blocking)
 
-    def _positions(self, decode: list[Sequence], prefill: list[Chunk]) -> Tensor:
+    def _positions(self, decode: list[Sequence], prefill: list[ScheduledTokens]) -> Tensor:
         import numpy as np
         import torch
 
@@ -239,7 +239,7 @@ class Runner:
             for first, sequence in enumerate(decode)
         ]
 
-    def _chunks(self, prefill: list[Chunk], first: int) -> list[PromptChunk]:
+    def _chunks(self, prefill: list[ScheduledTokens], first: int) -> list[PromptChunk]:
         import torch
 
         chunks = []
@@ -252,7 +252,9 @@ class Runner:
             first += chunk.count
         return chunks
 
-    def _place_pictures(self, hidden: Tensor, prefill: list[Chunk], places: list[PromptChunk]) -> Deepstack | None:
+    def _place_pictures(
+        self, hidden: Tensor, prefill: list[ScheduledTokens], places: list[PromptChunk]
+    ) -> Deepstack | None:
         """Writes picture features over the placeholders' embeddings; returns what the first layers add."""
         import torch
 
@@ -279,7 +281,7 @@ def _place(sequence: Sequence) -> tuple[int, int]:
     return sequence.slot.capacity, sequence.slot.row
 
 
-def _chunk_positions(chunk: Chunk) -> np.ndarray[Any, Any]:
+def _chunk_positions(chunk: ScheduledTokens) -> np.ndarray[Any, Any]:
     """int64 [3, count]: of the prompt as prepared, of generated tokens (after a preemption) counting on."""
     import numpy as np
 

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 BLOCK: Final = 32
 
 
-class Span(Protocol):
+class PictureSpan(Protocol):
     """A picture at its place; see processor.PreparedPicture."""
 
     @property
@@ -32,7 +32,7 @@ class Span(Protocol):
 class BlockHashes:
     """The chain of hashes of one sequence's full blocks, extended as the sequence grows."""
 
-    pictures: Sequence[Span]
+    pictures: Sequence[PictureSpan]
     salt: str = ""
     hashes: list[bytes] = field(default_factory=list)
 

@@ -12,14 +12,14 @@ from typing import Final
 
 from qvl.backends.local.scheduling.kv_cache import KvCache
 from qvl.backends.local.scheduling.prefix_cache import BLOCK, PrefixIndex
-from qvl.backends.local.scheduling.sequence import Sequence, Status
+from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
 
 # Answers are often short: room for this many tokens beyond the prompt avoids most moves to a larger row.
 HEADROOM: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class ScheduledTokens:
     """Tokens start:start+count of a sequence are to be computed; the last chunk of a prompt gives a token."""
 
     sequence: Sequence
@@ -41,7 +41,7 @@ class Step:
     """What one forward pass runs: one token of each of `decode`, and the chunks of `prefill`."""
 
     decode: list[Sequence] = field(default_factory=list)
-    prefill: list[Chunk] = field(default_factory=list)
+    prefill: list[ScheduledTokens] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.decode or self.prefill)
@@ -80,18 +80,18 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """The sequence ended or was aborted: it leaves at once and its row is free. Harmless when already gone."""
-        if sequence.status is Status.RUNNING:
+        if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
-        elif sequence.status is Status.WAITING and sequence in self.waiting:
+        elif sequence.status is SequenceStatus.WAITING and sequence in self.waiting:
             self.waiting.remove(sequence)
         self._release(sequence)
-        sequence.status = Status.FINISHED
+        sequence.status = SequenceStatus.FINISHED
 
     def preempt(self, sequence: Sequence) -> None:
         """Takes the row away; the sequence waits in front and computes its tokens again."""
         self.running.remove(sequence)
         self._release(sequence)
-        sequence.status = Status.WAITING
+        sequence.status = SequenceStatus.WAITING
         sequence.num_preempted += 1
         self.num_preemptions += 1
         # Two preempted ones must come back in their order of arrival.
@@ -119,13 +119,13 @@ class Scheduler:
 
     def _decode(self, step: Step) -> None:
         for sequence in list(self.running):
-            if sequence.status is not Status.RUNNING or sequence.prefilling:
+            if sequence.status is not SequenceStatus.RUNNING or sequence.prefilling:
                 continue
             if len(step.decode) >= self.max_num_batched_tokens:
                 break
             if self._room(sequence):
                 step.decode.append(sequence)
-        step.decode = [sequence for sequence in step.decode if sequence.status is Status.RUNNING]
+        step.decode = [sequence for sequence in step.decode if sequence.status is SequenceStatus.RUNNING]
 
     def _room(self, sequence: Sequence) -> bool:
         """Makes room for one more token, at the cost of the youngest if need be, which may be the sequence itself."""
@@ -144,13 +144,17 @@ class Scheduler:
         count = min(sequence.ready - sequence.num_computed, budget, sequence.max_chunk)
         if count <= 0:
             return 0
-        step.prefill.append(Chunk(sequence, sequence.num_computed, count))
+        step.prefill.append(ScheduledTokens(sequence, sequence.num_computed, count))
         return count
 
     @staticmethod
     def _waits_for_leader(sequence: Sequence) -> bool:
         leader = sequence.leader
-        return leader is not None and leader.status is not Status.FINISHED and leader.num_computed < leader.num_prompt
+        return (
+            leader is not None
+            and leader.status is not SequenceStatus.FINISHED
+            and leader.num_computed < leader.num_prompt
+        )
 
     def _admit(self, sequence: Sequence) -> bool:
         """Gives a row, filled with as much of the prompt as is known already; False while there is no room."""
@@ -159,7 +163,7 @@ class Scheduler:
         if slot is None:
             return False
         sequence.slot = slot
-        sequence.status = Status.RUNNING
+        sequence.status = SequenceStatus.RUNNING
         sequence.num_computed = self._reuse(sequence, slot)
         place = sum(1 for other in self.running if other.arrival < sequence.arrival)
         self.running.insert(place, sequence)

@@ -11,11 +11,11 @@ from qvl.backends.local.scheduling.prefix_cache import BlockHashes
 
 if TYPE_CHECKING:
     from qvl.backends.local.scheduling.kv_cache import Slot
-    from qvl.backends.local.text.processor import Prepared
+    from qvl.backends.local.text.processor import PreparedRequest
     from qvl.types import FinishReason, SamplingParams
 
 
-class Status(Enum):
+class SequenceStatus(Enum):
     """WAITING has no row (new or preempted); RUNNING has one; FINISHED has given it back."""
 
     WAITING = auto()
@@ -42,7 +42,7 @@ class Sequence:
 
     group: Any
     index: int
-    prepared: Prepared
+    prepared: PreparedRequest
     sampling: SamplingParams
     arrival: int
     seed: int
@@ -50,7 +50,7 @@ class Sequence:
     matcher: Any = None
     tokens: list[int] = field(init=False)
     num_prompt: int = field(init=False)
-    status: Status = Status.WAITING
+    status: SequenceStatus = SequenceStatus.WAITING
     slot: Slot | None = None
     num_computed: int = 0
     num_cached: int = 0

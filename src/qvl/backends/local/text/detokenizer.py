@@ -59,7 +59,7 @@ def _byte_letters() -> dict[str, int]:
 
 
 @dataclass(slots=True)
-class Output:
+class Detokenizer:
     """The text side of one sequence.
 
     Args:
@@ -99,7 +99,7 @@ class Output:
     @classmethod
     def of(
         cls, request: ChatRequest, vocabulary: Vocabulary, index: int, *, reasoning: bool, marked_calls: bool
-    ) -> Output:
+    ) -> Detokenizer:
         """The output of choice `index` of `request`; `marked_calls` says whether a forced call has its markup."""
         form, forced = request.response_format, bool(request.forced_tools)
         calls = bool(request.tools) and request.tool_choice != "none" and (marked_calls or not forced)
@@ -309,4 +309,4 @@ def _overlap(text: str, word: str) -> int:
     return 0
 
 
-__all__: Sequence[str] = ["Output", "Splitter", "Vocabulary", "parse_call"]
+__all__: Sequence[str] = ["Detokenizer", "Splitter", "Vocabulary", "parse_call"]

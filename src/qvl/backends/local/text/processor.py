@@ -53,7 +53,7 @@ class PreparedPicture:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedRequest:
     """A request in the model's terms. `positions` is int64 [3, prompt length]: time, height and width of each token.
 
     The token at index i >= prompt length has position i + `position_delta` on all three axes.
@@ -147,7 +147,7 @@ class Processor:
 
     def prepare(
         self, request: ChatRequest, limit: PromptLimit | None = None, abandoned: Callable[[], bool] = lambda: False
-    ) -> Prepared:
+    ) -> PreparedRequest:
         """Blocking, CPU-bound. What does not fit `limit` is refused before any pixel is touched; `abandoned` ends it.
 
         Raises:
@@ -180,7 +180,7 @@ class Processor:
         for ready, picture in zip(prepared, pictures, strict=True):
             self._fill(ready, picture, request.max_pixels)
         positions, delta = rope_positions(len(tokens), prepared, self.rules.merge_size)
-        return Prepared(tokens, positions, delta, tuple(prepared), thinking, request.cache_salt)
+        return PreparedRequest(tokens, positions, delta, tuple(prepared), thinking, request.cache_salt)
 
     def _picture(self, picture: Picture, request: ChatRequest, start: int) -> PreparedPicture:
         """Where the picture stands and how large it is there; no pixel is touched."""
