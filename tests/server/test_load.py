@@ -53,6 +53,41 @@ def test_the_queue_is_counted_in_picture_tokens_too(serve) -> None:
     assert server.core.admission.waiting_tokens == 0
 
 
+def test_pictures_that_would_take_too_much_memory_are_refused_before_they_are_decoded(serve) -> None:
+    server = serve(EchoBackend(), max_decoded_bytes=2 * 64 * 64 * 4)
+    urls = [data_url(colour, (64, 64)) for colour in ("red", "green", "blue")]
+    refused = server.post(CHAT, question("all of them", *urls))
+    assert refused.status_code == 413
+    assert refused.json()["error"]["code"] == "request_too_large"
+    assert "12288 pixels" in refused.json()["error"]["message"]
+    assert not server.backend.requests
+    assert server.post(CHAT, question("two of them", *urls[:2])).status_code == 200
+    assert server.post(CHAT, {**question("all of them", *urls), "max_pixels": 1024}).status_code == 200
+
+
+def test_pictures_that_pass_on_as_they_are_count_nothing(serve) -> None:
+    backend = EchoBackend()
+    backend.wants_pixels = False
+    server = serve(backend, max_decoded_bytes=1)
+    assert server.post(CHAT, question("one", data_url("red", (64, 64)))).status_code == 200
+    assert server.post(CHAT, question("one", data_url("red", (64, 64), "GIF"))).status_code == 413
+
+
+def test_requests_wait_while_the_pictures_at_work_take_all_the_memory(serve) -> None:
+    server = serve(EchoBackend(pause=0.1), cache="off", max_held_bytes=40_000)
+
+    def ask(number: int) -> int:
+        return server.post(CHAT, question(f"one two three {number}", data_url("red", (64, 64)))).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask, number) for number in range(8)]
+        until(lambda: server.core.admission.waiting >= 4)
+        assert server.core.admission.running == 2
+        server.backend.pause = 0.0
+        assert [one.result() for one in asking] == [200] * 8
+    assert server.core.admission.running_bytes == 0
+
+
 def test_hits_pass_a_full_queue(serve) -> None:
     server = serve(EchoBackend(pause=0.0), max_concurrent=1, max_queue=0)
     server.post(CHAT, question("known"))

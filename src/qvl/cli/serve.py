@@ -253,6 +253,9 @@ def serve(
     max_decode_mb: Annotated[
         int, typer.Option(envvar="QVL_MAX_DECODE_MB", min=1, help="To decode one picture.", rich_help_panel=PICTURES)
     ] = 256,
+    max_decoded_mb: Annotated[
+        int, typer.Option(envvar="QVL_MAX_DECODED_MB", min=1, help="Pixels of a request.", rich_help_panel=PICTURES)
+    ] = 192,
     allowed_media_domains: Annotated[
         list[str] | None,
         typer.Option(
@@ -329,6 +332,7 @@ def serve(
         max_concurrent=max_concurrent,
         max_queue=max_queue,
         max_queue_picture_tokens=max_queue_picture_tokens,
+        max_decoded_bytes=max_decoded_mb * 1024 * 1024,
         requests_per_minute=requests_per_minute,
         concurrent_per_key=concurrent_per_key,
         request_timeout=request_timeout,

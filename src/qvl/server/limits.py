@@ -10,12 +10,15 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from qvl.errors import RateLimitError
+from qvl.server.errors import HttpError
 from qvl.server.settings import MAX_RETRY_AFTER
 
 if TYPE_CHECKING:
     from qvl.pipeline.job import Job
 
 PIXELS_PER_TOKEN: Final = 32 * 32
+# Pillow holds RGB in four.
+BYTES_PER_PIXEL: Final = 4
 _SMOOTHING: Final = 0.1
 
 
@@ -28,22 +31,46 @@ def picture_tokens(job: Job) -> int:
     )
 
 
+def decoded_bytes(job: Job, *, wants_pixels: bool) -> int:
+    """How much memory the pixels of `job` take while it is at the backend; bytes that pass on as they are take none."""
+    budget = job.request.max_pixels
+    return BYTES_PER_PIXEL * sum(
+        min(picture.width * picture.height, budget or picture.width * picture.height)
+        for picture in job.request.pictures
+        if wants_pixels or not picture.untouched
+    )
+
+
 class Admission:
     """Lets `max_running` jobs work, `max_waiting` (and their picture tokens) wait in turn, and refuses the rest.
 
     `pipeline.admit` is set to `enter`, so answers from the cache and followers of a flight pass without a place.
+    Pictures are decoded behind it: those at work take at most `max_bytes` together, those of one job `max_job_bytes`.
     """
 
-    def __init__(self, max_running: int, max_waiting: int, max_waiting_tokens: int) -> None:
+    def __init__(
+        self,
+        max_running: int,
+        max_waiting: int,
+        max_waiting_tokens: int,
+        *,
+        max_job_bytes: int,
+        max_bytes: int,
+        wants_pixels: bool,
+    ) -> None:
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.max_waiting_tokens = max_waiting_tokens
+        self.max_job_bytes = max_job_bytes
+        self.max_bytes = max_bytes
+        self.wants_pixels = wants_pixels
         self.running = 0
+        self.running_bytes = 0
         self.waiting_tokens = 0
         self.service_seconds: float | None = None
         self.on_wait: Callable[[float], None] = lambda seconds: None
         self.on_refusal: Callable[[str], None] = lambda reason: None
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._queue: deque[tuple[asyncio.Future[None], int]] = deque()
 
     @property
     def waiting(self) -> int:
@@ -59,10 +86,20 @@ class Admission:
         """A place at the backend for as long as the context lasts.
 
         Raises:
+            HttpError: 413, its pictures would take too much memory.
             RateLimitError: the queue is full.
         """
+        size = decoded_bytes(job, wants_pixels=self.wants_pixels)
+        if size > self.max_job_bytes:
+            raise HttpError(
+                413,
+                f"the pictures have {size // BYTES_PER_PIXEL} pixels in all, more than the"
+                f" {self.max_job_bytes // BYTES_PER_PIXEL} that one request may have",
+                hint="send fewer or smaller pictures, a smaller max_pixels, or raise qvl-serve --max-decoded-mb",
+                code="request_too_large",
+            )
         began = time.perf_counter()
-        await self._take(picture_tokens(job))
+        await self._take(picture_tokens(job), size)
         started = time.perf_counter()
         job.stages.queue += started - began
         self.on_wait(started - began)
@@ -72,38 +109,55 @@ class Admission:
             known = self.service_seconds
             self.service_seconds = took if known is None else known + _SMOOTHING * (took - known)
         finally:
-            self._give_back()
+            self._give_back(size)
 
-    async def _take(self, tokens: int) -> None:
-        if self.running < self.max_running and not self._queue:
+    def _has_room(self, size: int) -> bool:
+        # Alone every job passes, whatever the bounds are set to.
+        return self.running < self.max_running and (self.running_bytes + size <= self.max_bytes or not self.running)
+
+    async def _take(self, tokens: int, size: int) -> None:
+        if not self._queue and self._has_room(size):
             self.running += 1
+            self.running_bytes += size
             return
         if len(self._queue) >= self.max_waiting:
             self._refuse("queue_full", f"{len(self._queue)} requests are waiting already")
         if self._queue and self.waiting_tokens + tokens > self.max_waiting_tokens:
             self._refuse("picture_tokens", f"{self.waiting_tokens} picture tokens are waiting already")
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(place)
+        self._queue.append((place, size))
         self.waiting_tokens += tokens
         try:
             await place
         except BaseException:
             if place.done() and not place.cancelled():
-                self._give_back()
-            elif place in self._queue:
-                self._queue.remove(place)
+                self._give_back(size)
+            else:
+                if (place, size) in self._queue:
+                    self._queue.remove((place, size))
+                # Who stood behind may need less room.
+                self._fill()
             raise
         finally:
             self.waiting_tokens -= tokens
 
-    def _give_back(self) -> None:
-        """Hands the place to the one who waits longest, or frees it."""
-        while self._queue:
-            place = self._queue.popleft()
-            if not place.done():
-                place.set_result(None)
-                return
+    def _give_back(self, size: int) -> None:
+        """Frees a place, and hands out what is free then."""
         self.running -= 1
+        self.running_bytes -= size
+        self._fill()
+
+    def _fill(self) -> None:
+        """Hands free places to those who wait longest."""
+        while self._queue:
+            place, size = self._queue[0]
+            if not place.done():
+                if not self._has_room(size):
+                    return
+                self.running += 1
+                self.running_bytes += size
+                place.set_result(None)
+            self._queue.popleft()
 
     def _refuse(self, reason: str, message: str) -> None:
         self.on_refusal(reason)

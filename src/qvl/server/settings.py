@@ -26,7 +26,9 @@ class ServerSettings:
         max_concurrent: requests that are at the backend at a time; what exceeds it waits.
         max_queue: requests that may wait; what exceeds it is refused (429).
         max_queue_picture_tokens: picture tokens (pixels / 1024) that may wait.
-        max_held_bytes: bodies in memory, all requests together.
+        max_held_bytes: bodies in memory, all requests together; and as much again for decoded pictures at the backend,
+            where what exceeds it waits.
+        max_decoded_bytes: decoded pictures of one request, four bytes a pixel; those that pass on undecoded are free.
         requests_per_minute: for each key; None: no limit.
         concurrent_per_key: requests under way for each key; None: no limit.
         request_timeout: longest time from the first byte to the end of an answer; `X-Request-Timeout` may shorten it.
@@ -53,6 +55,7 @@ class ServerSettings:
     max_queue: int = 256
     max_queue_picture_tokens: int = 1_000_000
     max_held_bytes: int = 1024 * 1024 * 1024
+    max_decoded_bytes: int = 192 * 1024 * 1024
     requests_per_minute: int | None = None
     concurrent_per_key: int | None = None
     request_timeout: float = 600.0
@@ -64,7 +67,7 @@ class ServerSettings:
     media: MediaPolicy = field(default_factory=lambda: MediaPolicy(allow_files=False))
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "body_rate", "max_concurrent", "max_held_bytes"):
+        for name in ("max_body_bytes", "body_rate", "max_concurrent", "max_held_bytes", "max_decoded_bytes"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
         for name in ("max_queue", "max_queue_picture_tokens", "drain_timeout", "hot_seconds"):
             self._check(name, getattr(self, name) >= 0, "0 or more")

@@ -34,7 +34,14 @@ class ServerCore:
         self.settings = settings
         self.keys = KeyRing(settings.api_keys, settings.api_key_file)
         self.metrics = Metrics()
-        self.admission = Admission(settings.max_concurrent, settings.max_queue, settings.max_queue_picture_tokens)
+        self.admission = Admission(
+            settings.max_concurrent,
+            settings.max_queue,
+            settings.max_queue_picture_tokens,
+            max_job_bytes=settings.max_decoded_bytes,
+            max_bytes=settings.max_held_bytes,
+            wants_pixels=pipeline.backend.wants_pixels,
+        )
         self.key_limits = KeyLimits(settings.requests_per_minute, settings.concurrent_per_key)
         self.readiness = Readiness(pipeline, canary=settings.canary, stall_timeout=settings.stall_timeout)
         self.tracing: Tracing | None = None
