@@ -66,7 +66,7 @@ def own_fields(value: Any) -> dict[str, Any]:
 def _top(schema: dict[str, Any]) -> dict[str, Any]:
     """The definition that a schema of one reference stands for."""
     reference = str(schema.get("$ref", ""))
-    return cast("dict[str, Any]", schema["$defs"][reference.rpartition("/")[2]]) if reference else schema
+    return cast("dict[str, Any]", schema.get("$defs", {}).get(reference.rpartition("/")[2], schema))
 
 
 def prompt_version(schema: type[BaseModel]) -> str:

@@ -1,184 +1,276 @@
-"""A pydantic model out of a JSON schema, so that `/v1/analyze` validates answers as the pipeline's own verb does."""
+"""A pydantic model around a JSON schema, so that its answers are read and checked as those of any other schema."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final, Literal
+import contextvars
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from jsonschema import Draft202012Validator, FormatChecker, SchemaError, ValidationError, validators
+from jsonschema.exceptions import best_match
+from pydantic import Field, RootModel, TypeAdapter, model_validator
+from pydantic import ValidationError as PydanticError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import SchemaError as PatternError
+from referencing import Registry
 
-from qvl.errors import RequestError
+from qvl.backends.grammar_schema import compiler_reason, enforceable
+from qvl.errors import AnalysisError, RequestError
 
-MAX_DEPTH: Final = 16
-MAX_FIELDS: Final = 200
-MAX_PARTS: Final = 1_000
-_PLAIN: Final[dict[str, Any]] = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}
-_BOUNDS: Final = {
-    "minimum": "ge",
-    "maximum": "le",
-    "exclusiveMinimum": "gt",
-    "exclusiveMaximum": "lt",
-    "minLength": "min_length",
-    "maxLength": "max_length",
-    "minItems": "min_length",
-    "maxItems": "max_length",
-    "pattern": "pattern",
-    "multipleOf": "multiple_of",
-}
-_REMARKS: Final = frozenset(
-    {"title", "description", "examples", "default", "$schema", "$id", "$comment", "$defs", "definitions", "format"}
-)
-_KNOWN: Final = _REMARKS | {
-    "type",
-    "properties",
-    "required",
-    "additionalProperties",
-    "items",
-    "enum",
-    "const",
-    "anyOf",
-    "oneOf",
-    "$ref",
-    *_BOUNDS,
-}
+# Alternatives of alternatives double with each level of an answer, and the schema comes from anybody.
+MAX_STEPS: Final = 50_000
+_NOT_HONOURED: Final = frozenset({"unevaluatedItems", "unevaluatedProperties", "$dynamicRef", "$recursiveRef"})
+_LONGEST: Final = 300
+_NAMED: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_DATA: Final = ("const", "enum", "default", "examples", "example")
+_steps: contextvars.ContextVar[list[int]] = contextvars.ContextVar("steps")
+_nothing: Final[Registry[Any]] = Registry()  # the default one would fetch what a `$ref` names
 
 
-def model_of(schema: Mapping[str, Any]) -> type[BaseModel]:
-    """A model that accepts what `schema` accepts, and whose own JSON schema is `schema`.
+class _Answer(RootModel[dict[str, Any]]):
+    """An object of JSON; the subclass of each schema knows what it must hold."""
+
+
+def model_of(schema: Mapping[str, Any]) -> type[_Answer]:
+    """Return a model that accepts what `schema` accepts, whose own JSON schema is `schema`, and whose root the answer.
+
+    What a schema does not require may also be null, since prompts ask for null where a picture does not tell.
 
     Raises:
-        RequestError: it is not of type object, or has a keyword that is not honoured here.
+        RequestError: it is not of type object, is not valid, is too large, or has a keyword that is not honoured here.
     """
-    if schema.get("type") != "object" or not isinstance(schema.get("properties"), Mapping):
+    if not isinstance(schema, Mapping):
+        raise _refused("must be an object")
+    given = with_object_on_top(schema)
+    if given.get("type") != "object":
         raise RequestError(
-            "schema must be of type object with properties",
-            hint='{"type": "object", "properties": {…}}',
-            param="schema",
+            "schema must be of type object", hint='{"type": "object", "properties": {…}}', param="schema"
         )
+    check = _check_of(given)
+
+    def checked(data: Any) -> Any:
+        if (wrong := check(data)) is not None:
+            raise wrong
+        return data
+
+    def model_json_schema(cls: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        return given
+
     title = schema.get("title")
     name = title if isinstance(title, str) and title.isidentifier() else "Answer"
-    reader = _Reader(schema)
-    found = reader.object(schema, name, 0)
-    given = dict(schema)
-    # A subclass, because the schema that the model's answer must follow is the client's own, word for word.
-    own = {"model_json_schema": classmethod(_fixed(given)), "model_dump": _dump, "__module__": __name__}
-    return type(name, (found,), own)
+    # The schema that the answer must follow is the client's own, word for word.
+    own = {
+        "__module__": __name__,
+        "model_json_schema": classmethod(model_json_schema),
+        "checked": model_validator(mode="before")(staticmethod(checked)),
+    }
+    return type(name, (_Answer,), own)
 
 
-def _dump(self: BaseModel, **options: Any) -> dict[str, Any]:
-    """By the client's names; what the model's answer left out stays out."""
-    return BaseModel.model_dump(self, **{"by_alias": True, "exclude_unset": True, **options})
+def with_object_on_top(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `schema` with the definition that its top refers to in the reference's place, as endpoints want it."""
+    found = dict(schema)
+    for _ in range(8):
+        reference = found.get("$ref")
+        name = str(reference).rpartition("/")[2]
+        definitions = next((word for word in ("$defs", "definitions") if reference == f"#/{word}/{name}"), "")
+        target = (found.get(definitions) or {}).get(name) if definitions else None
+        if not isinstance(target, Mapping):
+            break
+        found = {**{word: value for word, value in found.items() if word != "$ref"}, **target}
+    if "properties" in found:
+        found.setdefault("type", "object")
+    return found
 
 
-def _fixed(schema: dict[str, Any]) -> Callable[..., dict[str, Any]]:
-    def model_json_schema(cls: Any, *args: Any, **options: Any) -> dict[str, Any]:
-        return schema
+def _check_of(schema: dict[str, Any]) -> Callable[[Any], PydanticError | None]:
+    """A function that says what of an answer does not fit `schema`."""
+    enforceable(schema, "schema")  # its bounds and references, before anything else is read of it
+    base = validators.validator_for(schema, default=Draft202012Validator)
+    try:
+        # Without formats: Python would judge patterns, which are not matched by it.
+        base.check_schema(schema, format_checker=FormatChecker(()))
+    except SchemaError as exc:
+        raise _refused(f"is not valid: {_place(exc)} {exc.message}") from exc
+    _read(schema)
+    validator = _validator_class(base)(schema, registry=_nothing)
+    _refuse_circles(validator, schema)
 
-    return model_json_schema
+    def check(data: Any) -> PydanticError | None:
+        token = _steps.set([MAX_STEPS])
+        try:
+            wrong = best_match(validator.iter_errors(data))
+        except (_TooManyStepsError, RecursionError, OverflowError) as exc:
+            why = "takes too many steps to check" if isinstance(exc, _TooManyStepsError) else "is nested too deeply"
+            raise AnalysisError(
+                f"an answer {why}", raw=json.dumps(data)[:_LONGEST], hint="a simpler schema: fewer alternatives"
+            ) from None
+        finally:
+            _steps.reset(token)
+        if wrong is None:
+            return None
+        kind = PydanticCustomError("json_schema", "{reason}", {"reason": wrong.message[:_LONGEST]})
+        found = InitErrorDetails(type=kind, loc=tuple(wrong.absolute_path), input=wrong.instance)
+        return PydanticError.from_exception_data("Answer", [found])
 
-
-class _Reader:
-    """Reads each definition once: one that is referred to from many places costs no more than from one."""
-
-    def __init__(self, root: Mapping[str, Any]) -> None:
-        self._root = root
-        self._fields = 0
-        self._parts = 0
-        self._targets: dict[str, Any] = {}
-
-    def object(self, schema: Mapping[str, Any], name: str, depth: int) -> type[BaseModel]:
-        required = schema.get("required") or []
-        fields: dict[str, Any] = {}
-        for number, (key, inner) in enumerate(schema["properties"].items()):
-            self._fields += 1
-            if self._fields > MAX_FIELDS:
-                raise _refused(f"has more than {MAX_FIELDS} properties")
-            kind = self.read(inner, depth + 1)
-            # Names of fields are any text in JSON, but not in Python, so every field has an alias.
-            if key in required:
-                fields[f"f{number}"] = (kind, Field(alias=key))
-            else:
-                fields[f"f{number}"] = (kind | None, Field(None, alias=key))
-        extra: Any = "allow" if schema.get("additionalProperties", True) is not False else "forbid"
-        config = ConfigDict(extra=extra, protected_namespaces=())
-        return create_model(name, __config__=config, **fields)
-
-    def read(self, schema: Any, depth: int) -> Any:
-        """The Python type of `schema`."""
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise _refused(f"has more than {MAX_PARTS} parts")
-        if depth > MAX_DEPTH:
-            raise _refused(f"is deeper than {MAX_DEPTH} levels, or refers to itself")
-        if schema is True or schema == {}:
-            return Any
-        if not isinstance(schema, Mapping):
-            raise _refused("has a part that is no object")
-        for keyword in schema:
-            if keyword not in _KNOWN:
-                raise _refused(f"has the keyword {str(keyword)[:50]!r}, which is not honoured here")
-        if "$ref" in schema:
-            reference = str(schema["$ref"])
-            if reference not in self._targets:
-                # Until it has been read, one that leads back to itself is read again, and found to be too deep.
-                self._targets[reference] = self.read(self._target(reference), depth + 1)
-            return self._targets[reference]
-        for union in ("anyOf", "oneOf"):
-            if union in schema:
-                return self._union([self.read(inner, depth + 1) for inner in _several(schema[union], union)])
-        if "const" in schema or "enum" in schema:
-            return _literal([schema["const"]] if "const" in schema else schema["enum"])
-        kind = schema.get("type")
-        if isinstance(kind, list):
-            return self._union([self.read({**schema, "type": one}, depth + 1) for one in _several(kind, "type")])
-        return self._typed(kind, schema, depth)
-
-    def _typed(self, kind: Any, schema: Mapping[str, Any], depth: int) -> Any:
-        found: Any
-        if kind == "object" or (kind is None and "properties" in schema):
-            if isinstance(schema.get("properties"), Mapping):
-                return self.object(schema, "Part", depth)
-            more = schema.get("additionalProperties", True)
-            return dict[str, self.read(more, depth + 1) if isinstance(more, Mapping) else Any]  # type: ignore[misc]
-        if kind == "array":
-            found = list[self.read(schema.get("items", {}), depth + 1)]  # type: ignore[misc]
-        elif kind in _PLAIN:
-            found = _PLAIN[kind]
-        else:
-            raise _refused(f"has the type {str(kind)[:50]!r}")
-        bounds = {word: schema[keyword] for keyword, word in _BOUNDS.items() if keyword in schema}
-        return Annotated[found, Field(**bounds)] if bounds else found
-
-    @staticmethod
-    def _union(kinds: list[Any]) -> Any:
-        kinds = list({id(kind): kind for kind in kinds}.values())
-        found = kinds[0]
-        for kind in kinds[1:]:
-            found = found | kind if kind is not None else found | None
-        return found
-
-    def _target(self, ref: Any) -> Any:
-        target: Any = self._root
-        for step in str(ref).removeprefix("#/").split("/"):
-            if not isinstance(target, Mapping) or step not in target:
-                raise _refused(f"refers to {str(ref)[:80]!r}, which is not in it")
-            target = target[step]
-        return target
+    return check
 
 
-def _several(value: Any, keyword: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise _refused(f"has an empty {keyword!r}")
-    return value
+def _refuse_circles(validator: Any, schema: dict[str, Any]) -> None:
+    for part in (schema, *schema.get("$defs", {}).values(), *schema.get("definitions", {}).values()):
+        token = _steps.set([MAX_STEPS])
+        try:
+            validator.evolve(schema=part).is_valid({})
+        except RecursionError:
+            raise _refused("refers to itself without end") from None
+        except _TooManyStepsError:
+            raise _refused("takes too many steps to check: has too many alternatives of alternatives") from None
+        finally:
+            _steps.reset(token)
 
 
-def _literal(values: Any) -> Any:
-    if not isinstance(values, list) or not values:
+def _place(error: SchemaError) -> str:
+    return ".".join(map(str, error.absolute_path)) or "it"
+
+
+def _read(node: Any) -> None:
+    """Refuses what is valid and cannot be checked."""
+    if isinstance(node, list):
+        for inner in node:
+            _read(inner)
+    if not isinstance(node, dict):
+        return
+    if word := next((word for word in node if word in _NOT_HONOURED), None):
+        raise _refused(f"has the keyword {word!r}, which is not honoured here")
+    patterns = [node["pattern"]] if isinstance(node.get("pattern"), str) else []
+    for pattern in (*patterns, *(node.get("patternProperties") or ())):
+        try:
+            _pattern(pattern)
+        except PatternError as exc:
+            reason = compiler_reason("\n".join(str(exc).splitlines()[1:]) or str(exc)).strip()
+            reason = reason.removeprefix("SchemaError: ").removeprefix("invalid pattern: ")
+            raise _refused(f"has the pattern {pattern[:50]!r}, which cannot be read: {reason}") from exc
+    if node.get("enum") == []:
         raise _refused("has an empty 'enum'")
-    if not all(value is None or isinstance(value, str | int | bool) for value in values):
-        raise _refused("has an 'enum' of other things than text, whole numbers, true, false and null")
-    return Literal[tuple(values)]
+    for word, value in node.items():
+        if word not in _DATA:
+            _read(list(value.values()) if word in _NAMED and isinstance(value, dict) else value)
+
+
+@functools.lru_cache(maxsize=256)
+def _pattern(pattern: str) -> Callable[[str], bool]:
+    """Whether a text matches, by pydantic's engine: Python's own may take for ever, and patterns come from anybody."""
+    adapter = TypeAdapter(Annotated[str, Field(pattern=pattern)])
+
+    def matches(text: str) -> bool:
+        try:
+            adapter.validate_python(text)
+        except PydanticError:
+            return False
+        return True
+
+    return matches
+
+
+class _TooManyStepsError(Exception):
+    pass
+
+
+def _counted(keyword: Callable[..., Any]) -> Callable[..., Iterator[ValidationError]]:
+    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        left = _steps.get()
+        left[0] -= 1
+        if left[0] < 0:
+            raise _TooManyStepsError
+        yield from keyword(validator, value, instance, schema) or ()
+
+    return check
+
+
+@functools.cache
+def _validator_class(base: Any) -> Any:
+    own = {
+        "type": _type,
+        "properties": _properties,
+        "pattern": _matches,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+        "multipleOf": _multiple_of,
+        "uniqueItems": _unique_items,
+    }
+    known = {**base.VALIDATORS, **own}
+    return validators.extend(base, {word: _counted(keyword) for word, keyword in known.items()})
+
+
+def _type(validator: Any, types: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if instance is None and schema.get("nullable") is True:
+        return
+    kinds = [types] if isinstance(types, str) else types
+    if not any(validator.is_type(instance, kind) for kind in kinds):
+        yield ValidationError(f"{instance!r:.100} is not of type {', '.join(map(repr, kinds))}")
+
+
+def _properties(validator: Any, properties: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "object"):
+        return
+    required = schema.get("required") or ()
+    for name, inner in properties.items():
+        if name in instance and (instance[name] is not None or name in required):
+            yield from validator.descend(instance[name], inner, path=name, schema_path=name)
+
+
+def _matches(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if validator.is_type(instance, "string") and not _pattern(pattern)(instance):
+        yield ValidationError(f"{instance!r:.100} does not match {pattern!r}")
+
+
+def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "object"):
+        return
+    for pattern, inner in patterns.items():
+        for name, value in instance.items():
+            if _pattern(pattern)(name):
+                yield from validator.descend(value, inner, path=name, schema_path=pattern)
+
+
+def _additional_properties(validator: Any, more: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "object"):
+        return
+    named, patterns = schema.get("properties") or {}, schema.get("patternProperties") or {}
+    for name, value in instance.items():
+        if name in named or any(_pattern(pattern)(name) for pattern in patterns):
+            continue
+        if more is False:
+            yield ValidationError(f"the property {name!r:.100} is not in the schema")
+        elif more is not True:
+            yield from validator.descend(value, more, path=name)
+
+
+def _multiple_of(validator: Any, step: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "number"):
+        return
+    try:
+        # As written: 19.99 is a multiple of 0.01, of which binary numbers know nothing.
+        rest = _exact(instance) % _exact(step)
+    except ValueError:
+        rest = Fraction(1)
+    if rest:
+        yield ValidationError(f"{instance!r:.100} is not a multiple of {step!r}")
+
+
+def _exact(number: float) -> Fraction:
+    return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
+
+
+def _unique_items(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if not wanted or not validator.is_type(instance, "array"):
+        return
+    if len({json.dumps(item, sort_keys=True) for item in instance}) < len(instance):
+        yield ValidationError("the items are not all different")
 
 
 def _refused(what: str) -> RequestError:
-    return RequestError(f"the schema {what}", param="schema", code="invalid_schema")
+    return RequestError(f"the schema {what}"[:_LONGEST], param="schema", code="invalid_schema")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from types import UnionType
-from typing import Any
+from typing import Any, Final
 
 import typing_extensions
 from pydantic import BaseModel, RootModel, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from qvl import analysis
-from qvl.analysis.schema_model import model_of
 from qvl.errors import ConfigError, QvlError
+
+_OF_THE_WHOLE: Final = ("$defs", "definitions", "$schema")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +73,36 @@ def _shown(schema: Any) -> str:
 
 
 def _of_json_schema(schema: Mapping[str, Any]) -> SchemaType:
-    boxed = schema.get("type", "object") != "object" or "properties" not in schema
-    given = dict(schema)
-    if boxed:
-        inner = {key: value for key, value in given.items() if key not in ("$defs", "definitions", "title")}
-        given = {key: given[key] for key in ("$defs", "definitions", "title") if key in given}
-        given |= {"type": "object", "properties": {"answer": inner}, "required": ["answer"]}
-    given.setdefault("type", "object")
+    # Not on top: endpoints have no schemas, and reading one takes a library of its own.
+    from qvl.analysis.schema_model import model_of, with_object_on_top
+
+    given = with_object_on_top(schema)
+    boxed = given.get("type") != "object"
     try:
+        if boxed:
+            inner = {key: value for key, value in schema.items() if key not in (*_OF_THE_WHOLE, "title")}
+            given = {key: schema[key] for key in (*_OF_THE_WHOLE, "title") if key in schema}
+            given |= {"type": "object", "properties": {"answer": _moved(inner)}, "required": ["answer"]}
         model = model_of(given)
+    except RecursionError as exc:
+        raise ConfigError("the schema is nested too deeply", hint="flatten it, or use $defs", param="schema") from exc
     except QvlError as exc:
         raise ConfigError(exc.message, hint=exc.hint, param="schema") from exc
-    except (PydanticUserError, TypeError, ValueError) as exc:
-        reason = str(exc).splitlines()[0]
-        raise ConfigError(f"the JSON schema cannot be read: {reason}", param="schema") from exc
+    value = operator.attrgetter("root")
+    return SchemaType(model, (lambda found: value(found)["answer"]) if boxed else value, boxed=boxed)
 
-    def value(found: BaseModel) -> Any:
-        plain = found.model_dump(mode="json")
-        return plain["answer"] if boxed else plain
 
-    return SchemaType(model, value, boxed=boxed)
+def _moved(schema: Any) -> Any:
+    """`schema` with its references to itself led to where it now stands."""
+    if isinstance(schema, list):
+        return [_moved(inner) for inner in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved = {key: _moved(value) for key, value in schema.items()}
+    reference = moved.get("$ref")
+    if isinstance(reference, str) and re.match(r"#(?!/(\$defs|definitions)/)(/|$)", reference):
+        moved["$ref"] = f"#/properties/answer{reference[1:]}"
+    return moved
 
 
 def _root_of(schema: Any) -> type[BaseModel]:

@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from pydantic import BaseModel, ValidationError
-from pydantic.errors import PydanticUserError
 
 from qvl.analysis.product import ProductAnalysis
-from qvl.analysis.schema_model import model_of
-from qvl.backends.grammar_schema import enforceable
 from qvl.errors import MediaError, RequestError
 from qvl.ids import new_id
 from qvl.pipeline.analyze_call import AnalyzeCall
@@ -46,7 +43,7 @@ async def analyze(exchange: Exchange) -> None:
         several = wanted.images or ()
         exchange.picture_places = lambda: [f"images[{number}]" for number, _ in enumerate(several)] or ["image"]
     name = exchange.core.served(wanted.model)
-    # A model of a few hundred fields takes pydantic tenths of a second, which are nobody else's.
+    # A schema of a thousand parts takes tenths of a second to read, which are nobody else's.
     schema = ProductAnalysis if wanted.schema_ is None else await asyncio.to_thread(_schema, wanted.schema_)
     found = await exchange.until_done(lambda: _analyze(exchange, wanted, sources, schema))
     policy = _policy(exchange)
@@ -108,13 +105,10 @@ async def _analyze(
 
 
 def _schema(given: Mapping[str, Any]) -> type[BaseModel]:
-    enforceable(given, "schema")  # its bounds, before anything of it is read
-    try:
-        return model_of(given)
-    except (PydanticUserError, TypeError, ValueError) as exc:
-        if isinstance(exc, RequestError):
-            raise
-        raise RequestError("the schema cannot be used", param="schema", code="invalid_schema") from exc
+    # Only here: most requests bring no schema, and the library that reads them takes its time to load.
+    from qvl.analysis.schema_model import model_of
+
+    return model_of(given)
 
 
 def _answer(found: AnalysisResult[Any], name: str, wanted: AnalyzeRequest, exchange: Exchange) -> dict[str, Any]:
