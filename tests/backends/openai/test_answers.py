@@ -83,6 +83,31 @@ class TestToolCalls:
         )
         assert found == TWO[:1]
 
+    async def test_calls_that_share_an_id_are_told_apart(self, endpoint) -> None:
+        first, second = (call(x, id="f", name="price_of") for x in (X1, X2))
+        found = [("f", "price_of", {"sku": "X1"}), ("f", "price_of", {"sku": "X2"})]
+        numbered = [{**first, "index": 0}, {**second, "index": 1}]
+        for deltas in ([numbered], [[one] for one in numbered], [[first], [second]], [[first, second]]):
+            assert await calls_of(endpoint, *deltas) == found
+        pieces = [
+            call(piece, id="f", index=at, **more)
+            for piece, more in ((X1[:8], {"name": "price_of"}), (X1[8:], {}))
+            for at in (0, 1)
+        ]
+        assert await calls_of(endpoint, *([piece] for piece in pieces)) == found[:1] * 2
+
+    @pytest.mark.parametrize("more", [{"index": 0}, {}])
+    async def test_another_name_begins_another_call(self, endpoint, more) -> None:
+        events = [piece(tool_calls=[call("", name=name, **more)]) for name in ("price_of", "stock")]
+        result = await answer_to(endpoint, *events, piece("tool_calls"), tools=(PRICE,))
+        assert [(one.name, one.arguments) for one in result.tool_calls] == [("price_of", ""), ("stock", "")]
+
+    @pytest.mark.parametrize("more", [{"index": 0}, {}, {"id": "a"}])
+    async def test_a_name_that_comes_again_without_arguments_begins_none(self, endpoint, more) -> None:
+        again = call("", name="price_of", **more)
+        found = await calls_of(endpoint, [call(X1, name="price_of", **more)], [again])
+        assert found == [(more.get("id", ""), "price_of", {"sku": "X1"})]
+
     async def test_arguments_as_an_object_and_the_older_form_of_one_call(self, endpoint) -> None:
         assert await calls_of(endpoint, [call({"sku": "X1"}, id="a", name="price_of")]) == TWO[:1]
         old = piece(function_call={"name": "price_of", "arguments": X1})
@@ -211,7 +236,17 @@ class TestFinishReasons:
         result = await answer_to(endpoint, piece(content="hello"), piece(reason))
         assert (result.text, result.finish_reason) == ("hello", "stop")
 
-    @pytest.mark.parametrize("reason", ["model_length", "MAX_TOKENS", "max-tokens", "maxTokens", "incomplete"])
+    @pytest.mark.parametrize("reason", ["eos_token", "stop_token", "END_OF_TEXT_TOKEN", True, {"type": "stop"}])
+    async def test_the_token_that_ends_an_answer_is_no_limit(self, endpoint, reason) -> None:
+        assert (await answer_to(endpoint, piece(content="hello"), piece(reason))).finish_reason == "stop"
+
+    @pytest.mark.parametrize(
+        "reason",
+        [
+            *("model_length", "MAX_TOKENS", "max-tokens", "maxTokens", "incomplete", "truncated", "max tokens"),
+            *("token limit", "max_output_reached", "max_seq_len", "num_predict", "stopped_limit"),
+        ],
+    )
     async def test_cut_off_in_other_words(self, endpoint, reason) -> None:
         assert (await answer_to(endpoint, piece(content="hel"), piece(reason))).finish_reason == "length"
 
@@ -222,12 +257,56 @@ class TestFinishReasons:
 
     @pytest.mark.parametrize(
         "reason",
-        ["content_filter", "contentFilter", "SAFETY", "guardrail_intervened", "error", "networkError", "parse_failed"],
+        [
+            *(
+                "content_filter",
+                "contentFilter",
+                "SAFETY",
+                "guardrail_intervened",
+                "content_policy_violation",
+                "blocked",
+            ),
+            *("moderation", "unsafe", "filtered", "error", "networkError", "parse_failed"),
+        ],
     )
     async def test_what_means_no_answer_is_an_error(self, endpoint, reason) -> None:
         endpoint.say(Events([piece(content="hel"), piece(reason)]))
         async with OpenAIBackend("m", base_url=endpoint.url, probe=False, max_retries=0) as backend:
             with pytest.raises(BackendResponseError):
+                await backend.generate(ask("hello"))
+
+    @pytest.mark.parametrize("reason", ["blocked", "unsafe", "content_policy_violation"])
+    async def test_an_answer_that_was_withheld_is_not_kept(self, endpoint, reason) -> None:
+        endpoint.say(Events([piece(reason)]), Events([piece(content="red"), piece("stop")]))
+        backend = OpenAIBackend("m", base_url=endpoint.url, probe=False, max_retries=0)
+        async with AsyncPipeline(backend=backend, cache="memory:") as pipe:
+            with pytest.raises(BackendResponseError, match="content filter") as caught:
+                await pipe.chat([{"role": "user", "content": "who is it?"}])
+            assert caught.value.code == "content_filter"
+            assert (await pipe.chat([{"role": "user", "content": "who is it?"}])).text == "red"
+
+    @pytest.mark.parametrize("reason", [None, "", "null"])
+    async def test_done_ends_an_answer_that_gives_no_reason(self, endpoint, reason) -> None:
+        result = await answer_to(endpoint, piece(content="hel"), piece(reason, content="lo"))
+        assert (result.text, result.finish_reason) == ("hello", "stop")
+        called = piece(reason, tool_calls=[call(X1, id="a", name="price_of")])
+        result = await answer_to(endpoint, called, tools=(PRICE,))
+        assert (result.tool_calls[0].arguments, result.finish_reason) == (X1, "tool_calls")
+        assert len(endpoint.chats) == 2
+
+    @pytest.mark.parametrize(
+        "delta",
+        [
+            {"content": ""},
+            {"reasoning_content": "hm"},
+            {"content": "<think>hm"},
+            {"tool_calls": [call('{"sku": ', id="a", name="price_of")]},
+        ],
+    )
+    async def test_done_is_no_end_where_there_is_no_answer(self, endpoint, delta) -> None:
+        endpoint.say(Events([piece(**delta)]))
+        async with OpenAIBackend("m", base_url=endpoint.url, probe=False, max_retries=0) as backend:
+            with pytest.raises(BackendResponseError, match="before the answer was whole"):
                 await backend.generate(ask("hello"))
 
 

@@ -218,7 +218,7 @@ class TestBrokenAnswers:
             (Events([{"choices": [{"delta": {}, "finish_reason": "content_filter"}]}]), "content filter"),
             (Events([{"choices": [{"delta": {}, "finish_reason": "parse_error"}]}]), "parse_error"),
             (
-                Events([{"choices": [{"delta": {"content": "x"}, "finish_reason": None}]}]),
+                Events([{"choices": [{"delta": {"content": "x"}, "finish_reason": None}]}], done=False),
                 "before the answer was",
             ),
         ],

@@ -9,43 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, cast
 
+from qvl.backends.openai.call_placer import CallPlacer
 from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, cut_off, from_event
+from qvl.backends.openai.finish_words import meaning_of
 from qvl.chunks import lone_end
 from qvl.errors import BackendResponseError, RefusalError
 from qvl.http.sse import readable, shorten
 from qvl.types import Chunk, FinishReason, TokenLogprob, ToolCallDelta, Usage
 
-_LENGTH: Final = (
-    "length incomplete max_tokens max_length max_new_tokens max_output_tokens max_completion_tokens model_length "
-    "token_limit context_length context_length_exceeded model_context_window_exceeded"
-)
-_TOOL_CALLS: Final = "tool_calls tool_call tool_use function_call function_calls"
-_GIVEN_UP: Final = (
-    "error failed failure abort aborted cancel cancelled canceled timeout network_error internal_error "
-    "insufficient_system_resource malformed_function_call malformed_response recitation repetition_truncation"
-)
-_WITHHELD: Final = (
-    "content_filter content_filtered sensitive safety blocklist prohibited_content spii image_safety "
-    "image_prohibited_content guardrail guardrail_intervened guardrails"
-)
-# What is in none of these, and speaks of no error, ends an answer as it should: stop, eos, end, end_turn, complete, …
-_MEANS: Final[dict[str, str]] = {
-    word: meaning
-    for meaning, words in (
-        ("length", _LENGTH),
-        ("tool_calls", _TOOL_CALLS),
-        ("given_up", _GIVEN_UP),
-        ("withheld", _WITHHELD),
-        ("refused", "refusal refused"),
-    )
-    for word in words.split()
-}
 _IMAGE_TOKENS: Final = ("image_tokens", "vision_tokens", "multimodal_tokens")
-_HUMP: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _decode: Final = json.JSONDecoder().decode
 
@@ -176,73 +152,17 @@ class SurrogateJoiner:
         return "\ufffd" if rest else ""
 
 
-class CallPlacer:
-    """Gives each tool call of one choice an index of its own.
-
-    A call that has a name begins another one if it brings a new id, or if the call at its index is complete already:
-    servers send parallel calls under one index, or under none, and repeat id and name in later pieces of one call.
-    """
-
-    __slots__ = ("_arguments", "_ids", "_places")
-
-    def __init__(self) -> None:
-        self._ids: list[str | None] = []
-        self._arguments: list[str] = []
-        self._places: dict[object, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def read(self, calls: Iterable[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
-        """The pieces of one event, each with its call's index; the id comes with the first piece that has one."""
-        calls = list(calls)
-        return tuple(self._read(call, place if len(calls) > 1 else None) for place, call in enumerate(calls))
-
-    def _read(self, call: Mapping[str, Any], place: int | None) -> ToolCallDelta:
-        function = call.get("function") or {}
-        arguments = function.get("arguments")
-        if not isinstance(arguments, str):
-            arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
-        index, identity, name = call.get("index"), call.get("id") or None, function.get("name") or None
-        at = self._place(("index", int(index)) if index is not None else ("place", place), identity, name)
-        self._arguments[at] += arguments
-        told, self._ids[at] = self._ids[at], self._ids[at] or identity
-        return ToolCallDelta(index=at, id=None if told else identity, name=name, arguments=arguments)
-
-    def _place(self, key: tuple[str, int | None], identity: str | None, name: str | None) -> int:
-        if identity in self._ids and identity is not None:
-            at = self._ids.index(identity)
-        else:
-            known = self._places.get(key)
-            if known is None and key == ("place", None) and self._ids:
-                known = len(self._ids) - 1
-            if known is None or (name and self._begins_another(known, identity)):
-                known = len(self._ids)
-                self._ids.append(None)
-                self._arguments.append("")
-            at = known
-        self._places[key] = at
-        return at
-
-    def _begins_another(self, at: int, identity: str | None) -> bool:
-        if identity is not None and self._ids[at] is not None:
-            return True
-        try:
-            return isinstance(json.loads(self._arguments[at]), dict)
-        except ValueError:
-            return False
-
-
 class ChoiceReader:
     """What is kept of one choice between two events."""
 
-    __slots__ = ("calls", "finished", "joiners", "refusal", "think")
+    __slots__ = ("answered", "calls", "finished", "joiners", "refusal", "think")
 
     def __init__(self, *, opened: bool) -> None:
         self.think = ThinkSplitter(opened=opened)
         self.calls = CallPlacer()
         self.joiners: dict[object, SurrogateJoiner] = {}
         self.refusal = ""
+        self.answered = False
         self.finished = False
 
     def joined(self, key: object, text: str) -> str:
@@ -279,10 +199,12 @@ class AnswerReader:
         return any(choice.think.opened_by_template for choice in self._choices.values())
 
     def read(self, payload: bytes) -> list[Chunk]:
-        """The chunks of one event. `done` is set by `[DONE]`."""
+        """The chunks of one event. `[DONE]` sets `done`, and ends what has begun and gave no reason for ending."""
         if payload.strip() == b"[DONE]":
             self.done = True
-            return []
+            return self._after_held(
+                [chunk for index, state in self._choices.items() for chunk in self._done(index, state)]
+            )
         event = self._parse(payload)
         if event.get("error") or event.get("object") == "error":
             raise from_event(event.get("error") or event, self._where)
@@ -296,12 +218,23 @@ class AnswerReader:
                 chunks += self._choice(choice)
         except (TypeError, ValueError, KeyError, AttributeError) as exc:
             raise broken(f"an event that makes no sense: {readable(payload)}", self._where) from exc
+        return self._after_held(chunks)
+
+    def _after_held(self, chunks: list[Chunk]) -> list[Chunk]:
         if chunks and self._held is not None:
             chunks.insert(0, self._held)
             self._held = None
         if chunks and chunks[-1].finish_reason is not None:
             self._held = chunks.pop()
         return chunks
+
+    def _done(self, index: int, state: ChoiceReader) -> list[Chunk]:
+        """The end of an answer whose endpoint names no reason; nothing where there is no answer, or half a call."""
+        if state.finished:
+            return []
+        chunks = self._choice({"index": index, "finish_reason": "stop"})
+        state.finished = state.answered and state.calls.whole
+        return chunks if state.finished else []
 
     def end(self) -> Chunk:
         """The last chunk, with finish_reason and usage."""
@@ -349,6 +282,7 @@ class AnswerReader:
                 ToolCallDelta(index=at, arguments=rest) for at in range(len(state.calls)) if (rest := state.rest(at))
             )
             state.finished = True
+        state.answered = state.answered or bool(text.strip() or calls)
         logprobs = _logprobs(choice.get("logprobs"))
         if not (text or reasoning or calls or logprobs or finish):
             return []
@@ -364,11 +298,9 @@ class AnswerReader:
         ]
 
     def _finish(self, reason: str | None, state: ChoiceReader) -> FinishReason | None:
-        if not reason:
+        meaning = meaning_of(reason)
+        if meaning is None:
             return None
-        # Gemini's are written in capitals, others with hyphens or as maxTokens; FINISH_REASON_ is an enum's name.
-        word = _HUMP.sub("_", str(reason)).lower().replace("-", "_").rpartition("finish_reason_")[2]
-        meaning = _MEANS.get(word, "given_up" if "error" in word or "fail" in word else "stop")
         if state.refusal or meaning == "refused":
             said = f": {shorten(state.refusal)}" if state.refusal else ""
             raise Failed(RefusalError(f"{self._where}: the model refused to answer{said}"), Repeat.NEVER, Blame.NONE)
