@@ -96,6 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
         raw = zlib.compressobj(wbits=-15)
         body = {
             "gzip": lambda: gzip.compress(self.server.picture),
+            "members": lambda: gzip.compress(self.server.picture[:99]) + gzip.compress(self.server.picture[99:]),
+            "padded": lambda: gzip.compress(self.server.picture) + bytes(512),
+            "followed": lambda: gzip.compress(self.server.picture) + b"and more",
             "twice": lambda: gzip.compress(gzip.compress(self.server.picture)),
             "cut": lambda: gzip.compress(self.server.picture)[:-20],
             "zlib": lambda: zlib.compress(self.server.picture),

@@ -61,6 +61,8 @@ def test_a_picture_is_fetched(path: str, site) -> None:
         *(f"/coded?{name}" for name in ("UTF-8", "aws-chunked", "binary", "identity", "none", "gzip", "br", "x,%20y")),
         *(f"/packed?{pair}" for pair in ("gzip,gzip", "gzip,x-GZIP", "gzip,", "gzip,utf-8", "twice,gzip%2C%20gzip")),
         *(f"/packed?{pair}" for pair in ("zlib,deflate", "raw,deflate", "gzip,aws-chunked%2C%20gzip")),
+        *(f"/packed?{pair}" for pair in ("gzip,deflate", "zlib,gzip", "zlib,x-deflate", "raw,%22deflate%22")),
+        *(f"/packed?{name},gzip" for name in ("members", "padded", "followed")),
         *(f"/labelled?{kind}" for kind in ("text/plain", "application/json", "binary/octet-stream", "nonsense")),
         "/status?203",
         "/status?201",

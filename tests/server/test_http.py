@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from qvl.media.inflate import MAX_MEMBERS
 from qvl.server.request_body import MAX_FIELDS
 from qvl.server.run_uvicorn import GuardedProtocol
 from tests.server.conftest import Running, question
@@ -147,6 +148,12 @@ class TestBodies:
             ("gzip", lambda body: gzip.compress(body[:50]) + gzip.compress(body[50:])),
             ("deflate", zlib.compress),
             ("deflate", lambda body: zlib.compress(body, wbits=-15)),
+            ("deflate", gzip.compress),
+            ("gzip", zlib.compress),
+            ("x-deflate", zlib.compress),
+            ('"gzip"', gzip.compress),
+            ("identity, gzip", gzip.compress),
+            ("gzip", lambda body: gzip.compress(body) + bytes(512)),
             ("identity", bytes),
         ],
     )
@@ -161,7 +168,17 @@ class TestBodies:
         assert answer.status_code == 413
         assert server.core.held_bytes == 0
 
-    @pytest.mark.parametrize("body", [b"no gzip at all", gzip.compress(asked())[:-6]], ids=["other", "cut off"])
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"no gzip at all",
+            gzip.compress(asked())[:-6],
+            gzip.compress(asked()) + b"and more",
+            gzip.compress(b"") * 300_000,
+            gzip.compress(asked()) + gzip.compress(b"  ") * MAX_MEMBERS,
+        ],
+        ids=["other", "cut off", "followed", "empty members", "members"],
+    )
     def test_one_that_is_not_whole_is_said(self, server: Running, body: bytes) -> None:
         answer = self.post(server, body, Content_Encoding="gzip")
         assert answer.status_code == 400

@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 import httpx
@@ -248,13 +249,16 @@ class Fetcher:
         del body
         codings = response.headers.get("content-encoding", "").lower()
         if not sniff(data):
-            data = await anyio.to_thread.run_sync(packed.unpacked, data, codings, self._policy, name)
-            if count is not None:
-                count(len(data))
+            told = None if count is None else _from_a_thread(count)
+            data = await anyio.to_thread.run_sync(packed.unpacked, data, codings, self._policy, name, told)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not is_label_of_picture(kind) and not sniff(data):
             raise _failed(name, f"it is {short(kind)[:60]}, not a picture")
         return data
+
+
+def _from_a_thread(count: Callable[[int], None]) -> Callable[[int], None]:
+    return lambda size: anyio.from_thread.run_sync(count, size)
 
 
 @functools.cache

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import anyio
+import anyio.from_thread
+import anyio.to_thread
 
 from qvl.errors import MediaError, QvlError, RateLimitError
 from qvl.ids import new_request_id
@@ -24,7 +26,7 @@ from qvl.server.errors import (
     status_of,
 )
 from qvl.server.openai_format import dumps
-from qvl.server.request_body import checked_json, inflated
+from qvl.server.request_body import checked_json, coding_of, inflated
 
 if TYPE_CHECKING:
     from qvl.server.state import ServerCore
@@ -130,15 +132,22 @@ class Exchange:
         raise HttpError(408, "the body came too slowly", code="request_timeout", headers=((b"connection", b"close"),))
 
     async def _read(self, body: bytes) -> bytes:
-        encoding = self.headers.get(b"content-encoding", b"").strip().lower()
-        if encoding not in (b"", b"identity"):
-            limit = self.core.settings.max_body_bytes
+        coding = coding_of(self.headers.get(b"content-encoding", b""))
+        if coding is not None:
+            packed = len(body)
+            limit = packed + self.core.settings.max_body_bytes
+
+            def count(size: int) -> None:
+                self._hold(size)
+                if self.held > limit:
+                    raise self._too_large()
+
+            def counted(size: int) -> None:
+                anyio.from_thread.run_sync(count, size)
+
             # However small it is: what it becomes may be large.
-            whole = await asyncio.to_thread(inflated, body, encoding, limit)
-            if whole is None:
-                raise self._too_large()
-            self._hold(len(whole) - len(body))
-            body = whole
+            body = await anyio.to_thread.run_sync(inflated, body, coding, counted)
+            self._hold(-packed)
         if self.headers.get(b"content-type", b"").startswith(b"image/"):
             return body
         return await checked_json(body)

@@ -6,16 +6,19 @@ import asyncio
 import codecs
 import re
 import zlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from qvl.media import inflate
 from qvl.server.errors import HttpError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SMALL_BODY: Final = 64 * 1024
 # Reading and checking one takes some microseconds, and the event loop waits for all of them.
 MAX_FIELDS: Final = 40_000
 PIECE: Final = 2**20
 MAX_ITEMS: Final = 1_000_000
-_WINDOWS: Final = {b"gzip": 31, b"x-gzip": 31, b"deflate": 47}
 # The end of a key, or of a text in a list; a quotation mark behind an odd number of backslashes is part of a text.
 _FIELD: Final = re.compile(rb'(?<!\\)(?:\\\\)*"\s*[:,]')
 _OTHER_MARKS: Final = (
@@ -26,39 +29,40 @@ _OTHER_MARKS: Final = (
 )
 
 
-def inflated(body: bytes, encoding: bytes, limit: int) -> bytes | None:
-    """Return `body` without its Content-Encoding; None where it is larger than `limit` bytes.
+def coding_of(header: bytes) -> str | None:
+    """What a Content-Encoding names, "gzip" or "deflate"; None where the body is as it is.
 
     Raises:
-        HttpError: 415 for an encoding that is not known here, 400 for bytes that are not of that encoding.
+        HttpError: 415, it names something else, or more than one.
     """
-    window = _WINDOWS.get(encoding)
-    if window is None:
-        name = encoding.decode("latin-1")[:50]
+    labels = [label.strip().strip('"') for label in header.decode("latin-1").lower().split(",")]
+    named = [label.removeprefix("x-") for label in labels if label not in ("", "identity")]
+    if not named:
+        return None
+    if len(named) > 1 or named[0] not in ("gzip", "deflate"):
         raise HttpError(
             415,
-            f"unknown Content-Encoding {name!r}",
+            f"unknown Content-Encoding {header.decode('latin-1')[:50]!r}",
             hint="gzip, deflate, or none",
             code="unsupported_media_type",
             headers=((b"accept-encoding", b"gzip, deflate"),),
         )
-    for wbits in (window, -15) if encoding == b"deflate" else (window,):
-        pieces, rest, left = [], body, limit
-        try:
-            while rest:  # gzip may have several members, one behind the other
-                reader = zlib.decompressobj(wbits)
-                pieces.append(reader.decompress(rest, left + 1))
-                left -= len(pieces[-1])
-                if left < 0:
-                    return None
-                if not reader.eof:
-                    raise zlib.error("cut off")
-                rest = reader.unused_data
-        except zlib.error:
-            continue
-        if pieces:
-            return b"".join(pieces)
-    raise HttpError(400, f"the body is not whole {encoding.decode()} data", code="invalid_body")
+    return named[0]
+
+
+def inflated(body: bytes, coding: str, counted: Callable[[int], None]) -> bytes:
+    """Return `body` without its `coding`; what `counted` raises for a piece that came out ends it.
+
+    Raises:
+        HttpError: 400, the bytes are not of that coding.
+    """
+    try:
+        if coding == "gzip" and not (body.startswith(inflate.GZIP) or inflate.is_zlib(body)):
+            raise zlib.error("its head is missing")
+        return inflate.inflated(body, counted, strict=True)
+    except zlib.error as exc:
+        reason = str(exc).rpartition(": ")[2]
+        raise HttpError(400, f"the body is not whole {coding} data: {reason}", code="invalid_body") from exc
 
 
 async def checked_json(body: bytes) -> bytes:
