@@ -364,9 +364,17 @@ class Result:
         return self.choices[0].logprobs if self.choices else None
 
     def _repr_html_(self) -> str:
-        from qvl.html.cards import result_html
+        from qvl.html.cards import answer_html
 
-        return result_html(self)
+        return answer_html(self.pictures, [choice.text for choice in self.choices], self.facts)
+
+    @property
+    def facts(self) -> str:
+        """One line for people: backend and model, state of the cache, seconds, tokens."""
+        return (
+            f"{self.backend}:{self.model} · cache {self.cache} · {self.timing.total:.2f} s · "
+            f"{self.usage.prompt_tokens} + {self.usage.completion_tokens} tokens"
+        )
 
 
 _canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode

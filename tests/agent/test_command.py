@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import qvl
 from qvl.agent.catalog.catalog import sample_path
+from qvl.agent.page import page as page_of
 from qvl.agent.steps import Event, Recommendation
 from qvl.agent.trace import Trace
 from qvl.cli import agent as command
@@ -211,7 +212,7 @@ def test_pages_and_trees_obey_nothing_in_the_data() -> None:
     trace = Trace("<script>alert(1)</script> [bold]x[/]", "a.png")
     trace.add(Event("start", "analyze", "analyze", 0.0))
     trace.add(Event("error", "analyze", "analyze", 0.0, {"error": "<b>[/nope]</b>"}, 0.1))
-    page = trace.to_html(Recommendation("<i>", failed="analyze"))
+    page = page_of(trace, Recommendation("<i>", failed="analyze"))
     assert "<script>" not in page
     assert "<b>" not in page
     trace.tree()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from qvl.agent.trace import WHO
 from qvl.errors import QvlError
+from qvl.html.cards import products_html, thumbnail_html
 
 if TYPE_CHECKING:
     from qvl.agent.steps import Recommendation
@@ -37,7 +39,10 @@ td.price{text-align:right;white-space:nowrap}
 
 
 def page(trace: Trace, found: Recommendation, picture: Any = None) -> str:
-    """Needs no other file: the picture is inside."""
+    """A run as one self-contained HTML page: the picture, the answer, the products and the chain of calls."""
+    products = products_html(found.rows())
+    if products:
+        products = f"<h2>Products</h2>{products}"
     image = "" if picture is None else _image(picture)
     title = escape(trace.wish or "What is it, and what is like it?")
     steps = "".join(_item(call) for call in trace.steps)
@@ -47,22 +52,13 @@ def page(trace: Trace, found: Recommendation, picture: Any = None) -> str:
         f"<title>qvl agent</title><style>{_STYLE}</style>"
         f"<header>{image}<div><h1>{title}</h1>{_failed(found)}<p class=answer>{escape(found.text)}</p>"
         f"{_notes(found)}</div></header>"
-        f"{_products(found)}"
+        f"{products}"
         f"<h2>Chain of calls</h2><ul><li>user<ul><li>agent<ul>{steps}</ul></ul></ul>"
         f"<p class=facts>{escape(facts)}</p></html>"
     )
 
 
-def card(found: Recommendation) -> str:
-    """What a notebook shows in the place of `repr`."""
-    return (
-        f'<div style="font-family:sans-serif">{_failed(found)}'
-        f'<p style="white-space:pre-wrap">{escape(found.text)}</p>{_products(found, head="")}{_notes(found)}</div>'
-    )
-
-
 def _image(picture: Any) -> str:
-    from qvl.html.cards import thumbnail_html
     from qvl.media import gate
 
     try:
@@ -79,24 +75,7 @@ def _notes(found: Recommendation) -> str:
     return "".join(f"<p class=note>{escape(note)}</p>" for note in found.notes)
 
 
-def _products(found: Recommendation, head: str = "<h2>Products</h2>") -> str:
-    if not found.products:
-        return ""
-    rows = []
-    for hit in found.products:
-        name = escape(hit.product.name)
-        if (hit.product.url or "").startswith(("http://", "https://")):
-            name = f'<a href="{escape(hit.product.url or "")}">{name}</a>'
-        price = f"<td class=price>{escape(hit.product.price_text)}</td>"
-        rows.append(
-            f"<tr><td>{name}</td>{price}<td>{escape(hit.product.id)}</td><td>{escape(', '.join(hit.why))}</td></tr>"
-        )
-    return f"{head}<table><tr><th>product<th>price<th>id<th>why</tr>{''.join(rows)}</table>"
-
-
 def _item(call: TracedStep) -> str:
-    from qvl.agent.trace import WHO
-
     state = "failed" if call.state == "failed" else "step"
     values = "".join(f"<dt>{escape(name)}<dd>{escape(value)}" for name, value in call.arguments.items())
     values = f"<dl>{values}</dl>" if values else ""

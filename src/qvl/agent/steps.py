@@ -82,9 +82,22 @@ class Recommendation:
         }
 
     def _repr_html_(self) -> str:
-        from qvl.agent.page import card
+        from qvl.html.cards import recommendation_html
 
-        return card(self)
+        return recommendation_html(self.text, self.rows(), self.notes, self.failed)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The products as text, as a table shows them."""
+        return [
+            {
+                "name": hit.product.name,
+                "url": hit.product.url or "",
+                "price": hit.product.price_text,
+                "id": hit.product.id,
+                "why": ", ".join(hit.why),
+            }
+            for hit in self.products
+        ]
 
 
 class StepError(QvlError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from qvl.agent.steps import Event, Recommendation
+    from qvl.agent.steps import Event
 
 MAX_VALUE: Final = 160
 WHO: Final = {"analyze": "model: look at the picture", "search": "tool: search the catalogue", "answer": "answer"}
@@ -99,12 +99,6 @@ class Trace:
     def to_jsonl(self) -> str:
         """One JSON object a line and event."""
         return "".join(json.dumps(event.to_json(), ensure_ascii=False, default=str) + "\n" for event in self.events)
-
-    def to_html(self, found: Recommendation, picture: Any = None) -> str:
-        """A page that needs no other file: the picture, the chain of calls, the products and the answer."""
-        from qvl.agent.page import page
-
-        return page(self, found, picture)
 
 
 def _seconds(value: float) -> str:

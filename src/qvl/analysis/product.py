@@ -60,9 +60,19 @@ class ProductAnalysis(ProductFields):
     _origin: _Origin = PrivateAttr(default_factory=_Origin)
 
     def _repr_html_(self) -> str:
-        from qvl.html.cards import analysis_html
+        from qvl.html.cards import fields_html
 
-        return analysis_html(self, self._origin.result)
+        rows = [(label, value, self.field_confidence.get(path)) for label, path, value in self.rows()]
+        result = self._origin.result
+        return fields_html(result.pictures, rows, result.facts) if result else fields_html((), rows)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(label, path in `field_confidence`, value) of every field that the model filled in."""
+        rows = [
+            ("brand", "brand", self.brand if self.brand is not None else "–"),
+            ("category", "category", self.category if self.category is not None else "–"),
+        ]
+        return rows + [(name, f"attributes.{name}", value) for name, value in self.attributes.items()]
 
     def came_from(self, result: Result) -> None:
         """Remembers the Result, so that a notebook can show the picture beside the fields."""

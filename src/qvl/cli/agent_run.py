@@ -72,8 +72,10 @@ class Shown:
         return found, seconds
 
     def _write_page(self, path: Path, trace: Trace, found: Recommendation, picture: str | None) -> None:
+        from qvl.agent.page import page
+
         try:
-            path.write_text(trace.to_html(found, picture), encoding="utf-8")
+            path.write_text(page(trace, found, picture), encoding="utf-8")
         except OSError as exc:
             raise write_failed(f"--html {path}", exc) from exc
 

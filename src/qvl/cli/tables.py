@@ -12,7 +12,6 @@ from rich.text import Text
 from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis
 from qvl.cli.console import PlainConsole
-from qvl.html.cards import fields_of
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
@@ -46,7 +45,7 @@ def fields(analysis: AnalysisResult[Any]) -> list[tuple[str, str, float | None]]
     """(label, value, confidence) of every field that the model filled in."""
     sure = analysis.field_confidence
     if isinstance(analysis.value, ProductAnalysis):
-        return [(label, value, sure.get(path)) for label, path, value in fields_of(analysis.value)]
+        return [(label, value, sure.get(path)) for label, path, value in analysis.value.rows()]
     return [(name, _plain(value), sure.get(name)) for name, value in own_fields(analysis.value).items()]
 
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qvl.errors import QvlError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qvl.analysis.product import ProductAnalysis
-    from qvl.media.picture import Picture
-    from qvl.types import Result
+    from collections.abc import Iterable, Mapping, Sequence
 
 _CARD = "display:flex;gap:1em;align-items:flex-start;font-family:sans-serif"
 
 
-def thumbnail_html(picture: Picture, edge: int = 192) -> str:
+class ShownPicture(Protocol):
+    """What a card asks of a picture."""
+
+    @property
+    def source(self) -> str: ...
+
+    def thumbnail(self, edge: int = ...) -> ShownPicture: ...
+
+    def data_url(self) -> str: ...
+
+
+def thumbnail_html(picture: ShownPicture, edge: int = 192) -> str:
     """An `<img>` with the picture inside, so that the page needs no other file."""
     try:
         small = picture.thumbnail(edge)
@@ -35,38 +42,48 @@ def table_html(rows: Iterable[tuple[str, Any]]) -> str:
     return f"<table>{cells}</table>"
 
 
-def result_html(result: Result) -> str:
-    """Pictures, answer, and one line of facts."""
-    pictures = "".join(thumbnail_html(picture) for picture in result.pictures)
-    answer = "".join(f'<p style="white-space:pre-wrap">{escape(choice.text)}</p>' for choice in result.choices)
-    return f'<div style="{_CARD}"><div>{pictures}</div><div>{answer}{_facts(result)}</div></div>'
+def answer_html(pictures: Sequence[ShownPicture], texts: Iterable[str], facts: str) -> str:
+    """A card: pictures beside the answers, and below them a line of `facts`."""
+    answers = "".join(f'<p style="white-space:pre-wrap">{escape(text)}</p>' for text in texts)
+    return _card(pictures, answers, facts)
 
 
-def analysis_html(value: ProductAnalysis, result: Result | None) -> str:
-    """Pictures and a table of the fields with their confidences."""
-    pictures = "".join(thumbnail_html(picture) for picture in result.pictures) if result else ""
-    rows = [(name, f"{found}  {_percent(value.field_confidence.get(path))}") for name, path, found in fields_of(value)]
-    facts = _facts(result) if result else ""
-    return f'<div style="{_CARD}"><div>{pictures}</div><div>{table_html(rows)}{facts}</div></div>'
+def fields_html(
+    pictures: Sequence[ShownPicture], fields: Iterable[tuple[str, str, float | None]], facts: str = ""
+) -> str:
+    """A card: pictures beside a table of (label, value, confidence from 0 to 1), and below it a line of `facts`."""
+    return _card(pictures, table_html((label, f"{value}  {_percent(sure)}") for label, value, sure in fields), facts)
 
 
-def fields_of(value: ProductAnalysis) -> list[tuple[str, str, str]]:
-    """(label, path in `field_confidence`, value) of every field that the model filled in."""
-    rows = [
-        ("brand", "brand", value.brand if value.brand is not None else "–"),
-        ("category", "category", value.category if value.category is not None else "–"),
-    ]
-    return rows + [(name, f"attributes.{name}", found) for name, found in value.attributes.items()]
+def _card(pictures: Sequence[ShownPicture], content: str, facts: str) -> str:
+    images = "".join(map(thumbnail_html, pictures))
+    line = f'<p style="color:gray;font-size:smaller">{escape(facts)}</p>' if facts else ""
+    return f'<div style="{_CARD}"><div>{images}</div><div>{content}{line}</div></div>'
+
+
+def recommendation_html(
+    text: str, products: Sequence[Mapping[str, str]], notes: Iterable[str], failed: str | None
+) -> str:
+    """A card: what failed, if something did, the text, the products as for `products_html`, and the notes."""
+    head = f"<p class=failed>{escape(failed)} failed</p>" if failed else ""
+    tail = "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
+    body = f'<p style="white-space:pre-wrap">{escape(text)}</p>'
+    return f'<div style="font-family:sans-serif">{head}{body}{products_html(products)}{tail}</div>'
+
+
+def products_html(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table of products, each with `name`, `url`, `price`, `id` and `why`; "" where there are none."""
+    if not rows:
+        return ""
+    lines = []
+    for row in rows:
+        name = escape(row["name"])
+        if row["url"].startswith(("http://", "https://")):
+            name = f'<a href="{escape(row["url"])}">{name}</a>'
+        price, number, why = escape(row["price"]), escape(row["id"]), escape(row["why"])
+        lines.append(f"<tr><td>{name}</td><td class=price>{price}</td><td>{number}</td><td>{why}</td></tr>")
+    return f"<table><tr><th>product<th>price<th>id<th>why</tr>{''.join(lines)}</table>"
 
 
 def _percent(confidence: float | None) -> str:
     return "" if confidence is None else f"({confidence:.0%})"
-
-
-def _facts(result: Result) -> str:
-    usage = result.usage
-    text = (
-        f"{result.backend}:{result.model} · cache {result.cache} · {result.timing.total:.2f} s · "
-        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens"
-    )
-    return f'<p style="color:gray;font-size:smaller">{escape(text)}</p>'

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis
-from qvl.html.cards import fields_of, thumbnail_html
+from qvl.html.cards import thumbnail_html
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,7 +108,7 @@ class HtmlReport:
 def _analysis(analysis: AnalysisResult[Any]) -> str:
     sure: Mapping[str, float] = analysis.field_confidence
     if isinstance(analysis.value, ProductAnalysis):
-        rows = [(label, value, sure.get(path)) for label, path, value in fields_of(analysis.value)]
+        rows = [(label, value, sure.get(path)) for label, path, value in analysis.value.rows()]
     else:
         rows = [(name, str(value), sure.get(name)) for name, value in own_fields(analysis.value).items()]
     if analysis.confidence is not None:

@@ -14,8 +14,7 @@ import anyio.from_thread
 from qvl.media.decode_threads import in_worker
 from qvl.media.digest_cache import DigestCache, Encoded
 from qvl.media.picture import HeldPixels, Picture, PictureSource, _deferred
-from qvl.media.policy import DEFAULT_POLICY, MediaPolicy
-from qvl.media.smart_resize import canonical_size
+from qvl.media.policy import DEFAULT_POLICY, MediaPolicy, canonical_size
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from qvl.errors import MediaError
 from qvl.media import file_structure as structure
 from qvl.media.file_structure import ByteOrder
-from qvl.media.smart_resize import canonical_size
+from qvl.media.policy import canonical_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from qvl.media.digest_cache import Encoded
-from qvl.media.smart_resize import budget, canonical_size
+from qvl.media.policy import canonical_size
+from qvl.media.smart_resize import budget
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,7 +23,7 @@ from qvl.media import file_structure as structure
 from qvl.media.digest_cache import DigestCache, Encoded
 from qvl.media.image_header import ORIENTATION_TAG, Header, broken, check_size, exif_orientation, open_image, png_depth
 from qvl.media.png_integrity import whole_png
-from qvl.media.smart_resize import canonical_size
+from qvl.media.policy import canonical_size
 
 if TYPE_CHECKING:
     from qvl.media.policy import MediaPolicy

@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.errors import ConfigError
-from qvl.media.smart_resize import NO_LIMITS, PixelLimits
+from qvl.media.smart_resize import (
+    FACTOR,
+    LEAST_RESIZED,
+    LOW_DETAIL_PIXELS,
+    NO_LIMITS,
+    PixelLimits,
+    budget,
+    smart_resize,
+)
 
 if TYPE_CHECKING:
     pass
@@ -100,3 +108,26 @@ def _is_network(text: str) -> bool:
 
 
 DEFAULT_POLICY: Final = MediaPolicy()
+
+
+def canonical_size(width: int, height: int, policy: MediaPolicy) -> tuple[int, int, bool]:
+    """Width and height of a picture under `policy`, and whether they stand against the model's own lower limit.
+
+    Where a request set a limit, the model sees what smart_resize makes of it; else a picture is only made smaller when
+    it is above the gate's budget, with its aspect ratio kept.
+    """
+    limits = policy.limits
+    most = min(policy.max_pixels, LOW_DETAIL_PIXELS) if limits.low else policy.max_pixels
+    if limits.resized_height is not None and limits.resized_width is not None:
+        rows, columns = smart_resize(limits.resized_height, limits.resized_width, FACTOR, LEAST_RESIZED, most)
+        return columns, rows, True
+    least = policy.min_pixels if limits.min_pixels is None else limits.min_pixels
+    if limits.max_pixels is None and not least:
+        return *budget(width, height, most), False
+    most = min(most, limits.max_pixels or most)
+    rows, columns = smart_resize(height, width, FACTOR, least, most)
+    plain = smart_resize(height, width, FACTOR, 0, 2**62)
+    if (rows, columns) == plain and least <= width * height <= most:
+        # The model rounds to the same size by itself, and the bytes pass as they are.
+        return width, height, bool(least)
+    return columns, rows, True

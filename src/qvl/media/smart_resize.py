@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from qvl.errors import ConfigError, QvlError, RequestError
-
-if TYPE_CHECKING:
-    from qvl.media.policy import MediaPolicy
 
 # Pixels of a patch's edge, times the patches that are merged to one token.
 FACTOR: Final = 32
@@ -76,13 +73,13 @@ class PixelLimits:
             where=self.where or general.where,
         )
 
-    def checked(self, policy: MediaPolicy) -> PixelLimits:
+    def checked(self, max_pixels: int) -> PixelLimits:
         """Itself, after it was held against the gate's own limit.
 
         Raises:
-            RequestError: it asks for more pixels than `policy` lets through (ConfigError: of an argument).
+            RequestError: it asks for more than `max_pixels`, the gate's limit (ConfigError: of an argument).
         """
-        most = min(policy.max_pixels, LOW_DETAIL_PIXELS) if self.low else policy.max_pixels
+        most = min(max_pixels, LOW_DETAIL_PIXELS) if self.low else max_pixels
         where = self.where
         least, height, width = self.min_pixels, self.resized_height, self.resized_width
         if least is not None and self.max_pixels is not None and least > self.max_pixels:
@@ -124,29 +121,6 @@ def read_limits(given: Mapping[str, Any], where: str = "") -> PixelLimits:
     if limits.min_pixels is not None and limits.max_pixels is not None and limits.min_pixels > limits.max_pixels:
         raise _refused(where, "min_pixels", limits.min_pixels, f"is above max_pixels={limits.max_pixels}")
     return limits
-
-
-def canonical_size(width: int, height: int, policy: MediaPolicy) -> tuple[int, int, bool]:
-    """Width and height of a picture under `policy`, and whether they stand against the model's own lower limit.
-
-    Where a request set a limit, the model sees what smart_resize makes of it; else a picture is only made smaller when
-    it is above the gate's budget, with its aspect ratio kept.
-    """
-    limits = policy.limits
-    most = min(policy.max_pixels, LOW_DETAIL_PIXELS) if limits.low else policy.max_pixels
-    if limits.resized_height is not None and limits.resized_width is not None:
-        rows, columns = smart_resize(limits.resized_height, limits.resized_width, FACTOR, LEAST_RESIZED, most)
-        return columns, rows, True
-    least = policy.min_pixels if limits.min_pixels is None else limits.min_pixels
-    if limits.max_pixels is None and not least:
-        return *budget(width, height, most), False
-    most = min(most, limits.max_pixels or most)
-    rows, columns = smart_resize(height, width, FACTOR, least, most)
-    plain = smart_resize(height, width, FACTOR, 0, 2**62)
-    if (rows, columns) == plain and least <= width * height <= most:
-        # The model rounds to the same size by itself, and the bytes pass as they are.
-        return width, height, bool(least)
-    return columns, rows, True
 
 
 def _refused(where: str, name: str, value: object, said: str, hint: str | None = None) -> QvlError:

@@ -123,7 +123,9 @@ def _with_pictures(request: ChatRequest, before: Sequence[Picture], after: Seque
 def _policies(policy: MediaPolicy, pictures: Sequence[UnreadPicture]) -> list[MediaPolicy]:
     # A policy checks itself whenever one is made, so only where a picture has limits of its own.
     return [
-        policy if picture.limits == NO_LIMITS else dataclasses.replace(policy, limits=picture.limits.checked(policy))
+        policy
+        if picture.limits == NO_LIMITS
+        else dataclasses.replace(policy, limits=picture.limits.checked(policy.max_pixels))
         for picture in pictures
     ]
 
