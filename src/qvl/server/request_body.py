@@ -18,7 +18,7 @@ SMALL_BODY: Final = 64 * 1024
 # Reading and checking one takes some microseconds, and the event loop waits for all of them.
 MAX_FIELDS: Final = 40_000
 PIECE: Final = 2**20
-MAX_ITEMS: Final = 1_000_000
+MAX_ITEMS: Final = 100_000
 # The end of a key, or of a text in a list; a quotation mark behind an odd number of backslashes is part of a text.
 _FIELD: Final = re.compile(rb'(?<!\\)(?:\\\\)*"\s*[:,]')
 _OTHER_MARKS: Final = (
@@ -76,12 +76,30 @@ async def checked_json(body: bytes) -> bytes:
             raise HttpError(400, f"the body is {name}", hint="JSON is sent as UTF-8", code="invalid_json")
     body = body.removeprefix(codecs.BOM_UTF8)
     if len(body) > SMALL_BODY:
+        # As below: only then it is worth to tell those in texts apart.
         if body.count(b",") > MAX_ITEMS:
-            raise _too_many(f"more than {MAX_ITEMS} items")
+            await _count_items(body)
         # Colons and commas may be text; only where there are many is it worth to look closer.
         if body.count(b":") + body.count(b",") > MAX_FIELDS:
             await _count_fields(body)
     return body
+
+
+async def _count_items(body: bytes) -> None:
+    """Counts the commas outside of texts, a mebibyte at a time."""
+    count, inside, start = 0, 0, 0
+    while start < len(body):
+        piece = body[start : start + PIECE]
+        if len(piece) == PIECE and (len(piece) - len(piece.rstrip(b"\\"))) % 2:
+            # What it escapes stands in the next piece.
+            piece = piece[:-1]
+        start += len(piece)
+        parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        count += sum(part.count(b",") for part in parts[inside::2])
+        inside = (inside + len(parts) - 1) % 2
+        if count > MAX_ITEMS:
+            raise _too_many(f"more than {MAX_ITEMS} items")
+        await asyncio.sleep(0)
 
 
 async def _count_fields(body: bytes) -> None:

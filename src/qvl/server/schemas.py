@@ -18,6 +18,12 @@ from qvl.server.readiness import tiny_png
 STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 OPEN: Final = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 MAX_MESSAGES: Final = 4_096
+MAX_ITEMS: Final = 4_096
+MAX_TOOLS: Final = 1_024
+MAX_IMAGES: Final = 256
+MAX_STOPS: Final = 64
+# One fault is told, so one is looked for: a body may hold any number of them.
+Texts: TypeAlias = Annotated[list[str], Field(max_length=MAX_ITEMS, fail_fast=True)]
 # OpenAI's bounds.
 Metadata: TypeAlias = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -55,7 +61,6 @@ def _read_by_hand(**properties: Any) -> WithJsonSchema:
     return WithJsonSchema({"type": "object", "properties": properties})
 
 
-# One fault is told, so one is looked for: a body may hold any number of them.
 ChatMessages: TypeAlias = Annotated[
     list[
         Annotated[
@@ -86,7 +91,7 @@ InputItems: TypeAlias = Annotated[
             ),
         ]
     ],
-    Field(fail_fast=True),
+    Field(max_length=4 * MAX_MESSAGES, fail_fast=True),
 ]
 
 
@@ -143,7 +148,7 @@ class RegexFormat(TypedDict):
 @with_config(STRICT)
 class ChoiceFormat(TypedDict):
     type: Literal["choice"]
-    choices: list[str]
+    choices: Texts
 
 
 ResponseFormat: TypeAlias = Annotated[
@@ -158,7 +163,7 @@ class StructuredOutputs(TypedDict):
     json: NotRequired[dict[str, Any]]
     json_object: NotRequired[Literal[True]]
     regex: NotRequired[str]
-    choice: NotRequired[list[str]]
+    choice: NotRequired[Texts]
 
 
 class StreamOptions(BaseModel):
@@ -178,8 +183,8 @@ class Sampling(BaseModel):
     top_k: int | None = Field(None, ge=-1, description="0 or -1: all.")
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -232,10 +237,10 @@ class ChatCompletionRequest(Sampling):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     # These change nothing in an answer: labels for the caller's own books.
     user: str | None = None
     metadata: Metadata | None = None
@@ -254,7 +259,7 @@ class CompletionRequest(Sampling):
     }
 
     model: str | None = None
-    prompt: str | list[str]
+    prompt: str | Texts
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(16, ge=1)
@@ -318,9 +323,11 @@ class ResponsesRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    include: (
+        Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=MAX_ITEMS, fail_fast=True)] | None
+    ) = None
     text: TextOptions | None = None
-    tools: list[ResponsesTool] | None = None
+    tools: Annotated[list[ResponsesTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_pixels: int | None = Field(None, ge=1024)
@@ -350,7 +357,9 @@ class AnalyzeRequest(BaseModel):
 
     model: str | None = None
     image: str | None = Field(None, description="An http(s) or data: URL.")
-    images: list[str] | None = Field(None, min_length=1, description="Several pictures of the same product.")
+    images: Annotated[list[str], Field(max_length=MAX_IMAGES, fail_fast=True)] | None = Field(
+        None, min_length=1, description="Several pictures of the same product."
+    )
     language: str | None = Field(None, description="en, zh, pt or es.")
     schema_: dict[str, Any] | None = Field(
         None, alias="schema", description="A JSON schema of type object; left out: brand, category, attributes."
