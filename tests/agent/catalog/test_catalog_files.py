@@ -57,6 +57,15 @@ def prices(tmp_path: Path, *texts: str) -> tuple[list[float | None], list[str]]:
         ("٩٫٩٩ ر.س", 9.99),
         ("١٬٢٩٩٫٥٠", 1299.5),
         ("\u200f12,50 €\u200f", 12.5),
+        ("$.99", 0.99),
+        ("$ .99", 0.99),
+        ("US$.99", 0.99),
+        ("£.5", 0.5),
+        ("€,50", 0.5),
+        ("Rs.5", 5),
+        ("Rs. 5", 5),
+        ("kr.5", 5),
+        ("S/.5", 5),
         ("99 元", 99.0),
         ("10 000 руб.", 10000.0),
     ],
@@ -202,3 +211,68 @@ def test_a_quoted_cell_may_hold_line_breaks_and_delimiters(tmp_path: Path) -> No
     with opened(tmp_path, text) as catalog:
         assert [item.name for item in catalog.all()] == ['Mug, very "big", red', "Cup, blue", 'Nail 5"']
         assert [str(problem) for problem in catalog.problems] == ["line 7: has 4 cells, the head has 3"]
+
+
+def test_lines_that_look_like_rows_are_not_swallowed_by_a_quotation_mark(tmp_path: Path) -> None:
+    text = 'id,name,price,note\n1,"Shirt,5,x\n2,Hat,6\n\n3,Cap",7,n\n4,Bag,8,y'
+    found, problems = told(opened(tmp_path, text))
+    assert found == {"2": 6.0, "3": 7.0, "4": 8.0}
+    assert len(problems) == 1
+    assert problems[0].startswith("line 2: has a quotation mark that is not closed")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sizes:\nS, M, L\nred, green, blue",
+        "Wash, cold\n2 sleeves,red\nNo. 3,4",
+        "Numbers:\n36, 37, 38\n39, 40",
+        "a\n\nb",
+    ],
+)
+def test_lists_in_a_quoted_text_are_no_rows(tmp_path: Path, text: str) -> None:
+    with opened(tmp_path, f'id,name,description\n1,Hat,"{text}"\n2,Cap,plain') as catalog:
+        assert [(item.id, item.name) for item in catalog.all()] == [("1", "Hat"), ("2", "Cap")]
+        assert not catalog.problems
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ('id,name,note\n1,Hat,"Sizes:\n2,3,4\nall good"\n5,Cap,plain', [2, 3]),
+        ('id,name,note\n1,Hat,"Colors,\nred,green,blue"\n5,Cap,plain', []),
+        ('id,name,note\nhat,Hat,"Colors,\nred,green,blue"\n5,Cap,plain', [2, 3]),
+    ],
+    ids=["some", "none", "words"],
+)
+def test_what_may_be_rows_or_a_text_is_a_problem_and_no_product(tmp_path: Path, text: str, lines: list[int]) -> None:
+    found, problems = told(opened(tmp_path, text))
+    assert list(found) == (["5"] if lines else ["1", "5"])
+    assert [int(problem.removeprefix("line ").partition(":")[0]) for problem in problems] == lines
+
+
+@pytest.mark.parametrize("depth", [150, 950, 100_000])
+@pytest.mark.parametrize("name", ["shop.jsonl", "shop.json"])
+def test_a_row_that_is_nested_too_deeply_is_a_problem_of_its_line(tmp_path: Path, name: str, depth: int) -> None:
+    deep = '{"id": "2", "name": "x", "z": ' + "[" * depth + "]" * depth + "}"
+    rows = ['{"id": "1", "name": "Mug"}', deep, '{"id": "3", "name": "Cup"}']
+    text = "\n".join(rows) if name.endswith("l") else "[" + ",\n".join(rows) + "]"
+    found, problems = told(opened(tmp_path, text, name))
+    assert len(problems) == 1
+    assert problems[0].startswith("line 2: ")
+    assert "nested too deeply" in problems[0]
+    if name.endswith("l"):  # in a list there is no telling where the next row starts
+        assert set(found) == {"1", "3"}
+    assert "1" in found
+
+
+def test_attributes_that_are_nested_too_deeply_are_a_problem(tmp_path: Path) -> None:
+    found, problems = told(opened(tmp_path, 'id,name,attributes\n1,Mug,{"a":' + "[" * 99_000 + "\n2,Cup,\n"))
+    assert list(found) == ["2"]
+    assert "nested too deeply" in problems[0]
+
+
+@pytest.mark.parametrize(("name", "text"), [("shop.csv", "id,name,price\n"), ("shop.csv", ""), ("shop.json", "[]")])
+def test_a_file_with_a_head_alone_says_that_it_has_no_rows(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"the catalogue {name} has no rows"):
+        opened(tmp_path, text, name)

@@ -92,7 +92,7 @@ class Catalog:
             return ConfigError(
                 f"no row of the catalogue {name} can be used ({len(problems)} are wrong)", hint=str(problems[0])
             )
-        return ConfigError(f"the catalogue {name} has no products", hint="it needs the columns id and name")
+        return ConfigError(f"the catalogue {name} has no rows", hint="one for each product, with an id and a name")
 
     def __len__(self) -> int:
         return self._index.totals[0]

@@ -79,11 +79,7 @@ def read(text: str) -> Amount:
     if number is None:
         raise ValueError("not a number")
     before, digits, after = plain[: number.start()], number.group(), plain[number.end() :]
-    # What belongs to an abbreviation ("Rs. 5", "kr.5") is no sign of the number.
-    lead = re.match(r"[., ']*", digits)
-    cut = lead.end() if lead is not None else 0
-    if cut and not (not before and digits[cut - 1] in ".,٫" and cut == 1):
-        before, digits = before + digits[:cut], digits[cut:]
+    before, digits = _parted(before, digits)
     whole = _WHOLE.match(after)
     if whole is not None:
         after = after[whole.end() :]
@@ -116,6 +112,19 @@ def _plain(char: str) -> str:
     if digit is not None:
         return str(digit)
     return "" if unicodedata.category(char) == "Cf" else char
+
+
+def _parted(before: str, digits: str) -> tuple[str, str]:
+    """The currency with the point of its abbreviation ("Rs. 5", "kr.5", "S/.5"), and the number without it."""
+    number = digits.lstrip(".,٫' ")
+    lead = digits[: len(digits) - len(number)]
+    if lead[:1] in (".", ",") and (before[-1:].isalpha() or f"{before}.".strip().casefold() in _NAMES):
+        before, lead = before + lead[0], lead[1:]
+    # Behind a symbol, or a space, it is the decimal sign: $.99
+    sign = lead.lstrip(" '")
+    if len(sign) > 1:
+        raise ValueError("digits in no known groups")
+    return before, sign + number
 
 
 def _is_currency(text: str) -> bool:

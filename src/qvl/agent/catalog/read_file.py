@@ -21,6 +21,7 @@ from qvl.errors import ConfigError
 KNOWN: Final = ("id", "name", "brand", "category", "price", "attributes", "picture", "url")
 FORMATS: Final = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 MAX_CELL: Final = 100_000
+MAX_DEPTH: Final = 100
 _SPACE: Final = re.compile(r"[\s,]*")
 
 
@@ -83,8 +84,8 @@ def _json_lines(file: IO[str]) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield line, json.loads(text)
-        except ValueError as exc:
-            yield line, Problem(line, f"is no JSON: {exc}")
+        except (ValueError, RecursionError) as exc:
+            yield line, Problem(line, f"is no JSON: {_reason(exc)}")
 
 
 def _json(text: str, name: str) -> Iterator[tuple[int, Any]]:
@@ -111,11 +112,15 @@ def _json(text: str, name: str) -> Iterator[tuple[int, Any]]:
         line, counted = line + text.count("\n", counted, at), at
         try:
             row, at = decoder.raw_decode(text, at)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             # Without a delimiter to trust there is no telling where the next row starts.
-            yield line, Problem(line, f"is no JSON, and nothing after it was read: {exc}")
+            yield line, Problem(line, f"is no JSON, and nothing after it was read: {_reason(exc)}")
             return
         yield line, row
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _product_or_problem(line: int, row: Any, column: _PriceColumn) -> Product | Problem:
@@ -131,6 +136,8 @@ def _product(row: Any, column: _PriceColumn) -> Product:
     given = {str(name).strip(): value for name, value in row.items()}
     lower = {name.lower(): name for name in reversed(list(given))}
     known = {name: given.pop(lower[name]) for name in KNOWN if name in lower}
+    if deep := next((name for name, value in row.items() if _is_deep(value)), None):
+        raise ValueError(f"{str(deep)[:40]} is nested too deeply")
     attributes = _attributes(known.get("attributes"))
     for name in list(given):
         prefix, dot, inner = name.partition(".")
@@ -154,6 +161,21 @@ def _product(row: Any, column: _PriceColumn) -> Product:
         url=_text(known.get("url"), "url"),
         extra={name: value for name, value in given.items() if name and value not in (None, "")},
     )
+
+
+def _is_deep(value: Any) -> bool:
+    """True where it is nested deeper than what reads and writes it later may stand."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, Mapping | list)
+            for inner in (one.values() if isinstance(one, Mapping) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _text(value: Any, column: str) -> str | None:
@@ -221,8 +243,8 @@ def _attributes_in(text: str) -> dict[str, str]:
     if text.lstrip().startswith("{"):
         try:
             return _attributes(json.loads(text))
-        except ValueError as exc:
-            raise ValueError(f"attributes are no JSON: {exc}") from exc
+        except (ValueError, RecursionError) as exc:
+            raise ValueError(f"attributes are no JSON: {_reason(exc)}") from exc
     found = {}
     for pair in filter(str.strip, text.split(";")):
         name, equals, value = pair.partition("=")

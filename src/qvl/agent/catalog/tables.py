@@ -27,6 +27,7 @@ _MARKS: Final = (
 _SEPARATOR_LINE: Final = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
 _LONG_RUN: Final = re.compile(rb"[\x80-\xff]{4,}")
 _QUOTE: Final = "has a quotation mark that is not closed, or stands where none may"
+_SHAPES: Final = 100
 log = logger("qvl.agent")
 
 
@@ -126,23 +127,36 @@ def csv_rows(file: IO[str], kind: str) -> Iterator[tuple[int, dict[str, str] | P
     """
     lines = _Lines(file)
     delimiter, names = _head(lines, "\t" if kind == ".tsv" else None)
+    ids = _Ids(delimiter, names)
     while (line := lines.peek()) is not None:
         number, text = line
         if not text.strip():
             lines.take()
             continue
         taken, cells, wrong = _record(lines, delimiter)
-        if wrong is None and len(taken) > 1 and len(names) > 1 and _are_rows(taken, delimiter, len(names)):
-            wrong = _QUOTE
+        inner: list[int] = []
+        if wrong is None and len(taken) > 1 and len(names) > 1:
+            inner, certain = ids.swallowed(taken)
+            wrong = _QUOTE if certain else None
         if wrong is not None:
             lines.give_back(taken[1:])
             yield number, Problem(number, wrong)
+            continue
+        if inner:
+            end = taken[-1][0]
+            yield (
+                number,
+                Problem(number, f"has a text in quotation marks up to line {end}, in which lines look like rows"),
+            )
+            for at in inner:
+                yield at, Problem(at, f"looks like a row, but stands in the quotation marks of line {number}")
             continue
         while len(cells) > len(names) and not cells[-1].strip():
             cells.pop()
         if len(cells) > len(names):
             yield number, Problem(number, f"has {len(cells)} cells, the head has {len(names)}")
         elif any(cell.strip() for cell in cells):
+            ids.saw(cells)
             yield number, dict(zip(names, cells, strict=False))
 
 
@@ -218,9 +232,51 @@ def _record(lines: _Lines, delimiter: str) -> tuple[list[tuple[int, str]], list[
         return taken, [], f"has a cell of too many characters ({exc})" if "limit" in str(exc) else _QUOTE
 
 
-def _are_rows(taken: list[tuple[int, str]], delimiter: str, size: int) -> bool:
-    """True where each line of what one pair of quotation marks took is a row by itself: it swallowed them."""
-    return all(
-        len(next(csv.reader(io.StringIO(text), delimiter=delimiter, quoting=csv.QUOTE_NONE), [])) == size
-        for _, text in taken
-    )
+class _Ids:
+    """What the ids of a file look like, by which its rows are told from lines of a quoted text."""
+
+    def __init__(self, delimiter: str, names: list[str]) -> None:
+        self._delimiter = delimiter
+        self._size = len(names)
+        self._at = next((at for at, name in enumerate(names) if name.casefold() == "id"), 0)
+        self._shapes: set[str] = set()
+
+    def saw(self, cells: list[str]) -> None:
+        if self._at < len(cells) and len(self._shapes) < _SHAPES:
+            self._shapes.add(_shape(cells[self._at]))
+
+    def swallowed(self, taken: list[tuple[int, str]]) -> tuple[list[int], bool]:
+        """(the numbers of the lines that look like rows, whether it is certain that they are) behind the first one.
+
+        Certain is that all of them do, by an id with a digit in it: any word is an id like other words.
+        """
+        first = self._cells(taken[0][1])
+        spaced = _spaced(first)
+        shapes = self._shapes | ({_shape(first[self._at])} if self._at < len(first) else set())
+        rows, certain = [], True
+        for number, text in taken[1:]:
+            cells = self._cells(text)
+            if not any(cell.strip() for cell in cells):
+                continue
+            fits = 2 <= len(cells) <= self._size and self._at < len(cells) and _spaced(cells) <= spaced
+            shape = _shape(cells[self._at]) if fits else ""
+            if shape and shape in shapes:
+                rows.append(number)
+                certain = certain and "0" in shape
+            else:
+                certain = False
+        return rows, certain and bool(rows)
+
+    def _cells(self, text: str) -> list[str]:
+        return next(csv.reader(io.StringIO(text), delimiter=self._delimiter, quoting=csv.QUOTE_NONE), [])
+
+
+def _shape(identity: str) -> str:
+    """`SKU-12` and `sku-7` are both `a-0`."""
+    text = identity.strip(' "\r\n').casefold()
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", text))
+
+
+def _spaced(cells: list[str]) -> bool:
+    """True where a space follows each delimiter, as in a sentence."""
+    return len(cells) > 1 and all(cell.startswith(" ") for cell in cells[1:])
