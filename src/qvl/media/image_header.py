@@ -13,6 +13,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from qvl.errors import MediaError
+from qvl.media import avif_structure
 from qvl.media import file_structure as structure
 from qvl.media.file_structure import ByteOrder
 from qvl.media.policy import canonical_size
@@ -79,6 +80,8 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
     with open_image(data, policy, name) as image:
         form = image.format or ""
         check_size(image.size, policy, name)
+        if form == "AVIF":
+            avif_structure.check(data, image.size, name)
         frames = _frames(image, data, form, policy, name)
         orientation = 1 if form == "TIFF" else _orientation(image, data, form)
         simple = (

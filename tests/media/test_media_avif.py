@@ -1,0 +1,94 @@
+"""AVIF whose boxes say another size than what is coded."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from PIL import Image, features
+
+from qvl import media
+from qvl.errors import MediaError
+from qvl.media import avif_structure
+
+pytestmark = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+
+
+def avif(size: tuple[int, int], mode: str = "RGB", frames: int = 1, **options: Any) -> bytes:
+    held = io.BytesIO()
+    image = Image.new(mode, size, "red")
+    more = [Image.new(mode, size, "blue")] * (frames - 1)
+    image.save(held, "AVIF", **({"save_all": True, "append_images": more} if more else {}), **options)
+    return held.getvalue()
+
+
+def saying(data: bytes, width: int, height: int) -> bytes:
+    """The same with another size in every box that tells one."""
+    told = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    found = bytearray(data)
+    at = -1
+    while (at := data.find(b"ispe", at + 1)) >= 0:
+        found[at + 8 : at + 16] = told
+    at = -1
+    while (at := data.find(b"tkhd", at + 1)) >= 0:
+        end = at - 4 + int.from_bytes(data[at - 4 : at], "big")
+        found[end - 8 : end] = (width << 16).to_bytes(4, "big") + (height << 16).to_bytes(4, "big")
+    return bytes(found)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("size", [(64, 48), (1, 1), (333, 17), (1500, 1200)])
+def test_a_picture_of_the_size_it_says_passes(mode: str, frames: int, size: tuple[int, int]) -> None:
+    picture = media.load(avif(size, mode, frames))
+    assert (picture.width, picture.height) == size
+
+
+@pytest.mark.parametrize(
+    "options", [{"tile_rows": 1, "tile_cols": 1}, {"autotiling": False, "speed": 10}, {"codec": "aom"}]
+)
+def test_however_it_is_encoded(options: dict[str, Any]) -> None:
+    assert media.load(avif((600, 400), **options)).width == 600
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_one_that_is_larger_than_it_says_is_refused_before_it_is_decoded(mode: str, frames: int) -> None:
+    with pytest.raises(MediaError, match="64 x 64 pixels, but more are coded in it") as caught:
+        media.load(saying(avif((2048, 2048), mode, frames), 64, 64), decode=False)
+    assert caught.value.code == "image_too_large"
+
+
+def test_every_cut_and_every_byte_that_is_broken_ends_in_an_error_of_one_line_or_a_picture() -> None:
+    whole = avif((64, 64))
+    meta = whole.index(b"meta")
+    for at in range(meta, len(whole)):
+        broken = [whole[:at], whole[:at] + b"\xff" + whole[at + 1 :], whole[:at] + b"\0" + whole[at + 1 :]]
+        for data in broken:
+            try:
+                avif_structure.check(data, (64, 64), "it")
+            except MediaError as exc:
+                assert "\n" not in str(exc)
+
+
+@pytest.mark.parametrize(
+    ("bits", "size"),
+    [
+        # still_picture and reduced header; level; 8 and 8 bits; the sizes less one.
+        ("000" "1" "1" "00000" "0111" "0111" "11111111" "00111111", (256, 64)),
+        # no timing, no delay, one operating point of a level with a tier.
+        ("000" "0" "0" "0" "0" "00000" + "0" * 12 + "01000" "1" "0011" "0011" "1111" "0111", (16, 8)),
+        # timing with an interval, a decoder model, delays shown.
+        (
+            "000" "0" "0" "1" + "0" * 64 + "1" "00101" "1" "00010" + "0" * 42 + "1" "00000" + "0" * 12
+            + "00001" "1" "000" "000" "1" "1" "1010" "0011" "0011" "1111" "0111",
+            (16, 8),
+        ),
+    ],
+)  # fmt: skip
+def test_sequence_headers_of_every_form_are_read(bits: str, size: tuple[int, int]) -> None:
+    bits += "0" * (-len(bits) % 8)
+    header = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    coded = b"\x12\x00\x0a" + bytes([len(header)]) + header
+    assert list(avif_structure._sizes(coded, avif_structure._Budget(9))) == [size]
