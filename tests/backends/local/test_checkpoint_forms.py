@@ -123,13 +123,14 @@ def test_picture_settings_that_make_no_sense_are_one_line(copy: Path, wrong: dic
         answer(copy)
 
 
-def test_weights_that_are_missing_are_named(copy: Path) -> None:
+def test_weights_that_are_missing_are_named(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     up, qkv = "model.language_model.layers.1.mlp.up_proj.weight", "model.visual.blocks.0.attn.qkv.bias"
     edit(copy, **{up: None, qkv: None})
     told = refused(copy)
     assert up in told
     assert qkv in told
     assert "2 weights are missing" in told
+    assert capfd.readouterr() == ("", ""), "transformers' own report is no part of one line"
 
 
 def test_weights_of_another_shape_are_named(copy: Path) -> None:
@@ -156,6 +157,47 @@ def test_a_head_that_is_the_embedding_needs_no_weights_of_its_own(copy: Path) ->
     assert answer(copy)[0] == tied
 
 
+@pytest.mark.parametrize(
+    ("part", "field", "named"),
+    [
+        ("text_config", "num_hidden_layers", "language_model.layers."),
+        ("vision_config", "depth", "visual.blocks."),
+        ("vision_config", "deepstack_visual_indexes", "visual.deepstack_merger_list."),
+    ],
+)
+def test_a_config_that_names_fewer_layers_than_the_files_hold_is_refused(
+    copy: Path, capfd: pytest.CaptureFixture[str], part: str, field: str, named: str
+) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    value = config[part][field]
+    config[part][field] = value[:-1] if isinstance(value, list) else value - 1
+    if field == "depth":
+        config[part]["deepstack_visual_indexes"] = [
+            min(at, value - 2) for at in config[part]["deepstack_visual_indexes"]
+        ]
+    (copy / "config.json").write_text(json.dumps(config))
+    told = refused(copy)
+    assert "does not name" in told
+    assert named in told
+    assert capfd.readouterr() == ("", "")
+
+
+def test_counts_among_the_weights_are_no_weights(copy: Path) -> None:
+    before, _ = answer(copy)
+    edit(copy, **{"model.visual.position_ids": torch.arange(8)})
+    assert answer(copy)[0] == before
+
+
+def test_weights_in_a_pickle_are_refused_with_the_way_to_save_them(copy: Path) -> None:
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    assert loader.peek(str(copy)) is not None
+    (copy / "model.safetensors").unlink()
+    told = refused(copy)
+    assert "pytorch_model.bin" in told
+    assert "save_pretrained" in told
+    assert loader.peek(str(copy)) is None
+
+
 def test_a_shard_that_the_index_names_must_be_there(copy: Path) -> None:
     saved_here(copy)
     sorted(copy.glob("model-0*.safetensors"))[-1].unlink()
@@ -176,12 +218,12 @@ QUANTISED = [
 
 
 @pytest.mark.parametrize(("settings", "words"), QUANTISED)
-@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("inner", [None, "text_config", "vision_config"])
 def test_a_quantised_checkpoint_is_refused_at_load(
-    copy: Path, settings: dict[str, Any], words: str | None, inner: bool
+    copy: Path, settings: dict[str, Any], words: str | None, inner: str | None
 ) -> None:
     config = json.loads((copy / "config.json").read_text())
-    (config["text_config"] if inner else config)["quantization_config"] = settings
+    (config[inner] if inner else config)["quantization_config"] = settings
     (copy / "config.json").write_text(json.dumps(config))
     peeked = LocalBackend(str(copy), device="cpu", dtype="float32").peek_identity()
     if words is None:
@@ -198,6 +240,8 @@ def test_a_quantised_checkpoint_is_refused_at_load(
     [
         ("model.language_model.layers.0.mlp.up_proj.weight", torch.ones(8, 8).to(torch.float8_e4m3fn)),
         ("model.language_model.layers.0.mlp.up_proj.weight", torch.ones(8, 8, dtype=torch.int8)),
+        ("model.language_model.layers.0.self_attn.q_norm.weight", torch.ones(1, dtype=torch.int32)),
+        ("model.language_model.layers.0.self_attn.q_norm.weight", torch.ones(1, dtype=torch.bool)),
         ("model.language_model.layers.0.mlp.up_proj.weight_scale_inv", torch.ones(1)),
         ("model.language_model.layers.0.mlp.up_proj.qweight", torch.ones(8, 8, dtype=torch.int32)),
     ],

@@ -7,7 +7,8 @@ chat_template.jinja; transformers 5 saves a processor as processor_config.json w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,13 @@ QUANTISED_SUFFIXES: Final = (
     ".absmax",
     ".quant_map",
 )
-PLAIN_TYPES: Final = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"})
+PLAIN_TYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
+# What counts or masks is no weight; whole numbers and bits anywhere else are codes of one.
+COUNTS: Final = ("position_ids", "token_type_ids", "causal_mask", "num_batches_tracked")
+# The lists of equal parts that a Qwen3-VL is made of, by their names in its files.
+_PART: Final = re.compile(
+    r"(?:^|\.)(?:(?:language_model|model)\.(layers)|visual\.(blocks|deepstack_merger_list))\.(\d+)\."
+)
 LARGEST_HEADER: Final = 100 << 20
 LARGEST_NAMED: Final = 3
 
@@ -100,15 +107,16 @@ def quantisation(folder: Path, config: dict[str, Any]) -> str | None:
 
     Read from config.json, and from the headers of the weights' files, since settings get lost on the way.
     """
-    text = config.get("text_config")
-    for settings in (config, text if isinstance(text, dict) else {}):
+    for settings in (config, config.get("text_config"), config.get("vision_config")):
+        if not isinstance(settings, dict):
+            continue
         for key in ("quantization_config", "compression_config"):
             if settings.get(key):
                 return _method(settings[key])
     if (folder / "hf_quant_config.json").is_file():
         return "modelopt"
     for name, kind in _tensors(folder):
-        if kind not in PLAIN_TYPES or name.endswith(QUANTISED_SUFFIXES):
+        if name.endswith(QUANTISED_SUFFIXES) or not (kind in PLAIN_TYPES or name.endswith(COUNTS)):
             return f"{name} is {kind}"
     return None
 
@@ -124,6 +132,18 @@ def refuse_quantised(folder: Path, config: dict[str, Any], name: str) -> None:
         )
 
 
+def refuse_pickled(folder: Path, name: str) -> None:
+    """Raises ConfigError for weights in pytorch_model.bin, which cannot be looked at without running what is in it."""
+    if any((folder / f"model.safetensors{index}").is_file() for index in ("", ".index.json")):
+        return
+    if any((folder / f"pytorch_model.bin{index}").is_file() for index in ("", ".index.json")):
+        raise ConfigError(
+            f"the weights of {name} are in pytorch_model.bin, not in safetensors files",
+            hint="save it as safetensors: transformers' from_pretrained(folder), then save_pretrained(folder)",
+            param="model",
+        )
+
+
 def refuse_incomplete(name: str, missing: set[str], mismatched: set[str]) -> None:
     """Raises ConfigError where the model has weights that the files lack, or have in another shape."""
     told = [
@@ -135,6 +155,27 @@ def refuse_incomplete(name: str, missing: set[str], mismatched: set[str]) -> Non
         raise ConfigError(
             f"{name} lacks weights that its config.json names: {', '.join(told)}",
             hint="download the whole checkpoint; config.json must be the one that it was saved with",
+            param="model",
+        )
+
+
+def refuse_surplus(name: str, unused: set[str], sizes: Mapping[str, int]) -> None:
+    """Raises ConfigError where the files have layers, or weights in a layer, that the model lacks.
+
+    `sizes` are the model's own: how many `layers`, `blocks` and `deepstack_merger_list` it has.
+    """
+    surplus = set()
+    for key in unused:
+        part = _PART.search(key)
+        if part is None:
+            continue
+        kind, number = part[1] or part[2], int(part[3])
+        if number >= sizes.get(kind, 0) or key.endswith((".weight", ".bias")):
+            surplus.add(key)
+    if surplus:
+        raise ConfigError(
+            f"{name} has {len(surplus)} weights that its config.json does not name ({_named(surplus)})",
+            hint="config.json must be the one that it was saved with",
             param="model",
         )
 

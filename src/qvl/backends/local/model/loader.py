@@ -17,7 +17,9 @@ from qvl.backends.local.model.checkpoint_files import (
     quantisation,
     read_json,
     refuse_incomplete,
+    refuse_pickled,
     refuse_quantised,
+    refuse_surplus,
 )
 from qvl.config import in_home
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError
@@ -88,10 +90,11 @@ def load(
     if kind not in MODEL_TYPES:
         raise ConfigError(f"{name} is a {kind!r}, not a Qwen3-VL", hint=f"model_type must be {MODEL_TYPES[0]}")
     refuse_quantised(folder, config, name)
+    refuse_pickled(folder, name)
     if device_map is not None:
         _need("accelerate", "device_map", "pip install accelerate")
     place: dict[str, Any] = {"device_map": device_map} if device_map else {}
-    with _one_line(name, device), _without_progress_bars():
+    with _one_line(name, device), _quiet():
         loaded, told = transformers.AutoModelForImageTextToText.from_pretrained(
             str(folder),
             config=_model_config(folder, config, trust_remote_code),
@@ -131,7 +134,7 @@ def load_tokenizer(folder: Path, name: str, device: Device | None = None, *, tru
 
     settings = folder / "tokenizer_config.json"
     saved = read_json(settings, name) if settings.is_file() else {}
-    with _one_line(name, device), _without_progress_bars():
+    with _one_line(name, device), _quiet():
         if _newer(saved) and (folder / "tokenizer.json").is_file():
             texts = {key: saved[key] for key in ("bos_token", "eos_token", "pad_token", "unk_token") if saved.get(key)}
             tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **texts)
@@ -178,6 +181,13 @@ def _check_weights(name: str, loaded: Any, told: dict[str, Any]) -> None:
     if told["error_msgs"]:
         raise ConfigError(f"{name} cannot be loaded: {told['error_msgs'][0].splitlines()[0]}", param="model")
     unused = sorted(told["unexpected_keys"])
+    config = loaded.config
+    sizes = {
+        "layers": config.text_config.num_hidden_layers,
+        "blocks": config.vision_config.depth,
+        "deepstack_merger_list": len(config.vision_config.deepstack_visual_indexes),
+    }
+    refuse_surplus(name, set(unused), sizes)
     if unused:
         log.warning("weights_not_used", model=name, count=len(unused), first=unused[:3])
 
@@ -188,6 +198,7 @@ def peek(model: str | None) -> tuple[str, dict[str, Any]] | None:
     if not (folder / "config.json").is_file():
         return None
     try:
+        refuse_pickled(folder, str(model))
         if quantisation(folder, read_json(folder / "config.json", str(model))) is not None:
             return None
         return fingerprint(folder), image_settings(folder, str(model))
@@ -252,15 +263,17 @@ def _need(module: str, what: str, line: str) -> None:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """stdout and stderr belong to the program."""
+def _quiet() -> Iterator[None]:
+    """stdout and stderr belong to the program, and what transformers reports there is told in one line here."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
