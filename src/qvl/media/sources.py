@@ -45,6 +45,11 @@ def read(source: Any, policy: MediaPolicy) -> tuple[bytes, str]:
     )
 
 
+def is_address(source: object) -> bool:
+    """True for a text that is an http(s) or data: URL; any other text names a file."""
+    return isinstance(source, str) and source.strip()[:8].lower().startswith(("http://", "https://", "data:"))
+
+
 def short(name: str) -> str:
     """`name` on one line, at most 160 characters."""
     name = "".join(char if char.isprintable() else "?" for char in name)

@@ -35,11 +35,8 @@ _LABELS: Final = frozenset(
     {"type", "id", "index", "uuid", "metadata", "_meta", "extras", "annotations", "citations", "logprobs"}
     | {"cache_control", "prompt_cache_breakpoint", "parsed", "provider_specific_fields"}
 )
-_URL_FIELDS: Final = ("image_url", "url", "detail", *LIMIT_NAMES)
-_IMAGE_FIELDS: Final = (
-    *("image", "url", "base64", "data", "source", "source_type", "mime_type", "mimeType", "media_type", "detail"),
-    *LIMIT_NAMES,
-)
+_SOURCES: Final = ("image", "image_url", "base64", "data", "url", "source")
+_IMAGE_FIELDS: Final = (*_SOURCES, "source_type", "mime_type", "mimeType", "media_type", "detail", *LIMIT_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +86,7 @@ def read_part(part: Any, where: str) -> TextPart | ImagePart | UnreadPicture:
     if kind in _TEXTS:
         refuse_others(part, _TEXTS[kind], _LABELS, where)
         return TextPart(text_of(part, _TEXTS[kind][0], where))
-    if kind == "image":
-        return _image(part, where)
-    return _image_url(part, where)
+    return _picture(part, kind, where)
 
 
 def is_picture(part: Any) -> bool:
@@ -122,43 +117,43 @@ def _kind(part: Mapping[str, Any], where: str) -> str:
     raise UnsupportedInputError(f"{param}: unknown value {str(kind)[:80]!r}", hint=hint, param=param)
 
 
-def _image_url(part: Mapping[str, Any], where: str) -> UnreadPicture:
-    refuse_others(part, _URL_FIELDS, _LABELS, where)
-    given = part.get("image_url", part.get("url"))
-    inner: Mapping[str, Any] = {}
-    place = f"{where}.image_url"
-    if isinstance(given, Mapping):
-        inner = given
-        refuse_others(inner, ("url", "detail", *LIMIT_NAMES), _LABELS, place)
-        place = f"{place}.url"
-        given = inner.get("url")
-    if given is None or isinstance(given, bool | int | float | list | Mapping):
-        raise wrong(place, "is missing" if given is None else f"must be a URL, not {type_of(given)}")
-    limits = read_limits(inner, f"{where}.image_url").over(read_limits(part, where))
-    return UnreadPicture(given, _with_detail(_with_detail(limits, part, where), inner, f"{where}.image_url"))
-
-
-def _image(part: Mapping[str, Any], where: str) -> UnreadPicture:
+def _picture(part: Mapping[str, Any], kind: str, where: str) -> UnreadPicture:
+    """Whatever its type, a part may name its picture by any one of the fields: clients mix them."""
     refuse_others(part, _IMAGE_FIELDS, _LABELS, where)
     limits = _with_detail(read_limits(part, where), part, where)
+    named = [name for name in _SOURCES if part.get(name) is not None]
+    if named == ["image_url"] or (not named and kind != "image"):
+        return _image_url(part.get("image_url"), limits, f"{where}.image_url")
     source = part.get("source")
-    if isinstance(source, Mapping):
+    if isinstance(source, Mapping) and named == ["source"]:
         refuse_others(source, ("type", "data", "base64", "url", "media_type", "mime_type"), _LABELS, f"{where}.source")
-        kind = source.get("type")
-        if kind not in (None, "base64", "url"):
-            raise unknown(f"{where}.source.type", kind, ("base64", "url"))
+        if source.get("type") not in (None, "base64", "url"):
+            raise unknown(f"{where}.source.type", source["type"], ("base64", "url"))
         return UnreadPicture(_source(source, f"{where}.source"), limits)
     if part.get("source_type") not in (None, "base64", "url"):
         raise unknown(f"{where}.source_type", part["source_type"], ("base64", "url"))
     return UnreadPicture(_source(part, where), limits)
 
 
+def _image_url(given: Any, limits: PixelLimits, where: str) -> UnreadPicture:
+    inner: Mapping[str, Any] = {}
+    place = where
+    if isinstance(given, Mapping):
+        inner = given
+        refuse_others(inner, ("url", "detail", *LIMIT_NAMES), _LABELS, where)
+        place = f"{where}.url"
+        given = inner.get("url")
+    if given is None or isinstance(given, bool | int | float | list | Mapping):
+        raise wrong(place, "is missing" if given is None else f"must be a URL, not {type_of(given)}")
+    return UnreadPicture(given, _with_detail(read_limits(inner, where).over(limits), inner, where))
+
+
 def _source(given: Mapping[str, Any], where: str) -> Any:
     """Whatever names the picture: an URL, base64 as a data: URL, or an object that is one."""
-    named = [name for name in ("image", "base64", "data", "url", "source") if given.get(name) is not None]
+    named = [name for name in _SOURCES if given.get(name) is not None]
     if len(named) != 1:
         said = f"names a picture by {' and by '.join(named)}" if named else "has no picture in it"
-        raise wrong(where, said, "give one of image, url, base64, data, source")
+        raise wrong(where, said, "give one of image, image_url, url, base64, data, source")
     value = given[named[0]]
     if named[0] == "url":
         return text_of(given, "url", where)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from qvl.errors import MediaError, MissingDependencyError, QvlError
+from qvl.media.sources import is_address
 from qvl.pipeline.parse_parts import UnreadPicture, read_part
 from qvl.suggest import install_line
 
@@ -124,7 +125,7 @@ def _checked(picture: str | dict[str, Any], files: bool) -> UnreadPicture:
     if not isinstance(read, UnreadPicture):
         raise MediaError("this content block is not a picture", hint="send one of type image")
     source = str(read.source)
-    if source.startswith(("http://", "https://", "data:")):
+    if is_address(source):
         return read
     if not files:
         raise MediaError("files are not opened for this transport", hint="send a URL or a data: URL")
