@@ -25,7 +25,8 @@ from typing_extensions import NotRequired
 from qvl.agent import grounding
 from qvl.agent.catalog.catalog import Catalog
 from qvl.agent.catalog.product import Hit, Product, Query
-from qvl.agent.integrations.langchain import QvlChatModel, to_qvl
+from qvl.agent.integrations.langchain import QvlChatModel
+from qvl.agent.integrations.langchain_messages import to_qvl
 from qvl.errors import ConfigError, QvlError
 from qvl.ids import new_request_id
 from qvl.pipeline.parse_parts import UnreadPicture

@@ -12,8 +12,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from os import PathLike
-from typing import Any, Final
+from typing import Any
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -23,10 +22,6 @@ from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
     BaseMessage,
-    ChatMessage,
-    HumanMessage,
-    SystemMessage,
-    ToolMessage,
     message_to_dict,
     messages_from_dict,
 )
@@ -35,20 +30,19 @@ from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, Generation
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field
 from structlog.contextvars import get_contextvars
 
+from qvl.agent.integrations.langchain_messages import to_qvl
+from qvl.agent.integrations.langchain_structured import Structured
 from qvl.caches.base import Cache, CacheEntry
-from qvl.errors import CacheError, ConfigError, UnsupportedInputError
+from qvl.errors import CacheError, ConfigError
 from qvl.log import logger
 from qvl.pipeline.async_pipeline import AsyncPipeline
-from qvl.pipeline.parse_parts import UnreadPicture, read_part
 from qvl.pipeline.sync_pipeline import Pipeline
-from qvl.types import Chunk, ImagePart, Result, TextPart, Usage
+from qvl.types import Chunk, Result, Usage
 
-_REMOTE: Final = ("http://", "https://", "data:")
-_ELSEWHERE: Final = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking")
 log = logger("qvl.agent")
 
 
@@ -218,33 +212,14 @@ class QvlChatModel(BaseChatModel):
         self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
         """The answer as `schema`: by a JSON schema that the backend enforces, or `method="function_calling"`."""
-        if kwargs.get("method") == "function_calling":
-            return super().with_structured_output(schema, include_raw=include_raw)
-        model = schema if isinstance(schema, type) and issubclass(schema, BaseModel) else None
-        if kwargs.get("method") == "json_mode":
-            wanted: dict[str, Any] = {"type": "json_object"}
+        wanted = Structured(schema, kwargs.get("method", "json_schema"))
+        told = {"kwargs": {"method": wanted.method}, "schema": schema}
+        bound: Runnable[LanguageModelInput, AIMessage]
+        if wanted.tool is not None:
+            bound = self.bind_tools([wanted.tool], tool_choice="any", ls_structured_output_format=told)
         else:
-            found = model.model_json_schema() if model is not None else convert_to_json_schema(schema)
-            wanted = {"type": "json_schema", "json_schema": {"name": found.get("title", "answer"), "schema": found}}
-        required = (found if model is None else {}).get("required", []) if wanted["type"] == "json_schema" else []
-        bound = self.bind(
-            response_format=wanted,
-            ls_structured_output_format={"kwargs": {"method": kwargs.get("method", "json_schema")}, "schema": schema},
-        )
-
-        def read(message: AIMessage) -> Any:
-            from qvl.analysis.find_json import find_object
-            from qvl.analysis.parse_answer import parse
-
-            complete = message.response_metadata.get("finish_reason") != "length"
-            if model is not None:
-                return parse(message.text, model, complete=complete)
-            # A class of pydantic's first version, which LangChain still allows.
-            older = getattr(schema, "parse_obj", None)
-            found = find_object(message.text, complete=complete, fits=_has(required)).value
-            return found if older is None else older(found)
-
-        reading: Runnable[Any, Any] = RunnableLambda(read)
+            bound = self.bind(response_format=wanted.response_format, ls_structured_output_format=told)
+        reading: Runnable[Any, Any] = RunnableLambda(wanted.read)
         if not include_raw:
             return bound | reading
         parsed = RunnablePassthrough.assign(
@@ -252,65 +227,6 @@ class QvlChatModel(BaseChatModel):
         )
         failed = RunnablePassthrough.assign(parsed=lambda _: None)
         return {"raw": bound} | parsed.with_fallbacks([failed], exception_key="parsing_error")
-
-
-def _has(names: Sequence[str]) -> Callable[[Mapping[str, Any]], bool]:
-    return lambda value: all(name in value for name in names)
-
-
-def to_qvl(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """LangChain's messages in OpenAI's form, pictures as parts.
-
-    Raises:
-        RequestError: a content block that is neither text nor a picture, or a picture that is a file.
-    """
-    return [_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
-
-
-def _message(message: BaseMessage, where: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"content": _content(message.content, f"{where}.content")}
-    if isinstance(message, SystemMessage):
-        return {"role": "system", **found}
-    if isinstance(message, AIMessage):
-        calls = [
-            {"id": call["id"] or "", "function": {"name": call["name"], "arguments": json.dumps(call["args"])}}
-            for call in message.tool_calls
-        ]
-        calls += [
-            {"id": bad["id"] or "", "function": {"name": bad["name"], "arguments": bad["args"] or "{}"}}
-            for bad in message.invalid_tool_calls
-            if bad["name"]
-        ]
-        return {"role": "assistant", **found, **({"tool_calls": calls} if calls else {})}
-    if isinstance(message, ToolMessage):
-        return {"role": "tool", **found, "tool_call_id": message.tool_call_id}
-    if isinstance(message, HumanMessage):
-        return {"role": "user", **found, **({"name": message.name} if message.name else {})}
-    if isinstance(message, ChatMessage):
-        return {"role": message.role, **found}
-    raise UnsupportedInputError(f"qvl has no role for a {type(message).__name__}", param="messages")
-
-
-def _content(content: str | list[Any], where: str) -> str | list[Any]:
-    if isinstance(content, str):
-        return content
-    return [_part(block, f"{where}[{number}]") for number, block in enumerate(content) if not _is_elsewhere(block)]
-
-
-def _is_elsewhere(block: Any) -> bool:
-    """True for a block that says again what stands in another field of its message, or what the model thought."""
-    return isinstance(block, Mapping) and block.get("type") in _ELSEWHERE
-
-
-def _part(block: Any, where: str) -> TextPart | ImagePart | UnreadPicture:
-    if isinstance(block, Mapping) and block.get("type") == "tool_result":
-        inner = block.get("content", "")
-        return TextPart(inner if isinstance(inner, str) else json.dumps(inner))
-    part = read_part(block, where)
-    source = part.source if isinstance(part, UnreadPicture) else None
-    if isinstance(source, str | PathLike) and not str(source).startswith(_REMOTE):
-        raise UnsupportedInputError(f"{where}: a picture in a message is a URL or base64, not a file", param=where)
-    return part
 
 
 def _chat_result(result: Result) -> ChatResult:

@@ -1,0 +1,90 @@
+"""LangChain's messages in OpenAI's form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, Final, TypeAlias
+
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+
+from qvl.errors import UnsupportedInputError
+from qvl.media.sources import is_address
+from qvl.pipeline.parse_parts import UnreadPicture, read_part
+from qvl.types import ImagePart, TextPart
+
+ContentPart: TypeAlias = TextPart | ImagePart | UnreadPicture
+# Blocks that say again what stands in another field of their message, or what the model thought.
+_ELSEWHERE: Final = frozenset(
+    {"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking"}
+)
+# What only its own provider can read of an earlier answer.
+_ITS_OWN: Final = frozenset(
+    {"function_call", "redacted_thinking", "reasoning_content", "non_standard", "non_standard_annotation"}
+    | {"server_tool_use", "server_tool_call", "server_tool_call_chunk", "server_tool_result"}
+)
+
+
+def to_qvl(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """LangChain's messages in OpenAI's form, pictures as parts.
+
+    Raises:
+        RequestError: a content block that is neither text nor a picture, or a picture that is a file.
+    """
+    return [_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
+
+
+def _message(message: BaseMessage, where: str) -> dict[str, Any]:
+    skipped = _ELSEWHERE | _ITS_OWN if isinstance(message, AIMessage) else _ELSEWHERE
+    found: dict[str, Any] = {"content": _content(message.content, skipped, f"{where}.content")}
+    if isinstance(message, SystemMessage):
+        return {"role": "system", **found}
+    if isinstance(message, AIMessage):
+        calls = [
+            {"id": call["id"] or "", "function": {"name": call["name"], "arguments": json.dumps(call["args"])}}
+            for call in message.tool_calls
+        ]
+        calls += [
+            {"id": bad["id"] or "", "function": {"name": bad["name"], "arguments": bad["args"] or "{}"}}
+            for bad in message.invalid_tool_calls
+            if bad["name"]
+        ]
+        return {"role": "assistant", **found, **({"tool_calls": calls} if calls else {})}
+    if isinstance(message, ToolMessage):
+        return {"role": "tool", **found, "tool_call_id": message.tool_call_id}
+    if isinstance(message, HumanMessage):
+        return {"role": "user", **found, **({"name": message.name} if message.name else {})}
+    if isinstance(message, ChatMessage):
+        return {"role": message.role, **found}
+    raise UnsupportedInputError(f"qvl has no role for a {type(message).__name__}", param="messages")
+
+
+def _content(content: str | list[Any], skipped: frozenset[str], where: str) -> str | list[ContentPart]:
+    if isinstance(content, str):
+        return content
+    parts: list[ContentPart] = []
+    for number, block in enumerate(content):
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if kind == "tool_result":
+            parts += _tool_result(block.get("content"), skipped, f"{where}[{number}].content")
+        elif not isinstance(kind, str) or kind not in skipped:
+            parts.append(_part(block, f"{where}[{number}]"))
+    return parts
+
+
+def _tool_result(inner: Any, skipped: frozenset[str], where: str) -> list[ContentPart]:
+    if isinstance(inner, list) and all(
+        isinstance(part, str) or (isinstance(part, Mapping) and "type" in part) for part in inner
+    ):
+        found = _content(inner, skipped, where)
+        return [TextPart(found)] if isinstance(found, str) else found
+    return [TextPart("" if inner is None else inner if isinstance(inner, str) else json.dumps(inner))]
+
+
+def _part(block: Any, where: str) -> ContentPart:
+    part = read_part(block, where)
+    source = part.source if isinstance(part, UnreadPicture) else None
+    if isinstance(source, str | PathLike) and not is_address(source):
+        raise UnsupportedInputError(f"{where}: a picture in a message is a URL or base64, not a file", param=where)
+    return part

@@ -1,0 +1,82 @@
+"""What LangChain's structured output asks a model for, and the answer read as that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.messages import AIMessage
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from pydantic import BaseModel
+
+from qvl.errors import AnalysisError
+
+
+class Structured:
+    """A schema as a `response_format`, or as the one `tool` that the model has to call.
+
+    Args:
+        schema: a pydantic class of either version, a TypedDict, or a JSON schema.
+        method: LangChain's word for the way: json_schema, json_mode or function_calling.
+    """
+
+    def __init__(self, schema: dict[str, Any] | type, method: str) -> None:
+        self.method = method
+        self.tool: dict[str, Any] | None = None
+        self.response_format: dict[str, Any] | None = None
+        self._model = schema if isinstance(schema, type) and issubclass(schema, BaseModel) else None
+        # A class of pydantic's first version, which LangChain still allows.
+        self._older = getattr(schema, "parse_obj", None)
+        self._required: list[str] = []
+        if method == "function_calling":
+            self.tool = convert_to_openai_tool(schema)
+            function = self.tool["function"]
+            function["parameters"] = self._asked(function.get("parameters") or {"type": "object"})
+        elif method == "json_mode":
+            self.response_format = {"type": "json_object"}
+        else:
+            found = self._model.model_json_schema() if self._model is not None else convert_to_json_schema(schema)
+            named = {"name": found.get("title", "answer"), "schema": self._asked(found)}
+            self.response_format = {"type": "json_schema", "json_schema": named}
+
+    def _asked(self, schema: dict[str, Any]) -> dict[str, Any]:
+        from qvl.backends.grammar_schema import without_what_is_checked_afterwards
+
+        self._required = schema.get("required", [])
+        # A class checks these once the answer is there; no grammar could, and some refuse the whole schema for them.
+        validated = self._model is not None or self._older is not None
+        return without_what_is_checked_afterwards(schema) if validated else schema
+
+    def read(self, message: AIMessage) -> Any:
+        """The answer as the class, or as a dictionary where the schema is none.
+
+        Raises:
+            AnalysisError: it is no such object, or was cut off.
+        """
+        from qvl.analysis.find_json import find_object
+        from qvl.analysis.parse_answer import parse
+
+        complete = message.response_metadata.get("finish_reason") != "length"
+        if self.tool is not None and not complete:
+            # LangChain completes the arguments of what was streamed, also where they were cut off.
+            raise AnalysisError("the answer was cut off", raw=message.text, hint="raise max_tokens")
+        text = message.text if self.tool is None else _called(message, self.tool["function"]["name"])
+        if self._model is not None:
+            return parse(text, self._model, complete=complete)
+        found = find_object(text, complete=complete, fits=self._fits).value
+        return found if self._older is None else self._older(found)
+
+    def _fits(self, value: Mapping[str, Any]) -> bool:
+        return all(name in value for name in self._required)
+
+
+def _called(message: AIMessage, name: str) -> str:
+    """The arguments of the first call of `name`; of an answer without one, its text."""
+    for call in message.tool_calls:
+        if call["name"] == name:
+            return json.dumps(call["args"])
+    for bad in message.invalid_tool_calls:
+        if bad["name"] == name:
+            return bad["args"] or ""
+    return message.text
