@@ -34,13 +34,14 @@ EVERYWHERE: dict[str, Any] = {
     "service_tier": "auto",
     "store": False,
     "mm_processor_kwargs": {},
+    "guided_choice": [],
+    "guided_regex": "",
 }
 OF_CHAT: dict[str, Any] = {
     "echo": False,
     "add_generation_prompt": True,
     "continue_final_message": False,
     "add_special_tokens": False,
-    "chat_template_kwargs": {},
     "documents": [],
     "top_logprobs": 0,
     "logprobs": False,
@@ -57,8 +58,29 @@ OF_CHAT: dict[str, Any] = {
     "tools": [],
     "stop": [],
     "stop_token_ids": [],
+    "chat_template_kwargs": {"enable_thinking": False, "thinking": None},
+    "structured_outputs": {"json": None, "regex": None, "json_object": False, "disable_fallback": False},
+    "response_format": {"type": "text", "json_schema": None},
+    "include": [],
+    "truncation": "disabled",
+    "text": {"format": {"type": "text"}, "verbosity": None},
 }
-OF_COMPLETIONS = {"echo": False, "best_of": 1, "n": 1, "suffix": None, "add_special_tokens": True, "logprobs": None}
+OF_COMPLETIONS: dict[str, Any] = {
+    "echo": False,
+    "best_of": 1,
+    "n": 1,
+    "suffix": None,
+    "add_special_tokens": False,
+    "logprobs": None,
+    "response_format": {"type": "text"},
+    "structured_outputs": {"json": None, "disable_any_whitespace": False},
+    "metadata": {},
+    "tools": [],
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "top_logprobs": 0,
+    "chat_template_kwargs": {"enable_thinking": False},
+}
 OF_RESPONSES: dict[str, Any] = {
     "reasoning": {"effort": "none", "summary": None},
     "text": {"format": {"type": "text"}, "verbosity": "medium"},
@@ -70,13 +92,26 @@ OF_RESPONSES: dict[str, Any] = {
     "top_logprobs": 0,
     "include": [],
     "stream_options": {"include_obfuscation": False},
+    "presence_penalty": 0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "n": 1,
+    "logprobs": False,
+    "stop": [],
+    "stop_token_ids": [],
+    "response_format": {"type": "text", "json_schema": None},
+    "structured_outputs": {"choice": None},
+    "chat_template_kwargs": {"enable_thinking": False},
+    "modalities": ["text"],
 }
 BODIES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (CHAT, question("one two"), EVERYWHERE | OF_CHAT),
     (
         COMPLETIONS,
         {"prompt": "one two"},
-        {key: EVERYWHERE[key] for key in EVERYWHERE if key not in ("store", "service_tier")} | OF_COMPLETIONS,
+        EVERYWHERE | OF_COMPLETIONS,
     ),
     (RESPONSES, {"input": "one two"}, EVERYWHERE | OF_RESPONSES),
 ]
@@ -112,6 +147,10 @@ def test_fields_at_the_value_that_changes_nothing_are_accepted(
         {"modalities": ["text", "audio"]},
         {"verbosity": "low"},
         {"length_penalty": 1.2},
+        {"chat_template_kwargs": {"enable_thinking": True}},
+        {"structured_outputs": {"choice": ["a"], "disable_fallback": True}},
+        {"guided_choice": ["a"]},
+        {"response_format": {"type": "text", "json_schema": {}}},
     ],
 )
 def test_fields_that_change_the_answer_are_refused_by_name(server: Running, extra: dict[str, Any]) -> None:

@@ -12,7 +12,38 @@ from typing import Any, Final
 _NOTHING: Final[tuple[Any, ...]] = ("", [], {})
 _OFF: Final[tuple[Any, ...]] = (False,)
 _ON: Final[tuple[Any, ...]] = (True,)
+_NONE: Final[tuple[Any, ...]] = (0, 0.0)
+_ONE: Final[tuple[Any, ...]] = (1, 1.0)
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    # What one route reads and another does not
+    "background": _OFF,
+    "frequency_penalty": _NONE,
+    "include": _NOTHING,
+    "instructions": _NOTHING,
+    "logprobs": (False, 0),
+    "metadata": _NOTHING,
+    "min_p": _NONE,
+    "modalities": ([], ["text"]),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "presence_penalty": _NONE,
+    "repetition_penalty": _ONE,
+    "response_format": ({}, {"type": "text"}),
+    "stop": _NOTHING,
+    "stop_token_ids": _NOTHING,
+    "structured_outputs": ({},),
+    "suffix": _NOTHING,
+    "text": (
+        {},
+        {"verbosity": "medium"},
+        {"format": {"type": "text"}},
+        {"format": {"type": "text"}, "verbosity": "medium"},
+    ),
+    "tool_choice": ("none", "auto"),
+    "tools": _NOTHING,
+    "top_k": (-1, 0),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
     # OpenAI
     "audio": _NOTHING,
     "function_call": ("none", "auto"),
@@ -30,11 +61,15 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "allowed_token_ids": _NOTHING,
     "bad_words": _NOTHING,
     "best_of": (1,),
+    "guided_choice": _NOTHING,
+    "guided_grammar": _NOTHING,
+    "guided_regex": _NOTHING,
+    "guided_whitespace_pattern": _NOTHING,
     "detokenize": _ON,
     "early_stopping": _OFF,
     "ignore_eos": _OFF,
     "include_stop_str_in_output": _OFF,
-    "length_penalty": (1, 1.0),
+    "length_penalty": _ONE,
     "logits_processors": _NOTHING,
     "min_tokens": (0,),
     "skip_special_tokens": _ON,
@@ -73,6 +108,11 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 # An endpoint whose model reasons by itself is told by these not to, so they go on to whoever takes fields of others.
 NEUTRAL_WITHOUT_REASONING: Final[Mapping[str, tuple[Any, ...]]] = {
+    "chat_template_kwargs": (
+        {"enable_thinking": False},
+        {"thinking": False},
+        {"enable_thinking": False, "thinking": False},
+    ),
     "include_reasoning": (True, False),
     "reasoning": ({}, {"effort": "none"}),
     "reasoning_effort": ("none",),
@@ -86,13 +126,33 @@ def without_neutral(extra: Mapping[str, Any], *, passed_on: bool) -> dict[str, A
     return {
         name: value
         for name, value in extra.items()
-        if not _is_neutral(value, NEUTRAL.get(name, ()))
-        and (passed_on or not _is_neutral(value, NEUTRAL_WITHOUT_REASONING.get(name, ())))
+        if not _is_neutral(name, value, NEUTRAL.get(name, ()))
+        and (passed_on or not _is_neutral(name, value, NEUTRAL_WITHOUT_REASONING.get(name, ())))
     }
 
 
-def _is_neutral(value: Any, known: tuple[Any, ...]) -> bool:
+def without_nulls(value: Any) -> Any:
+    """`value` without the fields that are null, in objects within it too."""
     if isinstance(value, Mapping):
-        value = {name: inner for name, inner in value.items() if inner is not None}
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return value
+
+
+def without_null_fields(value: Any) -> Any:
+    """`value` without its own fields that are null."""
+    if isinstance(value, Mapping):
+        return {name: inner for name, inner in value.items() if inner is not None}
+    return value
+
+
+def without_switched_off(value: Any) -> Any:
+    """`value` without its own fields that are null or false."""
+    if isinstance(value, Mapping):
+        return {name: inner for name, inner in value.items() if inner is not None and inner is not False}
+    return value
+
+
+def _is_neutral(name: str, value: Any, known: tuple[Any, ...]) -> bool:
+    value = without_switched_off(value) if name == "structured_outputs" else without_nulls(value)
     # By type too: in Python 0 is False and 1 is True.
     return value is None or any(type(value) is type(one) and value == one for one in known)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, with_config
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, with_config
 from typing_extensions import NotRequired, TypedDict
 
 from qvl.media.smart_resize import LIMIT_NAMES
 from qvl.pipeline.parse_parts import DETAILS
+from qvl.server.neutral_fields import without_null_fields, without_switched_off
 from qvl.server.readiness import tiny_png
 
 STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -152,7 +153,9 @@ class ChoiceFormat(TypedDict):
 
 
 ResponseFormat: TypeAlias = Annotated[
-    PlainFormat | SchemaFormat | RegexFormat | ChoiceFormat, Field(discriminator="type")
+    PlainFormat | SchemaFormat | RegexFormat | ChoiceFormat,
+    Field(discriminator="type"),
+    BeforeValidator(without_null_fields),
 ]
 
 
@@ -236,7 +239,7 @@ class ChatCompletionRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
+    structured_outputs: Annotated[StructuredOutputs, BeforeValidator(without_switched_off)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -267,8 +270,14 @@ class CompletionRequest(Sampling):
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
-    add_special_tokens: Literal[True] | None = None
+    # The prompt becomes a message, which the model's template sets up either way.
+    add_special_tokens: bool | None = None
     user: str | None = None
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: Literal[False] | None = None
 
 
 @with_config(STRICT)
@@ -298,7 +307,12 @@ class ResponsesSchemaFormat(TypedDict):
 class TextOptions(BaseModel):
     model_config = STRICT
     verbosity: Literal["medium"] | None = None
-    format: Annotated[PlainFormat | ResponsesSchemaFormat, Field(discriminator="type")] | None = None
+    format: (
+        Annotated[
+            PlainFormat | ResponsesSchemaFormat, Field(discriminator="type"), BeforeValidator(without_null_fields)
+        ]
+        | None
+    ) = None
 
 
 class ResponsesStreamOptions(BaseModel):

@@ -74,7 +74,7 @@ async def _read(exchange: Exchange, wanted: ChatCompletionRequest) -> ServedRequ
         params["parallel_tool_calls"] = wanted.parallel_tool_calls
     if wanted.response_format is not None:
         params["response_format"] = wanted.response_format
-    if wanted.structured_outputs is not None:
+    if wanted.structured_outputs:
         if wanted.response_format is not None or len(wanted.structured_outputs) != 1:
             raise RequestError(
                 "structured_outputs is given beside response_format, or is not one of json, json_object, regex, choice",
