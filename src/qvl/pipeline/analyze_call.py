@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ValidationError
@@ -14,7 +14,7 @@ from qvl.analysis.product import AnalysisResult, ProductAnalysis
 from qvl.analysis.schema_types import schema_type
 from qvl.errors import AnalysisError, ConfigError
 from qvl.ids import new_request_id
-from qvl.pipeline.call import Call
+from qvl.pipeline.call import Call, Generate
 from qvl.pipeline.job import Outcome
 from qvl.pipeline.parse_request import own_extra, request_limits, sampling_params, unread_pictures
 from qvl.pipeline.single_flight import Written
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from qvl.caches.policy import CacheMode, CachePolicy
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
-    from qvl.pipeline.executor import Executor
     from qvl.pipeline.job import Job
-    from qvl.types import CacheState
 
 MAX_TOKENS: Final = 512
 BUNDLED: Final = "bundled"
@@ -37,9 +35,11 @@ BUNDLED: Final = "bundled"
 class AnalyzeCall(Call[AnalysisResult[Any]]):
     """The analysis of one product, shown on the pictures `sources` (or parts with them); `params` as of `ask`."""
 
+    task = "analyze"
+    needs_capabilities = True
+
     def __init__(
         self,
-        pipeline: Executor,
         sources: Sequence[Any],
         *,
         schema: SchemaLike,
@@ -50,7 +50,7 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
         policy: MediaPolicy | None = None,
         started: float | None = None,
     ) -> None:
-        super().__init__(pipeline, cache, namespace=namespace, policy=policy, started=started)
+        super().__init__(cache, namespace=namespace, policy=policy, started=started)
         self._type = schema_type(schema)
         self.schema = self._type.model
         self.language = analysis.check_language(language)
@@ -64,30 +64,14 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
             raise ConfigError("an analysis is one answer", hint="leave n out", param="n")
         if not sources:
             raise ConfigError("an analysis needs a picture", hint="give a path, URL, bytes or picture")
-        self.work = self._work
+        self.prompt_version = analysis.prompt_version(self.schema)
 
-    def job(self, pictures: Sequence[Picture]) -> Job | None:
-        have = self.pipeline.backend.peek_capabilities()
-        if have is None:
-            if not self.pipeline.opened:
-                return None
-            have = self.pipeline.backend.capabilities
-        return self.pipeline.job_now(
-            self._request(pictures, have),
-            self.cache,
-            namespace=self.namespace,
-            started=self.started,
-            task="analyze",
-            language=self.language,
-            prompt_version=analysis.prompt_version(self.schema),
-        )
-
-    def answered(self, job: Job, outcome: Outcome, state: CacheState) -> AnalysisResult[Any]:
+    def value(self, outcome: Outcome, finish: Callable[[], Result]) -> AnalysisResult[Any]:
         try:
             value = analysis.validate(outcome.analysis, self.schema)
         except ValidationError as exc:
             raise AnalysisError("the analysis does not fit the schema", raw=outcome.result.text) from exc
-        result = self.pipeline.finish(job, outcome, state)
+        result = finish()
         if isinstance(value, ProductAnalysis):
             value.came_from(result)
         fields = dict(outcome.confidence.get("field_confidence") or {})
@@ -101,8 +85,8 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
             confidence_method=outcome.confidence.get("confidence_method"),
         )
 
-    def _request(self, pictures: Sequence[Picture], have: Capabilities) -> ChatRequest:
-        """The first question."""
+    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
+        assert have is not None
         sampling = self._sampling
         if have.logprobs and sampling.logprobs is None:
             sampling = dataclasses.replace(sampling, logprobs=0)
@@ -116,18 +100,18 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
             extra=self._extra,
         )
 
-    async def _work(self, job: Job, emit: Written) -> Outcome:
+    async def run(self, generate: Generate, job: Job, emit: Written) -> Outcome:
         notes: tuple[str, ...] = ()
         if job.request.response_format.kind == "text":
             notes += ("the backend does not enforce schemas: prompted for and validated afterwards",)
-        first = (await self.pipeline.generate(job, emit)).result
+        first = (await generate(job, emit)).result
         try:
             value, result = self._parse(first), first
         except AnalysisError as error:
             again = job.request.replace(
                 messages=analysis.retry_messages(job.request.messages, first.text, error, self.language)
             )
-            second = (await self.pipeline.generate(dataclasses.replace(job, request=again), emit)).result
+            second = (await generate(dataclasses.replace(job, request=again), emit)).result
             value, result = self._parse(second), _with_usage_of(first, second)
             notes += (f"asked again once: {error.message}",)
         found = analysis.find(result.text, self.schema, complete=result.finish_reason != "length")

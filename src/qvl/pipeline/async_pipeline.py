@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from qvl import analysis, config
 from qvl.analysis.product import AnalysisResult, ProductAnalysis
@@ -185,7 +185,7 @@ class AsyncPipeline(Executor):
 
     async def chat(self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any) -> Result:
         """Answers a conversation: Messages, or dictionaries in OpenAI's form. Parameters as in `ask`."""
-        return await self.answer(ChatCall(self, messages, cache, params))
+        return await self.answer(ChatCall(messages, cache, params))
 
     async def stream_chat(
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any
@@ -272,7 +272,6 @@ class AsyncPipeline(Executor):
         from qvl.pipeline.analyze_call import AnalyzeCall
 
         return AnalyzeCall(
-            self,
             listed(pictures),
             schema=ProductAnalysis if schema is None else schema,
             language=language or self.language,
@@ -291,7 +290,7 @@ class AsyncPipeline(Executor):
         progress: bool = False,
         keep_pictures: bool = False,
         cache: CacheMode | None = None,
-        engine: Literal["ray"] | None = None,
+        engine: str | None = None,
         replicas: int | None = None,
         ray_address: str | None = None,
         **params: Any,
@@ -311,10 +310,6 @@ class AsyncPipeline(Executor):
         if isinstance(sources, str | bytes | PathLike):
             raise ConfigError("map takes several pictures", hint="a list of them; analyze() or ask() takes one")
         if engine is not None:
-            if engine != "ray":
-                raise ConfigError(f"engine={engine!r} is none", hint="'ray', or leave it out", param="engine")
-            from qvl.pipeline.ray_map import map_under_ray
-
             call = {
                 "question": question,
                 "schema": schema,
@@ -324,7 +319,8 @@ class AsyncPipeline(Executor):
                 **params,
             }
             async with aclosing(
-                map_under_ray(
+                self.plugins.map_engines.build(
+                    engine,
                     self,
                     sources,
                     call,

@@ -1,48 +1,54 @@
 """What a user asked for, from its pictures to what is handed back: the part that the verbs do not share.
 
-A call waits for nothing. Who answers it does: `AsyncPipeline.answer` on the event loop, and for the blocking Pipeline
-the caller's own thread, as far as that gets.
+A call describes and waits for nothing; `Executor` executes it, on the event loop or, as far as that gets, in the
+thread of a blocking caller.
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from qvl.ids import new_request_id
+from qvl.pipeline.job import Job, Outcome
 from qvl.pipeline.parse_message import MessageLike
 from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.pipeline.parse_request import Draft, draft_request
+from qvl.pipeline.single_flight import Written
 
 if TYPE_CHECKING:
+    from qvl.backends.base import Capabilities
     from qvl.caches.policy import CacheMode, CachePolicy
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
-    from qvl.pipeline.executor import Executor
-    from qvl.pipeline.job import Job, Outcome
-    from qvl.pipeline.single_flight import Written
-    from qvl.types import CacheState, Result
+    from qvl.types import ChatRequest, Result
 
 R = TypeVar("R")
+Generate: TypeAlias = Callable[[Job, Written], Awaitable[Outcome]]
+"""Asks the backend once, streaming into what is written."""
 
 
 class Call(ABC, Generic[R]):
-    """One question over one pipeline; everything but its pictures is read and checked when it is made.
+    """One question; everything but its pictures is read and checked when it is made.
 
-    `work` is what a flight does instead of generating once.
+    `task`, `language` and `prompt_version` go into the key of its answer.
 
     Args:
+        cache: how the cache is used; None for the pipeline's own way.
         policy: of the media gate; the pipeline's unless given.
         started: since when its time counts, by time.perf_counter().
     """
 
+    task: ClassVar[str] = "chat"
+    needs_capabilities: ClassVar[bool] = False
+    language = ""
+    prompt_version = ""
     pictures: Sequence[UnreadPicture] = ()
 
     def __init__(
         self,
-        pipeline: Executor,
         cache: CacheMode | CachePolicy | None,
         *,
         namespace: str | None = None,
@@ -50,23 +56,25 @@ class Call(ABC, Generic[R]):
         started: float | None = None,
     ) -> None:
         self.started = time.perf_counter() if started is None else started
-        self.pipeline = pipeline
         self.cache = cache
         self.namespace = namespace
-        self.policy = policy or pipeline.media
-        self.work: Callable[[Job, Written], Any] | None = None
+        self.policy = policy
 
     @abstractmethod
-    def job(self, pictures: Sequence[Picture]) -> Job | None:
-        """The request with its key, or None while only an open backend could tell what belongs into them.
+    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
+        """The request over the loaded `pictures`; `have` is given where the call `needs_capabilities`.
 
         Raises:
             RequestError: what cannot be asked.
         """
 
+    async def run(self, generate: Generate, job: Job, emit: Written) -> Outcome:
+        """The outcome of asking the backend, once or more often."""
+        return await generate(job, emit)
+
     @abstractmethod
-    def answered(self, job: Job, outcome: Outcome, state: CacheState) -> R:
-        """What the user gets.
+    def value(self, outcome: Outcome, finish: Callable[[], Result]) -> R:
+        """What the user gets; `finish` makes the Result, once the outcome was found to fit.
 
         Raises:
             AnalysisError: it cannot be made of this outcome, but may be of another.
@@ -77,18 +85,14 @@ class ChatCall(Call["Result"]):
     """A conversation, as messages and parameters of `draft_request`."""
 
     def __init__(
-        self,
-        pipeline: Executor,
-        messages: Sequence[MessageLike],
-        cache: CacheMode | CachePolicy | None,
-        params: Mapping[str, Any],
+        self, messages: Sequence[MessageLike], cache: CacheMode | CachePolicy | None, params: Mapping[str, Any]
     ) -> None:
-        super().__init__(pipeline, cache)
+        super().__init__(cache)
         self.draft: Draft = draft_request(messages, **{"request_id": new_request_id(), **params})
         self.pictures = self.draft.pictures
 
-    def job(self, pictures: Sequence[Picture]) -> Job | None:
-        return self.pipeline.job_now(self.draft.finished(pictures), self.cache, started=self.started)
+    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
+        return self.draft.finished(pictures)
 
-    def answered(self, job: Job, outcome: Outcome, state: CacheState) -> Result:
-        return self.pipeline.finish(job, outcome, state)
+    def value(self, outcome: Outcome, finish: Callable[[], Result]) -> Result:
+        return finish()

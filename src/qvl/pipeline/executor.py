@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import anyio
@@ -151,6 +152,29 @@ class Executor:
             job.stages.media = max(0.0, job.stages.media - waited)
         return job
 
+    def job_of(self, call: Call[Any], pictures: Sequence[Picture]) -> Job | None:
+        """The request of `call` with its key, or None while only an open backend could tell what belongs into them.
+
+        Raises:
+            RequestError: what cannot be asked.
+        """
+        have = None
+        if call.needs_capabilities:
+            have = self.backend.peek_capabilities()
+            if have is None:
+                if not self._opened:
+                    return None
+                have = self.backend.capabilities
+        return self.job_now(
+            call.request(pictures, have),
+            call.cache,
+            namespace=call.namespace,
+            started=call.started,
+            task=call.task,
+            language=call.language,
+            prompt_version=call.prompt_version,
+        )
+
     def job_now(
         self,
         request: ChatRequest,
@@ -240,21 +264,30 @@ class Executor:
     async def answer(self, call: Call[R], pictures: Sequence[Picture] | None = None) -> R:
         """Everything from the pictures on, which may be loaded already."""
         if pictures is None:
-            pictures = await load_pictures(call.pictures, call.policy, seen=self.seen)
+            pictures = await load_pictures(call.pictures, call.policy or self.media, seen=self.seen)
         read = pictures
-        job = await self._made(lambda: call.job(read))
+        job = await self._made(lambda: self.job_of(call, read))
         return await self.conclude(call, job, await self.look_up(job))
 
     async def conclude(self, call: Call[R], job: Job, hit: Outcome | None) -> R:
         """What is left of `answer` after the look-up."""
-        outcome, state = await self.flown(job, call.work) if hit is None else (hit, _HIT)
+        work = partial(call.run, self.generate)
+        outcome, state = await self.flown(job, work) if hit is None else (hit, _HIT)
         try:
-            return call.answered(job, outcome, state)
+            return self.value(call, job, outcome, state)
         except AnalysisError:
             # Kept for a class of the same shape with other validators: a new answer may fit.
             job = dataclasses.replace(job, policy=dataclasses.replace(job.policy, read=False))
-            outcome, state = await self.flown(job, call.work)
-            return call.answered(job, outcome, state)
+            outcome, state = await self.flown(job, work)
+            return self.value(call, job, outcome, state)
+
+    def value(self, call: Call[R], job: Job, outcome: Outcome, state: CacheState) -> R:
+        """What the user of `call` gets.
+
+        Raises:
+            AnalysisError: it cannot be made of this outcome, but may be of another.
+        """
+        return call.value(outcome, partial(self.finish, job, outcome, state))
 
     def finish(self, job: Job, outcome: Outcome, state: CacheState) -> Result:
         """The Result as this caller sees it: its own request id, cache state and timing."""

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
@@ -111,7 +111,7 @@ class Pipeline:
         return self._iterate(self.pipeline.stream(pictures, question, system=system, cache=cache, **params))
 
     def chat(self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any) -> Result:
-        return self._answer(ChatCall(self.pipeline, messages, cache, params))
+        return self._answer(ChatCall(messages, cache, params))
 
     def stream_chat(
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any
@@ -181,7 +181,7 @@ class Pipeline:
         progress: bool = False,
         keep_pictures: bool = False,
         cache: CacheMode | None = None,
-        engine: Literal["ray"] | None = None,
+        engine: str | None = None,
         replicas: int | None = None,
         ray_address: str | None = None,
         **params: Any,
@@ -222,8 +222,8 @@ class Pipeline:
         """
         pipeline = self.pipeline
         self._loop.claim()
-        pictures = load_picture_here(call.pictures, call.policy, pipeline.seen)
-        job = None if pictures is None else call.job(pictures)
+        pictures = load_picture_here(call.pictures, call.policy or pipeline.media, pipeline.seen)
+        job = None if pictures is None else pipeline.job_of(call, pictures)
         if job is None:
             return self._loop.call(lambda: pipeline.answer(call, pictures))
         hit = pipeline.look_up_here(job)
@@ -231,7 +231,7 @@ class Pipeline:
             job = pipeline.with_bytes_checked(job)
         elif not pipeline.hooked:
             with contextlib.suppress(AnalysisError):
-                return call.answered(job, hit, "hit")
+                return pipeline.value(call, job, hit, "hit")
         return self._loop.call(lambda: pipeline.conclude(call, job, hit))
 
     def _call(self, function: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:

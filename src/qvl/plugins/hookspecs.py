@@ -1,4 +1,4 @@
-"""The four hooks of a plugin. Built-in backends and caches register through the same ones.
+"""The five hooks of a plugin. Built-in backends and caches register through the same ones.
 
 A plugin is a module (or object) in the entry-point group `qvl`:
 
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.types import ChatRequest, Result
 
 hookspec = pluggy.HookspecMarker("qvl")
@@ -40,8 +39,16 @@ def register_caches(register: Callable[[str, Any], None]) -> None:
 
 
 @hookspec
-def register_routes(app: Any, pipeline: AsyncPipeline) -> None:
-    """Add routes to the FastAPI application of `qvl-serve`."""
+def register_map_engines(register: Callable[[str, Any], None]) -> None:
+    """Call `register(name, factory)`; `Pipeline.map(engine=name)` iterates over what `factory` makes.
+
+    It is called with the AsyncPipeline, the sources and the arguments of `map`; see `qvl.pipeline.ray_map`.
+    """
+
+
+@hookspec
+def register_routes(app: Any, pipeline: Any) -> None:
+    """Add routes to the FastAPI application of `qvl-serve`, whose AsyncPipeline is `pipeline`."""
 
 
 @hookspec

@@ -54,6 +54,10 @@ class BuiltIns:
         for scheme in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
             register(scheme, "qvl.caches.redis:open_redis")
 
+    @hookimpl
+    def register_map_engines(self, register: Callable[[str, Factory], None]) -> None:
+        register("ray", "qvl.pipeline.ray_map:map_under_ray")
+
 
 @dataclass(frozen=True, slots=True)
 class PluginFailure:
@@ -108,6 +112,7 @@ class PluginHost:
         self._manager.add_hookspecs(hookspecs)
         self.backends = Registry("backend")
         self.caches = Registry("cache")
+        self.map_engines = Registry("map engine")
         self.failures: list[PluginFailure] = []
         self._add("qvl", BuiltIns())
         for point in entry_points(group=GROUP) if installed is None else installed:
@@ -146,6 +151,7 @@ class PluginHost:
             for registry, hook in (
                 (self.backends, self._manager.hook.register_backends),
                 (self.caches, self._manager.hook.register_caches),
+                (self.map_engines, self._manager.hook.register_map_engines),
             ):
                 for impl in hook.get_hookimpls():
                     if impl.plugin_name == name:
@@ -159,8 +165,8 @@ class PluginHost:
                 raise
             self._fail(name, str(exc))
 
-    def _registries(self) -> tuple[Registry, Registry]:
-        return self.backends, self.caches
+    def _registries(self) -> tuple[Registry, ...]:
+        return self.backends, self.caches, self.map_engines
 
     def _fail(self, name: str, error: str) -> None:
         self.failures.append(PluginFailure(name, error))

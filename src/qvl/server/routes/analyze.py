@@ -88,7 +88,6 @@ async def _analyze(
     try:
         return await core.pipeline.answer(
             AnalyzeCall(
-                core.pipeline,
                 sources,
                 schema=schema,
                 language=wanted.language or core.pipeline.language,
