@@ -48,7 +48,7 @@ class Gateway:
             if self.core.tracing is not None:
                 operation = (self.table.at(path) or {}).get(exchange.method)
                 if operation is not None and operation.works:
-                    exchange.traced = self.core.tracing.begin(exchange, operation)
+                    exchange.traced = self.core.tracing.begin(exchange, operation.path)
             await self._answer(exchange)
         except ClientGoneError:
             exchange.gone()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from qvl._version import __version__
@@ -22,14 +22,25 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SdkProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from qvl.server.exchange import Exchange
-    from qvl.server.route_table import Operation
     from qvl.types import ChatRequest, Result
 
 _OPERATIONS: Final = {"/v1/completions": "text_completion", "/v1/analyze": "generate_content"}
 _ADDRESSES: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
 log = logger("qvl.server")
+
+
+class TracedExchange(Protocol):
+    """What a span tells of an HTTP exchange."""
+
+    path: str
+    method: str
+    request_id: str
+    headers: dict[bytes, bytes]
+    scope: Any
+    fields: dict[str, Any]
+    status: int
+    streaming: bool
 
 
 class Tracing:
@@ -43,9 +54,9 @@ class Tracing:
         self.propagate = propagate
         self.trace = trace
 
-    def begin(self, exchange: Exchange, operation: Operation) -> Traced:
-        """Opens the span of `exchange`, a child of the `traceparent` it came with."""
-        return Traced(self, exchange, operation)
+    def begin(self, exchange: TracedExchange, route: str) -> Traced:
+        """Opens the span of `exchange` at `route`, a child of the `traceparent` it came with."""
+        return Traced(self, exchange, route)
 
 
 class Traced:
@@ -53,19 +64,19 @@ class Traced:
 
     __slots__ = ("_carried", "_exchange", "_in", "_out", "_read", "_seen", "_token", "_tracing", "reasons", "span")
 
-    def __init__(self, tracing: Tracing, exchange: Exchange, operation: Operation) -> None:
+    def __init__(self, tracing: Tracing, exchange: TracedExchange, route: str) -> None:
         self._tracing = tracing
         self._exchange = exchange
         self._in = self._out = self._read = self._seen = 0
         self.reasons: list[str] = []
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers.items()}
-        name = _OPERATIONS.get(operation.path, "chat")
+        name = _OPERATIONS.get(route, "chat")
         host, port = exchange.scope.get("server") or ("", None)
         told: dict[str, Any] = {
             "gen_ai.operation.name": name,
             "gen_ai.provider.name": "qvl",
             "http.request.method": exchange.method,
-            "http.route": operation.path,
+            "http.route": route,
             "url.scheme": exchange.scope.get("scheme", "http"),
             "qvl.request_id": exchange.request_id,
         }
