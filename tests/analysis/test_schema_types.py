@@ -6,12 +6,12 @@ import dataclasses
 import enum
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pytest
 import typing_extensions
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel, Field, RootModel
 
 from qvl import AsyncPipeline
 from qvl.backends.openai.backend import OpenAIBackend
@@ -44,6 +44,29 @@ class Sheet(typing.TypedDict):
     lines: list[Line]
 
 
+class Tree(typing.TypedDict):
+    name: str
+    children: typing_extensions.NotRequired[list[Tree]]
+
+
+@dataclasses.dataclass
+class Order:
+    """Lines, and what they belong to."""
+
+    lines: Sequence[Line]
+    first: typing.Annotated[Line, "the first"] | None = None
+    parts: list[Order] = dataclasses.field(default_factory=list)
+    total: float = dataclasses.field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.total = sum(line.get("price", 0) for line in self.lines)
+
+
+class Book(typing.TypedDict, total=False):
+    orders: dict[str, Order]
+    note: typing_extensions.Required[str]
+
+
 class Color(enum.Enum):
     RED = "red"
     BLUE = "blue"
@@ -51,6 +74,9 @@ class Color(enum.Enum):
 
 SCHEMA = {"type": "object", "properties": {"seller": {"type": "string"}, "total": {"type": "number"}}}
 SAID = {"seller": "Norvik", "total": 9.5}
+
+MUG: typing.Any = {"name": "mug", "price": 2.0}
+TREE = {"name": "a", "children": [{"name": "b"}]}
 
 
 @pytest.fixture
@@ -85,6 +111,14 @@ async def analysis_of(endpoint: ScriptedEndpoint, said: Any, schema: Any) -> Any
         (Color, {"answer": "red"}, Color.RED),
         (int, {"answer": 3}, 3),
         (Bill | Paid, {"answer": {**SAID, "currency": "USD"}}, Paid("Norvik", 9.5, "USD")),
+        (Order, {"lines": [MUG]}, Order([MUG])),
+        (list[Order], {"answer": [{"lines": [], "parts": [{"lines": [MUG]}]}]}, [Order([], None, [Order([MUG])])]),
+        (Tree, TREE, TREE),
+        (Book, {"note": "n"}, {"note": "n"}),
+        (Book, {"note": "n", "orders": {"a": {"lines": [MUG]}}}, {"note": "n", "orders": {"a": Order([MUG])}}),
+        (Sequence[Line], {"answer": [MUG]}, [MUG]),
+        (Mapping[str, Line], {"a": MUG}, {"a": MUG}),
+        (typing.Annotated[Line, "a line"], MUG, MUG),
         (RootModel[list[int]], {"answer": [1]}, RootModel[list[int]]([1])),
     ],
 )
@@ -96,7 +130,7 @@ async def test_an_answer_comes_back_as_what_was_asked_for(endpoint, schema: Any,
     assert asked.get("type") == "object" or "$ref" in asked
 
 
-@pytest.mark.parametrize("schema", [Paid, Sheet, SCHEMA | {"required": ["seller"]}])
+@pytest.mark.parametrize("schema", [Paid, Sheet, Order, Tree, Book, SCHEMA | {"required": ["seller"]}])
 async def test_an_answer_of_another_form_is_an_error(endpoint, schema: Any) -> None:
     with pytest.raises(AnalysisError):
         await analysis_of(endpoint, {"other": 1}, schema)
@@ -108,6 +142,9 @@ async def test_an_answer_of_another_form_is_an_error(endpoint, schema: Any) -> N
         (json.JSONDecoder, "JSONDecoder cannot be read by pydantic"),
         ("Bill", "Bill.* cannot be read by pydantic"),
         (7, "7 cannot be read by pydantic"),
+        (Paid("Norvik", 1.0), "schema= is one Paid, not a class"),
+        (Bill(seller="Norvik", total=1.0), "schema= is one Bill, not a class"),
+        (typing.Annotated[str, Field(pattern="^(?!x)")], "cannot be read by pydantic: .*look-around"),
         ({"type": "object", "properties": {"a": {"type": "thing"}}}, "type 'thing'"),
         ({"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}}, "refers to"),
     ],

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 import re
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
-from types import UnionType
 from typing import Any, Final
 
 import typing_extensions
 from pydantic import BaseModel, RootModel, create_model
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from pydantic.errors import PydanticUserError
+from pydantic_core import SchemaError
 
 from qvl import analysis
+from qvl.analysis.portable_types import portable
 from qvl.errors import ConfigError, QvlError
 
 _OF_THE_WHOLE: Final = ("$defs", "definitions", "$schema")
@@ -44,6 +43,9 @@ def schema_type(schema: Any) -> SchemaType:
     """
     if isinstance(schema, Mapping):
         return _of_json_schema(schema)
+    if not isinstance(schema, type) and (is_dataclass(schema) or isinstance(schema, BaseModel)):
+        kind = type(schema).__qualname__
+        raise ConfigError(f"schema= is one {kind}, not a class", hint=f"schema={kind}, without a value", param="schema")
     try:
         if isinstance(schema, type) and issubclass(schema, BaseModel):
             model: type[BaseModel] = schema
@@ -52,8 +54,9 @@ def schema_type(schema: Any) -> SchemaType:
             model, plain = _root_of(schema), operator.attrgetter("root")
         box = analysis.boxed(model)
         (box or model).model_json_schema()
-    except (PydanticSchemaGenerationError, PydanticUserError, TypeError, NameError) as exc:
-        reason = str(exc).splitlines()[0]
+    except (PydanticUserError, SchemaError, TypeError, NameError, RecursionError) as exc:
+        # What builds a pattern tells the reason last, all others first.
+        reason = str(exc).strip().splitlines()[-1 if isinstance(exc, SchemaError) else 0].strip()
         raise ConfigError(
             f"schema={_shown(schema)} cannot be read by pydantic: {reason}",
             hint="a pydantic model, a dataclass, a TypedDict, or a JSON schema",
@@ -108,26 +111,6 @@ def _moved(schema: Any) -> Any:
 def _root_of(schema: Any) -> type[BaseModel]:
     """A class of pydantic's around any type that it reads."""
     name = schema.__name__ if isinstance(schema, type) else "Answer"
-    root: Any = RootModel[_portable(schema)]  # type: ignore[misc]
+    root: Any = RootModel[portable(schema)]  # type: ignore[misc]
     named = typing_extensions.is_typeddict(schema) or is_dataclass(schema)
     return create_model(name, __base__=root, __doc__=schema.__doc__ if named else None)
-
-
-def _portable(hint: Any) -> Any:
-    """`hint` with TypedDicts of `typing` as those that pydantic reads on every Python."""
-    if typing_extensions.is_typeddict(hint):
-        if type(hint).__module__ == "typing_extensions":
-            return hint
-        fields = typing_extensions.get_type_hints(hint, include_extras=True)
-        optional: frozenset[str] = getattr(hint, "__optional_keys__", frozenset())
-        made = {
-            name: typing_extensions.NotRequired[_portable(inner)] if name in optional else _portable(inner)
-            for name, inner in fields.items()
-        }
-        return typing_extensions.TypedDict(hint.__name__, made)  # type: ignore[operator]
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, UnionType):
-        return functools.reduce(operator.or_, map(_portable, inner))
-    if origin in (list, tuple, set, frozenset, dict):
-        return origin[tuple(_portable(one) if one is not ... else one for one in inner)]
-    return hint

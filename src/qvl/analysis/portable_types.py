@@ -1,0 +1,136 @@
+"""Types that hold a `typing.TypedDict`: before Python 3.12, pydantic reads those of typing_extensions alone."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import functools
+import operator
+import sys
+import typing
+from collections.abc import Mapping
+from types import UnionType
+from typing import Annotated, Any, Final
+
+import typing_extensions
+from pydantic import AfterValidator
+
+_QUALIFIERS: Final = tuple(
+    getattr(module, name)
+    for module in (typing, typing_extensions)
+    for name in ("NotRequired", "Required", "ReadOnly")
+    if hasattr(module, name)
+)
+_HOLDERS: Final = ("builtins", "collections", "collections.abc")
+
+
+def portable(hint: Any) -> Any:
+    """Return `hint` with TypedDicts that pydantic reads on this Python; answers come back as what `hint` says."""
+    return hint if sys.version_info >= (3, 12) or not _holds_one(hint, []) else _made(hint, {})
+
+
+def _holds_one(hint: Any, seen: list[Any]) -> bool:
+    """True where a TypedDict of `typing` stands anywhere in it."""
+    if any(one is hint for one in seen):
+        return False
+    if _is_old(hint):
+        return True
+    if _is_plain_dataclass(hint):
+        # Until it has been read, one that leads back to itself adds nothing.
+        return any(_holds_one(inner, [*seen, hint]) for inner in _fields_of(hint).values())
+    if typing_extensions.is_typeddict(hint):
+        return any(_holds_one(inner, [*seen, hint]) for inner in _hints_of(hint).values())
+    return any(_holds_one(inner, seen) for inner in typing.get_args(hint))
+
+
+def _made(hint: Any, known: dict[Any, Any]) -> Any:
+    """`hint` anew; `known` are the classes that were made already, also those that are not complete yet."""
+    if isinstance(hint, type) and hint in known:
+        return known[hint]
+    if typing_extensions.is_typeddict(hint):
+        return _typed_dict(hint, known)
+    if _is_plain_dataclass(hint) and _holds_one(hint, []):
+        return _dataclass(hint, known)
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return Annotated[(_made(inner[0], known), *hint.__metadata__)]
+    if origin in _QUALIFIERS:
+        return origin[_made(inner[0], known)]
+    if origin in (typing.Union, UnionType):
+        return functools.reduce(operator.or_, (_made(one, known) for one in inner))
+    if origin is not None and inner and origin.__module__ in _HOLDERS and origin is not collections.abc.Callable:
+        return origin[tuple(_made(one, known) if one is not ... else one for one in inner)]
+    return hint
+
+
+def _typed_dict(hint: Any, known: dict[Any, Any]) -> Any:
+    hints = _hints_of(hint)
+    optional: frozenset[str] = getattr(hint, "__optional_keys__", frozenset())
+    make: Any = typing_extensions.TypedDict  # a call with a name that is known only now
+    made = make(hint.__name__, dict.fromkeys(hints, Any))
+    made.__doc__ = hint.__doc__
+    if hasattr(hint, "__pydantic_config__"):
+        made.__pydantic_config__ = hint.__pydantic_config__
+    known[hint] = made
+    for name, inner in hints.items():
+        one = _made(inner, known)
+        marked = typing.get_origin(inner) in _QUALIFIERS
+        made.__annotations__[name] = typing_extensions.NotRequired[one] if name in optional and not marked else one
+    return made
+
+
+def _dataclass(hint: Any, known: dict[Any, Any]) -> Any:
+    """A twin with other hints, whose instances become those of `hint` once they are read."""
+    fields = [one for one in dataclasses.fields(hint) if one.init]
+    twin: Any = dataclasses.make_dataclass(
+        hint.__name__,
+        [
+            (
+                one.name,
+                Any,
+                dataclasses.field(default=one.default, metadata=one.metadata)
+                if one.default is not dataclasses.MISSING
+                else dataclasses.field(default_factory=one.default_factory, metadata=one.metadata)
+                if one.default_factory is not dataclasses.MISSING
+                else dataclasses.field(metadata=one.metadata),
+            )
+            for one in fields
+        ],
+        kw_only=True,
+    )
+    if hint.__doc__ is not None and not hint.__doc__.startswith(f"{hint.__name__}("):
+        twin.__doc__ = hint.__doc__
+    if hasattr(hint, "__pydantic_config__"):
+        twin.__pydantic_config__ = hint.__pydantic_config__
+
+    def original(found: Any) -> Any:
+        return hint(**{one.name: getattr(found, one.name) for one in fields})
+
+    known[hint] = Annotated[twin, AfterValidator(original)]
+    hints = _fields_of(hint)
+    for one in fields:
+        kind = _made(hints[one.name], known)
+        twin.__annotations__[one.name] = twin.__dataclass_fields__[one.name].type = kind
+    return known[hint]
+
+
+def _is_old(hint: Any) -> bool:
+    return typing_extensions.is_typeddict(hint) and type(hint).__module__ == "typing"
+
+
+def _is_plain_dataclass(hint: Any) -> bool:
+    """Not one of pydantic's own, which it has read already."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint) and not hasattr(hint, "__pydantic_validator__")
+
+
+def _hints_of(hint: Any) -> Mapping[str, Any]:
+    return typing_extensions.get_type_hints(hint, include_extras=True)
+
+
+def _fields_of(hint: Any) -> Mapping[str, Any]:
+    """The hints of a dataclass; none where pydantic has to say what is wrong with them, or arguments are no fields."""
+    try:
+        hints = _hints_of(hint)
+    except NameError:
+        return {}
+    return {} if any(isinstance(inner, dataclasses.InitVar) for inner in hints.values()) else hints
