@@ -88,7 +88,7 @@ def with_object_on_top(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_of(schema: dict[str, Any]) -> Callable[[Any], PydanticError | None]:
     """A function that says what of an answer does not fit `schema`."""
-    enforceable(schema, "schema")  # its bounds and references, before anything else is read of it
+    enforceable(schema, "schema", validated=True)  # its bounds and references, before anything else is read of it
     base = validators.validator_for(schema, default=Draft202012Validator)
     try:
         # Without formats: Python would judge patterns, which are not matched by it.

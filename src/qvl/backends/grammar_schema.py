@@ -5,24 +5,28 @@ The result is a schema like any other; the local engine and vLLM compile it with
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote, urldefrag, urljoin
 
+from qvl.backends.schema_bounds import (
+    MAX_FORMS,
+    MAX_MULTIPLE,
+    MAX_TOOLS,
+    Schema,
+    bound,
+    mapped,
+    multiple,
+    plain,
+    too_large,
+    without_large_multiples,
+)
 from qvl.errors import RequestError
 
 if TYPE_CHECKING:
-    from qvl.types import ResponseFormat, Tool
+    from qvl.types import Tool
 
-MAX_SUBSCHEMAS: Final = 2_000
-MAX_DEPTH: Final = 64
-MAX_SCHEMA_CHARACTERS: Final = 256 * 1024
-MAX_PATTERN: Final = 32 * 1024
-MAX_CHOICES: Final = 4_096
-MAX_CHOICE_CHARACTERS: Final = 128 * 1024
-MAX_TOOLS: Final = 128
 MAX_STEPS: Final = 100_000
 # JSON Schema calls a format an annotation unless it is known; these the compiler knows.
 FORMATS: Final = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
@@ -34,8 +38,6 @@ CHECKED_AFTERWARDS: Final = frozenset(
         *("unevaluatedProperties", "unevaluatedItems"),
     }
 )
-_DATA: Final = frozenset({"const", "enum", "default", "examples", "example", "required"})
-_MAPS: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _ONE: Final = frozenset(
     {"items", "additionalItems", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else"}
     | {"unevaluatedItems", "unevaluatedProperties"}
@@ -43,22 +45,29 @@ _ONE: Final = frozenset(
 _MANY: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
 _NAMED: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _SAME_VALUE: Final = frozenset({"allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas", "$ref"})
+_DEFINITION: Final = re.compile(r"/(?:\$defs|definitions)/[^/]*")
+# Where it stands in the grammar that was made around a schema or pattern.
+_AROUND: Final = re.compile(
+    r"^(?:at )?(?:\d+\(\d+\): )?(?:failed to compile JSON schema: |invalid regex .*? \(in regex\): )?", re.DOTALL
+)
 _SAYS_OTHERWISE: Final = ("additionalProperties", "unevaluatedProperties", "patternProperties")
 
-Schema = dict[str, Any]
 
-
-def enforceable(schema: Any, param: str) -> Schema:
+def enforceable(schema: Any, param: str, *, validated: bool = False) -> Schema:
     """Return a copy of `schema` for the compiler: objects are closed unless they say otherwise, annotations gone.
+
+    `validated` says that the answer will be checked in any case, so that a multipleOf too large to compile is left out.
 
     Raises:
         RequestError: it is too large to be compiled for one request, or not a schema.
     """
     if not isinstance(schema, Mapping):
         raise RequestError("the schema must be an object", param=param, code="invalid_schema")
-    plain: Schema = _plain(schema, param, 0)
-    _bound(plain, param)
-    reader = _SchemaRewriter(plain, "#", param)
+    given: Schema = plain(schema, param)
+    if validated:
+        given = without_large_multiples(given)
+    bound(given, param)
+    reader = _SchemaRewriter(given, "#", param)
     whole = reader.root()
     if reader.opened:
         whole["$defs"] = {**whole.get("$defs", {}), **reader.opened}
@@ -78,8 +87,10 @@ def call_schema(tools: Sequence[Tool]) -> Schema:
     definitions: Schema = {}
     calls: list[Schema] = []
     for number, tool in enumerate(tools):
-        parameters: Schema = _plain(tool.parameters or {"type": "object"}, "tools", 0)
-        _bound(parameters, "tools")
+        parameters: Schema = plain(tool.parameters or {"type": "object", "properties": {}}, "tools")
+        # Who calls a function checks what it is called with: more than a grammar can enforce is no reason to refuse.
+        parameters = without_what_is_checked_afterwards(parameters)
+        bound(parameters, "tools")
         reader = _SchemaRewriter(parameters, f"#/$defs/t{number}", "tools")
         definitions[f"t{number}"] = reader.root()
         definitions |= reader.opened
@@ -93,23 +104,8 @@ def call_schema(tools: Sequence[Tool]) -> Schema:
         )
     top = calls[0] if len(calls) == 1 else {"anyOf": calls}
     whole = {**top, "$defs": definitions}
-    _bound(whole, "tools")
+    bound(whole, "tools")
     return whole
-
-
-def check_format(form: ResponseFormat) -> None:
-    """Refuses a pattern or choices that are too large to be compiled for one request.
-
-    Raises:
-        RequestError: naming the bound.
-    """
-    if form.pattern is not None and len(form.pattern) > MAX_PATTERN:
-        raise _too_large(f"a pattern of {len(form.pattern)} characters", f"at most {MAX_PATTERN}", "response_format")
-    if len(form.choices) > MAX_CHOICES:
-        raise _too_large(f"{len(form.choices)} choices", f"at most {MAX_CHOICES}", "response_format")
-    if (characters := sum(map(len, form.choices))) > MAX_CHOICE_CHARACTERS:
-        hint = f"at most {MAX_CHOICE_CHARACTERS} together"
-        raise _too_large(f"choices of {characters} characters", hint, "response_format")
 
 
 def without_what_is_checked_afterwards(schema: Schema) -> Schema:
@@ -118,82 +114,15 @@ def without_what_is_checked_afterwards(schema: Schema) -> Schema:
     def drop(node: Schema) -> Schema:
         return {key: value for key, value in node.items() if key not in CHECKED_AFTERWARDS}
 
-    made: Schema = _mapped(schema, drop)
-    return made
-
-
-def _too_large(what: str, hint: str, param: str) -> RequestError:
-    return RequestError(f"{what} cannot be compiled for one request", hint=hint, param=param, code="invalid_schema")
-
-
-def _plain(value: Any, param: str, depth: int) -> Any:
-    """Mappings and tuples as dicts and lists, which is what the compiler takes."""
-    if depth > 2 * MAX_DEPTH:
-        raise _too_large(f"a schema deeper than {MAX_DEPTH} levels", "flatten it, or use $defs", param)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, param, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, param, depth + 1) for item in value]
-    return value
-
-
-def _bound(schema: Schema, param: str) -> None:
-    try:
-        characters = len(json.dumps(schema))
-    except (TypeError, ValueError) as exc:
-        raise RequestError(f"the schema cannot be read: {exc}", param=param, code="invalid_schema") from exc
-    if characters > MAX_SCHEMA_CHARACTERS:
-        raise _too_large(f"a schema of {characters} characters", f"at most {MAX_SCHEMA_CHARACTERS}", param)
-    options = 0
-    for count, (node, depth) in enumerate(_nodes(schema), start=1):
-        if depth > MAX_DEPTH:
-            raise _too_large(f"a schema deeper than {MAX_DEPTH} levels", "flatten it, or use $defs", param)
-        if count > MAX_SUBSCHEMAS:
-            raise _too_large(f"a schema of more than {MAX_SUBSCHEMAS} parts", "leave some out", param)
-        if isinstance(values := node.get("enum"), list) and (options := options + len(values)) > MAX_CHOICES:
-            raise _too_large(f"more than {MAX_CHOICES} enum values", "leave some out", param)
-
-
-def _nodes(schema: Any, depth: int = 0) -> Iterator[tuple[Schema, int]]:
-    """Every subschema with its depth; not what only looks like one inside of `const`, `enum` and the like."""
-    if not isinstance(schema, dict):
-        return
-    yield schema, depth
-    if depth > MAX_DEPTH:
-        return
-    for key, value in schema.items():
-        if key in _DATA:
-            continue
-        if key in _MAPS and isinstance(value, dict):
-            inner: Sequence[Any] = list(value.values())
-        else:
-            inner = value if isinstance(value, list) else [value]
-        for item in inner:
-            yield from _nodes(item, depth + 1)
-
-
-def _mapped(schema: Any, change: Callable[[Schema], Schema]) -> Any:
-    """A copy with `change` applied to every subschema, from the top down."""
-    if not isinstance(schema, dict):
-        return schema
-    node = change(schema)
-    made: Schema = {}
-    for key, value in node.items():
-        if key in _DATA:
-            made[key] = value
-        elif key in _MAPS and isinstance(value, dict):
-            made[key] = {name: _mapped(inner, change) for name, inner in value.items()}
-        elif isinstance(value, list):
-            made[key] = [_mapped(inner, change) for inner in value]
-        else:
-            made[key] = _mapped(value, change)
-    return made
+    made: Schema = mapped(schema, drop)
+    return without_large_multiples(made)
 
 
 class _SchemaRewriter:
     """Rewrites one schema that will stand at `place` of the whole.
 
-    `opened` are copies of definitions that an allOf composes: there an object may hold the names of the other branches.
+    `opened` are copies of what is referred to: closed, of what is no definition; open, of what an allOf composes, for
+    there an object may hold the names of the other branches.
     """
 
     def __init__(self, schema: Mapping[str, Any], place: str, param: str) -> None:
@@ -202,6 +131,8 @@ class _SchemaRewriter:
         self._param = param
         self._pointers: dict[str, str] = {}
         self._steps = MAX_STEPS
+        self._copies: dict[tuple[str, bool], str] = {}
+        self._counted: dict[tuple[str, ...], tuple[int, int]] = {}
         self.opened: dict[str, Any] = {}
         self._index(schema, "", "")
 
@@ -209,7 +140,7 @@ class _SchemaRewriter:
         try:
             written: Schema = self._write(self._schema, "", closed=True)
         except RecursionError:
-            raise _too_large("a schema whose references follow each other so far", "flatten it", self._param) from None
+            raise too_large("a schema whose references follow each other so far", "flatten it", self._param) from None
         return written
 
     def _index(self, node: Any, pointer: str, base: str) -> None:
@@ -269,6 +200,8 @@ class _SchemaRewriter:
         if not isinstance(node, Mapping):
             return node
         several = any(word in node for word in _SAME_VALUE)
+        if several:
+            self._alternatives([pointer])
         # One reference, or one of several forms, and nothing beside it: each form is an object of its own.
         apart = "allOf" not in node and not any(
             word in node for word in ("properties", "if", "dependentSchemas", "required", *_SAYS_OTHERWISE)
@@ -302,11 +235,9 @@ class _SchemaRewriter:
 
     def _close(self, node: Mapping[str, Any], pointer: str, written: dict[str, Any]) -> None:
         names: dict[str, Any] = {}
-        if not self._names(node, pointer, names, set()) or not names:
-            return
-        declared = node.get("properties")
-        if not any(word in node for word in _SAME_VALUE) and not isinstance(declared, dict):
-            return  # only required: any other name is as welcome
+        declaring: list[str] = []
+        if not self._names(node, pointer, names, set(), declaring) or not declaring:
+            return  # where no `properties` stand, any name is welcome
         if any(word in node for word in _SAME_VALUE):
             # A branch of its own that knows all names: closing each branch would forbid the names of the others.
             written["allOf"] = [
@@ -320,37 +251,101 @@ class _SchemaRewriter:
             }
             written["additionalProperties"] = False
 
-    def _names(self, node: Any, pointer: str, names: dict[str, Any], seen: set[str]) -> bool:
-        """Collects the names that this object declares in all its branches; False where one welcomes others."""
+    def _names(self, node: Any, pointer: str, names: dict[str, Any], seen: set[str], declaring: list[str]) -> bool:
+        """Collects the names that this object has in all its branches; False where one welcomes others.
+
+        `declaring` are the branches that have `properties`, be they empty.
+        """
         if not isinstance(node, Mapping) or pointer in seen:
             return True
         seen.add(pointer)
         names.update(dict.fromkeys(_required(node)))
         self._steps -= 1 + len(names)
         if self._steps < 0:
-            raise _too_large("a schema that composes so many names", "leave some out", self._param)
+            raise too_large("a schema that composes so many names", "leave some out", self._param)
         if any(word in node and node[word] is not False for word in _SAYS_OTHERWISE):
             return False
         if isinstance(node.get("properties"), Mapping):
             names.update(dict.fromkeys(node["properties"]))
+            declaring.append(pointer)
         if "$ref" in node:
             target = self._resolve(node["$ref"], self._base(pointer))
-            if not self._names(self._at(target), target, names, seen):
+            if not self._names(self._at(target), target, names, seen, declaring):
                 return False
         return all(
-            self._names(inner, f"{pointer}/{path}", names, seen)
+            self._names(inner, f"{pointer}/{path}", names, seen, declaring)
             for path, inner in _parts(node)
             if path.partition("/")[0] in _SAME_VALUE
         )
 
     def _reference(self, pointer: str, *, closed: bool) -> str:
-        if closed:
+        """A reference to where the target will stand, which is written now unless it has a place of its own."""
+        if closed and (not pointer or _DEFINITION.fullmatch(pointer)):
             return self._place + _fragment(pointer)
-        name = f"open{self._place[1:]}{pointer}".replace("/", ".").replace("~", "-")
-        if name not in self.opened:
-            self.opened[name] = {}  # before the definition is read, which may refer to itself
-            self.opened[name] = self._write(self._at(pointer), pointer, closed=False)
+        name = self._copies.get((pointer, closed))
+        if name is None:
+            stem = ("closed" if closed else "open") + self._place[1:] + pointer
+            name = stem = stem.replace("/", ".").replace("~", "-")
+            while name in self.opened or name in (self._schema.get("$defs") or ()):
+                name += "-"
+            self._copies[pointer, closed] = name
+            self.opened[name] = {}  # before the target is read, which may refer to itself
+            self.opened[name] = self._write(self._at(pointer), pointer, closed=closed)
         return f"#/$defs/{_fragment(name)}"
+
+    def _alternatives(self, places: Sequence[str]) -> tuple[int, int]:
+        """(forms, multiple) of a value that must fit all `places`: the compiler writes every combination out.
+
+        Raises:
+            RequestError: there are too many.
+        """
+        key = tuple(sorted(places))
+        if key in self._counted:
+            return self._counted[key]
+        self._counted[key] = (1, 1)  # what refers to itself
+        forms, multiples, factors, composed, seen = 1, 1, 0, False, set[str]()
+        inside: dict[str, list[str]] = {}
+        left = list(places)
+        while left:
+            here = left.pop()
+            node = self._at(here)
+            if here in seen or not isinstance(node, Mapping):
+                continue
+            seen.add(here)
+            self._steps -= 1 + len(node.get("properties") or ())
+            if self._steps < 0:
+                raise too_large("a schema that composes so many names", "leave some out", self._param)
+            composed = composed or len(seen) > 1 or "properties" in node
+            multiples *= multiple(dict(node))
+            if "$ref" in node:
+                left.append(self._resolve(node["$ref"], self._base(here)))
+            ways: dict[str, list[tuple[int, int]]] = {}
+            for path, _ in _parts(node):
+                word = path.partition("/")[0]
+                if word == "allOf":
+                    left.append(f"{here}/{path}")
+                elif word in ("anyOf", "oneOf"):
+                    ways.setdefault(word, []).append(self._alternatives([f"{here}/{path}"]))
+                elif word in ("properties", "items"):
+                    inside.setdefault(path, []).append(f"{here}/{path}")
+            for found in ways.values():
+                factors += len(found) > 1
+                forms *= sum(count for count, _ in found)
+                multiples *= max(step for _, step in found)
+        for group in inside.values():
+            if len(group) > 1 and (count := self._alternatives(group)[0]) > 1:
+                factors += 1
+                forms *= count
+        # A list of alternatives may be long; multiplied with each other, a few are too many.
+        most = MAX_FORMS if factors > 1 else MAX_FORMS**2 // 4 if composed else forms
+        if forms > most:
+            raise too_large(
+                f"a schema whose alternatives combine in more than {most} ways", "leave some out", self._param
+            )
+        if multiples > MAX_MULTIPLE:
+            raise too_large("multipleOf of so large numbers", f"at most {MAX_MULTIPLE} multiplied", self._param)
+        self._counted[key] = (forms, multiples)
+        return forms, multiples
 
 
 def _fragment(pointer: str) -> str:
@@ -383,10 +378,12 @@ def compiler_reason(message: str) -> str:
     """Return what the grammar compiler said as one line; of a pattern, what is wrong with it and where."""
     lines = [line.rstrip() for line in message.splitlines() if line.strip()]
     for number, line in enumerate(lines[1:], start=1):
-        if re.fullmatch(r" +\^+", line):
+        # Numbered lines are of the grammar that was made around the schema or pattern: they tell nobody anything.
+        if re.fullmatch(r" +\^+", line) and not re.match(r" *\d+ \| ", lines[number - 1]):
             # The compiler shows the pattern indented by four, and carets below what it stumbled over.
             pattern, at = lines[number - 1][4:], line.index("^") - 4
             what = next((one.removeprefix("error: ") for one in lines[number:] if one.startswith("error: ")), "")
             near = pattern[max(0, at - 12) : at + 24]
             return f"invalid pattern: {what or 'it cannot be read'}, at character {at + 1}, near {near!r}"
-    return lines[0] if lines else "it cannot be read"
+    reason = _AROUND.sub("", lines[0] if lines else "it cannot be read")
+    return "it is too much for the grammar compiler" if "panic" in reason.lower() else reason[:300]

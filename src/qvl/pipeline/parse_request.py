@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from pydantic import BaseModel
 
 from qvl.analysis.parse_answer import schema_name
+from qvl.backends.grammar_schema import without_what_is_checked_afterwards
 from qvl.errors import ConfigError, RequestError, UnsupportedInputError
 from qvl.media.smart_resize import NO_LIMITS, PixelLimits, read_limits
 from qvl.pipeline.parse_message import MessageLike, Turn, read_turn
@@ -238,7 +239,9 @@ def read_response_format(wanted: ResponseFormatLike | None) -> ResponseFormat:
     if isinstance(wanted, ResponseFormat):
         return wanted
     if isinstance(wanted, type) and issubclass(wanted, BaseModel):
-        return ResponseFormat("json_schema", schema=wanted.model_json_schema(), name=schema_name(wanted))
+        # Who gives a class reads the answer with it, which checks what no grammar can.
+        schema = without_what_is_checked_afterwards(wanted.model_json_schema())
+        return ResponseFormat("json_schema", schema=schema, name=schema_name(wanted))
     if not isinstance(wanted, Mapping):
         raise RequestError(f"response_format cannot be a {type(wanted).__name__}", param="response_format")
     kind = wanted.get("type")

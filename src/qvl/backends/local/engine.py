@@ -281,17 +281,16 @@ class Engine:
 
     def _matches(self, sequence: Sequence, token: int) -> bool:
         """Tells the grammar of the token; ends the request when that fails."""
+        matcher = sequence.matcher
         try:
-            if sequence.matcher.consume_token(token):
+            if not matcher.is_error() and matcher.consume_token(token) and not matcher.is_error():
                 return True
-            reason = _line(sequence.matcher.get_error())
+            reason = _line(matcher.get_error())
         except Exception as exc:  # noqa: BLE001 - the fault of one grammar
             reason = _line(exc)
-        # The compiler took it, and its limits end it here: it is this request's schema or pattern all the same.
-        error = RequestError(
-            f"the schema or pattern is too complex to be enforced: {reason}", hint="simplify it", code="invalid_schema"
-        )
-        self._fail(sequence.group, error)
+        # The compiler took it, and its limits end it here, which it calls stopped: no end of a good answer.
+        what = f"the schema or pattern is too complex to be enforced: {reason}"
+        self._fail(sequence.group, RequestError(what, hint="simplify it", code="invalid_schema"))
         return False
 
     def _finish(self, sequence: Sequence, last: Chunk, now: float) -> None:

@@ -171,8 +171,9 @@ def _prompt(prepared: PreparedRequest, image_token: int) -> dict[str, Any]:
 def _structured(request: ChatRequest) -> Any:
     from vllm.sampling_params import StructuredOutputsParams
 
-    from qvl.backends.grammar_schema import call_schema, check_format, enforceable
+    from qvl.backends.grammar_schema import call_schema, enforceable
     from qvl.backends.local.text.grammar import SPACING
+    from qvl.backends.schema_bounds import check_format
 
     wanted = request.response_format
     check_format(wanted)

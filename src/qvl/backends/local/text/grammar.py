@@ -7,7 +7,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.backends.grammar_schema import call_schema, check_format, compiler_reason, enforceable
+from qvl.backends.grammar_schema import call_schema, compiler_reason, enforceable
+from qvl.backends.schema_bounds import check_format
 from qvl.errors import MissingDependencyError, RequestError
 from qvl.suggest import install_line
 
@@ -45,19 +46,37 @@ class Grammars:
         grammar, param = self._grammar(request)
         if grammar is None:
             return None
+        matcher, error = self._compiled(grammar)
+        if error:
+            raise _refused(self._fault_of_a_tool(request.forced_tools) or compiler_reason(error), param)
+        return matcher
+
+    def _compiled(self, grammar: str) -> tuple[Any, str]:
+        """(matcher, what the compiler says against it)."""
         from llguidance import LLMatcher
 
         try:
             matcher = LLMatcher(self._tokens(), grammar, log_level=0)
-            error = str(matcher.get_error()) if matcher.is_error() else ""
+            return matcher, str(matcher.get_error()) if matcher.is_error() else ""
         except BaseException as exc:
             # A panic of the compiler is no Exception; it is this request's, and nobody else's.
             if isinstance(exc, KeyboardInterrupt | SystemExit | MemoryError):
                 raise
-            error = str(exc) or type(exc).__name__
-        if error:
-            raise _refused(compiler_reason(error), param)
-        return matcher
+            return None, str(exc) or type(exc).__name__
+
+    def _fault_of_a_tool(self, tools: Sequence[Tool]) -> str:
+        """Which of `tools` cannot be compiled, and why; empty where each can."""
+        from llguidance import LLMatcher
+
+        for tool in tools:
+            try:
+                grammar = LLMatcher.grammar_from_json_schema(call_schema([tool]), overrides=SPACING)
+                error = self._compiled(grammar)[1]
+            except ValueError as exc:
+                error = str(exc)
+            if error:
+                return f"{tool.name}: {compiler_reason(error)}"
+        return ""
 
     def _grammar(self, request: ChatRequest) -> tuple[str | None, str]:
         try:

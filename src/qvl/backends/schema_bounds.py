@@ -1,0 +1,147 @@
+"""Bounds on what is compiled for one request: a schema, a pattern and choices come from anybody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.errors import RequestError
+
+if TYPE_CHECKING:
+    from qvl.types import ResponseFormat
+
+MAX_SUBSCHEMAS: Final = 2_000
+MAX_DEPTH: Final = 64
+MAX_SCHEMA_CHARACTERS: Final = 256 * 1024
+MAX_PATTERN: Final = 32 * 1024
+MAX_CHOICES: Final = 4_096
+MAX_CHOICE_CHARACTERS: Final = 128 * 1024
+MAX_TOOLS: Final = 128
+# The compiler counts a multiple's remainders one by one, and writes out every form that an allOf can take.
+MAX_MULTIPLE: Final = 10_000
+MAX_FORMS: Final = 64
+DATA: Final = frozenset({"const", "enum", "default", "examples", "example", "required"})
+MAPS: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+
+Schema = dict[str, Any]
+
+
+def check_format(form: ResponseFormat) -> None:
+    """Refuses a pattern or choices that are too large to be compiled for one request.
+
+    Raises:
+        RequestError: naming the bound.
+    """
+    if form.pattern is not None and len(form.pattern) > MAX_PATTERN:
+        raise too_large(f"a pattern of {len(form.pattern)} characters", f"at most {MAX_PATTERN}", "response_format")
+    if len(form.choices) > MAX_CHOICES:
+        raise too_large(f"{len(form.choices)} choices", f"at most {MAX_CHOICES}", "response_format")
+    if any("\ud800" <= char <= "\udfff" for text in (form.pattern or "", *form.choices) for char in text):
+        what = "half a surrogate pair, which is no character"
+        raise RequestError(f"the {form.kind} holds {what}", param="response_format", code="invalid_schema")
+    if (characters := sum(map(len, form.choices))) > MAX_CHOICE_CHARACTERS:
+        hint = f"at most {MAX_CHOICE_CHARACTERS} together"
+        raise too_large(f"choices of {characters} characters", hint, "response_format")
+
+
+def too_large(what: str, hint: str, param: str) -> RequestError:
+    return RequestError(f"{what} cannot be compiled for one request", hint=hint, param=param, code="invalid_schema")
+
+
+def plain(value: Any, param: str, depth: int = 0) -> Any:
+    """Return `value` with mappings and tuples as dicts and lists, which is what the compiler takes."""
+    if depth > 2 * MAX_DEPTH:
+        raise too_large(f"a schema deeper than {MAX_DEPTH} levels", "flatten it, or use $defs", param)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, param, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, param, depth + 1) for item in value]
+    return value
+
+
+def bound(schema: Schema, param: str) -> None:
+    """Refuses a schema that is too large to be compiled for one request.
+
+    Raises:
+        RequestError: naming the bound.
+    """
+    try:
+        characters = len(json.dumps(schema))
+    except (TypeError, ValueError) as exc:
+        raise RequestError(f"the schema cannot be read: {exc}", param=param, code="invalid_schema") from exc
+    if characters > MAX_SCHEMA_CHARACTERS:
+        raise too_large(f"a schema of {characters} characters", f"at most {MAX_SCHEMA_CHARACTERS}", param)
+    options = multiples = 0
+    for count, (node, depth) in enumerate(_nodes(schema), start=1):
+        if depth > MAX_DEPTH:
+            raise too_large(f"a schema deeper than {MAX_DEPTH} levels", "flatten it, or use $defs", param)
+        if count > MAX_SUBSCHEMAS:
+            raise too_large(f"a schema of more than {MAX_SUBSCHEMAS} parts", "leave some out", param)
+        if isinstance(values := node.get("enum"), list) and (options := options + len(values)) > MAX_CHOICES:
+            raise too_large(f"more than {MAX_CHOICES} enum values", "leave some out", param)
+        if (multiples := multiples + multiple(node) - 1) >= MAX_MULTIPLE:
+            raise too_large("multipleOf of so large numbers", f"at most {MAX_MULTIPLE} in all; leave it out", param)
+
+
+def multiple(node: Schema) -> int:
+    """Return the digits of the node's multipleOf as a whole number, which is what it costs the compiler; 1 without."""
+    step = node.get("multipleOf")
+    if isinstance(step, bool) or not isinstance(step, (int, float)):
+        return 1
+    if isinstance(step, int) and abs(step) > 10**18:
+        return MAX_MULTIPLE + 1
+    digits = "".join(map(str, Decimal(repr(step)).as_tuple().digits)).strip("0")
+    return int(digits or 1)
+
+
+def without_large_multiples(schema: Schema) -> Schema:
+    """Return `schema` without the multipleOf that `bound` would refuse it for."""
+    left = MAX_MULTIPLE
+
+    def drop(node: Schema) -> Schema:
+        nonlocal left
+        if (cost := multiple(node) - 1) < left:
+            left -= cost
+            return node
+        return {key: value for key, value in node.items() if key != "multipleOf"}
+
+    made: Schema = mapped(schema, drop)
+    return made
+
+
+def _nodes(schema: Any, depth: int = 0) -> Iterator[tuple[Schema, int]]:
+    """Every subschema with its depth; not what only looks like one inside of `const`, `enum` and the like."""
+    if not isinstance(schema, dict):
+        return
+    yield schema, depth
+    if depth > MAX_DEPTH:
+        return
+    for key, value in schema.items():
+        if key in DATA:
+            continue
+        if key in MAPS and isinstance(value, dict):
+            inner: Sequence[Any] = list(value.values())
+        else:
+            inner = value if isinstance(value, list) else [value]
+        for item in inner:
+            yield from _nodes(item, depth + 1)
+
+
+def mapped(schema: Any, change: Callable[[Schema], Schema]) -> Any:
+    """Return a copy with `change` applied to every subschema, from the top down."""
+    if not isinstance(schema, dict):
+        return schema
+    node = change(schema)
+    made: Schema = {}
+    for key, value in node.items():
+        if key in DATA:
+            made[key] = value
+        elif key in MAPS and isinstance(value, dict):
+            made[key] = {name: mapped(inner, change) for name, inner in value.items()}
+        elif isinstance(value, list):
+            made[key] = [mapped(inner, change) for inner in value]
+        else:
+            made[key] = mapped(value, change)
+    return made
