@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -89,10 +90,20 @@ class Folder:
 def lone_thought(text: str) -> tuple[str, str]:
     """(reasoning, answer) of a text whose `<think>` stands in the prompt's template, so that only `</think>` came.
 
-    A tag that is quoted, that stands in a block of code, or that follows a `<think>`, is part of the answer.
+    A tag that is quoted, that stands in JSON or in a block of code, or that follows a `<think>`, is part of the answer.
     """
-    at = lone_end(text)
+    at = None if _is_json(text) else lone_end(text)
     return ("", text) if at is None else (text[:at].strip("\n"), text[at + len(_END) :].lstrip("\n"))
+
+
+def _is_json(text: str) -> bool:
+    if text.lstrip()[:1] not in ("{", "[", '"'):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def lone_end(text: str) -> int | None:

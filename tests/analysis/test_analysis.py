@@ -114,6 +114,14 @@ WANT = '{"brand": "Norvik", "category": "mug", "attributes": {"color": "red"}}'
         f'Here: {{"result": {WANT}}} {{}}',
         f'<think>Perhaps {{"brand": "Other", "category": null}}?</think>\n{WANT}',
         f'Perhaps {{"brand": "Other", "category": null}}?</think>{WANT}',
+        f"[[{WANT}]]",
+        json.dumps(WANT),
+        json.dumps(f"Sure:\n{WANT}"),
+        f'{{"answer": [{WANT}]}}',
+        f'{{"answer": {WANT}, "note": "x"}}',
+        f'{{"note": {{"other": 1}}, "result": {{"answer": [[{WANT}]], "ok": true}}}}',
+        json.dumps({"answer": WANT, "note": "x"}),
+        f'I think {{"so": "</think>"}}</think>{WANT}',
         "Well {yes}: " + WANT.replace("}}", "},}") + " {no}",
         WANT.replace('"brand": "Norvik"', "\u201cbrand\u201d: \u201cNorvik\u201d"),
         WANT.replace('"', "'"),
@@ -124,8 +132,22 @@ def test_the_object_that_was_asked_for_is_found_among_other_text(text: str) -> N
     assert (found.brand, found.category, found.attributes) == ("Norvik", "mug", {"color": "red"})
 
 
+@pytest.mark.parametrize("before", ["", "So:\n", "hm</think>\n", "hm {x} [1] </think>", '{"a": "</think>"}</think>'])
+def test_a_value_may_hold_the_tag_that_ends_reasoning(before: str) -> None:
+    text = before + WANT.replace("Norvik", "Nor</think>vik")
+    assert analysis.parse(text, ProductAnalysis).brand == "Nor</think>vik"
+
+
 @pytest.mark.parametrize(
-    "text", ["{smile}", f"[{WANT}, {WANT}]", '{"result": {"other": 1}}', "{" * 5000, "{}" * 5000, '"' + WANT[:20]]
+    "text",
+    [
+        *("{smile}", f"[{WANT}, {WANT}]", '{"result": {"other": 1}}', "{" * 5000, "{}" * 5000, '"' + WANT[:20]),
+        f'{{"one": {WANT}, "two": {WANT}}}',
+        f'{{"answer": [{WANT}, {WANT}], "note": "x"}}',
+        f'{{"brand": 5, "inner": {WANT}}}',
+        f"{WANT}</think>I do not know.",
+        *("null", '"null"', '"{"', "[[[]]]", json.dumps(json.dumps([WANT, WANT]))),
+    ],
 )
 def test_what_holds_no_such_object_is_still_refused(text: str) -> None:
     with pytest.raises(AnalysisError):
@@ -140,3 +162,15 @@ def test_confidence_is_of_the_object_that_was_taken() -> None:
     assert start == len(before)
     assert whole == pytest.approx(0.9)
     assert set(fields) == {"brand", "category", "attributes.color"}
+
+
+def test_confidence_is_of_the_object_inside_another() -> None:
+    before, after = '{"note": {"brand": 1}, "answer": ', "}"
+    tokens = [TokenLogprob(before, math.log(0.1)), TokenLogprob(WANT, math.log(0.9)), TokenLogprob(after, -1.0)]
+    start = analysis.find(before + WANT + after, ProductAnalysis, complete=True).start
+    whole, fields = analysis.confidences(before + WANT + after, tokens, start)
+    assert whole == pytest.approx(0.9)
+    assert set(fields) == {"brand", "category", "attributes.color"}
+    escaped = json.dumps(WANT)
+    start = analysis.find(escaped, ProductAnalysis, complete=True).start
+    assert analysis.confidences(escaped, [TokenLogprob(escaped, -1.0)], start) == (None, {})

@@ -11,6 +11,9 @@ from qvl.errors import AnalysisError
 
 # Each one is tried from its place to the end, so that a text of nothing else would take its square.
 MOST_OPENINGS: Final = 2000
+# How far an object may be wrapped in others, in lists of one and in strings.
+DEEPEST: Final = 8
+_TAG: Final = "</think>"
 _DECODER: Final = json.JSONDecoder()
 
 
@@ -24,15 +27,16 @@ class JsonMatch:
 
 
 def find_object(text: str, *, complete: bool, fits: Callable[[dict[str, Any]], bool]) -> JsonMatch:
-    """The object in `text`: of several the one that `fits`, the fullest and the last of those; a list of one is it too.
+    """The object in `text`: of several the one that `fits`, the fullest and the last of those.
+
+    It may stand in lists of one, in a JSON string, or as the only object that `fits` inside one that does not.
 
     `complete` False says that the answer was cut off by max_tokens; such text is never repaired.
 
     Raises:
         AnalysisError: there is none; `raw` keeps the text.
     """
-    offset = text.rfind("</think>")
-    offset = 0 if offset < 0 else offset + len("</think>")
+    offset = _behind_thought(text)
     body = text[offset:]
     try:
         whole = json.loads(body)
@@ -41,16 +45,16 @@ def find_object(text: str, *, complete: bool, fits: Callable[[dict[str, Any]], b
             raise AnalysisError("the answer was cut off", raw=text, hint="raise max_tokens") from None
         candidates = list(_candidates(body))
     else:
+        if isinstance(whole, str):
+            return _within(whole, text, complete, fits)
         candidates = list(_objects(whole, max(body.find("{"), 0)))
     if not candidates:
         raise AnalysisError("the answer is no JSON object", raw=text)
-    # An object in one of another name is looked at where the outer one is not what was asked for.
-    inner = [
-        JsonMatch(value, item.start + body[item.start :].find("{", 1), item.exact)
-        for item in candidates
-        if len(item.value) == 1 and isinstance(value := next(iter(item.value.values())), dict)
-    ]
-    right = [item for item in candidates if fits(item.value)] or [item for item in inner if fits(item.value)]
+    right = [item for item in candidates if fits(item.value)]
+    if not right:
+        # An object inside another one is looked at where the outer one is not what was asked for.
+        inner = [(item, _nested(item.value, fits)) for item in candidates]
+        right = [_placed(found[0], item, body) for item, found in inner if len(found) == 1]
     best = (right or candidates)[0]
     for item in (right or candidates)[1:]:
         if (item.exact, len(item.value)) >= (best.exact, len(best.value)):
@@ -58,9 +62,102 @@ def find_object(text: str, *, complete: bool, fits: Callable[[dict[str, Any]], b
     return JsonMatch(best.value, best.start + offset, best.exact)
 
 
+def _behind_thought(text: str) -> int:
+    """Where the answer begins: behind the last `</think>` that stands in no JSON."""
+    at = text.rfind(_TAG)
+    if at < 0 or _loaded(text) is not None:
+        return 0
+    spans = list(_spans(text))
+    while at >= 0:
+        around = next((start for start, end in spans if start < at < end), None)
+        if around is None:
+            return at + len(_TAG)
+        at = text.rfind(_TAG, 0, around)
+    return 0
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """From where to where there is JSON in `text`."""
+    at = 0
+    for _ in range(MOST_OPENINGS):
+        start = _opening(text, at)
+        if start is None:
+            return
+        try:
+            _, at = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            at = start + 1
+        else:
+            yield start, at
+
+
+def _opening(text: str, at: int) -> int | None:
+    return min((place for sign in "{[" if (place := text.find(sign, at)) >= 0), default=None)
+
+
+def _within(inner: str, text: str, complete: bool, fits: Callable[[dict[str, Any]], bool]) -> JsonMatch:
+    """The object in an answer that is JSON in a JSON string; in `text` itself it stands nowhere."""
+    try:
+        found = find_object(inner, complete=complete, fits=fits)
+    except AnalysisError as exc:
+        exc.raw = text
+        raise
+    return JsonMatch(found.value, len(text), exact=False)
+
+
+def _nested(value: dict[str, Any], fits: Callable[[dict[str, Any]], bool], depth: int = 1) -> list[dict[str, Any]]:
+    """The outermost objects inside `value` that fit, but for those that share a name with what they stand in.
+
+    What shares a name is a part of an answer that did not succeed, not an answer in a wrapping.
+    """
+    found = []
+    for item in map(_unwrapped, value.values()):
+        if isinstance(item, dict):
+            right = [item] if fits(item) else _nested(item, fits, depth + 1) if depth < DEEPEST else []
+            found += [one for one in right if len(value) == 1 or not one.keys() & value.keys()]
+    return found
+
+
+def _placed(value: dict[str, Any], outer: JsonMatch, body: str) -> JsonMatch:
+    """`value` at the place where it stands inside `outer`; at the end of all where it is not written so."""
+    at = outer.start + 1
+    for _ in range(MOST_OPENINGS if outer.exact else 0):
+        at = body.find("{", at)
+        if at < 0:
+            break
+        try:
+            if _DECODER.raw_decode(body, at)[0] == value:
+                return JsonMatch(value, at)
+        except (ValueError, RecursionError):
+            pass
+        at += 1
+    return JsonMatch(value, len(body), exact=False)
+
+
+def _unwrapped(value: Any) -> Any:
+    """What is in a list of one, or in a text that is JSON."""
+    for _ in range(DEEPEST):
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        elif isinstance(value, str) and (inner := _loaded(value)) is not None:
+            value = inner
+        else:
+            break
+    return value
+
+
+def _loaded(text: str) -> Any:
+    """The object, list or text that `text` spells in JSON; None for everything else."""
+    if text.lstrip()[:1] not in ("{", "[", '"'):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _objects(value: Any, start: int, exact: bool = True) -> Iterator[JsonMatch]:
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
+    value = _unwrapped(value)
     if isinstance(value, dict):
         yield JsonMatch(value, start, exact)
 
@@ -69,10 +166,9 @@ def _candidates(body: str) -> Iterator[JsonMatch]:
     """Every object that stands in `body` by itself, mended where it is not JSON."""
     at = 0
     for _ in range(MOST_OPENINGS):
-        starts = [place for sign in "{[" if (place := body.find(sign, at)) >= 0]
-        if not starts:
+        start = _opening(body, at)
+        if start is None:
             return
-        start = min(starts)
         try:
             value, at = _DECODER.raw_decode(body, start)
         except (ValueError, RecursionError):

@@ -131,6 +131,7 @@ class TestReasoning:
             'It is called "</think>".',
             "I <think> so </think> too.",
             "So:\n```\n</think>\n```\n",
+            '{"note": "It ends </think> there."}',
         ],
     )
     async def test_a_tag_that_is_quoted_stays_in_the_answer(self, endpoint, text) -> None:
