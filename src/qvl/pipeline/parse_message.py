@@ -21,8 +21,18 @@ _OWN: Final[Mapping[str, tuple[str, ...]]] = {"assistant": ("tool_calls", "refus
 _ECHOES: Final = frozenset(
     {"id", "status", "metadata", "cache_control", "phase", "index", "created", "model"}
     | {"parsed", "annotations", "provider_specific_fields", "logprobs", "finish_reason", "stop_reason", "token_ids"}
-    | {"reasoning", "reasoning_content", "reasoning_details", "reasoning_text", "thinking_blocks", "citations"}
+    | {
+        "thinking",
+        "reasoning",
+        "reasoning_content",
+        "reasoning_details",
+        "reasoning_text",
+        "thinking_blocks",
+        "citations",
+    }
 )
+# Fields that say nothing at these values, as clients fill them in.
+_EMPTY: Final[Mapping[str, Any]] = {"images": [], "tool_calls": [], "audio": {}, "prefix": False}
 _CALL: Final = ("id", "type", "function")
 _CALL_ECHOES: Final = frozenset({"index", "provider_specific_fields", "extra_content", "cache_control"})
 _FUNCTION_ECHOES: Final = frozenset({"parsed_arguments", "provider_specific_fields", "strict"})
@@ -46,7 +56,8 @@ def read_turn(message: Any, where: str) -> Turn:
         place = f"{where}.role"
         raise wrong(place, "is missing", ", ".join(_ROLES)) if given is None else unknown(place, given, tuple(_ROLES))
     own = _OWN.get(role, ())
-    refuse_others(message, (*_FIELDS, *own), _ECHOES, where)
+    telling = {name: value for name, value in message.items() if name not in _EMPTY or not _is_empty(name, value)}
+    refuse_others(telling, (*_FIELDS, *own), _ECHOES, where)
     calls = _calls(message.get("tool_calls"), f"{where}.tool_calls")
     parts = _parts(message, role, where)
     turn = Message(
@@ -58,12 +69,16 @@ def read_turn(message: Any, where: str) -> Turn:
     return turn, tuple(parts)
 
 
+def _is_empty(name: str, value: Any) -> bool:
+    return type(value) is type(_EMPTY[name]) and bool(value == _EMPTY[name])
+
+
 def _parts(message: Mapping[str, Any], role: str, where: str) -> Sequence[TextPart | ImagePart | UnreadPicture]:
     content = message.get("content")
     if content is None and role == "assistant":
         # Where an earlier answer was a refusal, that is what was said.
         return [TextPart(text_of(message, "refusal", where))] if message.get("refusal") else []
-    return read_content(content, f"{where}.content")
+    return read_content(content, f"{where}.content", role=role)
 
 
 def _calls(given: Any, where: str) -> tuple[ToolCall, ...]:

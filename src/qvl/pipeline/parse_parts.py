@@ -35,6 +35,8 @@ _LABELS: Final = frozenset(
     {"type", "id", "index", "uuid", "metadata", "_meta", "extras", "annotations", "citations", "logprobs"}
     | {"cache_control", "prompt_cache_breakpoint", "parsed", "provider_specific_fields"}
 )
+# What a model thought before its answer, as clients send it back beside that; it is not shown to it again.
+_THOUGHTS: Final = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "reasoning_content")
 _SOURCES: Final = ("image", "image_url", "base64", "data", "url", "source")
 _IMAGE_FIELDS: Final = (*_SOURCES, "source_type", "mime_type", "mimeType", "media_type", "detail", *LIMIT_NAMES)
 
@@ -52,8 +54,8 @@ PARTS: Final = (Mapping, UnreadPicture)
 PictureLike: TypeAlias = "PictureSource | Mapping[str, Any] | UnreadPicture"
 
 
-def read_content(content: Any, where: str) -> list[TextPart | ImagePart | UnreadPicture]:
-    """The parts of a message's content: a text, or a list of parts.
+def read_content(content: Any, where: str, *, role: str = "user") -> list[TextPart | ImagePart | UnreadPicture]:
+    """The parts of a message's content: a text, or a list of parts; without the thoughts of an assistant.
 
     Raises:
         RequestError: naming the part, its field and what is known.
@@ -61,7 +63,11 @@ def read_content(content: Any, where: str) -> list[TextPart | ImagePart | Unread
     if isinstance(content, str):
         return [TextPart(content)] if content else []
     if isinstance(content, Iterable) and not isinstance(content, Mapping | bytes | bytearray | BaseModel):
-        return [read_part(part, f"{where}[{number}]") for number, part in enumerate(content)]
+        return [
+            read_part(part, f"{where}[{number}]")
+            for number, part in enumerate(content)
+            if role != "assistant" or not _is_thought(part)
+        ]
     said = "is missing" if content is None else f"must be text or a list of parts, not {type_of(content)}"
     raise wrong(where, said)
 
@@ -87,6 +93,11 @@ def read_part(part: Any, where: str) -> TextPart | ImagePart | UnreadPicture:
         refuse_others(part, _TEXTS[kind], _LABELS, where)
         return TextPart(text_of(part, _TEXTS[kind][0], where))
     return _picture(part, kind, where)
+
+
+def _is_thought(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, Mapping) else getattr(part, "type", None)
+    return kind in _THOUGHTS
 
 
 def is_picture(part: Any) -> bool:

@@ -10,7 +10,9 @@ from qvl.pipeline.parse_parts import read_content
 
 KINDS: Final = ("message", "function_call", "function_call_output")
 _ROLES: Final = ("user", "assistant", "system", "developer")
-_ECHOES: Final = frozenset({"id", "status", "phase", "parsed_arguments", "metadata"})
+_ECHOES: Final = frozenset(
+    {"id", "status", "phase", "parsed_arguments", "metadata", "cache_control", "namespace", "caller", "created_by"}
+)
 
 
 def messages_of(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -48,7 +50,7 @@ def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     role = text_of(item, "role", where)
     if role not in _ROLES:
         raise unknown(f"{where}.role", role, _ROLES)
-    return {"role": role, "content": read_content(item.get("content"), f"{where}.content")}
+    return {"role": role, "content": read_content(item.get("content"), f"{where}.content", role=role)}
 
 
 def _call(item: Mapping[str, Any], where: str) -> dict[str, Any]:

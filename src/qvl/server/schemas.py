@@ -15,6 +15,7 @@ from qvl.media.smart_resize import LIMIT_NAMES
 from qvl.pipeline.parse_parts import DETAILS
 from qvl.server.neutral_fields import without_null_fields, without_switched_off
 from qvl.server.readiness import tiny_png
+from qvl.server.request_body import MAX_FIELDS
 
 STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 OPEN: Final = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
@@ -23,8 +24,9 @@ MAX_ITEMS: Final = 4_096
 MAX_TOOLS: Final = 1_024
 MAX_IMAGES: Final = 256
 MAX_STOPS: Final = 64
-# One fault is told, so one is looked for: a body may hold any number of them.
-Texts: TypeAlias = Annotated[list[str], Field(max_length=MAX_ITEMS, fail_fast=True)]
+# One fault is told, so one is looked for: a body may hold any number of them. How many choices and prompts there may be
+# is said further on; texts are counted among the fields of a body.
+Texts: TypeAlias = Annotated[list[str], Field(max_length=MAX_FIELDS, fail_fast=True)]
 # OpenAI's bounds.
 Metadata: TypeAlias = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -96,18 +98,24 @@ InputItems: TypeAlias = Annotated[
 ]
 
 
+# For the books of whoever is between; it says nothing to a model.
+Label: TypeAlias = dict[str, Any] | None
+
+
 @with_config(STRICT)
 class FunctionDefinition(TypedDict):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: NotRequired[str | None]
     parameters: NotRequired[dict[str, Any] | None]
     strict: NotRequired[bool | None]
+    cache_control: NotRequired[Label]
 
 
 @with_config(STRICT)
 class FunctionTool(TypedDict):
     type: Literal["function"]
     function: FunctionDefinition
+    cache_control: NotRequired[Label]
 
 
 @with_config(STRICT)
@@ -287,6 +295,7 @@ class ResponsesTool(TypedDict):
     description: NotRequired[str | None]
     parameters: NotRequired[dict[str, Any] | None]
     strict: NotRequired[bool | None]
+    cache_control: NotRequired[Label]
 
 
 @with_config(STRICT)

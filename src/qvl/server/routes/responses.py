@@ -59,9 +59,7 @@ async def _read(exchange: Exchange, wanted: ResponsesRequest) -> ServedRequest:
             "top_logprobs needs include: ['message.output_text.logprobs']", param="top_logprobs", code="invalid_value"
         )
     if wanted.tools:
-        params["tools"] = [
-            {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}} for tool in wanted.tools
-        ]
+        params["tools"] = [{"type": "function", "function": {**tool}} for tool in _tools(wanted)]
     if wanted.tool_choice is not None:
         choice = wanted.tool_choice
         params["tool_choice"] = choice if isinstance(choice, str) else choice["name"]
@@ -71,6 +69,14 @@ async def _read(exchange: Exchange, wanted: ResponsesRequest) -> ServedRequest:
             form = {"type": "json_schema", "json_schema": {k: v for k, v in form.items() if k != "type"}}
         params["response_format"] = form
     return await chat_request(exchange, wanted.model, _messages(wanted), params, wanted.model_extra)
+
+
+def _tools(wanted: ResponsesRequest) -> list[dict[str, Any]]:
+    """The tools by what says something of them."""
+    return [
+        {name: value for name, value in tool.items() if name not in ("type", "cache_control")}
+        for tool in wanted.tools or ()
+    ]
 
 
 def _messages(wanted: ResponsesRequest) -> list[dict[str, Any]]:
@@ -89,8 +95,7 @@ def _head(wanted: ResponsesRequest, asked: ServedRequest) -> dict[str, Any]:
     sampling = asked.request.sampling
     form: Any = (wanted.text.format if wanted.text is not None else None) or {"type": "text"}
     tools = [
-        {"type": "function", "description": None, "parameters": {}, "strict": False, **tool}
-        for tool in wanted.tools or ()
+        {"type": "function", "description": None, "parameters": {}, "strict": False, **tool} for tool in _tools(wanted)
     ]
     return {
         "id": f"resp_{new_id()}",
