@@ -171,6 +171,15 @@ def test_a_schema_of_ones_own(qvl, picture, folder):
     assert "no file 'forms/bills.py'" in qvl("analyze", picture, "--schema", "forms/bills.py:Bill").error
 
 
+@pytest.mark.parametrize("leaving", ["raise SystemExit", "import sys; sys.exit(3)"])
+def test_a_module_that_leaves_is_no_schema(qvl, picture, folder, leaving):
+    name = f"leaves_{len(leaving)}"
+    Path(f"{name}.py").write_text(leaving)
+    ran = qvl("analyze", picture, "--schema", f"{name}.py:Bill")
+    assert ran.code == 2
+    assert f"module '{name}' of --schema cannot be imported: SystemExit" in ran.error
+
+
 def test_backend_options_and_max_pixels_reach_the_backend(qvl, picture):
     ran = qvl("ask", picture, "Q", "-O", "suffix=!", "--device", "cpu", "--max-pixels", "1024", "--json")
     assert ran.lines[0]["text"] == "36x27: Q!"

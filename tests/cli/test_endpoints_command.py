@@ -93,6 +93,8 @@ def test_what_is_no_pool_is_one_line(qvl, serve):  # noqa: F811
     assert (ran.code, "does not answer" in ran.error) == (1, True)
     with ScriptedEndpoint() as other:
         assert "is it qvl-serve?" in qvl("endpoints", "--url", other.url).error
+        qvl("endpoints", "--url", f"{other.url}?tenant=a")
+        assert other.requests[-1].path == "/metrics?tenant=a"
     for wrong in ([], ["--url", "http://a", "--base-url", "http://b"], ["--url", "a:b"], ["--base-url", "nonsense"]):
         ran = qvl("endpoints", *wrong)
         assert ran.code == 2

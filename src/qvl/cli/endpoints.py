@@ -115,13 +115,14 @@ def _fetch(url: str, timeout: float, verify: bool) -> str:
 
     from qvl.backends.openai.transport import through_proxies
 
-    base = url.partition("?")[0].rstrip("/").removesuffix("/v1").removesuffix("/metrics")
+    base, question, query = url.partition("?")
+    base = base.rstrip("/").removesuffix("/v1").removesuffix("/metrics")
     key = os.environ.get("QVL_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     client: httpx.Client = through_proxies(httpx.Client, url=base, timeout=timeout, verify=verify, headers=headers)
     try:
         with client:
-            answer = client.get(f"{base}/metrics")
+            answer = client.get(f"{base}/metrics{question}{query}")
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
         raise ConfigError(f"{url!r} is no server", hint="such as http://host:8000") from exc
     except httpx.HTTPError as exc:

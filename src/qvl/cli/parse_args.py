@@ -156,7 +156,7 @@ def _type_of(text: str) -> Any:
             found = getattr(found, part)
     except AttributeError as exc:
         raise ConfigError(f"module {module!r} has no {path!r}", hint="check the spelling", param="schema") from exc
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise ConfigError(
             f"module {module!r} of --schema cannot be imported: {type(exc).__name__}: {exc}",
             hint="run from its folder, or install it",

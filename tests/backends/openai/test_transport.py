@@ -148,7 +148,44 @@ class TestWhichWay:
         assert len({str(identity) for identity in found}) == 3
         assert "of=" not in str(found)
 
-    @pytest.mark.parametrize("proxy", ["socks5://user:word@127.0.0.1:1", "gopher://127.0.0.1:1"])
+    @pytest.mark.parametrize("straight", [True, False])
+    async def test_a_name_may_stand_twice_in_a_query(
+        self, endpoint: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch, straight: bool
+    ) -> None:
+        host = endpoint.url.removesuffix("/v1")
+        if not straight:
+            monkeypatch.setenv("HTTP_PROXY", host)
+            host = "http://model.invalid"
+        async with backend_at(f"{host}/v1?a=1&b=x,y&a=2") as backend:
+            await backend.generate(ask("hello"))
+        path = endpoint.chats[0].path.removeprefix("http://model.invalid").replace("%2C", ",")
+        assert path == "/v1/chat/completions?a=1&b=x,y&a=2"
+
+    @pytest.mark.parametrize("query", ["?models=a,b", "?models=a,b&x=,c"])
+    async def test_a_comma_in_a_query_belongs_to_it(self, endpoint: ScriptedEndpoint, query: str) -> None:
+        found = backend_at(f"{endpoint.url}{query}, https://b/v1,").endpoints()
+        assert [state.url.partition("#")[0] for state in found] == [endpoint.url, "https://b/v1"]
+        async with backend_at(f"{endpoint.url}{query}") as backend:
+            await backend.generate(ask("hello"))
+        assert endpoint.chats[0].path == f"/v1/chat/completions{query}"
+        with pytest.raises(ConfigError, match="'b:8000/v1' is no endpoint"):
+            backend_at(f"{endpoint.url},b:8000/v1")
+
+    async def test_endpoints_that_differ_in_their_query_are_two(self, endpoint: ScriptedEndpoint) -> None:
+        urls = [f"{endpoint.url}?deployment={name}" for name in ("one", "two")]
+        async with backend_at(urls, weights={urls[0]: 1.0, urls[1]: 3.0}) as backend:
+            for _ in range(8):
+                await backend.generate(ask("hello"))
+            assert len(backend.endpoints()) == 2
+            assert "deployment" not in str(backend.endpoints())
+        assert {one.path.partition("?")[2] for one in endpoint.chats} == {"deployment=one", "deployment=two"}
+        with pytest.raises(ConfigError, match="given twice"):
+            backend_at([urls[0], urls[0]])
+
+    @pytest.mark.parametrize(
+        "proxy",
+        ["socks5://user:word@127.0.0.1:1", "gopher://127.0.0.1:1", "http://user:word@x:notaport"],
+    )
     async def test_a_proxy_that_cannot_be_used_matters_only_where_it_is_needed(
         self, endpoint: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch, proxy: str
     ) -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
-from qvl.backends.openai.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url
+from qvl.backends.openai.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url, split_urls
 from qvl.backends.openai.endpoint_list import Listed, by_name
 from qvl.backends.openai.failures import Blame, Failed, Repeat
 from qvl.backends.openai.fleet import Attempts, Fleet, Line
@@ -123,7 +123,7 @@ class OpenAIBackend(Backend):
         if base_url is None:
             base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         if isinstance(base_url, str):
-            base_url = [url for url in base_url.split(",") if url.strip()]
+            base_url = split_urls(base_url)
         every = [one if isinstance(one, Listed) else Listed(one, limit=self._limit) for one in base_url]
         return [replace(one, limit=one.limit or self._limit) for one in every]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -24,6 +25,7 @@ from qvl.backends.openai.transport import (
     bounding,
     goes_straight,
     headers_of,
+    repeating,
     through_proxies,
     tls_of,
 )
@@ -36,6 +38,7 @@ from qvl.types import Chunk
 MAX_IDLE_BYTES: Final = 4 * 2**20
 LINGER: Final = 0.5
 OPENAI_URL: Final = "https://api.openai.com/v1"
+_SCHEME: Final = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 log = logger("qvl.backends.openai")
 
 
@@ -78,10 +81,25 @@ def read_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path or "/v1", parts.query, ""))
 
 
+def split_urls(text: str) -> list[str]:
+    """The URLs of a list with commas between them; a comma in a query belongs to it."""
+    found: list[str] = []
+    for piece in text.split(","):
+        if found and "?" in found[-1] and not _SCHEME.match(piece):
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece)
+    return [url for url in found if url.strip()]
+
+
 def shown_url(url: str) -> str:
-    """The URL without user, password and query, for errors, logs and cache keys."""
+    """The URL for errors, logs and metrics: without user and password, a query by its hash, as it may be a secret."""
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", _digest(parts.query)[:8]))
+
+
+def _digest(query: str) -> str:
+    return hashlib.sha256(query.encode()).hexdigest() if query else ""
 
 
 class Endpoint:
@@ -111,9 +129,10 @@ class Endpoint:
 
     @property
     def identity(self) -> str:
-        """The URL as a cache key may hold it: a query, which may carry a secret, by its hash."""
-        query = urlsplit(self.base_url).query
-        return f"{self.url}#{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else self.url
+        """As `url`, for cache keys: with enough of the hash that no two queries are one."""
+        return self.url.partition("#")[0] + (
+            f"#{digest[:16]}" if (digest := _digest(urlsplit(self.base_url).query)) else ""
+        )
 
     async def open(self) -> None:
         """Makes the ways there; connects to nothing yet.
@@ -128,9 +147,10 @@ class Endpoint:
         tls = tls_of(http, self._verify)
         straight = goes_straight(self.base_url)
         base_url, _, query = self.base_url.partition("?")
+        names = parse_qsl(query, keep_blank_values=True)
         client = openai.AsyncOpenAI(
             base_url=base_url,
-            default_query=dict(parse_qsl(query, keep_blank_values=True)),
+            default_query=dict(names),
             api_key=self._api_key,
             max_retries=0,
             default_headers=self._headers,
@@ -140,7 +160,7 @@ class Endpoint:
                 verify=tls,
                 timeout=http.Timeout(None, connect=self.timeouts.connect),
                 limits=http.Limits(max_connections=None, max_keepalive_connections=256),
-                event_hooks={"response": [bounding(http)]},
+                event_hooks={"request": [repeating(names)], "response": [bounding(http)]},
             ),
         )
         if straight:

@@ -13,9 +13,9 @@ import math
 import ssl
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import anyio
@@ -301,22 +301,41 @@ def through_proxies(client: Callable[..., Any], *, url: str, **options: Any) -> 
     """
     try:
         return client(**options)
-    except (ImportError, ValueError):
+    except Exception as exc:
+        if not _is_of_a_proxy(exc):
+            raise
         found = _proxy_of(url)
     if found is None:
         return client(trust_env=False, **options)
     name, proxy = found
     try:
         return client(trust_env=False, proxy=proxy if "://" in proxy else f"http://{proxy}", **options)
-    except (ImportError, ValueError) as exc:
+    except Exception as exc:
+        if not _is_of_a_proxy(exc):
+            raise
         hint = "unset it, or name the host in NO_PROXY"
-        parts = urlsplit(proxy)
-        named = f"{name}={urlunsplit(parts._replace(netloc=parts.netloc.rpartition('@')[2]))}"
+        scheme, separator, rest = proxy.rpartition("://")
+        named = f"{name}={scheme}{separator}{rest.rpartition('@')[2]}"
         if isinstance(exc, ImportError):
             raise MissingDependencyError(
                 f"the proxy of {named} needs the package socksio", hint=f"pip install socksio; or {hint}"
             ) from exc
         raise ConfigError(f"the proxy of {named} cannot be used: {exc}", hint=hint) from exc
+
+
+def _is_of_a_proxy(exc: Exception) -> bool:
+    # InvalidURL is no ValueError, and of whichever HTTP library the client is.
+    return isinstance(exc, ImportError | ValueError) or type(exc).__name__ == "InvalidURL"
+
+
+def repeating(query: Sequence[tuple[str, str]]) -> Any:
+    """A request hook: of a name that stands several times in the `query`, the openai client sends the last alone."""
+
+    async def repeat(request: Any) -> None:
+        if len(dict(query)) < len(query) and parse_qsl(request.url.query.decode(), True) == [*dict(query).items()]:
+            request.url = request.url.copy_with(query=urlencode(query).encode())
+
+    return repeat
 
 
 def headers_of(client: Any) -> dict[str, str]:
