@@ -112,6 +112,14 @@ def test_without_a_bound_in_the_way_the_open_loop_sends_while_the_server_stalls(
     assert sum(came < stalling.until for came in stalling.came) == 20
 
 
+def test_a_rate_that_this_client_cannot_send_is_told_in_the_summary(measure, lines) -> None:
+    with ScriptedEndpoint(default=Text("fine")) as endpoint:
+        summary = measure(lines(*prompts(200)), endpoint, rate=100_000, concurrency=1024)
+
+    assert summary.data["client"]["pace"] < 0.9
+    assert any("of the rate in all" in text for text in summary.data["warnings"])
+
+
 def test_poisson_gaps_scatter_as_much_as_their_mean_and_constant_gaps_do_not() -> None:
     times = list(islice(LoadPlan(rate=10).arrivals(), 20_000))
     gaps = [after - before for before, after in pairwise(times)]

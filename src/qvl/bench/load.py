@@ -14,6 +14,7 @@ from qvl.bench.prepare import Feeder, PreparedBody
 from qvl.bench.record import RequestRecord, RunFolder
 
 TICK: Final = 0.05
+PACED: Final = 100  # requests that a share of the rate is told of
 
 
 class Limit:
@@ -89,6 +90,8 @@ class Load:
         self.in_flight = 0
         self.interrupted = False
         self.behind = 0.0
+        # Of the open loop: requests, the seconds in which they were meant to be sent, and in which they were.
+        self.paced: tuple[int, float, float] = (0, 0.0, 0.0)
         self.lags: list[float] = []
         self.limits: list[tuple[float, int]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -158,7 +161,10 @@ class Load:
             finally:
                 limit.leave()
 
+        sent, meant, taken = 0, 0.0, 0.0
+
         async def schedule() -> None:
+            nonlocal sent, meant, taken
             for after in self.plan.arrivals(part, ramp=ramp):
                 intended = begun + after
                 if deadline is not None and intended >= deadline:
@@ -172,7 +178,9 @@ class Load:
                 if wait > 0:
                     await asyncio.sleep(wait)
                 await limit.enter()
-                self.behind = max(self.behind, perf_counter() - intended)
+                now = perf_counter()
+                self.behind = max(self.behind, now - intended)
+                sent, meant, taken = sent + 1, after, now - begun
                 task = asyncio.get_running_loop().create_task(one(prepared, intended))
                 self._tasks.add(task)
                 started.append(task)
@@ -183,7 +191,14 @@ class Load:
         started: list[asyncio.Task[None]] = []
         await self._together([schedule()])
         await self._settled(started)
+        self.paced = (self.paced[0] + sent, self.paced[1] + meant, self.paced[2] + taken)
         return steady, last[0]
+
+    @property
+    def pace(self) -> float:
+        """The share of the rate at which requests were sent; 1 for too few to tell."""
+        sent, meant, taken = self.paced
+        return meant / taken if sent >= PACED and taken > meant else 1.0
 
     async def watch(self) -> None:
         """Notes how late this process itself wakes up: figures below that are the client's, not the endpoint's."""

@@ -261,6 +261,7 @@ class Run:
                 "lag_p99": round(max(0.0, lags[min(len(lags) - 1, len(lags) * 99 // 100)]), 6),
                 "starved_share": round(self._starved / self._client_seconds, 4) if self._client_seconds else 0.0,
                 "behind": round(load.behind, 4),
+                "pace": round(load.pace, 4),
                 "limits": [(round(when, 3), level) for when, level in load.limits[-2000:]],
             },
         )

@@ -16,6 +16,7 @@ from qvl.bench.record import RESULTS, RUN, RequestRecord, read_records
 KNEE: Final = 0.9
 KEPT_POINTS: Final = 4_000
 LATE_SHARE: Final = 0.02
+SLOW_PACE: Final = 0.9
 
 
 @dataclass(slots=True)
@@ -174,6 +175,7 @@ def _client(sessions: list[dict[str, Any]]) -> dict[str, Any]:
         "lag_p99": max((found["lag_p99"] for found in noted), default=0.0),
         "starved_share": max((found["starved_share"] for found in noted), default=0.0),
         "behind": max((found["behind"] for found in noted), default=0.0),
+        "pace": min((found.get("pace", 1.0) for found in noted), default=1.0),
         "limits": [limit for found in noted for limit in found.get("limits", ())][-2000:],
     }
 
@@ -199,10 +201,12 @@ def _warnings(data: Mapping[str, Any]) -> list[str]:
         share = data["client"]["starved_share"]
         said.append(f"clients waited {share:.0%} of their time for this client to read pictures: the load was lower")
     rate = data["asked"]["plan"].get("rate")
-    if rate and data["client"]["behind"] > max(0.1, 10 / rate):
+    behind, pace = data["client"]["behind"], data["client"]["pace"]
+    if rate and (behind > max(0.1, 10 / rate) or pace < SLOW_PACE):
+        share = f", {pace:.0%} of the rate in all" if pace < SLOW_PACE else ""
         said.append(
-            f"requests were sent up to {data['client']['behind']:.2f} s later than meant: the most in flight "
-            "(--concurrency), or this machine, was reached; latencies count that wait"
+            f"requests were sent up to {behind:.2f} s later than meant{share}: the most in flight "
+            "(--concurrency), or what this machine can send, was reached; latencies count that wait"
         )
     if data["bad_lines"]["count"]:
         said.append(f"{data['bad_lines']['count']} lines of the input were no requests and were skipped")
