@@ -91,3 +91,47 @@ def test_sequence_headers_of_every_form_are_read(bits: str, size: tuple[int, int
     header = int(bits, 2).to_bytes(len(bits) // 8, "big")
     coded = b"\x12\x00\x0a" + bytes([len(header)]) + header
     assert list(avif_structure._sizes(coded, avif_structure._Budget(9))) == [size]
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return (8 + len(content)).to_bytes(4, "big") + kind + content
+
+
+def grid(tiles: int, edge: int, *, within: bool = False) -> bytes:
+    """A grid of tiles whose sequence headers say `edge`; their data stands in the file, or in the box `idat`."""
+    header = int("000110000011111111" + f"{edge - 1:016b}" * 2 + "0" * 6, 2).to_bytes(7, "big")
+    coded = b"\x12\x00\x0a\x07" + header
+    kinds = [b"grid", *[b"av01"] * tiles]
+    named = [
+        box(b"infe", b"\2\0\0\0" + number.to_bytes(2, "big") + b"\0\0" + kind + b"\0")
+        for number, kind in enumerate(kinds)
+    ]
+
+    def whole(start: int) -> bytes:
+        places = b"".join(
+            number.to_bytes(2, "big") + bytes([0, within, 0, 0, 0, 1])
+            + (start + (number - 1) * len(coded)).to_bytes(4, "big") + len(coded).to_bytes(4, "big")
+            for number in range(1, tiles + 1)
+        )  # fmt: skip
+        inner = box(b"iinf", b"\0\0\0\0" + len(kinds).to_bytes(2, "big") + b"".join(named))
+        inner += box(b"iloc", b"\1\0\0\0\x44\0" + tiles.to_bytes(2, "big") + places)
+        inner += box(b"idat", coded * tiles) if within else b""
+        meta = box(b"ftyp", b"avif") + box(b"meta", b"\0\0\0\0" + inner)
+        return meta if within else meta + box(b"mdat", coded * tiles)
+
+    return whole(0) if within else whole(len(whole(0)) - tiles * len(coded))
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_the_tiles_of_a_grid_count_together(within: bool) -> None:
+    avif_structure.check(grid(4, 512, within=within), (1024, 1024), "it")
+    for tiles, edge in ((4, 2048), (64, 1024)):
+        with pytest.raises(MediaError, match="more are coded in it"):
+            avif_structure.check(grid(tiles, edge, within=within), (1024, 1024), "it")
+
+
+def test_a_file_without_coded_pictures_or_with_too_many_parts_is_broken() -> None:
+    with pytest.raises(MediaError, match="no coded picture"):
+        avif_structure.check(box(b"ftyp", b"avif"), (64, 64), "it")
+    with pytest.raises(MediaError, match="more than 10000 parts"):
+        avif_structure.check(box(b"free", b"") * 20_000, (64, 64), "it")
