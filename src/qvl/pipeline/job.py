@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,10 +46,12 @@ class Job:
 
     @property
     def salt(self) -> str:
-        """The request's own salt, or one of its namespace: what keeps answers apart keeps computed prefixes apart."""
-        if self.request.cache_salt or not self.namespace:
+        """What keeps computed prefixes apart as answers are: the namespace's, within it also the request's own."""
+        if not self.namespace:
             return self.request.cache_salt
-        return "namespace-" + hashlib.sha256(self.namespace.encode()).hexdigest()[:32]
+        # Hashed together, so that nobody comes by a salt of another namespace's by choosing it.
+        both = json.dumps([self.namespace, self.request.cache_salt])
+        return "namespace-" + hashlib.sha256(both.encode()).hexdigest()[:32]
 
     def waited_in(self, loading: tuple[float, float], now: float) -> float:
         """Seconds until `now` for which it only waited while another loaded the model, from and to `loading`."""

@@ -170,6 +170,10 @@ def test_a_call_is_streamed_as_it_is_written() -> None:
         ("null", {}),
         ('""', {}),
         ('"{\\"q\\": 1}"', {"q": 1}),
+        ('"{\\"q\\": \\"two\nlines\\"}"', {"q": "two\nlines"}),
+        ('"null"', {}),
+        ('" None"', {}),
+        ("[]", {}),
         ('{"deep": {"list": [1, {"x": "]}"}]}}', {"deep": {"list": [1, {"x": "]}"}]}}),
     ],
 )
@@ -179,6 +183,46 @@ def test_arguments_are_json_whatever_their_texts_say(arguments: str, said: dict[
     choice = fold(run(text, parse_tools=True))[0][0]
     assert [(call.name, json.loads(call.arguments)) for call in choice.tool_calls] == [("note", said)]
     assert choice.text == "Sure.ok"
+
+
+ONE = '{"name": "f", "arguments": {"a": 1}}'
+TWO = '{"name": "g", "arguments": "{\\"b\\": 2}"}'
+
+
+@pytest.mark.parametrize(
+    ("block", "names"),
+    [
+        (f"\n{ONE}}}}}\n", "f"),
+        (f"\n{ONE}\n{TWO}\n", "fg"),
+        (f"{ONE}{TWO}{ONE}", "fgf"),
+        (f"\n{ONE},\n{TWO}}}\n", "fg"),
+        (f"\n[{ONE}, {TWO}]\n", "fg"),
+        (f"[\n  {TWO}\n]", "g"),
+        (f"\n```json\n{ONE}\n```\n", "f"),
+        (f"```\n[{ONE},\n{TWO}]\n```", "fg"),
+    ],
+)
+@pytest.mark.parametrize("after", ["</tool_call>\nok", "</tool_call>ok", "</tool_call>", ""])
+def test_calls_are_found_in_whatever_a_model_wraps_them(block: str, names: str, after: str) -> None:
+    choice = fold(run(f"Sure.\n<tool_call>{block}{after}", parse_tools=True))[0][0]
+    assert "".join(call.name for call in choice.tool_calls) == names
+    assert {call.name: json.loads(call.arguments) for call in choice.tool_calls}.items() <= {
+        "f": {"a": 1},
+        "g": {"b": 2},
+    }.items()
+    assert choice.text == "Sure." + after.removeprefix("</tool_call>").strip()
+    assert choice.finish_reason == "tool_calls"
+
+
+def test_a_wrapped_call_is_streamed_as_it_is_written() -> None:
+    chunks = run(f"<tool_call>\n```json\n[{ONE}, {ONE}]\n```\n</tool_call>", parse_tools=True)
+    pieces = [delta for chunk in chunks for delta in chunk.tool_calls]
+    assert [piece.index for piece in pieces] == [0] * len('{"a": 1}') + [1] * len('{"a": 1}')
+
+
+def test_text_behind_a_call_that_was_not_ended_is_text() -> None:
+    choice = fold(run(f"<tool_call>\n{ONE}\nThat was it.", parse_tools=True))[0][0]
+    assert (choice.text, len(choice.tool_calls)) == ("That was it.", 1)
 
 
 def test_a_call_without_arguments_has_none() -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 THINK, THINK_END = "<think>", "</think>"
 CALL, CALL_END = "<tool_call>", "</tool_call>"
+# Between the calls of one block and behind them: commas, the end of a list or of a code fence, a brace too many.
+_LEFT_OVER: Final = " \t\r\n,]}`"
 # So many times the same character, or the same escape, is no answer any more but a model that has lost its thread.
 LONGEST_RUN: Final = 128
 _RUN: Final = re.compile(rf"(\\.|[^\\])\1{{{LONGEST_RUN - 1}}}", re.DOTALL)
@@ -209,7 +211,7 @@ class Splitter:
     """Tells content, reasoning (`<think>`) and tool calls apart in a stream of text.
 
     `state` is start, reasoning, content or call. White space around the markup belongs to nobody. A call ends with its
-    JSON object, whatever its texts say; one that is no object ends with `</tool_call>`.
+    JSON object, whatever its texts say; one that is no object ends with `</tool_call>`. One block may hold several.
     """
 
     def __init__(self, reasoning: bool, parse_tools: bool, free: bool, *, only_call: bool = False) -> None:
@@ -239,11 +241,11 @@ class Splitter:
                     break
                 self._enter("content", self._buffer)
             elif self.state == "call":
-                body, rest, ended = self._one_call(last)
-                if not ended:
+                body, rest, then = self._one_call(last)
+                if not then:
                     break
                 calls.append(body)
-                self._enter("content", rest)
+                self._enter(then, rest)
             elif not self._tools:
                 piece, _ = self._take(None, last)
                 content += piece
@@ -261,18 +263,21 @@ class Splitter:
         """The body of the call that is being written."""
         return self._buffer
 
-    def _one_call(self, last: bool) -> tuple[str, str, bool]:
-        """(body, what is behind the call, True) once a call has ended."""
+    def _one_call(self, last: bool) -> tuple[str, str, str]:
+        """(body, what is behind it, whether that is content or another call); ("", "", "") until a call has ended."""
         self._object.feed(self._buffer)
         if self._object.end is not None:
-            body, rest = self._buffer[: self._object.end], self._buffer[self._object.end :].lstrip()
-            if CALL_END.startswith(rest) and rest != CALL_END and not last:
-                return "", "", False
-            return body, rest.removeprefix(CALL_END), True
+            body, rest = self._buffer[: self._object.end], self._buffer[self._object.end :]
+            behind = rest.lstrip(_LEFT_OVER)
+            if behind.startswith(CALL_END):
+                return body, behind.removeprefix(CALL_END), "content"
+            if CALL_END.startswith(behind):
+                return (body, "", "content") if last else ("", "", "")
+            return (body, behind, "call") if behind.startswith("{") else (body, rest.lstrip(), "content")
         if self._object.other or last:
             body, found, rest = self._buffer.partition(CALL_END)
-            return body, rest, bool(found)
-        return "", "", False
+            return body, rest, "content" if found else ""
+        return "", "", ""
 
     def _enter(self, state: str, rest: str) -> None:
         self.state, self._buffer, self._fresh = state, rest, True

@@ -6,9 +6,11 @@ import json
 import re
 from typing import Final
 
+# What models put around their calls: a code fence, the bracket of a list.
+_LEAD: Final = re.compile(r"\s*(?:`{1,3}(?:json|jso|js|j)?\s*)?(?:\[\s*)?")
 # How a call begins that can be handed out before it is whole.
 _BEGINNING: Final = re.compile(
-    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)'
+    _LEAD.pattern + r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)'
 )
 _ARGUMENTS: Final = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
 _LENIENT: Final = json.JSONDecoder(strict=False)
@@ -17,7 +19,8 @@ _LENIENT: Final = json.JSONDecoder(strict=False)
 class ObjectScanner:
     """Finds the end of a JSON object in a text that grows; `feed` is given all of it each time.
 
-    `end` is the place behind the object, None until it is whole. `other` says that the text is no object at all.
+    `end` is the place behind the object, None until it is whole. `other` says that the text is no object at all. A code
+    fence or the bracket of a list may stand before the object.
     """
 
     __slots__ = ("_at", "_depth", "_escaped", "_in_text", "end", "other")
@@ -31,6 +34,11 @@ class ObjectScanner:
         self._escaped = False
 
     def feed(self, text: str) -> None:
+        if not self._at:
+            lead = lead_of(text)
+            if lead == len(text):
+                return
+            self._at, self.other = lead, text[lead] != "{"
         while self.end is None and not self.other and self._at < len(text):
             char = text[self._at]
             self._at += 1
@@ -46,8 +54,12 @@ class ObjectScanner:
                 self._depth -= 1
                 if self._depth <= 0:
                     self.end = self._at
-            if not self._depth and self.end is None:
-                self.other = not char.isspace()
+
+
+def lead_of(text: str) -> int:
+    """Return the length of what stands before a call that is no part of it."""
+    found = _LEAD.match(text)
+    return found.end() if found else 0
 
 
 class CallReader:
@@ -108,19 +120,20 @@ class ControlEscaper:
 def parse_call(block: str) -> tuple[str, str] | None:
     """Name and arguments, as the model wrote them, of the JSON inside a `<tool_call>`; None when it is none.
 
-    Arguments that are null, missing or empty are `{}`.
+    Arguments that are null, missing or empty are `{}`, also where they stand in a text of their own.
     """
     try:
-        call = _LENIENT.decode(block)
+        call = _LENIENT.decode(block[lead_of(block) :])
     except (ValueError, RecursionError):
         return None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         return None
     arguments = call["arguments"] if "arguments" in call else call.get("parameters")
-    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
-        return call["name"], "{}"
     if isinstance(arguments, str):
-        return call["name"], arguments
+        said = arguments.strip()
+        return call["name"], "{}" if said in ("", "null", "None") else ControlEscaper().write(arguments)
+    if arguments is None or arguments == []:
+        return call["name"], "{}"
     for found in _ARGUMENTS.finditer(block):
         try:
             value, end = _LENIENT.raw_decode(block, found.end())
