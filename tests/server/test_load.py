@@ -71,6 +71,7 @@ def test_pictures_that_pass_on_as_they_are_count_nothing(serve) -> None:
     server = serve(backend, max_decoded_bytes=1)
     assert server.post(CHAT, question("one", data_url("red", (64, 64)))).status_code == 200
     assert server.post(CHAT, question("one", data_url("red", (64, 64), "GIF"))).status_code == 413
+    assert server.post(CHAT, {**question("one", data_url("red", (64, 64))), "max_pixels": 1024}).status_code == 413
 
 
 def test_requests_wait_while_the_pictures_at_work_take_all_the_memory(serve) -> None:

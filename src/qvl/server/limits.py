@@ -33,12 +33,13 @@ def picture_tokens(job: Job) -> int:
 
 def decoded_bytes(job: Job, *, wants_pixels: bool) -> int:
     """How much memory the pixels of `job` take while it is at the backend; bytes that pass on as they are take none."""
-    budget = job.request.max_pixels
-    return BYTES_PER_PIXEL * sum(
-        min(picture.width * picture.height, budget or picture.width * picture.height)
-        for picture in job.request.pictures
-        if wants_pixels or not picture.untouched
-    )
+    taken = 0
+    for picture in job.request.pictures:
+        size = picture.width * picture.height
+        fitting = min(size, job.request.max_pixels or size)
+        if wants_pixels or not picture.untouched or fitting < size:
+            taken += BYTES_PER_PIXEL * fitting
+    return taken
 
 
 class Admission:
