@@ -65,7 +65,7 @@ test-compat: ## the local backend under transformers 4.57.1, in an environment o
 	test -x .venv-compat/bin/python || $(PYTHON) -m venv .venv-compat
 	$(call install,.venv-compat/bin/python,torch==$(TORCH) transformers==4.57.1 -e '.[local]' \
 		accelerate pytest pytest-timeout pytest-asyncio pytest-xdist hypothesis)
-	$(PARALLEL:$(BIN)/%=.venv-compat/bin/%) tests/backends/local tests/tiny -m "$(FAST)"
+	$(PARALLEL:$(BIN)/%=.venv-compat/bin/%) tests/backends/local tests/tiny tests/training -m "$(FAST)"
 
 test-vllm: ## the vLLM backend on vLLM's CPU build, in an environment of its own
 	$(PYTHON) tests/backends/vllm/environment.py .venv-vllm
@@ -96,7 +96,7 @@ pins: ## write constraints.txt anew: the newest versions of what dev pulls in, w
 	rm -rf $(BUILD)/pins && $(PYTHON) -m venv $(BUILD)/pins
 	$(BUILD)/pins/bin/python -m pip install -q 'torch==$(TORCH)' '.[dev,ray]'
 	{ sed -n '/^#/p' constraints.txt; $(BUILD)/pins/bin/python -m pip freeze --all --exclude qvl --exclude pip | \
-		sed -E 's/\+cpu$$//; s/^((networkx|numpy|pandas|pyarrow)==.*)$$/\1; python_version >= "3.11"/'; } > $(BUILD)/constraints.txt
+		sed 's/+cpu$$//'; } > $(BUILD)/constraints.txt
 	mv $(BUILD)/constraints.txt constraints.txt
 
 clean: ## remove what make made; the virtual environment stays (rm -rf .venv)

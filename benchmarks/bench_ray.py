@@ -14,7 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -106,7 +106,7 @@ async def main() -> None:
         spread = f"{min(rates):.2f} to {max(rates):.2f}"
         print(f"| {name} | {median(rates):.2f} ({spread}) | {tokens:.0f} | {median(rates) / base:.2f} |")
     print(
-        f"\n{datetime.now(timezone.utc):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"\n{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"Ray {ray.__version__}, {args.clients} clients, {args.requests} requests of {args.tokens} tokens a round"
     )
 

@@ -10,7 +10,7 @@ import json as jsonlib
 import logging
 import re
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
@@ -57,7 +57,7 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.msg, dict):
             return escaped(_encode(record.msg))
-        moment = datetime.fromtimestamp(record.created, timezone.utc)
+        moment = datetime.fromtimestamp(record.created, UTC)
         told: dict[str, Any] = {
             "event": record.getMessage(),
             "level": record.levelname.lower(),

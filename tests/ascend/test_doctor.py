@@ -246,8 +246,8 @@ class TestVersions:
         machine.software(transformers="4.56.2")
 
         assert only(machine.host(), "transformers").status == "fail"
-        assert only(machine.host(python_version="3.9.18"), "python").status == "fail"
-        assert only(machine.host(python_version="3.10.2"), "python").status == "ok"
+        assert only(machine.host(python_version="3.10.18"), "python").status == "fail"
+        assert only(machine.host(python_version="3.11.2"), "python").status == "ok"
         assert only(machine.host(python_version="3.14.0"), "python").status == "warn"
         elsewhere = Options(device="cpu", probe=False)
         assert only(machine.host(python_version="3.14.0"), "python", elsewhere).status == "ok"

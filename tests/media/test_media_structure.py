@@ -297,7 +297,7 @@ def test_large_pictures_are_decoded_one_at_a_time_and_others_beside_them() -> No
             await media.aready(picture)
             order.append(name)
 
-        async with asyncio.TaskGroup() if sys.version_info >= (3, 11) else _Together() as group:
+        async with asyncio.TaskGroup() as group:
             for picture in opened:
                 group.create_task(one(picture, "large"))
             await asyncio.sleep(0)
@@ -309,17 +309,3 @@ def test_large_pictures_are_decoded_one_at_a_time_and_others_beside_them() -> No
     # With four large ones asked for first, in as many threads as there are processors, it would be among the last.
     assert order.index("small") <= 1
     assert len(order) == 5
-
-
-class _Together:
-    """asyncio.TaskGroup for Python 3.10, as far as it is used here."""
-
-    async def __aenter__(self) -> _Together:
-        self._tasks: list[asyncio.Task[None]] = []
-        return self
-
-    def create_task(self, work) -> None:
-        self._tasks.append(asyncio.ensure_future(work))
-
-    async def __aexit__(self, *exc: object) -> None:
-        await asyncio.gather(*self._tasks)

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from training.export import CHAT_TEMPLATE
+from training.network import config_dict
 
+from qvl.tiny import FIRST_TRAINING_SEED, WEIGHTS
 from qvl.tiny.evaluate import cases, score, table
-from qvl.tiny.export import CHAT_TEMPLATE, WEIGHTS
-from qvl.tiny.network import config_dict
-from qvl.tiny.pictures import FIRST_TRAINING_SEED
 from qvl.tiny.reader import Reader, Request, user
 
 pytest.importorskip("torch")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
+from training.network import SPECIAL_TOKENS, grid, patches, token_id
+from training.pictures import BUCKETS, FIELDS, decode, encode, resized
+from training.rows import IGNORED, RowWriter, collate
 
-from qvl.tiny import lessons, tasks
-from qvl.tiny.export import WEIGHTS
-from qvl.tiny.network import SPECIAL_TOKENS, grid, patches, token_id
-from qvl.tiny.pictures import BUCKETS, FIELDS, decode, encode, resized
+from qvl.tiny import WEIGHTS, tasks
 from qvl.tiny.render import DrawnProduct, sample_product
-from qvl.tiny.rows import IGNORED, RowWriter, collate
 from qvl.tiny.tasks import Dialogue, Turn
+from training import lessons
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -85,7 +85,7 @@ def test_a_branch_sees_the_opening_and_itself_at_its_own_positions(writer) -> No
 
 
 def test_positions_are_those_of_the_published_model(writer) -> None:
-    from qvl.tiny.network import build
+    from training.network import build
 
     dialogue = Dialogue((Turn("Which is it?", "red", (0, 1)), Turn("And this?", "blue", (2,))), "Be terse.")
     grids = [(4, 4), (3, 4), (5, 3)]

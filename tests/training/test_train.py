@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from training.train import TrainingPlan, run
 
-from qvl.tiny.export import WEIGHTS
-from qvl.tiny.train import TrainingPlan, run
+from qvl.tiny import WEIGHTS
 
 if TYPE_CHECKING:
     from pathlib import Path

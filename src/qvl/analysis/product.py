@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -55,7 +55,7 @@ class ProductAnalysis(ProductFields):
     language: str = "en"
     model: str = ""
     prompt_version: str = PROMPT_VERSION
-    created_at: datetime = Field(default_factory=lambda: datetime.now(timezone.utc))
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     _origin: _Origin = PrivateAttr(default_factory=_Origin)
 

@@ -6,7 +6,7 @@ import io
 import os
 import re
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +48,7 @@ def write(summary: Summary, path: Path) -> None:
 def html(summary: Summary) -> str:
     """The whole page."""
     data = summary.data
-    at = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     parts = [f'<p class="warning">{escape(text)}</p>' for text in data["warnings"]]
     if data["interrupted"]:
         parts.append('<p class="warning">interrupted: the figures are of what was done</p>')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -96,7 +96,7 @@ class HtmlReport:
     def html(self) -> str:
         """The whole page."""
         title = escape(_printable(self.title))
-        at = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         counted = f"{self._done} answered ({self._hits} from the cache), {self._failed} failed · {at}"
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'

@@ -14,7 +14,6 @@ import anyio.to_thread
 
 from qvl.errors import MediaError, QvlError, RateLimitError
 from qvl.ids import new_request_id
-from qvl.server.deadline import Deadline
 from qvl.server.errors import (
     CLIENT_CLOSED_REQUEST,
     ClientGoneError,
@@ -27,6 +26,7 @@ from qvl.server.errors import (
 )
 from qvl.server.openai_format import dumps
 from qvl.server.request_body import checked_json, coding_of, inflated
+from qvl.server.state import end_now
 
 if TYPE_CHECKING:
     from qvl.server.state import ServerCore
@@ -113,22 +113,26 @@ class Exchange:
         pieces: list[bytes] = []
         size = 0
         now = asyncio.get_running_loop().time()
-        with Deadline(now + settings.body_timeout) as limit:
-            while True:
-                event = await self._receive()
-                if event["type"] == "http.disconnect":
-                    self._gone = True
-                    raise ClientGoneError
-                piece = event.get("body", b"")
-                size += len(piece)
-                self._hold(len(piece))
-                if size > settings.max_body_bytes:
-                    raise self._too_large()
-                if not event.get("more_body", False):
-                    self._body_complete = True
-                    return await self._read(b"".join((*pieces, piece)) if pieces else bytes(piece))
-                pieces.append(bytes(piece))
-                limit.reschedule(now + settings.body_timeout + size / settings.body_rate)
+        try:
+            async with asyncio.timeout_at(now + settings.body_timeout) as limit:
+                while True:
+                    event = await self._receive()
+                    if event["type"] == "http.disconnect":
+                        self._gone = True
+                        raise ClientGoneError
+                    piece = event.get("body", b"")
+                    size += len(piece)
+                    self._hold(len(piece))
+                    if size > settings.max_body_bytes:
+                        raise self._too_large()
+                    if not event.get("more_body", False):
+                        self._body_complete = True
+                        return await self._read(b"".join((*pieces, piece)) if pieces else bytes(piece))
+                    pieces.append(bytes(piece))
+                    limit.reschedule(now + settings.body_timeout + size / settings.body_rate)
+        except TimeoutError:
+            if not limit.expired():
+                raise
         raise HttpError(408, "the body came too slowly", code="request_timeout", headers=((b"connection", b"close"),))
 
     async def _read(self, body: bytes) -> bytes:
@@ -197,17 +201,21 @@ class Exchange:
             DrainingError: the server ends.
         """
         loop = asyncio.get_running_loop()
-        with Deadline(loop.time() + self._seconds_left()) as bounded:
-            # Not from the start: most answers out of the cache are there before a task for watching would be.
-            watching = loop.call_later(WATCH_SECONDS, self._begin_watching, bounded)
-            self.core.under_way.add(bounded)
-            try:
-                return await work()
-            finally:
-                self.core.under_way.discard(bounded)
-                watching.cancel()
-                if self._watcher is not None:
-                    self._watcher.cancel()
+        try:
+            async with asyncio.timeout_at(loop.time() + self._seconds_left()) as limit:
+                # Not from the start: most answers out of the cache are there before a task for watching would be.
+                watching = loop.call_later(WATCH_SECONDS, self._begin_watching, limit)
+                self.core.under_way.add(limit)
+                try:
+                    return await work()
+                finally:
+                    self.core.under_way.discard(limit)
+                    watching.cancel()
+                    if self._watcher is not None:
+                        self._watcher.cancel()
+        except TimeoutError:
+            if not limit.expired():
+                raise
         if self._gone:
             raise ClientGoneError
         if self.core.draining:
@@ -223,19 +231,19 @@ class Exchange:
             except ValueError:
                 seconds = 0.0
             if not 0 < seconds < float("inf"):
-                raise HttpError(400, "X-Request-Timeout is no number of seconds above 0", code="invalid_value")
+                raise HttpError(400, "X-Request-Timeout must be a positive number of seconds", code="invalid_value")
             allowed = min(allowed, seconds)
         return max(0.0, allowed - (time.perf_counter() - self.started))
 
-    def _begin_watching(self, bounded: Deadline) -> None:
-        self._watcher = asyncio.get_running_loop().create_task(self._watch(bounded))
+    def _begin_watching(self, limit: asyncio.Timeout) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch(limit))
 
-    async def _watch(self, bounded: Deadline) -> None:
+    async def _watch(self, limit: asyncio.Timeout) -> None:
         while True:
             event = await self._receive()
             if event["type"] == "http.disconnect":
                 self._gone = True
-                bounded.cancel()
+                end_now(limit)
                 return
             if self._body_complete and not event.get("more_body", False) and not event.get("body"):
                 # A server that repeats the end of the body instead of waiting would spin here.

@@ -75,7 +75,7 @@ class Readiness:
         try:
             request = await self.pipeline.request([{"role": "user", "content": content}], max_tokens=1)
             await asyncio.wait_for(self.pipeline.run(request, cache=OFF), CANARY_SECONDS)
-        except (QvlError, asyncio.TimeoutError) as exc:
+        except (TimeoutError, QvlError) as exc:
             self._canary_failure = f"the first picture was not answered: {exc or 'no answer in time'}"
             log.error("canary failed", error=self._canary_failure)
 

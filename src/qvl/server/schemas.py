@@ -6,10 +6,10 @@ Messages and their parts are read by the pipeline's own readers, so that they ar
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, NotRequired, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, with_config
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from qvl.media.smart_resize import LIMIT_NAMES
 from qvl.pipeline.parse_parts import DETAILS

@@ -20,10 +20,15 @@ from qvl.types import canonical_json
 if TYPE_CHECKING:
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.job import Job
-    from qvl.server.deadline import Deadline
     from qvl.server.settings import ServerSettings
     from qvl.server.tracing import Tracing
     from qvl.types import Chunk, Result
+
+
+def end_now(limit: asyncio.Timeout) -> None:
+    """Ends what happens inside `limit`; harmless where that has ended."""
+    with contextlib.suppress(RuntimeError):
+        limit.reschedule(0)
 
 
 class ServerCore:
@@ -47,7 +52,7 @@ class ServerCore:
         self.tracing: Tracing | None = None
         self.draining = False
         self.held_bytes = 0
-        self.under_way: set[Deadline] = set()
+        self.under_way: set[asyncio.Timeout] = set()
         self.requests_under_way = 0
         self._idle = asyncio.Event()
         self.created = int(time.time())
@@ -159,11 +164,11 @@ class ServerCore:
         end = time.monotonic() + self.settings.drain_timeout
         while self.requests_under_way and (left := end - time.monotonic()) > 0:
             self._idle.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), left)
         clean = not self.requests_under_way
-        for bounded in list(self.under_way):
-            bounded.cancel()
+        for limit in list(self.under_way):
+            end_now(limit)
         return clean
 
     async def aclose(self) -> None:

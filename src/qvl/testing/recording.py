@@ -96,7 +96,7 @@ class EchoBackend(Backend):
     async def _wait(self, closed: asyncio.Event) -> None:
         try:
             await asyncio.wait_for(closed.wait(), self.pause)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return
 
     async def _say(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:

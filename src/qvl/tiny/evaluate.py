@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qvl.analysis.prompts import PRODUCT_PROMPTS
-from qvl.tiny import tasks
-from qvl.tiny.export import WEIGHTS
-from qvl.tiny.pictures import FIRST_TRAINING_SEED
+from qvl.tiny import FIRST_TRAINING_SEED, WEIGHTS, tasks
 from qvl.tiny.reader import Reader, Request, user
 from qvl.tiny.render import DrawnProduct, draw, labels, sample
 

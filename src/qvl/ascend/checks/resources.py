@@ -97,7 +97,7 @@ def ports(host: Host, wanted: tuple[int, ...], npus: int) -> Iterator[Finding]:
 
 def clock(host: Host, today: datetime.date | None = None) -> Iterator[Finding]:
     """The clock is not behind the matrix's date: TLS, tokens and cache expiry depend on it."""
-    now = today or datetime.datetime.now(tz=datetime.timezone.utc).date()
+    now = today or datetime.datetime.now(tz=datetime.UTC).date()
     if now < datetime.date.fromisoformat(matrix.load().date):
         yield Finding("clock", "warn", f"the clock says {now}", fix="set the clock, for instance with chrony or ntpd")
     else:

@@ -255,7 +255,7 @@ class EndpointPool(Generic[T]):
         self._waiting.append(future)
         try:
             await asyncio.wait_for(future, max(0.0, until - self.clock()))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise RateLimitError("no endpoint had a free place in the time allowed", retry_after=1.0) from None
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():

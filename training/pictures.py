@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from PIL import Image
 
+from qvl.tiny import FIRST_TRAINING_SEED
 from qvl.tiny.render import BRANDS, CATEGORIES, COLORS, DrawnProduct, draw, sample_product
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FIRST_TRAINING_SEED: Final = 1_000_000
 FACTOR: Final = 32
 MIN_PIXELS: Final = 12_288
 MAX_PIXELS: Final = 16_384

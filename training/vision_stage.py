@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from qvl.tiny.network import grid, patches
-from qvl.tiny.pictures import BUCKETS, FIELDS, PictureStore
+from training.network import grid, patches
+from training.pictures import BUCKETS, FIELDS, PictureStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from qvl.tiny.workers import Team
+    from training.workers import Team
 
 
 class Heads(nn.Module):

@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from qvl.tiny import lessons, tasks
-from qvl.tiny.network import token_id
-from qvl.tiny.pictures import FACTOR, PictureStore, decode
-from qvl.tiny.rows import IGNORED, Batch, RowWriter, collate
-from qvl.tiny.vision_stage import Heads, draw_batch, learning_rate, see
+from qvl.tiny import tasks
+from training import lessons
+from training.network import token_id
+from training.pictures import FACTOR, PictureStore, decode
+from training.rows import IGNORED, Batch, RowWriter, collate
+from training.vision_stage import Heads, draw_batch, learning_rate, see
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qvl.tiny.render import DrawnProduct
     from qvl.tiny.tasks import Dialogue
-    from qvl.tiny.workers import Team
+    from training.workers import Team
 
 VERDICT_WEIGHT: Final = 4.0
 

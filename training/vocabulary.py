@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from qvl.analysis.prompts import PRODUCT_PROMPTS
 from qvl.tiny import tasks
-from qvl.tiny.network import MARKUP_TOKENS, PLAIN_VOCABULARY, SPECIAL_TOKENS
 from qvl.tiny.render import BRANDS, LANGUAGES, sample_product
+from training.network import MARKUP_TOKENS, PLAIN_VOCABULARY, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,15 +9,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.tiny import vocabulary
-from qvl.tiny.network import MERGE, PATCH, config_dict, token_id
-from qvl.tiny.pictures import MAX_PIXELS, MIN_PIXELS
+from training import vocabulary
+from training.network import MERGE, PATCH, config_dict, token_id
+from training.pictures import MAX_PIXELS, MIN_PIXELS
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-WEIGHTS: Final = Path(__file__).parent / "weights"
 CHAT_TEMPLATE: Final = Path(__file__).parent / "chat_template.jinja"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from qvl.tiny.network import token_id
+from training.network import token_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -3,11 +3,11 @@
 Comparing the colours of two pictures is learnt with the tower at rest; a last course with everything and a smaller
 rate, on mostly oblong pictures, follows.
 
-    python -m qvl.tiny.train --out DIR [--steps N] [--device cpu] [--workers 2]
+    python -m training.train --out DIR [--steps N] [--device cpu] [--workers 2]
 
 DIR gets the exported checkpoint in `weights/` every few hundred steps, and the state after each of the four stages: the
 same command goes on after the last one that was finished.
-Training seeds start at `pictures.FIRST_TRAINING_SEED`; everything below is held out for evaluation and tests.
+Training seeds start at `qvl.tiny.FIRST_TRAINING_SEED`; everything below is held out for evaluation and tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.tiny.workers import Team
+from training.workers import Team
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +70,7 @@ class TrainingPlan:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the plan given on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m qvl.tiny.train", description="Train the bundled model.")
+    parser = argparse.ArgumentParser(prog="python -m training.train", description="Train the bundled model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures, checkpoints and weights/")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures drawn for training")
     parser.add_argument("--vision-steps", type=int, default=VISION_STEPS, help="steps of the vision tower alone")
@@ -101,7 +101,7 @@ def run(plan: TrainingPlan) -> None:
 
 
 def _paint(plan: TrainingPlan) -> None:
-    from qvl.tiny.pictures import PictureStore
+    from training.pictures import PictureStore
 
     PictureStore(plan.out / "pictures", plan.pictures).fill()
 
@@ -109,13 +109,13 @@ def _paint(plan: TrainingPlan) -> None:
 def _work(plan: TrainingPlan, rank: int) -> None:
     import torch
 
-    from qvl.tiny import vocabulary
-    from qvl.tiny.export import export
-    from qvl.tiny.language_stage import Menu, train_language
-    from qvl.tiny.network import build
-    from qvl.tiny.pictures import PictureStore
-    from qvl.tiny.rows import RowWriter
-    from qvl.tiny.vision_stage import Heads, train_vision
+    from training import vocabulary
+    from training.export import export
+    from training.language_stage import Menu, train_language
+    from training.network import build
+    from training.pictures import PictureStore
+    from training.rows import RowWriter
+    from training.vision_stage import Heads, train_vision
 
     torch.set_default_device(plan.device)
     team = Team(rank, plan.workers)
