@@ -161,3 +161,28 @@ def test_what_is_too_deep_too_wide_or_a_circle_is_refused() -> None:
     for schema, words in ((deep, "deep"), (with_property(deep), "deep"), (wide, "2000 parts"), (circle, "itself")):
         with pytest.raises(ConfigError, match=words):
             schema_type(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "object", "properties": True}, "properties True is not of type 'object'"),
+        ({"type": "object", "$schema": 5}, "its \\$schema is no text"),
+        ({"type": "object", "$schema": "http://json-schema.org/draft-03/schema#"}, "draft 3"),
+        ({"$ref": "#/$defs/a", "$defs": [1]}, "type object"),
+        ({"type": "object", "allOf": 5}, "allOf 5"),
+        ([], "must be an object"),
+    ],
+)
+def test_what_is_no_schema_at_all_is_refused_in_one_line(schema: Any, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        model_of(schema)
+
+
+def test_an_older_draft_is_read_as_it_was_meant() -> None:
+    part = {"type": "array", "items": [{"type": "string"}], "additionalItems": False}
+    schema = {**with_property(part), "$schema": "http://json-schema.org/draft-07/schema#"}
+    assert read(schema, {"a": ["x"]}) == {"a": ["x"]}
+    for wrong in ([1], ["x", "y"]):
+        with pytest.raises(ValidationError):
+            read(schema, {"a": wrong})

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Final
 
-from jsonschema import Draft202012Validator, FormatChecker, SchemaError, ValidationError, validators
+from jsonschema import Draft3Validator, Draft202012Validator, FormatChecker, SchemaError, ValidationError, validators
 from jsonschema.exceptions import best_match
 from pydantic import Field, RootModel, TypeAdapter, model_validator
 from pydantic import ValidationError as PydanticError
@@ -18,6 +18,7 @@ from pydantic_core import SchemaError as PatternError
 from referencing import Registry
 
 from qvl.backends.grammar_schema import compiler_reason, enforceable
+from qvl.backends.schema_bounds import bound, plain
 from qvl.errors import AnalysisError, RequestError
 
 # Alternatives of alternatives double with each level of an answer, and the schema comes from anybody.
@@ -77,7 +78,8 @@ def with_object_on_top(schema: Mapping[str, Any]) -> dict[str, Any]:
         reference = found.get("$ref")
         name = str(reference).rpartition("/")[2]
         definitions = next((word for word in ("$defs", "definitions") if reference == f"#/{word}/{name}"), "")
-        target = (found.get(definitions) or {}).get(name) if definitions else None
+        held = found.get(definitions)
+        target = held.get(name) if isinstance(held, Mapping) else None
         if not isinstance(target, Mapping):
             break
         found = {**{word: value for word, value in found.items() if word != "$ref"}, **target}
@@ -88,13 +90,18 @@ def with_object_on_top(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_of(schema: dict[str, Any]) -> Callable[[Any], PydanticError | None]:
     """A function that says what of an answer does not fit `schema`."""
-    enforceable(schema, "schema", validated=True)  # its bounds and references, before anything else is read of it
+    bound(plain(schema, "schema"), "schema")  # before anything else is read of it
+    if not isinstance(schema.get("$schema", ""), str):
+        raise _refused("is not valid: its $schema is no text")
     base = validators.validator_for(schema, default=Draft202012Validator)
+    if base is Draft3Validator:
+        raise _refused("is of draft 3, which is not honoured here")
     try:
         # Without formats: Python would judge patterns, which are not matched by it.
         base.check_schema(schema, format_checker=FormatChecker(()))
     except SchemaError as exc:
         raise _refused(f"is not valid: {_place(exc)} {exc.message}") from exc
+    enforceable(schema, "schema", validated=True)  # its references
     _read(schema)
     validator = _validator_class(base)(schema, registry=_nothing)
     _refuse_circles(validator, schema)
@@ -120,7 +127,8 @@ def _check_of(schema: dict[str, Any]) -> Callable[[Any], PydanticError | None]:
 
 
 def _refuse_circles(validator: Any, schema: dict[str, Any]) -> None:
-    for part in (schema, *schema.get("$defs", {}).values(), *schema.get("definitions", {}).values()):
+    held = [part for word in ("$defs", "definitions") if isinstance(part := schema.get(word), dict)]
+    for part in (schema, *(inner for one in held for inner in one.values() if isinstance(inner, dict))):
         token = _steps.set([MAX_STEPS])
         try:
             validator.evolve(schema=part).is_valid({})

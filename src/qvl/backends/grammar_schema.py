@@ -141,6 +141,14 @@ class _SchemaRewriter:
             written: Schema = self._write(self._schema, "", closed=True)
         except RecursionError:
             raise too_large("a schema whose references follow each other so far", "flatten it", self._param) from None
+        except (TypeError, AttributeError) as exc:
+            # Only a value of another kind than its keyword takes leads here.
+            raise RequestError(
+                "the schema cannot be read: a keyword has a value that it cannot have",
+                hint="check it against https://json-schema.org/draft/2020-12/schema",
+                param=self._param,
+                code="invalid_schema",
+            ) from exc
         return written
 
     def _index(self, node: Any, pointer: str, base: str) -> None:

@@ -206,3 +206,9 @@ def test_compositions_without_measure_are_refused(names: int) -> None:
     definitions[f"d{length}"] = {}
     with pytest.raises(RequestError, match="composes so many names"):
         enforceable({"$ref": "#/$defs/d0", "$defs": definitions}, "response_format")
+
+
+@pytest.mark.parametrize("schema", [{"allOf": [{"properties": True}]}, {"anyOf": [{"properties": {}}], "allOf": True}])
+def test_a_keyword_with_a_value_that_it_cannot_have_is_refused_in_one_line(schema: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="a keyword has a value that it cannot have"):
+        enforceable(schema, "response_format")
