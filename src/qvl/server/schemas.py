@@ -204,7 +204,10 @@ class Sampling(BaseModel):
     max_pixels: int | None = Field(None, ge=1024, description="Budget of every picture, in pixels.")
     min_pixels: int | None = Field(None, ge=1, description="Pictures with fewer pixels are made larger.")
     cache_salt: str | None = Field(
-        None, min_length=1, max_length=256, description="Who sends the same shares computed prefixes; else each key."
+        None,
+        min_length=1,
+        max_length=256,
+        description="Requests of one key that send the same one share prefixes.",
     )
 
     def sampling(self) -> dict[str, Any]:

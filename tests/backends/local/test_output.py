@@ -236,11 +236,12 @@ def test_a_call_that_must_come_has_no_markup_of_its_own() -> None:
     assert (choice.text, choice.finish_reason) == ("", "tool_calls")
 
 
-@pytest.mark.parametrize("unit", [" ", "0", "a", "\\n", "一"])
-def test_json_that_repeats_one_character_without_end_is_an_error(unit: str) -> None:
-    with pytest.raises(BackendResponseError, match="128 times in a row inside an answer that must be JSON"):
-        run('{"a": "b' + unit * 200, json_form=True, free=False)
+@pytest.mark.parametrize("unit", [" ", "0", "a", "\\n", "一", "90", "\\n ", "\\u3000"])
+def test_an_answer_of_a_form_that_repeats_itself_without_end_is_an_error(unit: str) -> None:
+    with pytest.raises(BackendResponseError, match="128 times in a row inside an answer that must have a form"):
+        run('{"a": "b' + unit * 200, longest_run=128, free=False)
     assert fold(run("-" * 200, free=False))[0][0].text == "-" * 200
+    assert fold(run(f"<think>{unit * 200}</think>ok", longest_run=128))[0][0].text == "ok"
 
 
 def test_logprobs_end_where_a_stop_string_of_several_tokens_begins() -> None:

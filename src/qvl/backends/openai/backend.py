@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
+from qvl.backends.endless import EndlessWatch
 from qvl.backends.openai.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url, split_urls
 from qvl.backends.openai.endpoint_list import Listed, by_name
 from qvl.backends.openai.failures import Blame, Failed, Repeat
@@ -22,10 +23,7 @@ from qvl.backends.openai.fleet import Attempts, Fleet, Line
 from qvl.backends.openai.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
 from qvl.backends.openai.retry import RetryPolicy
 from qvl.backends.openai.wire import request_body
-from qvl.errors import (
-    BackendUnavailableError,
-    QvlError,
-)
+from qvl.errors import BackendResponseError, BackendUnavailableError, QvlError
 from qvl.log import logger
 from qvl.media.gate import SMALL
 from qvl.types import ChatRequest, Chunk, Timing
@@ -275,7 +273,12 @@ class OpenAIBackend(Backend):
                 thinks="thinking" in self.model.lower(),
             )
         ) as chunks:
+            watch = EndlessWatch(request)
             async for chunk in chunks:
+                try:
+                    watch.read(chunk)
+                except BackendResponseError as exc:
+                    raise Failed(exc, Repeat.NEVER, Blame.NONE) from None
                 yield chunk
 
     async def _next_round(self, attempts: Attempts, rounds: int, deadline: float) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from qvl.backends.endless import RunWatch, endless, longest_run
 from qvl.backends.local.text.tool_call import CallReader, ObjectScanner, parse_call
-from qvl.errors import BackendResponseError
 from qvl.types import Chunk, TokenLogprob, ToolCallDelta
 
 if TYPE_CHECKING:
@@ -21,9 +20,6 @@ THINK, THINK_END = "<think>", "</think>"
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 # Between the calls of one block and behind them: commas, the end of a list or of a code fence, a brace too many.
 _LEFT_OVER: Final = " \t\r\n,]}`"
-# So many times the same character, or the same escape, is no answer any more but a model that has lost its thread.
-LONGEST_RUN: Final = 128
-_RUN: Final = re.compile(rf"(\\.|[^\\])\1{{{LONGEST_RUN - 1}}}", re.DOTALL)
 
 
 class Vocabulary:
@@ -73,7 +69,7 @@ class Detokenizer:
         want_logprobs: whether tokens are listed.
         free: whether the answer may begin with `<think>`; not one that must have a form.
         only_call: whether the answer is the JSON of one call, without markup.
-        json_form: whether the answer must be JSON, so that an endless run of one character is an error.
+        longest_run: how often the answer may repeat something; 0 where nobody counts.
     """
 
     vocabulary: Vocabulary
@@ -84,7 +80,7 @@ class Detokenizer:
     want_logprobs: bool = False
     free: bool = True
     only_call: bool = False
-    json_form: bool = False
+    longest_run: int = 0
     num_calls: int = 0
     stopped: bool = False
     _decoder: Any = field(init=False)
@@ -92,10 +88,11 @@ class Detokenizer:
     _splitter: Splitter = field(init=False)
     _logprobs: list[TokenLogprob] = field(default_factory=list)
     _call: CallReader | None = None  # the call that is being written
-    _tail: str = ""
+    _watch: RunWatch = field(init=False)
 
     def __post_init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._watch = RunWatch(self.longest_run)
         self._splitter = Splitter(self.reasoning, self.parse_tools, self.free, only_call=self.only_call)
 
     @classmethod
@@ -105,8 +102,6 @@ class Detokenizer:
         """The output of choice `index` of `request`; `marked_calls` says whether a forced call has its markup."""
         form, forced = request.response_format, bool(request.forced_tools)
         calls = bool(request.tools) and request.tool_choice != "none" and (marked_calls or not forced)
-        asked_for = (form.schema, *(tool.parameters for tool in request.forced_tools))
-        json_form = (forced or form.kind in ("json_schema", "json_object")) and not _RUN.search(str(asked_for))
         return cls(
             vocabulary,
             index,
@@ -116,7 +111,7 @@ class Detokenizer:
             want_logprobs=request.sampling.logprobs is not None,
             free=form.kind == "text" and not forced,
             only_call=forced and not marked_calls,
-            json_form=json_form,
+            longest_run=longest_run(request),
         )
 
     @property
@@ -127,25 +122,16 @@ class Detokenizer:
         """A token of the answer (not one that ends it). `stopped` is set when a stop string is complete.
 
         Raises:
-            BackendResponseError: an answer that must be JSON repeats one character without an end.
+            BackendResponseError: an answer that must have a form repeats itself without an end.
         """
         if self.want_logprobs:
             self._logprobs.append(self.vocabulary.logprob(sampled.token, sampled.logprob, sampled.top))
         text = self._decoder.decode(self.vocabulary.bytes(sampled.token))
         if not text:
             return None
-        if self.json_form and not self.in_reasoning:
-            self._refuse_endless(text)
+        if self.longest_run and not self.in_reasoning and (found := self._watch.feed(text)):
+            raise endless(found, self.longest_run)
         return self._chunk(self._until_stop(text))
-
-    def _refuse_endless(self, text: str) -> None:
-        self._tail = (self._tail + text)[-2 * LONGEST_RUN - len(text) :]
-        if run := _RUN.search(self._tail):
-            raise BackendResponseError(
-                f"the model wrote {run.group(1)!r} {LONGEST_RUN} times in a row inside an answer that must be JSON",
-                hint="bound the field in the schema (maxLength, maximum), or ask a larger model",
-                code="endless_answer",
-            )
 
     def finish(self, reason: FinishReason) -> Chunk:
         """The last chunk of the choice, with everything that was held back."""

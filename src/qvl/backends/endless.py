@@ -1,0 +1,148 @@
+"""Ends answers that would go on until max_tokens: a model that has lost its thread writes the same over and over."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from qvl.errors import BackendResponseError
+
+if TYPE_CHECKING:
+    from qvl.types import ChatRequest, Chunk
+
+LONGEST_RUN: Final = 128
+LONGEST_UNIT: Final = 6
+# Equal items of a list are told apart later: a mask or a histogram may well have some hundred zeros.
+_LIST: Final = 8
+_BLANK_ESCAPES: Final = frozenset({"\\n", "\\r", "\\t", "\\f"})
+_AT_LEAST: Final = re.compile(r"\{([0-9]{1,6})(?:,[0-9]*)?\}")
+
+
+class RunWatch:
+    """Finds white space, or up to six characters, that come `longest` times in a row. An escape is one character."""
+
+    __slots__ = ("_blanks", "_longest", "_pending", "_recent", "_same")
+
+    def __init__(self, longest: int = LONGEST_RUN) -> None:
+        self._longest = longest
+        self._pending = ""  # an escape that is not whole yet
+        self._blanks = 0
+        self._recent: deque[str] = deque(maxlen=LONGEST_UNIT)
+        self._same = [0] * (LONGEST_UNIT + 1)
+
+    def feed(self, text: str) -> str:
+        """What is repeated, once it has come too often; until then nothing."""
+        for char in text:
+            unit = self._pending + char
+            if unit[0] == "\\" and len(unit) < (6 if unit[1:2] == "u" else 2):
+                self._pending = unit
+                continue
+            self._pending = ""
+            if found := self._count(unit):
+                return found
+        return ""
+
+    def _count(self, unit: str) -> str:
+        self._blanks = self._blanks + 1 if _is_blank(unit) else 0
+        if self._blanks >= self._longest:
+            return unit
+        recent, same, found = self._recent, self._same, ""
+        for period in range(1, LONGEST_UNIT + 1):
+            if len(recent) < period or recent[-period] != unit:
+                same[period] = 0
+                continue
+            same[period] += 1
+            if not found and same[period] >= period * (self._longest - 1):
+                repeated = "".join([*recent, unit][-period:])
+                many = _LIST * self._longest if period > 1 and "," in repeated else self._longest
+                found = repeated if same[period] >= period * (many - 1) else ""
+        recent.append(unit)
+        return found
+
+
+class EndlessWatch:
+    """Watches one answer that must have a form, its choices and calls each on its own."""
+
+    def __init__(self, request: ChatRequest) -> None:
+        self._longest = longest_run(request)
+        self._parts: dict[tuple[int, int | None], RunWatch] = {}
+
+    def read(self, chunk: Chunk) -> None:
+        """Reads the next piece.
+
+        Raises:
+            BackendResponseError: it repeats itself without an end.
+        """
+        if not self._longest:
+            return
+        pieces = [(None, chunk.text), *((call.index, call.arguments) for call in chunk.tool_calls)]
+        for place, text in pieces:
+            if text:
+                watch = self._parts.setdefault((chunk.index, place), RunWatch(self._longest))
+                if found := watch.feed(text):
+                    raise endless(found, self._longest)
+
+
+def endless(found: str, longest: int) -> BackendResponseError:
+    """The error of an answer that repeats `found`."""
+    what = "white space" if _is_blank(found) else repr(found)
+    return BackendResponseError(
+        f"the model wrote {what} {longest} times in a row inside an answer that must have a form",
+        hint="bound the field in the schema (maxLength, maximum), or ask a larger model",
+        code="endless_answer",
+    )
+
+
+def longest_run(request: ChatRequest) -> int:
+    """Return how often the answer may repeat something; 0 for one that is free, or whose form asks for such a run."""
+    form, forced = request.response_format, request.forced_tools
+    if form.kind == "text" and not forced:
+        return 0
+    texts, patterns = list(form.choices), [form.pattern or ""]
+    for schema in (form.schema, *(tool.parameters for tool in forced)):
+        for word, text in _texts(schema):
+            (patterns if word == "pattern" else texts).append(text)
+    if any(len(text) >= LONGEST_RUN and RunWatch().feed(text) for text in (*texts, *patterns)):
+        return 0
+    return LONGEST_RUN + max(map(_demanded, patterns))
+
+
+def _demanded(pattern: str) -> int:
+    """At least so many characters of one kind a pattern asks for in its braces, about."""
+    product = 1
+    for found in _AT_LEAST.finditer(pattern):
+        product = min(product * max(1, int(found.group(1))), 1 << 20)
+    return product - 1
+
+
+def _texts(schema: Any) -> Iterator[tuple[str, str]]:
+    """What `const`, `enum` and `pattern` spell out, as it stands in JSON; remarks such as `description` are none."""
+    left: list[tuple[str, Any]] = [("", schema)]
+    while left:
+        word, node = left.pop()
+        if isinstance(node, Mapping):
+            inside = word in ("const", "enum")
+            left += ((word if inside else str(key), value) for key, value in node.items())
+        elif isinstance(node, list | tuple):
+            left += ((word, value) for value in node)
+        elif word == "pattern" and isinstance(node, str):
+            yield word, node
+        elif word in ("const", "enum") and isinstance(node, str | int | float):
+            try:
+                yield word, json.dumps(node)
+            except ValueError:
+                continue  # a number too long to be written, which no schema is compiled with
+
+
+def _is_blank(unit: str) -> bool:
+    return unit.isspace() or unit in _BLANK_ESCAPES or (unit[:2] == "\\u" and _of_escape(unit).isspace())
+
+
+def _of_escape(unit: str) -> str:
+    try:
+        return chr(int(unit[2:], 16))
+    except ValueError:
+        return ""
