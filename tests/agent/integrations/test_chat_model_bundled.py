@@ -30,7 +30,6 @@ LIMITS: Final = {
     "test_structured_output_pydantic_2_v1": RAMBLES,
     "test_tool_calling": GUESSES,
     "test_tool_calling_async": GUESSES,
-    "test_tool_choice": RAMBLES,
     "test_unicode_tool_call_integration": RAMBLES,
     "test_agent_loop": "wants the model to call a tool of its own accord, which it was never taught",
 }
