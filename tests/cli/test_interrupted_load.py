@@ -36,12 +36,13 @@ def hub() -> Iterator[socket.socket]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize("way", ["qvl", "python"])
+@pytest.mark.parametrize("way", ["qvl", "qvl-serve", "python"])
 def test_ctrl_c_while_a_model_loads_ends_the_program(hub: socket.socket, tmp_path: Path, way: str) -> None:
     picture = tmp_path / "red.png"
     Image.new("RGB", (32, 32), "red").save(picture)
     qvl = [sys.executable, "-m", "qvl.cli", "ask", str(picture), "what?", "--model", "some/model", "--cache", "off"]
-    command = qvl if way == "qvl" else [sys.executable, "-c", SCRIPT, str(picture)]
+    serve = [sys.executable, "-m", "qvl.cli.serve", "some/model", "--port", "0", "--cache", "off"]
+    command = {"qvl": qvl, "qvl-serve": serve, "python": [sys.executable, "-c", SCRIPT, str(picture)]}[way]
     environment = {
         **{name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
         "HF_HOME": str(tmp_path),

@@ -120,8 +120,11 @@ class TestHeaders:
     def test_a_body_that_does_not_say_that_it_is_json_is_told_how(self, server: Running) -> None:
         with server.client() as client:
             answer = client.post(PATH, content=asked(), headers={"Content-Type": "text/plain"})
+            analyzed = client.post("/v1/analyze", content=b"GIF89a", headers={"Content-Type": "text/plain"})
         assert answer.status_code == 415
-        assert "add the header Content-Type: application/json" in answer.json()["error"]["message"]
+        assert "add the header Content-Type: application/json)" in answer.json()["error"]["message"]
+        assert analyzed.status_code == 415
+        assert "application/json, or image/png" in analyzed.json()["error"]["message"]
 
 
 class TestBodies:

@@ -137,6 +137,7 @@ def failed(run, *args: str, **env: str) -> str:
     assert process.ended(250) != 0
     said = [line for line in process.lines if line and not line.startswith("{")]
     assert "Traceback" not in "\n".join(process.lines)
+    assert not any("cannot be opened" in line for line in process.lines), "the log tells it too"
     assert len([line for line in said if "no model named" not in line and not line.startswith("loading ")]) == 1, said
     return said[-1]
 

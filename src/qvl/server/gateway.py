@@ -94,11 +94,13 @@ class Gateway:
         core = self.core
         kind = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         # Only JSON: a page elsewhere could send other types to a server on this machine without being asked first.
-        if kind != b"application/json" and not (kind.startswith(b"image/") and operation.path == "/v1/analyze"):
+        pictures = operation.path == "/v1/analyze"
+        if kind != b"application/json" and not (pictures and kind.startswith(b"image/")):
             raise HttpError(
                 415,
-                "the body must say that it is JSON",
-                hint="add the header Content-Type: application/json",
+                f"the body must say that it is JSON{' or a picture' if pictures else ''}",
+                hint="add the header Content-Type: application/json"
+                + (", or image/png and the like" if pictures else ""),
                 code="unsupported_media_type",
             )
         core.refuse_if_closed()

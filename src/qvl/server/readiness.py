@@ -27,7 +27,8 @@ class Readiness:
     def __init__(self, pipeline: AsyncPipeline, *, canary: bool, stall_timeout: float) -> None:
         self.pipeline = pipeline
         self.failure: QvlError | None = None
-        self.on_failure: Callable[[QvlError], None] = lambda error: None
+        # Tells whoever runs the server; without it, the log does.
+        self.on_failure: Callable[[QvlError], None] | None = None
         self.on_death: Callable[[str], None] = lambda reason: None
         self._canary = canary
         self._canary_failure: str | None = None
@@ -58,12 +59,15 @@ class Readiness:
                 await self._ask_canary()
         except QvlError as exc:
             self.failure = exc
-            log.error("the model cannot be opened", error=str(exc))
-            self.on_failure(exc)
+            if self.on_failure is None:
+                log.error("the model cannot be opened", error=str(exc))
+            else:
+                self.on_failure(exc)
         except Exception as exc:
             self.failure = BackendUnavailableError(f"the model cannot be opened: {type(exc).__name__}")
             log.exception("the model cannot be opened")
-            self.on_failure(self.failure)
+            if self.on_failure is not None:
+                self.on_failure(self.failure)
         finally:
             self.settled.set()
 

@@ -175,12 +175,16 @@ def _head_error(status: int, phrase: str, message: str, code: str) -> bytes:
 
 
 class GracefulServer(uvicorn.Server):
-    """SIGTERM or SIGINT: not ready, what runs is finished, exit code 0. A second one ends the process at once."""
+    """SIGTERM or SIGINT: not ready, what runs is finished, exit code 0. A second one ends the process at once.
+
+    SIGINT before the model is there is a program that was interrupted: exit code 130.
+    """
 
     def __init__(self, config: uvicorn.Config, core: ServerCore) -> None:
         super().__init__(config)
         self.core = core
         self.failure: QvlError | None = None
+        self.interrupted = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reload_at_start = False
         self._draining: asyncio.Task[None] | None = None
@@ -228,6 +232,7 @@ class GracefulServer(uvicorn.Server):
         if self.core.draining or self._loop is None:
             os._exit(128 + number)
         self.core.draining = True
+        self.interrupted = number == signal.SIGINT and not self.core.readiness.settled.is_set()
         self._loop.call_soon_threadsafe(self.begin_drain)
         # A thread of its own: what hangs may be the loop, a worker, or the wait for one when the interpreter ends.
         threading.Thread(target=self._end_whatever_hangs, name="qvl-exit", daemon=True).start()
@@ -238,7 +243,7 @@ class GracefulServer(uvicorn.Server):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
-        os._exit(1)
+        os._exit(130 if self.interrupted else 1)
 
     def _hung_up(self) -> None:
         if self._loop is not None:
@@ -377,5 +382,7 @@ def run_server(server: GracefulServer, listener: socket.socket) -> None:
         sys.exit(130)
     finally:
         listener.close()
+    if server.interrupted:
+        sys.exit(130)
     if server.failure is not None:
         raise server.failure
