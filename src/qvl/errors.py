@@ -212,7 +212,10 @@ class BackendResponseError(BackendError):
 
 
 class RefusalError(BackendError):
-    """The model declined to answer; its words are in the message. It would again, so nothing is kept or repeated."""
+    """The model declined to answer, in the message's words, or a content filter withheld what it said.
+
+    It would again, so nothing is kept or repeated.
+    """
 
     status = 422
     type = "invalid_request_error"

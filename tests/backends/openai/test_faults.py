@@ -215,7 +215,6 @@ class TestBrokenAnswers:
             (Events([{"choices": [{"delta": {"content": 5}}]}]), "makes no sense"),
             (Events([{"choices": "nonsense"}]), "makes no sense"),
             (Events([{"error": {"message": "engine died", "code": 500}}]), "engine died"),
-            (Events([{"choices": [{"delta": {}, "finish_reason": "content_filter"}]}]), "content filter"),
             (Events([{"choices": [{"delta": {}, "finish_reason": "parse_error"}]}]), "parse_error"),
             (
                 Events([{"choices": [{"delta": {"content": "x"}, "finish_reason": None}]}], done=False),

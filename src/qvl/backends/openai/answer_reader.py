@@ -17,7 +17,7 @@ from qvl.backends.openai.call_placer import CallPlacer
 from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, cut_off, from_event
 from qvl.backends.openai.finish_words import meaning_of
 from qvl.chunks import lone_end
-from qvl.errors import BackendResponseError, RefusalError
+from qvl.errors import RefusalError
 from qvl.http.sse import readable, shorten
 from qvl.types import Chunk, FinishReason, TokenLogprob, ToolCallDelta, Usage
 
@@ -305,18 +305,13 @@ class AnswerReader:
             said = f": {shorten(state.refusal)}" if state.refusal else ""
             raise Failed(RefusalError(f"{self._where}: the model refused to answer{said}"), Repeat.NEVER, Blame.NONE)
         if meaning == "withheld":
-            raise refused_answer("the endpoint's content filter withheld the answer", self._where, "content_filter")
+            said = f"{self._where}: the endpoint's content filter withheld the answer"
+            raise Failed(RefusalError(said, code="content_filter"), Repeat.NEVER, Blame.NONE)
         if meaning == "given_up":
-            raise refused_answer(f"the endpoint gave the answer up: {shorten(str(reason))}", self._where, None)
+            raise broken(f"the endpoint gave the answer up: {shorten(str(reason))}", self._where)
         if meaning == "length":
             return "length"
         return "tool_calls" if meaning == "tool_calls" or state.calls else "stop"
-
-
-def refused_answer(message: str, where: str, code: str | None) -> Exception:
-    failed = broken(message, where)
-    failed.error = BackendResponseError(f"{where}: {message}", code=code)
-    return failed
 
 
 def read_usage(usage: Mapping[str, Any]) -> Usage:
