@@ -53,7 +53,7 @@ def config_path() -> Path:
     named = os.environ.get("QVL_CONFIG")
     if named:
         if not Path(named).is_file():
-            raise ConfigError(f"QVL_CONFIG names {named!r}, which is no file", hint="correct the path or unset it")
+            raise ConfigError(f"QVL_CONFIG names {named!r}, which is not a file", hint="correct the path or unset it")
         return Path(named)
     return config_folder() / "config.toml"
 
@@ -75,7 +75,7 @@ def load(**arguments: Any) -> Settings:
             f"setting {name!r}: {first['msg']}", hint=f"argument, QVL_{name.upper()} or {config_path()}", param=name
         ) from exc
     except ValueError as exc:
-        raise ConfigError(f"{config_path()} is no valid TOML: {exc}") from exc
+        raise ConfigError(f"{config_path()} is not valid TOML: {exc}") from exc
 
 
 def unknown_setting(name: str, known: Iterable[str], table: str = "") -> ConfigError:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json as jsonlib
 import logging
-import re
 import sys
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
+
+from qvl._printable import escaped, plain
 
 _encode: Final = jsonlib.JSONEncoder(ensure_ascii=False, default=repr).encode
 
@@ -97,16 +98,3 @@ def configure(*, level: str = "warning", json: bool = False) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     root.propagate = False
-
-
-_OBEYED: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def plain(text: str) -> str:
-    """`text` with `?` for every character that a terminal would obey; line breaks and tabs stay."""
-    return _OBEYED.sub("?", text.replace("\r\n", "\n"))
-
-
-def escaped(json_text: str) -> str:
-    """JSON that means the same, with escapes for every character that a terminal would obey."""
-    return _OBEYED.sub(lambda found: f"\\u{ord(found.group()):04x}", json_text)

@@ -171,7 +171,7 @@ def test_stopped_before_a_step_it_resumes_there_also_with_another_wish(
     assert steps(done) == ["search", "answer"]
     assert done.products[0].product.attributes["color"] == "green"
     assert model_of(pipeline).looked == 0
-    with pytest.raises(ConfigError, match="no thread"):
+    with pytest.raises(ConfigError, match="unknown thread"):
         later.resume("nobody")
     later.close()
 
@@ -230,7 +230,7 @@ def test_bad_calls_are_refused(pipe: Any, catalog: Catalog, picture: str, tmp_pa
     recommender = Recommender(pipe(), catalog)
     with pytest.raises(ConfigError, match="no picture"):
         recommender.recommend()
-    with pytest.raises(ConfigError, match="no step"):
+    with pytest.raises(ConfigError, match="unknown step"):
         recommender.recommend(picture, stop_before="guess")  # type: ignore[arg-type]
     with pytest.raises(StepError, match="analyze failed"):
         recommender.recommend(str(tmp_path / "none.png"))

@@ -137,7 +137,7 @@ async def test_a_recording_of_another_backend_is_not_mixed_in(tmp_path: Path) ->
 async def test_a_file_that_is_no_recording_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "talk.jsonl"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="no recording"):
+    with pytest.raises(ConfigError, match="not a recording"):
         await ReplayBackend(path).open()
     with pytest.raises(ConfigError, match="cannot be read"):
         await ReplayBackend(tmp_path / "absent.jsonl").open()

@@ -386,7 +386,7 @@ def test_the_folder_of_the_default_file_is_made(tmp_path: Path, monkeypatch: pyt
 def test_a_file_that_was_never_a_cache_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     prices = tmp_path / "prices.csv"
     prices.write_text("id,price\n1,2\n")
-    with pytest.raises(ConfigError, match=r"prices\.csv is no cache file"):
+    with pytest.raises(ConfigError, match=r"prices\.csv is not a cache file"):
         SqliteCache(prices)
     assert [file.name for file in tmp_path.iterdir()] == ["prices.csv"]
     assert prices.read_text() == "id,price\n1,2\n"

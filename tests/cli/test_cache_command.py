@@ -155,7 +155,7 @@ def test_durations(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "d", "7 fortnights", "-7d", "7dd", "1e3"])
 def test_what_is_no_duration_is_wrong_use(text, qvl):
-    with pytest.raises(ConfigError, match="is no duration"):
+    with pytest.raises(ConfigError, match="invalid duration"):
         duration(text)
     if not text.startswith("-"):
         assert qvl("cache", "clear", "--older-than", text).code == 2

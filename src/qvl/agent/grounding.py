@@ -84,7 +84,7 @@ def problem(
     plain = _REFERENCE.sub(" ", text)
     for quoted in _QUOTED.findall(plain):
         if any(word not in allowed for word, _ in words(fold(quoted))):
-            return f"{quoted!r} is none of the products"
+            return f"{quoted!r} is not one of the products"
     return _unknown_word(plain, allowed, is_brand)
 
 
@@ -102,10 +102,10 @@ def _unknown_word(text: str, allowed: set[str], is_brand: Callable[[str], bool])
             if any(char.isdigit() for char in part):
                 return f"the number {part!r} is not the shop's"
             if any(is_brand(word) for word in folded):
-                return f"{part!r} is none of the products"
+                return f"{part!r} is not one of the products"
             named = part[:1].isupper() and part not in ("I",)
             if named and not (start and not part[1:].isupper() and folded[0] in _STARTERS):
-                return f"{part!r} is none of the products"
+                return f"{part!r} is not one of the products"
         start = False
     return None
 

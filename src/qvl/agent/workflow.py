@@ -123,7 +123,7 @@ class Recommender:
             ConfigError: no picture, and the thread has none.
         """
         if stop_before not in (None, *STEPS):
-            raise ConfigError(f"there is no step {stop_before!r}", hint=nearest(str(stop_before), STEPS))
+            raise ConfigError(f"unknown step {stop_before!r}", hint=nearest(str(stop_before), STEPS))
         thread = thread or uuid.uuid4().hex
         state = self._values(thread)
         if picture is None and state.get("picture") is None:
@@ -155,7 +155,7 @@ class Recommender:
         """
         config = self._config(thread)
         if not self._values(thread):
-            raise ConfigError(f"there is no thread {thread!r}", hint="give the file of checkpoints it was begun with")
+            raise ConfigError(f"unknown thread {thread!r}", hint="give the file of checkpoints it was begun with")
         if wish is not None:
             self._graph.update_state(config, {"wish": wish}, as_node=_done_before(self._next(thread)))
         return self._run(None, thread, stop_before, on_event)

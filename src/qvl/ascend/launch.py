@@ -130,7 +130,7 @@ class Launcher:
         repository = image.partition("@")[0] if "@" in image else image.rpartition(":")[0]
         others = sorted(tag for tag in tags if tag.rpartition(":")[0].split("/")[-1] == repository.split("/")[-1])
         have = f"of this name the host has: {', '.join(others)}" if others else f"docker pull {image}"
-        raise LaunchError(f"there is no image {image} on this host", hint=have)
+        raise LaunchError(f"image {image} not found on this host", hint=have)
 
     def check_weights(self, plan: ContainerPlan) -> None:
         """A local checkpoint is whole."""

@@ -251,7 +251,7 @@ def read_header(path: Path) -> dict[str, Any]:
         except ValueError:
             header = None
     if not isinstance(header, dict) or header.get("qvl_recording") != VERSION:
-        raise ConfigError(f"{path} is no recording of this version of qvl", hint="record it with RecordBackend")
+        raise ConfigError(f"{path} is not a recording of this version of qvl", hint="record it with RecordBackend")
     return header
 
 

@@ -39,7 +39,7 @@ def check_format(form: ResponseFormat) -> None:
     if len(form.choices) > MAX_CHOICES:
         raise too_large(f"{len(form.choices)} choices", f"at most {MAX_CHOICES}", "response_format")
     if any("\ud800" <= char <= "\udfff" for text in (form.pattern or "", *form.choices) for char in text):
-        what = "half a surrogate pair, which is no character"
+        what = "half a surrogate pair, which is not a character"
         raise RequestError(f"the {form.kind} holds {what}", param="response_format", code="invalid_schema")
     if (characters := sum(map(len, form.choices))) > MAX_CHOICE_CHARACTERS:
         hint = f"at most {MAX_CHOICE_CHARACTERS} together"

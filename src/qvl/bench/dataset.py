@@ -271,7 +271,7 @@ def _sources(value: Any, key: str) -> list[str]:
     found = [held.get("url", held.get("path")) if isinstance(held, dict) else held for held in values]
     names = [held for held in found if isinstance(held, str)]
     if len(names) < len(found):
-        raise NoRequestError(f"{key} is no picture name, nor a list of them")
+        raise NoRequestError(f"{key} is neither a picture name nor a list of them")
     return names
 
 
@@ -306,7 +306,7 @@ def _messages(value: Any) -> tuple[dict[str, Any], ...]:
     made = []
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise NoRequestError("a message is no object with a role")
+            raise NoRequestError("a message is not an object with a role")
         content = message.get("content")
         if isinstance(content, list):
             content = [_part(part) for part in content]

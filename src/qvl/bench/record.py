@@ -95,7 +95,9 @@ def read_records(path: Path) -> Iterator[RequestRecord]:
                 values = json.loads(line)
                 yield RequestRecord(**{name: value for name, value in values.items() if name in known})
             except (ValueError, TypeError, AttributeError) as exc:
-                raise ConfigError(f"{path} has a line that is no result: {str(exc)[:80]}", hint="start anew") from exc
+                raise ConfigError(
+                    f"{path} has a line that is not a result: {str(exc)[:80]}", hint="start anew"
+                ) from exc
 
 
 class Done:

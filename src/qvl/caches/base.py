@@ -251,7 +251,7 @@ def chosen(filters: Mapping[str, Any]) -> dict[str, str]:
     """
     for name in filters:
         if name not in COUNTED_BY:
-            raise TypeError(f"{name!r} is no filter: {', '.join(COUNTED_BY)}")
+            raise TypeError(f"unknown filter {name!r}: {', '.join(COUNTED_BY)}")
     return {name: value for name, value in filters.items() if value is not None}
 
 

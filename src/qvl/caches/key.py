@@ -78,7 +78,7 @@ def hash_manifest(manifest: Mapping[str, Any]) -> str:
     try:
         text = canonical_json(manifest).encode()
     except UnicodeEncodeError as exc:
-        raise RequestError("a text of the request is no valid Unicode", hint="it holds half a surrogate pair") from exc
+        raise RequestError("a text of the request is not valid Unicode", hint="it holds half a surrogate pair") from exc
     except (TypeError, ValueError, RecursionError) as exc:
         raise RequestError(f"the request has no cache key: {exc}", hint="pass only JSON values") from exc
     return "sha256-" + hashlib.sha256(text).hexdigest()

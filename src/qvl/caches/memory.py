@@ -61,7 +61,7 @@ class MemoryCache(Cache):
         """Reads `memory:`, `memory://`, `memory:?max_entries=100&max_bytes=64MiB`."""
         path, _, query = url.partition("?")
         if path.rstrip("/") != "memory:":
-            raise ConfigError(f"{url!r} is no memory cache", hint="write memory:")
+            raise ConfigError(f"{url!r} is not a memory cache", hint="write memory:")
         known = {"max_entries": count, "max_bytes": size}
         return cls(**read_options("memory", query, options, known, passed=("clock",)))
 

@@ -44,7 +44,7 @@ def open_cache(url: str | None, registry: Registry) -> Cache | None:
             return cast("Cache", registry.build(url, f"{url}:"))
         if not Path(url).suffix and "/" not in url and "\\" not in url:
             near = nearest(url, registry.factories)
-            raise UnknownNameError(f"there is no cache {url!r}", hint=f"{near}; a path such as answers.db, or off")
+            raise UnknownNameError(f"unknown cache {url!r}", hint=f"{near}; a path such as answers.db, or off")
         _refuse_a_scheme_without_colon(url, registry)
         return cast("Cache", registry.build("sqlite", path_url(str(in_home(url).absolute()))))
     return cast("Cache", registry.build(scheme, url))

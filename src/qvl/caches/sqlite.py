@@ -61,7 +61,7 @@ def _refuse_what_is_no_cache(path: Path) -> None:
     with contextlib.suppress(OSError), path.open("rb") as file:
         start = file.read(len(MAGIC))
         if start and start != MAGIC:
-            raise ConfigError(f"{path} is no cache file", hint="name a new file, such as answers.db, or off")
+            raise ConfigError(f"{path} is not a cache file", hint="name a new file, such as answers.db, or off")
 
 
 class SqliteCache(Cache):

@@ -38,7 +38,7 @@ class TieredCache(Cache):
         clock: Callable[[], float] = time.time,
     ) -> None:
         if front_ttl <= 0:
-            raise ConfigError(f"front_ttl={front_ttl!r} is no time", hint="a number of seconds above 0, or front=0")
+            raise ConfigError(f"invalid front_ttl={front_ttl!r}", hint="a number of seconds above 0, or front=0")
         self.back = back
         self.front = MemoryCache(1024, 32 * 2**20, clock=clock) if front is None else front
         self.front_ttl = front_ttl

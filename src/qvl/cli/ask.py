@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qvl._printable import plain
 from qvl.cli import options as o
 from qvl.cli.terminal import json_line
 from qvl.errors import ConfigError
-from qvl.log import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -229,7 +229,7 @@ def _dataset(
         return NamedRequest(picture, prompt)
     width, _, height = size.lower().partition("x")
     if not (width.isdigit() and height.isdigit() and 32 <= int(width) <= 8192 and 32 <= int(height) <= 8192):
-        raise ConfigError(f"--size {size} is no size", hint="as 1024x768, each side from 32 to 8192")
+        raise ConfigError(f"invalid --size {size}", hint="as 1024x768, each side from 32 to 8192")
     assert synthetic is not None
     return Drawn(synthetic, (int(width), int(height)), prompt=prompt, first_seed=seed * 1_000_000)
 
@@ -271,7 +271,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as exc:
         raise ConfigError(f"{file} cannot be read as a summary", hint="name a summary.json, or a run's folder") from exc
     if not isinstance(held, dict) or held.get("format") != "qvl-bench-1":
-        raise ConfigError(f"{file} is no summary of qvl bench", hint="name a summary.json, or a run's folder")
+        raise ConfigError(f"{file} is not a summary of qvl bench", hint="name a summary.json, or a run's folder")
     return held
 
 

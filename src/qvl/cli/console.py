@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from qvl.log import plain
+from qvl._printable import plain
 
 
 class PlainConsole(Console):

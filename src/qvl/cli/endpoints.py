@@ -124,7 +124,7 @@ def _fetch(url: str, timeout: float, verify: bool) -> str:
         with client:
             answer = client.get(f"{base}/metrics{question}{query}")
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
-        raise ConfigError(f"{url!r} is no server", hint="such as http://host:8000") from exc
+        raise ConfigError(f"{url!r} is not the address of a server", hint="such as http://host:8000") from exc
     except httpx.HTTPError as exc:
         raise BackendUnavailableError(f"{base} does not answer: {exc or type(exc).__name__}") from exc
     if answer.status_code in (401, 403):

@@ -94,7 +94,7 @@ def duration(text: str) -> float:
     compact = text.strip().lower().replace(" ", "")
     pieces = _DURATION.findall(compact)
     if not pieces or "".join(number + unit for number, unit in pieces) != compact:
-        raise ConfigError(f"{text!r} is no duration", hint="write 90s, 15m, 36h, 7d or 2w")
+        raise ConfigError(f"invalid duration {text!r}", hint="write 90s, 15m, 36h, 7d or 2w")
     return sum(float(number) * _SECONDS[unit or "s"] for number, unit in pieces)
 
 

@@ -406,9 +406,9 @@ def configure_logs(level: str, form: str) -> None:
     from qvl.log import configure
 
     if level.lower() not in ("debug", "info", "warning", "error"):
-        raise ConfigError(f"--log-level {level!r} is none", hint="debug, info, warning or error")
+        raise ConfigError(f"invalid --log-level {level!r}", hint="debug, info, warning or error")
     if form not in ("json", "text"):
-        raise ConfigError(f"--log-format {form!r} is none", hint="json or text")
+        raise ConfigError(f"invalid --log-format {form!r}", hint="json or text")
     configure(level=level, json=form == "json")
     if level.lower() != "debug":
         logging.getLogger("qvl.pipeline").setLevel(logging.WARNING)

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from qvl.log import escaped
+from qvl._printable import escaped
 
 
 def open_streams() -> None:

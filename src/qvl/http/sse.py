@@ -99,4 +99,6 @@ class EventReader:
                     events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
                     self._data = []
             elif not line.startswith(_FIELDS):
-                raise BackendResponseError(f"the endpoint answered something that is no stream: {readable(line)}")
+                raise BackendResponseError(
+                    f"the endpoint answered with something other than a stream: {readable(line)}"
+                )

@@ -158,7 +158,7 @@ def _deep_grey(image: Image.Image, name: str) -> Image.Image:
         grey = np.rint(values * 255.0).astype(np.uint8)
     else:
         if low < 0 or high > 65535:
-            raise MediaError(f"{name}: integers beyond 16 bits are no grey levels", hint="rescale them to 0..255")
+            raise MediaError(f"{name}: grey levels must fit in 16 bits", hint="rescale them to 0..255")
         grey = (values.astype(np.uint32) >> 8).astype(np.uint8)
         key = image.info.get("transparency")
         if isinstance(key, int):

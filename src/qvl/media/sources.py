@@ -93,7 +93,7 @@ def _path_of_file_url(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError as exc:
-        raise MediaError(f"{short(url)} is no file: URL", hint="write file:///path or pass the path") from exc
+        raise MediaError(f"invalid file: URL {short(url)}", hint="write file:///path or pass the path") from exc
     if parts.netloc not in ("", "localhost"):
         raise MediaError(f"file: URL names the host {short(parts.netloc)!r}", hint="write file:///path")
     return url2pathname(parts.path) if os.name == "nt" else unquote(parts.path)

@@ -98,7 +98,7 @@ class Registry:
             MissingDependencyError: its package is not installed.
         """
         if name not in self.factories:
-            raise UnknownNameError(f"there is no {self.kind} {name!r}", hint=nearest(name, self.factories))
+            raise UnknownNameError(f"unknown {self.kind} {name!r}", hint=nearest(name, self.factories))
         factory = resolve(self.factories[name], f"{self.kind} {name!r}")
         refuse_unknown_options(f"{self.kind} {name!r}", factory, options)
         return factory(*args, **options)

@@ -34,4 +34,4 @@ def split_model(model: str, backends: Iterable[str]) -> tuple[str, str]:
         return prefix, rest
     if "/" in prefix or "\\" in prefix or (sys.platform == "win32" and len(prefix) == 1):
         return "local", model
-    raise UnknownNameError(f"there is no backend {prefix!r} (in {model!r})", hint=nearest(prefix, backends))
+    raise UnknownNameError(f"unknown backend {prefix!r} (in {model!r})", hint=nearest(prefix, backends))

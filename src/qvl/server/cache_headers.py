@@ -34,7 +34,7 @@ def policy_of(header: bytes | None, mode: CacheMode, *, deterministic: bool) -> 
         elif name == "max-age":
             value = value.strip('" ')
             if not value.isdecimal() or len(value) > 12:
-                raise RequestError("Cache-Control: max-age is no number of seconds", code="invalid_value")
+                raise RequestError("Cache-Control: max-age must be a number of seconds", code="invalid_value")
             max_age = float(value)
     if max_age == 0:
         read, max_age = False, None

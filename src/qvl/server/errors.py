@@ -27,7 +27,7 @@ _SENTENCES: Final = {
     "extra_forbidden": "is not known here",
     "missing": "is missing",
     "union_tag_not_found": "has no type",
-    "json_invalid": "the body is no valid JSON",
+    "json_invalid": "the body is not valid JSON",
 }
 
 
@@ -125,7 +125,7 @@ def from_validation(exc: ValidationError, given: bytes | Mapping[str, Any]) -> R
     """The fault that pydantic found deepest in the request, as one line that names its place."""
     errors = exc.errors(include_url=False, include_input=False)[:MOST_ERRORS]
     if errors[0]["type"] == "json_invalid":
-        return RequestError("the body is no valid JSON", hint=_one_line(errors[0]["msg"]), code="invalid_json")
+        return RequestError("the body is not valid JSON", hint=_one_line(errors[0]["msg"]), code="invalid_json")
     root = from_json(given) if isinstance(given, bytes | bytearray) else given
     # Each member of a union has its say; the one that went furthest is the one that was meant.
     places = [_place(error["loc"], root, missing=error["type"] == "missing") for error in errors]

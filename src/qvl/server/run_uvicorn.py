@@ -278,9 +278,7 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
         found = socket.socket(family, kind, protocol)
     except OSError as exc:
-        raise ConfigError(
-            f"{host!r} is no address to listen on: {exc.strerror or exc}", hint="--host 127.0.0.1"
-        ) from exc
+        raise ConfigError(f"cannot listen on {host!r}: {exc.strerror or exc}", hint="--host 127.0.0.1") from exc
     try:
         if os.name == "posix":
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -209,6 +209,6 @@ def _traces_url(endpoint: str) -> str:
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
-            f"--otlp-traces-endpoint {endpoint!r} is no http(s) URL", hint="such as http://collector:4318/v1/traces"
+            f"invalid --otlp-traces-endpoint {endpoint!r}", hint="such as http://collector:4318/v1/traces"
         )
     return endpoint if parts.path.strip("/") else endpoint.rstrip("/") + "/v1/traces"

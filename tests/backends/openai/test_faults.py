@@ -201,8 +201,8 @@ class TestBrokenAnswers:
     @pytest.mark.parametrize(
         ("answer", "words"),
         [
-            (Status(200, "<html><h1>Welcome</h1></html>"), "no stream"),
-            (Status(200, "hello"), "no stream"),
+            (Status(200, "<html><h1>Welcome</h1></html>"), "other than a stream"),
+            (Status(200, "hello"), "other than a stream"),
             (Status(200, b'{"choices": [{"index": 0, "mess'), "broken JSON"),
             (Status(200, {"detail": "nothing here"}), "nothing here"),
             (Status(200, {"error": "overloaded"}), "overloaded"),
@@ -211,7 +211,7 @@ class TestBrokenAnswers:
             (Events([], done=False), "without an answer"),
             (Events([b'{"choices": [{"index": 0, "del']), "broken JSON"),
             (Events([b'{"choices": [{"delta": {"content": "\xff\xfe"}}]}']), "not UTF-8"),
-            (Events([b"[1, 2]"]), "no object"),
+            (Events([b"[1, 2]"]), "not an object"),
             (Events([{"choices": [{"delta": {"content": 5}}]}]), "makes no sense"),
             (Events([{"choices": "nonsense"}]), "makes no sense"),
             (Events([{"error": {"message": "engine died", "code": 500}}]), "engine died"),

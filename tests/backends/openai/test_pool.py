@@ -277,7 +277,7 @@ def test_bad_settings_are_refused() -> None:
         pool_of("http://one/v1").find("http://onee/v1")
     with pytest.raises(ConfigError, match="3 weights"):
         weights_by_url(["a"], [1, 2, 3])
-    with pytest.raises(ConfigError, match="no base_url"):
+    with pytest.raises(ConfigError, match="not a base_url"):
         weights_by_url(["a"], {"b": 1})
 
 

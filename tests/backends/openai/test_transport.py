@@ -168,7 +168,7 @@ class TestWhichWay:
         async with backend_at(f"{endpoint.url}{query}") as backend:
             await backend.generate(ask("hello"))
         assert endpoint.chats[0].path == f"/v1/chat/completions{query}"
-        with pytest.raises(ConfigError, match="'b:8000/v1' is no endpoint"):
+        with pytest.raises(ConfigError, match="'b:8000/v1' is not the URL of an endpoint"):
             backend_at(f"{endpoint.url},b:8000/v1")
 
     async def test_endpoints_that_differ_in_their_query_are_two(self, endpoint: ScriptedEndpoint) -> None:

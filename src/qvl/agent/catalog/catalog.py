@@ -62,7 +62,7 @@ class Catalog:
         self.path = in_home(source) if isinstance(source, str | Path) else None
         if self.path is not None and not self.path.is_file():
             raise ConfigError(
-                f"there is no catalogue {str(source)!r}", hint="name a JSON, JSONL or CSV file", param="catalog"
+                f"catalogue {str(source)!r} not found", hint="name a JSON, JSONL or CSV file", param="catalog"
             )
         self._index = Index(str(index) if index is not None else _index_path(self.path))
         try:

@@ -94,12 +94,12 @@ def _json(text: str, name: str) -> Iterator[tuple[int, Any]]:
     if text[start : start + 1] == "{":
         opening = re.match(r'\s*\{\s*"products"\s*:\s*', text)
         if opening is None:
-            raise ConfigError(f"{name} is no list of products", hint='a JSON list, or {"products": [...]}')
+            raise ConfigError(f"{name} is not a list of products", hint='a JSON list, or {"products": [...]}')
         start = opening.end()
     if not text.strip():
         return
     if text[start] != "[":
-        raise ConfigError(f"{name} is no list of products", hint='a JSON list, or {"products": [...]}')
+        raise ConfigError(f"{name} is not a list of products", hint='a JSON list, or {"products": [...]}')
     decoder = json.JSONDecoder()
     at, line, counted = start + 1, 1, 0
     while True:

@@ -243,7 +243,7 @@ def _chat_result(result: Result) -> ChatResult:
             try:
                 arguments = json.loads(call.arguments or "{}")
                 if not isinstance(arguments, dict):
-                    raise ValueError("the arguments are no object")
+                    raise ValueError("the arguments are not an object")
                 calls.append(tool_call(name=call.name, args=arguments, id=call.id))
             except ValueError as exc:
                 bad.append(invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=str(exc)))

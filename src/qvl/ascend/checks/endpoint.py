@@ -208,7 +208,7 @@ def _logprobs(endpoint: EndpointClient) -> Finding:
     if not answer.logprobs:
         return Finding("endpoint-logprobs", "warn", "logprobs were asked for and not given", fix=fix)
     if not all(math.isfinite(value) and value <= 1e-6 for value in answer.logprobs):
-        return Finding("endpoint-logprobs", "fail", "logprobs are no log-probabilities", {"got": answer.logprobs}, fix)
+        return Finding("endpoint-logprobs", "fail", "logprobs are not log-probabilities", {"got": answer.logprobs}, fix)
     return Finding("endpoint-logprobs", "ok", f"logprobs for {len(answer.logprobs)} tokens")
 
 

@@ -111,7 +111,7 @@ def _try_sqlite(host: Host, folder: str, *, made: bool) -> str | None:
     while made and not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        return f"{place.name} is a file" if place.exists() else "there is no such folder"
+        return f"{place.name} is a file" if place.exists() else "the folder does not exist"
     file = place / f".qvl-doctor-{secrets.token_hex(8)}.db"
     try:
         with closing(sqlite3.connect(file, timeout=5)) as database:

@@ -48,7 +48,7 @@ def check(folder: Path) -> Iterator[Finding]:
     """Findings about the checkpoint in `folder`."""
     again = f"download it again: hf download MODEL --local-dir {folder}"
     if not folder.is_dir():
-        yield Finding("weights", "fail", f"{folder} is no folder", fix="give the folder that holds config.json")
+        yield Finding("weights", "fail", f"{folder} is not a folder", fix="give the folder that holds config.json")
         return
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -255,7 +255,7 @@ class AnswerReader:
         except (ValueError, RecursionError) as exc:
             raise broken(f"the stream has broken JSON: {readable(payload)}", self._where) from exc
         if not isinstance(event, Mapping):
-            raise broken(f"an event that is no object: {readable(payload)}", self._where)
+            raise broken(f"an event that is not an object: {readable(payload)}", self._where)
         return event
 
     def _choice(self, choice: Mapping[str, Any]) -> list[Chunk]:

@@ -55,7 +55,7 @@ class Timeouts:
         for name in ("connect", "first_token", "token", "total"):
             value = getattr(self, name)
             if not value > 0:
-                raise ConfigError(f"{name}_timeout={value} is no time", hint="seconds above 0", param=f"{name}_timeout")
+                raise ConfigError(f"invalid {name}_timeout={value}", hint="seconds above 0", param=f"{name}_timeout")
 
 
 def read_url(url: str) -> str:
@@ -66,7 +66,7 @@ def read_url(url: str) -> str:
     """
     # What stands before an @ or behind a ? may be a secret, also where it is no URL.
     wrong = ConfigError(
-        f"{url.rpartition('@')[2].partition('?')[0]!r} is no endpoint",
+        f"{url.rpartition('@')[2].partition('?')[0]!r} is not the URL of an endpoint",
         hint="such as http://host:8000/v1",
         param="base_url",
     )

@@ -165,7 +165,7 @@ class EndpointPool(Generic[T]):
         if name not in self._members:
             from qvl.suggest import nearest
 
-            raise UnknownNameError(f"there is no endpoint {name}", hint=nearest(name, self._members))
+            raise UnknownNameError(f"unknown endpoint {name}", hint=nearest(name, self._members))
         return self._members[name]
 
     def adjust(self, name: str, *, weight: float, limit: int | None) -> Member[T]:
@@ -386,7 +386,7 @@ def weights_by_url(urls: Iterable[str], weights: Mapping[str, float] | Iterable[
     if isinstance(weights, Mapping):
         unknown = [name for name in weights if name not in names]
         if unknown:
-            raise ConfigError(f"weights names {unknown[0]}, which is no base_url", param="weights")
+            raise ConfigError(f"weights names {unknown[0]}, which is not a base_url", param="weights")
         return {name: float(weights.get(name, 1.0)) for name in names}
     values = [float(weight) for weight in weights]
     if len(values) != len(names):

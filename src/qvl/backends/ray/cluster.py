@@ -80,7 +80,7 @@ def check_settings(replicas: int, devices: str, address: str | None) -> None:
     if replicas < 1:
         raise ConfigError(f"replicas={replicas} is out of range", hint="1 or more", param="replicas")
     if devices not in DEVICES:
-        raise ConfigError(f"devices={devices!r} is none", hint=f"one of {', '.join(DEVICES)}", param="devices")
+        raise ConfigError(f"unknown devices={devices!r}", hint=f"one of {', '.join(DEVICES)}", param="devices")
     if address is not None and address.startswith("ray://"):
         raise ConfigError(
             "a Ray client (ray://) cannot stream answers",
@@ -90,7 +90,7 @@ def check_settings(replicas: int, devices: str, address: str | None) -> None:
     if address is not None and address != "auto":
         host, colon, port = address.rpartition(":")
         if not colon or not host or not port.isdigit():
-            raise ConfigError(f"ray_address={address!r} is no address", hint="auto, or HOST:6379", param="ray_address")
+            raise ConfigError(f"invalid ray_address={address!r}", hint="auto, or HOST:6379", param="ray_address")
 
 
 def join(address: str | None, *, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:

@@ -39,7 +39,7 @@ async def page(exchange: Exchange) -> None:
     """One static file."""
     name = _NAMES.get(exchange.path) or exchange.path.removeprefix("/static/")
     if name not in static_names():
-        raise HttpError(404, "there is no such page", code="not_found")
+        raise HttpError(404, "page not found", code="not_found")
     data, kind, tag = _file(name)
     headers = [
         (b"etag", tag),
