@@ -47,9 +47,8 @@ def model_of(schema: Mapping[str, Any]) -> type[_Answer]:
         raise _refused("must be an object")
     given = with_object_on_top(schema)
     if given.get("type") != "object":
-        raise RequestError(
-            "schema must be of type object", hint='{"type": "object", "properties": {…}}', param="schema"
-        )
+        hint = '{"type": "object", "properties": {…}}'
+        raise RequestError("schema must be of type object", hint=hint, param="schema", code="invalid_schema")
     check = _check_of(given)
 
     def checked(data: Any) -> Any:

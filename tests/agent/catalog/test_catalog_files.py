@@ -276,3 +276,9 @@ def test_attributes_that_are_nested_too_deeply_are_a_problem(tmp_path: Path) -> 
 def test_a_file_with_a_head_alone_says_that_it_has_no_rows(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"the catalogue {name} has no rows"):
         opened(tmp_path, text, name)
+
+
+def test_a_currency_beside_a_price_is_shown_with_it(tmp_path: Path) -> None:
+    text = "id,name,price,currency\n1,Mug,$.99,\n2,Cup,12 EUR,\n3,Jug,$5,CAD\n4,Pan,7,\n"
+    with opened(tmp_path, text) as catalog:
+        assert [item.price_text for item in catalog.all()] == ["0.99 $", "12.00 EUR", "5.00 CAD", "7.00"]

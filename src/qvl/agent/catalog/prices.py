@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 # Signs that only ever group, beside the comma and the point that may do either.
@@ -52,12 +52,14 @@ class Amount:
     """A price as it was written. `decimal` is the sign that it shows to be the decimal one, if it shows any.
 
     An ambiguous one is `value` where its sign groups digits, and `fraction` where that sign is the decimal one.
+    `currency` is its name or symbol as written, "" where none is.
     """
 
     value: float
     decimal: str | None = None
     fraction: float | None = None
     sign: str = ""
+    currency: str = ""
 
     def under(self, decimal: str | None) -> float | None:
         """Its number where `decimal` is the column's decimal sign; None where that cannot be told."""
@@ -86,7 +88,8 @@ def read(text: str) -> Amount:
     for name in (before, after):
         if not _is_currency(name):
             raise ValueError(f"{name.strip()!r} is not a currency")
-    return _amount(digits, whole is not None)
+    currency = before.strip(" '") or after.strip(" '")
+    return replace(_amount(digits, whole is not None), currency=currency)
 
 
 def decimal_sign(texts: Iterable[str]) -> str | None:

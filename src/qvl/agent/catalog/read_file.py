@@ -150,16 +150,22 @@ def _product(row: Any, column: _PriceColumn) -> Product:
         raise ValueError("has no id")
     if title is None:
         raise ValueError(f"product {identity!r} has no name")
+    extra = {name: value for name, value in given.items() if name and value not in (None, "")}
+    cost = known.get("price")
+    price = _price(cost, column)
+    has_column = any(name.lower() == "currency" for name in extra)
+    if isinstance(cost, str) and cost.strip() and not has_column and (currency := prices.read(cost).currency):
+        extra["currency"] = currency
     return Product(
         id=identity,
         name=title,
         brand=_text(known.get("brand"), "brand"),
         category=_text(known.get("category"), "category"),
-        price=_price(known.get("price"), column),
+        price=price,
         attributes=attributes,
         picture=_text(known.get("picture"), "picture"),
         url=_text(known.get("url"), "url"),
-        extra={name: value for name, value in given.items() if name and value not in (None, "")},
+        extra=extra,
     )
 
 
