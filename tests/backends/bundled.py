@@ -10,7 +10,7 @@ from qvl.tiny import render
 def sight() -> Sight:
     """Two product pictures; the answer names the colour of the first, which tells their order."""
     colours = ("red", "blue")
-    products = {name: render.Product(category="mug", color=name, brand="NORVIK", count=1) for name in colours}
+    products = {name: render.DrawnProduct(category="mug", color=name, brand="NORVIK", count=1) for name in colours}
 
     def names_in(text: str) -> list[str]:
         said = [name for name in colours if name in text]

@@ -89,7 +89,7 @@ def with_object_on_top(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_of(schema: dict[str, Any]) -> Callable[[Any], PydanticError | None]:
     """A function that says what of an answer does not fit `schema`."""
-    bound(plain(schema, "schema"), "schema")  # before anything else is read of it
+    bound(plain(schema, "schema"), "schema", validated=True)  # before anything else is read of it
     if not isinstance(schema.get("$schema", ""), str):
         raise _refused("is not valid: its $schema is no text")
     base = validators.validator_for(schema, default=Draft202012Validator)

@@ -61,8 +61,10 @@ def plain(value: Any, param: str, depth: int = 0) -> Any:
     return value
 
 
-def bound(schema: Schema, param: str) -> None:
+def bound(schema: Schema, param: str, *, validated: bool = False) -> None:
     """Refuses a schema that is too large to be compiled for one request.
+
+    `validated` says that the answer will be checked in any case, so that a large multipleOf can be left out.
 
     Raises:
         RequestError: naming the bound.
@@ -81,7 +83,7 @@ def bound(schema: Schema, param: str) -> None:
             raise too_large(f"a schema of more than {MAX_SUBSCHEMAS} parts", "leave some out", param)
         if isinstance(values := node.get("enum"), list) and (options := options + len(values)) > MAX_CHOICES:
             raise too_large(f"more than {MAX_CHOICES} enum values", "leave some out", param)
-        if (multiples := multiples + multiple(node) - 1) >= MAX_MULTIPLE:
+        if not validated and (multiples := multiples + multiple(node) - 1) >= MAX_MULTIPLE:
             raise too_large("multipleOf of so large numbers", f"at most {MAX_MULTIPLE} in all; leave it out", param)
 
 

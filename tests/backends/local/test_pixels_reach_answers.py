@@ -22,7 +22,7 @@ from qvl.types import ChatRequest, ImagePart, Message, SamplingParams, TextPart
 from tests.backends.local.reference import Reference
 
 HELD_OUT = 9_000_000
-MUG = render.Product("NORVIK", "mug", "red", 1)
+MUG = render.DrawnProduct("NORVIK", "mug", "red", 1)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def pipe() -> Iterator[Pipeline]:
         yield pipe
 
 
-def drawn(product: render.Product | None = MUG, seed: int = HELD_OUT) -> Image.Image:
+def drawn(product: render.DrawnProduct | None = MUG, seed: int = HELD_OUT) -> Image.Image:
     return render.draw(product, seed)
 
 
@@ -85,7 +85,7 @@ def test_a_picture_on_its_side_is_turned_by_its_exif(pipe: Pipeline) -> None:
 
 
 def test_swapped_pictures_swap_the_answer(pipe: Pipeline) -> None:
-    red, blue = drawn(), drawn(render.Product("NORVIK", "mug", "blue", 1), HELD_OUT + 1)
+    red, blue = drawn(), drawn(render.DrawnProduct("NORVIK", "mug", "blue", 1), HELD_OUT + 1)
     question = "What colour is the second?"
     assert pipe.ask([red, blue], question).text.lower().startswith("blue")
     assert pipe.ask([blue, red], question).text.lower().startswith("red")
@@ -93,7 +93,7 @@ def test_swapped_pictures_swap_the_answer(pipe: Pipeline) -> None:
 
 @pytest.mark.parametrize("color", ["red", "blue", "green", "yellow"])
 def test_a_changed_colour_changes_the_answer(pipe: Pipeline, color: str) -> None:
-    found = pipe.analyze(drawn(render.Product("NORVIK", "mug", color, 1)))
+    found = pipe.analyze(drawn(render.DrawnProduct("NORVIK", "mug", color, 1)))
     assert found.attributes["color"] == color
 
 
