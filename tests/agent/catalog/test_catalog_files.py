@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from qvl.agent import Catalog
+from qvl.agent.catalog import read_file
 from qvl.agent.catalog.parse_wish import read_wish
+from qvl.agent.catalog.prices import Amount
 from qvl.errors import ConfigError
 
 
@@ -282,3 +284,15 @@ def test_a_currency_beside_a_price_is_shown_with_it(tmp_path: Path) -> None:
     text = "id,name,price,currency\n1,Mug,$.99,\n2,Cup,12 EUR,\n3,Jug,$5,CAD\n4,Pan,7,\n"
     with opened(tmp_path, text) as catalog:
         assert [item.price_text for item in catalog.all()] == ["0.99 $", "12.00 EUR", "5.00 CAD", "7.00"]
+
+
+def test_an_index_of_an_older_way_of_reading_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, index = tmp_path / "shop.csv", tmp_path / "shop.index"
+    file.write_text("id,name,price\n1,Mug,$.99\n")
+    monkeypatch.setattr(read_file, "VERSION", 1)
+    monkeypatch.setattr(read_file.prices, "read", lambda text: Amount(99.0))
+    with Catalog(file, index=index) as catalog:
+        assert [item.price for item in catalog.all()] == [99.0]
+    monkeypatch.undo()
+    with Catalog(file, index=index) as catalog:
+        assert [item.price for item in catalog.all()] == [0.99]

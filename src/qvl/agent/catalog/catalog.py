@@ -77,7 +77,7 @@ class Catalog:
         if self.path is None:
             return self._index.update(_given(source))
         facts = self.path.stat()
-        stamp = [facts.st_size, facts.st_mtime_ns]
+        stamp = [reading.VERSION, facts.st_size, facts.st_mtime_ns]
         if self._index.meta("source") == stamp and len(self):
             return Changes(unchanged=len(self), read=False)
         with _bar(facts.st_size, progress) as advance:
