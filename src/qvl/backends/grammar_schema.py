@@ -70,7 +70,8 @@ def enforceable(schema: Any, param: str, *, validated: bool = False) -> Schema:
     reader = _SchemaRewriter(given, "#", param)
     whole = reader.root()
     if reader.opened:
-        whole["$defs"] = {**whole.get("$defs", {}), **reader.opened}
+        own = whole.get("$defs")
+        whole["$defs"] = {**(own if isinstance(own, dict) else {}), **reader.opened}
     return whole
 
 
@@ -294,7 +295,7 @@ class _SchemaRewriter:
         if name is None:
             stem = ("closed" if closed else "open") + self._place[1:] + pointer
             name = stem = stem.replace("/", ".").replace("~", "-")
-            while name in self.opened or name in (self._schema.get("$defs") or ()):
+            while name in self.opened or self._at(f"/$defs/{_escape(name)}") is not None:
                 name += "-"
             self._copies[pointer, closed] = name
             self.opened[name] = {}  # before the target is read, which may refer to itself
@@ -320,7 +321,7 @@ class _SchemaRewriter:
             if here in seen or not isinstance(node, Mapping):
                 continue
             seen.add(here)
-            self._steps -= 1 + len(node.get("properties") or ())
+            self._steps -= 1 + (len(names) if isinstance(names := node.get("properties"), Mapping) else 0)
             if self._steps < 0:
                 raise too_large("a schema that composes so many names", "leave some out", self._param)
             composed = composed or len(seen) > 1 or "properties" in node
@@ -341,9 +342,8 @@ class _SchemaRewriter:
                 forms *= sum(count for count, _ in found)
                 multiples *= max(step for _, step in found)
         for group in inside.values():
-            if len(group) > 1 and (count := self._alternatives(group)[0]) > 1:
-                factors += 1
-                forms *= count
+            if len(group) > 1:
+                self._alternatives(group)  # each name combines on its own: they add up and do not multiply
         # A list of alternatives may be long; multiplied with each other, a few are too many.
         most = MAX_FORMS if factors > 1 else MAX_FORMS**2 // 4 if composed else forms
         if forms > most:

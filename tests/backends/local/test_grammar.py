@@ -265,6 +265,9 @@ def multiples(*numbers: float) -> dict[str, Any]:
     return {"type": "object", "properties": {f"p{i}": {"multipleOf": n} for i, n in enumerate(numbers)}}
 
 
+MAYBE: Final = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+
+
 def one_of_two(number: int) -> dict[str, Any]:
     two = [{"type": "object", "properties": {f"{letter}{number}": {"type": "string"}}} for letter in "ab"]
     return {"anyOf": two}
@@ -318,6 +321,7 @@ class TestBounds:
             ({"type": "number", "multipleOf": 0.01}, "1.25", "1.255"),
             ({"type": "integer", "multipleOf": 5_000_000}, "15000000", "15000001"),
             ({"type": "integer", "multipleOf": 144}, "288", "289"),
+            ({"allOf": [wide(30, MAYBE), wide(30, MAYBE)]}, {"p7": None}, {"p7": 1}),
             (combined(3), {"a0": "x", "b1": "x", "a2": "x"}, {"a0": "x", "z": 1}),
             ({"anyOf": [{"const": n} for n in range(200)]}, "199", "200"),
             (

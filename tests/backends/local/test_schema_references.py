@@ -212,3 +212,16 @@ def test_compositions_without_measure_are_refused(names: int) -> None:
 def test_a_keyword_with_a_value_that_it_cannot_have_is_refused_in_one_line(schema: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="a keyword has a value that it cannot have"):
         enforceable(schema, "response_format")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": 5, "anyOf": [{"type": "object"}]},
+        {"$defs": 5, "allOf": [{"$ref": "#/x/a"}], "x": {"a": {"type": "string"}}},
+        {"$ref": "#/x/a", "$defs": [], "x": {"a": []}},
+        {"items": {"$ref": "#/items"}, "multipleOf": True},
+    ],
+)
+def test_what_is_no_schema_breaks_nothing(schema: dict[str, Any]) -> None:
+    assert isinstance(enforceable(schema, "response_format"), dict)
