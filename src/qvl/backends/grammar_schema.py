@@ -321,7 +321,7 @@ class _SchemaRewriter:
             if here in seen or not isinstance(node, Mapping):
                 continue
             seen.add(here)
-            self._steps -= 1 + (len(names) if isinstance(names := node.get("properties"), Mapping) else 0)
+            self._steps -= 1 + len(node.get("properties") or ())
             if self._steps < 0:
                 raise too_large("a schema that composes so many names", "leave some out", self._param)
             composed = composed or len(seen) > 1 or "properties" in node
