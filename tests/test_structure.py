@@ -37,6 +37,24 @@ def test_few_modules_stand_at_the_top() -> None:
     assert named == {"types", "chunks", "errors", "config", "log", "ids", "suggest"}
 
 
+def test_the_layout_in_the_design_is_the_listing() -> None:
+    page = (ROOT.parents[1] / "docs" / "design.md").read_text(encoding="utf-8")
+    layout = page.partition("src/qvl/\n")[2].partition("```")[0]
+    told, folder = defaultdict(set), "."
+    for line in layout.splitlines():
+        if line.strip().startswith("#"):
+            continue
+        if line.rstrip().endswith("/"):
+            folder = line.strip().rstrip("/")
+        else:
+            told[folder].update(line.split())
+    there = defaultdict(set)
+    for path in TREES:
+        if path.stem != "__init__":
+            there[path.parent.relative_to(ROOT).as_posix()].add(path.stem)
+    assert told == there
+
+
 def _imports(tree: ast.Module) -> Iterator[str]:
     """Modules that a file imports, wherever: under TYPE_CHECKING and inside functions too. Packages lead nowhere."""
     for node in ast.walk(tree):
