@@ -94,3 +94,10 @@ def test_after_a_fork_it_says_so_instead_of_waiting_for_ever(picture: Image.Imag
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert pipe.ask(picture, "q").text == "1:q"
+
+
+def test_it_says_what_it_is_made_of_and_every_method_what_it_does() -> None:
+    with Pipeline(backend=TalkingBackend(), cache="memory:") as pipe:
+        assert repr(pipe) == f"<Pipeline {pipe.pipeline.backend.name}:{pipe.pipeline.backend.model} cache=memory:>"
+    methods = [name for name in dir(Pipeline) if not name.startswith("_")]
+    assert [name for name in methods if not getattr(Pipeline, name).__doc__] == []

@@ -147,13 +147,12 @@ def _endpoint(
 
 def _list(shop: Catalog, search: str | None, limit: int, max_price: float | None, as_json: bool) -> None:
     from qvl.agent.catalog.product import Query
-    from qvl.cli import failure
-    from qvl.cli import tables as show
+    from qvl.cli import failure, tables
 
     if search is None:
         _print_products(((item, "") for item in shop.all()), as_json)
         if not as_json:
-            show.stdout().print(f"{len(shop):,} products")
+            tables.stdout().print(f"{len(shop):,} products")
         return
     query = Query(text=search, max_price=max_price)
     found = shop.search(query, limit=limit)
@@ -163,23 +162,23 @@ def _list(shop: Catalog, search: str | None, limit: int, max_price: float | None
     if as_json:
         return
     if not found.hits:
-        show.stdout().print(f"nothing found among {len(shop):,} products")
+        tables.stdout().print(f"nothing found among {len(shop):,} products")
         return
     matching = shop.count(query)
     more = "; --limit shows more" if matching > len(found.hits) and limit < MAX_SHOWN else ""
-    show.stdout().print(f"{len(found.hits)} of {matching:,} that match, of {len(shop):,} products{more}")
+    tables.stdout().print(f"{len(found.hits)} of {matching:,} that match, of {len(shop):,} products{more}")
 
 
 def _print_products(rows: Iterator[tuple[Product, str]], as_json: bool) -> None:
     """A line of JSON for each, or a table; a very long list is a table for every thousand."""
-    from qvl.cli import tables as show
+    from qvl.cli import tables
 
     if as_json:
         for item, why in rows:
             sys.stdout.write(json_line({**item.to_json(), **({"why": why} if why else {})}) + "\n")
         return
     while part := list(islice(rows, _TABLE)):
-        show.stdout().print(_table(part))
+        tables.stdout().print(_table(part))
 
 
 def _table(rows: Sequence[tuple[Product, str]]) -> Table:

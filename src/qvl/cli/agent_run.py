@@ -39,10 +39,10 @@ class Shown:
 
         from qvl.agent.steps import StepError
         from qvl.agent.trace import Trace
-        from qvl.cli import tables as show
+        from qvl.cli import tables
 
         trace = Trace(wish, picture or "")
-        console = show.stdout()
+        console = tables.stdout()
         # Without a terminal there is nothing to draw anew: the tree is printed once, at the end.
         live = None
         if console.is_terminal and not self.as_json:
@@ -83,13 +83,13 @@ class Shown:
         from rich.text import Text
 
         from qvl.agent.trace import plain
-        from qvl.cli import tables as show
+        from qvl.cli import tables
 
         if self.as_json:
             line = {"recommendation": found.to_json(), "seconds": round(seconds, 6)}
             sys.stdout.write(json_line(line) + "\n")
             return
-        console = show.stdout()
+        console = tables.stdout()
         if found.failed and found.analysis:
             console.print(Text(f"kept: {plain(found.analysis)}"))
         if found.text:

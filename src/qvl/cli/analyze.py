@@ -48,14 +48,13 @@ def analyze(
     Answers are kept in the cache: the same picture, model and settings are answered from there. Exit code: 0 all done,
     1 some failed, 2 wrong use.
     """
-    from qvl.cli import batch as run
-    from qvl.cli import parse_args as reading
+    from qvl.cli import batch, parse_args
     from qvl.cli.sinks import RecordSink
 
     o.start_logs(verbose, as_json)
-    works = reading.pictures(pictures, together=together)
-    run.no_pictures(works)
-    wanted = reading.schema(schema) if schema is not None else None
+    works = parse_args.pictures(pictures, together=together)
+    batch.no_pictures(works)
+    wanted = parse_args.schema(schema) if schema is not None else None
     settings = o.PipelineOptions(
         model=model,
         cache=cache,
@@ -79,14 +78,14 @@ def analyze(
         return found, found.result
 
     out = RecordSink(as_json=as_json, many=len(works) > 1, jsonl=output, html=html, title="qvl analyze")
-    run.end(
-        run.run(
+    batch.end(
+        batch.run(
             pipeline,
             works,
             one,
             out,
             iterations=iterations,
-            progress=run.wants_bar(works, as_json),
+            progress=batch.wants_bar(works, as_json),
             concurrency=concurrency,
         )
     )

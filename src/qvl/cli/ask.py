@@ -58,13 +58,12 @@ def ask(
     Greedy answers (the default, temperature 0) and seeded ones are kept in the cache. Exit code: 0 all done, 1 some
     failed, 2 wrong use.
     """
-    from qvl.cli import batch as run
-    from qvl.cli import parse_args as reading
+    from qvl.cli import batch, parse_args
     from qvl.cli.sinks import RecordSink
 
     o.start_logs(verbose, as_json)
     _check_question(question, pictures or ())
-    works = reading.pictures(pictures or (), together=together) or [reading.WorkItem("(no picture)", [])]
+    works = parse_args.pictures(pictures or (), together=together) or [parse_args.WorkItem("(no picture)", [])]
     settings = o.PipelineOptions(
         model=model,
         cache=cache,
@@ -90,14 +89,14 @@ def ask(
             return None, await _stream(pipeline, source, question, params, as_json)
         return None, await pipeline.ask(source, question, **params)
 
-    run.end(
-        run.run(
+    batch.end(
+        batch.run(
             pipeline,
             works,
             one,
             out,
             iterations=iterations,
-            progress=run.wants_bar(works, as_json) and not stream,
+            progress=batch.wants_bar(works, as_json) and not stream,
             # Streams would be mixed up on one stdout.
             concurrency=1 if stream else concurrency,
             streams=stream,
@@ -107,9 +106,9 @@ def ask(
 
 def _check_question(question: str, pictures: Sequence[str]) -> None:
     """Raises ConfigError where nothing is asked, or a picture stands where the question belongs."""
-    from qvl.cli import parse_args as reading
+    from qvl.cli import parse_args
 
-    known = [given for given in (*pictures, question) if reading.is_picture(given)]
+    known = [given for given in (*pictures, question) if parse_args.is_picture(given)]
     if not question.strip() or (question in known and (not pictures or Path(question).suffix)):
         asked = next((given for given in pictures if given not in known), "What brand is it?")
         about = " ".join(known) or " ".join(pictures)

@@ -148,9 +148,9 @@ def clear(
     as_json: AsJson = False,
 ) -> None:
     """Delete the answers that match every filter; without a filter, all of them."""
-    from qvl.cli import parse_args as reading
+    from qvl.cli import parse_args
 
-    age = reading.duration(older_than) if older_than is not None else None
+    age = parse_args.duration(older_than) if older_than is not None else None
     with _opened(cache) as store:
         deleted = store.clear(language=language, model=model, task=task, older_than=age)
     if as_json:

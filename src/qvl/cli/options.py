@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
-from qvl.cli import parse_args as reading
+from qvl.cli import parse_args
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class PipelineOptions:
         from qvl.caches.policy import CachePolicy
         from qvl.pipeline.parse_request import sampling_params
 
-        given = reading.pairs(self.params, "--param")
+        given = parse_args.pairs(self.params, "--param")
         if self.max_tokens is not None:
             given["max_tokens"] = self.max_tokens
         # A name or value that cannot work is said once, before anything is loaded, not once for every picture.
@@ -135,7 +135,7 @@ class PipelineOptions:
         from qvl.media.policy import MediaPolicy
         from qvl.pipeline.async_pipeline import AsyncPipeline
 
-        options = reading.pairs(self.options, "--option")
+        options = parse_args.pairs(self.options, "--option")
         for name in inspect.signature(AsyncPipeline).parameters:
             if name in options:
                 raise ConfigError(

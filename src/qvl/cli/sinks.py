@@ -75,22 +75,22 @@ class RecordSink:
             raise write_failed(f"--output {lines.name}", exc) from exc
 
     def _show(self, record: PictureRecord, shown: bool) -> None:
-        from qvl.cli import tables as show
+        from qvl.cli import tables
 
         assert record.result is not None
         if not shown:
-            show.one(record)
+            tables.one(record)
             return
-        show.stages(record)
-        show.notes(record.result)
-        show.stdout().print(show.took(record))
+        tables.stages(record)
+        tables.notes(record.result)
+        tables.stdout().print(tables.took(record))
 
     def end_iteration(self, iteration: int) -> None:
         """Called after every picture of one iteration."""
         if self._many and not self._as_json:
-            from qvl.cli import tables as show
+            from qvl.cli import tables
 
-            show.many([record for record in self.records if record.iteration == iteration])
+            tables.many([record for record in self.records if record.iteration == iteration])
 
     def finish(self) -> None:
         """Closes and writes files; harmless when called again."""

@@ -25,7 +25,7 @@ import httpx
 
 from qvl._version import __version__
 from qvl.errors import MediaError
-from qvl.media import content_encoding as packed
+from qvl.media import content_encoding
 from qvl.media.image_header import sniff
 from qvl.media.sources import is_label_of_picture, short, too_large
 
@@ -250,7 +250,7 @@ class Fetcher:
         codings = response.headers.get("content-encoding", "").lower()
         if not sniff(data):
             told = None if count is None else _from_a_thread(count)
-            data = await anyio.to_thread.run_sync(packed.unpacked, data, codings, self._policy, name, told)
+            data = await anyio.to_thread.run_sync(content_encoding.unpacked, data, codings, self._policy, name, told)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not is_label_of_picture(kind) and not sniff(data):
             raise _failed(name, f"it is {short(kind)[:60]}, not a picture")

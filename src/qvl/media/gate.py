@@ -159,10 +159,9 @@ def _from_image(image: Image.Image, policy: MediaPolicy, name: str, seen: Digest
 
 
 def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, seen: DigestCache | None) -> Picture:
-    from qvl.media import image_header as headers
-    from qvl.media import pixels
+    from qvl.media import image_header, pixels
 
-    header = headers.probe(data, policy, name)
+    header = image_header.probe(data, policy, name)
     encoded = Encoded(data) if seen is None else seen.encoded(data)
     # Not `data`, which is a second copy of what was seen before.
     data = encoded.data

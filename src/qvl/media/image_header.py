@@ -13,8 +13,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from qvl.errors import MediaError
-from qvl.media import avif_structure
-from qvl.media import file_structure as structure
+from qvl.media import avif_structure, file_structure
 from qvl.media.file_structure import ByteOrder
 from qvl.media.policy import canonical_size
 
@@ -91,12 +90,12 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
             and (form != "PNG" or png_depth(data) == 8)
         )
         size = _tiff_size(image) if form == "TIFF" else image.size
-        memory = _jpeg_memory(data, image.size, policy) if form == "JPEG" else structure.memory(image, form)
+        memory = _jpeg_memory(data, image.size, policy) if form == "JPEG" else file_structure.memory(image, form)
         return _header(form, size, orientation, policy, name, memory, simple=simple)
 
 
 def _jpeg_memory(data: bytes, size: tuple[int, int], policy: MediaPolicy) -> int:
-    return structure.jpeg_memory(data, size, canonical_size(*size, policy)[:2])
+    return file_structure.jpeg_memory(data, size, canonical_size(*size, policy)[:2])
 
 
 def _header(
@@ -133,7 +132,7 @@ def _colour_jpeg(data: bytes) -> tuple[int, int, int] | None:
     if data[:2] != b"\xff\xd8":
         return None
     at, size, exif = 2, None, b""
-    for _ in range(structure.MAX_SEGMENTS):
+    for _ in range(file_structure.MAX_SEGMENTS):
         if len(data) < at + 4 or data[at] != 0xFF:
             return None
         marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
@@ -165,9 +164,9 @@ def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
     form = sniff(data)
     decoder = _decoder(form) if form in policy.formats else None
     if decoder is not None:
-        structure.check(data, form, policy.max_frames, name)
+        file_structure.check(data, form, policy.max_frames, name)
         try:
-            image = decoder(structure.TimedBytes(data, policy.max_decode_seconds, name), "")
+            image = decoder(file_structure.TimedBytes(data, policy.max_decode_seconds, name), "")
             image.decodermaxblock = _BLOCK
             return image
         except MediaError:

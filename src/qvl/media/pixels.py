@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from qvl.errors import MediaError
-from qvl.media import file_structure as structure
+from qvl.media import file_structure
 from qvl.media.digest_cache import DigestCache, Encoded
 from qvl.media.image_header import ORIENTATION_TAG, Header, broken, check_size, exif_orientation, open_image, png_depth
 from qvl.media.png_integrity import whole_png
@@ -95,8 +95,8 @@ def _turn(header: Header) -> AbstractContextManager[object]:
 
 
 def _check_scans(data: bytes, image: Image.Image, name: str) -> None:
-    if image.format == "JPEG" and structure.jpeg_frame(data)[0]:
-        structure.check_scans(data, image.width * image.height, name)
+    if image.format == "JPEG" and file_structure.jpeg_frame(data)[0]:
+        file_structure.check_scans(data, image.width * image.height, name)
 
 
 def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> tuple[Image.Image, bool]:

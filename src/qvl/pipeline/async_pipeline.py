@@ -133,6 +133,10 @@ class AsyncPipeline(Executor):
             cache_mode=settings.cache_mode,
         )
 
+    def __repr__(self) -> str:
+        cache = "off" if self.store is None else self.store.cache.url
+        return f"<{type(self).__name__} {self.backend.name}:{self.backend.model} cache={cache}>"
+
     async def __aenter__(self) -> AsyncPipeline:
         await self.open()
         return self

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import anyio
 
 from qvl.backends.base import Backend
-from qvl.caches import key as keys
+from qvl.caches import key
 from qvl.caches.base import CacheEntry
 from qvl.caches.policy import CacheMode, CachePolicy
 from qvl.chunks import unfold
@@ -205,7 +205,7 @@ class Executor:
         if identity is None:
             return None
         space = self.namespace if namespace is None else namespace
-        manifest = keys.build_manifest(
+        manifest = key.build_manifest(
             request,
             identity=identity,
             max_pixels=self.media.max_pixels,
@@ -218,7 +218,7 @@ class Executor:
             request=request,
             policy=policy,
             manifest=manifest,
-            key=keys.hash_manifest(manifest) if policy.used else None,
+            key=key.hash_manifest(manifest) if policy.used else None,
             started=started if started is not None else now,
             stages=Stages(media=now - started if started is not None else 0.0),
             task=task,

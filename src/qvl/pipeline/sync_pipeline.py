@@ -81,6 +81,9 @@ class Pipeline:
         # Also when it is dropped without close(), and at the interpreter's end: weights must not outlive it.
         weakref.finalize(self, self._loop.close)
 
+    def __repr__(self) -> str:
+        return repr(self.pipeline).replace(type(self.pipeline).__name__, type(self).__name__, 1)
+
     def open(self) -> None:
         self._call(self.pipeline.open)
 
@@ -249,6 +252,9 @@ class Pipeline:
         finally:
             self._loop.end(items)
 
+
+for _name in ("open", "ask", "stream", "chat", "stream_chat", "analyze", "analyze_result", "map", "stats"):
+    getattr(Pipeline, _name).__doc__ = getattr(AsyncPipeline, _name).__doc__
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_threads)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
 
-from qvl.agent.catalog import read_file as reading
+from qvl.agent.catalog import read_file
 from qvl.agent.catalog.index import Index
 from qvl.agent.catalog.product import Changes, Found, Hit, Problem, Product, Query
 from qvl.agent.catalog.ranking import POOL, Search
@@ -77,11 +77,11 @@ class Catalog:
         if self.path is None:
             return self._index.update(_given(source))
         facts = self.path.stat()
-        stamp = [reading.VERSION, facts.st_size, facts.st_mtime_ns]
+        stamp = [read_file.VERSION, facts.st_size, facts.st_mtime_ns]
         if self._index.meta("source") == stamp and len(self):
             return Changes(unchanged=len(self), read=False)
         with _bar(facts.st_size, progress) as advance:
-            changes = self._index.update(advance(reading.read(self.path)), source=stamp)
+            changes = self._index.update(advance(read_file.read(self.path)), source=stamp)
         log.info("catalogue indexed", added=changes.added, changed=changes.changed, removed=changes.removed)
         return changes
 
@@ -218,7 +218,7 @@ def _keeps(item: Product, query: Query) -> bool:
 
 def _given(rows: Iterable[Product | Mapping[str, Any]]) -> Iterator[tuple[int, Product | Problem]]:
     numbered = list(enumerate(rows, 1))
-    read = reading.products(lambda: (item for item in numbered if not isinstance(item[1], Product)))
+    read = read_file.products(lambda: (item for item in numbered if not isinstance(item[1], Product)))
     for line, row in numbered:
         yield (line, row) if isinstance(row, Product) else next(read)
 
