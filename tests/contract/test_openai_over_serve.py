@@ -79,7 +79,6 @@ def test_an_answer_over_http_is_the_answer_in_process(served: Running) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"structured_outputs": {}},
         {"structured_outputs": {"regex": "a", "choice": ["b"]}},
         {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
         {"structured_outputs": {"grammar": "start: /a/"}},
