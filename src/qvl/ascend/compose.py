@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from qvl.ascend import recipe
 from qvl.errors import ConfigError
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
     from qvl.ascend.recipe import ContainerPlan
 
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-_RESERVED = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 _KEY = "${QVL_API_KEY:?set QVL_API_KEY in the environment or in a file .env}"
 
 
@@ -88,32 +87,17 @@ def prometheus(engines: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def to_yaml(value: Any, indent: int = 0) -> str:
-    """Plain data (dicts, lists, strings, numbers, booleans) as YAML. Strings that are not plain words are quoted."""
-    pad = "  " * indent
-    if isinstance(value, dict) and value:
-        return "".join(f"{pad}{_scalar(str(key))}:{_below(item, indent + 1)}" for key, item in value.items())
-    if isinstance(value, list) and value:
-        return "".join(f"{pad}-{_item(item, indent + 1)}" for item in value)
-    return f"{pad}{_scalar(value)}\n"
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes what stands in several places out in each: compose reads anchors, people do not."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
-def _below(value: Any, indent: int) -> str:
-    if isinstance(value, (dict, list)) and value:
-        return "\n" + to_yaml(value, indent)
-    return f" {_scalar(value)}\n"
-
-
-def _item(value: Any, indent: int) -> str:
-    if isinstance(value, (dict, list)) and value:
-        return " " + to_yaml(value, indent).lstrip()
-    return f" {_scalar(value)}\n"
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:
-        return value
-    return json.dumps(value, ensure_ascii=False)
+def to_yaml(value: Any) -> str:
+    """Plain data (dicts, lists, strings, numbers, booleans) as YAML, in its own order."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
+    return text
 
 
 def _engine(plan: ContainerPlan) -> dict[str, Any]:

@@ -269,7 +269,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     async def respond_json(self, value: Any, headers: Headers | None = None, status: int = 200) -> None:
-        await self.respond(status, dumps(value).encode("utf-8", "replace"), [JSON, *(headers or ())])
+        await self.respond(status, dumps(value), [JSON, *(headers or ())])
 
     async def start_events(self, headers: Headers) -> None:
         """Begins an answer of server-sent events."""

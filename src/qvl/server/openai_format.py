@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
-from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, Final
+
+import orjson
 
 from qvl.types import Choice, Chunk, TokenLogprob, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
     from qvl.server.schemas import StreamOptions
 
-dumps: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # OpenAI knows no "abort"; a choice that was cut short by the server's end is told as one that hit its limit.
 _FINISH: Final = {"abort": "length"}
+
+
+def dumps(value: Any) -> bytes:
+    """JSON in UTF-8; half a surrogate pair, which no UTF-8 can hold, becomes `?`."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return _encode(value).encode("utf-8", "replace")
 
 
 def finish_word(reason: str) -> str:
@@ -60,14 +69,6 @@ def _logprob(token: TokenLogprob) -> dict[str, Any]:
     raw = token.bytes or token.token.encode("utf-8", "replace")
     # JSON has no minus infinity, and OpenAI's own floor is this one.
     return {"token": token.token, "logprob": max(token.logprob, -9999.0), "bytes": list(raw)}
-
-
-def plain_choice(choice: Choice) -> str:
-    """A choice with nothing but text in it, as most are, written out as JSON."""
-    return (
-        f'{{"index":{choice.index},"message":{{"role":"assistant","content":{encode_basestring(choice.text)},'
-        f'"refusal":null,"annotations":[]}},"logprobs":null,"finish_reason":"{finish_word(choice.finish_reason)}"}}'
-    )
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

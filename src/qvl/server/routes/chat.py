@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import aclosing
-from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
@@ -12,13 +11,11 @@ from pydantic import ValidationError
 from qvl.errors import RequestError
 from qvl.ids import new_id
 from qvl.server.errors import from_validation
-from qvl.server.exchange import JSON
 from qvl.server.openai_format import (
     RunningUsage,
     dumps,
     finish_word,
     message_of,
-    plain_choice,
     read_logprobs,
     tool_delta,
     usage_of,
@@ -26,14 +23,13 @@ from qvl.server.openai_format import (
 )
 from qvl.server.schemas import ChatCompletionRequest, StreamOptions, StructuredOutputs
 from qvl.server.serving import answer, chat_request, picture_places, started_stream
-from qvl.types import Choice, Chunk, Result
+from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
     from qvl.server.serving import ServedRequest
 
 DONE: Final = b"data: [DONE]\n\n"
-_PLAIN_END: Final = '},"logprobs":null,"finish_reason":null}]'
 
 
 async def chat_completions(exchange: Exchange) -> None:
@@ -51,7 +47,7 @@ async def chat_completions(exchange: Exchange) -> None:
 async def _whole(exchange: Exchange, wanted: ChatCompletionRequest) -> None:
     asked = await _read(exchange, wanted)
     result = await answer(exchange, asked)
-    await exchange.respond(200, completion(result, asked).encode("utf-8", "replace"), [JSON, *asked.headers(result)])
+    await exchange.respond_json(_completion(result, asked), asked.headers(result))
 
 
 async def _read(exchange: Exchange, wanted: ChatCompletionRequest) -> ServedRequest:
@@ -93,86 +89,81 @@ def _form(wanted: StructuredOutputs) -> dict[str, Any]:
     return {"type": "choice", "choices": wanted["choice"]} if "choice" in wanted else {"type": "json_object"}
 
 
-def completion(result: Result, asked: ServedRequest) -> str:
-    """A `chat.completion` object as JSON."""
-    return (
-        f'{{"id":"chatcmpl-{new_id()}","object":"chat.completion","created":{int(result.created_at or time.time())},'
-        f'"model":{encode_basestring(asked.model)},"choices":[{",".join(map(_choice, result.choices))}],'
-        f'"usage":{dumps(usage_of(result.usage))},"service_tier":"default","system_fingerprint":"{asked.fingerprint}"}}'
-    )
-
-
-def _choice(choice: Choice) -> str:
-    if choice.logprobs is None and not choice.tool_calls and not choice.reasoning:
-        return plain_choice(choice)
-    return dumps(
-        {
-            "index": choice.index,
-            "message": message_of(choice),
-            "logprobs": None if choice.logprobs is None else read_logprobs(choice.logprobs),
-            "finish_reason": finish_word(choice.finish_reason),
-        }
-    )
+def _completion(result: Result, asked: ServedRequest) -> dict[str, Any]:
+    """A `chat.completion` object."""
+    return {
+        "id": f"chatcmpl-{new_id()}",
+        "object": "chat.completion",
+        "created": int(result.created_at or time.time()),
+        "model": asked.model,
+        "choices": [
+            {
+                "index": choice.index,
+                "message": message_of(choice),
+                "logprobs": None if choice.logprobs is None else read_logprobs(choice.logprobs),
+                "finish_reason": finish_word(choice.finish_reason),
+            }
+            for choice in result.choices
+        ],
+        "usage": usage_of(result.usage),
+        "service_tier": "default",
+        "system_fingerprint": asked.fingerprint,
+    }
 
 
 class ChunkWriter:
-    """Writes `chat.completion.chunk` events; what never changes is encoded once."""
+    """Writes `chat.completion.chunk` events."""
 
     def __init__(self, asked: ServedRequest, options: StreamOptions | None) -> None:
-        include_usage = bool(options and options.include_usage)
-        ident = f"chatcmpl-{new_id()}"
-        self._head = (
-            f'data: {{"id":"{ident}","object":"chat.completion.chunk","created":{int(time.time())},'
-            f'"model":{dumps(asked.model)},"system_fingerprint":"{asked.fingerprint}",'
-        )
-        self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
-        self._include_usage = include_usage
+        self._include_usage = bool(options and options.include_usage)
+        self._head: dict[str, Any] = {
+            "id": f"chatcmpl-{new_id()}",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": asked.model,
+            "system_fingerprint": asked.fingerprint,
+        }
+        self._tail: dict[str, Any] = {"usage": None} if self._include_usage else {}
         self._running = RunningUsage() if wants_running_usage(options) else None
         self._begun: set[int] = set()
-        self._plain = f'{self._head}"choices":[{{"index":0,"delta":{{"content":'
-        self._plain_end = _PLAIN_END + self._tail
 
     def write(self, chunk: Chunk) -> bytes:
         """The events of one piece: the role first for each choice, the finish_reason in an event of its own."""
-        found: list[str] = []
+        found: list[bytes] = []
         if self._running is not None:
-            self._tail = f',"usage":{dumps(self._running.after(chunk))}}}\n\n'
-            self._plain_end = _PLAIN_END + self._tail
+            self._tail = {"usage": self._running.after(chunk)}
         if chunk.index not in self._begun:
             self._begun.add(chunk.index)
-            found.append(self._event(chunk.index, '{"role":"assistant","content":"","refusal":null}'))
-        if chunk.text and not (chunk.logprobs or chunk.tool_calls or chunk.reasoning or chunk.index):
-            found.append(self._plain + encode_basestring(chunk.text) + self._plain_end)
-        elif chunk.text or chunk.logprobs or chunk.tool_calls or chunk.reasoning:
-            found.append(self._event(chunk.index, self._delta(chunk), logprobs=self._logprobs(chunk)))
+            found.append(self._event(chunk.index, {"role": "assistant", "content": "", "refusal": None}))
+        if chunk.text or chunk.logprobs or chunk.tool_calls or chunk.reasoning:
+            logprobs = read_logprobs(chunk.logprobs) if chunk.logprobs else None
+            found.append(self._event(chunk.index, _delta(chunk), logprobs=logprobs))
         if chunk.finish_reason is not None:
-            found.append(self._event(chunk.index, "{}", finish=f'"{finish_word(chunk.finish_reason)}"'))
-        return "".join(found).encode("utf-8", "replace")
+            found.append(self._event(chunk.index, {}, finish=finish_word(chunk.finish_reason)))
+        return b"".join(found)
 
-    def _delta(self, chunk: Chunk) -> str:
-        delta: dict[str, Any] = {}
-        if chunk.text:
-            delta["content"] = chunk.text
-        if chunk.reasoning:
-            delta["reasoning_content"] = chunk.reasoning
-        if chunk.tool_calls:
-            delta["tool_calls"] = [tool_delta(call) for call in chunk.tool_calls]
-        return dumps(delta)
-
-    def _logprobs(self, chunk: Chunk) -> str:
-        return dumps(read_logprobs(chunk.logprobs)) if chunk.logprobs else "null"
-
-    def _event(self, index: int, delta: str, *, logprobs: str = "null", finish: str = "null") -> str:
-        return (
-            f'{self._head}"choices":[{{"index":{index},"delta":{delta},"logprobs":{logprobs},'
-            f'"finish_reason":{finish}}}]{self._tail}'
-        )
+    def _event(
+        self, index: int, delta: dict[str, Any], *, logprobs: dict[str, Any] | None = None, finish: str | None = None
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return b"data: " + dumps({**self._head, "choices": [choice], **self._tail}) + b"\n\n"
 
     def close(self, result: Result) -> bytes:
         """The usage event, where it was asked for, and `[DONE]`."""
         if not self._include_usage:
             return DONE
-        return f'{self._head}"choices":[],"usage":{dumps(usage_of(result.usage))}}}\n\n'.encode() + DONE
+        return b"data: " + dumps({**self._head, "choices": [], "usage": usage_of(result.usage)}) + b"\n\n" + DONE
+
+
+def _delta(chunk: Chunk) -> dict[str, Any]:
+    delta: dict[str, Any] = {}
+    if chunk.text:
+        delta["content"] = chunk.text
+    if chunk.reasoning:
+        delta["reasoning_content"] = chunk.reasoning
+    if chunk.tool_calls:
+        delta["tool_calls"] = [tool_delta(call) for call in chunk.tool_calls]
+    return delta
 
 
 async def _stream(exchange: Exchange, wanted: ChatCompletionRequest) -> None:

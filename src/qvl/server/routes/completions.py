@@ -148,4 +148,4 @@ async def _events(
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return f"data: {dumps(value)}\n\n".encode("utf-8", "replace")
+    return b"data: " + dumps(value) + b"\n\n"

@@ -202,7 +202,7 @@ class EventWriter:
     def event(self, kind: str, **fields: Any) -> bytes:
         value = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
-        return f"event: {kind}\ndata: {dumps(value)}\n\n".encode("utf-8", "replace")
+        return b"event: %s\ndata: %s\n\n" % (kind.encode(), dumps(value))
 
     def open(self) -> bytes:
         return self.event("response.created", response=self._head) + self.event(
@@ -308,7 +308,7 @@ def _bare(logprobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _error_event(error: QvlError) -> bytes:
     value = {"type": "error", "code": error.code, "message": str(error), "param": error.param, "sequence_number": 0}
-    return f"event: error\ndata: {dumps(value)}\n\n".encode("utf-8", "replace")
+    return b"event: error\ndata: " + dumps(value) + b"\n\n"
 
 
 async def _stream(exchange: Exchange, wanted: ResponsesRequest, asked: ServedRequest) -> None:
