@@ -10,9 +10,9 @@ from PIL import Image
 
 from qvl import Pipeline
 from qvl.agent import Catalog
-from qvl.backends.base import ALL_SAMPLING, Backend, Capabilities
+from qvl.backends.base import Backend, Capabilities
 from qvl.errors import BackendUnavailableError
-from qvl.types import ChatRequest, Chunk, ToolCallDelta, Usage
+from qvl.types import ChatRequest, Chunk, SamplingParams, ToolCallDelta, Usage
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "catalog" / "products.jsonl"
 RED_MUG = {"brand": "NORVIK", "category": "mug", "attributes": {"color": "red", "count": "1"}}
@@ -38,7 +38,7 @@ class ShopModel(Backend):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             images=8,
-            sampling=ALL_SAMPLING - {"logprobs"},
+            sampling=SamplingParams.names() - {"logprobs"},
             response_formats=frozenset({"json_object", "json_schema"}),
             tools=True,
         )

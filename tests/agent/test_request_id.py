@@ -25,13 +25,13 @@ SEARCH = [("search_products", {"brand": "NORVIK", "category": "mug"})]
 PLUGIN = f"""
 import dataclasses
 import qvl
-from qvl.backends.base import ALL_SAMPLING
+from qvl.types import SamplingParams
 from tests.agent.conftest import ShopModel
 
 class Clerk(ShopModel):
     @property
     def capabilities(self):
-        return dataclasses.replace(super().capabilities, sampling=ALL_SAMPLING)
+        return dataclasses.replace(super().capabilities, sampling=SamplingParams.names())
 
 @qvl.hookimpl
 def register_backends(register):

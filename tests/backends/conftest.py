@@ -28,4 +28,4 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _fresh_probes() -> None:
     """Ports are reused between tests: what was found out about one server says nothing about the next."""
-    fleet.forget_probes()
+    fleet.PROBED.clear()

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import qvl
-from qvl.backends.base import ALL_SAMPLING, Backend, Capabilities
+from qvl.backends.base import Backend, Capabilities
 from qvl.errors import BackendUnavailableError, ContextLengthError
-from qvl.types import ChatRequest, Chunk, TokenLogprob, Usage
+from qvl.types import ChatRequest, Chunk, SamplingParams, TokenLogprob, Usage
 
 CONTEXT = 4096
 
@@ -30,7 +30,7 @@ class Parrot(Backend):
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            images=8, max_context=CONTEXT, sampling=ALL_SAMPLING, response_formats=frozenset({"json_schema"})
+            images=8, max_context=CONTEXT, sampling=SamplingParams.names(), response_formats=frozenset({"json_schema"})
         )
 
     def identity(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.server.conftest import question, serve  # noqa: F401 - the fixture
 def _no_environment(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "QVL_API_KEY", "QVL_URL"):
         monkeypatch.delenv(name, raising=False)
-    fleet.forget_probes()
+    fleet.PROBED.clear()
 
 
 def test_endpoints_are_examined(qvl, monkeypatch):

@@ -14,18 +14,19 @@ import pytest
 
 pytest.importorskip("torch")
 
-from qvl.backends.base import ALL_SAMPLING, Backend
+from qvl.backends.base import Backend
 from qvl.backends.local.backend import LocalBackend
 from qvl.backends.openai import fleet
 from qvl.backends.openai.backend import OpenAIBackend
 from qvl.testing import BackendContract, Sight
+from qvl.types import SamplingParams
 from tests.backends import bundled
 from tests.server.conftest import Running, start
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Running]:
-    fleet.forget_probes()
+    fleet.PROBED.clear()
     running = start(LocalBackend(device="cpu", dtype="float32", kv_cache_bytes=64 << 20), cache="off", wait=False)
     # Loading takes as long as the machine is busy, and until then the answer is 503.
     deadline = time.monotonic() + 120
@@ -56,7 +57,7 @@ def test_the_probe_finds_all_that_the_served_model_can_do(served: Running) -> No
             return backend.capabilities, served.backend.capabilities
 
     there, own = asyncio.run(found())
-    assert there.sampling == own.sampling == ALL_SAMPLING
+    assert there.sampling == own.sampling == SamplingParams.names()
     assert there.response_formats == own.response_formats - {"text"}
     assert (there.tools, there.images > 0, there.max_context) == (own.tools, True, own.max_context)
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from qvl import AsyncPipeline
-from qvl.backends.base import ALL_SAMPLING, Backend, Capabilities
-from qvl.types import ChatRequest, Chunk, TokenLogprob, Usage
+from qvl.backends.base import Backend, Capabilities
+from qvl.types import ChatRequest, Chunk, SamplingParams, TokenLogprob, Usage
 
 ANSWER = {"brand": "NORVIK", "category": "mug", "attributes": {"color": "red"}}
 
@@ -39,7 +39,7 @@ class TalkingBackend(Backend):
         self.closed = 0
         self.gate: asyncio.Event | None = None
         self._formats = formats
-        self._sampling = ALL_SAMPLING if logprobs else ALL_SAMPLING - {"logprobs"}
+        self._sampling = SamplingParams.names() if logprobs else SamplingParams.names() - {"logprobs"}
 
     @property
     def capabilities(self) -> Capabilities:

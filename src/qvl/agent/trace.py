@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,10 +94,6 @@ class Trace:
         for call in self.steps:
             grow(agent, call)
         return root
-
-    def to_jsonl(self) -> str:
-        """One JSON object a line and event."""
-        return "".join(json.dumps(event.to_json(), ensure_ascii=False, default=str) + "\n" for event in self.events)
 
 
 def _seconds(value: float) -> str:

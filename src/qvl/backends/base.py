@@ -10,36 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, final
 
 from qvl.chunks import Folder
 from qvl.errors import BackendError, UnsupportedInputError
-from qvl.types import ChatRequest, Chunk, Result
+from qvl.types import ChatRequest, Chunk, Result, SamplingParams
 
 # The code of an error that ends a stream in the middle of an answer which the same request may well get whole.
 CUT_OFF: Final = "stream_cut_off"
 # When the request was asked for first, while it is asked for once more.
 _BEGAN: Final[ContextVar[float | None]] = ContextVar("qvl.began", default=None)
-ALL_SAMPLING: Final = frozenset(
-    {
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "max_tokens",
-        "stop",
-        "stop_token_ids",
-        "ignore_eos",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "seed",
-        "logprobs",
-        "n",
-    }
-)
 
 
 def began() -> float:
@@ -58,7 +40,7 @@ class Capabilities:
 
     images: int = 0
     max_context: int | None = None
-    sampling: frozenset[str] = ALL_SAMPLING
+    sampling: frozenset[str] = field(default_factory=SamplingParams.names)
     response_formats: frozenset[str] = frozenset()
     tools: bool = False
     extra_body: bool = False

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from qvl.backends.base import ALL_SAMPLING, Backend
+from qvl.backends.base import Backend
 from qvl.chunks import fold
 from qvl.errors import BackendError, ContextLengthError, QvlError
 from qvl.testing.asking import Sight, ask, collect, drain, endless, idle, in_loop, refused, square
@@ -218,7 +218,7 @@ class BackendContract:
         assert all(name.isidentifier() and name == name.lower() for name in stats)
         assert all(isinstance(value, int | float) for value in stats.values())
         assert "num_running" in stats
-        assert backend.capabilities.sampling <= ALL_SAMPLING
+        assert backend.capabilities.sampling <= SamplingParams.names()
 
     # Sampling
 

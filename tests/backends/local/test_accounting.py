@@ -106,7 +106,7 @@ def test_every_request_ends_and_nothing_leaks_whatever_happens(
         assert kv.num_slots == len(scheduler.running)
         held = [(s.slot.capacity, s.slot.row) for s in scheduler.running if s.slot is not None]
         assert len(set(held)) == len(held) == len(scheduler.running)
-        assert step or not scheduler.num_unfinished, "something waits and nothing runs"
+        assert step or not (scheduler.waiting or scheduler.running), "something waits and nothing runs"
         memory.apply(kv)
         for member in memory.run(step):
             memory.save(prefixes, member)
@@ -118,7 +118,8 @@ def test_every_request_ends_and_nothing_leaks_whatever_happens(
             break
     assert not todo
     assert not living
-    assert scheduler.num_unfinished == 0
+    assert not scheduler.waiting
+    assert not scheduler.running
     assert kv.num_slots == 0
     kv.release_unused()
     assert kv.reserved == 0

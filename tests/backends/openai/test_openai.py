@@ -7,7 +7,6 @@ from typing import Any
 import openai
 import pytest
 
-from qvl.backends.base import ALL_SAMPLING
 from qvl.backends.openai import failures
 from qvl.backends.openai.backend import OpenAIBackend
 from qvl.backends.openai.failures import Failed, crossing
@@ -16,7 +15,7 @@ from qvl.errors import ConfigError, QvlError, UnsupportedInputError
 from qvl.testing import EchoBackend, ScriptedEndpoint
 from qvl.testing.asking import ask, collect, square
 from qvl.testing.endpoint import Events, Status, Text
-from qvl.types import ChatRequest, Message, ResponseFormat, TextPart, Tool, ToolCall
+from qvl.types import ChatRequest, Message, ResponseFormat, SamplingParams, TextPart, Tool, ToolCall
 
 pytestmark = pytest.mark.anyio
 
@@ -69,7 +68,7 @@ class TestRequest:
             "logprobs": 3,
             "n": 2,
         }
-        assert values.keys() == ALL_SAMPLING
+        assert values.keys() == SamplingParams.names()
         body = await sent(endpoint, ask("one two three", **values))
         assert (body["logprobs"], body["top_logprobs"]) == (True, 3)
         for name in values.keys() - {"logprobs"}:

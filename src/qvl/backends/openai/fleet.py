@@ -29,12 +29,7 @@ from qvl.log import logger
 from qvl.suggest import nearest
 
 log = logger("qvl.backends.openai")
-_PROBED: Final[dict[tuple[str, str, str], Findings]] = {}
-
-
-def forget_probes() -> None:
-    """Forgets what was found out about endpoints in this process; the next `open()` probes again."""
-    _PROBED.clear()
+PROBED: Final[dict[tuple[str, str, str], Findings]] = {}
 
 
 @dataclass(slots=True)
@@ -105,7 +100,7 @@ class Fleet:
         """What is known without asking anybody."""
         if not self._probes:
             return self.capabilities
-        known = [_PROBED.get(self._probe_key(member.target.endpoint)) for member in self.pool.members]
+        known = [PROBED.get(self._probe_key(member.target.endpoint)) for member in self.pool.members]
         found = [findings for findings in known if findings is not None]
         return common(found) if len(found) == len(known) else None
 
@@ -190,12 +185,12 @@ class Fleet:
         key = self._probe_key(line.endpoint)
         async with line.probing:
             if line.findings is None:
-                if key not in _PROBED:
+                if key not in PROBED:
                     try:
-                        _PROBED[key] = await probe(line.endpoint, self.model, retry=self._retry)
+                        PROBED[key] = await probe(line.endpoint, self.model, retry=self._retry)
                     except Failed as failed:
                         raise await self._with_models(failed, line.endpoint) from failed.__cause__
-                line.findings = _PROBED[key]
+                line.findings = PROBED[key]
                 self._learn()
         return line.findings
 
@@ -274,7 +269,7 @@ class Fleet:
         if await self.pool.remove(member, timeout=timeout):
             await member.target.endpoint.aclose()
             # Another server may stand at the same address when it is added again.
-            _PROBED.pop(self._probe_key(member.target.endpoint), None)
+            PROBED.pop(self._probe_key(member.target.endpoint), None)
             self._learn()
 
     async def take_in(self, wanted: Mapping[str, Listed], *, probe_now: bool) -> list[str]:

@@ -18,14 +18,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from qvl.backends.base import ALL_SAMPLING, Capabilities
+from qvl.backends.base import Capabilities
 from qvl.backends.openai.endpoint import Endpoint
 from qvl.backends.openai.failures import Blame, Failed, Repeat
 from qvl.backends.openai.retry import RetryPolicy
 from qvl.backends.openai.wire import EXTRA_SAMPLING, Dialect, encoded
 from qvl.chunks import Folder
 from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
-from qvl.types import Choice, Usage
+from qvl.types import Choice, SamplingParams, Usage
 
 MANY_PICTURES: Final = 256
 CANARY: Final = "zq7-Kestrel-41"
@@ -189,7 +189,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
         [asker.sees(base), asker.accepts(ACCEPTED), *(asker.has(feature, base) for feature in features)]
     )
     have = {feature.name for feature, there in zip(features, found, strict=True) if there} | accepted
-    sampling = {"max_tokens"} | (have & ALL_SAMPLING)
+    sampling = {"max_tokens"} | (have & SamplingParams.names())
     if asker.dialect.sampled:
         sampling |= {"temperature", "top_p"}
     if "penalties" in have:

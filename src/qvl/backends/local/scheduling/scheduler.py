@@ -70,10 +70,6 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
 
-    @property
-    def num_unfinished(self) -> int:
-        return len(self.waiting) + len(self.running)
-
     def add(self, sequence: Sequence) -> None:
         """A new sequence waits behind all others."""
         self.waiting.append(sequence)
