@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from anyio.from_thread import BlockingPortal
 from PIL import Image
 
 from qvl import Pipeline
@@ -38,12 +40,50 @@ class Interrupted(TalkingBackend):
             self.ended.set()
 
 
+class Waiting(TalkingBackend):
+    """Begins, and never answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.ended = threading.Event(), threading.Event()
+        self.begun.set()
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        try:
+            self.begun.set()
+            await asyncio.sleep(60)
+            yield Chunk(text="one")
+        finally:
+            self.ended.set()
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_ctrl_c_ends_the_work_and_stays_ctrl_c(picture: Image.Image, streaming: bool) -> None:
     backend = Interrupted()
     with Pipeline(backend=backend, cache="off") as pipe:
         with pytest.raises(KeyboardInterrupt):
             list(pipe.stream(picture, "q")) if streaming else pipe.ask(picture, "q")
+        assert backend.ended.wait(30)
+
+
+def test_ctrl_c_before_the_call_has_its_future_ends_the_work_too(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Waiting()
+    start = BlockingPortal.start_task_soon
+
+    def interrupted(portal: BlockingPortal, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        future = start(portal, work, *args, **options)
+        if getattr(work, "__name__", "") == "run" and not backend.begun.is_set():
+            assert backend.begun.wait(30)
+            raise KeyboardInterrupt
+        return future
+
+    monkeypatch.setattr(BlockingPortal, "start_task_soon", interrupted)
+    with Pipeline(backend=backend, cache="off") as pipe:
+        monkeypatch.setattr(backend, "begun", threading.Event())
+        with pytest.raises(KeyboardInterrupt):
+            pipe.ask(picture, "q")
         assert backend.ended.wait(30)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -38,11 +39,17 @@ class _Loop:
 
     def call(self, function: Callable[[], Awaitable[R]]) -> R:
         """Runs `function` on the loop and waits for it. Ctrl-C while waiting ends the work too."""
-        future = self._running().start_task_soon(function)
+        portal = self._running()
+        work = _Work(function)
+        future: Future[R] | None = None
         try:
+            # Ctrl-C may come before there is a future to cancel, when the work has begun already.
+            future = portal.start_task_soon(work.run)
             return future.result()
         except BaseException:
-            future.cancel()
+            if future is None or not future.done():
+                with contextlib.suppress(RuntimeError):
+                    portal.start_task_soon(work.cancel)
             raise
 
     def end(self, items: AsyncGenerator[Any, None]) -> None:
@@ -103,6 +110,28 @@ class _Loop:
         self._lock = threading.Lock()
         self._forked = self._forked or self._claimed
         self._portal = self._thread = None
+
+
+class _Work(Generic[R]):
+    """One piece of work on the loop, which can be ended as soon as it is there."""
+
+    def __init__(self, function: Callable[[], Awaitable[R]]) -> None:
+        self._function = function
+        self._scope: anyio.CancelScope | None = None
+        self._cancelled = False
+
+    async def run(self) -> R:
+        with anyio.CancelScope() as self._scope:
+            if self._cancelled:
+                self._scope.cancel()
+            return await self._function()
+        raise asyncio.CancelledError
+
+    def cancel(self) -> None:
+        """Ends it, also before it begins. To be called on the loop."""
+        self._cancelled = True
+        if self._scope is not None:
+            self._scope.cancel()
 
 
 def _serve_portal(ready: Future[BlockingPortal]) -> None:

