@@ -67,6 +67,8 @@ def _behind_thought(text: str) -> int:
     at = text.rfind(_TAG)
     if at < 0 or _loaded(text) is not None:
         return 0
+    if not text[at + len(_TAG) :].strip() and _loaded(text[:at]) is not None:
+        return 0
     spans = list(_spans(text))
     while at >= 0:
         around = next((start for start, end in spans if start < at < end), None)

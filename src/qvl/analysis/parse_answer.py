@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, RootModel, ValidationError, create_model
@@ -124,7 +124,10 @@ def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
     """
     wanted: type[BaseModel] = ProductFields if schema is ProductAnalysis else schema
     try:
-        value = validate(find(text, schema, complete=complete).value, wanted)
+        data = find(text, schema, complete=complete).value
+        if not _is_about(data, names := _names(wanted)):
+            raise AnalysisError(f"the answer has none of the fields {', '.join(sorted(names))}", raw=text)
+        value = validate(data, wanted)
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the object"
@@ -151,11 +154,45 @@ def find(text: str, schema: type[BaseModel], *, complete: bool) -> JsonMatch:
     """
     wanted = ProductFields if schema is ProductAnalysis else schema
 
+    names = _names(wanted)
+
     def fits(data: dict[str, Any]) -> bool:
+        if not _is_about(data, names):
+            return False
         try:
             validate(data, wanted)
         except ValidationError:
             return False
         return True
 
-    return find_object(text, complete=complete, fits=fits)
+    try:
+        found = find_object(text, complete=complete, fits=fits)
+    except AnalysisError:
+        if (bare := _bare(text, names, fits)) is None:
+            raise
+        return bare
+    return found if fits(found.value) else _bare(text, names, fits) or found
+
+
+def _names(schema: type[BaseModel]) -> frozenset[str]:
+    """What an object of `schema` may have, none where that is anything."""
+    top = _top(schema.model_json_schema())
+    if top.get("additionalProperties") or "patternProperties" in top:
+        return frozenset()
+    return frozenset(top.get("properties") or ()) | (schema.model_fields.keys() - {"root"})
+
+
+def _is_about(data: dict[str, Any], names: frozenset[str]) -> bool:
+    """False for an object with none of the `names`, which a schema that requires nothing would take as an empty one."""
+    return not names or not data or not names.isdisjoint(data)
+
+
+def _bare(text: str, names: frozenset[str], fits: Callable[[dict[str, Any]], bool]) -> JsonMatch | None:
+    """The answer that was written without the object around its field `answer`."""
+    if names != {"answer"}:
+        return None
+    try:
+        value = {"answer": json.loads(text.strip().strip("`").removeprefix("json"))}
+    except (ValueError, RecursionError):
+        return None
+    return JsonMatch(value, len(text), exact=False) if fits(value) else None

@@ -75,10 +75,18 @@ def _shown(schema: Any) -> str:
     return getattr(schema, "__qualname__", None) or repr(schema)[:80]
 
 
+def _unwrapped(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema inside OpenAI's `response_format` or its `json_schema`, if that was given."""
+    inner = schema.get("json_schema") if schema.get("type") == "json_schema" else schema
+    own = inner.get("schema") if isinstance(inner, Mapping) and "name" in inner and "type" not in inner else None
+    return own if isinstance(own, Mapping) else schema
+
+
 def _of_json_schema(schema: Mapping[str, Any]) -> SchemaType:
     # Not on top: endpoints have no schemas, and reading one takes a library of its own.
     from qvl.analysis.schema_model import model_of, with_object_on_top
 
+    schema = _unwrapped(schema)
     given = with_object_on_top(schema)
     boxed = given.get("type") != "object"
     try:

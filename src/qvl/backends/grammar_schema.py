@@ -75,6 +75,9 @@ def enforceable(schema: Any, param: str, *, validated: bool = False) -> Schema:
     return whole
 
 
+_ELSEWHERE: Final = frozenset({"$ref", "allOf", "anyOf", "oneOf", "const", "enum"})
+
+
 def call_schema(tools: Sequence[Tool]) -> Schema:
     """Return the schema of one call of any of `tools`: an object of name and arguments.
 
@@ -91,6 +94,9 @@ def call_schema(tools: Sequence[Tool]) -> Schema:
         parameters: Schema = plain(tool.parameters or {"type": "object", "properties": {}}, "tools")
         # Who calls a function checks what it is called with: more than a grammar can enforce is no reason to refuse.
         parameters = without_what_is_checked_afterwards(parameters)
+        if not isinstance(parameters.get("type"), str) and not parameters.keys() & _ELSEWHERE:
+            # Arguments are an object, whatever else a schema without a type would let through.
+            parameters = {**parameters, "type": "object"}
         bound(parameters, "tools")
         reader = _SchemaRewriter(parameters, f"#/$defs/t{number}", "tools")
         definitions[f"t{number}"] = reader.root()

@@ -20,6 +20,8 @@ _OWN: Final[Mapping[str, tuple[str, ...]]] = {"assistant": ("tool_calls", "refus
 # What comes with an answer and is sent back with it. None of it is shown to the model again.
 _ECHOES: Final = frozenset(
     {"id", "status", "metadata", "cache_control", "phase", "index", "created", "model"}
+    | {"native_finish_reason", "extra_content", "content_filter_results", "context", "executed_tools"}
+    | {"is_error", "artifact"}
     | {"parsed", "annotations", "provider_specific_fields", "logprobs", "finish_reason", "stop_reason", "token_ids"}
     | {
         "thinking",

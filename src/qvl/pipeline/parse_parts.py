@@ -38,7 +38,16 @@ _LABELS: Final = frozenset(
 # What a model thought before its answer, as clients send it back beside that; it is not shown to it again.
 _THOUGHTS: Final = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "reasoning_content")
 _SOURCES: Final = ("image", "image_url", "base64", "data", "url", "source")
-_IMAGE_FIELDS: Final = (*_SOURCES, "source_type", "mime_type", "mimeType", "media_type", "detail", *LIMIT_NAMES)
+_IMAGE_FIELDS: Final = (
+    *_SOURCES,
+    "source_type",
+    "mime_type",
+    "mimeType",
+    "mediaType",
+    "media_type",
+    "detail",
+    *LIMIT_NAMES,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ def test_what_cannot_work_is_said_in_one_line(cluster: Any, tmp_path: Path, pict
         list(pipe.map(pictures, "What?", engine="ray"))
     with Pipeline("counted:x", plugins=[Plugin()], notes=str(tmp_path), cache="off") as pipe:
         for wrong, match in (
-            ({"engine": "dask"}, "engine='dask'"),
+            ({"engine": "dask"}, "unknown map engine 'dask'"),
             ({"replicas": 2}, "for engine='ray'"),
             ({"engine": "ray", "replicas": 0}, "replicas=0"),
             ({"engine": "ray", "ray_address": "ray://host:10001"}, "cannot stream"),

@@ -260,8 +260,9 @@ class AnswerReader:
 
     def _choice(self, choice: Mapping[str, Any]) -> list[Chunk]:
         index = int(choice.get("index") or 0)
-        delta: Mapping[str, Any] = choice.get("delta") or choice.get("message") or {}
         state = self._choices.setdefault(index, ChoiceReader(opened=self._opened))
+        # Some end with the whole message once more.
+        delta: Mapping[str, Any] = choice.get("delta") or ({} if state.answered else choice.get("message")) or {}
         own = state.joined("reasoning", delta.get("reasoning_content") or delta.get("reasoning") or "")
         if own:
             state.think.reasoned_elsewhere()

@@ -50,7 +50,7 @@ class CallPlacer:
         return all(call.whole or not call.arguments.strip() for call in self._calls)
 
     def read(self, calls: Iterable[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
-        """The pieces of one event, each with its call's index; the id comes with the first piece that has one."""
+        """The pieces of one event, each with its call's index; id and name come once."""
         calls = list(calls)
         return tuple(self._read(call, place if len(calls) > 1 else None) for place, call in enumerate(calls))
 
@@ -63,9 +63,12 @@ class CallPlacer:
         come = PlacedCall(index, piece.get("id") or None, function.get("name") or None, arguments)
         at = self._place(("place", place) if index is None else ("index", index), come)
         call = self._calls[at]
-        told = call.id
-        call.id, call.name, call.arguments = told or come.id, call.name or come.name, call.arguments + arguments
-        return ToolCallDelta(index=at, id=None if told else come.id, name=come.name, arguments=arguments)
+        # Once each: clients put the pieces of a name together.
+        new = ToolCallDelta(
+            index=at, id=None if call.id else come.id, name=None if call.name else come.name, arguments=arguments
+        )
+        call.id, call.name, call.arguments = call.id or come.id, call.name or come.name, call.arguments + arguments
+        return new
 
     def _place(self, key: tuple[str, int | None], come: PlacedCall) -> int:
         at = self._of_same_id(come)

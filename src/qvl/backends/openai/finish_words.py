@@ -30,8 +30,8 @@ _MEANS: Final[dict[str, str]] = {
 }
 # Tried in this order. A word that has none of these ends an answer as it should: stop, eos, end, end_turn, complete, …
 _STEMS: Final = (
-    ("withheld", re.compile("filter|policy|moderat|block(?!_)|safe")),
-    ("given_up", re.compile("error|fail")),
+    ("withheld", re.compile("filter|policy|moderat|block(?!_)|safe|sensitiv|flag|censor|prohibit|violat")),
+    ("given_up", re.compile("error|fail|abort|cancel|time_?out|timed|preempt|interrupt|repetit")),
     ("length", re.compile("length|limit|trunc|max")),
     # The token that ends an answer: eos_token, stop_token, end_of_text_token.
     ("stop", re.compile("stop|eo[st]|end")),
