@@ -125,6 +125,8 @@ def grid(tiles: int, edge: int, *, within: bool = False) -> bytes:
 @pytest.mark.parametrize("within", [False, True])
 def test_the_tiles_of_a_grid_count_together(within: bool) -> None:
     avif_structure.check(grid(4, 512, within=within), (1024, 1024), "it")
+    # Colours and alpha, each of four tiles that are hardly filled.
+    avif_structure.check(grid(8, 512, within=within), (520, 520), "it")
     for tiles, edge in ((4, 2048), (64, 1024)):
         with pytest.raises(MediaError, match="more are coded in it"):
             avif_structure.check(grid(tiles, edge, within=within), (1024, 1024), "it")

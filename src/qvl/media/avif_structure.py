@@ -20,6 +20,8 @@ MAX_OBUS: Final = 10_000
 PADDING: Final = 64
 # A grid's tiles hold the colours, and often alpha, a gain map and a small picture, each filled up to whole tiles.
 GRID_AREAS: Final = 4
+# Small grids may be filled up by more: each picture of a 520 x 520 one is four tiles of 512 x 512.
+SMALL_GRID: Final = 2**22
 
 _SEQUENCE_HEADER: Final = 1
 # The most bytes of one before and with its sizes: 32 operating points of at most 83 bits each, and timing.
@@ -45,7 +47,7 @@ def check(data: bytes, size: tuple[int, int], name: str) -> None:
             code="image_decode_failed",
         ) from exc
     allowed = (size[0] + PADDING) * (size[1] + PADDING)
-    if max(areas, default=0) > allowed or (grid and sum(areas) > GRID_AREAS * allowed):
+    if max(areas, default=0) > allowed or (grid and sum(areas) > max(SMALL_GRID, GRID_AREAS * allowed)):
         raise MediaError(
             f"{name}: the AVIF picture says it has {size[0]} x {size[1]} pixels, but more are coded in it",
             hint="save the picture again with an image program",

@@ -28,7 +28,10 @@ MAX_SCANS: Final = 64
 # Pixels, once for each scan: about a second of a slow core.
 MAX_SCAN_PIXELS: Final = 2**29
 MAX_CHUNKS: Final = 20_000
-MAX_PACKED_CHUNKS: Final = 256
+# Compressed, of a MiB each when they are opened; and a PNG has one profile.
+MAX_PACKED_CHUNKS: Final = 16
+MAX_PROFILES: Final = 1
+PLAIN_CHUNKS: Final = 16
 MAX_COMMENT: Final = 256 * 1024
 MAX_TAGS: Final = 4_096
 MAX_STRIPS: Final = 32_768
@@ -36,6 +39,7 @@ MAX_STRIPS: Final = 32_768
 MAX_BMP_RUNS: Final = 2**21
 
 _PIECE: Final = 2**20
+_PACKED: Final = frozenset({b"iCCP", b"zTXt", b"iTXt"})
 _FILL: Final = re.compile(rb"\xff+")
 _MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _START_OF_SCAN: Final = 0xDA
@@ -179,18 +183,34 @@ def _check_jpeg(data: bytes, name: str) -> None:
 
 
 def _check_png(data: bytes, name: str) -> None:
-    at, chunks, packed = 8, 0, 0
+    at, chunks, packed, profiles = 8, 0, 0, 0
     while at + 8 <= len(data):
         kind = data[at + 4 : at + 8]
         chunks += 1
-        packed += kind in (b"iCCP", b"zTXt", b"iTXt")
+        packed += kind in _PACKED
         if chunks > MAX_CHUNKS:
             raise _too_many(name, f"{MAX_CHUNKS} chunks in a PNG")
+        profiles += kind == b"iCCP"
+        if profiles > MAX_PROFILES:
+            raise _too_many(name, f"{MAX_PROFILES} colour profile in a PNG")
         if packed > MAX_PACKED_CHUNKS:
             raise _too_many(name, f"{MAX_PACKED_CHUNKS} compressed texts and profiles in a PNG")
         if kind == b"IEND":
             return
         at += 12 + int.from_bytes(data[at : at + 4], "big")
+
+
+def is_plain_png(data: bytes) -> bool:
+    """True for a PNG of few chunks, none of which is a compressed text or profile."""
+    at = 8
+    for _ in range(PLAIN_CHUNKS):
+        kind = data[at + 4 : at + 8]
+        if kind == b"IEND" or len(kind) < 4:
+            return True
+        if kind in _PACKED:
+            return False
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return False
 
 
 def _check_gif(data: bytes, max_frames: int, name: str) -> None:

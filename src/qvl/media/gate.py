@@ -65,7 +65,14 @@ async def aload(
     if url is not None:
         return await _load_url(url, policy, decode, seen, resolver)
     if not decode and _is_small(source, policy):
-        return _load_local(source, policy, decode, seen)
+        if isinstance(source, Picture):
+            return source.under(policy)
+        from qvl.media import image_header, sources
+
+        data, name = sources.read(source, policy)
+        if image_header.is_cheap(data):
+            return _from_bytes(data, policy, name, False, seen)
+        return await in_worker(lambda: _from_bytes(data, policy, name, False, seen))
     picture = await in_worker(lambda: _load_local(source, policy, False, seen))
     return await _verified(picture) if decode else picture
 
@@ -122,7 +129,7 @@ def _web_url(source: object) -> str | None:
 
 
 def _is_small(source: object, policy: MediaPolicy) -> bool:
-    """Whether it is in memory already, and next to nothing to read and to hash."""
+    """Whether it is in memory already, and next to nothing to hash."""
     if isinstance(source, Picture):
         return canonical_size(source.width, source.height, policy)[:2] == (source.width, source.height)
     if isinstance(source, str):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qvl.media.policy import MediaPolicy
 
 # Of JPEG: start of scan, baseline and progressive frames, and what tells nothing of size or orientation.
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
 _SCAN: Final = 0xDA
 _FRAMES: Final = (0xC0, 0xC2)
 _APP1: Final = 0xE1
@@ -92,6 +93,13 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
         size = _tiff_size(image) if form == "TIFF" else image.size
         memory = _jpeg_memory(data, image.size, policy) if form == "JPEG" else file_structure.memory(image, form)
         return _header(form, size, orientation, policy, name, memory, simple=simple)
+
+
+def is_cheap(data: bytes) -> bool:
+    """True where `probe` takes next to nothing: a colour JPEG, or a PNG of few chunks, none of them compressed text."""
+    if data.startswith(_PNG):
+        return file_structure.is_plain_png(data)
+    return _colour_jpeg(data) is not None
 
 
 def _jpeg_memory(data: bytes, size: tuple[int, int], policy: MediaPolicy) -> int:

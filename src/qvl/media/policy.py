@@ -36,7 +36,7 @@ class MediaPolicy:
         max_source_pixels: largest picture that is decoded at all (decompression bombs).
         max_decode_bytes: most memory that decoding one picture may take, estimated from its header. Within the default
             stay, in millions of pixels: 178 as baseline JPEG, 38 as progressive one (26 without subsampling), 67 as RGB
-            PNG (26 with alpha), and 16 as RGB WebP.
+            PNG (26 with alpha), 16 as RGB WebP and 14 as RGB AVIF.
         max_decode_seconds: most processor time that decoding one picture may take.
         max_frames: most frames of an animation, or pages of a TIFF; only the first is used.
         max_aspect: largest ratio of the long to the short side.

@@ -23,6 +23,11 @@ _SCHEME: Final = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.\-]+):(//)?")
 _BASE64_HEADS: Final = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
 _UNNAMED: Final = ("", "image", "application/octet-stream", "binary/octet-stream")
 _NAME_LENGTH: Final = 160
+MAX_LABEL: Final = 1000
+_PIECE: Final = 64 * 1024
+_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
+_BLANKS: Final = b" \t\n\r\v\f\x1c\x1d\x1e\x1f"
+_WIDE_BLANKS: Final = tuple(char for char in map(chr, range(0x80, 0x3001)) if char.isspace())
 
 
 def read(source: Any, policy: MediaPolicy) -> tuple[bytes, str]:
@@ -161,11 +166,13 @@ def _read_data_url(url: str, policy: MediaPolicy) -> tuple[bytes, str]:
     meta, comma, payload = url[len("data:") :].partition(",")
     if not comma:
         raise MediaError("a data: URL needs a comma before its data", hint="data:image/png;base64,...")
+    if len(meta) > MAX_LABEL:
+        raise MediaError(f"the label of a data: URL has {len(meta)} characters", hint="data:image/png;base64,...")
     kind, *options = (piece.strip().lower() for piece in meta.split(";"))
     name = f"data:{short(kind)[:60]}"
     if len(payload) > policy.max_bytes * 4:
         raise too_large(name, policy)
-    data = _unpacked(payload, policy, name) if "base64" in options else unquote_to_bytes(payload)
+    data = _unpacked(payload, policy, name) if "base64" in options else _unquoted(payload, policy, name)
     if not is_label_of_picture(kind) and not sniff(data):
         raise MediaError(
             f"a data: URL of {short(kind)[:60]} is not a picture", hint="use image/*", code="image_url_blocked"
@@ -183,11 +190,39 @@ def _unpacked(payload: str, policy: MediaPolicy, name: str) -> bytes:
         # As nearly everybody writes it; what is not so strict is put in order below, which takes longer than decoding.
         with suppress(ValueError):
             return base64.b64decode(payload, validate=True)
-    text = unquote(payload) if "%" in payload else payload
-    text = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
-    if len(text) * 3 // 4 > policy.max_bytes:
-        raise too_large(name, policy)
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        text = _unquoted(payload, policy, name, 4 / 3) if "%" in payload else _ascii(payload)
+        text = text.translate(_URL_SAFE, _BLANKS).rstrip(b"=")
+        if len(text) * 3 // 4 > policy.max_bytes:
+            raise too_large(name, policy)
+        return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except MediaError:
+        raise
     except (binascii.Error, ValueError) as exc:
         raise MediaError("the base64 of a data: URL is broken", hint=str(exc), code="image_decode_failed") from exc
+
+
+def _ascii(payload: str) -> bytes:
+    for blank in () if payload.isascii() else _WIDE_BLANKS:
+        payload = payload.replace(blank, "")
+    return payload.encode("ascii")
+
+
+def _unquoted(payload: str, policy: MediaPolicy, name: str, room: float = 1.0) -> bytes:
+    """Percent-encoded text as bytes, at most `room` times the policy's; in pieces, for it is split into many parts.
+
+    Raises:
+        MediaError: there are more.
+    """
+    found = bytearray()
+    at = 0
+    while at < len(payload):
+        end = at + _PIECE
+        # Not between a percent sign and its digits.
+        cut = payload.rfind("%", end - 2, end)
+        end = end if cut < 0 else cut
+        found += unquote_to_bytes(payload[at:end])
+        if len(found) > policy.max_bytes * room:
+            raise too_large(name, policy)
+        at = end
+    return bytes(found)
