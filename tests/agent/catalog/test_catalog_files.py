@@ -238,6 +238,16 @@ def test_lists_in_a_quoted_text_are_no_rows(tmp_path: Path, text: str) -> None:
         assert not catalog.problems
 
 
+@pytest.mark.parametrize("text", ["Masse:\n10,5 cm hoch", "Set of\n2,000 pieces", "a\n1,5 l\n2,5 l"])
+@pytest.mark.parametrize("head", ["id,name,description,price", "id,description"])
+def test_a_number_in_a_quoted_text_is_no_row(tmp_path: Path, text: str, head: str) -> None:
+    short = head.count(",") == 1
+    rows = f'1,"{text}"\n2,x' if short else f'1,Becher,"{text}",9.99\n2,Cup,"x",3'
+    with opened(tmp_path, f"{head.replace('description', 'name') if short else head}\n{rows}") as catalog:
+        assert [item.id for item in catalog.all()] == ["1", "2"]
+        assert not catalog.problems
+
+
 @pytest.mark.parametrize(
     ("text", "lines"),
     [

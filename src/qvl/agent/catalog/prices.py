@@ -1,7 +1,8 @@
 """Prices as catalogues of the world write them: which sign is the decimal one, and which only groups digits.
 
 `1.299,00 €`, `1'299.00`, `₹1,23,456.78`, `12,-` and `９９．９０` say so themselves. `1,299` and `1.299`
-do not: they are read by the convention that the other prices of their column show, and refused where there is none.
+do not: they are read by the convention that the other prices of their column show, and refused where
+they show none.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _CODE_LIST: Final = (
     "WST XAF XCD XOF XPF YER ZAR ZMW ZWL "
 )
 _NAME_LIST: Final = (
-    "kr kr. zł zl kč kc ft lei leu лв лв. руб руб. р р. грн грн. тг ден дин din rs rs. rp rp. rm r bs bs. "
+    "kr kr. đ vnđ zł zl kč kc ft lei leu лв лв. руб руб. р р. грн грн. тг ден дин din rs rs. rp rp. rm r bs bs. "
     "s/ s/. b/. q l tl km kn sfr sfr. fr fr. ksh tsh ush br dh dhs lek nt us hk euro euros eur. dollar "
     "dollars usd. yen yuan 元 円 圆 圓 块 원 د.إ ر.س ج.م د.ك د.ب ر.ق ر.ع. ر.ع د.أ ل.ل د.ج د.م. د.م د.ت د.ع ريال "
     "درهم دينار جنيه تومان ریال "

@@ -258,11 +258,15 @@ class _Ids:
             cells = self._cells(text)
             if not any(cell.strip() for cell in cells):
                 continue
-            fits = 2 <= len(cells) <= self._size and self._at < len(cells) and _spaced(cells) <= spaced
+            # `10,5 cm` and `2,000 pieces` are numbers of a text, unless there are as many cells as the head has.
+            behind = cells[self._at + 1] if self._at + 1 < len(cells) else ""
+            number_like = self._delimiter == "," and behind[:1].isdigit()
+            least = max(self._size, 3) if number_like else 2
+            fits = least <= len(cells) <= self._size and self._at < len(cells) and _spaced(cells) <= spaced
             shape = _shape(cells[self._at]) if fits else ""
             if shape and shape in shapes:
                 rows.append(number)
-                certain = certain and "0" in shape
+                certain = certain and "0" in shape and not number_like
             else:
                 certain = False
         return rows, certain and bool(rows)
