@@ -43,7 +43,7 @@ def test_a_product_has_fields_confidences_and_a_second_time_from_the_cache(serve
 
 def test_a_picture_may_be_the_body(server: Running) -> None:
     with server.client() as client:
-        answer = client.post("/v1/analyze?language=pt", content=picture("blue"), headers={"Content-Type": "image/png"})
+        answer = client.post("/v1/analyze?language=pt", content=picture("blue"), headers={"Content-Type": "Image/PNG"})
     assert answer.status_code == 200, answer.text
     assert answer.json()["language"] == "pt"
 

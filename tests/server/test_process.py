@@ -187,7 +187,7 @@ def test_the_variables_of_older_scripts_are_honoured(run, endpoint: ScriptedEndp
         "--option",
         "probe=false",
         MODEL_PATH="openai:echo",
-        MODEL_ID="shop/Qwen3-VL",
+        MODEL_ID="shop/Qwen3-VL, large",
         QVL_BASE_URL=endpoint.url,
         SERVER_HOST="127.0.0.1",
         SERVER_PORT=port,
@@ -195,8 +195,8 @@ def test_the_variables_of_older_scripts_are_honoured(run, endpoint: ScriptedEndp
     ).wait_ready()
     assert process.address == f"http://127.0.0.1:{port}"
     found = httpx.get(process.address + "/v1/models", trust_env=False).json()
-    assert [model["id"] for model in found["data"]] == ["shop/Qwen3-VL"]
-    answer = process.post({**question("how large", data_url("red", (256, 256))), "model": "shop/Qwen3-VL"})
+    assert [model["id"] for model in found["data"]] == ["shop/Qwen3-VL, large"]
+    answer = process.post({**question("how large", data_url("red", (256, 256))), "model": "shop/Qwen3-VL, large"})
     assert answer.json()["choices"][0]["message"]["content"] == "red 64x64, how large"
 
 

@@ -150,7 +150,7 @@ def find(text: str, schema: type[BaseModel], *, complete: bool) -> JsonMatch:
     """The JSON object in the model's answer, as it stands there.
 
     Raises:
-        AnalysisError: there is none.
+        AnalysisError: the answer holds no object.
     """
     wanted = ProductFields if schema is ProductAnalysis else schema
 

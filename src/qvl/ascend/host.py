@@ -134,7 +134,7 @@ class Host:
         return usage.total, usage.free
 
     def open_files_limit(self) -> int:
-        """The soft limit of open files of a process; -1 where there is none."""
+        """The soft limit of open files of a process; -1 where it cannot be told."""
         try:
             import resource
         except ImportError:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import typer
 
 
 def listed(values: Sequence[str] | None) -> tuple[str, ...]:
@@ -30,3 +34,10 @@ def backend_options(pairs: Sequence[str] | None) -> dict[str, Any]:
         except ValueError:
             found[name] = value
     return found
+
+
+def served_names(ctx: typer.Context, values: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names to answer to; the variable MODEL_ID of older scripts is one name, whatever stands in it."""
+    own = os.environ.get("MODEL_ID", "").strip()
+    named = getattr(ctx.get_parameter_source("served_model_name"), "name", "") in ("COMMANDLINE", "ENVIRONMENT")
+    return (own,) if own and not named else listed(values)

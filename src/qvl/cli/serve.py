@@ -76,8 +76,8 @@ def serve(
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(
-            envvar=["QVL_SERVED_MODEL_NAME", "MODEL_ID"],
-            help="A name to answer to; may be repeated.",
+            envvar="QVL_SERVED_MODEL_NAME",
+            help="A name to answer to; may be repeated. Without one, MODEL_ID is it.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -307,7 +307,7 @@ def serve(
 
         raise MissingDependencyError(f"qvl-serve needs the package {exc.name!r}", hint=install_line("server")) from exc
     from qvl.cli.banner import print_banner, shown_host
-    from qvl.cli.repeated_options import backend_options, listed
+    from qvl.cli.repeated_options import backend_options, listed, served_names
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.async_pipeline import TINY_NOTICE, AsyncPipeline
     from qvl.server.settings import ServerSettings
@@ -323,7 +323,7 @@ def serve(
         allowed_private=listed(allowed_private),
     ).with_sizes(max_pixels, min_pixels)
     settings = ServerSettings(
-        served_model_names=listed(served_model_name),
+        served_model_names=served_names(ctx, served_model_name),
         any_model_name=any_model_name,
         api_keys=keys,
         api_key_file=api_key_file,

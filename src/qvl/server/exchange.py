@@ -152,9 +152,14 @@ class Exchange:
             # However small it is: what it becomes may be large.
             body = await anyio.to_thread.run_sync(inflated, body, coding, counted)
             self._hold(-packed)
-        if self.headers.get(b"content-type", b"").startswith(b"image/"):
+        if self.media_type.startswith(b"image/"):
             return body
         return await checked_json(body)
+
+    @property
+    def media_type(self) -> bytes:
+        """Of the body, in lower case and without parameters."""
+        return self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
     def _too_large(self) -> HttpError:
         return HttpError(

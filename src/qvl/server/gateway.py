@@ -92,7 +92,7 @@ class Gateway:
 
     async def _work(self, exchange: Exchange, operation: Operation) -> None:
         core = self.core
-        kind = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        kind = exchange.media_type
         # Only JSON: a page elsewhere could send other types to a server on this machine without being asked first.
         pictures = operation.path == "/v1/analyze"
         if kind != b"application/json" and not (pictures and kind.startswith(b"image/")):

@@ -49,7 +49,7 @@ class Structured:
         return without_what_is_checked_afterwards(schema) if validated else schema
 
     def read(self, message: AIMessage) -> Any:
-        """The answer as the class, or as a dictionary where the schema is none.
+        """The answer as the class, or as a dictionary where the schema is not a class.
 
         Raises:
             AnalysisError: it is no such object, or was cut off.

@@ -32,7 +32,7 @@ async def analyze(exchange: Exchange) -> None:
     The body is JSON, or the picture itself with its media type; then `language` and `model` stand in the query.
     """
     body = await exchange.body()
-    if exchange.headers.get(b"content-type", b"").startswith(b"image/"):
+    if exchange.media_type.startswith(b"image/"):
         wanted, sources = _from_query(exchange), [body]
     else:
         try:

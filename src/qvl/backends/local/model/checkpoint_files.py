@@ -87,7 +87,7 @@ def chat_template(folder: Path, name: str) -> str:
     """The chat template that stands in a file of its own.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the folder has no chat template.
     """
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
