@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,9 @@ _numbers = count()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything is collected, since packages read the environment when they are imported."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a shell has it for what it starts in the background; it would be so for every process of the tests too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_RUN] = run = Path(tempfile.mkdtemp(prefix="qvl-tests-"))
     for name in list(os.environ):
         if name not in KEPT and not name.startswith(KEPT_FAMILIES):
