@@ -73,8 +73,9 @@ def test_ctrl_c_before_the_call_has_its_future_ends_the_work_too(
     start = BlockingPortal.start_task_soon
 
     def interrupted(portal: BlockingPortal, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        asking = getattr(work, "__name__", "") == "run" and not backend.begun.is_set()
         future = start(portal, work, *args, **options)
-        if getattr(work, "__name__", "") == "run" and not backend.begun.is_set():
+        if asking:
             assert backend.begun.wait(30)
             raise KeyboardInterrupt
         return future
