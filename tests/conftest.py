@@ -45,6 +45,18 @@ LONGEST = (
     "backends/test_contract.py",
     "backends/openai/test_fleet.py",
     "agent/integrations/test_chat_model.py",
+    "cli/test_terminal.py",
+    "caches/test_sqlite.py",
+    "cli/test_interrupted_load.py",
+    "agent/integrations/test_mcp.py",
+    "backends/openai/test_transport.py",
+    "pipeline/test_processes.py",
+    "backends/test_plugin_example.py",
+    "cli/test_ending.py",
+    "media/test_media_avif.py",
+    "media/test_media_costly_text.py",
+    "caches/test_redis_requests.py",
+    "bench/test_output.py",
     "caches/test_model.py",
     "caches/test_contract.py",
     "caches/test_redis.py",
@@ -94,14 +106,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--quick"):
-        sys.addaudithook(_stay_quick)
+        sys.meta_path.insert(0, _NoTorch())
+        subprocess.Popen.__init__ = _stay_quick  # type: ignore[method-assign]
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: _rank(item.path))
 
 
-def _stay_quick(event: str, arguments: tuple[object, ...]) -> None:
-    if event == "subprocess.Popen" or (event == "import" and arguments[0] == "torch"):
-        pytest.skip("not quick: it starts a process or needs torch")
+def _stay_quick(*_: object, **__: object) -> None:
+    pytest.skip("not quick: it starts a process or needs torch")
+
+
+class _NoTorch:
+    """Finds nothing; that torch is looked for ends a test. An audit hook would slow down everything else."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "torch":
+            _stay_quick()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

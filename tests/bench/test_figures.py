@@ -21,7 +21,10 @@ FIRST, GAP, TOKENS = 2.0, 0.2, 11
 WHOLE = FIRST + GAP * (TOKENS - 1)
 
 
-@pytest.mark.parametrize("clients", [1, 16, 128])
+# Sixteen seconds each, in which next to nothing is computed.
+@pytest.mark.parametrize(
+    "clients", [1, pytest.param(16, marks=pytest.mark.slow), pytest.param(128, marks=pytest.mark.slow)]
+)
 def test_known_delays_are_given_back_within_two_percent(clients: int, lines, records, tmp_path: Path) -> None:
     data = lines(*({"prompt": f"question {number}"} for number in range(3 * clients)))
     plan = LoadPlan(concurrency=clients, ramp=WHOLE if clients > 1 else 0.0)
