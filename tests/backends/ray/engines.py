@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -44,7 +46,7 @@ class Broken(EchoBackend):
 
 
 class Counted(EchoBackend):
-    """An echo that notes every answer in a file, and ends its process at a picture named in another file."""
+    """An echo that notes every answer in a file, and ends its process once where another file says so."""
 
     name = "counted"
 
@@ -52,15 +54,22 @@ class Counted(EchoBackend):
         super().__init__(model, pause=pause)
         self.notes = Path(notes)
 
+    def _processes(self) -> set[str]:
+        return {text.split()[0] for path in self.notes.glob("answer-*") if (text := path.read_text())}
+
     def identity(self) -> dict[str, Any]:
         return {"backend": self.name, "model": self.model}
 
     async def _say(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        last = self.notes / "kill-once"
-        if len(list(self.notes.glob("answer-*"))) >= 5 and last.exists():
-            last.unlink()
+        last, gone = self.notes / "kill-once", self.notes / "killed"
+        if len(list(self.notes.glob("answer-*"))) >= 5 and str(os.getpid()) in self._processes() and last.exists():
+            last.rename(gone)
             os.kill(os.getpid(), signal.SIGKILL)
         (self.notes / f"answer-{uuid.uuid4()}").write_text(f"{os.getpid()} {request.pictures[0].sha256}")
+        # Left alone, the other one would have answered everything before a new process is there.
+        end = time.monotonic() + 60
+        while gone.exists() and len(self._processes()) < 3 and time.monotonic() < end:
+            await asyncio.sleep(0.05)
         async for chunk in super()._say(request):
             yield chunk
 
