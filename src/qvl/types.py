@@ -18,6 +18,10 @@ from qvl.errors import ConfigError
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
 
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object whose form is somebody else's: a client's schema, a tool's parameters, an endpoint's extra fields."""
+JsonMapping: TypeAlias = Mapping[str, Any]
+"""The same, read only."""
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "abort"]
 CacheState: TypeAlias = Literal["hit", "miss", "coalesced", "bypass"]
@@ -56,7 +60,7 @@ class Tool:
 
     name: str
     description: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: JsonMapping = field(default_factory=dict)
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -176,7 +180,7 @@ class ResponseFormat:
     """
 
     kind: Literal["text", "json_object", "json_schema", "regex", "choice"] = "text"
-    schema: Mapping[str, Any] | None = None
+    schema: JsonMapping | None = None
     pattern: str | None = None
     choices: tuple[str, ...] = ()
     name: str = "answer"
@@ -206,7 +210,7 @@ class ChatRequest:
     max_pixels: int | None = None
     cache_salt: str = ""
     request_id: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: JsonMapping = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.messages:
