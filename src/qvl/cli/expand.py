@@ -1,0 +1,65 @@
+"""Commands whose options are the fields of dataclasses, so that an option is declared once and handed on as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import get_args, get_type_hints
+
+from typer.models import ParameterInfo
+
+
+class Without:
+    """In `Annotated[Settings, Without("field")]`: fields that are no options of the command and keep their defaults."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = frozenset(names)
+
+
+def expand(command: Callable[..., None]) -> Callable[..., None]:
+    """Return `command` with an option for each field of a dataclass among its parameters, as typer reads them."""
+    parameters: list[Parameter] = []
+    groups: dict[str, tuple[Callable[..., object], list[str]]] = {}
+    for parameter in signature(command, eval_str=True).parameters.values():
+        settings, *extra = get_args(parameter.annotation) or [parameter.annotation]
+        if not (isinstance(settings, type) and is_dataclass(settings)):
+            parameters.append(parameter)
+            continue
+        left_out = extra[0].names if extra else ()
+        options = [option for option in options_of(settings) if option.name not in left_out]
+        groups[parameter.name] = (settings, [option.name for option in options])
+        parameters += options
+
+    @wraps(command)
+    def expanded(**values: object) -> None:
+        for name, (settings, names) in groups.items():
+            values[name] = settings(**{field: values.pop(field) for field in names})
+        command(**values)
+
+    # Neither stands in the way of typer, which reads both.
+    expanded.__annotations__ = {}
+    expanded.__dict__["__signature__"] = Signature(parameters)
+    return expanded
+
+
+def options_of(settings: type) -> list[Parameter]:
+    """Return a keyword parameter for each field of the dataclass `settings` that is annotated as an option.
+
+    Where `settings` has an ENV_PREFIX, an option can also be set by the variable of its name, in front of those of its
+    `envvar`; `envvar=[]` says that it cannot.
+    """
+    hints = get_type_hints(settings, include_extras=True)
+    prefix = getattr(settings, "ENV_PREFIX", "")
+    options = []
+    for field in fields(settings):
+        infos = [part for part in get_args(hints[field.name]) if isinstance(part, ParameterInfo)]
+        for info in infos:
+            if prefix:
+                info.envvar = None if info.envvar == [] else [prefix + field.name.upper(), *(info.envvar or ())]
+        if infos:
+            default = Parameter.empty if field.default is MISSING else field.default
+            annotation = hints[field.name]
+            options.append(Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    return options

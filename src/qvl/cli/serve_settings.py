@@ -1,0 +1,170 @@
+"""The settings of `qvl serve`: each is declared here once, with its option, its variable and its help."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Annotated, ClassVar, Final
+
+import typer
+
+from qvl.cli.parse_args import pairs
+from qvl.media.policy import MediaPolicy
+from qvl.server.settings import ServerSettings
+from qvl.types import JsonObject
+
+MB: Final = 1024 * 1024
+_SERVER: Final = ServerSettings()
+_model = partial(typer.Option, rich_help_panel="Model")
+_address = partial(typer.Option, rich_help_panel="Address")
+_cache = partial(typer.Option, rich_help_panel="Cache")
+_security = partial(typer.Option, rich_help_panel="Security")
+_load = partial(typer.Option, rich_help_panel="Load")
+_pictures = partial(typer.Option, rich_help_panel="Pictures")
+_logs = partial(typer.Option, rich_help_panel="Logs")
+_replicas = partial(typer.Option, rich_help_panel="Replicas on many devices (Ray Serve)")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """What `qvl serve` is set up with; fields that ServerSettings has too have its defaults."""
+
+    ENV_PREFIX: ClassVar[str] = "QVL_"
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            envvar=["MODEL_PATH"], help="A path, hub id, openai:NAME or vllm:NAME; left out: the bundled tiny model."
+        ),
+    ] = None
+    served_model_name: Annotated[
+        list[str] | None, _model(help="A name to answer to; may be repeated. Without one, MODEL_ID is it.")
+    ] = None
+    any_model_name: Annotated[bool, _model(help="Answer to every other name.")] = _SERVER.any_model_name
+    device: Annotated[str | None, _model(envvar=["DEVICE"], help="auto, npu, cuda, mps or cpu.")] = None
+    dtype: Annotated[str | None, _model(help="bfloat16, float16, float32.")] = None
+    max_model_len: Annotated[int | None, _model(help="Tokens of context.")] = None
+    max_num_seqs: Annotated[int | None, _model(help="Sequences in a batch.")] = None
+    base_url: Annotated[list[str] | None, _model(help="Endpoint of openai:NAME; may be repeated.")] = None
+    base_url_file: Annotated[
+        str | None, _model(help="Endpoints, one a line: URL weight=2 limit=16. SIGHUP reads it again.")
+    ] = None
+    upstream_key: Annotated[str | None, _model(envvar=["OPENAI_API_KEY"], help="Key of the endpoint.")] = None
+    option: Annotated[
+        list[str] | None,
+        _model(envvar=[], help="NAME=VALUE for the backend, VALUE in JSON or plain; may be repeated."),
+    ] = None
+    canary: Annotated[bool, _model(help="Ask about a tiny picture before ready.")] = _SERVER.canary
+    exit_on_engine_death: Annotated[bool, _model(help="End with an error when the engine dies.")] = False
+    replicas: Annotated[int | None, _replicas(min=1, help="Engine processes, each on a device of its own.")] = None
+    devices: Annotated[str | None, _replicas(help="Of what: auto, npu, cuda or cpu.")] = None
+    ray_address: Annotated[
+        str | None,
+        _replicas(help="Cluster to use: auto (this host's) or HOST:PORT; left out: one for this host alone."),
+    ] = None
+    host: Annotated[str, _address(envvar=["SERVER_HOST"], help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _address(envvar=["SERVER_PORT"], min=0, max=65535, help="0 takes any.")] = 8000
+    root_path: Annotated[str, _address(help="Path prefix of a proxy in front.")] = ""
+    tls_cert: Annotated[str | None, _address(help="Certificate file (PEM).")] = None
+    tls_key: Annotated[str | None, _address(help="Its private key (PEM).")] = None
+    cache: Annotated[str | None, _cache(help="sqlite:///file.db, redis://..., memory:, off.")] = None
+    cache_mode: Annotated[str | None, _cache(help="auto (what must be the same again), always, off.")] = None
+    cache_ttl: Annotated[float | None, _cache(help="Seconds to keep answers.")] = None
+    namespace: Annotated[str | None, _cache(help="Keeps answers apart.")] = None
+    api_key: Annotated[list[str] | None, _security(help="A key that clients send; may be repeated.")] = None
+    api_key_file: Annotated[str | None, _security(help="Keys, one a line; SIGHUP reads it again.")] = None
+    allow_unauthenticated: Annotated[bool, _security(help="Serve other machines without a key.")] = False
+    cors_origin: Annotated[list[str] | None, _security(help="Origin whose pages may call; may be repeated.")] = None
+    max_concurrent: Annotated[int, _load(help="Requests at the backend.")] = _SERVER.max_concurrent
+    max_queue: Annotated[int, _load(help="Requests that may wait; the rest get 429.")] = _SERVER.max_queue
+    max_queue_picture_tokens: Annotated[int, _load(help="Picture tokens that may wait.")] = (
+        _SERVER.max_queue_picture_tokens
+    )
+    requests_per_minute: Annotated[int | None, _load(help="For each key.")] = _SERVER.requests_per_minute
+    concurrent_per_key: Annotated[int | None, _load(help="For each key.")] = _SERVER.concurrent_per_key
+    request_timeout: Annotated[float, _load(help="Seconds for one request.")] = _SERVER.request_timeout
+    drain_timeout: Annotated[float, _load(help="Seconds to finish after SIGTERM.")] = _SERVER.drain_timeout
+    stall_timeout: Annotated[float, _load(help="Seconds without a token: not ready.")] = _SERVER.stall_timeout
+    body_timeout: Annotated[float, _load(help="Seconds for a body to arrive.")] = _SERVER.body_timeout
+    header_timeout: Annotated[float, _load(help="Seconds for headers to arrive.")] = 10.0
+    max_body_mb: Annotated[float, _load(help="Largest body; larger ones get 413.")] = _SERVER.max_body_bytes / MB
+    max_pixels: Annotated[int | None, _pictures(envvar=["MAX_IMAGE_PIXELS"], help="Budget of a picture.")] = None
+    min_pixels: Annotated[int | None, _pictures(help="Smaller ones are enlarged.")] = None
+    max_decode_mb: Annotated[int, _pictures(min=1, help="To decode one picture.")] = (
+        _SERVER.media.max_decode_bytes // MB
+    )
+    max_decoded_mb: Annotated[int, _pictures(min=1, help="Pixels of a request.")] = _SERVER.max_decoded_bytes // MB
+    allowed_media_domains: Annotated[
+        list[str] | None,
+        _pictures(help="The only hosts to fetch from; .example.org means all below; may be repeated."),
+    ] = None
+    allowed_private: Annotated[
+        list[str] | None,
+        _pictures(help="Hosts or networks to fetch from though they are not public; may be repeated."),
+    ] = None
+    media_timeout: Annotated[float, _pictures(help="Seconds to fetch a picture.")] = _SERVER.media.timeout
+    log_level: Annotated[str, _logs(help="debug, info, warning, error.")] = "info"
+    log_format: Annotated[str, _logs(help="json or text.")] = "json"
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        _logs(help="Where to send traces by OTLP over HTTP; OTEL_EXPORTER_OTLP_ENDPOINT does as well."),
+    ] = None
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        return tuple(key for key in self.api_key or () if key)
+
+    def media_policy(self) -> MediaPolicy:
+        """Return the gate for pictures in requests."""
+        return MediaPolicy(
+            allow_files=False,
+            timeout=self.media_timeout,
+            max_decode_bytes=self.max_decode_mb * MB,
+            allowed_domains=_listed(self.allowed_media_domains),
+            allowed_private=_listed(self.allowed_private),
+        ).with_sizes(self.max_pixels, self.min_pixels)
+
+    def server_settings(self, ctx: typer.Context) -> ServerSettings:
+        """Return what the application itself is set up with."""
+        shared: JsonObject = {
+            field.name: getattr(self, field.name) for field in fields(ServerSettings) if hasattr(self, field.name)
+        }
+        return ServerSettings(
+            **shared,
+            served_model_names=self._served_model_names(ctx),
+            max_body_bytes=int(self.max_body_mb * MB),
+            max_decoded_bytes=self.max_decoded_mb * MB,
+            cors_origins=_listed(self.cors_origin),
+            media=self.media_policy(),
+        )
+
+    def _served_model_names(self, ctx: typer.Context) -> tuple[str, ...]:
+        """The names to answer to; the variable MODEL_ID of older scripts is one name, whatever stands in it."""
+        own = os.environ.get("MODEL_ID", "").strip()
+        named = source_of_value(ctx, "served_model_name") in ("COMMANDLINE", "ENVIRONMENT")
+        return (own,) if own and not named else _listed(self.served_model_name)
+
+    def backend_options(self) -> JsonObject:
+        """Return what the backend takes, without its endpoints.
+
+        Raises:
+            ConfigError: an `--option` without a name.
+        """
+        options = {name: getattr(self, name) for name in ("device", "dtype", "max_model_len", "max_num_seqs")}
+        if self.model and self.model.startswith("openai:"):
+            options["api_key"] = self.upstream_key
+        return {name: value for name, value in options.items() if value is not None} | pairs(
+            self.option or (), "--option"
+        )
+
+
+def source_of_value(ctx: typer.Context, name: str) -> str:
+    """The name of where an option's value came from: COMMANDLINE, ENVIRONMENT, DEFAULT_MAP (the config file)…"""
+    return getattr(ctx.get_parameter_source(name), "name", "")
+
+
+def _listed(values: Sequence[str] | None) -> tuple[str, ...]:
+    """All values; one may hold several, with commas between."""
+    return tuple(part.strip() for part in ",".join(values or ()).split(",") if part.strip())
