@@ -25,7 +25,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     for parameter in signature(command, eval_str=True).parameters.values():
         settings, *extra = get_args(parameter.annotation) or [parameter.annotation]
         if not (isinstance(settings, type) and is_dataclass(settings)):
-            parameters.append(parameter)
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
             continue
         left_out = extra[0].names if extra else ()
         options = [option for option in options_of(settings) if option.name not in left_out]
