@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ import pytest
 import qvl
 
 ROOT = Path(qvl.__file__).parent
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
 
 
 def _module(path: Path) -> str:
@@ -20,12 +25,14 @@ def _module(path: Path) -> str:
     return ".".join(steps[:-1] if steps[-1] == "__init__" else steps)
 
 
-PATHS = {_module(path): path for path in TREES}
+@cache
+def paths() -> dict[str, Path]:
+    return {_module(path): path for path in trees()}
 
 
 def test_a_class_name_stands_for_one_class() -> None:
     homes = defaultdict(list)
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 homes[node.name].append(_module(path))
@@ -49,7 +56,7 @@ def test_the_layout_in_the_design_is_the_listing() -> None:
         else:
             told[folder].update(line.split())
     there = defaultdict(set)
-    for path in TREES:
+    for path in trees():
         if path.stem != "__init__":
             there[path.parent.relative_to(ROOT).as_posix()].add(path.stem)
     assert told == there
@@ -62,7 +69,7 @@ def _imports(tree: ast.Module) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             full = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in PATHS else node.module for name in full)
+            yield from (name if name in paths() else node.module for name in full)
 
 
 def _circle(edges: Mapping[str, set[str]]) -> list[str]:
@@ -84,8 +91,8 @@ def _circle(edges: Mapping[str, set[str]]) -> list[str]:
 
 
 def test_imports_lead_one_way() -> None:
-    targets = {name for name, path in PATHS.items() if path.name != "__init__.py"}
-    edges = {name: (set(_imports(TREES[path])) & targets) - {name} for name, path in PATHS.items()}
+    targets = {name for name, path in paths().items() if path.name != "__init__.py"}
+    edges = {name: (set(_imports(trees()[path])) & targets) - {name} for name, path in paths().items()}
     assert _circle(edges) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import struct
 import subprocess
@@ -78,31 +79,39 @@ def run_length_bmp(width: int, height: int) -> bytes:
     )
 
 
+@pytest.fixture
+def data(request: pytest.FixtureRequest) -> bytes:
+    """Made when its test runs, since some take long to make."""
+    made: bytes = request.param()
+    return made
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (scans(70), "64 scans"),
-        (one_scan_each(), "64 scans"),
-        (jpeg_with(b"\xff\xfe\x00\x02" * 2_001), "2000 segments"),
-        (jpeg_with(b"\xff" * 20_000), "bytes of fill"),
-        (jpeg_with(b"\xff\xfe\x00\x02" + b"junk" * 5_000), "bytes of fill"),
-        (jpeg_with(b"\xff\xe1\x00\x09Exif\0\0\0" * 9), "EXIF segments"),
-        (jpeg_with((b"\xff\xed\x40\x10Photoshop 3.0\0" + b"8BIM" * 4_096) * 2), "Photoshop records"),
-        (png_with(chunk(b"teXt") * 20_001), "20000 chunks"),
-        (png_with(chunk(b"IDAT") * 20_001), "20000 chunks"),
-        (png_with(chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1000))) * 17), "16 compressed texts"),
-        (png_with(chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(1000))) * 2), "1 colour profile"),
-        (tiff((273, 4, 32_769, 100)), "32768 strips"),
-        (tiff((324, 4, 2**31, 100), order=">"), "32768 strips"),
-        (tiff((258, 3, 70_000, 100)), "tag 258"),
-        (tiff(repeat=900), "4096 tags"),
-        (tiff((34665, 4, 1, 300_000))[:300_000] + b"\xff\xff" + bytes(99), "4096 tags"),
-        (gif_with(b"", blocks=b"\x01\x00" * 150_000), "blocks in a GIF"),
-        (gif_with(b"\x21\xfe" + (b"\xff" + bytes(255)) * 1_100 + b"\0"), "comments in a GIF"),
-        (gif_with(b"\x21\xfe\x00" * 110_000), "blocks in a GIF"),
-        (gif_with(b"\x00" * 110_000), "blocks in a GIF"),
-        (run_length_bmp(2_000, 2_000), "run-length BMP"),
+        (lambda: scans(70), "64 scans"),
+        (lambda: one_scan_each(), "64 scans"),
+        (lambda: jpeg_with(b"\xff\xfe\x00\x02" * 2_001), "2000 segments"),
+        (lambda: jpeg_with(b"\xff" * 20_000), "bytes of fill"),
+        (lambda: jpeg_with(b"\xff\xfe\x00\x02" + b"junk" * 5_000), "bytes of fill"),
+        (lambda: jpeg_with(b"\xff\xe1\x00\x09Exif\0\0\0" * 9), "EXIF segments"),
+        (lambda: jpeg_with((b"\xff\xed\x40\x10Photoshop 3.0\0" + b"8BIM" * 4_096) * 2), "Photoshop records"),
+        (lambda: png_with(chunk(b"teXt") * 20_001), "20000 chunks"),
+        (lambda: png_with(chunk(b"IDAT") * 20_001), "20000 chunks"),
+        (lambda: png_with(chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1000))) * 17), "16 compressed texts"),
+        (lambda: png_with(chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(1000))) * 2), "1 colour profile"),
+        (lambda: tiff((273, 4, 32_769, 100)), "32768 strips"),
+        (lambda: tiff((324, 4, 2**31, 100), order=">"), "32768 strips"),
+        (lambda: tiff((258, 3, 70_000, 100)), "tag 258"),
+        (lambda: tiff(repeat=900), "4096 tags"),
+        (lambda: tiff((34665, 4, 1, 300_000))[:300_000] + b"\xff\xff" + bytes(99), "4096 tags"),
+        (lambda: gif_with(b"", blocks=b"\x01\x00" * 150_000), "blocks in a GIF"),
+        (lambda: gif_with(b"\x21\xfe" + (b"\xff" + bytes(255)) * 1_100 + b"\0"), "comments in a GIF"),
+        (lambda: gif_with(b"\x21\xfe\x00" * 110_000), "blocks in a GIF"),
+        (lambda: gif_with(b"\x00" * 110_000), "blocks in a GIF"),
+        (lambda: run_length_bmp(2_000, 2_000), "run-length BMP"),
     ],
+    indirect=["data"],
 )
 def test_more_parts_than_any_real_picture_has_are_refused(data: bytes, words: str) -> None:
     with pytest.raises(MediaError, match=words) as caught:
@@ -135,16 +144,17 @@ def test_a_scan_count_ends_where_the_picture_does() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        scans(20),
-        jpeg_with(b"\xff\xe2\x00\x04ab" * 300),
-        jpeg_with(b"\xff" * 100),
-        png_with(chunk(b"teXt", b"key\0value") * 500),
-        png_with(chunk(b"IDAT") * 9_000),
-        encoded("GIF", (800, 600), "P", comment=b"x" * 1000),
-        encoded("TIFF", (64, 4000), compression="tiff_lzw"),
-        encoded("TIFF", (64, 48), compression="jpeg"),
-        run_length_bmp(100, 100),
+        lambda: scans(20),
+        lambda: jpeg_with(b"\xff\xe2\x00\x04ab" * 300),
+        lambda: jpeg_with(b"\xff" * 100),
+        lambda: png_with(chunk(b"teXt", b"key\0value") * 500),
+        lambda: png_with(chunk(b"IDAT") * 9_000),
+        lambda: encoded("GIF", (800, 600), "P", comment=b"x" * 1000),
+        lambda: encoded("TIFF", (64, 4000), compression="tiff_lzw"),
+        lambda: encoded("TIFF", (64, 48), compression="jpeg"),
+        lambda: run_length_bmp(100, 100),
     ],
+    indirect=True,
 )
 def test_what_programs_write_passes(data: bytes) -> None:
     picture = media.load(data)
@@ -167,17 +177,18 @@ def jpeg(**options: object) -> bytes:
 @pytest.mark.parametrize(
     ("data", "size"),
     [
-        (jpeg(progressive=True, subsampling=0), (6_000, 4_000)),
-        (jpeg(progressive=True, subsampling=0), (6_240, 4_160)),
-        (jpeg(progressive=True, subsampling=2), (6_000, 4_000)),
-        (jpeg(progressive=True, subsampling=2), (8_000, 6_000)),
-        (jpeg(progressive=True, subsampling=2), (7_500, 5_000)),
-        (jpeg(), (13_000, 13_000)),
-        (encoded("PNG", mode="RGBA"), (6_000, 4_000)),
-        (encoded("PNG", mode="RGBA"), (6_240, 4_160)),
-        (encoded("PNG"), (8_100, 8_200)),
-        (encoded("WEBP", (4_800, 3_300), quality=1, method=0), None),
+        (lambda: jpeg(progressive=True, subsampling=0), (6_000, 4_000)),
+        (lambda: jpeg(progressive=True, subsampling=0), (6_240, 4_160)),
+        (lambda: jpeg(progressive=True, subsampling=2), (6_000, 4_000)),
+        (lambda: jpeg(progressive=True, subsampling=2), (8_000, 6_000)),
+        (lambda: jpeg(progressive=True, subsampling=2), (7_500, 5_000)),
+        (lambda: jpeg(), (13_000, 13_000)),
+        (lambda: encoded("PNG", mode="RGBA"), (6_000, 4_000)),
+        (lambda: encoded("PNG", mode="RGBA"), (6_240, 4_160)),
+        (lambda: encoded("PNG"), (8_100, 8_200)),
+        (lambda: encoded("WEBP", (4_800, 3_300), quality=1, method=0), None),
     ],
+    indirect=["data"],
 )
 def test_pictures_of_cameras_and_designers_pass_by_default(data: bytes, size: tuple[int, int] | None) -> None:
     picture = media.load(claiming(data, *size) if size else data, decode=False)
@@ -187,13 +198,14 @@ def test_pictures_of_cameras_and_designers_pass_by_default(data: bytes, size: tu
 @pytest.mark.parametrize(
     ("data", "size"),
     [
-        (jpeg(progressive=True, subsampling=0), (6_600, 4_400)),
-        (jpeg(progressive=True, subsampling=2), (13_000, 13_000)),
-        (encoded("PNG"), (13_000, 13_000)),
-        (encoded("PNG", mode="L"), (13_000, 13_000)),
-        (encoded("PNG", mode="RGBA"), (13_000, 13_000)),
-        (encoded("WEBP", (13_000, 13_000), quality=1, method=0), None),
+        (lambda: jpeg(progressive=True, subsampling=0), (6_600, 4_400)),
+        (lambda: jpeg(progressive=True, subsampling=2), (13_000, 13_000)),
+        (lambda: encoded("PNG"), (13_000, 13_000)),
+        (lambda: encoded("PNG", mode="L"), (13_000, 13_000)),
+        (lambda: encoded("PNG", mode="RGBA"), (13_000, 13_000)),
+        (lambda: encoded("WEBP", (13_000, 13_000), quality=1, method=0), None),
     ],
+    indirect=["data"],
 )
 def test_larger_ones_are_refused_by_their_headers(data: bytes, size: tuple[int, int] | None) -> None:
     with pytest.raises(MediaError, match=r"more than the limit of 256 MiB .*--max-decode-mb"):
@@ -203,12 +215,16 @@ def test_larger_ones_are_refused_by_their_headers(data: bytes, size: tuple[int, 
 @pytest.mark.parametrize(
     ("data", "policy"),
     [
-        (encoded("PNG", (13_000, 13_000), "1"), MediaPolicy()),
-        (encoded("GIF", (5_500, 5_500), "P"), MediaPolicy()),
-        (encoded("WEBP", (2_000, 2_000)), MediaPolicy(max_decode_bytes=60 * 2**20)),
-        (encoded("JPEG", (2_000, 2_000), progressive=True, subsampling=0), MediaPolicy(max_decode_bytes=30 * 2**20)),
-        (encoded("TIFF", (2_000, 2_000)), MediaPolicy(max_decode_bytes=30 * 2**20)),
+        (lambda: encoded("PNG", (13_000, 13_000), "1"), MediaPolicy()),
+        (lambda: encoded("GIF", (5_500, 5_500), "P"), MediaPolicy()),
+        (lambda: encoded("WEBP", (2_000, 2_000)), MediaPolicy(max_decode_bytes=60 * 2**20)),
+        (
+            lambda: encoded("JPEG", (2_000, 2_000), progressive=True, subsampling=0),
+            MediaPolicy(max_decode_bytes=30 * 2**20),
+        ),
+        (lambda: encoded("TIFF", (2_000, 2_000)), MediaPolicy(max_decode_bytes=30 * 2**20)),
     ],
+    indirect=["data"],
 )
 def test_what_would_take_too_much_memory_is_refused_by_its_header(data: bytes, policy: MediaPolicy) -> None:
     with pytest.raises(MediaError, match="MiB, more than the limit of") as caught:
@@ -216,24 +232,27 @@ def test_what_would_take_too_much_memory_is_refused_by_its_header(data: bytes, p
     assert "max_decode_bytes" in str(caught.value)
 
 
-NOISE = Image.effect_noise((2_000, 2_000), 200).convert("RGB")
+@functools.cache
+def noise() -> Image.Image:
+    return Image.effect_noise((2_000, 2_000), 200).convert("RGB")
 
 
 def noisy(form: str, **options: object) -> bytes:
     out = io.BytesIO()
-    (NOISE.convert("P") if form == "GIF" else NOISE).save(out, form, **options)
+    (noise().convert("P") if form == "GIF" else noise()).save(out, form, **options)
     return out.getvalue()
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        noisy("JPEG"),
-        noisy("JPEG", progressive=True, quality=95),
-        noisy("PNG", compress_level=1),
-        noisy("GIF"),
-        noisy("BMP"),
+        lambda: noisy("JPEG"),
+        lambda: noisy("JPEG", progressive=True, quality=95),
+        lambda: noisy("PNG", compress_level=1),
+        lambda: noisy("GIF"),
+        lambda: noisy("BMP"),
     ],
+    indirect=True,
     ids=["jpeg", "progressive", "png", "gif", "bmp"],
 )
 @pytest.mark.parametrize("decode", [media.load, lambda data, policy: media.load(data, policy, decode=False).rgb()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from qvl.backends.base import Backend
 from qvl.backends.openai.backend import OpenAIBackend
 from qvl.server.pool_admin import reload_endpoints
 from qvl.testing import RecordingBackend
-from qvl.testing.endpoint import Echo, ScriptedEndpoint
+from qvl.testing.endpoint import Echo, ScriptedEndpoint, ScriptedExchange
 from tests.server.conftest import data_url, question
 from tests.server.processes import CHAT
 
@@ -32,7 +33,13 @@ def until(ready: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("wrapped", [lambda backend: backend, RecordingBackend], ids=["itself", "wrapped"])
 def test_metrics_have_the_counters_of_every_endpoint(serve, wrapped: Callable[[Backend], Backend]) -> None:
-    with ScriptedEndpoint(default=Echo(pause=0.05)) as one, ScriptedEndpoint() as gone:
+    go = threading.Event()
+
+    async def echo_when_told(exchange: ScriptedExchange) -> None:
+        await asyncio.to_thread(go.wait, 60)
+        await Echo()(exchange)
+
+    with ScriptedEndpoint(default=echo_when_told) as one, ScriptedEndpoint() as gone:
         backend = OpenAIBackend("echo", base_url=[one.url, gone.url], probe=False, health_interval=None)
         gone.stop()
         server = serve(wrapped(backend), cache="off")
@@ -49,6 +56,7 @@ def test_metrics_have_the_counters_of_every_endpoint(serve, wrapped: Callable[[B
             until(lambda: value("requests_running", one.url) == 4)
             # 100 tokens for each picture of 320 x 320.
             assert value("picture_tokens", one.url) >= 400
+            go.set()
             assert all(answer.result().is_success for answer in asked)
         assert value("requests_total", one.url) == 4
         assert value("failures_total", one.url) == 0
