@@ -22,7 +22,10 @@ def checkpoint(tmp_path: Path) -> Path:
     """Two real shards, an index, a config and the files beside."""
     shards = {f"model-0000{number}-of-00002.safetensors": f"layer.{number}" for number in (1, 2)}
     for name, tensor in shards.items():
-        save_file({f"{tensor}.weight": np.ones((8, 4), np.float32), f"{tensor}.bias": np.zeros(4, np.float32)}, tmp_path / name)
+        save_file(
+            {f"{tensor}.weight": np.ones((8, 4), np.float32), f"{tensor}.bias": np.zeros(4, np.float32)},
+            tmp_path / name,
+        )
     weight_map = {f"{tensor}.{part}": name for name, tensor in shards.items() for part in ("weight", "bias")}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
