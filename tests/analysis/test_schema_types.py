@@ -7,6 +7,7 @@ import enum
 import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 import pytest
@@ -86,7 +87,8 @@ def endpoint() -> Iterator[ScriptedEndpoint]:
 
 
 async def analysis_of(endpoint: ScriptedEndpoint, said: Any, schema: Any) -> Any:
-    endpoint.say(Text(json.dumps(said)), Text(json.dumps(said)))
+    text = said if isinstance(said, str) else json.dumps(said)
+    endpoint.say(Text(text), Text(text))
     backend = OpenAIBackend("m", base_url=endpoint.url, probe=False)
     async with AsyncPipeline(backend=backend, cache="memory:") as pipe:
         found = await pipe.analyze(PICTURE, schema=schema)
@@ -128,6 +130,50 @@ async def test_an_answer_comes_back_as_what_was_asked_for(endpoint, schema: Any,
     assert type(found) is type(value)
     asked = endpoint.chats[0].body["response_format"]["json_schema"]["schema"]
     assert asked.get("type") == "object" or "$ref" in asked
+
+
+LONG: typing.Final = "1234567.12345678901234567890"
+
+
+class Priced(BaseModel, strict=True):
+    total: Decimal | None = None
+    parts: set[Decimal] = Field(default_factory=set, alias="all parts")
+    weight: float = 0.0
+    note: float | str = ""
+    more: Any = None
+
+
+@dataclasses.dataclass
+class Cost:
+    net: Decimal
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        (Priced, f'{{"total": {LONG}}}', Priced(total=Decimal(LONG))),
+        (Priced, f'{{"total": -{LONG}e-3}}', Priced(total=Decimal(f"-{LONG}e-3"))),
+        (
+            Priced,
+            f'Here:\n```json\n{{"all parts": [{LONG}, 0.1], "weight": {LONG}3, "note": {LONG}1, "more": {LONG}2}}\n```',
+            Priced(
+                **{"all parts": {Decimal(LONG), Decimal("0.1")}},
+                weight=float(f"{LONG}3"),
+                note=float(f"{LONG}1"),
+                more=float(f"{LONG}2"),
+            ),
+        ),
+        (list[Cost], f'{{"answer": [{{"net": {LONG}}}, {{"net": 2}}]}}', [Cost(Decimal(LONG)), Cost(Decimal(2))]),
+        (Decimal, LONG, Decimal(LONG)),
+        (SCHEMA, f'{{"total": {LONG}}}', {"total": float(LONG)}),
+    ],
+    ids=["field", "exponent", "beside others", "list", "bare", "JSON schema"],
+)
+async def test_a_decimal_has_every_digit_and_nothing_else_becomes_text(
+    endpoint, schema: Any, text: str, value: Any
+) -> None:
+    found = await analysis_of(endpoint, text, schema)
+    assert found == value
 
 
 @pytest.mark.parametrize("schema", [Paid, Sheet, Order, Tree, Book, SCHEMA | {"required": ["seller"]}])

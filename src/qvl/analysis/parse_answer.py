@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, RootModel, ValidationError, create_model
 from pydantic_core import to_jsonable_python
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=BaseModel)
 # A pydantic class, a JSON schema, a dataclass, a TypedDict, or another type that pydantic reads.
 SchemaLike: TypeAlias = type[Any] | Mapping[str, Any]
+# Which of more numbers fill a Decimal is not looked for one by one.
+MOST_DECIMALS: Final = 100
+_EXACT: Final = json.JSONDecoder(parse_float=Decimal)
 
 
 def check_language(language: str) -> str:
@@ -147,31 +153,78 @@ def validate(data: Any, schema: type[T]) -> T:
 
 
 def find(text: str, schema: type[BaseModel], *, complete: bool) -> JsonMatch:
-    """The JSON object in the model's answer, as it stands there.
+    """Return the JSON object in the model's answer as it stands there, but for the long numbers of a Decimal: as text.
 
     Raises:
         AnalysisError: the answer holds no object.
     """
-    wanted = ProductFields if schema is ProductAnalysis else schema
-
-    names = _names(wanted)
+    model = ProductFields if schema is ProductAnalysis else schema
+    names = _names(model)
 
     def fits(data: dict[str, Any]) -> bool:
-        if not _is_about(data, names):
-            return False
-        try:
-            validate(data, wanted)
-        except ValidationError:
-            return False
-        return True
+        return _is_about(data, names) and _value(data, model) is not None
 
     try:
-        found = find_object(text, complete=complete, fits=fits)
+        match = find_object(text, complete=complete, fits=fits)
     except AnalysisError:
         if (bare := _bare(text, names, fits)) is None:
             raise
-        return bare
-    return found if fits(found.value) else _bare(text, names, fits) or found
+        match = bare
+    else:
+        if not fits(match.value):
+            match = _bare(text, names, fits) or match
+    return _with_all_digits(match, text, model)
+
+
+def _value(data: object, schema: type[T]) -> T | None:
+    try:
+        return validate(data, schema)
+    except ValidationError:
+        return None
+
+
+def _with_all_digits(match: JsonMatch, text: str, schema: type[BaseModel]) -> JsonMatch:
+    """`match` with numbers as text where a float would lose digits that a Decimal of `schema` keeps.
+
+    pydantic reads every fraction of JSON as a float. One stays a number where its text would be read as anything else.
+    """
+    bare = match.start == len(text)
+    try:
+        exact, _ = _EXACT.raw_decode(f'{{"answer": {_unfenced(text)}}}' if bare else text, 0 if bare else match.start)
+    except (ValueError, ArithmeticError, RecursionError):
+        return match
+    fractions: list[Decimal] = []
+    _each_decimal(exact, fractions.append)
+    numbers = {number for number in fractions if number != Decimal(repr(float(number)))}
+    value = _value(match.value, schema) if numbers and _each_decimal(exact, float) == match.value else None
+    if value is None:
+        return match
+    texts: set[Decimal] = set()
+    for more in (numbers, *({number} for number in sorted(numbers)[:MOST_DECIMALS])):
+        known = texts | more
+        data = _each_decimal(exact, partial(_spelt, texts=known))
+        other = _value(data, schema)
+        if other is not None and _each_decimal(other.model_dump(), float) == _each_decimal(value.model_dump(), float):
+            texts, match = known, replace(match, value=data)
+        if texts == numbers:
+            break
+    return match
+
+
+def _spelt(number: Decimal, texts: Set[Decimal]) -> str | float:
+    return str(number) if number in texts else float(number)
+
+
+def _each_decimal(value: object, change: Callable[[Decimal], object]) -> Any:
+    """`value` with what `change` makes of each Decimal in it."""
+    if isinstance(value, Decimal):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _each_decimal(inner, change) for name, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_each_decimal(inner, change) for inner in value]
+        return items if isinstance(value, list | tuple) else set(items)
+    return value
 
 
 def _names(schema: type[BaseModel]) -> frozenset[str]:
@@ -192,7 +245,11 @@ def _bare(text: str, names: frozenset[str], fits: Callable[[dict[str, Any]], boo
     if names != {"answer"}:
         return None
     try:
-        value = {"answer": json.loads(text.strip().strip("`").removeprefix("json"))}
+        value = {"answer": json.loads(_unfenced(text))}
     except (ValueError, RecursionError):
         return None
     return JsonMatch(value, len(text), exact=False) if fits(value) else None
+
+
+def _unfenced(text: str) -> str:
+    return text.strip().strip("`").removeprefix("json")

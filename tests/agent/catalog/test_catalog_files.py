@@ -132,6 +132,15 @@ def test_an_ambiguous_price_follows_its_column_or_is_refused(
         assert "ambiguous: 1299 or 1.299" in problem
 
 
+@pytest.mark.parametrize("text", ["USD.99", "eur.5", "US USD.99", "GBP.99", "EUR,99"])
+def test_a_point_behind_a_code_may_end_it_or_begin_a_fraction_and_is_refused(tmp_path: Path, text: str) -> None:
+    found, (problem,) = prices(tmp_path, "USD. 99", "USD .99", text)
+    assert found == [99.0, 0.99]
+    assert problem.startswith(f"line 3: price '{text}' cannot be read: ")
+    number = text[-2:].strip(".")
+    assert problem.endswith(f"ambiguous: {number} or 0.{number}")
+
+
 def test_rows_that_are_given_follow_their_column_too() -> None:
     rows = [{"id": 1, "name": "Mug", "price": "1.299"}, {"id": 2, "name": "Cup", "price": "9,99"}]
     assert told(Catalog(iter(rows))) == ({"1": 1299.0, "2": 9.99}, [])
@@ -254,13 +263,33 @@ def test_a_number_in_a_quoted_text_is_no_row(tmp_path: Path, text: str, head: st
         ('id,name,note\n1,Hat,"Sizes:\n2,3,4\nall good"\n5,Cap,plain', [2, 3]),
         ('id,name,note\n1,Hat,"Colors,\nred,green,blue"\n5,Cap,plain', []),
         ('id,name,note\nhat,Hat,"Colors,\nred,green,blue"\n5,Cap,plain', [2, 3]),
+        ('id,name,note\n1,"Hat\nx-1,Bag,ok\ny-2,Pan,ok"\n5,Cap,plain', [2, 3, 4]),
+        ('id,name,note\n1,"Hat\nbag,Bag,ok\npan,Pan,ok\n",plain\n5,Cap,plain', [2, 3, 4]),
+        ('name,id,note\n"Hat\nBag,x-1,ok",1,plain\nCap,5,plain', []),
+        ('name,id,note\n"Hat\nBag,x-1,ok\n",1,plain\nCap,5,plain', [2, 3]),
+        ('id,name\n1,"Hat\nx-1,Bag"\n5,Cap', [2, 3]),
     ],
-    ids=["some", "none", "words"],
+    ids=["some", "none", "words", "other ids", "words as ids", "more cells", "ids behind names", "two cells"],
 )
 def test_what_may_be_rows_or_a_text_is_a_problem_and_no_product(tmp_path: Path, text: str, lines: list[int]) -> None:
     found, problems = told(opened(tmp_path, text))
     assert list(found) == (["5"] if lines else ["1", "5"])
     assert [int(problem.removeprefix("line ").partition(":")[0]) for problem in problems] == lines
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'id,"name,price\n1,Mug,2\n2,Cup,3\n',
+        'id,"name,price\n1,Mug,2\n2,"Cup",3\n',
+        'id,name,"price\n1,Mug,2\n2,Cup,3\n"',
+    ],
+    ids=["not closed", "closed by a later one", "around all rows"],
+)
+def test_a_quotation_mark_in_the_head_swallows_no_rows(tmp_path: Path, text: str) -> None:
+    found, problems = told(opened(tmp_path, text))
+    assert found == {"1": 2.0, "2": 3.0}
+    assert problems[0].startswith("line 1: the head has a quotation mark that is not closed")
 
 
 @pytest.mark.parametrize("depth", [150, 950, 100_000])

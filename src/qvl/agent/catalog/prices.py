@@ -123,6 +123,8 @@ def _parted(before: str, digits: str) -> tuple[str, str]:
     number = digits.lstrip(".,٫' ")
     lead = digits[: len(digits) - len(number)]
     if lead[:1] in (".", ",") and (before[-1:].isalpha() or f"{before}.".strip().casefold() in _NAMES):
+        if len(lead) == 1 and number.isdigit() and before.split()[-1].upper() in _CODES:
+            raise ValueError(f"ambiguous: {number} or 0.{number}")
         before, lead = before + lead[0], lead[1:]
     # Behind a symbol, or a space, it is the decimal sign: $.99
     sign = lead.lstrip(" '")

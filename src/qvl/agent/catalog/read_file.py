@@ -21,7 +21,7 @@ from qvl.errors import ConfigError
 KNOWN: Final = ("id", "name", "brand", "category", "price", "attributes", "picture", "url")
 FORMATS: Final = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 # Raised where the same bytes are read as other products: an index of an older one is read anew.
-VERSION: Final = 2
+VERSION: Final = 3
 MAX_CELL: Final = 100_000
 MAX_DEPTH: Final = 100
 _SPACE: Final = re.compile(r"[\s,]*")

@@ -28,6 +28,8 @@ _SEPARATOR_LINE: Final = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
 _LONG_RUN: Final = re.compile(rb"[\x80-\xff]{4,}")
 _QUOTE: Final = "has a quotation mark that is not closed, or stands where none may"
 _SHAPES: Final = 100
+_NUMBERED: Final = re.compile(r".*\d")
+_CODE: Final = re.compile(r"(?=.*\d)(?=.*[^\W\d])\S+$")
 log = logger("qvl.agent")
 
 
@@ -126,7 +128,9 @@ def csv_rows(file: IO[str], kind: str) -> Iterator[tuple[int, dict[str, str] | P
     A row that is quoted wrongly is a problem of its own line: what stands behind it is read on the next line.
     """
     lines = _Lines(file)
-    delimiter, names = _head(lines, "\t" if kind == ".tsv" else None)
+    delimiter, names, problem = _head(lines, "\t" if kind == ".tsv" else None)
+    if problem is not None:
+        yield problem.line, problem
     ids = _Ids(delimiter, names)
     while (line := lines.peek()) is not None:
         number, text = line
@@ -187,8 +191,8 @@ class _Lines:
         self._again.extendleft(reversed(lines))
 
 
-def _head(lines: _Lines, delimiter: str | None) -> tuple[str, list[str]]:
-    """(the delimiter, the names of the columns), past blank lines and Excel's own `sep=;`."""
+def _head(lines: _Lines, delimiter: str | None) -> tuple[str, list[str], Problem | None]:
+    """Return the delimiter, the names of the columns and what is wrong with them, past blank lines and `sep=;`."""
     while (line := lines.peek()) is not None:
         _, text = line
         named = _SEPARATOR_LINE.fullmatch(text.strip("\ufeff\r\n"))
@@ -198,23 +202,24 @@ def _head(lines: _Lines, delimiter: str | None) -> tuple[str, list[str]]:
             break
         lines.take()
     if line is None:
-        return ",", []
+        return ",", [], None
     number, text = line
     lines.take()
     lines.give_back([(number, text.lstrip("\ufeff"))])
-    taken: list[tuple[int, str]] = []
-    tried = [delimiter] if delimiter is not None and delimiter in text else list(DELIMITERS)
-    found: list[tuple[tuple[bool, int], str, list[str], int]] = []
-    for sign in tried:
+    candidates: list[tuple[tuple[bool, int], str, list[str], int, Problem | None]] = []
+    for sign in [delimiter] if delimiter is not None and delimiter in text else DELIMITERS:
         taken, cells, wrong = _record(lines, sign)
         lines.give_back(taken)
+        if wrong is not None or _rows_in(taken[1:], sign, len(cells)):
+            taken, cells, wrong = taken[:1], [cell.strip('" ') for cell in _cells(text, sign)], _QUOTE
         names = [cell.strip() for cell in cells]
         known = {"id", "name"} <= {name.casefold() for name in names}
-        found.append(((known and wrong is None, len(names)), sign, names, len(taken)))
-    _, sign, names, size = max(found, key=lambda item: item[0])
+        problem = None if wrong is None else Problem(number, f"the head {wrong}")
+        candidates.append(((known, len(names)), sign, names, len(taken), problem))
+    _, sign, names, size, problem = max(candidates, key=lambda candidate: candidate[0])
     for _ in range(size):
         lines.take()
-    return sign, names
+    return sign, names, problem
 
 
 def _record(lines: _Lines, delimiter: str) -> tuple[list[tuple[int, str]], list[str], str | None]:
@@ -250,12 +255,12 @@ class _Ids:
 
         Certain is that all of them do, by an id with a digit in it: any word is an id like other words.
         """
-        first = self._cells(taken[0][1])
+        first = _cells(taken[0][1], self._delimiter)
         spaced = _spaced(first)
         shapes = self._shapes | ({_shape(first[self._at])} if self._at < len(first) else set())
         rows, certain = [], True
         for number, text in taken[1:]:
-            cells = self._cells(text)
+            cells = _cells(text, self._delimiter)
             if not any(cell.strip() for cell in cells):
                 continue
             # `10,5 cm` and `2,000 pieces` are numbers of a text, unless there are as many cells as the head has.
@@ -269,10 +274,30 @@ class _Ids:
                 certain = certain and "0" in shape and not number_like
             else:
                 certain = False
-        return rows, certain and bool(rows)
+        if not rows:
+            return _rows_in(taken[1:], self._delimiter, self._size, self._at), False
+        return rows, certain
 
-    def _cells(self, text: str) -> list[str]:
-        return next(csv.reader(io.StringIO(text), delimiter=self._delimiter, quoting=csv.QUOTE_NONE), [])
+
+def _cells(text: str, delimiter: str) -> list[str]:
+    return next(csv.reader(io.StringIO(text), delimiter=delimiter, quoting=csv.QUOTE_NONE), [])
+
+
+def _rows_in(lines: list[tuple[int, str]], delimiter: str, size: int, id_column: int = 0) -> list[int]:
+    """Return the numbers of `lines` if each has as many cells as the head, of which nothing else has to be known.
+
+    A single line needs an id with a digit, and rows of two cells ids of letters and digits, as texts have commas too.
+    What stands before the mark that closes the text may also be nothing.
+    """
+    rows = [(number, _cells(text, delimiter)) for number, text in lines if text.strip()]
+    if rows and rows[-1][1][0].strip().startswith('"'):
+        rows.pop()
+    if not all(len(cells) == size > max(1, id_column) and not _spaced(cells) for _, cells in rows):
+        return []
+    ids = [cells[id_column].strip(' "\r\n') for _, cells in rows]
+    if size == 2 or len(ids) == 1:
+        return [number for number, _ in rows] if all(map((_CODE if size == 2 else _NUMBERED).match, ids)) else []
+    return [number for number, _ in rows] if all(ids) else []
 
 
 def _shape(identity: str) -> str:
