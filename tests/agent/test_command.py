@@ -17,6 +17,7 @@ from qvl.agent.page import page as page_of
 from qvl.agent.steps import Event, Recommendation
 from qvl.agent.trace import Trace
 from qvl.cli import agent as command
+from qvl.cli.options import PipelineOptions
 from qvl.testing.endpoint import ScriptedEndpoint, Text
 from tests.agent.catalog.test_catalog import ROWS, write
 from tests.agent.conftest import RED_MUG, SAMPLE, ShopModel, down
@@ -186,9 +187,10 @@ def test_the_variables_of_older_scripts_name_the_endpoint(monkeypatch: pytest.Mo
     monkeypatch.setenv("VISION_MODEL_URL", "http://localhost:1/v1/chat/completions")
     monkeypatch.setenv("VISION_MODEL_NAME", "qwen3-vl")
     monkeypatch.setenv("VISION_API_KEY", "123")
-    found = command._endpoint(None, (), ("total_timeout=5",))
-    assert found == ("openai:qwen3-vl", ["http://localhost:1/v1"], ["total_timeout=5", 'api_key="123"'])
-    assert command._endpoint("local:x", (), ()) == ("local:x", (), ())
+    settings = command._endpoint(PipelineOptions(option=["total_timeout=5"]))
+    assert (settings.model, settings.base_url) == ("openai:qwen3-vl", ["http://localhost:1/v1"])
+    assert settings.option == ["total_timeout=5", 'api_key="123"']
+    assert command._endpoint(PipelineOptions(model="local:x")) == PipelineOptions(model="local:x")
 
 
 def test_the_variables_of_older_scripts_reach_the_endpoint(

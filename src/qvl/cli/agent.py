@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from qvl.cli import options as o
+from qvl.cli.expand import Without, expand
 from qvl.cli.terminal import json_line
 from qvl.errors import ConfigError, MediaError
 
@@ -33,30 +35,23 @@ def register(app: typer.Typer) -> None:
     app.command("agent")(agent)
 
 
+@expand
 def agent(
+    *,
     picture: Annotated[str | None, typer.Option("--file", "-f", help="The picture: a file or a URL.")] = None,
     wish: Annotated[str, typer.Option("--query", "-q", help='The wish: "in blue, under 100".')] = "",
     chat: Annotated[bool, typer.Option("--chat", help="Talk: follow-up wishes, one a line, until quit.")] = False,
     search: Annotated[str | None, typer.Option("--search", help="Search the catalogue only, without a model.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="List the catalogue.")] = False,
-    catalog: Annotated[
-        Path | None, typer.Option("--catalog", "-c", help="JSON, JSONL or CSV; default: QVL_CATALOG, else a sample.")
-    ] = None,
-    index: Annotated[Path | None, typer.Option("--index", help="Keep the index in this SQLite file.")] = None,
+    catalog: o.CatalogFile = None,
+    index: o.IndexFile = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=MAX_SHOWN, help="How many products.")] = 5,
     max_price: Annotated[float | None, typer.Option("--max-price", help="With --search: at most.")] = None,
     checkpoints: Annotated[Path | None, typer.Option("--checkpoints", help="Keep threads in this file.")] = None,
     thread: Annotated[str | None, typer.Option("--thread", help="Go on with this thread.")] = None,
     template: Annotated[bool, typer.Option("--template", help="Let no model write the answer.")] = False,
     language: Annotated[str | None, typer.Option("--language", "-l", help="Of the analysis: en, zh, pt, es.")] = None,
-    model: o.Model = None,
-    device: o.Device = None,
-    base_url: o.BaseUrl = None,
-    option: o.BackendOption = None,
-    cache: o.CacheUrl = None,
-    max_pixels: o.MaxPixels = None,
-    min_pixels: o.MinPixels = None,
-    allow_private: o.AllowPrivate = None,
+    settings: Annotated[o.PipelineOptions, Without("cache_mode", "max_tokens", "param")],
     iterations: o.Iterations = 1,
     as_json: o.AsJson = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write the chain of calls as a page.")] = None,
@@ -76,21 +71,10 @@ def agent(
         if search is not None or everything:
             _list(shop, search, limit, max_price, as_json)
             return
-        chosen, urls, more = _endpoint(model, base_url or (), option or ())
-        settings = o.PipelineOptions(
-            model=chosen,
-            cache=cache,
-            language=language,
-            device=device,
-            base_url=urls,
-            options=more,
-            max_pixels=max_pixels,
-            min_pixels=min_pixels,
-            allow_private=allow_private or (),
-        )
         from qvl.agent.workflow import Recommender
         from qvl.cli import agent_run, failure
 
+        settings = _endpoint(settings)
         if picture is not None:
             try:
                 agent_run.check_picture(picture)
@@ -99,7 +83,7 @@ def agent(
                 if as_json:
                     sys.stdout.write(json_line({"error": failure.as_json(exc)}) + "\n")
                 raise typer.Exit(failure.FAILED) from exc
-        pipeline = settings.build()
+        pipeline = settings.build(language=language)
         recommender = Recommender(
             pipeline, shop, limit=limit, writes=False if template else None, checkpoints=checkpoints
         )
@@ -129,20 +113,18 @@ def open_catalog(path: Path | None, index: Path | None) -> Catalog:
     return found
 
 
-def _endpoint(
-    model: str | None, base_url: Sequence[str], options: Sequence[str]
-) -> tuple[str | None, Sequence[str], Sequence[str]]:
-    """(model, URLs, options), from the variables of older scripts where the command line names no model."""
+def _endpoint(settings: o.PipelineOptions) -> o.PipelineOptions:
+    """The settings, with the endpoint from the variables of older scripts where the command line names no model."""
     url, name, secret = (os.environ.get(f"VISION_{part}", "") for part in ("MODEL_URL", "MODEL_NAME", "API_KEY"))
-    if model or base_url or not (url or name):
-        return model, base_url, options
+    if settings.model or settings.base_url or not (url or name):
+        return settings
     if not url:
-        return name, base_url, options
+        return replace(settings, model=name)
     if not name:
         raise ConfigError("VISION_MODEL_URL is set, but VISION_MODEL_NAME is not", hint="set it to the model's name")
     base = url.rstrip("/").removesuffix("/chat/completions")
     key = [f"api_key={json.dumps(secret)}"] if secret else []
-    return f"openai:{name}", [base], [*options, *key]
+    return replace(settings, model=f"openai:{name}", base_url=[base], option=[*(settings.option or ()), *key])
 
 
 def _list(shop: Catalog, search: str | None, limit: int, max_price: float | None, as_json: bool) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qvl.cli import options as o
+from qvl.cli.expand import expand
+from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
     from qvl.cli.batch import Answer
+    from qvl.cli.parse_args import Pictures
 
 
 def register(app: typer.Typer) -> None:
@@ -17,31 +20,18 @@ def register(app: typer.Typer) -> None:
     app.command("analyze")(analyze)
 
 
+@expand
 def analyze(
     pictures: Annotated[list[str], typer.Argument(help="Files, globs, URLs, data: URLs, or - for stdin.")],
+    *,
     schema: Annotated[
         str | None,
         typer.Option("--schema", metavar="SCHEMA", help="Your own: bill.json, bills.py:Bill or module:Bill."),
     ] = None,
     language: Annotated[str | None, typer.Option("--language", "-l", help="en, zh, pt or es.")] = None,
     together: o.Together = False,
-    model: o.Model = None,
-    device: o.Device = None,
-    base_url: o.BaseUrl = None,
-    option: o.BackendOption = None,
-    cache: o.CacheUrl = None,
-    cache_mode: o.CacheModeName = None,
-    max_pixels: o.MaxPixels = None,
-    min_pixels: o.MinPixels = None,
-    max_tokens: o.MaxTokens = None,
-    param: o.Param = None,
-    allow_private: o.AllowPrivate = None,
-    iterations: o.Iterations = 1,
-    concurrency: o.Jobs = None,
-    as_json: o.AsJson = False,
-    output: o.OutputFile = None,
-    html: o.HtmlFile = None,
-    verbose: o.Verbose = False,
+    settings: o.PipelineOptions,
+    run: o.RunOptions,
 ) -> None:
     """Look at product pictures and give brand, category and attributes, each with a confidence.
 
@@ -49,43 +39,17 @@ def analyze(
     1 some failed, 2 wrong use.
     """
     from qvl.cli import batch, parse_args
-    from qvl.cli.sinks import RecordSink
 
-    o.start_logs(verbose, as_json)
+    o.start_logs(run.verbose, run.as_json)
     works = parse_args.pictures(pictures, together=together)
-    batch.no_pictures(works)
-    wanted = parse_args.schema(schema) if schema is not None else None
-    settings = o.PipelineOptions(
-        model=model,
-        cache=cache,
-        cache_mode=cache_mode,
-        language=language,
-        device=device,
-        base_url=base_url or (),
-        options=option or (),
-        max_pixels=max_pixels,
-        min_pixels=min_pixels,
-        max_tokens=max_tokens,
-        params=param or (),
-        allow_private=allow_private or (),
-        concurrency=concurrency,
-    )
-    pipeline = settings.build()
+    if not works:
+        raise ConfigError("no picture named", hint="name a file, a glob, a URL, or - for stdin")
+    schema_type = parse_args.schema(schema) if schema is not None else None
     request = settings.request()
+    pipeline = settings.build(language=language, concurrency=run.concurrency)
 
-    async def one(source: Any, request_id: str) -> Answer:
-        found = await pipeline.analyze_result(source, schema=wanted, request_id=request_id, **request)
-        return found, found.result
+    async def one(source: Pictures, request_id: str) -> Answer:
+        analysis = await pipeline.analyze_result(source, schema=schema_type, request_id=request_id, **request)
+        return analysis, analysis.result
 
-    out = RecordSink(as_json=as_json, many=len(works) > 1, jsonl=output, html=html, title="qvl analyze")
-    batch.end(
-        batch.run(
-            pipeline,
-            works,
-            one,
-            out,
-            iterations=iterations,
-            progress=batch.wants_bar(works, as_json),
-            concurrency=concurrency,
-        )
-    )
+    batch.run(pipeline, works, one, run, title="qvl analyze")

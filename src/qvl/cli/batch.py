@@ -6,8 +6,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import typer
 
@@ -20,78 +19,79 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qvl.analysis.product import AnalysisResult
-    from qvl.cli.parse_args import WorkItem
+    from qvl.cli.options import RunOptions
+    from qvl.cli.parse_args import Pictures, WorkItem
     from qvl.cli.sinks import RecordSink
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.types import Result
 
-Answer: TypeAlias = "tuple[AnalysisResult[Any] | None, Result]"
-One: TypeAlias = Callable[[Any, str], Awaitable[Answer]]
+Answer: TypeAlias = "tuple[AnalysisResult[object] | None, Result]"
+One: TypeAlias = "Callable[[Pictures, str], Awaitable[Answer]]"
 log = logger("qvl.cli")
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One picture (or several, shown together) on its way, under its request id."""
-
-    given: WorkItem
-    request_id: str
 
 
 def run(
     pipeline: AsyncPipeline,
     works: Sequence[WorkItem],
     one: One,
-    output: RecordSink,
+    options: RunOptions,
     *,
-    iterations: int = 1,
-    progress: bool = False,
-    concurrency: int | None = None,
+    title: str,
     streams: bool = False,
-) -> int:
-    """Answers for every work, `iterations` times over; returns the exit code.
+) -> None:
+    """Answer every work, `options.iterations` times over; exit code 1 where one failed.
 
     `streams` says that `one` prints what it answers. After Ctrl-C the files hold what was done.
 
     Raises:
         ConfigError: nothing can work as it is set up; the same for every picture, so the first ends the run.
     """
+    from qvl.cli.sinks import RecordSink
+
+    many = len(works) > 1
+    output = RecordSink(
+        as_json=options.as_json, many=many and not streams, jsonl=options.output, html=options.html, title=title
+    )
+    # Not where JSON lines and the bar would share one terminal.
+    progress = many and not streams and not (options.as_json and sys.stdout.isatty())
+    # Streams would be mixed up on one stdout.
+    concurrency = 1 if streams else options.concurrency or pipeline.concurrency
+    total = len(works) * options.iterations
 
     async def work() -> None:
         try:
-            with _bar(progress, len(works) * iterations) as advance:
-                for iteration in range(1, iterations + 1):
-                    await _once(pipeline, works, one, output, iteration, advance, concurrency, streams)
+            with _bar(progress, total) as advance:
+                for iteration in range(1, options.iterations + 1):
+                    await _once(works, one, output, iteration, advance, concurrency, streams)
         finally:
             await pipeline.aclose()
 
     try:
         asyncio.run(work())
     except KeyboardInterrupt:
-        done = len(output.records)
-        failure.stderr().print(f"interrupted: {done} of {len(works) * iterations} done", style="yellow")
+        failure.stderr().print(f"interrupted: {len(output.records)} of {total} done", style="yellow")
         raise
     finally:
         output.finish()
-    return failure.FAILED if output.failed else 0
+    if output.failed:
+        raise typer.Exit(failure.FAILED)
 
 
 async def _once(
-    pipeline: AsyncPipeline,
     works: Sequence[WorkItem],
     one: One,
     output: RecordSink,
     iteration: int,
     advance: Callable[[], None],
-    concurrency: int | None,
+    concurrency: int,
     streams: bool,
 ) -> None:
     from qvl.pipeline.async_pipeline import new_request_id
     from qvl.pipeline.map_in_order import map_in_order
 
-    async def answer(work: Work) -> Answer:
+    async def answer(numbered: tuple[WorkItem, str]) -> Answer:
         try:
-            answered = await _logged(work, one)
+            answered = await _logged(*numbered, one)
         except QvlError:
             advance()
             raise
@@ -99,43 +99,41 @@ async def _once(
         advance()
         return answered
 
-    batch = [Work(given, new_request_id()) for given in works]
-    async with aclosing(map_in_order(batch, answer, concurrency or pipeline.concurrency, False)) as items:
+    batch = [(work, new_request_id()) for work in works]
+    async with aclosing(map_in_order(batch, answer, concurrency, False)) as items:
         async for item in items:
             if isinstance(item.error, ConfigError):
                 raise item.error
-            given = batch[item.index].given
-            output.add(
-                PictureRecord(
-                    index=item.index,
-                    iteration=iteration,
-                    picture=given.label,
-                    request_id=batch[item.index].request_id,
-                    result=item.result,
-                    analysis=item.value,
-                    error=item.error,
-                ),
-                shown=streams,
+            work, request_id = batch[item.index]
+            record = PictureRecord(
+                index=item.index,
+                iteration=iteration,
+                picture=work.label,
+                request_id=request_id,
+                result=item.result,
+                analysis=item.value,
+                error=item.error,
             )
+            output.add(record, shown=streams)
     output.end_iteration(iteration)
 
 
-async def _logged(work: Work, one: One) -> Answer:
+async def _logged(work: WorkItem, request_id: str, one: One) -> Answer:
     from structlog.contextvars import bound_contextvars
 
-    with bound_contextvars(request_id=work.request_id):
-        log.info("request started", picture=work.given.label)
+    with bound_contextvars(request_id=request_id):
+        log.info("request started", picture=work.label)
         try:
-            return await one(work.given.source, work.request_id)
+            return await one(work.source, request_id)
         except QvlError as exc:
             log.info("request failed", error=str(exc), code=exc.code)
             raise
 
 
 @contextmanager
-def _bar(wanted: bool, total: int) -> Iterator[Callable[[], None]]:
+def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
     """A progress bar on stderr, so that stdout stays what it is."""
-    if not wanted:
+    if not shown:
         yield lambda: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -145,19 +143,3 @@ def _bar(wanted: bool, total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=failure.stderr(), redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task("pictures", total=total)
         yield lambda: bar.advance(task)
-
-
-def wants_bar(works: Sequence[WorkItem], as_json: bool) -> bool:
-    """For several pictures; not where JSON lines and the bar would share one terminal."""
-    return len(works) > 1 and not (as_json and sys.stdout.isatty())
-
-
-def no_pictures(works: Sequence[WorkItem]) -> None:
-    if not works:
-        raise ConfigError("no picture named", hint="name a file, a glob, a URL, or - for stdin")
-
-
-def end(code: int) -> None:
-    """Ends the command with `code`."""
-    if code:
-        raise typer.Exit(code)

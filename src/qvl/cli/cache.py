@@ -25,7 +25,6 @@ app = typer.Typer(no_args_is_help=True, help="Look into the cache of answers, or
 CacheUrl: TypeAlias = Annotated[
     str | None, typer.Option("--cache", help="Which cache; default: QVL_CACHE, else the one in the cache folder.")
 ]
-AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
 Key: TypeAlias = Annotated[str, typer.Argument(help="A key, or its first characters.")]
 SHORT: Final = 12
 PICTURE: Final = 8
@@ -40,7 +39,7 @@ def register(root: typer.Typer) -> None:
 
 
 @app.command()
-def stats(cache: CacheUrl = None, as_json: AsJson = False) -> None:
+def stats(cache: CacheUrl = None, as_json: o.JsonOnly = False) -> None:
     """How much is kept: entries, bytes, and entries by model, language and task."""
     with _opened(cache) as store:
         found = store.stats()
@@ -64,7 +63,7 @@ def list_(
     language: Annotated[str | None, typer.Option(help="Of this language only.")] = None,
     model: Annotated[str | None, typer.Option(help="Of this model only.")] = None,
     task: Annotated[str | None, typer.Option(help="analyze or chat only.")] = None,
-    as_json: AsJson = False,
+    as_json: o.JsonOnly = False,
 ) -> None:
     """The newest answers: key, age, what was asked, of which picture, of which model, and what it said.
 
@@ -93,7 +92,7 @@ def list_(
 
 
 @app.command()
-def show(key: Key, cache: CacheUrl = None, as_json: AsJson = False) -> None:
+def show(key: Key, cache: CacheUrl = None, as_json: o.JsonOnly = False) -> None:
     """One answer with everything that is kept about it."""
     with _opened(cache) as store:
         full, entry = _find(store, key)
@@ -112,7 +111,7 @@ def explain(
     a: Annotated[str | None, typer.Argument(help="A key, or its first characters; default: the two newest.")] = None,
     b: Annotated[str | None, typer.Argument(help="The other one.")] = None,
     cache: CacheUrl = None,
-    as_json: AsJson = False,
+    as_json: o.JsonOnly = False,
 ) -> None:
     """Which parts of two requests differ, so that one was not answered from the other's entry."""
     from qvl.caches import key as keys
@@ -145,7 +144,7 @@ def clear(
     model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
     task: Annotated[str | None, typer.Option(help="Only analyze or chat.")] = None,
     older_than: Annotated[str | None, typer.Option(help="Only older ones: 90s, 15m, 36h, 7d, 2w.")] = None,
-    as_json: AsJson = False,
+    as_json: o.JsonOnly = False,
 ) -> None:
     """Delete the answers that match every filter; without a filter, all of them."""
     from qvl.cli import parse_args

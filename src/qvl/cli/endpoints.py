@@ -48,7 +48,7 @@ def endpoints(
     watch: Annotated[
         float | None, typer.Option(min=0.1, help="With --url: show it anew every so many seconds.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False,
+    as_json: o.JsonOnly = False,
 ) -> None:
     """The endpoints behind a server (--url), or what endpoints are and can do (--base-url).
 

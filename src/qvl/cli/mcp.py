@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from qvl.cli import options as o
+from qvl.cli.expand import Without, expand
 
 if TYPE_CHECKING:
     from qvl.agent.catalog.catalog import Catalog
@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
     app.command("mcp")(mcp)
 
 
+@expand
 def mcp(
+    *,
     transport: Annotated[Literal["stdio", "http"], typer.Option("--transport", "-t", help="stdio or http.")] = "stdio",
     host: Annotated[str, typer.Option("--host", help="For http: the address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="For http; 0 takes a free one.")] = 8765,
@@ -35,18 +37,9 @@ def mcp(
         bool,
         typer.Option(envvar="QVL_ALLOW_UNAUTHENTICATED", help="For http: serve other machines without a key."),
     ] = False,
-    catalog: Annotated[
-        Path | None, typer.Option("--catalog", "-c", help="JSON, JSONL or CSV; default: QVL_CATALOG, else a sample.")
-    ] = None,
-    index: Annotated[Path | None, typer.Option("--index", help="Keep the index in this SQLite file.")] = None,
-    model: o.Model = None,
-    device: o.Device = None,
-    base_url: o.BaseUrl = None,
-    option: o.BackendOption = None,
-    cache: o.CacheUrl = None,
-    max_pixels: o.MaxPixels = None,
-    min_pixels: o.MinPixels = None,
-    allow_private: o.AllowPrivate = None,
+    catalog: o.CatalogFile = None,
+    index: o.IndexFile = None,
+    settings: Annotated[o.PipelineOptions, Without("cache_mode", "max_tokens", "param")],
     verbose: o.Verbose = False,
 ) -> None:
     """Serve analyze, ask and search over the Model Context Protocol.
@@ -63,16 +56,6 @@ def mcp(
 
         keys = KeyRing(api_key or (), api_key_file)
         check_open(host, keys, allowed=allow_unauthenticated)
-    settings = o.PipelineOptions(
-        model=model,
-        cache=cache,
-        device=device,
-        base_url=base_url or (),
-        options=option or (),
-        max_pixels=max_pixels,
-        min_pixels=min_pixels,
-        allow_private=allow_private or (),
-    )
     with open_catalog(catalog, index) as shop:
         asyncio.run(_serve(settings, shop, host, port, keys))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import typer
 
+from qvl.cli import options as o
 from qvl.cli.terminal import json_line
 
 
@@ -42,7 +43,7 @@ def register(app: typer.Typer) -> None:
     app.command("models")(models)
 
 
-def models(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False) -> None:
+def models(as_json: o.JsonOnly = False) -> None:
     """The bundled model, what is on this machine, and what is published, with the memory that each needs."""
     found: dict[str, Any] = {"bundled": bundled(), "on_this_machine": on_this_machine(), "published": published()}
     if as_json:

@@ -1,12 +1,12 @@
-"""The options that `ask` and `analyze` share, and the pipeline that they describe."""
+"""The options that `ask`, `analyze`, `agent` and `mcp` share, and the pipeline that they describe."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -15,127 +15,83 @@ from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
     from qvl.pipeline.async_pipeline import AsyncPipeline
+    from qvl.types import JsonObject
 
-_MODEL: Final = "Model and cache"
-_OUTPUT: Final = "Output"
-_ANSWER: Final = "How to answer"
+_model = partial(typer.Option, rich_help_panel="Model and cache")
+_answer = partial(typer.Option, rich_help_panel="How to answer")
+_output = partial(typer.Option, rich_help_panel="Output")
 
-Model: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="backend:model, hub id or path; default: bundled.", rich_help_panel=_MODEL),
+Together: TypeAlias = Annotated[bool, _answer("--together", "-t", help="Show all pictures in one request.")]
+Iterations: TypeAlias = Annotated[int, _output("--iterations", "-i", min=1, help="Ask N times: a miss, then hits.")]
+AsJson: TypeAlias = Annotated[bool, _output("--json", help="One JSON object a line and answer.")]
+Verbose: TypeAlias = Annotated[bool, _output("--verbose", "-v", help="Structured logs on stderr.")]
+# Of the commands that print no answers.
+JsonOnly: TypeAlias = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
+CatalogFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--catalog", "-c", help="JSON, JSONL or CSV; default: QVL_CATALOG, else a sample.")
 ]
-CacheUrl: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--cache", help="sqlite:///file.db, a path, redis://…, memory:, off.", rich_help_panel=_MODEL),
-]
-CacheModeName: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--cache-mode", help="auto, always, refresh (ask anew and store) or off.", rich_help_panel=_MODEL),
-]
-Device: TypeAlias = Annotated[
-    str | None, typer.Option("--device", help="npu, cuda, mps, cpu or auto.", rich_help_panel=_MODEL)
-]
-BaseUrl: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option("--base-url", help="Endpoint of openai: models; may be repeated.", rich_help_panel=_MODEL),
-]
-BackendOption: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option("--option", "-O", metavar="NAME=VALUE", help="Anything else it takes.", rich_help_panel=_MODEL),
-]
-MaxPixels: TypeAlias = Annotated[
-    int | None, typer.Option("--max-pixels", help="Budget of one picture, in pixels.", rich_help_panel=_ANSWER)
-]
-MinPixels: TypeAlias = Annotated[
-    int | None, typer.Option("--min-pixels", help="Smaller pictures are made larger.", rich_help_panel=_ANSWER)
-]
-MaxTokens: TypeAlias = Annotated[
-    int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.", rich_help_panel=_ANSWER)
-]
-Param: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option("--param", "-p", metavar="NAME=VALUE", help="temperature=0.2, seed=1 …", rich_help_panel=_ANSWER),
-]
-Together: TypeAlias = Annotated[
-    bool, typer.Option("--together", "-t", help="Show all pictures in one request.", rich_help_panel=_ANSWER)
-]
-AllowPrivate: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option("--allowed-private", metavar="HOST", help="A private host to fetch from.", rich_help_panel=_ANSWER),
-]
-Iterations: TypeAlias = Annotated[
-    int, typer.Option("--iterations", "-i", min=1, help="Ask N times: a miss, then hits.", rich_help_panel=_OUTPUT)
-]
-Jobs: TypeAlias = Annotated[
-    int | None, typer.Option("--concurrency", "-j", min=1, help="Pictures under way.", rich_help_panel=_OUTPUT)
-]
-AsJson: TypeAlias = Annotated[
-    bool, typer.Option("--json", help="One JSON object a line and answer.", rich_help_panel=_OUTPUT)
-]
-OutputFile: TypeAlias = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Write JSON lines here too.", rich_help_panel=_OUTPUT)
-]
-HtmlFile: TypeAlias = Annotated[
-    Path | None, typer.Option("--html", help="Write a report with thumbnails.", rich_help_panel=_OUTPUT)
-]
-Verbose: TypeAlias = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Structured logs on stderr.", rich_help_panel=_OUTPUT)
-]
+IndexFile: TypeAlias = Annotated[Path | None, typer.Option("--index", help="Keep the index in this SQLite file.")]
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineOptions:
-    """What the command line says about the pipeline."""
+    """What the command line says about the pipeline and its requests."""
 
-    model: str | None = None
-    cache: str | None = None
-    cache_mode: str | None = None
-    language: str | None = None
-    device: str | None = None
-    base_url: Sequence[str] = ()
-    options: Sequence[str] = ()
-    max_pixels: int | None = None
-    min_pixels: int | None = None
-    max_tokens: int | None = None
-    params: Sequence[str] = ()
-    allow_private: Sequence[str] = ()
-    concurrency: int | None = None
-    given: dict[str, Any] = field(init=False)
+    model: Annotated[str | None, _model("--model", "-m", help="backend:model, hub id or path; default: bundled.")] = (
+        None
+    )
+    device: Annotated[str | None, _model(help="npu, cuda, mps, cpu or auto.")] = None
+    base_url: Annotated[list[str] | None, _model(help="Endpoint of openai: models; may be repeated.")] = None
+    option: Annotated[
+        list[str] | None, _model("--option", "-O", metavar="NAME=VALUE", help="Anything else it takes.")
+    ] = None
+    cache: Annotated[str | None, _model(help="sqlite:///file.db, a path, redis://…, memory:, off.")] = None
+    cache_mode: Annotated[str | None, _model(help="auto, always, refresh (ask anew and store) or off.")] = None
+    max_pixels: Annotated[int | None, _answer(help="Budget of one picture, in pixels.")] = None
+    min_pixels: Annotated[int | None, _answer(help="Smaller pictures are made larger.")] = None
+    max_tokens: Annotated[int | None, _answer(help="Longest answer, in tokens.")] = None
+    param: Annotated[
+        list[str] | None, _answer("--param", "-p", metavar="NAME=VALUE", help="temperature=0.2, seed=1 …")
+    ] = None
+    allowed_private: Annotated[list[str] | None, _answer(metavar="HOST", help="A private host to fetch from.")] = None
 
-    def __post_init__(self) -> None:
+    def request(self) -> JsonObject:
+        """Return what goes with every request.
+
+        Raises:
+            ConfigError: a name or value that cannot work; said once, before anything is loaded, and not for every
+                picture.
+        """
         from qvl.caches.policy import CachePolicy
         from qvl.pipeline.parse_request import sampling_params
 
-        given = parse_args.pairs(self.params, "--param")
+        params = parse_args.pairs(self.param or (), "--param")
         if self.max_tokens is not None:
-            given["max_tokens"] = self.max_tokens
-        # A name or value that cannot work is said once, before anything is loaded, not once for every picture.
-        sampling_params(given)
+            params["max_tokens"] = self.max_tokens
+        sampling_params(params)
         if self.cache_mode is not None:
             CachePolicy.of(self.cache_mode, deterministic=True)  # type: ignore[arg-type]
+            params["cache"] = self.cache_mode
         if self.max_pixels is not None and self.max_pixels < 1024:
             raise ConfigError(f"--max-pixels {self.max_pixels} is too small", hint="at least 1024 (32 x 32)")
         if self.min_pixels is not None and self.min_pixels < 1:
             raise ConfigError(f"--min-pixels {self.min_pixels} is too small", hint="1 or more")
-        object.__setattr__(self, "given", given)
+        return params
 
-    def request(self) -> dict[str, Any]:
-        """What goes with every request."""
-        return {**self.given, **({"cache": self.cache_mode} if self.cache_mode is not None else {})}
-
-    def build(self) -> AsyncPipeline:
-        """The pipeline; nothing is loaded or connected yet.
+    def build(self, *, language: str | None = None, concurrency: int | None = None) -> AsyncPipeline:
+        """Return the pipeline; nothing is loaded or connected yet.
 
         Raises:
             ConfigError: an unknown name, or an option that the backend does not take.
         """
+        self.request()
         # Importing them is the program's start, and must not count as the first picture's time.
         from qvl import config
         from qvl.media import pixels  # noqa: F401
         from qvl.media.policy import MediaPolicy
         from qvl.pipeline.async_pipeline import AsyncPipeline
 
-        options = parse_args.pairs(self.options, "--option")
+        options = parse_args.pairs(self.option or (), "--option")
         for name in inspect.signature(AsyncPipeline).parameters:
             if name in options:
                 raise ConfigError(
@@ -146,20 +102,32 @@ class PipelineOptions:
         if self.base_url:
             options["base_url"] = list(self.base_url)
         media = None
-        if self.allow_private:
-            media = MediaPolicy(allowed_private=tuple(self.allow_private))
+        if self.allowed_private:
+            media = MediaPolicy(allowed_private=tuple(self.allowed_private))
             settings = config.load(max_pixels=self.max_pixels, min_pixels=self.min_pixels)
             media = media.with_sizes(settings.max_pixels, settings.min_pixels)
         return AsyncPipeline(
             self.model,
             cache=self.cache,
-            language=self.language,
+            language=language,
             max_pixels=self.max_pixels,
             min_pixels=self.min_pixels,
             media=media,
-            concurrency=self.concurrency,
+            concurrency=concurrency,
             **options,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How `ask` and `analyze` go through the pictures, and what becomes of the answers."""
+
+    iterations: Iterations = 1
+    concurrency: Annotated[int | None, _output("--concurrency", "-j", min=1, help="Pictures under way.")] = None
+    as_json: AsJson = False
+    output: Annotated[Path | None, _output("--output", "-o", help="Write JSON lines here too.")] = None
+    html: Annotated[Path | None, _output(help="Write a report with thumbnails.")] = None
+    verbose: Verbose = False
 
 
 def start_logs(verbose: bool, as_json: bool = False) -> None:

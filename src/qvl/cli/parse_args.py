@@ -10,13 +10,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
+    from qvl.pipeline.parse_parts import PictureLike
+    from qvl.types import JsonObject
+
+    Pictures: TypeAlias = PictureLike | Sequence[PictureLike]
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)?")
@@ -28,65 +33,66 @@ class WorkItem:
     """One unit of work: what to hand to the pipeline, and its name for people."""
 
     label: str
-    source: Any
+    source: Pictures
 
 
 def pictures(arguments: Sequence[str], *, together: bool = False) -> list[WorkItem]:
-    """The pictures named by `arguments`: paths, URLs, globs, `-` for stdin; one work each, or one in all.
+    """Return the pictures named by `arguments`: paths, URLs, globs, `-` for stdin; one work each, or one in all.
 
     Raises:
         ConfigError: a glob that matches nothing, or stdin named twice.
     """
     if list(arguments).count("-") > 1:
         raise ConfigError("stdin (-) can be read once", hint="name '-' once")
-    found = [given for argument in arguments for given in _expand(argument)]
-    if together and len(found) > 1:
-        return [WorkItem(" + ".join(given.label for given in found), [given.source for given in found])]
-    return found
+    single = [picture for argument in arguments for picture in _expand(argument)]
+    if not together or len(single) < 2:
+        return [WorkItem(label, source) for label, source in single]
+    return [WorkItem(" + ".join(label for label, _ in single), [source for _, source in single])]
 
 
 def is_picture(argument: str) -> bool:
-    """Whether `argument` names a picture rather than asks something: a file that is there, a URL, stdin, a glob."""
+    """True if `argument` names a picture rather than asks something: an existing file, a URL, stdin, a glob."""
     if argument == "-" or argument.startswith(("http://", "https://", "data:image/")):
         return True
     return os.path.isfile(os.path.expanduser(argument)) or (" " not in argument and bool(glob.glob(argument)))
 
 
-def _expand(argument: str) -> list[WorkItem]:
+def _expand(argument: str) -> list[tuple[str, PictureLike]]:
+    """A label and what to hand to the pipeline, for each picture."""
     if argument == "-":
         from qvl.media.policy import DEFAULT_POLICY
 
         # One byte more than the gate lets pass, so that it is the gate that says so; a pipe may never end.
-        return [WorkItem("<stdin>", sys.stdin.buffer.read(DEFAULT_POLICY.max_bytes + 1))]
+        return [("<stdin>", sys.stdin.buffer.read(DEFAULT_POLICY.max_bytes + 1))]
     if _URL.match(argument) or os.path.exists(argument) or not glob.has_magic(argument):
         label = argument if len(argument) <= 160 else f"{argument[:159]}…"
-        return [WorkItem(label, argument)]
+        return [(label, argument)]
     names = sorted(name for name in glob.glob(os.path.expanduser(argument), recursive=True) if os.path.isfile(name))
     if not names:
         raise ConfigError(f"no file matches {argument!r}", hint=f"looked from {os.getcwd()}")
-    return [WorkItem(name, name) for name in names]
+    return [(name, name) for name in names]
 
 
-def pairs(given: Sequence[str], option: str) -> dict[str, Any]:
-    """`NAME=VALUE` texts as a dictionary; a value that is JSON is read as JSON.
+def pairs(texts: Sequence[str], option: str) -> JsonObject:
+    """Return `NAME=VALUE` texts as a dictionary; a value that is JSON is read as JSON.
 
     Raises:
         ConfigError: a text without `=`.
     """
-    found: dict[str, Any] = {}
-    for text in given:
+    values: JsonObject = {}
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"{option} {text!r} is no NAME=VALUE", hint=f"write {option} temperature=0.2")
+            raise ConfigError(f"{option} {text!r} is not NAME=VALUE", hint=f"write {option} temperature=0.2")
         try:
-            found[name.strip()] = json.loads(value)
+            values[name.strip()] = json.loads(value)
         except ValueError:
-            found[name.strip()] = value
-    return found
+            values[name.strip()] = value
+    return values
 
 
 def duration(text: str) -> float:
-    """Seconds: `90`, `90s`, `15m`, `36h`, `7d`, `2w`, or several together such as `1d12h`.
+    """Return seconds: `90`, `90s`, `15m`, `36h`, `7d`, `2w`, or several together such as `1d12h`.
 
     Raises:
         ConfigError: anything else.
@@ -99,7 +105,7 @@ def duration(text: str) -> float:
 
 
 def schema(text: str) -> SchemaLike:
-    """The schema that `text` names: a JSON schema in `bill.json`, or the type `module:Class` or `folder/file.py:Class`.
+    """Return the schema that `text` names: the JSON schema `bill.json`, or the type `module:Class` or `file.py:Class`.
 
     Modules of the present folder count.
 
@@ -108,27 +114,27 @@ def schema(text: str) -> SchemaLike:
     """
     from qvl.analysis.schema_types import schema_type
 
-    found: SchemaLike = _json_schema(text) if text.endswith(".json") else _type_of(text)
+    named: SchemaLike = _json_schema(text) if text.endswith(".json") else _type_of(text)
     try:
-        schema_type(found)
+        schema_type(named)
     except ConfigError as exc:
         raise ConfigError(f"--schema {text}: {exc.message}", hint=exc.hint, param="schema") from exc
-    return found
+    return named
 
 
-def _json_schema(path: str) -> dict[str, Any]:
+def _json_schema(path: str) -> JsonObject:
     try:
-        found = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+        read = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except OSError as exc:
         raise ConfigError(f"--schema {path} cannot be read: {exc.strerror}", hint="check the path") from exc
     except ValueError as exc:
         raise ConfigError(f"--schema {path} is not JSON: {exc}", param="schema") from exc
-    if not isinstance(found, dict):
+    if not isinstance(read, dict):
         raise ConfigError(f"--schema {path} is not a JSON schema", hint='{"type": "object", "properties": {…}}')
-    return found
+    return read
 
 
-def _type_of(text: str) -> Any:
+def _type_of(text: str) -> SchemaLike:
     module, colon, path = text.rpartition(":")
     if not colon or not module or not path:
         raise ConfigError(
@@ -151,9 +157,7 @@ def _type_of(text: str) -> Any:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        found: Any = import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
+        named: SchemaLike = attrgetter(path)(import_module(module))
     except AttributeError as exc:
         raise ConfigError(f"module {module!r} has no {path!r}", hint="check the spelling", param="schema") from exc
     except (Exception, SystemExit) as exc:
@@ -162,4 +166,4 @@ def _type_of(text: str) -> Any:
             hint="run from its folder, or install it",
             param="schema",
         ) from exc
-    return found
+    return named

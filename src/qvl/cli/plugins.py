@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from qvl.cli import options as o
 from qvl.cli.terminal import json_line
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command("plugins")(plugins)
 
 
-def plugins(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False) -> None:
+def plugins(as_json: o.JsonOnly = False) -> None:
     """What is plugged in: built-ins and installed packages, and those that were left out, with the reason."""
     import logging
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
-from typing import Annotated, Final
+from typing import Final
 
 import typer
 
+from qvl.cli import options as o
 from qvl.cli.terminal import json_line
 
 PACKAGES: Final = ("torch", "torch-npu", "transformers", "vllm", "openai", "redis", "fastapi", "pillow", "pydantic")
@@ -19,7 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command("version")(version)
 
 
-def version(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False) -> None:
+def version(as_json: o.JsonOnly = False) -> None:
     """The versions of qvl, of Python, and of the packages that it runs on; nothing is imported to find out."""
     from qvl._version import __version__
 
