@@ -10,12 +10,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from qvl.cli.terminal import open_streams
+
+if TYPE_CHECKING:
+    from typer._click.core import Command, Context
+    from typer._click.exceptions import UsageError
+    from typer._click.formatting import HelpFormatter
+else:
+    # Its place differs between the versions of typer, which carries click within it or beside it.
+    UsageError = typer.BadParameter.__base__
 
 COMMANDS: Final = {
     "analyze": "Product pictures in, typed analyses out.",
@@ -32,8 +40,6 @@ COMMANDS: Final = {
     "launch": "Run one engine in a container on an Ascend host.",
     "version": "The versions of qvl and of what it runs on.",
 }
-# Its place differs between the versions of typer, which carries click within it or beside it.
-UsageError: Final[Any] = typer.BadParameter.__base__
 EPILOG: Final = "Exit codes: 0 done, 1 some failed, 2 wrong use. `qvl COMMAND --help` says more."
 
 
@@ -43,30 +49,32 @@ class LazyGroup(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self._listing = False
-        for name, line in COMMANDS.items():
-            if find_spec(f"{__name__}.{name}") is not None:
-                self.commands[name] = TyperCommand(name, help=line)
+        for command, line in COMMANDS.items():
+            if find_spec(f"{__name__}.{command}") is not None:
+                self.commands[command] = TyperCommand(command, help=line)
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: Context | None) -> list[str]:
         return list(self.commands)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         if self._listing or cmd_name not in self.commands:
             return super().get_command(ctx, cmd_name)
         return load_command(cmd_name)
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
+    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
         self._listing = True
         try:
             super().format_help(ctx, formatter)
         finally:
             self._listing = False
 
-    def make_context(self, *args: Any, **extra: Any) -> Any:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Context | None = None, **extra: object
+    ) -> Context:
         with one_line_errors():
-            return super().make_context(*args, **extra)
+            return super().make_context(info_name, args, parent, **extra)
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Context) -> object:
         with one_line_errors():
             return super().invoke(ctx)
 
@@ -74,13 +82,15 @@ class LazyGroup(TyperGroup):
 class SingleCommand(TyperCommand):
     """A command that is a program of its own."""
 
-    def make_context(self, *args: Any, **extra: Any) -> Any:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Context | None = None, **extra: object
+    ) -> Context:
         with one_line_errors():
-            return super().make_context(*args, **extra)
+            return super().make_context(info_name, args, parent, **extra)
 
 
-def load_command(name: str) -> Any:
-    """The command of module `qvl.cli.<name>`, imported now.
+def load_command(name: str) -> Command:
+    """Return the command of module `qvl.cli.<name>`, imported now.
 
     Raises:
         ConfigError: its module cannot be imported.
@@ -99,13 +109,13 @@ def load_command(name: str) -> Any:
             f"the command {name!r} cannot be loaded: {type(exc).__name__}: {exc}",
             hint="the other commands work; install qvl again",
         ) from exc
-    found: Any = typer.main.get_command(part)
-    return found.commands.get(name, found) if isinstance(found, TyperGroup) else found
+    command = typer.main.get_command(part)
+    return command.commands.get(name, command) if isinstance(command, TyperGroup) else command
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns what goes wrong into one line on stderr and an exit code.
+    """Turn what goes wrong into one line on stderr and an exit code.
 
     A closed pipe ends the program quietly with 141 and Ctrl-C with 130, as shells expect.
     """
@@ -147,8 +157,8 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(FAILED) from exc
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(shown: bool) -> None:
+    if shown:
         from qvl._version import __version__
 
         typer.echo(__version__)
@@ -174,6 +184,6 @@ def _qvl(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs `qvl` with `args` (the process's own when None) and ends the process with its exit code."""
+    """Run `qvl` with `args` (the process's own when None) and end the process with its exit code."""
     open_streams()
     app(args=args, prog_name="qvl")
