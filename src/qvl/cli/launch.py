@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from qvl.cli.expand import expand
+from qvl.errors import ConfigError, QvlError, write_failed
 
 if TYPE_CHECKING:
     from qvl.ascend.host import Host
@@ -24,85 +29,80 @@ def register(app: typer.Typer) -> None:
     app.command("launch", context_settings={"allow_extra_args": True})(launch)
 
 
-def launch(
-    context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A checkpoint folder of this host, or a hub id. Required.")] = "",
-    image: Annotated[str, typer.Option(help="Image with its tag; none is assumed. Required.")] = "",
-    engine: Annotated[str, typer.Option(help="qvl (qvl-serve) or vllm (vllm serve).")] = "qvl",
-    npus: Annotated[str, _host(help="0,1 or 0-3 or all; only these are given.")] = "0",
-    port: Annotated[int, _host(help="Port to publish.")] = 8000,
-    host: Annotated[str, _host(help="Address to publish on.")] = "127.0.0.1",
-    name: Annotated[str, _host(help="Name of the container. Default: engine and port.")] = "",
-    hub_cache: Annotated[Path, _host(help="Folder mounted at /root/.cache.")] = HUB_CACHE,
-    answers: Annotated[Path | None, _host(help="Folder in which cached answers are kept.")] = None,
-    code: Annotated[Path | None, _host(help="A source tree of qvl to run in place of the image's.")] = None,
-    served_model_name: Annotated[str, _inside(help="Name in the API. Default: the model's.")] = "",
-    chip: Annotated[str, _inside(help="310P, 910B... Default: what npu-smi says.")] = "",
-    shm_size: Annotated[str, _inside(help="Shared memory. Default: the chip's recipe.")] = "",
-    restart: Annotated[str, _inside(help="docker's restart policy.")] = "no",
-    privileged: Annotated[bool, _inside("--privileged", help="Show it every NPU. Not needed.")] = False,
-    share: Annotated[bool, _way("--share", help="Start on NPUs that are held, too.")] = False,
-    allow_unauthenticated: Annotated[bool, _way("--allow-unauthenticated", help="Publish without a key.")] = False,
-    dry_run: Annotated[bool, _way("--dry-run", help="Print the command and do nothing.")] = False,
-    compose: Annotated[Path | None, _way(help="Write a compose file, one engine an NPU, into this folder.")] = None,
-    pool_image: Annotated[str, _way(help="Image of the pool, for --compose --engine vllm.")] = "",
-    wait: Annotated[float, _way(help="Seconds to wait until it is ready; 0: do not.")] = 1200.0,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """What the command line says about the container."""
+
+    model: Annotated[str, typer.Argument(help="A checkpoint folder of this host, or a hub id. Required.")] = ""
+    image: Annotated[str, typer.Option(help="Image with its tag; none is assumed. Required.")] = ""
+    engine: Annotated[str, typer.Option(help="qvl (qvl-serve) or vllm (vllm serve).")] = "qvl"
+    npus: Annotated[str, _host(help="0,1 or 0-3 or all; only these are given.")] = "0"
+    port: Annotated[int, _host(help="Port to publish.")] = 8000
+    host: Annotated[str, _host(help="Address to publish on.")] = "127.0.0.1"
+    name: Annotated[str, _host(help="Name of the container. Default: engine and port.")] = ""
+    hub_cache: Annotated[Path, _host(help="Folder mounted at /root/.cache.")] = HUB_CACHE
+    answers: Annotated[Path | None, _host(help="Folder in which cached answers are kept.")] = None
+    code: Annotated[Path | None, _host(help="A source tree of qvl to run in place of the image's.")] = None
+    served_model_name: Annotated[str, _inside(help="Name in the API. Default: the model's.")] = ""
+    chip: Annotated[str, _inside(help="310P, 910B... Default: what npu-smi says.")] = ""
+    shm_size: Annotated[str, _inside(help="Shared memory. Default: the chip's recipe.")] = ""
+    restart: Annotated[str, _inside(help="docker's restart policy.")] = "no"
+    privileged: Annotated[bool, _inside("--privileged", help="Show it every NPU. Not needed.")] = False
+    share: Annotated[bool, _way("--share", help="Start on NPUs that are held, too.")] = False
+    allow_unauthenticated: Annotated[bool, _way("--allow-unauthenticated", help="Publish without a key.")] = False
+    dry_run: Annotated[bool, _way("--dry-run", help="Print the command and do nothing.")] = False
+    compose: Annotated[Path | None, _way(help="Write a compose file, one engine an NPU, into this folder.")] = None
+    pool_image: Annotated[str, _way(help="Image of the pool, for --compose --engine vllm.")] = ""
+    wait: Annotated[float, _way(help="Seconds to wait until it is ready; 0: do not.")] = 1200.0
+
+    def missing(self) -> list[str]:
+        """Return what is required and was not named."""
+        pool = self.compose is not None and self.engine == "vllm" and not self.pool_image
+        required = {
+            "MODEL": not self.model,
+            "--image NAME:TAG": not self.image,
+            "--pool-image NAME:TAG (an image with qvl[server,redis] in it, for --compose --engine vllm)": pool,
+        }
+        return [what for what, lacking in required.items() if lacking]
+
+    def plan(self, host: Host, npus: tuple[int, ...], extra: Sequence[str]) -> ContainerPlan:
+        """Return the container, of the first of `npus` where a compose file makes one for each."""
+        from qvl.ascend import devices
+        from qvl.ascend.recipe import KEY_NAMES, ContainerPlan
+
+        return ContainerPlan(
+            model=self.model,
+            image=self.image,
+            npus=npus if self.compose is None else npus[:1],
+            engine=self.engine,
+            name=self.name,
+            host=self.host,
+            port=self.port,
+            served_name=self.served_model_name,
+            chip=self.chip or devices.chip_name(host, npus),
+            shm=self.shm_size,
+            hub_cache=str(_in_home(self.hub_cache).resolve()),
+            answers=str(self.answers.resolve()) if self.answers else "",
+            code=str(self.code.resolve()) if self.code else "",
+            restart=self.restart,
+            privileged=self.privileged,
+            with_key=bool(host.environ.get(KEY_NAMES.get(self.engine, ""))),
+            extra=tuple(extra),
+        )
+
+
+@expand
+def launch(context: typer.Context, options: LaunchOptions) -> None:
     """Run one engine in a container with only the NPUs asked for; `-- FLAGS` go to the engine.
 
     The key is taken from QVL_API_KEY (engine qvl) or VLLM_API_KEY (engine vllm) and handed over by name. Exit code: 0
     the service is ready, 2 something stands in the way.
     """
-    from qvl.ascend import devices
     from qvl.ascend.host import Host
     from qvl.ascend.launch import LaunchError
-    from qvl.ascend.recipe import KEY_NAMES, ContainerPlan, absent_folders
-    from qvl.errors import ConfigError, QvlError
 
-    this = Host()
     try:
-        # All at once, and not one a try, as the options' own check would.
-        if missing := _missing(model, image, engine, compose, pool_image):
-            raise ConfigError(
-                f"missing: {', '.join(missing)}",
-                hint="qvl launch Qwen/Qwen3-VL-8B-Instruct --image qvl-npu:0.1.0 --npus 0",
-            )
-        wanted = devices.parse_npus(npus, devices.device_numbers(this))
-        plan = ContainerPlan(
-            model=model,
-            image=image,
-            npus=wanted if compose is None else wanted[:1],
-            engine=engine,
-            name=name,
-            host=host,
-            port=port,
-            served_name=served_model_name,
-            chip=chip or devices.chip_name(this, wanted),
-            shm=shm_size,
-            hub_cache=str(_in_home(hub_cache).resolve()),
-            answers=str(answers.resolve()) if answers else "",
-            code=str(code.resolve()) if code else "",
-            restart=restart,
-            privileged=privileged,
-            with_key=bool(this.environ.get(KEY_NAMES.get(engine, ""))),
-            extra=tuple(context.args),
-        )
-        if hub_cache == HUB_CACHE and compose is None and not dry_run:
-            # Nobody named it, so there is nothing to warn of on a fresh machine; made here, it is not root's.
-            with contextlib.suppress(OSError):
-                Path(plan.hub_cache).mkdir(exist_ok=True)
-        for option, folder in absent_folders(plan):
-            typer.echo(
-                f"warning: {option} {folder} is not there; docker would mount an empty folder of root's", err=True
-            )
-        if compose is not None:
-            _write_compose(plan, wanted, pool_image, compose)
-            return
-        if host not in ("127.0.0.1", "::1", "localhost") and not plan.with_key and not allow_unauthenticated:
-            raise ConfigError(
-                f"--host {host} would let anybody in", hint=f"set {KEY_NAMES[engine]}, or --allow-unauthenticated"
-            )
-        _run(this, plan, share=share, dry_run=dry_run, wait=wait)
+        _launch(Host(), options, context.args)
     except QvlError as error:
         if isinstance(error, LaunchError) and error.log:
             typer.echo(error.log, err=True)
@@ -110,26 +110,43 @@ def launch(
         raise typer.Exit(2) from error
 
 
+def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
+    from qvl.ascend import devices
+    from qvl.ascend.recipe import KEY_NAMES, absent_folders
+
+    # All at once, and not one a try, as the options' own check would.
+    if missing := options.missing():
+        raise ConfigError(
+            f"missing: {', '.join(missing)}",
+            hint="qvl launch Qwen/Qwen3-VL-8B-Instruct --image qvl-npu:0.1.0 --npus 0",
+        )
+    npus = devices.parse_npus(options.npus, devices.device_numbers(host))
+    plan = options.plan(host, npus, extra)
+    if options.hub_cache == HUB_CACHE and options.compose is None and not options.dry_run:
+        # Nobody named it, so there is nothing to warn of on a fresh machine; made here, it is not root's.
+        with contextlib.suppress(OSError):
+            Path(plan.hub_cache).mkdir(exist_ok=True)
+    for option, folder in absent_folders(plan):
+        typer.echo(f"warning: {option} {folder} does not exist; docker would mount an empty folder of root's", err=True)
+    if options.compose is not None:
+        _write_compose(plan, npus, options.pool_image, options.compose)
+        return
+    local = plan.host in ("127.0.0.1", "::1", "localhost")
+    if not local and not plan.with_key and not options.allow_unauthenticated:
+        raise ConfigError(
+            f"--host {plan.host} would let anybody in", hint=f"set {KEY_NAMES[plan.engine]}, or --allow-unauthenticated"
+        )
+    _run(host, plan, share=options.share, dry_run=options.dry_run, wait=options.wait)
+
+
 def _in_home(folder: Path) -> Path:
     """`folder` with its ~ resolved."""
     from qvl.config import in_home
-    from qvl.errors import ConfigError
 
-    found = in_home(folder)
-    if found.parts[:1] == ("~",):
+    path = in_home(folder)
+    if path.parts[:1] == ("~",):
         raise ConfigError(f"{folder} leads nowhere: this user has no home", hint="--hub-cache FOLDER")
-    return found
-
-
-def _missing(model: str, image: str, engine: str, compose: Path | None, pool_image: str) -> list[str]:
-    """What has to be said and was not."""
-    pool = compose is not None and engine == "vllm" and not pool_image
-    wanted = {
-        "MODEL": not model,
-        "--image NAME:TAG": not image,
-        "--pool-image NAME:TAG (an image with qvl[server,redis] in it, for --compose --engine vllm)": pool,
-    }
-    return [what for what, lacking in wanted.items() if lacking]
+    return path
 
 
 def _run(host: Host, plan: ContainerPlan, *, share: bool, dry_run: bool, wait: float) -> None:
@@ -149,7 +166,6 @@ def _run(host: Host, plan: ContainerPlan, *, share: bool, dry_run: bool, wait: f
 
 def _write_compose(plan: ContainerPlan, npus: tuple[int, ...], pool_image: str, folder: Path) -> None:
     from qvl.ascend import compose
-    from qvl.errors import write_failed
 
     for path, text in compose.files(plan, npus, pool_image=pool_image or plan.image).items():
         target = folder / path
