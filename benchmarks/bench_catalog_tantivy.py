@@ -29,10 +29,10 @@ from tantivy import Query as Expression
 
 from qvl.agent.catalog import read_file
 from qvl.agent.catalog.catalog import Catalog, sample_path
-from qvl.agent.catalog.index import facets, text_tokens
+from qvl.agent.catalog.index import facets, text_fields
 from qvl.agent.catalog.product import Hit, Product, Query
 from qvl.agent.catalog.ranking import MAX_GRAMS, MOST, Search, Term
-from qvl.agent.catalog.tokenize import facet_token, grams, key
+from qvl.agent.catalog.tokenize import facet_token, grams, key, tokens
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.agent.catalog.test_catalog import held_out
@@ -70,7 +70,7 @@ class TantivyCatalog:
         number = length = 0
         for number, item in enumerate(products, 1):
             row = json.dumps(item.to_json(), ensure_ascii=False, separators=(",", ":")).encode()
-            body = list(text_tokens(item))
+            body = [token for text in text_fields(item).values() for token in tokens(text)]
             length += len(body)
             document = tantivy.Document()
             document.add_text("id", item.id)
@@ -104,8 +104,8 @@ class TantivySearch(Search):
         self.searcher, self.schema = catalog.searcher, catalog.schema
         super().__init__(catalog, query)  # type: ignore[arg-type] # of an index it reads `totals` alone
 
-    def _docs(self, found: Sequence[str]) -> dict[str, int]:
-        counts = {token: self.searcher.doc_freq(_field(token), token) for token in found}
+    def _docs(self, tokens: Sequence[str]) -> dict[str, int]:
+        counts = {token: self.searcher.doc_freq(_field(token), token) for token in tokens}
         return {token: docs for token, docs in counts.items() if docs}
 
     def _starting(self, start: str, most: int) -> dict[str, int]:

@@ -14,17 +14,7 @@ __all__ = ["Catalog", "Changes", "Found", "Hit", "Problem", "Product", "Query", 
 __getattr__ = lazy(
     __name__,
     {
-        ".catalog": (
-            "Catalog",
-            "Retriever",
-        ),
-        ".product": (
-            "Changes",
-            "Found",
-            "Hit",
-            "Problem",
-            "Product",
-            "Query",
-        ),
+        ".catalog": ("Catalog", "Retriever"),
+        ".product": ("Changes", "Found", "Hit", "Problem", "Product", "Query"),
     },
 )

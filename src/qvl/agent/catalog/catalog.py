@@ -11,20 +11,21 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from qvl.agent.catalog import read_file
-from qvl.agent.catalog.index import Index
+from qvl.agent.catalog.index import Index, facets
 from qvl.agent.catalog.product import Changes, Found, Hit, Problem, Product, Query
 from qvl.agent.catalog.ranking import POOL, Search
 from qvl.agent.catalog.tokenize import key
 from qvl.config import cache_folder, in_home
 from qvl.errors import ConfigError
 from qvl.log import logger
+from qvl.types import JsonMapping
 
+T = TypeVar("T")
 RRF: Final = 60
 MAX_LIMIT: Final = 100
 log = logger("qvl.agent")
@@ -52,7 +53,7 @@ class Catalog:
 
     def __init__(
         self,
-        source: str | Path | Iterable[Product | Mapping[str, Any]],
+        source: str | Path | Iterable[Product | JsonMapping],
         *,
         index: str | Path | None = None,
         retriever: Retriever | None = None,
@@ -66,27 +67,30 @@ class Catalog:
             )
         self._index = Index(str(index) if index is not None else _index_path(self.path))
         try:
-            self.changes = self._fill(source, progress)
+            self.changes = self._fill(self.path or source, progress)
             if not len(self):
                 raise self._empty()
         except BaseException:
             self._index.close()
             raise
 
-    def _fill(self, source: Any, progress: bool | None) -> Changes:
-        if self.path is None:
-            return self._index.update(_given(source))
-        facts = self.path.stat()
+    def _fill(self, source: str | Path | Iterable[Product | JsonMapping], progress: bool | None) -> Changes:
+        if isinstance(source, str | Path):
+            return self._fill_from(Path(source), progress)
+        return self._index.update(_numbered(source))
+
+    def _fill_from(self, path: Path, progress: bool | None) -> Changes:
+        facts = path.stat()
         stamp = [read_file.VERSION, facts.st_size, facts.st_mtime_ns]
         if self._index.meta("source") == stamp and len(self):
             return Changes(unchanged=len(self), read=False)
-        with _bar(facts.st_size, progress) as advance:
-            changes = self._index.update(advance(read_file.read(self.path)), source=stamp)
+        rows = _with_bar(read_file.read(path), facts.st_size, progress)
+        changes = self._index.update(rows, source=stamp)
         log.info("catalogue indexed", added=changes.added, changed=changes.changed, removed=changes.removed)
         return changes
 
     def _empty(self) -> ConfigError:
-        name = self.path.name if self.path is not None else "given"
+        name = self.path.name if self.path is not None else "in memory"
         problems = self.problems
         if problems:
             return ConfigError(
@@ -111,7 +115,7 @@ class Catalog:
         min_price: float | None = None,
         max_price: float | None = None,
     ) -> Found:
-        """The products that fit best, with the reasons for each.
+        """Return the products that fit best, with the reasons for each.
 
         Args:
             query: words, or a whole Query, which has the other arguments in it.
@@ -129,15 +133,14 @@ class Catalog:
         elif only or min_price is not None or max_price is not None:
             raise ConfigError("conditions belong into the Query", param="query")
         search = Search(self._index, query)
-        candidates = search.candidates(limit)
-        hits = [search.hit(item) for _, item in self._index.products(candidates)]
+        hits = [search.hit(item) for _, item in self._index.products(search.candidates(limit))]
         hits.sort(key=lambda hit: (-hit.score, hit.product.price or 0.0, hit.product.id))
         if self.retriever is not None:
             hits = self._fused(query, hits)
         return Found(tuple(hits[:limit]), tuple(_notes(query, search)), time.perf_counter() - began)
 
     def count(self, query: Query | str) -> int:
-        """How many products keep the conditions and have any part of the query; slower than a search."""
+        """Return how many products keep the conditions and have any part of the query; slower than a search."""
         return Search(self._index, Query(text=query) if isinstance(query, str) else query).count()
 
     def _fused(self, query: Query, hits: list[Hit]) -> list[Hit]:
@@ -161,17 +164,17 @@ class Catalog:
         ]
 
     def get(self, identity: str) -> Product | None:
-        """The product with this id."""
+        """Return the product with this id."""
         numbers = self._index.numbers([identity])
         return self._index.products(list(numbers.values()))[0][1] if numbers else None
 
     def values(self, text: str) -> list[tuple[str, str]]:
-        """(name, value) of every brand, category or attribute whose value is `text`, the most frequent first."""
+        """Return (name, value) of every brand, category or attribute whose value is `text`, the most frequent first."""
         rows = self._index.rows("SELECT name, value FROM facets WHERE key = ? ORDER BY docs DESC", (key(text),))
         return [(str(name), str(value)) for name, value in rows]
 
     def all(self) -> Iterator[Product]:
-        """Every product, in the order of the source as far as it was indexed in one go."""
+        """Yield every product, in the order of the source as far as it was indexed in one go."""
         after = 0
         while rows := self._index.rows(
             "SELECT number FROM products WHERE number > ? ORDER BY number LIMIT 500", (after,)
@@ -193,7 +196,7 @@ class Catalog:
 
 
 def sample_path() -> Path:
-    """The catalogue that comes along: a shop that sells what the bundled model knows."""
+    """Return the catalogue that comes along: a shop that sells what the bundled model knows."""
     return Path(__file__).with_name("sample.jsonl")
 
 
@@ -205,8 +208,6 @@ def _notes(query: Query, search: Search) -> Iterator[str]:
 
 
 def _keeps(item: Product, query: Query) -> bool:
-    from qvl.agent.catalog.index import facets
-
     exact = facets(item)
     if any((key(name), key(value)) not in exact for name, value in query.only.items()):
         return False
@@ -216,7 +217,7 @@ def _keeps(item: Product, query: Query) -> bool:
     return item.price is not None and (low is None or item.price >= low) and (high is None or item.price <= high)
 
 
-def _given(rows: Iterable[Product | Mapping[str, Any]]) -> Iterator[tuple[int, Product | Problem]]:
+def _numbered(rows: Iterable[Product | JsonMapping]) -> Iterator[tuple[int, Product | Problem]]:
     numbered = list(enumerate(rows, 1))
     read = read_file.products(lambda: (item for item in numbered if not isinstance(item[1], Product)))
     for line, row in numbered:
@@ -236,15 +237,10 @@ def _index_path(source: Path | None) -> str:
     return str(folder / f"{source.stem}-{mark}.db")
 
 
-@contextmanager
-def _bar(size: int, wanted: bool | None) -> Iterator[Any]:
-    """A function that passes rows on and shows how many went by; silent for small files unless `wanted`."""
-    if wanted is None:
-        wanted = size > 2_000_000 and sys.stderr.isatty()
+def _with_bar(rows: Iterable[T], size: int, shown: bool | None) -> Iterator[T]:
+    """`rows`, with a bar of how many went by; `shown` None shows it for a file of many bytes on a terminal."""
     from tqdm.auto import tqdm
 
-    def advance(rows: Iterable[Any]) -> Iterator[Any]:
-        with tqdm(rows, desc="indexing", unit=" products", disable=not wanted, file=sys.stderr) as bar:
-            yield from bar
-
-    yield advance
+    silent = not (size > 2_000_000 and sys.stderr.isatty() if shown is None else shown)
+    with tqdm(rows, desc="indexing", unit=" products", disable=silent, file=sys.stderr) as bar:
+        yield from bar

@@ -13,20 +13,23 @@ import sqlite3
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qvl.agent.catalog.product import Changes, Problem, Product
 from qvl.agent.catalog.tokenize import facet_token, key, tokens
 from qvl.errors import ConfigError
+from qvl.types import JsonMapping
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 FORMAT: Final = 1
 BATCH: Final = 4000
 MAX_PROBLEMS: Final = 1000
 BUCKETS: Final = 48
-Stored = tuple[int, Product]
 
 
 class Index:
@@ -39,7 +42,6 @@ class Index:
     def __init__(self, path: str) -> None:
         import sqlite_utils
 
-        self.path = path
         self._lock = threading.RLock()
         try:
             self.db = sqlite3.connect(path, check_same_thread=False, timeout=30.0, isolation_level=None)
@@ -51,7 +53,7 @@ class Index:
             raise ConfigError(f"the index {path} cannot be used: {exc}", hint="delete it; it is built again") from exc
         self._totals: tuple[int, int] | None = None
 
-    def _tables(self, db: Any) -> None:
+    def _tables(self, db: sqlite_utils.Database) -> None:
         with self.writing():
             if db["meta"].exists() and self.meta("format") != FORMAT:
                 for table in ("documents", "products", "terms", "facets", "problems", "meta"):
@@ -91,22 +93,23 @@ class Index:
                 raise
             self.db.execute("COMMIT")
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+    def rows(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
         with self._lock:
             return self.db.execute(sql, values).fetchall()
 
-    def meta(self, name: str) -> Any:
-        found = self.rows("SELECT value FROM meta WHERE name = ?", (name,))
-        return json.loads(found[0][0]) if found else None
+    def meta(self, name: str) -> object:
+        rows = self.rows("SELECT value FROM meta WHERE name = ?", (name,))
+        return json.loads(rows[0][0]) if rows else None
 
-    def set_meta(self, name: str, value: Any) -> None:
+    def set_meta(self, name: str, value: object) -> None:
         self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
 
     @property
     def totals(self) -> tuple[int, int]:
-        """(products, tokens in all of them)."""
+        """The number of products, and of tokens in all of them."""
         if self._totals is None:
-            self._totals = (self.meta("products") or 0, self.meta("tokens") or 0)
+            products, tokens = self.meta("products"), self.meta("tokens")
+            self._totals = (products if isinstance(products, int) else 0, tokens if isinstance(tokens, int) else 0)
         return self._totals
 
     @property
@@ -118,8 +121,8 @@ class Index:
         with self._lock:
             self.db.close()
 
-    def update(self, rows: Iterable[tuple[int, Product | Problem]], *, source: Any = None) -> Changes:
-        """Makes the index hold `rows` and nothing else; only what is new, changed or gone is written."""
+    def update(self, rows: Iterable[tuple[int, Product | Problem]], *, source: object = None) -> Changes:
+        """Make the index hold `rows` and nothing else; only what is new, changed or gone is written."""
         with self.writing():
             work = _Update(self)
             waiting = iter(rows)
@@ -130,26 +133,25 @@ class Index:
         self._totals = None
         return changes
 
-    def products(self, numbers: Sequence[int]) -> list[Stored]:
-        """The products of row numbers, in no particular order."""
-        found: list[Stored] = []
-        for at in range(0, len(numbers), 500):
-            part = numbers[at : at + 500]
-            marks = ",".join("?" * len(part))
-            found += [
-                (number, Product.from_json(json.loads(row)))
-                for number, row in self.rows(f"SELECT number, row FROM products WHERE number IN ({marks})", part)  # noqa: S608 - marks and names of our own
-            ]
-        return found
+    def products(self, numbers: Sequence[int]) -> list[tuple[int, Product]]:
+        """Return (row number, product) of row numbers, in no particular order."""
+        sql = "SELECT number, row FROM products WHERE number IN"
+        return [(number, Product.from_json(json.loads(row))) for number, row in self._in(sql, numbers)]
 
     def numbers(self, ids: Sequence[str]) -> dict[str, int]:
-        """The row numbers of product ids; ids that are not there are left out."""
-        found: dict[str, int] = {}
-        for at in range(0, len(ids), 500):
-            part = ids[at : at + 500]
-            marks = ",".join("?" * len(part))
-            found.update(self.rows(f"SELECT id, number FROM products WHERE id IN ({marks})", part))  # noqa: S608 - marks and names of our own
-        return found
+        """Return the row numbers of product ids; ids that are not there are left out."""
+        return dict(self._in("SELECT id, number FROM products WHERE id IN", ids))
+
+    def digests(self, ids: Sequence[str]) -> dict[str, tuple[int, bytes]]:
+        """Return (row number, digest) of product ids."""
+        rows = self._in("SELECT id, number, digest FROM products WHERE id IN", ids)
+        return {identity: (number, digest) for identity, number, digest in rows}
+
+    def _in(self, sql: str, values: Sequence[object]) -> Iterator[Any]:
+        """The rows of `sql`, which ends with IN, for any number of values."""
+        for at in range(0, len(values), 500):
+            part = values[at : at + 500]
+            yield from self.rows(f"{sql} ({','.join('?' * len(part))})", part)
 
 
 class _Update:
@@ -172,7 +174,7 @@ class _Update:
 
     def take(self, batch: Sequence[tuple[int, Product | Problem]]) -> None:
         ids = list(dict.fromkeys(item.id for _, item in batch if isinstance(item, Product)))
-        known = self._known(ids)
+        known = self.index.digests(ids) if self.count or self.next > 1 else {}
         inserts: list[tuple[int, Product, bytes, str]] = []
         for line, item in batch:
             if isinstance(item, Problem):
@@ -201,28 +203,13 @@ class _Update:
         if len(self.terms) > 200_000:
             self._flush()
 
-    def _known(self, ids: Sequence[str]) -> dict[str, tuple[int, bytes]]:
-        found: dict[str, tuple[int, bytes]] = {}
-        if not self.count and self.next == 1:
-            return found
-        for at in range(0, len(ids), 500):
-            part = ids[at : at + 500]
-            marks = ",".join("?" * len(part))
-            sql = f"SELECT id, number, digest FROM products WHERE id IN ({marks})"  # noqa: S608 - question marks
-            for identity, number, digest in self.db.execute(sql, part):
-                found[identity] = (number, digest)
-        return found
-
     def _problem(self, problem: Problem) -> None:
         self.num_problems += 1
         if self.num_problems <= MAX_PROBLEMS:
             self.db.execute("INSERT INTO problems (line, message) VALUES (?, ?)", (problem.line, problem.message))
 
     def _insert(self, rows: Sequence[tuple[int, Product, bytes, str]]) -> None:
-        bodies = []
-        for number, item, _, _ in rows:
-            body = self._count(item, 1)
-            bodies.append((number, body))
+        bodies = [(number, self._count(item, 1)) for number, item, _, _ in rows]
         self.db.executemany(
             "INSERT INTO products (number, id, price, digest, row) VALUES (?, ?, ?, ?, ?)",
             [(number, item.id, item.price, digest, row) for number, item, digest, row in rows],
@@ -237,15 +224,17 @@ class _Update:
 
     def _count(self, item: Product, sign: int) -> str:
         """The body of a product's document; what it has in it is counted, or with -1 uncounted."""
-        found = list(text_tokens(item))
+        words = [token for text in text_fields(item).values() for token in tokens(text)]
         self.count += sign
-        self.length += sign * len(found)
+        self.length += sign * len(words)
         exact = []
         for (name, value), spelling in facets(item).items():
             exact.append(facet_token(name, value))
             self.facets[name, value] += sign
             self.spelling[name, value] = spelling
-        unique = dict.fromkeys([*found, *exact, *price_tokens(item.price)])
+        if item.price is not None:
+            exact.append(price_token(price_bucket(item.price)))
+        unique = dict.fromkeys([*words, *exact])
         for token in unique:
             self.terms[token] += sign
         return " ".join(unique)
@@ -279,21 +268,20 @@ class _Update:
             self.db.execute("INSERT INTO documents (documents) VALUES ('optimize')")
         self.index.set_meta("products", self.count)
         self.index.set_meta("tokens", self.length)
-        self.index.set_meta("num_problems", self.num_problems)
         return Changes(self.added, self.changed, len(gone), self.unchanged)
 
 
 def facets(item: Product) -> dict[tuple[str, str], str]:
-    """(folded name, folded value) of everything that can be matched exactly, with its spelling."""
-    found: dict[tuple[str, str], str] = {}
+    """Return the spelling of everything that can be matched exactly, by its folded name and value."""
+    spellings: dict[tuple[str, str], str] = {}
     for name, value in (("brand", item.brand), ("category", item.category), *item.attributes.items()):
         if value and key(value):
-            found.setdefault((key(name), key(value)), value)
-    return found
+            spellings.setdefault((key(name), key(value)), value)
+    return spellings
 
 
 def text_fields(item: Product) -> dict[str, str]:
-    """The text that is searched, by where it stands."""
+    """Return the text that is searched, by where it stands."""
     return {
         "name": item.name,
         "brand": item.brand or "",
@@ -304,12 +292,7 @@ def text_fields(item: Product) -> dict[str, str]:
     }
 
 
-def text_tokens(item: Product) -> Iterator[str]:
-    for text in text_fields(item).values():
-        yield from tokens(text)
-
-
-def _texts(extra: Mapping[str, Any]) -> Iterator[str]:
+def _texts(extra: JsonMapping) -> Iterator[str]:
     for value in extra.values():
         if isinstance(value, str):
             yield value
@@ -320,10 +303,6 @@ def _texts(extra: Mapping[str, Any]) -> Iterator[str]:
 def price_bucket(price: float) -> int:
     """Prices double from bucket to bucket: 0 is below 1, 1 below 2, 2 below 4 …"""
     return min(BUCKETS - 1, int(price).bit_length())
-
-
-def price_tokens(price: float | None) -> list[str]:
-    return [] if price is None else [price_token(price_bucket(price))]
 
 
 def price_token(bucket: int) -> str:

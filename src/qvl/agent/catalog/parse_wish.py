@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.agent.catalog import prices
-from qvl.agent.catalog.product import Query
-from qvl.agent.catalog.tokenize import STOP_WORDS, fold, key, words
+from qvl.agent.catalog.product import AnalysisRecord, Query
+from qvl.agent.catalog.tokenize import STOP_WORDS, fold, key, singulars, words
 
 if TYPE_CHECKING:
     from qvl.agent.catalog.catalog import Catalog
@@ -41,16 +41,16 @@ _TALK: Final = frozenset(_TALK_WORDS.split())
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What to search for, and (name, value) pairs that no hit may have."""
+    """A Query, and (name, value) pairs that no hit may have."""
 
     query: Query
     without: tuple[tuple[str, str], ...] = ()
 
 
 def read_wish(
-    text: str, catalog: Catalog, analysis: Mapping[str, Any], before: Query | None = None, first: Product | None = None
+    text: str, catalog: Catalog, analysis: AnalysisRecord, before: Query | None = None, first: Product | None = None
 ) -> Wish:
-    """The Query for a wish.
+    """Return the Query for a wish, and what it excludes.
 
     Args:
         analysis: what the picture shows; its category is a condition where the catalogue has it.
@@ -64,8 +64,8 @@ def read_wish(
         if _DEARER.search(rest):
             low = round(first.price + 0.01, 2)
     rest = _DEARER.sub(" ", _CHEAPER.sub(" ", rest))
-    only, without, left = _values(rest, catalog)
-    query = _looked(analysis, catalog) if before is None else before
+    only, without, other_words = _values(rest, catalog)
+    query = _query_of(analysis, catalog) if before is None else before
     conditions = {**query.only, **only}
     attributes = {name: value for name, value in query.attributes.items() if key(name) not in conditions}
     if low is None and high is None:
@@ -78,7 +78,7 @@ def read_wish(
     return Wish(
         dataclasses.replace(
             query,
-            text=" ".join([*([query.text] if query.text else []), *left]),
+            text=" ".join([*([query.text] if query.text else []), *other_words]),
             brand=None if "brand" in conditions else query.brand,
             category=None if "category" in conditions else query.category,
             attributes=attributes,
@@ -91,7 +91,7 @@ def read_wish(
 
 
 def relaxed(query: Query) -> Query:
-    """The same, with what were conditions as wishes; prices stay."""
+    """Return the query with its conditions as wishes; prices stay conditions."""
     only = dict(query.only)
     return dataclasses.replace(
         query,
@@ -102,7 +102,7 @@ def relaxed(query: Query) -> Query:
     )
 
 
-def _looked(analysis: Mapping[str, Any], catalog: Catalog) -> Query:
+def _query_of(analysis: AnalysisRecord, catalog: Catalog) -> Query:
     category = analysis.get("category") or ""
     known = bool(category) and any(name == "category" for name, _ in catalog.values(category))
     return Query(
@@ -114,17 +114,18 @@ def _looked(analysis: Mapping[str, Any], catalog: Catalog) -> Query:
 
 
 def _prices(text: str) -> tuple[float | None, float | None, str]:
-    found = _BETWEEN.search(text)
-    if found is not None:
-        low, high = sorted((_number(found.group(1)), _number(found.group(2))))
-        return low, high, text[: found.start()] + " " + text[found.end() :]
-    bounds: list[float | None] = [None, None]
-    for place, pattern in ((1, _BELOW), (1, _BELOW_AFTER), (0, _ABOVE), (0, _ABOVE_AFTER)):
-        found = pattern.search(text)
-        if found is not None:
-            bounds[place] = _number(found.group(1))
-            text = text[: found.start()] + " " + text[found.end() :]
-    return bounds[0], bounds[1], text
+    """The lowest price, the highest, and the text without them."""
+    match = _BETWEEN.search(text)
+    if match is not None:
+        low, high = sorted((_number(match.group(1)), _number(match.group(2))))
+        return low, high, text[: match.start()] + " " + text[match.end() :]
+    bounds: dict[str, float] = {}
+    for bound, pattern in (("high", _BELOW), ("high", _BELOW_AFTER), ("low", _ABOVE), ("low", _ABOVE_AFTER)):
+        match = pattern.search(text)
+        if match is not None:
+            bounds[bound] = _number(match.group(1))
+            text = text[: match.start()] + " " + text[match.end() :]
+    return bounds.get("low"), bounds.get("high"), text
 
 
 def _number(text: str) -> float:
@@ -142,19 +143,19 @@ def _values(text: str, catalog: Catalog) -> tuple[dict[str, str], list[tuple[str
     pieces = [piece for word, cjk in words(text) for piece in (_cut(word, catalog) if cjk else [word])]
     only: dict[str, str] = {}
     without: list[tuple[str, str]] = []
-    left: list[str] = []
+    other_words: list[str] = []
     at, negated = 0, False
     while at < len(pieces):
-        size, found = _longest(pieces, at, catalog)
-        if found is not None and negated:
-            without.append(found)
-        elif found is not None:
-            only[found[0]] = found[1]
+        size, pair = _longest(pieces, at, catalog)
+        if pair is not None and negated:
+            without.append(pair)
+        elif pair is not None:
+            only[pair[0]] = pair[1]
         elif pieces[at] not in STOP_WORDS and pieces[at] not in _TALK and pieces[at] not in _NOT:
-            left.append(pieces[at])
+            other_words.append(pieces[at])
         negated = pieces[at] in _NOT
         at += size
-    return only, without, left
+    return only, without, other_words
 
 
 def _longest(pieces: list[str], at: int, catalog: Catalog) -> tuple[int, tuple[str, str] | None]:
@@ -163,16 +164,10 @@ def _longest(pieces: list[str], at: int, catalog: Catalog) -> tuple[int, tuple[s
         text = " ".join(pieces[at : at + size])
         if at + size > len(pieces) or text in STOP_WORDS or text.isdigit():
             continue
-        found = catalog.values(text) or (_singular(text, catalog) if size == 1 else [])
-        if found:
-            return size, (key(found[0][0]), found[0][1])
+        for spelling in (text, *(singulars(text) if size == 1 else ())):
+            if pairs := catalog.values(spelling):
+                return size, (key(pairs[0][0]), pairs[0][1])
     return 1, None
-
-
-def _singular(word: str, catalog: Catalog) -> list[tuple[str, str]]:
-    from qvl.agent.catalog.tokenize import singulars
-
-    return next((found for short in singulars(word) if (found := catalog.values(short))), [])
 
 
 def _cut(run: str, catalog: Catalog) -> Iterator[str]:

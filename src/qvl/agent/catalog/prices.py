@@ -63,7 +63,7 @@ class Amount:
     currency: str = ""
 
     def under(self, decimal: str | None) -> float | None:
-        """Its number where `decimal` is the column's decimal sign; None where that cannot be told."""
+        """Return its number where `decimal` is the column's decimal sign; None where that is not known."""
         if self.fraction is None:
             return self.value
         if decimal is None:
@@ -72,7 +72,7 @@ class Amount:
 
 
 def read(text: str) -> Amount:
-    """The amount in `text`, in front of or behind a currency.
+    """Return the amount in `text`, in front of or behind a currency.
 
     Raises:
         ValueError: it is not a price.
@@ -94,18 +94,16 @@ def read(text: str) -> Amount:
 
 
 def decimal_sign(texts: Iterable[str]) -> str | None:
-    """The decimal sign that the prices of a column show; None where they show none, or both."""
-    shown = set()
+    """Return the decimal sign that the prices of a column show; None where they show none, or both."""
+    signs = set()
     for text in texts:
         try:
-            sign = read(text).decimal
+            signs.add(read(text).decimal)
         except ValueError:
             continue
-        if sign is not None:
-            shown.add(sign)
-            if len(shown) > 1:
-                return None
-    return shown.pop() if shown else None
+        if {",", "."} <= signs:
+            return None
+    return next(iter(signs - {None}), None)
 
 
 def _plain(char: str) -> str:

@@ -1,15 +1,44 @@
-"""What a catalogue holds, what is looked for in it, and what is found."""
+"""The values of a catalogue: products, queries and hits, and their plain forms."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from qvl.errors import ConfigError
+from qvl.types import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
     from qvl.media.picture import PictureSource
+
+
+class AnalysisRecord(TypedDict, total=False):
+    """What a picture shows, in plain values."""
+
+    brand: str | None
+    category: str | None
+    attributes: dict[str, str]
+
+
+class QueryRecord(TypedDict, total=False):
+    """A Query in plain values; what is not set is left out."""
+
+    text: str
+    brand: str
+    category: str
+    attributes: dict[str, str]
+    only: dict[str, str]
+    min_price: float
+    max_price: float
+
+
+class HitRecord(TypedDict):
+    """A Hit in plain values; the product has its columns, also those unknown to qvl."""
+
+    product: JsonObject
+    score: float
+    why: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +53,7 @@ class Product:
     attributes: Mapping[str, str] = field(default_factory=dict)
     picture: str | None = None
     url: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: JsonMapping = field(default_factory=dict)
 
     @property
     def price_text(self) -> str:
@@ -33,8 +62,8 @@ class Product:
             return ""
         return f"{self.price:.2f} {self.extra.get('currency') or ''}".rstrip()
 
-    def to_json(self) -> dict[str, Any]:
-        """Its columns, unknown ones beside the known."""
+    def to_json(self) -> JsonObject:
+        """Return its columns, unknown ones beside the known."""
         return {
             "id": self.id,
             "name": self.name,
@@ -48,8 +77,8 @@ class Product:
         }
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Product:
-        """The inverse of `to_json`."""
+    def from_json(cls, row: JsonMapping) -> Product:
+        """Return the product of which `row` is `to_json()`."""
         known = {name: row[name] for name in cls.__slots__ if name != "extra" and name in row}
         return cls(**known, extra={name: value for name, value in row.items() if name not in known})
 
@@ -83,29 +112,28 @@ class Query:
         if self.min_price is not None and self.max_price is not None and self.min_price > self.max_price:
             raise ConfigError(f"no price is from {self.min_price:g} to {self.max_price:g}", param="min_price")
 
-    def to_json(self) -> dict[str, Any]:
-        """What is set, without the picture."""
-        found = {
-            name: getattr(self, name)
-            for name in ("text", "brand", "category", "min_price", "max_price")
-            if getattr(self, name) not in (None, "")
-        }
-        for name in ("attributes", "only"):
-            if getattr(self, name):
-                found[name] = dict(getattr(self, name))
-        return found
+    def to_json(self) -> QueryRecord:
+        """Return what is set, without the picture."""
+        record = {name: getattr(self, name) for name in ("text", "brand", "category", "min_price", "max_price")}
+        record |= {"attributes": dict(self.attributes), "only": dict(self.only)}
+        return cast("QueryRecord", {name: value for name, value in record.items() if value not in (None, "", {})})
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A product that was found: `why` are the reasons, best first, in words of the catalogue."""
+    """A product that matches: `why` are the reasons, best first, in words of the catalogue."""
 
     product: Product
     score: float
     why: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> HitRecord:
         return {"product": self.product.to_json(), "score": round(self.score, 4), "why": list(self.why)}
+
+    @classmethod
+    def from_json(cls, record: HitRecord) -> Hit:
+        """Return the hit of which `record` is `to_json()`."""
+        return cls(Product.from_json(record["product"]), record["score"], tuple(record["why"]))
 
 
 @dataclass(frozen=True, slots=True)

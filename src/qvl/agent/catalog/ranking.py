@@ -8,10 +8,10 @@ asked for, then those that lack the least telling part, and so on until there ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import Any, Final
+from typing import Final
 
 from qvl.agent.catalog.index import BUCKETS, Index, facets, price_bucket, price_token, text_fields
 from qvl.agent.catalog.product import Hit, Product, Query
@@ -36,7 +36,7 @@ B: Final = 0.75
 class Term:
     """One thing to look for: `match` is its FTS5 expression, `docs` about how many products have it.
 
-    A facet has a `name`; a word has the `spellings` that count as it; a Chinese piece is found as it stands.
+    A facet has a `name`; a word has the `spellings` that count as it; a Chinese piece is matched as it stands.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Term:
     spellings: frozenset[str] = frozenset()
 
     def gain(self, total: int) -> float:
-        """How much it tells: the weight of an exact value, or BM25's inverse document frequency."""
+        """Return how much it tells: the weight of an exact value, or BM25's inverse document frequency."""
         if self.name:
             return EXACT_WEIGHTS.get(self.name, EXACT_ATTRIBUTE)
         return idf(self.docs, total)
@@ -66,32 +66,31 @@ class Search:
         self.unknown: list[str] = []
         self.only = [_facet(name, value) for name, value in query.only.items()]
         self.terms = self._terms()
-        self._words_wanted: dict[str, list[tuple[int, float]]] = {}
-        self._pieces_wanted: list[tuple[int, str]] = []
+        self._words_of_terms: dict[str, list[tuple[int, float]]] = {}
+        self._pieces_of_terms: list[tuple[int, str]] = []
         for number, term in enumerate(self.terms):
             for word in term.spellings:
-                self._words_wanted.setdefault(word, []).append((number, 1.0 if word == term.label else 0.6))
+                self._words_of_terms.setdefault(word, []).append((number, 1.0 if word == term.label else 0.6))
             if not term.name and not term.spellings:
-                self._pieces_wanted.append((number, term.label))
+                self._pieces_of_terms.append((number, term.label))
 
     def _terms(self) -> list[Term]:
-        wanted = [("brand", self.query.brand), ("category", self.query.category), *self.query.attributes.items()]
-        found: dict[str, Term] = {}
-        for name, value in wanted:
+        query = self.query
+        terms: dict[str, Term] = {}
+        for name, value in (("brand", query.brand), ("category", query.category), *query.attributes.items()):
             if not value or not key(value):
                 continue
             token = facet_token(key(name), key(value))
             docs = self._docs([token]).get(token, 0)
             if docs:
-                found[token] = Term(value, f'"{token}"', docs, name=key(name))
+                terms[token] = Term(value, f'"{token}"', docs, name=key(name))
             elif (key(name), key(value)) not in {("count", str(n)) for n in range(10)}:
                 # A value that the catalogue does not have as such may still be in its texts, as in another language.
                 for term in self._words(value):
-                    found.setdefault(term.match, term)
-        for term in self._words(self.query.text):
-            found.setdefault(term.match, term)
-        ordered = sorted(found.values(), key=lambda term: -term.gain(self.total))
-        return ordered[:MAX_TERMS]
+                    terms.setdefault(term.match, term)
+        for term in self._words(query.text):
+            terms.setdefault(term.match, term)
+        return sorted(terms.values(), key=lambda term: -term.gain(self.total))[:MAX_TERMS]
 
     def _words(self, text: str) -> Iterator[Term]:
         for word, cjk in islice(dict.fromkeys(words(fold(text[:MAX_TEXT]))), MAX_WORDS):
@@ -127,7 +126,7 @@ class Search:
                 at += 1
                 continue
             piece = run[at : end + 1]
-            rarest = min(sum(found.values()) for found in pairs[at:end])
+            rarest = min(sum(docs.values()) for docs in pairs[at:end])
             threes = [gram for gram in grams(piece) if len(gram) == 3]
             match = " AND ".join(f'"{gram}"' for gram in threes) if threes else _either(pairs[at])
             yield Term(piece, f"({match})", rarest)
@@ -135,9 +134,9 @@ class Search:
         if not any(pairs):
             self.unknown.append(run)
 
-    def _docs(self, found: Sequence[str]) -> dict[str, int]:
-        marks = ",".join("?" * len(found))
-        return dict(self.index.rows(f"SELECT term, docs FROM terms WHERE term IN ({marks})", found))  # noqa: S608 - question marks
+    def _docs(self, tokens: Sequence[str]) -> dict[str, int]:
+        marks = ",".join("?" * len(tokens))
+        return dict(self.index.rows(f"SELECT term, docs FROM terms WHERE term IN ({marks})", tokens))  # noqa: S608 - question marks
 
     def _starting(self, start: str, most: int) -> dict[str, int]:
         """Tokens that start with `start`, the first `most` in order."""
@@ -151,32 +150,32 @@ class Search:
         """Row numbers of products that keep every condition; those with more of the terms come first."""
         if not self.terms:
             return self._matching([], POOL) if self.only or self._priced else []
-        found: dict[int, None] = {}
+        numbers: dict[int, None] = {}
         for size in range(len(self.terms), 0, -1):
             for part in self._parts(size):
                 for number in self._matching(part, POOL):
-                    found.setdefault(number)
-                if len(found) >= MOST:
+                    numbers.setdefault(number)
+                if len(numbers) >= MOST:
                     break
-            if len(found) >= enough:
+            if len(numbers) >= enough:
                 break
-        if len(found) < enough and self.only:
+        if len(numbers) < enough and self.only:
             # What keeps the conditions is worth showing, also when it has nothing else that was wished for.
-            found.update(dict.fromkeys(self._matching([], POOL)))
-        return list(islice(found, MOST))
+            numbers.update(dict.fromkeys(self._matching([], POOL)))
+        return list(islice(numbers, MOST))
 
     def count(self) -> int:
-        """How many products keep every condition and have at least one of the terms; reads whole posting lists."""
+        """Return how many products keep every condition and have one of the terms; reads whole posting lists."""
         if not self.terms and not self.only and not self._priced:
             return 0
-        asked = [term.match for term in self.only]
+        expressions = [term.match for term in self.only]
         if self.terms:
-            asked.append("(" + " OR ".join(f"({term.match})" for term in self.terms) + ")")
-        sql, values = self._select("count(*)", asked)
+            expressions.append("(" + " OR ".join(f"({term.match})" for term in self.terms) + ")")
+        sql, values = self._select("count(*)", expressions)
         return int(self.index.rows(sql, values)[0][0])
 
     def _parts(self, size: int) -> Iterator[Sequence[Term]]:
-        """Which terms to ask for together: all subsets while they are few, else what tells most."""
+        """The terms to ask for together: all subsets while they are few, else what tells most."""
         if math.comb(len(self.terms), size) <= 10:
             yield from combinations(self.terms, size)
         else:
@@ -188,44 +187,43 @@ class Search:
 
     def _matching(self, terms: Sequence[Term], limit: int) -> list[int]:
         # FTS5 walks the terms in order and skips ahead, so the rarest goes first.
-        asked = [*(term.match for term in self.only), *(t.match for t in sorted(terms, key=lambda term: term.docs))]
-        order = "" if asked else " ORDER BY price" if self._priced else " ORDER BY number"
-        sql, values = self._select("rowid", asked)
+        expressions = [term.match for term in (*self.only, *sorted(terms, key=lambda term: term.docs))]
+        order = "" if expressions else " ORDER BY price" if self._priced else " ORDER BY number"
+        sql, values = self._select("rowid", expressions)
         return [row[0] for row in self.index.rows(f"{sql}{order} LIMIT ?", [*values, limit])]
 
-    def _select(self, wanted: str, asked: Sequence[str]) -> tuple[str, list[Any]]:
-        """(SELECT without order and limit, its values) of products with all of `asked` and in the range of prices."""
+    def _select(self, column: str, expressions: Sequence[str]) -> tuple[str, list[str | float]]:
+        """SELECT without order and limit, and its values, of products with all `expressions` in the range of prices."""
         low, high = self.query.min_price, self.query.max_price
-        asked = [*asked, *(self._buckets(low, high) if asked and self._priced else ())]
         conditions: list[str] = []
-        values: list[Any] = []
-        if asked:
+        values: list[str | float] = []
+        if expressions:
             conditions.append("documents MATCH ?")
-            values.append(" AND ".join(asked))
+            values.append(" AND ".join([*expressions, *(self._buckets(low, high) if self._priced else ())]))
         if low is not None:
             conditions.append("price >= ?")
             values.append(low)
         if high is not None:
             conditions.append("price <= ?")
             values.append(high)
-        table = "documents" if asked else "products"
-        sql = f"SELECT {wanted.replace('rowid', f'{table}.rowid')} FROM {table}"  # noqa: S608 - names of our own
-        if asked and self._priced:
+        table = "documents" if expressions else "products"
+        sql = f"SELECT {column.replace('rowid', f'{table}.rowid')} FROM {table}"  # noqa: S608 - names of our own
+        if expressions and self._priced:
             sql += " CROSS JOIN products ON products.number = documents.rowid"
         return f"{sql} WHERE {' AND '.join(conditions) or 'TRUE'}", values
 
     def _buckets(self, low: float | None, high: float | None) -> Iterator[str]:
         """An expression for the range's buckets of prices, where they leave most products out."""
         first, last = price_bucket(low or 0), BUCKETS - 1 if high is None else price_bucket(high)
-        found = self._docs([price_token(bucket) for bucket in range(first, last + 1)])
+        docs = self._docs([price_token(bucket) for bucket in range(first, last + 1)])
         # Walking their posting lists costs more than looking up a price, unless they are short.
-        if sum(found.values()) <= SELECTIVE * self.total:
-            yield _either(found) if found else f'"{price_token(last)}"'
+        if sum(docs.values()) <= SELECTIVE * self.total:
+            yield _either(docs) if docs else f'"{price_token(last)}"'
 
     def hit(self, item: Product) -> Hit:
-        """The product with its score and the reasons for it."""
+        """Return the product with its score and the reasons for it."""
         exact = facets(item)
-        found, norm = self._occurrences(item)
+        occurrences, norm = self._occurrences(item)
         score, why = 0.0, []
         for number, term in enumerate(self.terms):
             if term.name:
@@ -234,7 +232,7 @@ class Search:
                     score += term.gain(self.total) + 0.1 * idf(term.docs, self.total)
                     why.append(f"{term.name} is {spelling}")
                 continue
-            weight, where = found.get(number, (0.0, ""))
+            weight, where = occurrences.get(number, (0.0, ""))
             if weight:
                 score += term.gain(self.total) * weight * (K1 + 1) / (weight + norm)
                 name, spelling = _spelled(term.label, exact)
@@ -249,9 +247,9 @@ class Search:
 
         The second value is BM25's normalisation by the length of the product's text.
         """
-        found: dict[int, tuple[float, str]] = {}
-        if not self._words_wanted and not self._pieces_wanted:
-            return found, 0.0
+        occurrences: dict[int, tuple[float, str]] = {}
+        if not self._words_of_terms and not self._pieces_of_terms:
+            return occurrences, 0.0
         best: dict[int, float] = {}
         size = 0
         for name, text in text_fields(item).items():
@@ -262,19 +260,19 @@ class Search:
             size += len(pieces)
             times: dict[int, float] = {}
             for piece in pieces:
-                for number, fit in self._words_wanted.get(piece, ()):
+                for number, fit in self._words_of_terms.get(piece, ()):
                     times[number] = times.get(number, 0.0) + fit
-            if self._pieces_wanted:
+            if self._pieces_of_terms:
                 folded = fold(text)
-                times.update((number, float(folded.count(label))) for number, label in self._pieces_wanted)
+                times.update((number, float(folded.count(label))) for number, label in self._pieces_of_terms)
             for number, count in times.items():
                 if not count:
                     continue
-                total, where = found.get(number, (0.0, ""))
+                total, where = occurrences.get(number, (0.0, ""))
                 if count * weight > best.get(number, 0.0):
                     best[number], where = count * weight, name if name != "more" else "text"
-                found[number] = (total + count * weight, where)
-        return found, K1 * (1 - B + B * size / max(1.0, self.length / max(1, self.total)))
+                occurrences[number] = (total + count * weight, where)
+        return occurrences, K1 * (1 - B + B * size / max(1.0, self.length / max(1, self.total)))
 
     def _price_reason(self, item: Product) -> list[str]:
         if not self._priced:
@@ -296,5 +294,5 @@ def _facet(name: str, value: str) -> Term:
     return Term(value, f'"{token}"', 0, name=key(name))
 
 
-def _either(found: dict[str, int]) -> str:
-    return "(" + " OR ".join(f'"{token}"' for token in found) + ")"
+def _either(tokens: Iterable[str]) -> str:
+    return "(" + " OR ".join(f'"{token}"' for token in tokens) + ")"

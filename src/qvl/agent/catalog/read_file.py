@@ -12,12 +12,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final, TypeAlias
 
 from qvl.agent.catalog import prices, tables
 from qvl.agent.catalog.product import Problem, Product
 from qvl.errors import ConfigError
+from qvl.types import JsonMapping
 
+Rows: TypeAlias = Iterable[tuple[int, object]]
 KNOWN: Final = ("id", "name", "brand", "category", "price", "attributes", "picture", "url")
 FORMATS: Final = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 # Raised where the same bytes are read as other products: an index of an older one is read anew.
@@ -28,7 +30,7 @@ _SPACE: Final = re.compile(r"[\s,]*")
 
 
 def read(path: Path) -> Iterator[tuple[int, Product | Problem]]:
-    """(line, product or problem) for every row of `path`, one at a time.
+    """Yield (line, product or problem) for every row of `path`, one at a time.
 
     Raises:
         ConfigError: no such file, a format that is not known, or a file that is none of its kind.
@@ -37,7 +39,7 @@ def read(path: Path) -> Iterator[tuple[int, Product | Problem]]:
     if kind not in FORMATS:
         raise ConfigError(f"{path.name} is not a catalogue", hint=f"a file named {', '.join(FORMATS)}", param="catalog")
 
-    def rows() -> Iterator[tuple[int, Any]]:
+    def rows() -> Iterator[tuple[int, object]]:
         with tables.open_text(path) as file:
             yield from _rows(file, kind, path.name)
 
@@ -49,17 +51,20 @@ def read(path: Path) -> Iterator[tuple[int, Product | Problem]]:
         ) from exc
 
 
-def products(rows: Callable[[], Iterable[tuple[int, Any]]]) -> Iterator[tuple[int, Product | Problem]]:
-    """(line, product or problem) for every row of `rows()`, which is called again to look at a whole column."""
+def products(rows: Callable[[], Rows]) -> Iterator[tuple[int, Product | Problem]]:
+    """Yield (line, product or problem) for every row of `rows()`, which is called again to look at a whole column."""
     column = _PriceColumn(rows)
     for line, row in rows():
-        yield line, row if isinstance(row, Problem) else _product_or_problem(line, row, column)
+        try:
+            yield line, row if isinstance(row, Problem) else _product(row, column)
+        except ValueError as exc:
+            yield line, Problem(line, str(exc))
 
 
 class _PriceColumn:
     """The decimal sign of a file's prices, looked for in all of it when the first price leaves it open."""
 
-    def __init__(self, rows: Callable[[], Iterable[tuple[int, Any]]]) -> None:
+    def __init__(self, rows: Callable[[], Rows]) -> None:
         self._rows = rows
 
     @cached_property
@@ -68,11 +73,11 @@ class _PriceColumn:
         return prices.decimal_sign(text for text in texts if isinstance(text, str))
 
 
-def _price_cell(row: Mapping[Any, Any]) -> Any:
+def _price_cell(row: JsonMapping) -> object:
     return next((value for name, value in row.items() if str(name).strip().lower() == "price"), None)
 
 
-def _rows(file: IO[str], kind: str, name: str) -> Iterator[tuple[int, Any]]:
+def _rows(file: IO[str], kind: str, name: str) -> Rows:
     if kind in (".csv", ".tsv"):
         return tables.csv_rows(file, kind)
     if kind == ".json":
@@ -80,30 +85,25 @@ def _rows(file: IO[str], kind: str, name: str) -> Iterator[tuple[int, Any]]:
     return _json_lines(file)
 
 
-def _json_lines(file: IO[str]) -> Iterator[tuple[int, Any]]:
+def _json_lines(file: IO[str]) -> Iterator[tuple[int, object]]:
     for line, text in enumerate(file, 1):
         if not text.strip():
             continue
         try:
             yield line, json.loads(text)
         except (ValueError, RecursionError) as exc:
-            yield line, Problem(line, f"is no JSON: {_reason(exc)}")
+            yield line, Problem(line, f"is not JSON: {_reason(exc)}")
 
 
-def _json(text: str, name: str) -> Iterator[tuple[int, Any]]:
+def _json(text: str, name: str) -> Iterator[tuple[int, object]]:
     """The items of a list, or of the list under "products", each with the line on which it starts."""
-    start = len(text) - len(text.lstrip())
-    if text[start : start + 1] == "{":
-        opening = re.match(r'\s*\{\s*"products"\s*:\s*', text)
-        if opening is None:
-            raise ConfigError(f"{name} is not a list of products", hint='a JSON list, or {"products": [...]}')
-        start = opening.end()
     if not text.strip():
         return
-    if text[start] != "[":
+    opening = re.match(r'\s*(?:\{\s*"products"\s*:\s*)?\[', text)
+    if opening is None:
         raise ConfigError(f"{name} is not a list of products", hint='a JSON list, or {"products": [...]}')
     decoder = json.JSONDecoder()
-    at, line, counted = start + 1, 1, 0
+    at, line, counted = opening.end(), 1, 0
     while True:
         skipped = _SPACE.match(text, at)
         at = skipped.end() if skipped else at
@@ -116,7 +116,7 @@ def _json(text: str, name: str) -> Iterator[tuple[int, Any]]:
             row, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as exc:
             # Without a delimiter to trust there is no telling where the next row starts.
-            yield line, Problem(line, f"is no JSON, and nothing after it was read: {_reason(exc)}")
+            yield line, Problem(line, f"is not JSON, and nothing after it was read: {_reason(exc)}")
             return
         yield line, row
 
@@ -125,26 +125,19 @@ def _reason(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _product_or_problem(line: int, row: Any, column: _PriceColumn) -> Product | Problem:
-    try:
-        return _product(row, column)
-    except ValueError as exc:
-        return Problem(line, str(exc))
-
-
-def _product(row: Any, column: _PriceColumn) -> Product:
+def _product(row: object, column: _PriceColumn) -> Product:
     if not isinstance(row, Mapping):
         raise ValueError(f"is a {type(row).__name__}, not an object")
-    given = {str(name).strip(): value for name, value in row.items()}
-    lower = {name.lower(): name for name in reversed(list(given))}
-    known = {name: given.pop(lower[name]) for name in KNOWN if name in lower}
+    extra = {str(name).strip(): value for name, value in row.items()}
+    spellings = {name.lower(): name for name in reversed(list(extra))}
+    known = {name: extra.pop(spellings[name]) for name in KNOWN if name in spellings}
     if deep := next((name for name, value in row.items() if _is_deep(value)), None):
         raise ValueError(f"{str(deep)[:40]} is nested too deeply")
     attributes = _attributes(known.get("attributes"))
-    for name in list(given):
-        prefix, dot, inner = name.partition(".")
-        if dot and prefix.lower() in ("attributes", "attribute", "attr") and inner:
-            value = _text(given.pop(name), name)
+    for name in list(extra):
+        prefix, _, inner = name.partition(".")
+        if inner and prefix.lower() in ("attributes", "attribute", "attr"):
+            value = _text(extra.pop(name), name)
             if value is not None:
                 attributes[inner] = value
     identity, title = _text(known.get("id"), "id"), _text(known.get("name"), "name")
@@ -152,7 +145,7 @@ def _product(row: Any, column: _PriceColumn) -> Product:
         raise ValueError("has no id")
     if title is None:
         raise ValueError(f"product {identity!r} has no name")
-    extra = {name: value for name, value in given.items() if name and value not in (None, "")}
+    extra = {name: value for name, value in extra.items() if name and value not in (None, "")}
     cost = known.get("price")
     price = _price(cost, column)
     has_column = any(name.lower() == "currency" for name in extra)
@@ -171,7 +164,7 @@ def _product(row: Any, column: _PriceColumn) -> Product:
     )
 
 
-def _is_deep(value: Any) -> bool:
+def _is_deep(value: object) -> bool:
     """True where it is nested deeper than what reads and writes it later may stand."""
     level = [value]
     for _ in range(MAX_DEPTH):
@@ -186,22 +179,22 @@ def _is_deep(value: Any) -> bool:
     return True
 
 
-def _text(value: Any, column: str) -> str | None:
+def _text(value: object, column: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{column} is a {type(value).__name__}, not text")
-    found = " ".join(str(value).split())
-    if len(found) > MAX_CELL:
-        raise ValueError(f"{column} has {len(found)} characters, at most {MAX_CELL}")
+    text = " ".join(str(value).split())
+    if len(text) > MAX_CELL:
+        raise ValueError(f"{column} has {len(text)} characters, at most {MAX_CELL}")
     try:
-        found.encode()
+        text.encode()
     except UnicodeEncodeError as exc:
         raise ValueError(f"{column} has half of a surrogate pair in it") from exc
-    return found or None
+    return text or None
 
 
-def _price(value: Any, column: _PriceColumn) -> float | None:
+def _price(value: object, column: _PriceColumn) -> float | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
@@ -223,28 +216,28 @@ def _price_in(text: str, column: _PriceColumn) -> float:
         amount = prices.read(text)
     except ValueError as exc:
         raise ValueError(f"price {text[:40]!r} cannot be read: {exc}") from exc
-    found = amount.value if amount.fraction is None else amount.under(column.decimal)
-    if found is None:
+    number = amount.value if amount.fraction is None else amount.under(column.decimal)
+    if number is None:
         raise ValueError(
             f"price {text[:40]!r} is ambiguous: {amount.value:g} or {amount.fraction:g}, and the other prices do not "
             f"say which; write {amount.value:.2f} or {amount.fraction:.4f}"
         )
-    return found
+    return number
 
 
-def _attributes(value: Any) -> dict[str, str]:
+def _attributes(value: object) -> dict[str, str]:
     if value is None or value == "":
         return {}
     if isinstance(value, str):
         return _attributes_in(value)
     if not isinstance(value, Mapping):
         raise ValueError(f"attributes are a {type(value).__name__}, not an object")
-    found = {}
+    attributes = {}
     for name, item in value.items():
         text = _text(", ".join(map(str, item)) if isinstance(item, list) else item, f"attribute {name!r}")
         if text:
-            found[" ".join(str(name).split())] = text
-    return found
+            attributes[" ".join(str(name).split())] = text
+    return attributes
 
 
 def _attributes_in(text: str) -> dict[str, str]:
@@ -252,12 +245,12 @@ def _attributes_in(text: str) -> dict[str, str]:
         try:
             return _attributes(json.loads(text))
         except (ValueError, RecursionError) as exc:
-            raise ValueError(f"attributes are no JSON: {_reason(exc)}") from exc
-    found = {}
+            raise ValueError(f"attributes are not JSON: {_reason(exc)}") from exc
+    attributes = {}
     for pair in filter(str.strip, text.split(";")):
         name, equals, value = pair.partition("=")
         if not equals or not name.strip():
-            raise ValueError(f"attribute {pair.strip()[:40]!r} is no NAME=VALUE")
+            raise ValueError(f"attribute {pair.strip()[:40]!r} is not NAME=VALUE")
         if value.strip():
-            found[name.strip()] = " ".join(value.split())
-    return found
+            attributes[name.strip()] = " ".join(value.split())
+    return attributes

@@ -1,4 +1,4 @@
-"""Text files as spreadsheets and shops export them: their encoding found, their rows kept apart line by line."""
+"""Text files as spreadsheets and shops export them: their encoding detected, their rows kept apart line by line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logger("qvl.agent")
 
 
 def open_text(path: Path) -> IO[str]:
-    """`path` opened as text, line ends as they are.
+    """Return `path` opened as text, line ends as they are.
 
     A byte order mark decides; else what is not UTF-8 is taken for GB 18030 or Windows-1252 where it looks like one.
 
@@ -123,7 +123,7 @@ def _is_western(data: bytes) -> bool:
 
 
 def csv_rows(file: IO[str], kind: str) -> Iterator[tuple[int, dict[str, str] | Problem]]:
-    """(line, cells by the name of their column) of every row.
+    """Yield (line, cells by the name of their column) for every row.
 
     A row that is quoted wrongly is a problem of its own line: what stands behind it is read on the next line.
     """
@@ -143,7 +143,7 @@ def csv_rows(file: IO[str], kind: str) -> Iterator[tuple[int, dict[str, str] | P
             inner, certain = ids.swallowed(taken)
             wrong = _QUOTE if certain else None
         if wrong is not None:
-            lines.give_back(taken[1:])
+            lines.put_back(taken[1:])
             yield number, Problem(number, wrong)
             continue
         if inner:
@@ -160,12 +160,12 @@ def csv_rows(file: IO[str], kind: str) -> Iterator[tuple[int, dict[str, str] | P
         if len(cells) > len(names):
             yield number, Problem(number, f"has {len(cells)} cells, the head has {len(names)}")
         elif any(cell.strip() for cell in cells):
-            ids.saw(cells)
+            ids.add(cells)
             yield number, dict(zip(names, cells, strict=False))
 
 
 class _Lines:
-    """The lines of a file with their numbers, some of which may be given back."""
+    """The lines of a file with their numbers, some of which may be put back."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -187,7 +187,7 @@ class _Lines:
             self._again.appendleft(line)
         return line
 
-    def give_back(self, lines: list[tuple[int, str]]) -> None:
+    def put_back(self, lines: list[tuple[int, str]]) -> None:
         self._again.extendleft(reversed(lines))
 
 
@@ -205,11 +205,11 @@ def _head(lines: _Lines, delimiter: str | None) -> tuple[str, list[str], Problem
         return ",", [], None
     number, text = line
     lines.take()
-    lines.give_back([(number, text.lstrip("\ufeff"))])
+    lines.put_back([(number, text.lstrip("\ufeff"))])
     candidates: list[tuple[tuple[bool, int], str, list[str], int, Problem | None]] = []
     for sign in [delimiter] if delimiter is not None and delimiter in text else DELIMITERS:
         taken, cells, wrong = _record(lines, sign)
-        lines.give_back(taken)
+        lines.put_back(taken)
         if wrong is not None or _rows_in(taken[1:], sign, len(cells)):
             taken, cells, wrong = taken[:1], [cell.strip('" ') for cell in _cells(text, sign)], _QUOTE
         names = [cell.strip() for cell in cells]
@@ -238,7 +238,7 @@ def _record(lines: _Lines, delimiter: str) -> tuple[list[tuple[int, str]], list[
 
 
 class _Ids:
-    """What the ids of a file look like, by which its rows are told from lines of a quoted text."""
+    """The shapes of a file's ids, by which its rows are distinguished from lines of a quoted text."""
 
     def __init__(self, delimiter: str, names: list[str]) -> None:
         self._delimiter = delimiter
@@ -246,12 +246,12 @@ class _Ids:
         self._at = next((at for at, name in enumerate(names) if name.casefold() == "id"), 0)
         self._shapes: set[str] = set()
 
-    def saw(self, cells: list[str]) -> None:
+    def add(self, cells: list[str]) -> None:
         if self._at < len(cells) and len(self._shapes) < _SHAPES:
             self._shapes.add(_shape(cells[self._at]))
 
     def swallowed(self, taken: list[tuple[int, str]]) -> tuple[list[int], bool]:
-        """(the numbers of the lines that look like rows, whether it is certain that they are) behind the first one.
+        """Return the numbers of lines behind the first that look like rows, and True if it is certain that they are.
 
         Certain is that all of them do, by an id with a digit in it: any word is an id like other words.
         """

@@ -21,11 +21,12 @@ than that the them then these this those to want wanted we what which with would
 um uma uns umas o os de do da dos das em no na com para por e que quero un una unos unas el la los las del en con y
 quiero 的 了 我 要 一 个 和 在 是 有 想 请 吗 这 那 给
 """
+_PLURALS: Final = (("s", ""), ("es", ""), ("ies", "y"))
 STOP_WORDS: Final = frozenset(_STOP.split())
 
 
 def fold(text: str) -> str:
-    """Case, width and diacritics gone: "Chapéu" and "CHAPEU" are the same."""
+    """Return `text` without case, width and diacritics: "Chapéu" and "CHAPEU" are the same."""
     if text.isascii():
         return text.lower()
     parts = unicodedata.normalize("NFKD", text)
@@ -34,12 +35,12 @@ def fold(text: str) -> str:
 
 
 def key(text: str) -> str:
-    """What two equal facet values have in common: folded, with single spaces."""
+    """Return what two equal facet values have in common: folded, with single spaces."""
     return " ".join(fold(text).split())
 
 
 def words(text: str) -> Iterator[tuple[str, bool]]:
-    """(piece, whether it is Chinese or Japanese) in order; `text` is folded already."""
+    """Yield (piece, True if it is Chinese or Japanese) in order; `text` is folded already."""
     for word in _WORD.findall(text):
         if word.isascii():
             yield word, False
@@ -55,36 +56,24 @@ def words(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def grams(run: str) -> list[str]:
-    """The trigrams of a document's run, and shorter ones at its end, so that every place starts a token."""
+    """Return the trigrams of a document's run, and shorter ones at its end, so that every place starts a token."""
     return [run[at : at + GRAM] for at in range(len(run))]
 
 
 def tokens(text: str) -> list[str]:
-    """All tokens of a document's text; folded here."""
+    """Return all tokens of a document's text, which is folded first."""
     if text.isascii():
-        found: list[str] = _WORD.findall(text.lower())
-        return found
-    found = []
-    for word, cjk in words(fold(text)):
-        if cjk:
-            found += grams(word)
-        else:
-            found.append(word)
-    return found
+        return list(_WORD.findall(text.lower()))
+    return [token for word, cjk in words(fold(text)) for token in (grams(word) if cjk else [word])]
 
 
 def facet_token(name: str, value: str) -> str:
-    """One token that stands for "`name` is exactly `value`"; both are folded by `key`."""
+    """Return one token that stands for "`name` is exactly `value`"; both are folded by `key`."""
     return "qf" + hashlib.blake2b(f"{name}\0{value}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def singulars(word: str) -> list[str]:
-    """What an English, Spanish or Portuguese plural may be the plural of."""
-    found = []
-    if len(word) > 3 and word.endswith("s"):
-        found.append(word[:-1])
-        if word.endswith("es"):
-            found.append(word[:-2])
-        if word.endswith("ies"):
-            found.append(word[:-3] + "y")
-    return found
+    """Return the words that an English, Spanish or Portuguese plural may be the plural of."""
+    if len(word) <= 3:
+        return []
+    return [word.removesuffix(end) + singular for end, singular in _PLURALS if word.endswith(end)]
