@@ -10,26 +10,34 @@ import asyncio
 import dataclasses
 import json
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, NotRequired
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Annotated, Final, NotRequired, TypeAlias, TypedDict, cast
 
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
 from langchain.tools import ToolRuntime, tool
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
+from langchain_core.tools import BaseTool
+from langgraph.runtime import Runtime
+from langgraph.types import Checkpointer
 from pydantic import Field
 from structlog.contextvars import bound_contextvars
 
 from qvl.agent import grounding
 from qvl.agent.catalog.catalog import Catalog
-from qvl.agent.catalog.product import Hit, Product, Query
+from qvl.agent.catalog.product import AnalysisRecord, Hit, HitRecord, Query
 from qvl.agent.integrations.langchain import QvlChatModel
 from qvl.agent.integrations.langchain_messages import to_qvl
 from qvl.errors import ConfigError, QvlError
 from qvl.ids import new_request_id
 from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.pipeline.sync_pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from langchain.agents.middleware.types import InputAgentState, OutputAgentState
+    from langgraph.graph.state import CompiledStateGraph
 
 SYSTEM: Final = (
     "You advise a customer of a shop. Every picture is analysed before you speak. Search the catalogue before you "
@@ -39,6 +47,22 @@ MAX_STEPS: Final = 8
 # LangGraph then hands on what a node returns, and not the words of a model before they are checked.
 _UNSTREAMED: Final = "nostream"
 _WITHDRAWN: Final = "(withdrawn)"
+Speak: TypeAlias = Callable[[ModelRequest], ModelResponse]
+SpeakAsync: TypeAlias = Callable[[ModelRequest], Awaitable[ModelResponse]]
+
+
+class RunState(AgentState):
+    """The state of a run: its messages, and the one id that its requests carry."""
+
+    request_id: NotRequired[str]
+
+
+class SearchResult(TypedDict, total=False):
+    """The answer of `search_products`; of one that failed, `error` alone."""
+
+    products: list[HitRecord]
+    notes: list[str]
+    error: str
 
 
 def build_agent(
@@ -47,18 +71,18 @@ def build_agent(
     *,
     model: BaseChatModel | None = None,
     max_steps: int = MAX_STEPS,
-    checkpointer: Any = None,
-) -> Any:
-    """A compiled LangGraph agent.
+    checkpointer: Checkpointer = None,
+) -> CompiledStateGraph[AgentState, None, InputAgentState, OutputAgentState]:
+    """Return a compiled LangGraph agent.
 
     Args:
         pipeline: looks at the pictures, and speaks unless `model` does.
         model: any LangChain chat model that can call tools. Its words are not streamed, since they are checked first.
-        max_steps: how often the model may speak in one run; then the run ends with what the catalogue says.
+        max_steps: the most turns of the model in one run; then the run ends with what the catalogue says.
     """
     if max_steps < 1:
         raise ConfigError(f"max_steps={max_steps} is too few", hint="1 or more", param="max_steps")
-    middleware: list[AgentMiddleware[Any, Any, Any]] = [LookFirst(pipeline), Grounded(catalog, max_steps)]
+    middleware: list[AgentMiddleware[RunState]] = [LookFirst(pipeline), Grounded(catalog, max_steps)]
     speaker = model or QvlChatModel(pipeline=pipeline)
     return create_agent(
         speaker.model_copy(update={"tags": [*(speaker.tags or []), _UNSTREAMED]}),
@@ -69,8 +93,8 @@ def build_agent(
     )
 
 
-def build_tools(pipeline: Pipeline, catalog: Catalog) -> list[Any]:
-    """`analyze_image` and `search_products`, for any LangChain agent."""
+def build_tools(pipeline: Pipeline, catalog: Catalog) -> list[BaseTool]:
+    """Return `analyze_image` and `search_products`, for any LangChain agent."""
 
     @tool
     def analyze_image(
@@ -78,12 +102,11 @@ def build_tools(pipeline: Pipeline, catalog: Catalog) -> list[Any]:
         picture: Annotated[int, Field(ge=1, description="Which picture of the conversation, from 1.")] = 1,
     ) -> str:
         """Brand, category and attributes of the product on a picture of the conversation, as JSON."""
-        found = pictures_of(runtime.state["messages"])
-        request_id = runtime.state.get("request_id")
-        if picture > len(found):
-            return json.dumps({"error": f"the conversation has {len(found)} pictures"})
+        pictures = pictures_of(runtime.state["messages"])
+        if picture > len(pictures):
+            return json.dumps({"error": f"the conversation has {len(pictures)} pictures"})
         try:
-            return _analysis(pipeline, found[picture - 1], request_id)
+            return _analysis(pipeline, pictures[picture - 1], runtime.state.get("request_id"))
         except QvlError as exc:
             return json.dumps({"error": str(exc)}, ensure_ascii=False)
 
@@ -101,20 +124,13 @@ def build_tools(pipeline: Pipeline, catalog: Catalog) -> list[Any]:
         """Products of the catalogue that fit best, with the reasons for each, as JSON."""
         try:
             query = Query(text, brand, category, attributes or {}, only or {}, min_price, max_price)
-            found = catalog.search(query, limit=limit)
+            matches = catalog.search(query, limit=limit)
         except QvlError as exc:
             return json.dumps({"error": str(exc)}, ensure_ascii=False)
-        return json.dumps(
-            {"products": [hit.to_json() for hit in found.hits], "notes": list(found.notes)}, ensure_ascii=False
-        )
+        result: SearchResult = {"products": [hit.to_json() for hit in matches.hits], "notes": list(matches.notes)}
+        return json.dumps(result, ensure_ascii=False)
 
     return [analyze_image, search_products]
-
-
-class RunState(AgentState[Any]):
-    """What a run remembers besides its messages: the one id that its requests carry."""
-
-    request_id: NotRequired[str]
 
 
 class LookFirst(AgentMiddleware[RunState]):
@@ -132,34 +148,34 @@ class LookFirst(AgentMiddleware[RunState]):
         super().__init__()
         self.pipeline = pipeline
 
-    def before_agent(self, state: RunState, runtime: Any) -> dict[str, Any]:
+    def before_agent(self, state: RunState, runtime: Runtime) -> dict[str, object]:
         request_id = new_request_id()
         messages = state["messages"]
-        seen = _numbers_seen(messages)
-        new = [(n, picture) for n, picture in enumerate(pictures_of(messages), 1) if n not in seen]
+        known = _analysed_numbers(messages)
+        new = [(n, picture) for n, picture in enumerate(pictures_of(messages), 1) if n not in known]
         if not new:
             return {"request_id": request_id}
         calls, answers = [], []
         for number, picture in new:
             call = f"look-{uuid.uuid4().hex[:12]}"
-            calls.append({"name": "analyze_image", "args": {"picture": number}, "id": call})
-            found = _analysis(self.pipeline, picture, request_id)
-            answers.append(ToolMessage(found, tool_call_id=call, name="analyze_image"))
+            calls.append(ToolCall(name="analyze_image", args={"picture": number}, id=call))
+            analysis = _analysis(self.pipeline, picture, request_id)
+            answers.append(ToolMessage(analysis, tool_call_id=call, name="analyze_image"))
         return {"request_id": request_id, "messages": [AIMessage("", tool_calls=calls), *answers]}
 
-    async def abefore_agent(self, state: RunState, runtime: Any) -> dict[str, Any]:
+    async def abefore_agent(self, state: RunState, runtime: Runtime) -> dict[str, object]:
         return await asyncio.to_thread(self.before_agent, state, runtime)
 
-    def wrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Any]) -> Any:
-        with bound_contextvars(**_named(request.state)):
+    def wrap_model_call(self, request: ModelRequest, handler: Speak) -> ModelResponse:
+        with bound_contextvars(**_log_context(request.state)):
             return handler(request)
 
-    async def awrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Awaitable[Any]]) -> Any:
-        with bound_contextvars(**_named(request.state)):
+    async def awrap_model_call(self, request: ModelRequest, handler: SpeakAsync) -> ModelResponse:
+        with bound_contextvars(**_log_context(request.state)):
             return await handler(request)
 
 
-class Grounded(AgentMiddleware):
+class Grounded(AgentMiddleware[RunState]):
     """Lets no invented product reach the user, and ends every run within `max_steps` turns of the model."""
 
     def __init__(self, catalog: Catalog, max_steps: int) -> None:
@@ -168,39 +184,39 @@ class Grounded(AgentMiddleware):
         self.max_steps = max_steps
 
     @hook_config(can_jump_to=["end"])
-    def before_model(self, state: AgentState[Any], runtime: Any) -> dict[str, Any] | None:
-        turns = sum(isinstance(message, AIMessage) and not _looked(message) for message in _this_run(state["messages"]))
+    def before_model(self, state: RunState, runtime: Runtime) -> dict[str, object] | None:
+        turns = sum(isinstance(message, AIMessage) and not _is_look(message) for message in _run(state["messages"]))
         if turns < self.max_steps:
             return None
         text = f"{self._template(state['messages'])}\n(The run was ended after {turns} steps.)"
         return {"messages": [AIMessage(text)], "jump_to": "end"}
 
-    def wrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Any]) -> Any:
-        """What the model says is checked before anything else sees it, and it is asked once more where it invents."""
+    def wrap_model_call(self, request: ModelRequest, handler: Speak) -> ModelResponse:
+        """Check the model's words before anything else sees them, and ask once more where it invents."""
         response = handler(request)
         wrong = self._problem(request, response)
         return self._safe(request, response if wrong is None else handler(_again(request, wrong)))
 
-    async def awrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Awaitable[Any]]) -> Any:
+    async def awrap_model_call(self, request: ModelRequest, handler: SpeakAsync) -> ModelResponse:
         response = await handler(request)
         wrong = self._problem(request, response)
         return self._safe(request, response if wrong is None else await handler(_again(request, wrong)))
 
     @hook_config(can_jump_to=["model"])
-    def after_model(self, state: AgentState[Any], runtime: Any) -> dict[str, Any] | None:
+    def after_model(self, state: RunState, runtime: Runtime) -> dict[str, object] | None:
         last = state["messages"][-1]
         if not isinstance(last, AIMessage) or last.tool_calls or not last.invalid_tool_calls:
             return None
         errors = [
             ToolMessage(
-                f"the arguments are no JSON object: {bad['error']}", tool_call_id=bad["id"] or "", status="error"
+                f"the arguments are not a JSON object: {bad['error']}", tool_call_id=bad["id"] or "", status="error"
             )
             for bad in last.invalid_tool_calls
         ]
         return {"messages": errors, "jump_to": "model"}
 
     def _problem(self, request: ModelRequest, response: ModelResponse) -> str | None:
-        """What is wrong with an answer; None for a good one, and for one that calls tools."""
+        """The fault of an answer; None for a good one, and for one that calls tools."""
         last = response.result[-1]
         if not isinstance(last, AIMessage) or last.tool_calls or last.invalid_tool_calls:
             return None
@@ -221,15 +237,14 @@ class Grounded(AgentMiddleware):
         return dataclasses.replace(response, result=[*response.result[:-1], last.model_copy(update={"content": text})])
 
     def _invented(self, messages: Sequence[BaseMessage], text: str) -> str | None:
-        said = [message.text for message in messages if isinstance(message, HumanMessage)]
-        known = [*said, *(grounding.describe(found) for found in analyses_of(messages))]
+        known = [*map(grounding.describe, analyses_of(messages))]
+        known += [message.text for message in messages if isinstance(message, HumanMessage)]
         return grounding.problem(text, hits_of(messages), known, self._is_brand, references=False)
 
     def _template(self, messages: Sequence[BaseMessage]) -> str:
-        found = analyses_of(messages)
-        if found:
-            return grounding.template(found[-1], hits_of(messages))
         hits = hits_of(messages)
+        if analyses := analyses_of(messages):
+            return grounding.template(analyses[-1], hits)
         lines = [f"{number}. {grounding.label(hit)}" for number, hit in enumerate(hits, 1)]
         return "\n".join(["The catalogue has:", *lines]) if lines else "Nothing was found in the catalogue."
 
@@ -238,31 +253,29 @@ class Grounded(AgentMiddleware):
 
 
 def pictures_of(messages: Sequence[BaseMessage]) -> list[UnreadPicture]:
-    """All pictures that users sent, in order."""
-    found: list[UnreadPicture] = []
-    for message in messages:
-        if isinstance(message, HumanMessage) and isinstance(message.content, list):
-            found += [part for part in to_qvl([message])[0]["content"] if isinstance(part, UnreadPicture)]
-    return found
+    """Return all pictures that users sent, in order."""
+    users = [message for message in messages if isinstance(message, HumanMessage) and isinstance(message.content, list)]
+    return [part for message in to_qvl(users) for part in message["content"] if isinstance(part, UnreadPicture)]
 
 
-def analyses_of(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    return [found for found in _results(messages, "analyze_image") if "category" in found]
+def analyses_of(messages: Sequence[BaseMessage]) -> list[AnalysisRecord]:
+    results = (cast("AnalysisRecord", json.loads(message.text)) for message in _answers(messages, "analyze_image"))
+    return [analysis for analysis in results if "category" in analysis]
 
 
 def hits_of(messages: Sequence[BaseMessage]) -> list[Hit]:
-    """What the latest search of the conversation found, then what earlier ones did."""
-    found: dict[str, Hit] = {}
-    for result in reversed(_results(messages, "search_products")):
-        for item in result.get("products", []):
-            product = Product.from_json(item["product"])
-            found.setdefault(product.id, Hit(product, item["score"], tuple(item["why"])))
-    return list(found.values())
+    """Return the hits of the latest search of the conversation, then those of earlier ones."""
+    hits: dict[str, Hit] = {}
+    for message in reversed(_answers(messages, "search_products")):
+        result: SearchResult = json.loads(message.text)
+        for hit in map(Hit.from_json, result.get("products", [])):
+            hits.setdefault(hit.product.id, hit)
+    return list(hits.values())
 
 
-def _numbers_seen(messages: Sequence[BaseMessage]) -> set[int]:
-    """Which pictures of the conversation have an analysis, from 1."""
-    answers = {message.tool_call_id for message in _answers(messages, "analyze_image") if "category" in _read(message)}
+def _analysed_numbers(messages: Sequence[BaseMessage]) -> set[int]:
+    """The numbers, from 1, of the conversation's pictures that have an analysis."""
+    answers = {message.tool_call_id for message in _answers(messages, "analyze_image") if analyses_of([message])}
     calls = [call for message in messages if isinstance(message, AIMessage) for call in message.tool_calls]
     return {call["args"].get("picture", 1) for call in calls if call["id"] in answers}
 
@@ -273,10 +286,6 @@ def _again(request: ModelRequest, wrong: str) -> ModelRequest:
     return request.override(messages=[*request.messages, AIMessage(_WITHDRAWN), HumanMessage(reminder)])
 
 
-def _results(messages: Sequence[BaseMessage], name: str) -> list[dict[str, Any]]:
-    return [_read(message) for message in _answers(messages, name)]
-
-
 def _answers(messages: Sequence[BaseMessage], name: str) -> list[ToolMessage]:
     return [
         message
@@ -285,29 +294,20 @@ def _answers(messages: Sequence[BaseMessage], name: str) -> list[ToolMessage]:
     ]
 
 
-def _read(message: ToolMessage) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(message.text)
-    return found
+def _run(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """The messages since the user last spoke, the latest first."""
+    return list(takewhile(lambda message: not isinstance(message, HumanMessage), reversed(messages)))
 
 
-def _this_run(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """The messages since the user last spoke."""
-    found: list[BaseMessage] = []
-    for message in reversed(messages):
-        if isinstance(message, HumanMessage):
-            break
-        found.append(message)
-    return found
-
-
-def _looked(message: AIMessage) -> bool:
-    """Whether it is LookFirst's own."""
+def _is_look(message: AIMessage) -> bool:
+    """True for LookFirst's own."""
     return any((call["id"] or "").startswith("look-") for call in message.tool_calls)
 
 
-def _named(state: Mapping[str, Any]) -> dict[str, str]:
-    """What to bind to the log's context, which is also where QvlChatModel finds its request id."""
-    return {"request_id": state["request_id"]} if state.get("request_id") else {}
+def _log_context(state: AgentState) -> dict[str, str]:
+    """The variables of the log's context, which is also where QvlChatModel finds its request id."""
+    request_id = cast("RunState", state).get("request_id")
+    return {"request_id": request_id} if request_id else {}
 
 
 def _analysis(pipeline: Pipeline, picture: UnreadPicture, request_id: str | None) -> str:

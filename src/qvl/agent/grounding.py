@@ -7,8 +7,8 @@ the customer know, and the text is refused. The check would rather refuse a good
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from qvl.agent.catalog.index import text_fields
 from qvl.agent.catalog.tokenize import fold, words
@@ -16,7 +16,7 @@ from qvl.agent.catalog.tokenize import fold, words
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qvl.agent.catalog.product import Hit
+    from qvl.agent.catalog.product import AnalysisRecord, Hit
 
 SYSTEM: Final = (
     "You advise a customer of a shop. The products that were found are numbered. Recommend the best of them in two or "
@@ -41,7 +41,7 @@ _STARTERS: Final = frozenset(_STARTING.split())
 
 
 def facts(hits: Sequence[Hit]) -> str:
-    """The hits as a model may know them: numbered, without ids."""
+    """Return the hits as a model may know them: numbered, without ids."""
     lines = []
     for number, hit in enumerate(hits, 1):
         item = hit.product
@@ -52,22 +52,21 @@ def facts(hits: Sequence[Hit]) -> str:
     return "\n".join(lines)
 
 
-def question(analysis: Mapping[str, Any], wish: str, hits: Sequence[Hit]) -> str:
-    """What the model is asked when the hits are known."""
-    shown = describe(analysis)
-    asked = f"The customer says: {wish.strip()}" if wish.strip() else "The customer has no further wish."
-    return f"The picture shows: {shown}.\n{asked}\nProducts found, best first:\n{facts(hits)}"
+def question(analysis: AnalysisRecord, wish: str, hits: Sequence[Hit]) -> str:
+    """Return the question to the model about the hits."""
+    says = f"The customer says: {wish.strip()}" if wish.strip() else "The customer has no further wish."
+    return f"The picture shows: {describe(analysis)}.\n{says}\nProducts found, best first:\n{facts(hits)}"
 
 
 def problem(
     text: str, hits: Sequence[Hit], known: Sequence[str], is_brand: Callable[[str], bool], *, references: bool = True
 ) -> str | None:
-    """Why `text` must not reach the customer, or None.
+    """Return the reason why `text` must not reach the customer, or None.
 
     Args:
         known: texts whose words may be used beside those of the hits: the analysis and the wish.
-        is_brand: whether a word is a brand of the catalogue.
-        references: whether products stand as [1]; else their own names, prices and ids may be used.
+        is_brand: True for a brand of the catalogue.
+        references: True if products stand as [1]; else their own names, prices and ids may be used.
     """
     cited = [int(number) for number in _REFERENCE.findall(text)]
     if references and hits and not cited:
@@ -91,11 +90,11 @@ def problem(
 def _unknown_word(text: str, allowed: set[str], is_brand: Callable[[str], bool]) -> str | None:
     start = True
     end = 0
-    for found in _TOKEN.finditer(text):
-        between = text[end : found.start()]
+    for token in _TOKEN.finditer(text):
+        between = text[end : token.start()]
         start = start or bool(re.search(r"[.!?:;。！？：；\n•*]|^\s*[-\"“]", between))
-        end = found.end()
-        for part in re.split(r"[-'’]", found.group()):
+        end = token.end()
+        for part in re.split(r"[-'’]", token.group()):
             folded = [word for word, _ in words(fold(part))]
             if not folded or all(word in allowed for word in folded):
                 continue
@@ -111,33 +110,33 @@ def _unknown_word(text: str, allowed: set[str], is_brand: Callable[[str], bool])
 
 
 def filled(text: str, hits: Sequence[Hit]) -> str:
-    """The text with names, prices and ids in the place of numbers."""
-    return _REFERENCE.sub(lambda found: label(hits[int(found.group(1)) - 1]), text)
+    """Return the text with names, prices and ids for numbers."""
+    return _REFERENCE.sub(lambda reference: label(hits[int(reference.group(1)) - 1]), text)
 
 
 def label(hit: Hit) -> str:
-    """A product as the customer reads it, copied from the catalogue."""
+    """Return a product as the customer reads it, copied from the catalogue."""
     item = hit.product
     return f"{item.name} ({', '.join(filter(None, (item.price_text, item.id)))})"
 
 
-def template(analysis: Mapping[str, Any], hits: Sequence[Hit]) -> str:
-    """The answer without a model."""
+def template(analysis: AnalysisRecord, hits: Sequence[Hit]) -> str:
+    """Return the answer without a model."""
     if shows_nothing(analysis):
         return "The picture shows no product that could be recognised, so nothing is recommended."
-    seen = f"The picture shows {describe(analysis)}."
+    shows = f"The picture shows {describe(analysis)}."
     if not hits:
-        return f"{seen} The catalogue has nothing like it."
+        return f"{shows} The catalogue has nothing like it."
     lines = [f"{number}. {label(hit)}: {', '.join(hit.why) or 'near it'}" for number, hit in enumerate(hits, 1)]
-    return "\n".join([f"{seen} The catalogue has:", *lines])
+    return "\n".join([f"{shows} The catalogue has:", *lines])
 
 
-def shows_nothing(analysis: Mapping[str, Any]) -> bool:
+def shows_nothing(analysis: AnalysisRecord) -> bool:
     return not analysis.get("category") and not analysis.get("brand")
 
 
-def describe(analysis: Mapping[str, Any]) -> str:
-    """An analysis in a few words: "NORVIK mug (color red)"."""
+def describe(analysis: AnalysisRecord) -> str:
+    """Return an analysis in a few words: "NORVIK mug (color red)"."""
     named = " ".join(filter(None, (analysis.get("brand"), analysis.get("category")))) or "no product"
     attributes = ", ".join(f"{name} {value}" for name, value in (analysis.get("attributes") or {}).items())
     return f"{named} ({attributes})" if attributes else named

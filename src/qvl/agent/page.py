@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.agent.trace import WHO
 from qvl.errors import QvlError
@@ -12,6 +12,7 @@ from qvl.html.cards import products_html, thumbnail_html
 if TYPE_CHECKING:
     from qvl.agent.steps import Recommendation
     from qvl.agent.trace import Trace, TracedStep
+    from qvl.media.picture import PictureSource
 
 _STYLE: Final = """
 :root{color-scheme:light dark}
@@ -38,41 +39,35 @@ td.price{text-align:right;white-space:nowrap}
 """
 
 
-def page(trace: Trace, found: Recommendation, picture: Any = None) -> str:
-    """A run as one self-contained HTML page: the picture, the answer, the products and the chain of calls."""
-    products = products_html(found.rows())
+def page(trace: Trace, recommendation: Recommendation, picture: PictureSource | None = None) -> str:
+    """Return a run as one self-contained HTML page: the picture, the answer, the products and the chain of calls."""
+    products = products_html(recommendation.rows())
     if products:
         products = f"<h2>Products</h2>{products}"
     image = "" if picture is None else _image(picture)
     title = escape(trace.wish or "What is it, and what is like it?")
     steps = "".join(_item(call) for call in trace.steps)
-    facts = f"request {found.request_id}, text by {found.written_by or 'nobody'}"
+    failed = f"<p class=failed>{escape(recommendation.failed)} failed</p>" if recommendation.failed else ""
+    notes = "".join(f"<p class=note>{escape(note)}</p>" for note in recommendation.notes)
+    facts = f"request {recommendation.request_id}, text by {recommendation.written_by or 'nobody'}"
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>qvl agent</title><style>{_STYLE}</style>"
-        f"<header>{image}<div><h1>{title}</h1>{_failed(found)}<p class=answer>{escape(found.text)}</p>"
-        f"{_notes(found)}</div></header>"
+        f"<header>{image}<div><h1>{title}</h1>{failed}"
+        f"<p class=answer>{escape(recommendation.text)}</p>{notes}</div></header>"
         f"{products}"
         f"<h2>Chain of calls</h2><ul><li>user<ul><li>agent<ul>{steps}</ul></ul></ul>"
         f"<p class=facts>{escape(facts)}</p></html>"
     )
 
 
-def _image(picture: Any) -> str:
+def _image(picture: PictureSource) -> str:
     from qvl.media import gate
 
     try:
         return thumbnail_html(gate.load(picture), 256)
     except QvlError as exc:
         return f"<p class=failed>{escape(exc.message)}</p>"
-
-
-def _failed(found: Recommendation) -> str:
-    return f"<p class=failed>{escape(found.failed)} failed</p>" if found.failed else ""
-
-
-def _notes(found: Recommendation) -> str:
-    return "".join(f"<p class=note>{escape(note)}</p>" for note in found.notes)
 
 
 def _item(call: TracedStep) -> str:

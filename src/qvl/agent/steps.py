@@ -1,48 +1,71 @@
-"""The steps of a recommendation: what they remember, what they tell as they run, and what comes out."""
+"""The steps of a recommendation: the state between them, the events as they run, and the outcome."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypedDict
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeAlias, TypedDict, Unpack
 
-from qvl.agent.catalog.product import Hit
+from qvl.agent.catalog.product import AnalysisRecord, Hit, HitRecord, QueryRecord
 from qvl.errors import QvlError
 from qvl.log import logger
+from qvl.types import CacheState, JsonObject
 
+Kind: TypeAlias = Literal["start", "end", "error"]
 log = logger("qvl.agent")
 
 
 class State(TypedDict, total=False):
-    """What a thread remembers, in plain values, so that any checkpointer can keep it."""
+    """The memory of a thread in plain values, so that any checkpointer can keep it; `analysed` is a picture too."""
 
-    picture: Any
-    analysed: Any
+    picture: str | bytes
+    analysed: str | bytes | None
     wish: str
     request_id: str
-    analysis: dict[str, Any]
-    query: dict[str, Any]
-    hits: list[dict[str, Any]]
+    analysis: AnalysisRecord
+    query: QueryRecord
+    hits: list[HitRecord]
     notes: list[str]
     text: str
     written_by: str
     failed: str
 
 
+class StepFacts(TypedDict, total=False):
+    """What is known of a step or a call within it; `cache` is "thread" for what the thread remembered."""
+
+    wish: str
+    attempt: int
+    cache: CacheState | Literal["thread"]
+    tokens: int
+    model: str
+    analysis: AnalysisRecord
+    confidence: float | None
+    query: QueryRecord
+    hits: int
+    ids: list[str]
+    skipped: str
+    refused: str
+    written_by: str
+    failed: str
+    error: str
+    code: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened: a step or a call within it began, ended or failed. `seconds` is what it took."""
+    """A step or a call within it began, ended or failed; `seconds` is what it took."""
 
-    kind: Literal["start", "end", "error"]
+    kind: Kind
     step: str
     name: str
     at: float
-    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    data: StepFacts = dataclasses.field(default_factory=StepFacts)
     seconds: float = 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "data": dict(self.data)}
+    def to_json(self) -> JsonObject:
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,8 +78,8 @@ class Recommendation:
 
     text: str
     products: tuple[Hit, ...] = ()
-    analysis: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    query: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    analysis: AnalysisRecord = dataclasses.field(default_factory=AnalysisRecord)
+    query: QueryRecord = dataclasses.field(default_factory=QueryRecord)
     notes: tuple[str, ...] = ()
     written_by: str = ""
     thread: str = ""
@@ -67,19 +90,14 @@ class Recommendation:
 
     @property
     def inferences(self) -> int:
-        """How often a model was asked in this run: neither answers from a cache nor what the thread remembers."""
+        """The number of requests to a model in this run: neither answers from a cache nor what the thread remembers."""
         kept = ("hit", "coalesced", "thread", None)
         return sum(event.kind == "end" and event.data.get("cache") not in kept for event in self.events)
 
-    def to_json(self) -> dict[str, Any]:
-        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "events"}
-        return {
-            **found,
-            "products": [hit.to_json() for hit in self.products],
-            "analysis": dict(self.analysis),
-            "query": dict(self.query),
-            "notes": list(self.notes),
-        }
+    def to_json(self) -> JsonObject:
+        """Return all but the events, in plain values."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "events"}
+        return {**fields, "products": [hit.to_json() for hit in self.products], "notes": list(self.notes)}
 
     def _repr_html_(self) -> str:
         from qvl.html.cards import recommendation_html
@@ -87,7 +105,7 @@ class Recommendation:
         return recommendation_html(self.text, self.rows(), self.notes, self.failed)
 
     def rows(self) -> list[dict[str, str]]:
-        """The products as text, as a table shows them."""
+        """Return the products as text, as a table shows them."""
         return [
             {
                 "name": hit.product.name,
@@ -111,50 +129,54 @@ class StepError(QvlError):
 
 
 class Note:
-    """Tells of one step, or of a call within it, as it begins, ends and fails."""
+    """Writes an event as a step, or a call within it, begins, ends and fails."""
 
-    def __init__(self, write: Callable[[dict[str, Any]], None], step: str, name: str, **data: Any) -> None:
+    def __init__(self, write: Callable[[Event], None], step: str, name: str, **facts: Unpack[StepFacts]) -> None:
         self._write, self._step, self._name = write, step, name
         self._began = time.perf_counter()
-        self._data: dict[str, Any] = data
-        self._tell("start", data)
+        self._facts = facts
+        self._event("start", facts)
 
-    def _tell(self, kind: str, data: Mapping[str, Any], seconds: float = 0.0) -> None:
-        at = time.time()
-        self._write(
-            {"kind": kind, "step": self._step, "name": self._name, "at": at, "data": dict(data), "seconds": seconds}
-        )
+    def _event(self, kind: Kind, facts: StepFacts, seconds: float = 0.0) -> None:
+        self._write(Event(kind, self._step, self._name, time.time(), facts, seconds))
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._began
 
-    def call(self, name: str, **data: Any) -> Note:
-        return Note(self._write, self._step, name, **data)
+    def call(self, name: str, **facts: Unpack[StepFacts]) -> Note:
+        return Note(self._write, self._step, name, **facts)
 
-    def end(self, **data: Any) -> None:
-        self._tell("end", {**self._data, **data}, self.seconds)
+    def end(self, **facts: Unpack[StepFacts]) -> None:
+        self._event("end", {**self._facts, **facts}, self.seconds)
 
     def fail(self, error: QvlError) -> None:
-        self._tell("error", {**self._data, "error": str(error), "code": error.code}, self.seconds)
+        self._event("error", {**self._facts, "error": str(error), "code": error.code}, self.seconds)
 
 
-def watched(name: str, node: Callable[[State, Note], State]) -> Any:
+class GraphNode(Protocol):
+    """A node as LangGraph calls it."""
+
+    def __call__(self, state: State) -> State: ...
+
+
+def watched(name: str, node: Callable[[State, Note], State]) -> GraphNode:
+    """Return `node` with its events written to the graph's stream and its outcome to the log."""
+
     def run(state: State) -> State:
         from langgraph.config import get_stream_writer
         from structlog.contextvars import bound_contextvars
 
+        facts: StepFacts = {"wish": state.get("wish", "")} if name == "search" else {}
         with bound_contextvars(request_id=state.get("request_id", "")):
-            note = Note(
-                get_stream_writer(), name, name, **({"wish": state.get("wish", "")} if name == "search" else {})
-            )
+            note = Note(get_stream_writer(), name, name, **facts)
             try:
-                found = node(state, note)
+                update = node(state, note)
             except QvlError as exc:
                 note.fail(exc)
                 log.info("step failed", step=name, error=str(exc))
                 raise
             log.info("step done", step=name, seconds=round(note.seconds, 4))
-            return found
+            return update
 
     return run

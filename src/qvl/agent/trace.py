@@ -1,16 +1,16 @@
-"""The chain of calls of a run: a tree in the terminal while it happens, JSON events, and a page with the picture."""
+"""The chain of calls of a run: a tree in the terminal while it happens."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from qvl.agent.steps import Event, StepFacts
 
 if TYPE_CHECKING:
     from rich.tree import Tree
-
-    from qvl.agent.steps import Event
 
 MAX_VALUE: Final = 160
 WHO: Final = {"analyze": "model: look at the picture", "search": "tool: search the catalogue", "answer": "answer"}
@@ -24,29 +24,29 @@ class TracedStep:
     name: str
     state: str = "running"
     seconds: float = 0.0
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: StepFacts = field(default_factory=StepFacts)
     began: float = 0.0
     calls: list[TracedStep] = field(default_factory=list)
 
     @property
     def facts(self) -> list[str]:
         """Time (so far, while it runs), tokens and cache state, as far as they are known."""
-        found = [_seconds(max(0.0, time.time() - self.began) if self.state == "running" else self.seconds)]
-        if self.data.get("tokens"):
-            found.append(f"{self.data['tokens']} tokens")
-        if self.data.get("cache"):
-            found.append(f"cache {self.data['cache']}")
-        return found
+        facts = [_seconds(max(0.0, time.time() - self.began) if self.state == "running" else self.seconds)]
+        if tokens := self.data.get("tokens"):
+            facts.append(f"{tokens} tokens")
+        if cache := self.data.get("cache"):
+            facts.append(f"cache {cache}")
+        return facts
 
     @property
     def arguments(self) -> dict[str, str]:
-        """Everything else that the step tells, short and in words."""
-        found = {}
+        """Everything else that is known of the step, short and in words."""
+        texts = {}
         for name, value in self.data.items():
             if name not in _QUIET and value not in ("", None, [], {}):
-                is_share = name == "confidence" and isinstance(value, float)
-                found[name.replace("_", " ")] = f"{value:.1%}" if is_share else _short(plain(value))
-        return found
+                share = name == "confidence" and isinstance(value, float)
+                texts[name.replace("_", " ")] = f"{value:.1%}" if share else _short(plain(value))
+        return texts
 
 
 class Trace:
@@ -71,12 +71,12 @@ class Trace:
         call.seconds, call.data = event.seconds, event.data
 
     def tree(self) -> Tree:
-        """user -> agent -> model, tool, answer, for rich."""
+        """Return user -> agent -> model, tool, answer, for rich."""
         from rich.text import Text
         from rich.tree import Tree
 
-        asked = " · ".join(filter(None, (self.picture, self.wish)))
-        root = Tree(Text(f"user: {asked}", style="bold"))
+        request = " · ".join(filter(None, (self.picture, self.wish)))
+        root = Tree(Text(f"user: {request}", style="bold"))
         agent = root.add(Text("agent"))
 
         def grow(branch: Tree, call: TracedStep) -> None:
@@ -100,8 +100,8 @@ def _seconds(value: float) -> str:
     return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
-def plain(value: Any) -> str:
-    """A value as people read it: "brand NORVIK, category mug, color red"."""
+def plain(value: object) -> str:
+    """Return a value as people read it: "brand NORVIK, category mug, color red"."""
     if isinstance(value, Mapping):
         parts = []
         for name, inner in value.items():

@@ -13,28 +13,52 @@ import io
 import os
 import sqlite3
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast
 
 from qvl.agent import grounding
+from qvl.agent.catalog.index import facets
 from qvl.agent.catalog.parse_wish import read_wish, relaxed
-from qvl.agent.catalog.product import Hit, Product, Query
-from qvl.agent.steps import Event, Note, Recommendation, State, StepError, watched
+from qvl.agent.catalog.product import AnalysisRecord, Hit, Product, Query
+from qvl.agent.catalog.tokenize import key
+from qvl.agent.steps import Event, Note, Recommendation, State, StepError, StepFacts, watched
 from qvl.errors import ConfigError, MissingDependencyError, QvlError
 from qvl.suggest import install_line, nearest
 
 if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+    from langgraph.graph.state import CompiledStateGraph
+
     from qvl.agent.catalog.catalog import Catalog
     from qvl.media.picture import PictureSource
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.sync_pipeline import Pipeline
+    from qvl.types import Result
 
 Step: TypeAlias = Literal["analyze", "search", "answer"]
 STEPS: Final = ("analyze", "search", "answer")
 MAX_ANSWER_TOKENS: Final = 400
 R = TypeVar("R")
+
+
+class _Options(TypedDict, total=False):
+    stop_before: Step | None
+    on_event: Callable[[Event], object] | None
+
+
+class RecommendOptions(_Options, total=False):
+    """The options of `recommend`."""
+
+    thread: str | None
+
+
+class ResumeOptions(_Options, total=False):
+    """The options of `resume`."""
+
+    wish: str | None
 
 
 class Recommender:
@@ -43,7 +67,7 @@ class Recommender:
     Args:
         pipeline: a Pipeline, or an AsyncPipeline for the methods that begin with `a`.
         limit: how many products to show.
-        writes: whether the model is asked to write the answer; None asks every model but the bundled one, which can
+        writes: True if the model is asked to write the answer; None asks every model but the bundled one, which can
             only look. Without, the answer is made from a template, and says so in `written_by`.
         checkpoints: a SQLite file for threads, so that they outlive the process; None keeps them in memory.
         language: of the analysis; None is the pipeline's.
@@ -77,7 +101,7 @@ class Recommender:
         self._db: sqlite3.Connection | None = None
         self._graph = self._build(checkpoints)
 
-    def _build(self, checkpoints: str | Path | None) -> Any:
+    def _build(self, checkpoints: str | Path | None) -> CompiledStateGraph[State, None, State, State]:
         try:
             from langgraph.checkpoint.memory import InMemorySaver
             from langgraph.checkpoint.sqlite import SqliteSaver
@@ -86,12 +110,12 @@ class Recommender:
             raise MissingDependencyError(
                 f"the workflow needs the package {exc.name!r}", hint=install_line("agent")
             ) from exc
-        saver: Any = InMemorySaver()
+        saver: BaseCheckpointSaver[str] = InMemorySaver()
         if checkpoints is not None:
             try:
                 self._db = sqlite3.connect(str(checkpoints), check_same_thread=False, timeout=30.0)
-                saver = SqliteSaver(self._db)
-                saver.setup()
+                saver = sqlite_saver = SqliteSaver(self._db)
+                sqlite_saver.setup()
             except sqlite3.Error as exc:
                 raise ConfigError(f"checkpoints {checkpoints} cannot be used: {exc}", hint="name another file") from exc
         graph = StateGraph(State)
@@ -108,15 +132,15 @@ class Recommender:
         *,
         thread: str | None = None,
         stop_before: Step | None = None,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: Callable[[Event], object] | None = None,
     ) -> Recommendation:
-        """Looks at the picture, searches, and answers.
+        """Look at the picture, search, and answer.
 
         Args:
             picture: None goes on with the picture of the thread: "cheaper ones?".
             thread: what remembers; None is a new one, named in the answer.
             stop_before: a step to stop before; `resume` goes on.
-            on_event: is told of every step as it begins and ends.
+            on_event: called with every event as it happens.
 
         Raises:
             StepError: a step failed; the steps before it are kept.
@@ -128,14 +152,10 @@ class Recommender:
         state = self._values(thread)
         if picture is None and state.get("picture") is None:
             raise ConfigError("no picture", hint="give one, or name a thread that has one", param="picture")
-        given: State = {"wish": wish, "request_id": f"qvl-{uuid.uuid4().hex}", "failed": "", "notes": [], "text": ""}
+        update: State = {"wish": wish, "request_id": f"qvl-{uuid.uuid4().hex}", "failed": "", "notes": [], "text": ""}
         if picture is not None:
-            given["picture"] = _kept(picture)
-            given["analysed"] = None
-            given["analysis"] = {}
-            given["query"] = {}
-            given["hits"] = []
-        return self._run(given, thread, stop_before, on_event)
+            update |= {"picture": _plain_picture(picture), "analysed": None, "analysis": {}, "query": {}, "hits": []}
+        return self._run(update, thread, stop_before, on_event)
 
     def resume(
         self,
@@ -143,9 +163,9 @@ class Recommender:
         *,
         wish: str | None = None,
         stop_before: Step | None = None,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: Callable[[Event], object] | None = None,
     ) -> Recommendation:
-        """Goes on where a run of the thread was stopped, failed or was killed; nothing that is done is done again.
+        """Go on where a run of the thread was stopped, failed or was killed; nothing that is done is done again.
 
         Args:
             wish: replaces the wish, where the search is still to come.
@@ -155,25 +175,27 @@ class Recommender:
         """
         config = self._config(thread)
         if not self._values(thread):
-            raise ConfigError(f"unknown thread {thread!r}", hint="give the file of checkpoints it was begun with")
+            raise ConfigError(f"unknown thread {thread!r}", hint="name the file of checkpoints it was begun with")
         if wish is not None:
             self._graph.update_state(config, {"wish": wish}, as_node=_done_before(self._next(thread)))
         return self._run(None, thread, stop_before, on_event)
 
-    async def arecommend(self, picture: PictureSource | None = None, wish: str = "", **options: Any) -> Recommendation:
-        """As `recommend`, in a running event loop."""
+    async def arecommend(
+        self, picture: PictureSource | None = None, wish: str = "", **options: Unpack[RecommendOptions]
+    ) -> Recommendation:
+        """Do what `recommend` does, in a running event loop."""
         self._loop = asyncio.get_running_loop()
         return await asyncio.to_thread(self.recommend, picture, wish, **options)
 
-    async def aresume(self, thread: str, **options: Any) -> Recommendation:
-        """As `resume`, in a running event loop."""
+    async def aresume(self, thread: str, **options: Unpack[ResumeOptions]) -> Recommendation:
+        """Do what `resume` does, in a running event loop."""
         self._loop = asyncio.get_running_loop()
         return await asyncio.to_thread(self.resume, thread, **options)
 
     async def astream(
-        self, picture: PictureSource | None = None, wish: str = "", **options: Any
+        self, picture: PictureSource | None = None, wish: str = "", **options: Unpack[RecommendOptions]
     ) -> AsyncGenerator[Event | Recommendation, None]:
-        """The events as they happen; the last item is the Recommendation."""
+        """Yield the events as they happen; the last item is the Recommendation."""
         queue: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         options["on_event"] = lambda event: loop.call_soon_threadsafe(queue.put_nowait, event)
@@ -189,38 +211,39 @@ class Recommender:
         yield await run
 
     def close(self) -> None:
-        """Closes the file of checkpoints; pipeline and catalogue stay open."""
+        """Close the file of checkpoints; pipeline and catalogue stay open."""
         if self._db is not None:
             self._db.close()
             self._db = None
 
     def _run(
-        self, given: State | None, thread: str, stop_before: Step | None, on_event: Callable[[Event], None] | None
+        self, update: State | None, thread: str, stop_before: Step | None, on_event: Callable[[Event], object] | None
     ) -> Recommendation:
         events: list[Event] = []
         stops = [stop_before] if stop_before else None
         failure: QvlError | None = None
         try:
             # Written before the next node starts, so that a killed process loses at most the node it was in.
-            for item in self._graph.stream(
-                given, self._config(thread), stream_mode="custom", interrupt_before=stops, durability="sync"
-            ):
-                events.append(Event(**item))
+            items = self._graph.stream(
+                update, self._config(thread), stream_mode="custom", interrupt_before=stops, durability="sync"
+            )
+            for event in cast("Iterator[Event]", items):
+                events.append(event)
                 if on_event is not None:
-                    on_event(events[-1])
+                    on_event(event)
         except QvlError as exc:
             failure = exc
-        found = self._recommendation(thread, events)
+        recommendation = self._recommendation(thread, events)
         if failure is None:
-            return found
-        step = next((event.step for event in reversed(events) if event.kind == "error"), found.pending or "")
-        raise StepError(dataclasses.replace(found, failed=step), failure) from failure
+            return recommendation
+        step = next((event.step for event in reversed(events) if event.kind == "error"), recommendation.pending or "")
+        raise StepError(dataclasses.replace(recommendation, failed=step), failure) from failure
 
     def _recommendation(self, thread: str, events: Sequence[Event]) -> Recommendation:
         state = self._values(thread)
         return Recommendation(
             text=state.get("text", ""),
-            products=tuple(_hit(item) for item in state.get("hits", [])),
+            products=tuple(map(Hit.from_json, state.get("hits", []))),
             analysis=state.get("analysis", {}),
             query=state.get("query", {}),
             notes=tuple(state.get("notes", [])),
@@ -232,32 +255,35 @@ class Recommender:
             events=tuple(events),
         )
 
-    def _config(self, thread: str) -> Any:
+    def _config(self, thread: str) -> RunnableConfig:
         return {"configurable": {"thread_id": thread}}
 
     def _values(self, thread: str) -> State:
-        values: State = self._graph.get_state(self._config(thread)).values
-        return values
+        return cast("State", self._graph.get_state(self._config(thread)).values)
 
     def _next(self, thread: str) -> str | None:
         return next(iter(self._graph.get_state(self._config(thread)).next), None)
 
     def _analyze(self, state: State, note: Note) -> State:
-        picture: Any = state.get("picture")
+        picture = state["picture"]
         if state.get("analysed") == picture and state.get("analysis"):
             note.end(cache="thread", analysis=state["analysis"])
             return {}
-        found = self._wait(
+        outcome = self._wait(
             lambda: self.pipeline.analyze_result(picture, language=self.language, request_id=state["request_id"])
         )
-        value = found.value
-        analysis = {"brand": value.brand, "category": value.category, "attributes": dict(value.attributes)}
+        value, result = outcome.value, outcome.result
+        analysis: AnalysisRecord = {
+            "brand": value.brand,
+            "category": value.category,
+            "attributes": dict(value.attributes),
+        }
         note.end(
-            cache=found.result.cache,
+            cache=result.cache,
             analysis=analysis,
-            confidence=found.confidence,
-            tokens=found.result.usage.total_tokens if found.result.cache != "hit" else 0,
-            model=f"{found.result.backend}:{found.result.model}",
+            confidence=outcome.confidence,
+            tokens=_tokens(result),
+            model=f"{result.backend}:{result.model}",
         )
         return {"analysis": analysis, "analysed": picture}
 
@@ -267,26 +293,25 @@ class Recommender:
             note.end(hits=0, skipped="no product on the picture")
             return {"hits": [], "query": {}, "notes": notes}
         before = Query(**state["query"]) if state.get("query") else None
-        shown = state.get("hits") or []
-        first = Product.from_json(shown[0]["product"]) if shown else None
+        first = next((Product.from_json(hit["product"]) for hit in state.get("hits", [])), None)
         wish = read_wish(state.get("wish", ""), self.catalog, analysis, before, first)
         query = dataclasses.replace(wish.query, picture=state.get("picture"))
         more = min(100, self.limit + 20 * bool(wish.without))
-        found = self.catalog.search(query, limit=more)
-        notes += found.notes
-        if not found.hits and query.only:
-            wanted = ", ".join(f"{name} {value}" for name, value in query.only.items())
+        matches = self.catalog.search(query, limit=more)
+        notes += matches.notes
+        if not matches.hits and query.only:
+            conditions = ", ".join(f"{name} {value}" for name, value in query.only.items())
             priced = query.max_price is not None or query.min_price is not None
-            found = self.catalog.search(relaxed(query), limit=more)
-            near = "; these come near" if found.hits else ""
-            notes.append(f"nothing is {wanted}{' at that price' if priced else ''}{near}")
-        hits = [hit for hit in found.hits if not _has_any(hit, wish.without)][: self.limit]
-        asked = query.to_json()
-        note.end(query=asked, hits=len(hits), ids=[hit.product.id for hit in hits])
-        return {"query": asked, "hits": [hit.to_json() for hit in hits], "notes": notes}
+            matches = self.catalog.search(relaxed(query), limit=more)
+            near = "; these come near" if matches.hits else ""
+            notes.append(f"nothing is {conditions}{' at that price' if priced else ''}{near}")
+        hits = [hit for hit in matches.hits if not _has_any(hit, wish.without)][: self.limit]
+        record = query.to_json()
+        note.end(query=record, hits=len(hits), ids=[hit.product.id for hit in hits])
+        return {"query": record, "hits": [hit.to_json() for hit in hits], "notes": notes}
 
     def _answer(self, state: State, note: Note) -> State:
-        analysis, hits = state["analysis"], [_hit(item) for item in state.get("hits", [])]
+        analysis, hits = state["analysis"], list(map(Hit.from_json, state.get("hits", [])))
         notes, failed = list(state.get("notes", [])), ""
         text = None
         if self.writes and hits:
@@ -300,16 +325,19 @@ class Recommender:
             if not self.writes:
                 notes.append("the text is from a template: this model does not write answers")
             text = grounding.template(analysis, hits)
-        note.end(written_by=written_by, **({"failed": failed} if failed else {}))
+        facts: StepFacts = {"written_by": written_by}
+        if failed:
+            facts["failed"] = failed
+        note.end(**facts)
         return {"text": text, "written_by": written_by, "notes": notes, "failed": failed}
 
     def _written(
-        self, state: State, analysis: Mapping[str, Any], hits: Sequence[Hit], note: Note, notes: list[str]
+        self, state: State, analysis: AnalysisRecord, hits: Sequence[Hit], note: Note, notes: list[str]
     ) -> str | None:
-        """What the model writes about the hits, asked twice at most; None when it names what is not there."""
+        """The model's text about the hits, of two requests at most; None when it names what is not there."""
         wish = state.get("wish", "")
         known = [grounding.describe(analysis), wish]
-        messages: list[dict[str, Any]] = [
+        messages = [
             {"role": "system", "content": grounding.SYSTEM},
             {"role": "user", "content": grounding.question(analysis, wish, hits)},
         ]
@@ -328,8 +356,10 @@ class Recommender:
                 call.fail(exc)
                 raise
             wrong = grounding.problem(result.text, hits, known, self._is_brand)
-            spent = result.usage.total_tokens if result.cache != "hit" else 0
-            call.end(cache=result.cache, tokens=spent, **({"refused": wrong} if wrong else {}))
+            facts: StepFacts = {"cache": result.cache, "tokens": _tokens(result)}
+            if wrong:
+                facts["refused"] = wrong
+            call.end(**facts)
             if wrong is None:
                 return grounding.filled(result.text.strip(), hits)
             messages += [
@@ -342,8 +372,8 @@ class Recommender:
     def _is_brand(self, word: str) -> bool:
         return any(name == "brand" for name, _ in self.catalog.values(word))
 
-    def _wait(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        """Runs pipeline work in the loop that the pipeline lives in."""
+    def _wait(self, work: Callable[[], Coroutine[None, None, R]]) -> R:
+        """The result of pipeline work, which runs in the loop that the pipeline lives in."""
         if self.blocking is not None:
             return self.blocking._call(work)
         if self._loop is None:
@@ -351,15 +381,20 @@ class Recommender:
         return asyncio.run_coroutine_threadsafe(work(), self._loop).result()
 
 
-def _kept(picture: Any) -> Any:
+def _tokens(result: Result) -> int:
+    return result.usage.total_tokens if result.cache != "hit" else 0
+
+
+def _plain_picture(picture: PictureSource) -> str | bytes:
     """A picture as a checkpoint can keep it: an absolute path, a URL, or bytes."""
     if isinstance(picture, str | os.PathLike):
         text = os.fspath(picture)
-        return text if isinstance(text, bytes) or "://" in text or text.startswith("data:") else os.path.abspath(text)
+        return text if "://" in text or text.startswith("data:") else os.path.abspath(text)
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
     if hasattr(picture, "read"):
-        return picture.read()
+        content: bytes = picture.read()
+        return content
     from qvl.media import gate
 
     buffer = io.BytesIO()
@@ -367,14 +402,7 @@ def _kept(picture: Any) -> Any:
     return buffer.getvalue()
 
 
-def _hit(item: Mapping[str, Any]) -> Hit:
-    return Hit(Product.from_json(item["product"]), item["score"], tuple(item["why"]))
-
-
 def _has_any(hit: Hit, pairs: Sequence[tuple[str, str]]) -> bool:
-    from qvl.agent.catalog.index import facets
-    from qvl.agent.catalog.tokenize import key
-
     exact = facets(hit.product)
     return any((key(name), key(value)) in exact for name, value in pairs)
 
