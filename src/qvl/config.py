@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qvl.types import JsonObject
 
 
 class Settings(BaseSettings):
@@ -34,7 +37,7 @@ class Settings(BaseSettings):
     max_pixels: int | None = None
     min_pixels: int | None = None
     concurrency: int = 8
-    serve: dict[str, Any] = {}
+    serve: dict[str, object] = {}
 
     @classmethod
     def settings_customise_sources(
@@ -58,14 +61,15 @@ def config_path() -> Path:
     return config_folder() / "config.toml"
 
 
-def load(**arguments: Any) -> Settings:
+def load(**arguments: object) -> Settings:
     """Settings from everywhere; arguments that are None count as not given.
 
     Raises:
         ConfigError: a value, or an unknown name in the config file, in one line.
     """
+    values: JsonObject = {name: value for name, value in arguments.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in arguments.items() if value is not None})
+        return Settings(**values)
     except ValidationError as exc:
         first = exc.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qvl.ascend.recipe import ContainerPlan
+    from qvl.types import JsonObject
 
 _KEY = "${QVL_API_KEY:?set QVL_API_KEY in the environment or in a file .env}"
 
@@ -31,7 +32,7 @@ def files(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> dic
     }
 
 
-def compose(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, Any]:
+def compose(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> JsonObject:
     """The compose file as plain data: an engine for each of `npus`, made as `plan` says.
 
     `pool_image` has qvl with its server and redis extras. The pool starts beside the engines and takes each in when
@@ -43,7 +44,7 @@ def compose(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> d
     uncached = ("--cache", "off") if plan.engine == "qvl" else ()
     engine = replace(plan, answers="", with_key=True, extra=(*plan.extra, *uncached))
     engines = {f"engine-{number}": _engine(replace(engine, npus=(number,))) for number in npus}
-    services: dict[str, Any] = {
+    services = {
         **engines,
         "pool": _pool(plan, tuple(engines), pool_image),
         "redis": {
@@ -75,7 +76,7 @@ def compose(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> d
     }
 
 
-def prometheus(engines: tuple[str, ...]) -> dict[str, Any]:
+def prometheus(engines: tuple[str, ...]) -> JsonObject:
     """The Prometheus configuration that goes with the compose file: pool and engines, each scraped at /metrics."""
     jobs = {"qvl": ["pool:8000"], "engines": [f"{name}:{recipe.INNER_PORT}" for name in engines]}
     key = {"authorization": {"type": "Bearer", "credentials_file": "/run/secrets/qvl_key"}}
@@ -90,17 +91,17 @@ def prometheus(engines: tuple[str, ...]) -> dict[str, Any]:
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Writes what stands in several places out in each: compose reads anchors, people do not."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 
-def to_yaml(value: Any) -> str:
+def to_yaml(value: object) -> str:
     """Plain data (dicts, lists, strings, numbers, booleans) as YAML, in its own order."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
     return text
 
 
-def _engine(plan: ContainerPlan) -> dict[str, Any]:
+def _engine(plan: ContainerPlan) -> JsonObject:
     if plan.privileged:
         raise ConfigError("--privileged with --compose would show every NPU to every engine", hint="leave it out")
     entrypoint, arguments = recipe.shell(plan)
@@ -119,7 +120,7 @@ def _engine(plan: ContainerPlan) -> dict[str, Any]:
     }
 
 
-def _pool(plan: ContainerPlan, engines: tuple[str, ...], image: str) -> dict[str, Any]:
+def _pool(plan: ContainerPlan, engines: tuple[str, ...], image: str) -> JsonObject:
     urls = [word for name in engines for word in ("--base-url", f"http://{name}:{recipe.INNER_PORT}/v1")]
     return {
         "image": image,
@@ -155,5 +156,5 @@ _DASHBOARDS = {
 _HEALTHY: Mapping[str, str] = {"condition": "service_healthy"}
 
 
-def _health(test: list[str], *, start: str) -> dict[str, Any]:
+def _health(test: list[str], *, start: str) -> JsonObject:
     return {"test": test, "interval": "15s", "timeout": "5s", "retries": 4, "start_period": start}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl._version import __version__
 from qvl.ascend import devices, matrix
@@ -63,7 +63,7 @@ def examine(
             found.append(finding)
             if on_finding is not None:
                 on_finding(finding)
-    facts: dict[str, Any] = {
+    facts = {
         "qvl": __version__,
         "device": kind,
         "python": host.python_version,

@@ -11,7 +11,26 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Any
+from typing import NotRequired, TypedDict
+
+
+class VllmAscendRelease(TypedDict):
+    """What one release of vllm-ascend is built for; torch_npu and Python where the table says them."""
+
+    vllm: str
+    cann: str
+    torch: str
+    torch_npu: NotRequired[str]
+    python: NotRequired[list[str]]
+
+
+class ChipFacts(TypedDict, total=False):
+    """What is special about a chip."""
+
+    dtypes: list[str]
+    graph_mode_cann: str
+    max_model_len: int
+    shm: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +42,14 @@ class Matrix:
     python: dict[str, str]
     transformers: dict[str, str]
     cann_for_torch_npu: dict[str, str]
-    vllm_ascend: dict[str, dict[str, Any]]
-    chips: dict[str, dict[str, Any]]
+    vllm_ascend: dict[str, VllmAscendRelease]
+    chips: dict[str, ChipFacts]
     model_types: dict[str, str]
 
-    def chip(self, name: str) -> dict[str, Any]:
-        """What is special about a chip, by the beginning of its npu-smi name; empty for a usual one."""
+    def chip(self, name: str) -> ChipFacts:
+        """Return what is special about a chip, by the beginning of its npu-smi name; empty for a usual one."""
         plain = name.removeprefix("Ascend")
-        return next((facts for prefix, facts in self.chips.items() if plain.startswith(prefix)), {})
+        return next((facts for prefix, facts in self.chips.items() if plain.startswith(prefix)), ChipFacts())
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,31 @@ DTYPES = ("float16", "bfloat16")
 MARK = "QVL-PROBE "
 
 
-def operation(name: str, device: str, dtype: torch.dtype) -> Callable[[], Any]:
+class Outcome(TypedDict, total=False):
+    """What became of one operation: `error` in one line, or the milliseconds of both calls."""
+
+    op: str
+    dtype: str
+    first_ms: float
+    second_ms: float
+    error: str
+
+
+class ProbeResult(TypedDict, total=False):
+    """The answer of one probe. Without `operations` there is an `error`, and an `exit_code` where the process died."""
+
+    device: str
+    torch: str
+    torch_npu: str
+    cuda: str | None
+    device_count: int
+    name: str
+    operations: list[Outcome]
+    error: str
+    exit_code: int
+
+
+def operation(name: str, device: str, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
     """One operation as a call without arguments; its inputs are made here, outside of the timing."""
     import torch
     from torch.nn import functional
@@ -52,18 +76,21 @@ def operation(name: str, device: str, dtype: torch.dtype) -> Callable[[], Any]:
     return lambda: torch.isin(tokens, stops)
 
 
-def measure(name: str, device: str, dtype_name: str) -> dict[str, Any]:
-    """Run one operation twice; `first_ms` and `second_ms`, or `error` in one line."""
+def measure(name: str, device: str, dtype_name: str) -> Outcome:
+    """Run one operation twice."""
     import torch
 
-    outcome: dict[str, Any] = {"op": name, "dtype": dtype_name}
+    outcome: Outcome = {"op": name, "dtype": dtype_name}
     try:
         call = operation(name, device, getattr(torch, dtype_name))
-        for field in ("first_ms", "second_ms"):
-            start = time.perf_counter()
-            result = call()
-            synchronize(device)
-            outcome[field] = round((time.perf_counter() - start) * 1000, 3)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        middle = time.perf_counter()
+        result = call()
+        synchronize(device)
+        outcome["first_ms"] = round((middle - start) * 1000, 3)
+        outcome["second_ms"] = round((time.perf_counter() - middle) * 1000, 3)
         if not bool(torch.isfinite(result.float()).all().item()):
             outcome["error"] = "the result has infinite or NaN values"
     except Exception as error:  # noqa: BLE001 - whatever a driver raises is the finding
@@ -80,12 +107,12 @@ def synchronize(device: str) -> None:
         getattr(torch, kind).synchronize()
 
 
-def examine(device: str) -> dict[str, Any]:
-    """Versions, device count and every operation's outcome on `device` (`npu:0`, `cuda:0`, `cpu`)."""
+def examine(device: str) -> ProbeResult:
+    """Return versions, device count and every operation's outcome on `device` (`npu:0`, `cuda:0`, `cpu`)."""
     import torch
 
     kind = device.partition(":")[0]
-    body: dict[str, Any] = {"device": device, "torch": torch.__version__, "device_count": 1, "name": "cpu"}
+    body: ProbeResult = {"device": device, "torch": torch.__version__, "device_count": 1, "name": "cpu"}
     if kind == "npu":
         import torch_npu
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 Status: TypeAlias = Literal["ok", "warn", "fail", "skip"]
 MARKS: Final[Mapping[str, tuple[str, str]]] = {
@@ -27,7 +27,7 @@ class Finding:
     check: str
     status: Status
     summary: str
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, object] = field(default_factory=dict)
     fix: str | None = None
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class DoctorReport:
     """All findings of one examination, in the order in which a person would follow them."""
 
     findings: tuple[Finding, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
 
     def count(self, status: Status) -> int:
         """How many findings have a status."""

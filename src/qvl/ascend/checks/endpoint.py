@@ -12,13 +12,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qvl.ascend.report import Finding
 
 if TYPE_CHECKING:
     import httpx
     from PIL import Image
+
+    from qvl.types import JsonMapping, JsonObject
 
 _TIMEOUT = 120.0
 _QUESTION = "What brand is printed in this picture? Answer with the brand."
@@ -51,9 +53,9 @@ class EndpointClient:
     base: str
     model: str
 
-    def ask(self, image: Image.Image | None, question: str, **fields: Any) -> ChatAnswer:
+    def ask(self, image: Image.Image | None, question: str, **fields: object) -> ChatAnswer:
         """One greedy chat request."""
-        content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+        content: list[JsonObject] = [{"type": "text", "text": question}]
         if image is not None:
             content.insert(0, {"type": "image_url", "image_url": {"url": data_url(image)}})
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
@@ -193,7 +195,7 @@ def _capabilities(endpoint: EndpointClient) -> Iterator[Finding]:
     yield Finding("endpoint-picture", "ok", f"a picture is answered ({first.prompt_tokens} prompt tokens)")
     logprobs = _logprobs(endpoint)
     yield logprobs
-    extra: Mapping[str, Any] = {"logprobs": True} if logprobs.status == "ok" else {}
+    extra: Mapping[str, object] = {"logprobs": True} if logprobs.status == "ok" else {}
     yield _decoding(endpoint, "endpoint-exif", exif_pictures(), extra)
     yield _decoding(endpoint, "endpoint-alpha", alpha_pictures(), extra)
     yield _schema(endpoint)
@@ -216,7 +218,7 @@ def _decoding(
     endpoint: EndpointClient,
     name: str,
     pictures: tuple[Image.Image, Image.Image, Image.Image],
-    extra: Mapping[str, Any],
+    extra: Mapping[str, object],
 ) -> Finding:
     subject, rule = ("EXIF orientation", "applied") if name == "endpoint-exif" else ("transparency", "laid on white")
     stored, right, wrong = (endpoint.ask(picture, _QUESTION, **extra) for picture in pictures)
@@ -265,7 +267,7 @@ def _pixel_limit(endpoint: EndpointClient, plain: ChatAnswer) -> Finding:
     )
 
 
-def _answer(body: Mapping[str, Any]) -> ChatAnswer:
+def _answer(body: JsonMapping) -> ChatAnswer:
     choice = body["choices"][0]
     entries = (choice.get("logprobs") or {}).get("content") or []
     usage = body.get("usage") or {}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import qvl
 from qvl.ascend import devices
 from qvl.ascend.host import Host
-from qvl.ascend.probe import MARK
+from qvl.ascend.probe import MARK, Outcome, ProbeResult
 from qvl.ascend.report import Finding
 from qvl.suggest import install_line
 
@@ -18,8 +17,8 @@ _TIMEOUT = 600.0
 _SLOW_FIRST_MS = 5000.0
 
 
-def run_probe(host: Host, device: str) -> dict[str, Any]:
-    """The probe's answer for `device`, with `error` where it gave none."""
+def run_probe(host: Host, device: str) -> ProbeResult:
+    """Return the probe's answer for `device`, with `error` where it gave none."""
     source = str(Path(qvl.__file__).resolve().parent.parent)
     search = ":".join(filter(None, (source, host.environ.get("PYTHONPATH", ""))))
     done = host.run(
@@ -29,7 +28,7 @@ def run_probe(host: Host, device: str) -> dict[str, Any]:
     )
     for line in done.stdout.splitlines():
         if line.startswith(MARK):
-            body: dict[str, Any] = json.loads(line.removeprefix(MARK))
+            body: ProbeResult = json.loads(line.removeprefix(MARK))
             return body
     return {"device": device, "error": f"the probe died: {done.last_line}", "exit_code": done.code}
 
@@ -65,7 +64,7 @@ def _count(host: Host, count: int, error: str | None) -> Iterator[Finding]:
     )
 
 
-def _outcome(body: dict[str, Any]) -> Iterator[Finding]:
+def _outcome(body: ProbeResult) -> Iterator[Finding]:
     device = body["device"]
     if "operations" not in body:
         yield Finding("op-probe", "fail", f"{device}: {body.get('error', 'no answer')}", body, _fix_import(device))
@@ -105,7 +104,7 @@ def _fix_import(device: str) -> str:
     return install_line("local")
 
 
-def _fix_operation(device: str, item: dict[str, Any]) -> str:
+def _fix_operation(device: str, item: Outcome) -> str:
     if item["dtype"] == "bfloat16":
         return "this chip or CANN has no bfloat16 for it: use --dtype float16"
     if device.startswith("npu"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from qvl.ascend import matrix
 from qvl.ascend.checks.driver import fields
@@ -100,7 +99,7 @@ def _python(host: Host, kind: str, table: matrix.Matrix) -> Iterator[Finding]:
         yield Finding("python", "ok", f"Python {version}")
 
 
-def _torch(packages: Mapping[str, str], detail: Mapping[str, Any], kind: str) -> Iterator[Finding]:
+def _torch(packages: Mapping[str, str], detail: Mapping[str, str], kind: str) -> Iterator[Finding]:
     version = packages.get("torch")
     if version and kind == "cuda" and version.endswith("+cpu"):
         text = f"torch {version} is built without CUDA: everything would run on the CPU"
@@ -194,11 +193,15 @@ def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matr
         return
     row = table.vllm_ascend[known]
     found = cann_version(host)
-    installed = {"vllm": vllm, "torch": packages.get("torch"), "cann": found[0] if found else None}
+    pairs = (
+        ("vllm", vllm, row["vllm"]),
+        ("torch", packages.get("torch"), row["torch"]),
+        ("cann", found[0] if found else None, row["cann"]),
+    )
     wrong = [
-        f"{name} {version} (wants {row[name]})"
-        for name, version in installed.items()
-        if version and matrix.release(version) != matrix.release(row[name])
+        f"{name} {version} (wants {fitting})"
+        for name, version, fitting in pairs
+        if version and matrix.release(version) != matrix.release(fitting)
     ]
     if wrong:
         yield Finding(

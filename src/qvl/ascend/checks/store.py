@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote
 
 from qvl.ascend.host import Host
@@ -147,7 +147,7 @@ def _redis(url: str) -> Iterator[Finding]:
             client.set(key, b"written", ex=60)
             kept, ttl = client.get(key), client.ttl(key)
             client.delete(key)
-            facts: dict[str, Any] = {**client.info("memory"), **client.info("server")}
+            facts = {**client.info("memory"), **client.info("server")}
     except (redis.RedisError, OSError) as error:
         yield Finding(
             "cache-store",
