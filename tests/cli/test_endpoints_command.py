@@ -117,5 +117,5 @@ def test_labels_are_read_as_they_were_written():
 
     registry = CollectorRegistry()
     registry.register(Odd())
-    (found,) = read_metrics(generate_latest(registry).decode(), "http://server")
-    assert (found["url"], found["weight"]) == ('http://a/"v}1\\{,x="y', 2.0)
+    (endpoint,) = read_metrics(generate_latest(registry).decode(), "http://server")
+    assert (endpoint.url, endpoint.numbers["weight"]) == ('http://a/"v}1\\{,x="y', 2.0)

@@ -15,7 +15,7 @@ import typer
 
 from qvl.cli import options as o
 from qvl.cli.expand import Without, expand
-from qvl.cli.terminal import json_line
+from qvl.cli.terminal import print_json
 from qvl.errors import ConfigError, MediaError
 
 if TYPE_CHECKING:
@@ -81,15 +81,15 @@ def agent(
             except MediaError as exc:
                 failure.report(exc, picture)
                 if as_json:
-                    sys.stdout.write(json_line({"error": failure.as_json(exc)}) + "\n")
+                    print_json({"error": failure.as_json(exc)})
                 raise typer.Exit(failure.FAILED) from exc
         pipeline = settings.build(language=language)
         recommender = Recommender(
             pipeline, shop, limit=limit, writes=False if template else None, checkpoints=checkpoints
         )
         try:
-            shown = agent_run.Shown(recommender, as_json, html)
-            ok = asyncio.run(agent_run.session(pipeline, shown, picture, wish, thread, iterations, chat))
+            presenter = agent_run.Presenter(recommender, as_json, html)
+            ok = asyncio.run(agent_run.session(pipeline, presenter, picture, wish, thread, iterations, chat))
         finally:
             recommender.close()
     if not ok:
@@ -97,20 +97,20 @@ def agent(
 
 
 def open_catalog(path: Path | None, index: Path | None) -> Catalog:
-    """The catalogue that is named, or the sample; rows that are left out are said on stderr."""
+    """Return the catalogue that is named, or the sample; rows that are left out are reported on stderr."""
     from qvl.agent.catalog.catalog import Catalog, sample_path
     from qvl.cli import failure
 
     named = path or (Path(os.environ["QVL_CATALOG"]) if os.environ.get("QVL_CATALOG") else None)
     if named is None:
         print("qvl: no catalogue named, using the sample: --catalog or QVL_CATALOG names yours", file=sys.stderr)
-    found = Catalog(named or sample_path(), index=index)
-    problems = found.problems
+    catalog = Catalog(named or sample_path(), index=index)
+    problems = catalog.problems
     for problem in problems[:5]:
-        failure.stderr().print(f"{found.path}: {problem}", style="yellow")
+        failure.stderr().print(f"{catalog.path}: {problem}", style="yellow")
     if len(problems) > 5:
-        failure.stderr().print(f"{found.path}: {len(problems) - 5} more rows left out", style="yellow")
-    return found
+        failure.stderr().print(f"{catalog.path}: {len(problems) - 5} more rows left out", style="yellow")
+    return catalog
 
 
 def _endpoint(settings: o.PipelineOptions) -> o.PipelineOptions:
@@ -129,38 +129,39 @@ def _endpoint(settings: o.PipelineOptions) -> o.PipelineOptions:
 
 def _list(shop: Catalog, search: str | None, limit: int, max_price: float | None, as_json: bool) -> None:
     from qvl.agent.catalog.product import Query
-    from qvl.cli import failure, tables
+    from qvl.cli import failure
+    from qvl.cli.console import stdout
 
     if search is None:
         _print_products(((item, "") for item in shop.all()), as_json)
         if not as_json:
-            tables.stdout().print(f"{len(shop):,} products")
+            stdout().print(f"{len(shop):,} products")
         return
     query = Query(text=search, max_price=max_price)
-    found = shop.search(query, limit=limit)
-    for note in found.notes:
+    matches = shop.search(query, limit=limit)
+    for note in matches.notes:
         failure.stderr().print(note, style="yellow")
-    _print_products(((hit.product, ", ".join(hit.why)) for hit in found.hits), as_json)
+    _print_products(((hit.product, ", ".join(hit.why)) for hit in matches.hits), as_json)
     if as_json:
         return
-    if not found.hits:
-        tables.stdout().print(f"nothing found among {len(shop):,} products")
+    if not matches.hits:
+        stdout().print(f"nothing found among {len(shop):,} products")
         return
     matching = shop.count(query)
-    more = "; --limit shows more" if matching > len(found.hits) and limit < MAX_SHOWN else ""
-    tables.stdout().print(f"{len(found.hits)} of {matching:,} that match, of {len(shop):,} products{more}")
+    more = "; --limit shows more" if matching > len(matches.hits) and limit < MAX_SHOWN else ""
+    stdout().print(f"{len(matches.hits)} of {matching:,} that match, of {len(shop):,} products{more}")
 
 
 def _print_products(rows: Iterator[tuple[Product, str]], as_json: bool) -> None:
     """A line of JSON for each, or a table; a very long list is a table for every thousand."""
-    from qvl.cli import tables
+    from qvl.cli.console import stdout
 
     if as_json:
         for item, why in rows:
-            sys.stdout.write(json_line({**item.to_json(), **({"why": why} if why else {})}) + "\n")
+            print_json({**item.to_json(), **({"why": why} if why else {})})
         return
     while part := list(islice(rows, _TABLE)):
-        tables.stdout().print(_table(part))
+        stdout().print(_table(part))
 
 
 def _table(rows: Sequence[tuple[Product, str]]) -> Table:

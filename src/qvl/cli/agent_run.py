@@ -8,14 +8,14 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.cli import failure
-from qvl.cli.terminal import json_line
+from qvl.cli.terminal import print_json
 from qvl.errors import QvlError, write_failed
 
 if TYPE_CHECKING:
-    from qvl.agent.steps import Recommendation
+    from qvl.agent.steps import Event, Recommendation
     from qvl.agent.trace import Trace
     from qvl.agent.workflow import Recommender
     from qvl.pipeline.async_pipeline import AsyncPipeline
@@ -25,7 +25,7 @@ LEAVING: Final = ("quit", "exit")
 _PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
-class Shown:
+class Presenter:
     """Runs the recommender and shows what it does."""
 
     def __init__(self, recommender: Recommender, as_json: bool, html: Path | None) -> None:
@@ -34,107 +34,106 @@ class Shown:
         self.html = html
 
     async def run(self, picture: str | None, wish: str, thread: str | None) -> tuple[Recommendation, float]:
-        """The recommendation and its seconds; a failed step is reported and its recommendation returned."""
+        """Return the recommendation and its seconds; a failed step is reported and its recommendation returned."""
         from rich.live import Live
 
         from qvl.agent.steps import StepError
         from qvl.agent.trace import Trace
-        from qvl.cli import tables
+        from qvl.cli.console import stdout
 
         trace = Trace(wish, picture or "")
-        console = tables.stdout()
+        console = stdout()
         # Without a terminal there is nothing to draw anew: the tree is printed once, at the end.
         live = None
         if console.is_terminal and not self.as_json:
             live = Live(get_renderable=trace.tree, console=console, refresh_per_second=8)
         began = time.perf_counter()
 
-        def seen(event: Any) -> None:
+        def on_event(event: Event) -> None:
             trace.add(event)
             if self.as_json:
-                sys.stdout.write(json_line({"event": event.to_json()}) + "\n")
+                print_json({"event": event.to_json()})
 
         error: StepError | None = None
         with live if live is not None else nullcontext():
             try:
-                found = await self.recommender.arecommend(picture, wish, thread=thread, on_event=seen)
+                answer = await self.recommender.arecommend(picture, wish, thread=thread, on_event=on_event)
             except StepError as exc:
-                error, found = exc, exc.recommendation
+                error, answer = exc, exc.recommendation
         seconds = time.perf_counter() - began
         if live is None and not self.as_json:
             console.print(trace.tree())
         # On a terminal the tree has it already, where it happened.
         if error is not None and not (live is not None and sys.stderr.isatty()):
             failure.report(error)
-        self._end(found, seconds)
+        self._end(answer, seconds)
         if self.html is not None:
-            self._write_page(self.html, trace, found, picture)
-        return found, seconds
+            self._write_page(self.html, trace, answer, picture)
+        return answer, seconds
 
-    def _write_page(self, path: Path, trace: Trace, found: Recommendation, picture: str | None) -> None:
+    def _write_page(self, path: Path, trace: Trace, answer: Recommendation, picture: str | None) -> None:
         from qvl.agent.page import page
 
         try:
-            path.write_text(page(trace, found, picture), encoding="utf-8")
+            path.write_text(page(trace, answer, picture), encoding="utf-8")
         except OSError as exc:
             raise write_failed(f"--html {path}", exc) from exc
 
-    def _end(self, found: Recommendation, seconds: float) -> None:
+    def _end(self, answer: Recommendation, seconds: float) -> None:
         from rich.text import Text
 
         from qvl.agent.trace import plain
-        from qvl.cli import tables
+        from qvl.cli.console import stdout
 
         if self.as_json:
-            line = {"recommendation": found.to_json(), "seconds": round(seconds, 6)}
-            sys.stdout.write(json_line(line) + "\n")
+            print_json({"recommendation": answer.to_json(), "seconds": round(seconds, 6)})
             return
-        console = tables.stdout()
-        if found.failed and found.analysis:
-            console.print(Text(f"kept: {plain(found.analysis)}"))
-        if found.text:
+        console = stdout()
+        if answer.failed and answer.analysis:
+            console.print(Text(f"kept: {plain(answer.analysis)}"))
+        if answer.text:
             console.print()
-            console.print(Text(found.text))
-        for note in found.notes:
+            console.print(Text(answer.text))
+        for note in answer.notes:
             console.print(Text(f"note: {note}", style="yellow"))
 
 
 async def session(
     pipeline: AsyncPipeline,
-    shown: Shown,
+    presenter: Presenter,
     picture: str | None,
     wish: str,
     thread: str | None,
     iterations: int,
     chat: bool,
 ) -> bool:
-    """Every iteration, then the conversation; whether all went well."""
+    """Run every iteration, then the conversation; True if all went well."""
     try:
         times: list[float] = []
         ok = True
         if picture is not None or not chat:
             for number in range(1, iterations + 1):
-                found, seconds = await shown.run(picture, wish, thread)
-                thread = found.thread if chat or thread else None
-                ok = ok and not found.failed
+                answer, seconds = await presenter.run(picture, wish, thread)
+                thread = answer.thread if chat or thread else None
+                ok = ok and not answer.failed
                 times.append(seconds)
-                if iterations > 1 and not shown.as_json:
-                    print(_counted(number, times, found), end="\n" if number == iterations else "\n\n")
+                if iterations > 1 and not presenter.as_json:
+                    print(_counted(number, times, answer), end="\n" if number == iterations else "\n\n")
         if chat:
-            await _talk(shown, thread)
+            await _talk(presenter, thread)
         return ok
     finally:
         await pipeline.aclose()
 
 
-def _counted(number: int, times: list[float], found: Recommendation) -> str:
-    asked = found.inferences
-    text = f"run {number}: {times[-1] * 1000:.1f} ms, {asked or 'no'} inference{'s' if asked > 1 else ''}"
+def _counted(number: int, times: list[float], answer: Recommendation) -> str:
+    count = answer.inferences
+    text = f"run {number}: {times[-1] * 1000:.1f} ms, {count or 'no'} inference{'s' if count > 1 else ''}"
     return text if number == 1 else f"{text}, {times[0] / times[-1]:.0f} x faster than the first"
 
 
-async def _talk(shown: Shown, thread: str | None) -> None:
-    """Lines from stdin: a wish, or a picture's path or URL to look at; until `quit`, `exit`, or the end of stdin."""
+async def _talk(presenter: Presenter, thread: str | None) -> None:
+    """Answer lines from stdin: a wish, or a picture's path or URL; until `quit`, `exit`, or the end of stdin."""
     import uuid
 
     thread = thread or uuid.uuid4().hex
@@ -147,29 +146,29 @@ async def _talk(shown: Shown, thread: str | None) -> None:
             return
         if not line:
             continue
-        looks = is_picture(line)
+        picture = is_picture(line)
         try:
-            if looks:
+            if picture:
                 check_picture(line)
-            await shown.run(line if looks else None, "" if looks else line, thread)
-            if not shown.as_json:
+            await presenter.run(line if picture else None, "" if picture else line, thread)
+            if not presenter.as_json:
                 print()
         except QvlError as exc:
             failure.report(exc)
 
 
 def is_picture(text: str) -> bool:
-    """Whether a line of the conversation names a picture, be it there or not."""
+    """True if a line of the conversation names a picture, whether that exists or not."""
     if text.startswith(_REMOTE) or os.path.isfile(text):
         return True
     return text.lower().endswith(_PICTURES) and len(text.split()) == 1
 
 
 def check_picture(text: str) -> None:
-    """Reads a file's facts before anything starts, so that a name misspelt is said as every command says it.
+    """Read a file's facts before anything starts, so that a name misspelt is said as every command says it.
 
     Raises:
-        MediaError: there is no such file, or it is no picture.
+        MediaError: the file does not exist, or is not a picture.
     """
     if not text.startswith(_REMOTE):
         from qvl.media import gate

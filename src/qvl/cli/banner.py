@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
 
 def print_banner(core: ServerCore, address: str) -> None:
-    """What runs, where, and how to call it."""
+    """Print what runs, where, and how to call it."""
     pipeline = core.pipeline
-    told = {"backend": pipeline.backend.name, "model": ", ".join(core.names)}
+    facts = {"backend": pipeline.backend.name, "model": ", ".join(core.names)}
     identity = pipeline.backend.identity()
     describe = getattr(pipeline.backend, "describe", None)
     device = describe() if callable(describe) else identity.get("device")
     for name, value in (("device", device), ("dtype", identity.get("dtype"))):
         if value is not None:
-            told[name] = str(value)
-    told["cache"] = "off" if pipeline.store is None else _shown_cache(pipeline.store.cache.url)
-    told["keys"] = "required" if core.keys.required else "none"
-    told["address"] = address
-    lines = [f"qvl {core.version} serves", *(f"  {name:<8} {value}" for name, value in told.items())]
+            facts[name] = str(value)
+    facts["cache"] = "off" if pipeline.store is None else _shown_cache(pipeline.store.cache.url)
+    facts["keys"] = "required" if core.keys.required else "none"
+    facts["address"] = address
+    lines = [f"qvl {core.version} serves", *(f"  {name:<8} {value}" for name, value in facts.items())]
     key = " -H 'Authorization: Bearer KEY'" if core.keys.required else ""
     body = '{"messages":[{"role":"user","content":"Hello"}]}'
     lines.append(f"  page     {address}/   docs {address}/docs")
@@ -41,5 +41,5 @@ def _shown_cache(url: str) -> str:
 
 
 def shown_host(host: str) -> str:
-    """A host as it stands in a URL."""
+    """Return a host as it stands in a URL."""
     return f"[{host}]" if ":" in host else host

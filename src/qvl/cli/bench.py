@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from qvl.cli import failure
 from qvl.cli.bench_options import BenchOptions
 from qvl.cli.expand import expand
-from qvl.cli.terminal import json_line
+from qvl.cli.terminal import print_json
 from qvl.errors import ConfigError, MissingDependencyError, QvlError, write_failed
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def compare_runs(
 
     rows = report.compare(_read_summary(old), _read_summary(new))
     if as_json:
-        typer.echo(json_line({"rows": rows}))
+        print_json({"rows": rows})
     else:
         report.show_comparison(rows, _console())
 
@@ -101,7 +101,7 @@ def _leave(summary: Summary, folder: Path, html: bool, as_json: bool) -> None:
     from qvl.bench.record import REPORT
 
     if as_json:
-        typer.echo(json_line(summary.data))
+        print_json(summary.data)
     else:
         report.show(summary.data, _console())
     if as_json:

@@ -7,19 +7,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
 from qvl._printable import plain
 from qvl.cli import options as o
-from qvl.cli.terminal import json_line
+from qvl.cli.terminal import json_line, print_json
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from qvl.caches.base import Cache, CacheEntry
+    from qvl.types import JsonMapping
 
 app = typer.Typer(no_args_is_help=True, help="Look into the cache of answers, or clear it.")
 CacheUrl: TypeAlias = Annotated[
@@ -42,17 +43,17 @@ def register(root: typer.Typer) -> None:
 def stats(cache: CacheUrl = None, as_json: o.JsonOnly = False) -> None:
     """How much is kept: entries, bytes, and entries by model, language and task."""
     with _opened(cache) as store:
-        found = store.stats()
+        kept = store.stats()
         counts = store.count_by("model", "language", "task")
         url = store.url
+    by_name = {name: {value or "-": number for value, number in by.items()} for name, by in counts.items()}
     if as_json:
-        data = {"cache": url, "entries": found.entries, "size_bytes": found.size_bytes}
-        told = {name: {value or "-": number for value, number in found.items()} for name, found in counts.items()}
-        _print_json({**data, **{f"by_{name}": found for name, found in told.items()}})
+        data = {"cache": url, "entries": kept.entries, "size_bytes": kept.size_bytes}
+        print_json(data | {f"by_{name}": by_value for name, by_value in by_name.items()})
         return
-    rows = [("cache", url), ("entries", str(found.entries)), ("size", _size(found.size_bytes))]
-    for name, by_value in counts.items():
-        rows += [(name, f"{value or '-'}: {number}") for value, number in by_value.items()]
+    rows = [("cache", url), ("entries", str(kept.entries)), ("size", _size(kept.size_bytes))]
+    for name, by_value in by_name.items():
+        rows += [(name, f"{value}: {number}") for value, number in by_value.items()]
     _table(("what", "value"), rows)
 
 
@@ -70,10 +71,10 @@ def list_(
     A picture is known by the first digits of its sha256 (`sha256sum FILE`).
     """
     with _opened(cache) as store:
-        found = store.find(language=language, model=model, task=task, limit=limit)
+        entries = store.find(language=language, model=model, task=task, limit=limit)
     if as_json:
-        for key, entry in found:
-            _print_json({"key": key, **_summary(entry)})
+        for key, entry in entries:
+            print_json({"key": key, **_summary(entry)})
         return
     _table(
         ("key", "age", "asked", "picture", "model", "answer"),
@@ -86,7 +87,7 @@ def list_(
                 entry.model,
                 _line(_answer(entry)),
             )
-            for key, entry in found
+            for key, entry in entries
         ],
     )
 
@@ -98,11 +99,11 @@ def show(key: Key, cache: CacheUrl = None, as_json: o.JsonOnly = False) -> None:
         full, entry = _find(store, key)
     whole = {"key": full, **json.loads(entry.to_json())}
     if as_json:
-        _print_json(whole)
+        print_json(whole)
         return
     facts = {**_summary(entry), "created_at": _date(entry.created_at), "expires_at": _date(entry.expires_at)}
     rows = [(name, str(value)) for name, value in facts.items() if value and name not in ("text", "analysis")]
-    _table(("what", "value"), [("key", full), *rows, *_asked(entry.manifest)])
+    _table(("what", "value"), [("key", full), *rows, *_request(entry.manifest)])
     typer.echo(json_line(entry.analysis, indent=2) if entry.analysis else plain(entry.text))
 
 
@@ -120,11 +121,11 @@ def explain(
         first, second = _two(store, a, b)
     differences = keys.explain(first[1].manifest, second[1].manifest)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "a": first[0],
                 "b": second[0],
-                "differences": [{"field": field, "a": left, "b": right} for field, left, right in differences],
+                "differences": [{"field": field, "a": a, "b": b} for field, a, b in differences],
             }
         )
         return
@@ -133,7 +134,7 @@ def explain(
         return
     _table(
         ("field", _short(first[0]), _short(second[0])),
-        [(field, _value(left), _value(right)) for field, left, right in differences],
+        [(field, _value(a), _value(b)) for field, a, b in differences],
     )
 
 
@@ -153,7 +154,7 @@ def clear(
     with _opened(cache) as store:
         deleted = store.clear(language=language, model=model, task=task, older_than=age)
     if as_json:
-        _print_json({"deleted": deleted})
+        print_json({"deleted": deleted})
     else:
         typer.echo(f"deleted {deleted} answer{'' if deleted == 1 else 's'}")
 
@@ -198,21 +199,20 @@ def _opened(url: str | None) -> Iterator[Cache]:
         yield nothing
 
 
-def _find(store: Cache, wanted: str) -> tuple[str, CacheEntry]:
-    """The entry whose key starts with `wanted`, with or without the algorithm's name in front.
+def _find(store: Cache, start: str) -> tuple[str, CacheEntry]:
+    """The entry whose key starts with `start`, with or without the algorithm's name in front.
 
     Raises:
         ConfigError: none, or several.
     """
-    start = wanted if wanted.startswith(PREFIX) else PREFIX + wanted
-    found = store.find(prefix=start, limit=SOME + 1)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise ConfigError(f"no answer has a key that starts with {wanted!r}", hint="see qvl cache list")
-    some = ", ".join(_short(key) for key, _ in found[:SOME])
-    several = "many" if len(found) > SOME else len(found)
-    raise ConfigError(f"{several} keys start with {wanted!r}: {some}", hint="write more of it")
+    entries = store.find(prefix=start if start.startswith(PREFIX) else PREFIX + start, limit=SOME + 1)
+    if len(entries) == 1:
+        return entries[0]
+    if not entries:
+        raise ConfigError(f"no answer has a key that starts with {start!r}", hint="see qvl cache list")
+    some = ", ".join(_short(key) for key, _ in entries[:SOME])
+    several = "many" if len(entries) > SOME else len(entries)
+    raise ConfigError(f"{several} keys start with {start!r}: {some}", hint="write more of it")
 
 
 def _two(store: Cache, a: str | None, b: str | None) -> tuple[tuple[str, CacheEntry], tuple[str, CacheEntry]]:
@@ -235,19 +235,19 @@ def _question(entry: CacheEntry) -> str:
     """What was asked, in few words: the task and its language, or the last text of a person."""
     if entry.task != "chat":
         return f"{entry.task} ({entry.language})" if entry.language else entry.task
-    asked = [message for message in entry.manifest.get("messages", ()) if message.get("role") == "user"]
-    said = [part["text"] for message in asked for part in message.get("parts", ()) if "text" in part]
-    return said[-1] if said else entry.task
+    messages = [message for message in entry.manifest.get("messages", ()) if message.get("role") == "user"]
+    texts = [part["text"] for message in messages for part in message.get("parts", ()) if "text" in part]
+    return texts[-1] if texts else entry.task
 
 
 def _answer(entry: CacheEntry) -> str:
     """What was answered, in few words: of a product's analysis its values alone."""
-    found = entry.analysis or {}
-    attributes = found.get("attributes")
+    analysis = entry.analysis or {}
+    attributes = analysis.get("attributes")
     if not isinstance(attributes, Mapping):
         return entry.text
-    named = [found.get("brand"), found.get("category"), *(f"{name} {value}" for name, value in attributes.items())]
-    return ", ".join(str(value) for value in named if value)
+    values = [analysis.get("brand"), analysis.get("category"), *(f"{name} {text}" for name, text in attributes.items())]
+    return ", ".join(str(value) for value in values if value)
 
 
 def _pictures(entry: CacheEntry) -> str:
@@ -256,34 +256,32 @@ def _pictures(entry: CacheEntry) -> str:
     return " ".join(part["image"].partition(":")[2][:PICTURE] for part in parts if "image" in part)
 
 
-def _asked(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _request(manifest: JsonMapping) -> list[tuple[str, str]]:
     """The question as it was put: every message, and the sampling parameters that were not left alone."""
     rows = []
     for message in manifest.get("messages", ()):
-        said = []
+        lines = []
         for part in message.get("parts", ()):
             picture = part.get("image")
-            said.append(part["text"] if "text" in part else f"[picture {_value(picture)}]" if picture else _value(part))
-        rows.append((str(message.get("role", "message")), "\n".join(said)))
+            lines.append(
+                part["text"] if "text" in part else f"[picture {_value(picture)}]" if picture else _value(part)
+            )
+        rows.append((str(message.get("role", "message")), "\n".join(lines)))
     sampling = {name: value for name, value in (manifest.get("sampling") or {}).items() if value not in (None, [])}
-    asked = {"sampling": sampling, **{name: manifest.get(name) for name in ("max_pixels", "tools", "extra")}}
-    return rows + [(name, _value(value)) for name, value in asked.items() if value]
+    others = {"sampling": sampling, **{name: manifest.get(name) for name in ("max_pixels", "tools", "extra")}}
+    return rows + [(name, _value(value)) for name, value in others.items() if value]
 
 
-def _summary(entry: CacheEntry) -> dict[str, Any]:
+def _summary(entry: CacheEntry) -> dict[str, object]:
     names = ("task", "language", "model", "namespace", "image_hash", "text", "analysis", "created_at", "expires_at")
     return {name: getattr(entry, name) for name in names}
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(json_line(data))
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from qvl.cli.tables import stdout
+    from qvl.cli.console import stdout
 
     table = Table()
     for number, column in enumerate(columns):
@@ -302,7 +300,7 @@ def _line(text: str) -> str:
     return flat if len(flat) <= 60 else f"{flat[:59]}…"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     """For a table; `--json` gives the whole."""
     if value is None:
         return "(absent)"
@@ -324,6 +322,3 @@ def _age(created_at: float) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
-
-
-__all__ = ["register"]

@@ -10,6 +10,11 @@ from rich.segment import Segment
 from qvl._printable import plain
 
 
+def stdout() -> PlainConsole:
+    """Return a console on the present stdout."""
+    return PlainConsole(highlight=False, emoji=False)
+
+
 class PlainConsole(Console):
     """A console for texts of others: only colours of our own reach the terminal.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from qvl.cli import options as o
-from qvl.cli.terminal import json_line
+from qvl.cli.terminal import print_json
 from qvl.errors import AuthError, BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
@@ -77,35 +78,40 @@ def _listed(urls: Sequence[str] | None, file: str | None) -> list[Listed]:
 
 
 def _watch(url: str, every: float | None, *, timeout: float, verify: bool, as_json: bool) -> bool:
-    def read() -> list[dict[str, Any]]:
+    from qvl.cli.console import stdout
+
+    def read() -> list[PoolEndpoint]:
         return read_metrics(_fetch(url, timeout, verify), url)
 
+    def show() -> None:
+        if as_json:
+            print_json({"server": url, "endpoints": [endpoint.to_json() for endpoint in pool]})
+        else:
+            stdout().print(pool_table(pool))
+
+    pool = read()
     if every is None:
-        found = read()
-        _print(found, pool_table, as_json=as_json, server=url)
+        show()
     elif as_json:
         while True:
-            found = read()
-            _print(found, pool_table, as_json=True, server=url)
+            show()
             time.sleep(every)
+            pool = read()
     else:
         from rich.live import Live
 
-        from qvl.cli.tables import stdout
-
-        found = read()
-        with Live(pool_table(found), console=stdout(), auto_refresh=False) as live:
+        with Live(pool_table(pool), console=stdout(), auto_refresh=False) as live:
             while True:
                 time.sleep(every)
                 live.update(pool_table(read()), refresh=True)
-    return all(one["state"] != "resting" for one in found)
+    return all(endpoint.state != "resting" for endpoint in pool)
 
 
 def _fetch(url: str, timeout: float, verify: bool) -> str:
-    """The metrics of the server at `url`.
+    """Return the metrics of the server at `url`.
 
     Raises:
-        ConfigError: no URL of a server.
+        ConfigError: `url` is not the address of a server.
         AuthError: it wants another key.
         BackendUnavailableError: it does not answer.
     """
@@ -134,31 +140,43 @@ def _fetch(url: str, timeout: float, verify: bool) -> str:
     return answer.text
 
 
-def read_metrics(text: str, url: str) -> list[dict[str, Any]]:
-    """The endpoints in Prometheus' text format, one dictionary for each.
+@dataclass(slots=True)
+class PoolEndpoint:
+    """One endpoint of a running server's pool; `numbers` are its metrics by name."""
+
+    url: str
+    state: str = "unknown"
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        return {"url": self.url, "state": self.state, **self.numbers}
+
+
+def read_metrics(text: str, url: str) -> list[PoolEndpoint]:
+    """Return the endpoints in Prometheus' text format.
 
     Raises:
         ConfigError: there are none.
     """
-    found: dict[str, dict[str, Any]] = {}
+    endpoints: dict[str, PoolEndpoint] = {}
     for line in text.splitlines():
         series = _SERIES.match(line)
         if series is None:
             continue
         name, value = series[1], float(series[3])
-        labels = {key: re.sub(r"\\(.)", r"\1", told) for key, told in _LABEL.findall(series[2])}
-        one = found.setdefault(labels["endpoint"], {"url": labels["endpoint"], "state": "unknown"})
+        labels = {key: re.sub(r"\\(.)", r"\1", escaped) for key, escaped in _LABEL.findall(series[2])}
+        endpoint = endpoints.setdefault(labels["endpoint"], PoolEndpoint(labels["endpoint"]))
         if name != "state":
-            one[name] = int(value) if name in SHOWN else value
+            endpoint.numbers[name] = int(value) if name in SHOWN else value
         elif value:
-            one["state"] = labels["state"]
-    if not found:
+            endpoint.state = labels["state"]
+    if not endpoints:
         raise ConfigError(f"{url} has no pool of endpoints", hint="qvl-serve openai:NAME --base-url … has one")
-    return list(found.values())
+    return list(endpoints.values())
 
 
-def pool_table(found: Sequence[dict[str, Any]]) -> Table:
-    """A row for each endpoint of a running server; weight and limit stand under its name, as in a list of endpoints."""
+def pool_table(pool: Sequence[PoolEndpoint]) -> Table:
+    """Return a row for each endpoint of a running server, its weight and limit under its name."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -171,15 +189,17 @@ def pool_table(found: Sequence[dict[str, Any]]) -> Table:
     table.add_column("state")
     for heading in ("running", "picture tokens", "asked", "failed", "first token"):
         table.add_column(heading, justify="right")
-    for one in found:
-        known = (("weight", one.get("weight", 1.0), 1.0), ("limit", one.get("limit"), None))
-        told = " ".join(f"{name}={value:g}" for name, value, usual in known if value != usual)
-        rest = one.get("rest_seconds", 0.0)
+    for endpoint in pool:
+        numbers = endpoint.numbers
+        usual = (("weight", numbers.get("weight", 1.0), 1.0), ("limit", numbers.get("limit"), None))
+        unusual = " ".join(f"{name}={value:g}" for name, value, default in usual if value != default)
+        rest = numbers.get("rest_seconds", 0.0)
+        state = f"{endpoint.state}\n{seconds(rest)}" if rest else endpoint.state
         table.add_row(
-            Text(one["url"]).append(f"\n{told}" if told else "", style="dim"),
-            Text(f"{one['state']}\n{seconds(rest)}" if rest else one["state"], _BAD_STATES.get(one["state"], "green")),
-            *(str(one.get(name, "")) for name in SHOWN),
-            seconds(one.get("first_token_seconds", 0.0)),
+            Text(endpoint.url).append(f"\n{unusual}" if unusual else "", style="dim"),
+            Text(state, _BAD_STATES.get(endpoint.state, "green")),
+            *(str(numbers.get(name, "")) for name in SHOWN),
+            seconds(numbers.get("first_token_seconds", 0.0)),
         )
     return table
 
@@ -191,28 +211,34 @@ def _examine(listed: Sequence[Listed], model: str, timeout: float, *, verify: bo
     from qvl.backends.openai.inspect_endpoint import examine
 
     key = os.environ.get("QVL_API_KEY")
-    found = asyncio.run(examine(listed, model=model, api_key=key, timeout=timeout, verify=verify))
-    _print([_told(one) for one in found], examined_table, as_json=as_json)
-    return all(one.error is None for one in found)
+    examined = asyncio.run(examine(listed, model=model, api_key=key, timeout=timeout, verify=verify))
+    if as_json:
+        print_json({"endpoints": [_examined_json(endpoint) for endpoint in examined]})
+    else:
+        from qvl.cli.console import stdout
+
+        stdout().print(examined_table(examined))
+    return all(endpoint.error is None for endpoint in examined)
 
 
-def _told(one: Examined) -> dict[str, Any]:
+def _examined_json(endpoint: Examined) -> dict[str, object]:
     from qvl.backends.replay import capabilities_to_json
 
+    have = endpoint.capabilities
     return {
-        "url": one.url,
-        "reachable": one.reachable,
-        "models": list(one.models),
-        "model": one.model or None,
-        "capabilities": None if one.capabilities is None else capabilities_to_json(one.capabilities),
-        "models_seconds": round(one.models_seconds, 6),
-        "first_token_seconds": round(one.first_token_seconds, 6),
-        "error": one.error,
+        "url": endpoint.url,
+        "reachable": endpoint.reachable,
+        "models": list(endpoint.models),
+        "model": endpoint.model or None,
+        "capabilities": None if have is None else capabilities_to_json(have),
+        "models_seconds": round(endpoint.models_seconds, 6),
+        "first_token_seconds": round(endpoint.first_token_seconds, 6),
+        "error": endpoint.error,
     }
 
 
-def examined_table(found: Sequence[dict[str, Any]]) -> Table:
-    """A section for each endpoint that was examined: a line for its name and one for each thing that is known of it."""
+def examined_table(examined: Sequence[Examined]) -> Table:
+    """Return a section for each endpoint: a line for its name and one for each thing that is known of it."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -222,39 +248,20 @@ def examined_table(found: Sequence[dict[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for one in found:
-        have = one["capabilities"] or {}
-        can = [name for name, there in (("pictures", have.get("images")), ("tools", have.get("tools"))) if there]
-        table.add_row("endpoint", Text(one["url"], style="green" if one["reachable"] else "red"))
-        facts = (
-            ("error", one["error"] or ""),
-            ("models", ", ".join(one["models"])),
-            ("context", str(have.get("max_context") or "")),
-            ("can do", ", ".join([*can, *have.get("response_formats", ())])),
-            ("parameters", ", ".join(have.get("sampling", ()))),
-            ("list of models", seconds(one["models_seconds"]) if one["models_seconds"] else ""),
-            ("first token", seconds(one["first_token_seconds"]) if one["first_token_seconds"] else ""),
-        )
-        for name, told in facts:
-            if told:
-                table.add_row(Text(name, style="dim"), Text(told, style="red" if name == "error" else ""))
+    for endpoint in examined:
+        table.add_row("endpoint", Text(endpoint.url, style="green" if endpoint.reachable else "red"))
+        facts = [("error", endpoint.error or ""), ("models", ", ".join(endpoint.models))]
+        if (have := endpoint.capabilities) is not None:
+            features = [name for name, supported in (("pictures", have.images), ("tools", have.tools)) if supported]
+            facts += [
+                ("context", str(have.max_context or "")),
+                ("can do", ", ".join([*features, *sorted(have.response_formats)])),
+                ("parameters", ", ".join(sorted(have.sampling))),
+            ]
+        times = (("list of models", endpoint.models_seconds), ("first token", endpoint.first_token_seconds))
+        facts += [(name, seconds(value)) for name, value in times if value]
+        for name, text in facts:
+            if text:
+                table.add_row(Text(name, style="dim"), Text(text, style="red" if name == "error" else ""))
         table.add_section()
     return table
-
-
-def _print(
-    found: Sequence[dict[str, Any]],
-    table: Callable[[Sequence[dict[str, Any]]], Table],
-    *,
-    as_json: bool,
-    server: str = "",
-) -> None:
-    if as_json:
-        typer.echo(json_line({**({"server": server} if server else {}), "endpoints": list(found)}))
-        return
-    from qvl.cli.tables import stdout
-
-    stdout().print(table(found))
-
-
-__all__ = ["register"]

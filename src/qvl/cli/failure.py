@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.errors import AnalysisError, ConfigError, QvlError
 
@@ -16,19 +16,19 @@ WRONG_USE: Final = 2
 
 
 def exit_code(error: QvlError) -> int:
-    """2 for what the caller has to write differently, 1 for what failed."""
+    """Return 2 for what the caller has to write differently, 1 for what failed."""
     return WRONG_USE if isinstance(error, ConfigError) else FAILED
 
 
 def stderr() -> Console:
-    """A console on the present stderr; without a terminal it writes no colours and never folds a line."""
+    """Return a console on the present stderr; without a terminal it writes no colours and never folds a line."""
     from qvl.cli.console import PlainConsole
 
     return PlainConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def report(error: QvlError, about: str = "") -> None:
-    """Prints `error: … (hint)`, in red, on one line; `about` names the picture unless the message does."""
+    """Print `error: … (hint)`, in red, on one line; `about` names the picture unless the message does."""
     text = str(error)
     if about and about not in text:
         text = f"{about}: {text}"
@@ -36,13 +36,13 @@ def report(error: QvlError, about: str = "") -> None:
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks or anything that a terminal would obey."""
+    """Return `text` without line breaks or anything that a terminal would obey."""
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
-def as_json(error: QvlError) -> dict[str, Any]:
-    """The error as JSON values; `raw` is the model's text where it could not be read."""
-    found: dict[str, Any] = {
+def as_json(error: QvlError) -> dict[str, object]:
+    """Return the error as JSON values; `raw` is the model's text where it could not be read."""
+    fields: dict[str, object] = {
         "type": type(error).__name__,
         "code": error.code,
         "message": error.message,
@@ -51,12 +51,12 @@ def as_json(error: QvlError) -> dict[str, Any]:
         "retryable": error.retryable,
     }
     if isinstance(error, AnalysisError):
-        found["raw"] = error.raw
-    return found
+        fields["raw"] = error.raw
+    return fields
 
 
 def abandon_stdout() -> None:
-    """Sends what is still in stdout's buffer nowhere, since nobody reads it."""
+    """Send what is still in stdout's buffer nowhere, since nobody reads it."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):

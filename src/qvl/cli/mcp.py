@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,8 @@ from qvl.cli import options as o
 from qvl.cli.expand import Without, expand
 
 if TYPE_CHECKING:
+    from mcp.server import MCPServer
+
     from qvl.agent.catalog.catalog import Catalog
     from qvl.server.auth import KeyRing
 
@@ -66,7 +68,7 @@ async def _serve(settings: o.PipelineOptions, shop: Catalog, host: str, port: in
 
     pipeline = settings.build()
     try:
-        server: Any = build(pipeline, shop, files=keys is None)
+        server = build(pipeline, shop, files=keys is None)
         if keys is None:
             await server.run_stdio_async()
             return
@@ -75,13 +77,14 @@ async def _serve(settings: o.PipelineOptions, shop: Catalog, host: str, port: in
         await pipeline.aclose()
 
 
-async def _listen(server: Any, host: str, port: int, keys: KeyRing) -> None:
-    """Serves until it is told to stop, and says on stderr where."""
+async def _listen(server: MCPServer[object], host: str, port: int, keys: KeyRing) -> None:
+    """Serve until it is told to stop, and says on stderr where."""
     import socket
 
     import uvicorn
 
     from qvl.cli import failure
+    from qvl.cli.banner import shown_host
     from qvl.errors import ConfigError
     from qvl.server.auth import KeyedApp
 
@@ -89,8 +92,7 @@ async def _listen(server: Any, host: str, port: int, keys: KeyRing) -> None:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as exc:
         raise ConfigError(f"cannot listen on {host}:{port}: {exc.strerror or exc}", hint="name another --port") from exc
-    shown = f"[{host}]" if ":" in host else host
-    failure.stderr().print(f"qvl mcp on http://{shown}:{listening.getsockname()[1]}/mcp")
+    failure.stderr().print(f"qvl mcp on http://{shown_host(host)}:{listening.getsockname()[1]}/mcp")
     app = server.streamable_http_app(host=host)
     settings = uvicorn.Config(KeyedApp(app, keys), log_level="warning")
     await uvicorn.Server(settings).serve(sockets=[listening])

@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypedDict
 
 import typer
 
 from qvl.cli import options as o
-from qvl.cli.terminal import json_line
+from qvl.cli.terminal import print_json
+
+
+class Bundled(TypedDict):
+    """The bundled checkpoint."""
+
+    path: str
+    present: bool
+    bytes: int
+
+
+class LocalModel(TypedDict):
+    """A repository in the hub's cache; `quantisation` is None where its weights are not quantised."""
+
+    model: str
+    path: str
+    bytes: int
+    quantisation: str | None
+
+
+class PublishedSize(TypedDict):
+    """A published model. Parameters are in billions, `active` those of a mixture that one token passes."""
+
+    model: str
+    size: str
+    parameters: float
+    active: float | None
+    weights_gb: float
+    memory_gb: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +73,22 @@ def register(app: typer.Typer) -> None:
 
 def models(as_json: o.JsonOnly = False) -> None:
     """The bundled model, what is on this machine, and what is published, with the memory that each needs."""
-    found: dict[str, Any] = {"bundled": bundled(), "on_this_machine": on_this_machine(), "published": published()}
+    own, local, sizes = bundled(), on_this_machine(), published()
     if as_json:
-        typer.echo(json_line(found))
+        print_json({"bundled": own, "on_this_machine": local, "published": sizes})
         return
     from rich.table import Table
     from rich.text import Text
 
-    from qvl.cli.tables import stdout
+    from qvl.cli.console import stdout
 
     console = stdout()
     table = Table(title="Here", title_justify="left")
     for column in ("--model", "size", "what it is"):
         table.add_column(column, overflow="fold")
-    mine = found["bundled"]
     what = "bundled; reads qvl's own drawn pictures, not photographs"
-    table.add_row("(none)", _gb(mine["bytes"]), what if mine["present"] else "bundled; weights are missing")
-    for repo in found["on_this_machine"]:
+    table.add_row("(none)", _gb(own["bytes"]), what if own["present"] else "bundled; weights are missing")
+    for repo in local:
         what = f"in the hub's cache, {repo['path']}"
         if repo["quantisation"]:
             what = f"quantised ({repo['quantisation']}): for vllm: or an endpoint, not for the local backend; {what}"
@@ -71,15 +98,15 @@ def models(as_json: o.JsonOnly = False) -> None:
     table = Table(title="Published (each also as Thinking)", title_justify="left")
     for column in ("--model", "parameters", "memory, bfloat16"):
         table.add_column(column)
-    for row in found["published"]:
+    for row in sizes:
         active = f", {row['active']:g} B active" if row["active"] else ""
         table.add_row(row["model"], f"{row['parameters']:g} B{active}", f"{row['memory_gb']:.0f} GB")
     console.print(table)
     console.print(f"Memory: weights and {OVERHEAD_GB:g} GB; longer contexts and many at once need more.")
 
 
-def bundled() -> dict[str, Any]:
-    """The bundled checkpoint: its folder, whether it is there, its size in bytes."""
+def bundled() -> Bundled:
+    """Return the bundled checkpoint: its folder, whether its weights are there, its size in bytes."""
     import qvl
 
     folder = Path(qvl.__file__).parent / "tiny" / "weights"
@@ -91,8 +118,8 @@ def bundled() -> dict[str, Any]:
     }
 
 
-def on_this_machine(folder: Path | None = None) -> list[dict[str, Any]]:
-    """Qwen3-VL repositories in the Hugging Face cache (`folder`, or the user's own); empty where there is none."""
+def on_this_machine(folder: Path | None = None) -> list[LocalModel]:
+    """Return Qwen3-VL repositories in the Hugging Face cache (`folder`, or the user's own); empty without a cache."""
     try:
         from huggingface_hub import scan_cache_dir
         from huggingface_hub.errors import CacheNotFound
@@ -115,7 +142,7 @@ def on_this_machine(folder: Path | None = None) -> list[dict[str, Any]]:
 
 
 def _quantisation(snapshots: Iterable[Path]) -> str | None:
-    """How the weights of a repository in the cache are quantised; None where they are not, or cannot be read."""
+    """The quantisation of a repository's weights; None where they are not quantised, or cannot be read."""
     from qvl.backends.local.model.checkpoint_files import quantisation, read_json
     from qvl.errors import ConfigError
 
@@ -127,12 +154,14 @@ def _quantisation(snapshots: Iterable[Path]) -> str | None:
     return None
 
 
-def published() -> list[dict[str, Any]]:
-    """Every published size with the memory it needs, in GB."""
+def published() -> list[PublishedSize]:
+    """Return every published size with the memory it needs, in GB."""
     return [
         {
             "model": f"Qwen/Qwen3-VL-{size.size}-Instruct",
-            **asdict(size),
+            "size": size.size,
+            "parameters": size.parameters,
+            "active": size.active,
             "weights_gb": round(size.weights_gb, 1),
             "memory_gb": round(size.weights_gb + OVERHEAD_GB, 1),
         }

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import typer
 
 from qvl.cli import options as o
-from qvl.cli.terminal import json_line
+from qvl.cli.terminal import print_json
 
 if TYPE_CHECKING:
     from qvl.plugins.host import PluginHost
+
+
+class PluginRow(TypedDict):
+    """One plugin and what it brought."""
+
+    plugin: str
+    version: str
+    backends: list[str]
+    caches: list[str]
+    hooks: list[str]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,30 +38,27 @@ def plugins(as_json: o.JsonOnly = False) -> None:
     # The table says what failed; a warning beside it would say it twice.
     logging.getLogger("qvl.plugins").setLevel(logging.ERROR)
     host = PluginHost()
-    found = [_row(host, name) for name in host.names()]
-    failures = [asdict(failure) for failure in host.failures]
+    rows = [_row(host, name) for name in host.names()]
     if as_json:
-        typer.echo(json_line({"plugins": found, "failures": failures}))
+        print_json({"plugins": rows, "failures": [asdict(failure) for failure in host.failures]})
         return
     from rich.table import Table
     from rich.text import Text
 
-    from qvl.cli.tables import stdout
+    from qvl.cli.console import stdout
 
     table = Table()
     for column in ("plugin", "version", "backends", "caches", "other hooks"):
         table.add_column(column, overflow="fold")
-    for row in found:
-        cells = (row["plugin"], row["version"], *(", ".join(row[kind]) for kind in ("backends", "caches", "hooks")))
-        table.add_row(*(Text(cell) for cell in cells))
-    for failure in failures:
-        table.add_row(
-            Text(failure["name"], style="red"), "", Text(f"left out: {failure['error']}", style="red"), "", ""
-        )
+    for row in rows:
+        names = (", ".join(kind) for kind in (row["backends"], row["caches"], row["hooks"]))
+        table.add_row(*(Text(cell) for cell in (row["plugin"], row["version"], *names)))
+    for failure in host.failures:
+        table.add_row(Text(failure.name, style="red"), "", Text(f"left out: {failure.error}", style="red"), "", "")
     stdout().print(table)
 
 
-def _row(host: PluginHost, name: str) -> dict[str, Any]:
+def _row(host: PluginHost, name: str) -> PluginRow:
     provided = host.provides(name)
     return {
         "plugin": name,

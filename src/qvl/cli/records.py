@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic_core import to_jsonable_python
 
@@ -27,7 +27,7 @@ class PictureRecord:
     picture: str
     request_id: str
     result: Result | None = None
-    analysis: AnalysisResult[Any] | None = None
+    analysis: AnalysisResult[object] | None = None
     error: QvlError | None = None
 
     @property
@@ -35,7 +35,7 @@ class PictureRecord:
         return self.error is None
 
     def without_pictures(self) -> PictureRecord:
-        """The same, letting go of the pictures, whose bytes would add up over a long run."""
+        """Return the same without the pictures, whose bytes would add up over a long run."""
         if self.result is None:
             return self
         result = dataclasses.replace(self.result, pictures=())
@@ -47,10 +47,10 @@ class PictureRecord:
         return dataclasses.replace(self, result=result, analysis=analysis)
 
     def to_json(self) -> str:
-        """One line of JSON, without a line break."""
+        """Return one line of JSON, without a line break."""
         return json_line(self._fields())
 
-    def _fields(self) -> dict[str, Any]:
+    def _fields(self) -> dict[str, object]:
         head = {
             "picture": self.picture,
             "index": self.index,
@@ -64,7 +64,7 @@ class PictureRecord:
         return {**head, **_answer(self.result, self.analysis), **_facts(self.result)}
 
 
-def _answer(result: Result, analysis: AnalysisResult[Any] | None) -> dict[str, Any]:
+def _answer(result: Result, analysis: AnalysisResult[object] | None) -> dict[str, object]:
     if analysis is None:
         texts = [choice.text for choice in result.choices]
         return {"text": result.text, **({"texts": texts} if len(texts) > 1 else {})}
@@ -76,7 +76,7 @@ def _answer(result: Result, analysis: AnalysisResult[Any] | None) -> dict[str, A
     }
 
 
-def _facts(result: Result) -> dict[str, Any]:
+def _facts(result: Result) -> dict[str, object]:
     return {
         "model": result.model,
         "backend": result.backend,

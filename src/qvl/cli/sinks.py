@@ -76,6 +76,7 @@ class RecordSink:
 
     def _show(self, record: PictureRecord, shown: bool) -> None:
         from qvl.cli import tables
+        from qvl.cli.console import stdout
 
         assert record.result is not None
         if not shown:
@@ -83,7 +84,7 @@ class RecordSink:
             return
         tables.stages(record)
         tables.notes(record.result)
-        tables.stdout().print(tables.took(record))
+        stdout().print(tables.took(record))
 
     def end_iteration(self, iteration: int) -> None:
         """Called after every picture of one iteration."""

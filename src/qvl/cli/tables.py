@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
 from rich.text import Text
 
 from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis
-from qvl.cli.console import PlainConsole
+from qvl.cli.console import stdout
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
@@ -22,10 +22,6 @@ SHOWN_LOADING: Final = 0.05
 _NARROW: Final = 100
 
 
-def stdout() -> PlainConsole:
-    return PlainConsole(highlight=False, emoji=False)
-
-
 def took(record: PictureRecord) -> str:
     assert record.result is not None
     what = "answer" if record.analysis is None else "image analysis"
@@ -33,7 +29,7 @@ def took(record: PictureRecord) -> str:
 
 
 def seconds(value: float) -> str:
-    """A time with three digits that matter."""
+    """Return a time with three digits that matter."""
     return f"{value * 1000:.2f} ms" if value < 0.01 else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
@@ -41,8 +37,8 @@ def percent(confidence: float | None) -> str:
     return "" if confidence is None else f"{confidence:.1%}"
 
 
-def fields(analysis: AnalysisResult[Any]) -> list[tuple[str, str, float | None]]:
-    """(label, value, confidence) of every field that the model filled in."""
+def fields(analysis: AnalysisResult[object]) -> list[tuple[str, str, float | None]]:
+    """Return (label, value, confidence) of every field that the model filled in."""
     sure = analysis.field_confidence
     if isinstance(analysis.value, ProductAnalysis):
         return [(label, value, sure.get(path)) for label, path, value in analysis.value.rows()]
@@ -50,7 +46,7 @@ def fields(analysis: AnalysisResult[Any]) -> list[tuple[str, str, float | None]]
 
 
 def one(record: PictureRecord) -> None:
-    """Everything about one picture on stdout."""
+    """Print everything about one picture."""
     assert record.result is not None
     console = stdout()
     if record.analysis is not None:
@@ -66,7 +62,7 @@ def one(record: PictureRecord) -> None:
 
 
 def stages(record: PictureRecord) -> None:
-    """One row: how long each stage took."""
+    """Print one row: how long each stage took."""
     table = Table()
     times = timed(record)
     for label, _ in times:
@@ -76,7 +72,7 @@ def stages(record: PictureRecord) -> None:
 
 
 def timed(record: PictureRecord) -> list[tuple[str, float]]:
-    """(stage, seconds) of the stages that happened, in their order; without the last, they add up to it."""
+    """Return (stage, seconds) of the stages that happened, in their order; without the last, they add up to it."""
     assert record.result is not None
     timing = record.result.timing
     loading = timing.loading if timing.loading >= SHOWN_LOADING else 0.0
@@ -120,7 +116,7 @@ def _analysis(record: PictureRecord) -> Table:
 
 
 def many(records: Sequence[PictureRecord]) -> None:
-    """A row for every picture, and a line that counts them."""
+    """Print a row for every picture, and a line that counts them."""
     table = Table()
     table.add_column("picture", overflow="fold")
     table.add_column("answer", overflow="fold")
@@ -163,5 +159,5 @@ def _short(record: PictureRecord) -> str:
     return text if len(text) <= _NARROW else f"{text[: _NARROW - 1]}…"
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -6,13 +6,12 @@ import io
 import json
 import os
 import sys
-from typing import Any
 
 from qvl._printable import escaped
 
 
 def open_streams() -> None:
-    """Gives the program its three streams, whichever were closed, with escapes for letters that they cannot write."""
+    """Give the program its three streams, whichever were closed, with escapes for letters that they cannot write."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -25,8 +24,8 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def json_line(value: Any, *, indent: int | None = None) -> str:
-    """`value` as JSON that stdout can write and no terminal obeys."""
+def json_line(value: object, *, indent: int | None = None) -> str:
+    """Return `value` as JSON that stdout can write and no terminal obeys."""
     text = json.dumps(value, ensure_ascii=False, default=str, indent=indent)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -35,8 +34,13 @@ def json_line(value: Any, *, indent: int | None = None) -> str:
     return escaped(text)
 
 
+def print_json(value: object) -> None:
+    """Print `value` as one line of JSON, at once."""
+    print(json_line(value), flush=True)
+
+
 def _fill(number: int) -> None:
-    """Takes a closed descriptor, so that no file or socket opened later is written to as stdout or stderr."""
+    """Take a closed descriptor, so that no file or socket opened later is written to as stdout or stderr."""
     try:
         os.fstat(number)
     except OSError:

@@ -10,7 +10,7 @@ from typing import Final
 import typer
 
 from qvl.cli import options as o
-from qvl.cli.terminal import json_line
+from qvl.cli.terminal import print_json
 
 PACKAGES: Final = ("torch", "torch-npu", "transformers", "vllm", "openai", "redis", "fastapi", "pillow", "pydantic")
 
@@ -24,18 +24,18 @@ def version(as_json: o.JsonOnly = False) -> None:
     """The versions of qvl, of Python, and of the packages that it runs on; nothing is imported to find out."""
     from qvl._version import __version__
 
-    found: dict[str, str | None] = {
+    versions: dict[str, str | None] = {
         "qvl": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
     for name in PACKAGES:
         try:
-            found[name] = version_of(name)
+            versions[name] = version_of(name)
         except PackageNotFoundError:
-            found[name] = None
+            versions[name] = None
     if as_json:
-        typer.echo(json_line(found))
+        print_json(versions)
         return
-    for name, value in found.items():
+    for name, value in versions.items():
         typer.echo(f"{name:<13} {value or 'not installed'}")
