@@ -84,6 +84,22 @@ def test_sizes_that_servers_pad_are_read(size: bytes) -> None:
     assert Body(200, CHUNKED).feed(size + b"\r\nhello\r\n") == b"hello"
 
 
+@pytest.mark.parametrize("wire", [b"5;" + b"x" * 2 * MAX_HEAD, b"5" + b" " * 2 * MAX_HEAD])
+@pytest.mark.parametrize("step", [1000, MAX_HEAD * 3])
+def test_a_size_has_a_bound_whatever_follows_it(wire: bytes, step: int) -> None:
+    body = Body(200, CHUNKED)
+    pieces = [wire[start : start + step] for start in range(0, len(wire), step)]
+    with pytest.raises(BrokenAnswerError, match="chunk"):
+        list(map(body.feed, pieces))
+
+
+async def test_a_head_has_a_bound() -> None:
+    connection = Connection()
+    connection.data_received(b"HTTP/1.1 200 OK\r\nX: " + b"x" * MAX_HEAD)
+    with pytest.raises(BrokenAnswerError, match="head"):
+        await connection.head()
+
+
 @pytest.mark.parametrize("step", [1000, MAX_HEAD * 2])
 def test_trailers_have_a_bound(step: int) -> None:
     body = Body(200, CHUNKED)
@@ -147,6 +163,11 @@ async def test_one_of_two_connection_headers_closes_it() -> None:
         (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", False),
         (b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 2\r\n\r\n{}", True),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\n\r\n{}", True),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", True),
         (b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\n", False),
     ],
 )

@@ -1,4 +1,4 @@
-"""What HTTP/1.1 puts around an answer: its head, and the framing and the compression of its body.
+"""The head of an HTTP/1.1 answer, and the framing and the compression of its body.
 
 Strict where leniency would let one answer's bytes be taken for the next one's (RFC 9112, sections 6 and 7).
 """
@@ -31,10 +31,10 @@ class BrokenAnswerError(TransportError):
 
 
 def read_head(data: bytes) -> tuple[int, dict[str, str]]:
-    """(status, headers in lower case) of an answer's head, without the empty line at its end.
+    """Return (status, headers in lower case) of an answer's head, which comes without the empty line at its end.
 
     Raises:
-        BrokenAnswerError: this is no HTTP, or it tells two lengths.
+        BrokenAnswerError: this is no HTTP, or it has two different lengths.
     """
     lines = data.decode("latin-1").split("\r\n")
     version, _, status = lines[0].partition(" ")
@@ -55,21 +55,21 @@ def read_head(data: bytes) -> tuple[int, dict[str, str]]:
 
 
 class Body:
-    """Takes the framing off a body (chunks, a length, the end of the connection), and gzip or deflate.
+    """Remove the framing of a body (chunks, a length, the end of the connection), and gzip or deflate.
 
     Nobody here asks for compression, but there are proxies that do it all the same.
 
     Raises:
-        BrokenAnswerError: (also from `feed`) the headers frame nothing, or the compression is one of another kind.
+        BrokenAnswerError: (also from `feed`) an unknown framing or compression, a broken one, or one above the limits.
     """
 
     __slots__ = (
+        "_buffered",
         "_chunked",
         "_encoding",
-        "_held",
         "_inflating",
-        "_left",
         "_missing",
+        "_remaining",
         "_trailer",
         "done",
         "ends_with_connection",
@@ -84,21 +84,23 @@ class Body:
         length = headers.get("content-length", "")
         if length and not self._chunked and not (length.isdecimal() and len(length) < 20):
             raise BrokenAnswerError(f"the answer has no length: {length[:40]!r}")
-        self._left = int(length) if length and not self._chunked else 0
+        self._remaining = int(length) if length and not self._chunked else 0
         self.ends_with_connection = not self._chunked and not length
-        self.done = status in (204, 304) or (self._left == 0 and not self._chunked and not self.ends_with_connection)
-        # Who tells a length beside chunks may mean either.
+        self.done = status in (204, 304) or (
+            self._remaining == 0 and not self._chunked and not self.ends_with_connection
+        )
+        # A server that sends a length beside chunks may mean either.
         ambiguous = self.ends_with_connection or (self._chunked and bool(length))
         self.keeps = "close" not in headers.get("connection", "").lower() and not ambiguous
         self._encoding = headers.get("content-encoding", "").lower()
         self._inflating: _Inflating | None = None
-        self._held: list[bytes] = []
+        self._buffered: list[bytes] = []
         self._missing = 0
         # How many bytes of trailers came behind the last chunk; None before it.
         self._trailer: int | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """The payload in `data`. Whole chunks only, so that an event comes in one piece."""
+        """Return the payload in `data`. Whole chunks only, so that an event comes in one piece."""
         payload = self._unframed(data)
         if self._encoding in ("", "identity") or not payload:
             return payload
@@ -111,24 +113,24 @@ class Body:
             return self._chunks(data)
         if self.ends_with_connection:
             return data
-        taken = data[: self._left]
-        self.keeps = self.keeps and len(taken) == len(data)
-        self._left -= len(taken)
-        self.done = self._left == 0
-        return taken
+        payload = data[: self._remaining]
+        self.keeps = self.keeps and len(payload) == len(data)
+        self._remaining -= len(payload)
+        self.done = self._remaining == 0
+        return payload
 
     def _chunks(self, data: bytes) -> bytes:
-        if self._held:
-            self._held.append(data)
+        if self._buffered:
+            self._buffered.append(data)
             self._missing -= len(data)
             if self._missing > 0:
                 return b""
-            data = b"".join(self._held)
-            self._held.clear()
-        place, found, missing = 0, [], 1
+            data = b"".join(self._buffered)
+            self._buffered.clear()
+        start, payloads, missing = 0, [], 1
         while not self.done:
-            end = data.find(END, place)
-            line = (end if end >= 0 else len(data)) - place
+            end = data.find(END, start)
+            line = (end if end >= 0 else len(data)) - start
             if line + (self._trailer or 0) > MAX_HEAD:
                 raise BrokenAnswerError(
                     "a chunk without a size" if self._trailer is None else "trailers without an end"
@@ -138,38 +140,38 @@ class Body:
             if self._trailer is not None:
                 self._trailer += line + 2
                 self.done = line == 0
-                place = end + 2
+                start = end + 2
                 continue
-            size = _chunk_size(data[place:end])
+            size = _chunk_size(data[start:end])
             if size == 0:
-                self._trailer, place = 0, end + 2
+                self._trailer, start = 0, end + 2
                 continue
             after = end + 2 + size
             if (missing := after + 2 - len(data)) > 0:
                 break
             if data[after : after + 2] != END:
                 raise BrokenAnswerError(f"a chunk that is longer than its size of {size} bytes")
-            found.append(data[end + 2 : after])
-            place, missing = after + 2, 1
+            payloads.append(data[end + 2 : after])
+            start, missing = after + 2, 1
         if self.done:
             # What comes after the end was not asked for, and would be taken for the next answer.
-            self.keeps = self.keeps and place == len(data)
-        elif place < len(data):
-            self._held, self._missing = [data[place:]], max(1, missing)
-        return found[0] if len(found) == 1 else b"".join(found)
+            self.keeps = self.keeps and start == len(data)
+        elif start < len(data):
+            self._buffered, self._missing = [data[start:]], max(1, missing)
+        return payloads[0] if len(payloads) == 1 else b"".join(payloads)
 
 
 def _chunk_size(line: bytes) -> int:
-    told = _CHUNK_SIZE.fullmatch(line)
-    if told is None:
+    match = _CHUNK_SIZE.fullmatch(line)
+    if match is None:
         raise BrokenAnswerError(f"a chunk without a size: {line[:40]!r}")
-    if (size := int(told[1], 16)) > MAX_CHUNK:
+    if (size := int(match[1], 16)) > MAX_CHUNK:
         raise BrokenAnswerError(f"a chunk of {size} bytes")
     return size
 
 
 class _Inflating:
-    """Takes a compression off; what one piece may become is bounded like a chunk."""
+    """Inflate gzip or deflate, at most MAX_CHUNK bytes per call."""
 
     __slots__ = ("_encoding", "_inflater", "_window")
 
@@ -184,17 +186,17 @@ class _Inflating:
         self._inflater = zlib.decompressobj(self._window)
 
     def feed(self, data: bytes) -> bytes:
-        made, left = [], MAX_CHUNK
+        inflated, allowance = [], MAX_CHUNK
         try:
-            while data and left:
+            while data and allowance:
                 if self._inflater.eof:
                     # Compressed files may be laid one behind the other.
                     self._inflater = zlib.decompressobj(self._window)
-                made.append(self._inflater.decompress(data, left))
-                left -= len(made[-1])
+                inflated.append(self._inflater.decompress(data, allowance))
+                allowance -= len(inflated[-1])
                 data = self._inflater.unconsumed_tail or self._inflater.unused_data
         except zlib.error as exc:
             raise BrokenAnswerError(f"the answer is no {self._encoding}: {exc}") from None
-        if not left:
+        if not allowance:
             raise BrokenAnswerError(f"a piece of the answer inflates to more than {MAX_CHUNK} bytes")
-        return b"".join(made)
+        return b"".join(inflated)
