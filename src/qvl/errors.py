@@ -257,6 +257,11 @@ _OUT_OF: Final = {
 }
 
 
+def first_line(reason: object) -> str:
+    """Return the first line of what an exception says, or its name."""
+    return (str(reason).strip() or type(reason).__name__).splitlines()[0][:300]
+
+
 def write_failed(what: str, exc: OSError) -> QvlError:
     """Return the error for `what` (an option and a path, or a path) that could not be written, with the way out.
 

@@ -55,7 +55,7 @@ def freed(backend: LocalBackend) -> None:
     stats = backend.stats()
     assert {stats[name] for name in ("num_running", "num_waiting", "kv_slots", "kv_used_tokens")} == {0}
     assert backend._loaded is not None
-    assert backend._loaded.engine.num_jobs == 0
+    assert backend._loaded.engine.mailbox.requests() == []
 
 
 def test_streams_piece_by_piece_and_ends_with_usage_and_timing(tiny: LocalBackend) -> None:

@@ -132,11 +132,11 @@ class Refusing:
 class GrammarFails(LocalBackend):
     """The grammar of requests whose id is "fails" breaks down while they run: the mask cannot be made of it."""
 
-    def _job(self, *given: Any) -> Any:
-        job = super()._job(*given)
-        if job.request_id == "fails":
-            job.sequences[0].matcher = Refusing(job.sequences[0].matcher, 2)
-        return job
+    def _engine_request(self, *arguments: Any) -> Any:
+        request = super()._engine_request(*arguments)
+        if request.request_id == "fails":
+            request.sequences[0].matcher = Refusing(request.sequences[0].matcher, 2)
+        return request
 
 
 def test_a_grammar_that_fails_while_it_runs_ends_its_own_request(opened: Opener) -> None:

@@ -268,7 +268,7 @@ class LocalBackend(Backend):
         abandoned = threading.Event()
         pool = self._long_pool if _num_characters(request) > LONG_PROMPT else self._pool
         try:
-            job = await loop.run_in_executor(pool, self._job, loaded, request, loop, abandoned)
+            engine_request = await loop.run_in_executor(pool, self._engine_request, loaded, request, loop, abandoned)
         except RuntimeError as exc:
             if isinstance(exc, QvlError) or not self._closed:
                 raise
@@ -277,21 +277,21 @@ class LocalBackend(Backend):
             abandoned.set()
             self._num_preparing -= 1
         try:
-            loaded.engine.submit(job)
+            loaded.engine.mailbox.submit(engine_request)
             while True:
-                item = await job.inbox.get()
+                item = await engine_request.inbox.get()
                 if isinstance(item, QvlError):
                     raise item
                 yield item
                 if item.usage is not None:
                     return
         finally:
-            loaded.engine.abort(job)
+            loaded.engine.mailbox.abort(engine_request)
 
-    def _job(
+    def _engine_request(
         self, loaded: _Loaded, request: ChatRequest, loop: asyncio.AbstractEventLoop, abandoned: threading.Event
     ) -> EngineRequest:
-        """All that can be done before the engine sees the request; runs in the pool."""
+        """Return the request ready for the engine; runs in the pool."""
         from qvl.backends.local.engine_request import EngineRequest
         from qvl.backends.local.scheduling.sequence import Sequence
         from qvl.backends.local.text.detokenizer import Detokenizer
@@ -308,23 +308,23 @@ class LocalBackend(Backend):
             Detokenizer.of(request, loaded.vocabulary, index, reasoning=prepared.starts_thinking, marked_calls=True)
             for index in range(sampling.n)
         ]
-        job = EngineRequest(prepared, outputs, loop, request.request_id)
+        engine_request = EngineRequest(prepared, outputs, loop, request.request_id)
         seed = loaded.device.random_seed() if sampling.seed is None else sampling.seed
         for index in range(sampling.n):
             self._arrivals += 1
-            job.sequences.append(
+            engine_request.sequences.append(
                 Sequence(
-                    group=job,
+                    group=engine_request,
                     index=index,
                     prepared=prepared,
                     sampling=sampling,
                     arrival=self._arrivals,
                     seed=(seed + index * 0x632BE59BD9B4E019) % (1 << 64),
-                    leader=job.sequences[0] if index else None,
+                    leader=engine_request.sequences[0] if index else None,
                     matcher=matcher.deep_copy() if matcher is not None and index else matcher,
                 )
             )
-        return job
+        return engine_request
 
     def identity(self) -> dict[str, Any]:
         loaded = self._loaded
@@ -371,8 +371,7 @@ class LocalBackend(Backend):
             return "closed"
         if self._loaded is None:
             return "loading"
-        engine = self._loaded.engine
-        return str(engine.error) if engine.error is not None else engine.stalled
+        return self._loaded.engine.unready()
 
     def stats(self) -> Mapping[str, float]:
         loaded = self._loaded

@@ -58,6 +58,12 @@ class EngineRequest:
         )
 
 
+def request_of(sequence: Sequence) -> EngineRequest:
+    """Return the request that `sequence` is a choice of."""
+    assert isinstance(sequence.group, EngineRequest)
+    return sequence.group
+
+
 @dataclass(slots=True)
 class Counters:
     """What the engine counts since it started."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from qvl.errors import ConfigError
+from qvl.errors import ConfigError, first_line
 
 # Names of what stands beside a quantised weight: scales, zero points, packed integers.
 QUANTISED_SUFFIXES: Final = (
@@ -38,11 +38,6 @@ _PART: Final = re.compile(
 )
 LARGEST_HEADER: Final = 100 << 20
 LARGEST_NAMED: Final = 3
-
-
-def first_line(exc: BaseException) -> str:
-    """The first line of what an exception says, or its name."""
-    return (str(exc).strip() or type(exc).__name__).splitlines()[0][:300]
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.errors import ConfigError, MissingDependencyError
+from qvl.errors import ConfigError, MissingDependencyError, first_line
 from qvl.suggest import install_line
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _unusable(kind: str) -> str | None:
         if module.is_available() and module.device_count() > 0:
             return None
     except Exception as exc:  # noqa: BLE001 - torch_npu raises whatever its driver libraries raise
-        return f"torch_npu does not import: {_first_line(exc)}"
+        return f"torch_npu does not import: {first_line(exc)}"
     visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "")
     ids = [int(part) for part in visible.split(",") if part.strip().isdigit()]
     if ids != sorted(ids):
@@ -256,10 +256,6 @@ def _unusable(kind: str) -> str | None:
     if visible:
         return f"torch_npu sees no NPU with ASCEND_RT_VISIBLE_DEVICES={visible}"
     return "torch_npu sees no NPU (driver, permissions of /dev/davinci*, or the container's devices)"
-
-
-def _first_line(exc: BaseException) -> str:
-    return (str(exc).strip() or type(exc).__name__).splitlines()[0]
 
 
 def _index(kind: str, number: int | None, wanted: str) -> int | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from qvl.errors import first_line
 from qvl.log import logger
 
 if TYPE_CHECKING:
@@ -132,8 +133,7 @@ class DecodeGraphs:
             if self._device.is_out_of_memory(exc):
                 raise
             self._broken = True
-            reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-            log.warning("decode_graphs_off", error=reason)
+            log.warning("decode_graphs_off", error=first_line(exc))
             return None
         self._pool = graph.pool()
         made = self._recordings[key] = _Recording(inputs, graph, logits)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from qvl.errors import first_line
 from qvl.log import logger
 
 if TYPE_CHECKING:
@@ -198,6 +199,6 @@ def _agree(fused: Callable[[], Tensor], plain: Callable[[], Tensor]) -> bool:
     try:
         found = fused().cpu().float()
     except Exception as exc:  # noqa: BLE001 - an operator that a chip lacks fails in many ways; then torch's is used
-        log.debug("npu_kernel_unusable", error=(str(exc).strip() or type(exc).__name__).splitlines()[0])
+        log.debug("npu_kernel_unusable", error=first_line(exc))
         return False
     return torch.allclose(found, plain().cpu().float(), atol=3e-2, rtol=3e-2)

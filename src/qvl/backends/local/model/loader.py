@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.local.model.checkpoint_files import (
     chat_template,
-    first_line,
     image_settings,
     quantisation,
     read_json,
@@ -22,7 +21,7 @@ from qvl.backends.local.model.checkpoint_files import (
     refuse_surplus,
 )
 from qvl.config import in_home
-from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError
+from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError, first_line
 from qvl.log import logger
 from qvl.suggest import install_line
 

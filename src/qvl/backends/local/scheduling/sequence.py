@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qvl.backends.local.scheduling.prefix_cache import BlockHashes
 
 if TYPE_CHECKING:
     from qvl.backends.local.scheduling.kv_cache import Slot
+    from qvl.backends.local.text.grammar import Matcher
     from qvl.backends.local.text.processor import PreparedRequest
-    from qvl.types import FinishReason, SamplingParams
+    from qvl.types import SamplingParams
 
 
 class SequenceStatus(Enum):
@@ -40,14 +41,14 @@ class Sequence:
         max_chunk: bound on a prefill chunk, lowered after the device ran out of memory.
     """
 
-    group: Any
+    group: object
     index: int
     prepared: PreparedRequest
     sampling: SamplingParams
     arrival: int
     seed: int
     leader: Sequence | None = None
-    matcher: Any = None
+    matcher: Matcher | None = None
     tokens: list[int] = field(init=False)
     num_prompt: int = field(init=False)
     status: SequenceStatus = SequenceStatus.WAITING
@@ -59,8 +60,6 @@ class Sequence:
     max_chunk: int = 1 << 30
     hashes: BlockHashes = field(init=False)
     counts: Counter[int] = field(default_factory=Counter)
-    finish_reason: FinishReason | None = None
-    error: Exception | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prepared.tokens)

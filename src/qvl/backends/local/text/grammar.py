@@ -5,20 +5,53 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from qvl.backends.grammar_schema import call_schema, compiler_reason, enforceable
 from qvl.backends.schema_bounds import check_format
-from qvl.errors import MissingDependencyError, RequestError
+from qvl.errors import MissingDependencyError, RequestError, first_line
 from qvl.suggest import install_line
 
 if TYPE_CHECKING:
+    import torch
+    from llguidance import LLTokenizer
     from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
 
     from qvl.types import ChatRequest, Tool
 
 # What json.dumps writes: no room for endless white space, and two runs of one answer compare equal as text.
 SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class Matcher(Protocol):
+    """llguidance's LLMatcher: how far one answer has come in its grammar."""
+
+    def consume_token(self, token: int) -> bool: ...
+    def deep_copy(self) -> Self: ...
+    def get_error(self) -> str: ...
+    def is_error(self) -> bool: ...
+    def is_stopped(self) -> bool: ...
+
+
+def consume(matcher: Matcher, token: int) -> None:
+    """Move `matcher` on by a token.
+
+    Raises:
+        RequestError: the grammar's limits end it here, although it could be compiled.
+    """
+    try:
+        # Beyond its limits a matcher calls itself stopped too, which is no end of a good answer.
+        if not matcher.is_error() and matcher.consume_token(token) and not matcher.is_error():
+            return
+        reason = matcher.get_error()
+    except Exception as exc:  # noqa: BLE001 - the fault of one grammar
+        reason = first_line(exc)
+    raise RequestError(
+        f"the schema or pattern is too complex to be enforced: {first_line(reason)}",
+        hint="simplify it",
+        code="invalid_schema",
+    )
 
 
 class Grammars:
@@ -30,15 +63,15 @@ class Grammars:
         eos_token_ids: what ends an answer.
     """
 
-    def __init__(self, tokenizer: Any, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos = list(eos_token_ids)
-        self._table: Any = None
+        self._table: LLTokenizer | None = None
         self._lock = threading.Lock()
 
-    def matcher(self, request: ChatRequest) -> Any:
-        """An LLMatcher at its start, or None when the request's answer is free.
+    def matcher(self, request: ChatRequest) -> Matcher | None:
+        """Return a matcher at its start, or None when the request's answer is free.
 
         Raises:
             RequestError: the schema, pattern or choices cannot be compiled.
@@ -46,13 +79,13 @@ class Grammars:
         grammar, param = self._grammar(request)
         if grammar is None:
             return None
-        matcher, error = self._compiled(grammar)
+        matcher, error = self._compile(grammar)
         if error:
             raise _refused(self._fault_of_a_tool(request.forced_tools) or compiler_reason(error), param)
         return matcher
 
-    def _compiled(self, grammar: str) -> tuple[Any, str]:
-        """(matcher, what the compiler says against it)."""
+    def _compile(self, grammar: str) -> tuple[Matcher | None, str]:
+        """Return the matcher, and what the compiler says against it."""
         from llguidance import LLMatcher
 
         try:
@@ -71,7 +104,7 @@ class Grammars:
         for tool in tools:
             try:
                 grammar = LLMatcher.grammar_from_json_schema(call_schema([tool]), overrides=SPACING)
-                error = self._compiled(grammar)[1]
+                error = self._compile(grammar)[1]
             except ValueError as exc:
                 error = str(exc)
             if error:
@@ -116,7 +149,7 @@ class Grammars:
         known = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
         return word if word in known else json.dumps(word)
 
-    def _tokens(self) -> Any:
+    def _tokens(self) -> LLTokenizer:
         with self._lock:
             if self._table is None:
                 from llguidance.hf import from_tokenizer
@@ -124,8 +157,8 @@ class Grammars:
                 self._table = from_tokenizer(self._tokenizer, n_vocab=self._vocab_size, eos_token=self._eos or None)
             return self._table
 
-    def mask(self, matchers: Sequence[Any], device: Any) -> Tensor:
-        """bool [len(matchers), vocabulary], True where a token is forbidden; a None matcher forbids nothing."""
+    def mask(self, matchers: Sequence[Matcher | None], device: torch.device) -> Tensor:
+        """Return bool [len(matchers), vocabulary], True where a token is forbidden; a None matcher forbids nothing."""
         import torch
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
