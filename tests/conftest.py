@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ LAST_MAJOR = "openai>=2.20,<3"
 KEPT = ("CHROMIUM", "CI", "CUDA_VISIBLE_DEVICES", "LANG", "PATH", "QVL_PUBLISHED_QWEN3_VL", "TERM", "TMPDIR", "USER")
 KEPT_FAMILIES = ("COVERAGE_", "LC_", "LD_", "MKL_", "OMP_", "PYTEST_", "PYTHON", "TZ", "VIRTUAL_ENV", "VLLM_TARGET_")
 AS_FOUND = dict(os.environ)  # for pip, which may need a proxy and certificates
+CONFIGURED = ("qvl", "opentelemetry")  # loggers that commands give handlers and levels
 # What takes longest: given out first, so that no worker is left alone with one of these, and left out of `make quick`.
 LONGEST = (
     "backends/local",
@@ -153,6 +155,31 @@ def _own_home(pytestconfig: pytest.Config) -> Iterator[None]:
     os.environ |= before
     with contextlib.suppress(OSError):  # mostly empty; the rest goes with the run
         home.rmdir()
+
+
+@contextlib.contextmanager
+def own_logs() -> Iterator[None]:
+    """Ends with the logs set up as they were: what a command sets up in this process writes to a captured stderr."""
+    flags = {name: getattr(logging, name) for name in ("logThreads", "logProcesses", "logMultiprocessing")}
+    before = {log: (log.handlers[:], log.level, log.propagate) for log in _loggers()}
+    yield
+    for log in _loggers():
+        log.handlers[:], level, log.propagate = before.get(log, ([], logging.NOTSET, True))
+        if log.level != level:
+            log.setLevel(level)
+    vars(logging).update(flags)
+
+
+def _loggers() -> list[logging.Logger]:
+    """Those that qvl sets up, and what is below them."""
+    named = logging.Logger.manager.loggerDict.items()
+    return [log for name, log in named if name.startswith(CONFIGURED) and isinstance(log, logging.Logger)]
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    with own_logs():
+        yield
 
 
 @pytest.fixture(scope="session")
