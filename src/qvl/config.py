@@ -83,7 +83,7 @@ def load(**arguments: object) -> Settings:
 
 
 def unknown_setting(name: str, known: Iterable[str], table: str = "") -> ConfigError:
-    """The error for a name in the config file, or in one of its tables, that is none of `known`."""
+    """The error for a name in the config file, or in one of its tables, that is not one of `known`."""
     from qvl.suggest import nearest
 
     where = f"[{table}] of {config_path()}" if table else str(config_path())

@@ -11,7 +11,7 @@ QvlError
 │   ├── UnsupportedInputError    the backend cannot honour a field of the request
 │   ├── MediaError               a picture cannot be read, is refused, or breaks a limit
 │   └── ContextLengthError       prompt and answer do not fit the model's context
-├── AnalysisError                the model's answer is no valid analysis (the raw text is kept)
+├── AnalysisError                the model's answer is not a valid analysis (the raw text is kept)
 └── BackendError            502  the model could not answer
     ├── AuthError           401  the endpoint refused the credentials
     ├── RateLimitError      429  the endpoint or the local queue is full

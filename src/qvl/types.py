@@ -139,7 +139,7 @@ class SamplingParams:
         self._check("top_k", self.top_k >= 0, "0 (all) or more")
         self._check("min_p", 0.0 <= self.min_p <= 1.0, "from 0 to 1")
         self._check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "1 or more")
-        self._check("repetition_penalty", 0.0 < self.repetition_penalty <= 100.0, "above 0; 1 is none")
+        self._check("repetition_penalty", 0.0 < self.repetition_penalty <= 100.0, "above 0; 1 is neutral")
         self._check("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "from -2 to 2")
         self._check("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "from -2 to 2")
         self._check("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "from 0 to 20")

@@ -167,7 +167,7 @@ def test_what_is_too_deep_too_wide_or_a_circle_is_refused() -> None:
     ("schema", "words"),
     [
         ({"type": "object", "properties": True}, "properties True is not of type 'object'"),
-        ({"type": "object", "$schema": 5}, "its \\$schema is no text"),
+        ({"type": "object", "$schema": 5}, "its \\$schema is not a string"),
         ({"type": "object", "$schema": "http://json-schema.org/draft-03/schema#"}, "draft 3"),
         ({"$ref": "#/$defs/a", "$defs": [1]}, "type object"),
         ({"type": "object", "allOf": 5}, "allOf 5"),

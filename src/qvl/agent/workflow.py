@@ -171,7 +171,7 @@ class Recommender:
             wish: replaces the wish, where the search is still to come.
 
         Raises:
-            ConfigError: there is no such thread.
+            ConfigError: the thread does not exist.
         """
         config = self._config(thread)
         if not self._values(thread):

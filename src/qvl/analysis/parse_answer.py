@@ -64,7 +64,7 @@ def boxed(schema: type[BaseModel]) -> type[BaseModel] | None:
 
 
 def own_fields(value: Any) -> dict[str, Any]:
-    """The fields of a user's schema as JSON values; what is no object stands under `answer`."""
+    """The fields of a user's schema as JSON values; what is not an object stands under `answer`."""
     found = value.model_dump(mode="json") if isinstance(value, BaseModel) else to_jsonable_python(value)
     return found if isinstance(found, dict) else {"answer": found}
 
@@ -126,7 +126,7 @@ def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
     `complete` False says that the answer was cut off by max_tokens; such text is never repaired.
 
     Raises:
-        AnalysisError: it is no such object; `raw` keeps the text.
+        AnalysisError: it is not such an object; `raw` keeps the text.
     """
     wanted: type[BaseModel] = ProductFields if schema is ProductAnalysis else schema
     try:

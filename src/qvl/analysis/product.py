@@ -19,7 +19,7 @@ V = TypeVar("V")
 
 
 class _Origin:
-    """Holds the Result beside an analysis; all are equal, since where it came from is no part of its value."""
+    """Holds the Result beside an analysis; all are equal, since where it came from is not part of its value."""
 
     __slots__ = ("result",)
 

@@ -91,7 +91,7 @@ def _check_of(schema: dict[str, Any]) -> Callable[[Any], PydanticError | None]:
     """A function that says what of an answer does not fit `schema`."""
     bound(plain(schema, "schema"), "schema", validated=True)  # before anything else is read of it
     if not isinstance(schema.get("$schema", ""), str):
-        raise _refused("is not valid: its $schema is no text")
+        raise _refused("is not valid: its $schema is not a string")
     base = validators.validator_for(schema, default=Draft202012Validator)
     if base is Draft3Validator:
         raise _refused("is of draft 3, which is not honoured here")

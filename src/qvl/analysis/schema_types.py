@@ -39,7 +39,7 @@ def schema_type(schema: Any) -> SchemaType:
     a dataclass its instances, a TypedDict dictionaries, `list[Bill]` a list of them.
 
     Raises:
-        ConfigError: it is none of these, or no answer in JSON could have its form.
+        ConfigError: it is not one of these, or no answer in JSON could have its form.
     """
     if isinstance(schema, Mapping):
         return _of_json_schema(schema)

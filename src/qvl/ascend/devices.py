@@ -21,7 +21,7 @@ _COMM_LENGTH = 15
 class Visible:
     """What the runtime makes of ASCEND_RT_VISIBLE_DEVICES.
 
-    The runtime reads numbers separated by commas and stops at the first thing that is none, a blank included; `read`
+    The runtime reads numbers separated by commas and stops at the first thing that is not one, a blank included; `read`
     is what it keeps, `dropped` the rest of the text. Numbers must ascend.
     """
 

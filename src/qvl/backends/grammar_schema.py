@@ -128,8 +128,8 @@ def without_what_is_checked_afterwards(schema: Schema) -> Schema:
 class _SchemaRewriter:
     """Rewrites one schema that will stand at `place` of the whole.
 
-    `opened` are copies of what is referred to: closed, of what is no definition; open, of what an allOf composes, for
-    there an object may hold the names of the other branches.
+    `opened` are copies of what is referred to: closed, of what is not a definition; open, of what an allOf composes,
+    for there an object may hold the names of the other branches.
     """
 
     def __init__(self, schema: Mapping[str, Any], place: str, param: str) -> None:

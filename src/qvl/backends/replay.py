@@ -81,7 +81,7 @@ class RecordBackend(WrappingBackend):
         """Opens the inner backend and the file.
 
         Raises:
-            ConfigError: the file records another backend, is no recording, or cannot be written.
+            ConfigError: the file records another backend, is not a recording, or cannot be written.
         """
         await super().open()
         await asyncio.to_thread(self._begin)
@@ -101,7 +101,7 @@ class RecordBackend(WrappingBackend):
                     whole = whole or chunk.usage is not None
                     yield chunk
         except QvlError as error:
-            # An error because we were closed is no answer of the backend.
+            # An error because we were closed is not an answer of the backend.
             if self._is_open:
                 await asyncio.to_thread(self._append, request, {"chunks": chunks, "error": error_to_json(error)})
             raise
@@ -172,7 +172,7 @@ class ReplayBackend(Backend):
         """Reads the recording.
 
         Raises:
-            ConfigError: there is no such file, or it is no recording.
+            ConfigError: the file does not exist, or it is not a recording.
         """
         if self._closed is not None and not self._closed.is_set():
             return
@@ -243,7 +243,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """The first line of a recording.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not one.
     """
     with path.open(encoding="utf-8") as file:
         try:
@@ -259,7 +259,7 @@ def read_recording(path: Path) -> tuple[dict[str, Any], dict[str, RecordedExchan
     """Header and exchanges by key. A last line that was cut off by a crash is left out.
 
     Raises:
-        ConfigError: there is no such file, or it is no recording.
+        ConfigError: the file does not exist, or it is not a recording.
     """
     exchanges: dict[str, RecordedExchange] = {}
     try:

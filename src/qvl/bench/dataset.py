@@ -71,7 +71,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is no request: where, and why."""
+    """A line that is not a request: where, and why."""
 
     where: str
     reason: str

@@ -88,7 +88,7 @@ class LoadedEndpoint:
         verify: whether a TLS certificate must be good.
 
     Raises:
-        ConfigError: the URL is none.
+        ConfigError: the URL cannot be used.
     """
 
     def __init__(

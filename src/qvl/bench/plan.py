@@ -120,7 +120,7 @@ def read_slo(text: str) -> dict[str, float]:
     """`ttft=500ms,tpot=50,e2e=10s` as seconds; a number without a unit is milliseconds, as in `vllm bench serve`.
 
     Raises:
-        ConfigError: a name or a number that is none.
+        ConfigError: a name that is not known, or a number that cannot be read.
     """
     found = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):

@@ -53,7 +53,7 @@ def figure_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
 
 
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, text) of everything about one endpoint that is no latency."""
+    """(name, text) of everything about one endpoint that is not a latency."""
     requests, rates, pictures = found["requests"], found["throughput"], found["pictures"]
     share = requests["success_rate"]
     yield (

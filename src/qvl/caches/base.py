@@ -63,7 +63,7 @@ class CacheEntry:
         """Reads what `to_json` wrote.
 
         Raises:
-            CacheError: the text is no entry, or one of another version.
+            CacheError: the text is not an entry, or one of another version.
         """
         try:
             data = json.loads(text)
@@ -247,7 +247,7 @@ def chosen(filters: Mapping[str, Any]) -> dict[str, str]:
     """Those of `Cache.clear`'s and `find`'s filters that are given.
 
     Raises:
-        TypeError: one that is none of COUNTED_BY.
+        TypeError: one that is not in COUNTED_BY.
     """
     for name in filters:
         if name not in COUNTED_BY:

@@ -18,7 +18,7 @@ def cache_named(given: object) -> str | None:
     """What a user named as the cache, None for nothing.
 
     Raises:
-        ConfigError: it is no text; `False` would otherwise mean the default cache.
+        ConfigError: it is not a string; `False` would otherwise mean the default cache.
     """
     if given is None or isinstance(given, str):
         return given

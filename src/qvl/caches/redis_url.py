@@ -60,7 +60,7 @@ class RedisAddress:
         """Reads `redis://user:password@host:port/db?option=value` and its relatives; see SCHEMES and OPTIONS.
 
         Raises:
-            ConfigError: another scheme, an unknown option, a port or database that is no number.
+            ConfigError: another scheme, an unknown option, a port or database that is not a number.
         """
         base, _, query = url.partition("?")
         scheme, separator, rest = base.partition("://") if base != "redis:" else ("redis", "://", "")

@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
         if exc is not None and self._problem is None:
-            # A TimeoutError of the network's is no deadline of ours.
+            # A TimeoutError of the network's is not a deadline of ours.
             self._problem = TransportError(str(exc) or type(exc).__name__)
         self._wake()
 
@@ -201,7 +201,7 @@ class Pool:
         keep: seconds after which an idle connection is not used again.
 
     Raises:
-        ConfigError: the URL is none of http or https.
+        ConfigError: the URL is neither http nor https.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ _INFLATED: Final = frozenset({"gzip", "x-gzip", "deflate", "x-deflate"})
 def unpacked(
     data: bytes, codings: str, policy: MediaPolicy, name: str, counted: Callable[[int], None] | None = None
 ) -> bytes:
-    """`data` without what `codings`, a Content-Encoding in lower case, names; itself where that is no compression.
+    """`data` without what `codings`, a Content-Encoding in lower case, names; itself where that is not a compression.
 
     What begins as gzip is inflated even where nothing says so. `counted` is told of every piece that comes out, before
     the next is made.

@@ -34,7 +34,7 @@ def read(source: Any, policy: MediaPolicy) -> tuple[bytes, str]:
     """The encoded bytes of `source` and its short name for people.
 
     Raises:
-        MediaError: it is no source of bytes, cannot be read, is refused, or is larger than `policy.max_bytes`.
+        MediaError: it is not a source of bytes, cannot be read, is refused, or is larger than `policy.max_bytes`.
     """
     if isinstance(source, str):
         return _read_text(source, policy)

@@ -1,4 +1,4 @@
-"""The flow of `analyze()`: ask with the schema, read the answer, ask once more if it is no such thing, remember."""
+"""The flow of `analyze()`: ask with the schema, read the answer, ask once more if it does not fit, remember."""
 
 from __future__ import annotations
 

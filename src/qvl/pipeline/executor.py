@@ -141,7 +141,7 @@ class Executor:
         return await self._made(lambda: self.job_now(request, cache, namespace=namespace, started=started))
 
     async def _made(self, make: Callable[[], Job | None]) -> Job:
-        """The job, at once or with the backend open; what that takes is no part of the media stage."""
+        """The job, at once or with the backend open; what that takes is not part of the media stage."""
         job = make()
         if job is None:
             began = time.perf_counter()

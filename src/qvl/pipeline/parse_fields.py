@@ -15,7 +15,7 @@ def wrong(param: str, said: str, hint: str | None = None) -> RequestError:
 
 
 def unknown(param: str, value: Any, known: Sequence[str]) -> RequestError:
-    """The error for a word that is none of the `known` ones."""
+    """The error for a word that is not one of `known`."""
     return wrong(param, f"unknown value {str(value)[:80]!r}", f"known: {', '.join(known)}")
 
 

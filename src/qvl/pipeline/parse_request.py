@@ -203,7 +203,7 @@ def sampling_params(given: Mapping[str, Any]) -> SamplingParams:
     """SamplingParams from keyword arguments.
 
     Raises:
-        ConfigError: a name that is none of its fields (the nearest is named), or a value of the wrong type or range.
+        ConfigError: a name that is not one of its fields (the nearest is named), or a value of the wrong type or range.
     """
     if not given:
         return GREEDY

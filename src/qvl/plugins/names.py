@@ -25,7 +25,7 @@ def split_model(model: str, backends: Iterable[str]) -> tuple[str, str]:
     """`"backend:model"` as its two halves; a bare path or hub id is local.
 
     Raises:
-        UnknownNameError: the word before the colon is no backend and no Windows drive.
+        UnknownNameError: the word before the colon is neither a backend nor a Windows drive.
     """
     prefix, colon, rest = model.partition(":")
     if not colon:

@@ -51,7 +51,7 @@ class KeyRing:
         """A name for the holder of the key in the `Authorization` header, "" where no keys are set.
 
         Raises:
-            InvalidKeyError: there is no key, or it is none of the accepted ones.
+            InvalidKeyError: there is no key, or it is not one of the accepted ones.
         """
         if not self._digests:
             return ""

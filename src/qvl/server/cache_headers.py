@@ -19,7 +19,7 @@ def policy_of(header: bytes | None, mode: CacheMode, *, deterministic: bool) -> 
     `no-cache` asks anew and stores, `no-store` neither looks nor stores, `max-age=N` takes nothing older.
 
     Raises:
-        RequestError: max-age is no number.
+        RequestError: max-age is not a number.
     """
     base = CachePolicy.of(mode, deterministic=deterministic)
     if header is None:

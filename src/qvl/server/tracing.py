@@ -177,7 +177,7 @@ def exporting(endpoint: str | None) -> SdkProvider | None:
     None where nothing of this is set, or somebody else has set up a provider already.
 
     Raises:
-        ConfigError: `endpoint` is no http(s) URL.
+        ConfigError: `endpoint` is not an http(s) URL.
         MissingDependencyError: `endpoint` is given and the packages are missing.
     """
     if endpoint is None and (not any(os.environ.get(name) for name in _ADDRESSES) or found() is not None):

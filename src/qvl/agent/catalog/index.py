@@ -36,7 +36,7 @@ class Index:
     """Products in a SQLite file (or ":memory:"), changed by `update` and read by `ranking`. Thread-safe.
 
     Raises:
-        ConfigError: the file is no index of this version, or SQLite cannot open it.
+        ConfigError: the file is not an index of this version, or SQLite cannot open it.
     """
 
     def __init__(self, path: str) -> None:

@@ -33,7 +33,7 @@ def read(path: Path) -> Iterator[tuple[int, Product | Problem]]:
     """Yield (line, product or problem) for every row of `path`, one at a time.
 
     Raises:
-        ConfigError: no such file, a format that is not known, or a file that is none of its kind.
+        ConfigError: the file does not exist, its format is not known, or its content is of another.
     """
     kind = path.suffix.lower()
     if kind not in FORMATS:

@@ -52,7 +52,7 @@ class Structured:
         """The answer as the class, or as a dictionary where the schema is not a class.
 
         Raises:
-            AnalysisError: it is no such object, or was cut off.
+            AnalysisError: it is not such an object, or was cut off.
         """
         from qvl.analysis.find_json import find_object
         from qvl.analysis.parse_answer import parse

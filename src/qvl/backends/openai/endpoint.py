@@ -62,7 +62,7 @@ def read_url(url: str) -> str:
     """The base URL as it is used: no slash at its end, `/v1` where no path is given.
 
     Raises:
-        ConfigError: it is no http(s) URL.
+        ConfigError: it is not an http(s) URL.
     """
     # What stands before an @ or behind a ? may be a secret, also where it is no URL.
     wrong = ConfigError(

@@ -58,7 +58,7 @@ def read_endpoint_list(path: str | Path) -> list[Listed]:
     """The endpoints in a file: a URL a line, then `weight=` and `limit=` if wanted; `#` starts a comment.
 
     Raises:
-        ConfigError: the file cannot be read, has a line that is no endpoint, one twice, or none.
+        ConfigError: the file cannot be read, has a line that is not an endpoint, one twice, or none.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()

@@ -86,7 +86,7 @@ class Failed(Exception):
 
 
 def broken(message: str, where: str) -> Failed:
-    """The endpoint sent something that is no answer."""
+    """The endpoint sent something that is not an answer."""
     return Failed(BackendResponseError(f"{where}: {message}"), Repeat.ELSEWHERE, Blame.FAULT)
 
 

@@ -332,7 +332,7 @@ class _Asker:
                 async with self._places:
                     return await self._once(body)
             except Failed as failed:
-                # A connection that broke after it was made may be an accident; one that cannot be made is none.
+                # A connection that broke after it was made may be an accident; one that cannot be made is not.
                 broke = failed.blame is Blame.DOWN and not failed.untouched
                 busy = isinstance(failed.error, RateLimitError) or failed.error.status == 503
                 if not broke and (not busy or failed.repeat is not Repeat.ANYWHERE or failed.blame is Blame.DOWN):

@@ -98,7 +98,7 @@ class VllmRequest:
         notes = list(part.logprobs or ())
         self._completion += len(tokens)
         if part.finish_reason == "stop" and tokens:
-            # The token that ends an answer is no part of it.
+            # The token that ends an answer is not part of it.
             tokens.pop()
         for place, token in enumerate(tokens):
             logprob, top = _alternatives(notes[place], token, self._request.sampling.logprobs) if notes else (0.0, ())

@@ -30,7 +30,7 @@ QUANTISED_SUFFIXES: Final = (
     ".quant_map",
 )
 PLAIN_TYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
-# What counts or masks is no weight; whole numbers and bits anywhere else are codes of one.
+# What counts or masks is not a weight; whole numbers and bits anywhere else are codes of one.
 COUNTS: Final = ("position_ids", "token_type_ids", "causal_mask", "num_batches_tracked")
 # The lists of equal parts that a Qwen3-VL is made of, by their names in its files.
 _PART: Final = re.compile(

@@ -197,7 +197,7 @@ class Splitter:
     """Tells content, reasoning (`<think>`) and tool calls apart in a stream of text.
 
     `state` is start, reasoning, content or call. White space around the markup belongs to nobody. A call ends with its
-    JSON object, whatever its texts say; one that is no object ends with `</tool_call>`. One block may hold several.
+    JSON object, whatever its texts say; one that is not an object ends with `</tool_call>`. One block may hold several.
     """
 
     def __init__(self, reasoning: bool, parse_tools: bool, free: bool, *, only_call: bool = False) -> None:

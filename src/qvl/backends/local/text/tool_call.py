@@ -19,8 +19,8 @@ _LENIENT: Final = json.JSONDecoder(strict=False)
 class ObjectScanner:
     """Finds the end of a JSON object in a text that grows; `feed` is given all of it each time.
 
-    `end` is the place behind the object, None until it is whole. `other` says that the text is no object at all. A code
-    fence or the bracket of a list may stand before the object.
+    `end` is the place behind the object, None until it is whole. `other` says that the text is not an object at all. A
+    code fence or the bracket of a list may stand before the object.
     """
 
     __slots__ = ("_at", "_depth", "_escaped", "_in_text", "end", "other")
@@ -57,7 +57,7 @@ class ObjectScanner:
 
 
 def lead_of(text: str) -> int:
-    """Return the length of what stands before a call that is no part of it."""
+    """Return the length of what stands before a call that is not part of it."""
     found = _LEAD.match(text)
     return found.end() if found else 0
 
@@ -118,7 +118,7 @@ class ControlEscaper:
 
 
 def parse_call(block: str) -> tuple[str, str] | None:
-    """Name and arguments, as the model wrote them, of the JSON inside a `<tool_call>`; None when it is none.
+    """Name and arguments, as the model wrote them, of the JSON inside a `<tool_call>`; None when it is not one.
 
     Arguments that are null, missing or empty are `{}`, also where they stand in a text of their own.
     """
