@@ -71,7 +71,7 @@ class Qvl(Store):
             "memory": "memory:",
         }
         self.first = self.pipe = Pipeline(backend=Canned(), cache=urls[kind])
-        self.cache = self.first.pipeline.store.cache
+        self.cache = self.first.pipeline.executor.store.cache
         self.anew = lambda: Pipeline(backend=Canned(), cache=self.cache)
         self.off = Pipeline(backend=Canned(), cache="off")
         self.ask = lambda picture: self.pipe.ask(picture, QUESTION).text

@@ -46,10 +46,10 @@ def noting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 async def main() -> None:
     async with AsyncPipeline(backend=Working(), cache=cache) as pipe:
-        assert pipe.store is not None
-        pipe.store.lease_seconds = float(lease_seconds)
+        assert pipe.executor.store is not None
+        pipe.executor.store.lease_seconds = float(lease_seconds)
         for name in ("renew", "wait"):
-            setattr(pipe.store.cache, name, noting(name, getattr(pipe.store.cache, name)))
+            setattr(pipe.executor.store.cache, name, noting(name, getattr(pipe.executor.store.cache, name)))
         asked = asyncio.ensure_future(pipe.ask([], "who works?"))
         if what == "leave":
             await asyncio.wait((asked,), timeout=float(lease_seconds))

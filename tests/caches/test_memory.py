@@ -103,7 +103,8 @@ def test_a_large_entry_is_not_read_on_the_event_loop(tiered: bool) -> None:
             cache.get(key)
         for key, here in (("small", True), ("large", False)):
             threads.clear()
-            assert await store.get(key) == cache.get(key)
+            _, found = await store.lease_or_entry(key, read=True)
+            assert found == cache.get(key)
             assert (threads[0] == threading.get_ident()) is here
 
     asyncio.run(main())

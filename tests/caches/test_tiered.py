@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,23 +70,19 @@ def test_what_another_process_cleared_leaves_the_front_with_its_time(redis_url: 
         assert cache.get("k") is None
 
 
-@pytest.mark.parametrize("here", [True, False])
-def test_who_wants_a_young_answer_gets_the_one_that_another_process_made_meanwhile(here: bool) -> None:
-    async def main() -> None:
-        back = MemoryCache()
-        store = Store(TieredCache(back))
+@pytest.mark.parametrize("peeking", [True, False])
+def test_who_wants_a_young_answer_gets_the_one_that_another_process_made_meanwhile(peeking: bool) -> None:
+    back = MemoryCache()
+    store = Store(TieredCache(back))
 
-        async def texts(*ages: float | None) -> list[str | None]:
-            get = store.get_here if here else store.get
-            found = [get("k", max_age=age) for age in ages]
-            entries = found if here else await asyncio.gather(*found)
-            return [one and one.text for one in entries]
+    def text(age: float | None) -> str | None:
+        known, found = store.peek("k", max_age=age) if peeking else (False, None)
+        found = found if known else store.get("k", max_age=age)
+        return found and found.text
 
-        back.set("k", entry(text="old", created_at=time.time() - 1000))
-        assert await texts(None) == ["old"]
-        back.set("k", entry(text="new", created_at=time.time()))
-        assert await texts(None) == ["old"]
-        assert await texts(500) == ["new"]
-        assert await texts(None, -1) == ["new", None]
-
-    asyncio.run(main())
+    back.set("k", entry(text="old", created_at=time.time() - 1000))
+    assert text(None) == "old"
+    back.set("k", entry(text="new", created_at=time.time()))
+    assert text(None) == "old"
+    assert text(500) == "new"
+    assert (text(None), text(-1)) == ("new", None)

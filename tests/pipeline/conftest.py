@@ -107,4 +107,4 @@ async def until(ready: Callable[[], object]) -> None:
 
 def followers(pipe: AsyncPipeline) -> int:
     """How many wait for an answer that is under way."""
-    return sum(flight.followers for flight in pipe._board._flights)
+    return sum(flight.followers for flight in pipe.executor._board._flights)

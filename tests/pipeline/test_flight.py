@@ -16,6 +16,7 @@ from qvl.backends.base import CUT_OFF
 from qvl.caches.base import Lease
 from qvl.caches.memory import MemoryCache
 from qvl.errors import BackendError, BackendResponseError, BackendUnavailableError
+from qvl.pipeline.call import ChatCall
 from qvl.types import ChatRequest, Chunk
 
 from .conftest import TalkingBackend, answer_json, answering, followers, until
@@ -88,8 +89,7 @@ def test_nobody_is_told_twice_of_an_error_that_nobody_waits_for(picture: Image.I
 def test_work_that_is_given_up_before_it_began_leaves_nothing_behind(picture: Image.Image) -> None:
     async def main() -> None:
         async with AsyncPipeline(backend=TalkingBackend(), cache=MemoryCache()) as pipe:
-            job = await pipe.job(await pipe.request([{"role": "user", "content": "q"}]), None)
-            streaming = await pipe.start(job)
+            streaming = await pipe.executor.start(ChatCall([{"role": "user", "content": "q"}], None, {}))
             items = asyncio.ensure_future(anext(streaming.items))
             await asyncio.sleep(0)
             items.cancel()

@@ -269,7 +269,7 @@ for _ in range(3000):
     try:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(5e-5, 3e-4))
         for _ in range(20):
-            store.get_here("k")
+            store.get("k")
     except KeyboardInterrupt:
         pass
     finally:
@@ -278,7 +278,7 @@ for _ in range(3000):
         except KeyboardInterrupt:
             pass
 found = []
-other = threading.Thread(target=lambda: found.extend(store.get_here("k") for _ in range(WORKERS)), daemon=True)
+other = threading.Thread(target=lambda: found.extend(store.get("k") for _ in range(WORKERS)), daemon=True)
 other.start()
 other.join(20)
 print("LOCKED" if other.is_alive() else f"{len(found)} of {WORKERS}", flush=True)

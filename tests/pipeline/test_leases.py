@@ -22,8 +22,8 @@ from .conftest import TalkingBackend
 
 def pipeline(backend: TalkingBackend, cache: MemoryCache | SqliteCache, lease: float) -> AsyncPipeline:
     pipe = AsyncPipeline(backend=backend, cache=cache)
-    assert pipe.store is not None
-    pipe.store.lease_seconds = lease
+    assert pipe.executor.store is not None
+    pipe.executor.store.lease_seconds = lease
     return pipe
 
 
@@ -41,8 +41,8 @@ def test_who_works_longer_than_the_lease_keeps_it(picture: Image.Image, tmp_path
                 assert len(backend.requests) == 1
                 backend.gate.set()
                 assert [(await task).cache for task in asked] == ["miss", "hit"]
-                assert first.store is not None
-                assert (first.store._held, first.store._beat) == ({}, None)
+                assert first.executor.store is not None
+                assert (first.executor.store._held, first.executor.store._beat) == ({}, None)
 
     asyncio.run(main())
 
@@ -245,10 +245,10 @@ def test_no_heartbeat_outlives_its_work(picture: Image.Image, ends: str) -> None
             asked = asyncio.create_task(pipe.ask(picture, "q"))
             while not backend.running:
                 await asyncio.sleep(0.001)
-            assert pipe.store is not None
-            assert len(pipe.store._held) == 1
+            assert pipe.executor.store is not None
+            assert len(pipe.executor.store._held) == 1
             asked.cancel() if ends == "leave" else backend.gate.set()
             await asyncio.gather(asked, return_exceptions=True)
-            assert (pipe.store._held, pipe.store._beat) == ({}, None)
+            assert (pipe.executor.store._held, pipe.executor.store._beat) == ({}, None)
 
     asyncio.run(main())

@@ -84,7 +84,7 @@ def test_who_changes_extra_while_the_request_waits_changes_nothing() -> None:
 
     async def ask() -> None:
         async with AsyncPipeline(backend=Noting(), cache="memory:") as pipe:
-            pipe.admit = changing
+            pipe.executor.admit = changing
             await pipe.chat([{"role": "user", "content": "q"}], extra=extra)
 
     @contextlib.asynccontextmanager

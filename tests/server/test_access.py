@@ -141,7 +141,7 @@ def test_an_old_answer_is_asked_anew(serve) -> None:
     server = serve()
     server.post(CHAT, question())
     assert server.post(CHAT, question(), cache_control="max-age=60").headers["x-qvl-cache"] == "hit"
-    cache = server.core.pipeline.store.cache
+    cache = server.core.executor.store.cache
     for key, entry in list(cache.items()):
         cache.set(key, dataclasses.replace(entry, created_at=entry.created_at - 120))
     assert server.post(CHAT, question(), cache_control="max-age=60").headers["x-qvl-cache"] == "miss"

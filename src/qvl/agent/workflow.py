@@ -375,7 +375,7 @@ class Recommender:
     def _wait(self, work: Callable[[], Coroutine[None, None, R]]) -> R:
         """The result of pipeline work, which runs in the loop that the pipeline lives in."""
         if self.blocking is not None:
-            return self.blocking._call(work)
+            return self.blocking._loop.call(work)
         if self._loop is None:
             raise ConfigError("an AsyncPipeline needs a running loop", hint="await arecommend(), or give a Pipeline")
         return asyncio.run_coroutine_threadsafe(work(), self._loop).result()

@@ -30,6 +30,7 @@ from qvl.types import (
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
 
+Manifest = Mapping[str, Any]
 MANIFEST_VERSION: Final = 1
 # Not asdict, which copies deeply and takes longer than the look-up that follows.
 SAMPLING_FIELDS: Final = tuple(item.name for item in fields(SamplingParams))

@@ -79,18 +79,19 @@ async def _stream(
     pipeline: AsyncPipeline, source: Pictures, question: str, params: JsonObject, as_json: bool
 ) -> Result:
     """Print each piece as it comes, plain text or with `as_json` one object a piece, and return the whole."""
+    from qvl.pipeline.call import ChatCall
     from qvl.pipeline.parse_request import question_messages
     from qvl.types import Chunk
 
     system, cache = params.pop("system"), params.pop("cache", None)
-    request = await pipeline.request(question_messages(source, question, system), **params)
+    call = ChatCall(question_messages(source, question, system), cache, params)
     result: Result | None = None
-    async with aclosing(pipeline.stream_run(request, cache=cache)) as chunks:
+    async with aclosing(pipeline.executor.stream(call)) as chunks:
         async for chunk in chunks:
             if not isinstance(chunk, Chunk):
                 result = chunk
             elif chunk.text:
-                delta = {"request_id": request.request_id, "index": chunk.index, "delta": chunk.text}
+                delta = {"request_id": params["request_id"], "index": chunk.index, "delta": chunk.text}
                 sys.stdout.write(json_line(delta) + "\n" if as_json else plain(chunk.text))
                 sys.stdout.flush()
     assert result is not None

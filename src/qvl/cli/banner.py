@@ -19,7 +19,7 @@ def print_banner(core: ServerCore, address: str) -> None:
     for name, value in (("device", device), ("dtype", identity.get("dtype"))):
         if value is not None:
             facts[name] = str(value)
-    facts["cache"] = "off" if pipeline.store is None else _shown_cache(pipeline.store.cache.url)
+    facts["cache"] = "off" if core.executor.store is None else _shown_cache(core.executor.store.cache.url)
     facts["keys"] = "required" if core.keys.required else "none"
     facts["address"] = address
     lines = [f"qvl {core.version} serves", *(f"  {name:<8} {value}" for name, value in facts.items())]

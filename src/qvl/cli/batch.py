@@ -86,7 +86,7 @@ async def _once(
     concurrency: int,
     streams: bool,
 ) -> None:
-    from qvl.pipeline.async_pipeline import new_request_id
+    from qvl.ids import new_request_id
     from qvl.pipeline.map_in_order import map_in_order
 
     async def answer(numbered: tuple[WorkItem, str]) -> Answer:

@@ -64,17 +64,26 @@ async def aload(
     url = _web_url(source)
     if url is not None:
         return await _load_url(url, policy, decode, seen, resolver)
-    if not decode and _is_small(source, policy):
-        if isinstance(source, Picture):
-            return source.under(policy)
-        from qvl.media import image_header, sources
-
-        data, name = sources.read(source, policy)
-        if image_header.is_cheap(data):
-            return _from_bytes(data, policy, name, False, seen)
-        return await in_worker(lambda: _from_bytes(data, policy, name, False, seen))
+    if not decode and (picture := load_now(source, policy, seen=seen)) is not None:
+        return picture
     picture = await in_worker(lambda: _load_local(source, policy, False, seen))
     return await _verified(picture) if decode else picture
+
+
+def load_now(source: PictureSource, policy: MediaPolicy, *, seen: DigestCache | None = None) -> Picture | None:
+    """Return `source` read and hashed if that takes next to nothing, else None.
+
+    Raises:
+        MediaError: as `load`.
+    """
+    if isinstance(source, Picture):
+        return source.under(policy) if _is_small(source, policy) else None
+    if not _is_small(source, policy):
+        return None
+    from qvl.media import image_header, sources
+
+    data, name = sources.read(source, policy)
+    return _from_bytes(data, policy, name, False, seen) if image_header.is_cheap(data) else None
 
 
 async def _verified(picture: Picture) -> Picture:

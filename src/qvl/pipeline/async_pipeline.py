@@ -7,7 +7,6 @@ a loop.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from os import PathLike
@@ -19,21 +18,18 @@ from qvl.analysis.product import AnalysisResult, ProductAnalysis
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
 from qvl.caches.open import cache_named, open_cache
-from qvl.caches.policy import CacheMode, CachePolicy
+from qvl.caches.policy import CacheMode
 from qvl.errors import CacheError, ConfigError
-from qvl.ids import new_request_id
 from qvl.log import logger
 from qvl.pipeline.cache_store import Store
 from qvl.pipeline.call import Call, ChatCall
 from qvl.pipeline.executor import Executor
-from qvl.pipeline.job import Job, Streaming
-from qvl.pipeline.load_pictures import load_pictures
 from qvl.pipeline.map_in_order import MapItem, loaded_for, map_in_order
 from qvl.pipeline.parse_message import MessageLike
-from qvl.pipeline.parse_request import draft_request, listed, question_messages
+from qvl.pipeline.parse_request import listed, question_messages
 from qvl.plugins.host import PluginHost
 from qvl.plugins.names import split_model
-from qvl.types import ChatRequest, Chunk, Result
+from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
@@ -49,7 +45,7 @@ TINY_NOTICE: Final = (
 log = logger("qvl.pipeline")
 
 
-class AsyncPipeline(Executor):
+class AsyncPipeline:
     """Asks a model about pictures, and remembers the answers.
 
     Args:
@@ -96,7 +92,7 @@ class AsyncPipeline(Executor):
     ) -> None:
         from qvl.media.policy import MediaPolicy
 
-        given_cache = cache if isinstance(cache, Cache) else None
+        instance = cache if isinstance(cache, Cache) else None
         settings = config.load(
             model=model,
             cache=None if isinstance(cache, Cache) else cache_named(cache),
@@ -116,25 +112,26 @@ class AsyncPipeline(Executor):
         host = PluginHost(plugins)
         # What another process needs to make the same pipeline; None where a backend instance was given.
         self.made_of = (
-            None if backend is not None else (settings.model, options, plugins, None if given_cache else settings.cache)
+            None if backend is not None else (settings.model, options, plugins, None if instance else settings.cache)
         )
         self.language = analysis.check_language(settings.language)
         self.concurrency = settings.concurrency
         budget = MediaPolicy().with_sizes(settings.max_pixels, settings.min_pixels)
-        made = _make_backend(host, settings.model, backend, options)
-        self._notice = settings.model is None and backend is None
-        opened = _make_cache(host, settings.cache) if given_cache is None else given_cache
-        super().__init__(
-            made,
-            None if opened is None else Store(opened, ttl=settings.cache_ttl, owned=given_cache is None),
+        self.backend = _make_backend(host, settings.model, backend, options)
+        opened = _make_cache(host, settings.cache) if instance is None else instance
+        self.executor = Executor(
+            self.backend,
+            None if opened is None else Store(opened, ttl=settings.cache_ttl, owned=instance is None),
             host,
             media or budget,
             namespace=settings.namespace,
             cache_mode=settings.cache_mode,
+            notice=TINY_NOTICE if settings.model is None and backend is None else "",
         )
 
     def __repr__(self) -> str:
-        cache = "off" if self.store is None else self.store.cache.url
+        store = self.executor.store
+        cache = "off" if store is None else store.cache.url
         return f"<{type(self).__name__} {self.backend.name}:{self.backend.model} cache={cache}>"
 
     async def __aenter__(self) -> AsyncPipeline:
@@ -146,11 +143,21 @@ class AsyncPipeline(Executor):
     ) -> None:
         await self.aclose()
 
-    async def _load(self) -> float:
-        if self._notice:
-            self._notice = False
-            print(TINY_NOTICE, file=sys.stderr)
-        return await super()._load()
+    async def open(self) -> None:
+        """Load weights and connect, if that has not happened yet.
+
+        Raises:
+            ConfigError: no such model, or an option that cannot work here.
+            BackendError: the endpoint or device cannot be used.
+        """
+        await self.executor.open()
+
+    async def aclose(self) -> None:
+        """End what is under way and close the backend, and the cache unless it came as an instance.
+
+        A backend that does not end is left behind after half a minute.
+        """
+        await self.executor.aclose()
 
     async def ask(
         self,
@@ -189,14 +196,13 @@ class AsyncPipeline(Executor):
 
     async def chat(self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any) -> Result:
         """Answers a conversation: Messages, or dictionaries in OpenAI's form. Parameters as in `ask`."""
-        return await self.answer(ChatCall(messages, cache, params))
+        return await self.executor.execute(ChatCall(messages, cache, params))
 
     async def stream_chat(
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any
     ) -> AsyncGenerator[Chunk, None]:
         """As `chat`, piece by piece. Closing the generator aborts the work."""
-        request = await self.request(messages, **params)
-        async with aclosing(self.stream_run(request, cache=cache)) as chunks:
+        async with aclosing(self.executor.stream(ChatCall(messages, cache, params))) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, Chunk):
                     yield chunk
@@ -262,7 +268,7 @@ class AsyncPipeline(Executor):
         **params: Any,
     ) -> AnalysisResult[Any]:
         """As `analyze`, with the Result, timing and confidences beside the value; also for custom schemas."""
-        return await self.answer(self.analyze_call(pictures, schema, language, cache, params))
+        return await self.executor.execute(self.analyze_call(pictures, schema, language, cache, params))
 
     def analyze_call(
         self,
@@ -323,7 +329,7 @@ class AsyncPipeline(Executor):
                 **params,
             }
             async with aclosing(
-                self.plugins.map_engines.build(
+                self.executor.plugins.map_engines.build(
                     engine,
                     self,
                     sources,
@@ -339,7 +345,7 @@ class AsyncPipeline(Executor):
             return
         if replicas is not None or ray_address is not None:
             raise ConfigError("replicas and ray_address are for engine='ray'", param="engine")
-        loading = [await self._load()] if self.backend.peek_identity() is None else []
+        loading = [await self.executor.open()] if self.backend.peek_identity() is None else []
 
         def let_go(result: Result) -> Result:
             result = loaded_for(result, loading.pop()) if loading else result
@@ -360,50 +366,8 @@ class AsyncPipeline(Executor):
                 yield item
 
     def stats(self) -> dict[str, float]:
-        """Counters of backend (`backend_…`) and cache (`cache_…`), and `num_flights`, the requests under way."""
-        found = {f"backend_{name}": float(value) for name, value in self.backend.stats().items()}
-        found["num_flights"] = float(len(self._board))
-        if self.store is not None:
-            found["cache_failures"] = float(self.store.failures)
-        return found
-
-    async def request(
-        self, messages: Sequence[MessageLike], *, policy: MediaPolicy | None = None, **params: Any
-    ) -> ChatRequest:
-        """A ChatRequest from messages and parameters, its pictures read and hashed but not decoded yet.
-
-        Raises:
-            RequestError: what cannot be served.
-        """
-        draft = draft_request(messages, **{"request_id": new_request_id(), **params})
-        return draft.finished(await load_pictures(draft.pictures, policy or self.media, seen=self.seen))
-
-    async def run(
-        self,
-        request: ChatRequest,
-        *,
-        cache: CacheMode | CachePolicy | None = None,
-        namespace: str | None = None,
-        started: float | None = None,
-    ) -> Result:
-        """Answers a ready request through the cache. `Result.cache` says where the answer came from."""
-        job = await self.job(request, cache, namespace=namespace, started=started)
-        outcome, state = await self.execute(job)
-        return self.finish(job, outcome, state)
-
-    async def stream_run(
-        self,
-        request: ChatRequest,
-        *,
-        cache: CacheMode | CachePolicy | None = None,
-        namespace: str | None = None,
-    ) -> AsyncGenerator[Chunk | Result, None]:
-        """As `run`, piece by piece; the last item is the whole Result. The first item comes with the first token."""
-        job = await self.job(request, cache, namespace=namespace)
-        streaming = await self.start(job)
-        async with aclosing(streaming.items) as items:
-            async for item in items:
-                yield item
+        """Return the counters of backend (`backend_…`) and cache (`cache_…`), and `num_flights`, the work under way."""
+        return self.executor.stats()
 
 
 def _make_backend(host: PluginHost, model: str | None, backend: Backend | None, options: Mapping[str, Any]) -> Backend:
@@ -425,6 +389,3 @@ def _make_cache(host: PluginHost, url: str | None) -> Cache | None:
     except CacheError as exc:
         log.warning("cache cannot be opened, going on without", error=str(exc))
         return None
-
-
-__all__ = ["AsyncPipeline", "Job", "Streaming", "new_request_id"]

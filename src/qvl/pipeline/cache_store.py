@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
@@ -67,25 +68,24 @@ class Store:
         self._ending: set[asyncio.Task[None]] = set()
         self._limiters: dict[str, anyio.CapacityLimiter] = {}
         # Not a semaphore, which is Python code: Ctrl-C in its midst would leave it held for ever.
-        self._here = [threading.Lock() for _ in range(WORKERS)]
+        self._reading = [threading.Lock() for _ in range(WORKERS)]
         self._turns = itertools.count()
 
-    async def _call(self, what: str, function: Callable[[], T], otherwise: T, *, instant: bool = False) -> T:
+    async def _call(self, what: str, function: Callable[[], T], otherwise: T) -> T:
+        """Return what `function` does in a thread, or `otherwise` where the cache fails."""
         side = what if what in ("read", "write") else "lease"
         try:
-            if instant:
-                return function()
             # Those who wait for another process sit in threads of their own, so that they never hold up a read; and
             # nothing holds up those who keep a lease.
             kind = what if what in ("wait", "renewal") else "work"
             if kind not in self._limiters:
                 self._limiters[kind] = anyio.CapacityLimiter(WORKERS)
-            found = await anyio.to_thread.run_sync(function, limiter=self._limiters[kind])
+            value = await anyio.to_thread.run_sync(function, limiter=self._limiters[kind])
         except CacheError as exc:
             self._failed(what, side, exc)
             return otherwise
         self._worked(side)
-        return found
+        return value
 
     def _failed(self, what: str, side: str, exc: CacheError) -> None:
         self.failures += 1
@@ -109,18 +109,23 @@ class Store:
         if not self.cache.instant and not isinstance(self.cache, TieredCache):
             self.cache = TieredCache(self.cache, front_ttl=seconds)
 
-    async def get(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
-        entry = await self._call("read", lambda: self.cache.peek(key), None, instant=True)
-        if entry is None and not self.cache.lacks(key):
-            entry = await self._call("read", lambda: self.cache.get(key), None)
-        if self.cache.layered and _too_old(entry, max_age):
-            entry = await self._call("read", lambda: self.cache.reread(key), None)
-        return None if _too_old(entry, max_age) else entry
-
-    def get_here(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
-        """As `get`, in this thread, which waits for the cache; for WORKERS threads at a time."""
+    def peek(self, key: str, *, max_age: float | None = None) -> tuple[bool, CacheEntry | None]:
+        """Return True and what `get` does, where that waits for nothing; else False."""
         try:
-            with self._here[next(self._turns) % WORKERS]:
+            entry = self.cache.peek(key)
+            if entry is None:
+                return self.cache.lacks(key), None
+        except CacheError as exc:
+            self._failed("read", "read", exc)
+            return True, None
+        if _too_old(entry, max_age):
+            return not self.cache.layered, None
+        return True, entry
+
+    def get(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
+        """Return the entry, if there is one no older than `max_age`; for WORKERS threads at a time, which wait."""
+        try:
+            with self._reading[next(self._turns) % WORKERS]:
                 entry = self.cache.get(key)
             if self.cache.layered and _too_old(entry, max_age):
                 entry = self.cache.reread(key)
@@ -157,7 +162,7 @@ class Store:
             failures = self.failures
             lease = await self._lease(key)
             try:
-                entry = await self.get(key, max_age=max_age) if read else None
+                entry = await self._read(key, max_age) if read else None
             except BaseException:
                 if lease is not None:
                     await self.release(lease)
@@ -169,6 +174,10 @@ class Store:
             if lease is not None or self.failures > failures or time.monotonic() > end:
                 return lease, None
             await self._call("wait", lambda: self.cache.wait(key, 1.0), None)
+
+    async def _read(self, key: str, max_age: float | None) -> CacheEntry | None:
+        known, entry = self.peek(key, max_age=max_age)
+        return entry if known else await self._call("read", partial(self.get, key, max_age=max_age), None)
 
     async def _lease(self, key: str) -> Lease | None:
         """The lease, if it is free. One that is granted after the caller was cancelled is given back."""
@@ -266,7 +275,7 @@ def to_entry(job: Job, outcome: Outcome) -> CacheEntry:
     pictures = job.request.pictures
     return CacheEntry(
         result={**keys.result_to_json(result), "confidence": dict(outcome.confidence)},
-        manifest=job.manifest,
+        manifest=job.manifest or {},
         image_hash=pictures[0].sha256 if pictures else "",
         task=job.task,
         language=job.language,

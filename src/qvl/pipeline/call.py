@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from qvl.ids import new_request_id
-from qvl.pipeline.job import Job, Outcome
+from qvl.pipeline.job import Job, Outcome, Stages
 from qvl.pipeline.parse_message import MessageLike
 from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.pipeline.parse_request import Draft, draft_request
@@ -31,7 +31,7 @@ Generate: TypeAlias = Callable[[Job, Written], Awaitable[Outcome]]
 
 
 class Call(ABC, Generic[R]):
-    """One question; everything but its pictures is read and checked when it is made.
+    """One question, to be executed once; everything but its pictures is read and checked when it is made.
 
     `task`, `language` and `prompt_version` go into the key of its answer.
 
@@ -56,6 +56,10 @@ class Call(ABC, Generic[R]):
         started: float | None = None,
     ) -> None:
         self.started = time.perf_counter() if started is None else started
+        # What the executor knows of it so far, so that nothing is read twice.
+        self.loaded: Sequence[Picture] | None = None
+        self.job: Job | None = None
+        self.stages = Stages()
         self.cache = cache
         self.namespace = namespace
         self.policy = policy
@@ -93,6 +97,27 @@ class ChatCall(Call["Result"]):
 
     def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
         return self.draft.finished(pictures)
+
+    def value(self, outcome: Outcome, finish: Callable[[], Result]) -> Result:
+        return finish()
+
+
+class RequestCall(Call["Result"]):
+    """A request that is ready, its pictures loaded."""
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        cache: CacheMode | CachePolicy | None = None,
+        *,
+        namespace: str | None = None,
+        started: float | None = None,
+    ) -> None:
+        super().__init__(cache, namespace=namespace, started=started)
+        self._request = request
+
+    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
+        return self._request
 
     def value(self, outcome: Outcome, finish: Callable[[], Result]) -> Result:
         return finish()

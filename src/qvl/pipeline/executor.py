@@ -1,47 +1,52 @@
-"""How one request is answered: from the cache, from a flight under way, or by the backend; and then remembered."""
+"""How a call is answered: from the cache, from a flight under way, or by the backend; and then remembered."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from qvl.backends.base import Backend
 from qvl.caches import key
-from qvl.caches.base import CacheEntry
 from qvl.caches.policy import CacheMode, CachePolicy
 from qvl.chunks import unfold
 from qvl.errors import AnalysisError
 from qvl.log import logger
 from qvl.media.digest_cache import DigestCache
-from qvl.pipeline.cache_store import Store, from_entry, to_entry
-from qvl.pipeline.job import Job, Outcome, Stages, Streaming
-from qvl.pipeline.load_pictures import check_pictures_here, load_pictures, ready_pictures
+from qvl.pipeline.cache_store import WORKERS, Store, from_entry, to_entry
+from qvl.pipeline.job import CacheHit, CacheMiss, Job, Outcome, Streaming
+from qvl.pipeline.load_pictures import decode_pictures, is_one_local, load_pictures, naming, read_pictures
 from qvl.pipeline.single_flight import CLOSE_SECONDS, Flight, FlightBoard, Written, within
 from qvl.plugins.host import PluginHost
-from qvl.types import CacheState, ChatRequest, Chunk, Result, Timing
+from qvl.types import CacheState, Chunk, Result, Timing
 
 if TYPE_CHECKING:
-    from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.call import Call
 
 R = TypeVar("R")
-_HIT: Final[CacheState] = "hit"
+Admission: TypeAlias = Callable[[Job], AbstractAsyncContextManager[None]]
+UNCACHED: Final = CachePolicy(read=False, write=False)
 log = logger("qvl.pipeline")
 
 
+def _admit_all(job: Job) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
+
+
 class Executor:
-    """Backend, cache and media policy at work on ready requests; `AsyncPipeline` adds what a user calls.
+    """Backend, cache and media policy at work on calls.
 
     `admit` is entered around the work of every flight, and `on_chunk` sees every piece; the server limits and counts
-    with them.
+    with them. `notice` is printed before the model is loaded.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Executor:
         *,
         namespace: str,
         cache_mode: CacheMode,
+        notice: str = "",
     ) -> None:
         self.backend = backend
         self.store = store
@@ -60,26 +66,24 @@ class Executor:
         self.media = media
         self.namespace = namespace
         self.cache_mode: CacheMode = cache_mode
-        self.admit: Callable[[Job], AbstractAsyncContextManager[Any]] = lambda job: nullcontext()
+        self.admit: Admission = _admit_all
         self.on_chunk: Callable[[Job, Chunk], None] | None = None
-        self.seen = DigestCache()
+        self.digests = DigestCache()
+        self._notice = notice
         self._board = FlightBoard()
+        self._workers: anyio.CapacityLimiter | None = None
         self._opening: asyncio.Lock | None = None
         self._opened = False
         # When the model was loaded, so that those who only waited for it are not charged.
         self._loading = (0.0, 0.0)
 
-    async def open(self) -> None:
-        """Loads weights and connects, if that has not happened yet.
+    async def open(self) -> float:
+        """Load weights and connect, and return the seconds that this took: 0 where it was done before or by others.
 
         Raises:
             ConfigError: no such model, or an option that cannot work here.
             BackendError: the endpoint or device cannot be used.
         """
-        await self._load()
-
-    async def _load(self) -> float:
-        """Seconds that this call spent on loading: 0 where it had happened, and where another call did it."""
         if self._opened:
             return 0.0
         if self._opening is None:
@@ -87,6 +91,9 @@ class Executor:
         async with self._opening:
             if self._opened:
                 return 0.0
+            if self._notice:
+                print(self._notice, file=sys.stderr)
+                self._notice = ""
             began = time.perf_counter()
             await self.backend.open()
             self._opened = True
@@ -94,7 +101,7 @@ class Executor:
             return self._loading[1] - began
 
     async def aclose(self) -> None:
-        """Ends what is under way and closes the backend, and the cache unless it was given as an instance.
+        """End what is under way and close the backend, and the cache unless it came as an instance.
 
         A backend that does not end is left behind after half a minute.
         """
@@ -102,24 +109,194 @@ class Executor:
             await within(CLOSE_SECONDS, self.backend.aclose())
         finally:
             self._opened = False
-            self.seen.clear()
+            self.digests.clear()
             await self._board.aclose()
             if self.store is not None:
                 await self.store.aclose()
 
-    async def start(self, job: Job) -> Streaming:
-        """Begins to answer `job`: what `stream_run` does, for those who must know the origin before the first piece."""
-        hit = await self.look_up(job)
-        if hit is not None:
-            return Streaming("hit", self._replay(job, hit), hit.result.created_at)
-        flight, joined = self._board.join(job.flight, self._answering(job))
+    def stats(self) -> dict[str, float]:
+        """Return the counters of backend (`backend_…`) and cache (`cache_…`), and `num_flights`."""
+        counters = {f"backend_{name}": float(value) for name, value in self.backend.stats().items()}
+        counters["num_flights"] = float(len(self._board))
+        if self.store is not None:
+            counters["cache_failures"] = float(self.store.failures)
+        return counters
+
+    @property
+    def hooked(self) -> bool:
+        """True if a plugin wants to hear of finished answers, which it does on the event loop."""
+        return bool(self.plugins.hook.response_done.get_hookimpls())
+
+    def prepare(self, call: Call[R], *, may_wait: bool) -> CacheHit | CacheMiss | None:
+        """Read, hash, key and look up in this thread, and return what the cache has for `call`.
+
+        None where that would have to wait: for the web, for several pictures that are better read side by side, or
+        for a backend that must be opened; and, unless it `may_wait`, for a disk, a large picture or the cache. What
+        was read stays in the call, so that the next attempt goes on from there.
+
+        Raises:
+            RequestError: what cannot be asked.
+        """
+        job = call.job
+        if job is None:
+            job = call.job = self._job(call, may_wait=may_wait)
+        if job is None:
+            return None
+        if self.store is None or job.key is None or not job.policy.read:
+            return CacheMiss(job)
+        began = time.perf_counter()
+        if may_wait:
+            entry = self.store.get(job.key, max_age=job.policy.max_age)
+        else:
+            known, entry = self.store.peek(job.key, max_age=job.policy.max_age)
+            if not known:
+                return None
+        outcome = None if entry is None else from_entry(entry)
+        job.stages.cache += time.perf_counter() - began
+        return CacheMiss(job) if outcome is None else CacheHit(job, outcome)
+
+    def _job(self, call: Call[R], *, may_wait: bool) -> Job | None:
+        """Return the request of `call` with its key."""
+        if call.loaded is None:
+            media = call.policy or self.media
+            call.loaded = read_pictures(call.pictures, media, self.digests, may_wait=may_wait)
+        if call.loaded is None:
+            return None
+        have = None
+        if call.needs_capabilities:
+            have = self.backend.peek_capabilities()
+            if have is None and self._opened:
+                have = self.backend.capabilities
+            if have is None:
+                return None
+        request = call.request(call.loaded, have)
+        policy = call.cache
+        if not isinstance(policy, CachePolicy):
+            mode = self.cache_mode if policy is None else policy
+            policy = CachePolicy.of(mode, deterministic=call.task == "analyze" or request.sampling.deterministic)
+        if self.store is None:
+            policy = UNCACHED
+        namespace = self.namespace if call.namespace is None else call.namespace
+        manifest: key.Manifest | None = None
+        if policy.used:
+            identity = self.backend.identity() if self._opened else self.backend.peek_identity()
+            if identity is None:
+                return None
+            manifest = key.build_manifest(
+                request,
+                identity=identity,
+                max_pixels=self.media.max_pixels,
+                task=call.task,
+                prompt_version=call.prompt_version,
+                language=call.language,
+                namespace=namespace,
+            )
+        job_key = None if manifest is None else key.hash_manifest(manifest)
+        call.stages.media = max(0.0, call.stages.media + time.perf_counter() - call.started)
+        return Job(
+            request=request,
+            policy=policy,
+            manifest=manifest,
+            key=job_key,
+            started=call.started,
+            stages=call.stages,
+            task=call.task,
+            language=call.language,
+            namespace=namespace,
+        )
+
+    async def _prepared(self, call: Call[R]) -> CacheHit | CacheMiss:
+        """Return what `prepare` does, waiting for what it takes."""
+        prepared = self.prepare(call, may_wait=False)
+        while prepared is None:
+            await self._make_ready(call)
+            if self._workers is None:
+                self._workers = anyio.CapacityLimiter(WORKERS)
+            work = partial(self.prepare, call, may_wait=True)
+            prepared = await anyio.to_thread.run_sync(work, limiter=self._workers)
+        return prepared
+
+    async def _make_ready(self, call: Call[R]) -> None:
+        """Do for `call` what no single thread does: fetch, read several pictures side by side, open the backend."""
+        backend = self.backend
+        known = self._opened or (
+            backend.peek_identity() is not None
+            and (not call.needs_capabilities or backend.peek_capabilities() is not None)
+        )
+        if call.loaded is None and not (known and is_one_local(call.pictures)):
+            call.loaded = await load_pictures(call.pictures, call.policy or self.media, seen=self.digests)
+        if not known:
+            began = time.perf_counter()
+            call.stages.loading = await self.open()
+            # Reading ends when the job is made, and opening is no part of it.
+            call.stages.media -= time.perf_counter() - began
+
+    def check_bytes(self, miss: CacheMiss) -> None:
+        """Check in this thread the pictures whose bytes the backend hands on as they are.
+
+        Raises:
+            MediaError: a picture is cut short or broken.
+        """
+        pictures = miss.job.request.pictures
+        if self.backend.wants_pixels or not all(picture.untouched for picture in pictures):
+            return
+        began = time.perf_counter()
+        for number, picture in enumerate(pictures):
+            with naming(number):
+                picture.checked()
+        miss.job.stages.decoding += time.perf_counter() - began
+
+    async def execute(self, call: Call[R], prepared: CacheHit | CacheMiss | None = None) -> R:
+        """Return the value of `call`, which may be `prepared` already.
+
+        Raises:
+            RequestError: what cannot be asked.
+            BackendError: the model could not answer.
+            AnalysisError: the answer does not fit, also when asked anew.
+        """
+        if prepared is None:
+            prepared = await self._prepared(call)
+        job = prepared.job
+        if isinstance(prepared, CacheHit):
+            outcome, state = prepared.outcome, prepared.state
+        else:
+            outcome, state = await self._work(call, job)
+        try:
+            return self.value(call, job, outcome, state)
+        except AnalysisError:
+            # Kept for a class of the same shape with other validators: a new answer may fit.
+            job = dataclasses.replace(job, policy=dataclasses.replace(job.policy, read=False))
+            outcome, state = await self._work(call, job)
+            return self.value(call, job, outcome, state)
+
+    async def _work(self, call: Call[R], job: Job) -> tuple[Outcome, CacheState]:
+        """Return the outcome of a job that was looked up in vain, of one's own flight or of one under way."""
+        flight, joined = self._board.join(job.flight, partial(self._answer, call, job))
+        outcome = await flight.outcome()
+        return outcome, _state(job, outcome, joined)
+
+    async def stream(self, call: Call[R]) -> AsyncGenerator[Chunk | Result, None]:
+        """Yield the answer piece by piece, and the whole Result as the last item."""
+        streaming = await self.start(call)
+        async with aclosing(streaming.items) as items:
+            async for item in items:
+                yield item
+
+    async def start(self, call: Call[R]) -> Streaming:
+        """Begin what `stream` does, for those who must know the origin before the first piece."""
+        prepared = await self._prepared(call)
+        job = prepared.job
+        if isinstance(prepared, CacheHit):
+            outcome = prepared.outcome
+            return Streaming(prepared.state, self._replay(job, outcome), outcome.result.created_at)
+        flight, joined = self._board.join(job.flight, partial(self._answer, call, job))
         origin: CacheState = "coalesced" if joined else "miss" if job.key is not None else "bypass"
         return Streaming(origin, self._follow(job, flight, joined))
 
-    async def _replay(self, job: Job, hit: Outcome) -> AsyncGenerator[Chunk | Result, None]:
-        for chunk in unfold(hit.result):
+    async def _replay(self, job: Job, outcome: Outcome) -> AsyncGenerator[Chunk | Result, None]:
+        for chunk in unfold(outcome.result):
             yield chunk
-        yield self.finish(job, hit, "hit")
+        yield self._finish(job, outcome, "hit")
 
     async def _follow(self, job: Job, flight: Flight, joined: bool) -> AsyncGenerator[Chunk | Result, None]:
         async with aclosing(flight.chunks()) as items:
@@ -127,170 +304,18 @@ class Executor:
                 if isinstance(item, Chunk):
                     yield item
                 else:
-                    yield self.finish(job, item, _state(job, item, joined))
-
-    async def job(
-        self,
-        request: ChatRequest,
-        cache: CacheMode | CachePolicy | None,
-        *,
-        namespace: str | None = None,
-        started: float | None = None,
-    ) -> Job:
-        """A request with its key. Opens the backend unless it can tell its identity without."""
-        return await self._made(lambda: self.job_now(request, cache, namespace=namespace, started=started))
-
-    async def _made(self, make: Callable[[], Job | None]) -> Job:
-        """The job, at once or with the backend open; what that takes is not part of the media stage."""
-        job = make()
-        if job is None:
-            began = time.perf_counter()
-            loading = await self._load()
-            waited = time.perf_counter() - began
-            job = cast("Job", make())
-            job.stages.loading = loading
-            job.stages.media = max(0.0, job.stages.media - waited)
-        return job
-
-    def job_of(self, call: Call[Any], pictures: Sequence[Picture]) -> Job | None:
-        """The request of `call` with its key, or None while only an open backend could tell what belongs into them.
-
-        Raises:
-            RequestError: what cannot be asked.
-        """
-        have = None
-        if call.needs_capabilities:
-            have = self.backend.peek_capabilities()
-            if have is None:
-                if not self._opened:
-                    return None
-                have = self.backend.capabilities
-        return self.job_now(
-            call.request(pictures, have),
-            call.cache,
-            namespace=call.namespace,
-            started=call.started,
-            task=call.task,
-            language=call.language,
-            prompt_version=call.prompt_version,
-        )
-
-    def job_now(
-        self,
-        request: ChatRequest,
-        cache: CacheMode | CachePolicy | None,
-        *,
-        namespace: str | None = None,
-        started: float | None = None,
-        task: str = "chat",
-        language: str = "",
-        prompt_version: str = "",
-    ) -> Job | None:
-        """As `job`, but None where the backend has to be opened first. `task` and the rest go into the key."""
-        now = time.perf_counter()
-        policy = (
-            cache
-            if isinstance(cache, CachePolicy)
-            else CachePolicy.of(
-                self.cache_mode if cache is None else cache,
-                deterministic=task == "analyze" or request.sampling.deterministic,
-            )
-        )
-        if self.store is None:
-            policy = CachePolicy(read=False, write=False)
-        if self._opened:
-            identity: Mapping[str, Any] | None = self.backend.identity()
-        else:
-            identity = self.backend.peek_identity() if policy.used else None
-        if identity is None:
-            return None
-        space = self.namespace if namespace is None else namespace
-        manifest = key.build_manifest(
-            request,
-            identity=identity,
-            max_pixels=self.media.max_pixels,
-            task=task,
-            prompt_version=prompt_version,
-            language=language,
-            namespace=space,
-        )
-        return Job(
-            request=request,
-            policy=policy,
-            manifest=manifest,
-            key=key.hash_manifest(manifest) if policy.used else None,
-            started=started if started is not None else now,
-            stages=Stages(media=now - started if started is not None else 0.0),
-            task=task,
-            language=language,
-            namespace=space,
-        )
-
-    @property
-    def opened(self) -> bool:
-        """Whether the backend is open."""
-        return self._opened
-
-    @property
-    def hooked(self) -> bool:
-        """Whether a plugin wants to hear of finished answers, which it does on the event loop."""
-        return bool(self.plugins.hook.response_done.get_hookimpls())
-
-    async def look_up(self, job: Job) -> Outcome | None:
-        """The cached outcome of `job`, if its policy allows and there is one."""
-        if self.store is None or job.key is None or not job.policy.read:
-            return None
-        began = time.perf_counter()
-        return _found(job, await self.store.get(job.key, max_age=job.policy.max_age), began)
-
-    def look_up_here(self, job: Job) -> Outcome | None:
-        """As `look_up`, in this thread, which waits for the store."""
-        if self.store is None or job.key is None or not job.policy.read:
-            return None
-        began = time.perf_counter()
-        return _found(job, self.store.get_here(job.key, max_age=job.policy.max_age), began)
-
-    async def execute(self, job: Job, work: Callable[[Job, Written], Any] | None = None) -> tuple[Outcome, CacheState]:
-        """The outcome of `job` from the cache, from a flight under way, or from the backend."""
-        hit = await self.look_up(job)
-        return await self.flown(job, work) if hit is None else (hit, _HIT)
-
-    async def flown(self, job: Job, work: Callable[[Job, Written], Any] | None = None) -> tuple[Outcome, CacheState]:
-        """As `execute`, for a job that was looked up in vain."""
-        flight, joined = self._board.join(job.flight, self._answering(job, work))
-        outcome = await flight.outcome()
-        return outcome, _state(job, outcome, joined)
-
-    async def answer(self, call: Call[R], pictures: Sequence[Picture] | None = None) -> R:
-        """Everything from the pictures on, which may be loaded already."""
-        if pictures is None:
-            pictures = await load_pictures(call.pictures, call.policy or self.media, seen=self.seen)
-        read = pictures
-        job = await self._made(lambda: self.job_of(call, read))
-        return await self.conclude(call, job, await self.look_up(job))
-
-    async def conclude(self, call: Call[R], job: Job, hit: Outcome | None) -> R:
-        """What is left of `answer` after the look-up."""
-        work = partial(call.run, self.generate)
-        outcome, state = await self.flown(job, work) if hit is None else (hit, _HIT)
-        try:
-            return self.value(call, job, outcome, state)
-        except AnalysisError:
-            # Kept for a class of the same shape with other validators: a new answer may fit.
-            job = dataclasses.replace(job, policy=dataclasses.replace(job.policy, read=False))
-            outcome, state = await self.flown(job, work)
-            return self.value(call, job, outcome, state)
+                    yield self._finish(job, item, _state(job, item, joined))
 
     def value(self, call: Call[R], job: Job, outcome: Outcome, state: CacheState) -> R:
-        """What the user of `call` gets.
+        """Return what the user of `call` gets.
 
         Raises:
             AnalysisError: it cannot be made of this outcome, but may be of another.
         """
-        return call.value(outcome, partial(self.finish, job, outcome, state))
+        return call.value(outcome, partial(self._finish, job, outcome, state))
 
-    def finish(self, job: Job, outcome: Outcome, state: CacheState) -> Result:
-        """The Result as this caller sees it: its own request id, cache state and timing."""
+    def _finish(self, job: Job, outcome: Outcome, state: CacheState) -> Result:
+        """Return the Result as this caller sees it: its own request id, cache state and timing."""
         now = time.perf_counter()
         total = now - job.started - job.waited_in(self._loading, now)
         timing = outcome.result.timing if state in ("miss", "bypass") else Timing()
@@ -326,55 +351,41 @@ class Executor:
         )
         return result
 
-    def _answering(self, job: Job, work: Callable[[Job, Written], Any] | None = None) -> Callable[[Written], Any]:
-        async def answer(emit: Written) -> Outcome:
-            lease = None
-            if self.store is not None and job.key is not None:
-                lease, entry = await self.store.lease_or_entry(
-                    job.key, read=job.policy.read, max_age=job.policy.max_age
-                )
-                if entry is not None and (found := from_entry(entry)) is not None:
-                    for chunk in unfold(found.result):
-                        emit(chunk)
-                    return dataclasses.replace(found, origin="cache")
-            try:
-                async with self.admit(job):
-                    ready = await self.with_pictures(job)
-                    outcome = cast("Outcome", await (work or self.generate)(ready, emit))
-                if self.store is not None and job.key is not None and job.policy.write and outcome.result.complete:
-                    began = time.perf_counter()
-                    await self.store.set(job.key, to_entry(ready, outcome), lease=lease)
-                    job.stages.cache += time.perf_counter() - began
-                return outcome
-            finally:
-                if lease is not None and self.store is not None:
-                    with anyio.CancelScope(shield=True):
-                        await self.store.release(lease)
+    async def _answer(self, call: Call[R], job: Job, emit: Written) -> Outcome:
+        """Return the outcome of `call`, of another process's work or of one's own, which is then stored."""
+        store, lease = self.store, None
+        if store is not None and job.key is not None:
+            lease, entry = await store.lease_or_entry(job.key, read=job.policy.read, max_age=job.policy.max_age)
+            if entry is not None and (outcome := from_entry(entry)) is not None:
+                for chunk in unfold(outcome.result):
+                    emit(chunk)
+                return dataclasses.replace(outcome, origin="cache")
+        try:
+            async with self.admit(job):
+                ready = await self._decoded(job)
+                outcome = await call.run(self._generate, ready, emit)
+            if store is not None and job.key is not None and job.policy.write and outcome.result.complete:
+                began = time.perf_counter()
+                await store.set(job.key, to_entry(ready, outcome), lease=lease)
+                job.stages.cache += time.perf_counter() - began
+            return outcome
+        finally:
+            if lease is not None and store is not None:
+                with anyio.CancelScope(shield=True):
+                    await store.release(lease)
 
-        return answer
-
-    def with_bytes_checked(self, job: Job) -> Job:
-        """The job with pictures checked in this thread whose bytes the backend will hand on as they are."""
-        pictures = job.request.pictures
-        if self.backend.wants_pixels or not pictures or not all(picture.untouched for picture in pictures):
-            return job
-        began = time.perf_counter()
-        request = check_pictures_here(job.request)
-        job.stages.decoding += time.perf_counter() - began
-        return dataclasses.replace(job, request=request)
-
-    async def with_pictures(self, job: Job) -> Job:
-        """The job with its pictures as the backend wants them; the time goes to the media stage."""
+    async def _decoded(self, job: Job) -> Job:
+        """Return the job with its pictures as the backend wants them; the time goes to the media stage."""
         if not job.request.pictures:
             return job
         began = time.perf_counter()
-        request = await ready_pictures(job.request, pixels=self.backend.wants_pixels)
+        request = await decode_pictures(job.request, pixels=self.backend.wants_pixels)
         job.stages.decoding += time.perf_counter() - began
         return dataclasses.replace(job, request=request)
 
-    async def generate(self, job: Job, emit: Written) -> Outcome:
-        """Streams the backend's answer into `emit` and folds it."""
-        job.stages.loading += await self._load()
+    async def _generate(self, job: Job, emit: Written) -> Outcome:
+        """Stream the backend's answer into `emit`, and return it whole."""
+        job.stages.loading += await self.open()
         began, before = time.perf_counter(), len(emit)
 
         def on_chunk(chunk: Chunk) -> None:
@@ -405,9 +416,3 @@ def _state(job: Job, outcome: Outcome, joined: bool) -> CacheState:
     if outcome.origin == "cache":
         return "hit"
     return "miss" if job.key is not None else "bypass"
-
-
-def _found(job: Job, entry: CacheEntry | None, began: float) -> Outcome | None:
-    found = None if entry is None else from_entry(entry)
-    job.stages.cache += time.perf_counter() - began
-    return found

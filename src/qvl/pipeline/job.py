@@ -7,8 +7,9 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from qvl.caches.key import Manifest
 from qvl.caches.policy import CachePolicy
 from qvl.types import CacheState, ChatRequest, Chunk, Result
 
@@ -27,11 +28,11 @@ class Stages:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """One request on its way: what to ask, under which key, and since when."""
+    """One request on its way: what to ask, under which key, and since when; no manifest and key without a cache."""
 
     request: ChatRequest
     policy: CachePolicy
-    manifest: Mapping[str, Any]
+    manifest: Manifest | None
     key: str | None
     started: float
     stages: Stages
@@ -72,7 +73,23 @@ class Outcome:
     origin: Literal["backend", "cache"] = "backend"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
+class CacheHit:
+    """A job whose answer is known."""
+
+    job: Job
+    outcome: Outcome
+    state: ClassVar[CacheState] = "hit"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMiss:
+    """A job whose answer has to be worked for."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class Streaming:
     """An answer under way: `items` ends with the whole Result and must be closed; `origin` is where it comes from.
 

@@ -55,26 +55,40 @@ async def load_pictures(
     )
 
 
-def load_picture_here(
-    pictures: Sequence[UnreadPicture], policy: MediaPolicy, seen: DigestCache
+def read_pictures(
+    pictures: Sequence[UnreadPicture], policy: MediaPolicy, seen: DigestCache, *, may_wait: bool
 ) -> list[Picture] | None:
-    """As `load_pictures`, in this thread, for at most one picture; None where others would do better.
+    """Return the pictures, read and hashed in this thread; None where `load_pictures` does better.
 
-    Changing threads for one takes longer than what is done there, while several are read and hashed side by side, and
-    one from the web is waited for.
+    Small ones in memory are read here in any case, since changing threads takes longer, and one that `is_one_local`
+    if it `may_wait`; several are read and hashed side by side elsewhere.
+
+    Raises:
+        MediaError: as `load_pictures`.
     """
     from qvl.media import gate
 
-    if len(pictures) > 1 or any(gate.is_remote(picture.source) for picture in pictures):
-        return None
-    with _naming(0):
-        return [
-            gate.load(picture.source, own, decode=False, seen=seen)
-            for picture, own in zip(pictures, _policies(policy, pictures), strict=True)
-        ]
+    ready: list[Picture] = []
+    alone = may_wait and is_one_local(pictures)
+    for number, (picture, own) in enumerate(zip(pictures, _policies(policy, pictures), strict=True)):
+        with naming(number):
+            if alone:
+                ready.append(gate.load(picture.source, own, decode=False, seen=seen))
+            elif (now := gate.load_now(picture.source, own, seen=seen)) is not None:
+                ready.append(now)
+            else:
+                return None
+    return ready
 
 
-async def ready_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
+def is_one_local(pictures: Sequence[UnreadPicture]) -> bool:
+    """Return True for a single picture that need not be fetched."""
+    from qvl.media import gate
+
+    return len(pictures) == 1 and not gate.is_remote(pictures[0].source)
+
+
+async def decode_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
     """The request with every picture within the request's own pixel budget, and decoded, or checked without `pixels`.
 
     Raises:
@@ -92,17 +106,6 @@ async def ready_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
         ]
     )
     return _with_pictures(request, pictures, ready)
-
-
-def check_pictures_here(request: ChatRequest) -> ChatRequest:
-    """As `ready_pictures` without pixels, in this thread."""
-    from qvl.media import gate
-
-    ready = []
-    for number, picture in enumerate(request.pictures):
-        with _naming(number):
-            ready.append(gate.ready(picture, request.max_pixels, pixels=False))
-    return _with_pictures(request, request.pictures, ready)
 
 
 def _with_pictures(request: ChatRequest, before: Sequence[Picture], after: Sequence[Picture]) -> ChatRequest:
@@ -131,7 +134,7 @@ def _policies(policy: MediaPolicy, pictures: Sequence[UnreadPicture]) -> list[Me
 
 
 @contextlib.contextmanager
-def _naming(number: int) -> Iterator[None]:
+def naming(number: int) -> Iterator[None]:
     """A picture's error says which one it was."""
     try:
         yield
@@ -142,7 +145,7 @@ def _naming(number: int) -> Iterator[None]:
 
 async def _numbered(number: int, work: Coroutine[Any, Any, T]) -> T:
     """`work` on the picture of this number, which its error then names."""
-    with _naming(number):
+    with naming(number):
         return await work
 
 

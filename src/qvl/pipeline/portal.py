@@ -9,16 +9,18 @@ import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Generic, ParamSpec, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
 from qvl.errors import ConfigError
 from qvl.log import logger
-from qvl.pipeline.async_pipeline import AsyncPipeline
+from qvl.pipeline.executor import Executor
 from qvl.pipeline.single_flight import CLOSE_SECONDS
 
+P = ParamSpec("P")
 R = TypeVar("R")
 log = logger("qvl.pipeline")
 
@@ -29,18 +31,18 @@ CLOSING = 3 * CLOSE_SECONDS
 class _Loop:
     """The event loop of one Pipeline, in a thread that starts with the first call."""
 
-    def __init__(self, pipeline: AsyncPipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
         self._lock = threading.Lock()
         self._portal: BlockingPortal | None = None
         self._thread: threading.Thread | None = None
         self._claimed = self._forked = False
         _loops.add(self)
 
-    def call(self, function: Callable[[], Awaitable[R]]) -> R:
+    def call(self, function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs `function` on the loop and waits for it. Ctrl-C while waiting ends the work too."""
         portal = self._running()
-        work = _Work(function)
+        work = _Work(partial(function, *args, **kwargs))
         future: Future[R] | None = None
         try:
             # Ctrl-C may come before there is a future to cancel, when the work has begun already.
@@ -52,7 +54,7 @@ class _Loop:
                     portal.start_task_soon(work.cancel)
             raise
 
-    def end(self, items: AsyncGenerator[Any, None]) -> None:
+    def end(self, items: AsyncGenerator[object, None]) -> None:
         """Closes an async generator that was begun here, if that was not done yet."""
         portal = self._portal
         if portal is None:
@@ -66,8 +68,8 @@ class _Loop:
             portal, thread = self._portal, self._thread
             self._portal = self._thread = None
         if portal is None or thread is None:
-            if self._pipeline.store is not None:
-                self._pipeline.store.close()
+            if self._executor.store is not None:
+                self._executor.store.close()
         elif thread is threading.current_thread():
             # The garbage collector runs anywhere, and this thread cannot wait for itself.
             threading.Thread(target=self._stop, args=(portal, thread), name="qvl-close").start()
@@ -76,7 +78,7 @@ class _Loop:
 
     def _stop(self, portal: BlockingPortal, thread: threading.Thread) -> None:
         try:
-            portal.start_task_soon(self._pipeline.aclose).result(timeout=CLOSING)
+            portal.start_task_soon(self._executor.aclose).result(timeout=CLOSING)
         except FutureTimeoutError:
             log.warning("the pipeline did not close in time and is left behind", seconds=CLOSING)
         finally:

@@ -54,7 +54,7 @@ class Recipe:
                 param="engine",
             )
         model, options, plugins, cache = pipeline.made_of
-        store = pipeline.store
+        executor, store = pipeline.executor, pipeline.executor.store
         if store is not None and store.cache.url == "memory:":
             cluster.log.warning("memory: is a cache for each process; nothing is shared or kept")
         return cls(
@@ -63,11 +63,11 @@ class Recipe:
             plugins=plugins,
             # Relative paths and defaults are looked up here and not where a worker happens to stand.
             cache="off" if store is None else cache if cache and _keeps_a_secret(cache) else store.cache.url,
-            cache_mode=pipeline.cache_mode,
+            cache_mode=executor.cache_mode,
             cache_ttl=None if store is None else store.ttl,
-            namespace=pipeline.namespace,
+            namespace=executor.namespace,
             language=pipeline.language,
-            media=pipeline.media,
+            media=executor.media,
         )
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -20,7 +19,7 @@ from qvl.errors import AnalysisError
 from qvl.log import logger
 from qvl.pipeline.async_pipeline import AsyncPipeline
 from qvl.pipeline.call import Call, ChatCall
-from qvl.pipeline.load_pictures import load_picture_here
+from qvl.pipeline.job import CacheMiss
 from qvl.pipeline.map_in_order import MapItem
 from qvl.pipeline.parse_request import question_messages
 from qvl.pipeline.portal import _forget_threads, _Loop
@@ -77,7 +76,7 @@ class Pipeline:
             plugins=plugins,
             **options,
         )
-        self._loop = _Loop(self.pipeline)
+        self._loop = _Loop(self.pipeline.executor)
         # Also when it is dropped without close(), and at the interpreter's end: weights must not outlive it.
         weakref.finalize(self, self._loop.close)
 
@@ -85,7 +84,7 @@ class Pipeline:
         return repr(self.pipeline).replace(type(self.pipeline).__name__, type(self).__name__, 1)
 
     def open(self) -> None:
-        self._call(self.pipeline.open)
+        self._loop.call(self.pipeline.open)
 
     def close(self) -> None:
         """Ends what is under way, closes backend and cache, and stops the loop. Calling it twice is harmless."""
@@ -114,7 +113,7 @@ class Pipeline:
         return self._iterate(self.pipeline.stream(pictures, question, system=system, cache=cache, **params))
 
     def chat(self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any) -> Result:
-        return self._answer(ChatCall(messages, cache, params))
+        return self._execute(ChatCall(messages, cache, params))
 
     def stream_chat(
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any
@@ -171,7 +170,7 @@ class Pipeline:
         cache: CacheMode | None = None,
         **params: Any,
     ) -> AnalysisResult[Any]:
-        return self._answer(self.pipeline.analyze_call(pictures, schema, language, cache, params))
+        return self._execute(self.pipeline.analyze_call(pictures, schema, language, cache, params))
 
     def map(
         self,
@@ -218,27 +217,20 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _answer(self, call: Call[R]) -> R:
-        """Goes as far as this thread can: to a hit, or to a request that is ready for the backend.
+    def _execute(self, call: Call[R]) -> R:
+        """Return the value of `call`: a known one from this thread, which also makes a miss ready for the backend.
 
         What waits for nothing but a disk takes less time here than the way to the loop and its threads.
         """
-        pipeline = self.pipeline
+        executor = self.pipeline.executor
         self._loop.claim()
-        pictures = load_picture_here(call.pictures, call.policy or pipeline.media, pipeline.seen)
-        job = None if pictures is None else pipeline.job_of(call, pictures)
-        if job is None:
-            return self._loop.call(lambda: pipeline.answer(call, pictures))
-        hit = pipeline.look_up_here(job)
-        if hit is None:
-            job = pipeline.with_bytes_checked(job)
-        elif not pipeline.hooked:
+        prepared = executor.prepare(call, may_wait=True)
+        if isinstance(prepared, CacheMiss):
+            executor.check_bytes(prepared)
+        elif prepared is not None and not executor.hooked:
             with contextlib.suppress(AnalysisError):
-                return pipeline.value(call, job, hit, "hit")
-        return self._loop.call(lambda: pipeline.conclude(call, job, hit))
-
-    def _call(self, function: Callable[..., Awaitable[R]], *args: Any, **kwargs: Any) -> R:
-        return self._loop.call(partial(function, *args, **kwargs))
+                return executor.value(call, prepared.job, prepared.outcome, prepared.state)
+        return self._loop.call(executor.execute, call, prepared)
 
     def _iterate(self, items: AsyncGenerator[R, None]) -> Generator[R, None, None]:
         """The items of an async generator, one at a time."""

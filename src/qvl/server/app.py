@@ -51,8 +51,8 @@ def create_app(
     """
     core = ServerCore(pipeline, settings or ServerSettings())
     core.tracing = tracing.found(tracer_provider)
-    if pipeline.store is not None and core.settings.hot_seconds:
-        pipeline.store.keep_hot(core.settings.hot_seconds)
+    if core.executor.store is not None and core.settings.hot_seconds:
+        core.executor.store.keep_hot(core.settings.hot_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -80,7 +80,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "x-qvl-cache", "cache-status", "age", "retry-after", "server-timing"],
         )
-    pipeline.plugins.hook.register_routes(app=app, pipeline=pipeline)
+    core.executor.plugins.hook.register_routes(app=app, pipeline=pipeline)
     return app
 
 

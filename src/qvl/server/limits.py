@@ -45,7 +45,7 @@ def decoded_bytes(job: Job, *, wants_pixels: bool) -> int:
 class Admission:
     """Lets `max_running` jobs work, `max_waiting` (and their picture tokens) wait in turn, and refuses the rest.
 
-    `pipeline.admit` is set to `enter`, so answers from the cache and followers of a flight pass without a place.
+    `executor.admit` is set to `enter`, so answers from the cache and followers of a flight pass without a place.
     Pictures are decoded behind it: those at work take at most `max_bytes` together, those of one job `max_job_bytes`.
     """
 

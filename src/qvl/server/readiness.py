@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from qvl.caches.policy import CachePolicy
 from qvl.errors import BackendUnavailableError, EngineDeadError, QvlError
 from qvl.log import logger
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from qvl.pipeline.async_pipeline import AsyncPipeline
 
 CANARY_SECONDS: Final = 120.0
-OFF: Final = CachePolicy(read=False, write=False)
 log = logger("qvl.server")
 
 
@@ -77,8 +75,8 @@ class Readiness:
         if self.pipeline.backend.capabilities.images:
             content.insert(0, {"type": "image", "image": tiny_png()})
         try:
-            request = await self.pipeline.request([{"role": "user", "content": content}], max_tokens=1)
-            await asyncio.wait_for(self.pipeline.run(request, cache=OFF), CANARY_SECONDS)
+            asking = self.pipeline.chat([{"role": "user", "content": content}], cache="off", max_tokens=1)
+            await asyncio.wait_for(asking, CANARY_SECONDS)
         except (TimeoutError, QvlError) as exc:
             self._canary_failure = f"the first picture was not answered: {exc or 'no answer in time'}"
             log.error("canary failed", error=self._canary_failure)

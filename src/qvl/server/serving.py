@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qvl.errors import MediaError, RequestError
+from qvl.pipeline.call import RequestCall
+from qvl.pipeline.load_pictures import load_pictures
 from qvl.pipeline.parse_parts import is_picture, picture_field
+from qvl.pipeline.parse_request import draft_request
 from qvl.server.cache_headers import headers_for, policy_of
 from qvl.server.neutral_fields import without_neutral
 
 if TYPE_CHECKING:
     from qvl.caches.policy import CachePolicy
-    from qvl.pipeline.async_pipeline import Streaming
+    from qvl.pipeline.job import Streaming
     from qvl.server.exchange import Exchange, Headers
     from qvl.server.state import ServerCore
     from qvl.types import ChatRequest, Result
@@ -29,6 +32,12 @@ class ServedRequest:
     fingerprint: str
     policy: CachePolicy
     fields: dict[str, Any] = field(default_factory=dict)
+
+    def call(self) -> RequestCall:
+        """Return what the executor is to execute."""
+        exchange = self.exchange
+        namespace = exchange.core.namespace(exchange.tenant)
+        return RequestCall(self.request, self.policy, namespace=namespace, started=exchange.started)
 
     def headers(self, result: Result) -> Headers:
         """Headers of a finished answer; also counts it."""
@@ -97,9 +106,8 @@ async def chat_request(
     # Of these the limits are honoured for every backend; what else they say is looked at when those are taken out.
     refuse_extra(core, {name: value for name, value in given.items() if name != "mm_processor_kwargs"})
     try:
-        request = await core.pipeline.request(
-            messages, policy=core.settings.media, request_id=exchange.request_id, extra=given, **params
-        )
+        draft = draft_request(messages, request_id=exchange.request_id, extra=given, **params)
+        request = draft.finished(await load_pictures(draft.pictures, core.settings.media, seen=core.executor.digests))
     except MediaError as exc:
         core.metrics.media_errors.labels(exc.code).inc()
         raise
@@ -107,10 +115,10 @@ async def chat_request(
     core.pipeline.backend.refuse_unsupported(request)
     policy = policy_of(
         exchange.headers.get(b"cache-control"),
-        core.pipeline.cache_mode,
+        core.executor.cache_mode,
         deterministic=request.sampling.deterministic,
     )
-    if core.pipeline.store is None:
+    if core.executor.store is None:
         policy = type(policy)(read=False, write=False)
     if exchange.traced is not None:
         exchange.traced.asked(request, name)
@@ -140,16 +148,9 @@ def refuse_extra(core: ServerCore, extra: Mapping[str, Any]) -> None:
 
 async def answer(exchange: Exchange, asked: ServedRequest) -> Result:
     """The whole answer."""
-    core = exchange.core
-    return await core.pipeline.run(
-        asked.request, cache=asked.policy, namespace=core.namespace(exchange.tenant), started=exchange.started
-    )
+    return await exchange.core.executor.execute(asked.call())
 
 
 async def started_stream(exchange: Exchange, asked: ServedRequest) -> Streaming:
     """An answer that begins."""
-    core = exchange.core
-    job = await core.pipeline.job(
-        asked.request, asked.policy, namespace=core.namespace(exchange.tenant), started=exchange.started
-    )
-    return await core.pipeline.start(job)
+    return await exchange.core.executor.start(asked.call())

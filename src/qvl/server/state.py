@@ -32,10 +32,11 @@ def end_now(limit: asyncio.Timeout) -> None:
 
 
 class ServerCore:
-    """Pipeline, limits, keys, counters and state of one server. It takes over the pipeline's `admit` and `on_chunk`."""
+    """Pipeline, limits, keys, counters and state of one server. It takes over the executor's `admit` and `on_chunk`."""
 
     def __init__(self, pipeline: AsyncPipeline, settings: ServerSettings) -> None:
         self.pipeline = pipeline
+        self.executor = pipeline.executor
         self.settings = settings
         self.keys = KeyRing(settings.api_keys, settings.api_key_file)
         self.metrics = Metrics()
@@ -67,8 +68,8 @@ class ServerCore:
         self.metrics.running.set_function(self.running)
         self.metrics.waiting.set_function(self.waiting)
         self.metrics.ready.set_function(lambda: float(self.unready() is None))
-        pipeline.admit = self.admission.enter
-        pipeline.on_chunk = self._on_chunk
+        self.executor.admit = self.admission.enter
+        self.executor.on_chunk = self._on_chunk
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,7 +110,7 @@ class ServerCore:
 
     def namespace(self, tenant: str) -> str:
         """Where the answers of `tenant` are kept, apart from everybody else's."""
-        base = self.pipeline.namespace
+        base = self.executor.namespace
         return f"{base}/key-{tenant}" if tenant else base
 
     def start(self) -> None:

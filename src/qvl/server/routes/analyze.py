@@ -71,9 +71,9 @@ def _sources(wanted: AnalyzeRequest) -> list[Any]:
 
 
 def _policy(exchange: Exchange) -> Any:
-    pipeline = exchange.core.pipeline
-    policy = policy_of(exchange.headers.get(b"cache-control"), pipeline.cache_mode, deterministic=True)
-    return policy if pipeline.store is not None else type(policy)(read=False, write=False)
+    executor = exchange.core.executor
+    policy = policy_of(exchange.headers.get(b"cache-control"), executor.cache_mode, deterministic=True)
+    return policy if executor.store is not None else type(policy)(read=False, write=False)
 
 
 async def _analyze(
@@ -86,7 +86,7 @@ async def _analyze(
         if value is not None:
             params[name] = value
     try:
-        return await core.pipeline.answer(
+        return await core.executor.execute(
             AnalyzeCall(
                 sources,
                 schema=schema,
