@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from qvl.analysis.parse_answer import parse
 from qvl.analysis.schema_types import schema_type
 from qvl.backends.grammar_schema import call_schema
-from qvl.backends.openai.call_placer import CallPlacer
+from qvl.backends.openai.call_assembler import CallAssembler
 from qvl.backends.openai.finish_words import meaning_of
 from qvl.errors import AnalysisError
 from qvl.types import Tool
@@ -67,7 +67,7 @@ def test_a_list_or_a_plain_value_may_stand_alone(schema: Any, text: str, value: 
 
 
 def test_a_calls_name_is_told_once() -> None:
-    placer = CallPlacer()
+    placer = CallAssembler()
     pieces = [
         placer.read([{"index": 0, "id": "a", "function": {"name": "f", "arguments": part}}])[0]
         for part in ('{"x"', ":", "1}")

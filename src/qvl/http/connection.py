@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from qvl.errors import ConfigError
 from qvl.http.framing import END, MAX_HEAD, Body, BrokenAnswerError, TransportError, read_head
 
-MAX_HELD: Final = 4 * 2**20
+MAX_BUFFERED: Final = 4 * 2**20
 # Most servers close a connection that idles for 5 s, and a request sent into that moment would be lost.
 KEEP_SECONDS: Final = 4.0
 MAX_IDLE: Final = 256
@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
         self.idle_since: float | None = None
         self._transport: asyncio.Transport | None = None
         self._came: deque[tuple[float, bytes]] = deque()
-        self._held = 0
+        self._buffered = 0
         self._paused = False
         self._ended = False
         self._problem: Exception | None = None
@@ -74,8 +74,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._came.append((perf_counter(), data))
-        self._held += len(data)
-        if self._held > MAX_HELD and not self._paused and self._transport is not None:
+        self._buffered += len(data)
+        if self._buffered > MAX_BUFFERED and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
         self._wake()
@@ -103,8 +103,8 @@ class Connection(asyncio.Protocol):
         self.reusable = False
         self._transport.write(data)
 
-    async def head(self, by: float | None = None) -> tuple[float, int, dict[str, str]]:
-        """(when its first byte came, status, headers in lower case) of the answer; `by` is a time.monotonic().
+    async def head(self, deadline: float | None = None) -> tuple[float, int, dict[str, str]]:
+        """(when its first byte came, status, headers in lower case) of the answer; `deadline` is a time.monotonic().
 
         Raises:
             StaleError: the connection was used before, and broke off without a byte.
@@ -117,7 +117,7 @@ class Connection(asyncio.Protocol):
                 if len(data) > MAX_HEAD:
                     raise BrokenAnswerError("the answer has a head without an end")
                 try:
-                    when, more = await self._next("the connection was closed without an answer", by)
+                    when, more = await self._next("the connection was closed without an answer", deadline)
                 except TransportError as exc:
                     if self.idle_since is None or first:
                         raise
@@ -131,8 +131,8 @@ class Connection(asyncio.Protocol):
                 self._rest = data
                 return first, status, headers
 
-    async def next_piece(self, body: Body, by: float | None = None) -> tuple[float, bytes] | None:
-        """The next bytes of the body with the moment they came at; None at its end. `by` is a time.monotonic().
+    async def next_piece(self, body: Body, deadline: float | None = None) -> tuple[float, bytes] | None:
+        """The next bytes of the body with the moment they came at; None at its end. `deadline` is a time.monotonic().
 
         Raises:
             HttpError: the connection broke off within the body.
@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
                 when, data, self._rest = perf_counter(), self._rest, b""
             else:
                 try:
-                    when, data = await self._next("the connection was closed within the answer", by)
+                    when, data = await self._next("the connection was closed within the answer", deadline)
                 except TransportError:
                     if body.ends_with_connection and self._problem is None:
                         body.done = True
@@ -155,28 +155,28 @@ class Connection(asyncio.Protocol):
         self.reusable = body.keeps and not self._rest and not self._came and not self._ended
         return None
 
-    async def _next(self, otherwise: str, by: float | None) -> tuple[float, bytes]:
+    async def _next(self, otherwise: str, deadline: float | None) -> tuple[float, bytes]:
         while not self._came:
             if self._ended:
                 if isinstance(self._problem, TimeoutError | asyncio.TimeoutError):
                     raise self._problem
                 raise TransportError(str(self._problem or "") or otherwise) from self._problem
             loop = asyncio.get_running_loop()
-            left = None if by is None else by - monotonic()
-            if left is not None and left <= 0:
+            remaining = None if deadline is None else deadline - monotonic()
+            if remaining is not None and remaining <= 0:
                 # Not by the timer: what comes without a pause would be there before it every time.
                 raise LateError
             waiter = self._waiter = loop.create_future()
-            late = None if left is None else loop.call_later(left, _give_up, waiter)
+            timer = None if remaining is None else loop.call_later(remaining, _give_up, waiter)
             try:
                 await waiter
             finally:
                 self._waiter = None
-                if late is not None:
-                    late.cancel()
+                if timer is not None:
+                    timer.cancel()
         when, data = self._came.popleft()
-        self._held -= len(data)
-        if self._paused and self._held < MAX_HELD // 2 and self._transport is not None:
+        self._buffered -= len(data)
+        if self._paused and self._buffered < MAX_BUFFERED // 2 and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
         return when, data
@@ -228,12 +228,12 @@ class Pool:
         self._dialing: set[asyncio.Task[Connection]] = set()
         self._closed = False
 
-    async def take(self, by: float | None = None) -> Connection:
-        """An open connection; `by` is a time.monotonic() before which it must be there.
+    async def take(self, deadline: float | None = None) -> Connection:
+        """An open connection; `deadline` is a time.monotonic() before which it must be there.
 
         Raises:
             NoConnectionError: nobody listens, TLS fails, or it takes longer than `connect_timeout`.
-            LateError: it takes longer than `by`.
+            LateError: it takes longer than `deadline`.
         """
         if self._closed:
             raise NoConnectionError("closed while connecting")
@@ -243,7 +243,9 @@ class Pool:
             if connection.fresh and (connection.idle_since or 0.0) >= oldest:
                 return connection
             connection.abort()
-        allowed = self.connect_timeout if by is None else min(self.connect_timeout, max(0.0, by - monotonic()))
+        allowed = (
+            self.connect_timeout if deadline is None else min(self.connect_timeout, max(0.0, deadline - monotonic()))
+        )
         dialing = asyncio.get_running_loop().create_task(self._dial())
         self._dialing.add(dialing)
         taken = False
@@ -271,16 +273,16 @@ class Pool:
     async def _dial(self) -> Connection:
         """The first address of the host that answers; the next one is tried when one fails or hesitates."""
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        addresses = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         tries: list[asyncio.Task[Connection]] = []
         try:
-            for address in dict.fromkeys(str(item[4][0]) for item in found):
+            for address in dict.fromkeys(str(item[4][0]) for item in addresses):
                 tries.append(loop.create_task(self._dial_at(address)))
-                if (made := await _first(tries, STAGGER_SECONDS)) is not None:
-                    return made
+                if (connection := await _first(tries, STAGGER_SECONDS)) is not None:
+                    return connection
             while any(not task.done() for task in tries):
-                if (made := await _first(tries, None)) is not None:
-                    return made
+                if (connection := await _first(tries, None)) is not None:
+                    return connection
             return tries[0].result()
         finally:
             for task in tries:

@@ -145,7 +145,7 @@ async def test_endpoints_that_are_not_taken_in_are_closed(
             raise ConfigError("not like this")
 
         monkeypatch.setattr(backend._fleet, "_make", noted)
-        monkeypatch.setattr(backend._fleet, "found", broken)
+        monkeypatch.setattr(backend._fleet, "findings_of", broken)
         with pytest.raises(ConfigError):
             await backend.set_endpoints([one.url for one in three])
         assert [endpoint._sdk for endpoint in made] == [None, None]

@@ -162,20 +162,20 @@ async def test_rests_grow_to_a_minute() -> None:
 async def test_a_single_fault_does_not_rest_an_endpoint_but_three_in_a_row_do() -> None:
     pool = pool_of("a", "b")
     member = pool.find("a")
-    pool.blame(member, fault())
-    pool.blame(member, fault())
+    pool.record_failure(member, fault())
+    pool.record_failure(member, fault())
     assert pool.snapshot()[0].state == "up"
     pool.recovered(member)
     for _ in range(3):
         assert pool.snapshot()[0].state == "up"
-        pool.blame(member, fault())
+        pool.record_failure(member, fault())
     assert pool.snapshot()[0].state == "resting"
 
 
 async def test_a_busy_endpoint_is_left_alone_for_as_long_as_it_asked() -> None:
     clock = Clock()
     pool = pool_of("a", "b", clock=clock)
-    pool.blame(pool.find("a"), busy(7))
+    pool.record_failure(pool.find("a"), busy(7))
     assert {(await take(pool)).member.name for _ in range(6)} == {"b"}
     assert pool.next_chance(frozenset({"b"})) == pytest.approx(7)
     clock.now += 7.1
@@ -252,9 +252,9 @@ async def test_requests_wait_for_the_trial_of_the_last_endpoint() -> None:
     clock = Clock()
     pool = pool_of("a", "b", clock=clock)
     for name in ("a", "b"):
-        pool.blame(pool.find(name), down())
+        pool.record_failure(pool.find(name), down())
     assert await none_left(pool)
-    assert "a: refused" in (pool.why_not() or "")
+    assert "a: refused" in (pool.unavailable_reason() or "")
     clock.now += 2
     trial = await take(pool, 1, None, "b")
     waiting = asyncio.ensure_future(take(pool, 1, None, "b"))
@@ -312,7 +312,7 @@ def test_no_place_is_ever_lost(steps: list[str], rng: random.Random) -> None:
                     ticket.first_token()
         for ticket in held:
             ticket.release()
-        assert all(m.running == 0 and m.cost == 0 and not (m.trial and not m.resting) for m in pool.members)
+        assert all(m.running == 0 and m.cost == 0 and not (m.half_open and not m.resting) for m in pool.members)
         clock.now += 1000
         assert await pool.acquire(until=clock() + 1) is not None
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, cast
 
-from qvl.backends.openai.call_placer import CallPlacer
+from qvl.backends.openai.call_assembler import CallAssembler
 from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, cut_off, from_event
 from qvl.backends.openai.finish_words import meaning_of
 from qvl.chunks import lone_end
@@ -62,7 +62,7 @@ class ThinkSplitter:
         if self._state == "gap":
             return self._after(text), ""
         if self._state == "opened":
-            return self._held(text)
+            return self._withhold(text)
         self._pending += text
         if self._state == "start":
             lead = self._pending.lstrip()
@@ -75,7 +75,7 @@ class ThinkSplitter:
                 whole, self._pending = self._pending, ""
                 if self._opened:
                     self._state = "opened"
-                    return self._held(whole)
+                    return self._withhold(whole)
                 return self._to_text(whole), ""
         return self._thinking()
 
@@ -93,7 +93,7 @@ class ThinkSplitter:
         rest, self._pending = self._pending, ""
         return ("", rest) if self._state == "think" else (rest, "")
 
-    def _held(self, text: str) -> tuple[str, str]:
+    def _withhold(self, text: str) -> tuple[str, str]:
         self._kept.append(text)
         if self._opened and "</think>" not in self._tail + text:
             self._tail = (self._tail + text)[-len("</think>") :]
@@ -159,7 +159,7 @@ class ChoiceReader:
 
     def __init__(self, *, opened: bool) -> None:
         self.think = ThinkSplitter(opened=opened)
-        self.calls = CallPlacer()
+        self.calls = CallAssembler()
         self.joiners: dict[object, SurrogateJoiner] = {}
         self.refusal = ""
         self.answered = False
@@ -189,7 +189,7 @@ class AnswerReader:
         self._where = where
         self._opened = opened
         self._choices: dict[int, ChoiceReader] = {}
-        self._held: Chunk | None = None
+        self._last: Chunk | None = None
         self.usage = Usage()
         self.done = False
 
@@ -221,11 +221,11 @@ class AnswerReader:
         return self._after_held(chunks)
 
     def _after_held(self, chunks: list[Chunk]) -> list[Chunk]:
-        if chunks and self._held is not None:
-            chunks.insert(0, self._held)
-            self._held = None
+        if chunks and self._last is not None:
+            chunks.insert(0, self._last)
+            self._last = None
         if chunks and chunks[-1].finish_reason is not None:
-            self._held = chunks.pop()
+            self._last = chunks.pop()
         return chunks
 
     def _done(self, index: int, state: ChoiceReader) -> list[Chunk]:
@@ -239,13 +239,13 @@ class AnswerReader:
     def end(self) -> Chunk:
         """The last chunk, with finish_reason and usage."""
         finished = sum(choice.finished for choice in self._choices.values())
-        if self._held is None or finished < self._n:
+        if self._last is None or finished < self._n:
             if not self._choices:
                 raise cut_off("the stream ended without an answer", self._where)
-            if finished and self._held is not None:
+            if finished and self._last is not None:
                 raise broken(f"{finished} answers came, n={self._n} were asked for", self._where)
             raise cut_off("the stream broke off before the answer was whole", self._where)
-        return replace(self._held, usage=self.usage)
+        return replace(self._last, usage=self.usage)
 
     def _parse(self, payload: bytes) -> Mapping[str, Any]:
         try:
@@ -303,11 +303,11 @@ class AnswerReader:
         if meaning is None:
             return None
         if state.refusal or meaning == "refused":
-            said = f": {shorten(state.refusal)}" if state.refusal else ""
-            raise Failed(RefusalError(f"{self._where}: the model refused to answer{said}"), Repeat.NEVER, Blame.NONE)
+            detail = f": {shorten(state.refusal)}" if state.refusal else ""
+            raise Failed(RefusalError(f"{self._where}: the model refused to answer{detail}"), Repeat.NEVER, Blame.NONE)
         if meaning == "withheld":
-            said = f"{self._where}: the endpoint's content filter withheld the answer"
-            raise Failed(RefusalError(said, code="content_filter"), Repeat.NEVER, Blame.NONE)
+            detail = f"{self._where}: the endpoint's content filter withheld the answer"
+            raise Failed(RefusalError(detail, code="content_filter"), Repeat.NEVER, Blame.NONE)
         if meaning == "given_up":
             raise broken(f"the endpoint gave the answer up: {shorten(str(reason))}", self._where)
         if meaning == "length":

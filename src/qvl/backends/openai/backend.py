@@ -92,14 +92,14 @@ class OpenAIBackend(Backend):
         self._limit = limit
         self._identity = identity
         self._health_interval = health_interval
-        given = by_name(self._listed(base_url))
+        endpoints = by_name(self._listed(base_url))
         if weights is not None:
             if isinstance(weights, Mapping):
                 weights = {shown_url(read_url(url)): weight for url, weight in weights.items()}
-            shares = weights_by_url(given, weights)
-            given = {name: replace(one, weight=shares[name]) for name, one in given.items()}
+            shares = weights_by_url(endpoints, weights)
+            endpoints = {name: replace(one, weight=shares[name]) for name, one in endpoints.items()}
         self._pool: EndpointPool[Line] = EndpointPool(
-            [self._member(one.url, one.weight, one.limit) for one in given.values()], policy=policy
+            [self._member(one.url, one.weight, one.limit) for one in endpoints.values()], policy=policy
         )
         self._fleet = Fleet(
             self._pool,
@@ -250,7 +250,7 @@ class OpenAIBackend(Backend):
     ) -> AsyncGenerator[Chunk, None]:
         line = ticket.member.target
         joined_late = line.findings is None
-        findings = await self._fleet.found(line)
+        findings = await self._fleet.findings_of(line)
         if joined_late:
             try:
                 self.refuse_unsupported(request)
@@ -283,12 +283,12 @@ class OpenAIBackend(Backend):
 
     async def _next_round(self, attempts: Attempts, rounds: int, deadline: float) -> None:
         """Waits until an endpoint may be asked again, or raises what all of them said."""
-        left = [m.name for m in self._pool.members if m.name not in attempts.never and not m.draining]
+        candidates = [m.name for m in self._pool.members if m.name not in attempts.never and not m.draining]
         wait = self._retry.delay(rounds, attempts.asked_to_wait())
-        if left:
+        if candidates:
             wait = max(wait, self._pool.next_chance(frozenset(attempts.never)))
         out_of_time = time.monotonic() + wait >= deadline
-        if not left or rounds >= self._retry.max_retries or out_of_time or not self._is_open:
+        if not candidates or rounds >= self._retry.max_retries or out_of_time or not self._is_open:
             raise self._fleet.verdict(attempts)
         await asyncio.sleep(wait)
         attempts.round.clear()
@@ -334,14 +334,14 @@ class OpenAIBackend(Backend):
         Raises:
             ConfigError: no endpoint, one twice, or one that cannot be; the pool stays as it was.
         """
-        wanted = by_name(self._listed(base_url))
+        listed = by_name(self._listed(base_url))
         async with self._changing:
-            added = await self._fleet.take_in(wanted, probe_now=self._is_open)
+            added = await self._fleet.take_in(listed, probe_now=self._is_open)
             self._watch()
             # Before another change can begin: what that one names again is then taken back, not drained by this one.
-            gone = self._fleet.drain_others(wanted)
-        await self._fleet.part_with(gone, timeout=self._timeouts.total if timeout is None else timeout)
-        log.info("endpoints changed", endpoints=list(wanted), added=added, removed=[member.name for member in gone])
+            draining = self._fleet.drain_others(listed)
+        await self._fleet.part_with(draining, timeout=self._timeouts.total if timeout is None else timeout)
+        log.info("endpoints changed", endpoints=list(listed), added=added, removed=[member.name for member in draining])
 
     def stats(self) -> Mapping[str, float]:
         states = self._pool.snapshot()
@@ -357,7 +357,7 @@ class OpenAIBackend(Backend):
     def unready(self) -> str | None:
         if not self._is_open:
             return "not open"
-        return self._pool.why_not()
+        return self._pool.unavailable_reason()
 
 
 def _repeatable(request: ChatRequest) -> bool:

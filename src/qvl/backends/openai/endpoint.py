@@ -65,7 +65,7 @@ def read_url(url: str) -> str:
         ConfigError: it is not an http(s) URL.
     """
     # What stands before an @ or behind a ? may be a secret, also where it is no URL.
-    wrong = ConfigError(
+    invalid = ConfigError(
         f"{url.rpartition('@')[2].partition('?')[0]!r} is not the URL of an endpoint",
         hint="such as http://host:8000/v1",
         param="base_url",
@@ -74,22 +74,22 @@ def read_url(url: str) -> str:
         parts = urlsplit(url.strip())
         _ = parts.port
     except ValueError:
-        raise wrong from None
+        raise invalid from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise wrong
+        raise invalid
     path = parts.path.rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path or "/v1", parts.query, ""))
 
 
 def split_urls(text: str) -> list[str]:
     """The URLs of a list with commas between them; a comma in a query belongs to it."""
-    found: list[str] = []
+    urls: list[str] = []
     for piece in text.split(","):
-        if found and "?" in found[-1] and not _SCHEME.match(piece):
-            found[-1] += f",{piece}"
+        if urls and "?" in urls[-1] and not _SCHEME.match(piece):
+            urls[-1] += f",{piece}"
         else:
-            found.append(piece)
-    return [url for url in found if url.strip()]
+            urls.append(piece)
+    return [url for url in urls if url.strip()]
 
 
 def shown_url(url: str) -> str:

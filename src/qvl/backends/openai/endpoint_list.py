@@ -44,14 +44,14 @@ def by_name(listed: Iterable[Listed]) -> dict[str, Listed]:
     Raises:
         ConfigError: none, or one of them twice.
     """
-    found: dict[str, Listed] = {}
+    endpoints: dict[str, Listed] = {}
     for one in listed:
-        if one.name in found:
+        if one.name in endpoints:
             raise ConfigError(f"the endpoint {one.name} is given twice", param="base_url")
-        found[one.name] = one
-    if not found:
+        endpoints[one.name] = one
+    if not endpoints:
         raise ConfigError("base_url names no endpoint", hint="such as http://host:8000/v1", param="base_url")
-    return found
+    return endpoints
 
 
 def read_endpoint_list(path: str | Path) -> list[Listed]:
@@ -65,21 +65,21 @@ def read_endpoint_list(path: str | Path) -> list[Listed]:
     except (OSError, UnicodeDecodeError) as exc:
         reason = getattr(exc, "strerror", None) or "it is no UTF-8 text"
         raise ConfigError(f"the endpoint list {path} cannot be read: {reason}", hint=_HINT) from exc
-    found = []
+    endpoints = []
     for number, line in enumerate(lines, start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue
         try:
-            found.append(_listed(*words))
+            endpoints.append(_listed(*words))
         except (ConfigError, ValueError) as exc:
-            said = exc.message if isinstance(exc, ConfigError) else str(exc)
-            raise ConfigError(f"{path}, line {number}: {said}", hint=_HINT, param="base_url") from exc
+            reason = exc.message if isinstance(exc, ConfigError) else str(exc)
+            raise ConfigError(f"{path}, line {number}: {reason}", hint=_HINT, param="base_url") from exc
     try:
-        by_name(found)
+        by_name(endpoints)
     except ConfigError as exc:
         raise ConfigError(f"the endpoint list {path}: {exc.message}", hint=_HINT, param="base_url") from exc
-    return found
+    return endpoints
 
 
 def _listed(url: str, *options: str) -> Listed:

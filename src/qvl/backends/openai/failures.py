@@ -167,9 +167,9 @@ def _dump(value: object) -> str:
 
 def from_status(status: int, body: object, headers: Mapping[str, str], where: str) -> Failed:
     """The failure behind an HTTP status of 400 and above."""
-    said = read_error_body(body)
-    text = f"{where} answered {status}: {said.message or 'no text'}"
-    failed = _by_status(status, said, text, read_retry_after(headers))
+    details = read_error_body(body)
+    text = f"{where} answered {status}: {details.message or 'no text'}"
+    failed = _by_status(status, details, text, read_retry_after(headers))
     ruling = headers.get("x-should-retry")
     if ruling == "false":
         failed.repeat = Repeat.NEVER if failed.repeat is Repeat.NEVER else Repeat.ELSEWHERE
@@ -180,32 +180,32 @@ def from_status(status: int, body: object, headers: Mapping[str, str], where: st
 
 def from_event(error: object, where: str) -> Failed:
     """The failure behind an `{"error": …}` event inside a stream."""
-    said = read_error_body({"error": error})
-    text = f"{where} ended the stream with an error: {said.message or 'no text'}"
-    if said.status is None or said.status < 400:
-        error_of = DeviceMemoryError if _MEMORY.search(said.message) else BackendResponseError
-        return Failed(error_of(text, code=said.code), Repeat.ANYWHERE, Blame.FAULT)
-    return _by_status(said.status, said, text, None)
+    details = read_error_body({"error": error})
+    text = f"{where} ended the stream with an error: {details.message or 'no text'}"
+    if details.status is None or details.status < 400:
+        error_of = DeviceMemoryError if _MEMORY.search(details.message) else BackendResponseError
+        return Failed(error_of(text, code=details.code), Repeat.ANYWHERE, Blame.FAULT)
+    return _by_status(details.status, details, text, None)
 
 
-def _by_status(status: int, said: ErrorBody, text: str, retry_after: float | None) -> Failed:
+def _by_status(status: int, details: ErrorBody, text: str, retry_after: float | None) -> Failed:
     if status in (401, 403):
         return Failed(AuthError(text, hint="check the API key"), Repeat.ELSEWHERE, Blame.FAULT, untouched=True)
     if status == 404:
-        return _not_found(said, text)
+        return _not_found(details, text)
     if status == 408 or status == 504:
         return Failed(BackendTimeoutError(text), Repeat.ANYWHERE, Blame.FAULT)
     if status in (429, 529):
-        error = RateLimitError(text, retry_after=retry_after, code=said.code)
-        spent = "insufficient_quota" in (said.code, said.type) or (retry_after or 0) > LONGEST_RETRY_AFTER
+        error = RateLimitError(text, retry_after=retry_after, code=details.code)
+        spent = "insufficient_quota" in (details.code, details.type) or (retry_after or 0) > LONGEST_RETRY_AFTER
         return Failed(
             error, Repeat.ELSEWHERE if spent else Repeat.ANYWHERE, Blame.BUSY, retry_after=retry_after, untouched=True
         )
     if status == 409:
         return Failed(BackendUnavailableError(text), Repeat.ANYWHERE, Blame.NONE, retry_after=retry_after)
     if 400 <= status < 500:
-        return _refused(status, said, text)
-    if _MEMORY.search(said.message):
+        return _refused(status, details, text)
+    if _MEMORY.search(details.message):
         return Failed(DeviceMemoryError(text), Repeat.ANYWHERE, Blame.FAULT, retry_after=retry_after)
     if status in (502, 503):
         return Failed(
@@ -219,29 +219,31 @@ def _by_status(status: int, said: ErrorBody, text: str, retry_after: float | Non
     return Failed(BackendResponseError(text), repeat, Blame.FAULT, retry_after=retry_after)
 
 
-def _not_found(said: ErrorBody, text: str) -> Failed:
+def _not_found(details: ErrorBody, text: str) -> Failed:
     error: QvlError
-    if "model" in f"{said.message} {said.code} {said.type}".lower():
+    if "model" in f"{details.message} {details.code} {details.type}".lower():
         error = UnknownNameError(text, param="model", code="model_not_found")
     else:
         error = BackendResponseError(text, hint="does the base URL end in /v1?")
     return Failed(error, Repeat.ELSEWHERE, Blame.FAULT, untouched=True)
 
 
-def _refused(status: int, said: ErrorBody, text: str) -> Failed:
+def _refused(status: int, details: ErrorBody, text: str) -> Failed:
     error: RequestError
-    code = said.code or ""
-    if code == ContextLengthError.default_code or _CONTEXT.search(said.message):
+    code = details.code or ""
+    if code == ContextLengthError.default_code or _CONTEXT.search(details.message):
         error = ContextLengthError(text)
-    elif code.startswith(("image_", "invalid_image")) or _PICTURE.search(said.message):
-        error = MediaError(text, param=said.param, code=said.code)
-    elif code in ("unsupported_parameter", "unsupported_value") or _UNSUPPORTED.search(f"{said.type} {said.message}"):
-        error = UnsupportedInputError(text, param=said.param, code=said.code)
+    elif code.startswith(("image_", "invalid_image")) or _PICTURE.search(details.message):
+        error = MediaError(text, param=details.param, code=details.code)
+    elif code in ("unsupported_parameter", "unsupported_value") or _UNSUPPORTED.search(
+        f"{details.type} {details.message}"
+    ):
+        error = UnsupportedInputError(text, param=details.param, code=details.code)
     elif status in (405, 406, 415):
         hint = "does the base URL end in /v1?"
         return Failed(BackendResponseError(text, hint=hint), Repeat.ELSEWHERE, Blame.FAULT, untouched=True)
     else:
-        error = RequestError(text, param=said.param, code=said.code)
+        error = RequestError(text, param=details.param, code=details.code)
     return Failed(error, Repeat.NEVER, Blame.NONE)
 
 
@@ -315,10 +317,10 @@ def _no_connection(exc: BaseException, where: str) -> Failed:
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
+    visited: set[int] = set()
     current: BaseException | None = exc
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None and id(current) not in visited:
+        visited.add(id(current))
         yield current
         current = current.__cause__ or current.__context__
 

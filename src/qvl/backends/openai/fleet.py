@@ -101,8 +101,8 @@ class Fleet:
         if not self._probes:
             return self.capabilities
         known = [PROBED.get(self._probe_key(member.target.endpoint)) for member in self.pool.members]
-        found = [findings for findings in known if findings is not None]
-        return common(found) if len(found) == len(known) else None
+        probed = [findings for findings in known if findings is not None]
+        return common(probed) if len(probed) == len(known) else None
 
     async def open(self) -> None:
         """Makes connections and probes.
@@ -149,11 +149,11 @@ class Fleet:
 
     async def _probe_all(self) -> None:
         members = self.pool.members
-        results = await asyncio.gather(*(self.found(m.target) for m in members), return_exceptions=True)
+        results = await asyncio.gather(*(self.findings_of(m.target) for m in members), return_exceptions=True)
         attempts = Attempts()
         for member, result in zip(members, results, strict=True):
             if isinstance(result, Failed):
-                self.pool.blame(member, result)
+                self.pool.record_failure(member, result)
                 attempts.note(member.name, result, repeatable=False)
             elif isinstance(result, BaseException):
                 raise result
@@ -171,7 +171,7 @@ class Fleet:
         if known and self._probes:
             self.capabilities = known[0].capabilities if len(known) == 1 else common(known)
 
-    async def found(self, line: Line) -> Findings:
+    async def findings_of(self, line: Line) -> Findings:
         """What `line` can do; asked now if it was not before.
 
         Raises:
@@ -226,9 +226,9 @@ class Fleet:
             await member.target.endpoint.models()
         except Failed as failed:
             if failed.blame is Blame.DOWN:
-                self.pool.blame(member, failed)
+                self.pool.record_failure(member, failed)
                 return
-        if member.resting and not member.trial:
+        if member.resting and not member.half_open:
             # It is there; whether it answers is for one request to find out.
             self.pool.try_now(member)
 
@@ -245,7 +245,7 @@ class Fleet:
         await member.target.endpoint.open()
         try:
             if probe_now:
-                await self.found(member.target)
+                await self.findings_of(member.target)
             self.pool.add(member)
         except Failed as failed:
             await member.target.endpoint.aclose()
@@ -272,49 +272,49 @@ class Fleet:
             PROBED.pop(self._probe_key(member.target.endpoint), None)
             self._learn()
 
-    async def take_in(self, wanted: Mapping[str, Listed], *, probe_now: bool) -> list[str]:
+    async def take_in(self, listed: Mapping[str, Listed], *, probe_now: bool) -> list[str]:
         """Adds those of `wanted` that are not in the pool, sets weight and limit of the rest; returns who is new.
 
         New ones are probed; one that does not answer is taken in as one that rests, as at the start.
         """
-        made: dict[str, Member[Line]] = {}
-        found: dict[str, Findings | BaseException] = {}
+        members: dict[str, Member[Line]] = {}
+        results: dict[str, Findings | BaseException] = {}
         try:
             # Again and again: what drains may be gone by the time that others were probed.
-            while new := self._missing(wanted.keys() - made.keys(), wanted):
-                made |= {member.name: member for member in new}
+            while new := self._missing(listed.keys() - members.keys(), listed):
+                members |= {member.name: member for member in new}
                 for member in new:
                     await member.target.endpoint.open()
                 if probe_now:
-                    results = await asyncio.gather(*(self.found(m.target) for m in new), return_exceptions=True)
-                    found |= {member.name: result for member, result in zip(new, results, strict=True)}
-            for result in found.values():
+                    probed = await asyncio.gather(*(self.findings_of(m.target) for m in new), return_exceptions=True)
+                    results |= {member.name: result for member, result in zip(new, probed, strict=True)}
+            for result in results.values():
                 if isinstance(result, BaseException) and not isinstance(result, Failed):
                     raise result
         except BaseException:
-            for member in made.values():
+            for member in members.values():
                 await member.target.endpoint.aclose()
             raise
-        for name, one in wanted.items():
-            if name not in made:
+        for name, one in listed.items():
+            if name not in members:
                 self.pool.adjust(name, weight=one.weight, limit=one.limit)
                 continue
-            self.pool.add(made[name])
-            if isinstance(failed := found.get(name), Failed):
-                self.pool.blame(made[name], failed)
+            self.pool.add(members[name])
+            if isinstance(failed := results.get(name), Failed):
+                self.pool.record_failure(members[name], failed)
                 log.warning("endpoint left out for now", endpoint=name, error=str(failed.error))
         self._learn()
-        return list(made)
+        return list(members)
 
-    def _missing(self, names: Set[str], wanted: Mapping[str, Listed]) -> list[Member[Line]]:
+    def _missing(self, names: Set[str], listed: Mapping[str, Listed]) -> list[Member[Line]]:
         """New members for those of `names` that the pool does not have, in the order of `wanted`."""
-        here = {member.name for member in self.pool.members}
-        missing = (one for name, one in wanted.items() if name in names - here)
+        present = {member.name for member in self.pool.members}
+        missing = (one for name, one in listed.items() if name in names - present)
         return [self._make(one.url, one.weight, one.limit) for one in missing]
 
-    def drain_others(self, wanted: Mapping[str, Listed]) -> list[Member[Line]]:
+    def drain_others(self, listed: Mapping[str, Listed]) -> list[Member[Line]]:
         """Gives what is not in `wanted` no further requests; returns them, for `part_with`."""
-        return [self.pool.drain(member.name) for member in self.pool.members if member.name not in wanted]
+        return [self.pool.drain(member.name) for member in self.pool.members if member.name not in listed]
 
     async def part_with(self, members: Iterable[Member[Line]], *, timeout: float | None) -> None:
         """Forgets those that drain, all at the same time, each after its last request."""
@@ -324,9 +324,9 @@ class Fleet:
         """One error for a request that no endpoint could answer, naming each."""
         if len(self.pool) == 1 and len(attempts.failures) == 1:
             return next(iter(attempts.failures.values()))
-        said = {m.name: m.last_error for m in self.pool.members if m.last_error}
-        said |= {url: failed.error.message for url, failed in attempts.failures.items()}
-        text = "; ".join(message if url in message else f"{url}: {message}" for url, message in said.items())
+        messages = {m.name: m.last_error for m in self.pool.members if m.last_error}
+        messages |= {url: failed.error.message for url, failed in attempts.failures.items()}
+        text = "; ".join(message if url in message else f"{url}: {message}" for url, message in messages.items())
         errors = [failed.error for failed in attempts.failures.values()]
         kinds = {type(error) for error in errors}
         if kinds == {RateLimitError}:

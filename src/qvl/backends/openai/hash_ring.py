@@ -20,11 +20,11 @@ class HashRing:
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         points = sorted(
-            (_place(f"{name}#{number}"), name)
+            (_point(f"{name}#{number}"), name)
             for name, weight in weights.items()
             for number in range(max(1, round(POINTS * weight)))
         )
-        self._points = [place for place, _ in points]
+        self._points = [point for point, _ in points]
         self._owners = [name for _, name in points]
         self._names = len(weights)
 
@@ -32,16 +32,16 @@ class HashRing:
         """Every name once: the owner of `key` first, then who would own it if those before were gone."""
         if not self._points:
             return
-        start = bisect_left(self._points, _place(key))
-        seen: set[str] = set()
+        start = bisect_left(self._points, _point(key))
+        names: set[str] = set()
         for step in range(len(self._points)):
             name = self._owners[(start + step) % len(self._points)]
-            if name not in seen:
-                seen.add(name)
+            if name not in names:
+                names.add(name)
                 yield name
-                if len(seen) == self._names:
+                if len(names) == self._names:
                     return
 
 
-def _place(text: str) -> int:
+def _point(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -69,9 +69,9 @@ async def _examine(one: Listed, model: str, *, api_key: str | None, timeout: flo
     finally:
         await endpoint.aclose()
     if not model and len(models) != 1:
-        said = f"serves {', '.join(models[:8])}" if models else "lists no models"
+        summary = f"serves {', '.join(models[:8])}" if models else "lists no models"
         return Examined(
-            one.name, True, models, models_seconds=took, error=f"{said}: name a model to see what it can do"
+            one.name, True, models, models_seconds=took, error=f"{summary}: name a model to see what it can do"
         )
     backend = OpenAIBackend(
         model or models[0],

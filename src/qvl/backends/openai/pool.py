@@ -63,11 +63,11 @@ class Member(Generic[T]):
     requests: int = 0
     failures: int = 0
     faults: int = 0
-    rests: int = 0
-    rest_until: float = 0.0
+    open_count: int = 0
+    open_until: float = 0.0
     busy_until: float = 0.0
     resting: bool = False
-    trial: bool = False
+    half_open: bool = False
     draining: bool = False
     turn: float = 0.0
     first_token: float = 0.0
@@ -82,10 +82,10 @@ class Member(Generic[T]):
 class Ticket(Generic[T]):
     """One request's place at one endpoint. `release` must be called, whatever happened."""
 
-    __slots__ = ("_cost", "_pool", "_released", "_started", "_trial", "member")
+    __slots__ = ("_cost", "_half_open", "_pool", "_released", "_started", "member")
 
-    def __init__(self, pool: EndpointPool[T], member: Member[T], cost: float, *, trial: bool) -> None:
-        self._pool, self.member, self._cost, self._trial = pool, member, cost, trial
+    def __init__(self, pool: EndpointPool[T], member: Member[T], cost: float, *, half_open: bool) -> None:
+        self._pool, self.member, self._cost, self._half_open = pool, member, cost, half_open
         self._started = pool.clock()
         self._released = False
 
@@ -96,12 +96,12 @@ class Ticket(Generic[T]):
         self.member.first_token += (took - self.member.first_token) * (0.2 if self.member.first_token else 1.0)
 
     def failed(self, failure: Failed) -> None:
-        self._pool.blame(self.member, failure)
+        self._pool.record_failure(self.member, failure)
 
     def release(self) -> None:
         if not self._released:
             self._released = True
-            self._pool.give_back(self.member, self._cost, trial=self._trial)
+            self._pool.give_back(self.member, self._cost, half_open=self._half_open)
 
 
 class EndpointPool(Generic[T]):
@@ -221,12 +221,12 @@ class EndpointPool(Generic[T]):
         up = [m for m in candidates if alone or (not m.resting and m.busy_until <= now)]
         free = [m for m in up if not m.full]
         # A rested endpoint is tried by one request, before those that are up, or it would never come back.
-        due = [m for m in candidates if not alone and m.resting and not m.trial and m.rest_until <= now and not m.full]
+        due = [m for m in candidates if m.resting and not (alone or m.half_open or m.open_until > now or m.full)]
         if due:
-            return min(due, key=lambda m: m.rest_until), False
+            return min(due, key=lambda m: m.open_until), False
         if not free:
             # While one request tries the last endpoint, the others wait for what it finds.
-            return None, bool(up) or any(m.trial for m in candidates)
+            return None, bool(up) or any(m.half_open for m in candidates)
         return self._best(free, key), False
 
     def _best(self, free: list[Member[T]], key: str | None) -> Member[T]:
@@ -245,8 +245,8 @@ class EndpointPool(Generic[T]):
         self._turn = max(member.turn, self._turn)
         member.turn = self._turn + 1.0 / member.weight
         if member.resting and len(self._members) > 1:
-            member.trial = True
-        return Ticket(self, member, cost, trial=member.trial)
+            member.half_open = True
+        return Ticket(self, member, cost, half_open=member.half_open)
 
     async def _wait(self, until: float) -> None:
         if len(self._waiting) >= self._max_waiting:
@@ -272,11 +272,11 @@ class EndpointPool(Generic[T]):
                 future.set_result(None)
                 count -= 1
 
-    def give_back(self, member: Member[T], cost: float, *, trial: bool) -> None:
+    def give_back(self, member: Member[T], cost: float, *, half_open: bool) -> None:
         member.running -= 1
         member.cost = max(0.0, member.cost - cost) if member.running else 0.0
-        if trial:
-            member.trial = False
+        if half_open:
+            member.half_open = False
         if not member.running:
             member.empty.set()
         self._wake(1)
@@ -284,18 +284,18 @@ class EndpointPool(Generic[T]):
     def recovered(self, member: Member[T]) -> None:
         """An answer came, or a health check passed."""
         back = member.resting
-        member.faults = member.rests = 0
-        member.rest_until = member.busy_until = 0.0
-        member.resting = member.trial = False
+        member.faults = member.open_count = 0
+        member.open_until = member.busy_until = 0.0
+        member.resting = member.half_open = False
         if back:
             self._wake(len(self._waiting))
 
     def try_now(self, member: Member[T]) -> None:
         """Ends a rest early: the next request is the one that tries."""
-        member.rest_until = 0.0
+        member.open_until = 0.0
         self._wake(1)
 
-    def blame(self, member: Member[T], failure: Failed) -> None:
+    def record_failure(self, member: Member[T], failure: Failed) -> None:
         """Counts a failure; rests the member when it is down, or at fault several times in a row."""
         member.failures += 1
         member.last_error = str(failure.error.message)
@@ -310,24 +310,24 @@ class EndpointPool(Generic[T]):
         self._wake(len(self._waiting))
 
     def _rest(self, member: Member[T], now: float) -> None:
-        if member.resting and member.rest_until > now:
+        if member.resting and member.open_until > now:
             return
-        length = min(LONGEST_REST, FIRST_REST * 2.0 ** min(member.rests, 16))
-        member.rests += 1
+        length = min(LONGEST_REST, FIRST_REST * 2.0 ** min(member.open_count, 16))
+        member.open_count += 1
         member.resting = True
-        member.rest_until = now + length * (1 - 0.25 * self._rng.random())
+        member.open_until = now + length * (1 - 0.25 * self._rng.random())
 
     def next_chance(self, exclude: frozenset[str] = frozenset()) -> float:
         """Seconds until an endpoint ends its rest or is no longer busy; 0 when one could be asked now."""
         now = self.clock()
         waits = [
-            max(0.0, (m.rest_until if m.resting else m.busy_until) - now)
+            max(0.0, (m.open_until if m.resting else m.busy_until) - now)
             for m in self._members.values()
             if not m.draining and m.name not in exclude
         ]
         return min(waits, default=0.0)
 
-    def why_not(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why no endpoint can be asked now, naming each; None when one can."""
         if any(not m.resting and not m.draining for m in self._members.values()):
             return None
@@ -345,7 +345,7 @@ class EndpointPool(Generic[T]):
                 picture_tokens=round(m.cost, 1),
                 requests=m.requests,
                 failures=m.failures,
-                rest_left=max(0.0, m.rest_until - now) if m.resting else max(0.0, m.busy_until - now),
+                rest_left=max(0.0, m.open_until - now) if m.resting else max(0.0, m.busy_until - now),
                 first_token=m.first_token,
                 last_error=m.last_error,
             )
@@ -367,7 +367,7 @@ class EndpointPool(Generic[T]):
 def _state(member: Member[Any], now: float) -> str:
     if member.draining:
         return "draining"
-    if member.trial:
+    if member.half_open:
         return "trial"
     if member.resting:
         return "resting"

@@ -115,26 +115,26 @@ FORMATS: Final = (
                 "json_schema": {"name": "canary", "schema": _SCHEMA, "strict": True},
             }
         },
-        lambda got, base: _is_canary(got.text),
+        lambda answer, base: _is_canary(answer.text),
         max_tokens=64,
     ),
     Feature(
         "json_object",
         {"response_format": {"type": "json_object"}},
-        lambda got, base: _is_json_object(got.text),
+        lambda answer, base: _is_json_object(answer.text),
         max_tokens=16,
         question="Answer in JSON with the single digit 1.",
     ),
     Feature(
         "regex",
         {"structured_outputs": {"regex": "zq7-Kes[t]rel-41"}},
-        lambda got, base: got.text == CANARY,
+        lambda answer, base: answer.text == CANARY,
         max_tokens=32,
     ),
     Feature(
         "choice",
         {"structured_outputs": {"choice": [CANARY, f"{CANARY}9"]}},
-        lambda got, base: bool(re.fullmatch(f"{CANARY}9?", got.text)),
+        lambda answer, base: bool(re.fullmatch(f"{CANARY}9?", answer.text)),
         max_tokens=32,
     ),
 )
@@ -142,25 +142,25 @@ FORMATS: Final = (
 TOOLS: Final = Feature(
     "tools",
     {"tools": [_TOOL], "tool_choice": {"type": "function", "function": {"name": "canary"}}},
-    lambda got, base: any(choice.tool_calls for choice in got.choices),
+    lambda answer, base: any(choice.tool_calls for choice in answer.choices),
     max_tokens=160,
     question="Call the function canary with ok set to true.",
 )
 SAMPLING: Final = (
-    Feature("n", {"n": 2}, lambda got, base: len(got.choices) == 2, max_tokens=2),
+    Feature("n", {"n": 2}, lambda answer, base: len(answer.choices) == 2, max_tokens=2),
     Feature(
         "logprobs",
         {"logprobs": True, "top_logprobs": 2},
-        lambda got, base: any(choice.logprobs for choice in got.choices),
+        lambda answer, base: any(choice.logprobs for choice in answer.choices),
         max_tokens=2,
     ),
     # At temperature 2 an answer equal to the greedy one is next to impossible, unless one token is left to choose from.
-    Feature("top_k", {"top_k": 1, "temperature": 2.0}, lambda got, base: got.text == base.text),
-    Feature("min_p", {"min_p": 1.0, "temperature": 2.0}, lambda got, base: got.text == base.text),
+    Feature("top_k", {"top_k": 1, "temperature": 2.0}, lambda answer, base: answer.text == base.text),
+    Feature("min_p", {"min_p": 1.0, "temperature": 2.0}, lambda answer, base: answer.text == base.text),
     Feature(
         "ignore_eos",
         {"ignore_eos": True},
-        lambda got, base: all(choice.finish_reason == "length" for choice in got.choices),
+        lambda answer, base: all(choice.finish_reason == "length" for choice in answer.choices),
         max_tokens=24,
     ),
 )
@@ -185,10 +185,10 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
     asker = _Asker(endpoint, model, retry)
     base = await asker.learn_dialect()
     features = [*FORMATS, TOOLS, *SAMPLING]
-    sees, accepted, *found = await _together(
+    sees, accepted, *honoured = await _together(
         [asker.sees(base), asker.accepts(ACCEPTED), *(asker.has(feature, base) for feature in features)]
     )
-    have = {feature.name for feature, there in zip(features, found, strict=True) if there} | accepted
+    have = {feature.name for feature, there in zip(features, honoured, strict=True) if there} | accepted
     sampling = {"max_tokens"} | (have & SamplingParams.names())
     if asker.dialect.sampled:
         sampling |= {"temperature", "top_p"}
@@ -209,7 +209,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
 
 def common(findings: list[Findings]) -> Capabilities:
     """What all of several endpoints can do."""
-    every = [found.capabilities for found in findings]
+    every = [one.capabilities for one in findings]
     contexts = [have.max_context for have in every if have.max_context is not None]
     return Capabilities(
         images=min(have.images for have in every),
@@ -257,7 +257,7 @@ class _Asker:
 
     def __init__(self, endpoint: Endpoint, model: str, retry: RetryPolicy) -> None:
         self._endpoint, self._model, self._retry = endpoint, model, retry
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(AT_ONCE)
         self.dialect = Dialect()
 
     async def learn_dialect(self) -> Answered:
@@ -271,13 +271,15 @@ class _Asker:
         return await self.ask(_WORDS, {}, max_tokens=8)
 
     def _adapt(self, error: RequestError) -> bool:
-        said = (error.param or error.message).lower()
+        complaint = (error.param or error.message).lower()
         before = self.dialect
-        if "max_completion_tokens" in said or (said == "max_tokens" and "max_completion_tokens" in error.message):
+        if "max_completion_tokens" in complaint or (
+            complaint == "max_tokens" and "max_completion_tokens" in error.message
+        ):
             self.dialect = replace(before, max_tokens="max_completion_tokens")
-        elif "stream_options" in said:
+        elif "stream_options" in complaint:
             self.dialect = replace(before, stream_options=False)
-        elif "temperature" in said or "top_p" in said:
+        elif "temperature" in complaint or "top_p" in complaint:
             self.dialect = replace(before, sampled=False)
         return self.dialect != before
 
@@ -285,11 +287,11 @@ class _Asker:
         if not self.dialect.sampled and "temperature" in feature.fields:
             return False
         try:
-            got = await self.ask(feature.question, feature.fields, max_tokens=feature.max_tokens)
+            answer = await self.ask(feature.question, feature.fields, max_tokens=feature.max_tokens)
         except Failed as failed:
             raise_unless_refused(failed)
             return False
-        return feature.obeyed(got, base)
+        return feature.obeyed(answer, base)
 
     async def accepts(self, fields: Mapping[str, Mapping[str, Any]]) -> set[str]:
         """The names whose fields are not refused: asked for together, and one by one only if that is refused."""
@@ -307,12 +309,12 @@ class _Asker:
         """A picture was accepted, and made the prompt longer than the same words alone."""
         parts = [{"type": "image_url", "image_url": {"url": _picture()}}, {"type": "text", "text": _WORDS}]
         try:
-            got = await self.ask(parts, {}, max_tokens=1)
+            answer = await self.ask(parts, {}, max_tokens=1)
         except Failed as failed:
             raise_unless_refused(failed)
             return False
-        told = base.usage.prompt_tokens and got.usage.prompt_tokens
-        return got.usage.prompt_tokens > base.usage.prompt_tokens if told else True
+        counted = base.usage.prompt_tokens and answer.usage.prompt_tokens
+        return answer.usage.prompt_tokens > base.usage.prompt_tokens if counted else True
 
     async def ask(self, content: Any, fields: Mapping[str, Any], *, max_tokens: int) -> Answered:
         body: dict[str, Any] = {
@@ -329,7 +331,7 @@ class _Asker:
         attempt = 0
         while True:
             try:
-                async with self._places:
+                async with self._slots:
                     return await self._once(body)
             except Failed as failed:
                 # A connection that broke after it was made may be an accident; one that cannot be made is not.

@@ -42,8 +42,8 @@ class Reply(ABC):
     __slots__ = ()
 
     @abstractmethod
-    async def read(self, by: float) -> bytes:
-        """The next bytes, b"" at the end. `by` is a time.monotonic().
+    async def read(self, deadline: float) -> bytes:
+        """The next bytes, b"" at the end. `deadline` is a time.monotonic().
 
         Raises:
             Failed: the connection broke off, or the answer is larger than MAX_ANSWER_BYTES.
@@ -59,8 +59,8 @@ class Transport(ABC):
     """A way to one base URL."""
 
     @abstractmethod
-    async def chat(self, body: bytes, request_id: str, by: float, *, repeatable: bool) -> Reply:
-        """POST /chat/completions. `by` is a time.monotonic() before which the head of the answer must be there.
+    async def chat(self, body: bytes, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
+        """POST /chat/completions. `deadline` is a time.monotonic() before which the head of the answer must be there.
 
         `repeatable`: whether it may be sent once more where nobody can tell if it arrived.
 
@@ -70,7 +70,7 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    async def models(self, by: float) -> Reply:
+    async def models(self, deadline: float) -> Reply:
         """GET /models; raises as `chat`."""
 
     @abstractmethod
@@ -100,19 +100,19 @@ class StraightTransport(Transport):
         self._models = self._pool.head("GET", "/models", headers) + b"\r\n"
         self._busy: set[Connection] = set()
 
-    async def chat(self, body: bytes, request_id: str, by: float, *, repeatable: bool) -> Reply:
-        told = _told(request_id)
-        named = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in told.items())
+    async def chat(self, body: bytes, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
+        own = _own_headers(request_id)
+        named = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in own.items())
         request = b"%s%sContent-Length: %d\r\n\r\n%s" % (self._chat, named, len(body), body)
-        return await self._send(request, by, repeatable=repeatable)
+        return await self._send(request, deadline, repeatable=repeatable)
 
-    async def models(self, by: float) -> Reply:
-        return await self._send(self._models, by, repeatable=True)
+    async def models(self, deadline: float) -> Reply:
+        return await self._send(self._models, deadline, repeatable=True)
 
-    async def _send(self, request: bytes, by: float, *, repeatable: bool) -> Reply:
+    async def _send(self, request: bytes, deadline: float, *, repeatable: bool) -> Reply:
         """On a connection that is there already; on a new one when that turns out to have been closed meanwhile."""
         try:
-            return await self._send_once(request, by)
+            return await self._send_once(request, deadline)
         except StaleError as exc:
             if not repeatable:
                 failed = down(f"the connection broke off: {exc}", self._where, untouched=False)
@@ -120,20 +120,20 @@ class StraightTransport(Transport):
                 raise failed from exc
         # What made this one stale (a restart, a limit on idling) has most likely ended the others as well.
         self._pool.drop_idle()
-        return await self._send_once(request, by)
+        return await self._send_once(request, deadline)
 
-    async def _send_once(self, request: bytes, by: float) -> Reply:
+    async def _send_once(self, request: bytes, deadline: float) -> Reply:
         try:
-            connection = await self._pool.take(by)
+            connection = await self._pool.take(deadline)
         except NoConnectionError as exc:
             raise self._no_connection(exc) from exc
         self._busy.add(connection)
         try:
             connection.send(request)
-            _, status, headers = await connection.head(by)
+            _, status, headers = await connection.head(deadline)
             body = Body(status, headers)
             if status >= 400:
-                raise from_status(status, await _said(connection, body, by), headers, self._where)
+                raise from_status(status, await _error_body(connection, body, deadline), headers, self._where)
             if status >= 300:
                 raise NotStraightError(f"status {status}")
         except BrokenAnswerError as exc:
@@ -171,26 +171,26 @@ class StraightTransport(Transport):
 class StraightReply(Reply):
     """An answer that comes over a connection of ours."""
 
-    __slots__ = ("_body", "_connection", "_left", "_transport", "_where")
+    __slots__ = ("_body", "_connection", "_remaining", "_transport", "_where")
 
     def __init__(self, transport: StraightTransport, connection: Connection, body: Body, where: str) -> None:
         self._transport = transport
         self._connection = connection
         self._body = body
         self._where = where
-        self._left = MAX_ANSWER_BYTES
+        self._remaining = MAX_ANSWER_BYTES
 
-    async def read(self, by: float) -> bytes:
+    async def read(self, deadline: float) -> bytes:
         try:
-            piece = await self._connection.next_piece(self._body, by)
+            piece = await self._connection.next_piece(self._body, deadline)
         except BrokenAnswerError as exc:
             raise broken(str(exc), self._where) from exc
         except TransportError as exc:
             raise cut_off(f"the connection broke off: {exc}", self._where) from exc
         if piece is None:
             return b""
-        self._left -= len(piece[1])
-        if self._left < 0:
+        self._remaining -= len(piece[1])
+        if self._remaining < 0:
             raise broken(f"more than {MAX_ANSWER_BYTES} bytes in one answer", self._where)
         return piece[1]
 
@@ -211,7 +211,7 @@ class SdkTransport(Transport):
         self._where = where
         self._scopes: set[anyio.CancelScope] = set()
 
-    async def chat(self, body: bytes, request_id: str, by: float, *, repeatable: bool) -> Reply:
+    async def chat(self, body: bytes, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
         fields = json.loads(body)
         return await self._begun(
             # As extra_body, the body is sent as it is: no walk through every part by the client's types.
@@ -220,17 +220,17 @@ class SdkTransport(Transport):
                 messages=(),
                 stream=True,
                 extra_body=fields,
-                extra_headers=_told(request_id),
+                extra_headers=_own_headers(request_id),
             ),
-            by,
+            deadline,
         )
 
-    async def models(self, by: float) -> Reply:
-        return await self._begun(self._client.models.with_streaming_response.list(), by)
+    async def models(self, deadline: float) -> Reply:
+        return await self._begun(self._client.models.with_streaming_response.list(), deadline)
 
-    async def _begun(self, sending: Any, by: float) -> Reply:
+    async def _begun(self, sending: Any, deadline: float) -> Reply:
         stack = contextlib.AsyncExitStack()
-        with crossing(self._where), self.until(by):
+        with crossing(self._where), self.until(deadline):
             response = await stack.enter_async_context(sending)
         return SdkReply(self, stack, response.iter_bytes(), self._where)
 
@@ -264,8 +264,8 @@ class SdkReply(Reply):
         self._blocks = blocks
         self._where = where
 
-    async def read(self, by: float) -> bytes:
-        with crossing(self._where), self._transport.until(by):
+    async def read(self, deadline: float) -> bytes:
+        with crossing(self._where), self._transport.until(deadline):
             return await anext(self._blocks, b"")
 
     async def close(self) -> None:
@@ -304,10 +304,10 @@ def through_proxies(client: Callable[..., Any], *, url: str, **options: Any) -> 
     except Exception as exc:
         if not _is_of_a_proxy(exc):
             raise
-        found = _proxy_of(url)
-    if found is None:
+        configured = _proxy_of(url)
+    if configured is None:
         return client(trust_env=False, **options)
-    name, proxy = found
+    name, proxy = configured
     try:
         return client(trust_env=False, proxy=proxy if "://" in proxy else f"http://{proxy}", **options)
     except Exception as exc:
@@ -340,11 +340,11 @@ def repeating(query: Sequence[tuple[str, str]]) -> Any:
 
 def headers_of(client: Any) -> dict[str, str]:
     """What an `openai.AsyncOpenAI` sends with every request, but for what it tells of itself (`X-Stainless-…`)."""
-    found: dict[str, tuple[str, str]] = {}
+    headers: dict[str, tuple[str, str]] = {}
     for name, value in {**client.auth_headers, **client.default_headers}.items():
         if isinstance(value, str) and not name.lower().startswith("x-stainless-"):
-            found[name.lower()] = (name, value)
-    return dict(found.values())
+            headers[name.lower()] = (name, value)
+    return dict(headers.values())
 
 
 def bounding(http: Any) -> Any:
@@ -358,18 +358,18 @@ def bounding(http: Any) -> Any:
             self._inner, self._limit, self._fail = inner, limit, fail
 
         async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-            left, blocks = self._limit, aiter(self._inner)
+            remaining, blocks = self._limit, aiter(self._inner)
             end = math.inf if self._fail else anyio.current_time() + ERROR_SECONDS
-            while left > 0:
+            while remaining > 0:
                 block = None
                 with anyio.CancelScope(deadline=end):
                     block = await anext(blocks, None)
                 if block is None:
                     return
-                if len(block) > left and self._fail:
+                if len(block) > remaining and self._fail:
                     raise http.DecodingError(f"more than {self._limit} bytes in one answer")
-                yield block[:left]
-                left -= len(block)
+                yield block[:remaining]
+                remaining -= len(block)
 
         async def aclose(self) -> None:
             await self._inner.aclose()
@@ -392,27 +392,27 @@ def tls_of(http: Any, verify: bool | str) -> ssl.SSLContext:
     try:
         if isinstance(verify, str):
             return ssl.create_default_context(cafile=verify)
-        found: ssl.SSLContext = http.create_ssl_context(verify=verify)
+        context: ssl.SSLContext = http.create_ssl_context(verify=verify)
     except OSError as exc:
         raise ConfigError(f"verify={verify!r}: {exc}", param="verify") from exc
-    return found
+    return context
 
 
-async def _said(connection: Connection, body: Body, by: float) -> bytes:
+async def _error_body(connection: Connection, body: Body, deadline: float) -> bytes:
     """The beginning of an error's body, as far as it comes."""
-    data, by = bytearray(), min(by, time.monotonic() + ERROR_SECONDS)
+    data, deadline = bytearray(), min(deadline, time.monotonic() + ERROR_SECONDS)
     with contextlib.suppress(TransportError, LateError):
-        while len(data) < MAX_ERROR_BYTES and (piece := await connection.next_piece(body, by)) is not None:
+        while len(data) < MAX_ERROR_BYTES and (piece := await connection.next_piece(body, deadline)) is not None:
             data += piece[1]
     return bytes(data[:MAX_ERROR_BYTES])
 
 
-def _told(request_id: str) -> dict[str, str]:
+def _own_headers(request_id: str) -> dict[str, str]:
     """The headers of this request alone: its id, and what ties the endpoint's spans to ours."""
-    told = {name: value for name, value in CARRIED.get().items() if _plain(value)}
+    headers = {name: value for name, value in CARRIED.get().items() if _plain(value)}
     if _plain(request_id):
-        told["X-Request-Id"] = request_id
-    return told
+        headers["X-Request-Id"] = request_id
+    return headers
 
 
 def _plain(request_id: str) -> bool:

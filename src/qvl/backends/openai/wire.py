@@ -146,17 +146,17 @@ def _message(message: Message, mark: str) -> dict[str, Any]:
     return wire
 
 
-def _add_format(body: dict[str, Any], wanted: ResponseFormat) -> None:
-    if wanted.kind == "json_object":
+def _add_format(body: dict[str, Any], response_format: ResponseFormat) -> None:
+    if response_format.kind == "json_object":
         body["response_format"] = {"type": "json_object"}
-    elif wanted.kind == "json_schema":
-        closed = enforceable(wanted.schema or {}, "response_format")
-        schema = {"name": wanted.name, "schema": closed, "strict": True}
+    elif response_format.kind == "json_schema":
+        closed = enforceable(response_format.schema or {}, "response_format")
+        schema = {"name": response_format.name, "schema": closed, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    elif wanted.kind == "regex":
-        body["structured_outputs"] = {"regex": wanted.pattern}
-    elif wanted.kind == "choice":
-        body["structured_outputs"] = {"choice": list(wanted.choices)}
+    elif response_format.kind == "regex":
+        body["structured_outputs"] = {"regex": response_format.pattern}
+    elif response_format.kind == "choice":
+        body["structured_outputs"] = {"choice": list(response_format.choices)}
 
 
 def _add_tools(body: dict[str, Any], request: ChatRequest) -> None:

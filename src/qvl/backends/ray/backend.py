@@ -245,18 +245,18 @@ class RayBackend(Backend):
         """Attempt after attempt, until the answer is whole."""
         deadline = began() + self._total_timeout
         key = request.pictures[0].sha256 if request.pictures else None
-        given = Continuation()
+        continuation = Continuation()
         lost: set[str] = set()
         for attempt in range(ATTEMPTS):
             if attempt:
                 self._counts["moved"] += 1
-                given.again()
+                continuation.again()
                 await asyncio.sleep(min(FIRST_PAUSE * 2 ** (attempt - 1), 5.0))
             call = deployment.call(key, frozenset(lost), request)
             try:
                 async for bundle in call.bundles(deadline, self._closed):
                     for chunk in bundle:
-                        new = given.rest(chunk)
+                        new = continuation.rest(chunk)
                         if new is not None:
                             yield new
                 return
@@ -270,7 +270,11 @@ class RayBackend(Backend):
                 if self._closed.is_set() or attempt == ATTEMPTS - 1 or time.monotonic() > deadline:
                     raise
                 log.warning(
-                    "replica_lost", replica=call.replica, request_id=request.request_id, begun=given.begun, why=str(exc)
+                    "replica_lost",
+                    replica=call.replica,
+                    request_id=request.request_id,
+                    begun=continuation.begun,
+                    why=str(exc),
                 )
                 if call.replica is not None:
                     lost.add(call.replica)

@@ -214,8 +214,8 @@ def count(devices: str) -> int:
     """How many devices the cluster has: all NPUs, all GPUs, or one share of the cores for each host."""
     total: Mapping[str, float] = require_ray().cluster_resources()
     kinds = [devices] if devices != "auto" else ["npu", "cuda"]
-    found = next((int(total[RESOURCES[kind]]) for kind in kinds if kind != "cpu" and total.get(RESOURCES[kind])), 0)
-    return found or hosts()
+    counts = (int(total.get(RESOURCES[kind], 0)) for kind in kinds if kind != "cpu")
+    return next(filter(None, counts), 0) or hosts()
 
 
 def hosts() -> int:

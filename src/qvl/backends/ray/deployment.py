@@ -37,8 +37,8 @@ class Deployment:
 
     def __init__(self, settings: list[Any] | None, *, shared: bool) -> None:
         serve = cluster.require_ray("ray.serve")
-        told = canonical_json(settings) if settings is not None and shared else new_id()
-        self.name = "qvl-" + hashlib.sha256(told.encode()).hexdigest()[:12]
+        identifier = canonical_json(settings) if settings is not None and shared else new_id()
+        self.name = "qvl-" + hashlib.sha256(identifier.encode()).hexdigest()[:12]
         self._me = new_id()
         self._front: Any = _stand_for(self.name, self._me) if shared else None
         self._handle: Any = None
@@ -101,14 +101,14 @@ class Deployment:
             QvlError: the reason for which one of them could not be opened.
         """
         end = time.monotonic() + ABOUT_SECONDS
-        found: dict[str, About] = {}
-        while len(found) < replicas and time.monotonic() < end:
-            route = Route(avoid=frozenset(found))
+        replies: dict[str, About] = {}
+        while len(replies) < replicas and time.monotonic() < end:
+            route = Route(avoid=frozenset(replies))
             one: About = self._handle.about.remote(route).result(timeout_s=ABOUT_SECONDS)
             if one.failure is not None:
                 raise one.failure
-            found[one.replica] = one
-        return tuple(found[name] for name in sorted(found))
+            replies[one.replica] = one
+        return tuple(replies[name] for name in sorted(replies))
 
     def call(self, key: str | None, avoid: frozenset[str], request: ChatRequest) -> ReplicaCall:
         """Begins one request at the replica that the router chooses."""
@@ -227,8 +227,8 @@ def _stand_for(name: str, me: str) -> Any:
             return True
 
     # On this host: it stands for this process, and another host may be gone before Ray has noticed.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(Front).options(name=f"{name}/{me}", namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here)
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Front).options(name=f"{name}/{me}", namespace=NAMESPACE, num_cpus=0, scheduling_strategy=node)
     front = actor.remote()
     ray.get(front.ready.remote())
     return front

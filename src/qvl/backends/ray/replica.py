@@ -64,15 +64,15 @@ def build(
             param="replicas",
         )
     factory = resolve(host.backends.factories[name], f"backend {name!r}")
-    given = dict(options)
+    arguments = dict(options)
     takes = inspect.signature(factory).parameters
     if kind is not None and "device" in takes:
-        given.setdefault("device", kind)
-    if kind == "cpu" and "kv_memory_share" in takes and not given.get("kv_cache_bytes"):
+        arguments.setdefault("device", kind)
+    if kind == "cpu" and "kv_memory_share" in takes and not arguments.get("kv_cache_bytes"):
         # The replicas of a host share its memory, and each takes its share before the others have filled theirs.
-        given.setdefault("kv_memory_share", CPU_MEMORY_SHARE / replicas)
-    made: Backend = host.backends.build(name, rest, **given)
-    return made
+        arguments.setdefault("kv_memory_share", CPU_MEMORY_SHARE / replicas)
+    backend: Backend = host.backends.build(name, rest, **arguments)
+    return backend
 
 
 class EngineReplica:

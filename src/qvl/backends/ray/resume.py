@@ -15,20 +15,20 @@ class Diverged(Exception):
 class _Part:
     """A text that only grows; on the second time round, `rest` gives what is new."""
 
-    said: str = ""
-    left: str = ""
+    sent: str = ""
+    expected: str = ""
 
     def rest(self, text: str) -> str:
-        if self.left:
-            known = min(len(self.left), len(text))
-            if text[:known] != self.left[:known]:
+        if self.expected:
+            known = min(len(self.expected), len(text))
+            if text[:known] != self.expected[:known]:
                 raise Diverged
-            self.left, text = self.left[known:], text[known:]
-        self.said += text
+            self.expected, text = self.expected[known:], text[known:]
+        self.sent += text
         return text
 
     def again(self) -> None:
-        self.left = self.said
+        self.expected = self.sent
 
 
 @dataclass(slots=True)

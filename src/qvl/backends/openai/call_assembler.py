@@ -11,7 +11,7 @@ from qvl.types import ToolCallDelta
 
 
 @dataclass(slots=True)
-class PlacedCall:
+class PartialCall:
     """What has come of one call."""
 
     index: int | None
@@ -27,7 +27,7 @@ class PlacedCall:
             return False
 
 
-class CallPlacer:
+class CallAssembler:
     """Gives each tool call of one choice an index of its own.
 
     A piece with a name begins another call if it brings a new id or a new name, or arguments after those of the call
@@ -35,11 +35,11 @@ class CallPlacer:
     id and name in later pieces of one call.
     """
 
-    __slots__ = ("_calls", "_places")
+    __slots__ = ("_calls", "_indices")
 
     def __init__(self) -> None:
-        self._calls: list[PlacedCall] = []
-        self._places: dict[tuple[str, int | None], int] = {}
+        self._calls: list[PartialCall] = []
+        self._indices: dict[tuple[str, int | None], int] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -52,50 +52,50 @@ class CallPlacer:
     def read(self, calls: Iterable[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
         """The pieces of one event, each with its call's index; id and name come once."""
         calls = list(calls)
-        return tuple(self._read(call, place if len(calls) > 1 else None) for place, call in enumerate(calls))
+        return tuple(self._read(call, position if len(calls) > 1 else None) for position, call in enumerate(calls))
 
-    def _read(self, piece: Mapping[str, Any], place: int | None) -> ToolCallDelta:
-        function = piece.get("function") or {}
+    def _read(self, wire_call: Mapping[str, Any], position: int | None) -> ToolCallDelta:
+        function = wire_call.get("function") or {}
         arguments = function.get("arguments")
         if not isinstance(arguments, str):
             arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
-        index = None if piece.get("index") is None else int(piece["index"])
-        come = PlacedCall(index, piece.get("id") or None, function.get("name") or None, arguments)
-        at = self._place(("place", place) if index is None else ("index", index), come)
+        index = None if wire_call.get("index") is None else int(wire_call["index"])
+        piece = PartialCall(index, wire_call.get("id") or None, function.get("name") or None, arguments)
+        at = self._index_of(("position", position) if index is None else ("index", index), piece)
         call = self._calls[at]
         # Once each: clients put the pieces of a name together.
         new = ToolCallDelta(
-            index=at, id=None if call.id else come.id, name=None if call.name else come.name, arguments=arguments
+            index=at, id=None if call.id else piece.id, name=None if call.name else piece.name, arguments=arguments
         )
-        call.id, call.name, call.arguments = call.id or come.id, call.name or come.name, call.arguments + arguments
+        call.id, call.name, call.arguments = call.id or piece.id, call.name or piece.name, call.arguments + arguments
         return new
 
-    def _place(self, key: tuple[str, int | None], come: PlacedCall) -> int:
-        at = self._of_same_id(come)
+    def _index_of(self, key: tuple[str, int | None], piece: PartialCall) -> int:
+        at = self._of_same_id(piece)
         if at is None:
-            at = self._places.get(key)
-        if at is None and key == ("place", None) and self._calls:
+            at = self._indices.get(key)
+        if at is None and key == ("position", None) and self._calls:
             at = len(self._calls) - 1
-        if at is None or (come.name and self._begins_another(self._calls[at], come)):
+        if at is None or (piece.name and self._begins_another(self._calls[at], piece)):
             at = len(self._calls)
-            self._calls.append(PlacedCall(come.index))
-        self._places[key] = at
+            self._calls.append(PartialCall(piece.index))
+        self._indices[key] = at
         return at
 
-    def _of_same_id(self, come: PlacedCall) -> int | None:
+    def _of_same_id(self, piece: PartialCall) -> int | None:
         """The latest call of this id, unless another index says that it is another call."""
-        if come.id is None:
+        if piece.id is None:
             return None
         for at in range(len(self._calls) - 1, -1, -1):
             call = self._calls[at]
-            if call.id == come.id and (come.index is None or call.index in (None, come.index)):
+            if call.id == piece.id and (piece.index is None or call.index in (None, piece.index)):
                 return at
         return None
 
     @staticmethod
-    def _begins_another(call: PlacedCall, come: PlacedCall) -> bool:
-        if call.id is not None and come.id is not None and call.id != come.id:
+    def _begins_another(call: PartialCall, piece: PartialCall) -> bool:
+        if call.id is not None and piece.id is not None and call.id != piece.id:
             return True
-        if call.name is not None and call.name != come.name:
+        if call.name is not None and call.name != piece.name:
             return True
-        return bool(come.arguments.strip()) and call.whole
+        return bool(piece.arguments.strip()) and call.whole
