@@ -60,7 +60,7 @@ def test_launch_says_that_there_is_no_home_to_mount(tmp_path: Path) -> None:
     command = ("-m", "qvl.cli", "launch", "Qwen/Qwen3-VL-2B-Instruct", "--image", "qvl-npu:0.1.0", "--dry-run")
     told = as_nobody(*command, home=None, folder=tmp_path)
     assert told.returncode == 2
-    assert told.stderr == "qvl launch: ~/.cache leads nowhere: this user has no home (--hub-cache FOLDER)\n"
+    assert told.stderr == "qvl launch: ~/.cache cannot be resolved: this user has no home (--hub-cache FOLDER)\n"
 
 
 def test_a_home_that_nobody_has_is_a_name_like_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_truncated_picture_file_names_the_file(tmp_path: Path) -> None:
         (b"%PDF-1.7", "a PDF document"),
         (b"PK\x03\x04", "a ZIP archive"),
         (b"8BPS\x00\x01", "a Photoshop document"),
-        (b"\x00\x01\x02\x03\x04\x05\x06\x07\x08", "data of no known kind"),
+        (b"\x00\x01\x02\x03\x04\x05\x06\x07\x08", "data of an unknown kind"),
     ],
 )
 def test_what_is_no_picture_is_called_by_its_name(head: bytes, words: str, tmp_path: Path) -> None:

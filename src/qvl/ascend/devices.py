@@ -112,7 +112,7 @@ def parse_npus(text: str, present: tuple[int, ...] = ()) -> tuple[int, ...]:
     for piece in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise ConfigError(f"--npus {text!r}: {piece.strip()!r} is no NPU number", hint="write 0,1 or 0-3 or all")
+            raise ConfigError(f"--npus {text!r}: {piece.strip()!r} is not an NPU number", hint="write 0,1 or 0-3 or all")
         numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     if len(set(numbers)) != len(numbers):
         raise ConfigError(f"--npus {text!r} names an NPU twice", hint="name each once")

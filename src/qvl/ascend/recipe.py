@@ -69,14 +69,14 @@ class ContainerPlan:
         if self.engine not in ENGINES:
             raise ConfigError(f"--engine {self.engine!r} is unknown", hint=f"one of {', '.join(ENGINES)}")
         if not self.npus:
-            raise ConfigError("no NPU is asked for", hint="--npus 0")
+            raise ConfigError("no NPU is named", hint="--npus 0")
         if not 0 < self.port < 65536:
             raise ConfigError(f"invalid --port {self.port}", hint="1 to 65535")
         if not re.fullmatch(r"[^\s:]+(:\d+/[^\s:]+)?(:[\w][\w.-]*|@sha256:[0-9a-f]{64})", self.image):
             raise ConfigError(f"--image {self.image!r} has no tag", hint="name one, such as vllm-ascend:v0.23.0")
         if self.engine == "qvl" and len(self.npus) > 1 and "--replicas" not in self.extra:
             raise ConfigError(
-                f"qvl-serve drives one NPU, {len(self.npus)} are asked for",
+                f"qvl-serve drives one NPU, {len(self.npus)} are named",
                 hint="--compose for one instance an NPU, --engine vllm for tensor parallel, or pass -- --replicas",
             )
 

@@ -145,7 +145,7 @@ def _in_home(folder: Path) -> Path:
 
     path = in_home(folder)
     if path.parts[:1] == ("~",):
-        raise ConfigError(f"{folder} leads nowhere: this user has no home", hint="--hub-cache FOLDER")
+        raise ConfigError(f"{folder} cannot be resolved: this user has no home", hint="--hub-cache FOLDER")
     return path
 
 

@@ -122,7 +122,7 @@ def _endpoint_source(ctx: typer.Context, settings: ServeSettings) -> Source | No
 
     configured = source_of_value(ctx, "base_url") == "DEFAULT_MAP"
     if settings.base_url_file and settings.base_url and not configured:
-        raise ConfigError("--base-url and --base-url-file are one too many", hint="name all endpoints in the file")
+        raise ConfigError("--base-url and --base-url-file exclude each other", hint="name all endpoints in the file")
     return source_of(settings.base_url_file, configured=configured)
 
 

@@ -265,7 +265,7 @@ def kind_of(data: bytes) -> str:
     for magic, kind in _OTHERS + _PICTURES:
         if data.startswith(magic):
             return kind
-    return "text" if _is_text(data[:512]) else "data of no known kind"
+    return "text" if _is_text(data[:512]) else "data of an unknown kind"
 
 
 _PICTURES: Final = (

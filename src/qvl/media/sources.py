@@ -88,7 +88,7 @@ def _read_text(text: str, policy: MediaPolicy) -> tuple[bytes, str]:
             f"{scheme}: addresses are not read", hint="use http, https, data: or a path", code="image_url_blocked"
         )
     if not text.strip():
-        raise MediaError("an empty text names no picture", hint="pass a path or a URL")
+        raise MediaError("an empty string does not name a picture", hint="pass a path or a URL")
     if len(text) > 512 and text.startswith(_BASE64_HEADS):
         raise MediaError("this text is base64, not a path", hint="put 'data:image/png;base64,' in front of it")
     return _read_path(os.path.expanduser(text), policy)

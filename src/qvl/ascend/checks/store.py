@@ -37,7 +37,7 @@ def check(host: Host, url: str) -> Iterator[Finding]:
         yield Finding(
             "cache-store",
             "fail",
-            f"cache {scheme!r} is of no known kind",
+            f"cache {scheme!r} is of an unknown kind",
             fix="write sqlite:////var/lib/qvl/cache.db, redis://host:6379/0, memory: or off",
         )
 
@@ -160,7 +160,7 @@ def _redis(url: str) -> Iterator[Finding]:
         yield Finding(
             "cache-store",
             "fail",
-            f"Redis at {where} does not keep what it is told",
+            f"Redis at {where} does not keep what is written",
             {"kept": repr(kept), "ttl": ttl},
             "give a database that this user may write",
         )
