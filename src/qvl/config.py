@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Settings(BaseSettings):
-    """What a Pipeline starts from. Every field can be set as `QVL_<FIELD>` or in the config file.
+    """The settings of a Pipeline. Every field can be set as `QVL_<FIELD>` or in the config file.
 
     `cache` is a cache URL, a path of a SQLite file, or "off"; `cache_ttl` is in seconds. `serve` is the table of
     `qvl-serve`'s own options.
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
 
 
 def config_path() -> Path:
-    """Where the config file is looked for; it need not exist, unless `QVL_CONFIG` names it."""
+    """Return where the config file is looked for; it need not exist, unless `QVL_CONFIG` names it."""
     named = os.environ.get("QVL_CONFIG")
     if named:
         if not Path(named).is_file():
@@ -62,7 +62,7 @@ def config_path() -> Path:
 
 
 def load(**arguments: object) -> Settings:
-    """Settings from everywhere; arguments that are None count as not given.
+    """Return the settings from everywhere; arguments that are None count as not given.
 
     Raises:
         ConfigError: a value, or an unknown name in the config file, in one line.

@@ -19,7 +19,7 @@ _COMM_LENGTH = 15
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """What the runtime makes of ASCEND_RT_VISIBLE_DEVICES.
+    """ASCEND_RT_VISIBLE_DEVICES as the runtime reads it.
 
     The runtime reads numbers separated by commas and stops at the first thing that is not one, a blank included; `read`
     is what it keeps, `dropped` the rest of the text. Numbers must ascend.
@@ -30,7 +30,7 @@ class Visible:
 
     @property
     def ascending(self) -> bool:
-        """Whether every number is larger than the one before."""
+        """True if every number is larger than the one before."""
         return all(a < b for a, b in zip(self.read, self.read[1:], strict=False))
 
 
@@ -57,7 +57,7 @@ def device_numbers(host: Host) -> tuple[int, ...]:
 
 
 def has_cuda(host: Host) -> bool:
-    """Whether the host has an NVIDIA driver: its control node, or nvidia-smi."""
+    """True if the host has an NVIDIA driver: its control node, or nvidia-smi."""
     return host.path("/dev/nvidiactl").exists() or host.which("nvidia-smi") is not None
 
 
@@ -74,10 +74,10 @@ def query(host: Host) -> npu_smi.NpuSmi | None:
     return npu_smi.parse(host.run(["npu-smi", "info"]).stdout)
 
 
-def chip_name(host: Host, wanted: tuple[int, ...]) -> str:
-    """The name that npu-smi gives the first of the wanted NPUs; empty where it is not known."""
+def chip_name(host: Host, npus: tuple[int, ...]) -> str:
+    """Return the name that npu-smi gives the first of `npus`; empty where it is not known."""
     table = query(host)
-    return next((npu.name for npu in table.npus if npu.device_id in wanted), "") if table else ""
+    return next((npu.name for npu in table.npus if npu.device_id in npus), "") if table else ""
 
 
 def parse_visible(text: str) -> Visible:
@@ -112,7 +112,9 @@ def parse_npus(text: str, present: tuple[int, ...] = ()) -> tuple[int, ...]:
     for piece in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise ConfigError(f"--npus {text!r}: {piece.strip()!r} is not an NPU number", hint="write 0,1 or 0-3 or all")
+            raise ConfigError(
+                f"--npus {text!r}: {piece.strip()!r} is not an NPU number", hint="write 0,1 or 0-3 or all"
+            )
         numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     if len(set(numbers)) != len(numbers):
         raise ConfigError(f"--npus {text!r} names an NPU twice", hint="name each once")
@@ -121,7 +123,7 @@ def parse_npus(text: str, present: tuple[int, ...] = ()) -> tuple[int, ...]:
 
 def holders(host: Host, table: npu_smi.NpuSmi) -> tuple[Holder, ...]:
     """Every process that holds an NPU, and every NPU whose memory is taken by processes not seen from here."""
-    found: list[Holder] = []
+    holding: list[Holder] = []
     containers: dict[str, str] | None = None
     for npu in table.npus:
         for process in npu.processes:
@@ -130,11 +132,11 @@ def holders(host: Host, table: npu_smi.NpuSmi) -> tuple[Holder, ...]:
                 containers = _container_names(host)
             label = (containers or {}).get(container[:12], container[:12]) if container else None
             name = process.name or _process_name(host, process.pid) or "a process without a name"
-            found.append(Holder(npu.device_id, process.pid, name, process.memory_mb, label))
+            holding.append(Holder(npu.device_id, process.pid, name, process.memory_mb, label))
         if npu.held_by_unseen:
             unseen = "a process of another container or of the host"
-            found.append(Holder(npu.device_id, None, unseen, npu.memory_used_mb, None))
-    return tuple(found)
+            holding.append(Holder(npu.device_id, None, unseen, npu.memory_used_mb, None))
+    return tuple(holding)
 
 
 def _process_name(host: Host, pid: int) -> str | None:
@@ -143,9 +145,9 @@ def _process_name(host: Host, pid: int) -> str | None:
 
 
 def _container_of(host: Host, process: npu_smi.NpuProcess) -> str | None:
-    seen = _process_name(host, process.pid)
+    local_name = _process_name(host, process.pid)
     # npu-smi gives the host's pid; inside a container the same number is another process, told by its name.
-    if seen is None or (process.name and process.name[:_COMM_LENGTH] != seen[:_COMM_LENGTH]):
+    if local_name is None or (process.name and process.name[:_COMM_LENGTH] != local_name[:_COMM_LENGTH]):
         return None
     match = _CONTAINER_ID.search(host.read(f"/proc/{process.pid}/cgroup") or "")
     return match[1] if match else None

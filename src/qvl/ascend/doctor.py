@@ -25,7 +25,7 @@ DEVICES: Final = ("auto", "npu", "cuda", "cpu")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to examine. `device` is auto, npu, cuda or cpu; None leaves a part out.
+    """The parts to examine. `device` is auto, npu, cuda or cpu; None leaves a part out.
 
     `probe` runs the operations on the device, which loads torch and takes seconds to minutes. `software` False leaves
     out CANN, Python packages and the probe: what a host that only runs containers does not need.
@@ -57,10 +57,10 @@ def examine(
     """
     options = options or Options()
     kind = devices.kind_of(host) if options.device == "auto" else options.device
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for name, check in _plan(host, options, kind):
         for finding in _guarded(name, check):
-            found.append(finding)
+            findings.append(finding)
             if on_finding is not None:
                 on_finding(finding)
     facts = {
@@ -70,7 +70,7 @@ def examine(
         "container": host.in_container,
         "matrix": matrix.load().date,
     }
-    return DoctorReport(tuple(found), facts)
+    return DoctorReport(tuple(findings), facts)
 
 
 def render(finding: Finding) -> Text:
@@ -138,9 +138,8 @@ def _guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Find
         yield from check()
     except Exception as error:  # noqa: BLE001 - reported as a finding, with its type and words
         text = str(error).strip().splitlines()
-        yield Finding(
+        yield Finding.fail(
             name,
-            "fail",
             f"the check itself failed: {type(error).__name__}: {text[0] if text else ''}",
-            fix="please report this with the output of `qvl doctor --json`",
+            "please report this with the output of `qvl doctor --json`",
         )

@@ -47,13 +47,13 @@ _SHORTEST = 8
 
 
 def misspelt(environ: Mapping[str, str], extra_known: Iterable[str] = ()) -> dict[str, str]:
-    """Set variables that are unknown but near a known one, each with the name that was probably meant.
+    """Return set variables that are unknown but near a known one, each with the name that was probably meant.
 
     Near means two letters added, left out, changed or swapped, or the same words in another order. A variable that
     is far from every known name is somebody else's and is left alone.
     """
     known = KNOWN | set(extra_known)
-    found: dict[str, str] = {}
+    corrections: dict[str, str] = {}
     for name in sorted(environ):
         upper = name.upper()
         if name in known or not upper.startswith(_PREFIXES) or len(name) < _SHORTEST:
@@ -62,10 +62,10 @@ def misspelt(environ: Mapping[str, str], extra_known: Iterable[str] = ()) -> dic
         words = sorted(upper.split("_"))
         swapped = next((candidate for candidate in sorted(known) if sorted(candidate.split("_")) == words), None)
         if swapped:
-            found[name] = swapped
+            corrections[name] = swapped
         elif upper == meant or (distance(upper, meant) <= _NEAR and _letters(upper) != _letters(meant)):
-            found[name] = meant
-    return found
+            corrections[name] = meant
+    return corrections
 
 
 def distance(a: str, b: str) -> int:

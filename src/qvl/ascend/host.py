@@ -22,7 +22,7 @@ _FULL_CAPABILITIES = 38
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What a program left behind. `code` is 127 when there is no such program and 124 when it ran past its time."""
+    """The outcome of a program. `code` is 127 when there is no such program and 124 when it ran past its time."""
 
     code: int
     stdout: str
@@ -56,10 +56,10 @@ class Host:
 
     def path(self, absolute: str | Path) -> Path:
         """`absolute` below the root; a relative path stays as it is."""
-        given = Path(absolute)
-        if self.root == Path("/") or not given.is_absolute():
-            return given
-        return self.root / given.relative_to("/")
+        path = Path(absolute)
+        if self.root == Path("/") or not path.is_absolute():
+            return path
+        return self.root / path.relative_to("/")
 
     def read(self, absolute: str) -> str | None:
         """The text of a file, or None where it cannot be read."""
@@ -104,7 +104,7 @@ class Host:
         return Completed(done.returncode, done.stdout, done.stderr)
 
     def may_use(self, absolute: str) -> bool:
-        """Whether this host's user may read and write a file, by its owner and mode.
+        """True if this host's user may read and write a file, by its owner and mode.
 
         The mode is computed, not tried: opening a device node has side effects in its driver.
         """
@@ -115,20 +115,20 @@ class Host:
         if self.uid == 0:
             return True
         if facts.st_uid == self.uid:
-            wanted = 0o600
+            needed = 0o600
         elif facts.st_gid in self.groups:
-            wanted = 0o060
+            needed = 0o060
         else:
-            wanted = 0o006
-        return facts.st_mode & wanted == wanted
+            needed = 0o006
+        return facts.st_mode & needed == needed
 
     def space(self, absolute: str) -> tuple[int, int] | None:
         """Total and free bytes of the file system that holds a path (its nearest existing parent), or None."""
-        place = self.path(absolute)
-        while not place.exists() and place != place.parent:
-            place = place.parent
+        folder = self.path(absolute)
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         try:
-            usage = shutil.disk_usage(place)
+            usage = shutil.disk_usage(folder)
         except OSError:
             return None
         return usage.total, usage.free
@@ -144,12 +144,12 @@ class Host:
     def packages(self) -> dict[str, str]:
         """Versions of the interpreter's installed distributions, by normalised name (`torch-npu`)."""
         path = sys.path if self.site is None else list(self.site)
-        found: dict[str, str] = {}
+        versions: dict[str, str] = {}
         for distribution in importlib.metadata.distributions(path=path):
             name = distribution.metadata["Name"]
             if name:
-                found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
-        return found
+                versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
+        return versions
 
     def cores(self) -> int:
         """Processor cores, from /proc/cpuinfo, or as Python counts them where that file is not there."""
@@ -157,14 +157,14 @@ class Host:
 
     @property
     def in_container(self) -> bool:
-        """Whether this is a docker, podman or kubernetes container."""
+        """True if this is a docker, podman or kubernetes container."""
         if self.path("/.dockerenv").exists() or self.path("/run/.containerenv").exists():
             return True
         return "kubepods" in (self.read("/proc/1/cgroup") or "")
 
     @property
     def privileged(self) -> bool:
-        """Whether no capability is out of reach, which in a container means `--privileged` (for any user)."""
+        """True if no capability is out of reach, which in a container means `--privileged` (for any user)."""
         match = re.search(r"^CapBnd:\s*([0-9a-fA-F]+)", self.read("/proc/self/status") or "", re.MULTILINE)
         return match is not None and bin(int(match[1], 16)).count("1") >= _FULL_CAPABILITIES
 

@@ -86,10 +86,10 @@ class Launcher:
         self.check_image(plan.image)
         self.check_weights(plan)
 
-    def check_npus(self, wanted: tuple[int, ...], *, share: bool = False) -> None:
+    def check_npus(self, npus: tuple[int, ...], *, share: bool = False) -> None:
         """The nodes are there, and nobody holds them."""
         present = devices.device_numbers(self.host)
-        absent = [number for number in wanted if number not in present]
+        absent = [number for number in npus if number not in present]
         if absent:
             have = ", ".join(map(str, present)) or "none"
             raise LaunchError(f"NPU {absent[0]} is not on this host, it has: {have}", hint="see `qvl doctor`")
@@ -98,10 +98,10 @@ class Launcher:
         table = devices.query(self.host)
         if table is None:
             raise LaunchError("npu-smi info gives no table: who holds the NPUs is unknown", hint="see `qvl doctor`")
-        held = devices.holders(self.host, table)
-        for holder in held:
-            if holder.device_id in wanted:
-                free = sorted(set(present) - {item.device_id for item in held})
+        holders = devices.holders(self.host, table)
+        for holder in holders:
+            if holder.device_id in npus:
+                free = sorted(set(present) - {item.device_id for item in holders})
                 choice = f"free are: {', '.join(map(str, free))}" if free else "no NPU is free"
                 raise LaunchError(str(holder), hint=f"{choice}; --share starts beside it")
 
@@ -124,8 +124,8 @@ class Launcher:
         listed = [line.rpartition("@") for line in done.stdout.splitlines() if "@" in line]
         tags = {tag for tag, _, _ in listed}
         digests = {f"{tag.rpartition(':')[0]}@{digest}" for tag, _, digest in listed}
-        wanted = image.removeprefix("docker.io/").removeprefix("library/")
-        if wanted in tags | digests or image in tags | digests:
+        short = image.removeprefix("docker.io/").removeprefix("library/")
+        if short in tags | digests or image in tags | digests:
             return
         repository = image.partition("@")[0] if "@" in image else image.rpartition(":")[0]
         others = sorted(tag for tag in tags if tag.rpartition(":")[0].split("/")[-1] == repository.split("/")[-1])
@@ -175,11 +175,11 @@ class Launcher:
                     raise LaunchError(
                         f"container {plan.container} is {state}", hint=f"docker rm {plan.container}", log=self.log(plan)
                     )
-                left = timeout - (time.monotonic() - start)
-                if left <= 0:
+                remaining = timeout - (time.monotonic() - start)
+                if remaining <= 0:
                     break
-                self.say(f"{timeout - left:.0f} s: {last}")
-                time.sleep(min(self.poll, left))
+                self.say(f"{timeout - remaining:.0f} s: {last}")
+                time.sleep(min(self.poll, remaining))
         raise LaunchError(
             f"{url} is not ready after {timeout:g} s ({last})",
             hint=f"the container still runs: docker logs -f {plan.container}; allow more with --wait",

@@ -15,7 +15,7 @@ from typing import NotRequired, TypedDict
 
 
 class VllmAscendRelease(TypedDict):
-    """What one release of vllm-ascend is built for; torch_npu and Python where the table says them."""
+    """The versions that one release of vllm-ascend is built for."""
 
     vllm: str
     cann: str
@@ -25,7 +25,7 @@ class VllmAscendRelease(TypedDict):
 
 
 class ChipFacts(TypedDict, total=False):
-    """What is special about a chip."""
+    """The facts about a chip in which it differs from a usual one."""
 
     dtypes: list[str]
     graph_mode_cann: str
@@ -76,5 +76,5 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def same(a: str, b: str) -> bool:
-    """Whether two spellings mean the same version (`8.3.RC1`, `8.3.rc1`)."""
+    """True if two spellings mean the same version (`8.3.RC1`, `8.3.rc1`)."""
     return key(a) == key(b)

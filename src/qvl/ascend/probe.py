@@ -24,7 +24,7 @@ MARK = "QVL-PROBE "
 
 
 class Outcome(TypedDict, total=False):
-    """What became of one operation: `error` in one line, or the milliseconds of both calls."""
+    """The outcome of one operation: `error` in one line, or the milliseconds of both calls."""
 
     op: str
     dtype: str

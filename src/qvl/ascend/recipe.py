@@ -146,8 +146,8 @@ def volumes(plan: ContainerPlan) -> list[tuple[str, str, bool]]:
 
 def absent_folders(plan: ContainerPlan) -> list[tuple[str, str]]:
     """(option, folder) of those of this host that are to be mounted and are not there."""
-    wanted = {"MODEL": plan.weights, "--hub-cache": plan.hub_cache, "--answers": plan.answers, "--code": plan.code}
-    return [(option, str(folder)) for option, folder in wanted.items() if folder and not Path(folder).is_dir()]
+    folders = {"MODEL": plan.weights, "--hub-cache": plan.hub_cache, "--answers": plan.answers, "--code": plan.code}
+    return [(option, str(folder)) for option, folder in folders.items() if folder and not Path(folder).is_dir()]
 
 
 def devices(plan: ContainerPlan) -> list[str]:

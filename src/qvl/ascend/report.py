@@ -1,4 +1,4 @@
-"""What a check says: one Finding, and the Report that holds them all."""
+"""The outcome of checks: one Finding, and the report that holds them all."""
 
 from __future__ import annotations
 
@@ -30,6 +30,22 @@ class Finding:
     detail: Mapping[str, object] = field(default_factory=dict)
     fix: str | None = None
 
+    @classmethod
+    def ok(cls, check: str, summary: str, detail: Mapping[str, object] | None = None) -> Finding:
+        return cls(check, "ok", summary, detail or {})
+
+    @classmethod
+    def skip(cls, check: str, summary: str, detail: Mapping[str, object] | None = None) -> Finding:
+        return cls(check, "skip", summary, detail or {})
+
+    @classmethod
+    def warn(cls, check: str, summary: str, fix: str, detail: Mapping[str, object] | None = None) -> Finding:
+        return cls(check, "warn", summary, detail or {}, fix)
+
+    @classmethod
+    def fail(cls, check: str, summary: str, fix: str, detail: Mapping[str, object] | None = None) -> Finding:
+        return cls(check, "fail", summary, detail or {}, fix)
+
     def __post_init__(self) -> None:
         if self.status in ("warn", "fail") and not self.fix:
             raise ValueError(f"finding {self.check!r} is a {self.status} without a fix line")
@@ -43,7 +59,7 @@ class DoctorReport:
     facts: Mapping[str, object] = field(default_factory=dict)
 
     def count(self, status: Status) -> int:
-        """How many findings have a status."""
+        """Return the number of findings with a status."""
         return sum(finding.status == status for finding in self.findings)
 
     @property

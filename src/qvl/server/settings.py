@@ -1,4 +1,4 @@
-"""What a server is set up with. Times are seconds, sizes bytes."""
+"""The settings of a server. Times are seconds, sizes bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ServerSettings:
     Args:
         served_model_names: the names that clients may ask for; the first is what `/v1/models` lists first. Empty: the
             backend's own name.
-        any_model_name: whether a request may ask for any other name too, and is answered under it.
+        any_model_name: a request may ask for any other name too, and is answered under it.
         api_keys: accepted keys; empty (and no key file): everybody may ask.
         api_key_file: one key a line, `#` starts a comment; read again by `KeyRing.reload`.
         max_body_bytes: larger bodies are refused (413), by their announcement where there is one.
@@ -34,7 +34,7 @@ class ServerSettings:
         request_timeout: longest time from the first byte to the end of an answer; `X-Request-Timeout` may shorten it.
         drain_timeout: how long running requests may go on after SIGTERM.
         stall_timeout: without a token for so long while requests run, the server is not ready.
-        canary: whether a tiny picture is asked about before the server calls itself ready.
+        canary: a tiny picture is asked about before the server calls itself ready.
         hot_seconds: how long a cached answer that was asked for is kept in memory too, so that one that many ask for
             costs no look into a file; what another process deletes is answered for that long. 0: not at all.
         cors_origins: origins whose pages may call; empty: none.

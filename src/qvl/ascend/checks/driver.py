@@ -16,36 +16,33 @@ _RANGE = re.compile(r"\[([^\],]+),([^\]]+)\]")
 def device_nodes(host: Host) -> Iterator[Finding]:
     """`/dev/davinci*` and the three control nodes are there, are nodes, and may be used by this user."""
     numbers = devices.device_numbers(host)
-    wanted = [*(f"davinci{number}" for number in numbers), *devices.CONTROL_NODES]
+    nodes = [*(f"davinci{number}" for number in numbers), *devices.CONTROL_NODES]
     if not numbers:
-        yield Finding(
+        yield Finding.fail(
             "device-nodes",
-            "fail",
             "no /dev/davinciN: this host shows no NPU",
-            fix="host: install the Ascend driver and firmware, then reboot; container: start it with --device "
+            "host: install the Ascend driver and firmware, then reboot; container: start it with --device "
             "/dev/davinci0 (`qvl launch` writes the command)",
         )
     missing = [name for name in devices.CONTROL_NODES if not host.path(f"/dev/{name}").exists()]
-    folders = [name for name in wanted if host.path(f"/dev/{name}").is_dir()]
-    closed = [name for name in wanted if name not in missing and not host.may_use(f"/dev/{name}")]
+    folders = [name for name in nodes if host.path(f"/dev/{name}").is_dir()]
+    closed = [name for name in nodes if name not in missing and not host.may_use(f"/dev/{name}")]
     for name in missing:
-        yield Finding("device-nodes", "fail", f"/dev/{name} is missing", fix=f"give the container --device /dev/{name}")
+        yield Finding.fail("device-nodes", f"/dev/{name} is missing", f"give the container --device /dev/{name}")
     for name in folders:
-        yield Finding(
+        yield Finding.fail(
             "device-nodes",
-            "fail",
             f"/dev/{name} is a folder, not a device: docker made it for a -v of a node that was not there",
-            fix=f"pass it as --device /dev/{name}, and remove the empty folder",
+            f"pass it as --device /dev/{name}, and remove the empty folder",
         )
     for name in closed:
-        yield Finding(
+        yield Finding.fail(
             "device-nodes",
-            "fail",
             f"/dev/{name} may not be read and written by user {host.uid}",
-            fix="add the user to the driver's group: usermod -aG HwHiAiUser USER, then log in again",
+            "add the user to the driver's group: usermod -aG HwHiAiUser USER, then log in again",
         )
     if numbers and not (missing or folders or closed):
-        yield Finding("device-nodes", "ok", f"{len(numbers)} NPU nodes and the control nodes", {"npus": numbers})
+        yield Finding.ok("device-nodes", f"{len(numbers)} NPU nodes and the control nodes", {"npus": numbers})
 
 
 def smi(host: Host) -> Iterator[Finding]:
@@ -62,17 +59,16 @@ def smi(host: Host) -> Iterator[Finding]:
     table = npu_smi.parse(done.stdout)
     if table is None:
         reason = done.last_line
-        yield Finding(
+        yield Finding.fail(
             "npu-smi",
-            "fail",
             f"npu-smi info gives no table: {reason}",
-            {"exit_code": done.code},
             _smi_fix(done.stdout + done.stderr),
+            {"exit_code": done.code},
         )
         return
     names = sorted({npu.name for npu in table.npus})
     summary = f"npu-smi {table.version}: {len(table.npus)} x {', '.join(names) or 'no chip'}"
-    yield Finding("npu-smi", "ok", summary, {"version": table.version, "chips": names})
+    yield Finding.ok("npu-smi", summary, {"version": table.version, "chips": names})
     yield from _health(table)
     yield from _memory(table)
     yield from _held(host, table)
@@ -94,62 +90,58 @@ def firmware(host: Host) -> Iterator[Finding]:
     detail = {"driver": version, "firmware": installed.get("version"), "accepts": driver.get("compatible_version_fw")}
     limits = _RANGE.search(driver.get("compatible_version_fw", ""))
     if not installed.get("version") or limits is None:
-        yield Finding("driver", "ok", f"driver {version}; the firmware's version is not visible from here", detail)
+        yield Finding.ok("driver", f"driver {version}; the firmware's version is not visible from here", detail)
         return
     low, high = (tuple(int(number) for number in re.findall(r"\d+", limits[part])) for part in (1, 2))
     current = tuple(int(number) for number in re.findall(r"\d+", installed["version"]))
     if low <= current[: len(low)] and current[: len(high)] <= high:
-        yield Finding("driver", "ok", f"driver {version}, firmware {installed['version']}", detail)
+        yield Finding.ok("driver", f"driver {version}, firmware {installed['version']}", detail)
     else:
-        yield Finding(
+        yield Finding.fail(
             "driver",
-            "fail",
             f"driver {version} accepts firmware {limits[1]} to {limits[2]}, installed is {installed['version']}",
-            detail,
             "install the firmware of the driver's own release, then reboot the host",
+            detail,
         )
 
 
 def chip_dtypes(host: Host, dtype: str | None) -> Iterator[Finding]:
-    """The wanted dtype is one that the chip computes in (310P: float16 only)."""
+    """The dtype to be used is one that the chip computes in (310P: float16 only)."""
     table = devices.query(host)
     for name in sorted({npu.name for npu in table.npus} if table else ()):
         allowed = matrix.load().chip(name).get("dtypes")
         if allowed and dtype and dtype not in ("auto", *allowed):
-            yield Finding(
+            yield Finding.fail(
                 "dtype",
-                "fail",
                 f"{name} does not compute in {dtype}",
-                {"chip": name, "allowed": allowed},
                 f"use --dtype {allowed[0]}",
+                {"chip": name, "allowed": allowed},
             )
         elif allowed:
-            yield Finding("dtype", "ok", f"{name} computes in {', '.join(allowed)} only", {"allowed": allowed})
+            yield Finding.ok("dtype", f"{name} computes in {', '.join(allowed)} only", {"allowed": allowed})
 
 
 def nvidia(host: Host) -> Iterator[Finding]:
     """nvidia-smi runs; memory and driver of every GPU; who holds one."""
-    fields_wanted = "index,name,driver_version,memory.total,memory.used"
-    done = host.run(["nvidia-smi", f"--query-gpu={fields_wanted}", "--format=csv,noheader,nounits"])
+    columns = "index,name,driver_version,memory.total,memory.used"
+    done = host.run(["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader,nounits"])
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 4]
     if done.code != 0 or not rows:
-        yield Finding(
+        yield Finding.fail(
             "nvidia-smi",
-            "fail",
             f"nvidia-smi gives no table: {done.last_line}",
-            {"exit_code": done.code},
             "install the NVIDIA driver; container: start it with --gpus",
+            {"exit_code": done.code},
         )
         return
-    yield Finding("nvidia-smi", "ok", f"driver {rows[0][2]}: {len(rows)} x {rows[0][1]}", {"gpus": rows})
+    yield Finding.ok("nvidia-smi", f"driver {rows[0][2]}: {len(rows)} x {rows[0][1]}", {"gpus": rows})
     for index, name, _, total, used in rows:
         if total.isdigit() and used.isdigit() and int(total) - int(used) < _TIGHT_MB:
-            yield Finding(
+            yield Finding.warn(
                 "memory",
-                "warn",
                 f"GPU {index} ({name}) has {int(total) - int(used)} of {total} MiB free",
-                {"gpu": index, "used_mb": int(used), "total_mb": int(total)},
                 "stop what holds it (nvidia-smi shows the process), or choose another with CUDA_VISIBLE_DEVICES",
+                {"gpu": index, "used_mb": int(used), "total_mb": int(total)},
             )
     apps = host.run(
         ["nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits"]
@@ -158,12 +150,11 @@ def nvidia(host: Host) -> Iterator[Finding]:
         pid, comma, rest = line.partition(",")
         name, _, used = rest.rpartition(",")
         if comma and pid.strip().isdigit():
-            yield Finding(
+            yield Finding.warn(
                 "gpu-holders",
-                "warn",
                 f"a GPU is held by {name.strip() or 'a process'} (pid {pid.strip()}), {used.strip()} MiB",
-                {"pid": int(pid)},
                 "stop that process, or choose another GPU with CUDA_VISIBLE_DEVICES",
+                {"pid": int(pid)},
             )
 
 
@@ -193,34 +184,32 @@ def _health(table: npu_smi.NpuSmi) -> Iterator[Finding]:
             f"see `npu-smi info -t health -i {npu.npu_id}`; leave this NPU out of --npus until it says OK",
         )
     if table.npus and not ill:
-        yield Finding("npu-health", "ok", f"all {len(table.npus)} NPUs report OK")
+        yield Finding.ok("npu-health", f"all {len(table.npus)} NPUs report OK")
 
 
 def _memory(table: npu_smi.NpuSmi) -> Iterator[Finding]:
     detail = {f"npu{npu.device_id}": f"{npu.memory_free_mb} of {npu.memory_total_mb} MiB free" for npu in table.npus}
     tight = [npu for npu in table.npus if npu.memory_free_mb < _TIGHT_MB]
     for npu in tight:
-        yield Finding(
+        yield Finding.warn(
             "memory",
-            "warn",
             f"NPU {npu.device_id} has {npu.memory_free_mb} of {npu.memory_total_mb} MiB free",
-            detail,
             "stop what holds it, choose another NPU, or a smaller model",
+            detail,
         )
     if table.npus and not tight:
         free = min(npu.memory_free_mb for npu in table.npus)
-        yield Finding("memory", "ok", f"every NPU has at least {free} MiB free", detail)
+        yield Finding.ok("memory", f"every NPU has at least {free} MiB free", detail)
 
 
 def _held(host: Host, table: npu_smi.NpuSmi) -> Iterator[Finding]:
-    held = devices.holders(host, table)
-    for holder in held:
-        yield Finding(
+    holders = devices.holders(host, table)
+    for holder in holders:
+        yield Finding.warn(
             "npu-holders",
-            "warn",
             str(holder),
-            {"npu": holder.device_id, "pid": holder.pid, "container": holder.container, "memory_mb": holder.memory_mb},
             f"docker stop {holder.container}" if holder.container else "stop that process, or choose another NPU",
+            {"npu": holder.device_id, "pid": holder.pid, "container": holder.container, "memory_mb": holder.memory_mb},
         )
-    if table.npus and not held:
-        yield Finding("npu-holders", "ok", "no process holds an NPU")
+    if table.npus and not holders:
+        yield Finding.ok("npu-holders", "no process holds an NPU")

@@ -81,11 +81,10 @@ def check(url: str, *, api_key: str | None = None, model: str | None = None) -> 
                 endpoint = EndpointClient(client, base, model or models[0])
                 yield from _capabilities(endpoint)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-        yield Finding(
+        yield Finding.fail(
             "endpoint",
-            "fail",
             f"{base.partition('?')[0]}: {type(error).__name__}: {error}",
-            fix="check address and port; `docker logs` of the service shows why it does not answer",
+            "check address and port; `docker logs` of the service shows why it does not answer",
         )
 
 
@@ -107,10 +106,10 @@ def exif_pictures() -> tuple[Image.Image, Image.Image, Image.Image]:
     from PIL import Image
 
     upright = sample()
-    turned = upright.transpose(Image.Transpose.ROTATE_90)
-    stored = turned.copy()
+    rotated = upright.transpose(Image.Transpose.ROTATE_90)
+    stored = rotated.copy()
     stored.getexif()[0x0112] = 6
-    return stored, upright, turned
+    return stored, upright, rotated
 
 
 def alpha_pictures() -> tuple[Image.Image, Image.Image, Image.Image]:
@@ -135,7 +134,7 @@ def data_url(image: Image.Image) -> str:
 
 
 def nearer(stored: ChatAnswer, right: ChatAnswer, wrong: ChatAnswer) -> bool | None:
-    """Whether the answer about the stored picture is the one about the right pixels; None where it cannot be told."""
+    """True if the answer about the stored picture is the one about the right pixels; None where it cannot be told."""
     if right.text != wrong.text:
         if stored.text == right.text:
             return True
@@ -151,48 +150,44 @@ def _models(client: httpx.Client, base: str, model: str | None) -> tuple[list[st
     response = client.get(_joined(base, "/models"))
     base = base.partition("?")[0]
     if response.status_code in (401, 403):
-        return [], Finding(
-            "endpoint", "fail", f"{base} refuses the key ({response.status_code})", fix="give it as QVL_API_KEY"
+        return [], Finding.fail(
+            "endpoint", f"{base} refuses the key ({response.status_code})", "give it as QVL_API_KEY"
         )
     if response.status_code != 200:
-        return [], Finding(
+        return [], Finding.fail(
             "endpoint",
-            "fail",
             f"GET {base}/models answers {response.status_code}: {_error_text(response)}",
-            fix="give the address that an OpenAI client would use, such as http://127.0.0.1:8000/v1",
+            "give the address that an OpenAI client would use, such as http://127.0.0.1:8000/v1",
         )
     names = [str(item["id"]) for item in response.json()["data"]]
     if not names or (model and model not in names):
-        return names, Finding(
+        return names, Finding.fail(
             "endpoint",
-            "fail",
             f"{base} serves {', '.join(names) or 'no model'}" + (f", not {model}" if model else ""),
-            fix="choose one with --model, or set --served-model-name on the server",
+            "choose one with --model, or set --served-model-name on the server",
         )
-    return names, Finding("endpoint", "ok", f"{base} serves {', '.join(names)}", {"models": names})
+    return names, Finding.ok("endpoint", f"{base} serves {', '.join(names)}", {"models": names})
 
 
 def _capabilities(endpoint: EndpointClient) -> Iterator[Finding]:
     first = endpoint.ask(sample(), _QUESTION)
     if first.status != 200:
-        yield Finding(
+        yield Finding.fail(
             "endpoint-picture",
-            "fail",
             f"a request with a picture gets {first.status}: {first.error}",
-            fix="serve a vision model; the server's log says why it refused",
+            "serve a vision model; the server's log says why it refused",
         )
         return
     blank = endpoint.ask(None, _QUESTION)
     if blank.status == 200 and 0 < first.prompt_tokens <= blank.prompt_tokens:
-        yield Finding(
+        yield Finding.fail(
             "endpoint-picture",
-            "fail",
             "the picture adds no prompt tokens: the server does not look at it",
-            {"with": first.prompt_tokens, "without": blank.prompt_tokens},
             "serve a vision model, with its own chat template",
+            {"with": first.prompt_tokens, "without": blank.prompt_tokens},
         )
         return
-    yield Finding("endpoint-picture", "ok", f"a picture is answered ({first.prompt_tokens} prompt tokens)")
+    yield Finding.ok("endpoint-picture", f"a picture is answered ({first.prompt_tokens} prompt tokens)")
     logprobs = _logprobs(endpoint)
     yield logprobs
     extra: Mapping[str, object] = {"logprobs": True} if logprobs.status == "ok" else {}
@@ -206,12 +201,12 @@ def _logprobs(endpoint: EndpointClient) -> Finding:
     answer = endpoint.ask(None, "Say yes.", logprobs=True)
     fix = "confidences cannot be computed from this endpoint; use one with logprobs, or accept confidence null"
     if answer.status != 200:
-        return Finding("endpoint-logprobs", "warn", f"logprobs are refused ({answer.status}): {answer.error}", fix=fix)
+        return Finding.warn("endpoint-logprobs", f"logprobs are refused ({answer.status}): {answer.error}", fix)
     if not answer.logprobs:
-        return Finding("endpoint-logprobs", "warn", "logprobs were asked for and not given", fix=fix)
+        return Finding.warn("endpoint-logprobs", "logprobs were asked for and not given", fix)
     if not all(math.isfinite(value) and value <= 1e-6 for value in answer.logprobs):
-        return Finding("endpoint-logprobs", "fail", "logprobs are not log-probabilities", {"got": answer.logprobs}, fix)
-    return Finding("endpoint-logprobs", "ok", f"logprobs for {len(answer.logprobs)} tokens")
+        return Finding.fail("endpoint-logprobs", "logprobs are not log-probabilities", fix, {"got": answer.logprobs})
+    return Finding.ok("endpoint-logprobs", f"logprobs for {len(answer.logprobs)} tokens")
 
 
 def _decoding(
@@ -225,45 +220,44 @@ def _decoding(
     fix = "let qvl decode: pictures sent through a Pipeline or qvl-serve arrive upright and without alpha"
     refused = next((answer for answer in (stored, right, wrong) if answer.status != 200), None)
     if refused is not None:
-        return Finding(name, "fail", f"{subject}: the picture gets {refused.status}: {refused.error}", fix=fix)
+        return Finding.fail(name, f"{subject}: the picture gets {refused.status}: {refused.error}", fix)
     detail = {"stored": stored.text, "right": right.text, "wrong": wrong.text}
     verdict = nearer(stored, right, wrong)
     if verdict is None:
-        return Finding(name, "skip", f"{subject}: this model's answers do not tell", detail)
+        return Finding.skip(name, f"{subject}: this model's answers do not tell", detail)
     if verdict:
-        return Finding(name, "ok", f"{subject} is {rule}", detail)
-    return Finding(name, "warn", f"{subject} is ignored: the model sees other pixels than people do", detail, fix)
+        return Finding.ok(name, f"{subject} is {rule}", detail)
+    return Finding.warn(name, f"{subject} is ignored: the model sees other pixels than people do", fix, detail)
 
 
 def _schema(endpoint: EndpointClient) -> Finding:
-    wanted = {"type": "json_schema", "json_schema": {"name": "canary", "strict": True, "schema": _SCHEMA}}
-    answer = endpoint.ask(None, "Say hello.", response_format=wanted, max_tokens=64)
+    response_format = {"type": "json_schema", "json_schema": {"name": "canary", "strict": True, "schema": _SCHEMA}}
+    answer = endpoint.ask(None, "Say hello.", response_format=response_format, max_tokens=64)
     fix = "use a server with structured output (vLLM 0.12 or newer, qvl-serve); else answers are repaired"
     if answer.status != 200:
-        return Finding("endpoint-schema", "warn", f"json_schema is refused ({answer.status}): {answer.error}", fix=fix)
+        return Finding.warn("endpoint-schema", f"json_schema is refused ({answer.status}): {answer.error}", fix)
     try:
         kept = json.loads(answer.text) == {"canary": "QVL-7F3A"}
     except ValueError:
         kept = False
     if kept:
-        return Finding("endpoint-schema", "ok", "json_schema is enforced")
+        return Finding.ok("endpoint-schema", "json_schema is enforced")
     text = f"json_schema is accepted and ignored in silence: {answer.text[:60]!r}"
-    return Finding("endpoint-schema", "fail", text, {"text": answer.text}, fix)
+    return Finding.fail("endpoint-schema", text, fix, {"text": answer.text})
 
 
 def _pixel_limit(endpoint: EndpointClient, plain: ChatAnswer) -> Finding:
     name = "endpoint-pixels"
     answer = endpoint.ask(sample(), _QUESTION, mm_processor_kwargs={"size": _SMALL})
     if answer.status != 200:
-        return Finding(name, "ok", f"a pixel limit per request is refused ({answer.status}); qvl resizes by itself")
+        return Finding.ok(name, f"a pixel limit per request is refused ({answer.status}); qvl resizes by itself")
     if not answer.prompt_tokens or answer.prompt_tokens < plain.prompt_tokens:
-        return Finding(name, "ok", "a pixel limit per request is honoured", {"prompt_tokens": answer.prompt_tokens})
-    return Finding(
+        return Finding.ok(name, "a pixel limit per request is honoured", {"prompt_tokens": answer.prompt_tokens})
+    return Finding.warn(
         name,
-        "warn",
         "a pixel limit per request (mm_processor_kwargs) is ignored in silence",
-        {"prompt_tokens": answer.prompt_tokens},
         "resize before upload, as qvl does with max_pixels",
+        {"prompt_tokens": answer.prompt_tokens},
     )
 
 

@@ -48,35 +48,33 @@ def probe(host: Host, kind: str) -> Iterator[Finding]:
 def _count(host: Host, count: int, error: str | None) -> Iterator[Finding]:
     nodes = devices.device_numbers(host)
     text = host.environ.get(devices.VISIBLE_DEVICES)
-    wanted = len(devices.parse_visible(text).read) if text is not None else len(nodes)
+    expected = len(devices.parse_visible(text).read) if text is not None else len(nodes)
     detail = {"torch": count, "nodes": len(nodes), "visible": text}
-    if count == wanted:
-        yield Finding("device-count", "ok", f"torch sees {count} NPUs, as many as it should", detail)
+    if count == expected:
+        yield Finding.ok("device-count", f"torch sees {count} NPUs, as many as it should", detail)
         return
     reason = f" ({error})" if error else ""
     order = f"check {devices.VISIBLE_DEVICES}: ascending, no blanks, in range; " if text is not None else ""
-    yield Finding(
+    yield Finding.fail(
         "device-count",
-        "fail",
-        f"torch sees {count} NPUs and should see {wanted}{reason}",
-        detail,
+        f"torch sees {count} NPUs and should see {expected}{reason}",
         f"{order}source set_env.sh before Python starts, and give the container each NPU's node",
+        detail,
     )
 
 
 def _outcome(body: ProbeResult) -> Iterator[Finding]:
     device = body["device"]
     if "operations" not in body:
-        yield Finding("op-probe", "fail", f"{device}: {body.get('error', 'no answer')}", body, _fix_import(device))
+        yield Finding.fail("op-probe", f"{device}: {body.get('error', 'no answer')}", _fix_import(device), body)
         return
     failed = [item for item in body["operations"] if "error" in item]
     for item in failed:
-        yield Finding(
+        yield Finding.fail(
             "op-probe",
-            "fail",
             f"{device}: {item['op']} in {item['dtype']} failed: {item['error']}",
-            item,
             _fix_operation(device, item),
+            item,
         )
     if failed:
         return
@@ -84,16 +82,15 @@ def _outcome(body: ProbeResult) -> Iterator[Finding]:
     text = f"{device} ({body['name']}): {len(body['operations'])} operations run, first calls up to "
     text += f"{slowest['first_ms']:.0f} ms, second {slowest['second_ms']:.1f} ms ({slowest['op']})"
     if slowest["first_ms"] > _SLOW_FIRST_MS:
-        yield Finding(
+        yield Finding.warn(
             "op-probe",
-            "warn",
             text,
-            body,
             "first requests take minutes while operations compile: keep the compiled ones with "
             "ACL_OP_COMPILER_CACHE_MODE=enable and ACL_OP_COMPILER_CACHE_DIR on a volume",
+            body,
         )
     else:
-        yield Finding("op-probe", "ok", text, body)
+        yield Finding.ok("op-probe", text, body)
 
 
 def _fix_import(device: str) -> str:

@@ -29,14 +29,13 @@ def shared_memory(host: Host) -> Iterator[Finding]:
     size = space[0] / GIB
     # A file system a few pages short of a round size is what --shm-size=1g makes on some kernels.
     if size >= _SHM_GIB * 0.99:
-        yield Finding("shm", "ok", f"{SHM} has {size:.1f} GiB", {"bytes": space[0]})
+        yield Finding.ok("shm", f"{SHM} has {size:.1f} GiB", {"bytes": space[0]})
     else:
-        yield Finding(
+        yield Finding.warn(
             "shm",
-            "warn",
             f"{SHM} has {space[0] // 2**20} MiB",
-            {"bytes": space[0]},
             "start the container with --shm-size=1g (10g on 310P); --ipc=host is not needed then",
+            {"bytes": space[0]},
         )
 
 
@@ -44,7 +43,7 @@ def disk(host: Host, folder: str) -> Iterator[Finding]:
     """The folder for weights and answers has room."""
     space = host.space(folder)
     if space is None:
-        yield Finding("disk", "skip", f"{folder} cannot be measured")
+        yield Finding.skip("disk", f"{folder} cannot be measured")
         return
     free = space[1] / GIB
     enough = free >= _DISK_GIB
@@ -62,36 +61,34 @@ def open_files(host: Host) -> Iterator[Finding]:
     limit = host.open_files_limit()
     if limit < 0 or limit >= _OPEN_FILES:
         shown = "unlimited" if limit < 0 else str(limit)
-        yield Finding("open-files", "ok", f"{shown} open files allowed", {"limit": limit})
+        yield Finding.ok("open-files", f"{shown} open files allowed", {"limit": limit})
     else:
-        yield Finding(
+        yield Finding.warn(
             "open-files",
-            "warn",
             f"only {limit} open files allowed",
-            {"limit": limit},
             "ulimit -n 65536, or docker run --ulimit nofile=65536:65536",
+            {"limit": limit},
         )
 
 
-def ports(host: Host, wanted: tuple[int, ...], npus: int) -> Iterator[Finding]:
+def ports(host: Host, numbers: tuple[int, ...], npus: int) -> Iterator[Finding]:
     """The service's ports are free, and with several NPUs the range that HCCL uses."""
     listening = host.listening_ports()
-    taken = [port for port in wanted if port in listening]
+    taken = [port for port in numbers if port in listening]
     for port in taken:
         free = next((number for number in range(port + 1, 65536) if number not in listening), port)
-        yield Finding("ports", "warn", f"port {port} is in use", {"port": port}, f"serve on another: --port {free}")
-    if wanted and not taken:
-        yield Finding("ports", "ok", f"free: {', '.join(map(str, wanted))}")
+        yield Finding.warn("ports", f"port {port} is in use", f"serve on another: --port {free}", {"port": port})
+    if numbers and not taken:
+        yield Finding.ok("ports", f"free: {', '.join(map(str, numbers))}")
     base = host.environ.get("HCCL_IF_BASE_PORT", "")
     start = int(base) if base.isdigit() else _HCCL_BASE
     clash = sorted(port for port in listening if start <= port < start + _HCCL_PORTS)
     if npus > 1 and clash:
-        yield Finding(
+        yield Finding.warn(
             "hccl-ports",
-            "warn",
             f"port {clash[0]} is in use within HCCL's range {start}-{start + _HCCL_PORTS - 1}",
-            {"in_use": clash},
             "export HCCL_IF_BASE_PORT=50000, or another start of 16 free ports",
+            {"in_use": clash},
         )
 
 
@@ -99,9 +96,9 @@ def clock(host: Host, today: datetime.date | None = None) -> Iterator[Finding]:
     """The clock is not behind the matrix's date: TLS, tokens and cache expiry depend on it."""
     now = today or datetime.datetime.now(tz=datetime.UTC).date()
     if now < datetime.date.fromisoformat(matrix.load().date):
-        yield Finding("clock", "warn", f"the clock says {now}", fix="set the clock, for instance with chrony or ntpd")
+        yield Finding.warn("clock", f"the clock says {now}", "set the clock, for instance with chrony or ntpd")
     else:
-        yield Finding("clock", "ok", f"the clock says {now}")
+        yield Finding.ok("clock", f"the clock says {now}")
 
 
 def processor(host: Host) -> Iterator[Finding]:
@@ -113,6 +110,6 @@ def processor(host: Host) -> Iterator[Finding]:
     cores = host.cores()
     text = f"{cores} cores" + (f", {math.floor(memory / GIB)} GiB of memory available" if memory else "")
     if memory and memory < 8 * GIB:
-        yield Finding("cpu", "warn", text, {"memory": memory}, "the bundled model runs; a 2B model wants 8 GiB or more")
+        yield Finding.warn("cpu", text, "the bundled model runs; a 2B model wants 8 GiB or more", {"memory": memory})
     else:
-        yield Finding("cpu", "ok", text, {"cores": cores, "memory": memory})
+        yield Finding.ok("cpu", text, {"cores": cores, "memory": memory})

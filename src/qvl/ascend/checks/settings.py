@@ -1,4 +1,4 @@
-"""What the environment says: visible devices, names that are misspelt, settings that quarrel, privileges."""
+"""The environment: visible devices, names that are misspelt, settings that quarrel, privileges."""
 
 from __future__ import annotations
 
@@ -17,108 +17,97 @@ def visible_devices(host: Host) -> Iterator[Finding]:
     nodes = devices.device_numbers(host)
     if text is None:
         if "ASCEND_VISIBLE_DEVICES" in host.environ and not host.in_container:
-            yield Finding(
+            yield Finding.warn(
                 "visible-devices",
-                "warn",
                 "ASCEND_VISIBLE_DEVICES is read by the Ascend docker runtime only; processes here ignore it",
-                fix=f"set {_NAME} instead",
+                f"set {_NAME} instead",
             )
         else:
-            yield Finding("visible-devices", "ok", f"{_NAME} is not set: all {len(nodes)} NPUs are visible")
+            yield Finding.ok("visible-devices", f"{_NAME} is not set: all {len(nodes)} NPUs are visible")
         return
     visible = devices.parse_visible(text)
     numbers = devices.addressable(host, nodes)
     detail = {"value": text, "read": visible.read, "addressable": numbers}
     if not visible.read or visible.dropped.strip(" "):
         kept = ",".join(map(str, visible.read)) or "nothing"
-        yield Finding(
+        yield Finding.fail(
             "visible-devices",
-            "fail",
             f"{_NAME}={text!r}: the runtime stops at {visible.dropped!r} and keeps {kept}",
-            detail,
             f"write numbers and commas only, without blanks: {_NAME}={','.join(map(str, numbers)) or '0'}",
+            detail,
         )
         return
     if not visible.ascending:
-        yield Finding(
+        yield Finding.fail(
             "visible-devices",
-            "fail",
             f"{_NAME}={text} does not ascend: torch.npu.is_available() turns False without a message",
-            detail,
             f"{_NAME}={','.join(str(number) for number in sorted(set(visible.read)))}",
+            detail,
         )
         return
     outside = [number for number in visible.read if number not in numbers]
     if outside and nodes:
-        yield Finding(
+        yield Finding.fail(
             "visible-devices",
-            "fail",
             f"{_NAME}={text}: {outside[0]} is out of range, the NPUs here are {_list(numbers)}"
             + _renumbered(nodes, numbers),
-            detail,
             f"{_NAME}={','.join(map(str, numbers))}",
+            detail,
         )
     else:
-        yield Finding("visible-devices", "ok", f"{_NAME}={text}", detail)
+        yield Finding.ok("visible-devices", f"{_NAME}={text}", detail)
 
 
 def names(host: Host) -> Iterator[Finding]:
     """No variable is one or two letters away from a known one."""
     wrong = environment.misspelt(host.environ, _settings())
     for name, meant in wrong.items():
-        yield Finding(
-            "environment",
-            "warn",
-            f"{name} is set, which nothing reads; {meant} is meant?",
-            fix=f"unset {name}; export {meant}=...",
+        yield Finding.warn(
+            "environment", f"{name} is set, which nothing reads; {meant} is meant?", f"unset {name}; export {meant}=..."
         )
     if not wrong:
-        yield Finding("environment", "ok", "no variable looks misspelt")
+        yield Finding.ok("environment", "no variable looks misspelt")
 
 
 def conflicts(host: Host) -> Iterator[Finding]:
     """Settings that exclude each other or were left on after debugging."""
     environ = host.environ
     if "PYTORCH_NPU_ALLOC_CONF" in environ and "PYTORCH_ALLOC_CONF" in environ:
-        yield Finding(
+        yield Finding.fail(
             "alloc-conf",
-            "fail",
             "PYTORCH_NPU_ALLOC_CONF and PYTORCH_ALLOC_CONF are both set: newer torch_npu refuses to start",
-            fix="unset PYTORCH_ALLOC_CONF",
+            "unset PYTORCH_ALLOC_CONF",
         )
     else:
-        yield Finding("alloc-conf", "ok", "at most one allocator setting")
+        yield Finding.ok("alloc-conf", "at most one allocator setting")
     if environ.get("ASCEND_LAUNCH_BLOCKING", "0") == "1":
-        yield Finding(
+        yield Finding.warn(
             "launch-blocking",
-            "warn",
             "ASCEND_LAUNCH_BLOCKING=1 makes every operation wait, and turns the task queue off",
-            fix="unset ASCEND_LAUNCH_BLOCKING",
+            "unset ASCEND_LAUNCH_BLOCKING",
         )
     if environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") == "0":
-        yield Finding(
+        yield Finding.warn(
             "backend-autoload",
-            "warn",
             "TORCH_DEVICE_BACKEND_AUTOLOAD=0: torch does not load torch_npu unless a program imports it",
-            fix="unset TORCH_DEVICE_BACKEND_AUTOLOAD",
+            "unset TORCH_DEVICE_BACKEND_AUTOLOAD",
         )
 
 
 def privileges(host: Host) -> Iterator[Finding]:
     """A container needs neither `--privileged` nor `--ipc=host` where nodes are given and shm is large enough."""
     if not host.in_container:
-        yield Finding("privileges", "skip", "not in a container")
+        yield Finding.skip("privileges", "not in a container")
         return
     if host.privileged:
-        yield Finding(
+        yield Finding.warn(
             "privileges",
-            "warn",
             "this container is privileged, which qvl does not need: it sees and numbers every NPU of the host",
-            fix="give it the nodes instead: --device /dev/davinci0 --device /dev/davinci_manager "
+            "give it the nodes instead: --device /dev/davinci0 --device /dev/davinci_manager "
             "--device /dev/devmm_svm --device /dev/hisi_hdc",
         )
         return
-    yield Finding("privileges", "ok", "not privileged; --ipc=host is not needed with a large enough --shm-size")
+    yield Finding.ok("privileges", "not privileged; --ipc=host is not needed with a large enough --shm-size")
 
 
 def _settings() -> set[str]:

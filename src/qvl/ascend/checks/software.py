@@ -38,28 +38,26 @@ def cann_version(host: Host) -> tuple[str, str] | None:
 
 def cann(host: Host) -> Iterator[Finding]:
     """CANN is installed, its set_env.sh was sourced, and so was the one of nnal/atb where that is installed."""
-    found = cann_version(host)
-    if found is None:
-        yield Finding(
+    toolkit = cann_version(host)
+    if toolkit is None:
+        yield Finding.fail(
             "cann",
-            "fail",
             "no CANN toolkit under /usr/local/Ascend",
-            fix="install Ascend-cann-toolkit and the kernels of the chip, or use an image that has them",
+            "install Ascend-cann-toolkit and the kernels of the chip, or use an image that has them",
         )
         return
-    version, folder = found
-    yield Finding("cann", "ok", f"CANN {version} in {folder}", {"version": version, "folder": folder})
+    version, folder = toolkit
+    yield Finding.ok("cann", f"CANN {version} in {folder}", {"version": version, "folder": folder})
     script = _set_env(host, folder)
     if not host.environ.get("ASCEND_HOME_PATH"):
-        yield Finding(
+        yield Finding.fail(
             "set-env",
-            "fail",
             "CANN is installed but its environment is not set (ASCEND_HOME_PATH is empty)",
-            {"script": script},
             f"source {script}",
+            {"script": script},
         )
     else:
-        yield Finding("set-env", "ok", f"ASCEND_HOME_PATH is {host.environ['ASCEND_HOME_PATH']}")
+        yield Finding.ok("set-env", f"ASCEND_HOME_PATH is {host.environ['ASCEND_HOME_PATH']}")
     if host.path("/usr/local/Ascend/nnal/atb").is_dir():
         sourced = bool(host.environ.get("ATB_HOME_PATH"))
         yield Finding(
@@ -81,8 +79,8 @@ def versions(host: Host, kind: str) -> Iterator[Finding]:
     yield from _torch(packages, detail, kind)
     yield from _transformers(packages, table)
     if kind == "npu":
-        found = cann_version(host)
-        yield from _torch_npu(packages, found[0] if found else None, table)
+        toolkit = cann_version(host)
+        yield from _torch_npu(packages, toolkit[0] if toolkit else None, table)
     yield from _vllm(host, packages, kind, table)
 
 
@@ -91,86 +89,80 @@ def _python(host: Host, kind: str, table: matrix.Matrix) -> Iterator[Finding]:
     low, high = table.python["min"], table.python["max"]
     minor = matrix.key(version)[:2]
     if minor < matrix.key(low)[:2]:
-        yield Finding("python", "fail", f"Python {version}: {low} or newer is wanted", fix=f"use Python {high}")
+        yield Finding.fail("python", f"Python {version}: {low} or newer is wanted", f"use Python {high}")
     elif minor > matrix.key(high)[:2] and kind == "npu":
         text = f"Python {version} is newer than what vllm-ascend is built for ({low} to {high})"
-        yield Finding("python", "warn", text, {"matrix": table.date}, f"use Python {high}")
+        yield Finding.warn("python", text, f"use Python {high}", {"matrix": table.date})
     else:
-        yield Finding("python", "ok", f"Python {version}")
+        yield Finding.ok("python", f"Python {version}")
 
 
 def _torch(packages: Mapping[str, str], detail: Mapping[str, str], kind: str) -> Iterator[Finding]:
     version = packages.get("torch")
     if version and kind == "cuda" and version.endswith("+cpu"):
         text = f"torch {version} is built without CUDA: everything would run on the CPU"
-        yield Finding("torch", "fail", text, detail, f"pip install torch=={version.split('+')[0]} from the CUDA index")
+        yield Finding.fail("torch", text, f"pip install torch=={version.split('+')[0]} from the CUDA index", detail)
         return
     if version:
-        yield Finding("torch", "ok", f"torch {version}", detail)
+        yield Finding.ok("torch", f"torch {version}", detail)
         return
     line = install_line("npu") if kind == "npu" else install_line("local")
-    yield Finding("torch", "warn", "torch is not installed: no local model can run", detail, line)
+    yield Finding.warn("torch", "torch is not installed: no local model can run", line, detail)
 
 
 def _transformers(packages: Mapping[str, str], table: matrix.Matrix) -> Iterator[Finding]:
     version = packages.get("transformers")
     low = table.transformers["min"]
     if version is None:
-        yield Finding(
-            "transformers",
-            "warn",
-            "transformers is not installed: no local model can run",
-            fix=install_line("local"),
+        yield Finding.warn(
+            "transformers", "transformers is not installed: no local model can run", install_line("local")
         )
     elif matrix.key(version) < matrix.key(low):
-        yield Finding(
+        yield Finding.fail(
             "transformers",
-            "fail",
             f"transformers {version} does not know Qwen3-VL (from {low} on)",
-            fix=f"pip install 'transformers>={low},<{table.transformers['max']}'",
+            f"pip install 'transformers>={low},<{table.transformers['max']}'",
         )
     else:
-        yield Finding("transformers", "ok", f"transformers {version} knows Qwen3-VL")
+        yield Finding.ok("transformers", f"transformers {version} knows Qwen3-VL")
 
 
 def _torch_npu(packages: Mapping[str, str], cann: str | None, table: matrix.Matrix) -> Iterator[Finding]:
     npu, torch = packages.get("torch-npu"), packages.get("torch")
     if npu is None:
-        yield Finding(
+        yield Finding.fail(
             "torch-npu",
-            "fail",
             "torch_npu is not installed: everything would run on the CPU",
-            fix=f"pip install torch-npu=={torch.split('+')[0]}" if torch else install_line("npu"),
+            f"pip install torch-npu=={torch.split('+')[0]}" if torch else install_line("npu"),
         )
         return
     if torch and matrix.release(npu) != matrix.release(torch):
-        wanted = npu.split(".post")[0].split("rc")[0]
-        yield Finding(
+        built_for = npu.split(".post")[0].split("rc")[0]
+        yield Finding.fail(
             "torch-npu",
-            "fail",
-            f"torch_npu {npu} is built for torch {wanted}, installed is torch {torch}",
+            f"torch_npu {npu} is built for torch {built_for}, installed is torch {torch}",
+            f"pip install torch=={built_for}",
             {"matrix": table.date},
-            f"pip install torch=={wanted}",
         )
         return
     known = next((item for item in table.cann_for_torch_npu if matrix.same(item, npu)), None)
     if known is None or cann is None:
         reason = "CANN was not found" if cann is None else f"not in the matrix of {table.date}"
-        yield Finding("torch-npu", "ok", f"torch_npu {npu}; its CANN was not compared: {reason}")
+        yield Finding.ok("torch-npu", f"torch_npu {npu}; its CANN was not compared: {reason}")
         return
-    wanted = table.cann_for_torch_npu[known]
-    if matrix.same(wanted, cann):
-        yield Finding("torch-npu", "ok", f"torch_npu {npu} with CANN {cann}", {"matrix": table.date})
+    fitting_cann = table.cann_for_torch_npu[known]
+    if matrix.same(fitting_cann, cann):
+        yield Finding.ok("torch-npu", f"torch_npu {npu} with CANN {cann}", {"matrix": table.date})
         return
     fitting = [item for item, version in table.cann_for_torch_npu.items() if matrix.same(version, cann)]
     same_torch = [item for item in fitting if matrix.release(item) == matrix.release(npu)]
-    line = f"pip install torch-npu=={same_torch[0]}" if same_torch else f"install CANN {wanted}"
+    line = f"pip install torch-npu=={same_torch[0]}" if same_torch else f"install CANN {fitting_cann}"
     # A patch release of CANN keeps what its minor release promised; another minor release does not.
-    near = matrix.key(wanted)[:2] == matrix.key(cann)[:2]
+    near = matrix.key(fitting_cann)[:2] == matrix.key(cann)[:2]
     yield Finding(
         "torch-npu",
         "warn" if near else "fail",
-        f"torch_npu {npu} goes with CANN {wanted}, installed is CANN {cann}",
+        f"torch_npu {npu} goes with CANN {fitting_cann}, installed is CANN {cann}",
         {"matrix": table.date, "for_this_cann": fitting},
         line,
     )
@@ -179,24 +171,23 @@ def _torch_npu(packages: Mapping[str, str], cann: str | None, table: matrix.Matr
 def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matrix) -> Iterator[Finding]:
     vllm, plugin = packages.get("vllm"), packages.get("vllm-ascend")
     if vllm and kind == "npu" and plugin is None:
-        yield Finding(
+        yield Finding.fail(
             "vllm-ascend",
-            "fail",
             f"vllm {vllm} is installed without vllm-ascend: it will not use the NPU",
-            fix=f"pip install vllm-ascend=={vllm.split('+')[0]}",
+            f"pip install vllm-ascend=={vllm.split('+')[0]}",
         )
     if plugin is None:
         return
     known = next((item for item in table.vllm_ascend if matrix.release(item) == matrix.release(plugin)), None)
     if known is None:
-        yield Finding("vllm-ascend", "ok", f"vllm-ascend {plugin} is not in the matrix of {table.date}")
+        yield Finding.ok("vllm-ascend", f"vllm-ascend {plugin} is not in the matrix of {table.date}")
         return
     row = table.vllm_ascend[known]
-    found = cann_version(host)
+    toolkit = cann_version(host)
     pairs = (
         ("vllm", vllm, row["vllm"]),
         ("torch", packages.get("torch"), row["torch"]),
-        ("cann", found[0] if found else None, row["cann"]),
+        ("cann", toolkit[0] if toolkit else None, row["cann"]),
     )
     wrong = [
         f"{name} {version} (wants {fitting})"
@@ -204,15 +195,14 @@ def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matr
         if version and matrix.release(version) != matrix.release(fitting)
     ]
     if wrong:
-        yield Finding(
+        yield Finding.fail(
             "vllm-ascend",
-            "fail",
             f"vllm-ascend {plugin} does not go with {', '.join(wrong)}",
-            {"matrix": table.date, "row": row},
             f"use the vllm-ascend image v{known}, which holds the whole set",
+            {"matrix": table.date, "row": row},
         )
     else:
-        yield Finding("vllm-ascend", "ok", f"vllm-ascend {plugin} with vllm {vllm}", {"matrix": table.date})
+        yield Finding.ok("vllm-ascend", f"vllm-ascend {plugin} with vllm {vllm}", {"matrix": table.date})
 
 
 def _set_env(host: Host, folder: str) -> str:

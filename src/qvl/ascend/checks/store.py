@@ -28,17 +28,16 @@ def check(host: Host, url: str) -> Iterator[Finding]:
 
     scheme, separator, _ = url.partition(":")
     if url in ("off", "none") or scheme == "memory":
-        yield Finding("cache-store", "skip", f"cache {url.rstrip(':')} keeps nothing outside of the process")
+        yield Finding.skip("cache-store", f"cache {url.rstrip(':')} keeps nothing outside of the process")
     elif separator and scheme in SCHEMES:
         yield from _redis(url)
     elif scheme == "sqlite" or (not separator and ("/" in url or Path(url).suffix)):
         yield from _sqlite(host, file_of(url))
     else:
-        yield Finding(
+        yield Finding.fail(
             "cache-store",
-            "fail",
             f"cache {scheme!r} is of an unknown kind",
-            fix="write sqlite:////var/lib/qvl/cache.db, redis://host:6379/0, memory: or off",
+            "write sqlite:////var/lib/qvl/cache.db, redis://host:6379/0, memory: or off",
         )
 
 
@@ -46,22 +45,22 @@ def file_of(url: str) -> str:
     """The absolute path of a SQLite URL (`sqlite:///file.db`, `sqlite:////abs/file.db`, `sqlite://`) or of a path."""
     from qvl.caches.sqlite import default_path
 
-    place = url.partition("?")[0]
-    if place.startswith("sqlite:"):
-        place = unquote(place.partition("://")[2][1:])
-    return str((in_home(place) if place else default_path()).absolute())
+    path = url.partition("?")[0]
+    if path.startswith("sqlite:"):
+        path = unquote(path.partition("://")[2][1:])
+    return str((in_home(path) if path else default_path()).absolute())
 
 
 def mount_of(host: Host, path: str) -> tuple[str, str] | None:
     """Mount point and file system type of an absolute path, from /proc/mounts; the longest mount point wins."""
-    wanted = PurePosixPath(path)
+    file = PurePosixPath(path)
     best: tuple[str, str] | None = None
     for line in (host.read("/proc/mounts") or "").splitlines():
         cells = line.split()
         if len(cells) < 3:
             continue
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), cells[1])
-        inside = point == "/" or wanted == PurePosixPath(point) or PurePosixPath(point) in wanted.parents
+        inside = point == "/" or file == PurePosixPath(point) or PurePosixPath(point) in file.parents
         # A later line with the same mount point lies on top of the earlier one.
         if inside and (best is None or len(point) >= len(best[0])):
             best = (point, cells[2])
@@ -74,45 +73,42 @@ def _sqlite(host: Host, path: str) -> Iterator[Finding]:
     kind = mount[1] if mount else "unknown"
     detail = {"file": path, "mount": mount[0] if mount else None, "type": kind}
     if kind in NETWORK_TYPES or kind.startswith("fuse."):
-        yield Finding(
+        yield Finding.fail(
             "cache-store",
-            "fail",
             f"{path} lies on {kind}: SQLite's WAL needs shared memory and locks that a network file system has not",
-            detail,
             "put the file on a local disk, or share the answers through redis://",
+            detail,
         )
         return
     if kind in _VANISHING:
-        yield Finding(
+        yield Finding.warn(
             "cache-store",
-            "warn",
             f"{path} lies on {kind}: the answers are lost when the {_VANISHING[kind]}",
-            detail,
             "put the file on a volume or a disk",
+            detail,
         )
     from qvl.caches.sqlite import default_path
 
     problem = _try_sqlite(host, folder, made=path == str(default_path().absolute()))
     if problem:
-        yield Finding(
+        yield Finding.fail(
             "cache-store",
-            "fail",
             f"SQLite cannot work in {folder}: {problem}",
-            detail,
             f"create {folder} and make it writable for this user",
+            detail,
         )
     elif kind not in _VANISHING:
-        yield Finding("cache-store", "ok", f"SQLite can write in {folder} ({kind})", detail)
+        yield Finding.ok("cache-store", f"SQLite can write in {folder} ({kind})", detail)
 
 
 def _try_sqlite(host: Host, folder: str, *, made: bool) -> str | None:
-    place = host.path(folder)
+    nearest = host.path(folder)
     # The cache makes the folder of its default file alone; what must be writable then is the nearest one above.
-    while made and not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        return f"{place.name} is a file" if place.exists() else "the folder does not exist"
-    file = place / f".qvl-doctor-{secrets.token_hex(8)}.db"
+    while made and not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        return f"{nearest.name} is a file" if nearest.exists() else "the folder does not exist"
+    file = nearest / f".qvl-doctor-{secrets.token_hex(8)}.db"
     try:
         with closing(sqlite3.connect(file, timeout=5)) as database:
             mode = database.execute("PRAGMA journal_mode=WAL").fetchone()[0]
@@ -138,7 +134,7 @@ def _redis(url: str) -> Iterator[Finding]:
         redis = import_redis()
         address = RedisAddress.parse(url, {"socket_timeout": 5.0, "connect_timeout": 5.0})
     except ConfigError as error:
-        yield Finding("cache-store", "fail", error.message, fix=error.hint or "write redis://host:6379/0")
+        yield Finding.fail("cache-store", error.message, error.hint or "write redis://host:6379/0")
         return
     where = address.shown.partition("://")[2].partition("?")[0]
     try:
@@ -149,20 +145,18 @@ def _redis(url: str) -> Iterator[Finding]:
             client.delete(key)
             facts = {**client.info("memory"), **client.info("server")}
     except (redis.RedisError, OSError) as error:
-        yield Finding(
+        yield Finding.fail(
             "cache-store",
-            "fail",
             f"Redis at {where} does not work: {type(error).__name__}: {str(error).splitlines()[0]}",
-            fix="check host, port and password of the URL, and that the server runs",
+            "check host, port and password of the URL, and that the server runs",
         )
         return
     if kept != b"written" or not 0 < ttl <= 60:
-        yield Finding(
+        yield Finding.fail(
             "cache-store",
-            "fail",
             f"Redis at {where} does not keep what is written",
-            {"kept": repr(kept), "ttl": ttl},
             "give a database that this user may write",
+            {"kept": repr(kept), "ttl": ttl},
         )
         return
     yield _policy(
@@ -177,11 +171,11 @@ def _policy(where: str, version: str, limit: int, policy: str) -> Finding:
     detail = {"version": version, "maxmemory": limit, "maxmemory_policy": policy}
     fix = "redis-cli CONFIG SET maxmemory 2gb; redis-cli CONFIG SET maxmemory-policy allkeys-lru (and in redis.conf)"
     if limit == 0:
-        return Finding("cache-store", "warn", f"Redis {version} at {where} has no memory limit", detail, fix)
+        return Finding.warn("cache-store", f"Redis {version} at {where} has no memory limit", fix, detail)
     if policy in _EVICTING:
-        return Finding("cache-store", "ok", f"Redis {version} at {where}, {policy}, {limit // 2**20} MiB", detail)
+        return Finding.ok("cache-store", f"Redis {version} at {where}, {policy}, {limit // 2**20} MiB", detail)
     if policy == "noeviction":
         text = f"Redis at {where} evicts nothing: once full, no answer is stored any more"
     else:
         text = f"Redis at {where} evicts by {policy}: answers stored without expiry are never evicted"
-    return Finding("cache-store", "warn", text, detail, fix)
+    return Finding.warn("cache-store", text, fix, detail)

@@ -17,7 +17,7 @@ _LARGEST_HEADER = 2**28
 
 
 def shard_problem(path: Path) -> str | None:
-    """What is wrong with one safetensors file, in words; None where its size is what its header says.
+    """Return what is wrong with one safetensors file, in words; None where its size is what its header says.
 
     The header is 8 bytes of length (little-endian), then JSON with the byte range of each tensor
     (the safetensors format).
@@ -48,17 +48,17 @@ def check(folder: Path) -> Iterator[Finding]:
     """Findings about the checkpoint in `folder`."""
     again = f"download it again: hf download MODEL --local-dir {folder}"
     if not folder.is_dir():
-        yield Finding("weights", "fail", f"{folder} is not a folder", fix="give the folder that holds config.json")
+        yield Finding.fail("weights", f"{folder} is not a folder", "give the folder that holds config.json")
         return
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        yield Finding("weights", "fail", f"{folder}/config.json cannot be read: {error}", fix=again)
+        yield Finding.fail("weights", f"{folder}/config.json cannot be read: {error}", again)
         return
     yield _model_type(config, folder)
     shards, problem = _shards(folder)
     if problem:
-        yield Finding("weights", "fail", problem, fix=again)
+        yield Finding.fail("weights", problem, again)
         return
     broken = False
     total = 0
@@ -67,42 +67,40 @@ def check(folder: Path) -> Iterator[Finding]:
         trouble = "is missing" if not path.exists() else shard_problem(path)
         if trouble:
             broken = True
-            yield Finding("weights", "fail", f"{name} {trouble}", {"shard": name}, again)
+            yield Finding.fail("weights", f"{name} {trouble}", again, {"shard": name})
         else:
             total += path.stat().st_size
     if not (folder / "tokenizer_config.json").exists():
-        yield Finding("weights", "warn", "tokenizer_config.json is missing beside the weights", fix=again)
+        yield Finding.warn("weights", "tokenizer_config.json is missing beside the weights", again)
     try:
         image_settings(folder, "the checkpoint")
     except ConfigError as error:
-        yield Finding("weights", "warn", error.message, fix=again)
+        yield Finding.warn("weights", error.message, again)
     how = quantisation(folder, config if isinstance(config, dict) else {})
     if how is not None:
-        yield Finding(
+        yield Finding.warn(
             "weights",
-            "warn",
             f"the weights are quantised ({how}), which the local backend cannot run",
-            {"quantisation": how},
             "use 'vllm:…' or an endpoint, or give the checkpoint in bfloat16",
+            {"quantisation": how},
         )
     partial = sorted(path.name for path in folder.rglob("*.incomplete"))
     if partial:
-        yield Finding("weights", "warn", f"a download did not end: {partial[0]}", {"files": partial}, again)
+        yield Finding.warn("weights", f"a download did not end: {partial[0]}", again, {"files": partial})
     if not broken:
         text = f"{len(shards)} weight files, {total / 2**30:.2f} GiB, each of the size its header says"
-        yield Finding("weights", "ok", text, {"shards": shards, "bytes": total})
+        yield Finding.ok("weights", text, {"shards": shards, "bytes": total})
 
 
 def _model_type(config: object, folder: Path) -> Finding:
     known = matrix.load().model_types
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind in known:
-        return Finding("model-type", "ok", f"model_type {kind}", {"transformers": known[str(kind)]})
-    return Finding(
+        return Finding.ok("model-type", f"model_type {kind}", {"transformers": known[str(kind)]})
+    return Finding.fail(
         "model-type",
-        "fail",
         f"{folder}/config.json says model_type {kind!r}; qvl runs {', '.join(sorted(known))}",
-        fix="give the folder of a Qwen3-VL checkpoint",
+        "give the folder of a Qwen3-VL checkpoint",
     )
 
 
