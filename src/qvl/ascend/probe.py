@@ -23,7 +23,7 @@ DTYPES = ("float16", "bfloat16")
 MARK = "QVL-PROBE "
 
 
-class Outcome(TypedDict, total=False):
+class OperationOutcome(TypedDict, total=False):
     """The outcome of one operation: `error` in one line, or the milliseconds of both calls."""
 
     op: str
@@ -42,7 +42,7 @@ class ProbeResult(TypedDict, total=False):
     cuda: str | None
     device_count: int
     name: str
-    operations: list[Outcome]
+    operations: list[OperationOutcome]
     error: str
     exit_code: int
 
@@ -76,11 +76,11 @@ def operation(name: str, device: str, dtype: torch.dtype) -> Callable[[], torch.
     return lambda: torch.isin(tokens, stops)
 
 
-def measure(name: str, device: str, dtype_name: str) -> Outcome:
+def measure(name: str, device: str, dtype_name: str) -> OperationOutcome:
     """Run one operation twice."""
     import torch
 
-    outcome: Outcome = {"op": name, "dtype": dtype_name}
+    outcome: OperationOutcome = {"op": name, "dtype": dtype_name}
     try:
         call = operation(name, device, getattr(torch, dtype_name))
         start = time.perf_counter()

@@ -9,7 +9,7 @@ from pathlib import Path
 import qvl
 from qvl.ascend import devices
 from qvl.ascend.host import Host
-from qvl.ascend.probe import MARK, Outcome, ProbeResult
+from qvl.ascend.probe import MARK, OperationOutcome, ProbeResult
 from qvl.ascend.report import Finding
 from qvl.suggest import install_line
 
@@ -101,7 +101,7 @@ def _fix_import(device: str) -> str:
     return install_line("local")
 
 
-def _fix_operation(device: str, item: Outcome) -> str:
+def _fix_operation(device: str, item: OperationOutcome) -> str:
     if item["dtype"] == "bfloat16":
         return "this chip or CANN has no bfloat16 for it: use --dtype float16"
     if device.startswith("npu"):
