@@ -1,4 +1,4 @@
-"""What `qvl agent` shows while it runs: the chain of calls, the answer, every iteration, and the conversation."""
+"""The output of `qvl agent` while it runs: the chain of calls, the answer, every iteration, and the conversation."""
 
 from __future__ import annotations
 

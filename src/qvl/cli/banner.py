@@ -1,4 +1,4 @@
-"""What `qvl-serve` says when it is ready."""
+"""The lines that `qvl-serve` prints when it is ready."""
 
 from __future__ import annotations
 

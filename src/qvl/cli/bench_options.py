@@ -25,7 +25,7 @@ _output = partial(typer.Option, rich_help_panel="What to leave")
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """What the command line says about a run."""
+    """The command line's settings of a run."""
 
     url: Annotated[list[str] | None, typer.Option(help="Base URL with /v1; several are compared.")] = None
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default: the first that it lists.")] = None

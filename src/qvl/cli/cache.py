@@ -232,7 +232,7 @@ def _two(store: Cache, a: str | None, b: str | None) -> tuple[tuple[str, CacheEn
 
 
 def _question(entry: CacheEntry) -> str:
-    """What was asked, in few words: the task and its language, or the last text of a person."""
+    """The question in few words: the task and its language, or the last text of a person."""
     if entry.task != "chat":
         return f"{entry.task} ({entry.language})" if entry.language else entry.task
     messages = [message for message in entry.manifest.get("messages", ()) if message.get("role") == "user"]
@@ -241,7 +241,7 @@ def _question(entry: CacheEntry) -> str:
 
 
 def _answer(entry: CacheEntry) -> str:
-    """What was answered, in few words: of a product's analysis its values alone."""
+    """The answer in few words: of a product's analysis its values alone."""
     analysis = entry.analysis or {}
     attributes = analysis.get("attributes")
     if not isinstance(attributes, Mapping):

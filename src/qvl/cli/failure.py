@@ -1,4 +1,4 @@
-"""What went wrong, as one line for people, an object for machines, and an exit code."""
+"""Errors: as one line for people, an object for machines, and an exit code."""
 
 from __future__ import annotations
 

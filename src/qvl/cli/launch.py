@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """What the command line says about the container."""
+    """The command line's settings of the container."""
 
     model: Annotated[str, typer.Argument(help="A checkpoint folder of this host, or a hub id. Required.")] = ""
     image: Annotated[str, typer.Option(help="Image with its tag; none is assumed. Required.")] = ""

@@ -35,7 +35,7 @@ IndexFile: TypeAlias = Annotated[Path | None, typer.Option("--index", help="Keep
 
 @dataclass(frozen=True, slots=True)
 class PipelineOptions:
-    """What the command line says about the pipeline and its requests."""
+    """The command line's settings of the pipeline and its requests."""
 
     model: Annotated[str | None, _model("--model", "-m", help="backend:model, hub id or path; default: bundled.")] = (
         None
@@ -120,7 +120,7 @@ class PipelineOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How `ask` and `analyze` go through the pictures, and what becomes of the answers."""
+    """The settings of a run of `ask` or `analyze` over its pictures."""
 
     iterations: Iterations = 1
     concurrency: Annotated[int | None, _output("--concurrency", "-j", min=1, help="Pictures under way.")] = None

@@ -1,4 +1,4 @@
-"""What became of one picture: the line of JSON that machines read."""
+"""The outcome for one picture: the line of JSON that machines read."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _replicas = partial(typer.Option, rich_help_panel="Replicas on many devices (Ray
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """What `qvl serve` is set up with; fields that ServerSettings has too have its defaults."""
+    """The settings of `qvl serve`; fields that ServerSettings has too have its defaults."""
 
     ENV_PREFIX: ClassVar[str] = "QVL_"
 

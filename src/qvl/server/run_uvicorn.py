@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from types import FrameType
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
@@ -44,12 +45,12 @@ class CorkedTransport:
 
     __slots__ = ("_loop", "_pieces", "_transport")
 
-    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self._pieces: list[bytes] = []
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
@@ -72,7 +73,7 @@ class CorkedTransport:
 
 
 class UnknownLength(int):
-    """What is left of a body that ends with the connection: any piece fits, and nothing is missing at its end."""
+    """The length of a body that ends with the connection: any piece fits, and nothing is missing at its end."""
 
     def __lt__(self, other: object) -> bool:
         return False
@@ -102,7 +103,7 @@ class GuardedProtocol(_Protocol):
     _probe_timer: asyncio.TimerHandle | None = None
     _refusal = ""
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(CorkedTransport(transport, self.loop))  # type: ignore[arg-type]
         self._arm()
 
@@ -206,9 +207,9 @@ class GracefulServer(uvicorn.Server):
         await super().startup(sockets)
         if self._reload_at_start:
             self.core.reload()
-        self._settling = self._loop.create_task(self._tell_when_settled())
+        self._settling = self._loop.create_task(self._announce_when_settled())
 
-    async def _tell_when_settled(self) -> None:
+    async def _announce_when_settled(self) -> None:
         await self.core.readiness.settled.wait()
         if self.failure is None:
             self.when_settled()
@@ -228,7 +229,7 @@ class GracefulServer(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _signalled(self, number: int, frame: Any) -> None:
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
         if self.core.draining or self._loop is None:
             os._exit(128 + number)
         self.core.draining = True
@@ -267,7 +268,7 @@ class GracefulServer(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """Return a listening socket.
 
     Raises:
         ConfigError: the port is in use, or the host is not an address of this machine.
@@ -276,22 +277,22 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        found = socket.socket(family, kind, protocol)
+        listener = socket.socket(family, kind, protocol)
     except OSError as exc:
         raise ConfigError(f"cannot listen on {host!r}: {exc.strerror or exc}", hint="--host 127.0.0.1") from exc
     try:
         if os.name == "posix":
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen(2048)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
     except OSError as exc:
-        found.close()
+        listener.close()
         raise ConfigError(
             f"cannot listen on {host}:{port}: {(exc.strerror or str(exc)).lower()}",
             hint="take another --port, or end what listens there",
             param="port",
         ) from exc
-    return found
+    return listener
 
 
 def make_server(
@@ -302,7 +303,7 @@ def make_server(
     root_path: str = "",
     header_timeout: float = 10.0,
 ) -> GracefulServer:
-    """A server for an application of `create_app`.
+    """Return a server for an application of `create_app`.
 
     Raises:
         ConfigError: certificate and key cannot be read, or do not belong together.
@@ -367,11 +368,11 @@ def run_server(server: GracefulServer, listener: socket.socket) -> None:
     Raises:
         QvlError: the model could not be opened, or the engine died and that was to be the end.
     """
-    told = server.when_settled
+    announce = server.when_settled
 
     def settled() -> None:
         _spare_what_stays()
-        told()
+        announce()
 
     server.when_settled = settled
     try:
