@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final, cast
+from typing import Final
 
 from qvl.backends.openai.call_assembler import CallAssembler
 from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, cut_off, from_event
 from qvl.backends.openai.finish_words import meaning_of
+from qvl.backends.openai.wire import WireChoice, WireDelta, WireEvent, WireLogprob, WirePart, WireToolCall, WireUsage
 from qvl.chunks import lone_end
 from qvl.errors import RefusalError
 from qvl.http.sse import readable, shorten
@@ -212,8 +212,8 @@ class AnswerReader:
             raise from_event(event, self._where)
         chunks: list[Chunk] = []
         try:
-            if event.get("usage"):
-                self.usage = read_usage(event["usage"])
+            if usage := event.get("usage"):
+                self.usage = read_usage(usage)
             for choice in event.get("choices") or ():
                 chunks += self._choice(choice)
         except (TypeError, ValueError, KeyError, AttributeError) as exc:
@@ -247,22 +247,22 @@ class AnswerReader:
             raise cut_off("the stream broke off before the answer was whole", self._where)
         return replace(self._last, usage=self.usage)
 
-    def _parse(self, payload: bytes) -> Mapping[str, Any]:
+    def _parse(self, payload: bytes) -> WireEvent:
         try:
-            event = _decode(payload.decode())
+            event: WireEvent = _decode(payload.decode())
         except UnicodeDecodeError as exc:
             raise broken(f"the stream is not UTF-8: {readable(payload)}", self._where) from exc
         except (ValueError, RecursionError) as exc:
             raise broken(f"the stream has broken JSON: {readable(payload)}", self._where) from exc
-        if not isinstance(event, Mapping):
+        if not isinstance(event, dict):
             raise broken(f"an event that is not an object: {readable(payload)}", self._where)
         return event
 
-    def _choice(self, choice: Mapping[str, Any]) -> list[Chunk]:
+    def _choice(self, choice: WireChoice) -> list[Chunk]:
         index = int(choice.get("index") or 0)
         state = self._choices.setdefault(index, ChoiceReader(opened=self._opened))
         # Some end with the whole message once more.
-        delta: Mapping[str, Any] = choice.get("delta") or ({} if state.answered else choice.get("message")) or {}
+        delta: WireDelta = choice.get("delta") or ({} if state.answered else choice.get("message")) or {}
         own = state.joined("reasoning", delta.get("reasoning_content") or delta.get("reasoning") or "")
         if own:
             state.think.reasoned_elsewhere()
@@ -315,36 +315,35 @@ class AnswerReader:
         return "tool_calls" if meaning == "tool_calls" or state.calls else "stop"
 
 
-def read_usage(usage: Mapping[str, Any]) -> Usage:
+def read_usage(usage: WireUsage) -> Usage:
     """Token counts out of an OpenAI usage object; what it does not say is 0."""
     details = usage.get("prompt_tokens_details") or {}
     return Usage(
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),
-        image_tokens=int(next((details[name] for name in _IMAGE_TOKENS if details.get(name)), 0)),
+        image_tokens=int(next((count for name in _IMAGE_TOKENS if (count := details.get(name))), 0)),
         cached_tokens=int(details.get("cached_tokens") or 0),
     )
 
 
-def _content(content: object) -> tuple[str, str]:
+def _content(content: str | list[WirePart] | None) -> tuple[str, str]:
     """(text, refusal); some gateways stream content as parts."""
     if content is None or isinstance(content, str):
         return content or "", ""
-    parts = cast("list[dict[str, Any]]", content)
-    return "".join(part.get("text") or "" for part in parts), "".join(part.get("refusal") or "" for part in parts)
+    return "".join(part.get("text") or "" for part in content), "".join(part.get("refusal") or "" for part in content)
 
 
-def _function_call(delta: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+def _function_call(delta: WireDelta) -> tuple[WireToolCall, ...]:
     """The one call of OpenAI's older form."""
     call = delta.get("function_call")
-    return ({"index": 0, "function": call},) if isinstance(call, Mapping) else ()
+    return ({"index": 0, "function": call},) if isinstance(call, dict) else ()
 
 
-def _logprobs(logprobs: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...]:
+def _logprobs(logprobs: dict[str, list[WireLogprob] | None] | None) -> tuple[TokenLogprob, ...]:
     return tuple(_logprob(item) for item in (logprobs or {}).get("content") or ())
 
 
-def _logprob(item: Mapping[str, Any]) -> TokenLogprob:
+def _logprob(item: WireLogprob) -> TokenLogprob:
     raw = item.get("bytes")
     return TokenLogprob(
         token=item["token"],

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
 from qvl.backends.endless import EndlessWatch
@@ -26,7 +26,7 @@ from qvl.backends.openai.wire import request_body
 from qvl.errors import BackendResponseError, BackendUnavailableError, QvlError
 from qvl.log import logger
 from qvl.media.gate import SMALL
-from qvl.types import ChatRequest, Chunk, Timing
+from qvl.types import ChatRequest, Chunk, JsonObject, Timing
 
 log = logger("qvl.backends.openai")
 PATCH: Final = 32
@@ -135,12 +135,12 @@ class OpenAIBackend(Backend):
     def capabilities(self) -> Capabilities:
         return self._fleet.capabilities
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """Backend, model, and the set of base URLs or the name given for it."""
         where = self._identity or sorted(member.target.endpoint.identity for member in self._pool.members)
         return {"backend": self.name, "model": self.model, "endpoints": where}
 
-    def peek_identity(self) -> dict[str, Any] | None:
+    def peek_identity(self) -> JsonObject | None:
         return self.identity() if self.model else None
 
     def peek_capabilities(self) -> Capabilities | None:

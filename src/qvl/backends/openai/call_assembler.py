@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from qvl.backends.openai.wire import WireToolCall
 from qvl.types import ToolCallDelta
 
 
@@ -49,17 +49,18 @@ class CallAssembler:
         """False while the arguments of a call have begun and not ended."""
         return all(call.whole or not call.arguments.strip() for call in self._calls)
 
-    def read(self, calls: Iterable[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
+    def read(self, calls: Iterable[WireToolCall]) -> tuple[ToolCallDelta, ...]:
         """The pieces of one event, each with its call's index; id and name come once."""
         calls = list(calls)
         return tuple(self._read(call, position if len(calls) > 1 else None) for position, call in enumerate(calls))
 
-    def _read(self, wire_call: Mapping[str, Any], position: int | None) -> ToolCallDelta:
+    def _read(self, wire_call: WireToolCall, position: int | None) -> ToolCallDelta:
         function = wire_call.get("function") or {}
         arguments = function.get("arguments")
         if not isinstance(arguments, str):
             arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
-        index = None if wire_call.get("index") is None else int(wire_call["index"])
+        number = wire_call.get("index")
+        index = None if number is None else int(number)
         piece = PartialCall(index, wire_call.get("id") or None, function.get("name") or None, arguments)
         at = self._index_of(("position", position) if index is None else ("index", index), piece)
         call = self._calls[at]

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeGuard
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from qvl.backends.openai.answer_reader import AnswerReader
@@ -29,6 +29,7 @@ from qvl.backends.openai.transport import (
     through_proxies,
     tls_of,
 )
+from qvl.backends.openai.wire import ListedModel
 from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError
 from qvl.http.connection import LateError
 from qvl.http.sse import EventReader, readable
@@ -279,7 +280,7 @@ class Endpoint:
             too_slow(f"{what} in {time.monotonic() - began:.1f} s", self.url, hint="see first_token_timeout")
         )
 
-    async def models(self) -> list[dict[str, Any]]:
+    async def models(self) -> list[ListedModel]:
         """What GET /models lists; empty when the endpoint has no such list."""
         data = bytearray()
         began = time.monotonic()
@@ -291,7 +292,7 @@ class Endpoint:
                 if len(data) > MAX_ERROR_BYTES * 64:
                     raise broken("the list of models is endless", self.url)
             listed = json.loads(data)
-            models = listed.get("data") if isinstance(listed, dict) else None
+            entries = listed.get("data") if isinstance(listed, dict) else None
         except Failed as exc:
             raise self._closing(exc) from exc.__cause__
         except LateError as exc:
@@ -300,7 +301,11 @@ class Endpoint:
             raise broken(f"the list of models is no JSON: {readable(bytes(data))}", self.url) from exc
         finally:
             await reply.close()
-        return [model for model in models or () if isinstance(model, dict) and isinstance(model.get("id"), str)]
+        return list(filter(_is_model, entries or ()))
+
+
+def _is_model(entry: object) -> TypeGuard[ListedModel]:
+    return isinstance(entry, dict) and isinstance(entry.get("id"), str)
 
 
 async def _finish(reply: Reply) -> None:

@@ -14,7 +14,8 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from types import ModuleType
+from typing import Final
 
 from qvl.backends.openai.retry import LONGEST_RETRY_AFTER, read_retry_after
 from qvl.errors import (
@@ -132,8 +133,8 @@ def read_error_body(body: object) -> ErrorBody:
     return ErrorBody("" if body is None else shorten(body if isinstance(body, str) else _dump(body)))
 
 
-def _from_mapping(body: Mapping[str, Any]) -> ErrorBody:
-    inner: Any = body.get("error") or body
+def _from_mapping(body: Mapping[str, object]) -> ErrorBody:
+    inner = body.get("error") or body
     if isinstance(inner, str):
         detail = body.get("message") or body.get("detail")
         return ErrorBody(shorten(f"{inner}: {detail}" if isinstance(detail, str) else inner))
@@ -247,7 +248,7 @@ def _refused(status: int, details: ErrorBody, text: str) -> Failed:
     return Failed(error, Repeat.NEVER, Blame.NONE)
 
 
-def import_openai() -> Any:
+def import_openai() -> ModuleType:
     """The openai package.
 
     Raises:
@@ -262,7 +263,7 @@ def import_openai() -> Any:
     return openai
 
 
-def http_library() -> Any:
+def http_library() -> ModuleType:
     """The HTTP package under the installed openai client: httpx2 for openai 3.x, httpx for 2.x."""
     import importlib
 

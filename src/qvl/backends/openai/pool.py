@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 from qvl.backends.openai.failures import Blame, Failed
 from qvl.backends.openai.hash_ring import HashRing
@@ -364,7 +364,7 @@ class EndpointPool(Generic[T]):
         self._wake(len(self._waiting))
 
 
-def _state(member: Member[Any], now: float) -> str:
+def _state(member: Member[T], now: float) -> str:
     if member.draining:
         return "draining"
     if member.half_open:

@@ -13,16 +13,16 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from qvl.backends.base import Capabilities
 from qvl.backends.openai.endpoint import Endpoint
 from qvl.backends.openai.failures import Blame, Failed, Repeat
 from qvl.backends.openai.retry import RetryPolicy
-from qvl.backends.openai.wire import EXTRA_SAMPLING, Dialect, encoded
+from qvl.backends.openai.wire import EXTRA_SAMPLING, Dialect, ListedModel, WirePart, encoded
 from qvl.chunks import Folder
 from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
 from qvl.types import Choice, SamplingParams, Usage
@@ -70,7 +70,7 @@ class Feature:
     """Fields that ask for a feature, and how to see that it was obeyed."""
 
     name: str
-    fields: Mapping[str, Any]
+    fields: Mapping[str, object]
     obeyed: Callable[[Answered, Answered], bool]
     max_tokens: int = 8
     question: str = _WORDS
@@ -165,7 +165,7 @@ SAMPLING: Final = (
     ),
 )
 # Whether these were obeyed cannot be seen in a few tokens: accepted counts as honoured.
-ACCEPTED: Final[Mapping[str, Mapping[str, Any]]] = {
+ACCEPTED: Final[Mapping[str, Mapping[str, object]]] = {
     "seed": {"seed": 7},
     "stop": {"stop": ["zq7"]},
     "penalties": {"presence_penalty": 0.1, "frequency_penalty": 0.1},
@@ -185,18 +185,18 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
     asker = _Asker(endpoint, model, retry)
     base = await asker.learn_dialect()
     features = [*FORMATS, TOOLS, *SAMPLING]
-    sees, accepted, *honoured = await _together(
-        [asker.sees(base), asker.accepts(ACCEPTED), *(asker.has(feature, base) for feature in features)]
-    )
-    have = {feature.name for feature, there in zip(features, honoured, strict=True) if there} | accepted
+    tasks = [asyncio.ensure_future(asker.has(feature, base)) for feature in features]
+    seeing, accepting = asyncio.ensure_future(asker.sees(base)), asyncio.ensure_future(asker.accepts(ACCEPTED))
+    await _together([seeing, accepting, *tasks])
+    have = {feature.name for feature, task in zip(features, tasks, strict=True) if task.result()} | accepting.result()
     sampling = {"max_tokens"} | (have & SamplingParams.names())
     if asker.dialect.sampled:
         sampling |= {"temperature", "top_p"}
     if "penalties" in have:
         sampling |= {"presence_penalty", "frequency_penalty"}
-    entry = next((entry for entry in listed if entry["id"] == model), {})
+    entry: Mapping[str, object] = next((entry for entry in listed if entry["id"] == model), {})
     capabilities = Capabilities(
-        images=MANY_PICTURES if sees else 0,
+        images=MANY_PICTURES if seeing.result() else 0,
         max_context=_max_context(entry),
         sampling=frozenset(sampling),
         response_formats=frozenset(have & {feature.name for feature in FORMATS}),
@@ -222,11 +222,10 @@ def common(findings: list[Findings]) -> Capabilities:
     )
 
 
-async def _together(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """All answers in order; the first that fails ends the others."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def _together(tasks: Sequence[asyncio.Future[bool] | asyncio.Future[set[str]]]) -> None:
+    """Wait for all; the first that fails ends the others."""
     try:
-        return await asyncio.gather(*tasks)
+        await asyncio.gather(*tasks)
     except BaseException:
         for task in tasks:
             task.cancel()
@@ -234,7 +233,7 @@ async def _together(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         raise
 
 
-async def _list_models(endpoint: Endpoint) -> list[dict[str, Any]]:
+async def _list_models(endpoint: Endpoint) -> list[ListedModel]:
     try:
         return await endpoint.models()
     except Failed as failed:
@@ -244,7 +243,7 @@ async def _list_models(endpoint: Endpoint) -> list[dict[str, Any]]:
         return []
 
 
-def _max_context(entry: Mapping[str, Any]) -> int | None:
+def _max_context(entry: Mapping[str, object]) -> int | None:
     for name in ("max_model_len", "context_length", "max_context_length", "context_window"):
         value = entry.get(name)
         if isinstance(value, int) and value > 0:
@@ -293,7 +292,7 @@ class _Asker:
             return False
         return feature.obeyed(answer, base)
 
-    async def accepts(self, fields: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    async def accepts(self, fields: Mapping[str, Mapping[str, object]]) -> set[str]:
         """The names whose fields are not refused: asked for together, and one by one only if that is refused."""
         try:
             await self.ask(_WORDS, {k: v for several in fields.values() for k, v in several.items()}, max_tokens=1)
@@ -307,7 +306,10 @@ class _Asker:
 
     async def sees(self, base: Answered) -> bool:
         """A picture was accepted, and made the prompt longer than the same words alone."""
-        parts = [{"type": "image_url", "image_url": {"url": _picture()}}, {"type": "text", "text": _WORDS}]
+        parts: list[WirePart] = [
+            {"type": "image_url", "image_url": {"url": _picture()}},
+            {"type": "text", "text": _WORDS},
+        ]
         try:
             answer = await self.ask(parts, {}, max_tokens=1)
         except Failed as failed:
@@ -316,8 +318,8 @@ class _Asker:
         counted = base.usage.prompt_tokens and answer.usage.prompt_tokens
         return answer.usage.prompt_tokens > base.usage.prompt_tokens if counted else True
 
-    async def ask(self, content: Any, fields: Mapping[str, Any], *, max_tokens: int) -> Answered:
-        body: dict[str, Any] = {
+    async def ask(self, content: str | list[WirePart], fields: Mapping[str, object], *, max_tokens: int) -> Answered:
+        body: dict[str, object] = {
             "model": self._model,
             "messages": [{"role": "user", "content": content}],
             "stream": True,
@@ -344,7 +346,7 @@ class _Asker:
                 await asyncio.sleep(self._retry.delay(attempt, failed.retry_after))
                 attempt += 1
 
-    async def _once(self, body: Mapping[str, Any]) -> Answered:
+    async def _once(self, body: Mapping[str, object]) -> Answered:
         folder = Folder(want_logprobs=True)
         async with aclosing(self._endpoint.stream(encoded(body))) as chunks:
             async for chunk in chunks:

@@ -1,4 +1,8 @@
-"""Writes a ChatRequest in the wire format of `/v1/chat/completions`; `answer_reader` reads what comes back."""
+"""The wire format of `/v1/chat/completions`: what is sent and read of it, and a ChatRequest written in it.
+
+Endpoints keep to it more or less, so what they send is described as far as `answer_reader` reads it, and a field that
+they fill as they like is an `object`.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +11,127 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, Literal, Required, TypedDict
 
 from qvl.backends.grammar_schema import enforceable
 from qvl.errors import RequestError, UnsupportedInputError
-from qvl.types import (
-    ChatRequest,
-    ImagePart,
-    Message,
-    ResponseFormat,
-)
+from qvl.types import ChatRequest, ImagePart, Message, ResponseFormat, SamplingParams
 
-OPENAI_SAMPLING: Final = frozenset(
-    {
-        "temperature",
-        "top_p",
-        "max_tokens",
-        "stop",
-        "presence_penalty",
-        "frequency_penalty",
-        "seed",
-        "logprobs",
-        "n",
-    }
-)
 EXTRA_SAMPLING: Final = frozenset({"top_k", "min_p", "stop_token_ids", "ignore_eos", "repetition_penalty"})
+_SENT_IF_CHANGED: Final = ("stop", "presence_penalty", "frequency_penalty", "seed", "n")
 _RESERVED: Final = frozenset({"model", "messages", "stream", "stream_options"})
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
+class WireFunction(TypedDict, total=False):
+    """A function that is called; some send `arguments` parsed."""
+
+    name: str | None
+    arguments: object
+
+
+class WireToolCall(TypedDict, total=False):
+    """A tool call, whole in a request, a piece of one in an event."""
+
+    index: int | None
+    id: str | None
+    type: str
+    function: WireFunction | None
+
+
+class WirePart(TypedDict, total=False):
+    """A part of a message: text, or a picture; a refusal in answers alone."""
+
+    type: Required[str]
+    text: str | None
+    image_url: dict[str, str]
+    refusal: str | None
+
+
+class WireMessage(TypedDict, total=False):
+    """A message of a request."""
+
+    role: Required[str]
+    content: Required[str | list[WirePart] | None]
+    tool_calls: list[WireToolCall]
+    tool_call_id: str
+    name: str
+
+
+class WireTool(TypedDict):
+    """A function that may be called: `name`, `description`, `parameters`, `strict`."""
+
+    type: Literal["function"]
+    function: dict[str, object]
+
+
+class WireBody(TypedDict, total=False):
+    """A request, or fields of one, without sampling parameters and what else a caller adds."""
+
+    model: str
+    messages: list[WireMessage]
+    stream: bool
+    stream_options: dict[str, bool]
+    response_format: dict[str, object]
+    structured_outputs: dict[str, object]
+    tools: list[WireTool]
+    tool_choice: str | WireToolCall
+    parallel_tool_calls: bool
+    cache_salt: str
+
+
+class WireDelta(TypedDict, total=False):
+    """What an event brings of one choice, or the whole message of it."""
+
+    content: str | list[WirePart] | None
+    reasoning_content: str | None
+    reasoning: str | None
+    refusal: str | None
+    tool_calls: list[WireToolCall] | None
+    function_call: WireFunction | None
+
+
+class WireLogprob(TypedDict, total=False):
+    token: Required[str]
+    logprob: Required[float]
+    bytes: list[int] | None
+    top_logprobs: list[WireLogprob] | None
+
+
+class WireChoice(TypedDict, total=False):
+    """One choice of an event."""
+
+    index: int | None
+    delta: WireDelta | None
+    message: WireDelta | None
+    finish_reason: str | None
+    logprobs: dict[str, list[WireLogprob] | None] | None
+
+
+class WireUsage(TypedDict, total=False):
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    prompt_tokens_details: dict[str, int | None] | None
+
+
+class WireEvent(TypedDict, total=False):
+    """An event of the stream; an error instead has `error`, `detail` or `message`, or says so in `object`."""
+
+    object: object
+    choices: list[WireChoice] | None
+    usage: WireUsage | None
+    error: object
+
+
+class ListedModel(TypedDict):
+    """An entry of GET /models; further fields are read by their names."""
+
+    id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one endpoint wants to be spoken to.
+    """The peculiarities of one endpoint.
 
     `pinned` are the sampling fields beyond OpenAI's that are sent even at their defaults: vLLM and SGLang otherwise
     take the checkpoint's generation_config, so a greedy request would get a repetition penalty nobody asked for.
@@ -52,7 +145,7 @@ class Dialect:
 
 
 def request_body(request: ChatRequest, model: str, dialect: Dialect) -> bytes:
-    """The body of a streamed chat completion, as it goes on the wire.
+    """Return the body of a streamed chat completion, as it goes on the wire.
 
     Pictures come in last, as bytes: a JSON encoder takes longer over a megabyte of base64 than writing it takes.
 
@@ -71,48 +164,46 @@ def request_body(request: ChatRequest, model: str, dialect: Dialect) -> bytes:
     return b"".join(pieces)
 
 
-def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict[str, Any]:
-    """The same before it is encoded, with `mark` in the place of every picture."""
-    params = request.sampling
-    body: dict[str, Any] = {
+def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict[str, object]:
+    """Return the body before it is encoded, with `mark` in the place of every picture."""
+    fields: WireBody = {
         "model": model,
         "messages": [_message(message, mark) for message in request.messages],
         "stream": True,
     }
     if dialect.stream_options:
-        body["stream_options"] = {"include_usage": True}
-    if dialect.sampled:
-        body["temperature"] = params.temperature
-        body["top_p"] = params.top_p
-    if params.max_tokens is not None:
-        body[dialect.max_tokens] = params.max_tokens
-    changed = params.changed()
-    for name in ("stop", "presence_penalty", "frequency_penalty", "seed", "n"):
-        if name in changed:
-            body[name] = list(params.stop) if name == "stop" else changed[name]
-    if params.logprobs is not None:
-        body["logprobs"] = True
-        if params.logprobs:
-            body["top_logprobs"] = params.logprobs
-    for name in EXTRA_SAMPLING:
-        if name in changed or name in dialect.pinned:
-            body[name] = getattr(params, name)
+        fields["stream_options"] = {"include_usage": True}
     if request.cache_salt and dialect.pinned:
         # An endpoint that knows vLLM's fields has a prefix cache to keep apart; others refuse what they do not know.
-        body["cache_salt"] = request.cache_salt
-    if body.get("top_k") == 0:
-        body["top_k"] = -1
-    _add_format(body, request.response_format)
-    _add_tools(body, request)
-    for name, value in request.extra.items():
+        fields["cache_salt"] = request.cache_salt
+    for name in request.extra:
         if name in _RESERVED:
             raise UnsupportedInputError(f"{name!r} cannot be set as an extra field", param=name)
-        body[name] = value
-    return body
+    form, tools = _format(request.response_format), _tools(request)
+    return {**fields, **_sampling(request.sampling, dialect), **form, **tools, **request.extra}
 
 
-def encoded(body: Mapping[str, Any]) -> bytes:
-    """The body as it goes on the wire.
+def _sampling(params: SamplingParams, dialect: Dialect) -> dict[str, object]:
+    changed = params.changed()
+    sampling: dict[str, object] = {name: changed[name] for name in _SENT_IF_CHANGED if name in changed}
+    if dialect.sampled:
+        sampling |= {"temperature": params.temperature, "top_p": params.top_p}
+    if params.max_tokens is not None:
+        sampling[dialect.max_tokens] = params.max_tokens
+    if params.logprobs is not None:
+        sampling["logprobs"] = True
+        if params.logprobs:
+            sampling["top_logprobs"] = params.logprobs
+    for name in EXTRA_SAMPLING:
+        if name in changed or name in dialect.pinned:
+            sampling[name] = getattr(params, name)
+    if sampling.get("top_k") == 0:
+        sampling["top_k"] = -1
+    return sampling
+
+
+def encoded(body: Mapping[str, object]) -> bytes:
+    """Return the body as it goes on the wire.
 
     Raises:
         RequestError: it holds what JSON cannot carry.
@@ -123,17 +214,16 @@ def encoded(body: Mapping[str, Any]) -> bytes:
         raise RequestError(f"the request cannot be sent: {exc}", hint="pass only JSON values") from exc
 
 
-def _message(message: Message, mark: str) -> dict[str, Any]:
-    wire: dict[str, Any] = {"role": message.role}
+def _message(message: Message, mark: str) -> WireMessage:
+    content: str | list[WirePart] | None = None if message.tool_calls and not message.parts else message.text
     if message.pictures:
-        wire["content"] = [
+        content = [
             {"type": "image_url", "image_url": {"url": mark}}
             if isinstance(part, ImagePart)
             else {"type": "text", "text": part.text}
             for part in message.parts
         ]
-    else:
-        wire["content"] = None if message.tool_calls and not message.parts else message.text
+    wire: WireMessage = {"role": message.role, "content": content}
     if message.tool_calls:
         wire["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -146,36 +236,32 @@ def _message(message: Message, mark: str) -> dict[str, Any]:
     return wire
 
 
-def _add_format(body: dict[str, Any], response_format: ResponseFormat) -> None:
-    if response_format.kind == "json_object":
-        body["response_format"] = {"type": "json_object"}
-    elif response_format.kind == "json_schema":
-        closed = enforceable(response_format.schema or {}, "response_format")
-        schema = {"name": response_format.name, "schema": closed, "strict": True}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    elif response_format.kind == "regex":
-        body["structured_outputs"] = {"regex": response_format.pattern}
-    elif response_format.kind == "choice":
-        body["structured_outputs"] = {"choice": list(response_format.choices)}
+def _format(response_format: ResponseFormat) -> WireBody:
+    match response_format.kind:
+        case "json_object":
+            return {"response_format": {"type": "json_object"}}
+        case "json_schema":
+            closed = enforceable(response_format.schema or {}, "response_format")
+            schema = {"name": response_format.name, "schema": closed, "strict": True}
+            return {"response_format": {"type": "json_schema", "json_schema": schema}}
+        case "regex":
+            return {"structured_outputs": {"regex": response_format.pattern}}
+        case "choice":
+            return {"structured_outputs": {"choice": list(response_format.choices)}}
+    return {}
 
 
-def _add_tools(body: dict[str, Any], request: ChatRequest) -> None:
+def _tools(request: ChatRequest) -> WireBody:
     if not request.tools:
-        return
-    body["tools"] = [
-        {
-            "type": "function",
-            "function": {
-                "name": tool.name,
-                "description": tool.description,
-                "parameters": dict(tool.parameters) or {"type": "object", "properties": {}},
-                **({"strict": True} if tool.strict else {}),
-            },
-        }
-        for tool in request.tools
-    ]
-    choice = request.tool_choice
-    named = choice not in ("none", "auto", "required")
-    body["tool_choice"] = {"type": "function", "function": {"name": choice}} if named else choice
+        return {}
+    fields: WireBody = {"tools": [], "tool_choice": request.tool_choice}
+    for tool in request.tools:
+        parameters = dict(tool.parameters) or {"type": "object", "properties": {}}
+        function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+        strict = {"strict": True} if tool.strict else {}
+        fields["tools"].append({"type": "function", "function": {**function, **strict}})
+    if request.tool_choice not in ("none", "auto", "required"):
+        fields["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice}}
     if not request.parallel_tool_calls:
-        body["parallel_tool_calls"] = False
+        fields["parallel_tool_calls"] = False
+    return fields
