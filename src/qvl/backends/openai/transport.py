@@ -13,8 +13,9 @@ import math
 import ssl
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -26,10 +27,16 @@ from qvl.http.connection import Connection, LateError, NoConnectionError, Pool, 
 from qvl.http.framing import Body, BrokenAnswerError, TransportError
 from qvl.http.trace_context import CARRIED
 
+if TYPE_CHECKING:
+    # openai 3.x brings httpx2 in the place of httpx; what is used here of both is the same.
+    import httpx
+    from openai import AsyncAPIResponse, AsyncOpenAI
+
 MAX_ANSWER_BYTES: Final = 256 * 2**20
 MAX_ERROR_BYTES: Final = 64 * 2**10
 # An error's status says most of it; what its body says besides comes soon or is left out.
 ERROR_SECONDS: Final = 2.0
+T = TypeVar("T")
 
 
 class NotStraightError(Exception):
@@ -136,17 +143,12 @@ class StraightTransport(Transport):
                 raise from_status(status, await _error_body(connection, body, deadline), headers, self._where)
             if status >= 300:
                 raise NotStraightError(f"status {status}")
-        except BrokenAnswerError as exc:
+        except BaseException as exc:
             self.let_go(connection)
-            raise broken(str(exc), self._where) from exc
-        except StaleError:
-            self.let_go(connection)
-            raise
-        except TransportError as exc:
-            self.let_go(connection)
-            raise down(f"the connection broke off: {exc}", self._where, untouched=False) from exc
-        except BaseException:
-            self.let_go(connection)
+            if isinstance(exc, BrokenAnswerError):
+                raise broken(str(exc), self._where) from exc
+            if isinstance(exc, TransportError) and not isinstance(exc, StaleError):
+                raise down(f"the connection broke off: {exc}", self._where, untouched=False) from exc
             raise
         return StraightReply(self, connection, body, self._where)
 
@@ -206,7 +208,7 @@ class SdkTransport(Transport):
         where: how errors call the endpoint.
     """
 
-    def __init__(self, client: Any, where: str) -> None:
+    def __init__(self, client: AsyncOpenAI, where: str) -> None:
         self._client = client
         self._where = where
         self._scopes: set[anyio.CancelScope] = set()
@@ -228,7 +230,9 @@ class SdkTransport(Transport):
     async def models(self, deadline: float) -> Reply:
         return await self._begun(self._client.models.with_streaming_response.list(), deadline)
 
-    async def _begun(self, sending: Any, deadline: float) -> Reply:
+    async def _begun(
+        self, sending: contextlib.AbstractAsyncContextManager[AsyncAPIResponse[T]], deadline: float
+    ) -> Reply:
         stack = contextlib.AsyncExitStack()
         with crossing(self._where), self.until(deadline):
             response = await stack.enter_async_context(sending)
@@ -289,7 +293,7 @@ def _proxy_of(url: str) -> tuple[str, str] | None:
     return f"{scheme.upper()}_PROXY", proxies[scheme]
 
 
-def through_proxies(client: Callable[..., Any], *, url: str, **options: Any) -> Any:
+def through_proxies(client: Callable[..., T], *, url: str, **options: object) -> T:
     """Return `client(**options)` with the proxies of the environment, for requests to `url`.
 
     One that cannot be used (SOCKS without its package, a scheme that is not known) is an error only if `url` needs it:
@@ -328,17 +332,17 @@ def _is_of_a_proxy(exc: Exception) -> bool:
     return isinstance(exc, ImportError | ValueError) or type(exc).__name__ == "InvalidURL"
 
 
-def repeating(query: Sequence[tuple[str, str]]) -> Any:
+def repeating(query: Sequence[tuple[str, str]]) -> Callable[[httpx.Request], Awaitable[None]]:
     """A request hook: of a name that stands several times in the `query`, the openai client sends the last alone."""
 
-    async def repeat(request: Any) -> None:
+    async def repeat(request: httpx.Request) -> None:
         if len(dict(query)) < len(query) and parse_qsl(request.url.query.decode(), True) == [*dict(query).items()]:
             request.url = request.url.copy_with(query=urlencode(query).encode())
 
     return repeat
 
 
-def headers_of(client: Any) -> dict[str, str]:
+def headers_of(client: AsyncOpenAI) -> dict[str, str]:
     """What an `openai.AsyncOpenAI` sends with every request, but for what it tells of itself (`X-Stainless-…`)."""
     headers: dict[str, tuple[str, str]] = {}
     for name, value in {**client.auth_headers, **client.default_headers}.items():
@@ -347,14 +351,15 @@ def headers_of(client: Any) -> dict[str, str]:
     return dict(headers.values())
 
 
-def bounding(http: Any) -> Any:
+def bounding(http: ModuleType) -> Callable[[httpx.Response], Awaitable[None]]:
     """A response hook: bodies end at a bound, so that neither an error page nor an answer can fill the memory.
 
     What an error says also ends after ERROR_SECONDS.
     """
 
-    class BoundedStream(http.AsyncByteStream):  # type: ignore[misc]
-        def __init__(self, inner: Any, limit: int, *, fail: bool) -> None:
+    # The base class is known at run time alone.
+    class BoundedStream(http.AsyncByteStream):  # type: ignore[name-defined, misc]
+        def __init__(self, inner: httpx.AsyncByteStream, limit: int, *, fail: bool) -> None:
             self._inner, self._limit, self._fail = inner, limit, fail
 
         async def __aiter__(self) -> AsyncGenerator[bytes, None]:
@@ -374,16 +379,15 @@ def bounding(http: Any) -> Any:
         async def aclose(self) -> None:
             await self._inner.aclose()
 
-    async def bound(response: Any) -> None:
-        failing = response.status_code >= 400
-        response.stream = BoundedStream(
-            response.stream, MAX_ERROR_BYTES if failing else MAX_ANSWER_BYTES, fail=not failing
-        )
+    async def bound(response: httpx.Response) -> None:
+        stream, failing = response.stream, response.status_code >= 400
+        assert isinstance(stream, http.AsyncByteStream)
+        response.stream = BoundedStream(stream, MAX_ERROR_BYTES if failing else MAX_ANSWER_BYTES, fail=not failing)
 
     return bound
 
 
-def tls_of(http: Any, verify: bool | str) -> ssl.SSLContext:
+def tls_of(http: ModuleType, verify: bool | str) -> ssl.SSLContext:
     """The TLS context that the HTTP library `http` would take.
 
     Raises:

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
 from qvl.backends.ray import cluster
@@ -26,7 +26,7 @@ from qvl.errors import (
     QvlError,
 )
 from qvl.log import logger
-from qvl.types import ChatRequest, Chunk
+from qvl.types import ChatRequest, Chunk, JsonObject
 
 if TYPE_CHECKING:
     from qvl.backends.ray.deployment import Deployment
@@ -79,7 +79,7 @@ class RayBackend(Backend):
         object_store_bytes: int = cluster.OBJECT_STORE_BYTES,
         total_timeout: float = 600.0,
         drain_timeout: float = 30.0,
-        **options: Any,
+        **options: object,
     ) -> None:
         cluster.check_settings(replicas, devices, ray_address)
         if make is not None and (model or options):
@@ -119,7 +119,7 @@ class RayBackend(Backend):
     def capabilities(self) -> Capabilities:
         return self._about[0].capabilities if self._about else Capabilities()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """That of the replicas' own backend: the same question has the same key with Ray and without."""
         return dict(self._about[0].identity) if self._about else super().identity()
 

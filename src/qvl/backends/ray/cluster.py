@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from types import ModuleType
+from typing import Final, Required, TypedDict
 
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
 from qvl.log import logger
@@ -29,7 +30,7 @@ log = logger("qvl.backends.ray")
 
 @dataclass(slots=True)
 class _Connection:
-    """The one connection a process can have, and how many use it. `ours`: begun here, so ended here."""
+    """The one connection a process can have, and how many use it. `ours`: begun in this module, so ended in it."""
 
     users: int = 0
     ours: bool = False
@@ -39,6 +40,14 @@ class _Connection:
 _connection: Final = _Connection()
 
 
+class ActorOptions(TypedDict, total=False):
+    """Ray's `ray_actor_options`, as far as they are used."""
+
+    num_cpus: Required[float]
+    num_gpus: int
+    resources: dict[str, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """What one engine gets of the cluster: a device of `kind`, and processor cores."""
@@ -46,14 +55,13 @@ class Share:
     kind: str
     cpus: float
 
-    def actor_options(self) -> dict[str, Any]:
-        """As Ray's `ray_actor_options`."""
+    def actor_options(self) -> ActorOptions:
         if self.kind == "npu":
             return {"num_cpus": self.cpus, "resources": {"NPU": 1}}
         return {"num_cpus": self.cpus} if self.kind == "cpu" else {"num_cpus": self.cpus, "num_gpus": 1}
 
 
-def require_ray(module: str = "ray") -> Any:
+def require_ray(module: str = "ray") -> ModuleType:
     """Imports `module` of Ray.
 
     Raises:
@@ -132,7 +140,7 @@ def leave() -> None:
             ray.shutdown()
 
 
-def _init(ray: Any, address: str | None, object_store_bytes: int) -> None:
+def _init(ray: ModuleType, address: str | None, object_store_bytes: int) -> None:
     if address not in (None, "auto"):
         _knock(str(address))
     own = {"include_dashboard": False, "object_store_memory": object_store_bytes} if address is None else {}

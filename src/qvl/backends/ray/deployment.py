@@ -7,7 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.backends.base import Backend
 from qvl.backends.ray import cluster
@@ -17,6 +17,10 @@ from qvl.errors import BackendError, BackendResponseError, BackendTimeoutError, 
 from qvl.ids import new_id
 from qvl.log import logger
 from qvl.types import ChatRequest, Chunk, canonical_json
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+    from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 ENGINE: Final = "engine"
 NAMESPACE: Final = "qvl"
@@ -35,13 +39,13 @@ class Deployment:
             killed does not count.
     """
 
-    def __init__(self, settings: list[Any] | None, *, shared: bool) -> None:
+    def __init__(self, settings: list[object] | None, *, shared: bool) -> None:
         serve = cluster.require_ray("ray.serve")
         identifier = canonical_json(settings) if settings is not None and shared else new_id()
         self.name = "qvl-" + hashlib.sha256(identifier.encode()).hexdigest()[:12]
         self._me = new_id()
-        self._front: Any = _stand_for(self.name, self._me) if shared else None
-        self._handle: Any = None
+        self._front: ActorHandle | None = _stand_for(self.name, self._me) if shared else None
+        self._handle: DeploymentHandle = None
         # Serve puts its own level back when it is imported.
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config=_quiet())
@@ -62,7 +66,7 @@ class Deployment:
         make: Callable[[], Backend],
         *,
         replicas: int,
-        actor_options: dict[str, Any],
+        actor_options: cluster.ActorOptions,
         max_ongoing: int,
         drain_timeout: float,
     ) -> None:
@@ -145,7 +149,7 @@ class Deployment:
 class ReplicaCall:
     """One request at one replica. `end` must be called, whatever happened."""
 
-    def __init__(self, response: Any) -> None:
+    def __init__(self, response: DeploymentResponseGenerator) -> None:
         self.replica: str | None = None
         self._response = response
         self._over = False
@@ -179,14 +183,15 @@ class ReplicaCall:
         finally:
             ending.cancel()
 
-    async def _next(self, deadline: float, ending: asyncio.Task[Any]) -> Any:
+    async def _next(self, deadline: float, ending: asyncio.Task[bool]) -> str | list[Chunk] | QvlError:
         step = asyncio.ensure_future(self._response.__anext__())
         try:
             await asyncio.wait(
                 {step, ending}, timeout=max(0.0, deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
             )
             if step.done():
-                return step.result()
+                item: str | list[Chunk] | QvlError = step.result()
+                return item
             if ending.done():
                 raise BackendUnavailableError("the backend was closed while the request was running")
             raise BackendTimeoutError("no answer from the replicas in the time allowed")
@@ -217,7 +222,7 @@ def _translated(exc: BaseException, replica: str | None, closed: bool) -> Backen
     return BackendResponseError(f"{where} failed: {type(cause).__name__}: {reason[-1] if reason else ''}"[:400])
 
 
-def _stand_for(name: str, me: str) -> Any:
+def _stand_for(name: str, me: str) -> ActorHandle:
     """A small actor in the name of this front: it dies with this process, however that ends, and others can see it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -242,5 +247,5 @@ def _others(name: str, me: str) -> bool:
     return any(other.startswith(f"{name}/") and other != f"{name}/{me}" for other in known if other)
 
 
-def _quiet() -> dict[str, Any]:
+def _quiet() -> dict[str, object]:
     return {"log_level": "WARNING", "enable_access_log": False}

@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.ray.router import Route
 from qvl.errors import BackendUnavailableError, ConfigError, QvlError
-from qvl.types import ChatRequest, Chunk
+from qvl.types import ChatRequest, Chunk, JsonMapping
 
 # A message between processes costs more than a token: after the first one, they travel in bundles.
 BUNDLE_SECONDS: Final = 0.03
@@ -34,7 +34,7 @@ class About:
     pid: int
     devices: Mapping[str, str]
     model: str
-    identity: Mapping[str, Any]
+    identity: JsonMapping
     capabilities: Capabilities
     device: str
     failure: QvlError | None = None
@@ -42,10 +42,10 @@ class About:
 
 def build(
     model: str | None,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     kind: str | None,
     replicas: int = 1,
-    plugins: Iterable[Any] = (),
+    plugins: Iterable[object] = (),
 ) -> Backend:
     """The backend of one of `replicas`, not opened yet; `kind` is the device that it is given.
 

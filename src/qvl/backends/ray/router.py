@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
@@ -34,7 +34,7 @@ class PictureRouter(RequestRouter):  # type: ignore[misc]
         """Groups of replicas, to be tried in this order; of a group, the least busy one is taken."""
         if not candidate_replicas:
             return []
-        args: list[Any] = pending_request.args if pending_request is not None else []
+        args: list[object] = pending_request.args if pending_request is not None else []
         route = args[0] if args and isinstance(args[0], Route) else Route()
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
