@@ -41,7 +41,7 @@ def test_a_class_name_stands_for_one_class() -> None:
 
 def test_few_modules_stand_at_the_top() -> None:
     named = {path.stem for path in ROOT.glob("*.py") if not path.stem.startswith("_")}
-    assert named == {"types", "chunks", "errors", "config", "log", "ids", "suggest"}
+    assert named == {"types", "chunks", "errors", "config", "log", "ids", "sampling", "suggest"}
 
 
 def test_the_layout_in_the_design_is_the_listing() -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from qvl.errors import ConfigError
+from qvl.sampling import SamplingParams as SamplingParams
 
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
@@ -90,86 +90,6 @@ class Message:
     @property
     def pictures(self) -> tuple[Picture, ...]:
         return tuple(part.picture for part in self.parts if isinstance(part, ImagePart))
-
-
-# One type for each, since 0 and 0.0 are one question, but two texts of JSON and so two keys.
-_REALS: Final = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-MAX_STOP_CHARACTERS: Final = 1024
-MAX_STOP_IDS: Final = 1024
-_WHOLES: Final = ("top_k", "max_tokens", "seed", "logprobs", "n")
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How to choose tokens; vLLM's names and meanings.
-
-    `temperature` 0 is greedy. `max_tokens` None means "what the context leaves, at most the backend's default".
-    `logprobs` is the number of alternatives wanted beside each chosen token (0 = the chosen alone), None for none.
-    `top_k` 0 or -1 means all.
-
-    Raises:
-        ConfigError: a value outside its range.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    logprobs: int | None = None
-    n: int = 1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-        for name in (*_REALS, *_WHOLES):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, int(operator.index(value)) if name in _WHOLES else float(value + 0.0))
-        if self.top_k == -1:
-            object.__setattr__(self, "top_k", 0)
-        self._check("temperature", 0.0 <= self.temperature <= 100.0, "from 0 (greedy) to 100")
-        self._check("top_p", 0.0 < self.top_p <= 1.0, "above 0, at most 1")
-        self._check("top_k", self.top_k >= 0, "0 (all) or more")
-        self._check("min_p", 0.0 <= self.min_p <= 1.0, "from 0 to 1")
-        self._check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "1 or more")
-        self._check("repetition_penalty", 0.0 < self.repetition_penalty <= 100.0, "above 0; 1 is neutral")
-        self._check("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "from -2 to 2")
-        self._check("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "from -2 to 2")
-        self._check("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "from 0 to 20")
-        self._check("n", 1 <= self.n <= 128, "from 1 to 128")
-        self._check("seed", self.seed is None or -(2**63) <= self.seed < 2**64, "a 64-bit integer")
-        fits = len(self.stop) <= 16 and all(0 < len(word) <= MAX_STOP_CHARACTERS for word in self.stop)
-        self._check("stop", fits, f"at most 16 strings of 1 to {MAX_STOP_CHARACTERS} characters")
-        self._check("stop_token_ids", len(self.stop_token_ids) <= MAX_STOP_IDS, f"at most {MAX_STOP_IDS} of them")
-
-    def _check(self, name: str, ok: bool, allowed: str) -> None:
-        if not ok:
-            shown = repr(getattr(self, name))
-            shown = shown if len(shown) <= 100 else f"{shown[:99]}…"
-            raise ConfigError(f"{name}={shown} is out of range", hint=allowed, param=name)
-
-    @classmethod
-    def names(cls) -> frozenset[str]:
-        return frozenset(f.name for f in dataclasses.fields(cls))
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether the same request must give the same answer: greedy, or sampled from a seed."""
-        return self.temperature == 0.0 or self.seed is not None
-
-    def changed(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, by name."""
-        return {name: value for name, default in _DEFAULTS if (value := getattr(self, name)) != default}
-
-
-_DEFAULTS: Final = tuple((item.name, item.default) for item in dataclasses.fields(SamplingParams))
 
 
 @dataclass(frozen=True, slots=True)

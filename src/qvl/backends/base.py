@@ -40,7 +40,7 @@ class Capabilities:
 
     images: int = 0
     max_context: int | None = None
-    sampling: frozenset[str] = field(default_factory=SamplingParams.names)
+    sampling: frozenset[str] = field(default_factory=SamplingParams.assumed)
     response_formats: frozenset[str] = frozenset()
     tools: bool = False
     extra_body: bool = False

@@ -23,16 +23,13 @@ from typing import Any, Final, Protocol
 
 from qvl.config import in_home
 from qvl.errors import ConfigError
+from qvl.sampling import SamplingParams
 
 TEXT_KEYS: Final = ("prompt", "text", "question", "query")
 PICTURE_KEYS: Final = ("image_path", "image_url", "image", "images", "image_files", "image_paths", "image_urls")
-PARAMS: Final = frozenset(
-    {
-        "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "stop", "stop_token_ids",
-        "ignore_eos", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "response_format",
-        "tools", "tool_choice", "logprobs", "top_logprobs",
-    }
-)  # fmt: skip
+PARAMS: Final = (SamplingParams.names() - {"n"}) | {
+    "max_completion_tokens", "top_logprobs", "response_format", "tools", "tool_choice",
+}  # fmt: skip
 NOT_OURS: Final = frozenset({"model", "messages", "stream", "stream_options"})
 DRAWN: Final = "drawn:"
 MOST_LISTED: Final = 1000

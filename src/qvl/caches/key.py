@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.errors import CacheError, RequestError
+from qvl.sampling import PARAMETERS
 from qvl.types import (
     ChatRequest,
     Choice,
     ImagePart,
     Message,
     Result,
-    SamplingParams,
     Timing,
     TokenLogprob,
     ToolCall,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 Manifest = Mapping[str, Any]
 MANIFEST_VERSION: Final = 1
-# Not asdict, which copies deeply and takes longer than the look-up that follows.
-SAMPLING_FIELDS: Final = tuple(item.name for item in fields(SamplingParams))
 
 
 def build_manifest(
@@ -61,7 +59,7 @@ def build_manifest(
         "backend": dict(identity),
         "max_pixels": min(max_pixels, request.max_pixels or max_pixels),
         "messages": [_message(message) for message in request.messages],
-        "sampling": {name: getattr(request.sampling, name) for name in SAMPLING_FIELDS},
+        "sampling": {name: getattr(request.sampling, name) for name in PARAMETERS},
         "response_format": _response_format(request),
         "tools": [asdict(tool) for tool in request.tools],
         "tool_choice": request.tool_choice if request.tools else "none",

@@ -9,28 +9,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from qvl.sampling import PARAMETERS, Parameter
+
 _NOTHING: Final[tuple[Any, ...]] = ("", [], {})
 _OFF: Final[tuple[Any, ...]] = (False,)
 _ON: Final[tuple[Any, ...]] = (True,)
-_NONE: Final[tuple[Any, ...]] = (0, 0.0)
 _ONE: Final[tuple[Any, ...]] = (1, 1.0)
+
+
+def _default(known: Parameter) -> tuple[object, ...]:
+    """The values by which a client leaves a sampling parameter alone."""
+    if known.neutral is not None:
+        return known.neutral
+    if known.kind is tuple:
+        return _NOTHING
+    if isinstance(known.default, float):
+        return (int(known.default), known.default)
+    return tuple(value for value in (known.default, known.off) if value is not None)
+
+
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    **{name: _default(known) for name, known in PARAMETERS.items()},
     # What one route reads and another does not
     "background": _OFF,
-    "frequency_penalty": _NONE,
     "include": _NOTHING,
     "instructions": _NOTHING,
-    "logprobs": (False, 0),
     "metadata": _NOTHING,
-    "min_p": _NONE,
     "modalities": ([], ["text"]),
-    "n": (1,),
     "parallel_tool_calls": (True, False),
-    "presence_penalty": _NONE,
-    "repetition_penalty": _ONE,
     "response_format": ({}, {"type": "text"}),
-    "stop": _NOTHING,
-    "stop_token_ids": _NOTHING,
     "structured_outputs": ({},),
     "suffix": _NOTHING,
     "text": (
@@ -41,7 +48,6 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     ),
     "tool_choice": ("none", "auto"),
     "tools": _NOTHING,
-    "top_k": (-1, 0),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
     # OpenAI
@@ -67,7 +73,6 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "guided_whitespace_pattern": _NOTHING,
     "detokenize": _ON,
     "early_stopping": _OFF,
-    "ignore_eos": _OFF,
     "include_stop_str_in_output": _OFF,
     "length_penalty": _ONE,
     "logits_processors": _NOTHING,

@@ -6,13 +6,14 @@ Messages and their parts are read by the pipeline's own readers, so that they ar
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Final, Literal, NotRequired, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NotRequired, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, with_config
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, with_config
 from typing_extensions import TypedDict
 
 from qvl.media.smart_resize import LIMIT_NAMES
 from qvl.pipeline.parse_parts import DETAILS
+from qvl.sampling import PARAMETERS, Parameter
 from qvl.server.neutral_fields import without_null_fields, without_switched_off
 from qvl.server.readiness import tiny_png
 from qvl.server.request_body import MAX_FIELDS
@@ -23,7 +24,6 @@ MAX_MESSAGES: Final = 4_096
 MAX_ITEMS: Final = 4_096
 MAX_TOOLS: Final = 1_024
 MAX_IMAGES: Final = 256
-MAX_STOPS: Final = 64
 # One fault is told, so one is looked for: a body may hold any number of them. How many choices and prompts there may be
 # is said further on; texts are counted among the fields of a body.
 Texts: TypeAlias = Annotated[list[str], Field(max_length=MAX_FIELDS, fail_fast=True)]
@@ -184,23 +184,11 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = None
 
 
-class Sampling(BaseModel):
-    """How to choose tokens. What is left out has the pipeline's default; temperature 0 (greedy) is one of them."""
+class PictureLimits(BaseModel):
+    """What every question may have beside its sampling parameters."""
 
     model_config = OPEN
 
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy, and the default.")
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, description="0 or -1: all.")
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
-    stop_token_ids: Annotated[list[int], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
-    ignore_eos: bool | None = None
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    n: int | None = Field(None, ge=1, le=128)
     max_pixels: int | None = Field(None, ge=1024, description="Budget of every picture, in pixels.")
     min_pixels: int | None = Field(None, ge=1, description="Pictures with fewer pixels are made larger.")
     cache_salt: str | None = Field(
@@ -215,15 +203,49 @@ class Sampling(BaseModel):
         return {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
 
 
+def parameter_field(name: str) -> Any:
+    """A sampling parameter's place in a body, with its bounds."""
+    known = PARAMETERS[name]
+    low = known.low if known.off is None else known.off
+    return Field(
+        None,
+        gt=low if known.above else None,
+        ge=None if known.above else low,
+        le=known.high if known.http_high is None else known.http_high,
+        description=known.about,
+    )
+
+
+def _parameter_type(known: Parameter) -> Any:
+    # Some more than there may be, so that the error is mostly the pipeline's, which says how many.
+    several = Field(max_length=4 * known.most, fail_fast=True)
+    if isinstance(known.example, tuple):
+        texts = isinstance(known.example[0], str)
+        return str | Annotated[list[str], several] | None if texts else Annotated[list[int], several] | None
+    return known.kind | None
+
+
+if TYPE_CHECKING:
+    Sampling: TypeAlias = PictureLimits
+else:
+    # The length of an answer and its logprobs have names of their own on each route.
+    Sampling = create_model(
+        "Sampling",
+        __base__=PictureLimits,
+        **{
+            name: (_parameter_type(known), parameter_field(name))
+            for name, known in PARAMETERS.items()
+            if name not in ("max_tokens", "logprobs")
+        },
+    )
 SAMPLING_FIELDS: Final = tuple(Sampling.model_fields)
 
 
 class ChatCompletionRequest(Sampling):
     """`POST /v1/chat/completions`, with vLLM's extra sampling fields and `max_pixels`."""
 
-    model_config = {
-        **OPEN,
-        "json_schema_extra": {
+    model_config = OPEN | ConfigDict(
+        json_schema_extra={
             "examples": [
                 {
                     "messages": [
@@ -238,14 +260,14 @@ class ChatCompletionRequest(Sampling):
                     "max_tokens": 32,
                 }
             ]
-        },
-    }
+        }
+    )
 
     model: str | None = None
     messages: ChatMessages = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = parameter_field("max_tokens")
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -267,10 +289,9 @@ class ChatCompletionRequest(Sampling):
 class CompletionRequest(Sampling):
     """`POST /v1/completions`: the prompt becomes a user's message."""
 
-    model_config = {
-        **OPEN,
-        "json_schema_extra": {"examples": [{"prompt": "What is shown on the picture?", "max_tokens": 16}]},
-    }
+    model_config = OPEN | ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "What is shown on the picture?", "max_tokens": 16}]}
+    )
 
     model: str | None = None
     prompt: str | Texts
@@ -346,8 +367,8 @@ class ResponsesRequest(BaseModel):
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     max_output_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: float | None = parameter_field("temperature")
+    top_p: float | None = parameter_field("top_p")
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: (
         Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=MAX_ITEMS, fail_fast=True)] | None
@@ -390,8 +411,8 @@ class AnalyzeRequest(BaseModel):
     schema_: dict[str, Any] | None = Field(
         None, alias="schema", description="A JSON schema of type object; left out: brand, category, attributes."
     )
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = parameter_field("max_tokens")
     max_pixels: int | None = Field(None, ge=1024)
     min_pixels: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    temperature: float | None = Field(None, ge=0, le=2)
+    seed: int | None = parameter_field("seed")
+    temperature: float | None = parameter_field("temperature")

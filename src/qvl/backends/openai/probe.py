@@ -22,10 +22,11 @@ from qvl.backends.base import Capabilities
 from qvl.backends.openai.endpoint import Endpoint
 from qvl.backends.openai.failures import Blame, Failed, Repeat
 from qvl.backends.openai.retry import RetryPolicy
-from qvl.backends.openai.wire import EXTRA_SAMPLING, Dialect, ListedModel, WirePart, encoded
+from qvl.backends.openai.wire import Dialect, ListedModel, WirePart, encoded
 from qvl.chunks import Folder
 from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
-from qvl.types import Choice, SamplingParams, Usage
+from qvl.sampling import PARAMETERS
+from qvl.types import Choice, Usage
 
 MANY_PICTURES: Final = 256
 CANARY: Final = "zq7-Kestrel-41"
@@ -164,13 +165,11 @@ SAMPLING: Final = (
         max_tokens=24,
     ),
 )
-# Whether these were obeyed cannot be seen in a few tokens: accepted counts as honoured.
+# Whether the others were obeyed cannot be seen in a few tokens: accepted counts as honoured.
 ACCEPTED: Final[Mapping[str, Mapping[str, object]]] = {
-    "seed": {"seed": 7},
-    "stop": {"stop": ["zq7"]},
-    "penalties": {"presence_penalty": 0.1, "frequency_penalty": 0.1},
-    "repetition_penalty": {"repetition_penalty": 1.05},
-    "stop_token_ids": {"stop_token_ids": [0]},
+    name: {name: list(known.example) if isinstance(known.example, tuple) else known.example}
+    for name, known in PARAMETERS.items()
+    if known.sent != "always" and name not in {"max_tokens", *(feature.name for feature in SAMPLING)}
 }
 
 
@@ -189,11 +188,9 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
     seeing, accepting = asyncio.ensure_future(asker.sees(base)), asyncio.ensure_future(asker.accepts(ACCEPTED))
     await _together([seeing, accepting, *tasks])
     have = {feature.name for feature, task in zip(features, tasks, strict=True) if task.result()} | accepting.result()
-    sampling = {"max_tokens"} | (have & SamplingParams.names())
+    sampling = {"max_tokens"} | (have & PARAMETERS.keys())
     if asker.dialect.sampled:
-        sampling |= {"temperature", "top_p"}
-    if "penalties" in have:
-        sampling |= {"presence_penalty", "frequency_penalty"}
+        sampling |= {name for name, known in PARAMETERS.items() if known.sent == "always"}
     entry: Mapping[str, object] = next((entry for entry in listed if entry["id"] == model), {})
     capabilities = Capabilities(
         images=MANY_PICTURES if seeing.result() else 0,
@@ -203,7 +200,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
         tools="tools" in have,
         extra_body=True,
     )
-    pinned = frozenset(have & EXTRA_SAMPLING & {"top_k", "min_p", "repetition_penalty"})
+    pinned = frozenset(name for name in sampling if PARAMETERS[name].sent == "pinned")
     return Findings(capabilities, replace(asker.dialect, pinned=pinned), names)
 
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Required, TypedDict
 
 from qvl.backends.grammar_schema import enforceable
 from qvl.errors import RequestError, UnsupportedInputError
-from qvl.types import ChatRequest, ImagePart, Message, ResponseFormat, SamplingParams
+from qvl.sampling import PARAMETERS, SamplingParams
+from qvl.types import ChatRequest, ImagePart, Message, ResponseFormat
 
-EXTRA_SAMPLING: Final = frozenset({"top_k", "min_p", "stop_token_ids", "ignore_eos", "repetition_penalty"})
-_SENT_IF_CHANGED: Final = ("stop", "presence_penalty", "frequency_penalty", "seed", "n")
 _RESERVED: Final = frozenset({"model", "messages", "stream", "stream_options"})
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -180,26 +179,24 @@ def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict
         if name in _RESERVED:
             raise UnsupportedInputError(f"{name!r} cannot be set as an extra field", param=name)
     form, tools = _format(request.response_format), _tools(request)
-    return {**fields, **_sampling(request.sampling, dialect), **form, **tools, **request.extra}
+    return {**fields, **dict(_sampling(request.sampling, dialect)), **form, **tools, **request.extra}
 
 
-def _sampling(params: SamplingParams, dialect: Dialect) -> dict[str, object]:
+def _sampling(params: SamplingParams, dialect: Dialect) -> Iterator[tuple[str, object]]:
+    """Yield the fields by which `params` are sent."""
     changed = params.changed()
-    sampling: dict[str, object] = {name: changed[name] for name in _SENT_IF_CHANGED if name in changed}
-    if dialect.sampled:
-        sampling |= {"temperature": params.temperature, "top_p": params.top_p}
-    if params.max_tokens is not None:
-        sampling[dialect.max_tokens] = params.max_tokens
-    if params.logprobs is not None:
-        sampling["logprobs"] = True
-        if params.logprobs:
-            sampling["top_logprobs"] = params.logprobs
-    for name in EXTRA_SAMPLING:
-        if name in changed or name in dialect.pinned:
-            sampling[name] = getattr(params, name)
-    if sampling.get("top_k") == 0:
-        sampling["top_k"] = -1
-    return sampling
+    for name, known in PARAMETERS.items():
+        if known.sent == "always":
+            if dialect.sampled:
+                yield name, getattr(params, name)
+        elif name == "logprobs":
+            if params.logprobs is not None:
+                yield name, True
+            if params.logprobs:
+                yield "top_logprobs", params.logprobs
+        elif name in changed or name in dialect.pinned:
+            value = changed.get(name, known.default if known.off is None else known.off)
+            yield dialect.max_tokens if name == "max_tokens" else name, value
 
 
 def encoded(body: Mapping[str, object]) -> bytes:

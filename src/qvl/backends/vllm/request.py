@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qvl.backends.vllm.engine import crossing
 from qvl.errors import BackendError
+from qvl.sampling import PARAMETERS
 from qvl.types import ChatRequest, Chunk, Usage
 
 if TYPE_CHECKING:
@@ -123,22 +124,15 @@ class VllmRequest:
         from vllm.sampling_params import RequestOutputKind
 
         wanted = self._request.sampling
+        defaults = {name: known.default for name, known in PARAMETERS.items() if not known.declared}
+        own = defaults | wanted.changed()
+        # Text ends where our own code finds a stop string.
+        del own["stop"]
+        own["stop_token_ids"] = list(wanted.stop_token_ids)
         room = min(self._loaded.max_model_len - length, DEFAULT_MAX_TOKENS)
         with crossing():
             return SamplingParams(
-                n=wanted.n if wanted.temperature > 0 else 1,
-                temperature=wanted.temperature,
-                top_p=wanted.top_p,
-                top_k=wanted.top_k,
-                min_p=wanted.min_p,
-                max_tokens=wanted.max_tokens or room,
-                stop_token_ids=list(wanted.stop_token_ids),
-                ignore_eos=wanted.ignore_eos,
-                repetition_penalty=wanted.repetition_penalty,
-                presence_penalty=wanted.presence_penalty,
-                frequency_penalty=wanted.frequency_penalty,
-                seed=wanted.seed,
-                logprobs=wanted.logprobs,
+                **own | {"n": wanted.n if wanted.temperature > 0 else 1, "max_tokens": wanted.max_tokens or room},
                 # Text is made from tokens by the same code as in the local backend.
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,

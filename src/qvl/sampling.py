@@ -1,0 +1,176 @@
+"""The sampling parameters, each declared once: a field of `SamplingParams` with a `Parameter` in its annotation.
+
+Checks, cache keys, what endpoints are sent and probed for, what `qvl-serve` takes, and the contract that backends are
+tested by are made from these declarations.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Annotated, Final, Literal, get_args, get_origin, get_type_hints
+
+from qvl.errors import ConfigError
+
+MAX_STOP_CHARACTERS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """The facts of one sampling parameter.
+
+    Attributes:
+        allowed: the range in words, which an error gives as its hint.
+        example: a value other than the default, to ask backends and endpoints with.
+        low, high: the least and the greatest number; with `above`, `low` itself is not allowed.
+        http_high: the greatest number that `qvl-serve` takes, where that is less than `high`.
+        most: how many items a list may have.
+        off: another spelling of the default, which endpoints are sent in its place.
+        neutral: values by which a client asks for nothing, where those are not the default and `off`.
+        sent: when an endpoint is sent it: always; when it is "changed" from the default; or, "pinned", at its default
+            too if it knows vLLM's fields, since it would else take the checkpoint's generation_config.
+        declared: True if a backend honours it only where its capabilities name it; the others are assumed.
+        about: a line for the documentation of the HTTP API.
+        kind, default: read from the field.
+    """
+
+    allowed: str
+    example: object
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    http_high: float | None = None
+    most: int = 0
+    off: int | None = None
+    neutral: tuple[object, ...] | None = None
+    sent: Literal["always", "changed", "pinned"] = "changed"
+    declared: bool = True
+    about: str | None = None
+    kind: type = object
+    default: object = None
+
+    def allows(self, value: object) -> bool:
+        """True if `value`, of the parameter's type, is in the range."""
+        if isinstance(value, tuple):
+            return len(value) <= self.most and all(
+                0 < len(item) <= MAX_STOP_CHARACTERS for item in value if isinstance(item, str)
+            )
+        if not isinstance(value, int | float):
+            return True
+        if self.low is not None and not (value > self.low if self.above else value >= self.low):
+            return False
+        return self.high is None or value <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens; vLLM's names and meanings.
+
+    `temperature` 0 is greedy. `max_tokens` None means "what the context leaves, at most the backend's default".
+    `logprobs` is the number of alternatives wanted beside each chosen token (0 = the chosen alone), None for none.
+    `top_k` 0 or -1 means all.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    temperature: Annotated[
+        float,
+        Parameter(
+            "from 0 (greedy) to 100", 0.5, 0.0, 100.0, http_high=2.0, sent="always", declared=False,
+            about="0 is greedy, and the default.",
+        ),
+    ] = 0.0  # fmt: skip
+    top_p: Annotated[
+        float, Parameter("above 0, at most 1", 0.9, 0.0, 1.0, above=True, sent="always", declared=False)
+    ] = 1.0
+    top_k: Annotated[
+        int, Parameter("0 (all) or more", 5, 0, off=-1, sent="pinned", declared=False, about="0 or -1: all.")
+    ] = 0
+    min_p: Annotated[float, Parameter("from 0 to 1", 0.1, 0.0, 1.0, sent="pinned", declared=False)] = 0.0
+    max_tokens: Annotated[int | None, Parameter("1 or more", 5, 1, declared=False)] = None
+    stop: Annotated[
+        tuple[str, ...],
+        Parameter(f"at most 16 strings of 1 to {MAX_STOP_CHARACTERS} characters", ("zq7",), most=16, declared=False),
+    ] = ()
+    stop_token_ids: Annotated[tuple[int, ...], Parameter("at most 1024 of them", (0,), most=1024, declared=False)] = ()
+    ignore_eos: Annotated[bool, Parameter("true or false", True, declared=False)] = False
+    repetition_penalty: Annotated[
+        float,
+        Parameter("above 0; 1 is neutral", 1.05, 0.0, 100.0, above=True, sent="pinned", declared=False),
+    ] = 1.0
+    presence_penalty: Annotated[float, Parameter("from -2 to 2", 0.1, -2.0, 2.0, declared=False)] = 0.0
+    frequency_penalty: Annotated[float, Parameter("from -2 to 2", 0.1, -2.0, 2.0, declared=False)] = 0.0
+    seed: Annotated[
+        int | None, Parameter("a 64-bit integer", 7, -(2**63), 2**64 - 1, http_high=2**63 - 1, declared=False)
+    ] = None
+    logprobs: Annotated[int | None, Parameter("from 0 to 20", 2, 0, 20, neutral=(False, 0), declared=False)] = None
+    n: Annotated[int, Parameter("from 1 to 128", 2, 1, 128, declared=False)] = 1
+
+    def __post_init__(self) -> None:
+        for name, known in PARAMETERS.items():
+            if (value := getattr(self, name)) is not None:
+                value = _READERS[known.kind](value)
+                if known.off is not None and value == known.off:
+                    value = known.default
+                object.__setattr__(self, name, value)
+                if not known.allows(value):
+                    shown = repr(value)
+                    shown = shown if len(shown) <= 100 else f"{shown[:99]}…"
+                    raise ConfigError(f"{name}={shown} is out of range", hint=known.allowed, param=name)
+            elif known.kind is tuple:
+                object.__setattr__(self, name, ())
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """The names of all parameters."""
+        return frozenset(PARAMETERS)
+
+    @classmethod
+    def assumed(cls) -> frozenset[str]:
+        """The parameters that a backend honours whose capabilities do not say."""
+        return frozenset(name for name, known in PARAMETERS.items() if not known.declared)
+
+    @property
+    def deterministic(self) -> bool:
+        """True if the same request must give the same answer: greedy, or sampled from a seed."""
+        return self.temperature == 0.0 or self.seed is not None
+
+    def changed(self) -> dict[str, object]:
+        """The fields that differ from their defaults, by name."""
+        return {name: value for name, default in _DEFAULTS if (value := getattr(self, name)) != default}
+
+
+def _real(value: float) -> float:
+    return float(value + 0.0)
+
+
+def _whole(value: int) -> int:
+    return int(operator.index(value))
+
+
+def _items(value: Iterable[str | int]) -> tuple[str | int, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+# One type for each, since 0 and 0.0 are one question, but two texts of JSON and so two keys.
+_READERS: Final[Mapping[type, Callable[..., object]]] = {
+    float: _real, int: _whole, tuple: _items, bool: lambda value: value,
+}  # fmt: skip
+
+
+def _parameters() -> Iterator[tuple[str, Parameter]]:
+    hints = get_type_hints(SamplingParams, include_extras=True)
+    for item in fields(SamplingParams):
+        annotation, known = get_args(hints[item.name])
+        kind = annotation if isinstance(annotation, type) else (get_origin(annotation) or annotation)
+        if kind not in _READERS:
+            kind = next(member for member in get_args(annotation) if member in _READERS)
+        yield item.name, replace(known, kind=kind, default=item.default)
+
+
+PARAMETERS: Final[Mapping[str, Parameter]] = MappingProxyType(dict(_parameters()))
+"""Every sampling parameter by its name, in the order of `SamplingParams`."""
+_DEFAULTS: Final = tuple((name, known.default) for name, known in PARAMETERS.items())
