@@ -37,8 +37,6 @@ class Npu:
     health: str
     power_w: float | None
     temperature_c: int | None
-    bus_id: str
-    aicore_percent: int | None
     memory_used_mb: int
     memory_total_mb: int
     processes: tuple[NpuProcess, ...] = ()
@@ -120,18 +118,16 @@ def _chip(upper: list[str], lower: list[str], numbered: bool) -> Npu | None:
         health=upper[1],
         power_w=_number(measures[0]) if measures else None,
         temperature_c=_whole(measures[1]) if len(measures) > 1 else None,
-        bus_id=lower[1],
-        aicore_percent=_whole(lower[2].split()[0]),
         memory_used_mb=int(used),
         memory_total_mb=int(total),
     )
 
 
 def _add_process(processes: dict[tuple[int, int], list[NpuProcess]], cells: list[str]) -> None:
-    place = cells[0].split()
-    if len(cells) < 4 or not cells[1].isdigit() or not all(part.isdigit() for part in place):
+    numbers = cells[0].split()
+    if len(cells) < 4 or not cells[1].isdigit() or not all(part.isdigit() for part in numbers):
         return
-    chip = (int(place[0]), int(place[1]) if len(place) > 1 else 0)
+    chip = (int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0)
     memory = _whole(cells[3])
     processes.setdefault(chip, []).append(NpuProcess(int(cells[1]), cells[2], memory or 0))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypedDict
 
@@ -30,8 +29,8 @@ class LocalModel(TypedDict):
     quantisation: str | None
 
 
-class PublishedSize(TypedDict):
-    """A published model. Parameters are in billions, `active` those of a mixture that one token passes."""
+class PublishedModel(TypedDict):
+    """A published size. Parameters are in billions, as counted in the checkpoint; `active` of a mixture."""
 
     model: str
     size: str
@@ -41,27 +40,14 @@ class PublishedSize(TypedDict):
     memory_gb: float
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """One published size. `parameters` are in billions, as counted in the checkpoint; `active` of a mixture."""
-
-    size: str
-    parameters: float
-    active: float | None = None
-
-    @property
-    def weights_gb(self) -> float:
-        """GB of weights in bfloat16: two bytes a parameter."""
-        return self.parameters * 2
-
-
+# (size, billions of parameters, those that are active)
 PUBLISHED: Final = (
-    Published("2B", 2.1),
-    Published("4B", 4.4),
-    Published("8B", 8.8),
-    Published("32B", 33.4),
-    Published("30B-A3B", 31.1, active=3.0),
-    Published("235B-A22B", 235.7, active=22.0),
+    ("2B", 2.1, None),
+    ("4B", 4.4, None),
+    ("8B", 8.8, None),
+    ("32B", 33.4, None),
+    ("30B-A3B", 31.1, 3.0),
+    ("235B-A22B", 235.7, 22.0),
 )
 OVERHEAD_GB: Final = 2.0
 
@@ -154,18 +140,18 @@ def _quantisation(snapshots: Iterable[Path]) -> str | None:
     return None
 
 
-def published() -> list[PublishedSize]:
-    """Return every published size with the memory it needs, in GB."""
+def published() -> list[PublishedModel]:
+    """Return every published size with the memory it needs, in GB: bfloat16 takes two bytes a parameter."""
     return [
         {
-            "model": f"Qwen/Qwen3-VL-{size.size}-Instruct",
-            "size": size.size,
-            "parameters": size.parameters,
-            "active": size.active,
-            "weights_gb": round(size.weights_gb, 1),
-            "memory_gb": round(size.weights_gb + OVERHEAD_GB, 1),
+            "model": f"Qwen/Qwen3-VL-{size}-Instruct",
+            "size": size,
+            "parameters": parameters,
+            "active": active,
+            "weights_gb": round(parameters * 2, 1),
+            "memory_gb": round(parameters * 2 + OVERHEAD_GB, 1),
         }
-        for size in PUBLISHED
+        for size, parameters, active in PUBLISHED
     ]
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -31,19 +30,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
     open_streams()
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    with _exit_at_top(one_line_errors):
-        settings = {"help_option_names": ["-h", "--help"], "default_map": _from_config_file()}
-        app.command(cls=SingleCommand, context_settings=settings)(serve)
-        app(args=args, prog_name="qvl-serve", standalone_mode=True)
-
-
-@contextmanager
-def _exit_at_top(guard: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """`guard` outside of any group: typer's Exit becomes the process's own."""
     try:
-        with guard():
-            yield
+        with one_line_errors():
+            settings = {"help_option_names": ["-h", "--help"], "default_map": _from_config_file()}
+            app.command(cls=SingleCommand, context_settings=settings)(serve)
+            app(args=args, prog_name="qvl-serve", standalone_mode=True)
     except typer.Exit as exc:
+        # Outside of any group typer's Exit becomes the process's own.
         sys.exit(exc.exit_code)
 
 
