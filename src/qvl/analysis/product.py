@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     pass
 
 
-V = TypeVar("V")
+V_co = TypeVar("V_co", covariant=True)
 
 
 class _Origin:
@@ -80,10 +80,10 @@ class ProductAnalysis(ProductFields):
 
 
 @dataclass(frozen=True, slots=True)
-class AnalysisResult(Generic[V]):
+class AnalysisResult(Generic[V_co]):
     """An analysis and how it came about: `value` is what `analyze()` returns."""
 
-    value: V
+    value: V_co
     result: Result
     confidence: float | None = None
     field_confidence: dict[str, float] = field(default_factory=dict)

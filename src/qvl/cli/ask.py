@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qvl.cli.batch import Answer
     from qvl.cli.parse_args import Pictures
     from qvl.pipeline.async_pipeline import AsyncPipeline
+    from qvl.pipeline.parse_request import RequestParams
     from qvl.types import JsonObject, Result
 
 
@@ -84,7 +85,7 @@ async def _stream(
     from qvl.types import Chunk
 
     system, cache = params.pop("system"), params.pop("cache", None)
-    call = ChatCall(question_messages(source, question, system), cache, params)
+    call = ChatCall(question_messages(source, question, system), cache, cast("RequestParams", params))
     result: Result | None = None
     async with aclosing(pipeline.executor.stream(call)) as chunks:
         async for chunk in chunks:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,7 +16,14 @@ from qvl.errors import AnalysisError, ConfigError
 from qvl.ids import new_request_id
 from qvl.pipeline.call import Call, Generate
 from qvl.pipeline.job import Outcome
-from qvl.pipeline.parse_request import own_extra, request_limits, sampling_params, unread_pictures
+from qvl.pipeline.parse_request import (
+    OF_REQUEST,
+    RequestParams,
+    own_extra,
+    request_limits,
+    sampling_params,
+    unread_pictures,
+)
 from qvl.pipeline.single_flight import Written
 from qvl.types import ChatRequest, ResponseFormat, Result, Usage
 
@@ -27,12 +34,13 @@ if TYPE_CHECKING:
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.job import Job
+    from qvl.pipeline.parse_parts import PictureLike
 
 MAX_TOKENS: Final = 512
 BUNDLED: Final = "bundled"
 
 
-class AnalyzeCall(Call[AnalysisResult[Any]]):
+class AnalyzeCall(Call[AnalysisResult[object]]):
     """The analysis of one product, shown on the pictures `sources` (or parts with them); `params` as of `ask`."""
 
     task = "analyze"
@@ -40,12 +48,12 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
 
     def __init__(
         self,
-        sources: Sequence[Any],
+        sources: Sequence[PictureLike],
         *,
         schema: SchemaLike,
         language: str,
         cache: CacheMode | CachePolicy | None,
-        params: Mapping[str, Any],
+        params: RequestParams,
         namespace: str | None = None,
         policy: MediaPolicy | None = None,
         started: float | None = None,
@@ -54,19 +62,19 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
         self._type = schema_type(schema)
         self.schema = self._type.model
         self.language = analysis.check_language(language)
-        given = dict(params)
-        self._request_id: str = given.pop("request_id", None) or new_request_id()
-        self._extra = own_extra(given.pop("extra", None))
-        limits = request_limits(given.pop("max_pixels", None), given.pop("min_pixels", None), self._extra)
+        self._request_id = params.get("request_id") or new_request_id()
+        self._extra = own_extra(params.get("extra"))
+        limits = request_limits(params.get("max_pixels"), params.get("min_pixels"), self._extra)
         self.pictures = unread_pictures(sources, limits)
-        self._sampling = sampling_params({"max_tokens": MAX_TOKENS, **given})
+        sampling = {name: value for name, value in params.items() if name not in OF_REQUEST}
+        self._sampling = sampling_params({"max_tokens": MAX_TOKENS, **sampling})
         if self._sampling.n != 1:
             raise ConfigError("an analysis is one answer", hint="leave n out", param="n")
         if not sources:
             raise ConfigError("an analysis needs a picture", hint="give a path, URL, bytes or picture")
         self.prompt_version = analysis.prompt_version(self.schema)
 
-    def value(self, outcome: Outcome, finish: Callable[[], Result]) -> AnalysisResult[Any]:
+    def value(self, outcome: Outcome, finish: Callable[[], Result]) -> AnalysisResult[object]:
         try:
             value = analysis.validate(outcome.analysis, self.schema)
         except ValidationError as exc:
@@ -114,8 +122,8 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
             second = (await generate(dataclasses.replace(job, request=again), emit)).result
             value, result = self._parse(second), _with_usage_of(first, second)
             notes += (f"asked again once: {error.message}",)
-        found = analysis.find(result.text, self.schema, complete=result.finish_reason != "length")
-        whole, fields = analysis.confidences(result.text, result.logprobs, found.start)
+        match = analysis.find(result.text, self.schema, complete=result.finish_reason != "length")
+        whole, fields = analysis.confidences(result.text, result.logprobs, match.start)
         choice = dataclasses.replace(result.choices[0], logprobs=None)
         confidence = {
             "confidence": whole,
@@ -127,7 +135,7 @@ class AnalyzeCall(Call[AnalysisResult[Any]]):
             kept = value.model_dump(mode="json")
         else:
             # The answer itself: what a model dumps (aliases, computed and excluded fields) it need not read again.
-            kept = found.value
+            kept = match.value
         return Outcome(
             dataclasses.replace(result, choices=(choice,), notes=result.notes + notes, created_at=time.time()),
             analysis=kept,

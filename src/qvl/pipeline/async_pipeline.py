@@ -7,11 +7,13 @@ a loop.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Unpack, cast, overload
+
+from typing_extensions import TypeVar
 
 from qvl import analysis, config
 from qvl.analysis.product import AnalysisResult, ProductAnalysis
@@ -26,17 +28,17 @@ from qvl.pipeline.call import Call, ChatCall
 from qvl.pipeline.executor import Executor
 from qvl.pipeline.map_in_order import MapItem, loaded_for, map_in_order
 from qvl.pipeline.parse_message import MessageLike
-from qvl.pipeline.parse_request import listed, question_messages
+from qvl.pipeline.parse_request import AnalyzeParams, MapParams, RequestParams, listed, question_messages
 from qvl.plugins.host import PluginHost
 from qvl.plugins.names import split_model
-from qvl.types import Chunk, Result
+from qvl.types import Chunk, JsonMapping, Result
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
     from qvl.media.policy import MediaPolicy
-    from qvl.pipeline.parse_parts import PictureLike
+    from qvl.pipeline.parse_parts import Pictures
 
-T = TypeVar("T")
+A = TypeVar("A", default=ProductAnalysis)
 TINY_NOTICE: Final = (
     "qvl: no model named, so the bundled tiny one answers: it reads qvl's own drawn product pictures "
     "(examples/pictures), not photographs. Name a real one: --model Qwen/Qwen3-VL-8B-Instruct, QVL_MODEL, "
@@ -87,7 +89,7 @@ class AsyncPipeline:
         min_pixels: int | None = None,
         media: MediaPolicy | None = None,
         concurrency: int | None = None,
-        plugins: Iterable[Any] = (),
+        plugins: Iterable[object] = (),
         **options: Any,
     ) -> None:
         from qvl.media.policy import MediaPolicy
@@ -161,12 +163,12 @@ class AsyncPipeline:
 
     async def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: Pictures,
         question: str,
         *,
         system: str | None = None,
         cache: CacheMode | None = None,
-        **params: Any,
+        **params: Unpack[RequestParams],
     ) -> Result:
         """Answers one question about one or several pictures (none: `[]`).
 
@@ -181,12 +183,12 @@ class AsyncPipeline:
 
     async def stream(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: Pictures,
         question: str,
         *,
         system: str | None = None,
         cache: CacheMode | None = None,
-        **params: Any,
+        **params: Unpack[RequestParams],
     ) -> AsyncGenerator[Chunk, None]:
         """As `ask`, piece by piece. Closing the generator aborts the work."""
         messages = question_messages(pictures, question, system)
@@ -194,12 +196,14 @@ class AsyncPipeline:
             async for chunk in chunks:
                 yield chunk
 
-    async def chat(self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any) -> Result:
+    async def chat(
+        self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Unpack[RequestParams]
+    ) -> Result:
         """Answers a conversation: Messages, or dictionaries in OpenAI's form. Parameters as in `ask`."""
         return await self.executor.execute(ChatCall(messages, cache, params))
 
     async def stream_chat(
-        self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any
+        self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Unpack[RequestParams]
     ) -> AsyncGenerator[Chunk, None]:
         """As `chat`, piece by piece. Closing the generator aborts the work."""
         async with aclosing(self.executor.stream(ChatCall(messages, cache, params))) as chunks:
@@ -209,43 +213,21 @@ class AsyncPipeline:
 
     @overload
     async def analyze(
-        self,
-        pictures: PictureLike | Sequence[PictureLike],
-        *,
-        schema: None = None,
-        language: str | None = None,
-        cache: CacheMode | None = None,
-        **params: Any,
-    ) -> ProductAnalysis: ...
+        self, pictures: Pictures, *, schema: type[A] | None = None, **params: Unpack[AnalyzeParams]
+    ) -> A: ...
     @overload
     async def analyze(
-        self,
-        pictures: PictureLike | Sequence[PictureLike],
-        *,
-        schema: type[T],
-        language: str | None = None,
-        cache: CacheMode | None = None,
-        **params: Any,
-    ) -> T: ...
-    @overload
-    async def analyze(
-        self,
-        pictures: PictureLike | Sequence[PictureLike],
-        *,
-        schema: Mapping[str, Any],
-        language: str | None = None,
-        cache: CacheMode | None = None,
-        **params: Any,
+        self, pictures: Pictures, *, schema: SchemaLike | None, **params: Unpack[AnalyzeParams]
     ) -> Any: ...
     async def analyze(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: Pictures,
         *,
         schema: SchemaLike | None = None,
         language: str | None = None,
         cache: CacheMode | None = None,
-        **params: Any,
-    ) -> Any:
+        **params: Unpack[RequestParams],
+    ) -> object:
         """A typed analysis of one product, shown on one or several pictures.
 
         Args:
@@ -255,30 +237,38 @@ class AsyncPipeline:
         Raises:
             AnalysisError: the answer was no such object, also when asked again once.
         """
-        found = await self.analyze_result(pictures, schema=schema, language=language, cache=cache, **params)
-        return found.value
+        call = self.analyze_call(pictures, schema, language, cache, params)
+        return (await self.executor.execute(call)).value
 
+    @overload
+    async def analyze_result(
+        self, pictures: Pictures, *, schema: type[A] | None = None, **params: Unpack[AnalyzeParams]
+    ) -> AnalysisResult[A]: ...
+    @overload
+    async def analyze_result(
+        self, pictures: Pictures, *, schema: SchemaLike | None, **params: Unpack[AnalyzeParams]
+    ) -> AnalysisResult[Any]: ...
     async def analyze_result(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: Pictures,
         *,
         schema: SchemaLike | None = None,
         language: str | None = None,
         cache: CacheMode | None = None,
-        **params: Any,
-    ) -> AnalysisResult[Any]:
+        **params: Unpack[RequestParams],
+    ) -> AnalysisResult[object]:
         """As `analyze`, with the Result, timing and confidences beside the value; also for custom schemas."""
         return await self.executor.execute(self.analyze_call(pictures, schema, language, cache, params))
 
     def analyze_call(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: Pictures,
         schema: SchemaLike | None,
         language: str | None,
         cache: CacheMode | None,
-        params: Mapping[str, Any],
-    ) -> Call[AnalysisResult[Any]]:
-        """What `analyze_result` answers, read and checked."""
+        params: RequestParams,
+    ) -> Call[AnalysisResult[object]]:
+        """Return what `analyze_result` executes, read and checked."""
         from qvl.pipeline.analyze_call import AnalyzeCall
 
         return AnalyzeCall(
@@ -289,9 +279,31 @@ class AsyncPipeline:
             params=params,
         )
 
+    @overload
+    def map(
+        self, sources: Iterable[Pictures], question: str, **params: Unpack[MapParams]
+    ) -> AsyncGenerator[MapItem[Result], None]: ...
+    @overload
+    def map(
+        self,
+        sources: Iterable[Pictures],
+        question: None = None,
+        *,
+        schema: type[A] | None = None,
+        **params: Unpack[MapParams],
+    ) -> AsyncGenerator[MapItem[A], None]: ...
+    @overload
+    def map(
+        self,
+        sources: Iterable[Pictures],
+        question: str | None = None,
+        *,
+        schema: SchemaLike | None,
+        **params: Unpack[MapParams],
+    ) -> AsyncGenerator[MapItem[Any], None]: ...
     async def map(
         self,
-        sources: Iterable[PictureLike | Sequence[PictureLike]],
+        sources: Iterable[Pictures],
         question: str | None = None,
         *,
         schema: SchemaLike | None = None,
@@ -303,8 +315,8 @@ class AsyncPipeline:
         engine: str | None = None,
         replicas: int | None = None,
         ray_address: str | None = None,
-        **params: Any,
-    ) -> AsyncGenerator[MapItem, None]:
+        **params: Unpack[RequestParams],
+    ) -> AsyncGenerator[MapItem[object], None]:
         """Analyzes (or, with `question`, asks about) many pictures: bounded concurrency, input order.
 
         An item that fails has its `error`; the rest go on. What was answered before comes from the cache, so a run
@@ -351,15 +363,15 @@ class AsyncPipeline:
             result = loaded_for(result, loading.pop()) if loading else result
             return result if keep_pictures else dataclasses.replace(result, pictures=())
 
-        async def one(source: PictureLike | Sequence[PictureLike]) -> tuple[Any, Result]:
+        async def one(source: Pictures) -> tuple[object, Result]:
             if question is not None:
                 result = let_go(await self.ask(source, question, cache=cache, **params))
                 return result, result
-            found = await self.analyze_result(source, schema=schema, language=language, cache=cache, **params)
-            result = let_go(found.result)
-            if isinstance(found.value, ProductAnalysis):
-                found.value.came_from(result)
-            return found.value, result
+            analysis = await self.executor.execute(self.analyze_call(source, schema, language, cache, params))
+            result = let_go(analysis.result)
+            if isinstance(analysis.value, ProductAnalysis):
+                analysis.value.came_from(result)
+            return analysis.value, result
 
         async with aclosing(map_in_order(sources, one, concurrency or self.concurrency, progress)) as items:
             async for item in items:
@@ -370,7 +382,7 @@ class AsyncPipeline:
         return self.executor.stats()
 
 
-def _make_backend(host: PluginHost, model: str | None, backend: Backend | None, options: Mapping[str, Any]) -> Backend:
+def _make_backend(host: PluginHost, model: str | None, backend: Backend | None, options: JsonMapping) -> Backend:
     if backend is not None:
         if options:
             raise ConfigError(

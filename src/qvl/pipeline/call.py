@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeAlias, TypeVar
 
-from qvl.ids import new_request_id
 from qvl.pipeline.job import Job, Outcome, Stages
 from qvl.pipeline.parse_message import MessageLike
 from qvl.pipeline.parse_parts import UnreadPicture
-from qvl.pipeline.parse_request import Draft, draft_request
+from qvl.pipeline.parse_request import Draft, RequestParams, draft_request
 from qvl.pipeline.single_flight import Written
 
 if TYPE_CHECKING:
@@ -66,19 +65,19 @@ class Call(ABC, Generic[R]):
 
     @abstractmethod
     def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
-        """The request over the loaded `pictures`; `have` is given where the call `needs_capabilities`.
+        """Return the request over the loaded `pictures`; `have` is given where the call `needs_capabilities`.
 
         Raises:
             RequestError: what cannot be asked.
         """
 
     async def run(self, generate: Generate, job: Job, emit: Written) -> Outcome:
-        """The outcome of asking the backend, once or more often."""
+        """Return the outcome of asking the backend, once or more often."""
         return await generate(job, emit)
 
     @abstractmethod
     def value(self, outcome: Outcome, finish: Callable[[], Result]) -> R:
-        """What the user gets; `finish` makes the Result, once the outcome was found to fit.
+        """Return what the user gets; `finish` makes the Result, once the outcome was found to fit.
 
         Raises:
             AnalysisError: it cannot be made of this outcome, but may be of another.
@@ -89,10 +88,10 @@ class ChatCall(Call["Result"]):
     """A conversation, as messages and parameters of `draft_request`."""
 
     def __init__(
-        self, messages: Sequence[MessageLike], cache: CacheMode | CachePolicy | None, params: Mapping[str, Any]
+        self, messages: Sequence[MessageLike], cache: CacheMode | CachePolicy | None, params: RequestParams
     ) -> None:
         super().__init__(cache)
-        self.draft: Draft = draft_request(messages, **{"request_id": new_request_id(), **params})
+        self.draft: Draft = draft_request(messages, **params)
         self.pictures = self.draft.pictures
 
     def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:

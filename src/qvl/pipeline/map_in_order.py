@@ -7,40 +7,45 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sized
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Generic, TypeVar
 
 from qvl.errors import QvlError
 from qvl.types import Result
 
+S = TypeVar("S")
+V = TypeVar("V")
+T_co = TypeVar("T_co", covariant=True)
+
 
 @dataclass(frozen=True, slots=True)
-class MapItem:
+class MapItem(Generic[T_co]):
     """One picture of a `map`: `value` (an analysis or a Result), or the `error` that it ended with."""
 
     index: int
-    source: Any
-    value: Any = None
+    source: object
+    value: T_co | None = None
     result: Result | None = None
     error: QvlError | None = None
 
     @property
     def ok(self) -> bool:
+        """True if it was answered."""
         return self.error is None
 
 
 def loaded_for(result: Result, seconds: float) -> Result:
-    """The result as of one whose request loaded the model, which took `seconds`."""
+    """Return the result as of one whose request loaded the model, which took `seconds`."""
     timing = result.timing
     return replace(result, timing=replace(timing, loading=timing.loading + seconds, total=timing.total + seconds))
 
 
 async def map_in_order(
-    sources: Iterable[Any],
-    one: Callable[[Any], Awaitable[tuple[Any, Result]]],
+    sources: Iterable[S],
+    one: Callable[[S], Awaitable[tuple[V, Result]]],
     concurrency: int,
     progress: bool,
-) -> AsyncGenerator[MapItem, None]:
-    """Runs `one` over `sources`, at most `concurrency` at a time, and yields the items in input order.
+) -> AsyncGenerator[MapItem[V], None]:
+    """Run `one` over `sources`, at most `concurrency` at a time, and yield the items in input order.
 
     Sources are taken as places become free, so an endless iterable is fine. At most 4 x `concurrency` finished items
     wait for a slower one before them.
@@ -51,13 +56,13 @@ async def map_in_order(
 
         bar = tqdm(total=len(sources) if isinstance(sources, Sized) else None, unit="picture", file=sys.stderr)
     gate = asyncio.Semaphore(concurrency)
-    window: deque[asyncio.Task[MapItem]] = deque()
+    window: deque[asyncio.Task[MapItem[V]]] = deque()
 
-    async def run(index: int, source: Any) -> MapItem:
+    async def run(index: int, source: S) -> MapItem[V]:
         async with gate:
             try:
                 value, result = await one(source)
-                item = MapItem(index, source, value, result)
+                item: MapItem[V] = MapItem(index, source, value, result)
             except QvlError as exc:
                 item = MapItem(index, source, error=exc)
         if bar is not None:

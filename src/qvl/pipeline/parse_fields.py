@@ -3,49 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from qvl.errors import RequestError, UnsupportedInputError
+from qvl.types import JsonMapping
 
 
-def wrong(param: str, said: str, hint: str | None = None) -> RequestError:
-    """The error for what stands at `param`."""
-    code = "missing_required_parameter" if said == "is missing" else "invalid_value"
-    return RequestError(f"{param}: {said}", hint=hint, param=param, code=code)
+def wrong(param: str, fault: str, hint: str | None = None) -> RequestError:
+    """Return the error for what stands at `param`."""
+    code = "missing_required_parameter" if fault == "is missing" else "invalid_value"
+    return RequestError(f"{param}: {fault}", hint=hint, param=param, code=code)
 
 
-def unknown(param: str, value: Any, known: Sequence[str]) -> RequestError:
-    """The error for a word that is not one of `known`."""
+def unknown(param: str, value: object, known: Sequence[str]) -> RequestError:
+    """Return the error for a word that is not one of `known`."""
     return wrong(param, f"unknown value {str(value)[:80]!r}", f"known: {', '.join(known)}")
 
 
-def text_of(given: Mapping[str, Any], name: str, where: str) -> str:
-    """The text in the field `name`.
+def text_of(fields: JsonMapping, name: str, where: str) -> str:
+    """Return the text in the field `name`.
 
     Raises:
         RequestError: it is missing or something else.
     """
-    value = given.get(name)
+    value = fields.get(name)
     if not isinstance(value, str):
         param = f"{where}.{name}"
         raise wrong(param, "is missing" if value is None else f"must be text, not {type_of(value)}")
     return value
 
 
-def refuse_others(given: Mapping[str, Any], known: Sequence[str], echoes: Collection[str], where: str) -> None:
-    """Raises for the first field that is neither `known` nor an echo; one that is null says nothing.
+def refuse_others(fields: JsonMapping, known: Sequence[str], echoes: Collection[str], where: str) -> None:
+    """Raise for the first field that is neither `known` nor an echo; one that is null says nothing.
 
     Raises:
         UnsupportedInputError: naming the field and the known ones.
     """
-    for name, value in given.items():
+    for name, value in fields.items():
         if value is not None and name not in known and name not in echoes:
             param = f"{where}.{str(name)[:100]}"
             raise UnsupportedInputError(f"{param}: is not known here", hint=f"known: {', '.join(known)}", param=param)
 
 
-def type_of(value: Any) -> str:
-    """The type of a value, as JSON calls it where JSON has it."""
+def type_of(value: object) -> str:
+    """Return the type of a value, as JSON calls it where JSON has it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -57,5 +57,5 @@ def type_of(value: Any) -> str:
     return "a list" if isinstance(value, list | tuple) else "an object" if isinstance(value, Mapping) else _class(value)
 
 
-def _class(value: Any) -> str:
+def _class(value: object) -> str:
     return f"a {type(value).__name__}"

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from pydantic import BaseModel
 
 from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
 from qvl.pipeline.parse_parts import UnreadPicture, read_content
-from qvl.types import ImagePart, Message, TextPart, ToolCall
+from qvl.types import ImagePart, JsonMapping, Message, TextPart, ToolCall
 
-MessageLike: TypeAlias = Message | Mapping[str, Any]
+MessageLike: TypeAlias = Message | JsonMapping
 Turn: TypeAlias = tuple[Message, tuple[TextPart | ImagePart | UnreadPicture, ...]]
-_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_ROLES: Final[Mapping[str, Literal["system", "user", "assistant", "tool"]]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 _FIELDS: Final = ("role", "content", "name")
 _OWN: Final[Mapping[str, tuple[str, ...]]] = {"assistant": ("tool_calls", "refusal"), "tool": ("tool_call_id",)}
 # What comes with an answer and is sent back with it. None of it is shown to the model again.
@@ -34,14 +40,14 @@ _ECHOES: Final = frozenset(
     }
 )
 # Fields that say nothing at these values, as clients fill them in.
-_EMPTY: Final[Mapping[str, Any]] = {"images": [], "tool_calls": [], "audio": {}, "prefix": False}
+_EMPTY: Final[Mapping[str, object]] = {"images": [], "tool_calls": [], "audio": {}, "prefix": False}
 _CALL: Final = ("id", "type", "function")
 _CALL_ECHOES: Final = frozenset({"index", "provider_specific_fields", "extra_content", "cache_control"})
 _FUNCTION_ECHOES: Final = frozenset({"parsed_arguments", "provider_specific_fields", "strict"})
 
 
-def read_turn(message: Any, where: str) -> Turn:
-    """The message that stands at `where`, and its parts, pictures still unread.
+def read_turn(message: object, where: str) -> Turn:
+    """Return the message that stands at `where`, and its parts, pictures still unread.
 
     Raises:
         RequestError: naming the field and what is known.
@@ -52,18 +58,17 @@ def read_turn(message: Any, where: str) -> Turn:
         message = message.model_dump(warnings=False)
     if not isinstance(message, Mapping):
         raise wrong(where, f"must be a message, not {type_of(message)}", '{"role": "user", "content": …}')
-    given = message.get("role")
-    role = _ROLES.get(given) if isinstance(given, str) else None
+    word, at = message.get("role"), f"{where}.role"
+    role = _ROLES.get(word) if isinstance(word, str) else None
     if role is None:
-        place = f"{where}.role"
-        raise wrong(place, "is missing", ", ".join(_ROLES)) if given is None else unknown(place, given, tuple(_ROLES))
+        raise wrong(at, "is missing", ", ".join(_ROLES)) if word is None else unknown(at, word, tuple(_ROLES))
     own = _OWN.get(role, ())
     telling = {name: value for name, value in message.items() if name not in _EMPTY or not _is_empty(name, value)}
     refuse_others(telling, (*_FIELDS, *own), _ECHOES, where)
     calls = _calls(message.get("tool_calls"), f"{where}.tool_calls")
     parts = _parts(message, role, where)
     turn = Message(
-        role=role,  # type: ignore[arg-type]
+        role=role,
         tool_calls=calls,
         tool_call_id=text_of(message, "tool_call_id", where) if role == "tool" else None,
         name=text_of(message, "name", where) if message.get("name") is not None else None,
@@ -71,11 +76,11 @@ def read_turn(message: Any, where: str) -> Turn:
     return turn, tuple(parts)
 
 
-def _is_empty(name: str, value: Any) -> bool:
+def _is_empty(name: str, value: object) -> bool:
     return type(value) is type(_EMPTY[name]) and bool(value == _EMPTY[name])
 
 
-def _parts(message: Mapping[str, Any], role: str, where: str) -> Sequence[TextPart | ImagePart | UnreadPicture]:
+def _parts(message: JsonMapping, role: str, where: str) -> Sequence[TextPart | ImagePart | UnreadPicture]:
     content = message.get("content")
     if content is None and role == "assistant":
         # Where an earlier answer was a refusal, that is what was said.
@@ -83,15 +88,15 @@ def _parts(message: Mapping[str, Any], role: str, where: str) -> Sequence[TextPa
     return read_content(content, f"{where}.content", role=role)
 
 
-def _calls(given: Any, where: str) -> tuple[ToolCall, ...]:
-    if given is None:
+def _calls(calls: object, where: str) -> tuple[ToolCall, ...]:
+    if calls is None:
         return ()
-    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        raise wrong(where, f"must be a list of calls, not {type_of(given)}")
-    return tuple(_call(call, f"{where}[{number}]") for number, call in enumerate(given))
+    if isinstance(calls, str | Mapping) or not isinstance(calls, Iterable):
+        raise wrong(where, f"must be a list of calls, not {type_of(calls)}")
+    return tuple(_call(call, f"{where}[{number}]") for number, call in enumerate(calls))
 
 
-def _call(call: Any, where: str) -> ToolCall:
+def _call(call: object, where: str) -> ToolCall:
     if isinstance(call, ToolCall):
         return call
     if not isinstance(call, Mapping):
@@ -101,8 +106,8 @@ def _call(call: Any, where: str) -> ToolCall:
     refuse_others(call, _CALL, _CALL_ECHOES, where)
     function = call.get("function")
     if not isinstance(function, Mapping):
-        said = "is missing" if function is None else f"must be an object, not {type_of(function)}"
-        raise wrong(f"{where}.function", said)
+        fault = "is missing" if function is None else f"must be an object, not {type_of(function)}"
+        raise wrong(f"{where}.function", fault)
     refuse_others(function, ("name", "arguments"), _FUNCTION_ECHOES, f"{where}.function")
     name = text_of(function, "name", f"{where}.function")
     if not name:
@@ -111,12 +116,12 @@ def _call(call: Any, where: str) -> ToolCall:
     return ToolCall(ident, name, _arguments(function.get("arguments"), f"{where}.function.arguments"))
 
 
-def _arguments(given: Any, where: str) -> str:
-    if given is None or isinstance(given, str):
-        return given or "{}"
-    if not isinstance(given, Mapping):
-        raise wrong(where, f"must be JSON as text, not {type_of(given)}")
+def _arguments(arguments: object, where: str) -> str:
+    if arguments is None or isinstance(arguments, str):
+        return arguments or "{}"
+    if not isinstance(arguments, Mapping):
+        raise wrong(where, f"must be JSON as text, not {type_of(arguments)}")
     try:
-        return json.dumps(given, ensure_ascii=False)
+        return json.dumps(arguments, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as exc:
         raise wrong(where, f"cannot be written as JSON: {exc}") from exc

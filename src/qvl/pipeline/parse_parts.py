@@ -6,16 +6,16 @@ Qwen's `image`, OpenAI's `image_url` and `input_image`, Anthropic's `image` with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pydantic import BaseModel
 
 from qvl.errors import UnsupportedInputError
 from qvl.media.smart_resize import LIMIT_NAMES, NO_LIMITS, PixelLimits, read_limits
 from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
-from qvl.types import ImagePart, TextPart
+from qvl.types import ImagePart, JsonMapping, TextPart
 
 if TYPE_CHECKING:
     from qvl.media.picture import PictureSource
@@ -54,17 +54,18 @@ _IMAGE_FIELDS: Final = (
 class UnreadPicture:
     """A picture of a message before it is loaded: what names it, and the size it is wanted in."""
 
-    source: Any
+    source: PictureSource
     limits: PixelLimits = NO_LIMITS
 
 
 # What may stand for a picture beside its sources.
 PARTS: Final = (Mapping, UnreadPicture)
-PictureLike: TypeAlias = "PictureSource | Mapping[str, Any] | UnreadPicture"
+PictureLike: TypeAlias = "PictureSource | JsonMapping | UnreadPicture"
+Pictures: TypeAlias = "PictureLike | Sequence[PictureLike]"
 
 
-def read_content(content: Any, where: str, *, role: str = "user") -> list[TextPart | ImagePart | UnreadPicture]:
-    """The parts of a message's content: a text, or a list of parts; without the thoughts of an assistant.
+def read_content(content: object, where: str, *, role: str = "user") -> list[TextPart | ImagePart | UnreadPicture]:
+    """Return the parts of a message's content: a text, or a list of parts; without the thoughts of an assistant.
 
     Raises:
         RequestError: naming the part, its field and what is known.
@@ -77,12 +78,11 @@ def read_content(content: Any, where: str, *, role: str = "user") -> list[TextPa
             for number, part in enumerate(content)
             if role != "assistant" or not _is_thought(part)
         ]
-    said = "is missing" if content is None else f"must be text or a list of parts, not {type_of(content)}"
-    raise wrong(where, said)
+    raise wrong(where, "is missing" if content is None else f"must be text or a list of parts, not {type_of(content)}")
 
 
-def read_part(part: Any, where: str) -> TextPart | ImagePart | UnreadPicture:
-    """One part, which stands at `where` in its request: `messages[0].content[1]`.
+def read_part(part: object, where: str) -> TextPart | ImagePart | UnreadPicture:
+    """Return the part that stands at `where` in its request: `messages[0].content[1]`.
 
     Raises:
         RequestError: naming the field and what is known.
@@ -96,7 +96,7 @@ def read_part(part: Any, where: str) -> TextPart | ImagePart | UnreadPicture:
     if not isinstance(part, Mapping):
         if part is None or isinstance(part, bool | int | float | list | tuple):
             raise wrong(where, f"must be a part, not {type_of(part)}", '{"type": "text", "text": …}')
-        return UnreadPicture(part)
+        return UnreadPicture(cast("PictureSource", part))
     kind = _kind(part, where)
     if kind in _TEXTS:
         refuse_others(part, _TEXTS[kind], _LABELS, where)
@@ -104,22 +104,22 @@ def read_part(part: Any, where: str) -> TextPart | ImagePart | UnreadPicture:
     return _picture(part, kind, where)
 
 
-def _is_thought(part: Any) -> bool:
+def _is_thought(part: object) -> bool:
     kind = part.get("type") if isinstance(part, Mapping) else getattr(part, "type", None)
     return kind in _THOUGHTS
 
 
-def is_picture(part: Any) -> bool:
-    """True for a part that `read_part` reads as a picture."""
+def is_picture(part: object) -> bool:
+    """Return True for a part that `read_part` reads as a picture."""
     return isinstance(part, Mapping) and _bare_kind(part) in _PICTURES
 
 
-def picture_field(part: Mapping[str, Any]) -> str:
-    """The field of a picture part that names the picture."""
+def picture_field(part: JsonMapping) -> str:
+    """Return the field of a picture part that names the picture."""
     return next((name for name in ("image_url", "image", "source", "base64", "data", "url") if part.get(name)), "image")
 
 
-def _bare_kind(part: Mapping[str, Any]) -> Any:
+def _bare_kind(part: JsonMapping) -> object:
     kind = part.get("type")
     if kind is None:
         # Qwen's first form has no types, and its chat templates still read that.
@@ -127,7 +127,7 @@ def _bare_kind(part: Mapping[str, Any]) -> Any:
     return kind
 
 
-def _kind(part: Mapping[str, Any], where: str) -> str:
+def _kind(part: JsonMapping, where: str) -> str:
     kind = _bare_kind(part)
     if isinstance(kind, str) and (kind in _TEXTS or kind in _PICTURES):
         return kind
@@ -137,7 +137,7 @@ def _kind(part: Mapping[str, Any], where: str) -> str:
     raise UnsupportedInputError(f"{param}: unknown value {str(kind)[:80]!r}", hint=hint, param=param)
 
 
-def _picture(part: Mapping[str, Any], kind: str, where: str) -> UnreadPicture:
+def _picture(part: JsonMapping, kind: str, where: str) -> UnreadPicture:
     """Whatever its type, a part may name its picture by any one of the fields: clients mix them."""
     refuse_others(part, _IMAGE_FIELDS, _LABELS, where)
     limits = _with_detail(read_limits(part, where), part, where)
@@ -155,39 +155,39 @@ def _picture(part: Mapping[str, Any], kind: str, where: str) -> UnreadPicture:
     return UnreadPicture(_source(part, where), limits)
 
 
-def _image_url(given: Any, limits: PixelLimits, where: str) -> UnreadPicture:
-    inner: Mapping[str, Any] = {}
+def _image_url(value: Any, limits: PixelLimits, where: str) -> UnreadPicture:
+    inner: JsonMapping = {}
     place = where
-    if isinstance(given, Mapping):
-        inner = given
+    if isinstance(value, Mapping):
+        inner = value
         refuse_others(inner, ("url", "detail", *LIMIT_NAMES), _LABELS, where)
         place = f"{where}.url"
-        given = inner.get("url")
-    if given is None or isinstance(given, bool | int | float | list | Mapping):
-        raise wrong(place, "is missing" if given is None else f"must be a URL, not {type_of(given)}")
-    return UnreadPicture(given, _with_detail(read_limits(inner, where).over(limits), inner, where))
+        value = inner.get("url")
+    if value is None or isinstance(value, bool | int | float | list | Mapping):
+        raise wrong(place, "is missing" if value is None else f"must be a URL, not {type_of(value)}")
+    return UnreadPicture(value, _with_detail(read_limits(inner, where).over(limits), inner, where))
 
 
-def _source(given: Mapping[str, Any], where: str) -> Any:
-    """Whatever names the picture: an URL, base64 as a data: URL, or an object that is one."""
-    named = [name for name in _SOURCES if given.get(name) is not None]
+def _source(part: JsonMapping, where: str) -> Any:
+    """Return what names the picture: a URL, base64 as a data: URL, or an object that is one."""
+    named = [name for name in _SOURCES if part.get(name) is not None]
     if len(named) != 1:
-        said = f"names a picture by {' and by '.join(named)}" if named else "has no picture in it"
-        raise wrong(where, said, "give one of image, image_url, url, base64, data, source")
-    value = given[named[0]]
+        fault = f"names a picture by {' and by '.join(named)}" if named else "has no picture in it"
+        raise wrong(where, fault, "give one of image, image_url, url, base64, data, source")
+    value = part[named[0]]
     if named[0] == "url":
-        return text_of(given, "url", where)
+        return text_of(part, "url", where)
     if named[0] not in ("base64", "data") or isinstance(value, bytes):
         return value
-    value = text_of(given, named[0], where)
+    value = text_of(part, named[0], where)
     if value[:5].lower() == "data:":
         return value
-    media_type = next((given[name] for name in ("mime_type", "mimeType", "media_type") if given.get(name)), "image/png")
+    media_type = next((part[name] for name in ("mime_type", "mimeType", "media_type") if part.get(name)), "image/png")
     return f"data:{media_type};base64,{value}"
 
 
-def _with_detail(limits: PixelLimits, given: Mapping[str, Any], where: str) -> PixelLimits:
-    detail = given.get("detail")
+def _with_detail(limits: PixelLimits, part: JsonMapping, where: str) -> PixelLimits:
+    detail = part.get("detail")
     if detail is None:
         return limits
     if detail not in DETAILS:

@@ -8,20 +8,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict, cast
 
 from pydantic import BaseModel
 
 from qvl.analysis.parse_answer import schema_name
 from qvl.backends.grammar_schema import without_what_is_checked_afterwards
+from qvl.caches.policy import CacheMode
 from qvl.errors import ConfigError, RequestError, UnsupportedInputError
+from qvl.ids import new_request_id
 from qvl.media.smart_resize import NO_LIMITS, PixelLimits, read_limits
 from qvl.pipeline.parse_message import MessageLike, Turn, read_turn
-from qvl.pipeline.parse_parts import PARTS, UnreadPicture, read_part
+from qvl.pipeline.parse_parts import PARTS, PictureLike, Pictures, UnreadPicture, read_part
 from qvl.suggest import nearest
 from qvl.types import (
     ChatRequest,
     ImagePart,
+    JsonMapping,
+    JsonObject,
     ResponseFormat,
     SamplingParams,
     TextPart,
@@ -31,12 +35,72 @@ from qvl.types import (
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
 
-ToolLike: TypeAlias = Tool | Mapping[str, Any]
-ResponseFormatLike: TypeAlias = ResponseFormat | Mapping[str, Any] | type[BaseModel]
+ToolLike: TypeAlias = Tool | JsonMapping
+ResponseFormatLike: TypeAlias = ResponseFormat | JsonMapping | type[BaseModel]
 MAX_PICTURES: Final = 256
+# Parameters of an analysis that are not SamplingParams.
+OF_REQUEST: Final = frozenset({"request_id", "extra", "max_pixels", "min_pixels"})
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()
-T = TypeVar("T")
+
+
+class RequestParams(TypedDict, total=False):
+    """Parameters of a request: SamplingParams (None is the default), what the answer may be, limits of its pictures."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    logprobs: int | None
+    n: int | None
+    response_format: ResponseFormatLike | None
+    tools: Sequence[ToolLike]
+    tool_choice: str
+    parallel_tool_calls: bool
+    max_pixels: int | None
+    min_pixels: int | None
+    cache_salt: str
+    request_id: str | None
+    extra: JsonMapping | None
+
+
+class AnalyzeParams(RequestParams, total=False):
+    """What an analysis takes besides."""
+
+    language: str | None
+    cache: CacheMode | None
+
+
+class MapParams(AnalyzeParams, total=False):
+    """What a map takes besides."""
+
+    concurrency: int | None
+    progress: bool
+    keep_pictures: bool
+    engine: str | None
+    replicas: int | None
+    ray_address: str | None
+
+
+class RequestFields(TypedDict):
+    """The fields of a ChatRequest that are not its messages."""
+
+    sampling: SamplingParams
+    response_format: ResponseFormat
+    tools: tuple[Tool, ...]
+    tool_choice: str
+    parallel_tool_calls: bool
+    cache_salt: str
+    request_id: str
+    extra: JsonObject
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +109,7 @@ class Draft:
 
     pictures: tuple[UnreadPicture, ...]
     messages: tuple[Turn, ...]
-    fields: Mapping[str, Any]
+    fields: RequestFields
 
     def finished(self, pictures: Sequence[Picture]) -> ChatRequest:
         """The request with `pictures` in the places of its own."""
@@ -72,11 +136,11 @@ def draft_request(
     max_pixels: int | None = None,
     min_pixels: int | None = None,
     cache_salt: str = "",
-    request_id: str = "",
-    extra: Mapping[str, Any] | None = None,
-    **sampling: Any,
+    request_id: str | None = None,
+    extra: JsonMapping | None = None,
+    **sampling: object,
 ) -> Draft:
-    """Reads messages and checks every value; pictures are left to be loaded.
+    """Read messages and check every value; pictures remain to be loaded.
 
     Raises:
         ConfigError: an unknown parameter (the nearest known one is named) or a value out of range.
@@ -101,35 +165,37 @@ def draft_request(
             "tool_choice": tool_choice,
             "parallel_tool_calls": parallel_tool_calls,
             "cache_salt": cache_salt,
-            "request_id": request_id,
+            "request_id": request_id or new_request_id(),
             "extra": own,
         },
     )
 
 
-def listed(pictures: Any) -> list[Any]:
-    """One picture or several, as a list."""
-    return list(pictures) if isinstance(pictures, list | tuple) else [pictures]
+def listed(pictures: Pictures) -> list[PictureLike]:
+    """Return one picture or several as a list."""
+    if isinstance(pictures, list | tuple):
+        return [*pictures]
+    return [cast("PictureLike", pictures)]
 
 
-def question_messages(pictures: Any, question: str, system: str | None) -> list[dict[str, Any]]:
-    """What `ask` asks, as a conversation.
+def question_messages(pictures: Pictures, question: str, system: str | None) -> list[JsonObject]:
+    """Return what `ask` asks, as a conversation.
 
     Raises:
         ConfigError: nothing is asked.
     """
     if not isinstance(question, str) or not question.strip():
-        said = "empty" if isinstance(question, str) else f"a {type(question).__name__}"
-        raise ConfigError(f"the question is {said}", hint="ask(pictures, question)", param="question")
+        kind = "empty" if isinstance(question, str) else f"a {type(question).__name__}"
+        raise ConfigError(f"the question is {kind}", hint="ask(pictures, question)", param="question")
     content = [
         picture if isinstance(picture, PARTS) else {"type": "image", "image": picture} for picture in listed(pictures)
     ]
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    messages: list[JsonObject] = [{"role": "system", "content": system}] if system else []
     return [*messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 
-def request_limits(max_pixels: Any, min_pixels: Any, extra: dict[str, Any]) -> PixelLimits:
-    """A request's own limits for all of its pictures; those in `extra` as `mm_processor_kwargs` are taken out of it.
+def request_limits(max_pixels: int | None, min_pixels: int | None, extra: JsonObject) -> PixelLimits:
+    """Return a request's limits for all of its pictures; those in `extra.mm_processor_kwargs` are taken out of it.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -140,85 +206,85 @@ def request_limits(max_pixels: Any, min_pixels: Any, extra: dict[str, Any]) -> P
     if not isinstance(kwargs, Mapping):
         return named
     rest = dict(kwargs)
-    told: dict[str, Any] = {name: rest.pop(name, None) for name in ("max_pixels", "min_pixels")}
+    limits = {name: rest.pop(name, None) for name in ("max_pixels", "min_pixels")}
     size = rest.get("size")
     if isinstance(size, Mapping) and size.keys() <= {"longest_edge", "shortest_edge"}:
         # The names that transformers' image processors give to the same two limits.
-        told = {"max_pixels": size.get("longest_edge"), "min_pixels": size.get("shortest_edge")} | {
-            name: value for name, value in told.items() if value is not None
+        limits = {"max_pixels": size.get("longest_edge"), "min_pixels": size.get("shortest_edge")} | {
+            name: value for name, value in limits.items() if value is not None
         }
         del rest["size"]
     if rest:
         extra["mm_processor_kwargs"] = rest
     else:
         del extra["mm_processor_kwargs"]
-    return named.over(read_limits(told, "mm_processor_kwargs"))
+    return named.over(read_limits(limits, "mm_processor_kwargs"))
 
 
-def unread_pictures(sources: Sequence[Any], limits: PixelLimits) -> list[UnreadPicture]:
-    """Pictures outside of messages, each a source or a part, with `limits` where they have none of their own.
+def unread_pictures(sources: Sequence[PictureLike], limits: PixelLimits) -> list[UnreadPicture]:
+    """Return pictures outside of messages, each a source or a part, with `limits` where they have none of their own.
 
     Raises:
         RequestError: a part that is not a picture.
     """
-    found = []
+    pictures = []
     for number, source in enumerate(sources):
         picture = UnreadPicture(source) if not isinstance(source, PARTS) else read_part(source, f"pictures[{number}]")
         if not isinstance(picture, UnreadPicture):
             raise RequestError(f"pictures[{number}] is not a picture", param=f"pictures[{number}]")
-        found.append(dataclasses.replace(picture, limits=picture.limits.over(limits)))
-    return found
+        pictures.append(dataclasses.replace(picture, limits=picture.limits.over(limits)))
+    return pictures
 
 
 def _limited(turn: Turn, limits: PixelLimits) -> Turn:
-    """The turn with the request's `limits` for every picture that has none of its own."""
+    """Return the turn with the request's `limits` for every picture that has none of its own."""
     message, parts = turn
     if limits == NO_LIMITS or all(isinstance(part, TextPart) for part in parts):
         return turn
-    found: list[TextPart | ImagePart | UnreadPicture] = []
+    limited: list[TextPart | ImagePart | UnreadPicture] = []
     for part in parts:
         if isinstance(part, ImagePart):
             part = UnreadPicture(part.picture)
         if isinstance(part, UnreadPicture):
             part = dataclasses.replace(part, limits=part.limits.over(limits))
-        found.append(part)
-    return message, tuple(found)
+        limited.append(part)
+    return message, tuple(limited)
 
 
-def own_extra(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of `extra`: who changes theirs while the request waits changes neither the request nor its key.
+def own_extra(extra: JsonMapping | None) -> JsonObject:
+    """Return a copy of `extra`: who changes theirs while the request waits changes neither the request nor its key.
 
     Raises:
         RequestError: it holds what no request can carry.
     """
-    if not given:
+    if not extra:
         return {}
     try:
-        return copy.deepcopy(dict(given))
+        return copy.deepcopy(dict(extra))
     except (TypeError, ValueError, RecursionError) as exc:
         raise RequestError(f"extra cannot be sent: {exc}", hint="pass only JSON values", param="extra") from exc
 
 
-def sampling_params(given: Mapping[str, Any]) -> SamplingParams:
-    """SamplingParams from keyword arguments.
+def sampling_params(values: JsonMapping) -> SamplingParams:
+    """Return SamplingParams from keyword arguments, which may be of any type yet.
 
     Raises:
         ConfigError: a name that is not one of its fields (the nearest is named), or a value of the wrong type or range.
     """
-    if not given:
+    if not values:
         return GREEDY
     known = SAMPLING_NAMES
-    for name in given:
+    for name in values:
         if name not in known:
             raise ConfigError(f"unknown parameter {name!r}", hint=nearest(name, known), param=name)
     try:
-        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+        return SamplingParams(**{name: value for name, value in values.items() if value is not None})
     except (TypeError, OverflowError) as exc:
         raise ConfigError(f"a sampling parameter has the wrong type: {exc}") from exc
 
 
 def read_tool(tool: ToolLike) -> Tool:
-    """A Tool, or OpenAI's `{"type": "function", "function": {…}}`."""
+    """Return a Tool from one, or from OpenAI's `{"type": "function", "function": {…}}`."""
     if isinstance(tool, Tool):
         return tool
     function = tool.get("function", tool)
@@ -232,28 +298,28 @@ def read_tool(tool: ToolLike) -> Tool:
     )
 
 
-def read_response_format(wanted: ResponseFormatLike | None) -> ResponseFormat:
-    """A ResponseFormat, a pydantic class, or OpenAI's `{"type": "json_schema", "json_schema": {…}}`."""
-    if wanted is None:
+def read_response_format(form: ResponseFormatLike | None) -> ResponseFormat:
+    """Return a ResponseFormat from one, a pydantic class, or OpenAI's `{"type": "json_schema", "json_schema": {…}}`."""
+    if form is None:
         return ResponseFormat()
-    if isinstance(wanted, ResponseFormat):
-        return wanted
-    if isinstance(wanted, type) and issubclass(wanted, BaseModel):
+    if isinstance(form, ResponseFormat):
+        return form
+    if isinstance(form, type) and issubclass(form, BaseModel):
         # Who gives a class reads the answer with it, which checks what no grammar can.
-        schema = without_what_is_checked_afterwards(wanted.model_json_schema())
-        return ResponseFormat("json_schema", schema=schema, name=schema_name(wanted))
-    if not isinstance(wanted, Mapping):
-        raise RequestError(f"response_format cannot be a {type(wanted).__name__}", param="response_format")
-    kind = wanted.get("type")
+        schema = without_what_is_checked_afterwards(form.model_json_schema())
+        return ResponseFormat("json_schema", schema=schema, name=schema_name(form))
+    if not isinstance(form, Mapping):
+        raise RequestError(f"response_format cannot be a {type(form).__name__}", param="response_format")
+    kind = form.get("type")
     if kind in ("text", "json_object"):
         return ResponseFormat(kind)
     if kind == "json_schema":
-        inner = wanted.get("json_schema")
+        inner = form.get("json_schema")
         if not isinstance(inner, Mapping) or not isinstance(inner.get("schema"), Mapping):
             raise RequestError("response_format.json_schema.schema is missing", param="response_format")
         return ResponseFormat(kind, schema=inner["schema"], name=str(inner.get("name") or "answer"))
     if kind == "regex":
-        return ResponseFormat(kind, pattern=str(wanted.get("pattern") or ""))
+        return ResponseFormat(kind, pattern=str(form.get("pattern") or ""))
     if kind == "choice":
-        return ResponseFormat(kind, choices=tuple(str(choice) for choice in wanted.get("choices") or ()))
+        return ResponseFormat(kind, choices=tuple(str(choice) for choice in form.get("choices") or ()))
     raise UnsupportedInputError(f"unknown response_format {kind!r}", param="response_format")

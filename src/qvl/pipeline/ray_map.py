@@ -99,7 +99,7 @@ class Worker:
 
         sources = [cloudpickle.loads(source) for source in table["source"].to_pylist()]
         try:
-            items: list[MapItem | QvlError] = [
+            items: list[MapItem[object] | QvlError] = [
                 replace(item, source=None) for item in self._pipeline.map(sources, **self._call)
             ]
         except QvlError as exc:
@@ -118,7 +118,7 @@ async def map_under_ray(
     replicas: int | None,
     ray_address: str | None,
     progress: bool,
-) -> AsyncGenerator[MapItem, None]:
+) -> AsyncGenerator[MapItem[object], None]:
     """`AsyncPipeline.map` by actors under Ray Data; `call` are its arguments there.
 
     All sources are taken first. Files must be at the same path on every host.
@@ -176,7 +176,7 @@ class _Run:
     def join(self) -> None:
         cluster.join(self._address)
 
-    def take(self) -> list[MapItem] | None:
+    def take(self) -> list[MapItem[object]] | None:
         """The next items in input order, or None at the end."""
         from ray import cloudpickle
         from ray.exceptions import RayError

@@ -11,8 +11,11 @@ import os
 import weakref
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
+from typing_extensions import TypeVar
+
+from qvl.analysis.product import ProductAnalysis
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
 from qvl.errors import AnalysisError
@@ -21,21 +24,20 @@ from qvl.pipeline.async_pipeline import AsyncPipeline
 from qvl.pipeline.call import Call, ChatCall
 from qvl.pipeline.job import CacheMiss
 from qvl.pipeline.map_in_order import MapItem
-from qvl.pipeline.parse_request import question_messages
+from qvl.pipeline.parse_request import AnalyzeParams, MapParams, RequestParams, question_messages
 from qvl.pipeline.portal import _forget_threads, _Loop
 from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
-    from qvl.analysis.product import AnalysisResult, ProductAnalysis
+    from qvl.analysis.product import AnalysisResult
     from qvl.caches.policy import CacheMode
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.parse_message import MessageLike
-    from qvl.pipeline.parse_parts import PictureLike
+    from qvl.pipeline.parse_parts import Pictures
 
-T = TypeVar("T")
+A = TypeVar("A", default=ProductAnalysis)
 R = TypeVar("R")
-_END = object()
 log = logger("qvl.pipeline")
 
 
@@ -58,7 +60,7 @@ class Pipeline:
         min_pixels: int | None = None,
         media: MediaPolicy | None = None,
         concurrency: int | None = None,
-        plugins: Iterable[Any] = (),
+        plugins: Iterable[object] = (),
         **options: Any,
     ) -> None:
         self.pipeline = AsyncPipeline(
@@ -92,89 +94,95 @@ class Pipeline:
 
     def ask(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: Pictures,
         question: str,
         *,
         system: str | None = None,
         cache: CacheMode | None = None,
-        **params: Any,
+        **params: Unpack[RequestParams],
     ) -> Result:
         return self.chat(question_messages(pictures, question, system), cache=cache, **params)
 
     def stream(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: Pictures,
         question: str,
         *,
         system: str | None = None,
         cache: CacheMode | None = None,
-        **params: Any,
+        **params: Unpack[RequestParams],
     ) -> Generator[Chunk, None, None]:
         return self._iterate(self.pipeline.stream(pictures, question, system=system, cache=cache, **params))
 
-    def chat(self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any) -> Result:
+    def chat(
+        self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Unpack[RequestParams]
+    ) -> Result:
         return self._execute(ChatCall(messages, cache, params))
 
     def stream_chat(
-        self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Any
+        self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Unpack[RequestParams]
     ) -> Generator[Chunk, None, None]:
         return self._iterate(self.pipeline.stream_chat(messages, cache=cache, **params))
 
     @overload
-    def analyze(
-        self,
-        pictures: PictureLike | Sequence[PictureLike],
-        *,
-        schema: None = None,
-        language: str | None = None,
-        cache: CacheMode | None = None,
-        **params: Any,
-    ) -> ProductAnalysis: ...
+    def analyze(self, pictures: Pictures, *, schema: type[A] | None = None, **params: Unpack[AnalyzeParams]) -> A: ...
     @overload
+    def analyze(self, pictures: Pictures, *, schema: SchemaLike | None, **params: Unpack[AnalyzeParams]) -> Any: ...
     def analyze(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
-        *,
-        schema: type[T],
-        language: str | None = None,
-        cache: CacheMode | None = None,
-        **params: Any,
-    ) -> T: ...
-    @overload
-    def analyze(
-        self,
-        pictures: PictureLike | Sequence[PictureLike],
-        *,
-        schema: Mapping[str, Any],
-        language: str | None = None,
-        cache: CacheMode | None = None,
-        **params: Any,
-    ) -> Any: ...
-    def analyze(
-        self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: Pictures,
         *,
         schema: SchemaLike | None = None,
         language: str | None = None,
         cache: CacheMode | None = None,
-        **params: Any,
-    ) -> Any:
-        return self.analyze_result(pictures, schema=schema, language=language, cache=cache, **params).value
+        **params: Unpack[RequestParams],
+    ) -> object:
+        return self._execute(self.pipeline.analyze_call(pictures, schema, language, cache, params)).value
 
+    @overload
+    def analyze_result(
+        self, pictures: Pictures, *, schema: type[A] | None = None, **params: Unpack[AnalyzeParams]
+    ) -> AnalysisResult[A]: ...
+    @overload
+    def analyze_result(
+        self, pictures: Pictures, *, schema: SchemaLike | None, **params: Unpack[AnalyzeParams]
+    ) -> AnalysisResult[Any]: ...
     def analyze_result(
         self,
-        pictures: PictureLike | Sequence[PictureLike],
+        pictures: Pictures,
         *,
         schema: SchemaLike | None = None,
         language: str | None = None,
         cache: CacheMode | None = None,
-        **params: Any,
-    ) -> AnalysisResult[Any]:
+        **params: Unpack[RequestParams],
+    ) -> AnalysisResult[object]:
         return self._execute(self.pipeline.analyze_call(pictures, schema, language, cache, params))
 
+    @overload
+    def map(
+        self, sources: Iterable[Pictures], question: str, **params: Unpack[MapParams]
+    ) -> Generator[MapItem[Result], None, None]: ...
+    @overload
     def map(
         self,
-        sources: Iterable[PictureLike | Sequence[PictureLike]],
+        sources: Iterable[Pictures],
+        question: None = None,
+        *,
+        schema: type[A] | None = None,
+        **params: Unpack[MapParams],
+    ) -> Generator[MapItem[A], None, None]: ...
+    @overload
+    def map(
+        self,
+        sources: Iterable[Pictures],
+        question: str | None = None,
+        *,
+        schema: SchemaLike | None,
+        **params: Unpack[MapParams],
+    ) -> Generator[MapItem[Any], None, None]: ...
+    def map(
+        self,
+        sources: Iterable[Pictures],
         question: str | None = None,
         *,
         schema: SchemaLike | None = None,
@@ -186,8 +194,8 @@ class Pipeline:
         engine: str | None = None,
         replicas: int | None = None,
         ray_address: str | None = None,
-        **params: Any,
-    ) -> Generator[MapItem, None, None]:
+        **params: Unpack[RequestParams],
+    ) -> Generator[MapItem[object], None, None]:
         return self._iterate(
             self.pipeline.map(
                 sources,
@@ -235,12 +243,13 @@ class Pipeline:
     def _iterate(self, items: AsyncGenerator[R, None]) -> Generator[R, None, None]:
         """The items of an async generator, one at a time."""
 
-        async def step() -> Any:
-            return await anext(items, _END)
+        async def step() -> R:
+            return await anext(items)
 
         try:
-            while (item := self._loop.call(step)) is not _END:
-                yield item
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    yield self._loop.call(step)
         finally:
             self._loop.end(items)
 

@@ -23,6 +23,7 @@ from qvl.types import ChatRequest, Message
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
+    from qvl.pipeline.parse_request import RequestParams
     from qvl.server.exchange import Exchange
 
 
@@ -80,11 +81,15 @@ async def _analyze(
     exchange: Exchange, wanted: AnalyzeRequest, sources: list[Any], schema: type[BaseModel]
 ) -> AnalysisResult[Any]:
     core = exchange.core
-    params: dict[str, Any] = {"request_id": exchange.request_id}
-    for name in ("max_tokens", "max_pixels", "min_pixels", "seed", "temperature"):
-        value = getattr(wanted, name)
-        if value is not None:
-            params[name] = value
+    params: RequestParams = {
+        "request_id": exchange.request_id,
+        "max_pixels": wanted.max_pixels,
+        "min_pixels": wanted.min_pixels,
+        "seed": wanted.seed,
+        "temperature": wanted.temperature,
+    }
+    if wanted.max_tokens is not None:
+        params["max_tokens"] = wanted.max_tokens
     try:
         return await core.executor.execute(
             AnalyzeCall(

@@ -1,0 +1,39 @@
+"""What an editor knows of a user's program: a type checker in its strict mode finds no fault and nothing unknown."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qvl
+from qvl.pipeline.parse_request import RequestFields, RequestParams
+from qvl.types import SamplingParams
+
+PROGRAM = Path(__file__).with_name("users_program.py")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("basedpyright") is None, reason="basedpyright is not installed")
+def test_nothing_of_a_users_program_is_unknown_to_a_type_checker(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(PROGRAM.read_text().replace("temperature=", "temprature=").replace("bill.value", "bill.valu"))
+    settings = tmp_path / "pyrightconfig.json"
+    settings.write_text(json.dumps({"include": [str(PROGRAM), str(wrong)], "typeCheckingMode": "strict"}))
+    command = [sys.executable, "-m", "basedpyright", "--outputjson", "-p", str(settings)]
+    done = subprocess.run([*command, "--pythonpath", sys.executable], capture_output=True, check=False)
+    faults = json.loads(done.stdout)["generalDiagnostics"]
+    assert [fault for fault in faults if fault["file"] == str(PROGRAM)] == []
+    words = " ".join(fault["message"] for fault in faults)
+    assert 'No parameter named "temprature"' in words
+    assert 'Cannot access attribute "valu"' in words
+
+
+def test_every_parameter_of_a_request_is_known_by_its_name() -> None:
+    own = RequestFields.__annotations__.keys() - {"sampling"}
+    assert RequestParams.__annotations__.keys() == SamplingParams.names() | own | {"max_pixels", "min_pixels"}
+    assert Path(qvl.__file__).with_name("py.typed").is_file(), "without it nobody's checker reads the types"
