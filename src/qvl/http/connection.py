@@ -30,19 +30,19 @@ _TLS_FAILURES: Final = (ssl.SSLError, ConnectionResetError, ConnectionAbortedErr
 
 
 class NoConnectionError(TransportError):
-    """Nobody listens, the name is unknown, TLS fails, or it takes too long."""
+    """No connection: nobody listens, the name is unknown, TLS fails, or it takes too long."""
 
 
 class StaleError(TransportError):
-    """A connection that was used before breaks off without a byte: closed while it idled, as far as can be told."""
+    """A connection that was used before broke off without a byte: most likely the server closed it while it idled."""
 
 
 class TlsError(NoConnectionError):
-    """Somebody listens, but no TLS connection comes about: a certificate that is not trusted, or no TLS at all."""
+    """Somebody listens, but the TLS handshake fails: an untrusted certificate, or no TLS at all."""
 
 
 class LateError(Exception):
-    """The moment until which a wait was allowed has come."""
+    """The deadline of a wait has passed."""
 
 
 class Connection(asyncio.Protocol):
@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def fresh(self) -> bool:
-        """Whether the next request can be sent on it: open, and nothing came that was not asked for."""
+        """True if the next request can be sent on it: it is open, and nothing unexpected came."""
         return not self.closed and not self._came
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -104,11 +104,11 @@ class Connection(asyncio.Protocol):
         self._transport.write(data)
 
     async def head(self, deadline: float | None = None) -> tuple[float, int, dict[str, str]]:
-        """(when its first byte came, status, headers in lower case) of the answer; `deadline` is a time.monotonic().
+        """Return (time of the first byte, status, headers in lower case); `deadline` is a time.monotonic().
 
         Raises:
             StaleError: the connection was used before, and broke off without a byte.
-            HttpError: the connection broke off, or this is no HTTP.
+            TransportError: the connection broke off, or this is not HTTP.
             LateError: it did not come in time.
         """
         data, first = b"", 0.0
@@ -132,10 +132,10 @@ class Connection(asyncio.Protocol):
                 return first, status, headers
 
     async def next_piece(self, body: Body, deadline: float | None = None) -> tuple[float, bytes] | None:
-        """The next bytes of the body with the moment they came at; None at its end. `deadline` is a time.monotonic().
+        """Return the next bytes of the body and the time they came; None at its end. `deadline` is a time.monotonic().
 
         Raises:
-            HttpError: the connection broke off within the body.
+            TransportError: the connection broke off within the body.
             LateError: they did not come in time.
         """
         while not body.done:
@@ -192,7 +192,7 @@ def _give_up(waiter: asyncio.Future[None]) -> None:
 
 
 class Pool:
-    """Connections to one base URL; as many as are wanted, each used again.
+    """Connections to one base URL: as many as there are requests at a time, each used again.
 
     Args:
         url: `/v1` and the like included; user and password in it are not sent, a query stands behind every path.
@@ -214,7 +214,7 @@ class Pool:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url!r} is no URL of an endpoint", hint="as http://127.0.0.1:8000/v1")
+            raise ConfigError(f"{url!r} is not the URL of an endpoint", hint="as http://127.0.0.1:8000/v1")
         secure = parts.scheme == "https"
         self.host = parts.hostname
         self.port = parts.port or (443 if secure else 80)
@@ -229,7 +229,7 @@ class Pool:
         self._closed = False
 
     async def take(self, deadline: float | None = None) -> Connection:
-        """An open connection; `deadline` is a time.monotonic() before which it must be there.
+        """Return an open connection; `deadline` is a time.monotonic() before which it must be there.
 
         Raises:
             NoConnectionError: nobody listens, TLS fails, or it takes longer than `connect_timeout`.
@@ -271,7 +271,7 @@ class Pool:
                 dialing.cancel()
 
     async def _dial(self) -> Connection:
-        """The first address of the host that answers; the next one is tried when one fails or hesitates."""
+        """Return a connection to the first address that answers; the next is tried when one fails or hesitates."""
         loop = asyncio.get_running_loop()
         addresses = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         tries: list[asyncio.Task[Connection]] = []
@@ -317,7 +317,7 @@ class Pool:
             self._idle.pop().abort()
 
     def head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
-        """The head of a request without its last line, for those who send the same one many times.
+        """Return the head of a request without its last line, for callers who send the same one many times.
 
         Raises:
             ConfigError: a header that HTTP cannot carry.
@@ -333,7 +333,7 @@ class Pool:
             raise ConfigError("a header has characters in it that HTTP cannot carry", hint="see the API key") from exc
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
-        """A request as it goes on the wire."""
+        """Return a request as it goes on the wire."""
         length = b"Content-Length: %d\r\n" % len(body) if body else b""
         return self.head(method, path, headers) + length + END + body
 
@@ -348,7 +348,7 @@ def _tls_context(verify: bool | ssl.SSLContext) -> ssl.SSLContext:
 
 
 async def _first(tries: list[asyncio.Task[Connection]], seconds: float | None) -> Connection | None:
-    """The connection that is made first within `seconds`, taken out of `tries`; None also when a try fails."""
+    """Return the connection that is made first within `seconds`, taken out of `tries`; None also when a try fails."""
     pending = [task for task in tries if not task.done()]
     done, _ = await asyncio.wait(pending, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
@@ -359,6 +359,6 @@ async def _first(tries: list[asyncio.Task[Connection]], seconds: float | None) -
 
 
 def _let_go(task: asyncio.Task[Connection]) -> None:
-    """Ends a connection that came when another was taken already."""
+    """End a connection that was made after another was taken."""
     if not task.cancelled() and task.exception() is None:
         task.result().abort()

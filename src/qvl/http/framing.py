@@ -23,23 +23,23 @@ _WINDOWS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
 class TransportError(Exception):
-    """The connection cannot be made, breaks off, or speaks no HTTP."""
+    """The connection cannot be made, breaks off, or does not speak HTTP."""
 
 
 class BrokenAnswerError(TransportError):
-    """What came is no HTTP answer, or one above the limits."""
+    """The answer is not HTTP, or exceeds a limit."""
 
 
 def read_head(data: bytes) -> tuple[int, dict[str, str]]:
     """Return (status, headers in lower case) of an answer's head, which comes without the empty line at its end.
 
     Raises:
-        BrokenAnswerError: this is no HTTP, or it has two different lengths.
+        BrokenAnswerError: this is not HTTP, or it has two different lengths.
     """
     lines = data.decode("latin-1").split("\r\n")
     version, _, status = lines[0].partition(" ")
     if not version.startswith("HTTP/1") or not status[:3].isdecimal():
-        raise BrokenAnswerError(f"the answer is no HTTP: {lines[0][:60]!r}")
+        raise BrokenAnswerError(f"the answer is not HTTP: {lines[0][:60]!r}")
     headers: dict[str, str] = {}
     for line in lines[1:]:
         name, _, value = line.partition(":")
@@ -196,7 +196,7 @@ class _Inflating:
                 allowance -= len(inflated[-1])
                 data = self._inflater.unconsumed_tail or self._inflater.unused_data
         except zlib.error as exc:
-            raise BrokenAnswerError(f"the answer is no {self._encoding}: {exc}") from None
+            raise BrokenAnswerError(f"the answer is not {self._encoding}: {exc}") from None
         if not allowance:
             raise BrokenAnswerError(f"a piece of the answer inflates to more than {MAX_CHUNK} bytes")
         return b"".join(inflated)

@@ -16,21 +16,21 @@ _FIELDS: Final = (b"event:", b"id:", b"retry:", b":")
 
 
 def shorten(text: str, limit: int = 300) -> str:
-    """One line of at most `limit` characters, for an error message."""
+    """Return `text` as one line of at most `limit` characters, for an error message."""
     line = " ".join(text.split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def readable(data: bytes, limit: int = 300) -> str:
-    """Bytes of unknown nature as one short line."""
+    """Return bytes of unknown nature as one short line."""
     return shorten(data[: limit * 8].decode("utf-8", "replace"), limit)
 
 
 class EventReader:
-    """Feed it bytes as they come, get the payloads of whole events.
+    """Splits bytes, fed as they come, into the payloads of whole events.
 
     Raises:
-        BackendResponseError: (from `feed` and `end`) an event above `limit` bytes, or bytes that are no events.
+        BackendResponseError: (from `feed` and `end`) an event above `limit` bytes, or bytes that are not events.
     """
 
     __slots__ = ("_buffer", "_data", "_limit", "_plain", "_scanned", "_started")
@@ -44,7 +44,7 @@ class EventReader:
         self._scanned = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The payloads that are complete after `data`."""
+        """Return the payloads that are complete after `data`."""
         self._buffer += data
         if not self._started and not self._start():
             return []
@@ -58,7 +58,7 @@ class EventReader:
         return events
 
     def end(self) -> list[bytes]:
-        """What the end of the stream completes: a plain JSON body, or a last event without its blank line."""
+        """Return what the end of the stream completes: a plain JSON body, or a last event without its blank line."""
         if self._plain:
             body, self._buffer = bytes(self._buffer), bytearray()
             return [body]

@@ -1,4 +1,4 @@
-"""What goes along to a remote endpoint, so that its spans and ours make one trace."""
+"""Headers that go along to a remote endpoint, so that its spans and ours make one trace."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ class TestWhichWay:
 
     @pytest.mark.parametrize(
         ("encoding", "window", "words"),
-        [("br", 31, "'br'"), ("zstd", 31, "'zstd'"), ("gzip, br", 31, "'gzip, br'"), ("gzip", 15, "no gzip")],
+        [("br", 31, "'br'"), ("zstd", 31, "'zstd'"), ("gzip, br", 31, "'gzip, br'"), ("gzip", 15, "not gzip")],
     )
     async def test_a_compression_that_cannot_be_read_is_said_once(
         self, endpoint: ScriptedEndpoint, encoding: str, window: int, words: str

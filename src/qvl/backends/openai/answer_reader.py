@@ -53,7 +53,7 @@ class ThinkSplitter:
         return at is not None and text.startswith("</think>\n", at)
 
     def split(self, text: str) -> tuple[str, str]:
-        """(text, reasoning) of this piece; what may be the beginning of a tag is kept back."""
+        """Return (text, reasoning) of this piece; what may be the beginning of a tag is kept back."""
         if self._state == "answer":
             return text, ""
         if self._state == "text":
@@ -80,11 +80,11 @@ class ThinkSplitter:
         return self._thinking()
 
     def reasoned_elsewhere(self) -> None:
-        """The endpoint separates reasoning by itself: the content is the answer."""
+        """Note that the endpoint separates reasoning by itself: the content is the answer."""
         self._opened = False
 
     def flush(self, *, cut_off: bool = False) -> tuple[str, str]:
-        """What was kept back when the choice ended; `cut_off` says that it ended for want of tokens."""
+        """Return (text, reasoning) kept back when the choice ended; `cut_off`: it ended for want of tokens."""
         if self._state == "opened":
             rest, self._kept = "".join(self._kept), []
             # A whole answer without the end of a block had none: the next one is not held back for it.
@@ -119,7 +119,7 @@ class ThinkSplitter:
         return "", before[: len(before) - keep]
 
     def _after(self, text: str) -> str:
-        """The line ends between the block and the answer belong to neither."""
+        """Return the beginning of the answer: line ends between the block and the answer belong to neither."""
         rest = text.lstrip("\n")
         if rest:
             self._state = "answer"
@@ -153,7 +153,7 @@ class SurrogateJoiner:
 
 
 class ChoiceReader:
-    """What is kept of one choice between two events."""
+    """The state of one choice between two events."""
 
     __slots__ = ("answered", "calls", "finished", "joiners", "refusal", "think")
 
@@ -174,7 +174,7 @@ class ChoiceReader:
 
 
 class AnswerReader:
-    """Folds nothing, only translates: feed it event payloads, get Chunks.
+    """Translates event payloads, fed one by one, to Chunks.
 
     The chunk with the finish_reason is held back until the usage has come, so that the last chunk of the stream carries
     both. `opened` says that the model's template is known to open the `<think>` block.
@@ -199,7 +199,7 @@ class AnswerReader:
         return any(choice.think.opened_by_template for choice in self._choices.values())
 
     def read(self, payload: bytes) -> list[Chunk]:
-        """The chunks of one event. `[DONE]` sets `done`, and ends what has begun and gave no reason for ending."""
+        """Return the chunks of one event. `[DONE]` sets `done`, and ends what has begun without a finish reason."""
         if payload.strip() == b"[DONE]":
             self.done = True
             return self._after_held(
@@ -229,7 +229,7 @@ class AnswerReader:
         return chunks
 
     def _done(self, index: int, state: ChoiceReader) -> list[Chunk]:
-        """The end of an answer whose endpoint names no reason; nothing where there is no answer, or half a call."""
+        """Return the end of an answer without a finish reason; nothing where there is no answer, or half a call."""
         if state.finished:
             return []
         chunks = self._choice({"index": index, "finish_reason": "stop"})
@@ -237,7 +237,7 @@ class AnswerReader:
         return chunks if state.finished else []
 
     def end(self) -> Chunk:
-        """The last chunk, with finish_reason and usage."""
+        """Return the last chunk, with finish_reason and usage."""
         finished = sum(choice.finished for choice in self._choices.values())
         if self._last is None or finished < self._n:
             if not self._choices:
@@ -316,7 +316,7 @@ class AnswerReader:
 
 
 def read_usage(usage: WireUsage) -> Usage:
-    """Token counts out of an OpenAI usage object; what it does not say is 0."""
+    """Return the token counts of an OpenAI usage object; those it lacks are 0."""
     details = usage.get("prompt_tokens_details") or {}
     return Usage(
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
@@ -327,7 +327,7 @@ def read_usage(usage: WireUsage) -> Usage:
 
 
 def _content(content: str | list[WirePart] | None) -> tuple[str, str]:
-    """(text, refusal); some gateways stream content as parts."""
+    """Return (text, refusal); some gateways stream content as parts."""
     if content is None or isinstance(content, str):
         return content or "", ""
     return "".join(part.get("text") or "" for part in content), "".join(part.get("refusal") or "" for part in content)

@@ -117,7 +117,7 @@ class OpenAIBackend(Backend):
         self._counts = dict.fromkeys(("requests", "retries", "failovers", "failures"), 0)
 
     def _listed(self, base_url: str | Iterable[str | Listed] | None) -> list[Listed]:
-        """The endpoints that are meant, each with its limit."""
+        """Return the endpoints that `base_url` names, each with its limit."""
         if base_url is None:
             base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         if isinstance(base_url, str):
@@ -202,7 +202,7 @@ class OpenAIBackend(Backend):
             self._running -= 1
 
     async def _answer(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        """Attempt after attempt, until an endpoint has begun to answer."""
+        """Yield the answer of the first endpoint that begins one, in attempt after attempt."""
         deadline = began() + self._timeouts.total
         key = request.pictures[0].sha256 if request.pictures else None
         cost = picture_tokens(request)
@@ -282,7 +282,7 @@ class OpenAIBackend(Backend):
                 yield chunk
 
     async def _next_round(self, attempts: Attempts, rounds: int, deadline: float) -> None:
-        """Waits until an endpoint may be asked again, or raises what all of them said."""
+        """Wait until an endpoint may be asked again, or raise one error for all of them."""
         candidates = [m.name for m in self._pool.members if m.name not in attempts.never and not m.draining]
         wait = self._retry.delay(rounds, attempts.asked_to_wait())
         if candidates:
@@ -294,7 +294,7 @@ class OpenAIBackend(Backend):
         attempts.round.clear()
 
     def endpoints(self) -> list[EndpointState]:
-        """Every endpoint as it stands now."""
+        """Return the state of every endpoint."""
         return self._pool.snapshot()
 
     async def check(self) -> list[EndpointState]:
@@ -361,12 +361,12 @@ class OpenAIBackend(Backend):
 
 
 def _repeatable(request: ChatRequest) -> bool:
-    """Whether it leaves nothing behind at the endpoint, so that it may be sent once more."""
+    """True if the request leaves nothing behind at the endpoint, so that it may be sent once more."""
     return not request.extra.get("store")
 
 
 def _is_small(request: ChatRequest) -> bool:
-    """Whether its pictures are ready to be sent, and next to nothing to write."""
+    """True if its pictures are ready to be sent, and cost next to nothing to write."""
     most = request.max_pixels
     return all(
         picture.at_hand and len(picture.data) <= SMALL and (most is None or picture.width * picture.height <= most)
@@ -375,7 +375,7 @@ def _is_small(request: ChatRequest) -> bool:
 
 
 def picture_tokens(request: ChatRequest) -> float:
-    """The estimated prompt: one token for each 32 x 32 pixels of every picture, one for each 4 characters of text."""
+    """Return the estimated prompt tokens: one for each 32 x 32 pixels of a picture and each 4 characters of text."""
     total = 1.0
     for message in request.messages:
         total += len(message.text) / TEXT_PER_TOKEN

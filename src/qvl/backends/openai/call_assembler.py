@@ -1,4 +1,4 @@
-"""Tells the tool calls of one streamed choice apart, however their endpoint numbers and names them."""
+"""Assigns streamed pieces of tool calls to their calls, however the endpoint numbers and names them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qvl.types import ToolCallDelta
 
 @dataclass(slots=True)
 class PartialCall:
-    """What has come of one call."""
+    """The part of one call that has come so far."""
 
     index: int | None
     id: str | None = None
@@ -50,7 +50,7 @@ class CallAssembler:
         return all(call.whole or not call.arguments.strip() for call in self._calls)
 
     def read(self, calls: Iterable[WireToolCall]) -> tuple[ToolCallDelta, ...]:
-        """The pieces of one event, each with its call's index; id and name come once."""
+        """Return the pieces of one event, each with its call's index; id and name come once."""
         calls = list(calls)
         return tuple(self._read(call, position if len(calls) > 1 else None) for position, call in enumerate(calls))
 
@@ -84,7 +84,7 @@ class CallAssembler:
         return at
 
     def _of_same_id(self, piece: PartialCall) -> int | None:
-        """The latest call of this id, unless another index says that it is another call."""
+        """Return the index of the latest call of this id, unless another index says that it is another call."""
         if piece.id is None:
             return None
         for at in range(len(self._calls) - 1, -1, -1):

@@ -45,7 +45,7 @@ log = logger("qvl.backends.openai")
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds: until connected, until the first token, between tokens, and for everything, retries included."""
+    """Limits in seconds: until connected, to the first token, between tokens, for everything with retries."""
 
     connect: float = 5.0
     first_token: float = 120.0
@@ -60,12 +60,12 @@ class Timeouts:
 
 
 def read_url(url: str) -> str:
-    """The base URL as it is used: no slash at its end, `/v1` where no path is given.
+    """Return the base URL as it is used: no slash at its end, `/v1` where no path is given.
 
     Raises:
         ConfigError: it is not an http(s) URL.
     """
-    # What stands before an @ or behind a ? may be a secret, also where it is no URL.
+    # What stands before an @ or behind a ? may be a secret, also where it is not a URL.
     invalid = ConfigError(
         f"{url.rpartition('@')[2].partition('?')[0]!r} is not the URL of an endpoint",
         hint="such as http://host:8000/v1",
@@ -83,7 +83,7 @@ def read_url(url: str) -> str:
 
 
 def split_urls(text: str) -> list[str]:
-    """The URLs of a list with commas between them; a comma in a query belongs to it."""
+    """Return the URLs of a list with commas between them; a comma in a query belongs to it."""
     urls: list[str] = []
     for piece in text.split(","):
         if urls and "?" in urls[-1] and not _SCHEME.match(piece):
@@ -94,7 +94,7 @@ def split_urls(text: str) -> list[str]:
 
 
 def shown_url(url: str) -> str:
-    """The URL for errors, logs and metrics: without user and password, a query by its hash, as it may be a secret."""
+    """Return the URL for errors, logs and metrics: without user and password, a query by its hash (a secret)."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", _digest(parts.query)[:8]))
 
@@ -130,13 +130,13 @@ class Endpoint:
 
     @property
     def identity(self) -> str:
-        """As `url`, for cache keys: with enough of the hash that no two queries are one."""
+        """The `url` for cache keys, with enough of the hash that no two queries are one."""
         return self.url.partition("#")[0] + (
             f"#{digest[:16]}" if (digest := _digest(urlsplit(self.base_url).query)) else ""
         )
 
     async def open(self) -> None:
-        """Makes the ways there; connects to nothing yet.
+        """Make the transports; connects to nothing yet.
 
         Raises:
             MissingDependencyError: the openai package is not installed.
@@ -195,7 +195,7 @@ class Endpoint:
         repeatable: bool = True,
         thinks: bool = False,
     ) -> AsyncGenerator[Chunk, None]:
-        """The answer to a chat completion body with `"stream": true`; `deadline` by time.monotonic().
+        """Yield the answer to a chat completion body with `"stream": true`; `deadline` by time.monotonic().
 
         `request_id` goes along as `X-Request-Id`, so that the logs of both sides can be laid side by side. One that is
         not `repeatable` is never sent twice, also where nobody can tell whether it arrived. `thinks` says that the
@@ -255,7 +255,7 @@ class Endpoint:
             raise self._late("no first token", began) from exc
 
     async def _payloads(self, reply: Reply, events: EventReader, by: float, started: bool) -> tuple[list[bytes], bool]:
-        """The events that the next bytes complete, and whether those were the last."""
+        """Return (events that the next bytes complete, True if those were the last)."""
         began = time.monotonic()
         try:
             data = await reply.read(by)
@@ -268,7 +268,7 @@ class Endpoint:
             raise self._late("no further token" if started else "no first token", began) from exc
 
     def _closing(self, failed: Failed) -> Failed:
-        """Closing makes a read fail in words of its own; what happened then is that we were closed."""
+        """Return the failure to raise: a read that failed because the backend was closed says so."""
         if not self._closed:
             return failed
         closed = down("closed while a request was running", self.url, untouched=False)
@@ -281,7 +281,7 @@ class Endpoint:
         )
 
     async def models(self) -> list[ListedModel]:
-        """What GET /models lists; empty when the endpoint has no such list."""
+        """Return the entries of GET /models."""
         data = bytearray()
         began = time.monotonic()
         by = began + self.timeouts.connect + min(10.0, self.timeouts.first_token)
@@ -298,7 +298,7 @@ class Endpoint:
         except LateError as exc:
             raise self._late("no list of models", began) from exc
         except ValueError as exc:
-            raise broken(f"the list of models is no JSON: {readable(bytes(data))}", self.url) from exc
+            raise broken(f"the list of models is not JSON: {readable(bytes(data))}", self.url) from exc
         finally:
             await reply.close()
         return list(filter(_is_model, entries or ()))

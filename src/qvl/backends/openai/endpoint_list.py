@@ -18,7 +18,7 @@ class Listed:
     """An endpoint as its user lists it: `weight` is its share of the load, `limit` its most requests at a time.
 
     Raises:
-        ConfigError: it is no URL, or a figure that cannot be.
+        ConfigError: it is not a URL, or a figure is out of range.
     """
 
     url: str
@@ -34,12 +34,12 @@ class Listed:
 
     @property
     def name(self) -> str:
-        """What the endpoint is called in errors, logs and metrics: the URL without its secrets."""
+        """The name of the endpoint in errors, logs and metrics: the URL without its secrets."""
         return shown_url(self.url)
 
 
 def by_name(listed: Iterable[Listed]) -> dict[str, Listed]:
-    """The endpoints by their names.
+    """Return the endpoints by their names.
 
     Raises:
         ConfigError: none, or one of them twice.
@@ -55,7 +55,7 @@ def by_name(listed: Iterable[Listed]) -> dict[str, Listed]:
 
 
 def read_endpoint_list(path: str | Path) -> list[Listed]:
-    """The endpoints in a file: a URL a line, then `weight=` and `limit=` if wanted; `#` starts a comment.
+    """Return the endpoints in a file: a URL a line, then `weight=` and `limit=` if wanted; `#` starts a comment.
 
     Raises:
         ConfigError: the file cannot be read, has a line that is not an endpoint, one twice, or none.
@@ -63,7 +63,7 @@ def read_endpoint_list(path: str | Path) -> list[Listed]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
-        reason = getattr(exc, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(exc, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"the endpoint list {path} cannot be read: {reason}", hint=_HINT) from exc
     endpoints = []
     for number, line in enumerate(lines, start=1):

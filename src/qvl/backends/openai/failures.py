@@ -1,4 +1,4 @@
-"""What endpoints say when they do not answer, in the words of our error tree.
+"""The failures of endpoints, as errors of our tree.
 
 Every peer has its own error body: OpenAI's `{"error": {…}}`, vLLM's with an int code or `{"error": "text"}`, SGLang's
 and LMDeploy's flat `{"object": "error", …}`, FastAPI's `{"detail": …}`, plain text, and a proxy's HTML. The text is
@@ -53,7 +53,7 @@ _TAG: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]{0,2000}>", re.S | 
 
 
 class Repeat(enum.Enum):
-    """Where the same request may be sent once more, as long as nothing was handed on."""
+    """The endpoints to which the same request may be sent once more, as long as nothing was handed on."""
 
     ANYWHERE = "anywhere"
     ELSEWHERE = "elsewhere"
@@ -61,7 +61,7 @@ class Repeat(enum.Enum):
 
 
 class Blame(enum.Enum):
-    """What a failure says about its endpoint: nothing, busy, at fault, not there."""
+    """The verdict of a failure on its endpoint: none, busy, at fault, not there."""
 
     NONE = "none"
     BUSY = "busy"
@@ -87,12 +87,12 @@ class Failed(Exception):
 
 
 def broken(message: str, where: str) -> Failed:
-    """The endpoint sent something that is not an answer."""
+    """Return the failure of an endpoint that sent something other than an answer."""
     return Failed(BackendResponseError(f"{where}: {message}"), Repeat.ELSEWHERE, Blame.FAULT)
 
 
 def cut_off(message: str, where: str) -> Failed:
-    """The connection ended before the answer did."""
+    """Return the failure of a connection that ended before the answer did."""
     return Failed(BackendResponseError(f"{where}: {message}"), Repeat.ANYWHERE, Blame.FAULT)
 
 
@@ -107,7 +107,7 @@ def too_slow(message: str, where: str, *, hint: str | None = None) -> Failed:
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """What an error body says, whatever its shape."""
+    """The fields of an error body, whatever its shape."""
 
     message: str
     type: str | None = None
@@ -167,7 +167,7 @@ def _dump(value: object) -> str:
 
 
 def from_status(status: int, body: object, headers: Mapping[str, str], where: str) -> Failed:
-    """The failure behind an HTTP status of 400 and above."""
+    """Return the failure behind an HTTP status of 400 and above."""
     details = read_error_body(body)
     text = f"{where} answered {status}: {details.message or 'no text'}"
     failed = _by_status(status, details, text, read_retry_after(headers))
@@ -180,7 +180,7 @@ def from_status(status: int, body: object, headers: Mapping[str, str], where: st
 
 
 def from_event(error: object, where: str) -> Failed:
-    """The failure behind an `{"error": …}` event inside a stream."""
+    """Return the failure behind an `{"error": …}` event inside a stream."""
     details = read_error_body({"error": error})
     text = f"{where} ended the stream with an error: {details.message or 'no text'}"
     if details.status is None or details.status < 400:
@@ -249,7 +249,7 @@ def _refused(status: int, details: ErrorBody, text: str) -> Failed:
 
 
 def import_openai() -> ModuleType:
-    """The openai package.
+    """Return the openai package.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -264,7 +264,7 @@ def import_openai() -> ModuleType:
 
 
 def http_library() -> ModuleType:
-    """The HTTP package under the installed openai client: httpx2 for openai 3.x, httpx for 2.x."""
+    """Return the HTTP package under the installed openai client: httpx2 for openai 3.x, httpx for 2.x."""
     import importlib
 
     bases = import_openai().DefaultAsyncHttpxClient.__mro__

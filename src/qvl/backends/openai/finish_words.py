@@ -1,4 +1,4 @@
-"""What the finish reasons of endpoints mean, whatever words their dialects have for it."""
+"""The meanings of finish reasons, in the words of every dialect."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _HUMP: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 
 
 def meaning_of(reason: object) -> str | None:
-    """length, tool_calls, given_up, withheld, refused or stop; None for what says that the answer goes on."""
+    """Return length, tool_calls, given_up, withheld, refused or stop; None for what says that the answer goes on."""
     # Gemini's are written in capitals, others with hyphens, with spaces or as maxTokens; FINISH_REASON_ is an enum's.
     word = re.sub(r"[\s-]+", "_", _HUMP.sub("_", str(reason or "").strip())).lower().rpartition("finish_reason_")[2]
     if word in ("", "null", "none", "unspecified"):

@@ -34,7 +34,7 @@ PROBED: Final[dict[tuple[str, str, str], Findings]] = {}
 
 @dataclass(slots=True)
 class Line:
-    """What a pool member stands for: the endpoint, and what was found out about it."""
+    """The target of a pool member: an endpoint and the findings of its probe."""
 
     endpoint: Endpoint
     findings: Findings | None = None
@@ -60,7 +60,7 @@ class Attempts:
         return frozenset(self.round | self.never)
 
     def asked_to_wait(self) -> float | None:
-        """The shortest Retry-After among the endpoints that may be asked again."""
+        """Return the shortest Retry-After among the endpoints that may be asked again."""
         waits = [
             f.retry_after for url, f in self.failures.items() if f.retry_after is not None and url not in self.never
         ]
@@ -97,7 +97,7 @@ class Fleet:
         self._account = account
 
     def peek_capabilities(self) -> Capabilities | None:
-        """What is known without asking anybody."""
+        """Return the common capabilities, where they are known without asking anybody."""
         if not self._probes:
             return self.capabilities
         known = [PROBED.get(self._probe_key(member.target.endpoint)) for member in self.pool.members]
@@ -172,7 +172,7 @@ class Fleet:
             self.capabilities = known[0].capabilities if len(known) == 1 else common(known)
 
     async def findings_of(self, line: Line) -> Findings:
-        """What `line` can do; asked now if it was not before.
+        """Return what `line` can do; it is probed now if it was not before.
 
         Raises:
             Failed: it does not answer.
@@ -198,7 +198,7 @@ class Fleet:
         return endpoint.base_url, self.model, self._account
 
     async def _with_models(self, failed: Failed, endpoint: Endpoint) -> Failed:
-        """An unknown model gets the names that the endpoint knows."""
+        """Return `failed`; an unknown model gets the names that the endpoint knows as its hint."""
         if isinstance(failed.error, UnknownNameError):
             try:
                 known = [entry["id"] for entry in await endpoint.models()]
@@ -307,7 +307,7 @@ class Fleet:
         return list(members)
 
     def _missing(self, names: Set[str], listed: Mapping[str, Listed]) -> list[Member[Line]]:
-        """New members for those of `names` that the pool does not have, in the order of `wanted`."""
+        """Return new members for those of `names` that the pool does not have, in the order of `wanted`."""
         present = {member.name for member in self.pool.members}
         missing = (one for name, one in listed.items() if name in names - present)
         return [self._make(one.url, one.weight, one.limit) for one in missing]
@@ -321,7 +321,7 @@ class Fleet:
         await asyncio.gather(*(self._retire(member, timeout) for member in members))
 
     def verdict(self, attempts: Attempts) -> QvlError | Failed:
-        """One error for a request that no endpoint could answer, naming each."""
+        """Return one error for a request that no endpoint could answer, naming each."""
         if len(self.pool) == 1 and len(attempts.failures) == 1:
             return next(iter(attempts.failures.values()))
         messages = {m.name: m.last_error for m in self.pool.members if m.last_error}

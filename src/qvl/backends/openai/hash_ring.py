@@ -29,7 +29,7 @@ class HashRing:
         self._names = len(weights)
 
     def order(self, key: str) -> Iterator[str]:
-        """Every name once: the owner of `key` first, then who would own it if those before were gone."""
+        """Yield every name once: the owner of `key` first, then who would own it if those before were gone."""
         if not self._points:
             return
         start = bisect_left(self._points, _point(key))

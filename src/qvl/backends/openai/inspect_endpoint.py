@@ -1,4 +1,4 @@
-"""What a person wants to know of an endpoint: is it there, what does it serve, what can it do, how fast is it."""
+"""The facts about an endpoint for a person: is it there, what does it serve, what can it do, how fast is it."""
 
 from __future__ import annotations
 

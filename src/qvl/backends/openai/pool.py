@@ -1,4 +1,4 @@
-"""Which endpoint gets the next request.
+"""The choice of the endpoint for the next request.
 
 Least outstanding picture tokens, round robin, or picture affinity; health from live traffic; an endpoint that fails
 rests, each time longer, and is tried again by one request. Knows nothing of HTTP: a member carries any `target`, and
@@ -90,7 +90,7 @@ class Ticket(Generic[T]):
         self._released = False
 
     def first_token(self) -> None:
-        """The endpoint answers: what is known against it is forgotten."""
+        """Note that the endpoint answers: its failures are forgotten."""
         self._pool.recovered(self.member)
         took = self._pool.clock() - self._started
         self.member.first_token += (took - self.member.first_token) * (0.2 if self.member.first_token else 1.0)
@@ -141,7 +141,7 @@ class EndpointPool(Generic[T]):
         return len(self._waiting)
 
     def add(self, member: Member[T]) -> None:
-        """Takes a member in.
+        """Add a member.
 
         Raises:
             ConfigError: its name is taken, or its weight or limit cannot be.
@@ -157,7 +157,7 @@ class EndpointPool(Generic[T]):
         self._reshape()
 
     def find(self, name: str) -> Member[T]:
-        """The member of that name.
+        """Return the member of that name.
 
         Raises:
             UnknownNameError: there is none.
@@ -176,7 +176,7 @@ class EndpointPool(Generic[T]):
         return member
 
     def drain(self, name: str) -> Member[T]:
-        """No new requests for it."""
+        """Give a member no further requests."""
         member = self.find(name)
         member.draining = True
         self._reshape()
@@ -199,7 +199,7 @@ class EndpointPool(Generic[T]):
     async def acquire(
         self, *, cost: float = 1.0, key: str | None = None, exclude: frozenset[str] = frozenset(), until: float
     ) -> Ticket[T] | None:
-        """A place at the best endpoint that is not in `exclude`; waits while those that are up are full.
+        """Return a ticket for the best endpoint that is not in `exclude`; waits while those that are up are full.
 
         None: no endpoint is left that could be asked now (all are excluded, resting or busy).
 
@@ -282,7 +282,7 @@ class EndpointPool(Generic[T]):
         self._wake(1)
 
     def recovered(self, member: Member[T]) -> None:
-        """An answer came, or a health check passed."""
+        """Close the circuit of a member that answered or passed a health check."""
         back = member.resting
         member.faults = member.open_count = 0
         member.open_until = member.busy_until = 0.0
@@ -291,12 +291,12 @@ class EndpointPool(Generic[T]):
             self._wake(len(self._waiting))
 
     def try_now(self, member: Member[T]) -> None:
-        """Ends a rest early: the next request is the one that tries."""
+        """End a rest early: the next request is the one that tries."""
         member.open_until = 0.0
         self._wake(1)
 
     def record_failure(self, member: Member[T], failure: Failed) -> None:
-        """Counts a failure; rests the member when it is down, or at fault several times in a row."""
+        """Count a failure; rest the member when it is down, or at fault several times in a row."""
         member.failures += 1
         member.last_error = str(failure.error.message)
         now = self.clock()
@@ -318,7 +318,7 @@ class EndpointPool(Generic[T]):
         member.open_until = now + length * (1 - 0.25 * self._rng.random())
 
     def next_chance(self, exclude: frozenset[str] = frozenset()) -> float:
-        """Seconds until an endpoint ends its rest or is no longer busy; 0 when one could be asked now."""
+        """Return the seconds until an endpoint ends its rest or is no longer busy; 0 when one could be asked now."""
         now = self.clock()
         waits = [
             max(0.0, (m.open_until if m.resting else m.busy_until) - now)
@@ -328,7 +328,7 @@ class EndpointPool(Generic[T]):
         return min(waits, default=0.0)
 
     def unavailable_reason(self) -> str | None:
-        """Why no endpoint can be asked now, naming each; None when one can."""
+        """Return the reason why no endpoint can be asked now, naming each; None when one can."""
         if any(not m.resting and not m.draining for m in self._members.values()):
             return None
         return "; ".join(f"{m.name}: {m.last_error or 'draining'}" for m in self._members.values()) or "no endpoint"
@@ -375,7 +375,7 @@ def _state(member: Member[T], now: float) -> str:
 
 
 def weights_by_url(urls: Iterable[str], weights: Mapping[str, float] | Iterable[float] | None) -> dict[str, float]:
-    """The weight of each URL, given as a mapping or in the order of the URLs; 1 where nothing is said.
+    """Return the weight of each URL, from a mapping or in the order of the URLs; 1 where nothing is said.
 
     Raises:
         ConfigError: a mapping names another URL, or there are more or fewer weights than URLs.

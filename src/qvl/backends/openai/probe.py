@@ -1,4 +1,4 @@
-"""What an endpoint can really do, asked once.
+"""A probe of what an endpoint can really do.
 
 Servers ignore what they do not know, in silence: a schema, a picture, `n`. So each feature is asked for in a way that
 shows whether it was obeyed: a word no free model would write, a picture that must lengthen the prompt, a sampling
@@ -36,7 +36,7 @@ _WORDS: Final = "Answer with the single digit 1."
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What is known of an endpoint: `models` are the ids it lists (empty when it has no list)."""
+    """The capabilities and the dialect of an endpoint; `models` are the ids it lists (empty when it has no list)."""
 
     capabilities: Capabilities
     dialect: Dialect
@@ -205,7 +205,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
 
 
 def common(findings: list[Findings]) -> Capabilities:
-    """What all of several endpoints can do."""
+    """Return the capabilities that several endpoints have in common."""
     every = [one.capabilities for one in findings]
     contexts = [have.max_context for have in every if have.max_context is not None]
     return Capabilities(
@@ -257,7 +257,7 @@ class _Asker:
         self.dialect = Dialect()
 
     async def learn_dialect(self) -> Answered:
-        """Asks a plain question, giving up one peculiarity after the other as long as the endpoint names it."""
+        """Return the answer to a plain question, adapting the dialect as long as a refusal names a field."""
         for _ in range(4):
             try:
                 return await self.ask(_WORDS, {}, max_tokens=8)
@@ -290,7 +290,7 @@ class _Asker:
         return feature.obeyed(answer, base)
 
     async def accepts(self, fields: Mapping[str, Mapping[str, object]]) -> set[str]:
-        """The names whose fields are not refused: asked for together, and one by one only if that is refused."""
+        """Return the names whose fields are not refused: asked for together, and one by one only if that is refused."""
         try:
             await self.ask(_WORDS, {k: v for several in fields.values() for k, v in several.items()}, max_tokens=1)
         except Failed as failed:
@@ -302,7 +302,7 @@ class _Asker:
         return set(fields)
 
     async def sees(self, base: Answered) -> bool:
-        """A picture was accepted, and made the prompt longer than the same words alone."""
+        """True if a picture was accepted, and made the prompt longer than the same words alone."""
         parts: list[WirePart] = [
             {"type": "image_url", "image_url": {"url": _picture()}},
             {"type": "text", "text": _WORDS},
@@ -352,13 +352,13 @@ class _Asker:
 
 
 def raise_unless_refused(failed: Failed) -> None:
-    """A refusal says that the feature is absent; any other failure says nothing about it."""
+    """Raise `failed` unless it is a refusal, which says that the feature is absent."""
     if not isinstance(failed.error, RequestError | UnknownNameError | BackendResponseError | DeviceMemoryError):
         raise failed
 
 
 def _picture(edge: int = 64) -> str:
-    """A red square as a PNG data URL, made without an imaging library."""
+    """Return a red square as a PNG data URL, made without an imaging library."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""When to ask again, and how long to wait first.
+"""The number of retries and the wait before each.
 
 The figures are the openai client's own (0.5 s doubling to 8 s, a quarter of it random, `Retry-After` up to two
 minutes), so that moving to qvl does not change how hard an endpoint is pressed.
@@ -20,7 +20,7 @@ LONGEST_RETRY_AFTER: Final = 120.0
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """`max_retries` further rounds after the first; delays in seconds."""
+    """The limits of retries: `max_retries` further rounds after the first; delays in seconds."""
 
     max_retries: int = 2
     first_delay: float = 0.5
@@ -32,7 +32,7 @@ class RetryPolicy:
             raise ConfigError(f"max_retries={self.max_retries} is out of range", hint="0 to 100", param="max_retries")
 
     def delay(self, attempt: int, retry_after: float | None = None, *, rng: random.Random | None = None) -> float:
-        """Seconds before attempt number `attempt + 1`: what the endpoint asked for, else capped exponential."""
+        """Return the seconds before attempt number `attempt + 1`: as the endpoint asked, else capped exponential."""
         chance = (rng or random).random()
         if retry_after is not None:
             # A little later than asked, so that clients that were refused together do not return together.
@@ -41,7 +41,7 @@ class RetryPolicy:
 
 
 def read_retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """Seconds to wait by `retry-after-ms` or `retry-after` (seconds or an HTTP date); None when not said.
+    """Return the seconds to wait by `retry-after-ms` or `retry-after` (seconds or an HTTP date); None when not said.
 
     `headers` must be case-insensitive or in lower case. A date in the past is 0.
     """

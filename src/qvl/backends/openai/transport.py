@@ -1,4 +1,4 @@
-"""How a request travels to an endpoint: straight over a connection of ours, or through the openai package's client.
+"""The two ways of a request to an endpoint: straight over our own connection, or through the openai package's client.
 
 Both send what the openai client would send: its authentication, its organisation and project, its user agent, the
 headers of its environment. The straight way is taken wherever it can go; what it cannot do (a proxy, a redirect, a user
@@ -50,7 +50,7 @@ class Reply(ABC):
 
     @abstractmethod
     async def read(self, deadline: float) -> bytes:
-        """The next bytes, b"" at the end. `deadline` is a time.monotonic().
+        """Return the next bytes, b"" at the end. `deadline` is a time.monotonic().
 
         Raises:
             Failed: the connection broke off, or the answer is larger than MAX_ANSWER_BYTES.
@@ -69,7 +69,7 @@ class Transport(ABC):
     async def chat(self, body: bytes, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
         """POST /chat/completions. `deadline` is a time.monotonic() before which the head of the answer must be there.
 
-        `repeatable`: whether it may be sent once more where nobody can tell if it arrived.
+        `repeatable`: it may be sent once more where nobody can tell if it arrived.
 
         Raises:
             Failed: no connection, or a status of 400 and above.
@@ -117,7 +117,7 @@ class StraightTransport(Transport):
         return await self._send(self._models, deadline, repeatable=True)
 
     async def _send(self, request: bytes, deadline: float, *, repeatable: bool) -> Reply:
-        """On a connection that is there already; on a new one when that turns out to have been closed meanwhile."""
+        """Send on an idle connection; on a new one when that turns out to have been closed meanwhile."""
         try:
             return await self._send_once(request, deadline)
         except StaleError as exc:
@@ -277,7 +277,7 @@ class SdkReply(Reply):
 
 
 def goes_straight(url: str) -> bool:
-    """Whether the straight way can lead to `url`: no proxy is configured for it, and it is nothing but an address."""
+    """True if the straight way can lead to `url`: no proxy is configured for it, and it has no user."""
     parts = urlsplit(url)
     if parts.username is not None:
         return False
@@ -285,7 +285,7 @@ def goes_straight(url: str) -> bool:
 
 
 def _proxy_of(url: str) -> tuple[str, str] | None:
-    """The variable and the proxy that the environment names for `url`, as HTTP libraries read it."""
+    """Return the variable and the proxy that the environment names for `url`, as HTTP libraries read it."""
     parts, proxies = urlsplit(url), getproxies()
     scheme = next((scheme for scheme in (parts.scheme, "all") if proxies.get(scheme)), None)
     if scheme is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
@@ -328,12 +328,12 @@ def through_proxies(client: Callable[..., T], *, url: str, **options: object) ->
 
 
 def _is_of_a_proxy(exc: Exception) -> bool:
-    # InvalidURL is no ValueError, and of whichever HTTP library the client is.
+    # InvalidURL is not a ValueError, and of whichever HTTP library the client is.
     return isinstance(exc, ImportError | ValueError) or type(exc).__name__ == "InvalidURL"
 
 
 def repeating(query: Sequence[tuple[str, str]]) -> Callable[[httpx.Request], Awaitable[None]]:
-    """A request hook: of a name that stands several times in the `query`, the openai client sends the last alone."""
+    """Return a request hook that restores repeated names of `query`: the openai client sends the last alone."""
 
     async def repeat(request: httpx.Request) -> None:
         if len(dict(query)) < len(query) and parse_qsl(request.url.query.decode(), True) == [*dict(query).items()]:
@@ -343,7 +343,7 @@ def repeating(query: Sequence[tuple[str, str]]) -> Callable[[httpx.Request], Awa
 
 
 def headers_of(client: AsyncOpenAI) -> dict[str, str]:
-    """What an `openai.AsyncOpenAI` sends with every request, but for what it tells of itself (`X-Stainless-…`)."""
+    """Return the headers of every request of an `openai.AsyncOpenAI`, but for those about itself (`X-Stainless-…`)."""
     headers: dict[str, tuple[str, str]] = {}
     for name, value in {**client.auth_headers, **client.default_headers}.items():
         if isinstance(value, str) and not name.lower().startswith("x-stainless-"):
@@ -352,7 +352,7 @@ def headers_of(client: AsyncOpenAI) -> dict[str, str]:
 
 
 def bounding(http: ModuleType) -> Callable[[httpx.Response], Awaitable[None]]:
-    """A response hook: bodies end at a bound, so that neither an error page nor an answer can fill the memory.
+    """Return a response hook that bounds bodies, so that neither an error page nor an answer can fill the memory.
 
     What an error says also ends after ERROR_SECONDS.
     """
@@ -388,7 +388,7 @@ def bounding(http: ModuleType) -> Callable[[httpx.Response], Awaitable[None]]:
 
 
 def tls_of(http: ModuleType, verify: bool | str) -> ssl.SSLContext:
-    """The TLS context that the HTTP library `http` would take.
+    """Return the TLS context that the HTTP library `http` would take.
 
     Raises:
         ConfigError: `verify` names no certificate file.
@@ -403,7 +403,7 @@ def tls_of(http: ModuleType, verify: bool | str) -> ssl.SSLContext:
 
 
 async def _error_body(connection: Connection, body: Body, deadline: float) -> bytes:
-    """The beginning of an error's body, as far as it comes."""
+    """Return the beginning of an error's body, as far as it comes."""
     data, deadline = bytearray(), min(deadline, time.monotonic() + ERROR_SECONDS)
     with contextlib.suppress(TransportError, LateError):
         while len(data) < MAX_ERROR_BYTES and (piece := await connection.next_piece(body, deadline)) is not None:
@@ -412,7 +412,7 @@ async def _error_body(connection: Connection, body: Body, deadline: float) -> by
 
 
 def _own_headers(request_id: str) -> dict[str, str]:
-    """The headers of this request alone: its id, and what ties the endpoint's spans to ours."""
+    """Return the headers of this request alone: its id, and what ties the endpoint's spans to ours."""
     headers = {name: value for name, value in CARRIED.get().items() if _plain(value)}
     if _plain(request_id):
         headers["X-Request-Id"] = request_id
@@ -420,5 +420,5 @@ def _own_headers(request_id: str) -> dict[str, str]:
 
 
 def _plain(request_id: str) -> bool:
-    """Whether it can stand in a header."""
+    """True if it can stand in a header."""
     return bool(request_id) and request_id.isascii() and request_id.isprintable()

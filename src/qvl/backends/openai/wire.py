@@ -80,7 +80,7 @@ class WireBody(TypedDict, total=False):
 
 
 class WireDelta(TypedDict, total=False):
-    """What an event brings of one choice, or the whole message of it."""
+    """The part of one choice that an event brings, or its whole message."""
 
     content: str | list[WirePart] | None
     reasoning_content: str | None

@@ -120,15 +120,15 @@ class RayBackend(Backend):
         return self._about[0].capabilities if self._about else Capabilities()
 
     def identity(self) -> JsonObject:
-        """That of the replicas' own backend: the same question has the same key with Ray and without."""
+        """Return the identity of the replicas' own backend: the same question has the same key with Ray and without."""
         return dict(self._about[0].identity) if self._about else super().identity()
 
     def replicas(self) -> tuple[About, ...]:
-        """The replicas as they were when the backend was opened."""
+        """Return the replicas as they were when the backend was opened."""
         return self._about
 
     def describe(self) -> str:
-        """One line: how many replicas, on what, over how many hosts."""
+        """Return one line: how many replicas, on what, over how many hosts."""
         if not self._about:
             return "not open"
         kinds = ", ".join(sorted({about.device or "?" for about in self._about}))
@@ -236,13 +236,13 @@ class RayBackend(Backend):
             self._running -= 1
 
     def _repeatable(self, request: ChatRequest) -> ChatRequest:
-        """The same request, with a seed if it samples: another replica then gives the same answer."""
+        """Return the same request, with a seed if it samples: another replica then gives the same answer."""
         if request.sampling.deterministic or not self.capabilities.seed:
             return request
         return request.replace(sampling=replace(request.sampling, seed=random.getrandbits(62)))
 
     async def _answer(self, deployment: Deployment, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        """Attempt after attempt, until the answer is whole."""
+        """Yield the answer, from one replica after the other until it is whole."""
         deadline = began() + self._total_timeout
         key = request.pictures[0].sha256 if request.pictures else None
         continuation = Continuation()

@@ -50,7 +50,7 @@ class ActorOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one engine gets of the cluster: a device of `kind`, and processor cores."""
+    """The share of the cluster for one engine: a device of `kind`, and processor cores."""
 
     kind: str
     cpus: float
@@ -62,7 +62,7 @@ class Share:
 
 
 def require_ray(module: str = "ray") -> ModuleType:
-    """Imports `module` of Ray.
+    """Return `module` of Ray, imported.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -131,7 +131,7 @@ def take_back_sigterm() -> None:
 
 
 def leave() -> None:
-    """One user less; the last one ends a connection that was begun by `join`."""
+    """Count one user less; the last one ends a connection that was begun by `join`."""
     ray = require_ray()
     with _connection.lock:
         _connection.users -= 1
@@ -168,7 +168,7 @@ def _init(ray: ModuleType, address: str | None, object_store_bytes: int) -> None
 
 
 def _knock(address: str) -> None:
-    """Ray itself tries for a minute and then ends the process."""
+    """Raise unless somebody listens: Ray itself tries for a minute and then ends the process."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
@@ -183,7 +183,7 @@ def _first_line(exc: BaseException) -> str:
 
 
 def room(replicas: int, devices: str, cpus: float | None = None) -> Share:
-    """What each of `replicas` engines gets. Valid after `join`.
+    """Return the share of each of `replicas` engines. Valid after `join`.
 
     Raises:
         ConfigError: the cluster has not as many devices or cores, or others have them.
@@ -219,7 +219,7 @@ def room(replicas: int, devices: str, cpus: float | None = None) -> Share:
 
 
 def count(devices: str) -> int:
-    """How many devices the cluster has: all NPUs, all GPUs, or one share of the cores for each host."""
+    """Return the number of devices in the cluster: all NPUs, all GPUs, or one share of the cores for each host."""
     total: Mapping[str, float] = require_ray().cluster_resources()
     kinds = [devices] if devices != "auto" else ["npu", "cuda"]
     counts = (int(total.get(RESOURCES[kind], 0)) for kind in kinds if kind != "cpu")
@@ -227,5 +227,5 @@ def count(devices: str) -> int:
 
 
 def hosts() -> int:
-    """How many machines the cluster has."""
+    """Return the number of machines in the cluster."""
     return sum(bool(node["Alive"]) for node in require_ray().nodes())

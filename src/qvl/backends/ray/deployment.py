@@ -51,7 +51,7 @@ class Deployment:
         serve.start(proxy_location="Disabled", logging_config=_quiet())
 
     def exists(self) -> bool:
-        """Whether another front has started it already; it is then shared. Waits for one that is starting it."""
+        """True if another front has started it already; it is then shared. Waits for one that is starting it."""
         from ray import serve
 
         while (app := serve.status().applications.get(self.name)) is not None and app.status == "DEPLOYING":
@@ -99,7 +99,7 @@ class Deployment:
             ) from exc
 
     def about(self, replicas: int) -> tuple[About, ...]:
-        """What each replica says of itself.
+        """Return the description of each replica, by itself.
 
         Raises:
             QvlError: the reason for which one of them could not be opened.
@@ -120,7 +120,7 @@ class Deployment:
         return ReplicaCall(method.remote(Route(key, avoid), request))
 
     def running(self) -> int:
-        """How many replicas run now; the number is 0 as well when the cluster does not answer."""
+        """Return the number of replicas that run now; 0 as well when the cluster does not answer."""
         from ray import serve
 
         try:
@@ -155,7 +155,7 @@ class ReplicaCall:
         self._over = False
 
     async def bundles(self, deadline: float, closed: asyncio.Event) -> AsyncGenerator[list[Chunk], None]:
-        """The pieces of the answer as they come, until `deadline` (monotonic) or until the event is set.
+        """Yield the pieces of the answer as they come, until `deadline` (monotonic) or until the event is set.
 
         Raises:
             BackendUnavailableError: the replica was lost, or the event was set.
@@ -223,7 +223,7 @@ def _translated(exc: BaseException, replica: str | None, closed: bool) -> Backen
 
 
 def _stand_for(name: str, me: str) -> ActorHandle:
-    """A small actor in the name of this front: it dies with this process, however that ends, and others can see it."""
+    """Return a small actor in the name of this front: it dies with this process, and others can see it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -240,7 +240,7 @@ def _stand_for(name: str, me: str) -> ActorHandle:
 
 
 def _others(name: str, me: str) -> bool:
-    """Whether another front of the application `name` lives."""
+    """True if another front of the application `name` lives."""
     import ray
 
     known = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]

@@ -1,4 +1,4 @@
-"""What runs in each replica's process: one backend, and the few methods that the front calls."""
+"""The actor in each replica's process: one backend, and the few methods that the front calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VISIBLE: Final = ("ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """One replica: who it is, where it runs, what its backend says of itself, or the `failure` it was opened with."""
+    """The description of one replica: name, host, facts of its backend, or the `failure` with which it was opened."""
 
     replica: str
     node: str
@@ -47,7 +47,7 @@ def build(
     replicas: int = 1,
     plugins: Iterable[object] = (),
 ) -> Backend:
-    """The backend of one of `replicas`, not opened yet; `kind` is the device that it is given.
+    """Return the backend of one of `replicas`, not opened yet; `kind` is the device that it is given.
 
     Raises:
         ConfigError: no such backend, one that computes elsewhere, or an option that it does not take.
@@ -93,7 +93,7 @@ class EngineReplica:
             self._failure, self._since = exc, time.monotonic()
 
     async def about(self, route: Route) -> About:
-        """Who this is. `route` is read by the router alone."""
+        """Return the description of this replica. `route` is read by the router alone."""
         import ray
 
         backend = self._backend
@@ -112,7 +112,7 @@ class EngineReplica:
         )
 
     async def stream(self, route: Route, request: ChatRequest) -> AsyncGenerator[str | list[Chunk] | QvlError, None]:
-        """The answer in bundles; first the name of the replica, last the error, if there is one."""
+        """Yield the answer in bundles; first the name of the replica, last the error, if there is one."""
         yield self._replica
         if self._backend is None or self._failure is not None:
             yield BackendUnavailableError(f"a replica is not open: {self._failure}")
@@ -125,7 +125,7 @@ class EngineReplica:
             yield exc
 
     async def check_health(self) -> None:
-        """Serve calls it again and again, and replaces a replica for which it raises."""
+        """Raise if the backend is not ready: Serve calls it periodically, and replaces the replica then."""
         if self._failure is not None:
             # Serve asks at once; first the front must hear the reason, or all it has is that something failed.
             if time.monotonic() - self._since > FAILURE_SHOWN:
@@ -139,7 +139,7 @@ class EngineReplica:
 async def bundled(
     stream: AsyncGenerator[Chunk, None], pause: float = BUNDLE_SECONDS
 ) -> AsyncGenerator[list[Chunk], None]:
-    """The chunks of `stream`: the first at once, then all that came within `pause` seconds, and the end at once."""
+    """Yield the chunks of `stream`: the first at once, then all that came within `pause` seconds, the end at once."""
     box: deque[Chunk] = deque()
     filled, ended = asyncio.Event(), asyncio.Event()
 

@@ -42,7 +42,7 @@ class _Choice:
 
 
 class Continuation:
-    """Lets through what was not handed on yet.
+    """Filters a repeated answer down to what was not handed on yet.
 
     Every chunk of a first answer passes unchanged. After `again()` the same answer is expected from its beginning, and
     what was handed on is taken off it, whatever pieces it comes in.
@@ -53,18 +53,18 @@ class Continuation:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was handed on."""
+        """True if anything was handed on."""
         return bool(self._choices)
 
     def again(self) -> None:
-        """The answer starts from its beginning."""
+        """Expect the answer from its beginning."""
         for choice in self._choices.values():
             for part in (choice.text, choice.reasoning, *choice.calls.values()):
                 part.again()
             choice.logprobs_left = choice.logprobs
 
     def rest(self, chunk: Chunk) -> Chunk | None:
-        """The part of `chunk` that is new, or None.
+        """Return the part of `chunk` that is new, or None.
 
         Raises:
             Diverged: it says something else than was handed on.

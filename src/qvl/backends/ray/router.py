@@ -1,4 +1,4 @@
-"""Which replica gets a request: the one that has seen its picture, unless that one is much busier than the others."""
+"""The choice of a replica: the one that has seen the picture, unless that one is much busier than the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PictureRouter(RequestRouter):  # type: ignore[misc]
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Groups of replicas, to be tried in this order; of a group, the least busy one is taken."""
+        """Return groups of replicas, to be tried in this order; of a group, the least busy one is taken."""
         if not candidate_replicas:
             return []
         args: list[object] = pending_request.args if pending_request is not None else []
