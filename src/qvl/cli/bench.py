@@ -102,17 +102,15 @@ def _leave(summary: Summary, folder: Path, html: bool, as_json: bool) -> None:
 
     if as_json:
         print_json(summary.data)
-    else:
-        report.show(summary.data, _console())
-    if as_json:
         for text in summary.data["warnings"]:
             failure.stderr().print(f"warning: {text}", style="bold yellow")
+    else:
+        report.show(summary.data, _console())
     if html:
         try:
-            try:
-                page.write(summary, folder / REPORT)
-            except OSError as exc:
-                raise write_failed(str(folder / REPORT), exc) from exc
+            page.write(summary, folder / REPORT)
+        except OSError as exc:
+            raise write_failed(str(folder / REPORT), exc) from exc
         except MissingDependencyError as exc:
             failure.stderr().print(f"no report.html: {exc}", style="yellow")
     failure.stderr().print(f"written: {folder}")

@@ -78,21 +78,16 @@ async def _serve(settings: o.PipelineOptions, shop: Catalog, host: str, port: in
 
 
 async def _listen(server: MCPServer[object], host: str, port: int, keys: KeyRing) -> None:
-    """Serve until it is told to stop, and says on stderr where."""
-    import socket
-
+    """Serve until the process is stopped, and say on stderr where."""
     import uvicorn
 
     from qvl.cli import failure
     from qvl.cli.banner import shown_host
-    from qvl.errors import ConfigError
     from qvl.server.auth import KeyedApp
+    from qvl.server.run_uvicorn import bind
 
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as exc:
-        raise ConfigError(f"cannot listen on {host}:{port}: {exc.strerror or exc}", hint="name another --port") from exc
-    failure.stderr().print(f"qvl mcp on http://{shown_host(host)}:{listening.getsockname()[1]}/mcp")
+    listener = bind(host, port)
+    failure.stderr().print(f"qvl mcp on http://{shown_host(host)}:{listener.getsockname()[1]}/mcp")
     app = server.streamable_http_app(host=host)
     settings = uvicorn.Config(KeyedApp(app, keys), log_level="warning")
-    await uvicorn.Server(settings).serve(sockets=[listening])
+    await uvicorn.Server(settings).serve(sockets=[listener])
