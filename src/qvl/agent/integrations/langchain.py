@@ -10,9 +10,8 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import aclosing
-from typing import Any
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -26,7 +25,7 @@ from langchain_core.messages import (
     messages_from_dict,
 )
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, Generation
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 from langchain_core.tools import BaseTool
@@ -41,7 +40,7 @@ from qvl.errors import CacheError, ConfigError
 from qvl.log import logger
 from qvl.pipeline.async_pipeline import AsyncPipeline
 from qvl.pipeline.sync_pipeline import Pipeline
-from qvl.types import Chunk, Result, Usage
+from qvl.types import Chunk, JsonMapping, JsonObject, Result, Usage
 
 log = logger("qvl.agent")
 
@@ -60,7 +59,7 @@ class QvlChatModel(BaseChatModel):
     temperature: float | None = None
     max_tokens: int | None = None
     stop: list[str] | None = None
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: JsonObject = Field(default_factory=dict)
 
     @property
     def _llm_type(self) -> str:
@@ -68,13 +67,13 @@ class QvlChatModel(BaseChatModel):
 
     @property
     def model_name(self) -> str:
-        """`backend:model`."""
+        """The name as `backend:model`."""
         inner = self.pipeline.pipeline if isinstance(self.pipeline, Pipeline) else self.pipeline
         backend = inner.backend
         return f"{backend.name}:{backend.model}"
 
     @property
-    def _identifying_params(self) -> dict[str, Any]:
+    def _identifying_params(self) -> JsonObject:
         return {
             "model": self.model_name,
             "temperature": self.temperature,
@@ -83,27 +82,27 @@ class QvlChatModel(BaseChatModel):
             **self.params,
         }
 
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: object) -> LangSmithParams:
         provider, _, model = self.model_name.partition(":")
-        found = LangSmithParams(ls_provider=f"qvl-{provider}", ls_model_name=model, ls_model_type="chat")
-        given = self._given(stop, kwargs)
-        if given.get("temperature") is not None:
-            found["ls_temperature"] = given["temperature"]
-        if given.get("max_tokens") is not None:
-            found["ls_max_tokens"] = given["max_tokens"]
-        if given.get("stop"):
-            found["ls_stop"] = list(given["stop"])
-        return found
+        params = LangSmithParams(ls_provider=f"qvl-{provider}", ls_model_name=model, ls_model_type="chat")
+        arguments = self._arguments(stop, kwargs)
+        if "temperature" in arguments:
+            params["ls_temperature"] = arguments["temperature"]
+        if "max_tokens" in arguments:
+            params["ls_max_tokens"] = arguments["max_tokens"]
+        if arguments.get("stop"):
+            params["ls_stop"] = list(arguments["stop"])
+        return params
 
-    def _given(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        own: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens, "stop": self.stop}
+    def _arguments(self, stop: list[str] | None, kwargs: JsonMapping) -> JsonObject:
+        """The parameters of a request, from the model's own to those of the call."""
+        own = {"temperature": self.temperature, "max_tokens": self.max_tokens, "stop": self.stop}
         # Not a parameter of the call, or LangChain's cache would take every run for another question.
         own["request_id"] = get_contextvars().get("request_id")
-        given = {**own, **self.params, **kwargs, **({"stop": stop} if stop else {})}
+        arguments = {**own, **self.params, **kwargs, **({"stop": stop} if stop else {})}
         # Only LangChain itself reads these.
-        for name in ("ls_structured_output_format", "stream", "strict"):
-            given.pop(name, None)
-        return {name: value for name, value in given.items() if value is not None}
+        ignored = ("ls_structured_output_format", "stream", "strict")
+        return {name: value for name, value in arguments.items() if value is not None and name not in ignored}
 
     def _blocking(self) -> Pipeline:
         if isinstance(self.pipeline, Pipeline):
@@ -115,37 +114,37 @@ class QvlChatModel(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> ChatResult:
-        return _chat_result(self._blocking().chat(to_qvl(messages), **self._given(stop, kwargs)))
+        return _chat_result(self._blocking().chat(to_qvl(messages), **self._arguments(stop, kwargs)))
 
     async def _agenerate(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> ChatResult:
-        given = self._given(stop, kwargs)
+        arguments = self._arguments(stop, kwargs)
         if isinstance(self.pipeline, AsyncPipeline):
-            return _chat_result(await self.pipeline.chat(to_qvl(messages), **given))
+            return _chat_result(await self.pipeline.chat(to_qvl(messages), **arguments))
         # A Pipeline lives in a loop of its own.
-        return _chat_result(await asyncio.to_thread(self.pipeline.chat, to_qvl(messages), **given))
+        return _chat_result(await asyncio.to_thread(self.pipeline.chat, to_qvl(messages), **arguments))
 
     def _stream(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
-        chunks = self._blocking().stream_chat(to_qvl(messages), **self._given(stop, kwargs))
+        **kwargs: object,
+    ) -> Generator[ChatGenerationChunk]:
+        chunks = self._blocking().stream_chat(to_qvl(messages), **self._arguments(stop, kwargs))
         try:
             for chunk in chunks:
-                made = self._chunk(chunk)
-                if run_manager is not None and made.text:
-                    run_manager.on_llm_new_token(made.text, chunk=made)
-                yield made
+                generation = self._generation(chunk)
+                if run_manager is not None and generation.text:
+                    run_manager.on_llm_new_token(generation.text, chunk=generation)
+                yield generation
         finally:
             chunks.close()
 
@@ -154,32 +153,32 @@ class QvlChatModel(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> AsyncIterator[ChatGenerationChunk]:
         if isinstance(self.pipeline, Pipeline):
             chunks = self._stream(messages, stop, None, **kwargs)
             try:
-                while (made := await asyncio.to_thread(next, chunks, None)) is not None:
-                    if run_manager is not None and made.text:
-                        await run_manager.on_llm_new_token(made.text, chunk=made)
-                    yield made
+                while (generation := await asyncio.to_thread(next, chunks, None)) is not None:
+                    if run_manager is not None and generation.text:
+                        await run_manager.on_llm_new_token(generation.text, chunk=generation)
+                    yield generation
             finally:
-                await asyncio.to_thread(chunks.close)  # type: ignore[attr-defined]
+                await asyncio.to_thread(chunks.close)
             return
-        given = self._given(stop, kwargs)
-        async with aclosing(self.pipeline.stream_chat(to_qvl(messages), **given)) as items:
+        arguments = self._arguments(stop, kwargs)
+        async with aclosing(self.pipeline.stream_chat(to_qvl(messages), **arguments)) as items:
             async for chunk in items:
-                made = self._chunk(chunk)
-                if run_manager is not None and made.text:
-                    await run_manager.on_llm_new_token(made.text, chunk=made)
-                yield made
+                generation = self._generation(chunk)
+                if run_manager is not None and generation.text:
+                    await run_manager.on_llm_new_token(generation.text, chunk=generation)
+                yield generation
 
-    def _chunk(self, chunk: Chunk) -> ChatGenerationChunk:
-        calls: list[ToolCallChunk] = [
+    def _generation(self, chunk: Chunk) -> ChatGenerationChunk:
+        calls = [
             tool_call_chunk(name=delta.name, args=delta.arguments, id=delta.id, index=delta.index)
             for delta in chunk.tool_calls
         ]
-        facts: dict[str, Any] = {}
+        facts: JsonObject = {}
         if chunk.finish_reason is not None:
             facts = {"finish_reason": chunk.finish_reason, "model_name": self.model_name}
         message = AIMessageChunk(
@@ -193,37 +192,35 @@ class QvlChatModel(BaseChatModel):
 
     def bind_tools(
         self,
-        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        tools: Sequence[JsonObject | type | Callable[..., object] | BaseTool],
         *,
-        tool_choice: str | dict[str, Any] | bool | None = None,
-        **kwargs: Any,
+        tool_choice: str | JsonObject | bool | None = None,
+        **kwargs: object,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """`tool_choice` is "auto", "none", "any" (or "required", or True), or the name of a tool."""
-        made = [convert_to_openai_tool(tool) for tool in tools]
+        """Return the model with tools; `tool_choice` is "auto", "none", "any" ("required", True), or a tool's name."""
         if isinstance(tool_choice, dict):
             tool_choice = tool_choice.get("function", {}).get("name")
         if tool_choice is True or tool_choice == "any":
             tool_choice = "required"
         if tool_choice:
             kwargs["tool_choice"] = tool_choice
-        return self.bind(tools=made, **kwargs)
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
     def with_structured_output(
-        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
-    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
-        """The answer as `schema`: by a JSON schema that the backend enforces, or `method="function_calling"`."""
-        wanted = Structured(schema, kwargs.get("method", "json_schema"))
-        told = {"kwargs": {"method": wanted.method}, "schema": schema}
+        self, schema: JsonObject | type, *, include_raw: bool = False, **kwargs: object
+    ) -> Runnable[LanguageModelInput, JsonObject | BaseModel]:
+        """Return what answers as `schema`: JSON schema that the backend enforces, or `method="function_calling"`."""
+        form = Structured(schema, str(kwargs.get("method", "json_schema")))
+        tracing = {"kwargs": {"method": form.method}, "schema": schema}
         bound: Runnable[LanguageModelInput, AIMessage]
-        if wanted.tool is not None:
-            bound = self.bind_tools([wanted.tool], tool_choice="any", ls_structured_output_format=told)
+        if form.tool is not None:
+            bound = self.bind_tools([form.tool], tool_choice="any", ls_structured_output_format=tracing)
         else:
-            bound = self.bind(response_format=wanted.response_format, ls_structured_output_format=told)
-        reading: Runnable[Any, Any] = RunnableLambda(wanted.read)
+            bound = self.bind(response_format=form.response_format, ls_structured_output_format=tracing)
         if not include_raw:
-            return bound | reading
+            return bound | RunnableLambda(form.read)
         parsed = RunnablePassthrough.assign(
-            parsed=lambda found: reading.invoke(found["raw"]), parsing_error=lambda _: None
+            parsed=lambda outputs: form.read(outputs["raw"]), parsing_error=lambda _: None
         )
         failed = RunnablePassthrough.assign(parsed=lambda _: None)
         return {"raw": bound} | parsed.with_fallbacks([failed], exception_key="parsing_error")
@@ -312,11 +309,11 @@ class QvlCache(BaseCache):
         except CacheError as exc:
             log.warning("answer not cached", error=str(exc))
 
-    def clear(self, **kwargs: Any) -> None:
+    def clear(self, **kwargs: object) -> None:
         self.cache.clear(task="langchain")
 
 
-def _generation(item: Generation) -> dict[str, Any]:
+def _generation(item: Generation) -> JsonObject:
     if isinstance(item, ChatGeneration):
         # The same answer twice in a conversation is two messages, and gets an id each.
         item = item.model_copy(update={"message": item.message.model_copy(update={"id": None})})

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
 from qvl.errors import UnsupportedInputError
 from qvl.media.sources import is_address
 from qvl.pipeline.parse_parts import UnreadPicture, read_part
-from qvl.types import ImagePart, TextPart
+from qvl.types import ImagePart, JsonObject, TextPart
 
 ContentPart: TypeAlias = TextPart | ImagePart | UnreadPicture
 # Blocks that say again what stands in another field of their message, or what the model thought.
@@ -26,8 +26,8 @@ _ITS_OWN: Final = frozenset(
 )
 
 
-def to_qvl(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """LangChain's messages in OpenAI's form, pictures as parts.
+def to_qvl(messages: Sequence[BaseMessage]) -> list[JsonObject]:
+    """Return LangChain's messages in OpenAI's form, pictures as parts.
 
     Raises:
         RequestError: a content block that is neither text nor a picture, or a picture that is a file.
@@ -35,11 +35,11 @@ def to_qvl(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     return [_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
 
 
-def _message(message: BaseMessage, where: str) -> dict[str, Any]:
+def _message(message: BaseMessage, where: str) -> JsonObject:
     skipped = _ELSEWHERE | _ITS_OWN if isinstance(message, AIMessage) else _ELSEWHERE
-    found: dict[str, Any] = {"content": _content(message.content, skipped, f"{where}.content")}
+    fields: JsonObject = {"content": _content(message.content, skipped, f"{where}.content")}
     if isinstance(message, SystemMessage):
-        return {"role": "system", **found}
+        return {"role": "system", **fields}
     if isinstance(message, AIMessage):
         calls = [
             {"id": call["id"] or "", "function": {"name": call["name"], "arguments": json.dumps(call["args"])}}
@@ -50,39 +50,38 @@ def _message(message: BaseMessage, where: str) -> dict[str, Any]:
             for bad in message.invalid_tool_calls
             if bad["name"]
         ]
-        return {"role": "assistant", **found, **({"tool_calls": calls} if calls else {})}
+        return {"role": "assistant", **fields, **({"tool_calls": calls} if calls else {})}
     if isinstance(message, ToolMessage):
-        return {"role": "tool", **found, "tool_call_id": message.tool_call_id}
+        return {"role": "tool", **fields, "tool_call_id": message.tool_call_id}
     if isinstance(message, HumanMessage):
-        return {"role": "user", **found, **({"name": message.name} if message.name else {})}
+        return {"role": "user", **fields, **({"name": message.name} if message.name else {})}
     if isinstance(message, ChatMessage):
-        return {"role": message.role, **found}
+        return {"role": message.role, **fields}
     raise UnsupportedInputError(f"qvl has no role for a {type(message).__name__}", param="messages")
 
 
-def _content(content: str | list[Any], skipped: frozenset[str], where: str) -> str | list[ContentPart]:
+def _content(content: str | Sequence[object], skipped: frozenset[str], where: str) -> str | list[ContentPart]:
     if isinstance(content, str):
         return content
     parts: list[ContentPart] = []
     for number, block in enumerate(content):
         kind = block.get("type") if isinstance(block, Mapping) else None
-        if kind == "tool_result":
+        if isinstance(block, Mapping) and kind == "tool_result":
             parts += _tool_result(block.get("content"), skipped, f"{where}[{number}].content")
         elif not isinstance(kind, str) or kind not in skipped:
             parts.append(_part(block, f"{where}[{number}]"))
     return parts
 
 
-def _tool_result(inner: Any, skipped: frozenset[str], where: str) -> list[ContentPart]:
+def _tool_result(inner: object, skipped: frozenset[str], where: str) -> list[ContentPart]:
     if isinstance(inner, list) and all(
         isinstance(part, str) or (isinstance(part, Mapping) and "type" in part) for part in inner
     ):
-        found = _content(inner, skipped, where)
-        return [TextPart(found)] if isinstance(found, str) else found
+        return [part for part in _content(inner, skipped, where) if not isinstance(part, str)]
     return [TextPart("" if inner is None else inner if isinstance(inner, str) else json.dumps(inner))]
 
 
-def _part(block: Any, where: str) -> ContentPart:
+def _part(block: object, where: str) -> ContentPart:
     part = read_part(block, where)
     source = part.source if isinstance(part, UnreadPicture) else None
     if isinstance(source, str | PathLike) and not is_address(source):

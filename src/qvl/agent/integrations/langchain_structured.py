@@ -1,16 +1,15 @@
-"""What LangChain's structured output asks a model for, and the answer read as that."""
+"""LangChain's structured output: a schema as a request's form, and the answer read as that."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from langchain_core.messages import AIMessage
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel
 
 from qvl.errors import AnalysisError
+from qvl.types import JsonMapping, JsonObject
 
 
 class Structured:
@@ -21,10 +20,10 @@ class Structured:
         method: LangChain's word for the way: json_schema, json_mode or function_calling.
     """
 
-    def __init__(self, schema: dict[str, Any] | type, method: str) -> None:
+    def __init__(self, schema: JsonObject | type, method: str) -> None:
         self.method = method
-        self.tool: dict[str, Any] | None = None
-        self.response_format: dict[str, Any] | None = None
+        self.tool: JsonObject | None = None
+        self.response_format: JsonObject | None = None
         self._model = schema if isinstance(schema, type) and issubclass(schema, BaseModel) else None
         # A class of pydantic's first version, which LangChain still allows.
         self._older = getattr(schema, "parse_obj", None)
@@ -32,15 +31,15 @@ class Structured:
         if method == "function_calling":
             self.tool = convert_to_openai_tool(schema)
             function = self.tool["function"]
-            function["parameters"] = self._asked(function.get("parameters") or {"type": "object"})
+            function["parameters"] = self._enforced(function.get("parameters") or {"type": "object"})
         elif method == "json_mode":
             self.response_format = {"type": "json_object"}
         else:
-            found = self._model.model_json_schema() if self._model is not None else convert_to_json_schema(schema)
-            named = {"name": found.get("title", "answer"), "schema": self._asked(found)}
+            full = self._model.model_json_schema() if self._model is not None else convert_to_json_schema(schema)
+            named = {"name": full.get("title", "answer"), "schema": self._enforced(full)}
             self.response_format = {"type": "json_schema", "json_schema": named}
 
-    def _asked(self, schema: dict[str, Any]) -> dict[str, Any]:
+    def _enforced(self, schema: JsonObject) -> JsonObject:
         from qvl.backends.grammar_schema import without_what_is_checked_afterwards
 
         self._required = schema.get("required", [])
@@ -48,8 +47,8 @@ class Structured:
         validated = self._model is not None or self._older is not None
         return without_what_is_checked_afterwards(schema) if validated else schema
 
-    def read(self, message: AIMessage) -> Any:
-        """The answer as the class, or as a dictionary where the schema is not a class.
+    def read(self, message: AIMessage) -> JsonObject | BaseModel:
+        """Return the answer as the class, or as a dictionary where the schema is not a class.
 
         Raises:
             AnalysisError: it is not such an object, or was cut off.
@@ -64,10 +63,10 @@ class Structured:
         text = message.text if self.tool is None else _called(message, self.tool["function"]["name"])
         if self._model is not None:
             return parse(text, self._model, complete=complete)
-        found = find_object(text, complete=complete, fits=self._fits).value
-        return found if self._older is None else self._older(found)
+        value = find_object(text, complete=complete, fits=self._fits).value
+        return value if self._older is None else self._older(value)
 
-    def _fits(self, value: Mapping[str, Any]) -> bool:
+    def _fits(self, value: JsonMapping) -> bool:
         return all(name in value for name in self._required)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from qvl.errors import MediaError, MissingDependencyError, QvlError
 from qvl.media.sources import is_address
 from qvl.pipeline.parse_parts import UnreadPicture, read_part
 from qvl.suggest import install_line
+from qvl.types import JsonObject
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
@@ -27,7 +28,7 @@ INSTRUCTIONS = (
     "returned, with the ids and prices as they are there."
 )
 Picture = Annotated[
-    str | dict[str, Any],
+    str | JsonObject,
     Field(
         description="A URL, a data: URL with base64, a file path where files are allowed, or image content with "
         "data and mimeType."
@@ -35,11 +36,11 @@ Picture = Annotated[
 ]
 
 
-def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> MCPServer[Any]:
-    """A server with the tools analyze, ask and, with a catalogue, search.
+def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> MCPServer[dict[str, object]]:
+    """Return a server with the tools analyze, ask and, with a catalogue, search.
 
     Args:
-        files: whether tools may open files of this machine; right for stdio, where the host runs as the same user,
+        files: True if tools may open files of this machine; right for stdio, where the host runs as the same user,
             and wrong for a network.
 
     Raises:
@@ -52,37 +53,39 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
         raise MissingDependencyError(f"MCP needs the package {exc.name!r}", hint=install_line("agent")) from exc
     from qvl._version import __version__
 
-    server: MCPServer[Any] = MCPServer("qvl", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
+    server: MCPServer[dict[str, object]] = MCPServer(
+        "qvl", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING"
+    )
 
-    async def told(work: Callable[[], Awaitable[dict[str, Any]]]) -> str:
-        """The answer as JSON; what failed becomes the tool's error, in one line."""
+    async def answer(work: Awaitable[object]) -> str:
+        """The result as JSON; an error becomes the tool's, in one line."""
         try:
-            return json.dumps(await work(), ensure_ascii=False)
+            return json.dumps(await work, ensure_ascii=False)
         except QvlError as exc:
             raise ToolError(str(exc)) from exc
 
     async def analyze(picture: Picture, language: str = "en") -> str:
         """Brand, category and attributes of the product on a picture, as JSON; language is en, zh, pt or es."""
 
-        async def work() -> dict[str, Any]:
-            found = await pipeline.analyze_result(_checked(picture, files), language=language)
+        async def work() -> object:
+            outcome = await pipeline.analyze_result(_checked(picture, files), language=language)
             return {
-                **found.value.model_dump(mode="json", include={"brand", "category", "attributes"}),
-                "confidence": found.confidence,
-                "cache": found.result.cache,
-                "request_id": found.result.request_id,
+                **outcome.value.model_dump(mode="json", include={"brand", "category", "attributes"}),
+                "confidence": outcome.confidence,
+                "cache": outcome.result.cache,
+                "request_id": outcome.result.request_id,
             }
 
-        return await told(work)
+        return await answer(work())
 
     async def ask(question: str, pictures: Annotated[list[Picture], Field(max_length=8)]) -> str:
-        """Answers a question about one or several pictures."""
+        """Answer a question about one or several pictures."""
 
-        async def work() -> dict[str, Any]:
+        async def work() -> object:
             result = await pipeline.ask([_checked(picture, files) for picture in pictures], question)
             return {"text": result.text, "cache": result.cache, "request_id": result.request_id}
 
-        return await told(work)
+        return await answer(work())
 
     server.add_tool(analyze, structured_output=False)
     server.add_tool(ask, structured_output=False)
@@ -103,30 +106,30 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
         """Products of the catalogue that fit best, with the reasons for each, as JSON."""
         from qvl.agent.catalog.product import Query
 
-        async def work() -> dict[str, Any]:
+        async def work() -> object:
             query = Query(text, brand, category, attributes or {}, only or {}, min_price, max_price)
-            found = await asyncio.to_thread(shop.search, query, limit=limit)
-            return {"products": [hit.to_json() for hit in found.hits], "notes": list(found.notes)}
+            matches = await asyncio.to_thread(shop.search, query, limit=limit)
+            return {"products": [hit.to_json() for hit in matches.hits], "notes": list(matches.notes)}
 
-        return await told(work)
+        return await answer(work())
 
     server.add_tool(search, structured_output=False)
     return server
 
 
-def _checked(picture: str | dict[str, Any], files: bool) -> UnreadPicture:
+def _checked(picture: str | JsonObject, files: bool) -> UnreadPicture:
     """The picture, from a text that names it or a content block that holds it.
 
     Raises:
         RequestError: a block that is not a picture.
         MediaError: a file, where none is opened.
     """
-    read = read_part(picture, "picture") if isinstance(picture, dict) else UnreadPicture(picture)
-    if not isinstance(read, UnreadPicture):
+    part = read_part(picture, "picture") if isinstance(picture, dict) else UnreadPicture(picture)
+    if not isinstance(part, UnreadPicture):
         raise MediaError("this content block is not a picture", hint="send one of type image")
-    source = str(read.source)
+    source = str(part.source)
     if is_address(source):
-        return read
+        return part
     if not files:
         raise MediaError("files are not opened for this transport", hint="send a URL or a data: URL")
-    return replace(read, source=os.path.expanduser(source))
+    return replace(part, source=os.path.expanduser(source))
