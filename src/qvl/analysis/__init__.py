@@ -1,4 +1,4 @@
-"""What a picture is asked for, how the answer is read, and how sure the model was."""
+"""The prompts and schemas of an analysis, how an answer is read, and how sure the model was."""
 
 from __future__ import annotations
 
@@ -43,11 +43,7 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        ".confidence": (
-            "CONFIDENCE_METHOD",
-            "confidences",
-            "value_spans",
-        ),
+        ".confidence": ("CONFIDENCE_METHOD", "confidences", "value_spans"),
         ".parse_answer": (
             "boxed",
             "build_messages",
@@ -60,10 +56,6 @@ __getattr__ = lazy(
             "retry_messages",
             "validate",
         ),
-        ".product": (
-            "AnalysisResult",
-            "ProductAnalysis",
-            "ProductFields",
-        ),
+        ".product": ("AnalysisResult", "ProductAnalysis", "ProductFields"),
     },
 )

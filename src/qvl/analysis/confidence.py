@@ -7,20 +7,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from qvl.types import TokenLogprob
-
-if TYPE_CHECKING:
-    pass
-
 
 CONFIDENCE_METHOD: Final = "token_probability_product"
 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Where the value at `path` stands in the JSON text: characters [start, end)."""
+    """The characters [start, end) of the JSON text that spell the value at `path`."""
 
     path: str
     start: int
@@ -28,7 +24,7 @@ class _Span:
 
 
 def value_spans(text: str, start: int | None = None) -> list[_Span]:
-    """Where each leaf value of the object at `start` (the first) stands; paths are dotted, list items by number."""
+    """Return where each leaf value of the object at `start` (the first) stands; paths are dotted, items by number."""
     start = text.find("{") if start is None else start
     if start < 0:
         return []
@@ -70,7 +66,7 @@ def _walk(text: str, i: int, path: str) -> Iterator[_Span]:
 def confidences(
     text: str, logprobs: Sequence[TokenLogprob] | None, start: int | None = None
 ) -> tuple[float | None, dict[str, float]]:
-    """(of the whole, per leaf) from token probabilities, or (None, {}) when the tokens do not spell `text`.
+    """Return (of the whole, per leaf) from token probabilities, or (None, {}) when the tokens do not spell `text`.
 
     A token that spells parts of two values counts for both. The quotes of a value belong to it, since the first decides
     between a text and null, and the last where it ends; keys count for none.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeAlias
 
 from qvl.errors import AnalysisError
+from qvl.types import JsonObject
 
 # Each one is tried from its place to the end, so that a text of nothing else would take its square.
 MOST_OPENINGS: Final = 2000
@@ -15,23 +16,24 @@ MOST_OPENINGS: Final = 2000
 DEEPEST: Final = 8
 _TAG: Final = "</think>"
 _DECODER: Final = json.JSONDecoder()
+Fits: TypeAlias = Callable[[JsonObject], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class JsonMatch:
-    """An object, where its text begins, and whether it was JSON as it stood."""
+    """An object, where its text begins, and `exact` if it was JSON as it stood."""
 
-    value: dict[str, Any]
+    value: JsonObject
     start: int
     exact: bool = True
 
 
-def find_object(text: str, *, complete: bool, fits: Callable[[dict[str, Any]], bool]) -> JsonMatch:
-    """The object in `text`: of several the one that `fits`, the fullest and the last of those.
+def find_object(text: str, *, complete: bool, fits: Fits) -> JsonMatch:
+    """Return the object in `text`: of several the one that `fits`, the fullest and the last of those.
 
     It may stand in lists of one, in a JSON string, or as the only object that `fits` inside one that does not.
 
-    `complete` False says that the answer was cut off by max_tokens; such text is never repaired.
+    `complete` False means that the answer was cut off by max_tokens; such text is never repaired.
 
     Raises:
         AnalysisError: there is none; `raw` keeps the text.
@@ -49,12 +51,12 @@ def find_object(text: str, *, complete: bool, fits: Callable[[dict[str, Any]], b
             return _within(whole, text, complete, fits)
         candidates = list(_objects(whole, max(body.find("{"), 0)))
     if not candidates:
-        raise AnalysisError("the answer is no JSON object", raw=text)
+        raise AnalysisError("the answer has no JSON object", raw=text)
     right = [item for item in candidates if fits(item.value)]
     if not right:
         # An object inside another one is looked at where the outer one is not what was asked for.
         inner = [(item, _nested(item.value, fits)) for item in candidates]
-        right = [_placed(found[0], item, body) for item, found in inner if len(found) == 1]
+        right = [_inside(objects[0], item, body) for item, objects in inner if len(objects) == 1]
     best = (right or candidates)[0]
     for item in (right or candidates)[1:]:
         if (item.exact, len(item.value)) >= (best.exact, len(best.value)):
@@ -79,7 +81,7 @@ def _behind_thought(text: str) -> int:
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """From where to where there is JSON in `text`."""
+    """The start and the end of each JSON value in `text`."""
     at = 0
     for _ in range(MOST_OPENINGS):
         start = _opening(text, at)
@@ -94,34 +96,34 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _opening(text: str, at: int) -> int | None:
-    return min((place for sign in "{[" if (place := text.find(sign, at)) >= 0), default=None)
+    return min((start for sign in "{[" if (start := text.find(sign, at)) >= 0), default=None)
 
 
-def _within(inner: str, text: str, complete: bool, fits: Callable[[dict[str, Any]], bool]) -> JsonMatch:
+def _within(inner: str, text: str, complete: bool, fits: Fits) -> JsonMatch:
     """The object in an answer that is JSON in a JSON string; in `text` itself it stands nowhere."""
     try:
-        found = find_object(inner, complete=complete, fits=fits)
+        match = find_object(inner, complete=complete, fits=fits)
     except AnalysisError as exc:
         exc.raw = text
         raise
-    return JsonMatch(found.value, len(text), exact=False)
+    return JsonMatch(match.value, len(text), exact=False)
 
 
-def _nested(value: dict[str, Any], fits: Callable[[dict[str, Any]], bool], depth: int = 1) -> list[dict[str, Any]]:
+def _nested(value: JsonObject, fits: Fits, depth: int = 1) -> list[JsonObject]:
     """The outermost objects inside `value` that fit, but for those that share a name with what they stand in.
 
     What shares a name is a part of an answer that did not succeed, not an answer in a wrapping.
     """
-    found = []
+    objects = []
     for item in map(_unwrapped, value.values()):
         if isinstance(item, dict):
             right = [item] if fits(item) else _nested(item, fits, depth + 1) if depth < DEEPEST else []
-            found += [one for one in right if len(value) == 1 or not one.keys() & value.keys()]
-    return found
+            objects += [one for one in right if len(value) == 1 or not one.keys() & value.keys()]
+    return objects
 
 
-def _placed(value: dict[str, Any], outer: JsonMatch, body: str) -> JsonMatch:
-    """`value` at the place where it stands inside `outer`; at the end of all where it is not written so."""
+def _inside(value: JsonObject, outer: JsonMatch, body: str) -> JsonMatch:
+    """`value` with its position inside `outer`; at the end of all where it is not written so."""
     at = outer.start + 1
     for _ in range(MOST_OPENINGS if outer.exact else 0):
         at = body.find("{", at)
@@ -136,8 +138,8 @@ def _placed(value: dict[str, Any], outer: JsonMatch, body: str) -> JsonMatch:
     return JsonMatch(value, len(body), exact=False)
 
 
-def _unwrapped(value: Any) -> Any:
-    """What is in a list of one, or in a text that is JSON."""
+def _unwrapped(value: object) -> object:
+    """The value in a list of one, or in a text that is JSON."""
     for _ in range(DEEPEST):
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
@@ -148,7 +150,7 @@ def _unwrapped(value: Any) -> Any:
     return value
 
 
-def _loaded(text: str) -> Any:
+def _loaded(text: str) -> object:
     """The object, list or text that `text` spells in JSON; None for everything else."""
     if text.lstrip()[:1] not in ("{", "[", '"'):
         return None
@@ -158,7 +160,7 @@ def _loaded(text: str) -> Any:
         return None
 
 
-def _objects(value: Any, start: int, exact: bool = True) -> Iterator[JsonMatch]:
+def _objects(value: object, start: int, exact: bool = True) -> Iterator[JsonMatch]:
     value = _unwrapped(value)
     if isinstance(value, dict):
         yield JsonMatch(value, start, exact)
@@ -183,17 +185,17 @@ def _candidates(body: str) -> Iterator[JsonMatch]:
 
 
 def _end(body: str, start: int) -> int | None:
-    """Behind the brace that closes the one at `start`, or behind the last one there is."""
+    """The position behind the brace that closes the one at `start`, or behind the last one there is."""
     depth = 0
-    for place in range(start, len(body)):
-        depth += (body[place] == "{") - (body[place] == "}")
+    for at in range(start, len(body)):
+        depth += (body[at] == "{") - (body[at] == "}")
         if depth == 0:
-            return place + 1
+            return at + 1
     last = body.rfind("}", start)
     return last + 1 if last > start else None
 
 
-def _mended(text: str) -> Any:
+def _mended(text: str) -> object:
     import json_repair
 
     try:

@@ -9,37 +9,37 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, RootModel, ValidationError, create_model
 from pydantic_core import to_jsonable_python
 
-from qvl.analysis.find_json import JsonMatch, find_object
+from qvl.analysis.find_json import Fits, JsonMatch, find_object
 from qvl.analysis.product import ProductAnalysis, ProductFields
 from qvl.analysis.prompts import LANGUAGES, PRODUCT_PROMPTS, PROMPT_VERSION, RETRY_PROMPTS, SCHEMA_PROMPTS
 from qvl.errors import AnalysisError, ConfigError
-from qvl.types import ImagePart, Message, Part, ResponseFormat, TextPart
+from qvl.types import ImagePart, JsonMapping, JsonObject, Message, Part, ResponseFormat, TextPart
 
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
 
 T = TypeVar("T", bound=BaseModel)
 # A pydantic class, a JSON schema, a dataclass, a TypedDict, or another type that pydantic reads.
-SchemaLike: TypeAlias = type[Any] | Mapping[str, Any]
+SchemaLike: TypeAlias = type[object] | JsonMapping
 # Which of more numbers fill a Decimal is not looked for one by one.
 MOST_DECIMALS: Final = 100
 _EXACT: Final = json.JSONDecoder(parse_float=Decimal)
 
 
 def check_language(language: str) -> str:
-    """`language` if there are prompts for it.
+    """Return `language` if there are prompts for it.
 
     Raises:
-        ConfigError: naming the languages that there are.
+        ConfigError: there are none; the hint names the languages.
     """
     if language not in LANGUAGES:
         raise ConfigError(
@@ -48,13 +48,13 @@ def check_language(language: str) -> str:
     return language
 
 
-def generation_schema(schema: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema that the model's answer must follow."""
+def generation_schema(schema: type[BaseModel]) -> JsonObject:
+    """Return the JSON schema that the model's answer must follow."""
     return (ProductFields if schema is ProductAnalysis else schema).model_json_schema()
 
 
 def boxed(schema: type[BaseModel]) -> type[BaseModel] | None:
-    """An object whose field `answer` is `schema`, for a RootModel that is a list or a plain value; None for all others.
+    """Return an object whose field `answer` is `schema`, for a RootModel that is a list or a plain value; else None.
 
     Endpoints take objects alone as a schema's top.
     """
@@ -63,16 +63,16 @@ def boxed(schema: type[BaseModel]) -> type[BaseModel] | None:
     return create_model(schema_name(schema), __doc__=schema.__doc__, answer=(schema, ...))
 
 
-def own_fields(value: Any) -> dict[str, Any]:
-    """The fields of a user's schema as JSON values; what is not an object stands under `answer`."""
-    found = value.model_dump(mode="json") if isinstance(value, BaseModel) else to_jsonable_python(value)
-    return found if isinstance(found, dict) else {"answer": found}
+def own_fields(value: object) -> JsonObject:
+    """Return the fields of a user's schema as JSON values; what is not an object stands under `answer`."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else to_jsonable_python(value)
+    return data if isinstance(data, dict) else {"answer": data}
 
 
-def _top(schema: dict[str, Any]) -> dict[str, Any]:
+def _top(schema: JsonObject) -> JsonObject:
     """The definition that a schema of one reference stands for."""
     reference = str(schema.get("$ref", ""))
-    return cast("dict[str, Any]", schema.get("$defs", {}).get(reference.rpartition("/")[2], schema))
+    return cast("JsonObject", schema.get("$defs", {}).get(reference.rpartition("/")[2], schema))
 
 
 def prompt_version(schema: type[BaseModel]) -> str:
@@ -82,7 +82,7 @@ def prompt_version(schema: type[BaseModel]) -> str:
 def build_messages(
     pictures: Sequence[Picture], *, schema: type[BaseModel], language: str, spell_out_schema: bool
 ) -> tuple[Message, ...]:
-    """System and user turn of an analysis, pictures first.
+    """Return the system and user turn of an analysis, pictures first.
 
     `spell_out_schema` repeats the schema in the prompt, for a custom schema or a backend that does not enforce it.
     """
@@ -99,7 +99,7 @@ def build_messages(
 
 
 def retry_messages(messages: Sequence[Message], raw: str, error: AnalysisError, language: str) -> tuple[Message, ...]:
-    """The conversation once more, with the bad answer and what was wrong with it."""
+    """Return the conversation once more, with the bad answer and its fault."""
     return (
         *messages,
         Message("assistant", (TextPart(raw),)),
@@ -111,29 +111,29 @@ def response_format(schema: type[BaseModel]) -> ResponseFormat:
     from qvl.backends.grammar_schema import without_what_is_checked_afterwards
 
     # `parse` checks these once the answer is there; no grammar could, and some refuse the whole schema for them.
-    given = without_what_is_checked_afterwards(generation_schema(schema))
-    return ResponseFormat("json_schema", schema=given, name=schema_name(schema))
+    enforced = without_what_is_checked_afterwards(generation_schema(schema))
+    return ResponseFormat("json_schema", schema=enforced, name=schema_name(schema))
 
 
 def schema_name(schema: type[BaseModel]) -> str:
-    """The class's name in the letters that endpoints accept, which `Box[int]` is not made of."""
+    """Return the class's name in the letters that endpoints accept, which `Box[int]` is not made of."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", schema.__name__).strip("_")[:64] or "answer"
 
 
 def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
-    """Reads the model's answer as `schema`, repairing what is unambiguous (code fences, text around, commas, quotes).
+    """Read the model's answer as `schema`, repairing what is unambiguous (code fences, text around, commas, quotes).
 
     `complete` False says that the answer was cut off by max_tokens; such text is never repaired.
 
     Raises:
         AnalysisError: it is not such an object; `raw` keeps the text.
     """
-    wanted: type[BaseModel] = ProductFields if schema is ProductAnalysis else schema
+    model: type[BaseModel] = ProductFields if schema is ProductAnalysis else schema
     try:
         data = find(text, schema, complete=complete).value
-        if not _is_about(data, names := _names(wanted)):
+        if not _is_about(data, names := _names(model)):
             raise AnalysisError(f"the answer has none of the fields {', '.join(sorted(names))}", raw=text)
-        value = validate(data, wanted)
+        value = validate(data, model)
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the object"
@@ -143,8 +143,8 @@ def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
     return value  # type: ignore[return-value]
 
 
-def validate(data: Any, schema: type[T]) -> T:
-    """`data` as `schema`; read as JSON, so that a strict model takes the dates and sets that JSON can only spell.
+def validate(data: object, schema: type[T]) -> T:
+    """Return `data` as `schema`, read as JSON, so that a strict model takes the dates and sets that JSON only spells.
 
     Raises:
         ValidationError: it does not fit.
@@ -161,7 +161,7 @@ def find(text: str, schema: type[BaseModel], *, complete: bool) -> JsonMatch:
     model = ProductFields if schema is ProductAnalysis else schema
     names = _names(model)
 
-    def fits(data: dict[str, Any]) -> bool:
+    def fits(data: JsonObject) -> bool:
         return _is_about(data, names) and _value(data, model) is not None
 
     try:
@@ -205,7 +205,7 @@ def _with_all_digits(match: JsonMatch, text: str, schema: type[BaseModel]) -> Js
         data = _each_decimal(exact, partial(_spelt, texts=known))
         other = _value(data, schema)
         if other is not None and _each_decimal(other.model_dump(), float) == _each_decimal(value.model_dump(), float):
-            texts, match = known, replace(match, value=data)
+            texts, match = known, replace(match, value=cast("JsonObject", data))
         if texts == numbers:
             break
     return match
@@ -215,7 +215,7 @@ def _spelt(number: Decimal, texts: Set[Decimal]) -> str | float:
     return str(number) if number in texts else float(number)
 
 
-def _each_decimal(value: object, change: Callable[[Decimal], object]) -> Any:
+def _each_decimal(value: object, change: Callable[[Decimal], object]) -> object:
     """`value` with what `change` makes of each Decimal in it."""
     if isinstance(value, Decimal):
         return change(value)
@@ -228,19 +228,19 @@ def _each_decimal(value: object, change: Callable[[Decimal], object]) -> Any:
 
 
 def _names(schema: type[BaseModel]) -> frozenset[str]:
-    """What an object of `schema` may have, none where that is anything."""
+    """The names of fields that an object of `schema` may have, none where that is anything."""
     top = _top(schema.model_json_schema())
     if top.get("additionalProperties") or "patternProperties" in top:
         return frozenset()
     return frozenset(top.get("properties") or ()) | (schema.model_fields.keys() - {"root"})
 
 
-def _is_about(data: dict[str, Any], names: frozenset[str]) -> bool:
+def _is_about(data: JsonObject, names: frozenset[str]) -> bool:
     """False for an object with none of the `names`, which a schema that requires nothing would take as an empty one."""
     return not names or not data or not names.isdisjoint(data)
 
 
-def _bare(text: str, names: frozenset[str], fits: Callable[[dict[str, Any]], bool]) -> JsonMatch | None:
+def _bare(text: str, names: frozenset[str], fits: Fits) -> JsonMatch | None:
     """The answer that was written without the object around its field `answer`."""
     if names != {"answer"}:
         return None

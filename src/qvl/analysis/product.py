@@ -1,19 +1,15 @@
-"""The default schema of an analysis, and what an analysis comes back as."""
+"""The default schema of an analysis, and the result of an analysis."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from qvl.analysis.prompts import PROMPT_VERSION
 from qvl.types import Result
-
-if TYPE_CHECKING:
-    pass
-
 
 V_co = TypeVar("V_co", covariant=True)
 
@@ -67,7 +63,7 @@ class ProductAnalysis(ProductFields):
         return fields_html(result.pictures, rows, result.facts) if result else fields_html((), rows)
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """(label, path in `field_confidence`, value) of every field that the model filled in."""
+        """Return (label, path in `field_confidence`, value) of every field that the model filled in."""
         rows = [
             ("brand", "brand", self.brand if self.brand is not None else "–"),
             ("category", "category", self.category if self.category is not None else "–"),
@@ -75,7 +71,7 @@ class ProductAnalysis(ProductFields):
         return rows + [(name, f"attributes.{name}", value) for name, value in self.attributes.items()]
 
     def came_from(self, result: Result) -> None:
-        """Remembers the Result, so that a notebook can show the picture beside the fields."""
+        """Remember the Result, so that a notebook can show the picture beside the fields."""
         self._origin.result = result
 
 

@@ -36,7 +36,7 @@ Picture = Annotated[
 ]
 
 
-def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> MCPServer[dict[str, object]]:
+def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> MCPServer[object]:
     """Return a server with the tools analyze, ask and, with a catalogue, search.
 
     Args:
@@ -53,9 +53,7 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
         raise MissingDependencyError(f"MCP needs the package {exc.name!r}", hint=install_line("agent")) from exc
     from qvl._version import __version__
 
-    server: MCPServer[dict[str, object]] = MCPServer(
-        "qvl", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING"
-    )
+    server: MCPServer[object] = MCPServer("qvl", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
 
     async def answer(work: Awaitable[object]) -> str:
         """The result as JSON; an error becomes the tool's, in one line."""
