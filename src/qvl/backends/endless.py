@@ -41,26 +41,26 @@ class RunWatch:
                 self._pending = unit
                 continue
             self._pending = ""
-            if found := self._count(unit):
-                return found
+            if repeated := self._count(unit):
+                return repeated
         return ""
 
     def _count(self, unit: str) -> str:
         self._blanks = self._blanks + 1 if _is_blank(unit) else 0
         if self._blanks >= self._longest:
             return unit
-        recent, same, found = self._recent, self._same, ""
+        recent, same, repeated = self._recent, self._same, ""
         for period in range(1, LONGEST_UNIT + 1):
             if len(recent) < period or recent[-period] != unit:
                 same[period] = 0
                 continue
             same[period] += 1
-            if not found and same[period] >= period * (self._longest - 1):
-                repeated = "".join([*recent, unit][-period:])
-                many = _LIST * self._longest if period > 1 and "," in repeated else self._longest
-                found = repeated if same[period] >= period * (many - 1) else ""
+            if not repeated and same[period] >= period * (self._longest - 1):
+                candidate = "".join([*recent, unit][-period:])
+                many = _LIST * self._longest if period > 1 and "," in candidate else self._longest
+                repeated = candidate if same[period] >= period * (many - 1) else ""
         recent.append(unit)
-        return found
+        return repeated
 
 
 class EndlessWatch:
@@ -79,16 +79,16 @@ class EndlessWatch:
         if not self._longest:
             return
         pieces = [(None, chunk.text), *((call.index, call.arguments) for call in chunk.tool_calls)]
-        for place, text in pieces:
+        for call, text in pieces:
             if text:
-                watch = self._parts.setdefault((chunk.index, place), RunWatch(self._longest))
-                if found := watch.feed(text):
-                    raise endless(found, self._longest)
+                watch = self._parts.setdefault((chunk.index, call), RunWatch(self._longest))
+                if repeated := watch.feed(text):
+                    raise endless(repeated, self._longest)
 
 
-def endless(found: str, longest: int) -> BackendResponseError:
-    """The error of an answer that repeats `found`."""
-    what = "white space" if _is_blank(found) else repr(found)
+def endless(repeated: str, longest: int) -> BackendResponseError:
+    """The error of an answer that repeats `repeated`."""
+    what = "white space" if _is_blank(repeated) else repr(repeated)
     return BackendResponseError(
         f"the model wrote {what} {longest} times in a row inside an answer that must have a form",
         hint="bound the field in the schema (maxLength, maximum), or ask a larger model",
@@ -113,21 +113,21 @@ def longest_run(request: ChatRequest) -> int:
 def _demanded(pattern: str) -> int:
     """At least so many characters of one kind a pattern asks for in its braces, about."""
     product = 1
-    for found in _AT_LEAST.finditer(pattern):
-        product = min(product * max(1, int(found.group(1))), 1 << 20)
+    for braces in _AT_LEAST.finditer(pattern):
+        product = min(product * max(1, int(braces.group(1))), 1 << 20)
     return product - 1
 
 
 def _texts(schema: Any) -> Iterator[tuple[str, str]]:
     """What `const`, `enum` and `pattern` spell out, as it stands in JSON; remarks such as `description` are none."""
-    left: list[tuple[str, Any]] = [("", schema)]
-    while left:
-        word, node = left.pop()
+    pending: list[tuple[str, Any]] = [("", schema)]
+    while pending:
+        word, node = pending.pop()
         if isinstance(node, Mapping):
             inside = word in ("const", "enum")
-            left += ((word if inside else str(key), value) for key, value in node.items())
+            pending += ((word if inside else str(key), value) for key, value in node.items())
         elif isinstance(node, list | tuple):
-            left += ((word, value) for value in node)
+            pending += ((word, value) for value in node)
         elif word == "pattern" and isinstance(node, str):
             yield word, node
         elif word in ("const", "enum") and isinstance(node, str | int | float):

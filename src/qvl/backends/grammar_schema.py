@@ -63,11 +63,11 @@ def enforceable(schema: Any, param: str, *, validated: bool = False) -> Schema:
     """
     if not isinstance(schema, Mapping):
         raise RequestError("the schema must be an object", param=param, code="invalid_schema")
-    given: Schema = plain(schema, param)
+    copy: Schema = plain(schema, param)
     if validated:
-        given = without_large_multiples(given)
-    bound(given, param)
-    reader = _SchemaRewriter(given, "#", param)
+        copy = without_large_multiples(copy)
+    bound(copy, param)
+    reader = _SchemaRewriter(copy, "#", param)
     whole = reader.root()
     if reader.opened:
         own = whole.get("$defs")
@@ -126,15 +126,15 @@ def without_what_is_checked_afterwards(schema: Schema) -> Schema:
 
 
 class _SchemaRewriter:
-    """Rewrites one schema that will stand at `place` of the whole.
+    """Rewrites one schema that will stand at `target` of the whole.
 
     `opened` are copies of what is referred to: closed, of what is not a definition; open, of what an allOf composes,
     for there an object may hold the names of the other branches.
     """
 
-    def __init__(self, schema: Mapping[str, Any], place: str, param: str) -> None:
+    def __init__(self, schema: Mapping[str, Any], target: str, param: str) -> None:
         self._schema = schema
-        self._place = place
+        self._target = target
         self._param = param
         self._pointers: dict[str, str] = {}
         self._steps = MAX_STEPS
@@ -176,18 +176,18 @@ class _SchemaRewriter:
         whole, fragment = urldefrag(urljoin(base, str(ref)) if base else str(ref))
         fragment = unquote(fragment)
         if fragment and not fragment.startswith("/"):
-            found = self._pointers.get(f"{whole}#{fragment}")
+            pointer = self._pointers.get(f"{whole}#{fragment}")
         else:
             root = self._pointers.get(whole, None if whole else "")
-            found = None if root is None else root + fragment
-        if found is None or self._at(found) is None:
+            pointer = None if root is None else root + fragment
+        if pointer is None or self._at(pointer) is None:
             raise RequestError(
                 f"the schema refers to {str(ref)[:80]!r}, which is not in it",
                 hint="references stay within the schema, such as #/$defs/Name",
                 param=self._param,
                 code="invalid_schema",
             )
-        return found
+        return pointer
 
     def _at(self, pointer: str) -> Any:
         node: Any = self._schema
@@ -228,19 +228,19 @@ class _SchemaRewriter:
                 continue
             if keyword == "format" and value not in FORMATS:
                 continue
-            here = f"{pointer}/{keyword}"
+            path = f"{pointer}/{keyword}"
             within = closed and apart if keyword in _SAME_VALUE else keyword != "not"
             if keyword == "$ref":
                 written[keyword] = self._reference(self._resolve(value, self._base(pointer)), closed=within)
             elif keyword in _ONE and not isinstance(value, (list, tuple)):
-                written[keyword] = self._write(value, here, closed=within)
+                written[keyword] = self._write(value, path, closed=within)
             elif (keyword in _MANY or keyword == "items") and isinstance(value, (list, tuple)):
                 written[keyword] = [
-                    self._write(inner, f"{here}/{place}", closed=within) for place, inner in enumerate(value)
+                    self._write(inner, f"{path}/{index}", closed=within) for index, inner in enumerate(value)
                 ]
             elif keyword in _NAMED and isinstance(value, Mapping):
                 written[keyword] = {
-                    name: self._write(inner, f"{here}/{_escape(name)}", closed=within) for name, inner in value.items()
+                    name: self._write(inner, f"{path}/{_escape(name)}", closed=within) for name, inner in value.items()
                 }
             else:
                 written[keyword] = value
@@ -266,14 +266,14 @@ class _SchemaRewriter:
             }
             written["additionalProperties"] = False
 
-    def _names(self, node: Any, pointer: str, names: dict[str, Any], seen: set[str], declaring: list[str]) -> bool:
+    def _names(self, node: Any, pointer: str, names: dict[str, Any], visited: set[str], declaring: list[str]) -> bool:
         """Collects the names that this object has in all its branches; False where one welcomes others.
 
         `declaring` are the branches that have `properties`, be they empty.
         """
-        if not isinstance(node, Mapping) or pointer in seen:
+        if not isinstance(node, Mapping) or pointer in visited:
             return True
-        seen.add(pointer)
+        visited.add(pointer)
         names.update(dict.fromkeys(_required(node)))
         self._steps -= 1 + len(names)
         if self._steps < 0:
@@ -285,10 +285,10 @@ class _SchemaRewriter:
             declaring.append(pointer)
         if "$ref" in node:
             target = self._resolve(node["$ref"], self._base(pointer))
-            if not self._names(self._at(target), target, names, seen, declaring):
+            if not self._names(self._at(target), target, names, visited, declaring):
                 return False
         return all(
-            self._names(inner, f"{pointer}/{path}", names, seen, declaring)
+            self._names(inner, f"{pointer}/{path}", names, visited, declaring)
             for path, inner in _parts(node)
             if path.partition("/")[0] in _SAME_VALUE
         )
@@ -296,10 +296,10 @@ class _SchemaRewriter:
     def _reference(self, pointer: str, *, closed: bool) -> str:
         """A reference to where the target will stand, which is written now unless it has a place of its own."""
         if closed and (not pointer or _DEFINITION.fullmatch(pointer)):
-            return self._place + _fragment(pointer)
+            return self._target + _fragment(pointer)
         name = self._copies.get((pointer, closed))
         if name is None:
-            stem = ("closed" if closed else "open") + self._place[1:] + pointer
+            stem = ("closed" if closed else "open") + self._target[1:] + pointer
             name = stem = stem.replace("/", ".").replace("~", "-")
             while name in self.opened or self._at(f"/$defs/{_escape(name)}") is not None:
                 name += "-"
@@ -308,45 +308,45 @@ class _SchemaRewriter:
             self.opened[name] = self._write(self._at(pointer), pointer, closed=closed)
         return f"#/$defs/{_fragment(name)}"
 
-    def _alternatives(self, places: Sequence[str]) -> tuple[int, int]:
-        """(forms, multiple) of a value that must fit all `places`: the compiler writes every combination out.
+    def _alternatives(self, pointers: Sequence[str]) -> tuple[int, int]:
+        """(forms, multiple) of a value that must stand at all `pointers`: the compiler writes every combination out.
 
         Raises:
             RequestError: there are too many.
         """
-        key = tuple(sorted(places))
+        key = tuple(sorted(pointers))
         if key in self._counted:
             return self._counted[key]
         self._counted[key] = (1, 1)  # what refers to itself
-        forms, multiples, factors, composed, seen = 1, 1, 0, False, set[str]()
+        forms, multiples, factors, composed, visited = 1, 1, 0, False, set[str]()
         inside: dict[str, list[str]] = {}
-        left = list(places)
-        while left:
-            here = left.pop()
-            node = self._at(here)
-            if here in seen or not isinstance(node, Mapping):
+        pending = list(pointers)
+        while pending:
+            pointer = pending.pop()
+            node = self._at(pointer)
+            if pointer in visited or not isinstance(node, Mapping):
                 continue
-            seen.add(here)
+            visited.add(pointer)
             self._steps -= 1 + len(node.get("properties") or ())
             if self._steps < 0:
                 raise too_large("a schema that composes so many names", "leave some out", self._param)
-            composed = composed or len(seen) > 1 or "properties" in node
+            composed = composed or len(visited) > 1 or "properties" in node
             multiples *= multiple(dict(node))
             if "$ref" in node:
-                left.append(self._resolve(node["$ref"], self._base(here)))
+                pending.append(self._resolve(node["$ref"], self._base(pointer)))
             ways: dict[str, list[tuple[int, int]]] = {}
             for path, _ in _parts(node):
                 word = path.partition("/")[0]
                 if word == "allOf":
-                    left.append(f"{here}/{path}")
+                    pending.append(f"{pointer}/{path}")
                 elif word in ("anyOf", "oneOf"):
-                    ways.setdefault(word, []).append(self._alternatives([f"{here}/{path}"]))
+                    ways.setdefault(word, []).append(self._alternatives([f"{pointer}/{path}"]))
                 elif word in ("properties", "items"):
-                    inside.setdefault(path, []).append(f"{here}/{path}")
-            for found in ways.values():
-                factors += len(found) > 1
-                forms *= sum(count for count, _ in found)
-                multiples *= max(step for _, step in found)
+                    inside.setdefault(path, []).append(f"{pointer}/{path}")
+            for options in ways.values():
+                factors += len(options) > 1
+                forms *= sum(count for count, _ in options)
+                multiples *= max(step for _, step in options)
         for group in inside.values():
             if len(group) > 1:
                 self._alternatives(group)  # each name combines on its own: they add up and do not multiply
@@ -378,7 +378,7 @@ def _parts(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if keyword in _NAMED and isinstance(value, Mapping):
             yield from ((f"{keyword}/{_escape(name)}", inner) for name, inner in value.items())
         elif (keyword in _MANY or keyword == "items") and isinstance(value, (list, tuple)):
-            yield from ((f"{keyword}/{place}", inner) for place, inner in enumerate(value))
+            yield from ((f"{keyword}/{index}", inner) for index, inner in enumerate(value))
         elif keyword in _ONE:
             yield keyword, value
 

@@ -100,12 +100,12 @@ def multiple(node: Schema) -> int:
 
 def without_large_multiples(schema: Schema) -> Schema:
     """Return `schema` without the multipleOf that `bound` would refuse it for."""
-    left = MAX_MULTIPLE
+    budget = MAX_MULTIPLE
 
     def drop(node: Schema) -> Schema:
-        nonlocal left
-        if (cost := multiple(node) - 1) < left:
-            left -= cost
+        nonlocal budget
+        if (cost := multiple(node) - 1) < budget:
+            budget -= cost
             return node
         return {key: value for key, value in node.items() if key != "multipleOf"}
 

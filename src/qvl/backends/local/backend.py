@@ -339,10 +339,10 @@ class LocalBackend(Backend):
 
         if self._peeked is None:
             dtype = peek_dtype(self._device, self._dtype)
-            found = peek(self._path) if dtype is not None else None
-            if dtype is None or found is None:
+            peeked = peek(self._path) if dtype is not None else None
+            if dtype is None or peeked is None:
                 return None
-            self._peeked = self._identity(found[0], dtype, ImageRules.read(found[1]))
+            self._peeked = self._identity(peeked[0], dtype, ImageRules.read(peeked[1]))
         return self._peeked
 
     def _identity(self, fingerprint: str, dtype: str, rules: ImageRules) -> dict[str, Any]:

@@ -113,8 +113,8 @@ class VllmBackend(Backend):
             gc.collect()
 
     def identity(self) -> dict[str, Any]:
-        told = {"backend": self.name, "model": self.model, "revision": self._revision}
-        return told | dict(self._loaded.facts) if self._loaded else told
+        facts = {"backend": self.name, "model": self.model, "revision": self._revision}
+        return facts | dict(self._loaded.facts) if self._loaded else facts
 
     def stats(self) -> Mapping[str, float]:
         return {"num_running": self._running - self._waiting, "num_waiting": self._waiting}

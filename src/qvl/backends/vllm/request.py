@@ -48,7 +48,7 @@ class VllmRequest:
             for index in range(request.sampling.n)
         ]
         self._ended: set[int] = set()
-        self._held: Chunk | None = None
+        self._last: Chunk | None = None
         self._completion = 0
         self._cached = 0
         self._prepared = prepared
@@ -68,8 +68,8 @@ class VllmRequest:
 
     def last(self) -> Chunk:
         """The finish of the choice that ended last."""
-        assert self._held is not None
-        return self._held
+        assert self._last is not None
+        return self._last
 
     def read(self, result: Any) -> Iterator[Chunk]:
         """The chunks of one of vLLM's outputs."""
@@ -77,13 +77,13 @@ class VllmRequest:
         for index, part in self._parts(result):
             if index not in self._ended:
                 for chunk in self._part(index, part):
-                    if self._held is not None:
-                        yield self._held
-                        self._held = None
+                    if self._last is not None:
+                        yield self._last
+                        self._last = None
                     if chunk.finish_reason is None:
                         yield chunk
                     else:
-                        self._held = chunk
+                        self._last = chunk
 
     def _parts(self, result: Any) -> Iterator[tuple[int, Any]]:
         """What came for each choice. Greedy choices are all the same, so vLLM is asked for one of them."""
@@ -101,13 +101,13 @@ class VllmRequest:
         if part.finish_reason == "stop" and tokens:
             # The token that ends an answer is not part of it.
             tokens.pop()
-        for place, token in enumerate(tokens):
-            logprob, top = _alternatives(notes[place], token, self._request.sampling.logprobs) if notes else (0.0, ())
+        for number, token in enumerate(tokens):
+            logprob, top = _alternatives(notes[number], token, self._request.sampling.logprobs) if notes else (0.0, ())
             chunk = output.push(Sampled(token, logprob, top))
             if chunk is not None:
                 yield chunk
             if output.stopped:
-                self._completion -= len(tokens) - place - 1
+                self._completion -= len(tokens) - number - 1
                 yield self._finished(output, "stop")
                 return
         if part.finish_reason is not None:
@@ -123,16 +123,16 @@ class VllmRequest:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        wanted = self._request.sampling
+        sampling = self._request.sampling
         defaults = {name: known.default for name, known in PARAMETERS.items() if not known.declared}
-        own = defaults | wanted.changed()
+        own = defaults | sampling.changed()
         # Text ends where our own code finds a stop string.
         del own["stop"]
-        own["stop_token_ids"] = list(wanted.stop_token_ids)
+        own["stop_token_ids"] = list(sampling.stop_token_ids)
         room = min(self._loaded.max_model_len - length, DEFAULT_MAX_TOKENS)
         with crossing():
             return SamplingParams(
-                **own | {"n": wanted.n if wanted.temperature > 0 else 1, "max_tokens": wanted.max_tokens or room},
+                **own | {"n": sampling.n if sampling.temperature > 0 else 1, "max_tokens": sampling.max_tokens or room},
                 # Text is made from tokens by the same code as in the local backend.
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
@@ -169,31 +169,31 @@ def _structured(request: ChatRequest) -> Any:
     from qvl.backends.local.text.grammar import SPACING
     from qvl.backends.schema_bounds import check_format
 
-    wanted = request.response_format
-    check_format(wanted)
+    form = request.response_format
+    check_format(form)
     rules: dict[str, Any] = {"disable_any_whitespace": True}
     schema: Mapping[str, Any] | None = None
     if request.forced_tools:
         schema = call_schema(request.forced_tools)
-    elif wanted.kind == "json_schema":
-        schema = enforceable(wanted.schema or {}, "response_format")
-    elif wanted.kind == "json_object":
+    elif form.kind == "json_schema":
+        schema = enforceable(form.schema or {}, "response_format")
+    elif form.kind == "json_object":
         schema = {"type": "object"}
     if schema is not None:
         # Spaces where json.dumps puts them, as in the local backend: a model that may not write them loses its thread.
         rules["json"] = {**schema, "x-guidance": SPACING}
-    elif wanted.kind == "regex":
-        rules["regex"] = wanted.pattern
-    elif wanted.kind == "choice":
-        rules["choice"] = list(wanted.choices)
+    elif form.kind == "regex":
+        rules["regex"] = form.pattern
+    elif form.kind == "choice":
+        rules["choice"] = list(form.choices)
     else:
         return None
     return StructuredOutputsParams(**rules)
 
 
 def _alternatives(
-    note: Mapping[int, Any], token: int, wanted: int | None
+    note: Mapping[int, Any], token: int, count: int | None
 ) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """The chosen token's logprob and the `wanted` best, out of vLLM's table of one place."""
+    """The chosen token's logprob and the `count` best, out of vLLM's table of one place."""
     ranked = sorted(note.items(), key=lambda item: item[1].rank)
-    return note[token].logprob, tuple((other, told.logprob) for other, told in ranked[: wanted or 0])
+    return note[token].logprob, tuple((other, entry.logprob) for other, entry in ranked[: count or 0])

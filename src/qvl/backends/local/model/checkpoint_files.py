@@ -141,14 +141,14 @@ def refuse_pickled(folder: Path, name: str) -> None:
 
 def refuse_incomplete(name: str, missing: set[str], mismatched: set[str]) -> None:
     """Raises ConfigError where the model has weights that the files lack, or have in another shape."""
-    told = [
+    faults = [
         f"{len(keys)} {what} ({_named(keys)})"
         for keys, what in ((missing, "weights are missing"), (mismatched, "weights have another shape"))
         if keys
     ]
-    if told:
+    if faults:
         raise ConfigError(
-            f"{name} lacks weights that its config.json names: {', '.join(told)}",
+            f"{name} lacks weights that its config.json names: {', '.join(faults)}",
             hint="download the whole checkpoint; config.json must be the one that it was saved with",
             param="model",
         )

@@ -113,7 +113,7 @@ class TextDecoder:
         return sum(layer.cost for layer in self.layers)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """What `Kernels.rotate` wants for int64 positions [3, tokens].
+        """Return cosine and sine for `Kernels.apply_rotary` of int64 positions [3, tokens].
 
         Frequency i belongs to height when i % 3 == 1 and to width when i % 3 == 2, as far as their sections reach, else
         to time (Qwen3-VL's interleaved mrope).
@@ -127,7 +127,7 @@ class TextDecoder:
                 axes[axis : self._rotary.mrope_section[axis] * 3 : 3] = axis
             self._axes = axes.to(positions.device)
         angles = positions.float().index_select(0, self._axes).t() * frequencies.to(positions.device, torch.float32)
-        return self._kernels.turns(angles, self.norm.dtype, self._rotary.attention_scaling)
+        return self._kernels.rotary_cos_sin(angles, self.norm.dtype, self._rotary.attention_scaling)
 
     def forward(
         self,
@@ -137,11 +137,11 @@ class TextDecoder:
         groups: Sequence[DecodeGroup],
         chunks: Sequence[PromptChunk],
         deepstack: Deepstack | None,
-        wanted: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
         """Writes the keys and values of all tokens and returns hidden states, not normalised.
 
-        Of the tokens `wanted` (int64 [n]), or of all: of the others, the last layer has nothing to do but its keys.
+        Of the tokens `kept` (int64 [n]), or of all: of the others, the last layer has nothing to do but its keys.
         """
         heads = self.num_heads + self.num_kv_heads
         kernels = self._kernels
@@ -157,11 +157,11 @@ class TextDecoder:
                 chunks = [_chunk_to(chunk, device) for chunk in chunks]
             normed = kernels.rms_norm(hidden, layer.input_norm, self.eps)
             joined = layer.qkv(normed).view(-1, heads + self.num_kv_heads, self.head_dim)
-            turned = kernels.rms_norm(joined[:, :heads], None, self.eps) * layer.qk_norm
-            turned = kernels.rotate(turned, cos, sin)
+            rotated = kernels.rms_norm(joined[:, :heads], None, self.eps) * layer.qk_norm
+            rotated = kernels.apply_rotary(rotated, cos, sin)
             attended = self._attend(
-                turned[:, : self.num_heads],
-                turned[:, self.num_heads :],
+                rotated[:, : self.num_heads],
+                rotated[:, self.num_heads :],
                 joined[:, heads:],
                 storage,
                 index,
@@ -169,7 +169,7 @@ class TextDecoder:
                 chunks,
             )
             if index == last:
-                hidden, attended = _of(hidden, wanted), _of(attended, wanted)
+                hidden, attended = _of(hidden, kept), _of(attended, kept)
                 if not len(hidden):
                     return hidden
             hidden = layer.output.added_to(hidden, attended)
@@ -181,7 +181,7 @@ class TextDecoder:
             if deepstack is not None and index < len(deepstack.features):
                 where, features = deepstack.where.to(device), deepstack.features[index].to(device, hidden.dtype)
                 hidden = hidden.index_add(0, where, features)
-        return hidden if last is not None else _of(hidden, wanted)
+        return hidden if last is not None else _of(hidden, kept)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [n, vocabulary] of hidden states [n, hidden]."""
@@ -248,8 +248,8 @@ class TextDecoder:
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
         parts = []
-        for place, query in enumerate(queries.reshape(len(queries), 1, self.num_kv_heads, -1, self.head_dim)):
-            end = start + place + 1
+        for offset, query in enumerate(queries.reshape(len(queries), 1, self.num_kv_heads, -1, self.head_dim)):
+            end = start + offset + 1
             parts.append(F.scaled_dot_product_attention(query, k_row[None, :, :end], v_row[None, :, :end]))
         return torch.cat(parts).reshape(len(parts), -1)
 
@@ -292,8 +292,8 @@ class _Layer:
         self.cost = self.qkv.size + self.output.size + of_mlp
 
 
-def _of(hidden: Tensor, wanted: Tensor | None) -> Tensor:
-    return hidden if wanted is None else hidden.index_select(0, wanted.to(hidden.device))
+def _of(hidden: Tensor, kept: Tensor | None) -> Tensor:
+    return hidden if kept is None else hidden.index_select(0, kept.to(hidden.device))
 
 
 def _group_to(group: DecodeGroup, device: torch.device) -> DecodeGroup:

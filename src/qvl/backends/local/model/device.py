@@ -173,13 +173,13 @@ def open_device(device: str = "auto", dtype: str = "auto") -> Device:
         ConfigError: no such device or dtype, or it is not usable here (with the reason).
         MissingDependencyError: an NPU was asked for and torch_npu is not installed.
     """
-    wanted = device
+    request = device
     if device == "auto":
-        wanted = os.environ.get("QVL_DEVICE") or os.environ.get("DEVICE") or "auto"
-    kind, _, number = wanted.strip().lower().partition(":")
+        request = os.environ.get("QVL_DEVICE") or os.environ.get("DEVICE") or "auto"
+    kind, _, number = request.strip().lower().partition(":")
     kind = {"gpu": "cuda", "ascend": "npu"}.get(kind, kind)
     if kind not in (*KINDS, "auto") or (number and not number.isdigit()):
-        raise ConfigError(f"unknown device {wanted!r}", hint=f"auto, {', '.join(KINDS)}, or such as npu:1")
+        raise ConfigError(f"unknown device {request!r}", hint=f"auto, {', '.join(KINDS)}, or such as npu:1")
     notes: list[str] = []
     if kind == "auto":
         for candidate in KINDS:
@@ -196,8 +196,8 @@ def open_device(device: str = "auto", dtype: str = "auto") -> Device:
                 raise MissingDependencyError(
                     "device npu needs torch_npu, which is not installed", hint=install_line("npu")
                 )
-            raise ConfigError(f"device {wanted!r} cannot be used: {why}", hint="qvl doctor examines the host")
-    index = _index(kind, int(number) if number else None, wanted)
+            raise ConfigError(f"device {request!r} cannot be used: {why}", hint="qvl doctor examines the host")
+    index = _index(kind, int(number) if number else None, request)
     return Device(kind, index, _dtype(dtype, kind, index), _name(kind, index), tuple(notes))
 
 
@@ -258,16 +258,16 @@ def _unusable(kind: str) -> str | None:
     return "torch_npu sees no NPU (driver, permissions of /dev/davinci*, or the container's devices)"
 
 
-def _index(kind: str, number: int | None, wanted: str) -> int | None:
+def _index(kind: str, number: int | None, request: str) -> int | None:
     import torch
 
     if kind in ("cpu", "mps"):
         if number:
-            raise ConfigError(f"unknown device {wanted!r}", hint=f"there is one {kind}")
+            raise ConfigError(f"unknown device {request!r}", hint=f"there is one {kind}")
         return None
     count = int(getattr(torch, kind).device_count())
     if (number or 0) >= count:
-        raise ConfigError(f"device {wanted!r} does not exist", hint=f"{count} of kind {kind} are visible")
+        raise ConfigError(f"device {request!r} does not exist", hint=f"{count} of kind {kind} are visible")
     return number or 0
 
 

@@ -86,7 +86,7 @@ class DecodeGraphs:
         self._device = device
         self._compute = compute
         self._recordings: OrderedDict[Key, _Recording] = OrderedDict()
-        self._seen: Counter[Key] = Counter()
+        self._counts: Counter[Key] = Counter()
         self._pool: Any = None
         self._broken = False
         self.num_replays = 0
@@ -97,30 +97,30 @@ class DecodeGraphs:
     def run(self, inputs: DecodeInputs) -> Tensor:
         """Logits [n, vocabulary], valid until the next call."""
         key = inputs.key
-        found = self._recordings.get(key)
-        if found is None:
-            self._seen[key] += 1
-            if self._broken or self._seen[key] <= WORTH:
+        recording = self._recordings.get(key)
+        if recording is None:
+            self._counts[key] += 1
+            if self._broken or self._counts[key] <= WORTH:
                 return self._compute(inputs)
-            found = self._record(key, inputs)
-            if found is None:
+            recording = self._record(key, inputs)
+            if recording is None:
                 return self._compute(inputs)
         self._recordings.move_to_end(key)
-        for target, source in zip(found.inputs.tensors(), inputs.tensors(), strict=True):
+        for target, source in zip(recording.inputs.tensors(), inputs.tensors(), strict=True):
             target.copy_(source)
-        found.graph.replay()
+        recording.graph.replay()
         self.num_replays += 1
-        return found.logits
+        return recording.logits
 
     def forget(self, capacities: Collection[int]) -> None:
         """The pools of these capacities have moved."""
         for key in [key for key in self._recordings if any(group[0] in capacities for group in key)]:
-            del self._recordings[key], self._seen[key]
+            del self._recordings[key], self._counts[key]
 
     def clear(self) -> None:
         """Gives back what recordings hold."""
         self._recordings.clear()
-        self._seen.clear()
+        self._counts.clear()
         self._pool = None
 
     def _record(self, key: Key, inputs: DecodeInputs) -> _Recording | None:

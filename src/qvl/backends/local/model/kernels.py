@@ -36,18 +36,18 @@ class Kernels:
 
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
-    def turns(self, angles: Tensor, dtype: torch.dtype, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
-        """What `rotate` wants of float32 angles [tokens, head_dim / 2]: two tensors [tokens, 1, head_dim].
+    def rotary_cos_sin(self, angles: Tensor, dtype: torch.dtype, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine, [tokens, 1, head_dim], of float32 angles [tokens, head_dim / 2].
 
-        The first half of sin is negated, so that rotating is `x * cos + roll(x, head_dim / 2) * sin`.
+        The first half of the sine is negated, so that rotating is `x * cos + roll(x, head_dim / 2) * sin`.
         """
         import torch
 
         cos, sin = angles.cos() * scaling, angles.sin() * scaling
         return torch.cat((cos, cos), -1).to(dtype).unsqueeze(1), torch.cat((-sin, sin), -1).to(dtype).unsqueeze(1)
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotary embedding of x [tokens, heads, head_dim], the two halves of the last dimension being the pairs."""
+    def apply_rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return x [tokens, heads, head_dim] rotated; the two halves of the last dimension are the pairs."""
         half = x.shape[-1] // 2
         out = x * cos
         out[..., :half].addcmul_(x[..., half:], sin[..., :half])
@@ -107,12 +107,12 @@ class NpuKernels(Kernels):
             return super().rms_norm(x, weight, eps)
         return self._rms_norm(x, weight, eps)
 
-    def turns(self, angles: Tensor, dtype: torch.dtype, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
-        cos, sin = super().turns(angles, dtype, scaling)
+    def rotary_cos_sin(self, angles: Tensor, dtype: torch.dtype, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+        cos, sin = super().rotary_cos_sin(angles, dtype, scaling)
         return (cos, self._unsigned(sin)) if "rotate" in self.fused else (cos, sin)
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return self._rotate(x, cos, sin) if "rotate" in self.fused else super().rotate(x, cos, sin)
+    def apply_rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return self._apply_rotary(x, cos, sin) if "rotate" in self.fused else super().apply_rotary(x, cos, sin)
 
     def swiglu(self, x: Tensor) -> Tensor:
         return self._npu.npu_swiglu(x, dim=-1) if "swiglu" in self.fused else super().swiglu(x)
@@ -131,14 +131,14 @@ class NpuKernels(Kernels):
 
     def _rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         if weight is None:
-            place = x.device, x.shape[-1]
-            weight = self._ones.get(place)
+            key = x.device, x.shape[-1]
+            weight = self._ones.get(key)
             if weight is None:
-                weight = self._ones[place] = x.new_ones(x.shape[-1])
+                weight = self._ones[key] = x.new_ones(x.shape[-1])
         out: Tensor = self._npu.npu_rms_norm(x, weight, epsilon=eps)[0]
         return out
 
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _apply_rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         # The operator wants [batch, tokens, heads, head_dim].
         out: Tensor = self._npu.npu_rotary_mul(x.contiguous().unsqueeze(0), cos.unsqueeze(0), sin.unsqueeze(0))
         return out[0]
@@ -151,11 +151,11 @@ class NpuKernels(Kernels):
     def _mask(self, device: torch.device) -> Tensor:
         import torch
 
-        found = self._masks.get(device)
-        if found is None:
-            found = torch.ones((NPU_MASK, NPU_MASK), dtype=torch.bool, device="cpu").triu(1).to(device)
-            self._masks[device] = found
-        return found
+        mask = self._masks.get(device)
+        if mask is None:
+            mask = torch.ones((NPU_MASK, NPU_MASK), dtype=torch.bool, device="cpu").triu(1).to(device)
+            self._masks[device] = mask
+        return mask
 
     @staticmethod
     def _unsigned(sin: Tensor) -> Tensor:
@@ -178,16 +178,19 @@ class NpuKernels(Kernels):
         query, row = some(1, 4, 5, 64), some(2, 2, 16, 64)
         key, value = row[:1, :, :9], row[1:, :, :9]
         mask = torch.zeros((5, 9)).masked_fill_(torch.ones((5, 9)).triu(5).bool(), float("-inf")).to(dtype).to(device)
-        cos, sin = super().turns(angles, dtype)
+        cos, sin = super().rotary_cos_sin(angles, dtype)
 
         def causal() -> Tensor:
             mask = self._mask(device)
             return self._attention(query, key, value, atten_mask=mask, sparse_mode=NPU_DOWN_RIGHT)
 
+        def rotary() -> Tensor:
+            return self._apply_rotary(x, cos, self._unsigned(sin))
+
         plain = Kernels()
         return [
             ("rms_norm", _agree(lambda: self._rms_norm(x, weight, 1e-6), lambda: plain.rms_norm(x, weight, 1e-6))),
-            ("rotate", _agree(lambda: self._rotate(x, cos, self._unsigned(sin)), lambda: plain.rotate(x, cos, sin))),
+            ("rotate", _agree(rotary, lambda: plain.apply_rotary(x, cos, sin))),
             ("swiglu", _agree(lambda: self._npu.npu_swiglu(wide, dim=-1), lambda: plain.swiglu(wide))),
             ("attention", _agree(causal, lambda: plain.causal_attention(query, key, value, mask))),
         ]
@@ -197,8 +200,8 @@ def _agree(fused: Callable[[], Tensor], plain: Callable[[], Tensor]) -> bool:
     import torch
 
     try:
-        found = fused().cpu().float()
+        result = fused().cpu().float()
     except Exception as exc:  # noqa: BLE001 - an operator that a chip lacks fails in many ways; then torch's is used
         log.debug("npu_kernel_unusable", error=first_line(exc))
         return False
-    return torch.allclose(found, plain().cpu().float(), atol=3e-2, rtol=3e-2)
+    return torch.allclose(result, plain().cpu().float(), atol=3e-2, rtol=3e-2)

@@ -120,8 +120,8 @@ class Storage:
         for (keys, values), blocks in zip(self.pools[capacity], self.blocks, strict=True):
             where = torch.tensor(op.blocks, device=keys.device)
             for side, tensor in enumerate((keys, values)):
-                found = blocks[side].index_select(0, where).transpose(0, 1)
-                tensor[row, :, :tokens] = found.reshape(found.shape[0], tokens, found.shape[3])
+                loaded = blocks[side].index_select(0, where).transpose(0, 1)
+                tensor[row, :, :tokens] = loaded.reshape(loaded.shape[0], tokens, loaded.shape[3])
 
     def _reserve(self, num_blocks: int) -> None:
         import torch

@@ -92,9 +92,9 @@ def load(
     refuse_pickled(folder, name)
     if device_map is not None:
         _need("accelerate", "device_map", "pip install accelerate")
-    place: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    placement: dict[str, Any] = {"device_map": device_map} if device_map else {}
     with _one_line(name, device), _quiet():
-        loaded, told = transformers.AutoModelForImageTextToText.from_pretrained(
+        loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(
             str(folder),
             config=_model_config(folder, config, trust_remote_code),
             dtype=device.dtype,
@@ -104,9 +104,9 @@ def load(
             # Weights of another shape are then told with their names, and refused below.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **place,
+            **placement,
         )
-        _check_weights(name, loaded, told)
+        _check_weights(name, loaded, report)
         if device_map is None:
             loaded = loaded.to(device.torch)
     if any(tensor.device == torch.device("meta") for tensor in (*loaded.parameters(), *loaded.buffers())):
@@ -169,17 +169,17 @@ def _model_config(folder: Path, saved: dict[str, Any], trust_remote_code: bool) 
     return config
 
 
-def _check_weights(name: str, loaded: Any, told: dict[str, Any]) -> None:
-    missing = set(told["missing_keys"])
+def _check_weights(name: str, loaded: Any, report: dict[str, Any]) -> None:
+    missing = set(report["missing_keys"])
     head, embedding = loaded.get_output_embeddings(), loaded.get_input_embeddings()
     if head.weight is embedding.weight:
         missing.discard("lm_head.weight")
     # transformers 5 tells both shapes beside a name, 4 the name alone.
-    reshaped = {entry if isinstance(entry, str) else str(entry[0]) for entry in told["mismatched_keys"]}
+    reshaped = {entry if isinstance(entry, str) else str(entry[0]) for entry in report["mismatched_keys"]}
     refuse_incomplete(name, missing, reshaped)
-    if told["error_msgs"]:
-        raise ConfigError(f"{name} cannot be loaded: {told['error_msgs'][0].splitlines()[0]}", param="model")
-    unused = sorted(told["unexpected_keys"])
+    if report["error_msgs"]:
+        raise ConfigError(f"{name} cannot be loaded: {report['error_msgs'][0].splitlines()[0]}", param="model")
+    unused = sorted(report["unexpected_keys"])
     config = loaded.config
     sizes = {
         "layers": config.text_config.num_hidden_layers,
@@ -293,10 +293,10 @@ def _one_line(name: str, device: Device | None) -> Iterator[None]:
 
 
 def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    found: list[int] = []
+    tokens: list[int] = []
     for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
-        found += [] if value is None else [value] if isinstance(value, int) else list(value)
-    return tuple(dict.fromkeys(found))
+        tokens += [] if value is None else [value] if isinstance(value, int) else list(value)
+    return tuple(dict.fromkeys(tokens))
 
 
 def fingerprint(folder: Path) -> str:

@@ -55,7 +55,7 @@ class Runner:
         self.storage = Storage(self.decoder.layout())
         self.vocab_size = self.decoder.vocab_size
         self.num_encoded = 0
-        self._place = self.decoder.embed.weight.device
+        self._input_device = self.decoder.embed.weight.device
         one_device = len({layer.device for layer in self.decoder.layers}) == 1
         self.graphs = DecodeGraphs(device, self._decode) if decode_graphs and one_device else None
 
@@ -118,19 +118,19 @@ class Runner:
         import torch
 
         if step.decode and not step.prefill and self.graphs is not None:
-            return self._forward_recorded(self.graphs, sorted(step.decode, key=_place))
-        decode = sorted(step.decode, key=_place)
+            return self._forward_recorded(self.graphs, sorted(step.decode, key=_slot_index))
+        decode = sorted(step.decode, key=_slot_index)
         ids = [sequence.tokens[-1] for sequence in decode]
         for chunk in step.prefill:
             ids += chunk.sequence.tokens[chunk.start : chunk.end]
         hidden = self.decoder.embed(self._int64(ids))
         chunks = self._chunks(step.prefill, len(decode))
-        deepstack = self._place_pictures(hidden, step.prefill, chunks)
+        deepstack = self._write_features(hidden, step.prefill, chunks)
         sampled, rows = list(decode), list(range(len(decode)))
-        for chunk, place in zip(step.prefill, chunks, strict=True):
+        for chunk, packed in zip(step.prefill, chunks, strict=True):
             if chunk.samples:
                 sampled.append(chunk.sequence)
-                rows.append(place.first + place.count - 1)
+                rows.append(packed.first + packed.count - 1)
         hidden = self.decoder.forward(
             hidden,
             self.decoder.rotary(self._positions(decode, step.prefill)),
@@ -148,7 +148,7 @@ class Runner:
         """As `forward` for a step without prompts, padded to a shape that comes back."""
         padded: list[Sequence] = []
         rows: list[int] = []
-        for _, members in groupby(decode, key=lambda sequence: _place(sequence)[0]):
+        for _, members in groupby(decode, key=lambda sequence: _slot_index(sequence)[0]):
             some = list(members)
             rows += range(len(padded), len(padded) + len(some))
             padded += some + [some[-1]] * (padded_count(len(some)) - len(some))
@@ -182,12 +182,15 @@ class Runner:
     def _int64(self, values: Any) -> Tensor:
         import torch
 
-        return torch.tensor(values, dtype=torch.int64).to(self._place, non_blocking=self.device.non_blocking)
+        return self._to_device(torch.tensor(values, dtype=torch.int64))
 
-    def _added(self, seen: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._input_device, non_blocking=self.device.non_blocking)
+
+    def _added(self, visible: Tensor) -> Tensor:
         """A bool mask as what is added to attention scores: once a step, else every layer would convert it."""
-        added = self.decoder.norm.new_zeros(seen.shape, device="cpu")
-        return added.masked_fill_(~seen, float("-inf")).to(self._place, non_blocking=self.device.non_blocking)
+        added = self.decoder.norm.new_zeros(visible.shape, device="cpu")
+        return self._to_device(added.masked_fill_(~visible, float("-inf")))
 
     def _positions(self, decode: list[Sequence], prefill: list[ScheduledTokens]) -> Tensor:
         import numpy as np
@@ -198,7 +201,7 @@ class Runner:
             now = np.array([len(s.tokens) - 1 + s.prepared.position_delta for s in decode], dtype=np.int64)
             parts.append(np.broadcast_to(now, (3, len(decode))))
         parts += [_chunk_positions(chunk) for chunk in prefill]
-        return torch.from_numpy(np.concatenate(parts, axis=1)).to(self._place, non_blocking=self.device.non_blocking)
+        return self._to_device(torch.from_numpy(np.concatenate(parts, axis=1)))
 
     def _groups(self, decode: list[Sequence], *, pad: bool = False) -> list[DecodeGroup]:
         """`pad` makes shapes that come back: more rows and keys than are needed, and always a mask."""
@@ -206,12 +209,12 @@ class Runner:
 
         by_pool: dict[int, list[Sequence]] = defaultdict(list)
         for sequence in decode:
-            by_pool[_place(sequence)[0]].append(sequence)
+            by_pool[_slot_index(sequence)[0]].append(sequence)
         groups = []
         heads = self.decoder.num_kv_heads
         first = 0
         for capacity, members in by_pool.items():
-            rows = torch.tensor([_place(sequence)[1] for sequence in members])
+            rows = torch.tensor([_slot_index(sequence)[1] for sequence in members])
             lengths = torch.tensor([len(sequence.tokens) for sequence in members])
             num_rows, longest = int(rows[-1]) + 1, int(lengths.max())
             if pad:
@@ -222,12 +225,12 @@ class Runner:
             mask = None
             if not whole or int(lengths.min()) < longest:
                 # Rows nobody decodes see their first key, so that no row is empty.
-                seen = torch.ones(num_rows, dtype=torch.int64)
-                seen[rows] = lengths
-                mask = self._added(torch.arange(longest) < seen[:, None])[:, None, None]
-            placed = None if whole else rows.to(self._place)
+                visible = torch.ones(num_rows, dtype=torch.int64)
+                visible[rows] = lengths
+                mask = self._added(torch.arange(longest) < visible[:, None])[:, None, None]
+            row_index = None if whole else self._to_device(rows)
             groups.append(
-                DecodeGroup(first, len(members), capacity, longest, num_rows, placed, write.to(self._place), mask)
+                DecodeGroup(first, len(members), capacity, longest, num_rows, row_index, self._to_device(write), mask)
             )
             first += len(members)
         return groups
@@ -235,7 +238,7 @@ class Runner:
     def _single(self, decode: list[Sequence]) -> list[PromptChunk]:
         """Decoding sequences as chunks of one token."""
         return [
-            PromptChunk(first, 1, *_place(sequence), len(sequence.tokens) - 1, None)
+            PromptChunk(first, 1, *_slot_index(sequence), len(sequence.tokens) - 1, None)
             for first, sequence in enumerate(decode)
         ]
 
@@ -244,7 +247,7 @@ class Runner:
 
         chunks = []
         for chunk in prefill:
-            capacity, row = _place(chunk.sequence)
+            capacity, row = _slot_index(chunk.sequence)
             mask = None
             if chunk.start and chunk.count > 1 and not self.decoder.batch_invariant:
                 mask = self._added(torch.ones((chunk.count, chunk.end), dtype=torch.bool).tril_(chunk.start))
@@ -252,30 +255,30 @@ class Runner:
             first += chunk.count
         return chunks
 
-    def _place_pictures(
-        self, hidden: Tensor, prefill: list[ScheduledTokens], places: list[PromptChunk]
+    def _write_features(
+        self, hidden: Tensor, prefill: list[ScheduledTokens], chunks: list[PromptChunk]
     ) -> Deepstack | None:
         """Writes picture features over the placeholders' embeddings; returns what the first layers add."""
         import torch
 
-        where: list[Tensor] = []
+        indices: list[Tensor] = []
         features: list[Tensor] = []
-        for chunk, place in zip(prefill, places, strict=True):
+        for chunk, packed in zip(prefill, chunks, strict=True):
             for picture in chunk.sequence.prepared.pictures:
                 start, end = max(picture.start, chunk.start), min(picture.end, chunk.end)
                 if start < end:
-                    begin = place.first + start - chunk.start
-                    where.append(torch.arange(begin, begin + end - start))
+                    begin = packed.first + start - chunk.start
+                    indices.append(torch.arange(begin, begin + end - start))
                     features.append(picture.features[:, start - picture.start : end - picture.start])
-        if not where:
+        if not indices:
             return None
         joined = torch.cat(features, dim=1).to(hidden.device)
-        indices = torch.cat(where).to(hidden.device)
-        hidden.index_copy_(0, indices, joined[0].to(hidden.dtype))
-        return Deepstack(indices, joined[1:]) if len(joined) > 1 else None
+        rows = torch.cat(indices).to(hidden.device)
+        hidden.index_copy_(0, rows, joined[0].to(hidden.dtype))
+        return Deepstack(rows, joined[1:]) if len(joined) > 1 else None
 
 
-def _place(sequence: Sequence) -> tuple[int, int]:
+def _slot_index(sequence: Sequence) -> tuple[int, int]:
     if sequence.slot is None:
         raise RuntimeError("a scheduled sequence has no row")
     return sequence.slot.capacity, sequence.slot.row

@@ -51,7 +51,7 @@ def sample(logits: Tensor, sequences: ListLike[Sequence], mask: Tensor | None = 
 
     if mask is not None:
         logits.masked_fill_(mask, float("-inf"))
-    told = _logprobs(logits, sequences)
+    logprobs = _logprobs(logits, sequences)
     _penalise(logits, sequences)
     chosen = _best(logits)
     drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature >= GREEDY_BELOW]
@@ -59,9 +59,9 @@ def sample(logits: Tensor, sequences: ListLike[Sequence], mask: Tensor | None = 
         rows = torch.tensor(drawn, device=logits.device)
         chosen[rows] = _draw(logits.index_select(0, rows), [sequences[row] for row in drawn])
     tokens = chosen.tolist()
-    if told is None:
+    if logprobs is None:
         return [Sampled(token) for token in tokens]
-    return _with_logprobs(told, chosen, tokens, sequences)
+    return _with_logprobs(logprobs, chosen, tokens, sequences)
 
 
 def _best(logits: Tensor) -> Tensor:
@@ -80,31 +80,31 @@ def _logprobs(logits: Tensor, sequences: ListLike[Sequence]) -> tuple[dict[int, 
     rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
     if not rows:
         return None
-    wanted = logits if len(rows) == len(sequences) else logits.index_select(0, torch.tensor(rows, device=logits.device))
-    return {row: place for place, row in enumerate(rows)}, torch.log_softmax(wanted, dim=-1)
+    chosen = logits if len(rows) == len(sequences) else logits.index_select(0, torch.tensor(rows, device=logits.device))
+    return {row: index for index, row in enumerate(rows)}, torch.log_softmax(chosen, dim=-1)
 
 
 def _with_logprobs(
-    told: tuple[dict[int, int], Tensor], chosen: Tensor, tokens: list[int], sequences: ListLike[Sequence]
+    logprobs: tuple[dict[int, int], Tensor], chosen: Tensor, tokens: list[int], sequences: ListLike[Sequence]
 ) -> list[Sampled]:
     import torch
 
-    places, table = told
-    rows = torch.tensor(list(places), device=chosen.device)
+    index_of, table = logprobs
+    rows = torch.tensor(list(index_of), device=chosen.device)
     own = table.gather(1, chosen[rows][:, None])[:, 0].tolist()
-    most = max(sequences[row].sampling.logprobs or 0 for row in places)
-    values, indices = (tensor.tolist() for tensor in table.topk(min(most, table.shape[1]), dim=-1))
+    most = max(sequences[row].sampling.logprobs or 0 for row in index_of)
+    values, tops = (tensor.tolist() for tensor in table.topk(min(most, table.shape[1]), dim=-1))
     result = []
     for row, token in enumerate(tokens):
-        place = places.get(row)
-        if place is None:
+        index = index_of.get(row)
+        if index is None:
             result.append(Sampled(token))
             continue
         count = sequences[row].sampling.logprobs or 0
-        pairs = zip(indices[place][:count], values[place][:count], strict=True)
+        pairs = zip(tops[index][:count], values[index][:count], strict=True)
         # A grammar may leave fewer choices than were asked for.
         top = tuple((other, value) for other, value in pairs if value != float("-inf"))
-        result.append(Sampled(token, own[place], top))
+        result.append(Sampled(token, own[index], top))
     return result
 
 
@@ -117,10 +117,10 @@ def _penalise(logits: Tensor, sequences: ListLike[Sequence]) -> None:
     for row, sequence in enumerate(sequences):
         sampling = sequence.sampling
         if sampling.repetition_penalty != 1.0:
-            seen = set(sequence.tokens)
-            repeated[0].extend([row] * len(seen))
-            repeated[1].extend(seen)
-            repeated[2].extend([sampling.repetition_penalty] * len(seen))
+            distinct = set(sequence.tokens)
+            repeated[0].extend([row] * len(distinct))
+            repeated[1].extend(distinct)
+            repeated[2].extend([sampling.repetition_penalty] * len(distinct))
         if sampling.presence_penalty or sampling.frequency_penalty:
             for token, count in sequence.counts.items():
                 counted[0].append(row)
@@ -172,7 +172,7 @@ def _draw(logits: Tensor, sequences: ListLike[Sequence]) -> Tensor:
     keep[:, 0] = True
     cumulated = (probabilities * keep).cumsum(-1)
     numbers = column([uniform(sequence.seed, sequence.num_output) for sequence in sequences])
-    place = torch.searchsorted(cumulated, numbers * cumulated[:, -1:], right=True)
+    chosen = torch.searchsorted(cumulated, numbers * cumulated[:, -1:], right=True)
     # Rounding may put the number at the very end: the last kept token then.
     last = (cumulated < cumulated[:, -1:]).sum(-1, keepdim=True)
-    return order.gather(1, torch.minimum(place, last))[:, 0]
+    return order.gather(1, torch.minimum(chosen, last))[:, 0]

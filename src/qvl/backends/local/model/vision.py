@@ -40,12 +40,12 @@ class FeatureCache:
     def get(self, key: str, *, counted: bool = True) -> Tensor | None:
         """`counted` is False for a second look on behalf of the same request."""
         with self._lock:
-            found = self._kept.get(key)
-            self.hits += counted and found is not None
-            self.misses += counted and found is None
-            if found is not None:
+            features = self._kept.get(key)
+            self.hits += counted and features is not None
+            self.misses += counted and features is None
+            if features is not None:
                 self._kept.move_to_end(key)
-            return found
+            return features
 
     def put(self, key: str, features: Tensor) -> None:
         with self._lock:
@@ -101,15 +101,15 @@ class VisionTower:
         import torch
 
         hidden = torch.cat([self._embedded(picture) for picture in pictures])
-        turns = self._turns(pictures)
+        rotary = self._rotary(pictures)
         ends = list(accumulate(picture.grid[0] * picture.grid[1] for picture in pictures))
         total, width = hidden.shape
         meter = _Meter(work)
-        found: list[Tensor] = []
+        merged: list[Tensor] = []
         heads: Tensor | None = None
         for index, block in enumerate(self._blocks):
             if heads is None or block.device != hidden.device:
-                hidden, turns = hidden.to(block.device), (turns[0].to(block.device), turns[1].to(block.device))
+                hidden, rotary = hidden.to(block.device), (rotary[0].to(block.device), rotary[1].to(block.device))
                 # Queries, keys and values, each [heads, patches, head_dim].
                 heads = hidden.new_empty((3, block.num_heads, total, width // block.num_heads))
                 attended = torch.empty_like(hidden)
@@ -117,8 +117,9 @@ class VisionTower:
                 if meter.pauses(rows, block.qkv.size):
                     yield None
                 joined = block.qkv(block.norm1(hidden[rows])).view(-1, 3 * block.num_heads, heads.shape[-1])
-                turned = self._kernels.rotate(joined[:, : 2 * block.num_heads].float(), turns[0][rows], turns[1][rows])
-                heads.view(-1, total, heads.shape[-1])[: 2 * block.num_heads, rows] = turned.transpose(0, 1)
+                both = joined[:, : 2 * block.num_heads].float()
+                rotated = self._kernels.apply_rotary(both, rotary[0][rows], rotary[1][rows])
+                heads.view(-1, total, heads.shape[-1])[: 2 * block.num_heads, rows] = rotated.transpose(0, 1)
                 heads[2, :, rows] = joined[:, 2 * block.num_heads :].transpose(0, 1)
             for first, last in pairwise([0, *ends]):
                 cost = 2 * (last - first) * width
@@ -133,9 +134,9 @@ class VisionTower:
                     yield None
                 hidden[rows] = block.finish(hidden[rows], attended[rows])
             if index in self._deep:
-                found.append(self._deep[index](hidden))
-        found.insert(0, self._merger(hidden))
-        features = torch.stack([part.to(found[0].device) for part in found])
+                merged.append(self._deep[index](hidden))
+        merged.insert(0, self._merger(hidden))
+        features = torch.stack([part.to(merged[0].device) for part in merged])
         counts = [picture.num_tokens for picture in pictures]
         yield [part.clone() for part in torch.split_with_sizes(features, counts, dim=1)]
 
@@ -145,11 +146,11 @@ class VisionTower:
 
         if pixels is None:
             raise RuntimeError("a picture has neither pixels nor features")
-        rules, place = self._rules, self._table.device
+        rules, device = self._rules, self._table.device
         size, merge = rules.patch_size, rules.merge_size
-        image = torch.from_numpy(pixels).to(place).permute(2, 0, 1).float()
-        mean = torch.tensor(rules.mean, device=place).view(3, 1, 1)
-        std = torch.tensor(rules.std, device=place).view(3, 1, 1)
+        image = torch.from_numpy(pixels).to(device).permute(2, 0, 1).float()
+        mean = torch.tensor(rules.mean, device=device).view(3, 1, 1)
+        std = torch.tensor(rules.std, device=device).view(3, 1, 1)
         image = (image * (1 / 255) - mean) / std
         rows, columns = image.shape[1] // size, image.shape[2] // size
         cut = image.view(3, rows // merge, merge, size, columns // merge, merge, size).permute(1, 4, 2, 5, 0, 3, 6)
@@ -164,30 +165,30 @@ class VisionTower:
         # float64 on no device but the host has it everywhere; float32 is what transformers interpolates in.
         axes = []
         for count in picture.grid:
-            place = torch.arange(count, dtype=torch.float32) * (side - 1) / (count - 1)
-            low = place.long().clamp(max=side - 1)
-            axes.append(((low, 1 - (place - low)), ((low + 1).clamp(max=side - 1), place - low)))
-        places = torch.zeros((), dtype=torch.float32, device=table.device)
+            position = torch.arange(count, dtype=torch.float32) * (side - 1) / (count - 1)
+            low = position.long().clamp(max=side - 1)
+            axes.append(((low, 1 - (position - low)), ((low + 1).clamp(max=side - 1), position - low)))
+        embedding = torch.zeros((), dtype=torch.float32, device=table.device)
         for row, row_weight in axes[0]:
             for column, column_weight in axes[1]:
                 index = self._merged_order(row[:, None] * side + column).to(table.device)
                 weight = self._merged_order(row_weight[:, None] * column_weight).to(table.device)
-                places = places + table.index_select(0, index) * weight[:, None]
+                embedding = embedding + table.index_select(0, index) * weight[:, None]
         patches = self._embed(self.patches(picture.pixels).to(table.dtype))
-        return patches + places.to(table.dtype)
+        return patches + embedding.to(table.dtype)
 
-    def _turns(self, pictures: list[PreparedPicture]) -> tuple[Tensor, Tensor]:
+    def _rotary(self, pictures: list[PreparedPicture]) -> tuple[Tensor, Tensor]:
         """Rotation by row (first half of the frequencies) and column (second half) of each patch, in float32."""
         import torch
 
-        places = []
+        positions = []
         for picture in pictures:
             rows, columns = (torch.arange(count, dtype=torch.float32) for count in picture.grid)
             both = (rows[:, None].expand(picture.grid), columns.expand(picture.grid))
-            places.append(torch.stack([self._merged_order(axis) for axis in both], 1))
+            positions.append(torch.stack([self._merged_order(axis) for axis in both], 1))
         frequencies = self._frequencies.float()
-        angles = torch.cat(places).to(frequencies.device)[:, :, None] * frequencies
-        return self._kernels.turns(angles.flatten(1), torch.float32)
+        angles = torch.cat(positions).to(frequencies.device)[:, :, None] * frequencies
+        return self._kernels.rotary_cos_sin(angles.flatten(1), torch.float32)
 
     def _merged_order(self, grid: Tensor) -> Tensor:
         """A value of each patch [rows, columns] in the order of the patches: merged squares one after the other."""
@@ -210,11 +211,11 @@ class _Meter:
 
     def pauses(self, rows: slice, cost: int) -> bool:
         """Whether a slice ends before these rows, which are then counted to the next."""
-        wanted = (rows.stop - rows.start) * cost
-        self._done += wanted
-        if self._done <= self._work or self._done == wanted:
+        work = (rows.stop - rows.start) * cost
+        self._done += work
+        if self._done <= self._work or self._done == work:
             return False
-        self._done = wanted
+        self._done = work
         return True
 
 
@@ -258,8 +259,8 @@ def _activated(linear: Linear, x: Tensor, act: nn.Module) -> Tensor:
     """act(linear(x)), in one pass where the activation is one that a matrix product can end with."""
     approximate = GELU.get(type(act).__name__)
     if approximate is None:
-        found: Tensor = act(linear(x))
-        return found
+        activated: Tensor = act(linear(x))
+        return activated
     return linear.gelu(x, approximate)
 
 

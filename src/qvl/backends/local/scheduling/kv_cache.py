@@ -75,7 +75,7 @@ class KvCache:
         self.budget = max(budget, self.capacities[-1])
         self.rows: dict[int, int] = dict.fromkeys(self.capacities, 0)
         self.ops: deque[Op] = deque()
-        self._held: dict[int, dict[int, Slot]] = {capacity: {} for capacity in self.capacities}
+        self._slots: dict[int, dict[int, Slot]] = {capacity: {} for capacity in self.capacities}
 
     @property
     def reserved(self) -> int:
@@ -85,12 +85,12 @@ class KvCache:
     @property
     def num_slots(self) -> int:
         """Rows that are held."""
-        return sum(len(held) for held in self._held.values())
+        return sum(len(slots) for slots in self._slots.values())
 
     @property
     def held_tokens(self) -> int:
         """Tokens of memory that held rows take."""
-        return sum(capacity * len(held) for capacity, held in self._held.items())
+        return sum(capacity * len(slots) for capacity, slots in self._slots.items())
 
     def take_ops(self) -> list[Op]:
         """What the runner must do, in order, before anything is written; forgotten here."""
@@ -103,13 +103,13 @@ class KvCache:
         capacity = next((size for size in self.capacities if size >= tokens), None)
         if capacity is None:
             raise ValueError(f"{tokens} tokens do not fit the longest row of {self.capacities[-1]}")
-        held = self._held[capacity]
-        row = next((row for row in range(self.rows[capacity]) if row not in held), None)
+        slots = self._slots[capacity]
+        row = next((row for row in range(self.rows[capacity]) if row not in slots), None)
         if row is None:
             if not self._grow(capacity):
                 return None
-            row = next(row for row in range(self.rows[capacity]) if row not in held)
-        slot = held[row] = Slot(capacity, row)
+            row = next(row for row in range(self.rows[capacity]) if row not in slots)
+        slot = slots[row] = Slot(capacity, row)
         return slot
 
     def grow(self, slot: Slot, tokens: int, used: int) -> Slot | None:
@@ -136,7 +136,7 @@ class KvCache:
 
     def free(self, slot: Slot) -> None:
         """Gives a row back. Its memory is kept for the next one until another pool needs it."""
-        if self._held[slot.capacity].pop(slot.row, None) is not slot:
+        if self._slots[slot.capacity].pop(slot.row, None) is not slot:
             raise ValueError(f"row {slot.row} of {slot.capacity} is not held by this slot")
 
     def reset(self, budget: int) -> None:
@@ -167,16 +167,16 @@ class KvCache:
         return True
 
     def _shrink(self, capacity: int) -> None:
-        held = self._held[capacity]
-        if len(held) == self.rows[capacity]:
+        slots = self._slots[capacity]
+        if len(slots) == self.rows[capacity]:
             return
-        holes = iter([row for row in range(len(held)) if row not in held])
-        for row in sorted(row for row in held if row >= len(held)):
-            slot = held.pop(row)
+        holes = iter([row for row in range(len(slots)) if row not in slots])
+        for row in sorted(row for row in slots if row >= len(slots)):
+            slot = slots.pop(row)
             slot.row = next(holes)
-            held[slot.row] = slot
+            slots[slot.row] = slot
             self.ops.append(Copy((capacity, row), (capacity, slot.row), capacity))
-        self._resize(capacity, len(held))
+        self._resize(capacity, len(slots))
 
     def _resize(self, capacity: int, rows: int) -> None:
         self.rows[capacity] = rows

@@ -71,16 +71,16 @@ class PrefixIndex:
 
     def match(self, hashes: Sequence[bytes], limit: int) -> tuple[int, ...]:
         """Blocks of the longest kept prefix of at most `limit` tokens."""
-        found: list[int] = []
+        blocks: list[int] = []
         for digest in hashes[: limit // BLOCK]:
             block = self._blocks.get(digest)
             if block is None:
                 break
-            found.append(block)
+            blocks.append(block)
         # Touched from the end, so that of one chain the last block is given away first and no block is unreachable.
-        for digest in reversed(hashes[: len(found)]):
+        for digest in reversed(hashes[: len(blocks)]):
             self._blocks.move_to_end(digest)
-        return tuple(found)
+        return tuple(blocks)
 
     def insert(self, hashes: Sequence[bytes]) -> list[tuple[int, int]]:
         """Makes room for the blocks of `hashes` that are missing.
@@ -94,9 +94,9 @@ class PrefixIndex:
         for digest in reversed(chain):
             if digest in self._blocks:
                 self._blocks.move_to_end(digest)
-        wanted = [(index, digest) for index, digest in enumerate(chain) if digest not in self._blocks]
+        missing = [(index, digest) for index, digest in enumerate(chain) if digest not in self._blocks]
         filled = []
-        for index, digest in wanted:
+        for index, digest in missing:
             block = self._take()
             filled.append((index, block))
             self._blocks[digest] = block

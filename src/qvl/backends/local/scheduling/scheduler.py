@@ -91,8 +91,8 @@ class Scheduler:
         sequence.num_preempted += 1
         self.num_preemptions += 1
         # Two preempted ones must come back in their order of arrival.
-        place = sum(1 for other in self.waiting if other.arrival < sequence.arrival)
-        self.waiting.insert(place, sequence)
+        index = sum(1 for other in self.waiting if other.arrival < sequence.arrival)
+        self.waiting.insert(index, sequence)
 
     def schedule(self) -> Step:
         """The next step; empty when nothing can run."""
@@ -161,8 +161,8 @@ class Scheduler:
         sequence.slot = slot
         sequence.status = SequenceStatus.RUNNING
         sequence.num_computed = self._reuse(sequence, slot)
-        place = sum(1 for other in self.running if other.arrival < sequence.arrival)
-        self.running.insert(place, sequence)
+        index = sum(1 for other in self.running if other.arrival < sequence.arrival)
+        self.running.insert(index, sequence)
         return True
 
     def _reuse(self, sequence: Sequence, slot: object) -> int:

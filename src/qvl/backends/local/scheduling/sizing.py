@@ -47,10 +47,10 @@ def make_scheduler(
     per_token = layout.bytes_per_token
     tokens = int(room * (1 - PREFIX_PART if prefix_cache else 1)) // per_token
     longest = int(checkpoint.model.config.text_config.max_position_embeddings)
-    wanted = max_model_len or min(longest, tokens // SMALLEST * SMALLEST)
-    if wanted > longest:
-        raise ConfigError(f"max_model_len={wanted} is more than the model's {longest}", param="max_model_len")
-    if wanted < 1 or wanted > tokens:
+    context = max_model_len or min(longest, tokens // SMALLEST * SMALLEST)
+    if context > longest:
+        raise ConfigError(f"max_model_len={context} is more than the model's {longest}", param="max_model_len")
+    if context < 1 or context > tokens:
         need = (max_model_len or SMALLEST) * per_token >> 20
         raise ConfigError(
             f"{room >> 20} MiB of KV memory hold {tokens} tokens, fewer than one request may have",
@@ -60,4 +60,4 @@ def make_scheduler(
     seqs = max_num_seqs or NUM_SEQS[kind]
     batched = max(max_num_batched_tokens or BATCHED_TOKENS[kind], seqs + 1)
     blocks = int(room * PREFIX_PART) // per_token // BLOCK if prefix_cache else 0
-    return Scheduler(KvCache(tokens, wanted), PrefixIndex(blocks), seqs, batched), wanted
+    return Scheduler(KvCache(tokens, context), PrefixIndex(blocks), seqs, batched), context

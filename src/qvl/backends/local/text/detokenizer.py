@@ -35,12 +35,12 @@ class Vocabulary:
         self._names = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
 
     def bytes(self, token: int) -> bytes:
-        found = self._known.get(token)
-        if found is None:
+        known = self._known.get(token)
+        if known is None:
             # Rows of the embedding beyond the tokenizer stand for nothing.
             letters = self._tokenizer.convert_ids_to_tokens(token) or ""
-            found = self._known[token] = bytes(self._letters[c] for c in letters if c in self._letters)
-        return found
+            known = self._known[token] = bytes(self._letters[c] for c in letters if c in self._letters)
+        return known
 
     def logprob(self, token: int, value: float, top: tuple[tuple[int, float], ...] = ()) -> TokenLogprob:
         data = self.bytes(token)
@@ -53,7 +53,7 @@ def _byte_letters() -> dict[str, int]:
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {chr(byte): byte for byte in visible}
     hidden = [byte for byte in range(256) if byte not in set(visible)]
-    return table | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+    return table | {chr(256 + offset): byte for offset, byte in enumerate(hidden)}
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class Detokenizer:
     num_calls: int = 0
     stopped: bool = False
     _decoder: Any = field(init=False)
-    _held: str = ""  # behind the stop filter: may become a stop string
+    _pending: str = ""  # behind the stop filter: may become a stop string
     _splitter: Splitter = field(init=False)
     _logprobs: list[TokenLogprob] = field(default_factory=list)
     _call: CallReader | None = None  # the call that is being written
@@ -129,15 +129,15 @@ class Detokenizer:
         text = self._decoder.decode(self.vocabulary.bytes(sampled.token))
         if not text:
             return None
-        if self.longest_run and not self.in_reasoning and (found := self._watch.feed(text)):
-            raise endless(found, self.longest_run)
+        if self.longest_run and not self.in_reasoning and (repeated := self._watch.feed(text)):
+            raise endless(repeated, self.longest_run)
         return self._chunk(self._until_stop(text))
 
     def finish(self, reason: FinishReason) -> Chunk:
         """The last chunk of the choice, with everything that was held back."""
         text = "" if self.stopped else self._until_stop(self._decoder.decode(b"", True))
         if not self.stopped:
-            text, self._held = text + self._held, ""
+            text, self._pending = text + self._pending, ""
         chunk = self._chunk(text, last=True, cut_off=reason == "length") or Chunk(index=self.index)
         if reason == "stop" and self.num_calls:
             reason = "tool_calls"
@@ -147,16 +147,16 @@ class Detokenizer:
         """What of the text can be shown now: nothing that is, or may become, a stop string."""
         if not self.stop:
             return text
-        text = self._held + text
-        places = [(place, word) for word in self.stop if (place := text.find(word)) >= 0]
-        if places:
-            self.stopped, self._held = True, ""
-            place = min(places)[0]
+        text = self._pending + text
+        matches = [(start, word) for word in self.stop if (start := text.find(word)) >= 0]
+        if matches:
+            self.stopped, self._pending = True, ""
+            start = min(matches)[0]
             # What waits in the decoder is a part of what came behind the stop string.
-            self._drop_logprobs(len(text[place:].encode()) + len(self._decoder.getstate()[0]))
-            return text[:place]
+            self._drop_logprobs(len(text[start:].encode()) + len(self._decoder.getstate()[0]))
+            return text[:start]
         keep = max((_overlap(text, word) for word in self.stop), default=0)
-        self._held = text[len(text) - keep :]
+        self._pending = text[len(text) - keep :]
         return text[: len(text) - keep]
 
     def _drop_logprobs(self, count: int) -> None:
@@ -261,8 +261,8 @@ class Splitter:
                 return (body, "", "content") if last else ("", "", "")
             return (body, behind, "call") if behind.startswith("{") else (body, rest.lstrip(), "content")
         if self._object.other or last:
-            body, found, rest = self._buffer.partition(CALL_END)
-            return body, rest, "content" if found else ""
+            body, closed, rest = self._buffer.partition(CALL_END)
+            return body, rest, "content" if closed else ""
         return "", "", ""
 
     def _enter(self, state: str, rest: str) -> None:
@@ -278,10 +278,10 @@ class Splitter:
         if mark is None:
             self._buffer = ""
             return text, False
-        place = text.find(mark)
-        if place >= 0:
-            self._buffer = text[place + len(mark) :]
-            return text[:place].rstrip(), True
+        start = text.find(mark)
+        if start >= 0:
+            self._buffer = text[start + len(mark) :]
+            return text[:start].rstrip(), True
         if last:
             self._buffer = ""
             return text, False

@@ -101,8 +101,8 @@ class ImageRules:
                 "max_pixels": config.get("max_pixels") or size.get("longest_edge"),
                 "resample": config.get("resample"),
             }
-            given: dict[str, Any] = {name: int(value) for name, value in numbers.items() if value is not None}
-            rules = replace(cls(), **given)
+            settings: dict[str, Any] = {name: int(value) for name, value in numbers.items() if value is not None}
+            rules = replace(cls(), **settings)
             mean, std = (tuple(map(float, config.get(key) or (0.5,) * 3)) for key in ("image_mean", "image_std"))
         except (TypeError, ValueError) as exc:
             raise ConfigError(f"the checkpoint's picture settings cannot be read: {exc}") from exc
@@ -157,18 +157,18 @@ class Processor:
             AbandonedError: nobody waits any more.
         """
         ids, thinking = self._prompt.encode(request, limit, abandoned)
-        found = [index for index, token in enumerate(ids) if token == self.image_token_id]
+        placeholders = [index for index, token in enumerate(ids) if token == self.image_token_id]
         pictures = request.pictures
-        if len(found) != len(pictures):
+        if len(placeholders) != len(pictures):
             raise RequestError(
-                f"the chat template shows {len(found)} of {len(pictures)} pictures",
+                f"the chat template shows {len(placeholders)} of {len(pictures)} pictures",
                 hint="pictures belong into user messages",
                 param="messages",
             )
         tokens: list[int] = []
         prepared: list[PreparedPicture] = []
         done = 0
-        for index, picture in zip(found, pictures, strict=True):
+        for index, picture in zip(placeholders, pictures, strict=True):
             tokens += ids[done:index]
             ready = self._picture(picture, request, start=len(tokens))
             tokens += [self.image_token_id] * ready.num_tokens

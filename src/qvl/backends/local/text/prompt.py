@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.errors import ContextLengthError, RequestError
+from qvl.errors import ContextLengthError, RequestError, first_line
 from qvl.types import ImagePart, Message, TextPart
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class PromptLimit:
         """Raises ContextLengthError when a prompt of `length` tokens (or `more`) does not fit."""
         if length + (self.max_tokens or 1) <= self.context:
             return
-        asked = f" and max_tokens={self.max_tokens}" if self.max_tokens else ""
+        answer = f" and max_tokens={self.max_tokens}" if self.max_tokens else ""
         raise ContextLengthError(
-            f"a prompt of {'at least ' if more else ''}{length} tokens{asked} does not fit the context of"
+            f"a prompt of {'at least ' if more else ''}{length} tokens{answer} does not fit the context of"
             f" {self.context}",
             hint="fewer or smaller pictures, less text, or a smaller max_tokens",
             param="max_tokens" if self.max_tokens and length < self.context else "messages",
@@ -125,8 +125,7 @@ class PromptEncoder:
                 )
             )
         except Exception as exc:
-            reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-            raise RequestError(f"the chat template refuses the messages: {reason}", param="messages") from exc
+            raise RequestError(f"the chat template refuses the messages: {first_line(exc)}", param="messages") from exc
 
     def _system_first(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Later system messages joined to the first, for a template that would drop them in silence."""
@@ -141,9 +140,9 @@ class PromptEncoder:
 
     def _loses_later_system(self) -> bool:
         if self._drops_later_system is None:
-            turns = [{"role": "user", "content": "a"}, {"role": "system", "content": PROBE}]
+            messages = [{"role": "user", "content": "a"}, {"role": "system", "content": PROBE}]
             try:
-                self._drops_later_system = PROBE not in self._apply([*turns, turns[0]], [])
+                self._drops_later_system = PROBE not in self._apply([*messages, messages[0]], [])
             except RequestError:
                 self._drops_later_system = True
         return self._drops_later_system
@@ -153,11 +152,11 @@ class PromptEncoder:
         start = scanned = 0
         while scanned < len(rendered):
             # In windows: one search through many megabytes would keep every other thread waiting.
-            found = self._controls.search(rendered, scanned, scanned + PIECE + self._overlap)
-            if found is not None:
-                yield from _words(rendered, start, found.start())
-                yield found[0]
-                start = scanned = found.end()
+            control = self._controls.search(rendered, scanned, scanned + PIECE + self._overlap)
+            if control is not None:
+                yield from _words(rendered, start, control.start())
+                yield control[0]
+                start = scanned = control.end()
             else:
                 scanned += PIECE
         yield from _words(rendered, start, len(rendered))
@@ -169,19 +168,19 @@ class PromptEncoder:
         return text
 
     def _message(self, message: Message, mark: str) -> dict[str, Any]:
-        told: dict[str, Any] = {"role": message.role, "content": self._typed(message.text, mark)}
+        entry: dict[str, Any] = {"role": message.role, "content": self._typed(message.text, mark)}
         if message.pictures:
-            told["content"] = [
+            entry["content"] = [
                 {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": t}
                 for part, t in self._typed_parts(message.parts, mark)
             ]
         elif message.role == "assistant" and self._splits_thoughts and "</think>" in message.text:
             # The template would look for the markers that are no longer there; this is how it reads them.
             thought, content = message.text.split("</think>")[0], message.text.split("</think>")[-1]
-            told["reasoning_content"] = self._typed(thought.rstrip("\n").split("<think>")[-1].lstrip("\n"), mark)
-            told["content"] = self._typed(content.lstrip("\n"), mark)
+            entry["reasoning_content"] = self._typed(thought.rstrip("\n").split("<think>")[-1].lstrip("\n"), mark)
+            entry["content"] = self._typed(content.lstrip("\n"), mark)
         if message.tool_calls:
-            told["tool_calls"] = [
+            entry["tool_calls"] = [
                 {
                     "type": "function",
                     "id": call.id,
@@ -192,7 +191,7 @@ class PromptEncoder:
                 }
                 for call in message.tool_calls
             ]
-        return told
+        return entry
 
     def _typed_parts(self, parts: Sequence[TextPart | ImagePart], mark: str) -> list[tuple[TextPart | ImagePart, str]]:
         """Each part with its text. Neighbouring texts are joined first: a token may be typed across two of them."""

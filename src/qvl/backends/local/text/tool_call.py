@@ -58,8 +58,8 @@ class ObjectScanner:
 
 def lead_of(text: str) -> int:
     """Return the length of what stands before a call that is not part of it."""
-    found = _LEAD.match(text)
-    return found.end() if found else 0
+    lead = _LEAD.match(text)
+    return lead.end() if lead else 0
 
 
 class CallReader:
@@ -130,15 +130,15 @@ def parse_call(block: str) -> tuple[str, str] | None:
         return None
     arguments = call["arguments"] if "arguments" in call else call.get("parameters")
     if isinstance(arguments, str):
-        said = arguments.strip()
-        return call["name"], "{}" if said in ("", "null", "None") else ControlEscaper().write(arguments)
+        text = arguments.strip()
+        return call["name"], "{}" if text in ("", "null", "None") else ControlEscaper().write(arguments)
     if arguments is None or arguments == []:
         return call["name"], "{}"
-    for found in _ARGUMENTS.finditer(block):
+    for key in _ARGUMENTS.finditer(block):
         try:
-            value, end = _LENIENT.raw_decode(block, found.end())
+            value, end = _LENIENT.raw_decode(block, key.end())
         except ValueError:
             continue
         if value == arguments:
-            return call["name"], ControlEscaper().write(block[found.end() : end])
+            return call["name"], ControlEscaper().write(block[key.end() : end])
     return call["name"], json.dumps(arguments, ensure_ascii=False)
