@@ -10,7 +10,7 @@ import sys
 import typing
 from collections.abc import Mapping
 from types import UnionType
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeGuard
 
 import typing_extensions
 from pydantic import AfterValidator
@@ -24,46 +24,48 @@ _QUALIFIERS: Final = tuple(
 _HOLDERS: Final = ("builtins", "collections", "collections.abc")
 
 
-def portable(hint: Any) -> Any:
+def portable(hint: object) -> Any:
     """Return `hint` with TypedDicts that pydantic reads on this Python; answers come back as what `hint` says."""
     return hint if sys.version_info >= (3, 12) or not _holds_one(hint, []) else _made(hint, {})
 
 
-def _holds_one(hint: Any, seen: list[Any]) -> bool:
+def _holds_one(hint: object, parents: list[object]) -> bool:
     """True where a TypedDict of `typing` stands anywhere in it."""
-    if any(one is hint for one in seen):
+    if any(one is hint for one in parents):
         return False
     if _is_old(hint):
         return True
     if _is_plain_dataclass(hint):
         # Until it has been read, one that leads back to itself adds nothing.
-        return any(_holds_one(inner, [*seen, hint]) for inner in _fields_of(hint).values())
+        return any(_holds_one(inner, [*parents, hint]) for inner in _fields_of(hint).values())
     if typing_extensions.is_typeddict(hint):
-        return any(_holds_one(inner, [*seen, hint]) for inner in _hints_of(hint).values())
-    return any(_holds_one(inner, seen) for inner in typing.get_args(hint))
+        return any(_holds_one(inner, [*parents, hint]) for inner in _hints_of(hint).values())
+    return any(_holds_one(inner, parents) for inner in typing.get_args(hint))
 
 
-def _made(hint: Any, known: dict[Any, Any]) -> Any:
+def _made(hint: object, known: dict[object, object]) -> object:
     """`hint` anew; `known` are the classes that were made already, also those that are not complete yet."""
     if isinstance(hint, type) and hint in known:
         return known[hint]
-    if typing_extensions.is_typeddict(hint):
+    if isinstance(hint, type) and typing_extensions.is_typeddict(hint):
         return _typed_dict(hint, known)
     if _is_plain_dataclass(hint) and _holds_one(hint, []):
         return _dataclass(hint, known)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return Annotated[(_made(inner[0], known), *hint.__metadata__)]
+        return Annotated[(_made(inner[0], known), *inner[1:])]
+    if origin is None or not inner:
+        return hint
     if origin in _QUALIFIERS:
         return origin[_made(inner[0], known)]
     if origin in (typing.Union, UnionType):
         return functools.reduce(operator.or_, (_made(one, known) for one in inner))
-    if origin is not None and inner and origin.__module__ in _HOLDERS and origin is not collections.abc.Callable:
+    if origin.__module__ in _HOLDERS and origin is not collections.abc.Callable:
         return origin[tuple(_made(one, known) if one is not ... else one for one in inner)]
     return hint
 
 
-def _typed_dict(hint: Any, known: dict[Any, Any]) -> Any:
+def _typed_dict(hint: type, known: dict[object, object]) -> object:
     hints = _hints_of(hint)
     optional: frozenset[str] = getattr(hint, "__optional_keys__", frozenset())
     make: Any = typing_extensions.TypedDict  # a call with a name that is known only now
@@ -79,7 +81,7 @@ def _typed_dict(hint: Any, known: dict[Any, Any]) -> Any:
     return made
 
 
-def _dataclass(hint: Any, known: dict[Any, Any]) -> Any:
+def _dataclass(hint: type, known: dict[object, object]) -> object:
     """A twin with other hints, whose instances become those of `hint` once they are read."""
     fields = [one for one in dataclasses.fields(hint) if one.init]
     twin: Any = dataclasses.make_dataclass(
@@ -103,8 +105,8 @@ def _dataclass(hint: Any, known: dict[Any, Any]) -> Any:
     if hasattr(hint, "__pydantic_config__"):
         twin.__pydantic_config__ = hint.__pydantic_config__
 
-    def original(found: Any) -> Any:
-        return hint(**{one.name: getattr(found, one.name) for one in fields})
+    def original(instance: object) -> object:
+        return hint(**{one.name: getattr(instance, one.name) for one in fields})
 
     known[hint] = Annotated[twin, AfterValidator(original)]
     hints = _fields_of(hint)
@@ -114,20 +116,20 @@ def _dataclass(hint: Any, known: dict[Any, Any]) -> Any:
     return known[hint]
 
 
-def _is_old(hint: Any) -> bool:
+def _is_old(hint: object) -> bool:
     return typing_extensions.is_typeddict(hint) and type(hint).__module__ == "typing"
 
 
-def _is_plain_dataclass(hint: Any) -> bool:
-    """Not one of pydantic's own, which it has read already."""
+def _is_plain_dataclass(hint: object) -> TypeGuard[type]:
+    """True for a dataclass that is not one of pydantic's own, which it has read already."""
     return isinstance(hint, type) and dataclasses.is_dataclass(hint) and not hasattr(hint, "__pydantic_validator__")
 
 
-def _hints_of(hint: Any) -> Mapping[str, Any]:
+def _hints_of(hint: object) -> Mapping[str, object]:
     return typing_extensions.get_type_hints(hint, include_extras=True)
 
 
-def _fields_of(hint: Any) -> Mapping[str, Any]:
+def _fields_of(hint: object) -> Mapping[str, object]:
     """The hints of a dataclass; none where pydantic has to say what is wrong with them, or arguments are no fields."""
     try:
         hints = _hints_of(hint)

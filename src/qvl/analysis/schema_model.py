@@ -7,10 +7,11 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
-from typing import Annotated, Any, Final
+from typing import Annotated, Final, Protocol
 
 from jsonschema import Draft3Validator, Draft202012Validator, FormatChecker, SchemaError, ValidationError, validators
 from jsonschema.exceptions import best_match
+from jsonschema.protocols import Validator
 from pydantic import Field, RootModel, TypeAdapter, model_validator
 from pydantic import ValidationError as PydanticError
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -20,6 +21,7 @@ from referencing import Registry
 from qvl.backends.grammar_schema import compiler_reason, enforceable
 from qvl.backends.schema_bounds import bound, plain
 from qvl.errors import AnalysisError, RequestError
+from qvl.types import JsonMapping, JsonObject
 
 # Alternatives of alternatives double with each level of an answer, and the schema comes from anybody.
 MAX_STEPS: Final = 50_000
@@ -28,14 +30,28 @@ _LONGEST: Final = 300
 _NAMED: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _DATA: Final = ("const", "enum", "default", "examples", "example")
 _steps: contextvars.ContextVar[list[int]] = contextvars.ContextVar("steps")
-_nothing: Final[Registry[Any]] = Registry()  # the default one would fetch what a `$ref` names
+_nothing: Final[Registry[JsonObject]] = Registry()  # the default one would fetch what a `$ref` names
 
 
-class _Answer(RootModel[dict[str, Any]]):
+class _Validator(Protocol):
+    """The part of jsonschema's validators that keywords use; jsonschema has no types."""
+
+    def is_type(self, instance: object, type: str) -> bool: ...
+
+    def descend(
+        self, instance: object, schema: object, path: str | None = None, schema_path: str | None = None
+    ) -> Iterator[ValidationError]: ...
+
+    def evolve(self, *, schema: JsonObject) -> _Validator: ...
+
+    def is_valid(self, instance: object) -> bool: ...
+
+
+class _Answer(RootModel[JsonObject]):
     """An object of JSON; the subclass of each schema knows what it must hold."""
 
 
-def model_of(schema: Mapping[str, Any]) -> type[_Answer]:
+def model_of(schema: JsonMapping) -> type[_Answer]:
     """Return a model that accepts what `schema` accepts, whose own JSON schema is `schema`, and whose root the answer.
 
     What a schema does not require may also be null, since prompts ask for null where a picture does not tell.
@@ -45,19 +61,19 @@ def model_of(schema: Mapping[str, Any]) -> type[_Answer]:
     """
     if not isinstance(schema, Mapping):
         raise _refused("must be an object")
-    given = with_object_on_top(schema)
-    if given.get("type") != "object":
+    own_schema = with_object_on_top(schema)
+    if own_schema.get("type") != "object":
         hint = '{"type": "object", "properties": {…}}'
         raise RequestError("schema must be of type object", hint=hint, param="schema", code="invalid_schema")
-    check = _check_of(given)
+    check = _check_of(own_schema)
 
-    def checked(data: Any) -> Any:
+    def checked(data: object) -> object:
         if (wrong := check(data)) is not None:
             raise wrong
         return data
 
-    def model_json_schema(cls: Any, *args: Any, **options: Any) -> dict[str, Any]:
-        return given
+    def model_json_schema(cls: type[_Answer], /, *args: object, **options: object) -> JsonObject:
+        return own_schema
 
     title = schema.get("title")
     name = title if isinstance(title, str) and title.isidentifier() else "Answer"
@@ -70,25 +86,24 @@ def model_of(schema: Mapping[str, Any]) -> type[_Answer]:
     return type(name, (_Answer,), own)
 
 
-def with_object_on_top(schema: Mapping[str, Any]) -> dict[str, Any]:
+def with_object_on_top(schema: JsonMapping) -> JsonObject:
     """Return `schema` with the definition that its top refers to in the reference's place, as endpoints want it."""
-    found = dict(schema)
+    top = dict(schema)
     for _ in range(8):
-        reference = found.get("$ref")
+        reference = top.get("$ref")
         name = str(reference).rpartition("/")[2]
-        definitions = next((word for word in ("$defs", "definitions") if reference == f"#/{word}/{name}"), "")
-        held = found.get(definitions)
-        target = held.get(name) if isinstance(held, Mapping) else None
+        definitions = top.get(next((word for word in ("$defs", "definitions") if reference == f"#/{word}/{name}"), ""))
+        target = definitions.get(name) if isinstance(definitions, Mapping) else None
         if not isinstance(target, Mapping):
             break
-        found = {**{word: value for word, value in found.items() if word != "$ref"}, **target}
-    if "properties" in found:
-        found.setdefault("type", "object")
-    return found
+        top = {**{word: value for word, value in top.items() if word != "$ref"}, **target}
+    if "properties" in top:
+        top.setdefault("type", "object")
+    return top
 
 
-def _check_of(schema: dict[str, Any]) -> Callable[[Any], PydanticError | None]:
-    """A function that says what of an answer does not fit `schema`."""
+def _check_of(schema: JsonObject) -> Callable[[object], PydanticError | None]:
+    """A function that returns the error of an answer that does not fit `schema`."""
     bound(plain(schema, "schema"), "schema", validated=True)  # before anything else is read of it
     if not isinstance(schema.get("$schema", ""), str):
         raise _refused("is not valid: its $schema is not a string")
@@ -105,7 +120,7 @@ def _check_of(schema: dict[str, Any]) -> Callable[[Any], PydanticError | None]:
     validator = _validator_class(base)(schema, registry=_nothing)
     _refuse_circles(validator, schema)
 
-    def check(data: Any) -> PydanticError | None:
+    def check(data: object) -> PydanticError | None:
         token = _steps.set([MAX_STEPS])
         try:
             wrong = best_match(validator.iter_errors(data))
@@ -119,15 +134,15 @@ def _check_of(schema: dict[str, Any]) -> Callable[[Any], PydanticError | None]:
         if wrong is None:
             return None
         kind = PydanticCustomError("json_schema", "{reason}", {"reason": wrong.message[:_LONGEST]})
-        found = InitErrorDetails(type=kind, loc=tuple(wrong.absolute_path), input=wrong.instance)
-        return PydanticError.from_exception_data("Answer", [found])
+        details = InitErrorDetails(type=kind, loc=tuple(wrong.absolute_path), input=wrong.instance)
+        return PydanticError.from_exception_data("Answer", [details])
 
     return check
 
 
-def _refuse_circles(validator: Any, schema: dict[str, Any]) -> None:
-    held = [part for word in ("$defs", "definitions") if isinstance(part := schema.get(word), dict)]
-    for part in (schema, *(inner for one in held for inner in one.values() if isinstance(inner, dict))):
+def _refuse_circles(validator: _Validator, schema: JsonObject) -> None:
+    definitions = [part for word in ("$defs", "definitions") if isinstance(part := schema.get(word), dict)]
+    for part in (schema, *(inner for one in definitions for inner in one.values() if isinstance(inner, dict))):
         token = _steps.set([MAX_STEPS])
         try:
             validator.evolve(schema=part).is_valid({})
@@ -143,8 +158,8 @@ def _place(error: SchemaError) -> str:
     return ".".join(map(str, error.absolute_path)) or "it"
 
 
-def _read(node: Any) -> None:
-    """Refuses what is valid and cannot be checked."""
+def _read(node: object) -> None:
+    """Refuse what is valid and cannot be checked."""
     if isinstance(node, list):
         for inner in node:
             _read(inner)
@@ -169,7 +184,7 @@ def _read(node: Any) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _pattern(pattern: str) -> Callable[[str], bool]:
-    """Whether a text matches, by pydantic's engine: Python's own may take for ever, and patterns come from anybody."""
+    """The test of a text, by pydantic's engine: Python's own may take for ever, and patterns come from anybody."""
     adapter = TypeAdapter(Annotated[str, Field(pattern=pattern)])
 
     def matches(text: str) -> bool:
@@ -186,11 +201,11 @@ class _TooManyStepsError(Exception):
     pass
 
 
-def _counted(keyword: Callable[..., Any]) -> Callable[..., Iterator[ValidationError]]:
-    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-        left = _steps.get()
-        left[0] -= 1
-        if left[0] < 0:
+def _counted(keyword: Callable[..., Iterator[ValidationError] | None]) -> Callable[..., Iterator[ValidationError]]:
+    def check(validator: _Validator, value: object, instance: object, schema: object) -> Iterator[ValidationError]:
+        steps = _steps.get()
+        steps[0] -= 1
+        if steps[0] < 0:
             raise _TooManyStepsError
         yield from keyword(validator, value, instance, schema) or ()
 
@@ -198,7 +213,7 @@ def _counted(keyword: Callable[..., Any]) -> Callable[..., Iterator[ValidationEr
 
 
 @functools.cache
-def _validator_class(base: Any) -> Any:
+def _validator_class(base: type[Validator]) -> type[Validator]:
     own = {
         "type": _type,
         "properties": _properties,
@@ -209,10 +224,13 @@ def _validator_class(base: Any) -> Any:
         "uniqueItems": _unique_items,
     }
     known = {**base.VALIDATORS, **own}
-    return validators.extend(base, {word: _counted(keyword) for word, keyword in known.items()})
+    counted: type[Validator] = validators.extend(base, {word: _counted(check) for word, check in known.items()})
+    return counted
 
 
-def _type(validator: Any, types: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+def _type(
+    validator: _Validator, types: str | list[str], instance: object, schema: JsonObject
+) -> Iterator[ValidationError]:
     if instance is None and schema.get("nullable") is True:
         return
     kinds = [types] if isinstance(types, str) else types
@@ -220,8 +238,10 @@ def _type(validator: Any, types: Any, instance: Any, schema: Any) -> Iterator[Va
         yield ValidationError(f"{instance!r:.100} is not of type {', '.join(map(repr, kinds))}")
 
 
-def _properties(validator: Any, properties: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if not validator.is_type(instance, "object"):
+def _properties(
+    validator: _Validator, properties: JsonObject, instance: object, schema: JsonObject
+) -> Iterator[ValidationError]:
+    if not isinstance(instance, dict):
         return
     required = schema.get("required") or ()
     for name, inner in properties.items():
@@ -229,13 +249,15 @@ def _properties(validator: Any, properties: Any, instance: Any, schema: Any) -> 
             yield from validator.descend(instance[name], inner, path=name, schema_path=name)
 
 
-def _matches(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if validator.is_type(instance, "string") and not _pattern(pattern)(instance):
+def _matches(validator: _Validator, pattern: str, instance: object, schema: object) -> Iterator[ValidationError]:
+    if isinstance(instance, str) and not _pattern(pattern)(instance):
         yield ValidationError(f"{instance!r:.100} does not match {pattern!r}")
 
 
-def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if not validator.is_type(instance, "object"):
+def _pattern_properties(
+    validator: _Validator, patterns: JsonObject, instance: object, schema: object
+) -> Iterator[ValidationError]:
+    if not isinstance(instance, dict):
         return
     for pattern, inner in patterns.items():
         for name, value in instance.items():
@@ -243,8 +265,10 @@ def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: An
                 yield from validator.descend(value, inner, path=name, schema_path=pattern)
 
 
-def _additional_properties(validator: Any, more: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if not validator.is_type(instance, "object"):
+def _additional_properties(
+    validator: _Validator, more: object, instance: object, schema: JsonObject
+) -> Iterator[ValidationError]:
+    if not isinstance(instance, dict):
         return
     named, patterns = schema.get("properties") or {}, schema.get("patternProperties") or {}
     for name, value in instance.items():
@@ -256,8 +280,8 @@ def _additional_properties(validator: Any, more: Any, instance: Any, schema: Any
             yield from validator.descend(value, more, path=name)
 
 
-def _multiple_of(validator: Any, step: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if not validator.is_type(instance, "number"):
+def _multiple_of(validator: _Validator, step: float, instance: object, schema: object) -> Iterator[ValidationError]:
+    if isinstance(instance, bool) or not isinstance(instance, int | float):
         return
     try:
         # As written: 19.99 is a multiple of 0.01, of which binary numbers know nothing.
@@ -272,8 +296,8 @@ def _exact(number: float) -> Fraction:
     return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
 
 
-def _unique_items(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if not wanted or not validator.is_type(instance, "array"):
+def _unique_items(validator: _Validator, unique: bool, instance: object, schema: object) -> Iterator[ValidationError]:
+    if not unique or not isinstance(instance, list):
         return
     if len({json.dumps(item, sort_keys=True) for item in instance}) < len(instance):
         yield ValidationError("the items are not all different")

@@ -1,4 +1,4 @@
-"""What `schema=` may be: a pydantic class, a JSON schema, or any type that pydantic reads, such as a dataclass."""
+"""The types of `schema=`: a pydantic class, a JSON schema, or any type that pydantic reads, such as a dataclass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import Any, Final
+from typing import Final, cast
 
 import typing_extensions
 from pydantic import BaseModel, RootModel, create_model
@@ -16,23 +16,24 @@ from pydantic_core import SchemaError
 from qvl import analysis
 from qvl.analysis.portable_types import portable
 from qvl.errors import ConfigError, QvlError
+from qvl.types import JsonMapping, JsonObject
 
 _OF_THE_WHOLE: Final = ("$defs", "definitions", "$schema")
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaType:
-    """A pydantic class that the model's answer is read as, and what the caller gets of it.
+    """A pydantic class that the model's answer is read as, and a function to what the caller gets of it.
 
-    `boxed` says that the answer stands in a field `answer`, since endpoints take objects alone as a schema's top.
+    `boxed` means that the answer stands in a field `answer`, since endpoints take objects alone as a schema's top.
     """
 
     model: type[BaseModel]
-    value: Callable[[Any], Any]
+    value: Callable[[BaseModel], object]
     boxed: bool = False
 
 
-def schema_type(schema: Any) -> SchemaType:
+def schema_type(schema: object) -> SchemaType:
     """Return how answers of `schema` are read.
 
     A pydantic class gives instances of it, a JSON schema plain JSON values, any other type what pydantic makes of it:
@@ -49,7 +50,7 @@ def schema_type(schema: Any) -> SchemaType:
     try:
         if isinstance(schema, type) and issubclass(schema, BaseModel):
             model: type[BaseModel] = schema
-            plain: Callable[[Any], Any] = _itself
+            plain: Callable[[BaseModel], object] = _itself
         else:
             model, plain = _root_of(schema), operator.attrgetter("root")
         box = analysis.boxed(model)
@@ -64,61 +65,62 @@ def schema_type(schema: Any) -> SchemaType:
         ) from exc
     if box is None:
         return SchemaType(model, plain)
-    return SchemaType(box, lambda found: plain(found.answer), boxed=True)
+    inner = operator.attrgetter("answer")
+    return SchemaType(box, lambda answer: plain(inner(answer)), boxed=True)
 
 
-def _itself(value: Any) -> Any:
+def _itself(value: object) -> object:
     return value
 
 
-def _shown(schema: Any) -> str:
+def _shown(schema: object) -> str:
     return getattr(schema, "__qualname__", None) or repr(schema)[:80]
 
 
-def _unwrapped(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unwrapped(schema: JsonMapping) -> JsonMapping:
     """The schema inside OpenAI's `response_format` or its `json_schema`, if that was given."""
     inner = schema.get("json_schema") if schema.get("type") == "json_schema" else schema
     own = inner.get("schema") if isinstance(inner, Mapping) and "name" in inner and "type" not in inner else None
     return own if isinstance(own, Mapping) else schema
 
 
-def _of_json_schema(schema: Mapping[str, Any]) -> SchemaType:
+def _of_json_schema(schema: JsonMapping) -> SchemaType:
     # Not on top: endpoints have no schemas, and reading one takes a library of its own.
     from qvl.analysis.schema_model import model_of, with_object_on_top
 
     schema = _unwrapped(schema)
-    given = with_object_on_top(schema)
-    boxed = given.get("type") != "object"
+    top = with_object_on_top(schema)
+    boxed = top.get("type") != "object"
     try:
         if boxed:
             inner = {key: value for key, value in schema.items() if key not in (*_OF_THE_WHOLE, "title")}
-            given = {key: schema[key] for key in (*_OF_THE_WHOLE, "title") if key in schema}
-            given |= {"type": "object", "properties": {"answer": _moved(inner)}, "required": ["answer"]}
-        model = model_of(given)
+            top = {key: schema[key] for key in (*_OF_THE_WHOLE, "title") if key in schema}
+            top |= {"type": "object", "properties": {"answer": _moved(inner)}, "required": ["answer"]}
+        model = model_of(top)
     except RecursionError as exc:
         raise ConfigError("the schema is nested too deeply", hint="flatten it, or use $defs", param="schema") from exc
     except QvlError as exc:
         raise ConfigError(exc.message, hint=exc.hint, param="schema") from exc
     value = operator.attrgetter("root")
-    return SchemaType(model, (lambda found: value(found)["answer"]) if boxed else value, boxed=boxed)
+    return SchemaType(model, (lambda answer: value(answer)["answer"]) if boxed else value, boxed=boxed)
 
 
-def _moved(schema: Any) -> Any:
-    """`schema` with its references to itself led to where it now stands."""
+def _moved(schema: object) -> object:
+    """`schema` with its references to itself led to its new position."""
     if isinstance(schema, list):
         return [_moved(inner) for inner in schema]
     if not isinstance(schema, Mapping):
         return schema
-    moved = {key: _moved(value) for key, value in schema.items()}
+    moved: JsonObject = {key: _moved(value) for key, value in schema.items()}
     reference = moved.get("$ref")
     if isinstance(reference, str) and re.match(r"#(?!/(\$defs|definitions)/)(/|$)", reference):
         moved["$ref"] = f"#/properties/answer{reference[1:]}"
     return moved
 
 
-def _root_of(schema: Any) -> type[BaseModel]:
+def _root_of(schema: object) -> type[BaseModel]:
     """A class of pydantic's around any type that it reads."""
     name = schema.__name__ if isinstance(schema, type) else "Answer"
-    root: Any = RootModel[portable(schema)]  # type: ignore[misc]
+    root = cast("type[BaseModel]", RootModel.__class_getitem__(portable(schema)))
     named = typing_extensions.is_typeddict(schema) or is_dataclass(schema)
     return create_model(name, __base__=root, __doc__=schema.__doc__ if named else None)
