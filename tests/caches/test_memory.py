@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from qvl.caches.base import CacheEntry
-from qvl.caches.memory import MAX_DEAD_LEASES, MemoryCache
+from qvl.caches.leases import MAX_DEAD_LEASES
+from qvl.caches.memory import MemoryCache
 from qvl.caches.tiered import TieredCache
 from qvl.errors import CacheError, ConfigError
 from qvl.pipeline.cache_store import Store

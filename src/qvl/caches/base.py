@@ -14,9 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from types import TracebackType
-from typing import Any, Final
+from typing import Final, Self
 
+from qvl.caches.leases import Lease, LeaseTable
 from qvl.errors import CacheError
+from qvl.types import JsonMapping
 
 ENTRY_VERSION: Final = 1
 COUNTED_BY: Final = ("model", "language", "task", "namespace")
@@ -33,15 +35,15 @@ class CacheEntry:
     `manifest` everything that went into the key. Times are seconds since the epoch; `expires_at` None means never.
     """
 
-    result: Mapping[str, Any]
-    manifest: Mapping[str, Any] = field(default_factory=dict)
+    result: JsonMapping
+    manifest: JsonMapping = field(default_factory=dict)
     image_hash: str = ""
     task: str = "chat"
     language: str = ""
     model: str = ""
     namespace: str = ""
     text: str = ""
-    analysis: Mapping[str, Any] | None = None
+    analysis: JsonMapping | None = None
     usage: Mapping[str, int] = field(default_factory=dict)
     created_at: float = field(default_factory=time.time)
     expires_at: float | None = None
@@ -89,30 +91,26 @@ class CacheStats:
     errors: int = 0
 
 
-@dataclass(slots=True)
-class Lease:
-    """The right to compute one key. `token` grows with every holder, so that a late holder can be told apart.
-
-    It saves work and guards nothing: `Cache.set` takes entries from everybody. The pipeline looks before it stores an
-    answer whose lease may be another's by now, and leaves the later holder's answer where it is.
-    """
-
-    key: str
-    token: int
-    expires_at: float
-
-
 class Cache(ABC):
     """Keeps finished answers under a key. Synchronous, thread-safe, bounded.
 
-    A store that fails raises CacheError; the pipeline logs it, counts it and goes on without.
+    `get`, `set`, `delete`, `clear` and `stats` make a cache. Leases hold within this process unless a cache has its
+    own; one that can list its entries (`items`) can be browsed too. A store that fails raises CacheError; the pipeline
+    logs it, counts it and goes on without.
     """
 
     url: str = ""
-    # Whether get() never waits for a disk, a network or another process, so that it needs no thread.
+    # True if get() never waits for a disk, a network or another process, so that it needs no thread.
     instant: bool = False
-    # Whether get() may answer with a copy that is older than what the store has.
+    # True if get() may answer with a copy that is older than what the store has.
     layered: bool = False
+    _leases: LeaseTable
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        # Not in __init__, which an author's own need not call.
+        cache = super().__new__(cls)
+        cache._leases = LeaseTable()
+        return cache
 
     @abstractmethod
     def get(self, key: str) -> CacheEntry | None:
@@ -154,8 +152,16 @@ class Cache(ABC):
         """
 
     @abstractmethod
+    def stats(self) -> CacheStats:
+        """The size of the store, and what was counted since it was opened."""
+
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
-        """Live entries, newest first. For people and tools: it may be slow."""
+        """Live entries, newest first. For people and tools: it may be slow.
+
+        Raises:
+            CacheError: this cache cannot list what it keeps.
+        """
+        raise CacheError(f"{type(self).__name__} cannot list its entries", hint="look one up by its key")
 
     def find(
         self,
@@ -182,35 +188,32 @@ class Cache(ABC):
         """
         return count_entries((entry for _, entry in self.items()), fields)
 
-    @abstractmethod
-    def stats(self) -> CacheStats: ...
-
-    @abstractmethod
     def lease(self, key: str, ttl: float) -> Lease | None:
         """The right to compute `key` for `ttl` seconds, or None while another holder has it.
 
-        At most one holder at a time over all processes that share the store. A holder that dies loses it by time; one
-        that needs longer renews it.
+        At most one holder at a time; over all processes that share the store, where it has leases of its own. A holder
+        that dies loses it by time; one that needs longer renews it.
         """
+        return self._leases.lease(key, ttl)
 
-    @abstractmethod
     def renew(self, lease: Lease, ttl: float) -> bool:
         """Makes the lease end `ttl` seconds from now; False when it is no longer this holder's (by its token)."""
+        return self._leases.renew(lease, ttl)
 
-    @abstractmethod
     def release(self, lease: Lease) -> None:
         """Gives the lease back, if it is still this holder's, and wakes those who wait for it."""
+        self._leases.release(lease)
 
     def wait(self, key: str, timeout: float) -> None:
         """Blocks until `key` may have an entry or its lease may be free, at most `timeout` seconds.
 
-        Waking early is allowed. The default sleeps a short while; stores that can notify do better.
+        Waking early is allowed.
         """
-        time.sleep(min(timeout, 0.05))
+        self._leases.wait(key, timeout)
 
     def close(self) -> None:
         """Releases files and connections. Calling it twice is harmless."""
-        return
+        self._leases.clear()
 
     def __enter__(self) -> Cache:
         return self
@@ -243,7 +246,7 @@ def count_entries(entries: Iterable[CacheEntry], fields: Iterable[str]) -> dict[
     return {name: dict(counter.most_common()) for name, counter in counts.items()}
 
 
-def chosen(filters: Mapping[str, Any]) -> dict[str, str]:
+def chosen(filters: Mapping[str, str | None]) -> dict[str, str]:
     """Those of `Cache.clear`'s and `find`'s filters that are given.
 
     Raises:

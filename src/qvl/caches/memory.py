@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease, chosen, encoded, matches
+from qvl.caches.base import Cache, CacheEntry, CacheStats, chosen, encoded, matches
 from qvl.caches.counters import Tally
+from qvl.caches.leases import LeaseTable
 from qvl.caches.urls import count, read_options, size
 from qvl.errors import CacheError, ConfigError
 
-MAX_DEAD_LEASES: Final = 1024
 # Reading the JSON of a larger entry takes milliseconds, which an event loop does not have.
 MAX_PEEK: Final = 128 * 2**10
 
@@ -47,12 +47,9 @@ class MemoryCache(Cache):
         self.max_entries = max_entries
         self.max_bytes = max_bytes
         self._clock = clock
-        # Not the condition, whose own acquiring is Python code: Ctrl-C within it would leave the lock held for ever.
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
-        self._leases: dict[str, Lease] = {}
-        self._token = 0
+        self._leases = LeaseTable(clock)
         self._bytes = 0
         self._tally = Tally()
 
@@ -102,17 +99,16 @@ class MemoryCache(Cache):
                 self._bytes += length
                 self._make_room()
             self._tally.add("writes")
-            self._changed.notify_all()
 
     def delete(self, key: str) -> bool:
         with self._lock:
             slot = self._drop(key)
             return slot is not None and not self._expired(slot)
 
-    def clear(self, *, older_than: float | None = None, **filters: Any) -> int:
-        wanted, now = chosen(filters), self._clock()
-        found = [key for key, entry in self.items() if matches(entry, wanted, older_than=older_than, now=now)]
-        return sum(self.delete(key) for key in found)
+    def clear(self, *, older_than: float | None = None, **filters: str | None) -> int:
+        chosen_by, now = chosen(filters), self._clock()
+        keys = [key for key, entry in self.items() if matches(entry, chosen_by, older_than=older_than, now=now)]
+        return sum(self.delete(key) for key in keys)
 
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
         with self._lock:
@@ -125,48 +121,11 @@ class MemoryCache(Cache):
             self._drop_expired()
             return self._tally.stats(entries=len(self._slots), size_bytes=self._bytes)
 
-    def lease(self, key: str, ttl: float) -> Lease | None:
-        with self._lock:
-            now = self._clock()
-            held = self._leases.get(key)
-            if held is not None and held.expires_at > now:
-                return None
-            if len(self._leases) >= MAX_DEAD_LEASES:
-                self._leases = {k: lease for k, lease in self._leases.items() if lease.expires_at > now}
-            self._token += 1
-            self._leases[key] = Lease(key, self._token, now + ttl)
-            return Lease(key, self._token, now + ttl)
-
-    def renew(self, lease: Lease, ttl: float) -> bool:
-        with self._lock:
-            held = self._leases.get(lease.key)
-            if held is None or held.token != lease.token:
-                return False
-            held.expires_at = self._clock() + ttl
-            return True
-
-    def release(self, lease: Lease) -> None:
-        with self._lock:
-            held = self._leases.get(lease.key)
-            if held is not None and held.token == lease.token:
-                del self._leases[lease.key]
-                self._changed.notify_all()
-
-    def wait(self, key: str, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        with self._lock:
-            while key not in self._slots and (held := self._leases.get(key)) is not None:
-                left = min(deadline - time.monotonic(), held.expires_at - self._clock())
-                if left <= 0:
-                    return
-                self._changed.wait(left)
-
     def close(self) -> None:
+        super().close()
         with self._lock:
             self._slots.clear()
-            self._leases.clear()
             self._bytes = 0
-            self._changed.notify_all()
 
     def _expired(self, slot: _Slot) -> bool:
         return slot.expires_at is not None and slot.expires_at <= self._clock()

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from qvl.caches.base import Cache, CacheEntry, CacheStats, Lease
 from qvl.caches.memory import MemoryCache
@@ -78,7 +77,7 @@ class TieredCache(Cache):
         finally:
             self._forget(key)
 
-    def clear(self, *, older_than: float | None = None, **filters: Any) -> int:
+    def clear(self, *, older_than: float | None = None, **filters: str | None) -> int:
         try:
             return self.back.clear(older_than=older_than, **filters)
         finally:
@@ -89,7 +88,9 @@ class TieredCache(Cache):
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
         return self.back.items()
 
-    def find(self, *, prefix: str = "", limit: int | None = None, **filters: Any) -> list[tuple[str, CacheEntry]]:
+    def find(
+        self, *, prefix: str = "", limit: int | None = None, **filters: str | None
+    ) -> list[tuple[str, CacheEntry]]:
         return self.back.find(prefix=prefix, limit=limit, **filters)
 
     def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
