@@ -6,13 +6,14 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import qvl
-from qvl.pipeline.parse_request import RequestFields, RequestParams
-from qvl.types import SamplingParams
+from qvl.pipeline.parse_request import RequestParams
+from qvl.types import ChatRequest, SamplingParams
 
 PROGRAM = Path(__file__).with_name("users_program.py")
 
@@ -34,6 +35,6 @@ def test_nothing_of_a_users_program_is_unknown_to_a_type_checker(tmp_path: Path)
 
 
 def test_every_parameter_of_a_request_is_known_by_its_name() -> None:
-    own = RequestFields.__annotations__.keys() - {"sampling"}
-    assert RequestParams.__annotations__.keys() == SamplingParams.names() | own | {"max_pixels", "min_pixels"}
+    own = {field.name for field in fields(ChatRequest)} - {"messages", "sampling"}
+    assert RequestParams.__annotations__.keys() == SamplingParams.names() | own | {"min_pixels"}
     assert Path(qvl.__file__).with_name("py.typed").is_file(), "without it nobody's checker reads the types"

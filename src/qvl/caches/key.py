@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
 
 from qvl.errors import CacheError, RequestError
 from qvl.sampling import PARAMETERS
@@ -18,6 +18,8 @@ from qvl.types import (
     ChatRequest,
     Choice,
     ImagePart,
+    JsonMapping,
+    JsonObject,
     Message,
     Result,
     Timing,
@@ -30,21 +32,72 @@ from qvl.types import (
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
 
-Manifest = Mapping[str, Any]
 MANIFEST_VERSION: Final = 1
+
+
+class TextManifest(TypedDict):
+    """A text part in a manifest."""
+
+    text: str
+
+
+class PictureManifest(TypedDict):
+    """A picture in a manifest: its hash and canonical size; `sized` only where a request set the size."""
+
+    image: str
+    size: list[int]
+    sized: NotRequired[bool]
+
+
+class MessageManifest(TypedDict):
+    """A message in a manifest, its parts in their order."""
+
+    role: str
+    parts: list[TextManifest | PictureManifest]
+    tool_calls: list[JsonObject]
+    tool_call_id: str | None
+    name: str | None
+
+
+class FormatManifest(TypedDict):
+    """A response format in a manifest."""
+
+    kind: str
+    schema: JsonObject | None
+    pattern: str | None
+    choices: list[str]
+
+
+class Manifest(TypedDict):
+    """Everything that changes an answer, as JSON values."""
+
+    v: int
+    task: str
+    prompt_version: str
+    language: str
+    namespace: str
+    backend: JsonObject
+    max_pixels: int
+    messages: list[MessageManifest]
+    sampling: JsonObject
+    response_format: FormatManifest
+    tools: list[JsonObject]
+    tool_choice: str
+    parallel_tool_calls: bool
+    extra: JsonObject
 
 
 def build_manifest(
     request: ChatRequest,
     *,
-    identity: Mapping[str, Any],
+    identity: JsonMapping,
     max_pixels: int,
     task: str = "chat",
     prompt_version: str = "",
     language: str = "",
     namespace: str = "",
-) -> dict[str, Any]:
-    """Everything that changes the answer to `request`, as JSON values.
+) -> Manifest:
+    """Return everything that changes the answer to `request`.
 
     Pictures stand by their hash and canonical size at their place in their message, so order, role, position and
     detail are part of the key.
@@ -68,8 +121,8 @@ def build_manifest(
     }
 
 
-def hash_manifest(manifest: Mapping[str, Any]) -> str:
-    """The key: `sha256-` and the hex digest of the manifest's canonical JSON.
+def hash_manifest(manifest: Mapping[str, object]) -> str:
+    """Return the key: `sha256-` and the hex digest of the manifest's canonical JSON.
 
     Raises:
         RequestError: it holds what JSON or Unicode cannot carry.
@@ -83,12 +136,12 @@ def hash_manifest(manifest: Mapping[str, Any]) -> str:
     return "sha256-" + hashlib.sha256(text).hexdigest()
 
 
-def explain(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The fields in which two manifests differ: (dotted path, value in a, value in b). Missing is None."""
+def explain(a: JsonMapping, b: JsonMapping) -> list[tuple[str, object, object]]:
+    """Return the fields in which two manifests differ: (dotted path, value in a, value in b). Missing is None."""
     return list(_differences("", a, b))
 
 
-def _differences(path: str, a: Any, b: Any) -> Iterator[tuple[str, Any, Any]]:
+def _differences(path: str, a: object, b: object) -> Iterator[tuple[str, object, object]]:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for name in sorted(a.keys() | b.keys()):
             yield from _differences(f"{path}.{name}" if path else name, a.get(name), b.get(name))
@@ -99,7 +152,7 @@ def _differences(path: str, a: Any, b: Any) -> Iterator[tuple[str, Any, Any]]:
         yield path, a, b
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _message(message: Message) -> MessageManifest:
     return {
         "role": message.role,
         "parts": [
@@ -111,19 +164,21 @@ def _message(message: Message) -> dict[str, Any]:
     }
 
 
-def _picture(picture: Picture) -> dict[str, Any]:
-    size = {"image": picture.sha256, "size": [picture.width, picture.height]}
-    # Named only where a request set the size, which the model then leaves as it is.
-    return {**size, "sized": True} if picture.sized else size
+def _picture(picture: Picture) -> PictureManifest:
+    manifest: PictureManifest = {"image": picture.sha256, "size": [picture.width, picture.height]}
+    if picture.sized:
+        # Named only here, where the model leaves the size as it is.
+        manifest["sized"] = True
+    return manifest
 
 
-def _response_format(request: ChatRequest) -> dict[str, Any]:
-    wanted = request.response_format
+def _response_format(request: ChatRequest) -> FormatManifest:
+    form = request.response_format
     return {
-        "kind": wanted.kind,
-        "schema": dict(wanted.schema) if wanted.schema is not None else None,
-        "pattern": wanted.pattern,
-        "choices": list(wanted.choices),
+        "kind": form.kind,
+        "schema": dict(form.schema) if form.schema is not None else None,
+        "pattern": form.pattern,
+        "choices": list(form.choices),
     }
 
 

@@ -15,15 +15,8 @@ from qvl.analysis.schema_types import schema_type
 from qvl.errors import AnalysisError, ConfigError
 from qvl.ids import new_request_id
 from qvl.pipeline.call import Call, Generate
-from qvl.pipeline.job import Outcome
-from qvl.pipeline.parse_request import (
-    OF_REQUEST,
-    RequestParams,
-    own_extra,
-    request_limits,
-    sampling_params,
-    unread_pictures,
-)
+from qvl.pipeline.job import Confidence, Outcome
+from qvl.pipeline.parse_request import OF_REQUEST, own_extra, request_limits, sampling_params, unread_pictures
 from qvl.pipeline.single_flight import Written
 from qvl.types import ChatRequest, ResponseFormat, Result, Usage
 
@@ -35,6 +28,7 @@ if TYPE_CHECKING:
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.job import Job
     from qvl.pipeline.parse_parts import PictureLike
+    from qvl.pipeline.parse_request import AnalyzeParams
 
 MAX_TOKENS: Final = 512
 BUNDLED: Final = "bundled"
@@ -53,7 +47,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         schema: SchemaLike,
         language: str,
         cache: CacheMode | CachePolicy | None,
-        params: RequestParams,
+        params: AnalyzeParams,
         namespace: str | None = None,
         policy: MediaPolicy | None = None,
         started: float | None = None,
@@ -125,7 +119,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         match = analysis.find(result.text, self.schema, complete=result.finish_reason != "length")
         whole, fields = analysis.confidences(result.text, result.logprobs, match.start)
         choice = dataclasses.replace(result.choices[0], logprobs=None)
-        confidence = {
+        confidence: Confidence = {
             "confidence": whole,
             "field_confidence": fields,
             "confidence_method": analysis.CONFIDENCE_METHOD if whole is not None else None,

@@ -36,7 +36,7 @@ from qvl.types import Chunk, JsonMapping, Result
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
     from qvl.media.policy import MediaPolicy
-    from qvl.pipeline.parse_parts import Pictures
+    from qvl.pipeline.parse_parts import Pictures, Sources
 
 A = TypeVar("A", default=ProductAnalysis)
 TINY_NOTICE: Final = (
@@ -90,7 +90,7 @@ class AsyncPipeline:
         media: MediaPolicy | None = None,
         concurrency: int | None = None,
         plugins: Iterable[object] = (),
-        **options: Any,
+        **options: object,
     ) -> None:
         from qvl.media.policy import MediaPolicy
 
@@ -220,24 +220,19 @@ class AsyncPipeline:
         self, pictures: Pictures, *, schema: SchemaLike | None, **params: Unpack[AnalyzeParams]
     ) -> Any: ...
     async def analyze(
-        self,
-        pictures: Pictures,
-        *,
-        schema: SchemaLike | None = None,
-        language: str | None = None,
-        cache: CacheMode | None = None,
-        **params: Unpack[RequestParams],
+        self, pictures: Pictures, *, schema: SchemaLike | None = None, **params: Unpack[AnalyzeParams]
     ) -> object:
         """A typed analysis of one product, shown on one or several pictures.
 
         Args:
             schema: a pydantic class, a dataclass, a TypedDict, another type that pydantic reads, or a JSON schema,
                 whose answers are plain dictionaries. None is `ProductAnalysis`.
+            params: `language` (the pipeline's unless named), `cache`, and parameters as in `ask`.
 
         Raises:
             AnalysisError: the answer was no such object, also when asked again once.
         """
-        call = self.analyze_call(pictures, schema, language, cache, params)
+        call = self.analyze_call(pictures, schema, params)
         return (await self.executor.execute(call)).value
 
     @overload
@@ -249,24 +244,13 @@ class AsyncPipeline:
         self, pictures: Pictures, *, schema: SchemaLike | None, **params: Unpack[AnalyzeParams]
     ) -> AnalysisResult[Any]: ...
     async def analyze_result(
-        self,
-        pictures: Pictures,
-        *,
-        schema: SchemaLike | None = None,
-        language: str | None = None,
-        cache: CacheMode | None = None,
-        **params: Unpack[RequestParams],
+        self, pictures: Pictures, *, schema: SchemaLike | None = None, **params: Unpack[AnalyzeParams]
     ) -> AnalysisResult[object]:
         """As `analyze`, with the Result, timing and confidences beside the value; also for custom schemas."""
-        return await self.executor.execute(self.analyze_call(pictures, schema, language, cache, params))
+        return await self.executor.execute(self.analyze_call(pictures, schema, params))
 
     def analyze_call(
-        self,
-        pictures: Pictures,
-        schema: SchemaLike | None,
-        language: str | None,
-        cache: CacheMode | None,
-        params: RequestParams,
+        self, pictures: Pictures, schema: SchemaLike | None, params: AnalyzeParams
     ) -> Call[AnalysisResult[object]]:
         """Return what `analyze_result` executes, read and checked."""
         from qvl.pipeline.analyze_call import AnalyzeCall
@@ -274,48 +258,30 @@ class AsyncPipeline:
         return AnalyzeCall(
             listed(pictures),
             schema=ProductAnalysis if schema is None else schema,
-            language=language or self.language,
-            cache=cache,
+            language=params.get("language") or self.language,
+            cache=params.get("cache"),
             params=params,
         )
 
     @overload
     def map(
-        self, sources: Iterable[Pictures], question: str, **params: Unpack[MapParams]
+        self, sources: Sources, question: str, **params: Unpack[MapParams]
     ) -> AsyncGenerator[MapItem[Result], None]: ...
     @overload
     def map(
-        self,
-        sources: Iterable[Pictures],
-        question: None = None,
-        *,
-        schema: type[A] | None = None,
-        **params: Unpack[MapParams],
+        self, sources: Sources, question: None = None, *, schema: type[A] | None = None, **params: Unpack[MapParams]
     ) -> AsyncGenerator[MapItem[A], None]: ...
     @overload
     def map(
-        self,
-        sources: Iterable[Pictures],
-        question: str | None = None,
-        *,
-        schema: SchemaLike | None,
-        **params: Unpack[MapParams],
+        self, sources: Sources, question: str | None = None, *, schema: SchemaLike | None, **params: Unpack[MapParams]
     ) -> AsyncGenerator[MapItem[Any], None]: ...
     async def map(
         self,
-        sources: Iterable[Pictures],
+        sources: Sources,
         question: str | None = None,
         *,
         schema: SchemaLike | None = None,
-        language: str | None = None,
-        concurrency: int | None = None,
-        progress: bool = False,
-        keep_pictures: bool = False,
-        cache: CacheMode | None = None,
-        engine: str | None = None,
-        replicas: int | None = None,
-        ray_address: str | None = None,
-        **params: Unpack[RequestParams],
+        **params: Unpack[MapParams],
     ) -> AsyncGenerator[MapItem[object], None]:
         """Analyzes (or, with `question`, asks about) many pictures: bounded concurrency, input order.
 
@@ -327,25 +293,20 @@ class AsyncPipeline:
         cluster at `ray_address` ("auto" or HOST:PORT). `concurrency` is then for each actor, and `sources` must end.
         The model is loaded by the actors alone, unless `open()` or `with` loads it here as well.
         """
+        concurrency, progress = params.pop("concurrency", None), params.pop("progress", False)
+        engine, replicas = params.pop("engine", None), params.pop("replicas", None)
+        ray_address = params.pop("ray_address", None)
         if concurrency is not None and concurrency < 1:
             raise ConfigError("concurrency must be 1 or more", param="concurrency")
         if isinstance(sources, str | bytes | PathLike):
             raise ConfigError("map takes several pictures", hint="a list of them; analyze() or ask() takes one")
         if engine is not None:
-            call = {
-                "question": question,
-                "schema": schema,
-                "language": language,
-                "keep_pictures": keep_pictures,
-                "cache": cache,
-                **params,
-            }
             async with aclosing(
                 self.executor.plugins.map_engines.build(
                     engine,
                     self,
                     sources,
-                    call,
+                    {"question": question, "schema": schema, **params},
                     concurrency=concurrency or self.concurrency,
                     replicas=replicas,
                     ray_address=ray_address,
@@ -359,15 +320,19 @@ class AsyncPipeline:
             raise ConfigError("replicas and ray_address are for engine='ray'", param="engine")
         loading = [await self.executor.open()] if self.backend.peek_identity() is None else []
 
+        keep_pictures = params.pop("keep_pictures", False)
+        # A question is asked in the language that it is written in.
+        asking = cast("RequestParams", {name: value for name, value in params.items() if name != "language"})
+
         def let_go(result: Result) -> Result:
             result = loaded_for(result, loading.pop()) if loading else result
             return result if keep_pictures else dataclasses.replace(result, pictures=())
 
         async def one(source: Pictures) -> tuple[object, Result]:
             if question is not None:
-                result = let_go(await self.ask(source, question, cache=cache, **params))
+                result = let_go(await self.ask(source, question, **asking))
                 return result, result
-            analysis = await self.executor.execute(self.analyze_call(source, schema, language, cache, params))
+            analysis = await self.executor.execute(self.analyze_call(source, schema, params))
             result = let_go(analysis.result)
             if isinstance(analysis.value, ProductAnalysis):
                 analysis.value.came_from(result)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -19,7 +19,7 @@ from qvl.caches import key as keys
 from qvl.caches.base import Cache, CacheEntry, Lease
 from qvl.errors import CacheError
 from qvl.log import logger
-from qvl.pipeline.job import Outcome
+from qvl.pipeline.job import Confidence, Outcome
 
 if TYPE_CHECKING:
     from qvl.pipeline.job import Job
@@ -198,7 +198,7 @@ class Store:
         if (lease := await asked) is not None:
             await self._call("release", lambda: self.cache.release(lease), None)
 
-    async def _surely(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _surely(self, work: Coroutine[object, object, None]) -> None:
         """Does `work` to its end, however often the one who waits for it is cancelled."""
         task = asyncio.create_task(work)
         self._ending.add(task)
@@ -295,4 +295,4 @@ def from_entry(entry: CacheEntry) -> Outcome | None:
     except CacheError as exc:
         log.warning("cached answer left out", error=str(exc))
         return None
-    return Outcome(result, entry.analysis, entry.result.get("confidence") or {}, "cache")
+    return Outcome(result, entry.analysis, entry.result.get("confidence") or Confidence(), "cache")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeAlias, TypeVar
 from qvl.pipeline.job import Job, Outcome, Stages
 from qvl.pipeline.parse_message import MessageLike
 from qvl.pipeline.parse_parts import UnreadPicture
-from qvl.pipeline.parse_request import Draft, RequestParams, draft_request
+from qvl.pipeline.parse_request import RequestParams, draft_request
 from qvl.pipeline.single_flight import Written
 
 if TYPE_CHECKING:
@@ -84,30 +84,13 @@ class Call(ABC, Generic[R]):
         """
 
 
-class ChatCall(Call["Result"]):
-    """A conversation, as messages and parameters of `draft_request`."""
-
-    def __init__(
-        self, messages: Sequence[MessageLike], cache: CacheMode | CachePolicy | None, params: RequestParams
-    ) -> None:
-        super().__init__(cache)
-        self.draft: Draft = draft_request(messages, **params)
-        self.pictures = self.draft.pictures
-
-    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
-        return self.draft.finished(pictures)
-
-    def value(self, outcome: Outcome, finish: Callable[[], Result]) -> Result:
-        return finish()
-
-
 class RequestCall(Call["Result"]):
     """A request that is ready, its pictures loaded."""
 
     def __init__(
         self,
         request: ChatRequest,
-        cache: CacheMode | CachePolicy | None = None,
+        cache: CacheMode | CachePolicy | None,
         *,
         namespace: str | None = None,
         started: float | None = None,
@@ -120,3 +103,18 @@ class RequestCall(Call["Result"]):
 
     def value(self, outcome: Outcome, finish: Callable[[], Result]) -> Result:
         return finish()
+
+
+class ChatCall(RequestCall):
+    """A conversation, as messages and parameters of `draft_request`."""
+
+    def __init__(
+        self, messages: Sequence[MessageLike], cache: CacheMode | CachePolicy | None, params: RequestParams
+    ) -> None:
+        started = time.perf_counter()
+        self._draft = draft_request(messages, **params)
+        super().__init__(self._draft.request, cache, started=started)
+        self.pictures = self._draft.pictures
+
+    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
+        return self._draft.finished(pictures)

@@ -78,12 +78,7 @@ class Executor:
         self._loading = (0.0, 0.0)
 
     async def open(self) -> float:
-        """Load weights and connect, and return the seconds that this took: 0 where it was done before or by others.
-
-        Raises:
-            ConfigError: no such model, or an option that cannot work here.
-            BackendError: the endpoint or device cannot be used.
-        """
+        """Load weights and connect; return the seconds that it took: 0 where it was done before, or by others."""
         if self._opened:
             return 0.0
         if self._opening is None:
@@ -101,10 +96,7 @@ class Executor:
             return self._loading[1] - began
 
     async def aclose(self) -> None:
-        """End what is under way and close the backend, and the cache unless it came as an instance.
-
-        A backend that does not end is left behind after half a minute.
-        """
+        """End what is under way and close backend and cache; see `AsyncPipeline.aclose`."""
         try:
             await within(CLOSE_SECONDS, self.backend.aclose())
         finally:

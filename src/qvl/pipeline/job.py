@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from qvl.caches.key import Manifest
 from qvl.caches.policy import CachePolicy
-from qvl.types import CacheState, ChatRequest, Chunk, Result
+from qvl.types import CacheState, ChatRequest, Chunk, JsonMapping, Result
 
 
 @dataclasses.dataclass(slots=True)
@@ -42,12 +42,12 @@ class Job:
 
     @property
     def flight(self) -> tuple[str, CachePolicy] | None:
-        """Who may share its work: the same question, with the same wishes for the age of its answer."""
+        """The key of those who may share its work: who ask the same, with the same wishes for the answer's age."""
         return None if self.key is None else (self.key, self.policy)
 
     @property
     def salt(self) -> str:
-        """What keeps computed prefixes apart as answers are: the namespace's, within it also the request's own."""
+        """The salt of computed prefixes, kept apart as answers are: by namespace, within it by the request's own."""
         if not self.namespace:
             return self.request.cache_salt
         # Hashed together, so that nobody comes by a salt of another namespace's by choosing it.
@@ -55,7 +55,7 @@ class Job:
         return "namespace-" + hashlib.sha256(both.encode()).hexdigest()[:32]
 
     def waited_in(self, loading: tuple[float, float], now: float) -> float:
-        """Seconds until `now` for which it only waited while another loaded the model, from and to `loading`."""
+        """Return the seconds until `now` in which it only waited while another loaded the model, in `loading`."""
         stages = self.stages
         if stages.loading:
             return 0.0
@@ -63,13 +63,21 @@ class Job:
         return max(0.0, min(now, loading[1]) - max(ready, loading[0]))
 
 
+class Confidence(TypedDict, total=False):
+    """How sure the model was of an analysis; nothing of another answer."""
+
+    confidence: float | None
+    field_confidence: dict[str, float]
+    confidence_method: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a finished piece of work leaves: the answer, its analysis if there is one, and where it came from."""
 
     result: Result
-    analysis: Mapping[str, Any] | None = None
-    confidence: Mapping[str, Any] = field(default_factory=dict)
+    analysis: JsonMapping | None = None
+    confidence: Confidence = field(default_factory=Confidence)
     origin: Literal["backend", "cache"] = "backend"
 
 

@@ -6,19 +6,16 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from qvl.errors import MediaError
 from qvl.media.smart_resize import NO_LIMITS
 from qvl.pipeline.parse_parts import UnreadPicture
-from qvl.types import (
-    ChatRequest,
-    ImagePart,
-)
+from qvl.types import ChatRequest, ImagePart
 
 if TYPE_CHECKING:
     from qvl.media.digest_cache import DigestCache
-    from qvl.media.picture import Picture
+    from qvl.media.picture import Picture, PictureSource
     from qvl.media.policy import MediaPolicy
 
 T = TypeVar("T")
@@ -43,7 +40,7 @@ async def load_pictures(
     policies = _policies(policy, pictures)
     fetching = asyncio.Semaphore(MAX_FETCHES)
 
-    async def load(source: Any, own: MediaPolicy) -> Picture:
+    async def load(source: PictureSource, own: MediaPolicy) -> Picture:
         async with fetching if gate.is_remote(source) else contextlib.nullcontext():
             return await gate.aload(source, own, decode=False, seen=seen)
 
@@ -143,13 +140,13 @@ def naming(number: int) -> Iterator[None]:
         raise
 
 
-async def _numbered(number: int, work: Coroutine[Any, Any, T]) -> T:
+async def _numbered(number: int, work: Coroutine[object, object, T]) -> T:
     """`work` on the picture of this number, which its error then names."""
     with naming(number):
         return await work
 
 
-async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def _together(work: Sequence[Coroutine[object, object, T]]) -> list[T]:
     """Results in order; when one fails, the rest are cancelled and waited for before the error goes on."""
     if len(work) == 1:
         return [await work[0]]

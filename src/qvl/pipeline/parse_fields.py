@@ -54,8 +54,6 @@ def type_of(value: object) -> str:
         return "a number"
     if isinstance(value, str):
         return "text"
-    return "a list" if isinstance(value, list | tuple) else "an object" if isinstance(value, Mapping) else _class(value)
-
-
-def _class(value: object) -> str:
-    return f"a {type(value).__name__}"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"

@@ -27,17 +27,9 @@ _OWN: Final[Mapping[str, tuple[str, ...]]] = {"assistant": ("tool_calls", "refus
 _ECHOES: Final = frozenset(
     {"id", "status", "metadata", "cache_control", "phase", "index", "created", "model"}
     | {"native_finish_reason", "extra_content", "content_filter_results", "context", "executed_tools"}
-    | {"is_error", "artifact"}
+    | {"is_error", "artifact", "citations"}
     | {"parsed", "annotations", "provider_specific_fields", "logprobs", "finish_reason", "stop_reason", "token_ids"}
-    | {
-        "thinking",
-        "reasoning",
-        "reasoning_content",
-        "reasoning_details",
-        "reasoning_text",
-        "thinking_blocks",
-        "citations",
-    }
+    | {"thinking", "reasoning", "reasoning_content", "reasoning_details", "reasoning_text", "thinking_blocks"}
 )
 # Fields that say nothing at these values, as clients fill them in.
 _EMPTY: Final[Mapping[str, object]] = {"images": [], "tool_calls": [], "audio": {}, "prefix": False}

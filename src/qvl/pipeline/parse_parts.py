@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from pydantic import BaseModel
 
@@ -38,16 +38,8 @@ _LABELS: Final = frozenset(
 # What a model thought before its answer, as clients send it back beside that; it is not shown to it again.
 _THOUGHTS: Final = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "reasoning_content")
 _SOURCES: Final = ("image", "image_url", "base64", "data", "url", "source")
-_IMAGE_FIELDS: Final = (
-    *_SOURCES,
-    "source_type",
-    "mime_type",
-    "mimeType",
-    "mediaType",
-    "media_type",
-    "detail",
-    *LIMIT_NAMES,
-)
+_MEDIA_TYPES: Final = ("mime_type", "mimeType", "mediaType", "media_type")
+_IMAGE_FIELDS: Final = (*_SOURCES, "source_type", *_MEDIA_TYPES, "detail", *LIMIT_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +54,7 @@ class UnreadPicture:
 PARTS: Final = (Mapping, UnreadPicture)
 PictureLike: TypeAlias = "PictureSource | JsonMapping | UnreadPicture"
 Pictures: TypeAlias = "PictureLike | Sequence[PictureLike]"
+Sources: TypeAlias = Iterable[Pictures]
 
 
 def read_content(content: object, where: str, *, role: str = "user") -> list[TextPart | ImagePart | UnreadPicture]:
@@ -155,7 +148,7 @@ def _picture(part: JsonMapping, kind: str, where: str) -> UnreadPicture:
     return UnreadPicture(_source(part, where), limits)
 
 
-def _image_url(value: Any, limits: PixelLimits, where: str) -> UnreadPicture:
+def _image_url(value: object, limits: PixelLimits, where: str) -> UnreadPicture:
     inner: JsonMapping = {}
     place = where
     if isinstance(value, Mapping):
@@ -165,16 +158,18 @@ def _image_url(value: Any, limits: PixelLimits, where: str) -> UnreadPicture:
         value = inner.get("url")
     if value is None or isinstance(value, bool | int | float | list | Mapping):
         raise wrong(place, "is missing" if value is None else f"must be a URL, not {type_of(value)}")
-    return UnreadPicture(value, _with_detail(read_limits(inner, where).over(limits), inner, where))
+    return UnreadPicture(
+        cast("PictureSource", value), _with_detail(read_limits(inner, where).over(limits), inner, where)
+    )
 
 
-def _source(part: JsonMapping, where: str) -> Any:
+def _source(part: JsonMapping, where: str) -> PictureSource:
     """Return what names the picture: a URL, base64 as a data: URL, or an object that is one."""
     named = [name for name in _SOURCES if part.get(name) is not None]
     if len(named) != 1:
         fault = f"names a picture by {' and by '.join(named)}" if named else "has no picture in it"
         raise wrong(where, fault, "give one of image, image_url, url, base64, data, source")
-    value = part[named[0]]
+    value: PictureSource = part[named[0]]
     if named[0] == "url":
         return text_of(part, "url", where)
     if named[0] not in ("base64", "data") or isinstance(value, bytes):

@@ -39,7 +39,7 @@ ToolLike: TypeAlias = Tool | JsonMapping
 ResponseFormatLike: TypeAlias = ResponseFormat | JsonMapping | type[BaseModel]
 MAX_PICTURES: Final = 256
 # Parameters of an analysis that are not SamplingParams.
-OF_REQUEST: Final = frozenset({"request_id", "extra", "max_pixels", "min_pixels"})
+OF_REQUEST: Final = frozenset({"request_id", "extra", "max_pixels", "min_pixels", "language", "cache"})
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()
 
@@ -80,8 +80,9 @@ class AnalyzeParams(RequestParams, total=False):
 
 
 class MapParams(AnalyzeParams, total=False):
-    """What a map takes besides."""
+    """What a map takes besides; `system` goes with a question."""
 
+    system: str | None
     concurrency: int | None
     progress: bool
     keep_pictures: bool
@@ -90,39 +91,25 @@ class MapParams(AnalyzeParams, total=False):
     ray_address: str | None
 
 
-class RequestFields(TypedDict):
-    """The fields of a ChatRequest that are not its messages."""
-
-    sampling: SamplingParams
-    response_format: ResponseFormat
-    tools: tuple[Tool, ...]
-    tool_choice: str
-    parallel_tool_calls: bool
-    cache_salt: str
-    request_id: str
-    extra: JsonObject
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draft:
-    """A request that is complete and checked but for its `pictures`, which stand in their order."""
+    """A request that is complete and checked but for its `pictures`, which stand in their order in `turns`."""
 
     pictures: tuple[UnreadPicture, ...]
-    messages: tuple[Turn, ...]
-    fields: RequestFields
+    turns: tuple[Turn, ...]
+    request: ChatRequest
 
     def finished(self, pictures: Sequence[Picture]) -> ChatRequest:
-        """The request with `pictures` in the places of its own."""
+        """Return the request with `pictures` in the places of its own."""
         coming = iter(pictures)
-        return ChatRequest(
+        return self.request.replace(
             messages=tuple(
                 dataclasses.replace(
                     message,
                     parts=tuple([ImagePart(next(coming)) if isinstance(p, UnreadPicture) else p for p in parts]),
                 )
-                for message, parts in self.messages
-            ),
-            **self.fields,
+                for message, parts in self.turns
+            )
         )
 
 
@@ -155,20 +142,18 @@ def draft_request(
     pictures = tuple([part for _, parts in turns for part in parts if isinstance(part, UnreadPicture)])
     if len(pictures) > MAX_PICTURES:
         raise RequestError(f"{len(pictures)} pictures in one request", hint=f"at most {MAX_PICTURES}", param="messages")
-    return Draft(
-        pictures=pictures,
-        messages=turns,
-        fields={
-            "sampling": params,
-            "response_format": read_response_format(response_format),
-            "tools": tuple(read_tool(tool) for tool in tools),
-            "tool_choice": tool_choice,
-            "parallel_tool_calls": parallel_tool_calls,
-            "cache_salt": cache_salt,
-            "request_id": request_id or new_request_id(),
-            "extra": own,
-        },
+    request = ChatRequest(
+        messages=tuple([message for message, _ in turns]),
+        sampling=params,
+        response_format=read_response_format(response_format),
+        tools=tuple(read_tool(tool) for tool in tools),
+        tool_choice=tool_choice,
+        parallel_tool_calls=parallel_tool_calls,
+        cache_salt=cache_salt,
+        request_id=request_id or new_request_id(),
+        extra=own,
     )
+    return Draft(pictures, turns, request)
 
 
 def listed(pictures: Pictures) -> list[PictureLike]:

@@ -11,10 +11,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.backends.ray import cluster
 from qvl.config import in_home
@@ -22,9 +22,14 @@ from qvl.errors import BackendError, ConfigError, QvlError
 from qvl.pipeline.map_in_order import MapItem
 
 if TYPE_CHECKING:
+    from pyarrow import Table
+    from ray.data import Dataset
+
     from qvl.caches.policy import CacheMode
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.async_pipeline import AsyncPipeline
+    from qvl.pipeline.parse_parts import Pictures
+    from qvl.types import JsonMapping
 
 # Two batches at a time: while one waits for its slowest picture, the engine works on the other.
 BATCHES_AT_ONCE: Final = 2
@@ -35,8 +40,8 @@ class Recipe:
     """Everything of a pipeline that another process needs to make the same one."""
 
     model: str | None
-    options: Mapping[str, Any]
-    plugins: tuple[Any, ...]
+    options: JsonMapping
+    plugins: tuple[object, ...]
     cache: str
     cache_mode: CacheMode
     cache_ttl: float | None
@@ -93,7 +98,7 @@ class Worker:
             plugins=recipe.plugins,
         )
 
-    def __call__(self, table: Any) -> Any:
+    def __call__(self, table: Table) -> Table:
         import pyarrow
         from ray import cloudpickle
 
@@ -111,8 +116,8 @@ class Worker:
 
 async def map_under_ray(
     pipeline: AsyncPipeline,
-    sources: Iterable[Any],
-    call: Mapping[str, Any],
+    sources: Iterable[Pictures],
+    call: JsonMapping,
     *,
     concurrency: int,
     replicas: int | None,
@@ -132,49 +137,40 @@ async def map_under_ray(
     cluster.check_settings(1 if replicas is None else replicas, devices, ray_address)
     cluster.require_ray("ray.data")
     recipe = Recipe.of(pipeline)
-    given = list(sources)
-    if not given:
+    arguments = list(sources)
+    if not arguments:
         return
-    run = _Run(recipe, dict(call), given, concurrency, replicas, devices, ray_address)
+    run = _Run(recipe, call, arguments, concurrency, replicas, devices)
     bar = None
     if progress:
         from tqdm.auto import tqdm
 
-        bar = tqdm(total=len(given), unit="picture", file=sys.stderr)
-    await asyncio.to_thread(run.join)
+        bar = tqdm(total=len(arguments), unit="picture", file=sys.stderr)
+    await asyncio.to_thread(cluster.join, ray_address)
     cluster.take_back_sigterm()
     try:
         while (items := await asyncio.to_thread(run.take)) is not None:
             for item in items:
                 if bar is not None:
                     bar.update()
-                yield replace(item, source=given[item.index])
+                yield replace(item, source=arguments[item.index])
     finally:
         if bar is not None:
             bar.close()
         await asyncio.shield(asyncio.to_thread(run.end))
 
 
+@dataclass(slots=True)
 class _Run:
     """One execution of the dataset. Its methods block; they are called one after another, from any thread."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        call: dict[str, Any],
-        sources: Sequence[Any],
-        concurrency: int,
-        replicas: int | None,
-        devices: str,
-        address: str | None,
-    ) -> None:
-        self._recipe, self._call, self._sources = recipe, call, sources
-        self._concurrency, self._replicas = concurrency, replicas
-        self._devices, self._address = devices, address
-        self._tables: Iterator[Any] | None = None
-
-    def join(self) -> None:
-        cluster.join(self._address)
+    recipe: Recipe
+    call: JsonMapping
+    sources: Sequence[Pictures]
+    concurrency: int
+    replicas: int | None
+    devices: str
+    tables: Iterator[Table] | None = None
 
     def take(self) -> list[MapItem[object]] | None:
         """The next items in input order, or None at the end."""
@@ -182,35 +178,35 @@ class _Run:
         from ray.exceptions import RayError
 
         try:
-            if self._tables is None:
-                self._tables = iter(self._dataset().iter_batches(batch_size=None, batch_format="pyarrow"))
-            table = next(self._tables, None)
+            if self.tables is None:
+                self.tables = iter(self._dataset().iter_batches(batch_size=None, batch_format="pyarrow"))
+            table = next(self.tables, None)
         except RayError as exc:
             reason = str(exc).strip().splitlines()
             raise BackendError(f"Ray Data gave up: {reason[-1] if reason else type(exc).__name__}"[:400]) from exc
         if table is None:
             return None
-        found = []
+        items = []
         for index, packed in zip(table["index"].to_pylist(), table["item"].to_pylist(), strict=True):
             item = cloudpickle.loads(packed)
             if isinstance(item, QvlError):
                 raise item
-            found.append(replace(item, index=index))
-        return found
+            items.append(replace(item, index=index))
+        return items
 
-    def _dataset(self) -> Any:
+    def _dataset(self) -> Dataset:
         import ray.data
         from ray import cloudpickle
 
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        actors = self._replicas or cluster.count(self._devices)
-        share = cluster.room(actors, self._devices)
+        actors = self.replicas or cluster.count(self.devices)
+        share = cluster.room(actors, self.devices)
         # Small enough that every actor has work, and a lost one has little to do again.
-        batch = max(1, min(self._concurrency, math.ceil(len(self._sources) / (actors * BATCHES_AT_ONCE))))
-        call = {**self._call, "concurrency": max(1, math.ceil(self._concurrency / BATCHES_AT_ONCE))}
+        batch = max(1, min(self.concurrency, math.ceil(len(self.sources) / (actors * BATCHES_AT_ONCE))))
+        call = {**self.call, "concurrency": max(1, math.ceil(self.concurrency / BATCHES_AT_ONCE))}
         rows = [
             {"index": index, "source": cloudpickle.dumps(_portable(source))}
-            for index, source in enumerate(self._sources)
+            for index, source in enumerate(self.sources)
         ]
         dataset = ray.data.from_items(rows, override_num_blocks=math.ceil(len(rows) / batch))
         dataset.context.execution_options.preserve_order = True
@@ -225,29 +221,29 @@ class _Run:
                 max_concurrent_calls_per_actor=BATCHES_AT_ONCE,
                 enable_true_multi_threading=True,
             ),
-            fn_constructor_args=(cloudpickle.dumps((self._recipe, call)), share.kind, actors),
+            fn_constructor_args=(cloudpickle.dumps((self.recipe, call)), share.kind, actors),
             **share.actor_options(),
         )
 
     def end(self) -> None:
         """Ends what is under way and leaves the cluster."""
         try:
-            close = getattr(self._tables, "close", None)
+            close = getattr(self.tables, "close", None)
             if close is not None:
                 with suppress(ValueError):
                     close()
-            self._tables = None
+            self.tables = None
         finally:
             cluster.leave()
 
 
 def _keeps_a_secret(cache: str) -> bool:
-    """Whether an open store shows less of its URL than was given (a password)."""
+    """True if an open store shows less of its URL than was given (a password)."""
     return "://" in cache and not cache.startswith("sqlite:")
 
 
-def _portable(source: Any) -> Any:
-    """A source as another process can read it: absolute paths, the bytes of open files."""
+def _portable(source: object) -> object:
+    """Return a source as another process can read it: absolute paths, the bytes of open files."""
     if isinstance(source, list | tuple):
         return [_portable(one) for one in source]
     if isinstance(source, os.PathLike):

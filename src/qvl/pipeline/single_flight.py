@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from qvl.errors import BackendUnavailableError
 from qvl.log import logger
@@ -177,7 +177,7 @@ class FlightBoard:
             del self._by_key[key]
 
 
-async def within(seconds: float, closing: Coroutine[Any, Any, None]) -> None:
+async def within(seconds: float, closing: Coroutine[object, object, None]) -> None:
     """Waits for `closing`, but no longer than this, whatever it does when it is told to stop."""
     task = asyncio.ensure_future(closing)
     try:

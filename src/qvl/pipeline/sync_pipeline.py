@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qvl.caches.policy import CacheMode
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.parse_message import MessageLike
-    from qvl.pipeline.parse_parts import Pictures
+    from qvl.pipeline.parse_parts import Pictures, Sources
 
 A = TypeVar("A", default=ProductAnalysis)
 R = TypeVar("R")
@@ -61,7 +61,7 @@ class Pipeline:
         media: MediaPolicy | None = None,
         concurrency: int | None = None,
         plugins: Iterable[object] = (),
-        **options: Any,
+        **options: object,
     ) -> None:
         self.pipeline = AsyncPipeline(
             model,
@@ -129,15 +129,9 @@ class Pipeline:
     @overload
     def analyze(self, pictures: Pictures, *, schema: SchemaLike | None, **params: Unpack[AnalyzeParams]) -> Any: ...
     def analyze(
-        self,
-        pictures: Pictures,
-        *,
-        schema: SchemaLike | None = None,
-        language: str | None = None,
-        cache: CacheMode | None = None,
-        **params: Unpack[RequestParams],
+        self, pictures: Pictures, *, schema: SchemaLike | None = None, **params: Unpack[AnalyzeParams]
     ) -> object:
-        return self._execute(self.pipeline.analyze_call(pictures, schema, language, cache, params)).value
+        return self._execute(self.pipeline.analyze_call(pictures, schema, params)).value
 
     @overload
     def analyze_result(
@@ -148,70 +142,31 @@ class Pipeline:
         self, pictures: Pictures, *, schema: SchemaLike | None, **params: Unpack[AnalyzeParams]
     ) -> AnalysisResult[Any]: ...
     def analyze_result(
-        self,
-        pictures: Pictures,
-        *,
-        schema: SchemaLike | None = None,
-        language: str | None = None,
-        cache: CacheMode | None = None,
-        **params: Unpack[RequestParams],
+        self, pictures: Pictures, *, schema: SchemaLike | None = None, **params: Unpack[AnalyzeParams]
     ) -> AnalysisResult[object]:
-        return self._execute(self.pipeline.analyze_call(pictures, schema, language, cache, params))
+        return self._execute(self.pipeline.analyze_call(pictures, schema, params))
 
     @overload
     def map(
-        self, sources: Iterable[Pictures], question: str, **params: Unpack[MapParams]
+        self, sources: Sources, question: str, **params: Unpack[MapParams]
     ) -> Generator[MapItem[Result], None, None]: ...
     @overload
     def map(
-        self,
-        sources: Iterable[Pictures],
-        question: None = None,
-        *,
-        schema: type[A] | None = None,
-        **params: Unpack[MapParams],
+        self, sources: Sources, question: None = None, *, schema: type[A] | None = None, **params: Unpack[MapParams]
     ) -> Generator[MapItem[A], None, None]: ...
     @overload
     def map(
-        self,
-        sources: Iterable[Pictures],
-        question: str | None = None,
-        *,
-        schema: SchemaLike | None,
-        **params: Unpack[MapParams],
+        self, sources: Sources, question: str | None = None, *, schema: SchemaLike | None, **params: Unpack[MapParams]
     ) -> Generator[MapItem[Any], None, None]: ...
     def map(
         self,
-        sources: Iterable[Pictures],
+        sources: Sources,
         question: str | None = None,
         *,
         schema: SchemaLike | None = None,
-        language: str | None = None,
-        concurrency: int | None = None,
-        progress: bool = False,
-        keep_pictures: bool = False,
-        cache: CacheMode | None = None,
-        engine: str | None = None,
-        replicas: int | None = None,
-        ray_address: str | None = None,
-        **params: Unpack[RequestParams],
+        **params: Unpack[MapParams],
     ) -> Generator[MapItem[object], None, None]:
-        return self._iterate(
-            self.pipeline.map(
-                sources,
-                question,
-                schema=schema,
-                language=language,
-                concurrency=concurrency,
-                progress=progress,
-                keep_pictures=keep_pictures,
-                cache=cache,
-                engine=engine,
-                replicas=replicas,
-                ray_address=ray_address,
-                **params,
-            )
-        )
+        return self._iterate(self.pipeline.map(sources, question, schema=schema, **params))
 
     def stats(self) -> Mapping[str, float]:
         return self.pipeline.stats()

@@ -23,7 +23,7 @@ from qvl.types import ChatRequest, Message
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
-    from qvl.pipeline.parse_request import RequestParams
+    from qvl.pipeline.parse_request import AnalyzeParams
     from qvl.server.exchange import Exchange
 
 
@@ -81,7 +81,7 @@ async def _analyze(
     exchange: Exchange, wanted: AnalyzeRequest, sources: list[Any], schema: type[BaseModel]
 ) -> AnalysisResult[Any]:
     core = exchange.core
-    params: RequestParams = {
+    params: AnalyzeParams = {
         "request_id": exchange.request_id,
         "max_pixels": wanted.max_pixels,
         "min_pixels": wanted.min_pixels,
