@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final
 
 from jsonschema import Draft3Validator, Draft202012Validator, FormatChecker, SchemaError, ValidationError, validators
 from jsonschema.exceptions import best_match
@@ -31,20 +31,6 @@ _NAMED: Final = ("properties", "patternProperties", "$defs", "definitions", "dep
 _DATA: Final = ("const", "enum", "default", "examples", "example")
 _steps: contextvars.ContextVar[list[int]] = contextvars.ContextVar("steps")
 _nothing: Final[Registry[JsonObject]] = Registry()  # the default one would fetch what a `$ref` names
-
-
-class _Validator(Protocol):
-    """The part of jsonschema's validators that keywords use; jsonschema has no types."""
-
-    def is_type(self, instance: object, type: str) -> bool: ...
-
-    def descend(
-        self, instance: object, schema: object, path: str | None = None, schema_path: str | None = None
-    ) -> Iterator[ValidationError]: ...
-
-    def evolve(self, *, schema: JsonObject) -> _Validator: ...
-
-    def is_valid(self, instance: object) -> bool: ...
 
 
 class _Answer(RootModel[JsonObject]):
@@ -140,7 +126,7 @@ def _check_of(schema: JsonObject) -> Callable[[object], PydanticError | None]:
     return check
 
 
-def _refuse_circles(validator: _Validator, schema: JsonObject) -> None:
+def _refuse_circles(validator: Validator, schema: JsonObject) -> None:
     definitions = [part for word in ("$defs", "definitions") if isinstance(part := schema.get(word), dict)]
     for part in (schema, *(inner for one in definitions for inner in one.values() if isinstance(inner, dict))):
         token = _steps.set([MAX_STEPS])
@@ -202,7 +188,7 @@ class _TooManyStepsError(Exception):
 
 
 def _counted(keyword: Callable[..., Iterator[ValidationError] | None]) -> Callable[..., Iterator[ValidationError]]:
-    def check(validator: _Validator, value: object, instance: object, schema: object) -> Iterator[ValidationError]:
+    def check(validator: Validator, value: object, instance: object, schema: object) -> Iterator[ValidationError]:
         steps = _steps.get()
         steps[0] -= 1
         if steps[0] < 0:
@@ -229,7 +215,7 @@ def _validator_class(base: type[Validator]) -> type[Validator]:
 
 
 def _type(
-    validator: _Validator, types: str | list[str], instance: object, schema: JsonObject
+    validator: Validator, types: str | list[str], instance: object, schema: JsonObject
 ) -> Iterator[ValidationError]:
     if instance is None and schema.get("nullable") is True:
         return
@@ -239,7 +225,7 @@ def _type(
 
 
 def _properties(
-    validator: _Validator, properties: JsonObject, instance: object, schema: JsonObject
+    validator: Validator, properties: JsonObject, instance: object, schema: JsonObject
 ) -> Iterator[ValidationError]:
     if not isinstance(instance, dict):
         return
@@ -249,13 +235,13 @@ def _properties(
             yield from validator.descend(instance[name], inner, path=name, schema_path=name)
 
 
-def _matches(validator: _Validator, pattern: str, instance: object, schema: object) -> Iterator[ValidationError]:
+def _matches(validator: Validator, pattern: str, instance: object, schema: object) -> Iterator[ValidationError]:
     if isinstance(instance, str) and not _pattern(pattern)(instance):
         yield ValidationError(f"{instance!r:.100} does not match {pattern!r}")
 
 
 def _pattern_properties(
-    validator: _Validator, patterns: JsonObject, instance: object, schema: object
+    validator: Validator, patterns: JsonObject, instance: object, schema: object
 ) -> Iterator[ValidationError]:
     if not isinstance(instance, dict):
         return
@@ -266,7 +252,7 @@ def _pattern_properties(
 
 
 def _additional_properties(
-    validator: _Validator, more: object, instance: object, schema: JsonObject
+    validator: Validator, more: object, instance: object, schema: JsonObject
 ) -> Iterator[ValidationError]:
     if not isinstance(instance, dict):
         return
@@ -280,7 +266,7 @@ def _additional_properties(
             yield from validator.descend(value, more, path=name)
 
 
-def _multiple_of(validator: _Validator, step: float, instance: object, schema: object) -> Iterator[ValidationError]:
+def _multiple_of(validator: Validator, step: float, instance: object, schema: object) -> Iterator[ValidationError]:
     if isinstance(instance, bool) or not isinstance(instance, int | float):
         return
     try:
@@ -296,7 +282,7 @@ def _exact(number: float) -> Fraction:
     return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
 
 
-def _unique_items(validator: _Validator, unique: bool, instance: object, schema: object) -> Iterator[ValidationError]:
+def _unique_items(validator: Validator, unique: bool, instance: object, schema: object) -> Iterator[ValidationError]:
     if not unique or not isinstance(instance, list):
         return
     if len({json.dumps(item, sort_keys=True) for item in instance}) < len(instance):

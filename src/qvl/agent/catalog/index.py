@@ -16,20 +16,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from qvl.agent.catalog.product import Changes, Problem, Product
 from qvl.agent.catalog.tokenize import facet_token, key, tokens
 from qvl.errors import ConfigError
 from qvl.types import JsonMapping
 
-if TYPE_CHECKING:
-    import sqlite_utils
-
 FORMAT: Final = 1
 BATCH: Final = 4000
 MAX_PROBLEMS: Final = 1000
 BUCKETS: Final = 48
+TABLES: Final = {
+    "meta": "(name TEXT PRIMARY KEY, value TEXT)",
+    "products": (
+        "(number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, price FLOAT, digest BLOB NOT NULL, row TEXT NOT NULL)"
+    ),
+    "problems": "(number INTEGER PRIMARY KEY, line INTEGER, message TEXT)",
+    "terms": "(term TEXT PRIMARY KEY, docs INTEGER NOT NULL) WITHOUT ROWID",
+    "facets": "(key TEXT, name TEXT, value TEXT NOT NULL, docs INTEGER, PRIMARY KEY (key, name)) WITHOUT ROWID",
+    "documents": "USING fts5(body, content='', detail=none, tokenize='unicode61 remove_diacritics 2')",
+}
 
 
 class Index:
@@ -40,45 +47,27 @@ class Index:
     """
 
     def __init__(self, path: str) -> None:
-        import sqlite_utils
-
         self._lock = threading.RLock()
         try:
             self.db = sqlite3.connect(path, check_same_thread=False, timeout=30.0, isolation_level=None)
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = NORMAL")
             self.db.execute("PRAGMA mmap_size = 1073741824")
-            self._tables(sqlite_utils.Database(self.db))
+            self._create()
         except sqlite3.Error as exc:
             raise ConfigError(f"the index {path} cannot be used: {exc}", hint="delete it; it is built again") from exc
         self._totals: tuple[int, int] | None = None
 
-    def _tables(self, db: sqlite_utils.Database) -> None:
+    def _create(self) -> None:
         with self.writing():
-            if db["meta"].exists() and self.meta("format") != FORMAT:
-                for table in ("documents", "products", "terms", "facets", "problems", "meta"):
-                    db[table].drop(ignore=True)
-            db["meta"].create({"name": str, "value": str}, pk="name", if_not_exists=True)
-            db["products"].create(
-                {"number": int, "id": str, "price": float, "digest": bytes, "row": str},
-                pk="number",
-                not_null={"id", "digest", "row"},
-                if_not_exists=True,
-            )
-            db["products"].create_index(["id"], unique=True, if_not_exists=True)
-            db["products"].create_index(["price"], if_not_exists=True)
-            db["problems"].create({"number": int, "line": int, "message": str}, pk="number", if_not_exists=True)
-            for table, columns in (("terms", "term"), ("facets", "key, name")):
-                value = ", name TEXT NOT NULL, value TEXT NOT NULL" if table == "facets" else ""
-                first = columns.partition(",")[0]
-                self.db.execute(
-                    f"CREATE TABLE IF NOT EXISTS {table} ({first} TEXT NOT NULL{value}, docs INTEGER NOT NULL,"
-                    f" PRIMARY KEY ({columns})) WITHOUT ROWID"
-                )
-            self.db.execute(
-                "CREATE VIRTUAL TABLE IF NOT EXISTS documents USING fts5"
-                "(body, content='', detail=none, tokenize='unicode61 remove_diacritics 2')"
-            )
+            exists = self.rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'")
+            if exists and self.meta("format") != FORMAT:
+                for table in TABLES:
+                    self.db.execute(f"DROP TABLE IF EXISTS {table}")
+            for table, columns in TABLES.items():
+                kind = "VIRTUAL TABLE" if columns.startswith("USING") else "TABLE"
+                self.db.execute(f"CREATE {kind} IF NOT EXISTS {table} {columns}")
+            self.db.execute("CREATE INDEX IF NOT EXISTS idx_products_price ON products (price)")
             self.set_meta("format", FORMAT)
 
     @contextmanager

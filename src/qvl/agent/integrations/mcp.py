@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 from pydantic import Field
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from qvl.agent.catalog.catalog import Catalog
     from qvl.pipeline.async_pipeline import AsyncPipeline
 
+P = ParamSpec("P")
 INSTRUCTIONS = (
     "Analyze a product picture first, then search the catalogue with what it shows. Name only products that search "
     "returned, with the ids and prices as they are there."
@@ -55,41 +57,42 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
 
     server: MCPServer[object] = MCPServer("qvl", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
 
-    async def answer(work: Awaitable[object]) -> str:
-        """The result as JSON; an error becomes the tool's, in one line."""
-        try:
-            return json.dumps(await work, ensure_ascii=False)
-        except QvlError as exc:
-            raise ToolError(str(exc)) from exc
+    def add(tool: Callable[P, Awaitable[object]]) -> None:
+        """Add a tool that answers with its result as JSON; an error becomes the tool's, in one line."""
 
-    async def analyze(picture: Picture, language: str = "en") -> str:
+        @functools.wraps(tool)
+        async def answer(*args: P.args, **kwargs: P.kwargs) -> str:
+            try:
+                return json.dumps(await tool(*args, **kwargs), ensure_ascii=False)
+            except QvlError as exc:
+                raise ToolError(str(exc)) from exc
+
+        server.add_tool(answer, structured_output=False)
+
+    async def analyze(picture: Picture, language: str = "en") -> object:
         """Brand, category and attributes of the product on a picture, as JSON; language is en, zh, pt or es."""
+        outcome = await pipeline.analyze_result(_checked(picture, files), language=language)
+        return {
+            **outcome.value.model_dump(mode="json", include={"brand", "category", "attributes"}),
+            "confidence": outcome.confidence,
+            "cache": outcome.result.cache,
+            "request_id": outcome.result.request_id,
+        }
 
-        async def work() -> object:
-            outcome = await pipeline.analyze_result(_checked(picture, files), language=language)
-            return {
-                **outcome.value.model_dump(mode="json", include={"brand", "category", "attributes"}),
-                "confidence": outcome.confidence,
-                "cache": outcome.result.cache,
-                "request_id": outcome.result.request_id,
-            }
+    async def ask(question: str, pictures: Annotated[list[Picture], Field(max_length=8)]) -> object:
+        """Answers a question about one or several pictures."""
+        result = await pipeline.ask([_checked(picture, files) for picture in pictures], question)
+        return {"text": result.text, "cache": result.cache, "request_id": result.request_id}
 
-        return await answer(work())
+    add(analyze)
+    add(ask)
+    if catalog is not None:
+        add(_search_of(catalog))
+    return server
 
-    async def ask(question: str, pictures: Annotated[list[Picture], Field(max_length=8)]) -> str:
-        """Answer a question about one or several pictures."""
 
-        async def work() -> object:
-            result = await pipeline.ask([_checked(picture, files) for picture in pictures], question)
-            return {"text": result.text, "cache": result.cache, "request_id": result.request_id}
-
-        return await answer(work())
-
-    server.add_tool(analyze, structured_output=False)
-    server.add_tool(ask, structured_output=False)
-    if catalog is None:
-        return server
-    shop = catalog
+def _search_of(catalog: Catalog) -> Callable[..., Awaitable[object]]:
+    from qvl.agent.catalog.product import Query
 
     async def search(
         text: str = "",
@@ -100,19 +103,13 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
         min_price: float | None = None,
         max_price: float | None = None,
         limit: Annotated[int, Field(ge=1, le=50)] = 5,
-    ) -> str:
+    ) -> object:
         """Products of the catalogue that fit best, with the reasons for each, as JSON."""
-        from qvl.agent.catalog.product import Query
+        query = Query(text, brand, category, attributes or {}, only or {}, min_price, max_price)
+        matches = await asyncio.to_thread(catalog.search, query, limit=limit)
+        return {"products": [hit.to_json() for hit in matches.hits], "notes": list(matches.notes)}
 
-        async def work() -> object:
-            query = Query(text, brand, category, attributes or {}, only or {}, min_price, max_price)
-            matches = await asyncio.to_thread(shop.search, query, limit=limit)
-            return {"products": [hit.to_json() for hit in matches.hits], "notes": list(matches.notes)}
-
-        return await answer(work())
-
-    server.add_tool(search, structured_output=False)
-    return server
+    return search
 
 
 def _checked(picture: str | JsonObject, files: bool) -> UnreadPicture:
