@@ -12,11 +12,11 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, final
+from typing import Final, final
 
 from qvl.chunks import Folder
 from qvl.errors import BackendError, UnsupportedInputError
-from qvl.types import ChatRequest, Chunk, Result, SamplingParams
+from qvl.types import ChatRequest, Chunk, JsonObject, Result, SamplingParams
 
 # The code of an error that ends a stream in the middle of an answer which the same request may well get whole.
 CUT_OFF: Final = "stream_cut_off"
@@ -98,15 +98,15 @@ class Backend(ABC):
         """Ends promptly with work in flight; waiters get a BackendError. Calling it twice is harmless."""
         return
 
-    def identity(self) -> dict[str, Any]:
-        """Every fact of the backend that changes an answer: model, revision, dtype, processor, quantisation.
+    def identity(self) -> JsonObject:
+        """Return every fact of the backend that changes an answer: model, revision, dtype, processor, quantisation.
 
         Part of the cache key, so values must be JSON and stable between runs. Valid after `open()`.
         """
         return {"backend": self.name, "model": self.model}
 
-    def peek_identity(self) -> dict[str, Any] | None:
-        """`identity()` before `open()`, where it can be told cheaply and surely; else None.
+    def peek_identity(self) -> JsonObject | None:
+        """Return `identity()` before `open()`, where it can be told cheaply and surely; else None.
 
         It lets a cached answer be returned without loading the model.
         """

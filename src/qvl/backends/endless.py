@@ -6,7 +6,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.errors import BackendResponseError
 
@@ -118,9 +118,9 @@ def _demanded(pattern: str) -> int:
     return product - 1
 
 
-def _texts(schema: Any) -> Iterator[tuple[str, str]]:
+def _texts(schema: object) -> Iterator[tuple[str, str]]:
     """What `const`, `enum` and `pattern` spell out, as it stands in JSON; remarks such as `description` are none."""
-    pending: list[tuple[str, Any]] = [("", schema)]
+    pending: list[tuple[str, object]] = [("", schema)]
     while pending:
         word, node = pending.pop()
         if isinstance(node, Mapping):

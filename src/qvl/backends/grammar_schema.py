@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urldefrag, urljoin
 
 from qvl.backends.schema_bounds import (
     MAX_FORMS,
     MAX_MULTIPLE,
     MAX_TOOLS,
-    Schema,
     bound,
     mapped,
     multiple,
@@ -25,7 +24,7 @@ from qvl.backends.schema_bounds import (
 from qvl.errors import RequestError
 
 if TYPE_CHECKING:
-    from qvl.types import Tool
+    from qvl.types import JsonMapping, JsonObject, Tool
 
 MAX_STEPS: Final = 100_000
 # JSON Schema calls a format an annotation unless it is known; these the compiler knows.
@@ -53,7 +52,7 @@ _AROUND: Final = re.compile(
 _SAYS_OTHERWISE: Final = ("additionalProperties", "unevaluatedProperties", "patternProperties")
 
 
-def enforceable(schema: Any, param: str, *, validated: bool = False) -> Schema:
+def enforceable(schema: object, param: str, *, validated: bool = False) -> JsonObject:
     """Return a copy of `schema` for the compiler: objects are closed unless they say otherwise, annotations gone.
 
     `validated` says that the answer will be checked in any case, so that a multipleOf too large to compile is left out.
@@ -63,7 +62,7 @@ def enforceable(schema: Any, param: str, *, validated: bool = False) -> Schema:
     """
     if not isinstance(schema, Mapping):
         raise RequestError("the schema must be an object", param=param, code="invalid_schema")
-    copy: Schema = plain(schema, param)
+    copy = plain(schema, param)
     if validated:
         copy = without_large_multiples(copy)
     bound(copy, param)
@@ -78,7 +77,7 @@ def enforceable(schema: Any, param: str, *, validated: bool = False) -> Schema:
 _ELSEWHERE: Final = frozenset({"$ref", "allOf", "anyOf", "oneOf", "const", "enum"})
 
 
-def call_schema(tools: Sequence[Tool]) -> Schema:
+def call_schema(tools: Sequence[Tool]) -> JsonObject:
     """Return the schema of one call of any of `tools`: an object of name and arguments.
 
     Each tool's parameters stand under a definition of their own, and their references are led there.
@@ -88,10 +87,10 @@ def call_schema(tools: Sequence[Tool]) -> Schema:
     """
     if len(tools) > MAX_TOOLS:
         raise RequestError(f"{len(tools)} tools to choose from", hint=f"at most {MAX_TOOLS}", param="tools")
-    definitions: Schema = {}
-    calls: list[Schema] = []
+    definitions: JsonObject = {}
+    calls: list[JsonObject] = []
     for number, tool in enumerate(tools):
-        parameters: Schema = plain(tool.parameters or {"type": "object", "properties": {}}, "tools")
+        parameters = plain(tool.parameters or {"type": "object", "properties": {}}, "tools")
         # Who calls a function checks what it is called with: more than a grammar can enforce is no reason to refuse.
         parameters = without_what_is_checked_afterwards(parameters)
         if not isinstance(parameters.get("type"), str) and not parameters.keys() & _ELSEWHERE:
@@ -115,14 +114,13 @@ def call_schema(tools: Sequence[Tool]) -> Schema:
     return whole
 
 
-def without_what_is_checked_afterwards(schema: Schema) -> Schema:
+def without_what_is_checked_afterwards(schema: JsonObject) -> JsonObject:
     """Return `schema` without the assertions that no grammar enforces, for an answer that is validated in any case."""
 
-    def drop(node: Schema) -> Schema:
+    def drop(node: JsonObject) -> JsonObject:
         return {key: value for key, value in node.items() if key not in CHECKED_AFTERWARDS}
 
-    made: Schema = mapped(schema, drop)
-    return without_large_multiples(made)
+    return without_large_multiples(mapped(schema, drop))
 
 
 class _SchemaRewriter:
@@ -132,7 +130,7 @@ class _SchemaRewriter:
     for there an object may hold the names of the other branches.
     """
 
-    def __init__(self, schema: Mapping[str, Any], target: str, param: str) -> None:
+    def __init__(self, schema: JsonMapping, target: str, param: str) -> None:
         self._schema = schema
         self._target = target
         self._param = param
@@ -140,12 +138,12 @@ class _SchemaRewriter:
         self._steps = MAX_STEPS
         self._copies: dict[tuple[str, bool], str] = {}
         self._counted: dict[tuple[str, ...], tuple[int, int]] = {}
-        self.opened: dict[str, Any] = {}
+        self.opened: JsonObject = {}
         self._index(schema, "", "")
 
-    def root(self) -> dict[str, Any]:
+    def root(self) -> JsonObject:
         try:
-            written: Schema = self._write(self._schema, "", closed=True)
+            return self._rewrite(self._schema, "", closed=True)
         except RecursionError:
             raise too_large("a schema whose references follow each other so far", "flatten it", self._param) from None
         except (TypeError, AttributeError) as exc:
@@ -156,9 +154,8 @@ class _SchemaRewriter:
                 param=self._param,
                 code="invalid_schema",
             ) from exc
-        return written
 
-    def _index(self, node: Any, pointer: str, base: str) -> None:
+    def _index(self, node: object, pointer: str, base: str) -> None:
         """Notes where `$id` and `$anchor` name a place."""
         if not isinstance(node, Mapping):
             return
@@ -171,7 +168,7 @@ class _SchemaRewriter:
         for path, inner in _parts(node):
             self._index(inner, f"{pointer}/{path}", base)
 
-    def _resolve(self, ref: Any, base: str) -> str:
+    def _resolve(self, ref: object, base: str) -> str:
         """The pointer, within the schema, that a reference means."""
         whole, fragment = urldefrag(urljoin(base, str(ref)) if base else str(ref))
         fragment = unquote(fragment)
@@ -189,8 +186,8 @@ class _SchemaRewriter:
             )
         return pointer
 
-    def _at(self, pointer: str) -> Any:
-        node: Any = self._schema
+    def _at(self, pointer: str) -> object:
+        node: object = self._schema
         for step in pointer.split("/")[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
             if isinstance(node, Mapping):
@@ -210,10 +207,11 @@ class _SchemaRewriter:
                 base = urljoin(base, node["$id"])
         return base
 
-    def _write(self, node: Any, pointer: str, *, closed: bool) -> Any:
-        """`node` anew; `closed` False leaves the names of this object open, for what is composed with it."""
-        if not isinstance(node, Mapping):
-            return node
+    def _write(self, node: object, pointer: str, *, closed: bool) -> object:
+        return self._rewrite(node, pointer, closed=closed) if isinstance(node, Mapping) else node
+
+    def _rewrite(self, node: JsonMapping, pointer: str, *, closed: bool) -> JsonObject:
+        """Return `node` anew; `closed` False leaves its names open, for what is composed with it."""
         several = any(word in node for word in _SAME_VALUE)
         if several:
             self._alternatives([pointer])
@@ -222,7 +220,7 @@ class _SchemaRewriter:
             word in node for word in ("properties", "if", "dependentSchemas", "required", *_SAYS_OTHERWISE)
         )
         apart = apart and sum(word in node for word in ("$ref", "anyOf", "oneOf")) <= 1
-        written: dict[str, Any] = {}
+        written: JsonObject = {}
         for keyword, value in node.items():
             if keyword in ("$id", "$anchor", "$dynamicAnchor") or keyword == "uniqueItems":
                 continue
@@ -248,8 +246,8 @@ class _SchemaRewriter:
             self._close(node, pointer, written)
         return written
 
-    def _close(self, node: Mapping[str, Any], pointer: str, written: dict[str, Any]) -> None:
-        names: dict[str, Any] = {}
+    def _close(self, node: JsonMapping, pointer: str, written: JsonObject) -> None:
+        names: JsonObject = {}
         declaring: list[str] = []
         if not self._names(node, pointer, names, set(), declaring) or not declaring:
             return  # where no `properties` stand, any name is welcome
@@ -266,7 +264,7 @@ class _SchemaRewriter:
             }
             written["additionalProperties"] = False
 
-    def _names(self, node: Any, pointer: str, names: dict[str, Any], visited: set[str], declaring: list[str]) -> bool:
+    def _names(self, node: object, pointer: str, names: JsonObject, visited: set[str], declaring: list[str]) -> bool:
         """Collects the names that this object has in all its branches; False where one welcomes others.
 
         `declaring` are the branches that have `properties`, be they empty.
@@ -372,7 +370,7 @@ def _escape(name: str) -> str:
     return str(name).replace("~", "~0").replace("/", "~1")
 
 
-def _parts(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _parts(node: JsonMapping) -> Iterator[tuple[str, object]]:
     """The schemas directly inside `node`, with the pointer from it to them."""
     for keyword, value in node.items():
         if keyword in _NAMED and isinstance(value, Mapping):
@@ -383,7 +381,7 @@ def _parts(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield keyword, value
 
 
-def _required(node: Mapping[str, Any]) -> set[str]:
+def _required(node: JsonMapping) -> set[str]:
     names = node.get("required")
     return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 

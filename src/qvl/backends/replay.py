@@ -15,20 +15,65 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NotRequired, TypeAlias, TypedDict, cast
 
 from qvl import errors
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.wrapper import WrappingBackend
 from qvl.caches.key import build_manifest, explain, hash_manifest
 from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError, QvlError, write_failed
-from qvl.types import ChatRequest, Chunk, Timing, TokenLogprob, ToolCallDelta, Usage
+from qvl.types import (
+    ChatRequest,
+    Chunk,
+    FinishReason,
+    JsonMapping,
+    JsonObject,
+    Timing,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 
 VERSION: Final = 1
 _NO_BUDGET: Final = 2**62
 
+RecordedLogprob: TypeAlias = "tuple[str, float, str, list[RecordedLogprob]]"
+"""Token, logprob, bytes as hexadecimal digits, and the alternatives."""
+RecordedError = TypedDict(
+    "RecordedError", {"class": str, "message": str, "hint": str | None, "param": str | None, "code": str}
+)
 
-def request_manifest(request: ChatRequest) -> dict[str, Any]:
+
+class RecordedChunk(TypedDict, total=False):
+    """A Chunk without what is empty."""
+
+    text: str
+    index: int
+    reasoning: str
+    tool_calls: list[JsonObject]
+    logprobs: list[RecordedLogprob]
+    finish_reason: FinishReason
+    usage: JsonObject
+
+
+class RecordedAnswer(TypedDict):
+    """One answer: its chunks, and the error that ended it."""
+
+    chunks: list[RecordedChunk]
+    error: NotRequired[RecordedError]
+
+
+class RecordingHeader(TypedDict):
+    """The first line of a recording."""
+
+    qvl_recording: int
+    backend: str
+    model: str
+    identity: JsonObject
+    capabilities: JsonObject
+
+
+def request_manifest(request: ChatRequest) -> JsonObject:
     """What tells two requests apart, as JSON: the cache key's manifest without backend, task and namespace."""
     manifest = build_manifest(request, identity={}, max_pixels=_NO_BUDGET)
     return {
@@ -50,14 +95,14 @@ def request_manifest(request: ChatRequest) -> dict[str, Any]:
 class RecordedExchange:
     """A request as recorded, and each of its answers: chunks, or an error."""
 
-    request: Mapping[str, Any]
-    answers: list[Mapping[str, Any]] = field(default_factory=list)
-    told: int = 0
+    request: JsonMapping
+    answers: list[RecordedAnswer] = field(default_factory=list)
+    next_index: int = 0
 
-    def next_answer(self) -> Mapping[str, Any]:
-        """The answers in the order in which they were recorded, then the last one again and again."""
-        answer = self.answers[min(self.told, len(self.answers) - 1)]
-        self.told += 1
+    def next_answer(self) -> RecordedAnswer:
+        """Return the answers in the order in which they were recorded, then the last one again and again."""
+        answer = self.answers[min(self.next_index, len(self.answers) - 1)]
+        self.next_index += 1
         return answer
 
 
@@ -92,7 +137,7 @@ class RecordBackend(WrappingBackend):
         await super().aclose()
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        chunks: list[dict[str, Any]] = []
+        chunks: list[RecordedChunk] = []
         whole = False
         try:
             async with aclosing(self.inner.stream(request)) as stream:
@@ -109,7 +154,7 @@ class RecordBackend(WrappingBackend):
             await asyncio.to_thread(self._append, request, {"chunks": chunks})
 
     def _begin(self) -> None:
-        header = {
+        header: RecordingHeader = {
             "qvl_recording": VERSION,
             "backend": self.inner.name,
             "model": self.inner.model,
@@ -127,14 +172,14 @@ class RecordBackend(WrappingBackend):
         except OSError as exc:
             raise write_failed(f"the recording {self.path}", exc) from exc
 
-    def _append(self, request: ChatRequest, answer: dict[str, Any]) -> None:
+    def _append(self, request: ChatRequest, answer: RecordedAnswer) -> None:
         manifest = request_manifest(request)
         try:
             self._write({"key": hash_manifest(manifest), "request": manifest, **answer})
         except OSError as exc:
             raise write_failed(f"the recording {self.path}", exc) from exc
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, line: Mapping[str, object]) -> None:
         text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
         with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
@@ -157,7 +202,7 @@ class ReplayBackend(Backend):
         self.model = self.path.stem
         self._exchanges: dict[str, RecordedExchange] = {}
         self._capabilities = Capabilities()
-        self._identity: dict[str, Any] = {}
+        self._identity: JsonObject = {}
         self._closed: asyncio.Event | None = None
         self._running = 0
 
@@ -165,7 +210,7 @@ class ReplayBackend(Backend):
     def capabilities(self) -> Capabilities:
         return self._capabilities
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         return dict(self._identity)
 
     async def open(self) -> None:
@@ -220,7 +265,7 @@ class ReplayBackend(Backend):
         finally:
             self._running -= 1
 
-    def _unrecorded(self, manifest: Mapping[str, Any]) -> QvlError:
+    def _unrecorded(self, manifest: JsonMapping) -> QvlError:
         asked = _spelt(manifest)
         ranked = sorted(
             self._exchanges.values(),
@@ -239,8 +284,8 @@ class ReplayBackend(Backend):
         )
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The first line of a recording.
+def read_header(path: Path) -> RecordingHeader:
+    """Return the first line of a recording.
 
     Raises:
         ConfigError: it is not one.
@@ -252,11 +297,11 @@ def read_header(path: Path) -> dict[str, Any]:
             header = None
     if not isinstance(header, dict) or header.get("qvl_recording") != VERSION:
         raise ConfigError(f"{path} is not a recording of this version of qvl", hint="record it with RecordBackend")
-    return header
+    return cast("RecordingHeader", header)
 
 
-def read_recording(path: Path) -> tuple[dict[str, Any], dict[str, RecordedExchange]]:
-    """Header and exchanges by key. A last line that was cut off by a crash is left out.
+def read_recording(path: Path) -> tuple[RecordingHeader, dict[str, RecordedExchange]]:
+    """Return header and exchanges by key. A last line that was cut off by a crash is left out.
 
     Raises:
         ConfigError: the file does not exist, or it is not a recording.
@@ -266,7 +311,10 @@ def read_recording(path: Path) -> tuple[dict[str, Any], dict[str, RecordedExchan
         header = read_header(path)
         for line in _lines(path):
             exchange = exchanges.setdefault(line["key"], RecordedExchange(line["request"]))
-            exchange.answers.append({name: line[name] for name in ("chunks", "error") if name in line})
+            answer: RecordedAnswer = {"chunks": line["chunks"]}
+            if "error" in line:
+                answer["error"] = line["error"]
+            exchange.answers.append(answer)
     except OSError as exc:
         raise ConfigError(f"the recording {path} cannot be read: {exc.strerror or exc}") from exc
     except (KeyError, TypeError, UnicodeDecodeError) as exc:
@@ -274,7 +322,7 @@ def read_recording(path: Path) -> tuple[dict[str, Any], dict[str, RecordedExchan
     return header, exchanges
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path) -> Iterator[JsonObject]:
     with path.open(encoding="utf-8") as file:
         next(file)
         for number, line in enumerate(file, start=2):
@@ -285,71 +333,71 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                     raise ConfigError(f"{path}, line {number} is broken: {exc}") from exc
 
 
-def _spelt(manifest: Mapping[str, Any]) -> str:
+def _spelt(manifest: JsonMapping) -> str:
     return json.dumps(manifest, ensure_ascii=False, sort_keys=True)[-4000:]
 
 
-def _question(manifest: Mapping[str, Any]) -> str:
+def _question(manifest: JsonMapping) -> str:
     texts = [part["text"] for message in manifest["messages"] for part in message["parts"] if "text" in part]
     return texts[-1] if texts else ""
 
 
-def _brief(value: Any, limit: int = 60) -> str:
+def _brief(value: object, limit: int = 60) -> str:
     text = " ".join(json.dumps(value, ensure_ascii=False, default=str).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def capabilities_to_json(have: Capabilities) -> dict[str, Any]:
-    """Capabilities as JSON values; sets are sorted lists."""
+def capabilities_to_json(have: Capabilities) -> JsonObject:
+    """Return capabilities as JSON values; sets are sorted lists."""
     return {name: sorted(v) if isinstance(v, frozenset) else v for name, v in asdict(have).items()}
 
 
-def capabilities_from_json(data: Mapping[str, Any]) -> Capabilities:
-    """The inverse of `capabilities_to_json`."""
-    fields: dict[str, Any] = {name: frozenset(v) if isinstance(v, list) else v for name, v in data.items()}
+def capabilities_from_json(data: JsonMapping) -> Capabilities:
+    """Return the inverse of `capabilities_to_json`."""
+    fields: JsonObject = {name: frozenset(v) if isinstance(v, list) else v for name, v in data.items()}
     return Capabilities(**fields)
 
 
-def chunk_to_json(chunk: Chunk) -> dict[str, Any]:
-    """A chunk as JSON values, without what is empty and without its timing."""
-    fields: dict[str, Any] = {
+def chunk_to_json(chunk: Chunk) -> RecordedChunk:
+    """Return a chunk as JSON values, without what is empty and without its timing."""
+    fields: JsonObject = {
         "text": chunk.text,
         "index": chunk.index,
         "reasoning": chunk.reasoning,
         "tool_calls": [asdict(call) for call in chunk.tool_calls],
-        "logprobs": [_note_to_json(item) for item in chunk.logprobs],
+        "logprobs": [_logprob_to_json(item) for item in chunk.logprobs],
         "finish_reason": chunk.finish_reason,
         "usage": None if chunk.usage is None else asdict(chunk.usage),
     }
-    return {name: value for name, value in fields.items() if value}
+    return cast("RecordedChunk", {name: value for name, value in fields.items() if value})
 
 
-def chunk_from_json(data: Mapping[str, Any]) -> Chunk:
-    """The inverse of `chunk_to_json`."""
+def chunk_from_json(data: RecordedChunk) -> Chunk:
+    """Return the inverse of `chunk_to_json`."""
     usage = data.get("usage")
     return Chunk(
         text=data.get("text", ""),
         index=data.get("index", 0),
         reasoning=data.get("reasoning", ""),
         tool_calls=tuple(ToolCallDelta(**call) for call in data.get("tool_calls", ())),
-        logprobs=tuple(_note_from_json(item) for item in data.get("logprobs", ())),
+        logprobs=tuple(map(_logprob_from_json, data.get("logprobs", ()))),
         finish_reason=data.get("finish_reason"),
         usage=None if usage is None else Usage(**usage),
         timing=None if usage is None else Timing(),
     )
 
 
-def _note_to_json(item: TokenLogprob) -> list[Any]:
-    return [item.token, item.logprob, item.bytes.hex(), [_note_to_json(top) for top in item.top]]
+def _logprob_to_json(item: TokenLogprob) -> RecordedLogprob:
+    return item.token, item.logprob, item.bytes.hex(), [_logprob_to_json(top) for top in item.top]
 
 
-def _note_from_json(data: list[Any]) -> TokenLogprob:
+def _logprob_from_json(data: RecordedLogprob) -> TokenLogprob:
     token, logprob, raw, top = data
-    return TokenLogprob(token, logprob, bytes.fromhex(raw), tuple(_note_from_json(item) for item in top))
+    return TokenLogprob(token, logprob, bytes.fromhex(raw), tuple(map(_logprob_from_json, top)))
 
 
-def error_to_json(error: QvlError) -> dict[str, Any]:
-    """Class and words of an error."""
+def error_to_json(error: QvlError) -> RecordedError:
+    """Return the class and words of an error."""
     return {
         "class": type(error).__name__,
         "message": error.message,
@@ -359,7 +407,7 @@ def error_to_json(error: QvlError) -> dict[str, Any]:
     }
 
 
-def error_from_json(data: Mapping[str, Any]) -> QvlError:
+def error_from_json(data: RecordedError) -> QvlError:
     """The same error again; BackendResponseError when its class is not one of qvl's."""
     kind = getattr(errors, str(data.get("class")), None)
     if not (isinstance(kind, type) and issubclass(kind, QvlError)) or kind is errors.AnalysisError:

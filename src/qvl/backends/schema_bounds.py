@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.errors import RequestError
 
 if TYPE_CHECKING:
-    from qvl.types import ResponseFormat
+    from qvl.types import JsonMapping, JsonObject, ResponseFormat
 
 MAX_SUBSCHEMAS: Final = 2_000
 MAX_DEPTH: Final = 64
@@ -24,8 +24,6 @@ MAX_MULTIPLE: Final = 10_000
 MAX_FORMS: Final = 64
 DATA: Final = frozenset({"const", "enum", "default", "examples", "example", "required"})
 MAPS: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
-
-Schema = dict[str, Any]
 
 
 def check_format(form: ResponseFormat) -> None:
@@ -50,18 +48,22 @@ def too_large(what: str, hint: str, param: str) -> RequestError:
     return RequestError(f"{what} cannot be compiled for one request", hint=hint, param=param, code="invalid_schema")
 
 
-def plain(value: Any, param: str, depth: int = 0) -> Any:
-    """Return `value` with mappings and tuples as dicts and lists, which is what the compiler takes."""
+def plain(schema: JsonMapping, param: str, depth: int = 0) -> JsonObject:
+    """Return `schema` with mappings and tuples as dicts and lists, which is what the compiler takes."""
+    return {str(key): _plain(item, param, depth + 1) for key, item in schema.items()}
+
+
+def _plain(value: object, param: str, depth: int) -> object:
     if depth > 2 * MAX_DEPTH:
         raise too_large(f"a schema deeper than {MAX_DEPTH} levels", "flatten it, or use $defs", param)
     if isinstance(value, Mapping):
-        return {str(key): plain(item, param, depth + 1) for key, item in value.items()}
+        return plain(value, param, depth)
     if isinstance(value, list | tuple):
-        return [plain(item, param, depth + 1) for item in value]
+        return [_plain(item, param, depth + 1) for item in value]
     return value
 
 
-def bound(schema: Schema, param: str, *, validated: bool = False) -> None:
+def bound(schema: JsonObject, param: str, *, validated: bool = False) -> None:
     """Refuses a schema that is too large to be compiled for one request.
 
     `validated` says that the answer will be checked in any case, so that a large multipleOf can be left out.
@@ -87,7 +89,7 @@ def bound(schema: Schema, param: str, *, validated: bool = False) -> None:
             raise too_large("multipleOf of so large numbers", f"at most {MAX_MULTIPLE} in all; leave it out", param)
 
 
-def multiple(node: Schema) -> int:
+def multiple(node: JsonObject) -> int:
     """Return the digits of the node's multipleOf as a whole number, which is what it costs the compiler; 1 without."""
     step = node.get("multipleOf")
     if isinstance(step, bool) or not isinstance(step, (int, float)):
@@ -98,22 +100,21 @@ def multiple(node: Schema) -> int:
     return int(digits or 1)
 
 
-def without_large_multiples(schema: Schema) -> Schema:
+def without_large_multiples(schema: JsonObject) -> JsonObject:
     """Return `schema` without the multipleOf that `bound` would refuse it for."""
     budget = MAX_MULTIPLE
 
-    def drop(node: Schema) -> Schema:
+    def drop(node: JsonObject) -> JsonObject:
         nonlocal budget
         if (cost := multiple(node) - 1) < budget:
             budget -= cost
             return node
         return {key: value for key, value in node.items() if key != "multipleOf"}
 
-    made: Schema = mapped(schema, drop)
-    return made
+    return mapped(schema, drop)
 
 
-def _nodes(schema: Any, depth: int = 0) -> Iterator[tuple[Schema, int]]:
+def _nodes(schema: object, depth: int = 0) -> Iterator[tuple[JsonObject, int]]:
     """Every subschema with its depth; not what only looks like one inside of `const`, `enum` and the like."""
     if not isinstance(schema, dict):
         return
@@ -124,26 +125,28 @@ def _nodes(schema: Any, depth: int = 0) -> Iterator[tuple[Schema, int]]:
         if key in DATA:
             continue
         if key in MAPS and isinstance(value, dict):
-            inner: Sequence[Any] = list(value.values())
+            inner = list(value.values())
         else:
             inner = value if isinstance(value, list) else [value]
         for item in inner:
             yield from _nodes(item, depth + 1)
 
 
-def mapped(schema: Any, change: Callable[[Schema], Schema]) -> Any:
+def mapped(schema: JsonObject, change: Callable[[JsonObject], JsonObject]) -> JsonObject:
     """Return a copy with `change` applied to every subschema, from the top down."""
-    if not isinstance(schema, dict):
-        return schema
+
+    def inside(value: object) -> object:
+        return mapped(value, change) if isinstance(value, dict) else value
+
     node = change(schema)
-    made: Schema = {}
+    made: JsonObject = {}
     for key, value in node.items():
         if key in DATA:
             made[key] = value
         elif key in MAPS and isinstance(value, dict):
-            made[key] = {name: mapped(inner, change) for name, inner in value.items()}
+            made[key] = {name: inside(inner) for name, inner in value.items()}
         elif isinstance(value, list):
-            made[key] = [mapped(inner, change) for inner in value]
+            made[key] = [inside(inner) for inner in value]
         else:
-            made[key] = mapped(value, change)
+            made[key] = inside(value)
     return made

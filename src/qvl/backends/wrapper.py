@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any
 
 from qvl.backends.base import Backend, Capabilities
-from qvl.types import ChatRequest, Chunk
+from qvl.types import ChatRequest, Chunk, JsonObject
 
 
 class WrappingBackend(Backend):
@@ -31,10 +30,10 @@ class WrappingBackend(Backend):
     async def aclose(self) -> None:
         await self.inner.aclose()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         return self.inner.identity()
 
-    def peek_identity(self) -> dict[str, Any] | None:
+    def peek_identity(self) -> JsonObject | None:
         return self.inner.peek_identity()
 
     def peek_capabilities(self) -> Capabilities | None:
