@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from qvl.cli import options as o
+from qvl.cli import options
 from qvl.cli.expand import Without, expand
 from qvl.cli.terminal import print_json
 from qvl.errors import ConfigError, MediaError
@@ -43,26 +43,26 @@ def agent(
     chat: Annotated[bool, typer.Option("--chat", help="Talk: follow-up wishes, one a line, until quit.")] = False,
     search: Annotated[str | None, typer.Option("--search", help="Search the catalogue only, without a model.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="List the catalogue.")] = False,
-    catalog: o.CatalogFile = None,
-    index: o.IndexFile = None,
+    catalog: options.CatalogFile = None,
+    index: options.IndexFile = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=MAX_SHOWN, help="How many products.")] = 5,
     max_price: Annotated[float | None, typer.Option("--max-price", help="With --search: at most.")] = None,
     checkpoints: Annotated[Path | None, typer.Option("--checkpoints", help="Keep threads in this file.")] = None,
     thread: Annotated[str | None, typer.Option("--thread", help="Go on with this thread.")] = None,
     template: Annotated[bool, typer.Option("--template", help="Let no model write the answer.")] = False,
     language: Annotated[str | None, typer.Option("--language", "-l", help="Of the analysis: en, zh, pt, es.")] = None,
-    settings: Annotated[o.PipelineOptions, Without("cache_mode", "max_tokens", "param")],
-    iterations: o.Iterations = 1,
-    as_json: o.AsJson = False,
+    settings: Annotated[options.PipelineOptions, Without("cache_mode", "max_tokens", "param")],
+    iterations: options.Iterations = 1,
+    as_json: options.AsJson = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write the chain of calls as a page.")] = None,
-    verbose: o.Verbose = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Look at a product picture, search the catalogue, and recommend; always in this order.
 
     The chain of calls is shown as it happens. VISION_MODEL_URL, VISION_API_KEY and VISION_MODEL_NAME name an endpoint
     where no --model does. Exit code: 0 done, 1 failed, 2 wrong use.
     """
-    o.start_logs(verbose, as_json)
+    options.start_logs(verbose, as_json)
     if sum((picture is not None or chat, search is not None, everything)) != 1 and not (thread and wish):
         raise ConfigError("nothing to do, or too much", hint="one of -f PICTURE, --chat, --search WORDS, --all")
     if max_price is not None and search is None:
@@ -101,10 +101,10 @@ def open_catalog(path: Path | None, index: Path | None) -> Catalog:
     from qvl.agent.catalog.catalog import Catalog, sample_path
     from qvl.cli import failure
 
-    named = path or (Path(os.environ["QVL_CATALOG"]) if os.environ.get("QVL_CATALOG") else None)
-    if named is None:
+    file = path or (Path(os.environ["QVL_CATALOG"]) if os.environ.get("QVL_CATALOG") else None)
+    if file is None:
         print("qvl: no catalogue named, using the sample: --catalog or QVL_CATALOG names yours", file=sys.stderr)
-    catalog = Catalog(named or sample_path(), index=index)
+    catalog = Catalog(file or sample_path(), index=index)
     problems = catalog.problems
     for problem in problems[:5]:
         failure.stderr().print(f"{catalog.path}: {problem}", style="yellow")
@@ -113,7 +113,7 @@ def open_catalog(path: Path | None, index: Path | None) -> Catalog:
     return catalog
 
 
-def _endpoint(settings: o.PipelineOptions) -> o.PipelineOptions:
+def _endpoint(settings: options.PipelineOptions) -> options.PipelineOptions:
     """The settings, with the endpoint from the variables of older scripts where the command line names no model."""
     url, name, secret = (os.environ.get(f"VISION_{part}", "") for part in ("MODEL_URL", "MODEL_NAME", "API_KEY"))
     if settings.model or settings.base_url or not (url or name):
@@ -148,8 +148,8 @@ def _list(shop: Catalog, search: str | None, limit: int, max_price: float | None
         stdout().print(f"nothing found among {len(shop):,} products")
         return
     matching = shop.count(query)
-    more = "; --limit shows more" if matching > len(matches.hits) and limit < MAX_SHOWN else ""
-    stdout().print(f"{len(matches.hits)} of {matching:,} that match, of {len(shop):,} products{more}")
+    hint = "; --limit shows more" if matching > len(matches.hits) and limit < MAX_SHOWN else ""
+    stdout().print(f"{len(matches.hits)} of {matching:,} that match, of {len(shop):,} products{hint}")
 
 
 def _print_products(rows: Iterator[tuple[Product, str]], as_json: bool) -> None:

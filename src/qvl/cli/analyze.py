@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvl.cli import options as o
+from qvl.cli import options
 from qvl.cli.expand import expand
 from qvl.errors import ConfigError
 
@@ -29,9 +29,9 @@ def analyze(
         typer.Option("--schema", metavar="SCHEMA", help="Your own: bill.json, bills.py:Bill or module:Bill."),
     ] = None,
     language: Annotated[str | None, typer.Option("--language", "-l", help="en, zh, pt or es.")] = None,
-    together: o.Together = False,
-    settings: o.PipelineOptions,
-    run: o.RunOptions,
+    together: options.Together = False,
+    settings: options.PipelineOptions,
+    run: options.RunOptions,
 ) -> None:
     """Look at product pictures and give brand, category and attributes, each with a confidence.
 
@@ -40,16 +40,16 @@ def analyze(
     """
     from qvl.cli import batch, parse_args
 
-    o.start_logs(run.verbose, run.as_json)
-    works = parse_args.pictures(pictures, together=together)
-    if not works:
+    options.start_logs(run.verbose, run.as_json)
+    work_items = parse_args.pictures(pictures, together=together)
+    if not work_items:
         raise ConfigError("no picture named", hint="name a file, a glob, a URL, or - for stdin")
     schema_type = parse_args.schema(schema) if schema is not None else None
     request = settings.request()
     pipeline = settings.build(language=language, concurrency=run.concurrency)
 
-    async def one(source: Pictures, request_id: str) -> Answer:
+    async def answer_one(source: Pictures, request_id: str) -> Answer:
         analysis = await pipeline.analyze_result(source, schema=schema_type, request_id=request_id, **request)
         return analysis, analysis.result
 
-    batch.run(pipeline, works, one, run, title="qvl analyze")
+    batch.run(pipeline, work_items, answer_one, run, title="qvl analyze")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from qvl._printable import plain
-from qvl.cli import options as o
+from qvl.cli import options
 from qvl.cli.expand import expand
 from qvl.cli.terminal import json_line
 from qvl.errors import ConfigError
@@ -39,9 +39,9 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question, last.")],
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is written.")] = False,
-    together: o.Together = False,
-    settings: o.PipelineOptions,
-    run: o.RunOptions,
+    together: options.Together = False,
+    settings: options.PipelineOptions,
+    run: options.RunOptions,
 ) -> None:
     """Ask QUESTION about each picture, or with --together about all of them at once.
 
@@ -50,19 +50,19 @@ def ask(
     """
     from qvl.cli import batch, parse_args
 
-    o.start_logs(run.verbose, run.as_json)
+    options.start_logs(run.verbose, run.as_json)
     _check_question(question, pictures or ())
-    works = parse_args.pictures(pictures or (), together=together) or [parse_args.WorkItem("(no picture)", [])]
+    work_items = parse_args.pictures(pictures or (), together=together) or [parse_args.WorkItem("(no picture)", [])]
     request = settings.request() | {"system": system}
     pipeline = settings.build(concurrency=run.concurrency)
 
-    async def one(source: Pictures, request_id: str) -> Answer:
+    async def answer_one(source: Pictures, request_id: str) -> Answer:
         params = request | {"request_id": request_id}
         if stream:
             return None, await _stream(pipeline, source, question, params, run.as_json)
         return None, await pipeline.ask(source, question, **params)
 
-    batch.run(pipeline, works, one, run, title=f"qvl ask: {question}", streams=stream)
+    batch.run(pipeline, work_items, answer_one, run, title=f"qvl ask: {question}", streams=stream)
 
 
 def _check_question(question: str, pictures: Sequence[str]) -> None:

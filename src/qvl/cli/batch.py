@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     from qvl.types import Result
 
 Answer: TypeAlias = "tuple[AnalysisResult[object] | None, Result]"
-One: TypeAlias = "Callable[[Pictures, str], Awaitable[Answer]]"
+AnswerOne: TypeAlias = "Callable[[Pictures, str], Awaitable[Answer]]"
 log = logger("qvl.cli")
 
 
 def run(
     pipeline: AsyncPipeline,
-    works: Sequence[WorkItem],
-    one: One,
+    work_items: Sequence[WorkItem],
+    answer_one: AnswerOne,
     options: RunOptions,
     *,
     title: str,
     streams: bool = False,
 ) -> None:
-    """Answer every work, `options.iterations` times over; exit code 1 where one failed.
+    """Answer every work item, `options.iterations` times over; exit code 1 where one failed.
 
-    `streams` says that `one` prints what it answers. After Ctrl-C the files hold what was done.
+    `streams` says that `answer_one` prints what it answers. After Ctrl-C the files hold what was done.
 
     Raises:
         ConfigError: nothing can work as it is set up; the same for every picture, so the first ends the run.
     """
     from qvl.cli.sinks import RecordSink
 
-    many = len(works) > 1
+    many = len(work_items) > 1
     output = RecordSink(
         as_json=options.as_json, many=many and not streams, jsonl=options.output, html=options.html, title=title
     )
@@ -56,13 +56,13 @@ def run(
     progress = many and not streams and not (options.as_json and sys.stdout.isatty())
     # Streams would be mixed up on one stdout.
     concurrency = 1 if streams else options.concurrency or pipeline.concurrency
-    total = len(works) * options.iterations
+    total = len(work_items) * options.iterations
 
     async def work() -> None:
         try:
             with _bar(progress, total) as advance:
                 for iteration in range(1, options.iterations + 1):
-                    await _once(works, one, output, iteration, advance, concurrency, streams)
+                    await _once(work_items, answer_one, output, iteration, advance, concurrency, streams)
         finally:
             await pipeline.aclose()
 
@@ -78,8 +78,8 @@ def run(
 
 
 async def _once(
-    works: Sequence[WorkItem],
-    one: One,
+    work_items: Sequence[WorkItem],
+    answer_one: AnswerOne,
     output: RecordSink,
     iteration: int,
     advance: Callable[[], None],
@@ -91,7 +91,7 @@ async def _once(
 
     async def answer(numbered: tuple[WorkItem, str]) -> Answer:
         try:
-            answered = await _logged(*numbered, one)
+            answered = await _logged(*numbered, answer_one)
         except QvlError:
             advance()
             raise
@@ -99,7 +99,7 @@ async def _once(
         advance()
         return answered
 
-    batch = [(work, new_request_id()) for work in works]
+    batch = [(work, new_request_id()) for work in work_items]
     async with aclosing(map_in_order(batch, answer, concurrency, False)) as items:
         async for item in items:
             if isinstance(item.error, ConfigError):
@@ -114,17 +114,17 @@ async def _once(
                 analysis=item.value,
                 error=item.error,
             )
-            output.add(record, shown=streams)
+            output.add(record, streamed=streams)
     output.end_iteration(iteration)
 
 
-async def _logged(work: WorkItem, request_id: str, one: One) -> Answer:
+async def _logged(work: WorkItem, request_id: str, answer_one: AnswerOne) -> Answer:
     from structlog.contextvars import bound_contextvars
 
     with bound_contextvars(request_id=request_id):
         log.info("request started", picture=work.label)
         try:
-            return await one(work.source, request_id)
+            return await answer_one(work.source, request_id)
         except QvlError as exc:
             log.info("request failed", error=str(exc), code=exc.code)
             raise

@@ -64,10 +64,10 @@ def run(options: BenchOptions) -> None:
     if options.resume and options.out is None:
         raise ConfigError("--resume goes on with a run in a folder", hint="name it with --out")
     folder = options.out or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}")
-    work = Run(target, dataset, plan, folder, resume=options.resume)
-    with _bar(work, sys.stderr.isatty() if options.progress is None else options.progress) as on_record:
-        work.on_record = on_record
-        summary = work.work()
+    bench_run = Run(target, dataset, plan, folder, resume=options.resume)
+    with _bar(bench_run, sys.stderr.isatty() if options.progress is None else options.progress) as on_record:
+        bench_run.on_record = on_record
+        summary = bench_run.work()
     _leave(summary, folder, options.html, options.as_json)
     if summary.data["interrupted"]:
         raise typer.Exit(130)
@@ -136,7 +136,7 @@ def _read_summary(path: Path) -> JsonObject:
 
 
 @contextmanager
-def _bar(work: Run, shown: bool) -> Iterator[Callable[[RequestRecord], None]]:
+def _bar(bench_run: Run, shown: bool) -> Iterator[Callable[[RequestRecord], None]]:
     """A progress bar on stderr: done, requests/s, tokens/s, failures, in flight."""
     if not shown:
         yield lambda record: None
@@ -149,7 +149,7 @@ def _bar(work: Run, shown: bool) -> Iterator[Callable[[RequestRecord], None]]:
     began, drawn = perf_counter(), 0.0
     done = failed = tokens = 0
     with Progress(*columns, console=failure.stderr(), redirect_stdout=False, redirect_stderr=False) as bar:
-        task = bar.add_task("requests", total=work.total(), live="")
+        task = bar.add_task("requests", total=bench_run.total(), live="")
 
         def on_record(record: RequestRecord) -> None:
             nonlocal drawn, done, failed, tokens
@@ -163,7 +163,7 @@ def _bar(work: Run, shown: bool) -> Iterator[Callable[[RequestRecord], None]]:
                 return
             drawn = now
             seconds = max(now - began, 1e-9)
-            in_flight = work.load.in_flight if work.load else 0
+            in_flight = bench_run.load.in_flight if bench_run.load else 0
             live = (
                 f"{(done - failed) / seconds:,.1f} req/s · {tokens / seconds:,.0f} tok/s · "
                 f"{failed} failed · {in_flight} in flight"

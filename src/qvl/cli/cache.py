@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 import typer
 
 from qvl._printable import plain
-from qvl.cli import options as o
+from qvl.cli import options
 from qvl.cli.terminal import json_line, print_json
 from qvl.errors import ConfigError
 
@@ -40,7 +40,7 @@ def register(root: typer.Typer) -> None:
 
 
 @app.command()
-def stats(cache: CacheUrl = None, as_json: o.JsonOnly = False) -> None:
+def stats(cache: CacheUrl = None, as_json: options.JsonOnly = False) -> None:
     """How much is kept: entries, bytes, and entries by model, language and task."""
     with _opened(cache) as store:
         kept = store.stats()
@@ -64,7 +64,7 @@ def list_(
     language: Annotated[str | None, typer.Option(help="Of this language only.")] = None,
     model: Annotated[str | None, typer.Option(help="Of this model only.")] = None,
     task: Annotated[str | None, typer.Option(help="analyze or chat only.")] = None,
-    as_json: o.JsonOnly = False,
+    as_json: options.JsonOnly = False,
 ) -> None:
     """The newest answers: key, age, what was asked, of which picture, of which model, and what it said.
 
@@ -93,17 +93,16 @@ def list_(
 
 
 @app.command()
-def show(key: Key, cache: CacheUrl = None, as_json: o.JsonOnly = False) -> None:
+def show(key: Key, cache: CacheUrl = None, as_json: options.JsonOnly = False) -> None:
     """One answer with everything that is kept about it."""
     with _opened(cache) as store:
-        full, entry = _find(store, key)
-    whole = {"key": full, **json.loads(entry.to_json())}
+        key, entry = _find(store, key)
     if as_json:
-        print_json(whole)
+        print_json({"key": key, **json.loads(entry.to_json())})
         return
     facts = {**_summary(entry), "created_at": _date(entry.created_at), "expires_at": _date(entry.expires_at)}
     rows = [(name, str(value)) for name, value in facts.items() if value and name not in ("text", "analysis")]
-    _table(("what", "value"), [("key", full), *rows, *_request(entry.manifest)])
+    _table(("what", "value"), [("key", key), *rows, *_request(entry.manifest)])
     typer.echo(json_line(entry.analysis, indent=2) if entry.analysis else plain(entry.text))
 
 
@@ -112,7 +111,7 @@ def explain(
     a: Annotated[str | None, typer.Argument(help="A key, or its first characters; default: the two newest.")] = None,
     b: Annotated[str | None, typer.Argument(help="The other one.")] = None,
     cache: CacheUrl = None,
-    as_json: o.JsonOnly = False,
+    as_json: options.JsonOnly = False,
 ) -> None:
     """Which parts of two requests differ, so that one was not answered from the other's entry."""
     from qvl.caches import key as keys
@@ -145,7 +144,7 @@ def clear(
     model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
     task: Annotated[str | None, typer.Option(help="Only analyze or chat.")] = None,
     older_than: Annotated[str | None, typer.Option(help="Only older ones: 90s, 15m, 36h, 7d, 2w.")] = None,
-    as_json: o.JsonOnly = False,
+    as_json: options.JsonOnly = False,
 ) -> None:
     """Delete the answers that match every filter; without a filter, all of them."""
     from qvl.cli import parse_args
@@ -171,7 +170,7 @@ def _named(url: str | None) -> Cache:
     from qvl.caches.open import open_cache
     from qvl.plugins.host import PluginHost
 
-    o.start_logs(verbose=False)
+    options.start_logs(verbose=False)
     store = open_cache(config.load(cache=url).cache, PluginHost().caches)
     if store is None:
         raise ConfigError("the cache is off", hint="name one with --cache or QVL_CACHE")
@@ -194,9 +193,9 @@ def _opened(url: str | None) -> Iterator[Cache]:
             raise ConfigError(f"no cache at {file}", hint=f"the first answer makes it: qvl analyze … --cache {url}")
         from qvl.caches.memory import MemoryCache
 
-        nothing = MemoryCache()
-        nothing.url = store.url
-        yield nothing
+        empty = MemoryCache()
+        empty.url = store.url
+        yield empty
 
 
 def _find(store: Cache, start: str) -> tuple[str, CacheEntry]:
@@ -210,9 +209,9 @@ def _find(store: Cache, start: str) -> tuple[str, CacheEntry]:
         return entries[0]
     if not entries:
         raise ConfigError(f"no answer has a key that starts with {start!r}", hint="see qvl cache list")
-    some = ", ".join(_short(key) for key, _ in entries[:SOME])
+    examples = ", ".join(_short(key) for key, _ in entries[:SOME])
     several = "many" if len(entries) > SOME else len(entries)
-    raise ConfigError(f"{several} keys start with {start!r}: {some}", hint="write more of it")
+    raise ConfigError(f"{several} keys start with {start!r}: {examples}", hint="write more of it")
 
 
 def _two(store: Cache, a: str | None, b: str | None) -> tuple[tuple[str, CacheEntry], tuple[str, CacheEntry]]:

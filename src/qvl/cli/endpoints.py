@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from qvl.cli import options as o
+from qvl.cli import options
 from qvl.cli.terminal import print_json
 from qvl.errors import AuthError, BackendUnavailableError, ConfigError
 
@@ -49,14 +49,14 @@ def endpoints(
     watch: Annotated[
         float | None, typer.Option(min=0.1, help="With --url: show it anew every so many seconds.")
     ] = None,
-    as_json: o.JsonOnly = False,
+    as_json: options.JsonOnly = False,
 ) -> None:
     """The endpoints behind a server (--url), or what endpoints are and can do (--base-url).
 
     The key comes from QVL_API_KEY, for endpoints else from OPENAI_API_KEY. Examining costs each endpoint about a dozen
     requests of a few tokens. Exit code 1 when an endpoint cannot be asked.
     """
-    o.start_logs(verbose=False)
+    options.start_logs(verbose=False)
     if bool(url) == bool(base_url or base_url_file):
         raise ConfigError(
             "name a server or endpoints", hint="--url http://host:8000, or --base-url http://host:8000/v1"

@@ -63,7 +63,7 @@ class LaunchOptions:
             "--image NAME:TAG": not self.image,
             "--pool-image NAME:TAG (an image with qvl[server,redis] in it, for --compose --engine vllm)": pool,
         }
-        return [what for what, lacking in required.items() if lacking]
+        return [name for name, lacking in required.items() if lacking]
 
     def plan(self, host: Host, npus: tuple[int, ...], extra: Sequence[str]) -> ContainerPlan:
         """Return the container, of the first of `npus` where a compose file makes one for each."""

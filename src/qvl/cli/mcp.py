@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from qvl.cli import options as o
+from qvl.cli import options
 from qvl.cli.expand import Without, expand
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ def mcp(
         bool,
         typer.Option(envvar="QVL_ALLOW_UNAUTHENTICATED", help="For http: serve other machines without a key."),
     ] = False,
-    catalog: o.CatalogFile = None,
-    index: o.IndexFile = None,
-    settings: Annotated[o.PipelineOptions, Without("cache_mode", "max_tokens", "param")],
-    verbose: o.Verbose = False,
+    catalog: options.CatalogFile = None,
+    index: options.IndexFile = None,
+    settings: Annotated[options.PipelineOptions, Without("cache_mode", "max_tokens", "param")],
+    verbose: options.Verbose = False,
 ) -> None:
     """Serve analyze, ask and search over the Model Context Protocol.
 
@@ -51,7 +51,7 @@ def mcp(
     """
     from qvl.cli.agent import open_catalog
 
-    o.start_logs(verbose)
+    options.start_logs(verbose)
     keys: KeyRing | None = None
     if transport == "http":
         from qvl.server.auth import KeyRing, check_open
@@ -62,7 +62,7 @@ def mcp(
         asyncio.run(_serve(settings, shop, host, port, keys))
 
 
-async def _serve(settings: o.PipelineOptions, shop: Catalog, host: str, port: int, keys: KeyRing | None) -> None:
+async def _serve(settings: options.PipelineOptions, shop: Catalog, host: str, port: int, keys: KeyRing | None) -> None:
     """Over http for holders of `keys`, over stdio without any."""
     from qvl.agent.integrations.mcp import build
 

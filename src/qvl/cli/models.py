@@ -8,7 +8,7 @@ from typing import Final, TypedDict
 
 import typer
 
-from qvl.cli import options as o
+from qvl.cli import options
 from qvl.cli.terminal import print_json
 
 
@@ -57,11 +57,11 @@ def register(app: typer.Typer) -> None:
     app.command("models")(models)
 
 
-def models(as_json: o.JsonOnly = False) -> None:
+def models(as_json: options.JsonOnly = False) -> None:
     """The bundled model, what is on this machine, and what is published, with the memory that each needs."""
-    own, local, sizes = bundled(), on_this_machine(), published()
+    bundle, local, sizes = bundled(), on_this_machine(), published()
     if as_json:
-        print_json({"bundled": own, "on_this_machine": local, "published": sizes})
+        print_json({"bundled": bundle, "on_this_machine": local, "published": sizes})
         return
     from rich.table import Table
     from rich.text import Text
@@ -72,13 +72,13 @@ def models(as_json: o.JsonOnly = False) -> None:
     table = Table(title="Here", title_justify="left")
     for column in ("--model", "size", "what it is"):
         table.add_column(column, overflow="fold")
-    what = "bundled; reads qvl's own drawn pictures, not photographs"
-    table.add_row("(none)", _gb(own["bytes"]), what if own["present"] else "bundled; weights are missing")
+    about = "bundled; reads qvl's own drawn pictures, not photographs"
+    table.add_row("(none)", _gb(bundle["bytes"]), about if bundle["present"] else "bundled; weights are missing")
     for repo in local:
-        what = f"in the hub's cache, {repo['path']}"
+        about = f"in the hub's cache, {repo['path']}"
         if repo["quantisation"]:
-            what = f"quantised ({repo['quantisation']}): for vllm: or an endpoint, not for the local backend; {what}"
-        table.add_row(Text(repo["model"]), _gb(repo["bytes"]), Text(what))
+            about = f"quantised ({repo['quantisation']}): for vllm: or an endpoint, not for the local backend; {about}"
+        table.add_row(Text(repo["model"]), _gb(repo["bytes"]), Text(about))
     console.print(table)
 
     table = Table(title="Published (each also as Thinking)", title_justify="left")

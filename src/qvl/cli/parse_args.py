@@ -114,12 +114,12 @@ def schema(text: str) -> SchemaLike:
     """
     from qvl.analysis.schema_types import schema_type
 
-    named: SchemaLike = _json_schema(text) if text.endswith(".json") else _type_of(text)
+    schema_like: SchemaLike = _json_schema(text) if text.endswith(".json") else _type_of(text)
     try:
-        schema_type(named)
+        schema_type(schema_like)
     except ConfigError as exc:
         raise ConfigError(f"--schema {text}: {exc.message}", hint=exc.hint, param="schema") from exc
-    return named
+    return schema_like
 
 
 def _json_schema(path: str) -> JsonObject:
@@ -149,8 +149,8 @@ def _type_of(text: str) -> SchemaLike:
             raise ConfigError(f"no file {module!r} for --schema", hint="check the path", param="schema")
         # Its own folder comes first, so that it finds the modules beside it.
         folder, module = os.path.dirname(file), os.path.basename(file).removesuffix(".py")
-        known = getattr(sys.modules.get(module), "__file__", None)
-        if module in sys.modules and known != file:
+        loaded_from = getattr(sys.modules.get(module), "__file__", None)
+        if module in sys.modules and loaded_from != file:
             raise ConfigError(
                 f"--schema: another module is called {module!r} already", hint="rename the file", param="schema"
             )

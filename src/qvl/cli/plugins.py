@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import typer
 
-from qvl.cli import options as o
+from qvl.cli import options
 from qvl.cli.terminal import print_json
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command("plugins")(plugins)
 
 
-def plugins(as_json: o.JsonOnly = False) -> None:
+def plugins(as_json: options.JsonOnly = False) -> None:
     """What is plugged in: built-ins and installed packages, and those that were left out, with the reason."""
     import logging
 

@@ -142,9 +142,9 @@ class ServeSettings:
 
     def _served_model_names(self, ctx: typer.Context) -> tuple[str, ...]:
         """The names to answer to; the variable MODEL_ID of older scripts is one name, whatever stands in it."""
-        own = os.environ.get("MODEL_ID", "").strip()
-        named = source_of_value(ctx, "served_model_name") in ("COMMANDLINE", "ENVIRONMENT")
-        return (own,) if own and not named else _listed(self.served_model_name)
+        model_id = os.environ.get("MODEL_ID", "").strip()
+        explicit = source_of_value(ctx, "served_model_name") in ("COMMANDLINE", "ENVIRONMENT")
+        return (model_id,) if model_id and not explicit else _listed(self.served_model_name)
 
     def backend_options(self) -> JsonObject:
         """Return what the backend takes, without its endpoints.

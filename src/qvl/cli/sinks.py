@@ -48,8 +48,8 @@ class RecordSink:
     def failed(self) -> bool:
         return any(not record.ok for record in self.records)
 
-    def add(self, record: PictureRecord, *, shown: bool = False) -> None:
-        """`shown` says that the answer itself was printed while it was streamed."""
+    def add(self, record: PictureRecord, *, streamed: bool = False) -> None:
+        """`streamed` says that the answer itself was printed already."""
         self.records.append(record.without_pictures())
         if record.error is not None:
             failure.report(record.error, record.picture)
@@ -62,7 +62,7 @@ class RecordSink:
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
         elif not self._many and record.ok:
-            self._show(record, shown)
+            self._show(record, streamed)
 
     def _write(self, lines: IO[str], line: str) -> None:
         try:
@@ -74,13 +74,13 @@ class RecordSink:
                 lines.close()
             raise write_failed(f"--output {lines.name}", exc) from exc
 
-    def _show(self, record: PictureRecord, shown: bool) -> None:
+    def _show(self, record: PictureRecord, streamed: bool) -> None:
         from qvl.cli import tables
         from qvl.cli.console import stdout
 
         assert record.result is not None
-        if not shown:
-            tables.one(record)
+        if not streamed:
+            tables.show_one(record)
             return
         tables.stages(record)
         tables.notes(record.result)
@@ -91,7 +91,7 @@ class RecordSink:
         if self._many and not self._as_json:
             from qvl.cli import tables
 
-            tables.many([record for record in self.records if record.iteration == iteration])
+            tables.show_many([record for record in self.records if record.iteration == iteration])
 
     def finish(self) -> None:
         """Closes and writes files; harmless when called again."""

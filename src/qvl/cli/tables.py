@@ -24,8 +24,8 @@ _NARROW: Final = 100
 
 def took(record: PictureRecord) -> str:
     assert record.result is not None
-    what = "answer" if record.analysis is None else "image analysis"
-    return f"{what} took {record.result.timing.total:.2f} s (cache {record.result.cache})"
+    subject = "answer" if record.analysis is None else "image analysis"
+    return f"{subject} took {record.result.timing.total:.2f} s (cache {record.result.cache})"
 
 
 def seconds(value: float) -> str:
@@ -45,7 +45,7 @@ def fields(analysis: AnalysisResult[object]) -> list[tuple[str, str, float | Non
     return [(name, _plain(value), sure.get(name)) for name, value in own_fields(analysis.value).items()]
 
 
-def one(record: PictureRecord) -> None:
+def show_one(record: PictureRecord) -> None:
     """Print everything about one picture."""
     assert record.result is not None
     console = stdout()
@@ -115,7 +115,7 @@ def _analysis(record: PictureRecord) -> Table:
     return table
 
 
-def many(records: Sequence[PictureRecord]) -> None:
+def show_many(records: Sequence[PictureRecord]) -> None:
     """Print a row for every picture, and a line that counts them."""
     table = Table()
     table.add_column("picture", overflow="fold")

@@ -9,7 +9,7 @@ from typing import Final
 
 import typer
 
-from qvl.cli import options as o
+from qvl.cli import options
 from qvl.cli.terminal import print_json
 
 PACKAGES: Final = ("torch", "torch-npu", "transformers", "vllm", "openai", "redis", "fastapi", "pillow", "pydantic")
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command("version")(version)
 
 
-def version(as_json: o.JsonOnly = False) -> None:
+def version(as_json: options.JsonOnly = False) -> None:
     """The versions of qvl, of Python, and of the packages that it runs on; nothing is imported to find out."""
     from qvl._version import __version__
 

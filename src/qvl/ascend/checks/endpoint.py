@@ -90,8 +90,8 @@ def check(url: str, *, api_key: str | None = None, model: str | None = None) -> 
 
 def _joined(base: str, path: str) -> str:
     """`base` with `path` behind its own path, before its query."""
-    own, mark, query = base.partition("?")
-    return own.rstrip("/") + path + mark + query
+    address, mark, query = base.partition("?")
+    return address.rstrip("/") + path + mark + query
 
 
 def sample() -> Image.Image:

@@ -76,13 +76,13 @@ def check(folder: Path) -> Iterator[Finding]:
         image_settings(folder, "the checkpoint")
     except ConfigError as error:
         yield Finding.warn("weights", error.message, again)
-    how = quantisation(folder, config if isinstance(config, dict) else {})
-    if how is not None:
+    kind = quantisation(folder, config if isinstance(config, dict) else {})
+    if kind is not None:
         yield Finding.warn(
             "weights",
-            f"the weights are quantised ({how}), which the local backend cannot run",
+            f"the weights are quantised ({kind}), which the local backend cannot run",
             "use 'vllm:…' or an endpoint, or give the checkpoint in bfloat16",
-            {"quantisation": how},
+            {"quantisation": kind},
         )
     partial = sorted(path.name for path in folder.rglob("*.incomplete"))
     if partial:
