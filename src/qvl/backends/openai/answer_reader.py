@@ -15,7 +15,7 @@ from typing import Final
 from qvl.backends.openai.call_assembler import CallAssembler
 from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, cut_off, from_event
 from qvl.backends.openai.finish_words import meaning_of
-from qvl.backends.openai.wire import WireChoice, WireDelta, WireEvent, WireLogprob, WirePart, WireToolCall, WireUsage
+from qvl.backends.openai.wire import WireChoice, WireEvent, WireLogprob, WireMessage, WirePart, WireToolCall, WireUsage
 from qvl.chunks import lone_end
 from qvl.errors import RefusalError
 from qvl.http.sse import readable, shorten
@@ -262,7 +262,7 @@ class AnswerReader:
         index = int(choice.get("index") or 0)
         state = self._choices.setdefault(index, ChoiceReader(opened=self._opened))
         # Some end with the whole message once more.
-        delta: WireDelta = choice.get("delta") or ({} if state.answered else choice.get("message")) or {}
+        delta: WireMessage = choice.get("delta") or ({} if state.answered else choice.get("message")) or {}
         own = state.joined("reasoning", delta.get("reasoning_content") or delta.get("reasoning") or "")
         if own:
             state.think.reasoned_elsewhere()
@@ -289,12 +289,7 @@ class AnswerReader:
             return []
         return [
             Chunk(
-                text=text,
-                index=index,
-                reasoning=reasoning,
-                tool_calls=calls,
-                logprobs=logprobs,
-                finish_reason=finish,
+                text=text, index=index, reasoning=reasoning, tool_calls=calls, logprobs=logprobs, finish_reason=finish
             )
         ]
 
@@ -333,7 +328,7 @@ def _content(content: str | list[WirePart] | None) -> tuple[str, str]:
     return "".join(part.get("text") or "" for part in content), "".join(part.get("refusal") or "" for part in content)
 
 
-def _function_call(delta: WireDelta) -> tuple[WireToolCall, ...]:
+def _function_call(delta: WireMessage) -> tuple[WireToolCall, ...]:
     """The one call of OpenAI's older form."""
     call = delta.get("function_call")
     return ({"index": 0, "function": call},) if isinstance(call, dict) else ()

@@ -153,6 +153,7 @@ class OpenAIBackend(Backend):
             BackendUnavailableError: no endpoint answers; each is named.
             UnknownNameError: the endpoint has no such model.
             AuthError: it refuses the key.
+            ConfigError: no model is named and the endpoint has several.
         """
         async with self._opening:
             if self._is_open:

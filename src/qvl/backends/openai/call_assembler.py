@@ -95,8 +95,6 @@ class CallAssembler:
 
     @staticmethod
     def _begins_another(call: PartialCall, piece: PartialCall) -> bool:
-        if call.id is not None and piece.id is not None and call.id != piece.id:
-            return True
-        if call.name is not None and call.name != piece.name:
-            return True
-        return bool(piece.arguments.strip()) and call.whole
+        other_id = call.id is not None and piece.id not in (None, call.id)
+        other_name = call.name not in (None, piece.name)
+        return other_id or other_name or (bool(piece.arguments.strip()) and call.whole)

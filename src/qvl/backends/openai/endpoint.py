@@ -146,7 +146,6 @@ class Endpoint:
             return
         openai, http = import_openai(), http_library()
         tls = tls_of(http, self._verify)
-        straight = goes_straight(self.base_url)
         base_url, _, query = self.base_url.partition("?")
         names = parse_qsl(query, keep_blank_values=True)
         client = openai.AsyncOpenAI(
@@ -164,13 +163,9 @@ class Endpoint:
                 event_hooks={"request": [repeating(names)], "response": [bounding(http)]},
             ),
         )
-        if straight:
+        if goes_straight(self.base_url):
             self._straight = StraightTransport(
-                self.base_url,
-                headers_of(client),
-                connect_timeout=self.timeouts.connect,
-                verify=tls,
-                where=self.url,
+                self.base_url, headers_of(client), connect_timeout=self.timeouts.connect, verify=tls, where=self.url
             )
         self._sdk = SdkTransport(client, self.url)
         self._closed = False
@@ -178,12 +173,10 @@ class Endpoint:
     async def aclose(self) -> None:
         """Ends reads in flight at once, then closes the connections."""
         self._closed = True
-        straight, self._straight = self._straight, None
-        sdk, self._sdk = self._sdk, None
-        if straight is not None:
-            await straight.aclose()
-        if sdk is not None:
-            await sdk.aclose()
+        ways: tuple[Transport | None, ...] = (self._straight, self._sdk)
+        self._straight = self._sdk = None
+        for way in filter(None, ways):
+            await way.aclose()
 
     async def stream(
         self,

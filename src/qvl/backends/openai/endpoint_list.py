@@ -93,6 +93,3 @@ def _listed(url: str, *options: str) -> Listed:
         else:
             raise ValueError(f"{option!r} is neither weight= nor limit=")
     return Listed(url, weight, limit)
-
-
-__all__ = ["Listed", "by_name", "read_endpoint_list"]

@@ -6,7 +6,7 @@ Probing, checking, adding and removing are here; `EndpointPool` chooses, `OpenAI
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,14 +17,7 @@ from qvl.backends.openai.failures import Blame, Failed, Repeat
 from qvl.backends.openai.pool import EndpointPool, EndpointState, Member
 from qvl.backends.openai.probe import ASSUMED, Findings, common, probe
 from qvl.backends.openai.retry import RetryPolicy
-from qvl.errors import (
-    BackendError,
-    BackendUnavailableError,
-    ConfigError,
-    QvlError,
-    RateLimitError,
-    UnknownNameError,
-)
+from qvl.errors import BackendError, BackendUnavailableError, ConfigError, QvlError, RateLimitError, UnknownNameError
 from qvl.log import logger
 from qvl.suggest import nearest
 
@@ -105,14 +98,7 @@ class Fleet:
         return common(probed) if len(probed) == len(known) else None
 
     async def open(self) -> None:
-        """Makes connections and probes.
-
-        Raises:
-            BackendUnavailableError: no endpoint answers; each is named.
-            UnknownNameError: the endpoint has no such model.
-            AuthError: it refuses the key.
-            ConfigError: no model is named and the endpoint has several.
-        """
+        """Make connections and probe; raises as `OpenAIBackend.open`."""
         try:
             for member in self.pool.members:
                 await member.target.endpoint.open()
@@ -148,23 +134,31 @@ class Fleet:
         raise ConfigError("no model is named and there is no endpoint to ask", param="model")
 
     async def _probe_all(self) -> None:
-        members = self.pool.members
-        results = await asyncio.gather(*(self.findings_of(m.target) for m in members), return_exceptions=True)
-        attempts = Attempts()
-        for member, result in zip(members, results, strict=True):
-            if isinstance(result, Failed):
-                self.pool.record_failure(member, result)
-                attempts.note(member.name, result, repeatable=False)
-            elif isinstance(result, BaseException):
-                raise result
-        if len(attempts.failures) == len(members):
+        attempts, members = Attempts(), self.pool.members
+        failures = await self._probe_members(members)
+        for member in members:
+            if failed := failures.get(member.name):
+                self.pool.record_failure(member, failed)
+                attempts.note(member.name, failed, repeatable=False)
+        if len(failures) == len(members):
             verdict = self.verdict(attempts)
             if isinstance(verdict, Failed):
                 raise verdict.error from verdict.__cause__
             raise verdict
-        for url, failed in attempts.failures.items():
+        for url, failed in failures.items():
             log.warning("endpoint left out for now", endpoint=url, error=str(failed.error))
         self._learn()
+
+    async def _probe_members(self, members: Sequence[Member[Line]]) -> dict[str, Failed]:
+        """Probe all at once; return the failures by the members' names."""
+        results = await asyncio.gather(*(self.findings_of(m.target) for m in members), return_exceptions=True)
+        failures: dict[str, Failed] = {}
+        for member, result in zip(members, results, strict=True):
+            if isinstance(result, Failed):
+                failures[member.name] = result
+            elif isinstance(result, BaseException):
+                raise result
+        return failures
 
     def _learn(self) -> None:
         known = [m.target.findings for m in self.pool.members if m.target.findings is not None]
@@ -233,12 +227,7 @@ class Fleet:
             self.pool.try_now(member)
 
     async def add(self, url: str, weight: float, limit: int | None, *, probe_now: bool) -> None:
-        """Takes another endpoint into the pool; it is probed first.
-
-        Raises:
-            ConfigError: it is in the pool already.
-            BackendError: it does not answer, or not as it should.
-        """
+        """Probe another endpoint and take it in; raises as `OpenAIBackend.add_endpoint`."""
         member = self._make(url, weight, limit)
         if any(other.name == member.name for other in self.pool.members):
             raise ConfigError(f"the endpoint {member.name} is in the pool already", param="base_url")
@@ -253,12 +242,7 @@ class Fleet:
         self._learn()
 
     async def remove(self, url: str, timeout: float | None) -> None:
-        """Gives an endpoint no further requests, waits for those it has (at most `timeout` seconds), forgets it.
-
-        Raises:
-            UnknownNameError: it is not in the pool.
-            ConfigError: it is the last one.
-        """
+        """Drain an endpoint and forget it; raises as `OpenAIBackend.remove_endpoint`."""
         name = shown_url(read_url(url))
         self.pool.find(name)
         if sum(not m.draining for m in self.pool.members) < 2:
@@ -273,12 +257,12 @@ class Fleet:
             self._learn()
 
     async def take_in(self, listed: Mapping[str, Listed], *, probe_now: bool) -> list[str]:
-        """Adds those of `wanted` that are not in the pool, sets weight and limit of the rest; returns who is new.
+        """Adds those of `listed` that are not in the pool, sets weight and limit of the rest; returns who is new.
 
         New ones are probed; one that does not answer is taken in as one that rests, as at the start.
         """
         members: dict[str, Member[Line]] = {}
-        results: dict[str, Findings | BaseException] = {}
+        failures: dict[str, Failed] = {}
         try:
             # Again and again: what drains may be gone by the time that others were probed.
             while new := self._missing(listed.keys() - members.keys(), listed):
@@ -286,11 +270,7 @@ class Fleet:
                 for member in new:
                     await member.target.endpoint.open()
                 if probe_now:
-                    probed = await asyncio.gather(*(self.findings_of(m.target) for m in new), return_exceptions=True)
-                    results |= {member.name: result for member, result in zip(new, probed, strict=True)}
-            for result in results.values():
-                if isinstance(result, BaseException) and not isinstance(result, Failed):
-                    raise result
+                    failures |= await self._probe_members(new)
         except BaseException:
             for member in members.values():
                 await member.target.endpoint.aclose()
@@ -300,20 +280,20 @@ class Fleet:
                 self.pool.adjust(name, weight=one.weight, limit=one.limit)
                 continue
             self.pool.add(members[name])
-            if isinstance(failed := results.get(name), Failed):
+            if failed := failures.get(name):
                 self.pool.record_failure(members[name], failed)
                 log.warning("endpoint left out for now", endpoint=name, error=str(failed.error))
         self._learn()
         return list(members)
 
     def _missing(self, names: Set[str], listed: Mapping[str, Listed]) -> list[Member[Line]]:
-        """Return new members for those of `names` that the pool does not have, in the order of `wanted`."""
+        """Return new members for those of `names` that the pool does not have, in the order of `listed`."""
         present = {member.name for member in self.pool.members}
         missing = (one for name, one in listed.items() if name in names - present)
         return [self._make(one.url, one.weight, one.limit) for one in missing]
 
     def drain_others(self, listed: Mapping[str, Listed]) -> list[Member[Line]]:
-        """Gives what is not in `wanted` no further requests; returns them, for `part_with`."""
+        """Gives what is not in `listed` no further requests; returns them, for `part_with`."""
         return [self.pool.drain(member.name) for member in self.pool.members if member.name not in listed]
 
     async def part_with(self, members: Iterable[Member[Line]], *, timeout: float | None) -> None:

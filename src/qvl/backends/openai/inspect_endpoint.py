@@ -94,6 +94,3 @@ async def _examine(one: Listed, model: str, *, api_key: str | None, timeout: flo
     except QvlError as exc:
         return Examined(one.name, True, models, backend.model, have, took, error=str(exc))
     return Examined(one.name, True, models, backend.model, have, took, first)
-
-
-__all__ = ["Examined", "examine"]

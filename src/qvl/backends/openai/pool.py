@@ -374,15 +374,13 @@ def _state(member: Member[T], now: float) -> str:
     return "busy" if member.busy_until > now else "up"
 
 
-def weights_by_url(urls: Iterable[str], weights: Mapping[str, float] | Iterable[float] | None) -> dict[str, float]:
+def weights_by_url(urls: Iterable[str], weights: Mapping[str, float] | Iterable[float]) -> dict[str, float]:
     """Return the weight of each URL, from a mapping or in the order of the URLs; 1 where nothing is said.
 
     Raises:
         ConfigError: a mapping names another URL, or there are more or fewer weights than URLs.
     """
     names = list(urls)
-    if weights is None:
-        return dict.fromkeys(names, 1.0)
     if isinstance(weights, Mapping):
         unknown = [name for name in weights if name not in names]
         if unknown:

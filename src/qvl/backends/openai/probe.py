@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import re
-import struct
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from qvl.types import Choice, Usage
 MANY_PICTURES: Final = 256
 CANARY: Final = "zq7-Kestrel-41"
 AT_ONCE: Final = 8
+_REFUSALS: Final = (RequestError, UnknownNameError, BackendResponseError, DeviceMemoryError)
 _WORDS: Final = "Answer with the single digit 1."
 
 
@@ -77,10 +77,6 @@ class Feature:
     question: str = _WORDS
 
 
-def _is_json_object(text: str) -> bool:
-    return text.startswith("{")
-
-
 def _is_canary(text: str) -> bool:
     try:
         return bool(json.loads(text) == {"canary": CANARY})
@@ -122,7 +118,7 @@ FORMATS: Final = (
     Feature(
         "json_object",
         {"response_format": {"type": "json_object"}},
-        lambda answer, base: _is_json_object(answer.text),
+        lambda answer, base: answer.text.startswith("{"),
         max_tokens=16,
         question="Answer in JSON with the single digit 1.",
     ),
@@ -282,24 +278,18 @@ class _Asker:
     async def has(self, feature: Feature, base: Answered) -> bool:
         if not self.dialect.sampled and "temperature" in feature.fields:
             return False
-        try:
-            answer = await self.ask(feature.question, feature.fields, max_tokens=feature.max_tokens)
-        except Failed as failed:
-            raise_unless_refused(failed)
-            return False
-        return feature.obeyed(answer, base)
+        answer = await self._ask_unless_refused(feature.question, feature.fields, max_tokens=feature.max_tokens)
+        return answer is not None and feature.obeyed(answer, base)
 
     async def accepts(self, fields: Mapping[str, Mapping[str, object]]) -> set[str]:
         """Return the names whose fields are not refused: asked for together, and one by one only if that is refused."""
-        try:
-            await self.ask(_WORDS, {k: v for several in fields.values() for k, v in several.items()}, max_tokens=1)
-        except Failed as failed:
-            raise_unless_refused(failed)
-            if len(fields) == 1:
-                return set()
-            alone = await asyncio.gather(*(self.accepts({name: several}) for name, several in fields.items()))
-            return set().union(*alone)
-        return set(fields)
+        together = {name: value for several in fields.values() for name, value in several.items()}
+        if await self._ask_unless_refused(_WORDS, together, max_tokens=1) is not None:
+            return set(fields)
+        if len(fields) == 1:
+            return set()
+        alone = await asyncio.gather(*(self.accepts({name: several}) for name, several in fields.items()))
+        return set().union(*alone)
 
     async def sees(self, base: Answered) -> bool:
         """True if a picture was accepted, and made the prompt longer than the same words alone."""
@@ -307,13 +297,22 @@ class _Asker:
             {"type": "image_url", "image_url": {"url": _picture()}},
             {"type": "text", "text": _WORDS},
         ]
-        try:
-            answer = await self.ask(parts, {}, max_tokens=1)
-        except Failed as failed:
-            raise_unless_refused(failed)
+        answer = await self._ask_unless_refused(parts, {}, max_tokens=1)
+        if answer is None:
             return False
-        counted = base.usage.prompt_tokens and answer.usage.prompt_tokens
-        return answer.usage.prompt_tokens > base.usage.prompt_tokens if counted else True
+        before, after = base.usage.prompt_tokens, answer.usage.prompt_tokens
+        return after > before if before and after else True
+
+    async def _ask_unless_refused(
+        self, content: str | list[WirePart], fields: Mapping[str, object], *, max_tokens: int
+    ) -> Answered | None:
+        """Return the answer; None where a refusal says that something in the request is not to be had."""
+        try:
+            return await self.ask(content, fields, max_tokens=max_tokens)
+        except Failed as failed:
+            if isinstance(failed.error, _REFUSALS):
+                return None
+            raise
 
     async def ask(self, content: str | list[WirePart], fields: Mapping[str, object], *, max_tokens: int) -> Answered:
         body: dict[str, object] = {
@@ -351,19 +350,10 @@ class _Asker:
         return Answered(folder.choices(), folder.usage)
 
 
-def raise_unless_refused(failed: Failed) -> None:
-    """Raise `failed` unless it is a refusal, which says that the feature is absent."""
-    if not isinstance(failed.error, RequestError | UnknownNameError | BackendResponseError | DeviceMemoryError):
-        raise failed
+def _picture() -> str:
+    """Return a red square as a data URL."""
+    from PIL import Image
 
-
-def _picture(edge: int = 64) -> str:
-    """Return a red square as a PNG data URL, made without an imaging library."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = (b"\x00" + b"\xd0\x20\x20" * edge) * edge
-    header = struct.pack(">IIBBBBB", edge, edge, 8, 2, 0, 0, 0)
-    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + data).decode()
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (208, 32, 32)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -45,12 +46,8 @@ def read_retry_after(headers: Mapping[str, str], *, now: float | None = None) ->
 
     `headers` must be case-insensitive or in lower case. A date in the past is 0.
     """
-    raw = headers.get("retry-after-ms")
-    if raw is not None:
-        try:
-            return max(0.0, float(raw) / 1000)
-        except ValueError:
-            pass
+    with suppress(KeyError, ValueError):
+        return max(0.0, float(headers["retry-after-ms"]) / 1000)
     raw = headers.get("retry-after")
     if raw is None:
         return None

@@ -278,10 +278,7 @@ class SdkReply(Reply):
 
 def goes_straight(url: str) -> bool:
     """True if the straight way can lead to `url`: no proxy is configured for it, and it has no user."""
-    parts = urlsplit(url)
-    if parts.username is not None:
-        return False
-    return _proxy_of(url) is None
+    return urlsplit(url).username is None and _proxy_of(url) is None
 
 
 def _proxy_of(url: str) -> tuple[str, str] | None:

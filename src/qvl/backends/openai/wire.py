@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, Required, TypedDict
+from typing import Final, Required, TypedDict
 
 from qvl.backends.grammar_schema import enforceable
 from qvl.errors import RequestError, UnsupportedInputError
@@ -48,20 +48,17 @@ class WirePart(TypedDict, total=False):
 
 
 class WireMessage(TypedDict, total=False):
-    """A message of a request."""
+    """A message of a request; of an answer, whole or as the delta of an event."""
 
-    role: Required[str]
-    content: Required[str | list[WirePart] | None]
-    tool_calls: list[WireToolCall]
+    role: str
+    content: str | list[WirePart] | None
+    reasoning_content: str | None
+    reasoning: str | None
+    refusal: str | None
+    tool_calls: list[WireToolCall] | None
+    function_call: WireFunction | None
     tool_call_id: str
     name: str
-
-
-class WireTool(TypedDict):
-    """A function that may be called: `name`, `description`, `parameters`, `strict`."""
-
-    type: Literal["function"]
-    function: dict[str, object]
 
 
 class WireBody(TypedDict, total=False):
@@ -73,21 +70,10 @@ class WireBody(TypedDict, total=False):
     stream_options: dict[str, bool]
     response_format: dict[str, object]
     structured_outputs: dict[str, object]
-    tools: list[WireTool]
+    tools: list[dict[str, object]]
     tool_choice: str | WireToolCall
     parallel_tool_calls: bool
     cache_salt: str
-
-
-class WireDelta(TypedDict, total=False):
-    """The part of one choice that an event brings, or its whole message."""
-
-    content: str | list[WirePart] | None
-    reasoning_content: str | None
-    reasoning: str | None
-    refusal: str | None
-    tool_calls: list[WireToolCall] | None
-    function_call: WireFunction | None
 
 
 class WireLogprob(TypedDict, total=False):
@@ -101,8 +87,8 @@ class WireChoice(TypedDict, total=False):
     """One choice of an event."""
 
     index: int | None
-    delta: WireDelta | None
-    message: WireDelta | None
+    delta: WireMessage | None
+    message: WireMessage | None
     finish_reason: str | None
     logprobs: dict[str, list[WireLogprob] | None] | None
 

@@ -18,13 +18,7 @@ from typing import TYPE_CHECKING, Final
 from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
 from qvl.backends.ray import cluster
 from qvl.backends.ray.resume import Continuation, Diverged
-from qvl.errors import (
-    BackendError,
-    BackendUnavailableError,
-    ConfigError,
-    EngineDeadError,
-    QvlError,
-)
+from qvl.errors import BackendError, BackendUnavailableError, ConfigError, EngineDeadError, QvlError
 from qvl.log import logger
 from qvl.types import ChatRequest, Chunk, JsonObject
 

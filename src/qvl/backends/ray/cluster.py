@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Final, Required, TypedDict
+from typing import Final
 
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
 from qvl.log import logger
@@ -40,14 +40,6 @@ class _Connection:
 _connection: Final = _Connection()
 
 
-class ActorOptions(TypedDict, total=False):
-    """Ray's `ray_actor_options`, as far as they are used."""
-
-    num_cpus: Required[float]
-    num_gpus: int
-    resources: dict[str, float]
-
-
 @dataclass(frozen=True, slots=True)
 class Share:
     """The share of the cluster for one engine: a device of `kind`, and processor cores."""
@@ -55,7 +47,8 @@ class Share:
     kind: str
     cpus: float
 
-    def actor_options(self) -> ActorOptions:
+    def actor_options(self) -> dict[str, object]:
+        """Return Ray's `ray_actor_options`."""
         if self.kind == "npu":
             return {"num_cpus": self.cpus, "resources": {"NPU": 1}}
         return {"num_cpus": self.cpus} if self.kind == "cpu" else {"num_cpus": self.cpus, "num_gpus": 1}

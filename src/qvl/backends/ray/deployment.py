@@ -27,6 +27,7 @@ NAMESPACE: Final = "qvl"
 HEALTH_PERIOD: Final = 1.0
 HEALTH_TIMEOUT: Final = 30.0
 ABOUT_SECONDS: Final = 60.0
+_QUIET: Final = {"log_level": "WARNING", "enable_access_log": False}
 log = logger("qvl.backends.ray")
 
 
@@ -48,7 +49,7 @@ class Deployment:
         self._handle: DeploymentHandle = None
         # Serve puts its own level back when it is imported.
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(proxy_location="Disabled", logging_config=_quiet())
+        serve.start(proxy_location="Disabled", logging_config=_QUIET)
 
     def exists(self) -> bool:
         """True if another front has started it already; it is then shared. Waits for one that is starting it."""
@@ -66,7 +67,7 @@ class Deployment:
         make: Callable[[], Backend],
         *,
         replicas: int,
-        actor_options: cluster.ActorOptions,
+        actor_options: dict[str, object],
         max_ongoing: int,
         drain_timeout: float,
     ) -> None:
@@ -88,7 +89,7 @@ class Deployment:
             graceful_shutdown_timeout_s=drain_timeout,
             graceful_shutdown_wait_loop_s=0.1,
             request_router_config=RequestRouterConfig(request_router_class="qvl.backends.ray.router.PictureRouter"),
-            logging_config=_quiet(),
+            logging_config=_QUIET,
         )
         try:
             self._handle = serve.run(engine.bind(make), name=self.name, route_prefix=None)
@@ -245,7 +246,3 @@ def _others(name: str, me: str) -> bool:
 
     known = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
     return any(other.startswith(f"{name}/") and other != f"{name}/{me}" for other in known if other)
-
-
-def _quiet() -> dict[str, object]:
-    return {"log_level": "WARNING", "enable_access_log": False}
