@@ -46,14 +46,12 @@ def disk(host: Host, folder: str) -> Iterator[Finding]:
         yield Finding.skip("disk", f"{folder} cannot be measured")
         return
     free = space[1] / GIB
-    enough = free >= _DISK_GIB
-    yield Finding(
-        "disk",
-        "ok" if enough else "warn",
-        f"{free:.0f} GiB free at {folder}",
-        {"free_bytes": space[1]},
-        None if enough else f"free some space: the weights of an 8B model take 17 GiB; {_DISK_GIB} GiB are wanted",
-    )
+    text, detail = f"{free:.0f} GiB free at {folder}", {"free_bytes": space[1]}
+    if free >= _DISK_GIB:
+        yield Finding.ok("disk", text, detail)
+    else:
+        fix = f"free some space: the weights of an 8B model take 17 GiB; {_DISK_GIB} GiB are wanted"
+        yield Finding.warn("disk", text, fix, detail)
 
 
 def open_files(host: Host) -> Iterator[Finding]:

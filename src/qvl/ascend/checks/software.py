@@ -59,15 +59,11 @@ def cann(host: Host) -> Iterator[Finding]:
     else:
         yield Finding.ok("set-env", f"ASCEND_HOME_PATH is {host.environ['ASCEND_HOME_PATH']}")
     if host.path("/usr/local/Ascend/nnal/atb").is_dir():
-        sourced = bool(host.environ.get("ATB_HOME_PATH"))
-        yield Finding(
-            "set-env-atb",
-            "ok" if sourced else "warn",
-            "nnal/atb is set up"
-            if sourced
-            else "nnal/atb is installed but ATB_HOME_PATH is empty: libatb.so is not found",
-            fix=None if sourced else "source /usr/local/Ascend/nnal/atb/set_env.sh",
-        )
+        if host.environ.get("ATB_HOME_PATH"):
+            yield Finding.ok("set-env-atb", "nnal/atb is set up")
+        else:
+            text = "nnal/atb is installed but ATB_HOME_PATH is empty: libatb.so is not found"
+            yield Finding.warn("set-env-atb", text, "source /usr/local/Ascend/nnal/atb/set_env.sh")
 
 
 def versions(host: Host, kind: str) -> Iterator[Finding]:
