@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qvl.tiny import tasks
-from training import lessons
+from training import lessons, tasks
 from training.network import token_id
 from training.pictures import FACTOR, PictureStore, decode
 from training.rows import IGNORED, Batch, RowWriter, collate
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qvl.tiny.render import DrawnProduct
-    from qvl.tiny.tasks import Dialogue
+    from training.tasks import Dialogue
     from training.workers import Team
 
 VERDICT_WEIGHT: Final = 4.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qvl.tiny import tasks
 from qvl.tiny.render import LANGUAGES
-from qvl.tiny.tasks import Dialogue, Turn
+from training import tasks
+from training.tasks import Dialogue, Turn
 
 if TYPE_CHECKING:
     import random

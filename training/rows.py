@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from qvl.tiny.tasks import Dialogue, Turn
+    from training.tasks import Dialogue, Turn
 
 IGNORED: Final = -100
 

@@ -7,8 +7,8 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from qvl.analysis.prompts import PRODUCT_PROMPTS
-from qvl.tiny import tasks
 from qvl.tiny.render import BRANDS, LANGUAGES, sample_product
+from training import tasks
 from training.network import MARKUP_TOKENS, PLAIN_VOCABULARY, SPECIAL_TOKENS
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ import pytest
 from training.network import SPECIAL_TOKENS, grid, patches, token_id
 from training.pictures import BUCKETS, FIELDS, decode, encode, resized
 from training.rows import IGNORED, RowWriter, collate
+from training.tasks import Dialogue, Turn
 
-from qvl.tiny import WEIGHTS, tasks
+from qvl.tiny import WEIGHTS
 from qvl.tiny.render import DrawnProduct, sample_product
-from qvl.tiny.tasks import Dialogue, Turn
-from training import lessons
+from training import lessons, tasks
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -103,8 +103,8 @@ def test_positions_are_those_of_the_published_model(writer) -> None:
 def test_patches_are_those_of_theimage_processor() -> None:
     import numpy as np
     from PIL import Image
+    from training.reader import image_processor
 
-    from qvl.tiny.reader import image_processor
     from qvl.tiny.render import draw
 
     image = draw(DrawnProduct("WUVEX", "lamp", "pink", 2), 4, (640, 480))

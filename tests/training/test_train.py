@@ -19,7 +19,8 @@ pytest.importorskip("transformers")
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_short_run_writes_a_checkpoint_that_answers(tmp_path: Path, workers: int) -> None:
-    from qvl.tiny.reader import Reader, Request, user
+    from training.reader import Reader, Request, user
+
     from qvl.tiny.render import DrawnProduct, draw
 
     run(TrainingPlan(tmp_path, pictures=640, vision_steps=2, steps=2, workers=workers))

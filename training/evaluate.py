@@ -1,6 +1,6 @@
 """Measures the bundled model on pictures it has never seen.
 
-    python -m qvl.tiny.evaluate [--n 300] [--device cpu] [--json]
+    python -m training.evaluate [--n 300] [--device cpu] [--json]
 
 Seeds 0 to 999,999 are held out: training draws from larger ones only.
 """
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qvl.analysis.prompts import PRODUCT_PROMPTS
-from qvl.tiny import FIRST_TRAINING_SEED, WEIGHTS, tasks
-from qvl.tiny.reader import Reader, Request, user
+from qvl.tiny import FIRST_TRAINING_SEED, WEIGHTS
 from qvl.tiny.render import DrawnProduct, draw, labels, sample
+from training import tasks
+from training.reader import Reader, Request, user
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,7 +158,7 @@ def table(scores: dict[str, Score]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, or its JSON form."""
-    parser = argparse.ArgumentParser(prog="python -m qvl.tiny.evaluate", description="Held-out accuracy.")
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Held-out accuracy.")
     parser.add_argument("--n", type=int, default=300, help="pictures")
     parser.add_argument("--seed", type=int, default=0, help="first held-out seed")
     parser.add_argument("--device", default="cpu")

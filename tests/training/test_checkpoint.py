@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from training.evaluate import cases, score, table
 from training.export import CHAT_TEMPLATE
 from training.network import config_dict
+from training.reader import Reader, Request, user
 
 from qvl.tiny import FIRST_TRAINING_SEED, WEIGHTS
-from qvl.tiny.evaluate import cases, score, table
-from qvl.tiny.reader import Reader, Request, user
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
