@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from qvl.errors import ConfigError
 from qvl.sampling import SamplingParams as SamplingParams
 
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
+
+T = TypeVar("T")
 
 JsonObject: TypeAlias = dict[str, Any]
 """A JSON object whose form is somebody else's: a client's schema, a tool's parameters, an endpoint's extra fields."""
@@ -42,7 +44,14 @@ class ImagePart:
     picture: Picture
 
 
-Part: TypeAlias = TextPart | ImagePart
+MediaPart: TypeAlias = ImagePart
+"""What is shown in a message. A second kind joins the union here, and type checking names all who must learn it."""
+Part: TypeAlias = TextPart | MediaPart
+
+
+def map_parts(parts: Iterable[Part], text: Callable[[TextPart], T], media: Callable[[MediaPart], T]) -> list[T]:
+    """Return what `text` and `media` make of each part, in its order: where the two are told apart."""
+    return [text(part) if isinstance(part, TextPart) else media(part) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,9 @@ class Message:
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        return tuple(part.picture for part in self.parts if isinstance(part, ImagePart))
+        """The pictures in the order in which they stand."""
+        shown = map_parts(self.parts, lambda text: (), lambda media: (media.picture,))
+        return tuple([picture for pictures in shown for picture in pictures])
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +157,7 @@ class ChatRequest:
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """All pictures in the order in which they stand in the conversation."""
-        return tuple([p.picture for message in self.messages for p in message.parts if isinstance(p, ImagePart)])
+        return tuple([picture for message in self.messages for picture in message.pictures])
 
     @property
     def forced_tools(self) -> tuple[Tool, ...]:

@@ -13,7 +13,8 @@ import pytest
 
 import qvl
 from qvl.pipeline.parse_request import RequestParams
-from qvl.types import ChatRequest, SamplingParams
+from qvl.testing.asking import square
+from qvl.types import ChatRequest, ImagePart, Message, SamplingParams, TextPart, map_parts
 
 PROGRAM = Path(__file__).with_name("users_program.py")
 
@@ -38,3 +39,16 @@ def test_every_parameter_of_a_request_is_known_by_its_name() -> None:
     own = {field.name for field in fields(ChatRequest)} - {"messages", "sampling"}
     assert RequestParams.__annotations__.keys() == SamplingParams.names() | own | {"min_pixels"}
     assert Path(qvl.__file__).with_name("py.typed").is_file(), "without it nobody's checker reads the types"
+
+
+def test_text_and_media_are_told_apart_in_one_function() -> None:
+    """So a second kind of medium comes in at one place for pictures of a request, its key and the wire."""
+    picture = square()
+    message = Message("user", (TextPart("a"), ImagePart(picture), TextPart("b")))
+    parts = map_parts(message.parts, lambda text: text.text, lambda media: media.picture.sha256)
+    assert parts == ["a", picture.sha256, "b"]
+    for name in ("types.py", "caches/key.py", "pipeline/load_pictures.py", "backends/openai/wire.py"):
+        source = Path(qvl.__file__).parent / name
+        text = source.read_text(encoding="utf-8")
+        assert "map_parts(" in text
+        assert ", ImagePart)" not in text

@@ -10,27 +10,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
 
 from qvl.errors import CacheError, RequestError
 from qvl.sampling import PARAMETERS
 from qvl.types import (
     ChatRequest,
     Choice,
-    ImagePart,
     JsonMapping,
     JsonObject,
+    MediaPart,
     Message,
     Result,
+    TextPart,
     Timing,
     TokenLogprob,
     ToolCall,
     Usage,
     canonical_json,
+    map_parts,
 )
-
-if TYPE_CHECKING:
-    from qvl.media.picture import Picture
 
 MANIFEST_VERSION: Final = 1
 
@@ -155,21 +154,24 @@ def _differences(path: str, a: object, b: object) -> Iterator[tuple[str, object,
 def _message(message: Message) -> MessageManifest:
     return {
         "role": message.role,
-        "parts": [
-            _picture(part.picture) if isinstance(part, ImagePart) else {"text": part.text} for part in message.parts
-        ],
+        "parts": map_parts(message.parts, _text, _media),
         "tool_calls": [asdict(call) for call in message.tool_calls],
         "tool_call_id": message.tool_call_id,
         "name": message.name,
     }
 
 
-def _picture(picture: Picture) -> PictureManifest:
-    manifest: PictureManifest = {"image": picture.sha256, "size": [picture.width, picture.height]}
+def _text(part: TextPart) -> TextManifest | PictureManifest:
+    return {"text": part.text}
+
+
+def _media(part: MediaPart) -> TextManifest | PictureManifest:
+    picture = part.picture
+    entry: PictureManifest = {"image": picture.sha256, "size": [picture.width, picture.height]}
+    # Named only where a request set the size, which the model then leaves as it is.
     if picture.sized:
-        # Named only here, where the model leaves the size as it is.
-        manifest["sized"] = True
-    return manifest
+        entry["sized"] = True
+    return entry
 
 
 def _response_format(request: ChatRequest) -> FormatManifest:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from qvl.errors import MediaError
 from qvl.media.smart_resize import NO_LIMITS
 from qvl.pipeline.parse_parts import UnreadPicture
-from qvl.types import ChatRequest, ImagePart
+from qvl.types import ChatRequest, ImagePart, Part, TextPart, map_parts
 
 if TYPE_CHECKING:
     from qvl.media.digest_cache import DigestCache
@@ -105,6 +105,10 @@ async def decode_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
     return _with_pictures(request, pictures, ready)
 
 
+def _same(part: TextPart) -> Part:
+    return part
+
+
 def _with_pictures(request: ChatRequest, before: Sequence[Picture], after: Sequence[Picture]) -> ChatRequest:
     if all(one is other for one, other in zip(before, after, strict=True)):
         return request
@@ -113,7 +117,7 @@ def _with_pictures(request: ChatRequest, before: Sequence[Picture], after: Seque
         messages=tuple(
             dataclasses.replace(
                 message,
-                parts=tuple([ImagePart(next(coming)) if isinstance(p, ImagePart) else p for p in message.parts]),
+                parts=tuple(map_parts(message.parts, _same, lambda media: ImagePart(next(coming)))),
             )
             for message in request.messages
         )

@@ -9,11 +9,11 @@ from typing import Final, Literal, TypeAlias
 from pydantic import BaseModel
 
 from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
-from qvl.pipeline.parse_parts import UnreadPicture, read_content
-from qvl.types import ImagePart, JsonMapping, Message, TextPart, ToolCall
+from qvl.pipeline.parse_parts import ContentPart, read_content
+from qvl.types import JsonMapping, Message, TextPart, ToolCall
 
 MessageLike: TypeAlias = Message | JsonMapping
-Turn: TypeAlias = tuple[Message, tuple[TextPart | ImagePart | UnreadPicture, ...]]
+Turn: TypeAlias = tuple[Message, tuple[ContentPart, ...]]
 _ROLES: Final[Mapping[str, Literal["system", "user", "assistant", "tool"]]] = {
     "system": "system",
     "developer": "system",
@@ -72,7 +72,7 @@ def _is_empty(name: str, value: object) -> bool:
     return type(value) is type(_EMPTY[name]) and bool(value == _EMPTY[name])
 
 
-def _parts(message: JsonMapping, role: str, where: str) -> Sequence[TextPart | ImagePart | UnreadPicture]:
+def _parts(message: JsonMapping, role: str, where: str) -> Sequence[ContentPart]:
     content = message.get("content")
     if content is None and role == "assistant":
         # Where an earlier answer was a refusal, that is what was said.

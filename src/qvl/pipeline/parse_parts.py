@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from qvl.errors import UnsupportedInputError
 from qvl.media.smart_resize import LIMIT_NAMES, NO_LIMITS, PixelLimits, read_limits
 from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
-from qvl.types import ImagePart, JsonMapping, TextPart
+from qvl.types import ImagePart, JsonMapping, Part, TextPart
 
 if TYPE_CHECKING:
     from qvl.media.picture import PictureSource
@@ -50,6 +50,7 @@ class UnreadPicture:
     limits: PixelLimits = NO_LIMITS
 
 
+ContentPart: TypeAlias = Part | UnreadPicture
 # What may stand for a picture beside its sources.
 PARTS: Final = (Mapping, UnreadPicture)
 PictureLike: TypeAlias = "PictureSource | JsonMapping | UnreadPicture"
@@ -57,7 +58,7 @@ Pictures: TypeAlias = "PictureLike | Sequence[PictureLike]"
 Sources: TypeAlias = Iterable[Pictures]
 
 
-def read_content(content: object, where: str, *, role: str = "user") -> list[TextPart | ImagePart | UnreadPicture]:
+def read_content(content: object, where: str, *, role: str = "user") -> list[ContentPart]:
     """Return the parts of a message's content: a text, or a list of parts; without the thoughts of an assistant.
 
     Raises:
@@ -74,7 +75,7 @@ def read_content(content: object, where: str, *, role: str = "user") -> list[Tex
     raise wrong(where, "is missing" if content is None else f"must be text or a list of parts, not {type_of(content)}")
 
 
-def read_part(part: object, where: str) -> TextPart | ImagePart | UnreadPicture:
+def read_part(part: object, where: str) -> ContentPart:
     """Return the part that stands at `where` in its request: `messages[0].content[1]`.
 
     Raises:

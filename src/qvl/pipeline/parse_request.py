@@ -19,7 +19,7 @@ from qvl.errors import ConfigError, RequestError, UnsupportedInputError
 from qvl.ids import new_request_id
 from qvl.media.smart_resize import NO_LIMITS, PixelLimits, read_limits
 from qvl.pipeline.parse_message import MessageLike, Turn, read_turn
-from qvl.pipeline.parse_parts import PARTS, PictureLike, Pictures, UnreadPicture, read_part
+from qvl.pipeline.parse_parts import PARTS, ContentPart, PictureLike, Pictures, UnreadPicture, read_part
 from qvl.suggest import nearest
 from qvl.types import (
     ChatRequest,
@@ -226,7 +226,7 @@ def _limited(turn: Turn, limits: PixelLimits) -> Turn:
     message, parts = turn
     if limits == NO_LIMITS or all(isinstance(part, TextPart) for part in parts):
         return turn
-    limited: list[TextPart | ImagePart | UnreadPicture] = []
+    limited: list[ContentPart] = []
     for part in parts:
         if isinstance(part, ImagePart):
             part = UnreadPicture(part.picture)

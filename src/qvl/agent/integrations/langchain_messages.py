@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Final, TypeAlias
+from typing import Final
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
 from qvl.errors import UnsupportedInputError
 from qvl.media.sources import is_address
-from qvl.pipeline.parse_parts import UnreadPicture, read_part
-from qvl.types import ImagePart, JsonObject, TextPart
+from qvl.pipeline.parse_parts import ContentPart, UnreadPicture, read_part
+from qvl.types import JsonObject, TextPart
 
-ContentPart: TypeAlias = TextPart | ImagePart | UnreadPicture
 # Blocks that say again what stands in another field of their message, or what the model thought.
 _ELSEWHERE: Final = frozenset(
     {"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from qvl.errors import ContextLengthError, RequestError, first_line
-from qvl.types import ImagePart, Message, TextPart
+from qvl.types import ImagePart, Message, Part, TextPart
 
 if TYPE_CHECKING:
     from qvl.types import ChatRequest, Tool
@@ -193,9 +193,9 @@ class PromptEncoder:
             ]
         return entry
 
-    def _typed_parts(self, parts: Sequence[TextPart | ImagePart], mark: str) -> list[tuple[TextPart | ImagePart, str]]:
+    def _typed_parts(self, parts: Sequence[Part], mark: str) -> list[tuple[Part, str]]:
         """Each part with its text. Neighbouring texts are joined first: a token may be typed across two of them."""
-        joined: list[TextPart | ImagePart] = []
+        joined: list[Part] = []
         for part in parts:
             last = joined[-1] if joined else None
             if isinstance(part, TextPart) and isinstance(last, TextPart):
