@@ -130,7 +130,7 @@ def _hints_of(hint: object) -> Mapping[str, object]:
 
 
 def _fields_of(hint: object) -> Mapping[str, object]:
-    """The hints of a dataclass; none where pydantic has to say what is wrong with them, or arguments are no fields."""
+    """The hints of a dataclass; none where pydantic has to say what is wrong with them, or arguments are not fields."""
     try:
         hints = _hints_of(hint)
     except NameError:

@@ -119,7 +119,7 @@ def _demanded(pattern: str) -> int:
 
 
 def _texts(schema: object) -> Iterator[tuple[str, str]]:
-    """What `const`, `enum` and `pattern` spell out, as it stands in JSON; remarks such as `description` are none."""
+    """The texts of `const`, `enum` and `pattern`, as they stand in JSON; remarks such as `description` do not count."""
     pending: list[tuple[str, object]] = [("", schema)]
     while pending:
         word, node = pending.pop()

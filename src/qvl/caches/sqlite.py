@@ -202,7 +202,7 @@ class SqliteCache(Cache):
         if prefix:
             conditions |= {"key >= ?": prefix, "key < ?": prefix + chr(0x10FFFF)}
         where = " AND ".join(["(expires_at IS NULL OR expires_at > ?)", *conditions])
-        # Our own column names; a limit of -1 is none.
+        # Our own column names; a limit of -1 means no limit.
         sql = f"SELECT key, entry FROM entries WHERE {where} ORDER BY created_at DESC, rowid DESC LIMIT ?"  # noqa: S608
         found = []
         for key, text in self._read(sql, self._clock(), *conditions.values(), -1 if limit is None else limit):

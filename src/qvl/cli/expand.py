@@ -12,7 +12,7 @@ from typer.models import ParameterInfo
 
 
 class Without:
-    """In `Annotated[Settings, Without("field")]`: fields that are no options of the command and keep their defaults."""
+    """In `Annotated[Settings, Without("field")]`: fields that are not options and keep their defaults."""
 
     def __init__(self, *names: str) -> None:
         self.names = frozenset(names)

@@ -139,5 +139,5 @@ def _percent(confidence: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """`text` as UTF-8 can carry it: file names may hold bytes that are none."""
+    """`text` as UTF-8 can carry it: file names may hold bytes that are not UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -161,7 +161,7 @@ def _read_file(file: Any, policy: MediaPolicy) -> tuple[bytes, str]:
 def _read_data_url(url: str, policy: MediaPolicy) -> tuple[bytes, str]:
     """RFC 2397, with base64 in the standard or the URL-safe alphabet, or percent-encoded bytes.
 
-    What the label says counts only where the bytes are no picture.
+    What the label says counts only where the bytes are not a picture.
     """
     meta, comma, payload = url[len("data:") :].partition(",")
     if not comma:

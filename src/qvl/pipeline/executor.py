@@ -220,7 +220,7 @@ class Executor:
         if not known:
             began = time.perf_counter()
             call.stages.loading = await self.open()
-            # Reading ends when the job is made, and opening is no part of it.
+            # Reading ends when the job is made, and opening is not part of it.
             call.stages.media -= time.perf_counter() - began
 
     def check_bytes(self, miss: CacheMiss) -> None:

@@ -149,7 +149,7 @@ class Traced:
         error = "client_disconnected" if exchange.fields.get("aborted") else exchange.fields.get("error")
         if error is not None:
             told["error.type"] = error
-            # A client's own mistake is no fault of this span: the conventions leave its status unset.
+            # A client's own mistake is not a fault of this span: the conventions leave its status unset.
             if status >= 500:
                 self.span.set_status(trace.Status(trace.StatusCode.ERROR))
         self.span.set_attributes(told)

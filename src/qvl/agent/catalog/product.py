@@ -92,7 +92,7 @@ class Query:
     `picture` is for a vector retriever.
 
     Raises:
-        ConfigError: a price that is no price, or a range that holds none.
+        ConfigError: a price that is not a number, or an empty range.
     """
 
     text: str = ""

@@ -229,7 +229,7 @@ class Engine:
             self._finish(sequence, reason, now)
 
     def _ends(self, sequence: Sequence, token: int, *, guided: bool) -> bool:
-        """True if `token` is one that ends the answer and is no part of it."""
+        """True if `token` is one that ends the answer and is not part of it."""
         sampling = sequence.sampling
         return token in sampling.stop_token_ids or (token in self._eos and (guided or not sampling.ignore_eos))
 

@@ -160,7 +160,7 @@ class Detokenizer:
         return text[: len(text) - keep]
 
     def _drop_logprobs(self, count: int) -> None:
-        """Tokens that lie wholly within the last `count` bytes are no part of the answer."""
+        """Tokens that lie wholly within the last `count` bytes are not part of the answer."""
         while self._logprobs and count >= (size := len(self._logprobs[-1].bytes)):
             count -= size
             self._logprobs.pop()

@@ -41,7 +41,7 @@ def consume(matcher: Matcher, token: int) -> None:
         RequestError: the grammar's limits end it here, although it could be compiled.
     """
     try:
-        # Beyond its limits a matcher calls itself stopped too, which is no end of a good answer.
+        # Beyond its limits a matcher calls itself stopped too, which is not the end of a good answer.
         if not matcher.is_error() and matcher.consume_token(token) and not matcher.is_error():
             return
         reason = matcher.get_error()
