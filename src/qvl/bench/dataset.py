@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from qvl.config import in_home
 from qvl.errors import ConfigError
 from qvl.sampling import SamplingParams
+from qvl.types import JsonMapping, JsonObject
 
 TEXT_KEYS: Final = ("prompt", "text", "question", "query")
 PICTURE_KEYS: Final = ("image_path", "image_url", "image", "images", "image_files", "image_paths", "image_urls")
@@ -34,6 +35,7 @@ NOT_OURS: Final = frozenset({"model", "messages", "stream", "stream_options"})
 DRAWN: Final = "drawn:"
 MOST_LISTED: Final = 1000
 _MARK: Final = "<image>"
+Messages: TypeAlias = tuple[JsonObject, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +54,13 @@ class Item:
 
     index: int
     id: str
-    messages: tuple[dict[str, Any], ...]
-    params: Mapping[str, Any] = field(default_factory=dict)
-    expected: Any = None
+    messages: Messages
+    params: JsonMapping = field(default_factory=dict)
+    expected: object = None
     where: str = ""
     base: Path | None = None
 
-    def picture_parts(self) -> Iterator[dict[str, Any]]:
+    def picture_parts(self) -> Iterator[JsonObject]:
         """The parts of the messages that carry a picture, in order."""
         for message in self.messages:
             content = message.get("content")
@@ -81,7 +83,7 @@ class Dataset(Protocol):
     """Gives its items anew, in the same order, each time it is iterated."""
 
     def __iter__(self) -> Iterator[Item]: ...
-    def facts(self) -> dict[str, Any]: ...
+    def facts(self) -> dict[str, object]: ...
 
 
 class NoRequestError(ValueError):
@@ -120,7 +122,7 @@ class Files:
         self.bad_count = 0
         self._read_once = False
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What identifies the input: files with their sizes."""
         return {"files": [[str(path), path.stat().st_size] for path in self.paths], "prompt": self.prompt}
 
@@ -172,7 +174,7 @@ class NamedRequest:
         self.pictures = tuple(pictures)
         self.prompt = prompt
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         return {"pictures": list(self.pictures), "prompt": self.prompt}
 
     def __iter__(self) -> Iterator[Item]:
@@ -189,7 +191,7 @@ class Drawn:
     def __init__(self, count: int, size: tuple[int, int], *, prompt: str = "Describe it.", first_seed: int = 0) -> None:
         self.count, self.size, self.prompt, self.first_seed = count, size, prompt, first_seed
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         return {"drawn": self.count, "size": list(self.size), "prompt": self.prompt, "seed": self.first_seed}
 
     def __iter__(self) -> Iterator[Item]:
@@ -217,7 +219,7 @@ def endless(dataset: Dataset) -> Iterator[Item]:
             raise ConfigError("the input has no request in it", hint="see the bad lines above")
 
 
-def read_form(value: Any, prompt: str) -> tuple[str | None, tuple[dict[str, Any], ...], dict[str, Any], Any]:
+def read_form(value: object, prompt: str) -> tuple[str | None, Messages, JsonObject, object]:
     """(id, messages, params, expected) of one parsed line.
 
     Raises:
@@ -252,18 +254,18 @@ def read_form(value: Any, prompt: str) -> tuple[str | None, tuple[dict[str, Any]
     return name, (_user(prompt if text is None else text, pictures),), params, expected
 
 
-def _user(text: str, pictures: Sequence[str]) -> dict[str, Any]:
+def _user(text: str, pictures: Sequence[str]) -> JsonObject:
     if not pictures:
         return {"role": "user", "content": text}
     parts = [_picture(source) for source in pictures]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def _picture(source: str, **more: Any) -> dict[str, Any]:
+def _picture(source: str, **more: object) -> JsonObject:
     return {"type": "image_url", "image_url": {"url": source, **more}}
 
 
-def _sources(value: Any, key: str) -> list[str]:
+def _sources(value: object, key: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
     found = [held.get("url", held.get("path")) if isinstance(held, dict) else held for held in values]
     names = [held for held in found if isinstance(held, str)]
@@ -272,7 +274,7 @@ def _sources(value: Any, key: str) -> list[str]:
     return names
 
 
-def _illustrated(messages: tuple[dict[str, Any], ...], pictures: list[str]) -> tuple[dict[str, Any], ...]:
+def _illustrated(messages: Messages, pictures: list[str]) -> Messages:
     """`messages` with the pictures that stood beside them: in place of `<image>` marks, else in the first question."""
     left = list(pictures)
     asked = next((place for place, message in enumerate(messages) if message["role"] == "user"), 0)
@@ -280,7 +282,7 @@ def _illustrated(messages: tuple[dict[str, Any], ...], pictures: list[str]) -> t
     for place, message in enumerate(messages):
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
-        marked: list[dict[str, Any]] = []
+        marked: list[JsonObject] = []
         for part in parts:
             texts = part["text"].split(_MARK) if part.get("type") == "text" else []
             if len(texts) < 2:
@@ -297,7 +299,7 @@ def _illustrated(messages: tuple[dict[str, Any], ...], pictures: list[str]) -> t
     return tuple(made)
 
 
-def _messages(value: Any) -> tuple[dict[str, Any], ...]:
+def _messages(value: object) -> Messages:
     if not isinstance(value, list) or not value:
         raise NoRequestError("messages is not a list with something in it")
     made = []
@@ -313,7 +315,7 @@ def _messages(value: Any) -> tuple[dict[str, Any], ...]:
     return tuple(made)
 
 
-def _part(part: Any) -> dict[str, Any]:
+def _part(part: object) -> JsonObject:
     """A part in OpenAI's chat form; Qwen's `{"type": "image", "image": ...}` and the Responses form are turned."""
     if isinstance(part, str):
         return {"type": "text", "text": part}

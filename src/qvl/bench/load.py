@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
 from qvl.bench.exchange import OVERLOAD, AttemptFailedError, LoadedEndpoint, TimedAnswer
 from qvl.bench.plan import LoadPlan
@@ -43,8 +43,8 @@ class Limit:
         self.running -= 1
         self._wake()
 
-    def told(self, sent_at: float, *, overloaded: bool) -> None:
-        """Takes notice of how a request that was sent at `sent_at` ended."""
+    def adjust(self, sent_at: float, *, overloaded: bool) -> None:
+        """Adjust the limit to the outcome of a request that was sent at `sent_at`."""
         if not self._adaptive:
             return
         now = perf_counter()
@@ -94,7 +94,7 @@ class Load:
         self.paced: tuple[int, float, float] = (0, 0.0, 0.0)
         self.lags: list[float] = []
         self.limits: list[tuple[float, int]] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def interrupt(self) -> None:
         """Stops at once: what is under way is given up and not recorded."""
@@ -186,7 +186,7 @@ class Load:
                 started.append(task)
                 task.add_done_callback(self._tasks.discard)
                 if len(started) > 4096:
-                    started[:] = [held for held in started if not held.done() or _broke(held)]
+                    started[:] = [earlier for earlier in started if not earlier.done() or _broke(earlier)]
 
         started: list[asyncio.Task[None]] = []
         await self._together([schedule()])
@@ -209,7 +209,7 @@ class Load:
             if len(self.lags) > 20_000:
                 del self.lags[::2]
 
-    async def _together(self, works: list[Coroutine[Any, Any, None]]) -> None:
+    async def _together(self, works: list[Coroutine[None, None, None]]) -> None:
         tasks = [asyncio.get_running_loop().create_task(work) for work in works]
         self._tasks.update(tasks)
         try:
@@ -272,7 +272,7 @@ class Load:
             try:
                 answer = await endpoint.ask(body, record.request_id)
             except AttemptFailedError as exc:
-                limit.told(sent_at, overloaded=exc.kind in OVERLOAD)
+                limit.adjust(sent_at, overloaded=exc.kind in OVERLOAD)
                 if exc.again and record.retry_count < self.plan.retries.max_retries:
                     pause = self.plan.retries.delay(record.retry_count, exc.retry_after)
                     record.retried_for.append(exc.kind)
@@ -284,7 +284,7 @@ class Load:
                 record.error, record.error_kind, record.status = str(exc), exc.kind, exc.status
                 record.latency, record.end = ended - intended, ended - self.origin
                 return
-            limit.told(sent_at, overloaded=False)
+            limit.adjust(sent_at, overloaded=False)
             _note(record, answer, intended, sent_at, self.origin)
             return
 

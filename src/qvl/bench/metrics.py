@@ -21,11 +21,10 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final, TypeAlias, TypedDict
 
 from qvl.bench.record import RequestRecord
 
-PERCENTILES: Final = (50, 90, 95, 99)
 FIGURES: Final = ("ttft", "tpot", "itl", "e2e", "first_byte", "queue", "network", "client_wait")
 FORMULAS: Final = {
     "tpot": "(E2E - TTFT) / (completion_tokens - 1)",
@@ -38,6 +37,86 @@ FORMULAS: Final = {
 KEPT: Final = 100_000
 # Fewer answers inside a steady part say too little: the whole session is taken.
 FEW: Final = 10
+
+
+class Stats(TypedDict):
+    n: int
+    mean: float
+    std: float
+    min: float
+    max: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+
+
+Figures: TypeAlias = dict[str, Stats | None]
+
+
+class RequestCounts(TypedDict):
+    sent: int
+    ok: int
+    failed: int
+    success_rate: float | None
+
+
+class RetryCounts(TypedDict):
+    requests: int
+    retries: int
+    by_kind: dict[str, int]
+    figures: Figures
+
+
+class Throughput(TypedDict):
+    """Rates over `steady_seconds`; `steady` is false where they are of the whole run."""
+
+    requests_per_second: float | None
+    prompt_tokens_per_second: float | None
+    completion_tokens_per_second: float | None
+    steady_seconds: float
+    steady: bool
+    goodput_requests_per_second: float | None
+
+
+class Goodput(TypedDict):
+    share: float | None
+    slo: dict[str, float]
+
+
+class TokenCounts(TypedDict):
+    prompt: Stats | None
+    completion: Stats | None
+    cached: int
+    counted_by: str
+
+
+class PictureCounts(TypedDict):
+    requests: int
+    pictures: int
+    image_tokens: int
+    expected_tokens: int
+    prompt_tokens: int
+
+
+class CacheFigures(TypedDict):
+    states: dict[str, int]
+    figures: dict[str, Figures]
+
+
+class GroupSummary(TypedDict):
+    """The figures of one endpoint at one stage; times in seconds."""
+
+    requests: RequestCounts
+    errors: dict[str, int]
+    error_examples: dict[str, str]
+    retries: RetryCounts
+    figures: Figures
+    throughput: Throughput
+    goodput: Goodput | None
+    tokens: TokenCounts
+    pictures: PictureCounts
+    cache: CacheFigures
 
 
 class Sample:
@@ -62,24 +141,23 @@ class Sample:
         if len(self.values) < KEPT:
             self.values.append(value)
         else:
-            place = self._dice.randrange(self.n)
-            if place < KEPT:
-                self.values[place] = value
+            index = self._dice.randrange(self.n)
+            if index < KEPT:
+                self.values[index] = value
 
     @property
     def std(self) -> float:
         return float((self._square / (self.n - 1)) ** 0.5) if self.n > 1 else 0.0
 
-    def stats(self) -> dict[str, float] | None:
-        """n, mean, std, min, max and the percentiles; None of nothing."""
+    def stats(self) -> Stats | None:
+        """Return the statistics, rounded; None if there is no value."""
         if not self.n:
             return None
         import numpy as np
 
-        found = {"n": self.n, "mean": self.mean, "std": self.std, "min": self.low, "max": self.high}
-        marks = np.percentile(self.values, PERCENTILES)
-        found.update({f"p{mark}": float(value) for mark, value in zip(PERCENTILES, marks, strict=True)})
-        return {name: value if name == "n" else round(value, 6) for name, value in found.items()}
+        p50, p90, p95, p99 = (round(float(value), 6) for value in np.percentile(self.values, (50, 90, 95, 99)))
+        mean, std, low, high = (round(value, 6) for value in (self.mean, self.std, self.low, self.high))
+        return Stats(n=self.n, mean=mean, std=std, min=low, max=high, p50=p50, p90=p90, p95=p95, p99=p99)
 
 
 class Windows:
@@ -92,16 +170,16 @@ class Windows:
 
     def hold(self, moment: float) -> bool:
         """True if `moment` lies inside."""
-        place = bisect_right(self._starts, moment) - 1
-        return place >= 0 and moment <= self.spans[place][1]
+        index = bisect_right(self._starts, moment) - 1
+        return index >= 0 and moment <= self.spans[index][1]
 
     def share(self, start: float, end: float) -> float:
-        """The part of [start, end] that lies inside, from 0 to 1."""
+        """Return the part of [start, end] that lies inside, from 0 to 1."""
         if end <= start:
             return 1.0 if any(low <= start <= high for low, high in self.spans) else 0.0
         inside = 0.0
-        for place in range(bisect_right(self._starts, end) - 1, -1, -1):
-            low, high = self.spans[place]
+        for index in range(bisect_right(self._starts, end) - 1, -1, -1):
+            low, high = self.spans[index]
             if high <= start:
                 break
             inside += min(high, end) - max(low, start)
@@ -130,7 +208,7 @@ class Group:
         self.windows = windows
         self.open_loop = open_loop
         self.full = full
-        self.slo = slo
+        self.slo = dict(slo)
         self.samples = {name: Sample() for name in FIGURES}
         self.by_cache: dict[str, dict[str, Sample]] = {}
         self.retried = {name: Sample() for name in ("ttft", "e2e")}
@@ -144,7 +222,7 @@ class Group:
         self.spans: dict[int, SessionSpan] = {}
 
     def add(self, record: RequestRecord) -> None:
-        """Takes one measured record."""
+        """Add one measured record."""
         tally = self.tally
         tally["sent"] += 1
         tally["retried"] += record.retry_count > 0
@@ -210,15 +288,15 @@ class Group:
         if windows is not None:
             share = float(windows.hold(record.end)) if self.open_loop else windows.share(record.start, record.end)
             amounts = (1, good, record.prompt_tokens, record.completion_tokens)
-            span.weights = [held + share * amount for held, amount in zip(span.weights, amounts, strict=True)]
+            span.weights = [weight + share * amount for weight, amount in zip(span.weights, amounts, strict=True)]
 
     def _meets(self, record: RequestRecord) -> bool:
         itl = max(record.itl, default=None)
         values = {"ttft": record.ttft, "tpot": record.tpot, "e2e": record.latency, "itl": itl}
         return all(value is None or value <= self.slo[name] for name, value in values.items() if name in self.slo)
 
-    def throughput(self) -> dict[str, Any]:
-        """Rates over the steady parts; over whole sessions where there is none."""
+    def throughput(self) -> Throughput:
+        """Return the rates over the steady parts; over whole sessions where there is none."""
         seconds, sums = 0.0, [0.0, 0.0, 0.0, 0.0]
         for session, span in self.spans.items():
             windows = self.windows.get(session)
@@ -229,20 +307,19 @@ class Group:
             else:
                 seconds += span.last - span.first
                 amounts = (span.done, span.good, span.prompt, span.completion)
-            sums = [held + amount for held, amount in zip(sums, amounts, strict=True)]
-        rates = [round(held / seconds, 4) if seconds > 0 else None for held in sums]
-        found = dict(zip(("requests", "good", "prompt_tokens", "completion_tokens"), rates, strict=True))
+            sums = [total + amount for total, amount in zip(sums, amounts, strict=True)]
+        requests, good, prompt, completion = (round(total / seconds, 4) if seconds > 0 else None for total in sums)
         return {
-            "requests_per_second": found["requests"],
-            "prompt_tokens_per_second": found["prompt_tokens"],
-            "completion_tokens_per_second": found["completion_tokens"],
+            "requests_per_second": requests,
+            "prompt_tokens_per_second": prompt,
+            "completion_tokens_per_second": completion,
             "steady_seconds": round(seconds, 4),
             "steady": self.full,
-            "goodput_requests_per_second": found["good"] if self.slo else None,
+            "goodput_requests_per_second": good if self.slo else None,
         }
 
-    def summary(self) -> dict[str, Any]:
-        """The group as JSON values; times in seconds."""
+    def summary(self) -> GroupSummary:
+        """Return the group as JSON values; times in seconds."""
         tally = self.tally
         sent = tally["sent"]
         return {
@@ -250,7 +327,7 @@ class Group:
                 "sent": sent,
                 "ok": tally["ok"],
                 "failed": sent - tally["ok"],
-                "success_rate": round(tally["ok"] / sent, 6) if sent else None,
+                "success_rate": _share(tally["ok"], sent),
             },
             "errors": dict(self.errors.most_common()),
             "error_examples": self.examples,
@@ -258,13 +335,11 @@ class Group:
                 "requests": tally["retried"],
                 "retries": self.retries.total(),
                 "by_kind": dict(self.retries.most_common()),
-                "figures": {name: sample.stats() for name, sample in self.retried.items()} if tally["retried"] else {},
+                "figures": _figures(self.retried) if tally["retried"] else {},
             },
-            "figures": {name: sample.stats() for name, sample in self.samples.items()},
+            "figures": _figures(self.samples),
             "throughput": self.throughput(),
-            "goodput": {"share": round(tally["good"] / sent, 6) if sent else None, "slo": dict(self.slo)}
-            if self.slo
-            else None,
+            "goodput": {"share": _share(tally["good"], sent), "slo": self.slo} if self.slo else None,
             "tokens": {
                 "prompt": self.prompt_tokens.stats(),
                 "completion": self.completion_tokens.stats(),
@@ -280,9 +355,14 @@ class Group:
             },
             "cache": {
                 "states": dict(self.cache),
-                "figures": {
-                    state: {name: sample.stats() for name, sample in samples.items()}
-                    for state, samples in self.by_cache.items()
-                },
+                "figures": {state: _figures(samples) for state, samples in self.by_cache.items()},
             },
         }
+
+
+def _figures(samples: Mapping[str, Sample]) -> Figures:
+    return {name: sample.stats() for name, sample in samples.items()}
+
+
+def _share(count: int, total: int) -> float | None:
+    return round(count / total, 6) if total else None

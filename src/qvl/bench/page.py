@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.bench import report
-from qvl.bench.summary import Points, Summary
+from qvl.bench.pairs import PairSummary
+from qvl.bench.record import EndpointName, write_text
+from qvl.bench.summary import EndpointSummary, Points, Summary
 from qvl.errors import MissingDependencyError
 from qvl.suggest import install_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE: Final = """
 :root{color-scheme:light dark}
@@ -31,31 +34,24 @@ figure svg{width:100%;height:auto}
 
 
 def write(summary: Summary, path: Path) -> None:
-    """Writes the page to `path`, whole or not at all.
+    """Write the page to `path`, whole or not at all.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        OSError: it cannot be written.
+        ConfigError: it cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        draft.write_text(html(summary), encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_text(path, html(summary))
 
 
 def html(summary: Summary) -> str:
-    """The whole page."""
+    """Return the whole page."""
     data = summary.data
     at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     parts = [f'<p class="warning">{escape(text)}</p>' for text in data["warnings"]]
     if data["interrupted"]:
         parts.append('<p class="warning">interrupted: the figures are of what was done</p>')
-    for found in data["endpoints"]:
-        parts.append(_endpoint(found))
-    for pair in data["paired"]:
-        parts.append(_pair(pair, data["asked"]["endpoints"]))
+    parts += [_endpoint(endpoint) for endpoint in data["endpoints"]]
+    parts += [_pair(pair, data["asked"]["endpoints"]) for pair in data["paired"]]
     for name, drawn in plots(summary).items():
         parts.append(f"<figure><figcaption>{escape(name)}</figcaption>{drawn}</figure>")
     formulas = "".join(
@@ -72,33 +68,34 @@ def html(summary: Summary) -> str:
     )
 
 
-def _endpoint(found: Mapping[str, Any]) -> str:
-    clients = f", {found['clients']} clients" if found["clients"] else ""
+def _endpoint(endpoint: EndpointSummary) -> str:
+    clients = f", {endpoint['clients']} clients" if endpoint["clients"] else ""
     head = "".join(f"<th>{column}</th>" for column in report.COLUMNS)
     rows = "".join(
         f"<tr><th>{escape(name)}</th>" + "".join(f'<td class="number">{cell}</td>' for cell in cells) + "</tr>"
-        for name, cells in report.figure_rows(found)
+        for name, cells in report.figure_rows(endpoint)
     )
-    facts = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in report.facts(found))
+    facts = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in report.facts(endpoint))
     errors = "".join(
-        f"<tr><th>{escape(kind)}</th><td>{escape(text)}</td></tr>" for kind, text in found["error_examples"].items()
+        f"<tr><th>{escape(kind)}</th><td>{escape(text)}</td></tr>" for kind, text in endpoint["error_examples"].items()
     )
-    title = escape(f"{found['url']} · {found['model']}{clients}")
+    title = escape(f"{endpoint['url']} · {endpoint['model']}{clients}")
     return f"<h2>{title}</h2><table><tr><th>ms</th>{head}</tr>{rows}</table><table>{facts}</table>" + (
         f"<h3>Errors</h3><table>{errors}</table>" if errors else ""
     )
 
 
-def _pair(pair: Mapping[str, Any], endpoints: list[Mapping[str, str]]) -> str:
+def _pair(pair: PairSummary, endpoints: list[EndpointName]) -> str:
     title = escape(f"{endpoints[pair['endpoint']]['url']} minus {endpoints[pair['against']]['url']}")
     rows = "".join(
         f"<tr><th>{report.LABELS[name]}</th>"
         + "".join(
-            f'<td class="number">{report.milliseconds(found[cell])}</td>' for cell in ("mean", "low", "high", "median")
+            f'<td class="number">{report.milliseconds(seconds)}</td>'
+            for seconds in (gap["mean"], gap["low"], gap["high"], gap["median"])
         )
-        + f'<td class="number">{found["n"]}</td></tr>'
-        for name, found in pair["differences"].items()
-        if found
+        + f'<td class="number">{gap["n"]}</td></tr>'
+        for name, gap in pair["differences"].items()
+        if gap
     )
     head = "<tr><th>ms</th><th>mean</th><th>95 % from</th><th>to</th><th>median</th><th>pairs</th></tr>"
     answers = f"<p>answers: {escape(report.agreement(pair['answers']))}</p>" if pair["answers"] else ""
@@ -106,7 +103,7 @@ def _pair(pair: Mapping[str, Any], endpoints: list[Mapping[str, str]]) -> str:
 
 
 def plots(summary: Summary) -> dict[str, str]:
-    """SVG texts by title.
+    """Return SVG texts by title.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -115,7 +112,7 @@ def plots(summary: Summary) -> dict[str, str]:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as exc:
         raise MissingDependencyError("plots need the matplotlib package", hint=install_line("bench")) from exc
-    names = [found["url"] for found in summary.data["asked"]["endpoints"]]
+    names = [endpoint["url"] for endpoint in summary.data["asked"]["endpoints"]]
     drawn = {
         "Latency distribution": _latencies(Figure(figsize=(9, 3.4), layout="constrained"), summary.points, names),
         "Timeline": _timeline(Figure(figsize=(9, 4.4), layout="constrained"), summary.points),
@@ -124,14 +121,15 @@ def plots(summary: Summary) -> dict[str, str]:
     return {title: _svg(figure) for title, figure in drawn.items()}
 
 
-def _latencies(figure: Any, points: Points, names: list[str]) -> Any:
+def _latencies(figure: Figure, points: Points, names: list[str]) -> Figure:
     import numpy as np
 
     axes = figure.subplots(1, 2)
-    for axis, place, title in ((axes[0], 2, "TTFT"), (axes[1], 3, "E2E")):
+    for axis, is_ttft, title in ((axes[0], True, "TTFT"), (axes[1], False, "E2E")):
         for number, name in enumerate(names):
-            mine = [point for point in points.kept if point[4] and point[5] == number]
-            values = sorted(float(point[place]) for point in mine if point[place] is not None)  # type: ignore[arg-type]
+            answered = [point for point in points.kept if point[4] and point[5] == number]
+            times = (point[2] if is_ttft else point[3] for point in answered)
+            values = sorted(seconds for seconds in times if seconds is not None)
             if values:
                 axis.plot(values, np.arange(1, len(values) + 1) / len(values), label=name, drawstyle="steps-post")
         axis.set(xlabel=f"{title}, s", ylabel="share of requests", ylim=(0, 1.02))
@@ -141,7 +139,7 @@ def _latencies(figure: Any, points: Points, names: list[str]) -> Any:
     return figure
 
 
-def _timeline(figure: Any, points: Points) -> Any:
+def _timeline(figure: Figure, points: Points) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True)
     for ok, colour, label in ((True, "tab:blue", "answered"), (False, "tab:red", "failed")):
         kept = [point for point in points.kept if point[4] is ok]
@@ -159,14 +157,14 @@ def _timeline(figure: Any, points: Points) -> Any:
     return figure
 
 
-def _throughput(figure: Any, summary: Summary, names: list[str]) -> Any:
-    """Levels of a sweep where there are some; else each second of the run by how many were in flight in it."""
+def _throughput(figure: Figure, summary: Summary, names: list[str]) -> Figure:
+    """Plot the levels of a sweep where there are some; else each second of the run by how many were in flight in it."""
     axis = figure.subplots()
     levels = summary.data.get("sweep")
     if levels:
         for number, rows in enumerate(levels):
             axis.plot(
-                [row["clients"] for row in rows],
+                [row["clients"] or 0 for row in rows],
                 [row["requests_per_second"] or 0 for row in rows],
                 marker="o",
                 label=names[number],
@@ -178,14 +176,15 @@ def _throughput(figure: Any, summary: Summary, names: list[str]) -> Any:
         axis.legend(fontsize="small")
         axis.set_xlabel("clients")
     else:
-        scale = summary.points.seen / max(1, len(summary.points.kept))
-        held: dict[int, float] = {}
+        scale = summary.points.count / max(1, len(summary.points.kept))
+        in_flight: dict[int, float] = {}
         for start, end, *_ in summary.points.kept:
             for second in range(int(start), min(int(end), int(start) + 3600) + 1):
-                held[second] = held.get(second, 0.0) + max(0.0, min(end, second + 1) - max(start, second)) * scale
-        seconds = [second for second in sorted(held) if second in summary.points.seconds]
+                overlap = max(0.0, min(end, second + 1) - max(start, second))
+                in_flight[second] = in_flight.get(second, 0.0) + overlap * scale
+        seconds = [second for second in sorted(in_flight) if second in summary.points.seconds]
         axis.scatter(
-            [held[second] for second in seconds], [summary.points.seconds[second][0] for second in seconds], s=12
+            [in_flight[second] for second in seconds], [summary.points.seconds[second][0] for second in seconds], s=12
         )
         axis.set_xlabel("mean in flight, each second of the run")
     axis.set_ylabel("answers a second")
@@ -193,7 +192,7 @@ def _throughput(figure: Any, summary: Summary, names: list[str]) -> Any:
     return figure
 
 
-def _svg(figure: Any) -> str:
+def _svg(figure: Figure) -> str:
     import matplotlib as mpl
 
     out = io.StringIO()

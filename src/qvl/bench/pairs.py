@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from contextlib import suppress
+from typing import Final, TypedDict
 
-from qvl.bench.metrics import Sample
+from qvl.bench.metrics import Sample, Stats
 from qvl.bench.record import RequestRecord
 
 DIFFERENCES: Final = ("ttft", "tpot", "e2e")
@@ -14,39 +15,64 @@ MOST_FIELDS: Final = 200
 MOST_WAITING: Final = 100_000
 
 
+class FieldAgreement(TypedDict):
+    same: int
+    of: int
+
+
+class AgreementSummary(TypedDict):
+    """Shares from 0 to 1."""
+
+    compared: int
+    exact: float
+    fields: dict[str, FieldAgreement]
+
+
+class MeanDifference(TypedDict):
+    """The mean of `n` differences with its 95 % confidence interval, and their median."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    median: float
+
+
+class PairSummary(TypedDict):
+    endpoint: int
+    against: int
+    differences: dict[str, MeanDifference | None]
+    answers: AgreementSummary | None
+
+
 class Agreement:
-    """How often two answers are the same: as a whole, and field by field where both are objects."""
+    """Counts of equal answers: as a whole, and field by field where both are objects."""
 
     def __init__(self) -> None:
         self.compared = 0
         self.exact = 0
-        self.fields: dict[str, list[int]] = {}
+        self.fields: dict[str, FieldAgreement] = {}
 
-    def add(self, wanted: Any, said: str | None) -> None:
-        """Compares; a missing answer agrees with nothing."""
+    def add(self, expected: object, response: str | None) -> None:
+        """Compare two answers; a missing one agrees with nothing."""
         self.compared += 1
-        left = read_answer(wanted)
-        right = read_answer(said)
-        self.exact += left == right
-        if not isinstance(left, dict):
+        reference, answer = read_answer(expected), read_answer(response)
+        self.exact += reference == answer
+        if not isinstance(reference, dict):
             return
-        found = _leaves(right) if isinstance(right, dict) else {}
-        for name, value in _leaves(left).items():
+        leaves = _leaves(answer) if isinstance(answer, dict) else {}
+        for name, value in _leaves(reference).items():
             if name not in self.fields and len(self.fields) >= MOST_FIELDS:
                 continue
-            counts = self.fields.setdefault(name, [0, 0])
-            counts[0] += name in found and found[name] == value
-            counts[1] += 1
+            counts = self.fields.setdefault(name, {"same": 0, "of": 0})
+            counts["same"] += name in leaves and leaves[name] == value
+            counts["of"] += 1
 
-    def summary(self) -> dict[str, Any] | None:
-        """Shares from 0 to 1; None when nothing was compared."""
+    def summary(self) -> AgreementSummary | None:
+        """Return the shares; None if nothing was compared."""
         if not self.compared:
             return None
-        return {
-            "compared": self.compared,
-            "exact": round(self.exact / self.compared, 6),
-            "fields": {name: {"same": same, "of": of} for name, (same, of) in self.fields.items()},
-        }
+        return {"compared": self.compared, "exact": round(self.exact / self.compared, 6), "fields": self.fields}
 
 
 class Pairs:
@@ -59,14 +85,14 @@ class Pairs:
         self._waiting: dict[tuple[int, int], dict[int, RequestRecord]] = {}
 
     def add(self, record: RequestRecord) -> None:
-        """Takes a measured record; a pair is looked at when it is whole."""
+        """Add a measured record; it is compared once every endpoint has answered the same request."""
         key = (record.stage, record.index)
-        held = self._waiting.setdefault(key, {})
-        held[record.endpoint] = record
-        if len(held) == self.endpoints:
+        records = self._waiting.setdefault(key, {})
+        records[record.endpoint] = record
+        if len(records) == self.endpoints:
             del self._waiting[key]
             for number in range(1, self.endpoints):
-                self._compare(held[0], held[number], number)
+                self._compare(records[0], records[number], number)
         elif len(self._waiting) > MOST_WAITING:
             del self._waiting[next(iter(self._waiting))]
 
@@ -78,12 +104,12 @@ class Pairs:
             return
         for name, sample in self.samples[number].items():
             field = "latency" if name == "e2e" else name
-            mine, theirs = getattr(first, field), getattr(other, field)
-            if mine is not None and theirs is not None:
-                sample.add(theirs - mine)
+            reference, value = getattr(first, field), getattr(other, field)
+            if reference is not None and value is not None:
+                sample.add(value - reference)
 
-    def summary(self) -> list[dict[str, Any]]:
-        """One entry an endpoint after the first."""
+    def summary(self) -> list[PairSummary]:
+        """Return one entry for each endpoint after the first."""
         return [
             {
                 "endpoint": number,
@@ -95,59 +121,57 @@ class Pairs:
         ]
 
 
-def interval(sample: Sample) -> dict[str, float] | None:
-    """Mean of the differences with its 95 % confidence interval (Student's t), and their median; None below two."""
+def interval(sample: Sample) -> MeanDifference | None:
+    """Return the mean of the differences with its interval (Student's t), and their median; None below two."""
     if sample.n < 2:
         return None
     import numpy as np
-    from scipy import stats
 
-    reach = float(stats.t.ppf(0.975, sample.n - 1)) * sample.std / sample.n**0.5
-    found = {
-        "mean": sample.mean,
-        "low": sample.mean - reach,
-        "high": sample.mean + reach,
-        "median": float(np.median(sample.values)),
-    }
-    return {"n": sample.n, **{name: round(value, 6) for name, value in found.items()}}
+    low, high = _t_interval(sample.mean, sample.std / sample.n**0.5, sample.n - 1)
+    mean, low, high, median = (round(value, 6) for value in (sample.mean, low, high, float(np.median(sample.values))))
+    return {"n": sample.n, "mean": mean, "low": low, "high": high, "median": median}
 
 
-def welch(old: Mapping[str, float], new: Mapping[str, float]) -> dict[str, float] | None:
-    """Difference of two means with its 95 % confidence interval, out of n, mean and std of each (Welch)."""
+def welch(old: Stats, new: Stats) -> tuple[float, float] | None:
+    """Return the 95 % confidence interval of the difference of two means (Welch); None below two values.
+
+    By hand up to Student's t, since scipy gives this interval only to those who hold every value.
+    """
     if old["n"] < 2 or new["n"] < 2:
         return None
+    variances = old["std"] ** 2 / old["n"], new["std"] ** 2 / new["n"]
+    freedom = 1.0
+    if any(variances):
+        freedom = sum(variances) ** 2 / (variances[0] ** 2 / (old["n"] - 1) + variances[1] ** 2 / (new["n"] - 1))
+    return _t_interval(new["mean"] - old["mean"], float(sum(variances) ** 0.5), freedom)
+
+
+def _t_interval(mean: float, error: float, freedom: float) -> tuple[float, float]:
     from scipy import stats
 
-    spread = old["std"] ** 2 / old["n"], new["std"] ** 2 / new["n"]
-    error = sum(spread) ** 0.5
-    difference = new["mean"] - old["mean"]
-    if error == 0:
-        return {"mean": difference, "low": difference, "high": difference}
-    freedom = sum(spread) ** 2 / (spread[0] ** 2 / (old["n"] - 1) + spread[1] ** 2 / (new["n"] - 1))
     reach = float(stats.t.ppf(0.975, freedom)) * error
-    return {"mean": difference, "low": difference - reach, "high": difference + reach}
+    return mean - reach, mean + reach
 
 
-def read_answer(value: Any) -> Any:
-    """A JSON object out of an answer where it is one (a Markdown fence is taken off), else its text, trimmed."""
+def read_answer(value: object) -> object:
+    """Return the JSON object of an answer that is one (a Markdown fence is taken off), else its text, trimmed."""
     if not isinstance(value, str):
         return value
     text = value.strip()
     if text.startswith("```") and text.endswith("```"):
         text = text.strip("`").removeprefix("json").strip()
     if text.startswith("{"):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
+        with suppress(ValueError):
+            parsed: object = json.loads(text)
+            return parsed
     return text
 
 
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, held in value.items():
-        if isinstance(held, dict) and held:
-            found.update(_leaves(held, f"{prefix}{name}."))
+def _leaves(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    leaves: dict[str, object] = {}
+    for name, child in value.items():
+        if isinstance(child, dict) and child:
+            leaves.update(_leaves(child, f"{prefix}{name}."))
         else:
-            found[prefix + name] = held.strip() if isinstance(held, str) else held
-    return found
+            leaves[prefix + name] = child.strip() if isinstance(child, str) else child
+    return leaves

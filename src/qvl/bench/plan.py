@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal, TypedDict
 
 from qvl.backends.openai.retry import RetryPolicy
 from qvl.errors import ConfigError
@@ -13,6 +13,24 @@ from qvl.errors import ConfigError
 SLO_NAMES: Final = ("ttft", "tpot", "itl", "e2e")
 MOST_IN_FLIGHT: Final = 1024
 FEWEST_A_LEVEL: Final = 32
+
+
+class PlanFacts(TypedDict):
+    """A LoadPlan as JSON values."""
+
+    concurrency: int
+    rate: float | None
+    arrival: str | None
+    ramp: float
+    adaptive: bool
+    sweep: bool
+    count: int | None
+    duration: float | None
+    warmup: int
+    max_retries: int
+    timeout: float
+    seed: int
+    slo: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +115,8 @@ class LoadPlan:
             return float((2 * load * ramp / self.rate) ** 0.5)
         return ramp + (load - at_end_of_ramp) / self.rate
 
-    def facts(self) -> dict[str, Any]:
-        """The plan as JSON values."""
+    def facts(self) -> PlanFacts:
+        """Return the plan as JSON values."""
         return {
             "concurrency": self.concurrency,
             "rate": self.rate,
@@ -122,7 +140,7 @@ def read_slo(text: str) -> dict[str, float]:
     Raises:
         ConfigError: a name that is not known, or a number that cannot be read.
     """
-    found = {}
+    bounds = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = (part.strip().lower() for part in entry.partition("="))
         scale = 0.001
@@ -136,10 +154,10 @@ def read_slo(text: str) -> dict[str, float]:
             seconds = 0.0
         if name not in SLO_NAMES or not 0 < seconds < float("inf"):
             raise ConfigError(f"--slo {entry!r} cannot be read", hint="as ttft=500ms,tpot=50ms,e2e=10s")
-        found[name] = seconds
-    return found
+        bounds[name] = seconds
+    return bounds
 
 
-def _need(ok: bool, said: str, allowed: str) -> None:
+def _need(ok: bool, setting: str, allowed: str) -> None:
     if not ok:
-        raise ConfigError(f"{said} cannot work", hint=allowed)
+        raise ConfigError(f"{setting} cannot work", hint=allowed)

@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.bench.dataset import DRAWN, Item
 from qvl.config import in_home
 from qvl.errors import MediaError
 from qvl.media import gate
 from qvl.media.policy import MediaPolicy
+from qvl.types import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
@@ -55,9 +56,9 @@ class Preparer:
         policy: the limits of the media gate.
     """
 
-    def __init__(self, params: Mapping[str, Any], *, stream: bool, policy: MediaPolicy | None = None) -> None:
+    def __init__(self, params: JsonMapping, *, stream: bool, policy: MediaPolicy | None = None) -> None:
         self.params = dict(params)
-        self.ending: dict[str, Any] = {"stream": False}
+        self.ending: JsonObject = {"stream": False}
         if stream:
             self.ending = {"stream": True, "stream_options": {"include_usage": True}}
         self.policy = policy or MediaPolicy()
@@ -181,7 +182,7 @@ def _path(item: Item, name: str) -> str | Path:
     return item.base / in_home(name)
 
 
-def _with_pictures(message: dict[str, Any], sent: Mapping[str, str]) -> dict[str, Any]:
+def _with_pictures(message: JsonObject, sent: Mapping[str, str]) -> JsonObject:
     content = message.get("content")
     if not isinstance(content, list):
         return message

@@ -7,14 +7,59 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NotRequired, TypeAlias, TypedDict
 
+from qvl.bench.plan import PlanFacts
 from qvl.errors import ConfigError, write_failed
+from qvl.types import JsonObject
 
 RESULTS: Final = "results.jsonl"
 RUN: Final = "run.json"
 SUMMARY: Final = "summary.json"
 REPORT: Final = "report.html"
+Window: TypeAlias = tuple[int, int, float, float, bool]
+"""A steady part: endpoint, stage, start, end, and whether every client was busy in it."""
+
+
+class EndpointName(TypedDict):
+    url: str
+    model: str
+
+
+class RunRequest(TypedDict):
+    """Everything that makes two runs the same run."""
+
+    endpoints: list[EndpointName]
+    input: dict[str, object]
+    params: JsonObject
+    stream: bool
+    plan: PlanFacts
+
+
+class ClientFacts(TypedDict):
+    """What limits the load client itself: wake-up delay, waits for pictures, delay of the open loop."""
+
+    lag_p50: float
+    lag_p99: float
+    starved_share: float
+    behind: float
+    pace: float
+    limits: list[tuple[float, int]]
+
+
+class BadLines(TypedDict):
+    count: int
+    lines: list[str]
+
+
+class Session(TypedDict):
+    """One process at work on a run."""
+
+    windows: list[Window]
+    ended: bool | None
+    interrupted: NotRequired[bool]
+    client: NotRequired[ClientFacts]
+    bad_lines: NotRequired[BadLines]
 
 
 @dataclass(slots=True)
@@ -68,7 +113,7 @@ class RequestRecord:
     server_total: float | None = None
     error_kind: str | None = None
     status: int | None = None
-    expected: Any = None
+    expected: object = None
 
     def to_json(self) -> str:
         """One line; `id` to `retry_count` come first, in that order."""
@@ -115,8 +160,8 @@ class Done:
             bits[index // 8] |= 1 << index % 8
             self.count += 1
 
-    def __contains__(self, place: tuple[int, int]) -> bool:
-        endpoint, index = place
+    def __contains__(self, key: tuple[int, int]) -> bool:
+        endpoint, index = key
         bits = self._bits.get(endpoint, b"")
         return index // 8 < len(bits) and bool(bits[index // 8] >> index % 8 & 1)
 
@@ -131,10 +176,10 @@ class RunFolder:
         ConfigError: the folder holds a run already, or (`resume`) none, or one that was asked for otherwise.
     """
 
-    def __init__(self, path: Path, asked: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: Path, request: RunRequest, *, resume: bool) -> None:
         self.path = path
-        self.asked = json.loads(json.dumps(asked))
-        self.sessions: list[dict[str, Any]] = []
+        self.request: RunRequest = json.loads(json.dumps(request))
+        self.sessions: list[Session] = []
         self.done = Done()
         self.worked = 0.0
         if resume:
@@ -157,18 +202,14 @@ class RunFolder:
         except OSError as exc:
             raise write_failed(str(self.path / RESULTS), exc) from exc
 
-    def window(self, endpoint: int, stage: int, start: float, end: float, full: bool) -> None:
-        """Notes a steady part of this session: every client busy from `start` to `end`."""
+    def add_window(self, endpoint: int, stage: int, start: float, end: float) -> None:
+        """Note a steady part of this session: every client busy from `start` to `end`."""
         if end > start:
-            self.sessions[-1]["windows"].append([endpoint, stage, round(start, 6), round(end, 6), full])
-
-    def note(self, **facts: Any) -> None:
-        """Adds facts of this session."""
-        self.sessions[-1].update(facts)
+            self.sessions[-1]["windows"].append((endpoint, stage, round(start, 6), round(end, 6), True))
 
     def save(self) -> None:
         """Writes `run.json`, whole or not at all."""
-        write_json(self.path / RUN, {"asked": self.asked, "sessions": self.sessions})
+        write_json(self.path / RUN, {"asked": self.request, "sessions": self.sessions})
 
     def close(self) -> None:
         self.save()
@@ -177,14 +218,14 @@ class RunFolder:
     def _go_on(self) -> None:
         if not (self.path / RUN).exists():
             raise ConfigError(f"{self.path} holds no run to go on with", hint="leave --resume out to start one")
-        held = json.loads((self.path / RUN).read_text(encoding="utf-8"))
-        for name, value in self.asked.items():
-            if held["asked"].get(name) != value:
+        run = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+        for name, value in self.request.items():
+            if run["asked"].get(name) != value:
                 raise ConfigError(
-                    f"the run in {self.path} was started with another {name}: {held['asked'].get(name)!r:.80}",
+                    f"the run in {self.path} was started with another {name}: {run['asked'].get(name)!r:.80}",
                     hint="give the same input, endpoints and options to --resume",
                 )
-        self.sessions = held["sessions"]
+        self.sessions = run["sessions"]
         results = self.path / RESULTS
         if not results.exists():
             return
@@ -197,11 +238,16 @@ class RunFolder:
         self.worked = sum(ends.values())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` to `path`, whole or not at all."""
+def write_json(path: Path, value: object) -> None:
+    """Write `value` to `path`, whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        draft.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
         os.replace(draft, path)
     except OSError as exc:
         raise write_failed(str(path), exc) from exc
@@ -217,9 +263,9 @@ def _cut_torn_line(path: Path) -> None:
         while end:
             step = min(65536, end)
             file.seek(end - step)
-            place = file.read(step).rfind(b"\n")
-            if place >= 0:
-                end = end - step + place + 1
+            newline = file.read(step).rfind(b"\n")
+            if newline >= 0:
+                end = end - step + newline + 1
                 break
             end -= step
         if end != size:

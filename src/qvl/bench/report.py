@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
-from qvl.bench.pairs import welch
+from qvl.bench.metrics import Figures
+from qvl.bench.pairs import AgreementSummary, PairSummary, welch
+from qvl.bench.record import EndpointName
+from qvl.bench.summary import EndpointSummary, SummaryData, SweepLevel
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,49 +23,54 @@ LABELS: Final = {
     "network": "network",
     "client_wait": "wait to send",
 }
-COLUMNS: Final = ("mean", "p50", "p90", "p95", "p99")
-RATES: Final = (
-    "requests_per_second",
-    "completion_tokens_per_second",
-    "prompt_tokens_per_second",
-    "goodput_requests_per_second",
-)
+COLUMNS: Final[tuple[Literal["mean", "p50", "p90", "p95", "p99"], ...]] = ("mean", "p50", "p90", "p95", "p99")
 FORMULA: Final = "TPOT = (E2E - TTFT) / (completion tokens - 1); TTFT and E2E count from the intended start; ms"
 
 
+class ComparisonRow(TypedDict):
+    """One figure of two runs; `interval` is the 95 % confidence interval of the difference."""
+
+    endpoint: int
+    name: str
+    old: float
+    new: float
+    change: float | None
+    interval: list[float] | None
+
+
 def milliseconds(seconds: float | None) -> str:
-    """For people, without a unit."""
+    """Return the time in milliseconds as text for people, without a unit."""
     if seconds is None:
         return "-"
     value = seconds * 1000
     return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def figure_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """(name, cells) of the latency table of one endpoint; hits, misses and retried ones apart where there are any."""
-    groups: list[tuple[str, Mapping[str, Any]]] = [("", found["figures"])]
-    states = found["cache"]["figures"]
+def figure_rows(endpoint: EndpointSummary) -> Iterator[tuple[str, list[str]]]:
+    """Yield (name, cells) of the latency table of one endpoint; hits, misses and retried requests apart."""
+    groups: list[tuple[str, Figures]] = [("", endpoint["figures"])]
+    states = endpoint["cache"]["figures"]
     if "hit" in states:
         groups += [(f", cache {state}", states[state]) for state in ("hit", "miss") if state in states]
-    if found["retries"]["requests"]:
-        groups.append((", retried", found["retries"]["figures"]))
+    if endpoint["retries"]["requests"]:
+        groups.append((", retried", endpoint["retries"]["figures"]))
     for after, figures in groups:
         for name, stats in figures.items():
             if stats:
                 yield LABELS[name] + after, [milliseconds(stats[column]) for column in COLUMNS]
 
 
-def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, text) of everything about one endpoint that is not a latency."""
-    requests, rates, pictures = found["requests"], found["throughput"], found["pictures"]
+def facts(endpoint: EndpointSummary) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of everything about one endpoint that is not a latency."""
+    requests, rates, pictures = endpoint["requests"], endpoint["throughput"], endpoint["pictures"]
     share = requests["success_rate"]
     yield (
         "requests",
         f"{requests['sent']} sent, {requests['ok']} answered ({share:.1%})" if share is not None else "none",
     )
-    if found["errors"]:
-        yield "errors", ", ".join(f"{kind} {count}" for kind, count in found["errors"].items())
-    retries = found["retries"]
+    if endpoint["errors"]:
+        yield "errors", ", ".join(f"{kind} {count}" for kind, count in endpoint["errors"].items())
+    retries = endpoint["retries"]
     if retries["requests"]:
         kinds = ", ".join(f"{kind} {count}" for kind, count in retries["by_kind"].items())
         yield "retries", f"{retries['retries']} for {retries['requests']} requests ({kinds})"
@@ -73,12 +81,12 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{rates['requests_per_second']:,.2f} requests/s, {rates['completion_tokens_per_second']:,.1f} tokens/s, "
             f"{rates['prompt_tokens_per_second']:,.1f} prompt tokens/s over {rates['steady_seconds']:,.1f} s ({part})",
         )
-    if found["goodput"]:
-        bounds = ", ".join(f"{name} {milliseconds(bound)} ms" for name, bound in found["goodput"]["slo"].items())
+    if endpoint["goodput"]:
+        bounds = ", ".join(f"{name} {milliseconds(bound)} ms" for name, bound in endpoint["goodput"]["slo"].items())
         rate = rates["goodput_requests_per_second"]
-        yield "goodput", f"{found['goodput']['share'] or 0:.1%} within {bounds}; {rate or 0:,.2f} requests/s"
-    tokens = found["tokens"]
-    if tokens["prompt"]:
+        yield "goodput", f"{endpoint['goodput']['share'] or 0:.1%} within {bounds}; {rate or 0:,.2f} requests/s"
+    tokens = endpoint["tokens"]
+    if tokens["prompt"] and tokens["completion"]:
         yield (
             "tokens",
             f"{tokens['prompt']['mean']:,.1f} in, {tokens['completion']['mean']:,.1f} out a request, counted by "
@@ -88,39 +96,39 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "pictures",
         f"{pictures['requests']} requests with pictures, {pictures['image_tokens']:,} picture tokens counted",
     )
-    if found["cache"]["states"]:
-        yield "cache", ", ".join(f"{state} {count}" for state, count in found["cache"]["states"].items())
-    if found.get("expected"):
-        yield "expected", agreement(found["expected"])
-    if found.get("warmup", {}).get("sent"):
-        yield "warm-up", f"{found['warmup']['sent']} sent, {found['warmup']['ok']} answered (not in any figure)"
+    if endpoint["cache"]["states"]:
+        yield "cache", ", ".join(f"{state} {count}" for state, count in endpoint["cache"]["states"].items())
+    if endpoint["expected"]:
+        yield "expected", agreement(endpoint["expected"])
+    if endpoint["warmup"]["sent"]:
+        yield "warm-up", f"{endpoint['warmup']['sent']} sent, {endpoint['warmup']['ok']} answered (not in any figure)"
 
 
-def agreement(found: Mapping[str, Any]) -> str:
-    """How far answers agree, as a line."""
-    fields = ", ".join(f"{name} {held['same'] / held['of']:.1%}" for name, held in found["fields"].items())
-    return f"{found['exact']:.1%} the same of {found['compared']}" + (f"; by field: {fields}" if fields else "")
+def agreement(shares: AgreementSummary) -> str:
+    """Return the shares of equal answers as one line."""
+    fields = ", ".join(f"{name} {field['same'] / field['of']:.1%}" for name, field in shares["fields"].items())
+    return f"{shares['exact']:.1%} the same of {shares['compared']}" + (f"; by field: {fields}" if fields else "")
 
 
-def show(data: Mapping[str, Any], console: Console) -> None:
-    """Prints a run."""
+def show(data: SummaryData, console: Console) -> None:
+    """Print the figures of a run."""
     from rich.markup import escape
     from rich.table import Table
 
-    for found in data["endpoints"]:
-        clients = f", {found['clients']} clients" if found["clients"] else ""
-        table = Table(title=escape(f"{found['url']} · {found['model']}{clients}"), title_justify="left")
+    for endpoint in data["endpoints"]:
+        clients = f", {endpoint['clients']} clients" if endpoint["clients"] else ""
+        table = Table(title=escape(f"{endpoint['url']} · {endpoint['model']}{clients}"), title_justify="left")
         table.add_column("ms")
         for column in COLUMNS:
             table.add_column(column, justify="right")
-        for name, cells in figure_rows(found):
+        for name, cells in figure_rows(endpoint):
             table.add_row(name, *cells)
         console.print(table)
-        for name, text in facts(found):
+        for name, text in facts(endpoint):
             console.print(f"{name:>12}  {escape(text)}", highlight=False)
-        for kind, text in found["error_examples"].items():
+        for kind, text in endpoint["error_examples"].items():
             console.print(f"{'':>12}  {escape(f'{kind}: {text}')}", highlight=False, style="red")
-    for number, rows in enumerate(data.get("sweep") or ()):
+    for number, rows in enumerate(data.get("sweep", ())):
         _show_sweep(rows, data["knees"][number], data["asked"]["endpoints"][number]["url"], console)
     for pair in data["paired"]:
         _show_pair(pair, data["asked"]["endpoints"], console)
@@ -131,7 +139,7 @@ def show(data: Mapping[str, Any], console: Console) -> None:
         console.print("interrupted: the figures are of what was done", style="yellow")
 
 
-def _show_sweep(rows: list[dict[str, Any]], knee: int | None, url: str, console: Console) -> None:
+def _show_sweep(rows: list[SweepLevel], knee: int | None, url: str, console: Console) -> None:
     from rich.table import Table
 
     table = Table(title=f"sweep of {url}", title_justify="left")
@@ -142,59 +150,62 @@ def _show_sweep(rows: list[dict[str, Any]], knee: int | None, url: str, console:
             str(row["clients"]),
             f"{row['requests_per_second'] or 0:,.2f}",
             f"{row['completion_tokens_per_second'] or 0:,.1f}",
-            *(milliseconds(row[name]) for name in ("ttft_p50", "e2e_p50", "e2e_p99")),
+            *(milliseconds(seconds) for seconds in (row["ttft_p50"], row["e2e_p50"], row["e2e_p99"])),
             "knee" if row["clients"] == knee else "",
         )
     console.print(table)
 
 
-def _show_pair(pair: Mapping[str, Any], endpoints: list[Mapping[str, str]], console: Console) -> None:
+def _show_pair(pair: PairSummary, endpoints: list[EndpointName], console: Console) -> None:
     from rich.table import Table
 
     first, other = endpoints[pair["against"]]["url"], endpoints[pair["endpoint"]]["url"]
     table = Table(title=f"{other} minus {first}, request by request", title_justify="left")
     for column in ("ms", "mean", "95 % interval", "median", "pairs"):
         table.add_column(column, justify="right")
-    for name, found in pair["differences"].items():
-        if found:
-            spread = f"{milliseconds(found['low'])} to {milliseconds(found['high'])}"
-            table.add_row(
-                LABELS[name], milliseconds(found["mean"]), spread, milliseconds(found["median"]), str(found["n"])
-            )
+    for name, gap in pair["differences"].items():
+        if gap:
+            spread = f"{milliseconds(gap['low'])} to {milliseconds(gap['high'])}"
+            table.add_row(LABELS[name], milliseconds(gap["mean"]), spread, milliseconds(gap["median"]), str(gap["n"]))
     console.print(table)
     if pair["answers"]:
         console.print(f"{'answers':>12}  {agreement(pair['answers'])}", highlight=False)
 
 
-def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Two runs, endpoint by endpoint: old, new, change, and a 95 % interval for the difference of each mean."""
-    rows: list[dict[str, Any]] = []
+def compare(old: SummaryData, new: SummaryData) -> list[ComparisonRow]:
+    """Return two runs, endpoint by endpoint: old, new, change, and a 95 % interval for the difference of each mean."""
+    rows: list[ComparisonRow] = []
     for number, (before, after) in enumerate(zip(old["endpoints"], new["endpoints"], strict=False)):
         for name, label in LABELS.items():
             left, right = before["figures"].get(name), after["figures"].get(name)
             if left and right:
                 rows.append(_row(number, f"{label} mean, ms", left["mean"] * 1000, right["mean"] * 1000))
                 reach = welch(left, right)
-                rows[-1]["interval"] = reach and [round(reach["low"] * 1000, 4), round(reach["high"] * 1000, 4)]
-                for mark in ("p50", "p99"):
-                    rows.append(_row(number, f"{label} {mark}, ms", left[mark] * 1000, right[mark] * 1000))
-        for name in RATES:
-            left, right = before["throughput"][name], after["throughput"][name]
-            if left is not None and right is not None:
-                rows.append(_row(number, name.replace("_per_second", "/s").replace("_", " "), left, right))
-        left, right = before["requests"]["success_rate"], after["requests"]["success_rate"]
-        if left is not None and right is not None:
-            rows.append(_row(number, "success rate", left, right))
+                rows[-1]["interval"] = reach and [round(bound * 1000, 4) for bound in reach]
+                rows.append(_row(number, f"{label} p50, ms", left["p50"] * 1000, right["p50"] * 1000))
+                rows.append(_row(number, f"{label} p99, ms", left["p99"] * 1000, right["p99"] * 1000))
+        shares = before["requests"]["success_rate"], after["requests"]["success_rate"]
+        for name, a, b in (*_rates(before, after), ("success rate", *shares)):
+            if a is not None and b is not None:
+                rows.append(_row(number, name, a, b))
     return rows
 
 
-def _row(endpoint: int, name: str, old: float, new: float) -> dict[str, Any]:
+def _rates(before: EndpointSummary, after: EndpointSummary) -> Iterator[tuple[str, float | None, float | None]]:
+    a, b = before["throughput"], after["throughput"]
+    yield "requests/s", a["requests_per_second"], b["requests_per_second"]
+    yield "completion tokens/s", a["completion_tokens_per_second"], b["completion_tokens_per_second"]
+    yield "prompt tokens/s", a["prompt_tokens_per_second"], b["prompt_tokens_per_second"]
+    yield "goodput requests/s", a["goodput_requests_per_second"], b["goodput_requests_per_second"]
+
+
+def _row(endpoint: int, name: str, old: float, new: float) -> ComparisonRow:
     change = (new - old) / old if old else None
     return {"endpoint": endpoint, "name": name, "old": old, "new": new, "change": change, "interval": None}
 
 
-def show_comparison(rows: list[dict[str, Any]], console: Console) -> None:
-    """Prints what `compare` found."""
+def show_comparison(rows: list[ComparisonRow], console: Console) -> None:
+    """Print the rows of `compare`."""
     from rich.table import Table
 
     table = Table()

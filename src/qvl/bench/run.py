@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
 from qvl.bench.dataset import Dataset, Drawn, Files, Item, NamedRequest, endless
 from qvl.bench.exchange import AttemptFailedError, LoadedEndpoint
@@ -18,10 +18,11 @@ from qvl.bench.load import Load
 from qvl.bench.metrics import Windows
 from qvl.bench.plan import FEWEST_A_LEVEL, LoadPlan
 from qvl.bench.prepare import Feeder, Preparer, unlike
-from qvl.bench.record import SUMMARY, RequestRecord, RunFolder, write_json
+from qvl.bench.record import SUMMARY, RequestRecord, RunFolder, RunRequest, write_json
 from qvl.bench.summary import Summary, summarise
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
 from qvl.suggest import install_line
+from qvl.types import JsonMapping
 
 GROWTH: Final = 1.1
 AHEAD: Final = 64
@@ -36,7 +37,7 @@ class Target:
     model: str | None = None
     api_key: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: JsonMapping = field(default_factory=dict)
     stream: bool = True
     max_pixels: int | None = None
     min_pixels: int | None = None
@@ -88,14 +89,14 @@ class Run:
         endpoints = self._endpoints()
         try:
             await _name_models(endpoints)
-            asked = {
-                "endpoints": [{"url": held.url, "model": held.model} for held in endpoints],
+            request: RunRequest = {
+                "endpoints": [{"url": endpoint.url, "model": endpoint.model} for endpoint in endpoints],
                 "input": self.dataset.facts(),
                 "params": dict(self.target.params),
                 "stream": self.target.stream,
                 "plan": self.plan.facts(),
             }
-            await self._load(endpoints, RunFolder(self.out, asked, resume=self.resume))
+            await self._load(endpoints, RunFolder(self.out, request, resume=self.resume))
         finally:
             for endpoint in endpoints:
                 endpoint.close()
@@ -184,8 +185,7 @@ class Run:
         part = 0
         while block := list(islice(items, plan.block())):
             order = list(range(len(load.endpoints)))
-            turned = order[part % len(order) :] + order[: part % len(order)]
-            for number in turned:
+            for number in order[part % len(order) :] + order[: part % len(order)]:
                 todo = (item for item in block if (number, item.index) not in load.folder.done)
                 await self._block(load, preparer, todo, number, part, ramp=plan.ramp if part == 0 else 0.0)
             part += 1
@@ -221,7 +221,7 @@ class Run:
         finally:
             feeder.close()
         if end > steady:
-            load.folder.window(number, stage, steady - load.origin, end - load.origin, True)
+            load.folder.add_window(number, stage, steady - load.origin, end - load.origin)
 
     async def _sweep(self, load: Load, preparer: Preparer) -> None:
         """Level after level until twice the clients bring less than a tenth more."""
@@ -252,24 +252,22 @@ class Run:
 
     def _note(self, folder: RunFolder, load: Load) -> None:
         lags = sorted(load.lags) or [0.0]
-        folder.note(
-            interrupted=load.interrupted,
-            ended=True,
-            client={
-                "lag_p50": round(max(0.0, lags[len(lags) // 2]), 6),
-                "lag_p99": round(max(0.0, lags[min(len(lags) - 1, len(lags) * 99 // 100)]), 6),
-                "starved_share": round(self._starved / self._client_seconds, 4) if self._client_seconds else 0.0,
-                "behind": round(load.behind, 4),
-                "pace": round(load.pace, 4),
-                "limits": [(round(when, 3), level) for when, level in load.limits[-2000:]],
-            },
-        )
+        session = folder.sessions[-1]
+        session["interrupted"], session["ended"] = load.interrupted, True
+        session["client"] = {
+            "lag_p50": round(max(0.0, lags[len(lags) // 2]), 6),
+            "lag_p99": round(max(0.0, lags[min(len(lags) - 1, len(lags) * 99 // 100)]), 6),
+            "starved_share": round(self._starved / self._client_seconds, 4) if self._client_seconds else 0.0,
+            "behind": round(load.behind, 4),
+            "pace": round(load.pace, 4),
+            "limits": [(round(when, 3), level) for when, level in load.limits[-2000:]],
+        }
         if isinstance(self.dataset, Files):
             bad = self.dataset
-            folder.note(bad_lines={"count": bad.bad_count, "lines": [str(line) for line in bad.bad[:100]]})
+            session["bad_lines"] = {"count": bad.bad_count, "lines": [str(line) for line in bad.bad[:100]]}
 
     def total(self) -> int | None:
-        """How many requests there will be, where that is known before."""
+        """Return the number of requests of the run; None if it is not known before."""
         each = self.plan.count
         if each is None and isinstance(self.dataset, NamedRequest):
             each = 1
@@ -301,8 +299,8 @@ def _also(seen: Callable[[RequestRecord], None], spans: list[tuple[float, float]
 
 
 def _rate(load: Load, number: int, level: int, spans: list[tuple[float, float]]) -> float:
-    held = [window for window in load.folder.sessions[-1]["windows"] if window[:2] == [number, level]]
-    windows = Windows((window[2], window[3]) for window in held)
+    noted = load.folder.sessions[-1]["windows"]
+    windows = Windows((window[2], window[3]) for window in noted if window[:2] == (number, level))
     if windows.length > 0:
         return sum(windows.share(start, end) for start, end in spans) / windows.length
     if not spans:
@@ -353,7 +351,7 @@ def _need_scipy() -> None:
         raise MissingDependencyError("comparing endpoints needs the scipy package", hint=install_line("bench"))
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def _run(work: Coroutine[None, None, None]) -> None:
     """`asyncio.run`, on uvloop where it is installed: a client that is late measures itself."""
     try:
         import uvloop

@@ -4,19 +4,73 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NotRequired, TypedDict
 
-from qvl.bench.metrics import FORMULAS, Group, Windows
-from qvl.bench.pairs import Agreement, Pairs
-from qvl.bench.record import RESULTS, RUN, RequestRecord, read_records
+from qvl.bench.metrics import FORMULAS, Group, GroupSummary, Windows
+from qvl.bench.pairs import Agreement, AgreementSummary, Pairs, PairSummary
+from qvl.bench.plan import PlanFacts
+from qvl.bench.record import (
+    RESULTS,
+    RUN,
+    BadLines,
+    ClientFacts,
+    RequestRecord,
+    RunRequest,
+    Session,
+    read_records,
+)
 
 KNEE: Final = 0.9
 KEPT_POINTS: Final = 4_000
 LATE_SHARE: Final = 0.02
 SLOW_PACE: Final = 0.9
+
+
+class WarmUpCounts(TypedDict):
+    sent: int
+    ok: int
+
+
+class EndpointSummary(GroupSummary):
+    """The figures of one endpoint; `clients` is the level of a sweep."""
+
+    url: str
+    model: str
+    clients: int | None
+    expected: AgreementSummary | None
+    warmup: WarmUpCounts
+
+
+class SweepLevel(TypedDict):
+    clients: int | None
+    requests_per_second: float | None
+    goodput_requests_per_second: float | None
+    completion_tokens_per_second: float | None
+    ttft_p50: float | None
+    e2e_p50: float | None
+    e2e_p99: float | None
+    success_rate: float | None
+
+
+class SummaryData(TypedDict):
+    """`summary.json`: `endpoints` are shown, `all` has every level of a sweep too."""
+
+    format: str
+    asked: RunRequest
+    interrupted: bool
+    sessions: int
+    formulas: dict[str, str]
+    all: list[EndpointSummary]
+    sweep: NotRequired[list[list[SweepLevel]]]
+    knees: NotRequired[list[int | None]]
+    endpoints: list[EndpointSummary]
+    paired: list[PairSummary]
+    client: ClientFacts
+    bad_lines: BadLines
+    warnings: list[str]
 
 
 @dataclass(slots=True)
@@ -25,129 +79,134 @@ class Points:
 
     kept: list[tuple[float, float, float | None, float, bool, int]] = field(default_factory=list)
     seconds: dict[int, list[int]] = field(default_factory=dict)
-    seen: int = 0
+    count: int = 0
     _dice: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, record: RequestRecord, offset: float) -> None:
         start, end = record.start + offset, record.end + offset
         self.seconds.setdefault(int(end), [0, 0])[not record.success] += 1
-        self.seen += 1
+        self.count += 1
         point = (start, end, record.ttft, record.latency, record.success, record.endpoint)
         if len(self.kept) < KEPT_POINTS:
             self.kept.append(point)
-        elif (place := self._dice.randrange(self.seen)) < KEPT_POINTS:
-            self.kept[place] = point
+        elif (index := self._dice.randrange(self.count)) < KEPT_POINTS:
+            self.kept[index] = point
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """`data` goes to `summary.json`; `points` only to the plots."""
 
-    data: dict[str, Any]
+    data: SummaryData
     points: Points
 
     @property
     def success_rate(self) -> float:
-        """Over all endpoints, warm-up left out; 1 of nothing."""
-        sent = sum(found["requests"]["sent"] for found in self.data["all"])
-        ok = sum(found["requests"]["ok"] for found in self.data["all"])
+        """The share of requests that succeeded at all endpoints, warm-up left out; 1 if none was sent."""
+        sent = sum(group["requests"]["sent"] for group in self.data["all"])
+        ok = sum(group["requests"]["ok"] for group in self.data["all"])
         return ok / sent if sent else 1.0
 
 
 def summarise(folder: Path) -> Summary:
-    """Reads a run's folder once from end to end.
+    """Return the summary of a run, whose folder is read once from end to end.
 
     Raises:
         ConfigError: the results cannot be read.
     """
-    held = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    asked, sessions = held["asked"], held["sessions"]
-    urls = asked["endpoints"]
+    run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    request: RunRequest = run["asked"]
+    sessions: list[Session] = run["sessions"]
+    urls = request["endpoints"]
     groups: dict[tuple[int, int], Group] = {}
     expected = [Agreement() for _ in urls]
-    warm: list[list[int]] = [[0, 0] for _ in urls]
+    warm: list[WarmUpCounts] = [{"sent": 0, "ok": 0} for _ in urls]
     pairs, points = Pairs(len(urls)), Points()
     offsets: dict[int, float] = {}
     end = 0.0
     for record in read_records(folder / RESULTS):
         if record.phase == "warmup":
-            warm[record.endpoint][0] += 1
-            warm[record.endpoint][1] += record.success
+            warm[record.endpoint]["sent"] += 1
+            warm[record.endpoint]["ok"] += record.success
             continue
         offset = offsets.setdefault(record.session, end)
         end = max(end, record.end + offset)
         points.add(record, offset)
         key = (record.endpoint, record.stage)
         if key not in groups:
-            groups[key] = _group(key, sessions, asked["plan"])
+            groups[key] = _group(key, sessions, request["plan"])
         groups[key].add(record)
         if record.expected is not None:
             expected[record.endpoint].add(record.expected, record.response)
         if len(urls) > 1:
             pairs.add(record)
-    stages = {key: _named(group.summary(), urls[key[0]], key[1]) for key, group in groups.items()}
-    data: dict[str, Any] = {
+    stages: dict[tuple[int, int], EndpointSummary] = {
+        (number, stage): {
+            "url": urls[number]["url"],
+            "model": urls[number]["model"],
+            "clients": stage or None,
+            **group.summary(),
+            "expected": expected[number].summary(),
+            "warmup": warm[number],
+        }
+        for (number, stage), group in groups.items()
+    }
+    last: Session = sessions[-1] if sessions else {"windows": [], "ended": None}
+    data: SummaryData = {
         "format": "qvl-bench-1",
-        "asked": asked,
-        "interrupted": bool(sessions[-1].get("interrupted")) if sessions else False,
+        "asked": request,
+        "interrupted": bool(last.get("interrupted")),
         "sessions": len(sessions),
         "formulas": FORMULAS,
         "all": list(stages.values()),
+        "endpoints": [],
+        "paired": pairs.summary() if len(urls) > 1 else [],
+        "client": _client(sessions),
+        "bad_lines": last.get("bad_lines") or {"count": 0, "lines": []},
+        "warnings": [],
     }
-    if asked["plan"].get("sweep"):
+    keys = sorted(stages)
+    if request["plan"]["sweep"]:
         data["sweep"], data["knees"] = _sweep(stages, len(urls))
         keys = [(number, knee) for number, knee in enumerate(data["knees"]) if knee is not None]
-    else:
-        keys = sorted(stages)
-    shown = data["endpoints"] = [stages[key] for key in keys]
-    for (number, _), found in zip(keys, shown, strict=True):
-        found["expected"] = expected[number].summary()
-        found["warmup"] = {"sent": warm[number][0], "ok": warm[number][1]}
-    data["paired"] = pairs.summary() if len(urls) > 1 else []
-    data["client"] = _client(sessions)
-    data["bad_lines"] = (sessions[-1].get("bad_lines") if sessions else None) or {"count": 0, "lines": []}
+    data["endpoints"] = [stages[key] for key in keys]
     data["warnings"] = _warnings(data)
     return Summary(data, points)
 
 
-def _group(key: tuple[int, int], sessions: list[dict[str, Any]], plan: Mapping[str, Any]) -> Group:
+def _group(key: tuple[int, int], sessions: list[Session], plan: PlanFacts) -> Group:
     windows, full = {}, False
     for number, session in enumerate(sessions):
-        mine = [window for window in session["windows"] if (window[0], window[1]) == key]
-        if mine:
-            windows[number] = Windows((window[2], window[3]) for window in mine)
-            full = full or any(window[4] for window in mine)
-    return Group(windows, full, plan.get("slo") or {}, open_loop=plan.get("rate") is not None)
-
-
-def _named(found: dict[str, Any], endpoint: Mapping[str, str], stage: int) -> dict[str, Any]:
-    return {"url": endpoint["url"], "model": endpoint["model"], "clients": stage or None, **found}
+        steady = [window for window in session["windows"] if (window[0], window[1]) == key]
+        if steady:
+            windows[number] = Windows((window[2], window[3]) for window in steady)
+            full = full or any(window[4] for window in steady)
+    return Group(windows, full, plan["slo"], open_loop=plan["rate"] is not None)
 
 
 def _sweep(
-    stages: Mapping[tuple[int, int], dict[str, Any]], endpoints: int
-) -> tuple[list[list[dict[str, Any]]], list[int | None]]:
+    stages: Mapping[tuple[int, int], EndpointSummary], endpoints: int
+) -> tuple[list[list[SweepLevel]], list[int | None]]:
     """The levels of each endpoint, and the knee: the fewest clients that reach 90 % of the best throughput.
 
     Where there are bounds (`--slo`), throughput means requests that keep them.
     """
-    levels: list[list[dict[str, Any]]] = []
+    levels: list[list[SweepLevel]] = []
     knees: list[int | None] = []
     for number in range(endpoints):
-        mine = [stages[key] for key in sorted(stages) if key[0] == number]
-        rows = []
-        for found in mine:
-            rates, figures = found["throughput"], found["figures"]
+        rows: list[SweepLevel] = []
+        for group in (stages[key] for key in sorted(stages) if key[0] == number):
+            rates, ttft, e2e = group["throughput"], group["figures"]["ttft"], group["figures"]["e2e"]
             rows.append(
                 {
-                    "clients": found["clients"],
+                    "clients": group["clients"],
                     "requests_per_second": rates["requests_per_second"],
                     "goodput_requests_per_second": rates["goodput_requests_per_second"],
                     "completion_tokens_per_second": rates["completion_tokens_per_second"],
-                    "ttft_p50": (figures["ttft"] or {}).get("p50"),
-                    "e2e_p50": (figures["e2e"] or {}).get("p50"),
-                    "e2e_p99": (figures["e2e"] or {}).get("p99"),
-                    "success_rate": found["requests"]["success_rate"],
+                    "ttft_p50": ttft and ttft["p50"],
+                    "e2e_p50": e2e and e2e["p50"],
+                    "e2e_p99": e2e and e2e["p99"],
+                    "success_rate": group["requests"]["success_rate"],
                 }
             )
         levels.append(rows)
@@ -155,75 +214,75 @@ def _sweep(
     return levels, knees
 
 
-def knee(rows: list[dict[str, Any]]) -> int | None:
-    """The fewest clients whose throughput is within 10 % of the best of all levels."""
+def knee(rows: Sequence[SweepLevel]) -> int | None:
+    """Return the fewest clients whose throughput is within 10 % of the best of all levels."""
     rates = [_rate(row) for row in rows]
     best = max(rates, default=0.0)
     return next((row["clients"] for row, rate in zip(rows, rates, strict=True) if rate >= KNEE * best), None)
 
 
-def _rate(row: Mapping[str, Any]) -> float:
+def _rate(row: SweepLevel) -> float:
     good = row["goodput_requests_per_second"]
-    return float((row["requests_per_second"] if good is None else good) or 0.0)
+    return (row["requests_per_second"] if good is None else good) or 0.0
 
 
-def _client(sessions: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is known of the load client itself: how late it woke, how long clients waited for a request to send."""
-    noted = [session["client"] for session in sessions if session.get("client")]
+def _client(sessions: list[Session]) -> ClientFacts:
+    facts = [session["client"] for session in sessions if session.get("client")]
     return {
-        "lag_p50": max((found["lag_p50"] for found in noted), default=0.0),
-        "lag_p99": max((found["lag_p99"] for found in noted), default=0.0),
-        "starved_share": max((found["starved_share"] for found in noted), default=0.0),
-        "behind": max((found["behind"] for found in noted), default=0.0),
-        "pace": min((found.get("pace", 1.0) for found in noted), default=1.0),
-        "limits": [limit for found in noted for limit in found.get("limits", ())][-2000:],
+        "lag_p50": max((session["lag_p50"] for session in facts), default=0.0),
+        "lag_p99": max((session["lag_p99"] for session in facts), default=0.0),
+        "starved_share": max((session["starved_share"] for session in facts), default=0.0),
+        "behind": max((session["behind"] for session in facts), default=0.0),
+        "pace": min((session["pace"] for session in facts), default=1.0),
+        "limits": [limit for session in facts for limit in session["limits"]][-2000:],
     }
 
 
-def _warnings(data: Mapping[str, Any]) -> list[str]:
-    said = []
-    for found in data["endpoints"]:
-        said += _picture_warning(found)
-        if found["tokens"]["counted_by"] != "the server":
-            said.append(f"{found['url']} did not count its tokens for every answer: pieces of the stream were counted")
-        if not found["throughput"]["steady"]:
-            said.append(
-                f"{found['url']}: there was no steady part (fewer requests than clients, or a run cut off): requests/s "
-                "are of the whole run"
+def _warnings(data: SummaryData) -> list[str]:
+    warnings = []
+    for endpoint in data["endpoints"]:
+        warnings += _picture_warning(endpoint)
+        if endpoint["tokens"]["counted_by"] != "the server":
+            warnings.append(f"{endpoint['url']} did not count the tokens of every answer: stream pieces were counted")
+        if not endpoint["throughput"]["steady"]:
+            warnings.append(
+                f"{endpoint['url']}: there was no steady part (fewer requests than clients, or a run cut off): "
+                "requests/s are of the whole run"
             )
-        ttft = found["figures"]["ttft"]
+        ttft = endpoint["figures"]["ttft"]
         if ttft and data["client"]["lag_p50"] > LATE_SHARE * ttft["p50"]:
-            said.append(
+            warnings.append(
                 f"this client itself was late by {data['client']['lag_p50'] * 1000:.1f} ms at the median, which is "
-                f"above 2 % of the time to first token of {found['url']}: use a quieter machine"
+                f"above 2 % of the time to first token of {endpoint['url']}: use a quieter machine"
             )
     if data["client"]["starved_share"] > 0.05:
         share = data["client"]["starved_share"]
-        said.append(f"clients waited {share:.0%} of their time for this client to read pictures: the load was lower")
-    rate = data["asked"]["plan"].get("rate")
+        warnings.append(f"clients waited {share:.0%} of their time for pictures to be read: the load was lower")
+    rate = data["asked"]["plan"]["rate"]
     behind, pace = data["client"]["behind"], data["client"]["pace"]
     if rate and (behind > max(0.1, 10 / rate) or pace < SLOW_PACE):
-        share = f", {pace:.0%} of the rate in all" if pace < SLOW_PACE else ""
-        said.append(
-            f"requests were sent up to {behind:.2f} s later than meant{share}: the most in flight "
+        total = f", {pace:.0%} of the rate in all" if pace < SLOW_PACE else ""
+        warnings.append(
+            f"requests were sent up to {behind:.2f} s later than meant{total}: the most in flight "
             "(--concurrency), or what this machine can send, was reached; latencies count that wait"
         )
     if data["bad_lines"]["count"]:
-        said.append(f"{data['bad_lines']['count']} lines of the input were no requests and were skipped")
-    return said
+        warnings.append(f"{data['bad_lines']['count']} lines of the input were no requests and were skipped")
+    return warnings
 
 
-def _picture_warning(found: Mapping[str, Any]) -> list[str]:
-    pictures = found["pictures"]
-    if not pictures["requests"] or pictures["image_tokens"] or not found["requests"]["ok"]:
+def _picture_warning(endpoint: EndpointSummary) -> list[str]:
+    pictures = endpoint["pictures"]
+    if not pictures["requests"] or pictures["image_tokens"] or not endpoint["requests"]["ok"]:
         return []
-    if not found["tokens"]["prompt"] or not pictures["prompt_tokens"]:
-        seen = "and no prompt tokens either"
+    if not endpoint["tokens"]["prompt"] or not pictures["prompt_tokens"]:
+        counted = "and no prompt tokens either"
     else:
-        seen = (
+        counted = (
             f"and {pictures['prompt_tokens']} prompt tokens in all, where Qwen3-VL makes about "
             f"{pictures['expected_tokens']} of the pictures alone"
         )
     return [
-        f"NO PICTURE TOKENS: {found['url']} got {pictures['requests']} requests with pictures, counted none, {seen}"
+        f"NO PICTURE TOKENS: {endpoint['url']} got {pictures['requests']} requests with pictures, "
+        f"counted none, {counted}"
     ]

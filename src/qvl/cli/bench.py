@@ -17,16 +17,15 @@ from qvl.cli import failure
 from qvl.cli.bench_options import BenchOptions
 from qvl.cli.expand import expand
 from qvl.cli.terminal import print_json
-from qvl.errors import ConfigError, MissingDependencyError, QvlError, write_failed
+from qvl.errors import ConfigError, MissingDependencyError, QvlError
 
 if TYPE_CHECKING:
     from typer._click.core import Context
 
     from qvl.bench.record import RequestRecord
     from qvl.bench.run import Run
-    from qvl.bench.summary import Summary
+    from qvl.bench.summary import Summary, SummaryData
     from qvl.cli.console import PlainConsole
-    from qvl.types import JsonObject
 
 
 class _RunByDefault(TyperGroup):
@@ -109,8 +108,6 @@ def _leave(summary: Summary, folder: Path, html: bool, as_json: bool) -> None:
     if html:
         try:
             page.write(summary, folder / REPORT)
-        except OSError as exc:
-            raise write_failed(str(folder / REPORT), exc) from exc
         except MissingDependencyError as exc:
             failure.stderr().print(f"no report.html: {exc}", style="yellow")
     failure.stderr().print(f"written: {folder}")
@@ -122,12 +119,12 @@ def _console() -> PlainConsole:
     return PlainConsole(soft_wrap=not sys.stdout.isatty(), highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
-def _read_summary(path: Path) -> JsonObject:
+def _read_summary(path: Path) -> SummaryData:
     from qvl.bench.record import SUMMARY
 
     file = path / SUMMARY if path.is_dir() else path
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary: SummaryData = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise ConfigError(f"{file} cannot be read as a summary", hint="name a summary.json, or a run's folder") from exc
     if not isinstance(summary, dict) or summary.get("format") != "qvl-bench-1":
