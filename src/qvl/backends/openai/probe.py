@@ -21,11 +21,11 @@ from qvl.backends.base import Capabilities
 from qvl.backends.openai.endpoint import Endpoint
 from qvl.backends.openai.failures import Blame, Failed, Repeat
 from qvl.backends.openai.retry import RetryPolicy
-from qvl.backends.openai.wire import Dialect, ListedModel, WirePart, encoded
+from qvl.backends.openai.wire import Dialect, ListedModel, WirePart, encoded, format_fields
 from qvl.chunks import Folder
 from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
 from qvl.sampling import PARAMETERS
-from qvl.types import Choice, Usage
+from qvl.types import Choice, ResponseFormat, Usage
 
 MANY_PICTURES: Final = 256
 CANARY: Final = "zq7-Kestrel-41"
@@ -88,49 +88,40 @@ _SCHEMA: Final = {
     "type": "object",
     "properties": {"canary": {"type": "string", "enum": [CANARY]}},
     "required": ["canary"],
+}
+_OK: Final = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
     "additionalProperties": False,
 }
 _TOOL: Final = {
     "type": "function",
-    "function": {
-        "name": "canary",
-        "description": "Reports that everything is well.",
-        "parameters": {
-            "type": "object",
-            "properties": {"ok": {"type": "boolean"}},
-            "required": ["ok"],
-            "additionalProperties": False,
-        },
-    },
+    "function": {"name": "canary", "description": "Reports that everything is well.", "parameters": _OK},
 }
 FORMATS: Final = (
     Feature(
         "json_schema",
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "canary", "schema": _SCHEMA, "strict": True},
-            }
-        },
+        format_fields(ResponseFormat("json_schema", schema=_SCHEMA, name="canary")),
         lambda answer, base: _is_canary(answer.text),
         max_tokens=64,
     ),
     Feature(
         "json_object",
-        {"response_format": {"type": "json_object"}},
+        format_fields(ResponseFormat("json_object")),
         lambda answer, base: answer.text.startswith("{"),
         max_tokens=16,
         question="Answer in JSON with the single digit 1.",
     ),
     Feature(
         "regex",
-        {"structured_outputs": {"regex": "zq7-Kes[t]rel-41"}},
+        format_fields(ResponseFormat("regex", pattern="zq7-Kes[t]rel-41")),
         lambda answer, base: answer.text == CANARY,
         max_tokens=32,
     ),
     Feature(
         "choice",
-        {"structured_outputs": {"choice": [CANARY, f"{CANARY}9"]}},
+        format_fields(ResponseFormat("choice", choices=(CANARY, f"{CANARY}9"))),
         lambda answer, base: bool(re.fullmatch(f"{CANARY}9?", answer.text)),
         max_tokens=32,
     ),

@@ -164,7 +164,7 @@ def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict
     for name in request.extra:
         if name in _RESERVED:
             raise UnsupportedInputError(f"{name!r} cannot be set as an extra field", param=name)
-    form, tools = _format(request.response_format), _tools(request)
+    form, tools = format_fields(request.response_format), _tools(request)
     return {**fields, **dict(_sampling(request.sampling, dialect)), **form, **tools, **request.extra}
 
 
@@ -218,7 +218,8 @@ def _message(message: Message, mark: str) -> WireMessage:
     return wire
 
 
-def _format(response_format: ResponseFormat) -> WireBody:
+def format_fields(response_format: ResponseFormat) -> WireBody:
+    """Return the fields that say what the answer must look like."""
     match response_format.kind:
         case "json_object":
             return {"response_format": {"type": "json_object"}}
