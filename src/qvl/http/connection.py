@@ -167,7 +167,7 @@ class Connection(asyncio.Protocol):
                 # Not by the timer: what comes without a pause would be there before it every time.
                 raise LateError
             waiter = self._waiter = loop.create_future()
-            timer = None if remaining is None else loop.call_later(remaining, _give_up, waiter)
+            timer = None if remaining is None else loop.call_later(remaining, self._wake)
             try:
                 await waiter
             finally:
@@ -184,11 +184,6 @@ class Connection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-def _give_up(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(LateError())
 
 
 class Pool:

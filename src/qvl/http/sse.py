@@ -96,7 +96,7 @@ class EventReader:
                 self._data.append(line[6:] if line[5:6] == b" " else line[5:])
             elif not line.strip():
                 if self._data:
-                    events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
+                    events.append(b"\n".join(self._data))
                     self._data = []
             elif not line.startswith(_FIELDS):
                 raise BackendResponseError(

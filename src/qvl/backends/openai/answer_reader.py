@@ -169,8 +169,7 @@ class ChoiceReader:
         return self.joiners.setdefault(key, SurrogateJoiner()).join(text) if text else ""
 
     def rest(self, key: object) -> str:
-        joiner = self.joiners.get(key)
-        return joiner.flush() if joiner is not None else ""
+        return self.joiners[key].flush() if key in self.joiners else ""
 
 
 class AnswerReader:

@@ -98,9 +98,7 @@ class OpenAIBackend(Backend):
                 weights = {shown_url(read_url(url)): weight for url, weight in weights.items()}
             shares = weights_by_url(endpoints, weights)
             endpoints = {name: replace(one, weight=shares[name]) for name, one in endpoints.items()}
-        self._pool: EndpointPool[Line] = EndpointPool(
-            [self._member(one.url, one.weight, one.limit) for one in endpoints.values()], policy=policy
-        )
+        self._pool: EndpointPool[Line] = EndpointPool(map(self._member, endpoints.values()), policy=policy)
         self._fleet = Fleet(
             self._pool,
             model,
@@ -122,14 +120,14 @@ class OpenAIBackend(Backend):
             base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         if isinstance(base_url, str):
             base_url = split_urls(base_url)
-        every = [one if isinstance(one, Listed) else Listed(one, limit=self._limit) for one in base_url]
-        return [replace(one, limit=one.limit or self._limit) for one in every]
+        listed = [one if isinstance(one, Listed) else Listed(one) for one in base_url]
+        return [replace(one, limit=one.limit or self._limit) for one in listed]
 
-    def _member(self, url: str, weight: float, limit: int | None = None) -> Member[Line]:
+    def _member(self, listed: Listed) -> Member[Line]:
         endpoint = Endpoint(
-            url, api_key=self._api_key, timeouts=self._timeouts, headers=self._headers, verify=self._verify
+            listed.url, api_key=self._api_key, timeouts=self._timeouts, headers=self._headers, verify=self._verify
         )
-        return Member(endpoint.url, Line(endpoint), weight=weight, limit=limit or self._limit)
+        return Member(endpoint.url, Line(endpoint), weight=listed.weight, limit=listed.limit)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -310,7 +308,8 @@ class OpenAIBackend(Backend):
             BackendError: it does not answer, or not as it should.
         """
         async with self._changing:
-            await self._fleet.add(url, weight, limit, probe_now=self._is_open)
+            (listed,) = self._listed([Listed(url, weight, limit)])
+            await self._fleet.add(listed, probe_now=self._is_open)
             self._watch()
 
     async def remove_endpoint(self, url: str, *, timeout: float | None = None) -> None:

@@ -66,7 +66,7 @@ class Fleet:
     Args:
         pool: chooses among the members.
         model: its name at the endpoints; empty takes the only one that they list.
-        make: a new member for a URL (URL, weight, limit).
+        make: a new member for an endpoint.
         probes: whether endpoints are probed; if not, everything is assumed.
         account: tells apart what the same endpoint may do for different keys.
     """
@@ -76,7 +76,7 @@ class Fleet:
         pool: EndpointPool[Line],
         model: str,
         *,
-        make: Callable[[str, float, int | None], Member[Line]],
+        make: Callable[[Listed], Member[Line]],
         probes: bool,
         retry: RetryPolicy,
         account: str,
@@ -93,9 +93,8 @@ class Fleet:
         """Return the common capabilities, where they are known without asking anybody."""
         if not self._probes:
             return self.capabilities
-        known = [PROBED.get(self._probe_key(member.target.endpoint)) for member in self.pool.members]
-        probed = [findings for findings in known if findings is not None]
-        return common(probed) if len(probed) == len(known) else None
+        keys = [self._probe_key(member.target.endpoint) for member in self.pool.members]
+        return common([PROBED[key] for key in keys]) if PROBED.keys() >= set(keys) else None
 
     async def open(self) -> None:
         """Make connections and probe; raises as `OpenAIBackend.open`."""
@@ -226,9 +225,9 @@ class Fleet:
             # It is there; whether it answers is for one request to find out.
             self.pool.try_now(member)
 
-    async def add(self, url: str, weight: float, limit: int | None, *, probe_now: bool) -> None:
+    async def add(self, listed: Listed, *, probe_now: bool) -> None:
         """Probe another endpoint and take it in; raises as `OpenAIBackend.add_endpoint`."""
-        member = self._make(url, weight, limit)
+        member = self._make(listed)
         if any(other.name == member.name for other in self.pool.members):
             raise ConfigError(f"the endpoint {member.name} is in the pool already", param="base_url")
         await member.target.endpoint.open()
@@ -289,8 +288,7 @@ class Fleet:
     def _missing(self, names: Set[str], listed: Mapping[str, Listed]) -> list[Member[Line]]:
         """Return new members for those of `names` that the pool does not have, in the order of `listed`."""
         present = {member.name for member in self.pool.members}
-        missing = (one for name, one in listed.items() if name in names - present)
-        return [self._make(one.url, one.weight, one.limit) for one in missing]
+        return [self._make(one) for name, one in listed.items() if name in names - present]
 
     def drain_others(self, listed: Mapping[str, Listed]) -> list[Member[Line]]:
         """Gives what is not in `listed` no further requests; returns them, for `part_with`."""

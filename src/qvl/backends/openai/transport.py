@@ -86,13 +86,7 @@ class Transport(ABC):
 
 
 class StraightTransport(Transport):
-    """Connections of our own, without a proxy in between.
-
-    Args:
-        url: the base URL.
-        headers: of every request.
-        verify: the TLS context of an https URL.
-        where: how errors call the endpoint.
+    """Connections of our own, without a proxy in between; `where` names the endpoint in errors.
 
     Raises:
         ConfigError: a header that HTTP cannot carry.
@@ -201,12 +195,7 @@ class StraightReply(Reply):
 
 
 class SdkTransport(Transport):
-    """The openai package's client, with everything that it and its HTTP library can do.
-
-    Args:
-        client: an `openai.AsyncOpenAI` whose HTTP client has the hook `bounding`.
-        where: how errors call the endpoint.
-    """
+    """The openai package's client; its HTTP client has the hook `bounding`, `where` names the endpoint in errors."""
 
     def __init__(self, client: AsyncOpenAI, where: str) -> None:
         self._client = client
