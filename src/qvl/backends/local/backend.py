@@ -195,7 +195,7 @@ class LocalBackend(Backend):
         from qvl.backends.local.scheduling.sizing import make_scheduler
         from qvl.backends.local.text.detokenizer import Vocabulary
         from qvl.backends.local.text.grammar import Grammars
-        from qvl.backends.local.text.processor import ImageRules, Processor
+        from qvl.backends.local.text.processor import Processor
 
         checkpoint = load(
             self._path,
@@ -204,7 +204,7 @@ class LocalBackend(Backend):
             trust_remote_code=self._trust_remote_code,
             device_map=self._device_map,
         )
-        rules = ImageRules.read(checkpoint.image_config)
+        rules = checkpoint.family.rules(checkpoint.image_config)
         features = FeatureCache(self._vision_cache_bytes)
         runner = self._runner(checkpoint, device, rules, features)
         scheduler, max_model_len = make_scheduler(
@@ -335,14 +335,13 @@ class LocalBackend(Backend):
     def peek_identity(self) -> dict[str, Any] | None:
         from qvl.backends.local.model.device import peek_dtype
         from qvl.backends.local.model.loader import peek
-        from qvl.backends.local.text.processor import ImageRules
 
         if self._peeked is None:
             dtype = peek_dtype(self._device, self._dtype)
             peeked = peek(self._path) if dtype is not None else None
             if dtype is None or peeked is None:
                 return None
-            self._peeked = self._identity(peeked[0], dtype, ImageRules.read(peeked[1]))
+            self._peeked = self._identity(peeked[0], dtype, peeked[1])
         return self._peeked
 
     def _identity(self, fingerprint: str, dtype: str, rules: ImageRules) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from qvl.backends.local.model.checkpoint_files import (
     refuse_quantised,
     refuse_surplus,
 )
+from qvl.backends.local.model.family import ModelFamily, family_of
 from qvl.config import in_home
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError, first_line
 from qvl.log import logger
@@ -27,18 +28,19 @@ from qvl.suggest import install_line
 
 if TYPE_CHECKING:
     from qvl.backends.local.model.device import Device
+    from qvl.backends.local.text.processor import ImageRules
 
 log = logger(__name__)
 
-MODEL_TYPES: Final = ("qwen3_vl", "qwen3_vl_moe")
 FILES: Final = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A Qwen3-VL in memory.
+    """A model in memory.
 
     Args:
+        family: which kind of model it is.
         folder: where its files lie.
         model: transformers' Qwen3VLForConditionalGeneration, in eval mode, on its device(s).
         tokenizer: transformers' fast tokenizer, chat template included.
@@ -47,6 +49,7 @@ class Checkpoint:
         fingerprint: of the files that decide the answers; the same for equal copies in different places.
     """
 
+    family: ModelFamily
     folder: Path
     model: Any
     tokenizer: Any
@@ -85,9 +88,7 @@ def load(
     folder = find_folder(model, revision)
     name = model or "the bundled model"
     config = read_json(folder / "config.json", name)
-    kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise ConfigError(f"{name} is a {kind!r}, not a Qwen3-VL", hint=f"model_type must be {MODEL_TYPES[0]}")
+    family = family_of(config.get("model_type"), name)
     refuse_quantised(folder, config, name)
     refuse_pickled(folder, name)
     if device_map is not None:
@@ -114,6 +115,7 @@ def load(
     tokenizer = load_tokenizer(folder, name, device, trust_remote_code=trust_remote_code)
     loaded.eval().requires_grad_(False)
     return Checkpoint(
+        family=family,
         folder=folder,
         model=loaded,
         tokenizer=tokenizer,
@@ -191,16 +193,18 @@ def _check_weights(name: str, loaded: Any, report: dict[str, Any]) -> None:
         log.warning("weights_not_used", model=name, count=len(unused), first=unused[:3])
 
 
-def peek(model: str | None) -> tuple[str, dict[str, Any]] | None:
-    """(fingerprint, preprocessor settings) of a checkpoint in a folder, read without torch; None for anything else."""
+def peek(model: str | None) -> tuple[str, ImageRules] | None:
+    """Return (fingerprint, picture rules) of a checkpoint in a folder, read without torch; None for anything else."""
     folder = bundled_folder() if model is None else in_home(model)
     if not (folder / "config.json").is_file():
         return None
     try:
         refuse_pickled(folder, str(model))
-        if quantisation(folder, read_json(folder / "config.json", str(model))) is not None:
+        config = read_json(folder / "config.json", str(model))
+        if quantisation(folder, config) is not None:
             return None
-        return fingerprint(folder), image_settings(folder, str(model))
+        family = family_of(config.get("model_type"), str(model))
+        return fingerprint(folder), family.rules(image_settings(folder, str(model)))
     except (OSError, QvlError):
         return None
 

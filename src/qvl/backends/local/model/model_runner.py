@@ -6,10 +6,10 @@ from collections import defaultdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from qvl.backends.local.model.decoder import DecodeGroup, Deepstack, PromptChunk, TextDecoder
+from qvl.backends.local.model.decoder import DecodeGroup, Deepstack, PromptChunk
 from qvl.backends.local.model.graphs import DecodeGraphs, DecodeInputs, padded_count, padded_length
 from qvl.backends.local.model.kv_storage import Storage
-from qvl.backends.local.model.vision import FeatureCache, VisionTower
+from qvl.backends.local.model.vision import FeatureCache
 from qvl.backends.local.scheduling.kv_cache import Resize
 
 if TYPE_CHECKING:
@@ -46,12 +46,11 @@ class Runner:
         decode_graphs: bool = False,
         batch_invariant: bool = False,
     ) -> None:
-        model: Any = checkpoint.model
         self.device = device
         self.features = features
         kernels = device.kernels()
-        self.decoder = TextDecoder(model.model.language_model, model.lm_head, kernels, batch_invariant=batch_invariant)
-        self.tower = VisionTower(model.model.visual, rules, kernels)
+        self.decoder = checkpoint.family.decoder(checkpoint.model, kernels, batch_invariant=batch_invariant)
+        self.tower = checkpoint.family.tower(checkpoint.model, rules, kernels)
         self.storage = Storage(self.decoder.layout())
         self.vocab_size = self.decoder.vocab_size
         self.num_encoded = 0
