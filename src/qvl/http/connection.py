@@ -192,7 +192,7 @@ class Pool:
     Args:
         url: `/v1` and the like included; user and password in it are not sent, a query stands behind every path.
         connect_timeout: seconds until connected, TLS included.
-        verify: whether a TLS certificate must be good, or the whole TLS context.
+        verify: False trusts any TLS certificate; or the whole TLS context.
         keep: seconds after which an idle connection is not used again.
 
     Raises:

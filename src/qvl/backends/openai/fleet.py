@@ -67,7 +67,7 @@ class Fleet:
         pool: chooses among the members.
         model: its name at the endpoints; empty takes the only one that they list.
         make: a new member for an endpoint.
-        probes: whether endpoints are probed; if not, everything is assumed.
+        probes: False assumes every capability instead of probing.
         account: tells apart what the same endpoint may do for different keys.
     """
 

@@ -382,8 +382,7 @@ def weights_by_url(urls: Iterable[str], weights: Mapping[str, float] | Iterable[
     """
     names = list(urls)
     if isinstance(weights, Mapping):
-        unknown = [name for name in weights if name not in names]
-        if unknown:
+        if unknown := [name for name in weights if name not in names]:
             raise ConfigError(f"weights names {unknown[0]}, which is not a base_url", param="weights")
         return {name: float(weights.get(name, 1.0)) for name in names}
     values = [float(weight) for weight in weights]

@@ -102,9 +102,8 @@ class StraightTransport(Transport):
         self._busy: set[Connection] = set()
 
     async def chat(self, body: bytes, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
-        own = _own_headers(request_id)
-        named = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in own.items())
-        request = b"%s%sContent-Length: %d\r\n\r\n%s" % (self._chat, named, len(body), body)
+        own = "".join(f"{name}: {value}\r\n" for name, value in _own_headers(request_id).items())
+        request = b"%s%sContent-Length: %d\r\n\r\n%s" % (self._chat, own.encode(), len(body), body)
         return await self._send(request, deadline, repeatable=repeatable)
 
     async def models(self, deadline: float) -> Reply:

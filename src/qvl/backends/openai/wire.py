@@ -144,8 +144,7 @@ def request_body(request: ChatRequest, model: str, dialect: Dialect) -> bytes:
     pieces = [text]
     for picture, rest in zip(request.pictures, behind, strict=True):
         fitting = picture if request.max_pixels is None else picture.fit(request.max_pixels)
-        data = fitting.data
-        pieces += (f'"data:{fitting.media_type};base64,'.encode(), base64.b64encode(data), b'"', rest)
+        pieces += (f'"data:{fitting.media_type};base64,'.encode(), base64.b64encode(fitting.data), b'"', rest)
     return b"".join(pieces)
 
 
