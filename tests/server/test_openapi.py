@@ -6,7 +6,9 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response
+from pydantic import TypeAdapter
 
+from qvl.server import answers
 from tests.server.conftest import Running, question
 from tests.server.test_chat import events
 
@@ -36,6 +38,23 @@ def test_answers_fit_openais_own_types(server: Running) -> None:
         ChatCompletionChunk.model_validate(event, strict=True)
     Completion.model_validate(server.post("/v1/completions", {"prompt": "x", "logprobs": 1}).json(), strict=True)
     Response.model_validate(server.post("/v1/responses", {"input": "hello"}).json())
+
+
+def test_answers_fit_the_types_that_the_document_is_made_from(server: Running) -> None:
+    body = {**question("hello there"), "logprobs": True, "top_logprobs": 1}
+    for kind, answer in (
+        (answers.ChatCompletion, server.post("/v1/chat/completions", body)),
+        (answers.Completion, server.post("/v1/completions", {"prompt": "x", "logprobs": 1})),
+        (answers.Response, server.post("/v1/responses", {"input": "hello"})),
+        (answers.ModelList, server.get("/v1/models")),
+        (answers.Model, server.get("/v1/models/echo-vl")),
+        (answers.Health, server.get("/health")),
+        (answers.Ready, server.get("/ready")),
+        (answers.Version, server.get("/version")),
+        (answers.Error, server.get("/nope")),
+    ):
+        TypeAdapter(kind).validate_json(answer.content, strict=True)
+        assert set(answer.json()) <= set(kind.__annotations__)
 
 
 @pytest.mark.slow

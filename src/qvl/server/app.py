@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,16 +17,16 @@ from qvl._version import __version__
 from qvl.errors import QvlError
 from qvl.log import logger
 from qvl.server import tracing
-from qvl.server.errors import HttpError
-from qvl.server.exchange import Receive, Scope, Send
-from qvl.server.gateway import Gateway, _plain_error
+from qvl.server.answers import dumps
+from qvl.server.errors import HttpError, error_of, headers_of, status_of
+from qvl.server.gateway import Gateway
 from qvl.server.openapi import document
 from qvl.server.settings import ServerSettings
 from qvl.server.state import ServerCore
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
     from qvl.pipeline.async_pipeline import AsyncPipeline
 
@@ -61,9 +61,7 @@ def create_app(
         yield
         await core.aclose()
 
-    app = Application(
-        core, title="qvl", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
-    )
+    app = Application(core, lifespan)
     app.state.core = core
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_exception)
@@ -87,8 +85,10 @@ def create_app(
 class Application(FastAPI):
     """FastAPI behind the gateway, which answers the server's own operations before FastAPI looks at a request."""
 
-    def __init__(self, core: ServerCore, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, core: ServerCore, lifespan: Lifespan[FastAPI]) -> None:
+        super().__init__(
+            title="qvl", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
+        )
         self._core = core
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -114,24 +114,30 @@ class Application(FastAPI):
         await self.middleware_stack(scope, receive, send)
 
 
-async def _http_exception(request: Request, exc: Any) -> Response:
+async def _http_exception(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
     words = {404: ("there is nothing at this address", "not_found"), 405: ("not allowed here", "method_not_allowed")}
     message, code = words.get(exc.status_code, (str(exc.detail), "http_error"))
     headers = tuple((k.lower().encode(), v.encode()) for k, v in (exc.headers or {}).items())
-    return _plain_error(HttpError(exc.status_code, message, code=code, headers=headers))
+    return _error_response(HttpError(exc.status_code, message, code=code, headers=headers))
 
 
-async def _validation_error(request: Request, exc: Any) -> Response:
+async def _validation_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, RequestValidationError)
     first = exc.errors()[0]
     param = ".".join(str(part) for part in first["loc"])
-    return _plain_error(HttpError(422, f"{param}: {first['msg']}", param=param, code="invalid_value"))
+    return _error_response(HttpError(422, f"{param}: {first['msg']}", param=param, code="invalid_value"))
 
 
-async def _qvl_error(request: Request, exc: Any) -> Response:
-    return _plain_error(exc)
+async def _qvl_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, QvlError)
+    return _error_response(exc)
+
+
+def _error_response(error: QvlError) -> Response:
+    headers = {name.decode(): value.decode() for name, value in headers_of(error)}
+    return Response(dumps(error_of(error)), status_of(error), headers, "application/json")
 
 
 async def _openapi(request: Request) -> Response:
-    import json
-
-    return Response(json.dumps(request.app.openapi(), ensure_ascii=False), media_type="application/json")
+    return Response(dumps(request.app.openapi()), media_type="application/json")

@@ -6,11 +6,15 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.errors import ConfigError
 from qvl.log import logger
-from qvl.server.errors import InvalidKeyError, body_of, headers_of, status_of
+from qvl.server.answers import dumps
+from qvl.server.errors import InvalidKeyError, error_of, headers_of, status_of
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 log = logger("qvl.server")
@@ -95,11 +99,11 @@ def check_open(host: str, keys: KeyRing, *, allowed: bool) -> None:
 class KeyedApp:
     """An ASGI application that only holders of a key reach."""
 
-    def __init__(self, app: Any, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
         self._keys = keys
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -110,7 +114,7 @@ class KeyedApp:
         except InvalidKeyError as exc:
             headers = [(b"content-type", b"application/json"), *headers_of(exc)]
             await send({"type": "http.response.start", "status": status_of(exc), "headers": headers})
-            await send({"type": "http.response.body", "body": body_of(exc)})
+            await send({"type": "http.response.body", "body": dumps(error_of(exc))})
             return
         await self._app(scope, receive, send)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -19,7 +18,9 @@ from qvl.errors import (
     RateLimitError,
     RequestError,
 )
+from qvl.server.answers import Error
 from qvl.server.settings import MAX_RETRY_AFTER
+from qvl.types import JsonMapping
 
 CLIENT_CLOSED_REQUEST: Final = 499
 MOST_ERRORS: Final = 100
@@ -79,7 +80,7 @@ class InternalError(QvlError):
 
 
 def status_of(error: QvlError) -> int:
-    """The HTTP status of `error`."""
+    """Return the HTTP status of `error`."""
     if isinstance(error, HttpError):
         return error.http_status
     if isinstance(error, MissingDependencyError):
@@ -90,8 +91,8 @@ def status_of(error: QvlError) -> int:
     return error.status
 
 
-def body_of(error: QvlError) -> bytes:
-    """The JSON body of `error`."""
+def error_of(error: QvlError) -> Error:
+    """Return what a client reads of `error`."""
     status = status_of(error)
     kind = error.type
     code: str = error.code
@@ -99,59 +100,57 @@ def body_of(error: QvlError) -> bytes:
         kind, code = "server_error", "upstream_refused_credentials"
     elif isinstance(error, ConfigError) and status == 400 and code in ("invalid_config", "unknown_name"):
         code = "unsupported_parameter" if error.message.startswith("unknown parameter") else "invalid_value"
-    inner = {"message": str(error), "type": kind, "param": error.param, "code": code}
-    return json.dumps({"error": inner}, ensure_ascii=False).encode("utf-8", "replace")
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": code}}
 
 
 def headers_of(error: QvlError) -> list[tuple[bytes, bytes]]:
-    """What belongs beside the body of `error`: when to come again, how to authenticate, what is allowed."""
-    found: list[tuple[bytes, bytes]] = []
-    if isinstance(error, HttpError):
-        found += error.headers
+    """Return the headers for `error`: when to come again, how to authenticate, what is allowed."""
+    headers = list(error.headers) if isinstance(error, HttpError) else []
     if isinstance(error, InvalidKeyError):
-        found.append((b"www-authenticate", b"Bearer"))
+        headers.append((b"www-authenticate", b"Bearer"))
     wait = getattr(error, "retry_after", None)
     if wait is None and isinstance(error, RateLimitError | BackendUnavailableError):
         wait = 1.0
     if wait is not None:
         # OpenAI's clients do not try again at all when they are told to wait longer than two minutes.
         wait = min(max(float(wait), 0.001), MAX_RETRY_AFTER)
-        found.append((b"retry-after", b"%d" % math.ceil(wait)))
-        found.append((b"retry-after-ms", b"%d" % math.ceil(wait * 1000)))
-    return found
+        headers.append((b"retry-after", b"%d" % math.ceil(wait)))
+        headers.append((b"retry-after-ms", b"%d" % math.ceil(wait * 1000)))
+    return headers
 
 
-def from_validation(exc: ValidationError, given: bytes | Mapping[str, Any]) -> RequestError:
-    """The fault that pydantic found deepest in the request, as one line that names its place."""
+def from_validation(exc: ValidationError, request: bytes | JsonMapping) -> RequestError:
+    """Return the fault that pydantic found deepest in the request, as one line that names its place."""
     errors = exc.errors(include_url=False, include_input=False)[:MOST_ERRORS]
     if errors[0]["type"] == "json_invalid":
         return RequestError("the body is not valid JSON", hint=_one_line(errors[0]["msg"]), code="invalid_json")
-    root = from_json(given) if isinstance(given, bytes | bytearray) else given
+    root = from_json(request) if isinstance(request, bytes) else request
     # Each member of a union has its say; the one that went furthest is the one that was meant.
     places = [_place(error["loc"], root, missing=error["type"] == "missing") for error in errors]
     deepest = max(range(len(places)), key=lambda number: len(places[number]))
     error, steps = errors[deepest], places[deepest]
     kind = error["type"]
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)[:200].lstrip(".") or None
-    said, hint = _SENTENCES.get(kind) or _one_line(error["msg"]), None
+    fault, hint = _SENTENCES.get(kind) or _one_line(error["msg"]), None
     if kind == "union_tag_invalid":
         context = error["ctx"]
         param = f"{param or ''}.{str(context['discriminator']).strip(chr(39))}".lstrip(".")
-        said = f"unknown value {str(context['tag'])[:80]!r}"
+        fault = f"unknown value {str(context['tag'])[:80]!r}"
         hint = f"known: {context['expected_tags']}".replace("'", "")
     code = "unsupported_parameter" if kind == "extra_forbidden" else "invalid_value"
     if kind == "missing":
         code = "missing_required_parameter"
-    return RequestError(f"{param or 'the body'}: {said}", hint=hint, param=param, code=code)
+    return RequestError(f"{param or 'the body'}: {fault}", hint=hint, param=param, code=code)
 
 
-def _place(loc: tuple[int | str, ...], root: Any, *, missing: bool) -> list[int | str]:
-    """The steps of `loc` that lead through the request; the names of a union's members stand between them."""
+def _place(loc: tuple[int | str, ...], root: object, *, missing: bool) -> list[int | str]:
+    """Return the steps of `loc` that lead through the request; the names of a union's members stand between them."""
     steps: list[int | str] = []
     value = root
     for number, step in enumerate(loc):
-        inside = step in value if isinstance(value, Mapping) else isinstance(value, list) and isinstance(step, int)
-        if inside:
+        if isinstance(value, Mapping) and step in value:  # noqa: SIM114  # joined, their types would not be narrowed
+            value = value[step]
+        elif isinstance(value, list) and isinstance(step, int):
             value = value[step]
         elif not (missing and number == len(loc) - 1):
             continue
@@ -159,5 +158,5 @@ def _place(loc: tuple[int | str, ...], root: Any, *, missing: bool) -> list[int 
     return steps
 
 
-def _one_line(text: Any) -> str:
+def _one_line(text: object) -> str:
     return " ".join(str(text).split())[:200]

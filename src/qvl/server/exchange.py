@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -14,29 +14,27 @@ import anyio.to_thread
 
 from qvl.errors import MediaError, QvlError, RateLimitError
 from qvl.ids import new_request_id
+from qvl.server.answers import data_event, dumps
 from qvl.server.errors import (
     CLIENT_CLOSED_REQUEST,
     ClientGoneError,
     DeadlineError,
     DrainingError,
     HttpError,
-    body_of,
+    error_of,
     headers_of,
     status_of,
 )
-from qvl.server.openai_format import dumps
 from qvl.server.request_body import checked_json, coding_of, inflated
 from qvl.server.state import end_now
 
 if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
     from qvl.server.state import ServerCore
     from qvl.server.tracing import Traced
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
-Scope: TypeAlias = MutableMapping[str, Any]
-Event: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Event]]
-Send: TypeAlias = Callable[[Event], Awaitable[None]]
 T = TypeVar("T")
 JSON: Final = (b"content-type", b"application/json")
 SSE: Final = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -52,7 +50,6 @@ class Exchange:
     __slots__ = (
         "_body_complete",
         "_gone",
-        "_receive",
         "_send",
         "_watcher",
         "core",
@@ -64,6 +61,7 @@ class Exchange:
         "method",
         "path",
         "picture_places",
+        "receive",
         "request_id",
         "scope",
         "started",
@@ -87,12 +85,12 @@ class Exchange:
         self.status = 0
         self.streaming = False
         self.held = 0
-        self.fields: dict[str, Any] = {}
+        self.fields: dict[str, object] = {}
         self.extra_headers: Headers = []
         self.traced: Traced | None = None
         self.picture_places: Callable[[], Sequence[str]] | None = None
         self.error_event: Callable[[QvlError], bytes] = error_event
-        self._receive = receive
+        self.receive = receive
         self._send = send
         self._gone = False
         self._body_complete = False
@@ -116,7 +114,7 @@ class Exchange:
         try:
             async with asyncio.timeout_at(now + settings.body_timeout) as limit:
                 while True:
-                    event = await self._receive()
+                    event = await self.receive()
                     if event["type"] == "http.disconnect":
                         self._gone = True
                         raise ClientGoneError
@@ -245,7 +243,7 @@ class Exchange:
 
     async def _watch(self, limit: asyncio.Timeout) -> None:
         while True:
-            event = await self._receive()
+            event = await self.receive()
             if event["type"] == "http.disconnect":
                 self._gone = True
                 end_now(limit)
@@ -254,7 +252,7 @@ class Exchange:
                 # A server that repeats the end of the body instead of waiting would spin here.
                 await asyncio.sleep(0.05)
 
-    async def send(self, event: Event) -> None:
+    async def send(self, event: Message) -> None:
         """Sends an ASGI event, adding the headers that every answer has."""
         if event["type"] == "http.response.start":
             self.status = event["status"]
@@ -273,7 +271,7 @@ class Exchange:
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
-    async def respond_json(self, value: Any, headers: Headers | None = None, status: int = 200) -> None:
+    async def respond_json(self, value: object, headers: Headers | None = None, status: int = 200) -> None:
         await self.respond(status, dumps(value), [JSON, *(headers or ())])
 
     async def start_events(self, headers: Headers) -> None:
@@ -297,13 +295,13 @@ class Exchange:
             error = MediaError(f"{place}: {error.message}", hint=error.hint, param=place, code=error.code)
         self.fields["error"] = error.code
         if not self.status:
-            headers = [JSON, *headers_of(error)]
+            status, body, headers = status_of(error), dumps(error_of(error)), [JSON, *headers_of(error)]
             if not self._body_complete and self.method in ("POST", "PUT", "PATCH"):
                 headers = [pair for pair in headers if pair[0] != b"connection"]
                 headers.append((b"connection", b"close"))
-                await self._respond_early(status_of(error), body_of(error), headers)
-                return
-            await self.respond(status_of(error), body_of(error), headers)
+                await self._respond_early(status, body, headers)
+            else:
+                await self.respond(status, body, headers)
         elif self.streaming:
             self.fields["error_status"] = status_of(error)
             await self.end(self.error_event(error))
@@ -315,7 +313,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
         with anyio.move_on_after(LINGER_SECONDS):
             while True:
-                event = await self._receive()
+                event = await self.receive()
                 if event["type"] == "http.disconnect" or not event.get("more_body", False):
                     break
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -327,5 +325,5 @@ class Exchange:
 
 
 def error_event(error: QvlError) -> bytes:
-    """An error inside a stream, as OpenAI's clients read it."""
-    return b"data: " + body_of(error) + b"\n\n"
+    """Return an error inside a stream, as OpenAI's clients read it."""
+    return data_event(error_of(error))

@@ -6,18 +6,16 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from starlette.responses import Response
-
 from qvl.errors import QvlError
 from qvl.log import logger
 from qvl.media import fetch
-from qvl.server.errors import ClientGoneError, HttpError, InternalError, body_of, headers_of, status_of
-from qvl.server.exchange import Event, Exchange, Receive, Scope, Send
+from qvl.server.errors import ClientGoneError, HttpError, InternalError
+from qvl.server.exchange import Exchange
 from qvl.server.route_table import Operation, Table
 from qvl.server.state import ServerCore
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = logger("qvl.server")
 
@@ -54,7 +52,7 @@ class Gateway:
             exchange.gone()
             self.core.metrics.aborted.inc()
         except QvlError as exc:
-            self.core.readiness.note_error(exc)
+            self.core.note_error(exc)
             await exchange.fail(exc)
         except Exception:
             log.exception("internal error", request_id=exchange.request_id)
@@ -113,10 +111,7 @@ class Gateway:
     async def _pass_on(self, exchange: Exchange) -> None:
         """To FastAPI: plugins' routes, /openapi.json, and 404 for the rest."""
 
-        async def send(event: Event) -> None:
-            await exchange.send(event)
-
-        await self.app(exchange.scope, exchange._receive, send)
+        await self.app(exchange.scope, exchange.receive, exchange.send)
 
     def _note(self, exchange: Exchange) -> None:
         seconds = time.perf_counter() - exchange.started
@@ -142,8 +137,3 @@ def _refuse_doubled(headers: list[tuple[bytes, bytes]]) -> None:
     for name, count in counts.items():
         if count > 1:
             raise HttpError(400, f"there are {count} {name.decode().title()} headers", code="invalid_http")
-
-
-def _plain_error(error: QvlError) -> Response:
-    headers = {name.decode(): value.decode() for name, value in headers_of(error)}
-    return Response(body_of(error), status_of(error), headers, "application/json")

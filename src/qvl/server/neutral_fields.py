@@ -7,14 +7,15 @@ API, of vLLM and of SGLang. At any other value a field is one like all others: t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from qvl.sampling import PARAMETERS, Parameter
+from qvl.types import JsonMapping, JsonObject
 
-_NOTHING: Final[tuple[Any, ...]] = ("", [], {})
-_OFF: Final[tuple[Any, ...]] = (False,)
-_ON: Final[tuple[Any, ...]] = (True,)
-_ONE: Final[tuple[Any, ...]] = (1, 1.0)
+_NOTHING: Final[tuple[object, ...]] = ("", [], {})
+_OFF: Final[tuple[object, ...]] = (False,)
+_ON: Final[tuple[object, ...]] = (True,)
+_ONE: Final[tuple[object, ...]] = (1, 1.0)
 
 
 def _default(known: Parameter) -> tuple[object, ...]:
@@ -28,7 +29,7 @@ def _default(known: Parameter) -> tuple[object, ...]:
     return tuple(value for value in (known.default, known.off) if value is not None)
 
 
-NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     **{name: _default(known) for name, known in PARAMETERS.items()},
     # What one route reads and another does not
     "background": _OFF,
@@ -112,7 +113,7 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "stream_reasoning": _ON,
 }
 # An endpoint whose model reasons by itself is told by these not to, so they go on to whoever takes fields of others.
-NEUTRAL_WITHOUT_REASONING: Final[Mapping[str, tuple[Any, ...]]] = {
+NEUTRAL_WITHOUT_REASONING: Final[Mapping[str, tuple[object, ...]]] = {
     "chat_template_kwargs": (
         {"enable_thinking": False},
         {"thinking": False},
@@ -126,8 +127,8 @@ NEUTRAL_WITHOUT_REASONING: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 
 
-def without_neutral(extra: Mapping[str, Any], *, passed_on: bool) -> dict[str, Any]:
-    """The fields of `extra` that ask for something; `passed_on`, whether the backend is given such fields."""
+def without_neutral(extra: JsonMapping, *, passed_on: bool) -> JsonObject:
+    """Return the fields of `extra` that ask for something; `passed_on` is True if the backend takes such fields."""
     return {
         name: value
         for name, value in extra.items()
@@ -136,28 +137,28 @@ def without_neutral(extra: Mapping[str, Any], *, passed_on: bool) -> dict[str, A
     }
 
 
-def without_nulls(value: Any) -> Any:
-    """`value` without the fields that are null, in objects within it too."""
+def without_nulls(value: object) -> object:
+    """Return `value` without the fields that are null, in objects within it too."""
     if isinstance(value, Mapping):
         return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
     return value
 
 
-def without_null_fields(value: Any) -> Any:
-    """`value` without its own fields that are null."""
+def without_null_fields(value: object) -> object:
+    """Return `value` without its own fields that are null."""
     if isinstance(value, Mapping):
         return {name: inner for name, inner in value.items() if inner is not None}
     return value
 
 
-def without_switched_off(value: Any) -> Any:
-    """`value` without its own fields that are null or false."""
+def without_switched_off(value: object) -> object:
+    """Return `value` without its own fields that are null or false."""
     if isinstance(value, Mapping):
         return {name: inner for name, inner in value.items() if inner is not None and inner is not False}
     return value
 
 
-def _is_neutral(name: str, value: Any, known: tuple[Any, ...]) -> bool:
+def _is_neutral(name: str, value: object, known: tuple[object, ...]) -> bool:
     value = without_switched_off(value) if name == "structured_outputs" else without_nulls(value)
     # By type too: in Python 0 is False and 1 is True.
     return value is None or any(type(value) is type(one) and value == one for one in known)

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import orjson
-
-from qvl.types import Choice, Chunk, TokenLogprob, ToolCallDelta, Usage
+from qvl.ids import new_id
+from qvl.server.answers import (
+    Alternative,
+    AnswerHead,
+    AssistantMessage,
+    CalledFunction,
+    ChatLogprobs,
+    FinishWord,
+    FunctionCall,
+    TokenUsage,
+    data_event,
+)
+from qvl.types import Choice, Chunk, FinishReason, Result, TokenLogprob, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
     from qvl.server.schemas import StreamOptions
 
-_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-# OpenAI knows no "abort"; a choice that was cut short by the server's end is told as one that hit its limit.
-_FINISH: Final = {"abort": "length"}
+DONE: Final = b"data: [DONE]\n\n"
 
 
-def dumps(value: Any) -> bytes:
-    """JSON in UTF-8; half a surrogate pair, which no UTF-8 can hold, becomes `?`."""
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        return _encode(value).encode("utf-8", "replace")
+def answer_head(prefix: str, model: str, fingerprint: str, created: float = 0.0) -> AnswerHead:
+    """Return what every answer begins with; `created` 0 is now."""
+    return {
+        "id": f"{prefix}-{new_id()}",
+        "created": int(created or time.time()),
+        "model": model,
+        "system_fingerprint": fingerprint,
+    }
 
 
-def finish_word(reason: str) -> str:
-    """A finish_reason in OpenAI's words."""
-    return _FINISH.get(reason, reason)
+def finish_word(reason: FinishReason) -> FinishWord:
+    """Return a finish_reason in OpenAI's words, which have none for what was cut short by the server's end."""
+    return "length" if reason == "abort" else reason
 
 
-def message_of(choice: Choice) -> dict[str, Any]:
-    """The assistant's message."""
-    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []}
+def message_of(choice: Choice) -> AssistantMessage:
+    """Return the assistant's message."""
+    message: AssistantMessage = {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []}
     if choice.tool_calls:
         message["content"] = choice.text or None
         message["tool_calls"] = [
@@ -46,33 +56,32 @@ def message_of(choice: Choice) -> dict[str, Any]:
     return message
 
 
-def tool_delta(call: ToolCallDelta) -> dict[str, Any]:
-    """A piece of a tool call."""
-    function: dict[str, Any] = {"arguments": call.arguments}
+def tool_delta(call: ToolCallDelta) -> FunctionCall:
+    """Return a piece of a tool call."""
+    function: CalledFunction = {"arguments": call.arguments}
     if call.name is not None:
         function = {"name": call.name, "arguments": call.arguments}
-    found: dict[str, Any] = {"index": call.index, "function": function}
-    if call.id is not None:
-        found = {"index": call.index, "id": call.id, "type": "function", "function": function}
-    return found
+    if call.id is None:
+        return {"index": call.index, "function": function}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
-def read_logprobs(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:
-    """OpenAI's logprobs object of a chat answer."""
+def read_logprobs(tokens: Iterable[TokenLogprob]) -> ChatLogprobs:
+    """Return OpenAI's logprobs object of a chat answer."""
     return {
         "content": [{**_logprob(token), "top_logprobs": [_logprob(top) for top in token.top]} for token in tokens],
         "refusal": None,
     }
 
 
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
+def _logprob(token: TokenLogprob) -> Alternative:
     raw = token.bytes or token.token.encode("utf-8", "replace")
     # JSON has no minus infinity, and OpenAI's own floor is this one.
     return {"token": token.token, "logprob": max(token.logprob, -9999.0), "bytes": list(raw)}
 
 
-def usage_of(usage: Usage) -> dict[str, Any]:
-    """OpenAI's usage object, with the picture tokens beside the cached ones."""
+def usage_of(usage: Usage) -> TokenUsage:
+    """Return OpenAI's usage object, with the picture tokens beside the cached ones."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -82,24 +91,28 @@ def usage_of(usage: Usage) -> dict[str, Any]:
     }
 
 
-class RunningUsage:
-    """The usage after each piece of a stream, for those who ask for it in every event.
+class StreamUsage:
+    """The `usage` of the events of a stream, as far as `stream_options` ask for it.
 
-    Until the backend tells its counts with the last piece, a piece counts as its logprobs, or as one token, and the
-    prompt as nothing.
+    Asked for in every event, it counts what was written so far: until the backend tells its counts with the last piece,
+    a piece counts as its logprobs, or as one token, and the prompt as nothing. As in vLLM, that is only given beside
+    the usage of the whole.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: StreamOptions | None) -> None:
+        self._included = bool(options and options.include_usage)
+        self._continuous = self._included and bool(options and options.continuous_usage_stats)
         self._usage = Usage()
 
-    def after(self, chunk: Chunk) -> dict[str, Any]:
-        told = bool(chunk.text or chunk.reasoning or chunk.tool_calls)
-        more = len(chunk.logprobs) or int(told)
-        so_far = replace(self._usage, completion_tokens=self._usage.completion_tokens + more)
+    def after(self, chunk: Chunk) -> dict[str, TokenUsage | None]:
+        """Return the field for the events of `chunk`."""
+        if not self._continuous:
+            return {"usage": None} if self._included else {}
+        tokens = len(chunk.logprobs) or int(bool(chunk.text or chunk.reasoning or chunk.tool_calls))
+        so_far = replace(self._usage, completion_tokens=self._usage.completion_tokens + tokens)
         self._usage = chunk.usage or so_far
-        return usage_of(self._usage)
+        return {"usage": usage_of(self._usage)}
 
-
-def wants_running_usage(options: StreamOptions | None) -> bool:
-    """As in vLLM, it is only given beside the usage of the whole."""
-    return bool(options and options.include_usage and options.continuous_usage_stats)
+    def close(self, head: Mapping[str, object], result: Result) -> bytes:
+        """Return the event with the usage of the whole, where it is asked for, and `[DONE]`."""
+        return data_event({**head, "usage": usage_of(result.usage)}) + DONE if self._included else DONE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, runtime_checkable
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -92,7 +92,7 @@ def source_of(file: str | None, *, configured: bool) -> Source | None:
 def _configured() -> Sequence[str | Listed]:
     from qvl import config
 
-    serve: dict[str, Any] = {name.replace("-", "_"): value for name, value in config.load().serve.items()}
+    serve = {name.replace("-", "_"): value for name, value in config.load().serve.items()}
     urls = serve.get("base_url")
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
         raise ConfigError(f"{config.config_path()} lists no endpoints", hint='[serve] base-url = ["http://host:8000"]')

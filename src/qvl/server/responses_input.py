@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from qvl.pipeline.parse_fields import refuse_others, text_of, unknown, wrong
 from qvl.pipeline.parse_parts import read_content
+from qvl.types import JsonMapping, JsonObject
 
 KINDS: Final = ("message", "function_call", "function_call_output")
 _ROLES: Final = ("user", "assistant", "system", "developer")
@@ -15,37 +16,37 @@ _ECHOES: Final = frozenset(
 )
 
 
-def messages_of(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages, their parts read already; calls that follow each other are one assistant's turn.
+def messages_of(items: Sequence[JsonMapping]) -> list[JsonObject]:
+    """Return the messages, their parts read already; calls that follow each other are one assistant's turn.
 
     Raises:
         RequestError: naming the item, the part and the field.
     """
-    found: list[dict[str, Any]] = []
+    messages: list[JsonObject] = []
     for number, item in enumerate(items):
         where = f"input[{number}]"
         kind = item.get("type") or ("message" if "role" in item else None)
         if kind == "message":
-            found.append(_message(item, where))
+            messages.append(_message(item, where))
         elif kind == "function_call":
             call = _call(item, where)
-            if found and found[-1]["role"] == "assistant":
-                found[-1].setdefault("tool_calls", []).append(call)
+            if messages and messages[-1]["role"] == "assistant":
+                messages[-1].setdefault("tool_calls", []).append(call)
             else:
-                found.append({"role": "assistant", "content": None, "tool_calls": [call]})
+                messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
         elif kind == "function_call_output":
             refuse_others(item, ("type", "call_id", "output"), _ECHOES, where)
             output = read_content(item.get("output"), f"{where}.output")
-            found.append({"role": "tool", "tool_call_id": text_of(item, "call_id", where), "content": output})
+            messages.append({"role": "tool", "tool_call_id": text_of(item, "call_id", where), "content": output})
         elif kind is None:
             raise wrong(f"{where}.role", "is missing", f"known: {', '.join(_ROLES)}")
         # What a model thought before an answer is not shown to it again.
         elif kind != "reasoning":
             raise unknown(f"{where}.type", kind, KINDS)
-    return found
+    return messages
 
 
-def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _message(item: JsonMapping, where: str) -> JsonObject:
     refuse_others(item, ("type", "role", "content"), _ECHOES, where)
     role = text_of(item, "role", where)
     if role not in _ROLES:
@@ -53,7 +54,7 @@ def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"role": role, "content": read_content(item.get("content"), f"{where}.content", role=role)}
 
 
-def _call(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _call(item: JsonMapping, where: str) -> JsonObject:
     refuse_others(item, ("type", "call_id", "name", "arguments"), _ECHOES, where)
     name = text_of(item, "name", where)
     if not name:

@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel
 
+from qvl.server.answers import (
+    Analysis,
+    ChatCompletion,
+    Completion,
+    Health,
+    Model,
+    ModelList,
+    Ready,
+    Response,
+    Version,
+)
 from qvl.server.routes import analyze, chat, completions, pages, responses, system
 from qvl.server.schemas import AnalyzeRequest, ChatCompletionRequest, CompletionRequest, ResponsesRequest
 
@@ -24,7 +35,7 @@ class Operation:
     handler: Callable[[Exchange], Awaitable[None]]
     summary: str = ""
     request: type[BaseModel] | None = None
-    answers: str = ""
+    answer: type | None = None
     statuses: tuple[int, ...] = ()
     open: bool = False
     works: bool = False
@@ -40,7 +51,7 @@ OPERATIONS: Final = (
         chat.chat_completions,
         "Answer a conversation with pictures",
         ChatCompletionRequest,
-        "ChatCompletion",
+        ChatCompletion,
         _WORK,
         works=True,
         events=True,
@@ -51,7 +62,7 @@ OPERATIONS: Final = (
         completions.completions,
         "Complete a prompt",
         CompletionRequest,
-        "Completion",
+        Completion,
         _WORK,
         works=True,
         events=True,
@@ -62,7 +73,7 @@ OPERATIONS: Final = (
         responses.responses,
         "Answer input items",
         ResponsesRequest,
-        "Response",
+        Response,
         _WORK,
         works=True,
         events=True,
@@ -73,16 +84,16 @@ OPERATIONS: Final = (
         analyze.analyze,
         "Analyze a product on pictures",
         AnalyzeRequest,
-        "Analysis",
+        Analysis,
         _WORK,
         works=True,
     ),
-    Operation("GET", "/v1/models", system.models, "List the models", None, "ModelList", (401, 429)),
-    Operation("GET", "/v1/models/{model}", system.model, "One model", None, "Model", (400, 401, 404, 429)),
-    Operation("GET", "/health", system.health, "Whether the process lives", None, "Health", open=True),
-    Operation("GET", "/ready", system.ready, "Whether requests can be served", None, "Ready", (401, 503)),
-    Operation("GET", "/metrics", system.metrics, "Prometheus metrics", None, "text/plain", (401,)),
-    Operation("GET", "/version", system.version, "What runs here", None, "Version", (401,)),
+    Operation("GET", "/v1/models", system.models, "List the models", None, ModelList, (401, 429)),
+    Operation("GET", "/v1/models/{model}", system.model, "One model", None, Model, (400, 401, 404, 429)),
+    Operation("GET", "/health", system.health, "Whether the process lives", None, Health, open=True),
+    Operation("GET", "/ready", system.ready, "Whether requests can be served", None, Ready, (401, 503)),
+    Operation("GET", "/metrics", system.metrics, "Prometheus metrics", None, None, (401,)),
+    Operation("GET", "/version", system.version, "What runs here", None, Version, (401,)),
     Operation("GET", "/", pages.page, open=True, documented=False),
     Operation("GET", "/docs", pages.page, open=True, documented=False),
     Operation("GET", "/static/{name}", pages.page, open=True, documented=False),

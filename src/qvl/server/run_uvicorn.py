@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import signal
 import socket
@@ -20,8 +19,10 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from qvl.errors import ConfigError, EngineDeadError, QvlError
+from qvl.errors import ConfigError, EngineDeadError, QvlError, RequestError
 from qvl.log import logger
+from qvl.server.answers import dumps
+from qvl.server.errors import error_of
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as _Protocol
@@ -169,8 +170,7 @@ class GuardedProtocol(_Protocol):
 
 
 def _head_error(status: int, phrase: str, message: str, code: str) -> bytes:
-    inner = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
-    body = json.dumps({"error": inner}).encode()
+    body = dumps(error_of(RequestError(message, code=code)))
     head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
     return head.encode() + b"connection: close\r\n\r\n" + body
 

@@ -6,9 +6,10 @@ Messages and their parts are read by the pipeline's own readers, so that they ar
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NotRequired, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NotRequired, TypeAlias, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, with_config
+from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict
 
 from qvl.media.smart_resize import LIMIT_NAMES
@@ -17,6 +18,10 @@ from qvl.sampling import PARAMETERS, Parameter
 from qvl.server.neutral_fields import without_null_fields, without_switched_off
 from qvl.server.readiness import tiny_png
 from qvl.server.request_body import MAX_FIELDS
+from qvl.types import JsonObject
+
+if TYPE_CHECKING:
+    from qvl.pipeline.parse_request import RequestParams
 
 STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 OPEN: Final = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
@@ -58,7 +63,7 @@ _PART: Final = {
 _CONTENT: Final = {"anyOf": [_TEXT, {"type": "array", "items": _PART}, {"type": "null"}]}
 
 
-def _read_by_hand(**properties: Any) -> WithJsonSchema:
+def _read_by_hand(**properties: object) -> WithJsonSchema:
     """The schema of what `qvl.pipeline.parse_message` and `qvl.server.responses_input` read, which name each fault's
     place themselves."""
     return WithJsonSchema({"type": "object", "properties": properties})
@@ -67,7 +72,7 @@ def _read_by_hand(**properties: Any) -> WithJsonSchema:
 ChatMessages: TypeAlias = Annotated[
     list[
         Annotated[
-            dict[str, Any],
+            JsonObject,
             _read_by_hand(
                 role={"enum": ["system", "developer", "user", "assistant", "tool"]},
                 content=_CONTENT,
@@ -82,7 +87,7 @@ ChatMessages: TypeAlias = Annotated[
 InputItems: TypeAlias = Annotated[
     list[
         Annotated[
-            dict[str, Any],
+            JsonObject,
             _read_by_hand(
                 type={"enum": ["message", "function_call", "function_call_output"]},
                 role={"enum": ["system", "developer", "user", "assistant"]},
@@ -99,14 +104,14 @@ InputItems: TypeAlias = Annotated[
 
 
 # For the books of whoever is between; it says nothing to a model.
-Label: TypeAlias = dict[str, Any] | None
+Label: TypeAlias = JsonObject | None
 
 
 @with_config(STRICT)
 class FunctionDefinition(TypedDict):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: NotRequired[str | None]
-    parameters: NotRequired[dict[str, Any] | None]
+    parameters: NotRequired[JsonObject | None]
     strict: NotRequired[bool | None]
     cache_control: NotRequired[Label]
 
@@ -132,7 +137,7 @@ class NamedToolChoice(TypedDict):
 @with_config(STRICT)
 class JsonSchema(TypedDict):
     name: str
-    schema: dict[str, Any]
+    schema: JsonObject
     description: NotRequired[str | None]
     strict: NotRequired[bool | None]
 
@@ -171,7 +176,7 @@ ResponseFormat: TypeAlias = Annotated[
 class StructuredOutputs(TypedDict):
     """vLLM's way to say what `response_format` says; exactly one of them."""
 
-    json: NotRequired[dict[str, Any]]
+    json: NotRequired[JsonObject]
     json_object: NotRequired[Literal[True]]
     regex: NotRequired[str]
     choice: NotRequired[Texts]
@@ -198,25 +203,27 @@ class PictureLimits(BaseModel):
         description="Requests of one key that send the same one share prefixes.",
     )
 
-    def sampling(self) -> dict[str, Any]:
-        """The given fields by the pipeline's names."""
-        return {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+    def sampling(self) -> RequestParams:
+        """Return the fields of the request that the pipeline knows by the same names."""
+        # Fields alone are looked for: what else a body has is in `model_extra`.
+        fields = self.__dict__
+        return cast("RequestParams", {name: fields[name] for name in SAMPLING_FIELDS if fields.get(name) is not None})
 
 
-def parameter_field(name: str) -> Any:
-    """A sampling parameter's place in a body, with its bounds."""
+def parameter_field(name: str) -> FieldInfo:
+    """Return a sampling parameter's field in a body, with its bounds."""
     known = PARAMETERS[name]
     low = known.low if known.off is None else known.off
-    return Field(
-        None,
+    field: FieldInfo = Field(
         gt=low if known.above else None,
         ge=None if known.above else low,
         le=known.high if known.http_high is None else known.http_high,
         description=known.about,
     )
+    return field
 
 
-def _parameter_type(known: Parameter) -> Any:
+def _parameter_type(known: Parameter) -> object:
     # Some more than there may be, so that the error is mostly the pipeline's, which says how many.
     several = Field(max_length=4 * known.most, fail_fast=True)
     if isinstance(known.example, tuple):
@@ -233,7 +240,7 @@ else:
         "Sampling",
         __base__=PictureLimits,
         **{
-            name: (_parameter_type(known), parameter_field(name))
+            name: (Annotated[_parameter_type(known), parameter_field(name)], None)
             for name, known in PARAMETERS.items()
             if name not in ("max_tokens", "logprobs")
         },
@@ -267,7 +274,7 @@ class ChatCompletionRequest(Sampling):
     messages: ChatMessages = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = parameter_field("max_tokens")
+    max_tokens: Annotated[int | None, parameter_field("max_tokens")] = None
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -317,7 +324,7 @@ class ResponsesTool(TypedDict):
     type: Literal["function"]
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: NotRequired[str | None]
-    parameters: NotRequired[dict[str, Any] | None]
+    parameters: NotRequired[JsonObject | None]
     strict: NotRequired[bool | None]
     cache_control: NotRequired[Label]
 
@@ -332,7 +339,7 @@ class ResponsesToolChoice(TypedDict):
 class ResponsesSchemaFormat(TypedDict):
     type: Literal["json_schema"]
     name: str
-    schema: dict[str, Any]
+    schema: JsonObject
     description: NotRequired[str | None]
     strict: NotRequired[bool | None]
 
@@ -353,7 +360,7 @@ class ResponsesStreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponsesRequest(BaseModel):
+class ResponsesRequest(PictureLimits):
     """`POST /v1/responses`. Nothing is kept: `store` may only be false and `previous_response_id` only null."""
 
     model_config = {
@@ -367,8 +374,8 @@ class ResponsesRequest(BaseModel):
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     max_output_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = parameter_field("temperature")
-    top_p: float | None = parameter_field("top_p")
+    temperature: Annotated[float | None, parameter_field("temperature")] = None
+    top_p: Annotated[float | None, parameter_field("top_p")] = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: (
         Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=MAX_ITEMS, fail_fast=True)] | None
@@ -377,9 +384,6 @@ class ResponsesRequest(BaseModel):
     tools: Annotated[list[ResponsesTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    max_pixels: int | None = Field(None, ge=1024)
-    min_pixels: int | None = Field(None, ge=1)
-    cache_salt: str | None = Field(None, min_length=1, max_length=256)
     previous_response_id: None = None
     background: Literal[False] | None = None
     store: Literal[False] | None = None
@@ -408,11 +412,11 @@ class AnalyzeRequest(BaseModel):
         None, min_length=1, description="Several pictures of the same product."
     )
     language: str | None = Field(None, description="en, zh, pt or es.")
-    schema_: dict[str, Any] | None = Field(
+    schema_: JsonObject | None = Field(
         None, alias="schema", description="A JSON schema of type object; left out: brand, category, attributes."
     )
-    max_tokens: int | None = parameter_field("max_tokens")
+    max_tokens: Annotated[int | None, parameter_field("max_tokens")] = None
     max_pixels: int | None = Field(None, ge=1024)
     min_pixels: int | None = Field(None, ge=1)
-    seed: int | None = parameter_field("seed")
-    temperature: float | None = parameter_field("temperature")
+    seed: Annotated[int | None, parameter_field("seed")] = None
+    temperature: Annotated[float | None, parameter_field("temperature")] = None

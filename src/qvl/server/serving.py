@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from qvl.errors import MediaError, RequestError
+from pydantic import BaseModel, ValidationError
+
+from qvl.caches.policy import CachePolicy
+from qvl.errors import RequestError
 from qvl.pipeline.call import RequestCall
 from qvl.pipeline.load_pictures import load_pictures
 from qvl.pipeline.parse_parts import is_picture, picture_field
 from qvl.pipeline.parse_request import draft_request
 from qvl.server.cache_headers import headers_for, policy_of
+from qvl.server.errors import from_validation
 from qvl.server.neutral_fields import without_neutral
+from qvl.types import ChatRequest, Chunk, JsonMapping, Result
 
 if TYPE_CHECKING:
-    from qvl.caches.policy import CachePolicy
-    from qvl.pipeline.job import Streaming
+    from qvl.pipeline.parse_request import RequestParams
     from qvl.server.exchange import Exchange, Headers
     from qvl.server.state import ServerCore
-    from qvl.types import ChatRequest, Result
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+
+
+class AnswerWriter(Protocol):
+    """Writes an answer as events."""
+
+    def write(self, chunk: Chunk) -> bytes: ...
+
+    def close(self, result: Result) -> bytes: ...
+
+
+def validated(schema: type[BodyT], body: bytes) -> BodyT:
+    """Return `body` as a request of the form `schema`.
+
+    Raises:
+        RequestError: naming the field at fault.
+    """
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as exc:
+        raise from_validation(exc, body) from exc
 
 
 @dataclass(slots=True)
@@ -31,7 +57,6 @@ class ServedRequest:
     model: str
     fingerprint: str
     policy: CachePolicy
-    fields: dict[str, Any] = field(default_factory=dict)
 
     def call(self) -> RequestCall:
         """Return what the executor is to execute."""
@@ -39,16 +64,17 @@ class ServedRequest:
         namespace = exchange.core.namespace(exchange.tenant)
         return RequestCall(self.request, self.policy, namespace=namespace, started=exchange.started)
 
+    async def answer(self) -> Result:
+        """Return the whole answer."""
+        return await self.exchange.core.executor.execute(self.call())
+
     def headers(self, result: Result) -> Headers:
-        """Headers of a finished answer; also counts it."""
+        """Return the headers of a finished answer, and count it."""
         self.finished(result)
         headers = headers_for(result.cache, self.policy, result.created_at)
         headers.append((b"server-timing", server_timing(result)))
         headers.append((b"openai-processing-ms", b"%d" % round(result.timing.total * 1000)))
         return headers
-
-    def stream_headers(self, streaming: Streaming) -> Headers:
-        return headers_for(streaming.origin, self.policy, streaming.created_at)
 
     def finished(self, result: Result) -> None:
         """Counts an answer and notes it for the log line."""
@@ -91,41 +117,44 @@ def server_timing(result: Result) -> bytes:
 async def chat_request(
     exchange: Exchange,
     model: str | None,
-    messages: Sequence[Mapping[str, Any]],
-    params: dict[str, Any],
-    extra: Mapping[str, Any] | None,
+    messages: Sequence[JsonMapping],
+    params: RequestParams,
+    extra: JsonMapping | None,
 ) -> ServedRequest:
-    """Reads messages and pictures, and refuses what the backend would not honour.
+    """Return the request, its messages and pictures read; what the backend would not honour is refused.
 
     Raises:
         RequestError: naming the field at fault.
     """
     core = exchange.core
+    backend = core.pipeline.backend
     name = core.served(model)
-    given = without_neutral(extra or {}, passed_on=core.pipeline.backend.capabilities.extra_body)
+    fields = without_neutral(extra or {}, passed_on=backend.capabilities.extra_body)
     # Of these the limits are honoured for every backend; what else they say is looked at when those are taken out.
-    refuse_extra(core, {name: value for name, value in given.items() if name != "mm_processor_kwargs"})
-    try:
-        draft = draft_request(messages, request_id=exchange.request_id, extra=given, **params)
-        request = draft.finished(await load_pictures(draft.pictures, core.settings.media, seen=core.executor.digests))
-    except MediaError as exc:
-        core.metrics.media_errors.labels(exc.code).inc()
-        raise
+    refuse_extra(core, {name: value for name, value in fields.items() if name != "mm_processor_kwargs"})
+    params["request_id"], params["extra"] = exchange.request_id, fields
+    draft = draft_request(messages, **params)
+    request = draft.finished(await load_pictures(draft.pictures, core.settings.media, seen=core.executor.digests))
     refuse_extra(core, request.extra)
-    core.pipeline.backend.refuse_unsupported(request)
-    policy = policy_of(
-        exchange.headers.get(b"cache-control"),
-        core.executor.cache_mode,
-        deterministic=request.sampling.deterministic,
-    )
-    if core.executor.store is None:
-        policy = type(policy)(read=False, write=False)
+    backend.refuse_unsupported(request)
+    policy = cache_policy(exchange, deterministic=request.sampling.deterministic)
     if exchange.traced is not None:
         exchange.traced.asked(request, name)
     return ServedRequest(exchange, request, name, core.fingerprint, policy)
 
 
-def picture_places(name: str, items: Sequence[Mapping[str, Any]], *fields: str) -> list[str]:
+def cache_policy(exchange: Exchange, *, deterministic: bool) -> CachePolicy:
+    """Return what the request may do with the cache, where there is one.
+
+    Raises:
+        RequestError: its `Cache-Control` is malformed.
+    """
+    executor = exchange.core.executor
+    policy = policy_of(exchange.headers.get(b"cache-control"), executor.cache_mode, deterministic=deterministic)
+    return policy if executor.store is not None else CachePolicy(read=False, write=False)
+
+
+def picture_places(name: str, items: Sequence[JsonMapping], *fields: str) -> list[str]:
     """Where each picture of a request stands in its body, in order: `messages[0].content[1].image_url`."""
     return [
         f"{name}[{number}].{field}[{place}].{picture_field(part)}"
@@ -137,7 +166,7 @@ def picture_places(name: str, items: Sequence[Mapping[str, Any]], *fields: str) 
     ]
 
 
-def refuse_extra(core: ServerCore, extra: Mapping[str, Any]) -> None:
+def refuse_extra(core: ServerCore, extra: JsonMapping) -> None:
     """Raises for the first field that neither this server nor its backend knows."""
     if extra and not core.pipeline.backend.capabilities.extra_body:
         name = next(iter(extra))
@@ -146,11 +175,18 @@ def refuse_extra(core: ServerCore, extra: Mapping[str, Any]) -> None:
         )
 
 
-async def answer(exchange: Exchange, asked: ServedRequest) -> Result:
-    """The whole answer."""
-    return await exchange.core.executor.execute(asked.call())
-
-
-async def started_stream(exchange: Exchange, asked: ServedRequest) -> Streaming:
-    """An answer that begins."""
-    return await exchange.core.executor.start(asked.call())
+async def stream(served: ServedRequest, writer: AnswerWriter) -> None:
+    """Sends the answer as the events that `writer` makes of its pieces."""
+    exchange = served.exchange
+    streaming = await exchange.core.executor.start(served.call())
+    async with aclosing(streaming.items) as items:
+        async for item in items:
+            events = writer.write(item) if isinstance(item, Chunk) else writer.close(item)
+            # The headers wait for the first piece, so that what fails before it has its true status.
+            if events and not exchange.streaming:
+                await exchange.start_events(headers_for(streaming.origin, served.policy, streaming.created_at))
+            if not isinstance(item, Chunk):
+                served.finished(item)
+                await exchange.end(events)
+            elif events:
+                await exchange.write(events)

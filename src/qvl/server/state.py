@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from qvl._version import __version__
+from qvl.errors import MediaError, QvlError
 from qvl.server.auth import KeyRing
 from qvl.server.errors import DrainingError, HttpError
 from qvl.server.limits import Admission, KeyLimits
@@ -146,6 +147,12 @@ class ServerCore:
     def _on_chunk(self, job: Job, chunk: Chunk) -> None:
         self.readiness.note_progress()
         self.metrics.on_chunk(job, chunk)
+
+    def note_error(self, error: QvlError) -> None:
+        """Counts an error that a request ended with."""
+        self.readiness.note_error(error)
+        if isinstance(error, MediaError):
+            self.metrics.media_errors.labels(error.code).inc()
 
     def note_result(self, result: Result) -> None:
         """Counts a finished answer."""

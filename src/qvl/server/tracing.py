@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 from qvl._version import __version__
@@ -21,6 +21,8 @@ from qvl.suggest import install_line
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SdkProvider
     from opentelemetry.trace import Span, TracerProvider
+    from opentelemetry.util.types import AttributeValue
+    from starlette.types import Scope
 
     from qvl.types import ChatRequest, Result
 
@@ -37,8 +39,8 @@ class TracedExchange(Protocol):
     method: str
     request_id: str
     headers: dict[bytes, bytes]
-    scope: Any
-    fields: dict[str, Any]
+    scope: Scope
+    fields: dict[str, object]
     status: int
     streaming: bool
 
@@ -72,7 +74,7 @@ class Traced:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers.items()}
         name = _OPERATIONS.get(route, "chat")
         host, port = exchange.scope.get("server") or ("", None)
-        told: dict[str, Any] = {
+        attributes: dict[str, AttributeValue] = {
             "gen_ai.operation.name": name,
             "gen_ai.provider.name": "qvl",
             "http.request.method": exchange.method,
@@ -81,40 +83,39 @@ class Traced:
             "qvl.request_id": exchange.request_id,
         }
         if host:
-            told["server.address"] = host
+            attributes["server.address"] = host
         if port:
-            told["server.port"] = port
+            attributes["server.port"] = port
         self.span: Span = tracing.tracer.start_span(
             name,
             context=tracing.propagate.extract(headers),
             kind=tracing.trace.SpanKind.SERVER,
-            attributes=told,
+            attributes=attributes,
         )
-        here = tracing.trace.set_span_in_context(self.span)
-        self._token = tracing.context.attach(here)
+        self._token = tracing.context.attach(tracing.trace.set_span_in_context(self.span))
         carried: dict[str, str] = {}
         tracing.propagate.inject(carried)
         self._carried = CARRIED.set(carried)
-        found = self.span.get_span_context()
-        if found.is_valid:
-            exchange.fields["trace_id"] = f"{found.trace_id:032x}"
+        context = self.span.get_span_context()
+        if context.is_valid:
+            exchange.fields["trace_id"] = f"{context.trace_id:032x}"
 
     def asked(self, request: ChatRequest, model: str) -> None:
         """Notes what is asked for, but nothing of what is said."""
         sampling = request.sampling
-        told: dict[str, Any] = {"gen_ai.request.model": model}
+        attributes: dict[str, AttributeValue] = {"gen_ai.request.model": model}
         for name in _SAMPLING:
             value = getattr(sampling, name)
             if value is not None:
-                told[f"gen_ai.request.{name}"] = value
+                attributes[f"gen_ai.request.{name}"] = value
         if sampling.top_k > 0:
-            told["gen_ai.request.top_k"] = float(sampling.top_k)
+            attributes["gen_ai.request.top_k"] = float(sampling.top_k)
         if sampling.n != 1:
-            told["gen_ai.request.choice.count"] = sampling.n
+            attributes["gen_ai.request.choice.count"] = sampling.n
         if request.response_format.kind != "text":
-            told["gen_ai.output.type"] = "json" if request.response_format.kind.startswith("json") else "text"
+            attributes["gen_ai.output.type"] = "json" if request.response_format.kind.startswith("json") else "text"
         self.span.update_name(f"{_OPERATIONS.get(self._exchange.path, 'chat')} {model}")
-        self.span.set_attributes(told)
+        self.span.set_attributes(attributes)
 
     def answered(self, result: Result, model: str) -> None:
         """Notes an answer; several prompts of one request add up."""
@@ -124,7 +125,7 @@ class Traced:
         self._read += usage.cached_tokens
         self._seen += usage.image_tokens
         self.reasons += [choice.finish_reason for choice in result.choices]
-        told: dict[str, Any] = {
+        attributes: dict[str, AttributeValue] = {
             "gen_ai.request.model": model,
             "gen_ai.response.model": model,
             "gen_ai.response.finish_reasons": self.reasons,
@@ -135,24 +136,24 @@ class Traced:
             "qvl.cache": result.cache,
         }
         if self._exchange.streaming and result.timing.first_token:
-            told["gen_ai.response.time_to_first_chunk"] = result.timing.first_token
+            attributes["gen_ai.response.time_to_first_chunk"] = result.timing.first_token
         self.span.update_name(f"{_OPERATIONS.get(self._exchange.path, 'chat')} {model}")
-        self.span.set_attributes(told)
+        self.span.set_attributes(attributes)
 
     def end(self) -> None:
         """Closes the span with the status that the client got."""
         exchange, trace = self._exchange, self._tracing.trace
         status = exchange.fields.get("error_status", exchange.status)
-        told: dict[str, Any] = {"http.response.status_code": exchange.status}
+        attributes: dict[str, AttributeValue] = {"http.response.status_code": exchange.status}
         if exchange.streaming:
-            told["gen_ai.request.stream"] = True
+            attributes["gen_ai.request.stream"] = True
         error = "client_disconnected" if exchange.fields.get("aborted") else exchange.fields.get("error")
         if error is not None:
-            told["error.type"] = error
+            attributes["error.type"] = str(error)
             # A client's own mistake is not a fault of this span: the conventions leave its status unset.
-            if status >= 500:
+            if isinstance(status, int) and status >= 500:
                 self.span.set_status(trace.Status(trace.StatusCode.ERROR))
-        self.span.set_attributes(told)
+        self.span.set_attributes(attributes)
         CARRIED.reset(self._carried)
         self._tracing.context.detach(self._token)
         self.span.end()
@@ -192,16 +193,16 @@ def exporting(endpoint: str | None) -> SdkProvider | None:
             log.warning("no traces are sent", reason=f"the package {exc.name} is missing", hint=install_line("otel"))
             return None
         raise MissingDependencyError(f"traces need the package {exc.name!r}", hint=install_line("otel")) from exc
-    told = {"service.version": __version__}
+    resource = {"service.version": __version__}
     if not (os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")):
-        told["service.name"] = "qvl"
-    provider = TracerProvider(resource=Resource.create(told), shutdown_on_exit=False)
+        resource["service.name"] = "qvl"
+    provider = TracerProvider(resource=Resource.create(resource), shutdown_on_exit=False)
     exporter = OTLPSpanExporter() if endpoint is None else OTLPSpanExporter(endpoint=_traces_url(endpoint))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     # What the exporter has to say belongs to the log lines of this server.
-    said = logging.getLogger("opentelemetry")
-    said.handlers[:] = logging.getLogger("qvl").handlers
-    said.propagate = not said.handlers
+    exporter_log = logging.getLogger("opentelemetry")
+    exporter_log.handlers[:] = logging.getLogger("qvl").handlers
+    exporter_log.propagate = not exporter_log.handlers
     return provider
 
 

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from pydantic import BaseModel, ValidationError
 
 from qvl.analysis.product import ProductAnalysis
-from qvl.errors import MediaError, RequestError
+from qvl.errors import RequestError
 from qvl.ids import new_id
 from qvl.pipeline.analyze_call import AnalyzeCall
-from qvl.server.cache_headers import policy_of
+from qvl.server.answers import Analysis
 from qvl.server.errors import from_validation
 from qvl.server.openai_format import usage_of
 from qvl.server.schemas import AnalyzeRequest
-from qvl.server.serving import ServedRequest
-from qvl.types import ChatRequest, Message
+from qvl.server.serving import ServedRequest, cache_policy, validated
+from qvl.types import ChatRequest, JsonMapping, Message
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
     from qvl.pipeline.parse_request import AnalyzeParams
     from qvl.server.exchange import Exchange
+
+_NO_CHAT = ChatRequest((Message("user"),))
 
 
 async def analyze(exchange: Exchange) -> None:
@@ -32,106 +34,91 @@ async def analyze(exchange: Exchange) -> None:
 
     The body is JSON, or the picture itself with its media type; then `language` and `model` stand in the query.
     """
-    body = await exchange.body()
+    data = await exchange.body()
+    sources: Sequence[str | bytes]
     if exchange.media_type.startswith(b"image/"):
-        wanted, sources = _from_query(exchange), [body]
+        body, sources = _from_query(exchange), [data]
     else:
-        try:
-            wanted = AnalyzeRequest.model_validate_json(body)
-        except ValidationError as exc:
-            raise from_validation(exc, body) from exc
-        sources = _sources(wanted)
-        several = wanted.images or ()
+        body = validated(AnalyzeRequest, data)
+        sources = _sources(body)
+        several = body.images or ()
         exchange.picture_places = lambda: [f"images[{number}]" for number, _ in enumerate(several)] or ["image"]
-    name = exchange.core.served(wanted.model)
+    name = exchange.core.served(body.model)
     # A schema of a thousand parts takes tenths of a second to read, which are nobody else's.
-    schema = ProductAnalysis if wanted.schema_ is None else await asyncio.to_thread(_schema, wanted.schema_)
-    found = await exchange.until_done(lambda: _analyze(exchange, wanted, sources, schema))
-    policy = _policy(exchange)
-    asked = ServedRequest(exchange, _NOTHING, name, exchange.core.fingerprint, policy)
-    headers = asked.headers(found.result)
-    await exchange.respond_json(_answer(found, name, wanted, exchange), headers)
-
-
-_NOTHING = ChatRequest((Message("user"),))
+    schema = ProductAnalysis if body.schema_ is None else await asyncio.to_thread(_schema, body.schema_)
+    language = body.language or exchange.core.pipeline.language
+    analysis = await exchange.until_done(lambda: _analyze(exchange, body, sources, schema, language))
+    policy = cache_policy(exchange, deterministic=True)
+    headers = ServedRequest(exchange, _NO_CHAT, name, exchange.core.fingerprint, policy).headers(analysis.result)
+    await exchange.respond_json(_answer(analysis, name, language), headers)
 
 
 def _from_query(exchange: Exchange) -> AnalyzeRequest:
     query = parse_qs(exchange.scope.get("query_string", b"").decode("latin-1"))
-    given: dict[str, Any] = {name: values[-1] for name, values in query.items()}
+    fields = {name: values[-1] for name, values in query.items()}
     try:
-        return AnalyzeRequest.model_validate(given, strict=False)
+        return AnalyzeRequest.model_validate(fields, strict=False)
     except ValidationError as exc:
-        raise from_validation(exc, given) from exc
+        raise from_validation(exc, fields) from exc
 
 
-def _sources(wanted: AnalyzeRequest) -> list[Any]:
-    if (wanted.image is None) == (wanted.images is None):
+def _sources(body: AnalyzeRequest) -> list[str]:
+    if (body.image is None) == (body.images is None):
         raise RequestError("give either image or images", param="image", code="missing_required_parameter")
-    return [wanted.image] if wanted.image is not None else list(wanted.images or ())
-
-
-def _policy(exchange: Exchange) -> Any:
-    executor = exchange.core.executor
-    policy = policy_of(exchange.headers.get(b"cache-control"), executor.cache_mode, deterministic=True)
-    return policy if executor.store is not None else type(policy)(read=False, write=False)
+    return [body.image] if body.image is not None else list(body.images or ())
 
 
 async def _analyze(
-    exchange: Exchange, wanted: AnalyzeRequest, sources: list[Any], schema: type[BaseModel]
-) -> AnalysisResult[Any]:
+    exchange: Exchange, body: AnalyzeRequest, sources: Sequence[str | bytes], schema: type[BaseModel], language: str
+) -> AnalysisResult[object]:
     core = exchange.core
     params: AnalyzeParams = {
         "request_id": exchange.request_id,
-        "max_pixels": wanted.max_pixels,
-        "min_pixels": wanted.min_pixels,
-        "seed": wanted.seed,
-        "temperature": wanted.temperature,
+        "max_pixels": body.max_pixels,
+        "min_pixels": body.min_pixels,
+        "seed": body.seed,
+        "temperature": body.temperature,
     }
-    if wanted.max_tokens is not None:
-        params["max_tokens"] = wanted.max_tokens
-    try:
-        return await core.executor.execute(
-            AnalyzeCall(
-                sources,
-                schema=schema,
-                language=wanted.language or core.pipeline.language,
-                cache=_policy(exchange),
-                params=params,
-                namespace=core.namespace(exchange.tenant),
-                policy=core.settings.media,
-                started=exchange.started,
-            )
+    if body.max_tokens is not None:
+        params["max_tokens"] = body.max_tokens
+    return await core.executor.execute(
+        AnalyzeCall(
+            sources,
+            schema=schema,
+            language=language,
+            cache=cache_policy(exchange, deterministic=True),
+            params=params,
+            namespace=core.namespace(exchange.tenant),
+            policy=core.settings.media,
+            started=exchange.started,
         )
-    except MediaError as exc:
-        core.metrics.media_errors.labels(exc.code).inc()
-        raise
+    )
 
 
-def _schema(given: Mapping[str, Any]) -> type[BaseModel]:
+def _schema(schema: JsonMapping) -> type[BaseModel]:
     # Only here: most requests bring no schema, and the library that reads them takes its time to load.
     from qvl.analysis.schema_model import model_of
 
-    return model_of(given)
+    return model_of(schema)
 
 
-def _answer(found: AnalysisResult[Any], name: str, wanted: AnalyzeRequest, exchange: Exchange) -> dict[str, Any]:
-    value: BaseModel = found.value
+def _answer(analysis: AnalysisResult[object], name: str, language: str) -> Analysis:
+    value, result = analysis.value, analysis.result
     if isinstance(value, ProductAnalysis):
-        told: dict[str, Any] = {"brand": value.brand, "category": value.category, "attributes": value.attributes}
+        fields = {"brand": value.brand, "category": value.category, "attributes": value.attributes}
     else:
-        told = value.model_dump(mode="json")
-    result = found.result
+        assert isinstance(value, BaseModel)
+        fields = value.model_dump(mode="json")
     return {
         "id": f"analysis-{new_id()}",
         "object": "analysis",
         "created": int(result.created_at or time.time()),
         "model": name,
-        "language": wanted.language or exchange.core.pipeline.language,
-        "analysis": told,
-        "confidence": found.confidence,
-        "field_confidence": found.field_confidence,
-        "confidence_method": found.confidence_method,
+        "language": language,
+        "analysis": fields,
+        "confidence": analysis.confidence,
+        "field_confidence": dict(analysis.field_confidence),
+        "confidence_method": analysis.confidence_method,
         "notes": list(result.notes),
         "usage": usage_of(result.usage),
     }

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final
-
-from pydantic import ValidationError
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from qvl.errors import RequestError
-from qvl.ids import new_id
-from qvl.server.errors import from_validation
-from qvl.server.openai_format import RunningUsage, dumps, finish_word, usage_of, wants_running_usage
-from qvl.server.schemas import CompletionRequest
-from qvl.server.serving import answer, chat_request, started_stream
+from qvl.server.answers import Completion, CompletionChunk, TextChoice, TextLogprobs, TextPiece, data_event
+from qvl.server.openai_format import StreamUsage, answer_head, finish_word, usage_of
+from qvl.server.schemas import CompletionRequest, StreamOptions
+from qvl.server.serving import chat_request, stream, validated
 from qvl.types import Choice, Chunk, Result, TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -27,58 +23,50 @@ MAX_PROMPTS: Final = 64
 
 async def completions(exchange: Exchange) -> None:
     """Answers prompts, at once or as events."""
-    body = await exchange.body()
-    try:
-        wanted = CompletionRequest.model_validate_json(body)
-    except ValidationError as exc:
-        raise from_validation(exc, body) from exc
-    if wanted.stream_options is not None and not wanted.stream:
+    body = validated(CompletionRequest, await exchange.body())
+    if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
-    prompts = [wanted.prompt] if isinstance(wanted.prompt, str) else wanted.prompt
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if not 1 <= len(prompts) <= MAX_PROMPTS:
         raise RequestError(f"{len(prompts)} prompts", hint=f"1 to {MAX_PROMPTS}", param="prompt", code="invalid_value")
-    asked = await exchange.until_done(lambda: _read(exchange, wanted, prompts))
-    if wanted.stream:
-        if len(asked) > 1:
+    served = await exchange.until_done(lambda: _read(exchange, body, prompts))
+    if body.stream:
+        if len(served) > 1:
             raise RequestError("a stream answers one prompt", hint="send them apart", param="prompt")
-        await exchange.until_done(lambda: _stream(exchange, wanted, asked[0]))
+        await exchange.until_done(lambda: stream(served[0], CompletionWriter(served[0], body.stream_options)))
         return
-    results = await exchange.until_done(lambda: asyncio.gather(*(answer(exchange, one) for one in asked)))
-    headers = [one.headers(result) for one, result in zip(asked, results, strict=True)]
-    await exchange.respond_json(_completion(results, asked[0]), headers[0])
+    results = await exchange.until_done(lambda: asyncio.gather(*(one.answer() for one in served)))
+    headers = [one.headers(result) for one, result in zip(served, results, strict=True)]
+    await exchange.respond_json(_completion(results, served[0]), headers[0])
 
 
-async def _read(exchange: Exchange, wanted: CompletionRequest, prompts: Sequence[str]) -> list[ServedRequest]:
-    params = wanted.sampling() | {"max_tokens": wanted.max_tokens or 16}
-    if wanted.logprobs is not None:
-        params["logprobs"] = wanted.logprobs
+async def _read(exchange: Exchange, body: CompletionRequest, prompts: Sequence[str]) -> list[ServedRequest]:
+    params = body.sampling()
+    params["max_tokens"] = body.max_tokens or 16
+    if body.logprobs is not None:
+        params["logprobs"] = body.logprobs
     return [
-        await chat_request(
-            exchange, wanted.model, [{"role": "user", "content": prompt}], dict(params), wanted.model_extra
-        )
+        await chat_request(exchange, body.model, [{"role": "user", "content": prompt}], params, body.model_extra)
         for prompt in prompts
     ]
 
 
-def _completion(results: Sequence[Result], asked: ServedRequest) -> dict[str, Any]:
-    choices = [choice for result in results for choice in result.choices]
+def _completion(results: Sequence[Result], served: ServedRequest) -> Completion:
     usage = Usage(
         prompt_tokens=sum(result.usage.prompt_tokens for result in results),
         completion_tokens=sum(result.usage.completion_tokens for result in results),
         cached_tokens=sum(result.usage.cached_tokens for result in results),
     )
+    choices = [choice for result in results for choice in result.choices]
     return {
-        "id": f"cmpl-{new_id()}",
+        **answer_head("cmpl", served.model, served.fingerprint, results[0].created_at),
         "object": "text_completion",
-        "created": int(results[0].created_at or time.time()),
-        "model": asked.model,
         "choices": [_choice(index, choice) for index, choice in enumerate(choices)],
         "usage": usage_of(usage),
-        "system_fingerprint": asked.fingerprint,
     }
 
 
-def _choice(index: int, choice: Choice) -> dict[str, Any]:
+def _choice(index: int, choice: Choice) -> TextChoice:
     return {
         "index": index,
         "text": choice.text,
@@ -87,8 +75,7 @@ def _choice(index: int, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-    """The older logprobs object: parallel lists, with each token's place in the text."""
+def _logprobs(tokens: Sequence[TokenLogprob], offset: int) -> TextLogprobs:
     offsets = []
     for token in tokens:
         offsets.append(offset)
@@ -101,51 +88,33 @@ def _logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
     }
 
 
-async def _stream(exchange: Exchange, wanted: CompletionRequest, asked: ServedRequest) -> None:
-    streaming = await started_stream(exchange, asked)
-    async with aclosing(streaming.items) as items:
-        async for piece in _events(items, wanted, asked):
-            if not exchange.streaming:
-                await exchange.start_events(asked.stream_headers(streaming))
-            await exchange.write(piece)
-    await exchange.end(b"data: [DONE]\n\n")
+class CompletionWriter:
+    """Writes the events of a streamed completion."""
 
-
-async def _events(
-    items: AsyncGenerator[Chunk | Result, None], wanted: CompletionRequest, asked: ServedRequest
-) -> AsyncGenerator[bytes, None]:
-    include_usage = bool(wanted.stream_options and wanted.stream_options.include_usage)
-    base: dict[str, Any] = {
-        "id": f"cmpl-{new_id()}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": asked.model,
-        "system_fingerprint": asked.fingerprint,
-    }
-    if include_usage:
-        base["usage"] = None
-    running = RunningUsage() if wants_running_usage(wanted.stream_options) else None
-    offsets: dict[int, int] = {}
-    async for item in items:
-        if isinstance(item, Result):
-            asked.finished(item)
-            if include_usage:
-                yield _event({**base, "choices": [], "usage": usage_of(item.usage)})
-            continue
-        if running is not None:
-            base["usage"] = running.after(item)
-        if not item.text and not item.logprobs and item.finish_reason is None:
-            continue
-        offset = offsets.get(item.index, 0)
-        offsets[item.index] = offset + len(item.text)
-        choice = {
-            "index": item.index,
-            "text": item.text,
-            "logprobs": _logprobs(item.logprobs, offset) if item.logprobs else None,
-            "finish_reason": None if item.finish_reason is None else finish_word(item.finish_reason),
+    def __init__(self, served: ServedRequest, options: StreamOptions | None) -> None:
+        self._usage = StreamUsage(options)
+        self._head: CompletionChunk = {
+            **answer_head("cmpl", served.model, served.fingerprint),
+            "object": "text_completion",
+            "choices": [],
         }
-        yield _event({**base, "choices": [choice]})
+        self._offsets: Counter[int] = Counter()
 
+    def write(self, chunk: Chunk) -> bytes:
+        """Return the event of one piece; b"" if it holds nothing that this form can say."""
+        usage = self._usage.after(chunk)
+        if not chunk.text and not chunk.logprobs and chunk.finish_reason is None:
+            return b""
+        offset = self._offsets[chunk.index]
+        self._offsets[chunk.index] += len(chunk.text)
+        piece: TextPiece = {
+            "index": chunk.index,
+            "text": chunk.text,
+            "logprobs": _logprobs(chunk.logprobs, offset) if chunk.logprobs else None,
+            "finish_reason": None if chunk.finish_reason is None else finish_word(chunk.finish_reason),
+        }
+        return data_event({**self._head, "choices": [piece], **usage})
 
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + dumps(value) + b"\n\n"
+    def close(self, result: Result) -> bytes:
+        """Return the usage event, where it was asked for, and `[DONE]`."""
+        return self._usage.close(self._head, result)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from qvl.errors import QvlError, RequestError
 from qvl.ids import new_id
-from qvl.server.errors import from_validation
-from qvl.server.openai_format import dumps, read_logprobs
+from qvl.server.answers import (
+    CallItem,
+    ChosenToken,
+    EventToken,
+    ItemStatus,
+    MessageItem,
+    OutputItem,
+    OutputText,
+    Response,
+    ResponseEvent,
+    ResponseUsage,
+    dumps,
+)
+from qvl.server.openai_format import read_logprobs
 from qvl.server.responses_input import messages_of
 from qvl.server.schemas import ResponsesRequest
-from qvl.server.serving import answer, chat_request, picture_places, started_stream
-from qvl.types import Choice, Chunk, Result, TokenLogprob, ToolCallDelta, Usage
+from qvl.server.serving import chat_request, picture_places, stream, validated
+from qvl.types import Choice, Chunk, FinishReason, JsonObject, Result, TokenLogprob, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
@@ -25,77 +33,70 @@ if TYPE_CHECKING:
 
 async def responses(exchange: Exchange) -> None:
     """Answers one request of the Responses API, at once or as events."""
-    body = await exchange.body()
-    try:
-        wanted = ResponsesRequest.model_validate_json(body)
-    except ValidationError as exc:
-        raise from_validation(exc, body) from exc
-    if not isinstance(wanted.input, str):
-        items = wanted.input
+    body = validated(ResponsesRequest, await exchange.body())
+    if not isinstance(body.input, str):
+        items = body.input
         exchange.picture_places = lambda: picture_places("input", items, "content", "output")
-    asked = await exchange.until_done(lambda: _read(exchange, wanted))
-    if wanted.stream:
+    served = await exchange.until_done(lambda: _read(exchange, body))
+    head = _head(body, served)
+    if body.stream:
         exchange.error_event = _error_event
-        await exchange.until_done(lambda: _stream(exchange, wanted, asked))
+        await exchange.until_done(lambda: stream(served, EventWriter(head)))
         return
-    result = await exchange.until_done(lambda: answer(exchange, asked))
-    head = _head(wanted, asked)
-    output = [] if not result.choices else _output(result.choices[0], wanted)
-    await exchange.respond_json(_finished(head, output, result), asked.headers(result))
+    result = await exchange.until_done(served.answer)
+    output = _output(result.choices[0]) if result.choices else []
+    await exchange.respond_json(_finished(head, output, result), served.headers(result))
 
 
-async def _read(exchange: Exchange, wanted: ResponsesRequest) -> ServedRequest:
-    params: dict[str, Any] = {}
-    for name in ("temperature", "top_p", "max_pixels", "min_pixels", "cache_salt", "parallel_tool_calls"):
-        value = getattr(wanted, name)
-        if value is not None:
-            params[name] = value
-    if wanted.max_output_tokens is not None:
-        params["max_tokens"] = wanted.max_output_tokens
-    if wanted.include:
-        params["logprobs"] = wanted.top_logprobs or 0
-    elif wanted.top_logprobs:
+async def _read(exchange: Exchange, body: ResponsesRequest) -> ServedRequest:
+    params = body.sampling()
+    if body.parallel_tool_calls is not None:
+        params["parallel_tool_calls"] = body.parallel_tool_calls
+    if body.max_output_tokens is not None:
+        params["max_tokens"] = body.max_output_tokens
+    if body.include:
+        params["logprobs"] = body.top_logprobs or 0
+    elif body.top_logprobs:
         raise RequestError(
             "top_logprobs needs include: ['message.output_text.logprobs']", param="top_logprobs", code="invalid_value"
         )
-    if wanted.tools:
-        params["tools"] = [{"type": "function", "function": {**tool}} for tool in _tools(wanted)]
-    if wanted.tool_choice is not None:
-        choice = wanted.tool_choice
+    if body.tools:
+        params["tools"] = [{"type": "function", "function": tool} for tool in _tools(body)]
+    if body.tool_choice is not None:
+        choice = body.tool_choice
         params["tool_choice"] = choice if isinstance(choice, str) else choice["name"]
-    if wanted.text is not None and wanted.text.format is not None:
-        form: Mapping[str, Any] = wanted.text.format
+    if body.text is not None and body.text.format is not None:
+        form: JsonObject = {**body.text.format}
         if form["type"] == "json_schema":
-            form = {"type": "json_schema", "json_schema": {k: v for k, v in form.items() if k != "type"}}
+            form = {"type": form.pop("type"), "json_schema": form}
         params["response_format"] = form
-    return await chat_request(exchange, wanted.model, _messages(wanted), params, wanted.model_extra)
+    return await chat_request(exchange, body.model, _messages(body), params, body.model_extra)
 
 
-def _tools(wanted: ResponsesRequest) -> list[dict[str, Any]]:
-    """The tools by what says something of them."""
+def _tools(body: ResponsesRequest) -> list[JsonObject]:
+    """Return the tools by what says something of them."""
     return [
         {name: value for name, value in tool.items() if name not in ("type", "cache_control")}
-        for tool in wanted.tools or ()
+        for tool in body.tools or ()
     ]
 
 
-def _messages(wanted: ResponsesRequest) -> list[dict[str, Any]]:
-    """The input as chat messages."""
-    found = [{"role": "system", "content": wanted.instructions}] if wanted.instructions else []
-    if isinstance(wanted.input, str):
-        return [*found, {"role": "user", "content": wanted.input}]
-    found += messages_of(wanted.input)
-    if not found:
+def _messages(body: ResponsesRequest) -> list[JsonObject]:
+    """Return the input as chat messages."""
+    messages: list[JsonObject] = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    if isinstance(body.input, str):
+        return [*messages, {"role": "user", "content": body.input}]
+    messages += messages_of(body.input)
+    if not messages:
         raise RequestError("input is empty", param="input", code="invalid_value")
-    return found
+    return messages
 
 
-def _head(wanted: ResponsesRequest, asked: ServedRequest) -> dict[str, Any]:
-    """What every form of the response object repeats of the request."""
-    sampling = asked.request.sampling
-    form: Any = (wanted.text.format if wanted.text is not None else None) or {"type": "text"}
+def _head(body: ResponsesRequest, served: ServedRequest) -> Response:
+    """Return the response as it is before there is an answer."""
+    sampling = served.request.sampling
     tools = [
-        {"type": "function", "description": None, "parameters": {}, "strict": False, **tool} for tool in _tools(wanted)
+        {"type": "function", "description": None, "parameters": {}, "strict": False, **tool} for tool in _tools(body)
     ]
     return {
         "id": f"resp_{new_id()}",
@@ -105,40 +106,44 @@ def _head(wanted: ResponsesRequest, asked: ServedRequest) -> dict[str, Any]:
         "background": False,
         "error": None,
         "incomplete_details": None,
-        "instructions": wanted.instructions,
-        "max_output_tokens": wanted.max_output_tokens,
-        "metadata": wanted.metadata or {},
-        "model": asked.model,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "model": served.model,
         "output": [],
-        "parallel_tool_calls": asked.request.parallel_tool_calls,
+        "parallel_tool_calls": served.request.parallel_tool_calls,
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
         "service_tier": "default",
         "store": False,
         "temperature": sampling.temperature,
-        "text": {"format": form},
-        "tool_choice": wanted.tool_choice or "auto",
+        "text": {"format": (body.text.format if body.text is not None else None) or {"type": "text"}},
+        "tool_choice": body.tool_choice or "auto",
         "tools": tools,
-        "top_logprobs": wanted.top_logprobs or 0,
+        "top_logprobs": body.top_logprobs or 0,
         "top_p": sampling.top_p,
         "truncation": "disabled",
         "usage": None,
-        "user": wanted.user,
+        "user": body.user,
     }
 
 
-def _finished(head: dict[str, Any], output: list[dict[str, Any]], result: Result) -> dict[str, Any]:
-    cut = result.finish_reason in ("length", "abort")
+def _status(reason: FinishReason) -> Literal["completed", "incomplete"]:
+    return "incomplete" if reason in ("length", "abort") else "completed"
+
+
+def _finished(head: Response, output: list[OutputItem], result: Result) -> Response:
+    status = _status(result.finish_reason)
     return {
         **head,
-        "status": "incomplete" if cut else "completed",
-        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "status": status,
+        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "output": output,
         "usage": _usage(result.usage),
     }
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _usage(usage: Usage) -> ResponseUsage:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {
@@ -152,13 +157,13 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _output(choice: Choice, wanted: ResponsesRequest) -> list[dict[str, Any]]:
-    """The output items of a finished answer: the reasoning is left out, as OpenAI leaves it out."""
-    items: list[dict[str, Any]] = []
-    status = "incomplete" if choice.finish_reason in ("length", "abort") else "completed"
+def _output(choice: Choice) -> list[OutputItem]:
+    """Return the output items of a finished answer: the reasoning is left out, as OpenAI leaves it out."""
+    items: list[OutputItem] = []
+    status = _status(choice.finish_reason)
     if choice.text or not choice.tool_calls:
         items.append(_message_item(_item_id("msg"), choice.text, choice.logprobs, status))
-    items += [_call_item(_item_id("fc"), call.id, call.name, call.arguments, status) for call in choice.tool_calls]
+    items += [_call_item(call.id, call.name, call.arguments, status) for call in choice.tool_calls]
     return items
 
 
@@ -166,19 +171,19 @@ def _item_id(prefix: str) -> str:
     return f"{prefix}_{new_id()}"
 
 
-def _text_part(text: str, logprobs: tuple[TokenLogprob, ...] | None) -> dict[str, Any]:
-    told = [] if logprobs is None else read_logprobs(logprobs)["content"]
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": told}
+def _text_part(text: str, logprobs: tuple[TokenLogprob, ...] | None) -> OutputText:
+    tokens = [] if logprobs is None else read_logprobs(logprobs)["content"]
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}
 
 
-def _message_item(ident: str, text: str, logprobs: tuple[TokenLogprob, ...] | None, status: str) -> dict[str, Any]:
+def _message_item(ident: str, text: str, logprobs: tuple[TokenLogprob, ...] | None, status: ItemStatus) -> MessageItem:
     content = [] if status == "in_progress" else [_text_part(text, logprobs)]
     return {"id": ident, "type": "message", "role": "assistant", "status": status, "content": content}
 
 
-def _call_item(ident: str, call_id: str, name: str, arguments: str, status: str) -> dict[str, Any]:
+def _call_item(call_id: str, name: str, arguments: str, status: ItemStatus) -> CallItem:
     return {
-        "id": ident,
+        "id": _item_id("fc"),
         "type": "function_call",
         "call_id": call_id,
         "name": name,
@@ -187,99 +192,90 @@ def _call_item(ident: str, call_id: str, name: str, arguments: str, status: str)
     }
 
 
+class TextPosition(TypedDict):
+    """The part that an event of a text belongs to."""
+
+    output_index: int
+    item_id: str
+    content_index: int
+
+
 class EventWriter:
     """Writes the events of a streamed response, numbered, each item opened before its pieces and closed after."""
 
-    def __init__(self, head: dict[str, Any]) -> None:
+    def __init__(self, head: Response) -> None:
         self._head = head
         self._number = 0
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._items: list[dict[str, Any]] = []
-        self._message: dict[str, Any] | None = None
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._items: list[OutputItem] = []
+        self._message: TextPosition | None = None
+        self._calls: dict[int, tuple[int, CallItem]] = {}
 
-    def event(self, kind: str, **fields: Any) -> bytes:
+    def event(self, kind: str, **fields: Unpack[ResponseEvent]) -> bytes:
+        """Return one event, with the next number."""
         value = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
         return b"event: %s\ndata: %s\n\n" % (kind.encode(), dumps(value))
 
-    def open(self) -> bytes:
-        return self.event("response.created", response=self._head) + self.event(
-            "response.in_progress", response=self._head
-        )
+    def write(self, chunk: Chunk) -> bytes:
+        """Return the events of one piece; the first opens the response."""
+        events = self._open() + (self._delta(chunk) if chunk.text or chunk.logprobs else b"")
+        return events + b"".join(map(self._call, chunk.tool_calls))
 
-    def piece(self, chunk: Chunk) -> bytes:
-        """The events of one piece."""
-        found = b""
-        if chunk.text or chunk.logprobs:
-            found += self._delta(chunk)
-        for delta in chunk.tool_calls:
-            found += self._call(delta)
-        return found
+    def _open(self) -> bytes:
+        if self._number:
+            return b""
+        opened = self.event("response.created", response=self._head)
+        return opened + self.event("response.in_progress", response=self._head)
 
     def _delta(self, chunk: Chunk) -> bytes:
-        found = b""
+        events = b""
         if self._message is None:
-            self._message = _message_item(_item_id("msg"), "", None, "in_progress")
-            index = self._add(self._message)
-            found = self.event("response.output_item.added", output_index=index, item=self._message)
-            found += self.event("response.content_part.added", **self._place(), part=_text_part("", None))
+            item = _message_item(_item_id("msg"), "", None, "in_progress")
+            self._message = {"output_index": len(self._items), "item_id": item["id"], "content_index": 0}
+            self._items.append(item)
+            events = self.event("response.output_item.added", output_index=self._message["output_index"], item=item)
+            events += self.event("response.content_part.added", **self._message, part=_text_part("", None))
         self._text.append(chunk.text)
         self._logprobs += chunk.logprobs
-        told = _bare(read_logprobs(chunk.logprobs)["content"])
-        return found + self.event("response.output_text.delta", **self._place(), delta=chunk.text, logprobs=told)
+        tokens = _bare(read_logprobs(chunk.logprobs)["content"])
+        return events + self.event("response.output_text.delta", **self._message, delta=chunk.text, logprobs=tokens)
 
     def _call(self, delta: ToolCallDelta) -> bytes:
-        found = b""
-        call = self._calls.get(delta.index)
-        if call is None:
-            call = _call_item(_item_id("fc"), delta.id or "", delta.name or "", "", "in_progress")
-            self._calls[delta.index] = call
-            index = self._add(call)
-            found = self.event("response.output_item.added", output_index=index, item=dict(call))
+        events = b""
+        if delta.index not in self._calls:
+            item = _call_item(delta.id or "", delta.name or "", "", "in_progress")
+            self._calls[delta.index] = len(self._items), item
+            events = self.event("response.output_item.added", output_index=len(self._items), item=item)
+            self._items.append(item)
+        index, call = self._calls[delta.index]
         if not delta.arguments:
-            return found
+            return events
         call["arguments"] += delta.arguments
-        return found + self.event(
-            "response.function_call_arguments.delta",
-            output_index=self._items.index(call),
-            item_id=call["id"],
-            delta=delta.arguments,
+        return events + self.event(
+            "response.function_call_arguments.delta", output_index=index, item_id=call["id"], delta=delta.arguments
         )
 
-    def _add(self, item: dict[str, Any]) -> int:
-        self._items.append(item)
-        return len(self._items) - 1
-
-    def _place(self) -> dict[str, Any]:
-        assert self._message is not None
-        return {
-            "output_index": self._items.index(self._message),
-            "item_id": self._message["id"],
-            "content_index": 0,
-        }
-
     def close(self, result: Result) -> bytes:
-        """The closing events of every item, and of the whole."""
-        found = b""
+        """Return the closing events of every item, and of the whole."""
+        events = self._open()
         if not self._items:
-            found += self._delta(Chunk())
-        status = "incomplete" if result.finish_reason in ("length", "abort") else "completed"
-        output = [self._closed(item, result, status) for item in self._items]
-        for index, item in enumerate(output):
-            found += b"".join(self._closing(index, item))
+            events += self._delta(Chunk())
+        status = _status(result.finish_reason)
+        output = [self._closed(item, status) for item in self._items]
+        events += b"".join(self._closing(index, item) for index, item in enumerate(output))
         whole = _finished(self._head, output, result)
-        return found + self.event(f"response.{whole['status']}", response=whole)
+        return events + self.event(f"response.{whole['status']}", response=whole)
 
-    def _closed(self, item: dict[str, Any], result: Result, status: str) -> dict[str, Any]:
+    def _closed(self, item: OutputItem, status: ItemStatus) -> OutputItem:
         if item["type"] == "function_call":
             return {**item, "status": status}
         return _message_item(item["id"], "".join(self._text), tuple(self._logprobs) or None, status)
 
-    def _closing(self, index: int, item: dict[str, Any]) -> Iterator[bytes]:
+    def _closing(self, index: int, item: OutputItem) -> bytes:
         if item["type"] == "function_call":
-            yield self.event(
+            events = self.event(
                 "response.function_call_arguments.done",
                 output_index=index,
                 item_id=item["id"],
@@ -288,14 +284,15 @@ class EventWriter:
             )
         else:
             part = item["content"][0]
-            told = _bare(part["logprobs"])
-            yield self.event("response.output_text.done", **self._place(), text=part["text"], logprobs=told)
-            yield self.event("response.content_part.done", **self._place(), part=part)
-        yield self.event("response.output_item.done", output_index=index, item=item)
+            position: TextPosition = {"output_index": index, "item_id": item["id"], "content_index": 0}
+            tokens = _bare(part["logprobs"])
+            events = self.event("response.output_text.done", **position, text=part["text"], logprobs=tokens)
+            events += self.event("response.content_part.done", **position, part=part)
+        return events + self.event("response.output_item.done", output_index=index, item=item)
 
 
-def _bare(logprobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Logprobs as events have them: without the bytes, which stand in the finished item."""
+def _bare(logprobs: list[ChosenToken]) -> list[EventToken]:
+    """Return logprobs as events have them: without the bytes, which stand in the finished item."""
     return [
         {
             "token": one["token"],
@@ -309,19 +306,3 @@ def _bare(logprobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _error_event(error: QvlError) -> bytes:
     value = {"type": "error", "code": error.code, "message": str(error), "param": error.param, "sequence_number": 0}
     return b"event: error\ndata: " + dumps(value) + b"\n\n"
-
-
-async def _stream(exchange: Exchange, wanted: ResponsesRequest, asked: ServedRequest) -> None:
-    writer = EventWriter(_head(wanted, asked))
-    streaming = await started_stream(exchange, asked)
-    async with aclosing(streaming.items) as items:
-        async for item in items:
-            if not exchange.streaming:
-                await exchange.start_events(asked.stream_headers(streaming))
-                await exchange.write(writer.open())
-            if isinstance(item, Chunk):
-                if piece := writer.piece(item):
-                    await exchange.write(piece)
-            else:
-                asked.finished(item)
-                await exchange.end(writer.close(item))

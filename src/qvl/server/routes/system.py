@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from qvl.errors import RequestError
+from qvl.server.answers import Health, Model, ModelList, Ready, Unready, Version
 from qvl.server.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 async def health(exchange: Exchange) -> None:
     """The process lives and its loop turns; nothing more."""
-    await exchange.respond_json({"status": "ok"})
+    await exchange.respond_json(Health(status="ok"))
 
 
 async def ready(exchange: Exchange) -> None:
@@ -25,13 +26,15 @@ async def ready(exchange: Exchange) -> None:
     core.start()
     reason = core.unready()
     if reason is None:
-        await exchange.respond_json({"status": "ready"})
-    else:
-        exchange.fields["reason"] = reason
-        error = {"message": reason, "type": "server_error", "param": None, "code": "not_ready"}
-        await exchange.respond_json(
-            {"status": "unavailable", "reason": reason, "error": error}, [(b"retry-after", b"1")], status=503
-        )
+        await exchange.respond_json(Ready(status="ready"))
+        return
+    exchange.fields["reason"] = reason
+    answer: Unready = {
+        "status": "unavailable",
+        "reason": reason,
+        "error": {"message": reason, "type": "server_error", "param": None, "code": "not_ready"},
+    }
+    await exchange.respond_json(answer, [(b"retry-after", b"1")], status=503)
 
 
 async def metrics(exchange: Exchange) -> None:
@@ -42,29 +45,28 @@ async def metrics(exchange: Exchange) -> None:
 async def version(exchange: Exchange) -> None:
     """What runs here. Never keys, addresses or paths of caches."""
     core = exchange.core
-    backend = core.pipeline.backend
-    await exchange.respond_json(
-        {"version": core.version, "backend": backend.name, "models": list(core.names), "uptime": _uptime(core)}
-    )
+    answer: Version = {
+        "version": core.version,
+        "backend": core.pipeline.backend.name,
+        "models": list(core.names),
+        "uptime": max(0, int(time.time()) - core.created),
+    }
+    await exchange.respond_json(answer)
 
 
-def _uptime(core: ServerCore) -> int:
-    return max(0, int(time.time()) - core.created)
-
-
-def _model(core: ServerCore, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"id": name, "object": "model", "created": core.created, "owned_by": "qvl"}
+def _model(core: ServerCore, name: str) -> Model:
+    model: Model = {"id": name, "object": "model", "created": core.created, "owned_by": "qvl"}
     if core.readiness.closed() is None:
-        have = core.pipeline.backend.capabilities
-        found["max_model_len"] = have.max_context
-        found["max_images"] = have.images
-    return found
+        capabilities = core.pipeline.backend.capabilities
+        model["max_model_len"] = capabilities.max_context
+        model["max_images"] = capabilities.images
+    return model
 
 
 async def models(exchange: Exchange) -> None:
     """Every name that may be asked for."""
     core = exchange.core
-    await exchange.respond_json({"object": "list", "data": [_model(core, name) for name in core.names]})
+    await exchange.respond_json(ModelList(object="list", data=[_model(core, name) for name in core.names]))
 
 
 async def model(exchange: Exchange) -> None:

@@ -1,0 +1,324 @@
+"""Every JSON object that the server answers with. Routes build these types, and the OpenAPI document is made from them.
+
+Names and fields are OpenAI's; a count beside them, such as `image_tokens`, is ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, NotRequired, TypeAlias
+
+import orjson
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from qvl.types import JsonMapping, JsonObject
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+FinishWord: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
+ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
+
+
+def dumps(value: object) -> bytes:
+    """Return `value` as JSON in UTF-8; half a surrogate pair, which no UTF-8 can hold, becomes `?`."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return _encode(value).encode("utf-8", "replace")
+
+
+def data_event(value: Mapping[str, object]) -> bytes:
+    """Return `value` as a server-sent event without a name."""
+    return b"data: " + dumps(value) + b"\n\n"
+
+
+class ErrorFields(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(TypedDict):
+    error: ErrorFields
+
+
+class PromptDetails(TypedDict):
+    cached_tokens: Count
+    image_tokens: Count
+
+
+class OutputDetails(TypedDict):
+    reasoning_tokens: Count
+
+
+class TokenUsage(TypedDict):
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: OutputDetails
+
+
+class Alternative(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenToken(Alternative):
+    top_logprobs: list[Alternative]
+
+
+class ChatLogprobs(TypedDict):
+    content: list[ChosenToken]
+    refusal: None
+
+
+class CalledFunction(TypedDict):
+    name: NotRequired[str]
+    arguments: str
+
+
+class FunctionCall(TypedDict):
+    """A call of a function; in an event a piece of one, by its `index`."""
+
+    index: NotRequired[Count]
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: CalledFunction
+
+
+class AssistantMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    annotations: list[JsonObject]
+    tool_calls: NotRequired[list[FunctionCall]]
+    reasoning_content: NotRequired[str]
+
+
+class ChatChoice(TypedDict):
+    index: Count
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishWord
+
+
+class AnswerHead(TypedDict):
+    id: str
+    created: Count
+    model: str
+    system_fingerprint: str
+
+
+class ChatCompletion(AnswerHead):
+    object: Literal["chat.completion"]
+    choices: Annotated[list[ChatChoice], Field(min_length=1)]
+    usage: TokenUsage
+    service_tier: Literal["default"]
+
+
+class MessageDelta(TypedDict, total=False):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+    reasoning_content: str
+    tool_calls: list[FunctionCall]
+
+
+class ChunkChoice(TypedDict):
+    index: Count
+    delta: MessageDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishWord | None
+
+
+class ChatCompletionChunk(AnswerHead):
+    """An event of a stream; a `usage` is added where `stream_options` ask for it."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChunkChoice]
+
+
+class TextLogprobs(TypedDict):
+    """The older logprobs object: parallel lists, with each token's offset in the text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[Count]
+
+
+class TextChoice(TypedDict):
+    index: Count
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishWord
+
+
+class TextPiece(TypedDict):
+    index: Count
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishWord | None
+
+
+class Completion(AnswerHead):
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    usage: TokenUsage
+
+
+class CompletionChunk(AnswerHead):
+    """An event of a stream; a `usage` is added where `stream_options` ask for it."""
+
+    object: Literal["text_completion"]
+    choices: list[TextPiece]
+
+
+class EventAlternative(TypedDict):
+    token: str
+    logprob: float
+
+
+class EventToken(EventAlternative):
+    top_logprobs: list[EventAlternative]
+
+
+class OutputText(TypedDict):
+    type: Literal["output_text"]
+    text: str
+    annotations: list[JsonObject]
+    logprobs: list[ChosenToken]
+
+
+class MessageItem(TypedDict):
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    status: ItemStatus
+    content: list[OutputText]
+
+
+class CallItem(TypedDict):
+    id: str
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    status: ItemStatus
+
+
+OutputItem: TypeAlias = MessageItem | CallItem
+
+
+class InputDetails(PromptDetails):
+    cache_write_tokens: Count
+
+
+class ResponseUsage(TypedDict):
+    input_tokens: Count
+    input_tokens_details: InputDetails
+    output_tokens: Count
+    output_tokens_details: OutputDetails
+    total_tokens: Count
+
+
+class Response(TypedDict):
+    """A response; much of it repeats the request."""
+
+    id: str
+    object: Literal["response"]
+    created_at: Count
+    status: ItemStatus
+    background: Literal[False]
+    error: None
+    incomplete_details: dict[Literal["reason"], Literal["max_output_tokens"]] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[OutputItem]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    reasoning: dict[Literal["effort", "summary"], None]
+    service_tier: Literal["default"]
+    store: Literal[False]
+    temperature: float
+    text: dict[Literal["format"], JsonMapping]
+    tool_choice: str | JsonMapping
+    tools: list[JsonObject]
+    top_logprobs: Count
+    top_p: float
+    truncation: Literal["disabled"]
+    usage: ResponseUsage | None
+    user: str | None
+
+
+class ResponseEvent(TypedDict, total=False):
+    """What an event of a streamed response carries beside its `type` and `sequence_number`."""
+
+    response: Response
+    output_index: int
+    item_id: str
+    content_index: int
+    item: OutputItem
+    part: OutputText
+    delta: str
+    text: str
+    logprobs: list[EventToken]
+    name: str
+    arguments: str
+
+
+class Analysis(TypedDict):
+    id: str
+    object: Literal["analysis"]
+    created: Count
+    model: str
+    language: str
+    analysis: JsonObject
+    confidence: float | None
+    field_confidence: dict[str, float]
+    confidence_method: str | None
+    notes: list[str]
+    usage: TokenUsage
+
+
+class Model(TypedDict):
+    """A model that may be asked for; its limits are there once it is loaded."""
+
+    id: str
+    object: Literal["model"]
+    created: Count
+    owned_by: Literal["qvl"]
+    max_model_len: NotRequired[int | None]
+    max_images: NotRequired[Count]
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(TypedDict):
+    status: Literal["ok"]
+
+
+class Ready(TypedDict):
+    status: Literal["ready"]
+
+
+class Unready(Error):
+    status: Literal["unavailable"]
+    reason: str
+
+
+class Version(TypedDict):
+    version: str
+    backend: str
+    models: list[str]
+    uptime: Count
