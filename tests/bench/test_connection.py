@@ -19,7 +19,7 @@ from tests.bench.test_load import NO_RETRY, prompts
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://x/v1", "http:///v1", ""])
 def test_what_is_no_url_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="no URL"):
+    with pytest.raises(ConfigError, match="is not the URL of an endpoint"):
         Pool(url)
 
 
