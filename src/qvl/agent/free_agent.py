@@ -11,6 +11,7 @@ import dataclasses
 import json
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Final, NotRequired, TypeAlias, TypedDict, cast
 
@@ -239,7 +240,7 @@ class Grounded(AgentMiddleware[RunState]):
     def _invented(self, messages: Sequence[BaseMessage], text: str) -> str | None:
         known = [*map(grounding.describe, analyses_of(messages))]
         known += [message.text for message in messages if isinstance(message, HumanMessage)]
-        return grounding.problem(text, hits_of(messages), known, self._is_brand, references=False)
+        return grounding.problem(text, hits_of(messages), known, partial(self.catalog.has, "brand"), references=False)
 
     def _template(self, messages: Sequence[BaseMessage]) -> str:
         hits = hits_of(messages)
@@ -247,9 +248,6 @@ class Grounded(AgentMiddleware[RunState]):
             return grounding.template(analyses[-1], hits)
         lines = [f"{number}. {grounding.label(hit)}" for number, hit in enumerate(hits, 1)]
         return "\n".join(["The catalogue has:", *lines]) if lines else "Nothing was found in the catalogue."
-
-    def _is_brand(self, word: str) -> bool:
-        return any(name == "brand" for name, _ in self.catalog.values(word))
 
 
 def pictures_of(messages: Sequence[BaseMessage]) -> list[UnreadPicture]:

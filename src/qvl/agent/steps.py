@@ -33,7 +33,7 @@ class State(TypedDict, total=False):
 
 
 class StepFacts(TypedDict, total=False):
-    """What is known of a step or a call within it; `cache` is "thread" for what the thread remembered."""
+    """The facts of a step or a call within it; `cache` is "thread" for what the thread remembered."""
 
     wish: str
     attempt: int

@@ -196,18 +196,14 @@ class Recommender:
         self, picture: PictureSource | None = None, wish: str = "", **options: Unpack[RecommendOptions]
     ) -> AsyncGenerator[Event | Recommendation, None]:
         """Yield the events as they happen; the last item is the Recommendation."""
-        queue: asyncio.Queue[Event] = asyncio.Queue()
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         options["on_event"] = lambda event: loop.call_soon_threadsafe(queue.put_nowait, event)
         run = asyncio.ensure_future(self.arecommend(picture, wish, **options))
-        while not run.done() or not queue.empty():
-            waiting = asyncio.ensure_future(queue.get())
-            await asyncio.wait({run, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                yield waiting.result()
-            else:
-                waiting.cancel()
-                await asyncio.sleep(0)
+        # The thread hands on its events before it ends, so none comes behind the None.
+        run.add_done_callback(lambda _: queue.put_nowait(None))
+        while (event := await queue.get()) is not None:
+            yield event
         yield await run
 
     def close(self) -> None:
@@ -355,7 +351,7 @@ class Recommender:
             except QvlError as exc:
                 call.fail(exc)
                 raise
-            wrong = grounding.problem(result.text, hits, known, self._is_brand)
+            wrong = grounding.problem(result.text, hits, known, partial(self.catalog.has, "brand"))
             facts: StepFacts = {"cache": result.cache, "tokens": _tokens(result)}
             if wrong:
                 facts["refused"] = wrong
@@ -368,9 +364,6 @@ class Recommender:
             ]
         notes.append(f"the text is from a template: the model's was refused twice ({wrong})")
         return None
-
-    def _is_brand(self, word: str) -> bool:
-        return any(name == "brand" for name, _ in self.catalog.values(word))
 
     def _wait(self, work: Callable[[], Coroutine[None, None, R]]) -> R:
         """The result of pipeline work, which runs in the loop that the pipeline lives in."""

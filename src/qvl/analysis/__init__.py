@@ -40,22 +40,15 @@ __all__ = [
     "validate",
     "value_spans",
 ]
+_PARSE_ANSWER = (
+    "boxed build_messages check_language find generation_schema parse prompt_version response_format retry_messages "
+    "validate"
+)
 __getattr__ = lazy(
     __name__,
     {
         ".confidence": ("CONFIDENCE_METHOD", "confidences", "value_spans"),
-        ".parse_answer": (
-            "boxed",
-            "build_messages",
-            "check_language",
-            "find",
-            "generation_schema",
-            "parse",
-            "prompt_version",
-            "response_format",
-            "retry_messages",
-            "validate",
-        ),
+        ".parse_answer": _PARSE_ANSWER.split(),
         ".product": ("AnalysisResult", "ProductAnalysis", "ProductFields"),
     },
 )

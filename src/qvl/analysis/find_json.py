@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 from qvl.errors import AnalysisError
 from qvl.types import JsonObject
 
-# Each one is tried from its place to the end, so that a text of nothing else would take its square.
+# Each one is tried from its start to the end, so that a text of nothing else would take its square.
 MOST_OPENINGS: Final = 2000
 # How far an object may be wrapped in others, in lists of one and in strings.
 DEEPEST: Final = 8
@@ -54,7 +54,7 @@ def find_object(text: str, *, complete: bool, fits: Fits) -> JsonMatch:
         raise AnalysisError("the answer has no JSON object", raw=text)
     right = [item for item in candidates if fits(item.value)]
     if not right:
-        # An object inside another one is looked at where the outer one is not what was asked for.
+        # An object inside another one counts where the outer one does not fit.
         inner = [(item, _nested(item.value, fits)) for item in candidates]
         right = [_inside(objects[0], item, body) for item, objects in inner if len(objects) == 1]
     best = (right or candidates)[0]
@@ -65,7 +65,7 @@ def find_object(text: str, *, complete: bool, fits: Fits) -> JsonMatch:
 
 
 def _behind_thought(text: str) -> int:
-    """Where the answer begins: behind the last `</think>` that stands in no JSON."""
+    """The position where the answer begins: behind the last `</think>` that stands in no JSON."""
     at = text.rfind(_TAG)
     if at < 0 or _loaded(text) is not None:
         return 0

@@ -166,14 +166,11 @@ def find(text: str, schema: type[BaseModel], *, complete: bool) -> JsonMatch:
 
     try:
         match = find_object(text, complete=complete, fits=fits)
+        bare = None if fits(match.value) else _bare(text, names, fits)
     except AnalysisError:
         if (bare := _bare(text, names, fits)) is None:
             raise
-        match = bare
-    else:
-        if not fits(match.value):
-            match = _bare(text, names, fits) or match
-    return _with_all_digits(match, text, model)
+    return _with_all_digits(bare or match, text, model)
 
 
 def _value(data: object, schema: type[T]) -> T | None:

@@ -90,11 +90,7 @@ def _dataclass(hint: type, known: dict[object, object]) -> object:
             (
                 one.name,
                 Any,
-                dataclasses.field(default=one.default, metadata=one.metadata)
-                if one.default is not dataclasses.MISSING
-                else dataclasses.field(default_factory=one.default_factory, metadata=one.metadata)
-                if one.default_factory is not dataclasses.MISSING
-                else dataclasses.field(metadata=one.metadata),
+                dataclasses.field(default=one.default, default_factory=one.default_factory, metadata=one.metadata),
             )
             for one in fields
         ],

@@ -29,7 +29,7 @@ class _Origin:
 
 
 class ProductFields(BaseModel):
-    """What the model itself fills in; `ProductAnalysis` adds where it came from and how sure it is."""
+    """The fields that the model fills in; `ProductAnalysis` adds where they came from and how sure it is."""
 
     model_config = ConfigDict(extra="forbid")
 

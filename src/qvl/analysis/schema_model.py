@@ -100,7 +100,8 @@ def _check_of(schema: JsonObject) -> Callable[[object], PydanticError | None]:
         # Without formats: Python would judge patterns, which are not matched by it.
         base.check_schema(schema, format_checker=FormatChecker(()))
     except SchemaError as exc:
-        raise _refused(f"is not valid: {_place(exc)} {exc.message}") from exc
+        path = ".".join(map(str, exc.absolute_path)) or "it"
+        raise _refused(f"is not valid: {path} {exc.message}") from exc
     enforceable(schema, "schema", validated=True)  # its references
     _read(schema)
     validator = _validator_class(base)(schema, registry=_nothing)
@@ -138,10 +139,6 @@ def _refuse_circles(validator: Validator, schema: JsonObject) -> None:
             raise _refused("takes too many steps to check: has too many alternatives of alternatives") from None
         finally:
             _steps.reset(token)
-
-
-def _place(error: SchemaError) -> str:
-    return ".".join(map(str, error.absolute_path)) or "it"
 
 
 def _read(node: object) -> None:

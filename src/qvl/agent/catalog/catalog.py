@@ -91,8 +91,7 @@ class Catalog:
 
     def _empty(self) -> ConfigError:
         name = self.path.name if self.path is not None else "in memory"
-        problems = self.problems
-        if problems:
+        if problems := self.problems:
             return ConfigError(
                 f"no row of the catalogue {name} can be used ({len(problems)} are wrong)", hint=str(problems[0])
             )
@@ -172,6 +171,10 @@ class Catalog:
         """Return (name, value) of every brand, category or attribute whose value is `text`, the most frequent first."""
         rows = self._index.rows("SELECT name, value FROM facets WHERE key = ? ORDER BY docs DESC", (key(text),))
         return [(str(name), str(value)) for name, value in rows]
+
+    def has(self, name: str, text: str) -> bool:
+        """Return True if `text` is a value of "brand", "category" or the attribute `name`."""
+        return any(known == name for known, _ in self.values(text))
 
     def all(self) -> Iterator[Product]:
         """Yield every product, in the order of the source as far as it was indexed in one go."""

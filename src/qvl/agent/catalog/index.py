@@ -21,7 +21,6 @@ from typing import Any, Final
 from qvl.agent.catalog.product import Changes, Problem, Product
 from qvl.agent.catalog.tokenize import facet_token, key, tokens
 from qvl.errors import ConfigError
-from qvl.types import JsonMapping
 
 FORMAT: Final = 1
 BATCH: Final = 4000
@@ -152,7 +151,7 @@ class _Update:
         last = self.db.execute("SELECT COALESCE(MAX(number), 0) FROM products").fetchone()[0]
         self.next = last + 1
         self.old = last
-        # The line on which each row number was seen: four bytes a product, also for millions.
+        # The line of each row number: a few bytes a product, also for millions.
         self.lines = array("L", bytes(array("L").itemsize * (last + 1)))
         self.terms: Counter[str] = Counter()
         self.facets: Counter[tuple[str, str]] = Counter()
@@ -238,16 +237,12 @@ class _Update:
             " ON CONFLICT DO UPDATE SET docs = docs + excluded.docs",
             [(value, name, self.spelling[name, value], docs) for (name, value), docs in self.facets.items() if docs],
         )
-        self.terms.clear()
-        self.facets.clear()
-        self.spelling.clear()
+        for counts in (self.terms, self.facets, self.spelling):
+            counts.clear()
 
     def finish(self) -> Changes:
-        gone = [
-            row[0]
-            for row in self.db.execute("SELECT number FROM products WHERE number <= ?", (self.old,))
-            if not self.lines[row[0]]
-        ]
+        old = self.db.execute("SELECT number FROM products WHERE number <= ?", (self.old,))
+        gone = [number for (number,) in old if not self.lines[number]]
         for at in range(0, len(gone), BATCH):
             self._remove(gone[at : at + BATCH])
         self._flush()
@@ -276,17 +271,14 @@ def text_fields(item: Product) -> dict[str, str]:
         "brand": item.brand or "",
         "category": item.category or "",
         "attributes": " ".join(item.attributes.values()),
-        "more": " ".join(_texts(item.extra)),
+        "more": " ".join(str(part) for value in item.extra.values() for part in _texts(value)),
         "id": item.id,
     }
 
 
-def _texts(extra: JsonMapping) -> Iterator[str]:
-    for value in extra.values():
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, list):
-            yield from (str(item) for item in value if isinstance(item, str | int | float))
+def _texts(value: object) -> list[object]:
+    parts = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+    return [part for part in parts if isinstance(part, str | int | float)]
 
 
 def price_bucket(price: float) -> int:

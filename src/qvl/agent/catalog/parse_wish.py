@@ -104,7 +104,7 @@ def relaxed(query: Query) -> Query:
 
 def _query_of(analysis: AnalysisRecord, catalog: Catalog) -> Query:
     category = analysis.get("category") or ""
-    known = bool(category) and any(name == "category" for name, _ in catalog.values(category))
+    known = bool(category) and catalog.has("category", category)
     return Query(
         brand=analysis.get("brand"),
         category=None if known else category or None,

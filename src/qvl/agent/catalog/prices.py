@@ -145,7 +145,7 @@ def _is_currency(text: str) -> bool:
 
 
 def _amount(digits: str, whole: bool) -> Amount:
-    """What `digits` spell; `whole` says that a dash stands for their fraction."""
+    """The amount that `digits` spell; `whole` means that a dash stands for their fraction."""
     digits = digits.replace("\u066b", ",") if "\u066b" in digits and "," not in digits else digits
     if digits.isdigit():
         return Amount(float(digits))

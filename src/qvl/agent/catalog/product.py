@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class AnalysisRecord(TypedDict, total=False):
-    """What a picture shows, in plain values."""
+    """The product on a picture, in plain values."""
 
     brand: str | None
     category: str | None
@@ -64,17 +64,9 @@ class Product:
 
     def to_json(self) -> JsonObject:
         """Return its columns, unknown ones beside the known."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "brand": self.brand,
-            "category": self.category,
-            "price": self.price,
-            "attributes": dict(self.attributes),
-            "picture": self.picture,
-            "url": self.url,
-            **{name: value for name, value in self.extra.items() if name not in self.__slots__},
-        }
+        columns = {name: getattr(self, name) for name in self.__slots__ if name != "extra"}
+        columns["attributes"] = dict(self.attributes)
+        return columns | {name: value for name, value in self.extra.items() if name not in self.__slots__}
 
     @classmethod
     def from_json(cls, row: JsonMapping) -> Product:
@@ -85,7 +77,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to look for.
+    """A search.
 
     `text`, `brand`, `category` and `attributes` are wishes: what has more of them ranks higher. `only` (by "brand",
     "category" or the name of an attribute), `min_price` and `max_price` are conditions: what breaks one is not found.
@@ -158,7 +150,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What indexing did. `read` is False where the file was as it was, and not read."""
+    """The counts of an indexing. `read` is False where the file was as it was, and not read."""
 
     added: int = 0
     changed: int = 0

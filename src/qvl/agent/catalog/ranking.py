@@ -1,7 +1,7 @@
 """Which products match, in which order, and why.
 
 A search looks at a bounded number of candidates, however large the catalogue is: first those that have everything
-asked for, then those that lack the least telling part, and so on until there are enough. They are scored by BM25
+of the query, then those that lack the least telling part, and so on until there are enough. They are scored by BM25
 (k1 1.2, b 0.75, as in FTS5) with weights by field, and by what they match exactly.
 """
 
@@ -47,9 +47,7 @@ class Term:
 
     def gain(self, total: int) -> float:
         """Return how much it tells: the weight of an exact value, or BM25's inverse document frequency."""
-        if self.name:
-            return EXACT_WEIGHTS.get(self.name, EXACT_ATTRIBUTE)
-        return idf(self.docs, total)
+        return EXACT_WEIGHTS.get(self.name, EXACT_ATTRIBUTE) if self.name else idf(self.docs, total)
 
 
 def idf(docs: int, total: int) -> float:
@@ -290,8 +288,7 @@ def _spelled(label: str, exact: Mapping[tuple[str, str], str]) -> tuple[str, str
 
 
 def _facet(name: str, value: str) -> Term:
-    token = facet_token(key(name), key(value))
-    return Term(value, f'"{token}"', 0, name=key(name))
+    return Term(value, f'"{facet_token(key(name), key(value))}"', 0, name=key(name))
 
 
 def _either(tokens: Iterable[str]) -> str:

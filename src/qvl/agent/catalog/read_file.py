@@ -41,7 +41,10 @@ def read(path: Path) -> Iterator[tuple[int, Product | Problem]]:
 
     def rows() -> Iterator[tuple[int, object]]:
         with tables.open_text(path) as file:
-            yield from _rows(file, kind, path.name)
+            if kind in (".csv", ".tsv"):
+                yield from tables.csv_rows(file, kind)
+            else:
+                yield from _json(file.read(), path.name) if kind == ".json" else _json_lines(file)
 
     try:
         yield from products(rows)
@@ -75,14 +78,6 @@ class _PriceColumn:
 
 def _price_cell(row: JsonMapping) -> object:
     return next((value for name, value in row.items() if str(name).strip().lower() == "price"), None)
-
-
-def _rows(file: IO[str], kind: str, name: str) -> Rows:
-    if kind in (".csv", ".tsv"):
-        return tables.csv_rows(file, kind)
-    if kind == ".json":
-        return _json(file.read(), name)
-    return _json_lines(file)
 
 
 def _json_lines(file: IO[str]) -> Iterator[tuple[int, object]]:
@@ -164,19 +159,10 @@ def _product(row: object, column: _PriceColumn) -> Product:
     )
 
 
-def _is_deep(value: object) -> bool:
+def _is_deep(value: object, depth: int = 0) -> bool:
     """True where it is nested deeper than what reads and writes it later may stand."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for one in level
-            if isinstance(one, Mapping | list)
-            for inner in (one.values() if isinstance(one, Mapping) else one)
-        ]
-        if not level:
-            return False
-    return True
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return depth == MAX_DEPTH or any(_is_deep(item, depth + 1) for item in inner)
 
 
 def _text(value: object, column: str) -> str | None:

@@ -28,6 +28,7 @@ _SEPARATOR_LINE: Final = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
 _LONG_RUN: Final = re.compile(rb"[\x80-\xff]{4,}")
 _QUOTE: Final = "has a quotation mark that is not closed, or stands where none may"
 _SHAPES: Final = 100
+_ANY: Final = re.compile(".")
 _NUMBERED: Final = re.compile(r".*\d")
 _CODE: Final = re.compile(r"(?=.*\d)(?=.*[^\W\d])\S+$")
 log = logger("qvl.agent")
@@ -39,7 +40,7 @@ def open_text(path: Path) -> IO[str]:
     A byte order mark decides; else what is not UTF-8 is taken for GB 18030 or Windows-1252 where it looks like one.
 
     Raises:
-        ConfigError: its encoding cannot be told, naming the line.
+        ConfigError: its encoding is not known, naming the line.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -295,9 +296,8 @@ def _rows_in(lines: list[tuple[int, str]], delimiter: str, size: int, id_column:
     if not all(len(cells) == size > max(1, id_column) and not _spaced(cells) for _, cells in rows):
         return []
     ids = [cells[id_column].strip(' "\r\n') for _, cells in rows]
-    if size == 2 or len(ids) == 1:
-        return [number for number, _ in rows] if all(map((_CODE if size == 2 else _NUMBERED).match, ids)) else []
-    return [number for number, _ in rows] if all(ids) else []
+    form = _CODE if size == 2 else _NUMBERED if len(ids) == 1 else _ANY
+    return [number for number, _ in rows] if all(map(form.match, ids)) else []
 
 
 def _shape(identity: str) -> str:

@@ -9,7 +9,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from pydantic import BaseModel
 
 from qvl.errors import AnalysisError
-from qvl.types import JsonMapping, JsonObject
+from qvl.types import JsonObject
 
 
 class Structured:
@@ -63,11 +63,10 @@ class Structured:
         text = message.text if self.tool is None else _called(message, self.tool["function"]["name"])
         if self._model is not None:
             return parse(text, self._model, complete=complete)
-        value = find_object(text, complete=complete, fits=self._fits).value
+        value = find_object(
+            text, complete=complete, fits=lambda value: all(name in value for name in self._required)
+        ).value
         return value if self._older is None else self._older(value)
-
-    def _fits(self, value: JsonMapping) -> bool:
-        return all(name in value for name in self._required)
 
 
 def _called(message: AIMessage, name: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 from pydantic import Field
 
+from qvl.agent.catalog.product import Query
 from qvl.errors import MediaError, MissingDependencyError, QvlError
 from qvl.media.sources import is_address
 from qvl.pipeline.parse_parts import UnreadPicture, read_part
@@ -92,8 +93,6 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
 
 
 def _search_of(catalog: Catalog) -> Callable[..., Awaitable[object]]:
-    from qvl.agent.catalog.product import Query
-
     async def search(
         text: str = "",
         brand: str | None = None,
