@@ -49,7 +49,7 @@ class Folder:
 
     @property
     def finished(self) -> bool:
-        """Whether every choice seen so far has its finish_reason."""
+        """True if every choice seen so far has its finish_reason."""
         return bool(self._text) and self._finish.keys() == self._text.keys()
 
     def add(self, chunk: Chunk) -> None:

@@ -66,7 +66,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to choose tokens; vLLM's names and meanings.
+    """Parameters of sampling; vLLM's names and meanings.
 
     `temperature` 0 is greedy. `max_tokens` None means "what the context leaves, at most the backend's default".
     `logprobs` is the number of alternatives wanted beside each chosen token (0 = the chosen alone), None for none.

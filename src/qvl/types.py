@@ -105,7 +105,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """What the answer must look like. Exactly the field that `kind` names is set.
+    """The form that an answer must have. Exactly the field that `kind` names is set.
 
     `json_object`: any JSON object. `json_schema`: `schema`. `regex`: `pattern`. `choice`: `choices`.
     """
@@ -283,7 +283,7 @@ class Result:
 
     @property
     def complete(self) -> bool:
-        """Whether there is an answer, and none of its choices was cut off by an abort."""
+        """True if there is an answer, and none of its choices was cut off by an abort."""
         return bool(self.choices) and all(choice.finish_reason != "abort" for choice in self.choices)
 
     @property

@@ -31,7 +31,7 @@ def began() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend truly honours, probed rather than declared where that is possible.
+    """The features that a backend truly honours, probed rather than declared where that is possible.
 
     `images` is the number of pictures a request may have (0: none). `max_context` is in tokens, None when not known.
     `sampling` are the SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while

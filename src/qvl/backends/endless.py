@@ -34,7 +34,7 @@ class RunWatch:
         self._same = [0] * (LONGEST_UNIT + 1)
 
     def feed(self, text: str) -> str:
-        """What is repeated, once it has come too often; until then nothing."""
+        """Return the repeated text once it has come too often, else the empty string."""
         for char in text:
             unit = self._pending + char
             if unit[0] == "\\" and len(unit) < (6 if unit[1:2] == "u" else 2):

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 async def load_aside(load: Callable[[], T]) -> T:
-    """What `load` returns. Cancelled, it ends at once; `load` goes on until it, or the process, ends.
+    """Return the result of `load`, run in a thread. Cancelled, this ends at once; `load` goes on to its own end.
 
     A thread of an executor would not do: the interpreter waits for those before it exits.
     """

@@ -74,7 +74,7 @@ class RecordingHeader(TypedDict):
 
 
 def request_manifest(request: ChatRequest) -> JsonObject:
-    """What tells two requests apart, as JSON: the cache key's manifest without backend, task and namespace."""
+    """Return the part of the cache key's manifest that tells requests apart: no backend, task and namespace."""
     manifest = build_manifest(request, identity={}, max_pixels=_NO_BUDGET)
     return {
         name: manifest[name]

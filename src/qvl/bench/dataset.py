@@ -61,7 +61,7 @@ class Item:
     base: Path | None = None
 
     def picture_parts(self) -> Iterator[JsonObject]:
-        """The parts of the messages that carry a picture, in order."""
+        """Yield the parts of the messages that carry a picture, in order."""
         for message in self.messages:
             content = message.get("content")
             if isinstance(content, list):
@@ -80,7 +80,7 @@ class BadLine:
 
 
 class Dataset(Protocol):
-    """Gives its items anew, in the same order, each time it is iterated."""
+    """Items that come anew, in the same order, each time it is iterated."""
 
     def __iter__(self) -> Iterator[Item]: ...
     def facts(self) -> dict[str, object]: ...
@@ -123,7 +123,7 @@ class Files:
         self._read_once = False
 
     def facts(self) -> dict[str, object]:
-        """What identifies the input: files with their sizes."""
+        """Return the identity of the input: files with their sizes."""
         return {"files": [[str(path), path.stat().st_size] for path in self.paths], "prompt": self.prompt}
 
     def __iter__(self) -> Iterator[Item]:
@@ -203,7 +203,7 @@ class Drawn:
 
 
 def endless(dataset: Dataset) -> Iterator[Item]:
-    """The items over and over; from the second round on their ids end in `#2`, `#3` and so on.
+    """Yield the items over and over; from the second round on their ids end in `#2`, `#3` and so on.
 
     Raises:
         ConfigError: there is not one item.
@@ -220,7 +220,7 @@ def endless(dataset: Dataset) -> Iterator[Item]:
 
 
 def read_form(value: object, prompt: str) -> tuple[str | None, Messages, JsonObject, object]:
-    """(id, messages, params, expected) of one parsed line.
+    """Return Return (id, messages, params, expected) of one parsed line.
 
     Raises:
         NoRequestError: the value has no form that is known.

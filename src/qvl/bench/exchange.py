@@ -22,7 +22,7 @@ CACHE_STATES: Final = ("hit", "miss", "coalesced", "bypass")
 
 @dataclass(slots=True)
 class TimedAnswer:
-    """What came back. Moments are `perf_counter` seconds; `first` is the first piece that carries something."""
+    """One answer with its times, in `perf_counter` seconds; `first` is the first piece that carries something."""
 
     headers_at: float = 0.0
     first: float | None = None
@@ -40,7 +40,7 @@ class TimedAnswer:
     server_total: float | None = None
 
     def piece(self, now: float) -> None:
-        """Notes a piece of the answer that came at `now`."""
+        """Note a piece of the answer that came at `now`."""
         if self.first is None:
             self.first = now
         else:
@@ -115,11 +115,11 @@ class LoadedEndpoint:
             raise ConfigError("a header has a line break in it", hint="see --header and --api-key")
 
     def close(self) -> None:
-        """Ends the idle connections."""
+        """Close the idle connections."""
         self._pool.close()
 
     async def find_model(self) -> str:
-        """Asks for the models unless one is named; returns the name.
+        """Return the name of the model: the one given, else the first that the endpoint lists.
 
         Raises:
             AttemptFailedError: nobody answers, or the answer names none.
@@ -141,7 +141,7 @@ class LoadedEndpoint:
         return self.model
 
     async def ask(self, body: bytes, request_id: str) -> TimedAnswer:
-        """Sends one request and reads the whole answer.
+        """Send one request and return the whole answer.
 
         Raises:
             AttemptFailedError: anything but a whole answer with something in it.
@@ -242,7 +242,7 @@ def _read_headers(headers: Mapping[str, str], answer: TimedAnswer) -> None:
 
 
 def cache_state(headers: Mapping[str, str]) -> str | None:
-    """hit, miss, coalesced or bypass, where the server tells; names of headers are in lower case."""
+    """Return hit, miss, coalesced or bypass if the server tells; names of headers are in lower case."""
     own = headers.get("x-qvl-cache", "").lower()
     if own in CACHE_STATES:
         return own
@@ -256,7 +256,7 @@ def cache_state(headers: Mapping[str, str]) -> str | None:
 
 
 def server_timing(header: str) -> dict[str, float]:
-    """Seconds by stage out of a `Server-Timing` header (its `dur` is in milliseconds)."""
+    """Return seconds by stage out of a `Server-Timing` header (its `dur` is in milliseconds)."""
     found = {}
     for entry in header.split(","):
         name, *parts = (part.strip() for part in entry.split(";"))

@@ -18,7 +18,7 @@ PACED: Final = 100  # requests that a share of the rate is told of
 
 
 class Limit:
-    """How many may be in flight: up by one on success while it is used up, halved on overload.
+    """The limit of requests in flight: up by one on success while it is used up, halved on overload.
 
     What was sent before the last halving says nothing about the new limit, and does not halve it again.
     """
@@ -69,7 +69,7 @@ class Limit:
 
 
 class Load:
-    """Sends what a feeder gives, and records it.
+    """Sends the requests of a feeder, and records their outcome.
 
     Args:
         on_record: called with each record as it is made.
@@ -97,7 +97,7 @@ class Load:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def interrupt(self) -> None:
-        """Stops at once: what is under way is given up and not recorded."""
+        """Stop at once: requests under way are given up and not recorded."""
         self.interrupted = True
         for task in tuple(self._tasks):
             task.cancel()
@@ -113,7 +113,7 @@ class Load:
         deadline: float | None = None,
         phase: str = "measure",
     ) -> tuple[float, float]:
-        """`clients` clients, each sending its next request when it has its answer; returns the steady part.
+        """Run `clients` clients, each sending its next request when it has its answer; return the steady part.
 
         The steady part is from when the last client starts to when the first finds nothing more to do.
         """
@@ -149,7 +149,7 @@ class Load:
     async def open(
         self, feeder: Feeder, endpoint: int, *, part: int = 0, ramp: float = 0.0, deadline: float | None = None
     ) -> tuple[float, float]:
-        """Requests at the plan's rate, whatever becomes of those before; returns the steady part."""
+        """Send requests at the plan's rate, whatever becomes of those before; return the steady part."""
         limit = Limit(self.plan.concurrency, adaptive=False)
         begun = perf_counter()
         steady = begun + ramp
@@ -201,7 +201,7 @@ class Load:
         return meant / taken if sent >= PACED and taken > meant else 1.0
 
     async def watch(self) -> None:
-        """Notes how late this process itself wakes up: figures below that are the client's, not the endpoint's."""
+        """Note how late this process itself wakes up: figures below that are the client's, not the endpoint's."""
         while True:
             before = perf_counter()
             await asyncio.sleep(TICK)

@@ -188,7 +188,7 @@ class Windows:
 
 @dataclass
 class SessionSpan:
-    """What one session did at one endpoint and stage."""
+    """Counts of one session at one endpoint and stage."""
 
     first: float = float("inf")
     last: float = 0.0

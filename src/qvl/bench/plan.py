@@ -35,7 +35,7 @@ class PlanFacts(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """How to load an endpoint. Times are seconds, rates requests a second.
+    """The load on an endpoint. Times are seconds, rates requests a second.
 
     Args:
         concurrency: clients of the closed loop; most requests in flight when `rate` is set or `adaptive`.
@@ -81,20 +81,20 @@ class LoadPlan:
         _need(not (self.sweep and self.ramp), "sweep and ramp together", "leave --ramp out")
 
     def levels(self) -> list[int]:
-        """The numbers of clients of a sweep: doubling up to `concurrency`."""
+        """Return the numbers of clients of a sweep: doubling up to `concurrency`."""
         levels = [1]
         while levels[-1] * 2 < self.concurrency:
             levels.append(levels[-1] * 2)
         return levels if levels[-1] == self.concurrency else [*levels, self.concurrency]
 
     def block(self) -> int:
-        """How many requests one endpoint gets before it is the next one's turn."""
+        """Return the number of requests that one endpoint gets before it is the next one's turn."""
         if self.rate is not None:
             return max(16, round(self.rate * 5))
         return 1 if self.concurrency == 1 else 4 * self.concurrency
 
     def arrivals(self, part: int = 0, *, ramp: float | None = None) -> Iterator[float]:
-        """Seconds after the start at which requests of the open loop are meant to be sent, without end.
+        """Yield the seconds after the start at which requests of the open loop are meant to be sent, without end.
 
         While the ramp lasts the rate rises in a straight line from 0 (there a Poisson process is no longer stationary:
         its gaps are stretched, as thinning would do it).
@@ -135,7 +135,7 @@ class LoadPlan:
 
 
 def read_slo(text: str) -> dict[str, float]:
-    """`ttft=500ms,tpot=50,e2e=10s` as seconds; a number without a unit is milliseconds, as in `vllm bench serve`.
+    """Return Return `ttft=500ms,tpot=50,e2e=10s` as seconds; without a unit, milliseconds as in `vllm bench serve`.
 
     Raises:
         ConfigError: a name that is not known, or a number that cannot be read.

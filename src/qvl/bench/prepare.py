@@ -43,7 +43,7 @@ class PreparedBody:
     error: str | None = None
 
     def body(self, model: str) -> bytes:
-        """The JSON body for one endpoint's model."""
+        """Return the JSON body for one endpoint's model."""
         return b'{"model":' + json.dumps(model).encode() + b"," + self.tail
 
 
@@ -67,11 +67,11 @@ class Preparer:
         self._lock = threading.Lock()
 
     def at_once(self, item: Item) -> bool:
-        """Whether `prepare` costs next to nothing: there is no picture to read."""
+        """True if `prepare` costs next to nothing: there is no picture to read."""
         return all(_remote(name) or self._key(item, name) in self._kept for name in _names(item))
 
     def prepare(self, item: Item) -> PreparedBody:
-        """The body; safe to call from several threads."""
+        """Return the body; safe to call from several threads."""
         pictures = tokens = 0
         sent: dict[str, str] = {}
         for name in _names(item):
@@ -123,12 +123,12 @@ class Feeder:
         self.starved = 0.0
 
     async def fill(self) -> None:
-        """Returns when as much as is kept ahead is ready; called before the clock starts."""
+        """Wait until the queue is full; called before the clock starts."""
         self._top_up()
         await asyncio.gather(*(held for held in self._waiting if isinstance(held, asyncio.Future)))
 
     async def take(self) -> PreparedBody | None:
-        """The next one, None at the end."""
+        """Return the next request, None at the end."""
         if not self._waiting:
             self._top_up()
         if not self._waiting:
@@ -164,7 +164,7 @@ class Feeder:
 
 
 def unlike(item: Item, index: int) -> Item:
-    """`item` as a warm-up request that no later one equals."""
+    """Return Return `item` as a warm-up request that no later one equals."""
     return replace(item, index=index, id=f"warmup-{index}", expected=None)
 
 

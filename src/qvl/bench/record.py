@@ -37,7 +37,7 @@ class RunRequest(TypedDict):
 
 
 class ClientFacts(TypedDict):
-    """What limits the load client itself: wake-up delay, waits for pictures, delay of the open loop."""
+    """Limits of the load client itself: wake-up delay, waits for pictures, delay of the open loop."""
 
     lag_p50: float
     lag_p99: float
@@ -116,7 +116,7 @@ class RequestRecord:
     expected: object = None
 
     def to_json(self) -> str:
-        """One line; `id` to `retry_count` come first, in that order."""
+        """Return one line; `id` to `retry_count` come first, in that order."""
         line = {name: getattr(self, name) for name in NAMES}
         for name in _ROUNDED:
             if line[name] is not None:
@@ -130,7 +130,7 @@ _ROUNDED: Final = ("latency", "start", "end", "wait", "ttft", "tpot", "first_byt
 
 
 def read_records(path: Path) -> Iterator[RequestRecord]:
-    """The whole lines of a results file; a last line that was cut off is left out."""
+    """Yield the whole lines of a results file; a last line that was cut off is left out."""
     known = frozenset(NAMES)
     with path.open("rb") as lines:
         for line in lines:
@@ -196,7 +196,7 @@ class RunFolder:
         self.save()
 
     def add(self, record: RequestRecord) -> None:
-        """Appends a record."""
+        """Append a record."""
         try:
             self._lines.write(record.to_json().encode("utf-8", "backslashreplace") + b"\n")
         except OSError as exc:
@@ -208,7 +208,7 @@ class RunFolder:
             self.sessions[-1]["windows"].append((endpoint, stage, round(start, 6), round(end, 6), True))
 
     def save(self) -> None:
-        """Writes `run.json`, whole or not at all."""
+        """Write `run.json`, whole or not at all."""
         write_json(self.path / RUN, {"asked": self.request, "sessions": self.sessions})
 
     def close(self) -> None:
@@ -256,7 +256,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Takes off a last line that a kill left half written."""
+    """Cut off a last line that a kill left half written."""
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         end = size

@@ -78,7 +78,7 @@ class Run:
         self._client_seconds = 0.0
 
     def work(self) -> Summary:
-        """Does what is left to do, writes `summary.json` and returns it. Ctrl-C ends it early, with what there is."""
+        """Do what is left to do, write `summary.json` and return it. Ctrl-C ends the run early, with what there is."""
         with _more_files():
             _run(self._work())
         summary = summarise(self.out)

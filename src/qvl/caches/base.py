@@ -121,11 +121,11 @@ class Cache(ABC):
         return self.get(key) if self.instant else None
 
     def lacks(self, key: str) -> bool:
-        """Whether `peek` finds nothing because there is nothing; False where that takes a `get` to tell."""
+        """True if `peek` finds nothing because there is nothing; False if that takes a `get` to tell."""
         return self.instant
 
     def reread(self, key: str) -> CacheEntry | None:
-        """As `get`, but of the store itself where there are copies in front of it."""
+        """Return what `get` does, but from the store itself, past any copies in front of it."""
         return self.get(key)
 
     @abstractmethod
@@ -134,7 +134,7 @@ class Cache(ABC):
 
     @abstractmethod
     def delete(self, key: str) -> bool:
-        """Whether there was something to delete."""
+        """Delete the entry; True if there was one."""
 
     @abstractmethod
     def clear(
@@ -238,7 +238,7 @@ def encoded(entry: CacheEntry) -> tuple[str, int]:
 
 
 def count_entries(entries: Iterable[CacheEntry], fields: Iterable[str]) -> dict[str, dict[str, int]]:
-    """What `Cache.count_by` says, by looking at every entry."""
+    """Return the counts of `Cache.count_by`, by looking at every entry."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in fields}
     for entry in entries:
         for name, counter in counts.items():
@@ -259,7 +259,7 @@ def chosen(filters: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def matches(entry: CacheEntry, wanted: Mapping[str, str], *, older_than: float | None = None, now: float = 0.0) -> bool:
-    """Whether `entry` is `wanted` (see `chosen`), and older than that many seconds."""
+    """True if `entry` is `wanted` (see `chosen`), and older than that many seconds."""
     if older_than is not None and entry.created_at >= now - older_than:
         return False
     return all(getattr(entry, name) == value for name, value in wanted.items())

@@ -185,7 +185,7 @@ def _response_format(request: ChatRequest) -> FormatManifest:
 
 
 def result_to_json(result: Result) -> dict[str, Any]:
-    """What the cache keeps of a Result: everything but pictures, request id and cache state."""
+    """Return a Result as JSON: everything but pictures, request id and cache state."""
     return {
         "choices": [_choice_to_json(choice) for choice in result.choices],
         "usage": asdict(result.usage),

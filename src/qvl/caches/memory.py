@@ -83,7 +83,7 @@ class MemoryCache(Cache):
         self.keep(key, replace(entry, expires_at=None if ttl is None else self._clock() + ttl), ttl)
 
     def keep(self, key: str, entry: CacheEntry, ttl: float | None) -> None:
-        """As `set`, but leaves the entry's own `expires_at` as it is: for a copy that ends before the original."""
+        """Set an entry but leave its own `expires_at` as it is: for a copy that ends before the original."""
         expires_at = None if ttl is None else self._clock() + ttl
         try:
             text, length = encoded(entry)

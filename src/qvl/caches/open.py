@@ -15,7 +15,7 @@ from qvl.suggest import nearest
 
 
 def cache_named(given: object) -> str | None:
-    """What a user named as the cache, None for nothing.
+    """Return the name that a user gave for the cache, None for none.
 
     Raises:
         ConfigError: it is not a string; `False` would otherwise mean the default cache.

@@ -15,7 +15,7 @@ CACHE_MODES: Final = ("auto", "always", "off", "refresh")
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """What one request may do with the cache. `max_age` is in seconds: an older entry counts as a miss."""
+    """The use that one request may make of the cache. `max_age` is in seconds: an older entry counts as a miss."""
 
     read: bool = True
     write: bool = True

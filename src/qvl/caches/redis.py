@@ -213,7 +213,7 @@ class RedisCache(Cache):
             client.eval(RELEASE, 1, self._lease(lease.key), lease.token, self._channel(lease.key))
 
     def wait(self, key: str, timeout: float) -> None:
-        """As the base says: sleeps on a subscription until the holder's release, its lease's end or the timeout."""
+        """Sleep on a subscription until the holder's release, its lease's end or the timeout."""
         deadline = time.monotonic() + timeout
         with self._asking() as client, ExitStack() as stack:
             listener = client.pubsub()

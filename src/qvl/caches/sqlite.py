@@ -256,7 +256,10 @@ class SqliteCache(Cache):
         self._wake()
 
     def wait(self, key: str, timeout: float) -> None:
-        """As the base says. Other processes are noticed within 50 ms, by a pragma that reads one page of memory."""
+        """Sleep until the holder's release, its lease's end or the timeout.
+
+        Other processes are noticed within 50 ms, by a pragma that reads one page of memory.
+        """
         deadline = time.monotonic() + timeout
         pause = 0.002
         seen = None

@@ -41,7 +41,7 @@ def register(root: typer.Typer) -> None:
 
 @app.command()
 def stats(cache: CacheUrl = None, as_json: options.JsonOnly = False) -> None:
-    """How much is kept: entries, bytes, and entries by model, language and task."""
+    """Show the size of the cache: entries, bytes, and entries by model, language and task."""
     with _opened(cache) as store:
         kept = store.stats()
         counts = store.count_by("model", "language", "task")

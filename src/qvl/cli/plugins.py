@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plugins(as_json: options.JsonOnly = False) -> None:
-    """What is plugged in: built-ins and installed packages, and those that were left out, with the reason."""
+    """List built-ins and installed plugins, and those that were left out, with the reason."""
     import logging
 
     from qvl.plugins.host import PluginHost

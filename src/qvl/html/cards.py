@@ -14,7 +14,7 @@ _CARD = "display:flex;gap:1em;align-items:flex-start;font-family:sans-serif"
 
 
 class ShownPicture(Protocol):
-    """What a card asks of a picture."""
+    """The properties of a picture that a card shows."""
 
     @property
     def source(self) -> str: ...

@@ -37,7 +37,7 @@ td.number{text-align:right;font-variant-numeric:tabular-nums}
 
 
 class ReportRow(Protocol):
-    """What the report wants to know of one picture."""
+    """The properties of one picture that the report shows."""
 
     @property
     def picture(self) -> str: ...

@@ -97,7 +97,7 @@ def public_name(url: str) -> str:
 
 
 def is_public(address: Address) -> bool:
-    """Whether `address` is globally reachable and does not wrap one that is not (mapped, 6to4, NAT64)."""
+    """True if `address` is globally reachable and does not wrap one that is not (mapped, 6to4, NAT64)."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)

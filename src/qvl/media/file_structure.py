@@ -120,7 +120,7 @@ def _next_marker(data: bytes, at: int) -> int:
 
 
 def jpeg_frame(data: bytes) -> tuple[bool, float]:
-    """Whether all of a JPEG's coefficients are held until its last scan was read, and how many a pixel."""
+    """Return whether all coefficients of a JPEG are held until its last scan is read, and their number a pixel."""
     several, held, components = False, 3.0, 0
     for at in _jpeg_segments(data):
         marker = data[at + 1]
@@ -303,7 +303,7 @@ def memory(image: Image.Image, form: str) -> int:
 
 
 def jpeg_memory(data: bytes, size: tuple[int, int], target: tuple[int, int]) -> int:
-    """As `memory`, for a JPEG of `size` that is decoded for `target`."""
+    """Return the bytes that decoding a JPEG of `size` for `target` takes."""
     width, height = size
     # As Pillow's draft mode chooses, asked for twice the target.
     scale = next((s for s in (8, 4, 2) if width >= 2 * target[0] * s and height >= 2 * target[1] * s), 1)

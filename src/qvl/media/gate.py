@@ -108,13 +108,13 @@ async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: boo
 
 
 def ready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
-    """As `aready`, in this thread."""
+    """Return the picture of `aready`, made in this thread."""
     small = picture if max_pixels is None else picture.fit(max_pixels)
     return small.decoded() if pixels else small.checked()
 
 
 def is_remote(source: PictureSource) -> bool:
-    """Whether `source` is an address that has to be fetched from."""
+    """True if `source` is an address that has to be fetched from."""
     return _web_url(source) is not None
 
 

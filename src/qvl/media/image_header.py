@@ -45,7 +45,7 @@ _TIFF_HEIGHT: Final = 0x0101
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known of an encoded picture before its pixels are decoded. `width` and `height` are the canonical ones.
+    """Facts of an encoded picture before its pixels are decoded. `width` and `height` are the canonical ones.
 
     `sized`: whether a request set them.
     `plain`: every decoder reads these bytes to the canonical pixels, so they may be passed on as they are.
@@ -250,7 +250,7 @@ def png_depth(data: bytes) -> int:
 
 
 def kind_of(data: bytes) -> str:
-    """What bytes that are no accepted picture look like, in a reader's words, with the way out where there is one."""
+    """Return a description of bytes that are not an accepted picture, with the way out if there is one."""
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in data[:4096]):
         return "an SVG drawing; render it to PNG first"

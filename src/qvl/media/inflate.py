@@ -20,7 +20,7 @@ _PADDING: Final = re.compile(rb"\0*")
 
 
 def is_zlib(data: bytes) -> bool:
-    """Whether `data` begins with the head of a zlib stream (RFC 1950, section 2.2)."""
+    """True if `data` begins with the head of a zlib stream (RFC 1950, section 2.2)."""
     return len(data) > 1 and data[0] & 15 == 8 and (data[0] << 8 | data[1]) % 31 == 0
 
 

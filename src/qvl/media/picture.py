@@ -150,12 +150,12 @@ class Picture:
 
     @property
     def large(self) -> bool:
-        """Whether decoding it takes so long or so much memory that it is done one at a time."""
+        """True if decoding takes so long or so much memory that it is done one at a time."""
         return self._pixels is not None and self._pixels.large
 
     @property
     def at_hand(self) -> bool:
-        """Whether `data` can be had at once: it is neither to be encoded nor to be checked first."""
+        """True if `data` returns immediately, without encoding or checking."""
         return self._pixels is None or self._pixels.at_hand
 
 
@@ -221,7 +221,7 @@ class HeldPixels:
 
     @property
     def at_hand(self) -> bool:
-        """Whether `encoded` has nothing to do."""
+        """True if `encoded()` returns immediately, without checking or encoding."""
         return self._check is not None and self._sound
 
     @property

@@ -19,7 +19,7 @@ _INPUT: Final = 64 * 1024
 
 
 def whole_png(data: bytes, width: int, height: int) -> bool:
-    """Whether `data` is surely a PNG of 8-bit RGB pixels in which nothing is missing and nothing is broken.
+    """True if `data` is surely a PNG of 8-bit RGB pixels in which nothing is missing and nothing is broken.
 
     Every chunk up to the last is there with its checksum right, and the pixels inflate to exactly their number; what
     is left of decoding (undoing the rows' filters) cannot fail. False says that it takes a decoder to know: the rare

@@ -48,7 +48,7 @@ def budget(width: int, height: int, max_pixels: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class PixelLimits:
-    """What a request says about the size of a picture; None leaves it to the media gate and the model.
+    """Limits that a request sets on the size of a picture; None leaves it to the media gate and the model.
 
     `low` is OpenAI's detail "low": a budget of LOW_DETAIL_PIXELS. `where` is the place in the request that says so.
     """

@@ -181,7 +181,7 @@ def _read_data_url(url: str, policy: MediaPolicy) -> tuple[bytes, str]:
 
 
 def is_label_of_picture(kind: str) -> bool:
-    """Whether a media type, in lower case, leaves it open that something is a picture."""
+    """True if a media type, in lower case, may be that of a picture."""
     return kind in _UNNAMED or kind.startswith("image/")
 
 

@@ -190,7 +190,7 @@ class AsyncPipeline:
         cache: CacheMode | None = None,
         **params: Unpack[RequestParams],
     ) -> AsyncGenerator[Chunk, None]:
-        """As `ask`, piece by piece. Closing the generator aborts the work."""
+        """Yield the answer of `ask` piece by piece. Closing the generator aborts the work."""
         messages = question_messages(pictures, question, system)
         async with aclosing(self.stream_chat(messages, cache=cache, **params)) as chunks:
             async for chunk in chunks:
@@ -205,7 +205,7 @@ class AsyncPipeline:
     async def stream_chat(
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Unpack[RequestParams]
     ) -> AsyncGenerator[Chunk, None]:
-        """As `chat`, piece by piece. Closing the generator aborts the work."""
+        """Yield the answer of `chat` piece by piece. Closing the generator aborts the work."""
         async with aclosing(self.executor.stream(ChatCall(messages, cache, params))) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, Chunk):
@@ -246,7 +246,7 @@ class AsyncPipeline:
     async def analyze_result(
         self, pictures: Pictures, *, schema: SchemaLike | None = None, **params: Unpack[AnalyzeParams]
     ) -> AnalysisResult[object]:
-        """As `analyze`, with the Result, timing and confidences beside the value; also for custom schemas."""
+        """Return the value of `analyze` with its Result, timing and confidences; also for custom schemas."""
         return await self.executor.execute(self.analyze_call(pictures, schema, params))
 
     def analyze_call(

@@ -261,7 +261,7 @@ class Store:
             await self._call("close", self.cache.close, None)
 
     def close(self) -> None:
-        """As `aclose`, where no loop has run yet."""
+        """Close the cache if it is owned, where no loop has run yet."""
         if self.owned:
             self.cache.close()
 

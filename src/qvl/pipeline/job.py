@@ -64,7 +64,7 @@ class Job:
 
 
 class Confidence(TypedDict, total=False):
-    """How sure the model was of an analysis; nothing of another answer."""
+    """The confidence of the model in an analysis; empty for any other answer."""
 
     confidence: float | None
     field_confidence: dict[str, float]
@@ -73,7 +73,7 @@ class Confidence(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a finished piece of work leaves: the answer, its analysis if there is one, and where it came from."""
+    """The outcome of a finished piece of work: the answer, its analysis if there is one, and its origin."""
 
     result: Result
     analysis: JsonMapping | None = None

@@ -73,14 +73,14 @@ class RequestParams(TypedDict, total=False):
 
 
 class AnalyzeParams(RequestParams, total=False):
-    """What an analysis takes besides."""
+    """Further arguments of an analysis."""
 
     language: str | None
     cache: CacheMode | None
 
 
 class MapParams(AnalyzeParams, total=False):
-    """What a map takes besides; `system` goes with a question."""
+    """Further arguments of a map; `system` goes with a question."""
 
     system: str | None
     concurrency: int | None

@@ -63,7 +63,7 @@ class Flight:
 
     @property
     def joinable(self) -> bool:
-        """Whether it is under way, and not being given up because everybody left."""
+        """True if the work is under way and not being given up because everybody left."""
         return not self._task.done() and not self._abandoned
 
     async def _run(self, work: Work) -> Outcome:

@@ -37,7 +37,7 @@ log = logger("qvl.plugins")
 
 
 class BuiltIns:
-    """What ships with qvl, registered through the same hooks as everybody else's."""
+    """Backends, caches and map engines that ship with qvl, registered through the same hooks as everybody else's."""
 
     @hookimpl
     def register_backends(self, register: Callable[[str, Factory], None]) -> None:

@@ -259,7 +259,7 @@ class Response(TypedDict):
 
 
 class ResponseEvent(TypedDict, total=False):
-    """What an event of a streamed response carries beside its `type` and `sequence_number`."""
+    """The fields of an event of a streamed response beside `type` and `sequence_number`."""
 
     response: Response
     output_index: int

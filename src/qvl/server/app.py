@@ -92,7 +92,7 @@ class Application(FastAPI):
         self._core = core
 
     def build_middleware_stack(self) -> ASGIApp:
-        """What others add (CORS, a mounter's own) stays around everything; without that, nothing is."""
+        """Return the gateway, inside any middleware that others add (CORS, a mounter's own)."""
         if not self.user_middleware:
             return Gateway(super().build_middleware_stack(), self._core)
         self.user_middleware.append(Middleware(Gateway, core=self._core))

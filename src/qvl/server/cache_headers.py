@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def policy_of(header: bytes | None, mode: CacheMode, *, deterministic: bool) -> CachePolicy:
-    """What the request may do with the cache: the pipeline's own rule, narrowed by `Cache-Control`.
+    """Return the cache policy of a request: the pipeline's own rule, narrowed by `Cache-Control`.
 
     `no-cache` asks anew and stores, `no-store` neither looks nor stores, `max-age=N` takes nothing older.
 
@@ -42,7 +42,7 @@ def policy_of(header: bytes | None, mode: CacheMode, *, deterministic: bool) -> 
 
 
 def headers_for(origin: CacheState, policy: CachePolicy, created_at: float) -> Headers:
-    """What an answer says about where it came from. `created_at` of a hit is when it was first given."""
+    """Return the headers that say where an answer came from. `created_at` of a hit is when it was first given."""
     found: Headers = [(b"x-qvl-cache", origin.encode())]
     if origin == "hit":
         age = max(0, int(time.time() - created_at)) if created_at else 0

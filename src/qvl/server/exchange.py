@@ -45,7 +45,7 @@ _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 
 
 class Exchange:
-    """What handlers work with. `fields` goes into the log line of the request."""
+    """One HTTP request and its answer, for handlers. `fields` goes into the log line of the request."""
 
     __slots__ = (
         "_body_complete",

@@ -23,7 +23,7 @@ _SMOOTHING: Final = 0.1
 
 
 def picture_tokens(job: Job) -> int:
-    """How many tokens the pictures of `job` will be, as near as it can be told before they are decoded."""
+    """Return the tokens of the pictures of `job`, as near as can be told before they are decoded."""
     budget = job.request.max_pixels
     return sum(
         -(-min(picture.width * picture.height, budget or picture.width * picture.height) // PIXELS_PER_TOKEN)
@@ -32,7 +32,7 @@ def picture_tokens(job: Job) -> int:
 
 
 def decoded_bytes(job: Job, *, wants_pixels: bool) -> int:
-    """How much memory the pixels of `job` take while it is at the backend; bytes that pass on as they are take none."""
+    """Return the memory of the pixels of `job` while it is at the backend; bytes that pass unchanged take none."""
     taken = 0
     for picture in job.request.pictures:
         size = picture.width * picture.height

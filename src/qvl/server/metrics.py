@@ -43,7 +43,7 @@ class BackendStats(Collector):
 
 
 class Metrics:
-    """What is counted. Labels never carry keys, prompts or addresses of clients."""
+    """The metrics of a server. Labels never carry keys, prompts or addresses of clients."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

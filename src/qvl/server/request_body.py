@@ -30,7 +30,7 @@ _OTHER_MARKS: Final = (
 
 
 def coding_of(header: bytes) -> str | None:
-    """What a Content-Encoding names, "gzip" or "deflate"; None where the body is as it is.
+    """Return the compression that a Content-Encoding names, "gzip" or "deflate"; None if there is none.
 
     Raises:
         HttpError: 415, it names something else, or more than one.

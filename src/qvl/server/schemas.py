@@ -190,7 +190,7 @@ class StreamOptions(BaseModel):
 
 
 class PictureLimits(BaseModel):
-    """What every question may have beside its sampling parameters."""
+    """Limits on the size of the pictures of a request."""
 
     model_config = OPEN
 

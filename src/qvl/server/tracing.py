@@ -33,7 +33,7 @@ log = logger("qvl.server")
 
 
 class TracedExchange(Protocol):
-    """What a span tells of an HTTP exchange."""
+    """The properties of an HTTP exchange that a span records."""
 
     path: str
     method: str

@@ -24,7 +24,7 @@ Test = TypeVar("Test", bound=Callable[..., Coroutine[Any, Any, None]])
 
 @dataclass(frozen=True)
 class Sight:
-    """How to see that a model sees: pictures by name, a question, and how to read the names out of an answer."""
+    """A test of a model's sight: pictures by name, a question, and a reader of the names in an answer."""
 
     pictures: dict[str, Picture]
     question: str

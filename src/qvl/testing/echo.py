@@ -39,7 +39,7 @@ def colour_name(image: Image.Image) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PictureFacts:
-    """What the model saw of one picture."""
+    """The properties of one picture that the model saw."""
 
     colour: str
     width: int

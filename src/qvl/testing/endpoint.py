@@ -85,7 +85,7 @@ class ScriptedExchange:
 
 
 class ScriptedAnswer(Protocol):
-    """How a scripted endpoint answers one chat request."""
+    """The answer of a scripted endpoint to one chat request."""
 
     async def __call__(self, exchange: ScriptedExchange) -> None: ...
 
@@ -282,7 +282,7 @@ class ScriptedEndpoint:
         return self
 
     def stop(self) -> None:
-        """As kill -9 looks from outside: the port is closed and every connection is reset."""
+        """Close the port and reset every connection, as kill -9 looks from outside."""
         if self._loop is None or self._thread is None:
             return
         self._call(self._shut())

@@ -96,7 +96,7 @@ _SIDES: Final = {1: 0.66, 2: 0.43, 3: 0.3, 4: 0.34}
 
 @dataclass(frozen=True, slots=True)
 class DrawnProduct:
-    """What a picture shows. `brand` is None where no plate is printed; `count` is 1 to 4.
+    """The product on a picture. `brand` is None where no plate is printed; `count` is 1 to 4.
 
     Raises ValueError for a category, colour or count that cannot be drawn, and for a brand with letters outside A-Z.
     """

@@ -66,7 +66,7 @@ def request_of(sequence: Sequence) -> EngineRequest:
 
 @dataclass(slots=True)
 class Counters:
-    """What the engine counts since it started."""
+    """Counts since the engine started."""
 
     steps: int = 0
     requests: int = 0

@@ -21,7 +21,7 @@ Letter: TypeAlias = "tuple[EngineRequest, Chunk | QvlError]"
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """What came in since the mailbox was last emptied."""
+    """Requests and aborts that came in since the mailbox was last emptied."""
 
     arrived: list[EngineRequest]
     aborted: list[EngineRequest]

@@ -21,7 +21,7 @@ async def health(exchange: Exchange) -> None:
 
 
 async def ready(exchange: Exchange) -> None:
-    """Whether requests should be sent here, and why not."""
+    """Answer 200 if requests should be sent here, else 503 with the reason."""
     core = exchange.core
     core.start()
     reason = core.unready()
@@ -43,7 +43,7 @@ async def metrics(exchange: Exchange) -> None:
 
 
 async def version(exchange: Exchange) -> None:
-    """What runs here. Never keys, addresses or paths of caches."""
+    """Answer with version, backend, models and uptime; never keys, addresses or paths of caches."""
     core = exchange.core
     answer: Version = {
         "version": core.version,

@@ -98,7 +98,7 @@ def chat_template(folder: Path, name: str) -> str:
 
 
 def quantisation(folder: Path, config: dict[str, Any]) -> str | None:
-    """How the weights are quantised, as "fp8" or "bitsandbytes (4 bit)"; None where they are plain numbers.
+    """Return the quantisation of the weights, as "fp8" or "bitsandbytes (4 bit)"; None if there is none.
 
     Read from config.json, and from the headers of the weights' files, since settings get lost on the way.
     """

@@ -70,7 +70,7 @@ class Device:
 
     @property
     def non_blocking(self) -> bool:
-        """Whether a copy from the host may return early. On MPS it would read memory that is free by then
+        """True if a copy from the host may return early. On MPS it would read memory that is free by then
         (pytorch/pytorch#189690)."""
         return self.type != "mps"
 
@@ -95,12 +95,12 @@ class Device:
 
     @property
     def has_graphs(self) -> bool:
-        """Whether `record` works here."""
+        """True if `record` works on this device."""
         return self.type in ("cuda", "npu") and hasattr(self._module(), f"{self.type.upper()}Graph")
 
     @property
     def graphs_pay(self) -> bool:
-        """Whether recorded decode steps are known to be faster here."""
+        """True if recorded decode steps are known to be faster on this device."""
         return self.type == "cuda" and self.has_graphs
 
     def record(self, run: Callable[[], Tensor], pool: Any = None) -> tuple[Any, Tensor]:
@@ -148,7 +148,7 @@ class Device:
         return free, total
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether `error` says that this device's memory did not suffice. Each kind words it differently."""
+        """True if `error` says that this device's memory did not suffice. Each kind words it differently."""
         import torch
 
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -50,7 +50,7 @@ class DecodeInputs:
 
     @property
     def key(self) -> Key:
-        """What must be equal for a recording to serve."""
+        """The values that must be equal for a recording to serve."""
         return tuple((group.capacity, group.count, group.num_rows, group.longest) for group in self.groups)
 
     def tensors(self) -> list[Tensor]:

@@ -87,7 +87,7 @@ class Kernels:
 
 
 class NpuKernels(Kernels):
-    """What of torch_npu's fused operators is there and agrees with torch's.
+    """Those of torch_npu's fused operators that exist and agree with torch's.
 
     Args:
         torch_npu: the module.

@@ -166,7 +166,7 @@ class Runner:
             self.storage.save(sequence.slot.capacity, sequence.slot.row, pairs, num_blocks)
 
     def release(self) -> None:
-        """As `release_caches`, and drops all KV."""
+        """Drop all KV, and what `release_caches` drops."""
         self.storage.clear()
         self.release_caches()
 

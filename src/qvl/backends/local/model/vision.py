@@ -97,7 +97,7 @@ class VisionTower:
         return features
 
     def slices(self, pictures: list[PreparedPicture], work: float = float("inf")) -> Iterator[list[Tensor] | None]:
-        """As `encode`, but gives None each time that about `work` multiplications are done, and the features last."""
+        """Yield None after each `work` multiplications or so, and last the features that `encode` returns."""
         import torch
 
         hidden = torch.cat([self._embedded(picture) for picture in pictures])

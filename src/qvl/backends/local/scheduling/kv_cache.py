@@ -93,7 +93,7 @@ class KvCache:
         return sum(capacity * len(slots) for capacity, slots in self._slots.items())
 
     def take_ops(self) -> list[Op]:
-        """What the runner must do, in order, before anything is written; forgotten here."""
+        """Return and forget the operations that the runner must do, in order, before anything is written."""
         ops = list(self.ops)
         self.ops.clear()
         return ops

@@ -32,13 +32,13 @@ class ScheduledTokens:
 
     @property
     def samples(self) -> bool:
-        """Whether a token comes out of it."""
+        """True if a token comes out of this chunk."""
         return self.end == len(self.sequence.tokens)
 
 
 @dataclass(slots=True)
 class Step:
-    """What one forward pass runs: one token of each of `decode`, and the chunks of `prefill`."""
+    """The work of one forward pass: one token of each of `decode`, and the chunks of `prefill`."""
 
     decode: list[Sequence] = field(default_factory=list)
     prefill: list[ScheduledTokens] = field(default_factory=list)

@@ -77,7 +77,7 @@ class Sequence:
 
     @property
     def prefilling(self) -> bool:
-        """Whether more than the last token still waits for its KV."""
+        """True if more than the last token still waits for its KV."""
         return self.num_computed < len(self.tokens) - 1 or self.num_output == 0
 
     @property

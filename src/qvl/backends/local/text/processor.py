@@ -48,7 +48,7 @@ class PreparedPicture:
 
     @property
     def pending(self) -> bool:
-        """Whether nobody has seen to it yet."""
+        """True if the picture is neither encoded nor being encoded."""
         return self.features is None and self.encoding is None
 
 
