@@ -7,30 +7,18 @@ import re
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from qvl.bench import report
 from qvl.bench.pairs import PairSummary
 from qvl.bench.record import EndpointName, write_text
 from qvl.bench.summary import EndpointSummary, Points, Summary
 from qvl.errors import MissingDependencyError
+from qvl.html.page import page_html
 from qvl.suggest import install_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_STYLE: Final = """
-:root{color-scheme:light dark}
-body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}
-h1{font-size:1.4rem}h2{font-size:1.1rem;overflow-wrap:anywhere}
-table{border-collapse:collapse;margin:.5rem 0}
-th,td{text-align:left;padding:.15rem .9rem .15rem 0;vertical-align:top;overflow-wrap:anywhere}
-td.number{text-align:right;font-variant-numeric:tabular-nums}
-figure{margin:1rem 0;background:#fff;color:#000;padding:.5rem;max-width:60rem}
-figure svg{width:100%;height:auto}
-.warning{border-left:4px solid #d80;padding:.3rem .8rem;font-weight:600}
-.facts{color:gray;font-size:.85rem}
-"""
 
 
 def write(summary: Summary, path: Path) -> None:
@@ -58,14 +46,9 @@ def html(summary: Summary) -> str:
         f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in data["formulas"].items()
     )
     plan = escape(", ".join(f"{name}={value}" for name, value in data["asked"]["plan"].items() if value))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>qvl bench</title>'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>'
-        f'<body><h1>qvl bench</h1><p class="facts">{at} · {plan}</p>\n'
-        + "\n".join(parts)
-        + "\n<h2>What the figures are</h2>"
-        f"<table>{formulas}</table></body></html>\n"
-    )
+    head = f'<h1>qvl bench</h1><p class="facts">{at} · {plan}</p>'
+    parts.append(f"<h2>What the figures are</h2><table>{formulas}</table>")
+    return page_html("qvl bench", "\n".join([head, *parts]))
 
 
 def _endpoint(endpoint: EndpointSummary) -> str:

@@ -1,9 +1,9 @@
-"""What a Result or an analysis looks like in a notebook, and in the HTML report: the picture beside the answer."""
+"""The cards of a notebook and of the HTML report: the picture beside the answer."""
 
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qvl.errors import QvlError
 
@@ -25,7 +25,7 @@ class ShownPicture(Protocol):
 
 
 def thumbnail_html(picture: ShownPicture, edge: int = 192) -> str:
-    """An `<img>` with the picture inside, so that the page needs no other file."""
+    """Return an `<img>` with the picture inside, so that the page needs no other file."""
     try:
         small = picture.thumbnail(edge)
         return f'<img src="{small.data_url()}" alt="{escape(picture.source)}" style="max-width:{edge}px">'
@@ -33,8 +33,8 @@ def thumbnail_html(picture: ShownPicture, edge: int = 192) -> str:
         return f"<span>{escape(exc.message)}</span>"
 
 
-def table_html(rows: Iterable[tuple[str, Any]]) -> str:
-    """Two columns; names and values are escaped."""
+def table_html(rows: Iterable[tuple[str, object]]) -> str:
+    """Return a table of two columns; names and values are escaped."""
     cells = "".join(
         f'<tr><th style="text-align:left">{escape(str(name))}</th><td>{escape(str(value))}</td></tr>'
         for name, value in rows
@@ -43,7 +43,7 @@ def table_html(rows: Iterable[tuple[str, Any]]) -> str:
 
 
 def answer_html(pictures: Sequence[ShownPicture], texts: Iterable[str], facts: str) -> str:
-    """A card: pictures beside the answers, and below them a line of `facts`."""
+    """Return a card: pictures beside the answers, and below them a line of `facts`."""
     answers = "".join(f'<p style="white-space:pre-wrap">{escape(text)}</p>' for text in texts)
     return _card(pictures, answers, facts)
 
@@ -51,7 +51,7 @@ def answer_html(pictures: Sequence[ShownPicture], texts: Iterable[str], facts: s
 def fields_html(
     pictures: Sequence[ShownPicture], fields: Iterable[tuple[str, str, float | None]], facts: str = ""
 ) -> str:
-    """A card: pictures beside a table of (label, value, confidence from 0 to 1), and below it a line of `facts`."""
+    """Return a card: pictures beside a table of (label, value, confidence from 0 to 1), below it `facts`."""
     return _card(pictures, table_html((label, f"{value}  {_percent(sure)}") for label, value, sure in fields), facts)
 
 
@@ -64,7 +64,7 @@ def _card(pictures: Sequence[ShownPicture], content: str, facts: str) -> str:
 def recommendation_html(
     text: str, products: Sequence[Mapping[str, str]], notes: Iterable[str], failed: str | None
 ) -> str:
-    """A card: what failed, if something did, the text, the products as for `products_html`, and the notes."""
+    """Return a card: what failed, if something did, the text, the products as for `products_html`, and the notes."""
     head = f"<p class=failed>{escape(failed)} failed</p>" if failed else ""
     tail = "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
     body = f'<p style="white-space:pre-wrap">{escape(text)}</p>'
@@ -72,7 +72,7 @@ def recommendation_html(
 
 
 def products_html(rows: Sequence[Mapping[str, str]]) -> str:
-    """A table of products, each with `name`, `url`, `price`, `id` and `why`; "" where there are none."""
+    """Return a table of products, each with `name`, `url`, `price`, `id` and `why`; "" where there are none."""
     if not rows:
         return ""
     lines = []

@@ -6,11 +6,12 @@ import os
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis
 from qvl.html.cards import thumbnail_html
+from qvl.html.page import page_html
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,22 +19,6 @@ if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
     from qvl.errors import QvlError
     from qvl.types import Result
-
-_STYLE: Final = """
-:root{color-scheme:light dark}
-body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}
-h1{font-size:1.4rem}
-article{display:flex;flex-wrap:wrap;gap:1.2rem;border-top:1px solid #8886;padding:1rem 0}
-.pictures{flex:0 0 200px;display:flex;flex-direction:column;gap:.4rem}
-.pictures img{max-width:192px;max-height:192px;border:1px solid #8884}
-.answer{flex:1 1 24rem;min-width:0}
-.answer p{white-space:pre-wrap;margin:.2rem 0}
-table{border-collapse:collapse}
-th,td{text-align:left;padding:.15rem .9rem .15rem 0;vertical-align:top;overflow-wrap:anywhere}
-td.number{text-align:right;font-variant-numeric:tabular-nums}
-.facts,.name{color:gray;font-size:.85rem;overflow-wrap:anywhere}
-.error{color:#c22;font-weight:600}
-"""
 
 
 class ReportRow(Protocol):
@@ -48,7 +33,7 @@ class ReportRow(Protocol):
     @property
     def result(self) -> Result | None: ...
     @property
-    def analysis(self) -> AnalysisResult[Any] | None: ...
+    def analysis(self) -> AnalysisResult[object] | None: ...
     @property
     def error(self) -> QvlError | None: ...
 
@@ -64,10 +49,10 @@ class HtmlReport:
         self._failed = 0
 
     def add(self, row: ReportRow) -> None:
-        """One more picture, below the others."""
+        """Add one more picture, below the others."""
         if row.result is None:
             self._failed += 1
-            pictures, answer = "", f'<p class="error">{escape(str(row.error))}</p>'
+            pictures, answer = "", f'<p class="failed">{escape(str(row.error))}</p>'
         else:
             self._done += 1
             self._hits += row.result.cache == "hit"
@@ -81,7 +66,7 @@ class HtmlReport:
         )
 
     def write(self, path: Path) -> None:
-        """Writes the page to `path`, whole or not at all.
+        """Write the page to `path`, whole or not at all.
 
         Raises:
             OSError: it cannot be written.
@@ -94,18 +79,15 @@ class HtmlReport:
             draft.unlink(missing_ok=True)
 
     def html(self) -> str:
-        """The whole page."""
-        title = escape(_printable(self.title))
+        """Return the whole page."""
+        title = _printable(self.title)
         at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        counted = f"{self._done} answered ({self._hits} from the cache), {self._failed} failed · {at}"
-        return (
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-            f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>'
-            f'<body><h1>{title}</h1><p class="facts">{counted}</p>\n' + "\n".join(self._articles) + "</body></html>\n"
-        )
+        counts = f"{self._done} answered ({self._hits} from the cache), {self._failed} failed · {at}"
+        head = f'<h1>{escape(title)}</h1><p class="facts">{counts}</p>'
+        return page_html(title, "\n".join([head, *self._articles]))
 
 
-def _analysis(analysis: AnalysisResult[Any]) -> str:
+def _analysis(analysis: AnalysisResult[object]) -> str:
     sure: Mapping[str, float] = analysis.field_confidence
     if isinstance(analysis.value, ProductAnalysis):
         rows = [(label, value, sure.get(path)) for label, path, value in analysis.value.rows()]
@@ -125,13 +107,8 @@ def _text(result: Result) -> str:
 
 
 def _facts(result: Result) -> str:
-    timing, usage = result.timing, result.usage
-    text = (
-        f"{result.backend}:{result.model} · cache {result.cache} · {timing.total:.2f} s · "
-        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens · {result.request_id}"
-    )
     notes = "".join(f'<p class="facts">note: {escape(note)}</p>' for note in result.notes)
-    return f'<p class="facts">{escape(text)}</p>{notes}'
+    return f'<p class="facts">{escape(f"{result.facts} · {result.request_id}")}</p>{notes}'
 
 
 def _percent(confidence: float | None) -> str:
@@ -139,5 +116,5 @@ def _percent(confidence: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """`text` as UTF-8 can carry it: file names may hold bytes that are not UTF-8."""
+    """Return `text` as UTF-8 can carry it: file names may hold bytes that are not UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")
