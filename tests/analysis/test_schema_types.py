@@ -74,7 +74,7 @@ class Color(enum.Enum):
 
 
 SCHEMA = {"type": "object", "properties": {"seller": {"type": "string"}, "total": {"type": "number"}}}
-SAID = {"seller": "Norvik", "total": 9.5}
+REPLY = {"seller": "Norvik", "total": 9.5}
 
 MUG: typing.Any = {"name": "mug", "price": 2.0}
 TREE = {"name": "a", "children": [{"name": "b"}]}
@@ -86,8 +86,8 @@ def endpoint() -> Iterator[ScriptedEndpoint]:
         yield started
 
 
-async def analysis_of(endpoint: ScriptedEndpoint, said: Any, schema: Any) -> Any:
-    text = said if isinstance(said, str) else json.dumps(said)
+async def analysis_of(endpoint: ScriptedEndpoint, reply: Any, schema: Any) -> Any:
+    text = reply if isinstance(reply, str) else json.dumps(reply)
     endpoint.say(Text(text), Text(text))
     backend = OpenAIBackend("m", base_url=endpoint.url, probe=False)
     async with AsyncPipeline(backend=backend, cache="memory:") as pipe:
@@ -98,21 +98,21 @@ async def analysis_of(endpoint: ScriptedEndpoint, said: Any, schema: Any) -> Any
 
 
 @pytest.mark.parametrize(
-    ("schema", "said", "value"),
+    ("schema", "reply", "value"),
     [
-        (Bill, SAID, Bill(**SAID)),
-        (Paid, SAID, Paid("Norvik", 9.5)),
+        (Bill, REPLY, Bill(**REPLY)),
+        (Paid, REPLY, Paid("Norvik", 9.5)),
         (Sheet, {"lines": [{"name": "mug", "price": 1}]}, {"lines": [{"name": "mug", "price": 1.0}]}),
-        (SCHEMA, SAID, SAID),
-        ({"type": "array", "items": SCHEMA}, {"answer": [SAID]}, [SAID]),
+        (SCHEMA, REPLY, REPLY),
+        ({"type": "array", "items": SCHEMA}, {"answer": [REPLY]}, [REPLY]),
         ({"enum": ["red", "blue"]}, {"answer": "red"}, "red"),
-        (list[Bill], {"answer": [SAID]}, [Bill(**SAID)]),
-        (list[Paid], {"answer": [SAID]}, [Paid("Norvik", 9.5)]),
+        (list[Bill], {"answer": [REPLY]}, [Bill(**REPLY)]),
+        (list[Paid], {"answer": [REPLY]}, [Paid("Norvik", 9.5)]),
         (dict[str, int], {"a": 1}, {"a": 1}),
         (Literal["red", "blue"], {"answer": "blue"}, "blue"),
         (Color, {"answer": "red"}, Color.RED),
         (int, {"answer": 3}, 3),
-        (Bill | Paid, {"answer": {**SAID, "currency": "USD"}}, Paid("Norvik", 9.5, "USD")),
+        (Bill | Paid, {"answer": {**REPLY, "currency": "USD"}}, Paid("Norvik", 9.5, "USD")),
         (Order, {"lines": [MUG]}, Order([MUG])),
         (list[Order], {"answer": [{"lines": [], "parts": [{"lines": [MUG]}]}]}, [Order([], None, [Order([MUG])])]),
         (Tree, TREE, TREE),
@@ -124,8 +124,8 @@ async def analysis_of(endpoint: ScriptedEndpoint, said: Any, schema: Any) -> Any
         (RootModel[list[int]], {"answer": [1]}, RootModel[list[int]]([1])),
     ],
 )
-async def test_an_answer_comes_back_as_what_was_asked_for(endpoint, schema: Any, said: Any, value: Any) -> None:
-    found = await analysis_of(endpoint, said, schema)
+async def test_an_answer_comes_back_as_what_was_asked_for(endpoint, schema: Any, reply: Any, value: Any) -> None:
+    found = await analysis_of(endpoint, reply, schema)
     assert found == value
     assert type(found) is type(value)
     asked = endpoint.chats[0].body["response_format"]["json_schema"]["schema"]
@@ -197,6 +197,6 @@ async def test_an_answer_of_another_form_is_an_error(endpoint, schema: Any) -> N
 )
 async def test_what_is_no_schema_is_one_line(endpoint, schema: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
-        await analysis_of(endpoint, SAID, schema)
+        await analysis_of(endpoint, REPLY, schema)
     assert "\n" not in str(caught.value)
     assert caught.value.param == "schema"

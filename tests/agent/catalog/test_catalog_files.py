@@ -20,7 +20,7 @@ def opened(tmp_path: Path, content: str | bytes, name: str = "shop.csv") -> Cata
     return Catalog(path, index=":memory:")
 
 
-def told(catalog: Catalog) -> tuple[dict[str, float | None], list[str]]:
+def contents(catalog: Catalog) -> tuple[dict[str, float | None], list[str]]:
     with catalog:
         return {item.id: item.price for item in catalog.all()}, [str(problem) for problem in catalog.problems]
 
@@ -29,7 +29,7 @@ def prices(tmp_path: Path, *texts: str) -> tuple[list[float | None], list[str]]:
     """The prices of a JSONL catalogue with one more row, so that it never is empty."""
     rows = [{"id": f"{number}", "name": "Mug", "price": text} for number, text in enumerate(texts)]
     lines = "\n".join(json.dumps(row) for row in [*rows, {"id": "last", "name": "Mug"}])
-    found, problems = told(opened(tmp_path, lines, "shop.jsonl"))
+    found, problems = contents(opened(tmp_path, lines, "shop.jsonl"))
     return [price for name, price in found.items() if name != "last"], problems
 
 
@@ -143,7 +143,7 @@ def test_a_point_behind_a_code_may_end_it_or_begin_a_fraction_and_is_refused(tmp
 
 def test_rows_that_are_given_follow_their_column_too() -> None:
     rows = [{"id": 1, "name": "Mug", "price": "1.299"}, {"id": 2, "name": "Cup", "price": "9,99"}]
-    assert told(Catalog(iter(rows))) == ({"1": 1299.0, "2": 9.99}, [])
+    assert contents(Catalog(iter(rows))) == ({"1": 1299.0, "2": 9.99}, [])
 
 
 @pytest.mark.parametrize(
@@ -184,14 +184,14 @@ def test_a_table_reads_alike_in_every_form_it_is_exported_in(
 
 
 def test_a_byte_order_mark_may_precede_the_separator_line_and_quoted_names(tmp_path: Path) -> None:
-    assert told(opened(tmp_path, '\ufeffsep=;\r\n"id";"name";"price"\r\n1;Mug;2,50\r\n')) == ({"1": 2.5}, [])
+    assert contents(opened(tmp_path, '\ufeffsep=;\r\n"id";"name";"price"\r\n1;Mug;2,50\r\n')) == ({"1": 2.5}, [])
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("name", ["shop.csv", "shop.tsv"])
 def test_the_delimiter_is_the_one_that_names_the_columns(tmp_path: Path, delimiter: str, name: str) -> None:
     text = "\n".join(delimiter.join(row) for row in (["id", "name", "note", "price"], ["7", "Mug", "x", "3.50"]))
-    assert told(opened(tmp_path, text, name)) == ({"7": 3.5}, [])
+    assert contents(opened(tmp_path, text, name)) == ({"7": 3.5}, [])
 
 
 def test_chinese_tables_are_read_in_the_encoding_of_excel(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_an_encoding_that_cannot_be_told_is_refused_with_the_line(tmp_path: Path
     "behind", ["3,Bowl,3\n4,Jug,4\n", '3,"Bowl, deep",3\n4,Jug,4\n', '3,Bowl,3\n4,Jug 5",4\n5,Pan,5\n']
 )
 def test_a_quotation_mark_that_is_not_closed_costs_its_own_row_alone(tmp_path: Path, wrong: str, behind: str) -> None:
-    found, problems = told(opened(tmp_path, f"id,name,price\n1,Mug,1\n{wrong}{behind}"))
+    found, problems = contents(opened(tmp_path, f"id,name,price\n1,Mug,1\n{wrong}{behind}"))
     assert found == {line[0]: float(line[0]) for line in ["1", *behind.splitlines()]}
     assert len(problems) == 1
     assert problems[0].startswith("line 3: has a quotation mark that is not closed")
@@ -226,7 +226,7 @@ def test_a_quoted_cell_may_hold_line_breaks_and_delimiters(tmp_path: Path) -> No
 
 def test_lines_that_look_like_rows_are_not_swallowed_by_a_quotation_mark(tmp_path: Path) -> None:
     text = 'id,name,price,note\n1,"Shirt,5,x\n2,Hat,6\n\n3,Cap",7,n\n4,Bag,8,y'
-    found, problems = told(opened(tmp_path, text))
+    found, problems = contents(opened(tmp_path, text))
     assert found == {"2": 6.0, "3": 7.0, "4": 8.0}
     assert len(problems) == 1
     assert problems[0].startswith("line 2: has a quotation mark that is not closed")
@@ -272,7 +272,7 @@ def test_a_number_in_a_quoted_text_is_no_row(tmp_path: Path, text: str, head: st
     ids=["some", "none", "words", "other ids", "words as ids", "more cells", "ids behind names", "two cells"],
 )
 def test_what_may_be_rows_or_a_text_is_a_problem_and_no_product(tmp_path: Path, text: str, lines: list[int]) -> None:
-    found, problems = told(opened(tmp_path, text))
+    found, problems = contents(opened(tmp_path, text))
     assert list(found) == (["5"] if lines else ["1", "5"])
     assert [int(problem.removeprefix("line ").partition(":")[0]) for problem in problems] == lines
 
@@ -287,7 +287,7 @@ def test_what_may_be_rows_or_a_text_is_a_problem_and_no_product(tmp_path: Path, 
     ids=["not closed", "closed by a later one", "around all rows"],
 )
 def test_a_quotation_mark_in_the_head_swallows_no_rows(tmp_path: Path, text: str) -> None:
-    found, problems = told(opened(tmp_path, text))
+    found, problems = contents(opened(tmp_path, text))
     assert found == {"1": 2.0, "2": 3.0}
     assert problems[0].startswith("line 1: the head has a quotation mark that is not closed")
 
@@ -298,7 +298,7 @@ def test_a_row_that_is_nested_too_deeply_is_a_problem_of_its_line(tmp_path: Path
     deep = '{"id": "2", "name": "x", "z": ' + "[" * depth + "]" * depth + "}"
     rows = ['{"id": "1", "name": "Mug"}', deep, '{"id": "3", "name": "Cup"}']
     text = "\n".join(rows) if name.endswith("l") else "[" + ",\n".join(rows) + "]"
-    found, problems = told(opened(tmp_path, text, name))
+    found, problems = contents(opened(tmp_path, text, name))
     assert len(problems) == 1
     assert problems[0].startswith("line 2: ")
     assert "nested too deeply" in problems[0]
@@ -308,7 +308,7 @@ def test_a_row_that_is_nested_too_deeply_is_a_problem_of_its_line(tmp_path: Path
 
 
 def test_attributes_that_are_nested_too_deeply_are_a_problem(tmp_path: Path) -> None:
-    found, problems = told(opened(tmp_path, 'id,name,attributes\n1,Mug,{"a":' + "[" * 99_000 + "\n2,Cup,\n"))
+    found, problems = contents(opened(tmp_path, 'id,name,attributes\n1,Mug,{"a":' + "[" * 99_000 + "\n2,Cup,\n"))
     assert list(found) == ["2"]
     assert "nested too deeply" in problems[0]
 
