@@ -42,7 +42,7 @@ def test_who_works_longer_than_the_lease_keeps_it(picture: Image.Image, tmp_path
                 backend.gate.set()
                 assert [(await task).cache for task in asked] == ["miss", "hit"]
                 assert first.executor.store is not None
-                assert (first.executor.store._held, first.executor.store._beat) == ({}, None)
+                assert (first.executor.store._leases, first.executor.store._beat) == ({}, None)
 
     asyncio.run(main())
 
@@ -246,9 +246,9 @@ def test_no_heartbeat_outlives_its_work(picture: Image.Image, ends: str) -> None
             while not backend.running:
                 await asyncio.sleep(0.001)
             assert pipe.executor.store is not None
-            assert len(pipe.executor.store._held) == 1
+            assert len(pipe.executor.store._leases) == 1
             asked.cancel() if ends == "leave" else backend.gate.set()
             await asyncio.gather(asked, return_exceptions=True)
-            assert (pipe.executor.store._held, pipe.executor.store._beat) == ({}, None)
+            assert (pipe.executor.store._leases, pipe.executor.store._beat) == ({}, None)
 
     asyncio.run(main())

@@ -1,4 +1,4 @@
-"""Pipeline and AsyncPipeline, and how they answer a request."""
+"""Pipeline and AsyncPipeline, and the work behind their verbs."""
 
 from __future__ import annotations
 

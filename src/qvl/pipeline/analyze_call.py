@@ -150,7 +150,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
 
 
 def _with_usage_of(first: Result, second: Result) -> Result:
-    """The second answer, counting the tokens of both."""
+    """Return the second answer, counting the tokens of both."""
     a, b = first.usage, second.usage
     usage = Usage(
         prompt_tokens=a.prompt_tokens + b.prompt_tokens,

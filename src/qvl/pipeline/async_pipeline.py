@@ -1,7 +1,7 @@
 """The thing a user holds: one backend, one cache, the media gate, and the verbs ask, stream, chat, analyze, map.
 
-All logic is here and asynchronous; `qvl.pipeline.sync_pipeline.Pipeline` has the same signatures for programs without
-a loop.
+The verbs are described by calls, which the `Executor` executes; `qvl.pipeline.sync_pipeline.Pipeline` has the same
+signatures for programs without a loop.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ log = logger("qvl.pipeline")
 
 
 class AsyncPipeline:
-    """Asks a model about pictures, and remembers the answers.
+    """Ask a model about pictures, and remember the answers.
 
     Args:
         model: `"backend:model"`, a bare path or hub id (local), or None for the setting `QVL_MODEL`, else the bundled
@@ -170,7 +170,7 @@ class AsyncPipeline:
         cache: CacheMode | None = None,
         **params: Unpack[RequestParams],
     ) -> Result:
-        """Answers one question about one or several pictures (none: `[]`).
+        """Return the answer to one question about one or several pictures (none: `[]`).
 
         `params` are SamplingParams fields, `response_format`, `tools`, `tool_choice`, `extra`, and `max_pixels` and
         `min_pixels`, the limits of Qwen's smart_resize for every picture. A picture may also be a part as in `chat`.
@@ -199,7 +199,7 @@ class AsyncPipeline:
     async def chat(
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Unpack[RequestParams]
     ) -> Result:
-        """Answers a conversation: Messages, or dictionaries in OpenAI's form. Parameters as in `ask`."""
+        """Return the answer to a conversation of Messages, or dictionaries in OpenAI's form; parameters as in `ask`."""
         return await self.executor.execute(ChatCall(messages, cache, params))
 
     async def stream_chat(
@@ -222,7 +222,7 @@ class AsyncPipeline:
     async def analyze(
         self, pictures: Pictures, *, schema: SchemaLike | None = None, **params: Unpack[AnalyzeParams]
     ) -> object:
-        """A typed analysis of one product, shown on one or several pictures.
+        """Return a typed analysis of one product, shown on one or several pictures.
 
         Args:
             schema: a pydantic class, a dataclass, a TypedDict, another type that pydantic reads, or a JSON schema,
@@ -230,7 +230,7 @@ class AsyncPipeline:
             params: `language` (the pipeline's unless named), `cache`, and parameters as in `ask`.
 
         Raises:
-            AnalysisError: the answer was no such object, also when asked again once.
+            AnalysisError: the answer does not fit the schema, nor does a second one.
         """
         call = self.analyze_call(pictures, schema, params)
         return (await self.executor.execute(call)).value
@@ -283,7 +283,7 @@ class AsyncPipeline:
         schema: SchemaLike | None = None,
         **params: Unpack[MapParams],
     ) -> AsyncGenerator[MapItem[object], None]:
-        """Analyzes (or, with `question`, asks about) many pictures: bounded concurrency, input order.
+        """Yield an item for each of many pictures, analyzed or (with `question`) asked about, in input order.
 
         An item that fails has its `error`; the rest go on. What was answered before comes from the cache, so a run
         that was cut off goes on where it stopped. `progress` shows a bar. Results of a map let go of their pictures,

@@ -35,7 +35,7 @@ log = logger("qvl.cache")
 
 
 @dataclass(slots=True)
-class _Held:
+class _RenewedLease:
     """A lease that is renewed, and the time.monotonic() until which nobody else can have it."""
 
     lease: Lease
@@ -61,7 +61,7 @@ class Store:
         self.failures = 0
         # What failed last time: reads, writes or leases. An outage ends when all of it has gone well again.
         self._failing: set[str] = set()
-        self._held: dict[tuple[str, int], _Held] = {}
+        self._leases: dict[tuple[str, int], _RenewedLease] = {}
         self._beat: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         # What goes on although nobody waits for it any more.
@@ -100,9 +100,9 @@ class Store:
                 log.info("cache works again", cache=self.cache.url)
 
     def keep_hot(self, seconds: float) -> None:
-        """Answers what was read in the last `seconds` from memory, where the cache has to wait for a disk or a network.
+        """Keep what was read in the last `seconds` in memory, if the cache has to wait for a disk or a network.
 
-        What another process deletes or replaces is answered for that long.
+        What another process deletes or replaces is served for that long.
         """
         from qvl.caches.tiered import TieredCache
 
@@ -137,23 +137,23 @@ class Store:
         return None if _too_old(entry, max_age) else entry
 
     async def set(self, key: str, entry: CacheEntry, *, lease: Lease | None = None) -> None:
-        """Stores `entry`; if the `lease` it was made under may be another's by now, not over what came meanwhile."""
+        """Store `entry`; if the `lease` it was made under may be another's by now, not over what came meanwhile."""
         if lease is not None and await self._outrun(key, lease):
             log.info("answer not stored, that of a later holder is there", key=key, cache=self.cache.url)
             return
         await self._call("write", lambda: self.cache.set(key, entry, ttl=self.ttl), None)
 
     async def _outrun(self, key: str, lease: Lease) -> bool:
-        held = self._held.get((lease.key, lease.token))
-        if held is not None and time.monotonic() < held.until:
+        renewed = self._leases.get((lease.key, lease.token))
+        if renewed is not None and time.monotonic() < renewed.until:
             return False
-        there = await self._call("read", lambda: self.cache.reread(key), None)
-        return there is not None and there.created_at >= lease.expires_at - self.lease_seconds
+        entry = await self._call("read", lambda: self.cache.reread(key), None)
+        return entry is not None and entry.created_at >= lease.expires_at - self.lease_seconds
 
     async def lease_or_entry(
         self, key: str, *, read: bool, max_age: float | None = None
     ) -> tuple[Lease | None, CacheEntry | None]:
-        """The right to compute `key`, or the entry that another process has computed meanwhile.
+        """Return the right to compute `key`, or the entry that another process has computed meanwhile.
 
         The lease is renewed until `release`. Both None: the store failed, or the holder never ends; compute anyway.
         """
@@ -180,26 +180,26 @@ class Store:
         return entry if known else await self._call("read", partial(self.get, key, max_age=max_age), None)
 
     async def _lease(self, key: str) -> Lease | None:
-        """The lease, if it is free. One that is granted after the caller was cancelled is given back."""
+        """Return the lease, if it is free. One that is granted after the caller was cancelled is released."""
         until = time.monotonic() + self.lease_seconds
-        asked = asyncio.ensure_future(self._call("lease", lambda: self.cache.lease(key, self.lease_seconds), None))
+        request = asyncio.ensure_future(self._call("lease", lambda: self.cache.lease(key, self.lease_seconds), None))
         try:
-            lease = await asyncio.shield(asked)
+            lease = await asyncio.shield(request)
         except asyncio.CancelledError:
             # The thread that asks goes on, and nobody else would know of what it brings.
-            await self._surely(self._give_back(asked))
+            await self._surely(self._undo(request))
             raise
         if lease is not None:
-            self._held[lease.key, lease.token] = _Held(lease, until)
+            self._leases[lease.key, lease.token] = _RenewedLease(lease, until)
             self._arm()
         return lease
 
-    async def _give_back(self, asked: asyncio.Future[Lease | None]) -> None:
-        if (lease := await asked) is not None:
+    async def _undo(self, request: asyncio.Future[Lease | None]) -> None:
+        if (lease := await request) is not None:
             await self._call("release", lambda: self.cache.release(lease), None)
 
     async def _surely(self, work: Coroutine[object, object, None]) -> None:
-        """Does `work` to its end, however often the one who waits for it is cancelled."""
+        """Do `work` to its end, however often the one who waits for it is cancelled."""
         task = asyncio.create_task(work)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
@@ -219,39 +219,39 @@ class Store:
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
     async def _renew(self) -> None:
-        """Keeps the leases of the work that is under way, WORKERS at a time, so that a slow store loses none."""
+        """Keep the leases of the work that is under way, WORKERS at a time, so that a slow store loses none."""
         try:
-            await asyncio.gather(*map(self._renew_one, list(self._held.values())))
+            await asyncio.gather(*map(self._renew_one, list(self._leases.values())))
         finally:
             self._renewing = None
-            if self._held:
+            if self._leases:
                 self._arm()
 
-    async def _renew_one(self, held: _Held) -> None:
-        """One that is lost is let go of: its work is not stopped."""
-        lease = held.lease
+    async def _renew_one(self, renewed: _RenewedLease) -> None:
+        """Renew a lease. One that is lost is let go of: its work is not stopped."""
+        lease = renewed.lease
         name = lease.key, lease.token
 
         def renew() -> bool:
             # It may have been given back while this waited for a thread.
-            if name not in self._held:
+            if name not in self._leases:
                 return True
             until = time.monotonic() + self.lease_seconds
             if kept := self.cache.renew(lease, self.lease_seconds):
-                held.until = until
+                renewed.until = until
             return kept
 
-        if not await self._call("renewal", renew, True) and self._held.pop(name, None) is not None:
+        if not await self._call("renewal", renew, True) and self._leases.pop(name, None) is not None:
             log.info("lease lost, another process may compute the same", key=lease.key, cache=self.cache.url)
 
     async def release(self, lease: Lease) -> None:
-        self._held.pop((lease.key, lease.token), None)
-        if not self._held:
+        self._leases.pop((lease.key, lease.token), None)
+        if not self._leases:
             self._disarm()
         await self._surely(self._call("release", lambda: self.cache.release(lease), None))
 
     async def aclose(self) -> None:
-        self._held.clear()
+        self._leases.clear()
         self._disarm()
         if self._renewing is not None:
             self._renewing.cancel()
@@ -271,6 +271,7 @@ def _too_old(entry: CacheEntry | None, max_age: float | None) -> bool:
 
 
 def to_entry(job: Job, outcome: Outcome) -> CacheEntry:
+    """Return what the cache keeps of an outcome."""
     result = outcome.result
     pictures = job.request.pictures
     return CacheEntry(
@@ -289,7 +290,7 @@ def to_entry(job: Job, outcome: Outcome) -> CacheEntry:
 
 
 def from_entry(entry: CacheEntry) -> Outcome | None:
-    """None, and a warning, for an entry that cannot be read."""
+    """Return the outcome that an entry keeps; None, and a warning, where it cannot be read."""
     try:
         result = keys.result_from_json(entry.result)
     except CacheError as exc:

@@ -1,4 +1,4 @@
-"""What a user asked for, from its pictures to what is handed back: the part that the verbs do not share.
+"""Calls: each describes a verb of a user, from its pictures to the value that it returns.
 
 A call describes and waits for nothing; `Executor` executes it, on the event loop or, as far as that gets, in the
 thread of a blocking caller.
@@ -36,7 +36,7 @@ class Call(ABC, Generic[R]):
 
     Args:
         cache: how the cache is used; None for the pipeline's own way.
-        policy: of the media gate; the pipeline's unless given.
+        policy: of the media gate; None for the pipeline's.
         started: since when its time counts, by time.perf_counter().
     """
 
@@ -65,7 +65,7 @@ class Call(ABC, Generic[R]):
 
     @abstractmethod
     def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
-        """Return the request over the loaded `pictures`; `have` is given where the call `needs_capabilities`.
+        """Return the request over the loaded `pictures`; `have` is not None where the call `needs_capabilities`.
 
         Raises:
             RequestError: what cannot be asked.
@@ -77,7 +77,7 @@ class Call(ABC, Generic[R]):
 
     @abstractmethod
     def value(self, outcome: Outcome, finish: Callable[[], Result]) -> R:
-        """Return what the user gets; `finish` makes the Result, once the outcome was found to fit.
+        """Return what the user gets; `finish` makes the Result, once the outcome fits.
 
         Raises:
             AnalysisError: it cannot be made of this outcome, but may be of another.
@@ -85,7 +85,7 @@ class Call(ABC, Generic[R]):
 
 
 class RequestCall(Call["Result"]):
-    """A request that is ready, its pictures loaded."""
+    """A ready request, its pictures loaded."""
 
     def __init__(
         self,

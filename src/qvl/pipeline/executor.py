@@ -1,4 +1,4 @@
-"""How a call is answered: from the cache, from a flight under way, or by the backend; and then remembered."""
+"""The execution of a call: from the cache, from a flight under way, or by the backend; and then remembered."""
 
 from __future__ import annotations
 

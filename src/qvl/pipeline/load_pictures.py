@@ -1,4 +1,4 @@
-"""Loads and decodes the pictures of a request, several at a time, each fault with its place."""
+"""The pictures of a request, loaded and decoded several at a time, each fault with its place."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MAX_FETCHES: Final = 8
 async def load_pictures(
     pictures: Sequence[UnreadPicture], policy: MediaPolicy, *, seen: DigestCache | None = None
 ) -> list[Picture]:
-    """Reads and hashes pictures at once, in order, without decoding them; the first that fails ends the rest.
+    """Return pictures, read and hashed side by side but not decoded; the first that fails ends the rest.
 
     Raises:
-        MediaError: as `qvl.gate.aload`.
-        RequestError: a picture is wanted larger than `policy` allows.
+        MediaError: as `qvl.media.aload`.
+        RequestError: a limit of a picture is above what `policy` allows.
     """
     from qvl.media import gate
 
@@ -86,7 +86,7 @@ def is_one_local(pictures: Sequence[UnreadPicture]) -> bool:
 
 
 async def decode_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
-    """The request with every picture within the request's own pixel budget, and decoded, or checked without `pixels`.
+    """Return the request, its pictures within its own pixel budget and decoded, or (without `pixels`) checked.
 
     Raises:
         MediaError: a picture is cut short or broken.
@@ -136,7 +136,7 @@ def _policies(policy: MediaPolicy, pictures: Sequence[UnreadPicture]) -> list[Me
 
 @contextlib.contextmanager
 def naming(number: int) -> Iterator[None]:
-    """A picture's error says which one it was."""
+    """Put the picture's number into its error."""
     try:
         yield
     except MediaError as exc:
@@ -145,13 +145,13 @@ def naming(number: int) -> Iterator[None]:
 
 
 async def _numbered(number: int, work: Coroutine[object, object, T]) -> T:
-    """`work` on the picture of this number, which its error then names."""
+    """Return what `work` on the picture of this number does; its error then names it."""
     with naming(number):
         return await work
 
 
 async def _together(work: Sequence[Coroutine[object, object, T]]) -> list[T]:
-    """Results in order; when one fails, the rest are cancelled and waited for before the error goes on."""
+    """Return the results in order; when one fails, the rest are cancelled and waited for before the error goes on."""
     if len(work) == 1:
         return [await work[0]]
     tasks = [asyncio.ensure_future(item) for item in work]

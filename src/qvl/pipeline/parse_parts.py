@@ -44,7 +44,7 @@ _IMAGE_FIELDS: Final = (*_SOURCES, "source_type", *_MEDIA_TYPES, "detail", *LIMI
 
 @dataclass(frozen=True, slots=True)
 class UnreadPicture:
-    """A picture of a message before it is loaded: what names it, and the size it is wanted in."""
+    """A picture of a message before it is loaded: its source, and limits of its size."""
 
     source: PictureSource
     limits: PixelLimits = NO_LIMITS
@@ -132,7 +132,7 @@ def _kind(part: JsonMapping, where: str) -> str:
 
 
 def _picture(part: JsonMapping, kind: str, where: str) -> UnreadPicture:
-    """Whatever its type, a part may name its picture by any one of the fields: clients mix them."""
+    """Return the picture of a part, which any one of the fields may name, whatever the type: clients mix them."""
     refuse_others(part, _IMAGE_FIELDS, _LABELS, where)
     limits = _with_detail(read_limits(part, where), part, where)
     named = [name for name in _SOURCES if part.get(name) is not None]
@@ -151,14 +151,14 @@ def _picture(part: JsonMapping, kind: str, where: str) -> UnreadPicture:
 
 def _image_url(value: object, limits: PixelLimits, where: str) -> UnreadPicture:
     inner: JsonMapping = {}
-    place = where
+    param = where
     if isinstance(value, Mapping):
         inner = value
         refuse_others(inner, ("url", "detail", *LIMIT_NAMES), _LABELS, where)
-        place = f"{where}.url"
+        param = f"{where}.url"
         value = inner.get("url")
     if value is None or isinstance(value, bool | int | float | list | Mapping):
-        raise wrong(place, "is missing" if value is None else f"must be a URL, not {type_of(value)}")
+        raise wrong(param, "is missing" if value is None else f"must be a URL, not {type_of(value)}")
     return UnreadPicture(
         cast("PictureSource", value), _with_detail(read_limits(inner, where).over(limits), inner, where)
     )

@@ -167,7 +167,7 @@ def question_messages(pictures: Pictures, question: str, system: str | None) -> 
     """Return what `ask` asks, as a conversation.
 
     Raises:
-        ConfigError: nothing is asked.
+        ConfigError: the question is empty.
     """
     if not isinstance(question, str) or not question.strip():
         kind = "empty" if isinstance(question, str) else f"a {type(question).__name__}"

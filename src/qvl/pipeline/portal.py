@@ -40,7 +40,7 @@ class _Loop:
         _loops.add(self)
 
     def call(self, function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs `function` on the loop and waits for it. Ctrl-C while waiting ends the work too."""
+        """Return what `function` does on the loop. Ctrl-C while waiting ends the work too."""
         portal = self._running()
         work = _Work(partial(function, *args, **kwargs))
         future: Future[R] | None = None
@@ -55,7 +55,7 @@ class _Loop:
             raise
 
     def end(self, items: AsyncGenerator[object, None]) -> None:
-        """Closes an async generator that was begun here, if that was not done yet."""
+        """Close an async generator that was begun by `call`, if that was not done yet."""
         portal = self._portal
         if portal is None:
             return
@@ -64,6 +64,7 @@ class _Loop:
             portal.call(items.aclose)
 
     def close(self) -> None:
+        """Close the pipeline and end the thread; calling it twice is harmless."""
         with self._lock:
             portal, thread = self._portal, self._thread
             self._portal = self._thread = None
@@ -87,7 +88,7 @@ class _Loop:
             thread.join(timeout=10)
 
     def claim(self) -> None:
-        """Makes the pipeline this process's own.
+        """Make the pipeline this process's own.
 
         Raises:
             ConfigError: it was its parent's, whose threads stayed there, perhaps with a lock in hand.
@@ -130,7 +131,7 @@ class _Work(Generic[R]):
         raise asyncio.CancelledError
 
     def cancel(self) -> None:
-        """Ends it, also before it begins. To be called on the loop."""
+        """End it, also before it begins. To be called on the loop."""
         self._cancelled = True
         if self._scope is not None:
             self._scope.cancel()

@@ -51,7 +51,7 @@ class Recipe:
 
     @classmethod
     def of(cls, pipeline: AsyncPipeline) -> Recipe:
-        """Raises ConfigError for a pipeline that cannot be made again elsewhere."""
+        """Return the recipe of `pipeline`, or raise ConfigError where it cannot be made again elsewhere."""
         if pipeline.made_of is None:
             raise ConfigError(
                 "engine='ray' makes the backend anew in every process, and an instance cannot be sent there",
@@ -124,7 +124,7 @@ async def map_under_ray(
     ray_address: str | None,
     progress: bool,
 ) -> AsyncGenerator[MapItem[object], None]:
-    """`AsyncPipeline.map` by actors under Ray Data; `call` are its arguments there.
+    """Yield the items of `AsyncPipeline.map` from actors under Ray Data; `call` are the arguments of `map` there.
 
     All sources are taken first. Files must be at the same path on every host.
 
@@ -173,7 +173,7 @@ class _Run:
     tables: Iterator[Table] | None = None
 
     def take(self) -> list[MapItem[object]] | None:
-        """The next items in input order, or None at the end."""
+        """Return the next items in input order, or None at the end."""
         from ray import cloudpickle
         from ray.exceptions import RayError
 
@@ -226,7 +226,7 @@ class _Run:
         )
 
     def end(self) -> None:
-        """Ends what is under way and leaves the cluster."""
+        """End what is under way and leave the cluster."""
         try:
             close = getattr(self.tables, "close", None)
             if close is not None:

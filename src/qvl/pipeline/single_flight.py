@@ -15,21 +15,21 @@ from qvl.log import logger
 from qvl.pipeline.job import Outcome
 from qvl.types import Chunk
 
-# For work that does not end when it is told to.
+# For work that does not end when it is cancelled.
 CLOSE_SECONDS: Final = 30.0
 log = logger("qvl.pipeline")
 
 
 class Written:
-    """The pieces of an answer: called with one, it keeps it; followers read them all, from the first on."""
+    """Append-only buffer of streamed chunks, which any number of followers read from the first on."""
 
-    __slots__ = ("chunks", "news", "seen")
+    __slots__ = ("chunks", "news", "shown")
 
     def __init__(self) -> None:
         self.chunks: list[Chunk] = []
         self.news = asyncio.Event()
-        # How many pieces have been shown to somebody.
-        self.seen = 0
+        # The number of chunks that were shown to somebody.
+        self.shown = 0
 
     def __call__(self, chunk: Chunk) -> None:
         self.chunks.append(chunk)
@@ -40,8 +40,8 @@ class Written:
         return len(self.chunks)
 
     def take_back(self, length: int) -> bool:
-        """Forgets all pieces but the first `length`; False, and nothing forgotten, when more were shown already."""
-        if self.seen > length:
+        """Forget all chunks but the first `length` and return True; False, and no change, if more were shown."""
+        if self.shown > length:
             return False
         del self.chunks[length:]
         return True
@@ -74,12 +74,12 @@ class Flight:
 
     def _ended(self, task: asyncio.Task[Outcome], on_end: Callable[[Flight], None]) -> None:
         if not task.cancelled():
-            # Looked at here, since those who left before the end will not, and asyncio complains about that.
+            # Looked at now, since those who left before the end will not, and asyncio complains about that.
             task.exception()
         on_end(self)
 
     async def outcome(self) -> Outcome:
-        """Waits for the end.
+        """Return the outcome, waiting for the end.
 
         Raises:
             QvlError: whatever ended the work; the same for every follower.
@@ -93,7 +93,7 @@ class Flight:
             await self._leave()
 
     async def _until_done(self) -> None:
-        """Not by awaiting the task itself: a follower who is cancelled must not cancel it."""
+        """Wait, but not for the task itself: a follower who is cancelled must not cancel it."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def wake(task: asyncio.Task[Outcome]) -> None:
@@ -107,7 +107,7 @@ class Flight:
             self._task.remove_done_callback(wake)
 
     async def chunks(self) -> AsyncGenerator[Chunk | Outcome, None]:
-        """Every chunk from the first on, and the outcome as the last item. Closing it leaves the flight."""
+        """Yield every chunk from the first on, and the outcome last. Closing the generator leaves the flight."""
         self.followers += 1
         try:
             written, position = self._written, 0
@@ -115,7 +115,7 @@ class Flight:
                 news = written.news
                 while position < len(written):
                     position += 1
-                    written.seen = max(written.seen, position)
+                    written.shown = max(written.shown, position)
                     yield written.chunks[position - 1]
                 if news is not written.news:
                     continue
@@ -131,7 +131,7 @@ class Flight:
             await self._leave()
 
     async def aclose(self) -> None:
-        """Ends the work; those who still follow get a BackendUnavailableError."""
+        """End the work; those who still follow get a BackendUnavailableError."""
         self._abandoned = True
         self._task.cancel()
         await asyncio.wait((self._task,), timeout=CLOSE_SECONDS)
@@ -158,7 +158,7 @@ class FlightBoard:
         return len(self._flights)
 
     def join(self, key: Hashable | None, work: Work) -> tuple[Flight, bool]:
-        """The flight of `key` and whether it was already under way. Without a key it is always a new one."""
+        """Return the flight of `key`, and True if it was under way already. Without a key it is always a new one."""
         if key is not None and (flight := self._by_key.get(key)) is not None and flight.joinable:
             return flight, True
         flight = Flight(work, lambda ended: self._land(key, ended))
@@ -168,7 +168,7 @@ class FlightBoard:
         return flight, False
 
     async def aclose(self) -> None:
-        """Ends every flight."""
+        """End every flight."""
         await asyncio.gather(*(flight.aclose() for flight in list(self._flights)))
 
     def _land(self, key: Hashable | None, ended: Flight) -> None:
@@ -178,7 +178,7 @@ class FlightBoard:
 
 
 async def within(seconds: float, closing: Coroutine[object, object, None]) -> None:
-    """Waits for `closing`, but no longer than this, whatever it does when it is told to stop."""
+    """Wait for `closing`, but no longer than this, whatever it does when it is cancelled."""
     task = asyncio.ensure_future(closing)
     try:
         await asyncio.wait((task,), timeout=seconds)

@@ -43,7 +43,7 @@ log = logger("qvl.pipeline")
 
 class Pipeline:
     __doc__ = (AsyncPipeline.__doc__ or "").replace(
-        "Asks a model", "Asks a model (blocking; see AsyncPipeline for async code)", 1
+        "Ask a model", "Ask a model (blocking; see AsyncPipeline for async code)", 1
     )
 
     def __init__(
@@ -89,7 +89,7 @@ class Pipeline:
         self._loop.call(self.pipeline.open)
 
     def close(self) -> None:
-        """Ends what is under way, closes backend and cache, and stops the loop. Calling it twice is harmless."""
+        """End what is under way, close backend and cache, and stop the loop. Calling it twice is harmless."""
         self._loop.close()
 
     def ask(
@@ -196,7 +196,7 @@ class Pipeline:
         return self._loop.call(executor.execute, call, prepared)
 
     def _iterate(self, items: AsyncGenerator[R, None]) -> Generator[R, None, None]:
-        """The items of an async generator, one at a time."""
+        """Yield the items of an async generator, one at a time."""
 
         async def step() -> R:
             return await anext(items)
