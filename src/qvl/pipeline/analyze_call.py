@@ -151,11 +151,5 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
 
 def _with_usage_of(first: Result, second: Result) -> Result:
     """Return the second answer, counting the tokens of both."""
-    a, b = first.usage, second.usage
-    usage = Usage(
-        prompt_tokens=a.prompt_tokens + b.prompt_tokens,
-        completion_tokens=a.completion_tokens + b.completion_tokens,
-        image_tokens=a.image_tokens + b.image_tokens,
-        cached_tokens=a.cached_tokens + b.cached_tokens,
-    )
-    return dataclasses.replace(second, usage=usage)
+    counts = zip(dataclasses.astuple(first.usage), dataclasses.astuple(second.usage), strict=True)
+    return dataclasses.replace(second, usage=Usage(*(a + b for a, b in counts)))

@@ -21,16 +21,7 @@ from qvl.media.smart_resize import NO_LIMITS, PixelLimits, read_limits
 from qvl.pipeline.parse_message import MessageLike, Turn, read_turn
 from qvl.pipeline.parse_parts import PARTS, ContentPart, PictureLike, Pictures, UnreadPicture, read_part
 from qvl.suggest import nearest
-from qvl.types import (
-    ChatRequest,
-    ImagePart,
-    JsonMapping,
-    JsonObject,
-    ResponseFormat,
-    SamplingParams,
-    TextPart,
-    Tool,
-)
+from qvl.types import ChatRequest, ImagePart, JsonMapping, JsonObject, ResponseFormat, SamplingParams, TextPart, Tool
 
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
