@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from qvl.backends.openai.backend import OpenAIBackend
-from qvl.server.tracing import found
+from qvl.server.tracing import active_tracing
 from qvl.testing.endpoint import ScriptedEndpoint, Status
 from tests.server.conftest import data_url, question
 from tests.server.echo_backend import EchoBackend
@@ -162,5 +162,5 @@ def test_without_a_provider_there_is_nothing(serve) -> None:
 def test_a_process_without_the_packages_is_not_asked_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("opentelemetry")]:
         monkeypatch.delitem(sys.modules, name)
-    assert found() is None
+    assert active_tracing() is None
     assert not [name for name in sys.modules if name.startswith("opentelemetry")]

@@ -50,13 +50,13 @@ def create_app(
         ConfigError: the key file cannot be read.
     """
     core = ServerCore(pipeline, settings or ServerSettings())
-    core.tracing = tracing.found(tracer_provider)
+    core.tracing = tracing.active_tracing(tracer_provider)
     if core.executor.store is not None and core.settings.hot_seconds:
         core.executor.store.keep_hot(core.settings.hot_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        core.tracing = core.tracing or tracing.found()
+        core.tracing = core.tracing or tracing.active_tracing()
         core.start()
         yield
         await core.aclose()

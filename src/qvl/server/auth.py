@@ -32,27 +32,27 @@ class KeyRing:
     """
 
     def __init__(self, keys: Iterable[str] = (), file: str | None = None) -> None:
-        self._given = tuple(_digest(key) for key in keys if key)
+        self._fixed = tuple(_digest(key) for key in keys if key)
         self._file = file
-        self._digests = self._given + (self._read() if file else ())
+        self._digests = self._fixed + (self._read() if file else ())
 
     @property
     def required(self) -> bool:
         return bool(self._digests)
 
     def reload(self) -> None:
-        """Reads the key file again; when it cannot be read the old keys stay."""
+        """Read the key file again; when it cannot be read the old keys stay."""
         if self._file is None:
             return
         try:
-            self._digests = self._given + self._read()
+            self._digests = self._fixed + self._read()
         except ConfigError as exc:
             log.error("the key file was not reloaded, the old keys stay", error=str(exc))
         else:
             log.info("keys reloaded", count=len(self._digests))
 
     def tenant(self, authorization: bytes | None) -> str:
-        """A name for the holder of the key in the `Authorization` header, "" where no keys are set.
+        """Return a name for the holder of the key in the `Authorization` header, "" where no keys are set.
 
         Raises:
             InvalidKeyError: there is no key, or it is not one of the accepted ones.
@@ -63,9 +63,8 @@ class KeyRing:
         if scheme.lower() != b"bearer" or not key.strip():
             raise InvalidKeyError("no API key was sent", hint="send 'Authorization: Bearer <key>'")
         sent = hashlib.sha256(key.strip()).digest()
-        # Every key is compared, so the time tells nothing about which one was near.
-        found = [known for known in self._digests if hmac.compare_digest(known, sent)]
-        if not found:
+        # Every key is compared, where `any` would end early, so the time tells nothing about which one was near.
+        if not sum(hmac.compare_digest(known, sent) for known in self._digests):
             raise InvalidKeyError("the API key is not accepted", hint="check the key")
         return sent.hex()[:16]
 
@@ -77,14 +76,14 @@ class KeyRing:
             reason = getattr(exc, "strerror", None) or "it is no UTF-8 text"
             raise ConfigError(f"the key file {self._file} cannot be read: {reason}", hint="one key a line") from exc
         keys = [line.partition("#")[0].strip() for line in lines]
-        found = tuple(_digest(key) for key in keys if key)
-        if not found:
+        digests = tuple(_digest(key) for key in keys if key)
+        if not digests:
             raise ConfigError(f"the key file {self._file} has no key in it", hint="one key a line")
-        return found
+        return digests
 
 
 def check_open(host: str, keys: KeyRing, *, allowed: bool) -> None:
-    """Checks that who listens on `host` lets in this machine or holders of a key alone, unless all are `allowed`.
+    """Check that who listens on `host` lets in this machine or holders of a key alone, unless all are `allowed`.
 
     Raises:
         ConfigError: other machines could ask without a key.

@@ -43,16 +43,16 @@ def policy_of(header: bytes | None, mode: CacheMode, *, deterministic: bool) -> 
 
 def headers_for(origin: CacheState, policy: CachePolicy, created_at: float) -> Headers:
     """Return the headers that say where an answer came from. `created_at` of a hit is when it was first given."""
-    found: Headers = [(b"x-qvl-cache", origin.encode())]
+    headers: Headers = [(b"x-qvl-cache", origin.encode())]
     if origin == "hit":
         age = max(0, int(time.time() - created_at)) if created_at else 0
-        found.append((b"age", b"%d" % age))
-        found.append((b"cache-status", b"qvl; hit"))
+        headers.append((b"age", b"%d" % age))
+        headers.append((b"cache-status", b"qvl; hit"))
     elif origin == "coalesced":
-        found.append((b"cache-status", b"qvl; fwd=uri-miss; collapsed"))
+        headers.append((b"cache-status", b"qvl; fwd=uri-miss; collapsed"))
     elif not policy.used:
-        found.append((b"cache-status", b"qvl; fwd=bypass"))
+        headers.append((b"cache-status", b"qvl; fwd=bypass"))
     else:
         why = b"uri-miss" if policy.read else b"request"
-        found.append((b"cache-status", b"qvl; fwd=%s" % why + (b"; stored" if policy.write else b"")))
-    return found
+        headers.append((b"cache-status", b"qvl; fwd=%s" % why + (b"; stored" if policy.write else b"")))
+    return headers

@@ -126,9 +126,9 @@ def from_validation(exc: ValidationError, request: bytes | JsonMapping) -> Reque
         return RequestError("the body is not valid JSON", hint=_one_line(errors[0]["msg"]), code="invalid_json")
     root = from_json(request) if isinstance(request, bytes) else request
     # Each member of a union has its say; the one that went furthest is the one that was meant.
-    places = [_place(error["loc"], root, missing=error["type"] == "missing") for error in errors]
-    deepest = max(range(len(places)), key=lambda number: len(places[number]))
-    error, steps = errors[deepest], places[deepest]
+    paths = [_path(error["loc"], root, missing=error["type"] == "missing") for error in errors]
+    deepest = max(range(len(paths)), key=lambda number: len(paths[number]))
+    error, steps = errors[deepest], paths[deepest]
     kind = error["type"]
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)[:200].lstrip(".") or None
     fault, hint = _SENTENCES.get(kind) or _one_line(error["msg"]), None
@@ -143,7 +143,7 @@ def from_validation(exc: ValidationError, request: bytes | JsonMapping) -> Reque
     return RequestError(f"{param or 'the body'}: {fault}", hint=hint, param=param, code=code)
 
 
-def _place(loc: tuple[int | str, ...], root: object, *, missing: bool) -> list[int | str]:
+def _path(loc: tuple[int | str, ...], root: object, *, missing: bool) -> list[int | str]:
     """Return the steps of `loc` that lead through the request; the names of a union's members stand between them."""
     steps: list[int | str] = []
     value = root

@@ -47,30 +47,6 @@ _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 class Exchange:
     """One HTTP request and its answer, for handlers. `fields` goes into the log line of the request."""
 
-    __slots__ = (
-        "_body_complete",
-        "_gone",
-        "_send",
-        "_watcher",
-        "core",
-        "error_event",
-        "extra_headers",
-        "fields",
-        "headers",
-        "held",
-        "method",
-        "path",
-        "picture_places",
-        "receive",
-        "request_id",
-        "scope",
-        "started",
-        "status",
-        "streaming",
-        "tenant",
-        "traced",
-    )
-
     def __init__(self, core: ServerCore, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         self.core = core
         self.scope = scope
@@ -78,17 +54,16 @@ class Exchange:
         self.method: str = scope["method"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.started = time.perf_counter()
-        given = self.headers.get(b"x-request-id")
-        named = given.decode("latin-1") if given else ""
-        self.request_id = named if named and _PLAIN_ID.fullmatch(named) else new_request_id()
+        client_id = self.headers.get(b"x-request-id", b"").decode("latin-1")
+        self.request_id = client_id if _PLAIN_ID.fullmatch(client_id) else new_request_id()
         self.tenant = ""
         self.status = 0
         self.streaming = False
-        self.held = 0
+        self.memory = 0
         self.fields: dict[str, object] = {}
         self.extra_headers: Headers = []
         self.traced: Traced | None = None
-        self.picture_places: Callable[[], Sequence[str]] | None = None
+        self.picture_params: Callable[[], Sequence[str]] | None = None
         self.error_event: Callable[[QvlError], bytes] = error_event
         self.receive = receive
         self._send = send
@@ -141,7 +116,7 @@ class Exchange:
 
             def count(size: int) -> None:
                 self._hold(size)
-                if self.held > limit:
+                if self.memory > limit:
                     raise self._too_large()
 
             def counted(size: int) -> None:
@@ -176,7 +151,7 @@ class Exchange:
             RateLimitError: too many bodies are in memory.
         """
         self._hold(size)
-        if self.held > (limit := self.core.settings.max_body_bytes):
+        if self.memory > (limit := self.core.settings.max_body_bytes):
             raise HttpError(
                 413,
                 f"the body and the pictures behind its URLs are larger than {limit} bytes",
@@ -185,7 +160,7 @@ class Exchange:
             )
 
     def _hold(self, size: int) -> None:
-        self.held += size
+        self.memory += size
         self.core.held_bytes += size
         if self.core.held_bytes > self.core.settings.max_held_bytes:
             self.core.metrics.rejections.labels("memory").inc()
@@ -227,10 +202,10 @@ class Exchange:
 
     def _seconds_left(self) -> float:
         allowed = self.core.settings.request_timeout
-        wanted = self.headers.get(b"x-request-timeout")
-        if wanted is not None:
+        header = self.headers.get(b"x-request-timeout")
+        if header is not None:
             try:
-                seconds = float(wanted)
+                seconds = float(header)
             except ValueError:
                 seconds = 0.0
             if not 0 < seconds < float("inf"):
@@ -290,9 +265,9 @@ class Exchange:
 
     async def fail(self, error: QvlError) -> None:
         """Tells the client about `error`: as the answer, or as an event once the headers are sent."""
-        if isinstance(error, MediaError) and error.picture is not None and self.picture_places is not None:
-            place = self.picture_places()[error.picture]
-            error = MediaError(f"{place}: {error.message}", hint=error.hint, param=place, code=error.code)
+        if isinstance(error, MediaError) and error.picture is not None and self.picture_params is not None:
+            param = self.picture_params()[error.picture]
+            error = MediaError(f"{param}: {error.message}", hint=error.hint, param=param, code=error.code)
         self.fields["error"] = error.code
         if not self.status:
             status, body, headers = status_of(error), dumps(error_of(error)), [JSON, *headers_of(error)]

@@ -59,7 +59,7 @@ class Gateway:
             await exchange.fail(InternalError(exchange.request_id))
         finally:
             self.core.leave()
-            self.core.held_bytes -= exchange.held
+            self.core.held_bytes -= exchange.memory
             if exchange.traced is not None:
                 exchange.traced.end()
             self._note(exchange)

@@ -1,4 +1,4 @@
-"""How much at a time: a bounded queue in front of the backend, and limits for each key."""
+"""Limits of the load: a bounded queue in front of the backend, and limits for each key."""
 
 from __future__ import annotations
 
@@ -125,17 +125,17 @@ class Admission:
             self._refuse("queue_full", f"{len(self._queue)} requests are waiting already")
         if self._queue and self.waiting_tokens + tokens > self.max_waiting_tokens:
             self._refuse("picture_tokens", f"{self.waiting_tokens} picture tokens are waiting already")
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((place, size))
+        ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((ticket, size))
         self.waiting_tokens += tokens
         try:
-            await place
+            await ticket
         except BaseException:
-            if place.done() and not place.cancelled():
+            if ticket.done() and not ticket.cancelled():
                 self._give_back(size)
             else:
-                if (place, size) in self._queue:
-                    self._queue.remove((place, size))
+                if (ticket, size) in self._queue:
+                    self._queue.remove((ticket, size))
                 # Who stood behind may need less room.
                 self._fill()
             raise
@@ -151,13 +151,13 @@ class Admission:
     def _fill(self) -> None:
         """Hands free places to those who wait longest."""
         while self._queue:
-            place, size = self._queue[0]
-            if not place.done():
+            ticket, size = self._queue[0]
+            if not ticket.done():
                 if not self._has_room(size):
                     return
                 self.running += 1
                 self.running_bytes += size
-                place.set_result(None)
+                ticket.set_result(None)
             self._queue.popleft()
 
     def _refuse(self, reason: str, message: str) -> None:
@@ -203,32 +203,32 @@ class KeyLimits:
         try:
             yield
         finally:
-            left = self._under_way.pop(tenant) - 1
-            if left:
-                self._under_way[tenant] = left
+            under_way = self._under_way.pop(tenant) - 1
+            if under_way:
+                self._under_way[tenant] = under_way
 
     def _take_from_bucket(self, tenant: str, per_minute: int) -> None:
         now = self._clock()
-        left, then = self._buckets.get(tenant, (float(per_minute), now))
-        left = min(float(per_minute), left + (now - then) * per_minute / 60)
-        if left < 1:
-            self._buckets[tenant] = (left, now)
+        tokens, then = self._buckets.get(tenant, (float(per_minute), now))
+        tokens = min(float(per_minute), tokens + (now - then) * per_minute / 60)
+        if tokens < 1:
+            self._buckets[tenant] = (tokens, now)
             self.on_refusal("key_rate")
             raise RateLimitError(
                 f"more than {per_minute} requests a minute with this key",
                 hint="slow down",
-                retry_after=(1 - left) * 60 / per_minute,
+                retry_after=(1 - tokens) * 60 / per_minute,
             )
-        self._buckets[tenant] = (left - 1, now)
+        self._buckets[tenant] = (tokens - 1, now)
 
     def headers(self, tenant: str) -> list[tuple[bytes, bytes]]:
         """OpenAI's `x-ratelimit-…` headers, where there is a limit."""
         if self.per_minute is None:
             return []
-        left, _ = self._buckets.get(tenant, (float(self.per_minute), 0.0))
-        reset = (self.per_minute - left) * 60 / self.per_minute
+        tokens, _ = self._buckets.get(tenant, (float(self.per_minute), 0.0))
+        reset = (self.per_minute - tokens) * 60 / self.per_minute
         return [
             (b"x-ratelimit-limit-requests", b"%d" % self.per_minute),
-            (b"x-ratelimit-remaining-requests", b"%d" % max(0, int(left))),
+            (b"x-ratelimit-remaining-requests", b"%d" % max(0, int(tokens))),
             (b"x-ratelimit-reset-requests", b"%.3fs" % reset),
         ]

@@ -31,13 +31,13 @@ class BackendStats(Collector):
 
     def collect(self) -> Iterator[Metric]:
         for name, value in sorted(self._read().items()):
-            told = f"qvl_{name}"
+            full_name = f"qvl_{name}"
             text = f"The pipeline's {name.replace('_', ' ')}."
             family: CounterMetricFamily | GaugeMetricFamily
             if name.endswith("_total"):
-                family = CounterMetricFamily(told.removesuffix("_total"), text)
+                family = CounterMetricFamily(full_name.removesuffix("_total"), text)
             else:
-                family = GaugeMetricFamily(told, text)
+                family = GaugeMetricFamily(full_name, text)
             family.add_metric([], value)
             yield family
 
@@ -96,10 +96,10 @@ class Metrics:
         if result.pictures:
             self.pictures.inc(len(result.pictures))
         for choice in result.choices:
-            found = self._success.get(choice.finish_reason)
-            if found is None:
-                found = self._success[choice.finish_reason] = self.success.labels(choice.finish_reason)
-            found.inc()
+            counter = self._success.get(choice.finish_reason)
+            if counter is None:
+                counter = self._success[choice.finish_reason] = self.success.labels(choice.finish_reason)
+            counter.inc()
         self.end_to_end.observe(result.timing.total)
         if result.cache in ("miss", "bypass"):
             usage = result.usage
@@ -111,10 +111,10 @@ class Metrics:
             self.generation_tokens.inc(usage.completion_tokens)
 
     def on_http(self, route: str, status: int) -> None:
-        found = self._http.get((route, status))
-        if found is None:
-            found = self._http[(route, status)] = self.http.labels(route, str(status))
-        found.inc()
+        counter = self._http.get((route, status))
+        if counter is None:
+            counter = self._http[(route, status)] = self.http.labels(route, str(status))
+        counter.inc()
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

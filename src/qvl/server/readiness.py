@@ -1,4 +1,4 @@
-"""Whether requests can be served, and why not: loading, a failed canary, an engine that is dead or stalled."""
+"""The state of the server, and why it cannot serve: loading, a failed canary, an engine that is dead or stalled."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Readiness:
         return self._dead is not None
 
     def closed(self) -> QvlError | None:
-        """Why no request can even be tried, or None."""
+        """Return why no request can even be tried, or None."""
         if self.failure is not None:
             return self.failure
         if self._dead is not None:
@@ -114,22 +114,22 @@ class Readiness:
         return None
 
     def reason(self) -> str | None:
-        """Why the server is not ready, or None when it is."""
+        """Return why the server is not ready, or None when it is."""
         closed = self.closed()
         if closed is not None:
             return closed.message
         if not self.settled.is_set():
             return "the first picture is being asked about"
-        told = self.pipeline.backend.unready()
-        if told is not None:
-            return told
+        unready = self.pipeline.backend.unready()
+        if unready is not None:
+            return unready
         if self._running() and time.monotonic() - self._progress > self._stall_timeout:
             return f"stalled: no token for {self._stall_timeout:g} s while requests run"
         return self._canary_failure
 
 
 def tiny_png() -> bytes:
-    """A grey picture of 64 x 64 pixels."""
+    """Return a grey picture of 64 x 64 pixels."""
 
     def block(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""What a body is before it is read as JSON: inflated, UTF-8, and of a size that is read without holding up others."""
+"""The body of a request before it is read as JSON: inflated, UTF-8, and small enough to hold up nobody else."""
 
 from __future__ import annotations
 

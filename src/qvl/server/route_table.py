@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pydantic import BaseModel
 
-from qvl.server.answers import (
-    Analysis,
-    ChatCompletion,
-    Completion,
-    Health,
-    Model,
-    ModelList,
-    Ready,
-    Response,
-    Version,
-)
+from qvl.server import answers
 from qvl.server.routes import analyze, chat, completions, pages, responses, system
 from qvl.server.schemas import AnalyzeRequest, ChatCompletionRequest, CompletionRequest, ResponsesRequest
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
+
+Handler: TypeAlias = "Callable[[Exchange], Awaitable[None]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +24,7 @@ class Operation:
 
     method: str
     path: str
-    handler: Callable[[Exchange], Awaitable[None]]
+    handler: Handler
     summary: str = ""
     request: type[BaseModel] | None = None
     answer: type | None = None
@@ -43,57 +35,33 @@ class Operation:
     documented: bool = True
 
 
-_WORK: Final = (400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504)
+def _work(
+    path: str, handler: Handler, summary: str, request: type[BaseModel], answer: type, *, events: bool = True
+) -> Operation:
+    """Return an operation that needs the model."""
+    statuses = (400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504)
+    return Operation("POST", path, handler, summary, request, answer, statuses, works=True, events=events)
+
+
 OPERATIONS: Final = (
-    Operation(
-        "POST",
+    _work(
         "/v1/chat/completions",
         chat.chat_completions,
         "Answer a conversation with pictures",
         ChatCompletionRequest,
-        ChatCompletion,
-        _WORK,
-        works=True,
-        events=True,
+        answers.ChatCompletion,
     ),
-    Operation(
-        "POST",
-        "/v1/completions",
-        completions.completions,
-        "Complete a prompt",
-        CompletionRequest,
-        Completion,
-        _WORK,
-        works=True,
-        events=True,
+    _work("/v1/completions", completions.completions, "Complete a prompt", CompletionRequest, answers.Completion),
+    _work("/v1/responses", responses.responses, "Answer input items", ResponsesRequest, answers.Response),
+    _work(
+        "/v1/analyze", analyze.analyze, "Analyze a product on pictures", AnalyzeRequest, answers.Analysis, events=False
     ),
-    Operation(
-        "POST",
-        "/v1/responses",
-        responses.responses,
-        "Answer input items",
-        ResponsesRequest,
-        Response,
-        _WORK,
-        works=True,
-        events=True,
-    ),
-    Operation(
-        "POST",
-        "/v1/analyze",
-        analyze.analyze,
-        "Analyze a product on pictures",
-        AnalyzeRequest,
-        Analysis,
-        _WORK,
-        works=True,
-    ),
-    Operation("GET", "/v1/models", system.models, "List the models", None, ModelList, (401, 429)),
-    Operation("GET", "/v1/models/{model}", system.model, "One model", None, Model, (400, 401, 404, 429)),
-    Operation("GET", "/health", system.health, "Whether the process lives", None, Health, open=True),
-    Operation("GET", "/ready", system.ready, "Whether requests can be served", None, Ready, (401, 503)),
+    Operation("GET", "/v1/models", system.models, "List the models", None, answers.ModelList, (401, 429)),
+    Operation("GET", "/v1/models/{model}", system.model, "One model", None, answers.Model, (400, 401, 404, 429)),
+    Operation("GET", "/health", system.health, "Whether the process lives", None, answers.Health, open=True),
+    Operation("GET", "/ready", system.ready, "Whether requests can be served", None, answers.Ready, (401, 503)),
     Operation("GET", "/metrics", system.metrics, "Prometheus metrics", None, None, (401,)),
-    Operation("GET", "/version", system.version, "What runs here", None, Version, (401,)),
+    Operation("GET", "/version", system.version, "What runs here", None, answers.Version, (401,)),
     Operation("GET", "/", pages.page, open=True, documented=False),
     Operation("GET", "/docs", pages.page, open=True, documented=False),
     Operation("GET", "/static/{name}", pages.page, open=True, documented=False),
@@ -115,10 +83,10 @@ class Table:
                 self._exact.setdefault(operation.path, {})[operation.method] = operation
 
     def at(self, path: str) -> dict[str, Operation] | None:
-        """The operations at `path` by method, or None when the path is not ours."""
-        found = self._exact.get(path)
-        if found is None:
-            for prefix, methods in self._prefixed:
-                if path.startswith(prefix) and len(path) > len(prefix):
-                    return methods
-        return found
+        """Return the operations at `path` by method, or None when the path is not ours."""
+        if path in self._exact:
+            return self._exact[path]
+        for prefix, methods in self._prefixed:
+            if path.startswith(prefix) and len(path) > len(prefix):
+                return methods
+        return None

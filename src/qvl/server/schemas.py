@@ -1,4 +1,4 @@
-"""What requests look like. Unknown fields are not dropped: the backend honours them or the request is refused.
+"""The form of every request. Unknown fields are not dropped: the backend honours them or the request is refused.
 
 Messages and their parts are read by the pipeline's own readers, so that they are told apart in one place.
 """
@@ -189,11 +189,20 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = None
 
 
-class PictureLimits(BaseModel):
-    """Limits on the size of the pictures of a request."""
+class QuestionFields(BaseModel):
+    """The fields that every question may have beside its sampling parameters."""
 
     model_config = OPEN
 
+    model: str | None = None
+    stream: bool | None = None
+    # These change nothing in an answer: labels for the caller's own books.
+    user: str | None = None
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: Literal[False] | None = None
     max_pixels: int | None = Field(None, ge=1024, description="Budget of every picture, in pixels.")
     min_pixels: int | None = Field(None, ge=1, description="Pictures with fewer pixels are made larger.")
     cache_salt: str | None = Field(
@@ -232,20 +241,26 @@ def _parameter_type(known: Parameter) -> object:
     return known.kind | None
 
 
+# The length of an answer and its logprobs have names of their own on each route.
+_NAMED_BY_ROUTES: Final = frozenset({"max_tokens", "logprobs"})
 if TYPE_CHECKING:
-    Sampling: TypeAlias = PictureLimits
+    Sampling: TypeAlias = QuestionFields
 else:
-    # The length of an answer and its logprobs have names of their own on each route.
     Sampling = create_model(
         "Sampling",
-        __base__=PictureLimits,
+        __base__=QuestionFields,
         **{
             name: (Annotated[_parameter_type(known), parameter_field(name)], None)
             for name, known in PARAMETERS.items()
-            if name not in ("max_tokens", "logprobs")
+            if name not in _NAMED_BY_ROUTES
         },
     )
-SAMPLING_FIELDS: Final = tuple(Sampling.model_fields)
+SAMPLING_FIELDS: Final = (
+    "max_pixels",
+    "min_pixels",
+    "cache_salt",
+    *(name for name in PARAMETERS if name not in _NAMED_BY_ROUTES),
+)
 
 
 class ChatCompletionRequest(Sampling):
@@ -270,9 +285,7 @@ class ChatCompletionRequest(Sampling):
         }
     )
 
-    model: str | None = None
     messages: ChatMessages = Field(min_length=1, max_length=MAX_MESSAGES)
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int | None, parameter_field("max_tokens")] = None
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -284,13 +297,6 @@ class ChatCompletionRequest(Sampling):
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
-    # These change nothing in an answer: labels for the caller's own books.
-    user: str | None = None
-    metadata: Metadata | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    store: Literal[False] | None = None
 
 
 class CompletionRequest(Sampling):
@@ -300,9 +306,7 @@ class CompletionRequest(Sampling):
         json_schema_extra={"examples": [{"prompt": "What is shown on the picture?", "max_tokens": 16}]}
     )
 
-    model: str | None = None
     prompt: str | Texts
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -311,37 +315,21 @@ class CompletionRequest(Sampling):
     suffix: Literal[""] | None = None
     # The prompt becomes a message, which the model's template sets up either way.
     add_special_tokens: bool | None = None
-    user: str | None = None
-    metadata: Metadata | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    store: Literal[False] | None = None
 
 
 @with_config(STRICT)
-class ResponsesTool(TypedDict):
+class ResponsesTool(FunctionDefinition):
     type: Literal["function"]
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-    description: NotRequired[str | None]
-    parameters: NotRequired[JsonObject | None]
-    strict: NotRequired[bool | None]
-    cache_control: NotRequired[Label]
 
 
 @with_config(STRICT)
-class ResponsesToolChoice(TypedDict):
+class ResponsesToolChoice(FunctionName):
     type: Literal["function"]
-    name: str
 
 
 @with_config(STRICT)
-class ResponsesSchemaFormat(TypedDict):
+class ResponsesSchemaFormat(JsonSchema):
     type: Literal["json_schema"]
-    name: str
-    schema: JsonObject
-    description: NotRequired[str | None]
-    strict: NotRequired[bool | None]
 
 
 class TextOptions(BaseModel):
@@ -360,7 +348,7 @@ class ResponsesStreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponsesRequest(PictureLimits):
+class ResponsesRequest(QuestionFields):
     """`POST /v1/responses`. Nothing is kept: `store` may only be false and `previous_response_id` only null."""
 
     model_config = {
@@ -368,10 +356,8 @@ class ResponsesRequest(PictureLimits):
         "json_schema_extra": {"examples": [{"input": "What can you see?", "max_output_tokens": 32}]},
     }
 
-    model: str | None = None
     input: str | InputItems
     instructions: str | None = None
-    stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: Annotated[float | None, parameter_field("temperature")] = None
@@ -386,13 +372,7 @@ class ResponsesRequest(PictureLimits):
     parallel_tool_calls: bool | None = None
     previous_response_id: None = None
     background: Literal[False] | None = None
-    store: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
-    user: str | None = None
-    metadata: Metadata | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
 
 
 class AnalyzeRequest(BaseModel):

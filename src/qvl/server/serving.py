@@ -98,7 +98,7 @@ class ServedRequest:
         if result.notes:
             exchange.fields["notes"] = list(result.notes)
         if exchange.traced is not None:
-            exchange.traced.answered(result, self.model)
+            exchange.traced.note_result(result, self.model)
 
 
 def server_timing(result: Result) -> bytes:
@@ -139,7 +139,7 @@ async def chat_request(
     backend.refuse_unsupported(request)
     policy = cache_policy(exchange, deterministic=request.sampling.deterministic)
     if exchange.traced is not None:
-        exchange.traced.asked(request, name)
+        exchange.traced.note_request(request, name)
     return ServedRequest(exchange, request, name, core.fingerprint, policy)
 
 
@@ -154,14 +154,14 @@ def cache_policy(exchange: Exchange, *, deterministic: bool) -> CachePolicy:
     return policy if executor.store is not None else CachePolicy(read=False, write=False)
 
 
-def picture_places(name: str, items: Sequence[JsonMapping], *fields: str) -> list[str]:
-    """Where each picture of a request stands in its body, in order: `messages[0].content[1].image_url`."""
+def picture_params(name: str, items: Sequence[JsonMapping], *fields: str) -> list[str]:
+    """Return the place of each picture in the body of its request, in order: `messages[0].content[1].image_url`."""
     return [
-        f"{name}[{number}].{field}[{place}].{picture_field(part)}"
+        f"{name}[{number}].{field}[{index}].{picture_field(part)}"
         for number, item in enumerate(items)
         for field in fields
         if isinstance(item.get(field), list)
-        for place, part in enumerate(item[field])
+        for index, part in enumerate(item[field])
         if is_picture(part)
     ]
 

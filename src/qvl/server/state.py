@@ -1,4 +1,4 @@
-"""What the handlers of one server share."""
+"""The state that the handlers of one server share."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class ServerCore:
             task.add_done_callback(self._reloads.discard)
 
     def unready(self) -> str | None:
-        """Why the server is not ready, or None."""
+        """Return why the server is not ready, or None."""
         return "draining: the server is shutting down" if self.draining else self.readiness.reason()
 
     def running(self) -> float:
@@ -170,10 +170,10 @@ class ServerCore:
         """Takes no more requests and waits for those under way; what is left at the end is ended. True: none was."""
         self.draining = True
         end = time.monotonic() + self.settings.drain_timeout
-        while self.requests_under_way and (left := end - time.monotonic()) > 0:
+        while self.requests_under_way and (remaining := end - time.monotonic()) > 0:
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), left)
+                await asyncio.wait_for(self._idle.wait(), remaining)
         clean = not self.requests_under_way
         for limit in list(self.under_way):
             end_now(limit)

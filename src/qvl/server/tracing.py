@@ -100,7 +100,7 @@ class Traced:
         if context.is_valid:
             exchange.fields["trace_id"] = f"{context.trace_id:032x}"
 
-    def asked(self, request: ChatRequest, model: str) -> None:
+    def note_request(self, request: ChatRequest, model: str) -> None:
         """Notes what is asked for, but nothing of what is said."""
         sampling = request.sampling
         attributes: dict[str, AttributeValue] = {"gen_ai.request.model": model}
@@ -117,7 +117,7 @@ class Traced:
         self.span.update_name(f"{_OPERATIONS.get(self._exchange.path, 'chat')} {model}")
         self.span.set_attributes(attributes)
 
-    def answered(self, result: Result, model: str) -> None:
+    def note_result(self, result: Result, model: str) -> None:
         """Notes an answer; several prompts of one request add up."""
         usage = result.usage
         self._in += usage.prompt_tokens
@@ -159,8 +159,8 @@ class Traced:
         self.span.end()
 
 
-def found(provider: TracerProvider | None = None) -> Tracing | None:
-    """Tracing by `provider`, or by the process's own when one was set; else None."""
+def active_tracing(provider: TracerProvider | None = None) -> Tracing | None:
+    """Return tracing by `provider`, or by the process's own when one was set; else None."""
     if provider is None:
         # Whoever has set a provider has imported this; nobody needs to pay for it otherwise.
         trace = sys.modules.get("opentelemetry.trace")
@@ -173,7 +173,7 @@ def found(provider: TracerProvider | None = None) -> Tracing | None:
 
 
 def exporting(endpoint: str | None) -> SdkProvider | None:
-    """A provider that sends spans by OTLP over HTTP to `endpoint`, or to where OpenTelemetry's own variables point.
+    """Return a provider that sends spans by OTLP over HTTP to `endpoint`, or where OpenTelemetry's variables point.
 
     None where nothing of this is set, or somebody else has set up a provider already.
 
@@ -181,7 +181,7 @@ def exporting(endpoint: str | None) -> SdkProvider | None:
         ConfigError: `endpoint` is not an http(s) URL.
         MissingDependencyError: `endpoint` is given and the packages are missing.
     """
-    if endpoint is None and (not any(os.environ.get(name) for name in _ADDRESSES) or found() is not None):
+    if endpoint is None and (not any(os.environ.get(name) for name in _ADDRESSES) or active_tracing() is not None):
         return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

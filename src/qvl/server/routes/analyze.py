@@ -42,7 +42,7 @@ async def analyze(exchange: Exchange) -> None:
         body = validated(AnalyzeRequest, data)
         sources = _sources(body)
         several = body.images or ()
-        exchange.picture_places = lambda: [f"images[{number}]" for number, _ in enumerate(several)] or ["image"]
+        exchange.picture_params = lambda: [f"images[{number}]" for number, _ in enumerate(several)] or ["image"]
     name = exchange.core.served(body.model)
     # A schema of a thousand parts takes tenths of a second to read, which are nobody else's.
     schema = ProductAnalysis if body.schema_ is None else await asyncio.to_thread(_schema, body.schema_)

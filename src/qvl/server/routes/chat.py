@@ -25,7 +25,7 @@ from qvl.server.openai_format import (
     usage_of,
 )
 from qvl.server.schemas import ChatCompletionRequest, StreamOptions, StructuredOutputs
-from qvl.server.serving import chat_request, picture_places, stream, validated
+from qvl.server.serving import chat_request, picture_params, stream, validated
 from qvl.types import Chunk, JsonObject, Result
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 async def chat_completions(exchange: Exchange) -> None:
     """Answers one chat request, at once or as events."""
     body = validated(ChatCompletionRequest, await exchange.body())
-    exchange.picture_places = lambda: picture_places("messages", body.messages, "content")
+    exchange.picture_params = lambda: picture_params("messages", body.messages, "content")
     await exchange.until_done(lambda: _answer(exchange, body))
 
 

@@ -23,7 +23,7 @@ from qvl.server.answers import (
 from qvl.server.openai_format import read_logprobs
 from qvl.server.responses_input import messages_of
 from qvl.server.schemas import ResponsesRequest
-from qvl.server.serving import chat_request, picture_places, stream, validated
+from qvl.server.serving import chat_request, picture_params, stream, validated
 from qvl.types import Choice, Chunk, FinishReason, JsonObject, Result, TokenLogprob, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ async def responses(exchange: Exchange) -> None:
     body = validated(ResponsesRequest, await exchange.body())
     if not isinstance(body.input, str):
         items = body.input
-        exchange.picture_places = lambda: picture_places("input", items, "content", "output")
+        exchange.picture_params = lambda: picture_params("input", items, "content", "output")
     served = await exchange.until_done(lambda: _read(exchange, body))
     head = _head(body, served)
     if body.stream:
