@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
 
 
-def lazy(package: str, homes: Mapping[str, Sequence[str]], *, extra: str | None = None) -> Callable[[str], Any]:
+def lazy(package: str, homes: Mapping[str, Sequence[str]], *, extra: str | None = None) -> Callable[[str], object]:
     """A `__getattr__` for `package`, which finds each name in its module.
 
     Args:
@@ -16,7 +15,7 @@ def lazy(package: str, homes: Mapping[str, Sequence[str]], *, extra: str | None 
     """
     module_of = {name: module for module, names in homes.items() for name in names}
 
-    def find(name: str) -> Any:
+    def find(name: str) -> object:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:

@@ -30,7 +30,7 @@ server answers with) and `code` (OpenAI's machine-readable word). `hint` is one 
 from __future__ import annotations
 
 import errno
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 
 class QvlError(Exception):
@@ -61,12 +61,12 @@ class QvlError(Exception):
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # Exceptions are made again from `args` alone, which is not what these take; they must cross processes.
         return _as_it_was, (type(self), self.args, self.__dict__)
 
 
-def _as_it_was(kind: type[QvlError], args: tuple[Any, ...], state: dict[str, Any]) -> QvlError:
+def _as_it_was(kind: type[QvlError], args: tuple[object, ...], state: dict[str, object]) -> QvlError:
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(state)

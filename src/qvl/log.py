@@ -9,6 +9,7 @@ from __future__ import annotations
 import json as jsonlib
 import logging
 import sys
+from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -22,12 +23,12 @@ _encode: Final = jsonlib.JSONEncoder(ensure_ascii=False, default=repr).encode
 class LevelledLogger(structlog.stdlib.BoundLogger):
     """Looks at the level before anything else: what is not logged costs nothing."""
 
-    def debug(self, event: str | None = None, *args: Any, **fields: Any) -> Any:
+    def debug(self, event: str | None = None, *args: str, **fields: object) -> object:
         if self._logger.isEnabledFor(logging.DEBUG):
             return self._proxy_to_logger("debug", event, *args, **fields)
         return None
 
-    def info(self, event: str | None = None, *args: Any, **fields: Any) -> Any:
+    def info(self, event: str | None = None, *args: str, **fields: object) -> object:
         if self._logger.isEnabledFor(logging.INFO):
             return self._proxy_to_logger("info", event, *args, **fields)
         return None
@@ -59,17 +60,17 @@ class JsonLines(logging.Formatter):
         if isinstance(record.msg, dict):
             return escaped(_encode(record.msg))
         moment = datetime.fromtimestamp(record.created, UTC)
-        told: dict[str, Any] = {
+        line: dict[str, object] = {
             "event": record.getMessage(),
             "level": record.levelname.lower(),
             "timestamp": moment.isoformat().replace("+00:00", "Z"),
         }
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
-        return escaped(_encode(told))
+            line["exception"] = self.formatException(record.exc_info)
+        return escaped(_encode(line))
 
 
-def _plain_texts(logger: Any, method: str, event: Any) -> Any:
+def _plain_texts(logger: object, method: str, event: MutableMapping[str, object]) -> dict[str, object]:
     return {name: plain(value) if isinstance(value, str) else value for name, value in event.items()}
 
 

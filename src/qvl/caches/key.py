@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, Final, NotRequired, TypedDict
+from typing import Final, NotRequired, TypeAlias, TypedDict
 
 from qvl.errors import CacheError, RequestError
 from qvl.sampling import PARAMETERS
@@ -32,6 +32,8 @@ from qvl.types import (
 )
 
 MANIFEST_VERSION: Final = 1
+# Token, logprob, bytes as hex, and its alternatives in the same form.
+StoredLogprob: TypeAlias = "tuple[str, float, str, list[StoredLogprob]]"
 
 
 class TextManifest(TypedDict):
@@ -184,8 +186,8 @@ def _response_format(request: ChatRequest) -> FormatManifest:
     }
 
 
-def result_to_json(result: Result) -> dict[str, Any]:
-    """Return a Result as JSON: everything but pictures, request id and cache state."""
+def result_to_json(result: Result) -> JsonObject:
+    """Return what the cache keeps of a Result: everything but pictures, request id and cache state."""
     return {
         "choices": [_choice_to_json(choice) for choice in result.choices],
         "usage": asdict(result.usage),
@@ -197,8 +199,8 @@ def result_to_json(result: Result) -> dict[str, Any]:
     }
 
 
-def result_from_json(data: Mapping[str, Any]) -> Result:
-    """Reads what `result_to_json` wrote.
+def result_from_json(data: JsonMapping) -> Result:
+    """Return the Result that `result_to_json` wrote.
 
     Raises:
         CacheError: it is something else.
@@ -217,7 +219,7 @@ def result_from_json(data: Mapping[str, Any]) -> Result:
         raise CacheError(f"the cached answer cannot be read: {exc}") from exc
 
 
-def _choice_to_json(choice: Choice) -> dict[str, Any]:
+def _choice_to_json(choice: Choice) -> JsonObject:
     return {
         "index": choice.index,
         "text": choice.text,
@@ -228,7 +230,7 @@ def _choice_to_json(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _choice_from_json(data: Mapping[str, Any]) -> Choice:
+def _choice_from_json(data: JsonMapping) -> Choice:
     logprobs = data["logprobs"]
     return Choice(
         index=data["index"],
@@ -240,10 +242,10 @@ def _choice_from_json(data: Mapping[str, Any]) -> Choice:
     )
 
 
-def _logprob_to_json(item: TokenLogprob) -> list[Any]:
-    return [item.token, item.logprob, item.bytes.hex(), [_logprob_to_json(top) for top in item.top]]
+def _logprob_to_json(item: TokenLogprob) -> StoredLogprob:
+    return item.token, item.logprob, item.bytes.hex(), [_logprob_to_json(top) for top in item.top]
 
 
-def _logprob_from_json(data: list[Any]) -> TokenLogprob:
+def _logprob_from_json(data: StoredLogprob) -> TokenLogprob:
     token, logprob, raw, top = data
     return TokenLogprob(token, logprob, bytes.fromhex(raw), tuple(_logprob_from_json(item) for item in top))

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from qvl.caches.base import Cache, CacheEntry, CacheStats, chosen, encoded, matches
 from qvl.caches.counters import Tally
@@ -54,7 +54,7 @@ class MemoryCache(Cache):
         self._tally = Tally()
 
     @classmethod
-    def from_url(cls, url: str, **options: Any) -> MemoryCache:
+    def from_url(cls, url: str, **options: object) -> MemoryCache:
         """Reads `memory:`, `memory://`, `memory:?max_entries=100&max_bytes=64MiB`."""
         path, _, query = url.partition("?")
         if path.rstrip("/") != "memory:":

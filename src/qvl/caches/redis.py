@@ -66,7 +66,7 @@ class RedisCache(Cache):
     """
 
     def __init__(
-        self, url: str = "redis://localhost:6379/0", *, clock: Callable[[], float] = time.time, **options: Any
+        self, url: str = "redis://localhost:6379/0", *, clock: Callable[[], float] = time.time, **options: object
     ) -> None:
         self._address = RedisAddress.parse(url, options)
         self._redis = import_redis()
@@ -93,8 +93,8 @@ class RedisCache(Cache):
         self._walk: tuple[float, int, int] = (0.0, 0, 0)
 
     @classmethod
-    def from_url(cls, url: str, **options: Any) -> RedisCache:
-        return cls(url, **options)
+    def from_url(cls, url: str, *, clock: Callable[[], float] = time.time, **options: object) -> RedisCache:
+        return cls(url, clock=clock, **options)
 
     def get(self, key: str) -> CacheEntry | None:
         with self._asking() as client:
@@ -132,7 +132,7 @@ class RedisCache(Cache):
         with self._asking(write=True) as client:
             return bool(client.delete(self._entry(key)))
 
-    def clear(self, *, older_than: float | None = None, **filters: Any) -> int:
+    def clear(self, *, older_than: float | None = None, **filters: str | None) -> int:
         self._walk = (0.0, 0, 0)
         wanted = chosen(filters)
         everything = older_than is None and not wanted
@@ -153,7 +153,9 @@ class RedisCache(Cache):
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
         yield from self._newest_first({})
 
-    def find(self, *, prefix: str = "", limit: int | None = None, **filters: Any) -> list[tuple[str, CacheEntry]]:
+    def find(
+        self, *, prefix: str = "", limit: int | None = None, **filters: str | None
+    ) -> list[tuple[str, CacheEntry]]:
         return list(islice(self._newest_first(chosen(filters), prefix), limit))
 
     def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
@@ -328,13 +330,13 @@ class RedisCache(Cache):
         _log.warning("redis holds something else under our key", url=self.url, key=key, reason=reason)
 
 
-def open_redis(url: str, **options: Any) -> Cache:
+def open_redis(url: str, *, clock: Callable[[], float] = time.time, **options: object) -> Cache:
     """The Redis cache of `url` behind a small one in memory, or alone with `?front=0`.
 
     The layer in front keeps what this process read for `front_ttl` seconds (30), so that a hot key costs no round
     trip; for that long it may still answer what another process has cleared.
     """
-    back = RedisCache(url, **options)
+    back = RedisCache(url, clock=clock, **options)
     own = back._address.own
     if not own.get("front", True):
         return back
@@ -349,7 +351,7 @@ def _value(entry: CacheEntry) -> str:
     return json.dumps(summary, ensure_ascii=False, separators=(",", ":"))[:-1] + "," + text[1:]
 
 
-def _readable(text: Any) -> CacheEntry | None:
+def _readable(text: str | bytes | None) -> CacheEntry | None:
     try:
         return CacheEntry.from_json(text) if text else None
     except CacheError:
@@ -360,7 +362,7 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _is_cluster(client: Any) -> bool:
+def _is_cluster(client: object) -> bool:
     return hasattr(client, "get_primaries")
 
 

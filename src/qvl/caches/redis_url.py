@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from qvl.caches.urls import Reader, count, flag, read_options, seconds
 from qvl.errors import ConfigError, MissingDependencyError
 from qvl.suggest import install_line
+from qvl.types import JsonMapping, JsonObject
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
 DEFAULT_PORT: Final = 6379
@@ -52,11 +53,11 @@ class RedisAddress:
     db: int
     service: str
     shown: str
-    own: Mapping[str, Any] = field(default_factory=dict)
-    arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    own: JsonMapping = field(default_factory=dict)
+    arguments: JsonMapping = field(default_factory=dict, repr=False)
 
     @classmethod
-    def parse(cls, url: str, given: Mapping[str, Any]) -> RedisAddress:
+    def parse(cls, url: str, given: JsonMapping) -> RedisAddress:
         """Reads `redis://user:password@host:port/db?option=value` and its relatives; see SCHEMES and OPTIONS.
 
         Raises:
@@ -107,7 +108,7 @@ class RedisAddress:
         retry = importlib.import_module("redis.retry").Retry
         at_once = importlib.import_module("redis.backoff").NoBackoff()
 
-        arguments: dict[str, Any] = {
+        arguments: JsonObject = {
             "socket_timeout": 0.5,
             "socket_connect_timeout": self.own.get("connect_timeout", 0.5),
             "max_connections": 64,

@@ -110,7 +110,7 @@ class SqliteCache(Cache):
         self._tally = Tally()
 
     @classmethod
-    def from_url(cls, url: str, **options: Any) -> SqliteCache:
+    def from_url(cls, url: str, **options: object) -> SqliteCache:
         """Reads `sqlite://` (the default file), `sqlite:///file.db`, `sqlite:////abs/file.db?max_bytes=1GiB`."""
         base, _, query = url.partition("?")
         scheme, separator, rest = ("sqlite", "://", "") if base == "sqlite:" else base.partition("://")
@@ -147,8 +147,7 @@ class SqliteCache(Cache):
             return
         now = self._clock()
         with self._counted():
-            values = row(key, replace(entry, expires_at=None if ttl is None else now + ttl), self._use_time())
-            needed = values[-2]
+            values, needed = row(key, replace(entry, expires_at=None if ttl is None else now + ttl), self._use_time())
             if needed > self.max_bytes:
                 raise CacheError(f"an entry of {needed} bytes is larger than the cache", hint="raise max_bytes")
 
@@ -173,7 +172,7 @@ class SqliteCache(Cache):
 
         return self._write(work)
 
-    def clear(self, *, older_than: float | None = None, **filters: Any) -> int:
+    def clear(self, *, older_than: float | None = None, **filters: str | None) -> int:
         now = self._clock()
         conditions: dict[str, object] = {f"{name} = ?": value for name, value in chosen(filters).items()}
         if older_than is not None:
@@ -197,7 +196,9 @@ class SqliteCache(Cache):
                 with contextlib.suppress(CacheError):
                     yield key, CacheEntry.from_json(text)
 
-    def find(self, *, prefix: str = "", limit: int | None = None, **filters: Any) -> list[tuple[str, CacheEntry]]:
+    def find(
+        self, *, prefix: str = "", limit: int | None = None, **filters: str | None
+    ) -> list[tuple[str, CacheEntry]]:
         conditions: dict[str, object] = {f"{name} = ?": value for name, value in chosen(filters).items()}
         if prefix:
             conditions |= {"key >= ?": prefix, "key < ?": prefix + chr(0x10FFFF)}

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 from qvl.caches.sqlite_schema import SCHEMA_VERSION, migrate
@@ -272,6 +272,6 @@ def _let_go_all() -> None:
         _held.pop()._after_fork()
 
 
-_held: list[Any] = []
+_held: list[SqliteFile] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_hold_all, after_in_parent=_let_go_all, after_in_child=_let_go_all)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from qvl.caches.base import CacheEntry, encoded
+from qvl.types import JsonMapping
 
 SCHEMA_VERSION: Final = 1
 ROW_OVERHEAD: Final = 256
@@ -89,8 +90,8 @@ def migrate(connection: sqlite3.Connection, *, again: bool = False) -> None:
         raise
 
 
-def row(key: str, entry: CacheEntry, used_at: float) -> tuple[Any, ...]:
-    """The values of COLUMNS for `entry`.
+def row(key: str, entry: CacheEntry, used_at: float) -> tuple[tuple[object, ...], int]:
+    """Return the values of COLUMNS for `entry`, and the bytes that they count as.
 
     Raises:
         CacheError: something in the entry cannot be written as JSON.
@@ -98,7 +99,8 @@ def row(key: str, entry: CacheEntry, used_at: float) -> tuple[Any, ...]:
     text, length = encoded(entry)
     analysis = entry.analysis
     written = None if analysis is None else json.dumps(analysis, ensure_ascii=False)
-    return (
+    size = length + len(entry.text) + len(written or "") + 2 * len(key) + ROW_OVERHEAD
+    values = (
         key,
         entry.image_hash,
         entry.task,
@@ -114,11 +116,12 @@ def row(key: str, entry: CacheEntry, used_at: float) -> tuple[Any, ...]:
         entry.created_at,
         entry.expires_at,
         used_at,
-        length + len(entry.text) + len(written or "") + 2 * len(key) + ROW_OVERHEAD,
+        size,
         text,
     )
+    return values, size
 
 
-def _word(analysis: Mapping[str, Any] | None, name: str) -> str | None:
+def _word(analysis: JsonMapping | None, name: str) -> str | None:
     value = None if analysis is None else analysis.get(name)
     return value if isinstance(value, str) else None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 from urllib.parse import parse_qsl, quote
 
 from qvl.errors import ConfigError
+from qvl.types import JsonMapping, JsonObject
 
-Reader: TypeAlias = Callable[[str], Any]
+Reader: TypeAlias = Callable[[str], object]
 
 _UNITS: Final = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -49,8 +50,8 @@ def flag(text: str) -> bool:
 
 
 def read_options(
-    name: str, query: str, given: Mapping[str, Any], known: Mapping[str, Reader], *, passed: tuple[str, ...] = ()
-) -> dict[str, Any]:
+    name: str, query: str, given: JsonMapping, known: Mapping[str, Reader], *, passed: tuple[str, ...] = ()
+) -> JsonObject:
     """The options of a cache URL, typed; those `given` by name win over those in the `query`.
 
     `passed` are options that only a program can give, such as a clock.
@@ -58,7 +59,7 @@ def read_options(
     Raises:
         ConfigError: an option that cache `name` does not have, or a value that cannot be read.
     """
-    options: dict[str, Any] = {}
+    options: JsonObject = {}
     for key, value in [*parse_qsl(query, keep_blank_values=True), *given.items()]:
         if key in passed and key in given:
             options[key] = value

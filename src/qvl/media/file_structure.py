@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from qvl.errors import MediaError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from PIL import Image
 
@@ -297,7 +297,7 @@ def memory(image: Image.Image, form: str) -> int:
     width, height = image.size
     taken = width * height * (_BYTES.get(image.mode, _OF_OTHER_MODES) + _DECODERS.get(form, 0))
     if form == "TIFF":
-        tags: Any = getattr(image, "tag_v2", {})
+        tags: Mapping[int, int] = getattr(image, "tag_v2", {})
         taken += 8 * int(tags.get(322) or 0) * int(tags.get(323) or 0)
     return taken
 

@@ -7,7 +7,7 @@ time and formats. Everything that goes wrong is a `MediaError` of one line.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import anyio.from_thread
 
@@ -150,7 +150,7 @@ def _fits(picture: Picture, max_pixels: int) -> bool:
     return picture.width * picture.height <= max_pixels
 
 
-def _load_local(source: Any, policy: MediaPolicy, decode: bool, seen: DigestCache | None) -> Picture:
+def _load_local(source: PictureSource, policy: MediaPolicy, decode: bool, seen: DigestCache | None) -> Picture:
     """Everything but http(s)."""
     if isinstance(source, Picture):
         return source.under(policy)

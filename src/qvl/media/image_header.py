@@ -10,7 +10,7 @@ import functools
 import importlib
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from qvl.errors import MediaError
 from qvl.media import avif_structure, file_structure
@@ -18,7 +18,7 @@ from qvl.media.file_structure import ByteOrder
 from qvl.media.policy import canonical_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from PIL import Image, ImageFile
 
@@ -365,7 +365,7 @@ def _orientation(image: Image.Image, data: bytes, form: str) -> int:
 
 def _tiff_size(image: Image.Image) -> tuple[int, int]:
     """The upright size: Pillow turns a TIFF while it loads, and tells one size or the other before, by its version."""
-    tags: Any = getattr(image, "tag_v2", {})
+    tags: Mapping[int, int] = getattr(image, "tag_v2", {})
     turned = tags.get(ORIENTATION_TAG, 1) in (5, 6, 7, 8)
     stored = (tags.get(_TIFF_WIDTH), tags.get(_TIFF_HEIGHT))
     return image.size[::-1] if turned and stored == image.size else image.size

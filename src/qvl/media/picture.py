@@ -72,7 +72,7 @@ class Picture:
                 return self.data
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def __reduce__(self) -> tuple[type[Picture], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[type[Picture], tuple[object, ...]]:
         # Locks and open images do not pickle; the canonical bytes say everything.
         told = (self.sha256, self.width, self.height, self.data, self.media_type, self.source, self.untouched)
         return Picture, (*told, self.sized)

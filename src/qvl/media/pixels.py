@@ -26,6 +26,8 @@ from qvl.media.png_integrity import whole_png
 from qvl.media.policy import canonical_size
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
     from qvl.media.policy import MediaPolicy
 
 # The memory of the process is one, whatever threads and pipelines there are.
@@ -186,7 +188,7 @@ def encode_jpeg(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
-def array_of(source: Any) -> Any | None:
+def array_of(source: Any) -> ArrayLike | None:
     """A numpy array of the elements of an array or a tensor of another library, None for anything else.
 
     A torch tensor has its channels first (CxHxW) unless only its last dimension can be them.
@@ -204,7 +206,8 @@ def array_of(source: Any) -> Any | None:
     try:
         if is_tensor:
             tensor = source.detach().cpu()
-            values = (tensor.float() if tensor.is_floating_point() else tensor).resolve_conj().resolve_neg().numpy()
+            tensor = tensor.float() if tensor.is_floating_point() else tensor
+            values: NDArray[np.generic] = tensor.resolve_conj().resolve_neg().numpy()
             first = values.ndim == 3 and values.shape[0] in _CHANNELS
             return values.transpose(1, 2, 0) if first else values
         if callable(getattr(source, "__array__", None)):
@@ -219,7 +222,7 @@ def array_of(source: Any) -> Any | None:
     return None
 
 
-def from_array(array: Any) -> Image.Image:
+def from_array(array: ArrayLike) -> Image.Image:
     """HxW, HxWx1, HxWx3 (RGB) or HxWx4 (RGBA) of uint8, or of floats from 0 to 1.
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 # Eight bits, RGB, the one compression and the one filter method there are, rows in order.
@@ -44,11 +44,11 @@ def whole_png(data: bytes, width: int, height: int) -> bool:
     return inflating.eof and done == size
 
 
-def _inflated(inflating: Any, packed: bytes) -> Iterator[bytes]:
+def _inflated(inflating: zlib._Decompress, packed: bytes) -> Iterator[bytes]:
     """Piece by piece: so small that they stay in the processor's cache, and that no stream grows beyond its picture."""
     view = memoryview(packed)
     for at in range(0, len(packed), _INPUT):
-        rest: Any = view[at : at + _INPUT]
+        rest: bytes | memoryview = view[at : at + _INPUT]
         while len(piece := inflating.decompress(rest, _PIECE)) == _PIECE:
             yield piece
             rest = inflating.unconsumed_tail

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.errors import ConfigError
 from qvl.media.smart_resize import (
@@ -89,10 +89,12 @@ class MediaPolicy:
                 self._check("allowed_private", _is_network(entry), "networks as 10.1.0.0/16")
 
     def with_sizes(self, max_pixels: int | None, min_pixels: int | None) -> MediaPolicy:
-        """Itself with the budgets that are given."""
-        given = {"max_pixels": max_pixels, "min_pixels": min_pixels}
-        named: dict[str, Any] = {name: size for name, size in given.items() if size is not None}
-        return replace(self, **named) if named else self
+        """Return itself with those budgets that are not None."""
+        return replace(
+            self,
+            max_pixels=self.max_pixels if max_pixels is None else max_pixels,
+            min_pixels=self.min_pixels if min_pixels is None else min_pixels,
+        )
 
     def _check(self, name: str, ok: bool, allowed: str) -> None:
         if not ok:

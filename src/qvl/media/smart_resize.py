@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from qvl.errors import ConfigError, QvlError, RequestError
 
@@ -97,15 +97,15 @@ class PixelLimits:
 NO_LIMITS: Final = PixelLimits()
 
 
-def read_limits(given: Mapping[str, Any], where: str = "") -> PixelLimits:
-    """The limits among the fields of `given`, which stands at `where` in the request.
+def read_limits(fields: Mapping[str, object], where: str = "") -> PixelLimits:
+    """Return the limits among `fields`, which stand at `where` in the request.
 
     Raises:
         RequestError: a value that cannot work (ConfigError: of an argument, which has no `where`).
     """
-    found: dict[str, Any] = {}
+    limits: dict[str, int] = {}
     for name in LIMIT_NAMES:
-        value = given.get(name)
+        value = fields.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int):
@@ -113,14 +113,20 @@ def read_limits(given: Mapping[str, Any], where: str = "") -> PixelLimits:
         least = LEAST_MAX_PIXELS if name == "max_pixels" else 1
         if value < least:
             raise _refused(where, name, value, "is too small", f"at least {least}{' (32 x 32)' * (least > 1)}")
-        found[name] = value
+        limits[name] = value
     for name, other in (("resized_height", "resized_width"), ("resized_width", "resized_height")):
-        if name in found and other not in found:
-            raise _refused(where, name, found[name], f"needs {other} beside it")
-    limits = PixelLimits(**found, where=where)
-    if limits.min_pixels is not None and limits.max_pixels is not None and limits.min_pixels > limits.max_pixels:
-        raise _refused(where, "min_pixels", limits.min_pixels, f"is above max_pixels={limits.max_pixels}")
-    return limits
+        if name in limits and other not in limits:
+            raise _refused(where, name, limits[name], f"needs {other} beside it")
+    read = PixelLimits(
+        max_pixels=limits.get("max_pixels"),
+        min_pixels=limits.get("min_pixels"),
+        resized_height=limits.get("resized_height"),
+        resized_width=limits.get("resized_width"),
+        where=where,
+    )
+    if read.min_pixels is not None and read.max_pixels is not None and read.min_pixels > read.max_pixels:
+        raise _refused(where, "min_pixels", read.min_pixels, f"is above max_pixels={read.max_pixels}")
+    return read
 
 
 def _refused(where: str, name: str, value: object, said: str, hint: str | None = None) -> QvlError:

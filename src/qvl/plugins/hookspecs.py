@@ -14,11 +14,13 @@ def register_backends(register):
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pluggy
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from qvl.types import ChatRequest, Result
 
 hookspec = pluggy.HookspecMarker("qvl")
@@ -26,7 +28,7 @@ hookimpl = pluggy.HookimplMarker("qvl")
 
 
 @hookspec
-def register_backends(register: Callable[[str, Any], None]) -> None:
+def register_backends(register: Callable[[str, object], None]) -> None:
     """Call `register(name, factory)`; `factory` is a class, a callable, or "package.module:Class" (imported on use).
 
     `Pipeline("name:model", **options)` calls `factory(model, **options)`.
@@ -34,12 +36,12 @@ def register_backends(register: Callable[[str, Any], None]) -> None:
 
 
 @hookspec
-def register_caches(register: Callable[[str, Any], None]) -> None:
+def register_caches(register: Callable[[str, object], None]) -> None:
     """Call `register(scheme, factory)`; a cache URL `scheme:…` calls `factory(url)`."""
 
 
 @hookspec
-def register_map_engines(register: Callable[[str, Any], None]) -> None:
+def register_map_engines(register: Callable[[str, object], None]) -> None:
     """Call `register(name, factory)`; `Pipeline.map(engine=name)` iterates over what `factory` makes.
 
     It is called with the AsyncPipeline, the sources and the arguments of `map`; see `qvl.pipeline.ray_map`.
@@ -47,7 +49,7 @@ def register_map_engines(register: Callable[[str, Any], None]) -> None:
 
 
 @hookspec
-def register_routes(app: Any, pipeline: Any) -> None:
+def register_routes(app: FastAPI, pipeline: object) -> None:
     """Add routes to the FastAPI application of `qvl-serve`, whose AsyncPipeline is `pipeline`."""
 
 

@@ -20,7 +20,7 @@ from qvl.plugins.hookspecs import hookimpl
 from qvl.plugins.names import refuse_unknown_options
 from qvl.suggest import install_line, nearest
 
-Factory: TypeAlias = Callable[..., Any] | str
+Factory: TypeAlias = Callable[..., object] | str
 GROUP: Final = "qvl"
 EXTRAS: Final = {
     "fastapi": "server",
@@ -89,7 +89,7 @@ class Registry:
 
         return register
 
-    def build(self, name: str, /, *args: Any, **options: Any) -> Any:
+    def build(self, name: str, /, *args: object, **options: object) -> Any:
         """Calls the factory of `name`.
 
         Raises:
@@ -107,7 +107,7 @@ class Registry:
 class PluginHost:
     """Loads built-ins, installed plugins and `extra` ones; a broken plugin is logged, kept in `failures`, left out."""
 
-    def __init__(self, extra: Iterable[Any] = (), *, installed: Iterable[EntryPoint] | None = None) -> None:
+    def __init__(self, extra: Iterable[object] = (), *, installed: Iterable[EntryPoint] | None = None) -> None:
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         self.backends = Registry("backend")
@@ -121,7 +121,7 @@ class PluginHost:
             self._add(getattr(plugin, "__name__", type(plugin).__name__), plugin)
 
     @property
-    def hook(self) -> Any:
+    def hook(self) -> pluggy.HookRelay:
         return self._manager.hook
 
     def names(self) -> list[str]:
@@ -143,7 +143,7 @@ class PluginHost:
             return
         self._add(point.name, plugin)
 
-    def _add(self, name: str, plugin: Any) -> None:
+    def _add(self, name: str, plugin: object) -> None:
         before = [(registry, dict(registry.factories), dict(registry.owners)) for registry in self._registries()]
         try:
             self._manager.register(plugin, name)
@@ -173,7 +173,7 @@ class PluginHost:
         log.warning("plugin left out", plugin=name, error=error)
 
 
-def resolve(factory: Factory, what: str) -> Callable[..., Any]:
+def resolve(factory: Factory, what: str) -> Callable[..., object]:
     """The callable behind "package.module:attribute.path", imported now.
 
     Raises:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from qvl.errors import ConfigError, UnknownNameError
 from qvl.suggest import nearest
 
 
-def refuse_unknown_options(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def refuse_unknown_options(what: str, factory: Callable[..., object], options: Mapping[str, object]) -> None:
     """Raises ConfigError for the first option that `factory` does not take, before anything is started."""
     parameters = inspect.signature(factory).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):

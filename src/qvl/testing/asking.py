@@ -19,7 +19,7 @@ from qvl.types import ChatRequest, Chunk, ImagePart, Message, Part, SamplingPara
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
 
-Test = TypeVar("Test", bound=Callable[..., Coroutine[Any, Any, None]])
+Test = TypeVar("Test", bound=Callable[..., Coroutine[object, None, None]])
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
@@ -28,9 +28,9 @@ from qvl.chunks import fold
 from qvl.errors import BackendError, ContextLengthError, QvlError
 from qvl.sampling import PARAMETERS
 from qvl.testing.asking import Sight, ask, collect, drain, endless, idle, in_loop, refused, square
-from qvl.types import ChatRequest, Message, ResponseFormat, SamplingParams, TextPart, Tool
+from qvl.types import ChatRequest, JsonObject, Message, ResponseFormat, SamplingParams, TextPart, Tool
 
-SCHEMA: dict[str, Any] = {
+SCHEMA: JsonObject = {
     "type": "object",
     "properties": {"brand": {"type": "string", "enum": ["Acme", "Zenith"]}, "sure": {"type": "boolean"}},
     "required": ["brand", "sure"],

@@ -23,6 +23,7 @@ import pytest
 from qvl.caches.base import Cache, CacheEntry
 from qvl.errors import CacheError
 from qvl.testing.lease_contract import LeaseContract, entry, eventually, live_keys
+from qvl.types import JsonObject
 
 
 class CacheContract(LeaseContract):
@@ -174,8 +175,8 @@ class CacheContract(LeaseContract):
         listing.set("gone", entry(), ttl=0.01)
         eventually(lambda: listing.get("gone") is None)
 
-        def keys(**wanted: Any) -> list[str]:
-            return [key for key, _ in listing.find(**wanted)]
+        def keys(**by: Any) -> list[str]:
+            return [key for key, _ in listing.find(**by)]
 
         assert keys(prefix="sha-0") == ["sha-02", "sha-01", "sha-00"]
         assert keys(prefix="sha-", language="en", limit=2) == ["sha-15", "sha-13"]
@@ -220,7 +221,7 @@ class CacheContract(LeaseContract):
         cache.set("b", entry(**{field: "mine"}))
         cache.set("c", entry(**{field: "theirs"}))
         cache.set("d", entry(**{field: ""}))
-        mine: dict[str, Any] = {field: "mine"}
+        mine: JsonObject = {field: "mine"}
         assert cache.clear(**mine) == 2
         assert live_keys(cache, "a", "b", "c", "d") == {"c", "d"}
         mine = {field: ""}

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from qvl.types import FinishReason, TokenLogprob
+from qvl.types import FinishReason, JsonMapping, TokenLogprob
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,11 +65,11 @@ class EchoRequest:
     seed: int | None = None
     logprobs: int | None = None
     n: int = 1
-    schema: Mapping[str, Any] | None = None
+    schema: JsonMapping | None = None
     json_object: bool = False
     choices: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
-    tool_schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tool_schemas: Mapping[str, JsonMapping] = field(default_factory=dict)
     tool_choice: str = "auto"
 
     @property
@@ -147,7 +147,7 @@ def _text(asked: EchoRequest, index: int) -> str:
     return text
 
 
-def example(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Any:
+def example(schema: JsonMapping, root: JsonMapping | None = None) -> object:
     """A small value that fits a JSON schema (references, enums, objects, arrays, unions; not every keyword)."""
     root = schema if root is None else root
     if "$ref" in schema:
@@ -165,7 +165,7 @@ def example(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) ->
     kind = schema.get("type")
     kind = kind[0] if isinstance(kind, list) else kind
     if kind == "object" or (kind is None and "properties" in schema):
-        properties: Mapping[str, Any] = schema.get("properties", {})
+        properties: JsonMapping = schema.get("properties", {})
         return {name: example(properties.get(name, {}), root) for name in schema.get("required", properties)}
     if kind == "array":
         return [example(schema.get("items", {}), root) for _ in range(int(schema.get("minItems", 0)))]

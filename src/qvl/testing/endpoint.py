@@ -22,9 +22,11 @@ from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from qvl.testing.wire import asked_in, echo_events
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,11 @@ class ScriptedExchange:
         self.writer.write(b"%x\r\n%s\r\n" % (len(data), data) if self.chunked else data)
         await self.writer.drain()
 
-    async def event(self, payload: Any) -> None:
+    async def event(self, payload: object) -> None:
         data = payload if isinstance(payload, bytes) else json.dumps(payload, ensure_ascii=False).encode()
         await self.send(b"data: " + data + b"\n\n")
 
-    async def whole(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
+    async def whole(self, status: int, body: object, headers: Mapping[str, str] | None = None) -> None:
         """A response with a length: a dict goes as JSON, text as HTML or plain text."""
         if isinstance(body, str | bytes):
             data = body.encode() if isinstance(body, str) else body
@@ -125,7 +127,7 @@ class Status:
     """An HTTP status with a body: a dict as JSON, a string as text or HTML, bytes as they are."""
 
     status: int
-    body: Any = field(default_factory=lambda: {"error": {"message": "scripted", "type": "server_error"}})
+    body: object = field(default_factory=lambda: {"error": {"message": "scripted", "type": "server_error"}})
     headers: Mapping[str, str] = field(default_factory=dict)
 
     async def __call__(self, exchange: ScriptedExchange) -> None:
@@ -136,7 +138,7 @@ class Status:
 class Events:
     """A stream of exactly these events (values as JSON, bytes as they are); `done` adds `[DONE]`."""
 
-    events: Iterable[Any]
+    events: Iterable[object]
     done: bool = True
 
     async def __call__(self, exchange: ScriptedExchange) -> None:
@@ -303,7 +305,7 @@ class ScriptedEndpoint:
         assert self._stop is not None
         await self._stop.wait()
 
-    def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def _call(self, work: Coroutine[object, None, T]) -> T:
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 

@@ -6,16 +6,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
 from qvl.caches.base import Cache, CacheEntry, Lease
+from qvl.types import JsonObject
 
 PATIENCE: Final = 30.0
 
 
-def entry(**changes: Any) -> CacheEntry:
+def entry(**changes: object) -> CacheEntry:
     """A full entry as `analyze` makes them, with `changes`."""
-    fields: dict[str, Any] = {
+    fields: JsonObject = {
         "result": {"choices": [{"index": 0, "text": "一双红色的鞋 👟", "finish_reason": "stop"}], "model": "tiny"},
         "manifest": {"pictures": [{"sha256": "ab" * 32, "role": "user"}], "sampling": {"temperature": 0.0}},
         "image_hash": "sha256:" + "ab" * 32,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any
 
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.wrapper import WrappingBackend
 from qvl.errors import BackendUnavailableError, ContextLengthError
 from qvl.testing import echo
-from qvl.types import ChatRequest, Chunk, Timing, ToolCallDelta, Usage
+from qvl.types import ChatRequest, Chunk, JsonObject, Timing, ToolCallDelta, Usage
 
 ECHO_CAPABILITIES = Capabilities(
     images=8,
@@ -63,7 +62,7 @@ class EchoBackend(Backend):
         for closed in self._running:
             closed.set()
 
-    def peek_identity(self) -> dict[str, Any] | None:
+    def peek_identity(self) -> JsonObject | None:
         return self.identity()
 
     def stats(self) -> Mapping[str, float]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Any
 
 from qvl.testing import echo
-from qvl.types import TokenLogprob
+from qvl.types import JsonMapping, JsonObject, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
     """An answer as stream events and as one whole body."""
 
-    events: list[dict[str, Any]]
-    whole: dict[str, Any]
+    events: list[JsonObject]
+    whole: JsonObject
 
 
-def asked_in(body: Mapping[str, Any], ignores: Set[str] = frozenset()) -> echo.EchoRequest:
+def asked_in(body: JsonMapping, ignores: Set[str] = frozenset()) -> echo.EchoRequest:
     """A chat completion body as the echo understands it, without the fields that are ignored."""
     body = {name: value for name, value in body.items() if name not in ignores}
     messages = body.get("messages") or [{}]
@@ -51,16 +50,16 @@ def asked_in(body: Mapping[str, Any], ignores: Set[str] = frozenset()) -> echo.E
     )
 
 
-def echo_events(body: Mapping[str, Any], *, ignores: Set[str] = frozenset()) -> Made:
+def echo_events(body: JsonMapping, *, ignores: Set[str] = frozenset()) -> Made:
     """The echo's answer to a chat completion body."""
     asked = asked_in(body, ignores)
     said = echo.answer(asked)
     frame = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": body.get("model")}
-    events: list[dict[str, Any]] = []
-    whole: list[dict[str, Any]] = []
+    events: list[JsonObject] = []
+    whole: list[JsonObject] = []
     for index, choice in enumerate(said):
         notes = [_note(item) for item in echo.logprobs_of(choice.tokens, asked.logprobs or 0)]
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(choice.tokens)}
+        message: JsonObject = {"role": "assistant", "content": "".join(choice.tokens)}
         events.append({**frame, "choices": [_piece(index, {"role": "assistant", "content": ""})]})
         if choice.call is not None:
             name, arguments = choice.call
@@ -95,11 +94,11 @@ def echo_events(body: Mapping[str, Any], *, ignores: Set[str] = frozenset()) -> 
     return Made(events, {**frame, "object": "chat.completion", "choices": whole, "usage": usage})
 
 
-def _piece(index: int, delta: Mapping[str, Any]) -> dict[str, Any]:
+def _piece(index: int, delta: JsonMapping) -> JsonObject:
     return {"index": index, "delta": delta, "finish_reason": None}
 
 
-def _note(item: TokenLogprob) -> dict[str, Any]:
+def _note(item: TokenLogprob) -> JsonObject:
     return {
         "token": item.token,
         "logprob": item.logprob,
@@ -108,13 +107,13 @@ def _note(item: TokenLogprob) -> dict[str, Any]:
     }
 
 
-def _text(content: Any) -> str:
+def _text(content: str | list[JsonObject] | None) -> str:
     if isinstance(content, str):
         return content
     return "".join(part.get("text", "") for part in content or () if part.get("type") == "text")
 
 
-def _pictures(content: Any) -> list[echo.PictureFacts]:
+def _pictures(content: object) -> list[echo.PictureFacts]:
     if not isinstance(content, list):
         return []
     from PIL import Image
