@@ -31,7 +31,7 @@ def began() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The features that a backend truly honours, probed rather than declared where that is possible.
+    """The abilities that a backend truly has, probed rather than declared where that is possible.
 
     `images` is the number of pictures a request may have (0: none). `max_context` is in tokens, None when not known.
     `sampling` are the SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while
@@ -80,7 +80,7 @@ class Backend(ABC):
 
     @abstractmethod
     def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        """Answers `request` piece by piece.
+        """Answer `request` piece by piece.
 
         The last chunk of each choice carries its finish_reason, the last of all carries Usage. Closing the generator
         aborts the work and frees what it held.
@@ -91,11 +91,11 @@ class Backend(ABC):
         """
 
     async def open(self) -> None:
-        """Loads weights, opens connections, probes. Calling it twice is harmless."""
+        """Load weights, open connections, probe. Calling it twice is harmless."""
         return
 
     async def aclose(self) -> None:
-        """Ends promptly with work in flight; waiters get a BackendError. Calling it twice is harmless."""
+        """End promptly with work in flight; waiters get a BackendError. Calling it twice is harmless."""
         return
 
     def identity(self) -> JsonObject:
@@ -113,20 +113,20 @@ class Backend(ABC):
         return None
 
     def peek_capabilities(self) -> Capabilities | None:
-        """`capabilities` before `open()`, as far as a cache key depends on them; None when not known yet."""
+        """Return `capabilities` before `open()`, as far as a cache key depends on them; None when not known yet."""
         return None
 
     def stats(self) -> Mapping[str, float]:
-        """Counters and gauges by snake_case name, such as num_running and num_waiting."""
+        """Return counters and gauges by snake_case name, such as num_running and num_waiting."""
         return {}
 
     def unready(self) -> str | None:
-        """Why requests cannot be served now (loading, stalled, dead), or None when they can. Cheap."""
+        """Return why requests cannot be served now (loading, stalled, dead), or None when they can. Cheap."""
         return None
 
     @final
     async def generate(self, request: ChatRequest) -> Result:
-        """Folds `stream` into one Result; see `fold`."""
+        """Fold `stream` into one Result; see `fold`."""
         started = time.perf_counter()
         folder = await self.fold(request)
         timing = folder.timing
@@ -152,7 +152,7 @@ class Backend(ABC):
         on_chunk: Callable[[Chunk], None] = lambda chunk: None,
         take_back: Callable[[], bool] = lambda: True,
     ) -> Folder:
-        """Reads `stream` to its end. An answer that was cut off is asked for once more, if `take_back` allows.
+        """Read `stream` to its end. An answer that was cut off is asked for once more, if `take_back` allows.
 
         Both together have the time of one (see `began`).
 

@@ -34,7 +34,7 @@ class RunWatch:
         self._same = [0] * (LONGEST_UNIT + 1)
 
     def feed(self, text: str) -> str:
-        """Return the repeated text once it has come too often, else the empty string."""
+        """Return what is repeated, once it has come too often; until then nothing."""
         for char in text:
             unit = self._pending + char
             if unit[0] == "\\" and len(unit) < (6 if unit[1:2] == "u" else 2):
@@ -71,7 +71,7 @@ class EndlessWatch:
         self._parts: dict[tuple[int, int | None], RunWatch] = {}
 
     def read(self, chunk: Chunk) -> None:
-        """Reads the next piece.
+        """Read the next piece.
 
         Raises:
             BackendResponseError: it repeats itself without an end.
@@ -87,7 +87,7 @@ class EndlessWatch:
 
 
 def endless(repeated: str, longest: int) -> BackendResponseError:
-    """The error of an answer that repeats `repeated`."""
+    """Return the error of an answer that repeats `repeated`."""
     what = "white space" if _is_blank(repeated) else repr(repeated)
     return BackendResponseError(
         f"the model wrote {what} {longest} times in a row inside an answer that must have a form",
@@ -111,7 +111,7 @@ def longest_run(request: ChatRequest) -> int:
 
 
 def _demanded(pattern: str) -> int:
-    """At least so many characters of one kind a pattern asks for in its braces, about."""
+    """Return about how many characters of one kind the braces of a pattern ask for at least."""
     product = 1
     for braces in _AT_LEAST.finditer(pattern):
         product = min(product * max(1, int(braces.group(1))), 1 << 20)
@@ -119,7 +119,7 @@ def _demanded(pattern: str) -> int:
 
 
 def _texts(schema: object) -> Iterator[tuple[str, str]]:
-    """The texts of `const`, `enum` and `pattern`, as they stand in JSON; remarks such as `description` do not count."""
+    """Yield what `const`, `enum` and `pattern` spell out, as it stands in JSON; not remarks such as `description`."""
     pending: list[tuple[str, object]] = [("", schema)]
     while pending:
         word, node = pending.pop()

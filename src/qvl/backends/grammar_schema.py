@@ -156,7 +156,7 @@ class _SchemaRewriter:
             ) from exc
 
     def _index(self, node: object, pointer: str, base: str) -> None:
-        """Notes where `$id` and `$anchor` name a place."""
+        """Note where `$id` and `$anchor` name a place."""
         if not isinstance(node, Mapping):
             return
         if isinstance(node.get("$id"), str):
@@ -169,7 +169,7 @@ class _SchemaRewriter:
             self._index(inner, f"{pointer}/{path}", base)
 
     def _resolve(self, ref: object, base: str) -> str:
-        """The pointer, within the schema, that a reference means."""
+        """Return the pointer, within the schema, that a reference means."""
         whole, fragment = urldefrag(urljoin(base, str(ref)) if base else str(ref))
         fragment = unquote(fragment)
         if fragment and not fragment.startswith("/"):
@@ -199,7 +199,7 @@ class _SchemaRewriter:
         return node
 
     def _base(self, pointer: str) -> str:
-        """The `$id` that holds at a place."""
+        """Return the `$id` that holds at a place."""
         base, steps = "", pointer.split("/")
         for size in range(1, len(steps) + 1):
             node = self._at("/".join(steps[:size]))
@@ -265,7 +265,7 @@ class _SchemaRewriter:
             written["additionalProperties"] = False
 
     def _names(self, node: object, pointer: str, names: JsonObject, visited: set[str], declaring: list[str]) -> bool:
-        """Collects the names that this object has in all its branches; False where one welcomes others.
+        """Collect the names that this object has in all its branches; False where one welcomes others.
 
         `declaring` are the branches that have `properties`, be they empty.
         """
@@ -292,7 +292,7 @@ class _SchemaRewriter:
         )
 
     def _reference(self, pointer: str, *, closed: bool) -> str:
-        """A reference to where the target will stand, which is written now unless it has a place of its own."""
+        """Return a reference to where the target will stand, which is written now unless it has a place of its own."""
         if closed and (not pointer or _DEFINITION.fullmatch(pointer)):
             return self._target + _fragment(pointer)
         name = self._copies.get((pointer, closed))
@@ -307,7 +307,7 @@ class _SchemaRewriter:
         return f"#/$defs/{_fragment(name)}"
 
     def _alternatives(self, pointers: Sequence[str]) -> tuple[int, int]:
-        """(forms, multiple) of a value that must stand at all `pointers`: the compiler writes every combination out.
+        """Return (forms, multiple) of a value that must fit all `pointers`; the compiler writes out each combination.
 
         Raises:
             RequestError: there are too many.
@@ -361,17 +361,17 @@ class _SchemaRewriter:
 
 
 def _fragment(pointer: str) -> str:
-    """A pointer in the letters that a reference may have."""
+    """Return a pointer in the letters that a reference may have."""
     return quote(pointer, safe="/~$")
 
 
 def _escape(name: str) -> str:
-    """A name as a step of a JSON pointer."""
+    """Return a name as a step of a JSON pointer."""
     return str(name).replace("~", "~0").replace("/", "~1")
 
 
 def _parts(node: JsonMapping) -> Iterator[tuple[str, object]]:
-    """The schemas directly inside `node`, with the pointer from it to them."""
+    """Yield the schemas directly inside `node`, with the pointer from it to them."""
     for keyword, value in node.items():
         if keyword in _NAMED and isinstance(value, Mapping):
             yield from ((f"{keyword}/{_escape(name)}", inner) for name, inner in value.items())

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 async def load_aside(load: Callable[[], T]) -> T:
-    """Return the result of `load`, run in a thread. Cancelled, this ends at once; `load` goes on to its own end.
+    """Return what `load` returns. Cancelled, it ends at once; `load` goes on until it, or the process, ends.
 
     A thread of an executor would not do: the interpreter waits for those before it exits.
     """
@@ -47,7 +47,7 @@ async def load_aside(load: Callable[[], T]) -> T:
 
 
 def _let_go() -> None:
-    """Executors that `load` made (the hub's client downloads with one) have daemon threads as well, yet are joined."""
+    """Forget the executors that `load` made (the hub's client has one): their threads are daemons, yet are joined."""
     for worker in list(getattr(executors, "_threads_queues", ())):
         if worker.daemon:
             del executors._threads_queues[worker]  # type: ignore[attr-defined]

@@ -74,7 +74,7 @@ class RecordingHeader(TypedDict):
 
 
 def request_manifest(request: ChatRequest) -> JsonObject:
-    """Return the part of the cache key's manifest that tells requests apart: no backend, task and namespace."""
+    """Return what tells two requests apart, as JSON: the cache key's manifest without backend, task and namespace."""
     manifest = build_manifest(request, identity={}, max_pixels=_NO_BUDGET)
     return {
         name: manifest[name]
@@ -123,7 +123,7 @@ class RecordBackend(WrappingBackend):
         self._is_open = False
 
     async def open(self) -> None:
-        """Opens the inner backend and the file.
+        """Open the inner backend and the file.
 
         Raises:
             ConfigError: the file records another backend, is not a recording, or cannot be written.
@@ -214,7 +214,7 @@ class ReplayBackend(Backend):
         return dict(self._identity)
 
     async def open(self) -> None:
-        """Reads the recording.
+        """Read the recording.
 
         Raises:
             ConfigError: the file does not exist, or it is not a recording.
@@ -238,7 +238,7 @@ class ReplayBackend(Backend):
         return "not open" if self._closed is None or self._closed.is_set() else None
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        """Answers as recorded.
+        """Answer as recorded.
 
         Raises:
             BackendResponseError: this request was not recorded; the nearest one is named.

@@ -27,7 +27,7 @@ MAPS: Final = frozenset({"properties", "patternProperties", "$defs", "definition
 
 
 def check_format(form: ResponseFormat) -> None:
-    """Refuses a pattern or choices that are too large to be compiled for one request.
+    """Refuse a pattern or choices that are too large to be compiled for one request.
 
     Raises:
         RequestError: naming the bound.
@@ -64,7 +64,7 @@ def _plain(value: object, param: str, depth: int) -> object:
 
 
 def bound(schema: JsonObject, param: str, *, validated: bool = False) -> None:
-    """Refuses a schema that is too large to be compiled for one request.
+    """Refuse a schema that is too large to be compiled for one request.
 
     `validated` says that the answer will be checked in any case, so that a large multipleOf can be left out.
 
@@ -115,7 +115,7 @@ def without_large_multiples(schema: JsonObject) -> JsonObject:
 
 
 def _nodes(schema: object, depth: int = 0) -> Iterator[tuple[JsonObject, int]]:
-    """Every subschema with its depth; not what only looks like one inside of `const`, `enum` and the like."""
+    """Yield every subschema with its depth; not what only looks like one inside of `const`, `enum` and the like."""
     if not isinstance(schema, dict):
         return
     yield schema, depth

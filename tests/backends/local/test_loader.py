@@ -52,7 +52,7 @@ def test_modelscope_is_asked_where_the_environment_says_so(modelscope: Path, rev
     assert model_id == HUB_ID
     assert asked.pop("allow_patterns") == loader.FILES
     assert asked == ({"revision": revision} if revision else {})
-    assert checkpoint.folder == loader.bundled_folder()
+    assert checkpoint.fingerprint == loader.fingerprint(loader.bundled_folder())
 
 
 def test_modelscope_that_is_not_installed_is_named_with_its_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:

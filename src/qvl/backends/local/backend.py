@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.load_aside import load_aside
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from qvl.backends.local.engine import Engine
     from qvl.backends.local.engine_request import EngineRequest
     from qvl.backends.local.model.device import Device
-    from qvl.backends.local.model.loader import Checkpoint
+    from qvl.backends.local.model.loader import Checkpoint, DeviceMap
     from qvl.backends.local.model.model_runner import Runner
+    from qvl.backends.local.model.vision import FeatureCache
     from qvl.backends.local.text.detokenizer import Vocabulary
     from qvl.backends.local.text.grammar import Grammars
     from qvl.backends.local.text.processor import ImageRules, Processor
-    from qvl.types import ChatRequest, Chunk
+    from qvl.types import ChatRequest, Chunk, JsonObject
 
 log = logger(__name__)
 
@@ -102,7 +103,7 @@ class LocalBackend(Backend):
         vision_cache_bytes: int = VISION_CACHE_BYTES,
         decode_graphs: str = "auto",
         batch_invariant: bool = False,
-        device_map: str | dict[str, Any] | None = None,
+        device_map: DeviceMap | None = None,
         watchdog_s: float = 120.0,
     ) -> None:
         for name, value in (
@@ -126,7 +127,7 @@ class LocalBackend(Backend):
         self._dtype = dtype
         self._revision = revision
         self._trust_remote_code = trust_remote_code
-        self._peeked: dict[str, Any] | None = None
+        self._peeked: JsonObject | None = None
         self._max_model_len = max_model_len
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -231,14 +232,14 @@ class LocalBackend(Backend):
         vocabulary = Vocabulary(checkpoint.tokenizer)
         return _Loaded(device, checkpoint, processor, grammars, vocabulary, engine, max_model_len)
 
-    def _runner(self, checkpoint: Checkpoint, device: Device, rules: Any, features: Any) -> Runner:
-        """What computes; a seam for tests that make it fail."""
+    def _runner(self, checkpoint: Checkpoint, device: Device, rules: ImageRules, features: FeatureCache) -> Runner:
+        """Return what computes; a seam for tests that make it fail."""
         from qvl.backends.local.model.model_runner import Runner
 
         return Runner(checkpoint, device, rules, features, self._records(device), self._batch_invariant)
 
     def _records(self, device: Device) -> bool:
-        """Whether decode steps are recorded."""
+        """True if decode steps are recorded."""
         if self._decode_graphs == "on" and not device.has_graphs:
             raise ConfigError(f"{device.type} cannot record decode steps", hint="decode_graphs='auto'")
         return self._decode_graphs == "on" or (self._decode_graphs == "auto" and device.graphs_pay)
@@ -326,13 +327,13 @@ class LocalBackend(Backend):
             )
         return engine_request
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         loaded = self._loaded
         if loaded is None:
             return super().identity()
         return self._identity(loaded.checkpoint.fingerprint, loaded.device.dtype_name, loaded.processor.rules)
 
-    def peek_identity(self) -> dict[str, Any] | None:
+    def peek_identity(self) -> JsonObject | None:
         from qvl.backends.local.model.device import peek_dtype
         from qvl.backends.local.model.loader import peek
 
@@ -344,7 +345,7 @@ class LocalBackend(Backend):
             self._peeked = self._identity(peeked[0], dtype, peeked[1])
         return self._peeked
 
-    def _identity(self, fingerprint: str, dtype: str, rules: ImageRules) -> dict[str, Any]:
+    def _identity(self, fingerprint: str, dtype: str, rules: ImageRules) -> JsonObject:
         return {
             "backend": self.name,
             "model": self.model,
@@ -358,11 +359,11 @@ class LocalBackend(Backend):
         }
 
     def peek_capabilities(self) -> Capabilities:
-        """All but `max_context`, which the weights and the memory decide."""
+        """Return all but `max_context`, which the weights and the memory decide."""
         return Capabilities(images=MAX_IMAGES, response_formats=FORMATS, tools=True)
 
     def describe(self) -> str:
-        """One line: device, dtype, and why nothing better is used. Valid after `open()`."""
+        """Return one line: device, dtype, and why nothing better is used. Valid after `open()`."""
         return self._loaded.device.describe() if self._loaded else "not loaded"
 
     def unready(self) -> str | None:

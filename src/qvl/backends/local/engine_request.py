@@ -66,7 +66,7 @@ def request_of(sequence: Sequence) -> EngineRequest:
 
 @dataclass(slots=True)
 class Counters:
-    """Counts since the engine started."""
+    """Counts of the engine since it started."""
 
     steps: int = 0
     requests: int = 0

@@ -21,7 +21,7 @@ Letter: TypeAlias = "tuple[EngineRequest, Chunk | QvlError]"
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """Requests and aborts that came in since the mailbox was last emptied."""
+    """The letters that came in since the mailbox was last emptied."""
 
     arrived: list[EngineRequest]
     aborted: list[EngineRequest]

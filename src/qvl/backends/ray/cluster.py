@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Final
 
-from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
+from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, first_line
 from qvl.log import logger
 from qvl.suggest import install_line
 
@@ -147,16 +147,16 @@ def _init(ray: ModuleType, address: str | None, object_store_bytes: int) -> None
         except Exception as exc:
             if address is not None:
                 raise BackendUnavailableError(
-                    f"no Ray cluster can be joined at {address!r}: {_first_line(exc)}",
+                    f"no Ray cluster can be joined at {address!r}: {first_line(exc)}",
                     hint="on this host: ray start --address=HEAD:6379 (on the head: ray start --head)",
                 ) from exc
             if attempt == STARTS - 1:
                 raise BackendUnavailableError(
-                    f"Ray does not start: {_first_line(exc)}",
+                    f"Ray does not start: {first_line(exc)}",
                     hint="raylet.err, in the logs of Ray's newest session, says why",
                 ) from exc
             # Its node gives up when its own helpers take more than 15 s to start (ray-project/ray#65983).
-            log.warning("ray_start", error=_first_line(exc), attempt=attempt + 1)
+            log.warning("ray_start", error=first_line(exc), attempt=attempt + 1)
             ray.shutdown()
 
 
@@ -169,10 +169,6 @@ def _knock(address: str) -> None:
         raise BackendUnavailableError(
             f"no Ray cluster answers at {address!r}: {exc.strerror or exc}", hint="on the head: ray start --head"
         ) from exc
-
-
-def _first_line(exc: BaseException) -> str:
-    return (str(exc).strip() or type(exc).__name__).splitlines()[0][:300]
 
 
 def room(replicas: int, devices: str, cpus: float | None = None) -> Share:

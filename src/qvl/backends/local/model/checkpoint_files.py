@@ -10,9 +10,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.errors import ConfigError, first_line
+
+if TYPE_CHECKING:
+    from qvl.types import JsonObject
 
 # Names of what stands beside a quantised weight: scales, zero points, packed integers.
 QUANTISED_SUFFIXES: Final = (
@@ -40,8 +43,8 @@ LARGEST_HEADER: Final = 100 << 20
 LARGEST_NAMED: Final = 3
 
 
-def read_json(path: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file of the checkpoint `name`.
+def read_json(path: Path, name: str) -> JsonObject:
+    """Return the object in a JSON file of the checkpoint `name`.
 
     Raises:
         ConfigError: the file is absent, unreadable, or not a JSON object.
@@ -57,8 +60,8 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def image_settings(folder: Path, name: str) -> dict[str, Any]:
-    """The image processor's settings: as transformers reads them, those of processor_config.json come first.
+def image_settings(folder: Path, name: str) -> JsonObject:
+    """Return the image processor's settings: as transformers reads them, those of processor_config.json come first.
 
     Raises:
         ConfigError: neither file has them.
@@ -79,7 +82,7 @@ def image_settings(folder: Path, name: str) -> dict[str, Any]:
 
 
 def chat_template(folder: Path, name: str) -> str:
-    """The chat template that stands in a file of its own.
+    """Return the chat template that stands in a file of its own.
 
     Raises:
         ConfigError: the folder has no chat template.
@@ -97,8 +100,8 @@ def chat_template(folder: Path, name: str) -> str:
     )
 
 
-def quantisation(folder: Path, config: dict[str, Any]) -> str | None:
-    """Return the quantisation of the weights, as "fp8" or "bitsandbytes (4 bit)"; None if there is none.
+def quantisation(folder: Path, config: JsonObject) -> str | None:
+    """Return how the weights are quantised, as "fp8" or "bitsandbytes (4 bit)"; None where they are plain numbers.
 
     Read from config.json, and from the headers of the weights' files, since settings get lost on the way.
     """
@@ -116,7 +119,7 @@ def quantisation(folder: Path, config: dict[str, Any]) -> str | None:
     return None
 
 
-def refuse_quantised(folder: Path, config: dict[str, Any], name: str) -> None:
+def refuse_quantised(folder: Path, config: JsonObject, name: str) -> None:
     """Raises ConfigError for a checkpoint whose weights are not plain floating-point numbers."""
     how = quantisation(folder, config)
     if how is not None:
@@ -181,7 +184,7 @@ def _named(keys: set[str]) -> str:
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def _method(settings: Any) -> str:
+def _method(settings: object) -> str:
     if not isinstance(settings, dict):
         return str(settings)
     method = str(settings.get("quant_method") or settings.get("quant_algo") or "by an unnamed method")
@@ -190,7 +193,7 @@ def _method(settings: Any) -> str:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name and type of every tensor, by the headers of the safetensors files; broken files are left to the loader."""
+    """Yield name and type of every tensor, by the safetensors files' headers; broken files are left to the loader."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with path.open("rb") as file:

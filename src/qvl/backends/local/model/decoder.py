@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qvl.backends.local.model.kv_storage import Layout, Storage
 from qvl.backends.local.model.linear import Linear, join
@@ -18,6 +18,7 @@ from qvl.backends.local.model.linear import Linear, join
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextModel
 
     from qvl.backends.local.model.kernels import Kernels
 
@@ -72,16 +73,15 @@ class TextDecoder:
     """Runs Qwen3-VL's decoder layers.
 
     Args:
-        language_model: transformers' Qwen3VLTextModel, whose parameters become views of joined ones.
+        model: whose parameters become views of joined ones.
         lm_head: the output projection.
         kernels: the device's operators.
         batch_invariant: compute every token as it would be computed alone.
     """
 
     def __init__(
-        self, language_model: nn.Module, lm_head: nn.Module, kernels: Kernels, *, batch_invariant: bool = False
+        self, model: Qwen3VLTextModel, lm_head: nn.Linear, kernels: Kernels, *, batch_invariant: bool = False
     ) -> None:
-        model: Any = language_model
         self.batch_invariant = batch_invariant
         self._kernels = kernels
         config = model.config
@@ -89,12 +89,11 @@ class TextDecoder:
         self.num_kv_heads: int = config.num_key_value_heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.eps: float = config.rms_norm_eps
-        self.embed: Any = model.embed_tokens
+        self.embed: nn.Embedding = model.embed_tokens
         self.norm: Tensor = model.norm.weight
-        head: Any = lm_head
-        self.vocab_size = int(head.weight.shape[0])
-        self._head = Linear(head.weight.detach(), steps=True, tiled=batch_invariant)
-        self._head_device = head.weight.device
+        self.vocab_size = int(lm_head.weight.shape[0])
+        self._head = Linear(lm_head.weight.detach(), steps=True, tiled=batch_invariant)
+        self._head_device = lm_head.weight.device
         self.layers = [_Layer(layer, batch_invariant) for layer in model.layers]
         self._rotary = model.rotary_emb
         self._axes: Tensor | None = None
@@ -109,7 +108,7 @@ class TextDecoder:
 
     @property
     def cost(self) -> int:
-        """Multiplications with weights that a token takes."""
+        """Return the multiplications with weights that a token takes."""
         return sum(layer.cost for layer in self.layers)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +138,7 @@ class TextDecoder:
         deepstack: Deepstack | None,
         kept: Tensor | None = None,
     ) -> Tensor:
-        """Writes the keys and values of all tokens and returns hidden states, not normalised.
+        """Write the keys and values of all tokens and return hidden states, not normalised.
 
         Of the tokens `kept` (int64 [n]), or of all: of the others, the last layer has nothing to do but its keys.
         """
@@ -184,7 +183,7 @@ class TextDecoder:
         return hidden if last is not None else _of(hidden, kept)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [n, vocabulary] of hidden states [n, hidden]."""
+        """Return float32 [n, vocabulary] of hidden states [n, hidden]."""
         normed = self._kernels.rms_norm(hidden.to(self.norm.device), self.norm, self.eps)
         return self._head(normed.to(self._head_device)).float()
 
@@ -198,7 +197,7 @@ class TextDecoder:
         groups: Sequence[DecodeGroup],
         chunks: Sequence[PromptChunk],
     ) -> Tensor:
-        """[tokens, heads * head_dim]; keys and values are written to their rows on the way."""
+        """Return [tokens, heads * head_dim]; keys and values are written to their rows on the way."""
         import torch
 
         parts = [self._decode(queries, keys, values, *storage.pools[g.capacity][index], g) for g in groups]
@@ -243,7 +242,7 @@ class TextDecoder:
         return out[0].transpose(0, 1).reshape(chunk.count, -1)
 
     def _one_by_one(self, queries: Tensor, k_row: Tensor, v_row: Tensor, start: int) -> Tensor:
-        """Attention of tokens from position `start` on, each in a call whose shape its position alone decides."""
+        """Return the attention of tokens from position `start` on, each in a call shaped by its position alone."""
         import torch
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
@@ -264,7 +263,7 @@ class TextDecoder:
 class _Layer:
     """The weights of one decoder layer, joined where one matrix product can serve several."""
 
-    def __init__(self, layer: Any, tiled: bool) -> None:
+    def __init__(self, layer: Qwen3VLTextDecoderLayer, tiled: bool) -> None:
         import torch
 
         attention, mlp = layer.self_attn, layer.mlp

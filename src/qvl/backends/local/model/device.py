@@ -14,13 +14,14 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from qvl.errors import ConfigError, MissingDependencyError, first_line
 from qvl.suggest import install_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     import torch
     from torch import Tensor
@@ -38,6 +39,13 @@ SHORT_DTYPES: Final = {
 }
 # Chips whose matrix units have no bfloat16 (300I Duo, 310 series).
 NPU_WITHOUT_BF16: Final = re.compile(r"310", re.ASCII)
+
+
+class Graph(Protocol):
+    """Recorded work of a device (torch.cuda.CUDAGraph, torch.npu.NPUGraph)."""
+
+    def replay(self) -> None: ...
+    def pool(self) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +83,19 @@ class Device:
         return self.type != "mps"
 
     def describe(self) -> str:
-        """One line: the device, its dtype, and why nothing better was used."""
+        """Return one line: the device, its dtype, and why nothing better was used."""
         index = "" if self.index is None else f":{self.index}"
         name = f" ({self.name})" if self.name else ""
         return "; ".join([f"{self.type}{index}{name}, {self.dtype_name}", *self.notes])
 
-    def _module(self) -> Any:
+    def _module(self) -> ModuleType:
         import torch
 
-        return getattr(torch, self.type, None)
+        module: ModuleType = getattr(torch, self.type)
+        return module
 
     def kernels(self) -> Kernels:
-        """The operators that a forward pass uses, fused ones where the device's package offers them."""
+        """Return the operators that a forward pass uses, fused ones where the device's package offers them."""
         from qvl.backends.local.model.kernels import Kernels, NpuKernels
 
         if self.type != "npu":
@@ -95,47 +104,47 @@ class Device:
 
     @property
     def has_graphs(self) -> bool:
-        """True if `record` works on this device."""
+        """True if `record` works here."""
         return self.type in ("cuda", "npu") and hasattr(self._module(), f"{self.type.upper()}Graph")
 
     @property
     def graphs_pay(self) -> bool:
-        """True if recorded decode steps are known to be faster on this device."""
+        """True if recorded decode steps are known to be faster here."""
         return self.type == "cuda" and self.has_graphs
 
-    def record(self, run: Callable[[], Tensor], pool: Any = None) -> tuple[Any, Tensor]:
-        """Records what `run` queues on the device.
+    def record(self, run: Callable[[], Tensor], pool: object = None) -> tuple[Graph, Tensor]:
+        """Record what `run` queues on the device.
 
         Args:
             pool: of an earlier graph whose results are no longer needed when this one runs, to share its memory.
 
         Returns:
-            a graph, with `replay()` and `pool()`, and what `run` returned, which `replay` writes anew.
+            a graph, and what `run` returned, which `replay` writes anew.
         """
         module = self._module()
-        graph = getattr(module, f"{self.type.upper()}Graph")()
+        graph: Graph = getattr(module, f"{self.type.upper()}Graph")()
         # Other threads of the program may use the device meanwhile.
         with module.graph(graph, pool=pool, capture_error_mode="thread_local"):
             out = run()
         return graph, out
 
     def select(self) -> None:
-        """Makes this the calling thread's current device (a new thread starts on device 0)."""
+        """Make this the calling thread's current device (a new thread starts on device 0)."""
         if self.index is not None:
             self._module().set_device(self.index)
 
     def synchronize(self) -> None:
-        """Waits until everything queued on the device has run."""
+        """Wait until everything queued on the device has run."""
         if self.type != "cpu":
             self._module().synchronize()
 
     def empty_cache(self) -> None:
-        """Gives the allocator's unused memory back. Costly: for after an out-of-memory error, not for every request."""
+        """Give the allocator's unused memory back. Costly: for after an out-of-memory error, not for every request."""
         if self.type != "cpu":
             self._module().empty_cache()
 
     def memory(self, index: int | None = None) -> tuple[int, int]:
-        """(free, total) bytes of this card or another; on the CPU of the host, within the container's limit."""
+        """Return (free, total) bytes of this card or another; on the CPU of the host, within the container's limit."""
         if self.type in ("npu", "cuda"):
             free, total = self._module().mem_get_info(self.index if index is None else index)
             return int(free), int(total)
@@ -163,7 +172,7 @@ class Device:
 
 
 def open_device(device: str = "auto", dtype: str = "auto") -> Device:
-    """Finds the device that `device` names and the dtype to use there.
+    """Return the device that `device` names, with the dtype to use there.
 
     Args:
         device: "auto", or `npu`, `cuda`, `mps`, `cpu` with an optional `:index`. "auto" honours QVL_DEVICE and DEVICE.
@@ -202,7 +211,7 @@ def open_device(device: str = "auto", dtype: str = "auto") -> Device:
 
 
 def peek_dtype(device: str = "auto", dtype: str = "auto") -> str | None:
-    """The name of the dtype that `open_device` would choose, told without importing torch; None when that is not sure.
+    """Return the name of the dtype that `open_device` would choose, without importing torch; None when not sure.
 
     Sure is only the CPU: asked for, or the only thing on a Linux host that has no accelerator's device node.
     """
@@ -229,7 +238,7 @@ def _npu_expected() -> bool:
 
 
 def _unusable(kind: str) -> str | None:
-    """Why `kind` cannot be used here, or None when it can."""
+    """Return why `kind` cannot be used here, or None when it can."""
     import torch
 
     if kind == "cpu":
@@ -242,7 +251,7 @@ def _unusable(kind: str) -> str | None:
         return f"torch_npu is not installed ({install_line('npu')})"
     try:
         importlib.import_module("torch_npu")
-        module: Any = getattr(torch, "npu", None)
+        module = getattr(torch, "npu", None)
         if module is None:
             return "torch_npu did not register itself with this torch"
         if module.is_available() and module.device_count() > 0:
@@ -299,7 +308,7 @@ def _dtype(name: str, kind: str, index: int | None) -> torch.dtype:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for bfloat16; without them it is emulated, several times slower than float32."""
+    """True if the CPU has instructions for bfloat16; without them it is emulated, several times slower than float32."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from qvl.errors import first_line
 from qvl.log import logger
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qvl.backends.local.model.decoder import DecodeGroup
-    from qvl.backends.local.model.device import Device
+    from qvl.backends.local.model.device import Device, Graph
 
 log = logger(__name__)
 
@@ -31,7 +31,7 @@ Key: TypeAlias = tuple[tuple[int, int, int, int], ...]
 
 
 def padded_count(count: int) -> int:
-    """1, 2, 4, 8, 16, 24, 32 ...: sizes of which there are few and that waste little."""
+    """Return 1, 2, 4, 8, 16, 24, 32 ...: sizes of which there are few and that waste little."""
     return 1 << (count - 1).bit_length() if count < 8 else -(-count // 8) * 8
 
 
@@ -50,7 +50,7 @@ class DecodeInputs:
 
     @property
     def key(self) -> Key:
-        """The values that must be equal for a recording to serve."""
+        """Return what must be equal for a recording to serve."""
         return tuple((group.capacity, group.count, group.num_rows, group.longest) for group in self.groups)
 
     def tensors(self) -> list[Tensor]:
@@ -58,20 +58,20 @@ class DecodeInputs:
         return [self.ids, self.positions, *of_groups]
 
     def clone(self) -> DecodeInputs:
-        def copy(tensor: Tensor | None) -> Any:
+        def copy(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.clone()
 
         groups = [
-            replace(group, rows=copy(group.rows), write=copy(group.write), mask=copy(group.mask))
+            replace(group, rows=copy(group.rows), write=group.write.clone(), mask=copy(group.mask))
             for group in self.groups
         ]
-        return DecodeInputs(copy(self.ids), copy(self.positions), groups)
+        return DecodeInputs(self.ids.clone(), self.positions.clone(), groups)
 
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
     inputs: DecodeInputs
-    graph: Any
+    graph: Graph
     logits: Tensor
 
 
@@ -87,15 +87,12 @@ class DecodeGraphs:
         self._compute = compute
         self._recordings: OrderedDict[Key, _Recording] = OrderedDict()
         self._counts: Counter[Key] = Counter()
-        self._pool: Any = None
+        self._pool: object = None
         self._broken = False
         self.num_replays = 0
 
-    def __len__(self) -> int:
-        return len(self._recordings)
-
     def run(self, inputs: DecodeInputs) -> Tensor:
-        """Logits [n, vocabulary], valid until the next call."""
+        """Return logits [n, vocabulary], valid until the next call."""
         key = inputs.key
         recording = self._recordings.get(key)
         if recording is None:
@@ -113,12 +110,12 @@ class DecodeGraphs:
         return recording.logits
 
     def forget(self, capacities: Collection[int]) -> None:
-        """The pools of these capacities have moved."""
+        """Drop the recordings of these capacities, whose pools have moved."""
         for key in [key for key in self._recordings if any(group[0] in capacities for group in key)]:
             del self._recordings[key], self._counts[key]
 
     def clear(self) -> None:
-        """Gives back what recordings hold."""
+        """Give back what recordings hold."""
         self._recordings.clear()
         self._counts.clear()
         self._pool = None

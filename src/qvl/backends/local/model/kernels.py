@@ -7,13 +7,14 @@ in transformers' integrations/npu_flash_attention.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.errors import first_line
 from qvl.log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     import torch
     from torch import Tensor
@@ -31,7 +32,7 @@ class Kernels:
     fused: tuple[str, ...] = ()
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        """Root mean square normalisation over the last dimension."""
+        """Return x after root mean square normalisation over the last dimension."""
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
@@ -55,20 +56,20 @@ class Kernels:
         return out
 
     def swiglu(self, x: Tensor) -> Tensor:
-        """silu(first half) * second half of the last dimension."""
+        """Return silu(first half) * second half of the last dimension."""
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
         gate, up = x.chunk(2, -1)
         return F.silu(gate).mul_(up)
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Every query sees every key; all are [1, heads, tokens, head_dim]."""
+        """Return attention of every query to every key; all are [1, heads, tokens, head_dim]."""
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
         return F.scaled_dot_product_attention(query, key, value)
 
     def causal_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """The last of n queries sees all keys, the one before it all but the last, and so on.
+        """Return attention where the last of n queries sees all keys, the one before it all but the last, and so on.
 
         Args:
             query: [1, heads, n, head_dim]; key and value may have fewer heads.
@@ -87,7 +88,7 @@ class Kernels:
 
 
 class NpuKernels(Kernels):
-    """Those of torch_npu's fused operators that exist and agree with torch's.
+    """The fused operators of torch_npu that are there and agree with torch's, and torch's for the rest.
 
     Args:
         torch_npu: the module.
@@ -95,7 +96,7 @@ class NpuKernels(Kernels):
         dtype: in which to try them.
     """
 
-    def __init__(self, torch_npu: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, torch_npu: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
         self._npu = torch_npu
         self._masks: dict[torch.device, Tensor] = {}
         self._ones: dict[tuple[torch.device, int], Tensor] = {}
@@ -127,7 +128,7 @@ class NpuKernels(Kernels):
             return super().causal_attention(query, key, value, mask)
         if query.shape[2] == 1:
             return self._attention(query, key, value)
-        return self._attention(query, key, value, atten_mask=self._mask(query.device), sparse_mode=NPU_DOWN_RIGHT)
+        return self._attention(query, key, value, self._mask(query.device))
 
     def _rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         if weight is None:
@@ -143,9 +144,12 @@ class NpuKernels(Kernels):
         out: Tensor = self._npu.npu_rotary_mul(x.contiguous().unsqueeze(0), cos.unsqueeze(0), sin.unsqueeze(0))
         return out[0]
 
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         scale = query.shape[-1] ** -0.5
-        out: Tensor = self._npu.npu_fusion_attention(query, key, value, query.shape[1], "BNSD", scale=scale, **more)[0]
+        causal = {} if mask is None else {"atten_mask": mask, "sparse_mode": NPU_DOWN_RIGHT}
+        out: Tensor = self._npu.npu_fusion_attention(query, key, value, query.shape[1], "BNSD", scale=scale, **causal)[
+            0
+        ]
         return out
 
     def _mask(self, device: torch.device) -> Tensor:
@@ -165,7 +169,7 @@ class NpuKernels(Kernels):
         return torch.cat((sin[..., half:], sin[..., half:]), -1)
 
     def _trials(self, device: torch.device, dtype: torch.dtype) -> list[tuple[str, bool]]:
-        """(name, whether the fused operator gives torch's numbers) of each."""
+        """Return (name, whether the fused operator gives torch's numbers) of each."""
         import torch
 
         dice = torch.Generator().manual_seed(0)
@@ -181,8 +185,7 @@ class NpuKernels(Kernels):
         cos, sin = super().rotary_cos_sin(angles, dtype)
 
         def causal() -> Tensor:
-            mask = self._mask(device)
-            return self._attention(query, key, value, atten_mask=mask, sparse_mode=NPU_DOWN_RIGHT)
+            return self._attention(query, key, value, self._mask(device))
 
         def rotary() -> Tensor:
             return self._apply_rotary(x, cos, self._unsigned(sin))

@@ -40,7 +40,7 @@ class Storage:
     blocks: list[torch.Tensor] = field(default_factory=list)
 
     def apply(self, ops: Sequence[Op]) -> None:
-        """Carries out what the accounting decided, in its order."""
+        """Carry out what the accounting decided, in its order."""
         for op in ops:
             if isinstance(op, Resize):
                 self._resize(op)
@@ -50,11 +50,11 @@ class Storage:
                 self._load(op)
 
     def num_rows(self, capacity: int) -> int:
-        """Rows of a pool."""
+        """Return the rows of a pool."""
         return self.pools[capacity][0][0].shape[0]
 
     def save(self, capacity: int, row: int, pairs: Sequence[tuple[int, int]], num_blocks: int) -> None:
-        """Keeps blocks of a row: `pairs` are (index in the row, block). `num_blocks` is how many storage must have."""
+        """Keep blocks of a row: `pairs` are (index in the row, block). `num_blocks` is how many storage must have."""
         import torch
 
         self._reserve(num_blocks)
@@ -75,7 +75,7 @@ class Storage:
                 blocks[side].index_copy_(0, where, cut)
 
     def clear(self) -> None:
-        """Drops everything: after the device ran out of memory the accounting starts afresh too."""
+        """Drop everything: after the device ran out of memory the accounting starts afresh too."""
         self.pools.clear()
         self.blocks.clear()
 

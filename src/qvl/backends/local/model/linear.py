@@ -13,12 +13,12 @@ threads of a 2.5 GHz Xeon, milliseconds at 1 / 8 / 32 / 128 rows (general kernel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.backends.local.model.device import host_memory
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import ScriptObject, Tensor, nn
 
 # Above this many rows float32 weights are multiplied faster.
 FEW_ROWS: Final = 32
@@ -73,7 +73,7 @@ class Linear:
         return out
 
     def gelu(self, x: Tensor, approximate: str) -> Tensor:
-        """gelu(self(x)); `approximate` as of torch's gelu."""
+        """Return gelu(self(x)); `approximate` as of torch's gelu."""
         import torch
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
@@ -83,7 +83,7 @@ class Linear:
         return out
 
     def added_to(self, base: Tensor, x: Tensor) -> Tensor:
-        """base + self(x)."""
+        """Return base + self(x)."""
         import torch
 
         if self.tiled:
@@ -96,20 +96,21 @@ class Linear:
         return out
 
 
-def _pack(weight: Tensor) -> Any:
-    """The weight in oneDNN's own layout, or None where that does not pay or does not exist."""
+def _pack(weight: Tensor) -> Tensor | None:
+    """Return the weight in oneDNN's own layout, or None where that does not pay or does not exist."""
     import torch
 
     if weight.device.type != "cpu" or weight.dtype is not torch.float32 or not getattr(torch._C, "_has_mkldnn", False):
         return None
     try:
-        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
         return None
+    return packed
 
 
-def _halve(weight: Tensor, bias: Tensor | None) -> Any:
-    """A float32 weight in FBGEMM's float16 layout, or None where that would change it, is too much, or does not exist.
+def _halve(weight: Tensor, bias: Tensor | None) -> ScriptObject | None:
+    """Return a float32 weight in FBGEMM's float16 layout; None where that changes it, is too much, or does not exist.
 
     Beyond float16's range nothing is taken; of numbers nearer to 0 than 6e-5 the last bits may go, 3e-8 at most.
     """
@@ -121,12 +122,13 @@ def _halve(weight: Tensor, bias: Tensor | None) -> Any:
     if not bool(((weight.half().float() - weight).abs() <= HALF_ERROR).all()):
         return None
     try:
-        return torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
+        half: ScriptObject = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
         return None
+    return half
 
 
-def join(linears: Sequence[Any], *, steps: bool = False, tiled: bool = False) -> Linear:
+def join(linears: Sequence[nn.Linear], *, steps: bool = False, tiled: bool = False) -> Linear:
     """The weights of several nn.Linear below each other, as one.
 
     The modules keep views, or nothing where the weight is laid out anew, so that no memory is doubled.

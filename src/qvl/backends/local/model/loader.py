@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict
 
 from qvl.backends.local.model.checkpoint_files import (
     chat_template,
@@ -27,12 +27,28 @@ from qvl.log import logger
 from qvl.suggest import install_line
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
     from qvl.backends.local.model.device import Device
     from qvl.backends.local.text.processor import ImageRules
+    from qvl.types import JsonObject
 
 log = logger(__name__)
 
 FILES: Final = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+
+
+DeviceMap: TypeAlias = str | dict[str, int | str]
+"""accelerate's: "auto", or the device of each module by name."""
+
+
+class LoadingInfo(TypedDict):
+    """The report of transformers about the weights that it read."""
+
+    missing_keys: set[str]
+    unexpected_keys: set[str]
+    mismatched_keys: set[str | tuple[str, object, object]]
+    error_msgs: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +57,23 @@ class Checkpoint:
 
     Args:
         family: which kind of model it is.
-        folder: where its files lie.
-        model: transformers' Qwen3VLForConditionalGeneration, in eval mode, on its device(s).
-        tokenizer: transformers' fast tokenizer, chat template included.
+        model: in eval mode, on its device(s).
+        tokenizer: with its chat template.
         image_config: the image processor's settings.
         eos_token_ids: what ends an answer.
         fingerprint: of the files that decide the answers; the same for equal copies in different places.
     """
 
     family: ModelFamily
-    folder: Path
-    model: Any
-    tokenizer: Any
-    image_config: dict[str, Any]
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    image_config: JsonObject
     eos_token_ids: tuple[int, ...]
     fingerprint: str
 
 
 def bundled_folder() -> Path:
-    """Where the checkpoint that comes with the package lies."""
+    """Return where the checkpoint that comes with the package lies."""
     import qvl
 
     return Path(str(qvl.__file__)).parent / "tiny" / "weights"
@@ -71,9 +85,9 @@ def load(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    device_map: str | dict[str, Any] | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Checkpoint:
-    """Loads weights, tokenizer and settings. Blocking, seconds to minutes.
+    """Load weights, tokenizer and settings. Blocking, seconds to minutes.
 
     Raises:
         ConfigError: no such folder or model, not a Qwen3-VL, incomplete files.
@@ -93,7 +107,7 @@ def load(
     refuse_pickled(folder, name)
     if device_map is not None:
         _need("accelerate", "device_map", "pip install accelerate")
-    placement: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    placement = {"device_map": device_map} if device_map else {}
     with _one_line(name, device), _quiet():
         loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(
             str(folder),
@@ -116,7 +130,6 @@ def load(
     loaded.eval().requires_grad_(False)
     return Checkpoint(
         family=family,
-        folder=folder,
         model=loaded,
         tokenizer=tokenizer,
         image_config=image_settings(folder, name),
@@ -125,8 +138,10 @@ def load(
     )
 
 
-def load_tokenizer(folder: Path, name: str, device: Device | None = None, *, trust_remote_code: bool = False) -> Any:
-    """transformers' fast tokenizer of the checkpoint, with its chat template.
+def load_tokenizer(
+    folder: Path, name: str, device: Device | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
+    """Return transformers' fast tokenizer of the checkpoint, with its chat template.
 
     Raises:
         ConfigError: its files are absent or broken.
@@ -148,7 +163,7 @@ def load_tokenizer(folder: Path, name: str, device: Device | None = None, *, tru
     return tokenizer
 
 
-def _newer(tokenizer_config: dict[str, Any]) -> bool:
+def _newer(tokenizer_config: JsonObject) -> bool:
     """True if transformers 5 saved the tokenizer and an older transformers is installed, which cannot read that."""
     import transformers
 
@@ -157,8 +172,8 @@ def _newer(tokenizer_config: dict[str, Any]) -> bool:
     return "backend" in tokenizer_config or tokenizer_config.get("tokenizer_class") == "TokenizersBackend"
 
 
-def _model_config(folder: Path, saved: dict[str, Any], trust_remote_code: bool) -> Any:
-    """transformers' configuration object; transformers 4 is told what `rope_parameters` of transformers 5 mean."""
+def _model_config(folder: Path, saved: JsonObject, trust_remote_code: bool) -> PretrainedConfig:
+    """Return the model's configuration; transformers 4 is told what `rope_parameters` of transformers 5 mean."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(
@@ -171,7 +186,7 @@ def _model_config(folder: Path, saved: dict[str, Any], trust_remote_code: bool) 
     return config
 
 
-def _check_weights(name: str, loaded: Any, report: dict[str, Any]) -> None:
+def _check_weights(name: str, loaded: PreTrainedModel, report: LoadingInfo) -> None:
     missing = set(report["missing_keys"])
     head, embedding = loaded.get_output_embeddings(), loaded.get_input_embeddings()
     if head.weight is embedding.weight:
@@ -210,7 +225,7 @@ def peek(model: str | None) -> tuple[str, ImageRules] | None:
 
 
 def find_folder(model: str | None, revision: str | None) -> Path:
-    """The folder that `model` names, downloaded first where it is a hub id."""
+    """Return the folder that `model` names, downloaded first where it is a hub id."""
     if model is None:
         folder = bundled_folder()
         if not (folder / "config.json").is_file():
@@ -283,7 +298,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _one_line(name: str, device: Device | None) -> Iterator[None]:
-    """What transformers, safetensors and tokenizers raise about broken files, as one line."""
+    """Raise what transformers, safetensors and tokenizers say about broken files as one line."""
     try:
         yield
     except QvlError:
@@ -296,7 +311,7 @@ def _one_line(name: str, device: Device | None) -> Iterator[None]:
         raise ConfigError(f"{name} cannot be loaded: {first_line(exc)}", hint="are all its files there?") from exc
 
 
-def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:
+def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     tokens: list[int] = []
     for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
         tokens += [] if value is None else [value] if isinstance(value, int) else list(value)
@@ -304,7 +319,7 @@ def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over the small files and, of each weights file, its header, size, and samples of its bytes.
+    """Return a sha256 over the small files and, of each weights file, its header, size, and samples of its bytes.
 
     Hashing 17 GB would delay every start by a minute; headers, sizes and 64 samples of 4 KiB tell two checkpoints
     apart.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qvl.backends.local.model.decoder import DecodeGroup, Deepstack, PromptChunk
 from qvl.backends.local.model.graphs import DecodeGraphs, DecodeInputs, padded_count, padded_length
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as ListLike
 
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from qvl.backends.local.model.device import Device
@@ -59,13 +60,13 @@ class Runner:
         self.graphs = DecodeGraphs(device, self._decode) if decode_graphs and one_device else None
 
     def apply(self, ops: ListLike[Op]) -> None:
-        """Carries out the accounting's decisions about KV memory."""
+        """Carry out the accounting's decisions about KV memory."""
         if self.graphs is not None:
             self.graphs.forget({op.capacity for op in ops if isinstance(op, Resize)})
         self.storage.apply(ops)
 
     def encode(self, chunk: ScheduledTokens, tokens: int) -> list[PreparedPicture]:
-        """Sees to the pictures that `chunk` covers: their features are looked up or computed.
+        """Look up or compute the features of the pictures that `chunk` covers.
 
         Returns:
             pictures that cost more than `tokens` tokens of text: these are only begun, for `encode_slice` to go on.
@@ -88,7 +89,7 @@ class Runner:
         return large
 
     def encode_slice(self, picture: PreparedPicture) -> None:
-        """Goes on with a picture that `encode` began; when it is done, `features` are there and `encoding` is None."""
+        """Go on with a picture that `encode` began; when it is done, `features` are there and `encoding` is None."""
         if picture.encoding is not None:
             next(picture.encoding, None)
 
@@ -109,7 +110,7 @@ class Runner:
         self.features.put(picture.key, features)
 
     def forward(self, step: Step) -> tuple[list[Sequence], Tensor]:
-        """Computes `step`.
+        """Compute `step`.
 
         Returns:
             the sequences that get a token, and their logits, float32 [len, vocabulary].
@@ -144,7 +145,7 @@ class Runner:
         return sampled, self.decoder.logits(hidden)
 
     def _forward_recorded(self, graphs: DecodeGraphs, decode: list[Sequence]) -> tuple[list[Sequence], Tensor]:
-        """As `forward` for a step without prompts, padded to a shape that comes back."""
+        """Compute a step without prompts, padded to a shape that comes back."""
         padded: list[Sequence] = []
         rows: list[int] = []
         for _, members in groupby(decode, key=lambda sequence: _slot_index(sequence)[0]):
@@ -161,7 +162,7 @@ class Runner:
         return self.decoder.logits(self.decoder.forward(hidden, rotary, self.storage, inputs.groups, (), None))
 
     def save(self, sequence: Sequence, pairs: ListLike[tuple[int, int]], num_blocks: int) -> None:
-        """Copies blocks of a sequence's row into the prefix storage."""
+        """Copy blocks of a sequence's row into the prefix storage."""
         if pairs and sequence.slot is not None:
             self.storage.save(sequence.slot.capacity, sequence.slot.row, pairs, num_blocks)
 
@@ -171,14 +172,14 @@ class Runner:
         self.release_caches()
 
     def release_caches(self) -> None:
-        """Gives back what is kept for later alone: prefixes, features, recordings."""
+        """Give back what is kept for later alone: prefixes, features, recordings."""
         if self.graphs is not None:
             self.graphs.clear()
         self.storage.clear_blocks()
         self.features.clear()
         self.device.empty_cache()
 
-    def _int64(self, values: Any) -> Tensor:
+    def _int64(self, values: list[int]) -> Tensor:
         import torch
 
         return self._to_device(torch.tensor(values, dtype=torch.int64))
@@ -187,7 +188,7 @@ class Runner:
         return tensor.to(self._input_device, non_blocking=self.device.non_blocking)
 
     def _added(self, visible: Tensor) -> Tensor:
-        """A bool mask as what is added to attention scores: once a step, else every layer would convert it."""
+        """Return a bool mask as what is added to attention scores: once a step, else every layer would convert it."""
         added = self.decoder.norm.new_zeros(visible.shape, device="cpu")
         return self._to_device(added.masked_fill_(~visible, float("-inf")))
 
@@ -203,7 +204,10 @@ class Runner:
         return self._to_device(torch.from_numpy(np.concatenate(parts, axis=1)))
 
     def _groups(self, decode: list[Sequence], *, pad: bool = False) -> list[DecodeGroup]:
-        """`pad` makes shapes that come back: more rows and keys than are needed, and always a mask."""
+        """Return the decoding sequences by pool.
+
+        `pad` makes shapes that come back: more rows and keys than are needed, and always a mask.
+        """
         import torch
 
         by_pool: dict[int, list[Sequence]] = defaultdict(list)
@@ -235,7 +239,7 @@ class Runner:
         return groups
 
     def _single(self, decode: list[Sequence]) -> list[PromptChunk]:
-        """Decoding sequences as chunks of one token."""
+        """Return decoding sequences as chunks of one token."""
         return [
             PromptChunk(first, 1, *_slot_index(sequence), len(sequence.tokens) - 1, None)
             for first, sequence in enumerate(decode)
@@ -257,7 +261,7 @@ class Runner:
     def _write_features(
         self, hidden: Tensor, prefill: list[ScheduledTokens], chunks: list[PromptChunk]
     ) -> Deepstack | None:
-        """Writes picture features over the placeholders' embeddings; returns what the first layers add."""
+        """Write picture features over the placeholders' embeddings; return what the first layers add."""
         import torch
 
         indices: list[Tensor] = []
@@ -266,6 +270,7 @@ class Runner:
             for picture in chunk.sequence.prepared.pictures:
                 start, end = max(picture.start, chunk.start), min(picture.end, chunk.end)
                 if start < end:
+                    assert picture.features is not None
                     begin = packed.first + start - chunk.start
                     indices.append(torch.arange(begin, begin + end - start))
                     features.append(picture.features[:, start - picture.start : end - picture.start])
@@ -283,8 +288,8 @@ def _slot_index(sequence: Sequence) -> tuple[int, int]:
     return sequence.slot.capacity, sequence.slot.row
 
 
-def _chunk_positions(chunk: ScheduledTokens) -> np.ndarray[Any, Any]:
-    """int64 [3, count]: of the prompt as prepared, of generated tokens (after a preemption) counting on."""
+def _chunk_positions(chunk: ScheduledTokens) -> NDArray[np.int64]:
+    """Return int64 [3, count]: of the prompt as prepared, of generated tokens (after a preemption) counting on."""
     import numpy as np
 
     sequence = chunk.sequence

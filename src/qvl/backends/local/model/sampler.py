@@ -33,7 +33,7 @@ class Sampled:
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) for place `position` of a sequence (splitmix64, Steele et al. 2014)."""
+    """Return a number in [0, 1) for place `position` of a sequence (splitmix64, Steele et al. 2014)."""
     z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & MASK64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK64
@@ -41,7 +41,7 @@ def uniform(seed: int, position: int) -> float:
 
 
 def sample(logits: Tensor, sequences: ListLike[Sequence], mask: Tensor | None = None) -> list[Sampled]:
-    """One token for each row.
+    """Return one token for each row.
 
     Args:
         logits: float32 [len(sequences), vocabulary]; changed in place.
@@ -65,7 +65,7 @@ def sample(logits: Tensor, sequences: ListLike[Sequence], mask: Tensor | None = 
 
 
 def _best(logits: Tensor) -> Tensor:
-    """int64 [n]: the first of the largest of each row. On a CPU numpy's search takes a tenth of the time of torch's."""
+    """Return int64 [n], the first of the largest of each row. On a CPU numpy's search takes a tenth of torch's time."""
     import torch
 
     if logits.device.type == "cpu":
@@ -74,7 +74,7 @@ def _best(logits: Tensor) -> Tensor:
 
 
 def _logprobs(logits: Tensor, sequences: ListLike[Sequence]) -> tuple[dict[int, int], Tensor] | None:
-    """log-softmax of the rows that want it, before penalties change them in place, and their places in it."""
+    """Return log-softmax of the rows that want it, before penalties change them in place, and their places in it."""
     import torch
 
     rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
@@ -109,7 +109,7 @@ def _with_logprobs(
 
 
 def _penalise(logits: Tensor, sequences: ListLike[Sequence]) -> None:
-    """repetition_penalty over prompt and answer (Keskar et al. 2019); presence and frequency over the answer."""
+    """Apply repetition_penalty over prompt and answer (Keskar et al. 2019); presence and frequency over the answer."""
     import torch
 
     repeated: tuple[list[int], list[int], list[float]] = ([], [], [])
@@ -147,7 +147,7 @@ def _tensors(lists: tuple[list[int], list[int], list[float]], device: torch.devi
 
 
 def _draw(logits: Tensor, sequences: ListLike[Sequence]) -> Tensor:
-    """int64 [n]: a token of each row by temperature, min_p, top_k, top_p and the sequence's next number."""
+    """Return int64 [n], a token of each row by temperature, min_p, top_k, top_p and the sequence's next number."""
     import torch
 
     device = logits.device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.backends.local.model.linear import Linear, join
 
@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+        Qwen3VLVisionBlock,
+        Qwen3VLVisionModel,
+        Qwen3VLVisionPatchMerger,
+    )
 
     from qvl.backends.local.model.kernels import Kernels
     from qvl.backends.local.text.processor import ImageRules, PreparedPicture
@@ -34,11 +40,8 @@ class FeatureCache:
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def get(self, key: str, *, counted: bool = True) -> Tensor | None:
-        """`counted` is False for a second look on behalf of the same request."""
+        """Return the features of `key`; `counted` is False for a second look on behalf of the same request."""
         with self._lock:
             features = self._kept.get(key)
             self.hits += counted and features is not None
@@ -71,7 +74,7 @@ class VisionTower:
     kernels of the two frames are added up once.
     """
 
-    def __init__(self, visual: Any, rules: ImageRules, kernels: Kernels) -> None:
+    def __init__(self, visual: Qwen3VLVisionModel, rules: ImageRules, kernels: Kernels) -> None:
         self._rules = rules
         self._kernels = kernels
         self._embed = _patch_embedding(visual.patch_embed.proj)
@@ -83,7 +86,7 @@ class VisionTower:
         self._deep = {index: _Merger(merger, after_merging=True) for index, merger in mergers}
 
     def cost(self, picture: PreparedPicture) -> int:
-        """Multiplications that a picture takes."""
+        """Return the multiplications that a picture takes."""
         patches = picture.grid[0] * picture.grid[1]
         hidden = self._table.shape[1]
         linear = self._embed.size + sum(block.qkv.size + block.rest for block in self._blocks)
@@ -91,13 +94,13 @@ class VisionTower:
         return patches * (linear + merging + len(self._blocks) * 2 * patches * hidden)
 
     def encode(self, pictures: list[PreparedPicture]) -> list[Tensor]:
-        """Features of each picture: [1 + deepstack layers, num_tokens, hidden], the merged ones first."""
+        """Return the features of each picture: [1 + deepstack layers, num_tokens, hidden], the merged ones first."""
         *_, features = self.slices(pictures)
         assert features is not None
         return features
 
     def slices(self, pictures: list[PreparedPicture], work: float = float("inf")) -> Iterator[list[Tensor] | None]:
-        """Yield None after each `work` multiplications or so, and last the features that `encode` returns."""
+        """Yield None each time that about `work` multiplications are done, and last what `encode` returns."""
         import torch
 
         hidden = torch.cat([self._embedded(picture) for picture in pictures])
@@ -140,8 +143,8 @@ class VisionTower:
         counts = [picture.num_tokens for picture in pictures]
         yield [part.clone() for part in torch.split_with_sizes(features, counts, dim=1)]
 
-    def patches(self, pixels: np.ndarray[Any, Any] | None) -> Tensor:
-        """float32 [patches, 3 * patch * patch], normalised, in the order in which the merger wants them."""
+    def patches(self, pixels: NDArray[np.uint8] | None) -> Tensor:
+        """Return float32 [patches, 3 * patch * patch], normalised, in the order in which the merger wants them."""
         import torch
 
         if pixels is None:
@@ -157,7 +160,7 @@ class VisionTower:
         return cut.reshape(rows * columns, 3 * size * size)
 
     def _embedded(self, picture: PreparedPicture) -> Tensor:
-        """[patches, hidden]: pixels and places, the learned square table of which is stretched over the picture."""
+        """Return [patches, hidden]: pixels and places, whose learned square table is stretched over the picture."""
         import torch
 
         table = self._table
@@ -178,7 +181,7 @@ class VisionTower:
         return patches + embedding.to(table.dtype)
 
     def _rotary(self, pictures: list[PreparedPicture]) -> tuple[Tensor, Tensor]:
-        """Rotation by row (first half of the frequencies) and column (second half) of each patch, in float32."""
+        """Return the rotation by row (first half of the frequencies) and column (second half) of patches; float32."""
         import torch
 
         positions = []
@@ -191,7 +194,7 @@ class VisionTower:
         return self._kernels.rotary_cos_sin(angles.flatten(1), torch.float32)
 
     def _merged_order(self, grid: Tensor) -> Tensor:
-        """A value of each patch [rows, columns] in the order of the patches: merged squares one after the other."""
+        """Return a value of each patch [rows, columns] in the patches' order: merged squares one by one."""
         merge = self._rules.merge_size
         rows, columns = grid.shape
         return grid.reshape(rows // merge, merge, columns // merge, merge).transpose(1, 2).flatten()
@@ -205,12 +208,12 @@ class _Meter:
         self._done = 0
 
     def parts(self, first: int, last: int, cost: int) -> list[slice]:
-        """The rows first:last, each of which costs `cost`, in pieces that do not cost more than a slice."""
+        """Return the rows first:last, each of which costs `cost`, in pieces that do not cost more than a slice."""
         size = last - first if self._work == float("inf") else max(1, int(self._work // cost))
         return [slice(start, min(start + size, last)) for start in range(first, last, size)]
 
     def pauses(self, rows: slice, cost: int) -> bool:
-        """Whether a slice ends before these rows, which are then counted to the next."""
+        """True if a slice ends before these rows, which are then counted to the next."""
         work = (rows.stop - rows.start) * cost
         self._done += work
         if self._done <= self._work or self._done == work:
@@ -222,7 +225,7 @@ class _Meter:
 class _Block:
     """The weights of one block of the tower. `rest` is the size of all behind the attention."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Qwen3VLVisionBlock) -> None:
         attention, mlp = block.attn, block.mlp
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.device = block.norm1.weight.device
@@ -240,7 +243,7 @@ class _Block:
 class _Merger:
     """Several patches to one token of the text model."""
 
-    def __init__(self, merger: Any, *, after_merging: bool) -> None:
+    def __init__(self, merger: Qwen3VLVisionPatchMerger, *, after_merging: bool) -> None:
         self._norm: nn.Module = merger.norm
         self._after_merging = after_merging
         self._fc1, self._fc2 = join((merger.linear_fc1,)), join((merger.linear_fc2,))
@@ -256,7 +259,7 @@ class _Merger:
 
 
 def _activated(linear: Linear, x: Tensor, act: nn.Module) -> Tensor:
-    """act(linear(x)), in one pass where the activation is one that a matrix product can end with."""
+    """Return act(linear(x)), in one pass where the activation is one that a matrix product can end with."""
     approximate = GELU.get(type(act).__name__)
     if approximate is None:
         activated: Tensor = act(linear(x))
@@ -264,7 +267,7 @@ def _activated(linear: Linear, x: Tensor, act: nn.Module) -> Tensor:
     return linear.gelu(x, approximate)
 
 
-def _patch_embedding(convolution: Any) -> Linear:
+def _patch_embedding(convolution: nn.Conv3d) -> Linear:
     weight = convolution.weight.detach()  # [hidden, 3, frames, patch, patch]
     flat = weight.float().sum(2).reshape(weight.shape[0], -1).to(weight.dtype)
     return Linear(flat, None if convolution.bias is None else convolution.bias.detach())

@@ -51,7 +51,7 @@ Op: TypeAlias = Resize | Copy | LoadBlocks
 
 
 def capacities(max_tokens: int, smallest: int = SMALLEST) -> tuple[int, ...]:
-    """Doubling row lengths up to `max_tokens` rounded up to a multiple of `smallest`."""
+    """Return doubling row lengths up to `max_tokens` rounded up to a multiple of `smallest`."""
     top = -(-max_tokens // smallest) * smallest
     sizes = []
     size = smallest
@@ -79,27 +79,27 @@ class KvCache:
 
     @property
     def reserved(self) -> int:
-        """Tokens of memory that the pools take."""
+        """Return the tokens of memory that the pools take."""
         return sum(capacity * rows for capacity, rows in self.rows.items())
 
     @property
     def num_slots(self) -> int:
-        """Rows that are held."""
+        """Return the number of rows that are held."""
         return sum(len(slots) for slots in self._slots.values())
 
     @property
     def held_tokens(self) -> int:
-        """Tokens of memory that held rows take."""
+        """Return the tokens of memory that held rows take."""
         return sum(capacity * len(slots) for capacity, slots in self._slots.items())
 
     def take_ops(self) -> list[Op]:
-        """Return and forget the operations that the runner must do, in order, before anything is written."""
+        """Return what the runner must do, in order, before anything is written; forgotten here."""
         ops = list(self.ops)
         self.ops.clear()
         return ops
 
     def allocate(self, tokens: int) -> Slot | None:
-        """The lowest free row that holds `tokens`, or None while there is no room."""
+        """Return the lowest free row that holds `tokens`, or None while there is no room."""
         capacity = next((size for size in self.capacities if size >= tokens), None)
         if capacity is None:
             raise ValueError(f"{tokens} tokens do not fit the longest row of {self.capacities[-1]}")
@@ -113,7 +113,7 @@ class KvCache:
         return slot
 
     def grow(self, slot: Slot, tokens: int, used: int) -> Slot | None:
-        """A row for `tokens` with the first `used` positions of `slot`, which is given back; None if there is no room.
+        """Return a row for `tokens` with the first `used` positions of `slot`, which is freed; None without room.
 
         Only the returned slot is valid afterwards; it is `slot` itself when that is large enough.
         """
@@ -126,21 +126,21 @@ class KvCache:
         return larger
 
     def copy(self, source: Slot, target: Slot, tokens: int) -> None:
-        """The first `tokens` positions of `source` are wanted in `target`."""
+        """Have the first `tokens` positions of `source` copied to `target`."""
         if tokens:
             self.ops.append(Copy((source.capacity, source.row), (target.capacity, target.row), tokens))
 
     def load(self, blocks: tuple[int, ...], target: Slot) -> None:
-        """Prefix `blocks` are wanted at the start of `target`."""
+        """Have prefix `blocks` copied to the start of `target`."""
         self.ops.append(LoadBlocks(blocks, (target.capacity, target.row)))
 
     def free(self, slot: Slot) -> None:
-        """Gives a row back. Its memory is kept for the next one until another pool needs it."""
+        """Give a row back. Its memory is kept for the next one until another pool needs it."""
         if self._slots[slot.capacity].pop(slot.row, None) is not slot:
             raise ValueError(f"row {slot.row} of {slot.capacity} is not held by this slot")
 
     def reset(self, budget: int) -> None:
-        """Forgets all rows, none of which may be held, and goes on with another budget."""
+        """Forget all rows, none of which may be held, and go on with another budget."""
         if self.num_slots:
             raise ValueError(f"{self.num_slots} rows are still held")
         self.budget = max(budget, self.capacities[-1])
@@ -148,14 +148,14 @@ class KvCache:
         self.ops.clear()
 
     def release_unused(self) -> int:
-        """Shrinks every pool to its held rows; returns the tokens of memory that this frees."""
+        """Shrink every pool to its held rows; return the tokens of memory that this frees."""
         before = self.reserved
         for capacity in self.capacities:
             self._shrink(capacity)
         return before - self.reserved
 
     def _grow(self, capacity: int) -> bool:
-        """Adds rows: half as many again where the budget has room, at least one."""
+        """Add rows: half as many again where the budget has room, at least one."""
         rows = self.rows[capacity]
         room = (self.budget - self.reserved) // capacity
         if room < 1:

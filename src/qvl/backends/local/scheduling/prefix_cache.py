@@ -37,7 +37,7 @@ class BlockHashes:
     hashes: list[bytes] = field(default_factory=list)
 
     def extend(self, tokens: Sequence[int]) -> list[bytes]:
-        """Hashes of all full blocks of `tokens`, which must begin with the tokens of earlier calls."""
+        """Return the hashes of all full blocks of `tokens`, which must begin with the tokens of earlier calls."""
         for index in range(len(self.hashes), len(tokens) // BLOCK):
             start, end = index * BLOCK, (index + 1) * BLOCK
             digest = hashlib.sha256(self.hashes[-1] if self.hashes else self.salt.encode())
@@ -70,7 +70,7 @@ class PrefixIndex:
         return len(self._blocks)
 
     def match(self, hashes: Sequence[bytes], limit: int) -> tuple[int, ...]:
-        """Blocks of the longest kept prefix of at most `limit` tokens."""
+        """Return the blocks of the longest kept prefix of at most `limit` tokens."""
         blocks: list[int] = []
         for digest in hashes[: limit // BLOCK]:
             block = self._blocks.get(digest)
@@ -83,7 +83,7 @@ class PrefixIndex:
         return tuple(blocks)
 
     def insert(self, hashes: Sequence[bytes]) -> list[tuple[int, int]]:
-        """Makes room for the blocks of `hashes` that are missing.
+        """Make room for the blocks of `hashes` that are missing.
 
         Returns:
             (index in the sequence, block to fill) pairs; their content must be stored before the next `match` is used.
@@ -105,7 +105,7 @@ class PrefixIndex:
         return filled
 
     def clear(self) -> None:
-        """Forgets everything; storage may be given back."""
+        """Forget everything; storage may be given back."""
         self._blocks.clear()
         self._free.clear()
         self.reserved = 0

@@ -32,7 +32,7 @@ class ScheduledTokens:
 
     @property
     def samples(self) -> bool:
-        """True if a token comes out of this chunk."""
+        """True if a token comes out of it."""
         return self.end == len(self.sequence.tokens)
 
 
@@ -71,11 +71,11 @@ class Scheduler:
         self.num_preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
-        """A new sequence waits behind all others."""
+        """Have a new sequence wait behind all others."""
         self.waiting.append(sequence)
 
     def finish(self, sequence: Sequence) -> None:
-        """The sequence ended or was aborted: it leaves at once and its row is free. Harmless when already gone."""
+        """Let a sequence that ended or was aborted leave at once, and free its row. Harmless when already gone."""
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
         elif sequence.status is SequenceStatus.WAITING and sequence in self.waiting:
@@ -84,7 +84,7 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
 
     def preempt(self, sequence: Sequence) -> None:
-        """Takes the row away; the sequence waits in front and computes its tokens again."""
+        """Take the row away; the sequence waits in front and computes its tokens again."""
         self.running.remove(sequence)
         self._release(sequence)
         sequence.status = SequenceStatus.WAITING
@@ -95,7 +95,7 @@ class Scheduler:
         self.waiting.insert(index, sequence)
 
     def schedule(self) -> Step:
-        """The next step; empty when nothing can run."""
+        """Return the next step; empty when nothing can run."""
         step = Step()
         self._decode(step)
         budget = self.max_num_batched_tokens - len(step.decode)
@@ -124,7 +124,7 @@ class Scheduler:
         step.decode = [sequence for sequence in step.decode if sequence.status is SequenceStatus.RUNNING]
 
     def _room(self, sequence: Sequence) -> bool:
-        """Makes room for one more token, at the cost of the youngest if need be, which may be the sequence itself."""
+        """Make room for one more token, at the cost of the youngest if need be, which may be the sequence itself."""
         assert sequence.slot is not None
         while True:
             slot = self.kv.grow(sequence.slot, len(sequence.tokens), sequence.num_computed)
@@ -153,7 +153,7 @@ class Scheduler:
         )
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Gives a row, filled with as much of the prompt as is known already; False while there is no room."""
+        """Give a row, filled with as much of the prompt as is known already; False while there is no room."""
         total = len(sequence.tokens) + max(1, min(sequence.remaining, HEADROOM))
         slot = self.kv.allocate(min(total, self.kv.capacities[-1]))
         if slot is None:
@@ -166,7 +166,7 @@ class Scheduler:
         return True
 
     def _reuse(self, sequence: Sequence, slot: object) -> int:
-        """Fills the row from the leader or from kept prefixes; the last token is always left to compute."""
+        """Fill the row from the leader or from kept prefixes; the last token is always left to compute."""
         assert sequence.slot is not None
         limit = len(sequence.tokens) - 1
         leader = sequence.leader

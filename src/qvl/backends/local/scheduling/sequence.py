@@ -72,7 +72,7 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Tokens that may still be generated."""
+        """Return the tokens that may still be generated."""
         return (self.sampling.max_tokens or 0) - self.num_output
 
     @property
@@ -82,13 +82,13 @@ class Sequence:
 
     @property
     def ready(self) -> int:
-        """Tokens before this index can be computed now: a picture that is still being encoded ends them."""
+        """Return the index before which tokens can be computed now: a picture still being encoded ends them."""
         for picture in self.prepared.pictures:
             if picture.encoding is not None:
                 return picture.start
         return len(self.tokens)
 
     def append(self, token: int) -> None:
-        """A token was sampled."""
+        """Append a sampled token."""
         self.tokens.append(token)
         self.counts[token] += 1

@@ -32,7 +32,7 @@ def make_scheduler(
     kv_cache_bytes: int | None,
     prefix_cache: bool,
 ) -> tuple[Scheduler, int]:
-    """The scheduler with its KV memory, and the tokens of context; arguments as of LocalBackend.
+    """Return the scheduler with its KV memory, and the tokens of context; arguments as of LocalBackend.
 
     Raises:
         ConfigError: the context is beyond the model's, or the memory holds not even one request.

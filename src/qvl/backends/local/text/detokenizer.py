@@ -6,13 +6,15 @@ import codecs
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.backends.endless import RunWatch, endless, longest_run
 from qvl.backends.local.text.tool_call import CallReader, ObjectScanner, parse_call
 from qvl.types import Chunk, TokenLogprob, ToolCallDelta
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from qvl.backends.local.model.sampler import Sampled
     from qvl.types import ChatRequest, FinishReason
 
@@ -25,7 +27,7 @@ _LEFT_OVER: Final = " \t\r\n,]}`"
 class Vocabulary:
     """The bytes that each token stands for (byte-level BPE, as all Qwen tokenizers are). Special tokens are silent."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self._letters = _byte_letters()
         self._known: dict[int, bytes] = {
@@ -49,7 +51,7 @@ class Vocabulary:
 
 
 def _byte_letters() -> dict[str, int]:
-    """Inverse of GPT-2's table, which gives every byte a visible letter."""
+    """Return the inverse of GPT-2's table, which gives every byte a visible letter."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {chr(byte): byte for byte in visible}
     hidden = [byte for byte in range(256) if byte not in set(visible)]
@@ -83,7 +85,7 @@ class Detokenizer:
     longest_run: int = 0
     num_calls: int = 0
     stopped: bool = False
-    _decoder: Any = field(init=False)
+    _decoder: codecs.IncrementalDecoder = field(init=False)
     _pending: str = ""  # behind the stop filter: may become a stop string
     _splitter: Splitter = field(init=False)
     _logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -99,7 +101,7 @@ class Detokenizer:
     def of(
         cls, request: ChatRequest, vocabulary: Vocabulary, index: int, *, reasoning: bool, marked_calls: bool
     ) -> Detokenizer:
-        """The output of choice `index` of `request`; `marked_calls` says whether a forced call has its markup."""
+        """Return the output of a choice of `request`; `marked_calls` says whether a forced call has its markup."""
         form, forced = request.response_format, bool(request.forced_tools)
         calls = bool(request.tools) and request.tool_choice != "none" and (marked_calls or not forced)
         return cls(
@@ -119,7 +121,7 @@ class Detokenizer:
         return self._splitter.state == "reasoning"
 
     def push(self, sampled: Sampled) -> Chunk | None:
-        """A token of the answer (not one that ends it). `stopped` is set when a stop string is complete.
+        """Add a token of the answer (not one that ends it). `stopped` is set when a stop string is complete.
 
         Raises:
             BackendResponseError: an answer that must have a form repeats itself without an end.
@@ -134,7 +136,7 @@ class Detokenizer:
         return self._chunk(self._until_stop(text))
 
     def finish(self, reason: FinishReason) -> Chunk:
-        """The last chunk of the choice, with everything that was held back."""
+        """Return the last chunk of the choice, with everything that was held back."""
         text = "" if self.stopped else self._until_stop(self._decoder.decode(b"", True))
         if not self.stopped:
             text, self._pending = text + self._pending, ""
@@ -144,7 +146,7 @@ class Detokenizer:
         return Chunk(chunk.text, self.index, chunk.reasoning, chunk.tool_calls, chunk.logprobs, reason)
 
     def _until_stop(self, text: str) -> str:
-        """What of the text can be shown now: nothing that is, or may become, a stop string."""
+        """Return what of the text can be shown now: nothing that is, or may become, a stop string."""
         if not self.stop:
             return text
         text = self._pending + text
@@ -160,7 +162,7 @@ class Detokenizer:
         return text[: len(text) - keep]
 
     def _drop_logprobs(self, count: int) -> None:
-        """Tokens that lie wholly within the last `count` bytes are not part of the answer."""
+        """Drop the tokens that lie wholly within the last `count` bytes, which are no part of the answer."""
         while self._logprobs and count >= (size := len(self._logprobs[-1].bytes)):
             count -= size
             self._logprobs.pop()
@@ -179,7 +181,7 @@ class Detokenizer:
         return Chunk(content, self.index, reasoning, tuple(deltas), logprobs)
 
     def _read(self, block: str, deltas: list[ToolCallDelta], *, whole: bool, last: bool) -> str:
-        """Adds to `deltas` what `block` tells of its call; returns the text that it turns out to be instead."""
+        """Add to `deltas` what `block` tells of its call; return the text that it turns out to be instead."""
         call = self._call = self._call or CallReader()
         started = call.started
         arguments = call.feed(block, whole=whole)
@@ -208,7 +210,7 @@ class Splitter:
         self._fresh = reasoning  # white space behind markup is dropped
 
     def push(self, text: str, *, last: bool = False) -> tuple[str, str, list[str]]:
-        """(content, reasoning, bodies of finished tool calls) that are certain by now; all of it when `last`."""
+        """Return (content, reasoning, bodies of finished tool calls) that are certain by now; all of it when `last`."""
         self._buffer += text
         content, reasoning, calls = "", "", []
         while True:
@@ -270,7 +272,7 @@ class Splitter:
         self._object = ObjectScanner()
 
     def _take(self, mark: str | None, last: bool) -> tuple[str, bool]:
-        """Text up to `mark`, or as much of it as cannot be its beginning, and whether the mark was there."""
+        """Return the text up to `mark`, or as much of it as cannot be its beginning, and whether the mark was there."""
         if self._fresh:
             self._buffer = self._buffer.lstrip()
             self._fresh = not self._buffer
@@ -293,7 +295,7 @@ class Splitter:
 
 
 def _overlap(text: str, word: str) -> int:
-    """Length of the longest end of `text` that is a true beginning of `word`."""
+    """Return the length of the longest end of `text` that is a true beginning of `word`."""
     for size in range(min(len(text), len(word) - 1), 0, -1):
         if text.endswith(word[:size]):
             return size

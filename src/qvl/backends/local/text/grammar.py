@@ -98,7 +98,7 @@ class Grammars:
             return None, str(exc) or type(exc).__name__
 
     def _fault_of_a_tool(self, tools: Sequence[Tool]) -> str:
-        """Which of `tools` cannot be compiled, and why; empty where each can."""
+        """Return which of `tools` cannot be compiled, and why; empty where each can."""
         from llguidance import LLMatcher
 
         for tool in tools:
@@ -138,14 +138,14 @@ class Grammars:
         return None, ""
 
     def _calls(self, tools: Sequence[Tool], several: bool) -> str:
-        """A Lark grammar of one call, or of several below each other, in Qwen's form."""
+        """Return a Lark grammar of one call, or of several below each other, in Qwen's form."""
         schema = {**call_schema(tools), "x-guidance": SPACING}
         first, last = self._markup("<tool_call>"), self._markup("</tool_call>")
         more = ' ("\\n" call)*' if several else ""
         return f'start: call{more}\ncall: {first} "\\n" body "\\n" {last}\nbody: %json {json.dumps(schema)}\n'
 
     def _markup(self, word: str) -> str:
-        """Tokens of their own are named bare in a grammar; anything else is text."""
+        """Return `word` for a grammar: bare where it is a token of its own, else as text."""
         known = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
         return word if word in known else json.dumps(word)
 

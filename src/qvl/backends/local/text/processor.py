@@ -5,9 +5,9 @@ Follows transformers' Qwen3VLProcessor token for token (a test compares them), b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qvl.backends.local.text.prompt import PromptEncoder, PromptLimit
 from qvl.errors import ConfigError, MediaError, RequestError
@@ -15,9 +15,12 @@ from qvl.media.smart_resize import MAX_ASPECT, budget, smart_resize
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
 
     from qvl.media.picture import Picture
-    from qvl.types import ChatRequest
+    from qvl.types import ChatRequest, JsonObject
 
 
 @dataclass(slots=True)
@@ -38,9 +41,9 @@ class PreparedPicture:
     grid: tuple[int, int]
     start: int
     num_tokens: int
-    pixels: np.ndarray[Any, Any] | None = None
-    features: Any = None
-    encoding: Any = None
+    pixels: NDArray[np.uint8] | None = None
+    features: Tensor | None = None
+    encoding: Iterator[None] | None = None
 
     @property
     def end(self) -> int:
@@ -48,7 +51,7 @@ class PreparedPicture:
 
     @property
     def pending(self) -> bool:
-        """True if the picture is neither encoded nor being encoded."""
+        """True if it has neither features nor an encoding under way."""
         return self.features is None and self.encoding is None
 
 
@@ -60,7 +63,7 @@ class PreparedRequest:
     """
 
     tokens: list[int]
-    positions: np.ndarray[Any, Any]
+    positions: NDArray[np.int64]
     position_delta: int
     pictures: tuple[PreparedPicture, ...]
     starts_thinking: bool = False
@@ -85,8 +88,8 @@ class ImageRules:
     resample: int = 3
 
     @classmethod
-    def read(cls, config: dict[str, Any]) -> ImageRules:
-        """From the settings as they are saved; older ones name the limits min_pixels and max_pixels.
+    def read(cls, config: JsonObject) -> ImageRules:
+        """Return the rules of settings as they are saved; older ones name the limits min_pixels and max_pixels.
 
         Raises:
             ConfigError: a value is not a number, or a list not one of three.
@@ -101,7 +104,7 @@ class ImageRules:
                 "max_pixels": config.get("max_pixels") or size.get("longest_edge"),
                 "resample": config.get("resample"),
             }
-            settings: dict[str, Any] = {name: int(value) for name, value in numbers.items() if value is not None}
+            settings: JsonObject = {name: int(value) for name, value in numbers.items() if value is not None}
             rules = replace(cls(), **settings)
             mean, std = (tuple(map(float, config.get(key) or (0.5,) * 3)) for key in ("image_mean", "image_std"))
         except (TypeError, ValueError) as exc:
@@ -115,7 +118,7 @@ class ImageRules:
         return self.patch_size * self.merge_size
 
     def resized(self, height: int, width: int, *, sized: bool = False) -> tuple[int, int]:
-        """Height and width that the model sees (Qwen's smart_resize); a `sized` picture is not made larger again.
+        """Return height and width that the model sees (Qwen's smart_resize); a `sized` picture does not grow again.
 
         Raises:
             MediaError: the longer side is more than 200 times the shorter.
@@ -136,10 +139,10 @@ class Processor:
         known_features: features of a picture by key, when some cache still has them.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
     rules: ImageRules
     image_token_id: int
-    known_features: Callable[[str], Any] = lambda key: None
+    known_features: Callable[[str], Tensor | None] = lambda key: None
     _prompt: PromptEncoder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -148,7 +151,9 @@ class Processor:
     def prepare(
         self, request: ChatRequest, limit: PromptLimit | None = None, abandoned: Callable[[], bool] = lambda: False
     ) -> PreparedRequest:
-        """Blocking, CPU-bound. What does not fit `limit` is refused before any pixel is touched; `abandoned` ends it.
+        """Return the request in the model's terms. Blocking, CPU-bound; `abandoned` ends it.
+
+        What does not fit `limit` is refused before any pixel is touched.
 
         Raises:
             MediaError: a picture is broken or too thin.
@@ -183,7 +188,7 @@ class Processor:
         return PreparedRequest(tokens, positions, delta, tuple(prepared), thinking, request.cache_salt)
 
     def _picture(self, picture: Picture, request: ChatRequest, start: int) -> PreparedPicture:
-        """Where the picture stands and how large it is there; no pixel is touched."""
+        """Return where the picture stands and how large it is; no pixel is touched."""
         width, height = _fitted(picture, request.max_pixels)
         rows, columns = self.rules.resized(height, width, sized=picture.sized)
         grid = (rows // self.rules.patch_size, columns // self.rules.patch_size)
@@ -191,7 +196,7 @@ class Processor:
         return PreparedPicture(key, grid, start, grid[0] * grid[1] // self.rules.merge_size**2)
 
     def _fill(self, ready: PreparedPicture, picture: Picture, max_pixels: int | None) -> None:
-        """Features where they are known, else pixels."""
+        """Set features where they are known, else pixels."""
         ready.features = self.known_features(ready.key)
         if ready.features is not None:
             return
@@ -200,7 +205,7 @@ class Processor:
         patch = self.rules.patch_size
         ready.pixels = self._pixels(picture, (ready.grid[1] * patch, ready.grid[0] * patch))
 
-    def _pixels(self, picture: Picture, size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    def _pixels(self, picture: Picture, size: tuple[int, int]) -> NDArray[np.uint8]:
         import numpy as np
         from PIL.Image import Resampling
 
@@ -211,16 +216,14 @@ class Processor:
 
 
 def _fitted(picture: Picture, max_pixels: int | None) -> tuple[int, int]:
-    """Width and height after `picture.fit(max_pixels)`, without decoding it."""
+    """Return width and height after `picture.fit(max_pixels)`, without decoding it."""
     if max_pixels is None:
         return picture.width, picture.height
     return budget(picture.width, picture.height, max_pixels)
 
 
-def rope_positions(
-    length: int, pictures: Sequence[PreparedPicture], merge_size: int
-) -> tuple[np.ndarray[Any, Any], int]:
-    """Multimodal rotary positions of a prompt (Qwen3-VL's get_rope_index, images only).
+def rope_positions(length: int, pictures: Sequence[PreparedPicture], merge_size: int) -> tuple[NDArray[np.int64], int]:
+    """Return the multimodal rotary positions of a prompt (Qwen3-VL's get_rope_index, images only).
 
     Text counts up on all three axes; a picture keeps one time and spreads over height and width, and the text behind
     it goes on after the larger of the two.

@@ -12,13 +12,15 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.errors import ContextLengthError, RequestError, first_line
 from qvl.types import ImagePart, Message, Part, TextPart
 
 if TYPE_CHECKING:
-    from qvl.types import ChatRequest, Tool
+    from transformers import PreTrainedTokenizerFast
+
+    from qvl.types import ChatRequest, JsonObject, Tool
 
 # Stands behind the first character of typed control tokens while the template is rendered; never in Unicode text.
 MARKS: Final = ("\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3")
@@ -39,7 +41,7 @@ class PromptLimit:
     max_tokens: int | None = None
 
     def check(self, length: int, *, more: bool = False) -> None:
-        """Raises ContextLengthError when a prompt of `length` tokens (or `more`) does not fit."""
+        """Raise ContextLengthError when a prompt of `length` tokens (or `more`) does not fit."""
         if length + (self.max_tokens or 1) <= self.context:
             return
         answer = f" and max_tokens={self.max_tokens}" if self.max_tokens else ""
@@ -62,7 +64,7 @@ class PromptEncoder:
         tokenizer: transformers' fast tokenizer with a chat template.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = tokenizer
@@ -83,7 +85,7 @@ class PromptEncoder:
     def encode(
         self, request: ChatRequest, limit: PromptLimit | None = None, abandoned: Callable[[], bool] = lambda: False
     ) -> tuple[list[int], bool]:
-        """The prompt's ids, one placeholder for each picture, and True if the answer starts within a thought.
+        """Return the prompt's ids, one placeholder for each picture, and True if the answer starts within a thought.
 
         Raises:
             ContextLengthError: the text alone is beyond the limit.
@@ -117,7 +119,7 @@ class PromptEncoder:
         tools = [self._tool(tool, mark) for tool in request.tools] if request.tool_choice != "none" else []
         return self._apply([self._message(message, mark) for message in messages], tools)
 
-    def _apply(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    def _apply(self, messages: list[JsonObject], tools: list[JsonObject]) -> str:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
@@ -128,7 +130,7 @@ class PromptEncoder:
             raise RequestError(f"the chat template refuses the messages: {first_line(exc)}", param="messages") from exc
 
     def _system_first(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Later system messages joined to the first, for a template that would drop them in silence."""
+        """Return later system messages joined to the first, for a template that would drop them in silence."""
         if not any(message.role == "system" for message in messages[1:]) or not self._loses_later_system():
             return messages
         system = [message for message in messages if message.role == "system"]
@@ -148,7 +150,7 @@ class PromptEncoder:
         return self._drops_later_system
 
     def _pieces(self, rendered: str) -> Iterator[str]:
-        """Control tokens by themselves, and what stands between them in pieces of bounded length."""
+        """Yield control tokens by themselves, and what stands between them in pieces of bounded length."""
         start = scanned = 0
         while scanned < len(rendered):
             # In windows: one search through many megabytes would keep every other thread waiting.
@@ -167,8 +169,8 @@ class PromptEncoder:
                 text = text.replace(token, token[:1] + mark + token[1:])
         return text
 
-    def _message(self, message: Message, mark: str) -> dict[str, Any]:
-        entry: dict[str, Any] = {"role": message.role, "content": self._typed(message.text, mark)}
+    def _message(self, message: Message, mark: str) -> JsonObject:
+        entry: JsonObject = {"role": message.role, "content": self._typed(message.text, mark)}
         if message.pictures:
             entry["content"] = [
                 {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": t}
@@ -194,7 +196,7 @@ class PromptEncoder:
         return entry
 
     def _typed_parts(self, parts: Sequence[Part], mark: str) -> list[tuple[Part, str]]:
-        """Each part with its text. Neighbouring texts are joined first: a token may be typed across two of them."""
+        """Return each part with its text. Neighbouring texts are joined first: a token may be typed across two."""
         joined: list[Part] = []
         for part in parts:
             last = joined[-1] if joined else None
@@ -204,11 +206,11 @@ class PromptEncoder:
                 joined.append(part)
         return [(part, self._typed(part.text, mark) if isinstance(part, TextPart) else "") for part in joined]
 
-    def _tool(self, tool: Tool, mark: str) -> dict[str, Any]:
+    def _tool(self, tool: Tool, mark: str) -> JsonObject:
         function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
         return {"type": "function", "function": self._typed_deep(function, mark)}
 
-    def _typed_deep(self, value: Any, mark: str) -> Any:
+    def _typed_deep(self, value: object, mark: str) -> object:
         if isinstance(value, str):
             return self._typed(value, mark)
         if isinstance(value, dict):
@@ -219,7 +221,7 @@ class PromptEncoder:
 
 
 def _texts(request: ChatRequest) -> Iterator[str]:
-    """All that a request says in words."""
+    """Yield all that a request says in words."""
     for message in request.messages:
         for part in message.parts:
             if isinstance(part, TextPart):
@@ -235,7 +237,7 @@ def _texts(request: ChatRequest) -> Iterator[str]:
 
 
 def _words(text: str, start: int, end: int) -> Iterator[str]:
-    """text[start:end] in pieces of at most PIECE characters that are encoded as the whole would be.
+    """Yield text[start:end] in pieces of at most PIECE characters that are encoded as the whole would be.
 
     Before a space that follows another character the tokenizer starts anew in any case. A single word beyond PIECE is
     cut all the same, where no composed character is.

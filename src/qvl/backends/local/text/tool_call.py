@@ -79,7 +79,7 @@ class CallReader:
         self._escaper = ControlEscaper()
 
     def feed(self, body: str, *, whole: bool) -> str:
-        """The further piece of the arguments that `body`, all of the call that was written so far, tells."""
+        """Return the further piece of the arguments that `body`, all of the call that was written so far, tells."""
         if not self.started and (beginning := _BEGINNING.match(body)) and body[beginning.end()] == "{":
             self._begins = beginning.end()
             self.name, self.started = _LENIENT.decode(beginning.group(1)), True
@@ -118,7 +118,7 @@ class ControlEscaper:
 
 
 def parse_call(block: str) -> tuple[str, str] | None:
-    """Name and arguments, as the model wrote them, of the JSON inside a `<tool_call>`; None when it is not one.
+    """Return name and arguments, as the model wrote them, of the JSON inside a `<tool_call>`; None when it is not one.
 
     Arguments that are null, missing or empty are `{}`, also where they stand in a text of their own.
     """
