@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
+
+import pytest
+
+from qvl.errors import ConfigError
+from qvl.pipeline.parse_request import sampling_params
+from qvl.sampling import PARAMETERS, SamplingParams
 
 DECLARED = "    n: Annotated[int, Parameter("
 MADE_UP = '    sharpness: Annotated[float, Parameter("from 0 to 4", 0.5, 0.0, 4.0, about="Made up.")] = 0.0\n'
@@ -93,3 +100,20 @@ def test_one_line_declares_a_parameter_for_all_who_must_know_it() -> None:
         [sys.executable, "-c", USES, DECLARED, MADE_UP], capture_output=True, text=True, timeout=120, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("fields", [{"temperature": None}, {"n": None}, {"stop": (5,)}, {"top_k": 1.5}, {"top_p": "1"}])
+def test_a_value_of_another_type_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        SamplingParams(**fields)
+    if None not in fields.values():
+        with pytest.raises(ConfigError, match="wrong type"):
+            sampling_params(fields)
+
+
+def test_every_example_is_in_its_range_and_no_default() -> None:
+    """What backends and endpoints are asked with must be a value that they can be seen to honour."""
+    for name, known in PARAMETERS.items():
+        assert SamplingParams(**{name: known.example}).changed() == {name: known.example}
+    assert SamplingParams(stop=None, stop_token_ids=None).stop == ()  # type: ignore[arg-type]
+    assert SamplingParams(top_k=-1) == SamplingParams()

@@ -54,8 +54,9 @@ class Parameter:
     def allows(self, value: object) -> bool:
         """True if `value`, of the parameter's type, is in the range."""
         if isinstance(value, tuple):
-            return len(value) <= self.most and all(
-                0 < len(item) <= MAX_STOP_CHARACTERS for item in value if isinstance(item, str)
+            texts = isinstance(self.example, tuple) and isinstance(self.example[0], str)
+            return len(value) <= self.most and (
+                not texts or all(0 < len(item) <= MAX_STOP_CHARACTERS for item in value)
             )
         if not isinstance(value, int | float):
             return True
@@ -122,6 +123,8 @@ class SamplingParams:
                     raise ConfigError(f"{name}={shown} is out of range", hint=known.allowed, param=name)
             elif known.kind is tuple:
                 object.__setattr__(self, name, ())
+            elif known.default is not None:
+                raise TypeError(f"{name} cannot be None")
 
     @classmethod
     def names(cls) -> frozenset[str]:

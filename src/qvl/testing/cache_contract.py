@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
@@ -175,16 +175,19 @@ class CacheContract(LeaseContract):
         listing.set("gone", entry(), ttl=0.01)
         eventually(lambda: listing.get("gone") is None)
 
-        def keys(**by: Any) -> list[str]:
-            return [key for key, _ in listing.find(**by)]
+        def keys(entries: list[tuple[str, CacheEntry]]) -> list[str]:
+            return [key for key, _ in entries]
 
-        assert keys(prefix="sha-0") == ["sha-02", "sha-01", "sha-00"]
-        assert keys(prefix="sha-", language="en", limit=2) == ["sha-15", "sha-13"]
-        assert keys(prefix="other[") == ["other[a]%_"]
-        assert keys(prefix="other*") == ["other*"]
-        assert keys(prefix="sha-9") == []
-        assert (keys(model="m"), keys(task="chat", namespace="n")) == (["other*"], ["other[a]%_"])
-        assert len(keys()) == 8
+        assert keys(listing.find(prefix="sha-0")) == ["sha-02", "sha-01", "sha-00"]
+        assert keys(listing.find(prefix="sha-", language="en", limit=2)) == ["sha-15", "sha-13"]
+        assert keys(listing.find(prefix="other[")) == ["other[a]%_"]
+        assert keys(listing.find(prefix="other*")) == ["other*"]
+        assert keys(listing.find(prefix="sha-9")) == []
+        assert (keys(listing.find(model="m")), keys(listing.find(task="chat", namespace="n"))) == (
+            ["other*"],
+            ["other[a]%_"],
+        )
+        assert len(keys(listing.find())) == 8
         assert listing.find(limit=1) == [("sha-15", entry(language="en", created_at=1_700_000_005.0))]
 
     def test_live_entries_are_counted_by_their_fields(self, listing: Cache) -> None:
