@@ -18,9 +18,9 @@ from qvl.agent.steps import Event, Recommendation
 from qvl.agent.trace import Trace
 from qvl.cli import agent as command
 from qvl.cli.options import PipelineOptions
-from qvl.testing.endpoint import ScriptedEndpoint, Text
 from tests.agent.catalog.test_catalog import ROWS, write
 from tests.agent.conftest import RED_MUG, SAMPLE, ShopModel, down
+from tests.scripted_endpoint import ScriptedEndpoint, Text
 
 
 class ShopPlugin:

@@ -17,8 +17,7 @@ from pydantic import BaseModel, Field, RootModel
 from qvl import AsyncPipeline
 from qvl.backends.openai.backend import OpenAIBackend
 from qvl.errors import AnalysisError, ConfigError
-from qvl.testing import ScriptedEndpoint
-from qvl.testing.endpoint import Text
+from tests.scripted_endpoint import ScriptedEndpoint, Text
 
 pytestmark = pytest.mark.anyio
 PICTURE = "examples/pictures/norvik-mug-red.png"

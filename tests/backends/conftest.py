@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from qvl.backends.openai import fleet
-from qvl.testing.endpoint import ScriptedEndpoint
+from tests.scripted_endpoint import ScriptedEndpoint
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.openai.backend import OpenAIBackend
-from qvl.testing import BackendContract, EchoBackend, RecordingBackend, ScriptedEndpoint, Sight
+from qvl.testing import BackendContract, EchoBackend, RecordingBackend, Sight
 from qvl.testing.asking import square
 from qvl.testing.echo import COLOURS
-from qvl.testing.endpoint import Echo
+from tests.scripted_endpoint import Echo, ScriptedEndpoint
 
 PAUSE = 0.002
 

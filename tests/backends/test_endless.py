@@ -9,9 +9,8 @@ import pytest
 from qvl import Pipeline, Tool
 from qvl.backends.endless import LONGEST_RUN, EndlessWatch, RunWatch, longest_run
 from qvl.errors import BackendResponseError
-from qvl.testing import ScriptedEndpoint
-from qvl.testing.endpoint import Events
 from qvl.types import ChatRequest, Chunk, Message, ResponseFormat, TextPart, ToolCallDelta
+from tests.scripted_endpoint import Events, ScriptedEndpoint
 
 QUESTION = (Message("user", (TextPart("x"),)),)
 

@@ -15,7 +15,7 @@ from qvl.bench.record import RequestRecord, read_records
 from qvl.bench.run import Run, Target
 from qvl.bench.summary import Summary
 from qvl.cli import app
-from qvl.testing.endpoint import ScriptedEndpoint
+from tests.scripted_endpoint import ScriptedEndpoint
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from qvl.backends.openai.retry import RetryPolicy
 from qvl.bench.exchange import cache_state, server_timing
 from qvl.errors import ConfigError
 from qvl.http.connection import Pool
-from qvl.testing.endpoint import Flood, Hang, ScriptedEndpoint, ScriptedExchange, Stall, Text
 from tests.bench.test_load import NO_RETRY, prompts
+from tests.scripted_endpoint import Flood, Hang, ScriptedEndpoint, ScriptedExchange, Stall, Text
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://x/v1", "http:///v1", ""])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from qvl.bench.dataset import Files, endless
 from qvl.errors import ConfigError
-from qvl.testing.endpoint import ScriptedEndpoint
+from tests.scripted_endpoint import ScriptedEndpoint
 
 ASKED = "What brand?"
 

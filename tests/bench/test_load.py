@@ -19,7 +19,7 @@ from qvl.backends.openai.retry import RetryPolicy
 from qvl.bench.plan import LoadPlan, read_slo
 from qvl.bench.summary import knee
 from qvl.errors import ConfigError
-from qvl.testing.endpoint import Echo, ScriptedEndpoint, ScriptedExchange, Status, Text
+from tests.scripted_endpoint import Echo, ScriptedEndpoint, ScriptedExchange, Status, Text
 
 BUSY = Status(429, headers={"Retry-After": "0.05"})
 NO_RETRY = RetryPolicy(max_retries=0)
@@ -237,7 +237,7 @@ def test_failures_are_counted_by_kind_and_never_into_throughput(endpoint, measur
 
 
 def test_a_stream_that_breaks_off_is_a_failure(measure, lines) -> None:
-    from qvl.testing.endpoint import CutOff
+    from tests.scripted_endpoint import CutOff
 
     with ScriptedEndpoint(default=CutOff(after=3)) as endpoint:
         summary = measure(lines(*prompts(2)), endpoint, retries=NO_RETRY)

@@ -18,8 +18,8 @@ import pytest
 from qvl.bench.metrics import KEPT, Group, Sample, Windows
 from qvl.bench.record import Done, RequestRecord
 from qvl.errors import ConfigError
-from qvl.testing.endpoint import ScriptedEndpoint
 from tests.bench.test_load import Slow, prompts
+from tests.scripted_endpoint import ScriptedEndpoint
 
 FIELDS = [
     "id", "request_id", "success", "response", "error", "latency", "tokens_used", "prompt_tokens",

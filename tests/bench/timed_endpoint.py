@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from qvl.testing.endpoint import ScriptedEndpoint, ScriptedExchange
+from tests.scripted_endpoint import ScriptedEndpoint, ScriptedExchange
 
 USAGE = {"prompt_tokens": 100, "prompt_tokens_details": {"image_tokens": 64}}
 

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from qvl.backends.openai import fleet
-from qvl.testing import ScriptedEndpoint
-from qvl.testing.endpoint import Echo
+from tests.scripted_endpoint import Echo, ScriptedEndpoint
 from tests.server.conftest import question, serve  # noqa: F401 - the fixture
 
 

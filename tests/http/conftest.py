@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qvl.testing.endpoint import ScriptedEndpoint
+from tests.scripted_endpoint import ScriptedEndpoint
 
 
 @pytest.fixture

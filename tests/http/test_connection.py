@@ -12,7 +12,7 @@ import pytest
 
 from qvl.http.connection import Connection, LateError, NoConnectionError, Pool
 from qvl.http.framing import Body, TransportError
-from qvl.testing import ScriptedEndpoint
+from tests.scripted_endpoint import ScriptedEndpoint
 
 pytestmark = pytest.mark.anyio
 

@@ -21,7 +21,7 @@ from qvl.server.app import create_app
 from qvl.server.run_uvicorn import GracefulServer, bind, make_server, run_server
 from qvl.server.settings import ServerSettings
 from qvl.server.state import ServerCore
-from qvl.testing.endpoint import ScriptedEndpoint
+from tests.scripted_endpoint import ScriptedEndpoint
 from tests.server.echo_backend import EchoBackend
 from tests.server.processes import Process, launch
 

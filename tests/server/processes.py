@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from qvl.testing.endpoint import ScriptedEndpoint
+from tests.scripted_endpoint import ScriptedEndpoint
 
 CHAT = "/v1/chat/completions"
 

@@ -17,7 +17,7 @@ from qvl.backends.base import Backend
 from qvl.backends.openai.backend import OpenAIBackend
 from qvl.server.pool_admin import reload_endpoints
 from qvl.testing import RecordingBackend
-from qvl.testing.endpoint import Echo, ScriptedEndpoint, ScriptedExchange
+from tests.scripted_endpoint import Echo, ScriptedEndpoint, ScriptedExchange
 from tests.server.conftest import data_url, question
 from tests.server.processes import CHAT
 

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from qvl.testing.endpoint import ScriptedEndpoint
 from tests.caches.redis_server import RedisServer, find_server
+from tests.scripted_endpoint import ScriptedEndpoint
 from tests.server import lost_device
 from tests.server.conftest import data_url, question
 from tests.server.processes import CHAT, Process, remote

@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from qvl.testing.endpoint import Echo, ScriptedEndpoint
 from tests.caches.redis_server import free_port
+from tests.scripted_endpoint import Echo, ScriptedEndpoint
 from tests.server.conftest import data_url, question
 from tests.server.processes import CHAT, remote
 

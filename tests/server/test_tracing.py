@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from qvl.backends.openai.backend import OpenAIBackend
 from qvl.server.tracing import active_tracing
-from qvl.testing.endpoint import ScriptedEndpoint, Status
+from tests.scripted_endpoint import ScriptedEndpoint, Status
 from tests.server.conftest import data_url, question
 from tests.server.echo_backend import EchoBackend
 from tests.server.test_load import raw_request, until

@@ -1,7 +1,7 @@
 """What the tests of qvl are made of, for the tests of adapters that others write.
 
 `BackendContract` and `CacheContract` are pytest suites: inherit, name your adapter in one fixture, run. The rest are
-real, small implementations to test programs with: backends that echo and record, and a scripted HTTP endpoint.
+real, small implementations to test programs with: backends that echo and record.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from qvl.testing.asking import Sight
     from qvl.testing.backend_contract import BackendContract
     from qvl.testing.cache_contract import CacheContract
-    from qvl.testing.endpoint import ScriptedEndpoint
     from qvl.testing.recording import EchoBackend, RecordingBackend
 
-__all__ = ["BackendContract", "CacheContract", "EchoBackend", "RecordingBackend", "ScriptedEndpoint", "Sight"]
+__all__ = ["BackendContract", "CacheContract", "EchoBackend", "RecordingBackend", "Sight"]
 
 __getattr__ = lazy(
     __name__,
@@ -25,7 +24,6 @@ __getattr__ = lazy(
         ".backend_contract": ("BackendContract",),
         ".cache_contract": ("CacheContract",),
         ".recording": ("EchoBackend", "RecordingBackend"),
-        ".endpoint": ("ScriptedEndpoint",),
         ".asking": ("Sight",),
     },
 )

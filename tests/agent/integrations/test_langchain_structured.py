@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from qvl import Pipeline
 from qvl.agent.integrations.langchain import QvlChatModel
 from qvl.errors import AnalysisError
-from qvl.testing.endpoint import Events, ScriptedEndpoint
 from tests.agent.conftest import ShopModel
+from tests.scripted_endpoint import Events, ScriptedEndpoint
 
 
 class Color(enum.Enum):

@@ -11,10 +11,9 @@ import pytest
 from qvl import AsyncPipeline, Tool
 from qvl.backends.openai.backend import OpenAIBackend
 from qvl.errors import AnalysisError, BackendResponseError, RefusalError
-from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask, collect
-from qvl.testing.endpoint import Events
 from qvl.types import Result
+from tests.scripted_endpoint import Events, ScriptedEndpoint
 
 pytestmark = pytest.mark.anyio
 PRICE = Tool("price_of", "", {"type": "object", "properties": {"sku": {"type": "string"}}})

@@ -14,9 +14,8 @@ from qvl.backends.openai.backend import OpenAIBackend
 from qvl.backends.openai.endpoint import Endpoint
 from qvl.backends.openai.endpoint_list import Listed, read_endpoint_list
 from qvl.errors import ConfigError
-from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask
-from qvl.testing.endpoint import Echo
+from tests.scripted_endpoint import Echo, ScriptedEndpoint
 
 pytestmark = pytest.mark.anyio
 WORDS = "a long row of words that takes its time"

@@ -26,9 +26,19 @@ from qvl.errors import (
     UnknownNameError,
     UnsupportedInputError,
 )
-from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask, collect, idle
-from qvl.testing.endpoint import CutOff, Echo, Events, Flood, Hang, ScriptedAnswer, Stall, Status, Text
+from tests.scripted_endpoint import (
+    CutOff,
+    Echo,
+    Events,
+    Flood,
+    Hang,
+    ScriptedAnswer,
+    ScriptedEndpoint,
+    Stall,
+    Status,
+    Text,
+)
 
 pytestmark = pytest.mark.anyio
 

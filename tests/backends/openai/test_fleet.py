@@ -13,9 +13,8 @@ import pytest
 from qvl import AsyncPipeline
 from qvl.backends.openai.backend import OpenAIBackend
 from qvl.errors import AuthError, BackendUnavailableError, ConfigError, QvlError, UnknownNameError
-from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask, idle, square
-from qvl.testing.endpoint import Echo, Status
+from tests.scripted_endpoint import Echo, ScriptedEndpoint, Status
 
 pytestmark = pytest.mark.anyio
 

@@ -12,10 +12,10 @@ from qvl.backends.openai.backend import OpenAIBackend
 from qvl.backends.openai.failures import Failed, crossing
 from qvl.chunks import fold
 from qvl.errors import ConfigError, QvlError, UnsupportedInputError
-from qvl.testing import EchoBackend, ScriptedEndpoint
+from qvl.testing import EchoBackend
 from qvl.testing.asking import ask, collect, square
-from qvl.testing.endpoint import Events, Status, Text
 from qvl.types import ChatRequest, Message, ResponseFormat, SamplingParams, TextPart, Tool, ToolCall
+from tests.scripted_endpoint import Events, ScriptedEndpoint, Status, Text
 
 pytestmark = pytest.mark.anyio
 

@@ -25,9 +25,18 @@ from qvl.errors import (
     RateLimitError,
     RequestError,
 )
-from qvl.testing import ScriptedEndpoint
 from qvl.testing.asking import ask, collect, idle
-from qvl.testing.endpoint import CutOff, Flood, Hang, ScriptedAnswer, ScriptedExchange, Stall, Status, Text
+from tests.scripted_endpoint import (
+    CutOff,
+    Flood,
+    Hang,
+    ScriptedAnswer,
+    ScriptedEndpoint,
+    ScriptedExchange,
+    Stall,
+    Status,
+    Text,
+)
 
 pytestmark = pytest.mark.anyio
 Way = Callable[[ScriptedEndpoint], str]

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from qvl.testing.wire import asked_in, echo_events
+from tests.scripted_wire import asked_in, echo_events
 
 T = TypeVar("T")
 
