@@ -16,7 +16,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
@@ -208,14 +208,13 @@ def endless(dataset: Dataset) -> Iterator[Item]:
     Raises:
         ConfigError: there is not one item.
     """
-    place = 0
+    index = 0
     for lap in count(1):
-        before = place
+        before = index
         for item in dataset:
-            name = item.id if lap == 1 else f"{item.id}#{lap}"
-            yield Item(place, name, item.messages, item.params, item.expected, item.where, item.base)
-            place += 1
-        if place == before:
+            yield replace(item, index=index, id=item.id if lap == 1 else f"{item.id}#{lap}")
+            index += 1
+        if index == before:
             raise ConfigError("the input has no request in it", hint="see the bad lines above")
 
 
@@ -237,7 +236,7 @@ def read_form(value: object, prompt: str) -> tuple[str | None, Messages, JsonObj
         url = str(value.get("url") or "/v1/chat/completions")
         if not url.endswith("/chat/completions"):
             raise NoRequestError(f"a batch line for {url[:60]}, only /v1/chat/completions can be asked")
-        params = {key: held for key, held in body.items() if key not in NOT_OURS}
+        params = {key: setting for key, setting in body.items() if key not in NOT_OURS}
         return name, _messages(body.get("messages")), params, expected
     params = {key: value[key] for key in PARAMS if value.get(key) is not None}
     pictures = [source for key in PICTURE_KEYS if value.get(key) is not None for source in _sources(value[key], key)]
@@ -267,19 +266,19 @@ def _picture(source: str, **more: object) -> JsonObject:
 
 def _sources(value: object, key: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    found = [held.get("url", held.get("path")) if isinstance(held, dict) else held for held in values]
-    names = [held for held in found if isinstance(held, str)]
-    if len(names) < len(found):
+    sources = [source.get("url", source.get("path")) if isinstance(source, dict) else source for source in values]
+    names = [source for source in sources if isinstance(source, str)]
+    if len(names) < len(sources):
         raise NoRequestError(f"{key} is neither a picture name nor a list of them")
     return names
 
 
 def _illustrated(messages: Messages, pictures: list[str]) -> Messages:
     """`messages` with the pictures that stood beside them: in place of `<image>` marks, else in the first question."""
-    left = list(pictures)
-    asked = next((place for place, message in enumerate(messages) if message["role"] == "user"), 0)
+    unplaced = list(pictures)
+    question = next((index for index, message in enumerate(messages) if message["role"] == "user"), 0)
     made = []
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
         marked: list[JsonObject] = []
@@ -289,13 +288,13 @@ def _illustrated(messages: Messages, pictures: list[str]) -> Messages:
                 marked.append(part)
                 continue
             for before, text in enumerate(texts):
-                if before and left:
-                    marked.append(_picture(left.pop(0)))
+                if before and unplaced:
+                    marked.append(_picture(unplaced.pop(0)))
                 if text:
                     marked.append({"type": "text", "text": text})
-        made.append(message if marked == parts and place != asked else {**message, "content": marked})
-    if left:
-        made[asked] = {**made[asked], "content": [*map(_picture, left), *made[asked]["content"]]}
+        made.append(message if marked == parts and index != question else {**message, "content": marked})
+    if unplaced:
+        made[question] = {**made[question], "content": [*map(_picture, unplaced), *made[question]["content"]]}
     return tuple(made)
 
 
@@ -327,14 +326,14 @@ def _part(part: object) -> JsonObject:
             raise NoRequestError("a text part has no text")
         return {"type": "text", "text": part["text"]}
     if kind in ("image_url", "image", "input_image"):
-        held = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key) is not None), None)
+        source = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key) is not None), None)
         more = {}
-        if isinstance(held, dict):
-            more = {key: value for key, value in held.items() if key not in ("url", "path")}
-            held = held.get("url", held.get("path"))
-        if not isinstance(held, str):
+        if isinstance(source, dict):
+            more = {key: value for key, value in source.items() if key not in ("url", "path")}
+            source = source.get("url", source.get("path"))
+        if not isinstance(source, str):
             raise NoRequestError("a picture part names no picture")
-        return _picture(held, **more)
+        return _picture(source, **more)
     if kind is None:
         raise NoRequestError("a part of a message has no type")
     return part
@@ -345,9 +344,9 @@ def _expand(pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(path.glob("*.jsonl"))
+        files = sorted(path.glob("*.jsonl"))
     else:
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-    if not found:
+        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    if not files:
         raise ConfigError(f"no file matches {pattern}", hint="name a JSONL file or a glob in quotes")
-    return found
+    return files

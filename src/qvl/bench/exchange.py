@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -49,6 +50,7 @@ class TimedAnswer:
         self.pieces += 1
 
 
+@dataclass(eq=False)
 class AttemptFailedError(Exception):
     """One attempt failed. `again` says whether the same request may be sent once more; `hint` is the way out, if known.
 
@@ -56,23 +58,12 @@ class AttemptFailedError(Exception):
     `bad_response`, `empty`, `picture`.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        message: str,
-        *,
-        again: bool,
-        status: int | None = None,
-        retry_after: float | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
-        self.again = again
-        self.status = status
-        self.retry_after = retry_after
-        self.hint = hint
+    kind: str
+    message: str
+    again: bool = field(kw_only=True)
+    status: int | None = None
+    retry_after: float | None = None
+    hint: str | None = None
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -211,10 +202,10 @@ class LoadedEndpoint:
             if event.get("usage"):
                 answer.usage = read_usage(event["usage"])
             for choice in event.get("choices") or ():
-                said = choice.get("delta") or choice.get("message") or {}
-                text = said.get("content") or ""
-                thought = said.get("reasoning_content") or said.get("reasoning")
-                if text or thought or said.get("tool_calls"):
+                delta = choice.get("delta") or choice.get("message") or {}
+                text = delta.get("content") or ""
+                thought = delta.get("reasoning_content") or delta.get("reasoning")
+                if text or thought or delta.get("tool_calls"):
                     answer.piece(now)
                     answer.text.append(text if isinstance(text, str) else json.dumps(text))
                 if choice.get("finish_reason"):
@@ -257,16 +248,14 @@ def cache_state(headers: Mapping[str, str]) -> str | None:
 
 def server_timing(header: str) -> dict[str, float]:
     """Return seconds by stage out of a `Server-Timing` header (its `dur` is in milliseconds)."""
-    found = {}
+    stages = {}
     for entry in header.split(","):
         name, *parts = (part.strip() for part in entry.split(";"))
         for part in parts:
             if part.startswith("dur="):
-                try:
-                    found[name] = float(part[4:]) / 1000
-                except ValueError:
-                    continue
-    return found
+                with suppress(ValueError):
+                    stages[name] = float(part[4:]) / 1000
+    return stages
 
 
 def _as_attempt(failed: Failed, kind: str, clean: bool, status: int | None = None) -> AttemptFailedError:

@@ -14,7 +14,7 @@ from qvl.bench.prepare import Feeder, PreparedBody
 from qvl.bench.record import RequestRecord, RunFolder
 
 TICK: Final = 0.05
-PACED: Final = 100  # requests that a share of the rate is told of
+PACED: Final = 100  # fewest requests for a share of the rate
 
 
 class Limit:
@@ -120,7 +120,7 @@ class Load:
         limit = Limit(clients, adaptive=self.plan.adaptive and phase == "measure")
         begun = perf_counter()
         steady = begun + ramp
-        dry: list[float] = []
+        idle_since: list[float] = []
         sent = 0
 
         async def client(number: int) -> None:
@@ -133,7 +133,7 @@ class Load:
                     late = deadline is not None and perf_counter() >= deadline
                     prepared = None if late else await feeder.take()
                     if prepared is None:
-                        dry.append(perf_counter())
+                        idle_since.append(perf_counter())
                         return
                     sent += 1
                     now = perf_counter()
@@ -144,7 +144,7 @@ class Load:
 
         await self._together([client(number) for number in range(clients)])
         self.limits += [(when - self.origin, level) for when, level in limit.trace]
-        return steady, min(dry, default=perf_counter()) if sent >= clients else steady
+        return steady, min(idle_since, default=perf_counter()) if sent >= clients else steady
 
     async def open(
         self, feeder: Feeder, endpoint: int, *, part: int = 0, ramp: float = 0.0, deadline: float | None = None

@@ -1,17 +1,8 @@
 """From the records of a run to its figures, in one pass and bounded memory.
 
-| figure | what it is |
-|---|---|
-| TTFT | first piece that carries something - intended start |
-| TPOT | (E2E - TTFT) / (completion tokens - 1) |
-| ITL | between two pieces of one stream |
-| E2E | end of the answer - intended start, retries and waits among them |
-| requests/s, closed loop | over the steady part: each request counts by the share of its time that lies in it |
-| requests/s, open loop | answers that were complete inside the steady part, by its length |
-
-The steady part is when every client was busy (closed loop) or requests were due (open loop): not the ramp, not the
-last answers coming in. In a closed loop all the time of a request is the endpoint's work on it. In an open loop under
-overload most of it is waiting, and what waits is not done.
+`FORMULAS` defines the figures. The steady part is when every client was busy (closed loop) or requests were due (open
+loop): not the ramp, not the last answers coming in. In a closed loop all the time of a request is the endpoint's work
+on it. In an open loop under overload most of it is waiting, and what waits is not done.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Feeder:
     async def fill(self) -> None:
         """Wait until the queue is full; called before the clock starts."""
         self._top_up()
-        await asyncio.gather(*(held for held in self._waiting if isinstance(held, asyncio.Future)))
+        await asyncio.gather(*(body for body in self._waiting if isinstance(body, asyncio.Future)))
 
     async def take(self) -> PreparedBody | None:
         """Return the next request, None at the end."""
@@ -133,22 +133,22 @@ class Feeder:
             self._top_up()
         if not self._waiting:
             return None
-        held = self._waiting.popleft()
+        body = self._waiting.popleft()
         self._top_up()
-        if isinstance(held, PreparedBody):
-            return held
-        if held.done():
-            return held.result()
+        if isinstance(body, PreparedBody):
+            return body
+        if body.done():
+            return body.result()
         since = perf_counter()
         try:
-            return await held
+            return await body
         finally:
             self.starved += perf_counter() - since
 
     def close(self) -> None:
-        for held in self._waiting:
-            if isinstance(held, asyncio.Future):
-                held.cancel()
+        for body in self._waiting:
+            if isinstance(body, asyncio.Future):
+                body.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _top_up(self) -> None:

@@ -177,17 +177,17 @@ def compare(old: SummaryData, new: SummaryData) -> list[ComparisonRow]:
     rows: list[ComparisonRow] = []
     for number, (before, after) in enumerate(zip(old["endpoints"], new["endpoints"], strict=False)):
         for name, label in LABELS.items():
-            left, right = before["figures"].get(name), after["figures"].get(name)
-            if left and right:
-                rows.append(_row(number, f"{label} mean, ms", left["mean"] * 1000, right["mean"] * 1000))
-                reach = welch(left, right)
+            a, b = before["figures"].get(name), after["figures"].get(name)
+            if a and b:
+                rows.append(_row(number, f"{label} mean, ms", a["mean"] * 1000, b["mean"] * 1000))
+                reach = welch(a, b)
                 rows[-1]["interval"] = reach and [round(bound * 1000, 4) for bound in reach]
-                rows.append(_row(number, f"{label} p50, ms", left["p50"] * 1000, right["p50"] * 1000))
-                rows.append(_row(number, f"{label} p99, ms", left["p99"] * 1000, right["p99"] * 1000))
+                rows.append(_row(number, f"{label} p50, ms", a["p50"] * 1000, b["p50"] * 1000))
+                rows.append(_row(number, f"{label} p99, ms", a["p99"] * 1000, b["p99"] * 1000))
         shares = before["requests"]["success_rate"], after["requests"]["success_rate"]
-        for name, a, b in (*_rates(before, after), ("success rate", *shares)):
-            if a is not None and b is not None:
-                rows.append(_row(number, name, a, b))
+        for name, x, y in (*_rates(before, after), ("success rate", *shares)):
+            if x is not None and y is not None:
+                rows.append(_row(number, name, x, y))
     return rows
 
 

@@ -21,6 +21,7 @@ from qvl.bench.prepare import Feeder, Preparer, unlike
 from qvl.bench.record import SUMMARY, RequestRecord, RunFolder, RunRequest, write_json
 from qvl.bench.summary import Summary, summarise
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
+from qvl.media.policy import MediaPolicy
 from qvl.suggest import install_line
 from qvl.types import JsonMapping
 
@@ -130,7 +131,8 @@ class Run:
         ]
 
     async def _phases(self, load: Load) -> None:
-        preparer = self._preparer()
+        policy = MediaPolicy().with_sizes(self.target.max_pixels, self.target.min_pixels)
+        preparer = Preparer(self.target.params, stream=self.target.stream, policy=policy)
         if self.plan.warmup:
             for number in range(len(load.endpoints)):
                 await self._warm_up(load, preparer, number)
@@ -142,12 +144,6 @@ class Run:
         else:
             await self._blocks(load, preparer)
 
-    def _preparer(self) -> Preparer:
-        from qvl.media.policy import MediaPolicy
-
-        policy = MediaPolicy().with_sizes(self.target.max_pixels, self.target.min_pixels)
-        return Preparer(self.target.params, stream=self.target.stream, policy=policy)
-
     async def _warm_up(self, load: Load, preparer: Preparer, number: int) -> None:
         """Pictures that no measured request shows, so that no cache knows what comes."""
         first = next(iter(self.dataset), None)
@@ -155,10 +151,10 @@ class Run:
         items: Iterable[Item] = Drawn(self.plan.warmup, size, first_seed=WARM_SEED + number * self.plan.warmup)
         if first is not None and not any(True for _ in first.picture_parts()):
             items = (
-                Item(place, "", ({"role": "user", "content": f"Warm-up {place} of endpoint {number}: say ready."},))
-                for place in range(self.plan.warmup)
+                Item(index, "", ({"role": "user", "content": f"Warm-up {index} of endpoint {number}: say ready."},))
+                for index in range(self.plan.warmup)
             )
-        named = (unlike(item, place) for place, item in enumerate(items))
+        named = (unlike(item, index) for index, item in enumerate(items))
         feeder = Feeder(named, preparer, AHEAD)
         try:
             await feeder.fill()
@@ -231,17 +227,16 @@ class Run:
         for level in self.plan.levels():
             if all(over) or load.interrupted:
                 return
+            block = None
             if self.plan.duration is None:
-                held: list[Item] | None = list(islice(items, self.plan.count or max(FEWEST_A_LEVEL, 8 * level)))
-            else:
-                held = None
+                block = list(islice(items, self.plan.count or max(FEWEST_A_LEVEL, 8 * level)))
             for number in range(len(load.endpoints)):
                 if over[number]:
                     continue
                 spans: list[tuple[float, float]] = []
                 load.on_record = _also(self.on_record, spans)
                 deadline = None if self.plan.duration is None else perf_counter() + self.plan.duration
-                todo = items if held is None else iter(held)
+                todo = items if block is None else iter(block)
                 await self._block(
                     load, preparer, todo, number, 0, ramp=0.0, deadline=deadline, stage=level, clients=level
                 )
@@ -287,13 +282,15 @@ async def _name_models(endpoints: list[LoadedEndpoint]) -> None:
             raise BackendUnavailableError(exc.message, hint=hint) from exc
 
 
-def _also(seen: Callable[[RequestRecord], None], spans: list[tuple[float, float]]) -> Callable[[RequestRecord], None]:
-    """`seen`, which also notes when answers began and ended."""
+def _also(
+    on_record: Callable[[RequestRecord], None], spans: list[tuple[float, float]]
+) -> Callable[[RequestRecord], None]:
+    """Return `on_record`, which also notes when answers began and ended."""
 
     def note(record: RequestRecord) -> None:
         if record.success:
             spans.append((record.start, record.end))
-        seen(record)
+        on_record(record)
 
     return note
 
