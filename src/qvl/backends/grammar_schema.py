@@ -26,6 +26,8 @@ from qvl.errors import RequestError
 if TYPE_CHECKING:
     from qvl.types import JsonMapping, JsonObject, Tool
 
+# Answers that have the form they must, since a grammar holds them to it.
+RESPONSE_FORMATS: Final = frozenset({"text", "json_object", "json_schema", "regex", "choice"})
 MAX_STEPS: Final = 100_000
 # JSON Schema calls a format an annotation unless it is known; these the compiler knows.
 FORMATS: Final = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")

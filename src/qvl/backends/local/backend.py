@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.base import Backend, Capabilities
+from qvl.backends.grammar_schema import RESPONSE_FORMATS
 from qvl.backends.load_aside import load_aside
 from qvl.errors import (
     BackendUnavailableError,
@@ -37,9 +38,7 @@ if TYPE_CHECKING:
 
 log = logger(__name__)
 
-DEFAULT_MAX_TOKENS: Final = 2048
 MAX_IMAGES: Final = 64
-FORMATS: Final = frozenset({"text", "json_object", "json_schema", "regex", "choice"})
 VISION_CACHE_BYTES: Final = 512 << 20
 # Characters from which a prompt is prepared on a thread for such alone, so that nobody else waits behind it.
 LONG_PROMPT: Final = 1 << 17
@@ -158,7 +157,7 @@ class LocalBackend(Backend):
         return Capabilities(
             images=MAX_IMAGES,
             max_context=have.max_model_len if have else self._max_model_len,
-            response_formats=FORMATS,
+            response_formats=RESPONSE_FORMATS,
             tools=True,
         )
 
@@ -302,9 +301,7 @@ class LocalBackend(Backend):
         sampling = request.sampling
         limit = PromptLimit(loaded.max_model_len, sampling.max_tokens)
         prepared = loaded.processor.prepare(request, limit, abandoned.is_set)
-        if sampling.max_tokens is None:
-            room = loaded.max_model_len - len(prepared.tokens)
-            sampling = replace(sampling, max_tokens=min(room, DEFAULT_MAX_TOKENS))
+        sampling = replace(sampling, max_tokens=limit.answer_tokens(len(prepared.tokens)))
         outputs = [
             Detokenizer.of(request, loaded.vocabulary, index, reasoning=prepared.starts_thinking, marked_calls=True)
             for index in range(sampling.n)
@@ -360,7 +357,7 @@ class LocalBackend(Backend):
 
     def peek_capabilities(self) -> Capabilities:
         """Return all but `max_context`, which the weights and the memory decide."""
-        return Capabilities(images=MAX_IMAGES, response_formats=FORMATS, tools=True)
+        return Capabilities(images=MAX_IMAGES, response_formats=RESPONSE_FORMATS, tools=True)
 
     def describe(self) -> str:
         """Return one line: device, dtype, and why nothing better is used. Valid after `open()`."""

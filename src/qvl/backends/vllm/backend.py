@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from qvl.backends.base import Backend, Capabilities
+from qvl.backends.grammar_schema import RESPONSE_FORMATS
 from qvl.backends.load_aside import load_aside
 from qvl.backends.vllm.engine import crossing, import_vllm, read_engine_args
 from qvl.backends.vllm.request import Loaded, VllmRequest
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logger("qvl.backends.vllm")
 DEFAULT_IMAGES: Final = 8
-FORMATS: Final = frozenset({"text", "json_object", "json_schema", "regex", "choice"})
 
 
 class VllmBackend(Backend):
@@ -79,7 +79,7 @@ class VllmBackend(Backend):
         return Capabilities(
             images=self._limits["image"],
             max_context=have.max_model_len if have else None,
-            response_formats=FORMATS,
+            response_formats=RESPONSE_FORMATS,
             tools=True,
             top_logprobs=min(20, have.max_logprobs) if have else 20,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qvl.backends.vllm.engine import crossing
 from qvl.errors import BackendError
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from qvl.backends.local.text.detokenizer import Detokenizer, Vocabulary
     from qvl.backends.local.text.processor import PreparedRequest, Processor
-
-DEFAULT_MAX_TOKENS: Final = 2048
 
 
 class VllmLogprob(Protocol):
@@ -69,7 +67,7 @@ class VllmRequest:
         limit = PromptLimit(loaded.max_model_len, request.sampling.max_tokens)
         prepared = loaded.processor.prepare(request, limit, abandoned)
         self.prompt = _prompt(prepared, loaded.processor.image_token_id)
-        self.params = self._params(len(prepared.tokens))
+        self.params = self._params(limit.answer_tokens(len(prepared.tokens)))
         self._outputs: list[Detokenizer] = [
             Detokenizer.of(request, loaded.vocabulary, index, reasoning=prepared.starts_thinking, marked_calls=False)
             for index in range(request.sampling.n)
@@ -146,7 +144,7 @@ class VllmRequest:
         self._ended.add(output.index)
         return output.finish(reason)
 
-    def _params(self, length: int) -> SamplingParams:
+    def _params(self, max_tokens: int) -> SamplingParams:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -156,10 +154,9 @@ class VllmRequest:
         # Text ends where our own code finds a stop string.
         del own["stop"]
         own["stop_token_ids"] = list(sampling.stop_token_ids)
-        room = min(self._loaded.max_model_len - length, DEFAULT_MAX_TOKENS)
         with crossing():
             return SamplingParams(
-                **own | {"n": sampling.n if sampling.temperature > 0 else 1, "max_tokens": sampling.max_tokens or room},
+                **own | {"n": sampling.n if sampling.temperature > 0 else 1, "max_tokens": max_tokens},
                 # Text is made from tokens by the same code as in the local backend.
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,

@@ -30,6 +30,7 @@ PIECE: Final = 1 << 16
 REACH: Final = 1 << 12
 # Composing (NFC) makes one character of at most three bytes out of nine (Hangul), or of three times as many at most.
 COMPOSED: Final = 3
+DEFAULT_MAX_TOKENS: Final = 2048
 PROBE: Final = "a system message between others"
 
 
@@ -51,6 +52,10 @@ class PromptLimit:
             hint="fewer or smaller pictures, less text, or a smaller max_tokens",
             param="max_tokens" if self.max_tokens and length < self.context else "messages",
         )
+
+    def answer_tokens(self, length: int) -> int:
+        """Return the tokens that the answer to a prompt of `length` tokens may have."""
+        return self.max_tokens or min(self.context - length, DEFAULT_MAX_TOKENS)
 
 
 class AbandonedError(RequestError):
