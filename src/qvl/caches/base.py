@@ -177,9 +177,9 @@ class Cache(ABC):
 
         This one reads all entries; a store that can choose by itself does better.
         """
-        wanted = chosen({"language": language, "model": model, "namespace": namespace, "task": task})
-        found = ((key, entry) for key, entry in self.items() if key.startswith(prefix) and matches(entry, wanted))
-        return list(islice(found, limit))
+        fields = chosen({"language": language, "model": model, "namespace": namespace, "task": task})
+        matching = ((key, entry) for key, entry in self.items() if key.startswith(prefix) and matches(entry, fields))
+        return list(islice(matching, limit))
 
     def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
         """For each of `fields`, some of COUNTED_BY: how many live entries there are for each value; the most first.
@@ -258,11 +258,11 @@ def chosen(filters: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in filters.items() if value is not None}
 
 
-def matches(entry: CacheEntry, wanted: Mapping[str, str], *, older_than: float | None = None, now: float = 0.0) -> bool:
-    """True if `entry` is `wanted` (see `chosen`), and older than that many seconds."""
+def matches(entry: CacheEntry, fields: Mapping[str, str], *, older_than: float | None = None, now: float = 0.0) -> bool:
+    """True if `entry` has these `fields` (see `chosen`), and older than that many seconds."""
     if older_than is not None and entry.created_at >= now - older_than:
         return False
-    return all(getattr(entry, name) == value for name, value in wanted.items())
+    return all(getattr(entry, name) == value for name, value in fields.items())
 
 
 __all__ = ["Cache", "CacheEntry", "CacheStats", "Lease", "chosen", "count_entries", "encoded", "matches"]

@@ -39,9 +39,9 @@ class Circuit:
         with self._lock:
             if not self._failures:
                 return 0.0
-            left = self._open_until - self._clock()
-            if left > 0:
-                return left
+            seconds = self._open_until - self._clock()
+            if seconds > 0:
+                return seconds
             if self._prober is not None:
                 return FIRST_REST
             self._prober = threading.get_ident()

@@ -14,16 +14,16 @@ from qvl.plugins.host import Registry
 from qvl.suggest import nearest
 
 
-def cache_named(given: object) -> str | None:
+def cache_named(cache: object) -> str | None:
     """Return the name that a user gave for the cache, None for none.
 
     Raises:
         ConfigError: it is not a string; `False` would otherwise mean the default cache.
     """
-    if given is None or isinstance(given, str):
-        return given
-    hint = "write str(path)" if isinstance(given, Path) else 'write cache="off" for none'
-    raise ConfigError(f"cache={given!r} names no cache", hint=hint, param="cache")
+    if cache is None or isinstance(cache, str):
+        return cache
+    hint = "write str(path)" if isinstance(cache, Path) else 'write cache="off" for none'
+    raise ConfigError(f"cache={cache!r} names no cache", hint=hint, param="cache")
 
 
 def open_cache(url: str | None, registry: Registry) -> Cache | None:

@@ -134,18 +134,18 @@ class RedisCache(Cache):
 
     def clear(self, *, older_than: float | None = None, **filters: str | None) -> int:
         self._walk = (0.0, 0, 0)
-        wanted = chosen(filters)
-        everything = older_than is None and not wanted
+        fields = chosen(filters)
+        everything = older_than is None and not fields
         now = self._clock()
         deleted = 0
         for names in self._names():
             doomed = names
             if not everything:
-                found = zip(names, self._fetch(names), strict=True)
+                pairs = zip(names, self._fetch(names), strict=True)
                 doomed = [
                     name
-                    for name, entry in found
-                    if entry is not None and matches(entry, wanted, older_than=older_than, now=now)
+                    for name, entry in pairs
+                    if entry is not None and matches(entry, fields, older_than=older_than, now=now)
                 ]
             deleted += sum(self._each("unlink", doomed, write=True))
         return deleted
@@ -225,10 +225,10 @@ class RedisCache(Cache):
             listener.get_message(timeout=min(timeout, 0.5))
             if client.exists(self._entry(key)):
                 return
-            held = client.pttl(self._lease(key))
-            left = min(deadline - time.monotonic(), held / 1000)
-            if left > 0:
-                listener.get_message(timeout=left)
+            milliseconds = client.pttl(self._lease(key))
+            seconds = min(deadline - time.monotonic(), milliseconds / 1000)
+            if seconds > 0:
+                listener.get_message(timeout=seconds)
 
     def close(self) -> None:
         with self._connecting:
@@ -244,10 +244,10 @@ class RedisCache(Cache):
         verdicts: dict[Circuit, str | None] = {}
         try:
             for circuit in circuits:
-                if left := circuit.enter():
+                if seconds := circuit.enter():
                     self._tally.add("errors")
                     raise CacheError(
-                        f"{self.url} is left alone for {left:.1f} s more, since it failed: {circuit.reason}"
+                        f"{self.url} is left alone for {seconds:.1f} s more, since it failed: {circuit.reason}"
                     )
                 entered.append(circuit)
             yield self._connected()
@@ -297,15 +297,15 @@ class RedisCache(Cache):
         pattern = "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in self._entry(prefix)) + "*"
         with self._asking() as client:
             scan = client.scan_iter(match=pattern, count=1000)
-        seen: set[bytes] = set()
+        names_before: set[bytes] = set()
         while True:
             with self._asking():
                 names = set(islice(scan, BATCH))
             if not names:
                 return
             # SCAN may tell a name twice.
-            if fresh := names - seen:
-                seen |= fresh
+            if fresh := names - names_before:
+                names_before |= fresh
                 yield sorted(fresh)
 
     def _fetch(self, names: list[bytes]) -> list[CacheEntry | None]:

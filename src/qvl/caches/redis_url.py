@@ -57,7 +57,7 @@ class RedisAddress:
     arguments: JsonMapping = field(default_factory=dict, repr=False)
 
     @classmethod
-    def parse(cls, url: str, given: JsonMapping) -> RedisAddress:
+    def parse(cls, url: str, named: JsonMapping) -> RedisAddress:
         """Reads `redis://user:password@host:port/db?option=value` and its relatives; see SCHEMES and OPTIONS.
 
         Raises:
@@ -66,9 +66,9 @@ class RedisAddress:
         base, _, query = url.partition("?")
         scheme, separator, rest = base.partition("://") if base != "redis:" else ("redis", "://", "")
         if scheme not in SCHEMES or not separator:
-            raise ConfigError(f"{_shown(base)} is no Redis cache", hint="write redis://host:6379/0")
-        options = read_options("redis", query, given, OPTIONS, passed=("clock",))
-        credentials, at, place = rest.rpartition("@")
+            raise ConfigError(f"{_shown(base)} is not a Redis cache", hint="write redis://host:6379/0")
+        options = read_options("redis", query, named, OPTIONS, passed=("clock",))
+        credentials, at, location = rest.rpartition("@")
         if at:
             user, colon, password = credentials.partition(":")
             options = {"username": unquote(user) or None, **options}
@@ -78,11 +78,11 @@ class RedisAddress:
         hosts: tuple[tuple[str, int], ...] = ()
         path = service = ""
         if scheme == "unix":
-            path = unquote(place)
+            path = unquote(location)
             if not path.startswith("/"):
                 raise ConfigError(f"{_shown(base)} names no socket", hint="write unix:///path/to/redis.sock")
         else:
-            where, _, tail = place.partition("/")
+            where, _, tail = location.partition("/")
             port = SENTINEL_PORT if scheme == "redis+sentinel" else DEFAULT_PORT
             hosts = tuple(_host(part, port) for part in (where or "localhost").split(","))
             parts = [unquote(part) for part in tail.split("/") if part]
@@ -152,8 +152,8 @@ def _host(text: str, port: int) -> tuple[str, int]:
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
         return host, _number(rest[1:], "port") if rest.startswith(":") else port
-    host, colon, given = text.partition(":")
-    return host or "localhost", _number(given, "port") if colon else port
+    host, colon, port_text = text.partition(":")
+    return host or "localhost", _number(port_text, "port") if colon else port
 
 
 def _number(text: str, what: str) -> int:

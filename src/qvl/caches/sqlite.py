@@ -43,10 +43,10 @@ def _refuse_a_missing_folder(path: Path) -> None:
     """A tree of folders for a name misspelt would hide the answers; what may not be looked at is told on first use."""
     with contextlib.suppress(PermissionError):
         try:
-            found = stat.S_ISDIR(path.parent.stat().st_mode)
+            is_folder = stat.S_ISDIR(path.parent.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError):
-            found = False
-        if not found:
+            is_folder = False
+        if not is_folder:
             raise ConfigError(
                 f"the cache file {path} is in no folder that exists",
                 hint=f"mkdir -p {path.parent}, or name another place",
@@ -115,7 +115,7 @@ class SqliteCache(Cache):
         base, _, query = url.partition("?")
         scheme, separator, rest = ("sqlite", "://", "") if base == "sqlite:" else base.partition("://")
         if scheme != "sqlite" or not separator:
-            raise ConfigError(f"{url!r} is no SQLite cache", hint="write sqlite:///file.db")
+            raise ConfigError(f"{url!r} is not a SQLite cache", hint="write sqlite:///file.db")
         if rest and not rest.startswith("/"):
             raise ConfigError(f"{url!r} names a host, not a file", hint=f"write sqlite:///{rest}")
         path = unquote(rest[1:])
@@ -126,12 +126,12 @@ class SqliteCache(Cache):
 
     def get(self, key: str) -> CacheEntry | None:
         now = self._clock()
-        found = self._read("SELECT entry, expires_at FROM entries WHERE key = ?", key)
-        if not found or (found[0][1] is not None and found[0][1] <= now):
+        rows = self._read("SELECT entry, expires_at FROM entries WHERE key = ?", key)
+        if not rows or (rows[0][1] is not None and rows[0][1] <= now):
             self._tally.add("misses")
             return None
         try:
-            entry = CacheEntry.from_json(found[0][0])
+            entry = CacheEntry.from_json(rows[0][0])
         except CacheError:
             # Written by another version, or edited by hand: worth a new answer, not a failure.
             self._tally.add("errors")

@@ -233,10 +233,10 @@ def _hint(message: str) -> str | None:
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager
@@ -254,8 +254,8 @@ def _exclusive(path: Path) -> Iterator[tuple[int, int] | None]:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        found = os.fstat(descriptor)
-        mine = (found.st_dev, found.st_ino)
+        status = os.fstat(descriptor)
+        mine = (status.st_dev, status.st_ino)
         yield mine if _identity(path) == mine else None
     finally:
         os.close(descriptor)

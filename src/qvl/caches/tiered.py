@@ -123,10 +123,10 @@ class TieredCache(Cache):
             self.front.delete(key)
 
     def _keep(self, key: str, entry: CacheEntry) -> None:
-        left = self.front_ttl if entry.expires_at is None else min(self.front_ttl, entry.expires_at - self._clock())
+        seconds = self.front_ttl if entry.expires_at is None else min(self.front_ttl, entry.expires_at - self._clock())
         # Too large for the front is not a failure of the cache.
         with suppress(CacheError):
-            self.front.keep(key, entry, left)
+            self.front.keep(key, entry, seconds)
 
 
 __all__ = ["TieredCache"]

@@ -17,10 +17,10 @@ _UNITS: Final = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10,
 
 def size(text: str) -> int:
     """Bytes: a whole number, or one with a unit such as `512MiB`, `64k`, `2GB`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
-    if found is None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    if match is None:
         raise ValueError("a size such as 1048576 or 512MiB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
+    return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
 def count(text: str) -> int:
@@ -50,9 +50,9 @@ def flag(text: str) -> bool:
 
 
 def read_options(
-    name: str, query: str, given: JsonMapping, known: Mapping[str, Reader], *, passed: tuple[str, ...] = ()
+    name: str, query: str, named: JsonMapping, known: Mapping[str, Reader], *, passed: tuple[str, ...] = ()
 ) -> JsonObject:
-    """The options of a cache URL, typed; those `given` by name win over those in the `query`.
+    """Return the options of a cache URL, typed; those `named` by a program win over those in the `query`.
 
     `passed` are options that only a program can give, such as a clock.
 
@@ -60,8 +60,8 @@ def read_options(
         ConfigError: an option that cache `name` does not have, or a value that cannot be read.
     """
     options: JsonObject = {}
-    for key, value in [*parse_qsl(query, keep_blank_values=True), *given.items()]:
-        if key in passed and key in given:
+    for key, value in [*parse_qsl(query, keep_blank_values=True), *named.items()]:
+        if key in passed and key in named:
             options[key] = value
         elif key not in known:
             raise ConfigError(
