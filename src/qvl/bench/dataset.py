@@ -91,7 +91,7 @@ class NoRequestError(ValueError):
 
 
 class Files:
-    """Items of JSONL files, read line by line and never held.
+    """Items of JSONL files, read line by line and never kept.
 
     Args:
         patterns: files and globs; a picture file is one item, asked with `prompt`.
@@ -315,7 +315,7 @@ def _messages(value: object) -> Messages:
 
 
 def _part(part: object) -> JsonObject:
-    """A part in OpenAI's chat form; Qwen's `{"type": "image", "image": ...}` and the Responses form are turned."""
+    """A part in OpenAI's chat form; Qwen's `{"type": "image", "image": ...}` and the Responses form are converted."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, dict):

@@ -161,7 +161,7 @@ class LoadedEndpoint:
     async def _exchange(
         self, request: bytes, timeout: float, answer: TimedAnswer, read: Callable[[float, bytes], None]
     ) -> None:
-        """Sends, and hands every piece of a good answer to `read`."""
+        """Send the request and hand every piece of a good answer to `read`."""
         try:
             connection = await self._pool.take()
         except TransportError as exc:

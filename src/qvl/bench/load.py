@@ -290,7 +290,7 @@ class Load:
 
 
 def _note(record: RequestRecord, answer: TimedAnswer, intended: float, sent_at: float, origin: float) -> None:
-    """Writes an answer into its record."""
+    """Write an answer into its record."""
     assert answer.first is not None
     usage = answer.usage
     record.success, record.status = True, 200

@@ -48,7 +48,7 @@ class PreparedBody:
 
 
 class Preparer:
-    """Makes bodies; keeps encoded pictures up to 256 MiB, so that a set that is gone through twice is read once.
+    """Maker of request bodies; keeps up to 256 MiB of encoded pictures, so that a set used twice is read once.
 
     Args:
         params: request fields for every request; they win over those of a line.

@@ -17,8 +17,8 @@ RESULTS: Final = "results.jsonl"
 RUN: Final = "run.json"
 SUMMARY: Final = "summary.json"
 REPORT: Final = "report.html"
-Window: TypeAlias = tuple[int, int, float, float, bool]
-"""A steady part: endpoint, stage, start, end, and whether every client was busy in it."""
+Window: TypeAlias = tuple[int, int, float, float]
+"""A steady part: endpoint, stage, start, end."""
 
 
 class EndpointName(TypedDict):
@@ -205,7 +205,7 @@ class RunFolder:
     def add_window(self, endpoint: int, stage: int, start: float, end: float) -> None:
         """Note a steady part of this session: every client busy from `start` to `end`."""
         if end > start:
-            self.sessions[-1]["windows"].append((endpoint, stage, round(start, 6), round(end, 6), True))
+            self.sessions[-1]["windows"].append((endpoint, stage, round(start, 6), round(end, 6)))
 
     def save(self) -> None:
         """Write `run.json`, whole or not at all."""

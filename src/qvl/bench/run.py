@@ -166,7 +166,7 @@ class Run:
         return endless(self.dataset) if laps else iter(self.dataset)
 
     async def _blocks(self, load: Load, preparer: Preparer) -> None:
-        """One endpoint: all at once. Several: block by block, each block to every endpoint, the first one changing."""
+        """Send all to one endpoint; to several block by block, each block to every endpoint, in changing order."""
         plan, several = self.plan, len(load.endpoints) > 1
         items = self._items(plan.count is not None or plan.duration is not None)
         if plan.count is not None:

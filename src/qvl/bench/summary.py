@@ -175,13 +175,12 @@ def summarise(folder: Path) -> Summary:
 
 
 def _group(key: tuple[int, int], sessions: list[Session], plan: PlanFacts) -> Group:
-    windows, full = {}, False
+    windows = {}
     for number, session in enumerate(sessions):
         steady = [window for window in session["windows"] if (window[0], window[1]) == key]
         if steady:
             windows[number] = Windows((window[2], window[3]) for window in steady)
-            full = full or any(window[4] for window in steady)
-    return Group(windows, full, plan["slo"], open_loop=plan["rate"] is not None)
+    return Group(windows, bool(windows), plan["slo"], open_loop=plan["rate"] is not None)
 
 
 def _sweep(
