@@ -240,11 +240,20 @@ class Exchange:
                 event["headers"].append((b"connection", b"close"))
         await self._send(event)
 
-    async def respond(self, status: int, body: bytes, headers: Headers) -> None:
-        """Sends a whole answer."""
+    async def respond(self, status: int, body: bytes, headers: Headers, *, early: bool = False) -> None:
+        """Sends a whole answer; `early`, while the client still sends, of which a little is read on.
+
+        Closed at once, the connection could lose the answer.
+        """
         headers = [*headers, (b"content-length", b"%d" % len(body))]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+        if early:
+            await self.write(body)
+            body = b""
+            with anyio.move_on_after(LINGER_SECONDS):
+                while (await self.receive()).get("more_body", False):
+                    pass
+        await self.end(body)
 
     async def respond_json(self, value: object, headers: Headers | None = None, status: int = 200) -> None:
         await self.respond(status, dumps(value), [JSON, *(headers or ())])
@@ -271,27 +280,13 @@ class Exchange:
         self.fields["error"] = error.code
         if not self.status:
             status, body, headers = status_of(error), dumps(error_of(error)), [JSON, *headers_of(error)]
-            if not self._body_complete and self.method in ("POST", "PUT", "PATCH"):
-                headers = [pair for pair in headers if pair[0] != b"connection"]
-                headers.append((b"connection", b"close"))
-                await self._respond_early(status, body, headers)
-            else:
-                await self.respond(status, body, headers)
+            early = not self._body_complete and self.method in ("POST", "PUT", "PATCH")
+            if early:
+                headers = [*(pair for pair in headers if pair[0] != b"connection"), (b"connection", b"close")]
+            await self.respond(status, body, headers, early=early)
         elif self.streaming:
             self.fields["error_status"] = status_of(error)
             await self.end(self.error_event(error))
-
-    async def _respond_early(self, status: int, body: bytes, headers: Headers) -> None:
-        """Answers while the client still sends, and reads on a little: a close at once could lose the answer."""
-        headers = [*headers, (b"content-length", b"%d" % len(body))]
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
-        with anyio.move_on_after(LINGER_SECONDS):
-            while True:
-                event = await self.receive()
-                if event["type"] == "http.disconnect" or not event.get("more_body", False):
-                    break
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def gone(self) -> None:
         """Notes that the client went away."""

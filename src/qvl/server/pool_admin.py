@@ -32,7 +32,7 @@ class Pooled(Protocol):
 
 
 def pooled(backend: Backend) -> Pooled | None:
-    """The pool that `backend` is, or that it wraps, if there is one."""
+    """Return the pool that `backend` is, or that it wraps, if there is one."""
     while isinstance(backend, WrappingBackend):
         backend = backend.inner
     return backend if isinstance(backend, Pooled) else None
@@ -76,7 +76,7 @@ class EndpointStats(Collector):
 
 
 def source_of(file: str | None, *, configured: bool) -> Source | None:
-    """Where the list of endpoints can be read again: a file of its own, or the config file if it named them."""
+    """Return where the list of endpoints can be read again: a file of its own, or the config file if it named them."""
     if file is not None:
         path = file
 
@@ -108,6 +108,3 @@ async def reload_endpoints(backend: Backend, source: Source) -> None:
         await pool.set_endpoints(source())
     except QvlError as exc:
         log.error("the endpoints were not reloaded, the old ones stay", error=str(exc))
-
-
-__all__ = ["EndpointStats", "Pooled", "Source", "pooled", "reload_endpoints", "source_of"]

@@ -1,1 +1,1 @@
-"""The handlers, one file a family; `operations.OPERATIONS` lists them all."""
+"""The handlers, one file a family; `route_table.OPERATIONS` lists them all."""
