@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qvl import media
+from qvl.analysis.product import ProductFields
 from qvl.caches import key as keys
 from qvl.errors import CacheError, RequestError
 from qvl.types import (
@@ -152,3 +153,16 @@ def test_a_result_survives_the_cache(found: list[Choice], usage: Usage) -> None:
 def test_a_broken_entry_is_a_cache_error(data: dict[str, Any]) -> None:
     with pytest.raises(CacheError):
         keys.result_from_json(data)
+
+
+def test_answers_that_are_kept_are_found_by_the_next_release() -> None:
+    """Who changes one of these loses every answer that users keep; a picture drawn here is 32 x 32 and red."""
+    plain = ChatRequest(messages=(user(ImagePart(RED), TextPart("q")),))
+    product = plain.replace(
+        response_format=ResponseFormat("json_schema", schema=ProductFields.model_json_schema(), name="ProductFields")
+    )
+    hashes = [
+        keys.hash_manifest(keys.build_manifest(one, identity={"model": "m"}, max_pixels=10**6))
+        for one in (plain, product)
+    ]
+    assert hashes == []

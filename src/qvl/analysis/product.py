@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
@@ -28,10 +28,14 @@ class _Origin:
     __hash__ = None  # type: ignore[assignment]
 
 
+_DESCRIPTION: Final = "What the model itself fills in; `ProductAnalysis` adds where it came from and how sure it is."
+
+
 class ProductFields(BaseModel):
     """The fields that the model fills in; `ProductAnalysis` adds where they came from and how sure it is."""
 
-    model_config = ConfigDict(extra="forbid")
+    # Not the docstring: this text is in the key of every answer that is kept.
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"description": _DESCRIPTION})
 
     brand: str | None
     category: str | None
