@@ -15,20 +15,8 @@ __all__ = ["DEFAULT_POLICY", "MediaPolicy", "Picture", "PictureSource", "aload",
 __getattr__ = lazy(
     __name__,
     {
-        ".gate": (
-            "aload",
-            "aready",
-            "is_remote",
-            "load",
-            "ready",
-        ),
-        ".picture": (
-            "Picture",
-            "PictureSource",
-        ),
-        ".policy": (
-            "DEFAULT_POLICY",
-            "MediaPolicy",
-        ),
+        ".gate": ("aload", "aready", "is_remote", "load", "ready"),
+        ".picture": ("Picture", "PictureSource"),
+        ".policy": ("DEFAULT_POLICY", "MediaPolicy"),
     },
 )

@@ -161,14 +161,15 @@ class Fetcher:
             answer = await self._get(url, addresses, name)
             if isinstance(answer, bytes):
                 return answer
-            url = _joined(url, answer)
+            url = _parsed(answer, url)
         raise _failed(name, f"more than {self._policy.max_redirects} redirects")
 
     async def _addresses(self, url: httpx.URL) -> list[Address]:
         """The checked addresses of the URL's host, in the resolver's order."""
         host = _host(url)
         domains = self._policy.allowed_domains
-        if domains and not any(_within(host, domain) for domain in domains):
+        # A domain that begins with a dot stands for itself and all below it.
+        if domains and not any(host == name or (name[0] == "." and f".{host}".endswith(name)) for name in domains):
             raise _blocked(f"the host {short(host)!r} is not among the allowed ones", "allowed_domains names them")
         spelled = literal(host)
         named = host in self._open_hosts
@@ -249,16 +250,12 @@ class Fetcher:
         del body
         codings = response.headers.get("content-encoding", "").lower()
         if not sniff(data):
-            told = None if count is None else _from_a_thread(count)
-            data = await anyio.to_thread.run_sync(content_encoding.unpacked, data, codings, self._policy, name, told)
+            report = None if count is None else lambda size: anyio.from_thread.run_sync(count, size)
+            data = await anyio.to_thread.run_sync(content_encoding.unpacked, data, codings, self._policy, name, report)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not is_label_of_picture(kind) and not sniff(data):
             raise _failed(name, f"it is {short(kind)[:60]}, not a picture")
         return data
-
-
-def _from_a_thread(count: Callable[[int], None]) -> Callable[[int], None]:
-    return lambda size: anyio.from_thread.run_sync(count, size)
 
 
 @functools.cache
@@ -267,23 +264,14 @@ def _usual_tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _parsed(url: str) -> httpx.URL:
+def _parsed(text: str, base: httpx.URL | None = None) -> httpx.URL:
+    """Return the checked URL; with `base`, the one that a redirect from there leads to."""
     try:
-        parsed = httpx.URL(url)
+        url = httpx.URL(text) if base is None else base.join(text)
     except (httpx.InvalidURL, ValueError) as exc:
-        raise _blocked("the URL cannot be read", "write it as https://host/path") from exc
-    return _checked(parsed)
-
-
-def _joined(url: httpx.URL, location: str) -> httpx.URL:
-    try:
-        target = url.join(location)
-    except (httpx.InvalidURL, ValueError) as exc:
+        if base is None:
+            raise _blocked("the URL cannot be read", "write it as https://host/path") from exc
         raise _blocked("a redirect leads to a URL that cannot be read", "use the final address") from exc
-    return _checked(target)
-
-
-def _checked(url: httpx.URL) -> httpx.URL:
     if url.scheme not in ("http", "https"):
         raise _blocked(f"{short(url.scheme)}: addresses are not fetched", "use http or https")
     if url.userinfo:
@@ -306,12 +294,6 @@ def _netloc(url: httpx.URL) -> str:
     host = _host(url)
     host = f"[{host}]" if ":" in host else host
     return host if url.port is None else f"{host}:{url.port}"
-
-
-def _within(host: str, domain: str) -> bool:
-    if domain.startswith("."):
-        return host == domain[1:] or host.endswith(domain)
-    return host == domain
 
 
 def _words(exc: httpx.HTTPError) -> str:

@@ -102,7 +102,7 @@ async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: boo
     Raises:
         MediaError: the source bytes are cut short or broken.
     """
-    if picture.at_hand and not pixels and (max_pixels is None or _fits(picture, max_pixels)):
+    if picture.at_hand and not pixels and (max_pixels is None or picture.width * picture.height <= max_pixels):
         return picture
     return await in_worker(lambda: ready(picture, max_pixels, pixels=pixels), large=picture.large)
 
@@ -144,10 +144,6 @@ def _is_small(source: object, policy: MediaPolicy) -> bool:
     if isinstance(source, str):
         return len(source) <= SMALL and source.lstrip()[:5].lower() == "data:"
     return isinstance(source, (bytes, bytearray, memoryview)) and len(source) <= SMALL
-
-
-def _fits(picture: Picture, max_pixels: int) -> bool:
-    return picture.width * picture.height <= max_pixels
 
 
 def _load_local(source: PictureSource, policy: MediaPolicy, decode: bool, seen: DigestCache | None) -> Picture:

@@ -5,29 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import os
+import threading
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from qvl.media.digest_cache import Encoded
-from qvl.media.policy import canonical_size
+from qvl.media.policy import MediaPolicy, canonical_size
 from qvl.media.smart_resize import budget
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from PIL import Image
-
-import threading
-from typing import TYPE_CHECKING
-
-from qvl.media.policy import MediaPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
     from PIL import Image
-
-    from qvl.media.digest_cache import Encoded
-
 
 PictureSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any] | Picture"

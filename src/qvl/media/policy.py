@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from qvl.errors import ConfigError
 from qvl.media.smart_resize import (
@@ -16,10 +16,6 @@ from qvl.media.smart_resize import (
     budget,
     smart_resize,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 FORMATS: Final = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"})
 
@@ -76,9 +72,9 @@ class MediaPolicy:
         self._check("max_redirects", self.max_redirects >= 0, "0 or more")
         for name in ("formats", "allowed_domains", "allowed_private"):
             self._check(name, not isinstance(getattr(self, name), str), "a list of strings")
-        object.__setattr__(self, "formats", frozenset(form.upper() for form in self.formats))
         known = {"JPG": "JPEG", "MPO": "JPEG", "TIF": "TIFF"}
-        object.__setattr__(self, "formats", frozenset(known.get(form, form) for form in self.formats))
+        upper = [form.upper() for form in self.formats]
+        object.__setattr__(self, "formats", frozenset(known.get(form, form) for form in upper))
         self._check("formats", bool(self.formats) and self.formats <= FORMATS, f"of {', '.join(sorted(FORMATS))}")
         for name in ("allowed_domains", "allowed_private"):
             hosts = tuple(host.strip().rstrip(".").lower() for host in getattr(self, name))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,46 +42,27 @@ BRANDS: Final = (
 MAX_COUNT: Final = 4
 LANGUAGES: Final = ("en", "zh", "pt", "es")
 
-CATEGORY_NAMES: Final[dict[str, dict[str, str]]] = {
-    "en": {name: name for name in CATEGORIES},
-    "zh": dict(
-        zip(CATEGORIES, ("杯子", "鞋", "瓶子", "衬衫", "包", "帽子", "灯", "手表", "椅子", "手机"), strict=True)
-    ),
-    "pt": dict(
-        zip(
-            CATEGORIES,
-            ("caneca", "sapato", "garrafa", "camisa", "bolsa", "chapéu", "luminária", "relógio", "cadeira", "telefone"),
-            strict=True,
-        )
-    ),
-    "es": dict(
-        zip(
-            CATEGORIES,
-            ("taza", "zapato", "botella", "camisa", "bolso", "sombrero", "lámpara", "reloj", "silla", "teléfono"),
-            strict=True,
-        )
-    ),
-}
-COLOR_NAMES: Final[dict[str, dict[str, str]]] = {
-    "en": {name: name for name in COLORS},
-    "zh": dict(
-        zip(COLORS, ("红色", "橙色", "黄色", "绿色", "蓝色", "紫色", "粉色", "棕色", "黑色", "白色"), strict=True)
-    ),
-    "pt": dict(
-        zip(
-            COLORS,
-            ("vermelho", "laranja", "amarelo", "verde", "azul", "roxo", "rosa", "marrom", "preto", "branco"),
-            strict=True,
-        )
-    ),
-    "es": dict(
-        zip(
-            COLORS,
-            ("rojo", "naranja", "amarillo", "verde", "azul", "morado", "rosa", "marrón", "negro", "blanco"),
-            strict=True,
-        )
-    ),
-}
+
+def _by_language(keys: Iterable[str], **words: str) -> dict[str, dict[str, str]]:
+    """Return the name of each key in English, which is the key itself, and in the languages of `words`."""
+    english = list(keys)
+    return {"en": dict(zip(english, english, strict=True))} | {
+        language: dict(zip(english, names.split(), strict=True)) for language, names in words.items()
+    }
+
+
+CATEGORY_NAMES: Final = _by_language(
+    CATEGORIES,
+    zh="杯子 鞋 瓶子 衬衫 包 帽子 灯 手表 椅子 手机",
+    pt="caneca sapato garrafa camisa bolsa chapéu luminária relógio cadeira telefone",
+    es="taza zapato botella camisa bolso sombrero lámpara reloj silla teléfono",
+)
+COLOR_NAMES: Final = _by_language(
+    COLORS,
+    zh="红色 橙色 黄色 绿色 蓝色 紫色 粉色 棕色 黑色 白色",
+    pt="vermelho laranja amarelo verde azul roxo rosa marrom preto branco",
+    es="rojo naranja amarillo verde azul morado rosa marrón negro blanco",
+)
 
 _NO_BRAND_SHARE = 0.08
 _NO_PRODUCT_SHARE = 0.05

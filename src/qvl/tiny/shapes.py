@@ -130,14 +130,5 @@ def phone(pen: Pen) -> None:
 
 
 SHAPES: Final[dict[str, Callable[[Pen], None]]] = {
-    "mug": mug,
-    "shoe": shoe,
-    "bottle": bottle,
-    "shirt": shirt,
-    "bag": bag,
-    "hat": hat,
-    "lamp": lamp,
-    "watch": watch,
-    "chair": chair,
-    "phone": phone,
+    draw.__name__: draw for draw in (mug, shoe, bottle, shirt, bag, hat, lamp, watch, chair, phone)
 }
