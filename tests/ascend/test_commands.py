@@ -27,7 +27,7 @@ LAUNCH = ["launch", "Qwen/Qwen3-VL-8B-Instruct"]
 def app() -> typer.Typer:
     app = typer.Typer()
     app.callback()(lambda: None)
-    doctor.register(app)
+    app.command("doctor")(doctor.doctor)
     launch.register(app)
     return app
 

@@ -7,14 +7,17 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import click
 import pytest
-import typer
 
 from qvl.ascend import environment, matrix
 from qvl.ascend.launch import docker_arguments
 from qvl.ascend.recipe import ContainerPlan
+from qvl.cli import load_command
+
+if TYPE_CHECKING:
+    from typer._click.core import Command
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8")
@@ -40,17 +43,11 @@ def commands(text: str = GUIDE) -> list[str]:
     return found
 
 
-def cli(name: str) -> click.Command | None:
+def cli(name: str) -> Command | None:
     """The parser of one qvl command, None where that command is not part of this version."""
     if importlib.util.find_spec(f"qvl.cli.{name}") is None:
         return None
-    module = importlib.import_module(f"qvl.cli.{name}")
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    module.register(app)
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group | typer.core.TyperGroup)
-    return group.commands[name]
+    return load_command(name)
 
 
 def parse(words: list[str]) -> None:

@@ -1,7 +1,8 @@
 """The command `qvl`. Each command is a module beside this one, imported when it is called and not before.
 
-A command module has `register(app)`, which adds the command (or the group) of its own name to a `typer.Typer`. Those of
-`COMMANDS` whose module exists are shown; one that cannot be imported fails alone, with one line.
+A command module has a function of the command's name or, for a group or a command with settings of its own,
+`register(app)`, which adds it to a `typer.Typer`. Those of `COMMANDS` whose module exists are shown; one that cannot be
+imported fails alone, with one line.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def load_command(name: str) -> Command:
 
     part = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     try:
-        import_module(f"{__name__}.{name}").register(part)
+        module = import_module(f"{__name__}.{name}")
+        register = getattr(module, "register", None) or (lambda app: app.command(name)(getattr(module, name)))
+        register(part)
     except QvlError:
         raise
     except Exception as exc:

@@ -30,11 +30,6 @@ MAX_SHOWN: Final = 50
 _TABLE: Final = 1000
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("agent")(agent)
-
-
 @expand
 def agent(
     *,

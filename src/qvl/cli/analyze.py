@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from qvl.cli.parse_args import Pictures
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("analyze")(analyze)
-
-
 @expand
 def analyze(
     pictures: Annotated[list[str], typer.Argument(help="Files, globs, URLs, data: URLs, or - for stdin.")],

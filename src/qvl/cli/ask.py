@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from qvl.types import JsonObject, Result
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("ask")(ask)
-
-
 @expand
 def ask(
     pictures: Annotated[

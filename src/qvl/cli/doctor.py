@@ -8,11 +8,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("doctor")(doctor)
-
-
 def doctor(
     device: Annotated[str, typer.Option(help="auto, npu, cuda or cpu: what the host is meant to compute on.")] = "auto",
     url: Annotated[str | None, typer.Option(help="Also examine an OpenAI-compatible endpoint.")] = None,

@@ -28,11 +28,6 @@ _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _BAD_STATES: Final = {"resting": "red", "trial": "yellow", "busy": "yellow", "draining": "dim"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("endpoints")(endpoints)
-
-
 def endpoints(
     url: Annotated[
         str | None, typer.Option(envvar="QVL_URL", help="A running qvl-serve: the counters of its pool.")

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from qvl.server.auth import KeyRing
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("mcp")(mcp)
-
-
 @expand
 def mcp(
     *,

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, TypedDict
 
-import typer
-
 from qvl.cli import options
 from qvl.cli.terminal import print_json
 
@@ -50,11 +48,6 @@ PUBLISHED: Final = (
     ("235B-A22B", 235.7, 22.0),
 )
 OVERHEAD_GB: Final = 2.0
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("models")(models)
 
 
 def models(as_json: options.JsonOnly = False) -> None:

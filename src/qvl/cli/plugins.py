@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypedDict
 
-import typer
-
 from qvl.cli import options
 from qvl.cli.terminal import print_json
 
@@ -22,11 +20,6 @@ class PluginRow(TypedDict):
     backends: list[str]
     caches: list[str]
     hooks: list[str]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("plugins")(plugins)
 
 
 def plugins(as_json: options.JsonOnly = False) -> None:

@@ -15,11 +15,6 @@ from qvl.cli.terminal import print_json
 PACKAGES: Final = ("torch", "torch-npu", "transformers", "vllm", "openai", "redis", "fastapi", "pillow", "pydantic")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("version")(version)
-
-
 def version(as_json: options.JsonOnly = False) -> None:
     """The versions of qvl, of Python, and of the packages that it runs on; nothing is imported to find out."""
     from qvl._version import __version__
