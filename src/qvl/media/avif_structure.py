@@ -41,24 +41,19 @@ def check(data: bytes, size: tuple[int, int], name: str) -> None:
         areas = [max((w * h for w, h in _sizes(picture, budget)), default=0) for picture in pictures]
     except (IndexError, ValueError) as exc:
         reason = str(exc) if isinstance(exc, _TooManyError) else "its boxes cannot be read"
-        raise MediaError(
-            f"{name}: the AVIF picture is broken: {reason}",
-            hint="save the picture again with an image program",
-            code="image_decode_failed",
-        ) from exc
+        raise _refused(name, f"is broken: {reason}") from exc
     allowed = (size[0] + PADDING) * (size[1] + PADDING)
     if max(areas, default=0) > allowed or (grid and sum(areas) > max(SMALL_GRID, GRID_AREAS * allowed)):
-        raise MediaError(
-            f"{name}: the AVIF picture says it has {size[0]} x {size[1]} pixels, but more are coded in it",
-            hint="save the picture again with an image program",
-            code="image_too_large",
-        )
+        what = f"says it has {size[0]} x {size[1]} pixels, but more are coded in it"
+        raise _refused(name, what, code="image_too_large")
     if not any(areas):
-        raise MediaError(
-            f"{name}: the AVIF picture is broken: no coded picture is found in it",
-            hint="save or download it again",
-            code="image_decode_failed",
-        )
+        raise _refused(name, "is broken: no coded picture is found in it", "save or download it again")
+
+
+def _refused(
+    name: str, what: str, hint: str = "save the picture again with an image program", code: str = "image_decode_failed"
+) -> MediaError:
+    return MediaError(f"{name}: the AVIF picture {what}", hint=hint, code=code)
 
 
 class _TooManyError(ValueError):

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 # Bytes of brotli at a time: each may become thousands.
 _PIECE: Final = 1024
 _MAX_CODINGS: Final = 4
-_INFLATED: Final = frozenset({"gzip", "x-gzip", "deflate", "x-deflate"})
+_GZIPPED: Final = frozenset({"gzip", "x-gzip"})
+_DEFLATED: Final = frozenset({"deflate", "x-deflate"})
+_OTHERS: Final = frozenset({"zstd", "compress", "x-compress", "dcb", "dcz"})
 
 
 def unpacked(
@@ -33,39 +35,40 @@ def unpacked(
         MediaError: it cannot be undone, or is more than `policy.max_bytes` then.
     """
     labels = [coding.strip().strip('"') for coding in codings.split(",")]
-    named = [coding for coding in labels if coding in _CODINGS][-_MAX_CODINGS:]
-    if data.startswith(GZIP) and not _INFLATED.intersection(named):
+    known = _GZIPPED | _DEFLATED | _OTHERS | {"br"}
+    named = [coding for coding in labels if coding in known][-_MAX_CODINGS:]
+    if data.startswith(GZIP) and (_GZIPPED | _DEFLATED).isdisjoint(named):
         named.append("gzip")
     for coding in reversed(named):
         try:
-            data = _CODINGS[coding](data, _Counter(policy, name, counted), name)
+            data = _undone(coding, data, _counting(policy, name, counted), name)
         except zlib.error as exc:
             raise _failed(name, f"its {coding} compression is broken: {short(str(exc))[:80]}") from exc
     return data
 
 
-class _Counter:
-    """Holds what comes out of one coding against the limits."""
+def _counting(policy: MediaPolicy, name: str, counted: Callable[[int], None] | None) -> Callable[[int], None]:
+    """Return a function that holds what comes out of one coding against the limits."""
+    total = 0
 
-    def __init__(self, policy: MediaPolicy, name: str, counted: Callable[[int], None] | None) -> None:
-        self._policy = policy
-        self._name = name
-        self._counted = counted
-        self._size = 0
+    def count(size: int) -> None:
+        nonlocal total
+        total += size
+        if total > policy.max_bytes:
+            raise too_large(name, policy)
+        if counted is not None:
+            counted(size)
 
-    def __call__(self, size: int) -> None:
-        self._size += size
-        if self._size > self._policy.max_bytes:
-            raise too_large(self._name, self._policy)
-        if self._counted is not None:
-            self._counted(size)
+    return count
 
 
-def _gunzipped(data: bytes, counted: Callable[[int], None], name: str) -> bytes:
-    return inflated(data, counted, strict=False) if data.startswith(GZIP) or is_zlib(data) else data
-
-
-def _deflated(data: bytes, counted: Callable[[int], None], name: str) -> bytes:
+def _undone(coding: str, data: bytes, counted: Callable[[int], None], name: str) -> bytes:
+    if coding == "br":
+        return _unbrotlied(data, counted, name)
+    if coding in _OTHERS:
+        raise _failed(name, f"the server compressed it with {coding} though it was asked not to")
+    if coding in _GZIPPED and not data.startswith(GZIP) and not is_zlib(data):
+        return data
     return inflated(data, counted, strict=False)
 
 
@@ -86,23 +89,6 @@ def _unbrotlied(data: bytes, counted: Callable[[int], None], name: str) -> bytes
             out += made
         return bytes(out)
     raise _failed(name, "the server compressed it with br though it was asked not to", "pip install brotli")
-
-
-def _unknown(coding: str) -> Callable[[bytes, Callable[[int], None], str], bytes]:
-    def refuse(data: bytes, counted: Callable[[int], None], name: str) -> bytes:
-        raise _failed(name, f"the server compressed it with {coding} though it was asked not to")
-
-    return refuse
-
-
-_CODINGS: Final = {
-    "gzip": _gunzipped,
-    "x-gzip": _gunzipped,
-    "deflate": _deflated,
-    "x-deflate": _deflated,
-    "br": _unbrotlied,
-    **{coding: _unknown(coding) for coding in ("zstd", "compress", "x-compress", "dcb", "dcz")},
-}
 
 
 def _failed(name: str, reason: str, hint: str = "fetch it yourself and pass the bytes") -> MediaError:

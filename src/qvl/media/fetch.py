@@ -26,7 +26,7 @@ import httpx
 from qvl._version import __version__
 from qvl.errors import MediaError
 from qvl.media import content_encoding
-from qvl.media.image_header import sniff
+from qvl.media.image_header import sniff, words_of
 from qvl.media.sources import is_label_of_picture, short, too_large
 
 if TYPE_CHECKING:
@@ -202,9 +202,9 @@ class Fetcher:
                 return await self._get_from(url, address, name)
             except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
                 if last:
-                    raise _failed(name, f"cannot connect: {_words(exc)}") from exc
+                    raise _failed(name, f"cannot connect: {words_of(exc)}") from exc
             except httpx.HTTPError as exc:
-                raise _failed(name, _words(exc)) from exc
+                raise _failed(name, words_of(exc)) from exc
         raise _failed(name, "its name has no address")
 
     async def _get_from(self, url: httpx.URL, address: Address, name: str) -> bytes | str:
@@ -294,10 +294,6 @@ def _netloc(url: httpx.URL) -> str:
     host = _host(url)
     host = f"[{host}]" if ":" in host else host
     return host if url.port is None else f"{host}:{url.port}"
-
-
-def _words(exc: httpx.HTTPError) -> str:
-    return " ".join(str(exc).split())[:120] or type(exc).__name__
 
 
 def _failed(name: str, reason: str) -> MediaError:

@@ -105,8 +105,7 @@ def check_scans(data: bytes, pixels: int, name: str) -> None:
     at = _next_marker(data, 2)
     while at + 4 <= len(data) and (marker := data[at + 1]) != _END:
         scans += marker == _START_OF_SCAN
-        if scans > allowed:
-            raise _too_many(name, f"{allowed} scans in a JPEG of {pixels} pixels", "save it with fewer scans")
+        _bound(scans, allowed, f"scans in a JPEG of {pixels} pixels", name, "save it with fewer scans")
         body = 0 if marker in _NO_LENGTH else int.from_bytes(data[at + 2 : at + 4], "big")
         at = _next_marker(data, at + 2 + body)
 
@@ -144,18 +143,14 @@ def _jpeg_segments(data: bytes) -> Iterator[int]:
             at = data.find(b"\xff", at)
             continue
         if data[at + 1] == 0xFF:
-            at = _end_of_fill(data, at) - 1
+            fill = _FILL.match(data, at)
+            at = at if fill is None else fill.end() - 1
             continue
         yield at
         marker = data[at + 1]
         if marker == _START_OF_SCAN:
             return
         at += 2 if marker in _NO_LENGTH else 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
-
-
-def _end_of_fill(data: bytes, at: int) -> int:
-    found = _FILL.match(data, at)
-    return at + 1 if found is None else found.end()
 
 
 def _check_jpeg(data: bytes, name: str) -> None:
@@ -170,47 +165,43 @@ def _check_jpeg(data: bytes, name: str) -> None:
         exif += marker == 0xE1 and data.startswith(b"Exif\0\0", at + 4)
         if marker == 0xED:
             photoshop += data.count(b"8BIM", at, end)
-        if segments > MAX_SEGMENTS:
-            raise _too_many(name, f"{MAX_SEGMENTS} segments in front of a JPEG's pixels")
-        if fill > MAX_FILL:
-            raise _too_many(name, f"{MAX_FILL} bytes of fill in front of a JPEG's pixels")
-        if exif > MAX_EXIF_SEGMENTS:
-            raise _too_many(name, f"{MAX_EXIF_SEGMENTS} EXIF segments")
-        if photoshop > MAX_PHOTOSHOP_RECORDS:
-            raise _too_many(name, f"{MAX_PHOTOSHOP_RECORDS} Photoshop records")
-    if len(data) - end > MAX_FILL and data[end : end + 2] in (b"\xff\xff", b"\xff\x00"):
-        raise _too_many(name, f"{MAX_FILL} bytes of fill in front of a JPEG's pixels")
+        _bound(segments, MAX_SEGMENTS, "segments in front of a JPEG's pixels", name)
+        _bound(fill, MAX_FILL, "bytes of fill in front of a JPEG's pixels", name)
+        _bound(exif, MAX_EXIF_SEGMENTS, "EXIF segments", name)
+        _bound(photoshop, MAX_PHOTOSHOP_RECORDS, "Photoshop records", name)
+    if data[end : end + 2] in (b"\xff\xff", b"\xff\x00"):
+        _bound(len(data) - end, MAX_FILL, "bytes of fill in front of a JPEG's pixels", name)
 
 
 def _check_png(data: bytes, name: str) -> None:
-    at, chunks, packed, profiles = 8, 0, 0, 0
-    while at + 8 <= len(data):
-        kind = data[at + 4 : at + 8]
-        chunks += 1
+    packed = profiles = 0
+    for chunks, (kind, _) in enumerate(png_chunks(data), 1):
         packed += kind in _PACKED
-        if chunks > MAX_CHUNKS:
-            raise _too_many(name, f"{MAX_CHUNKS} chunks in a PNG")
         profiles += kind == b"iCCP"
-        if profiles > MAX_PROFILES:
-            raise _too_many(name, f"{MAX_PROFILES} colour profile in a PNG")
-        if packed > MAX_PACKED_CHUNKS:
-            raise _too_many(name, f"{MAX_PACKED_CHUNKS} compressed texts and profiles in a PNG")
+        _bound(chunks, MAX_CHUNKS, "chunks in a PNG", name)
+        _bound(profiles, MAX_PROFILES, "colour profile in a PNG", name)
+        _bound(packed, MAX_PACKED_CHUNKS, "compressed texts and profiles in a PNG", name)
         if kind == b"IEND":
             return
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, slice]]:
+    """Yield the kind of each chunk of a PNG, and where its content stands; also of those behind its end."""
+    at = 8
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], slice(at + 8, end)
+        at = end + 4
 
 
 def is_plain_png(data: bytes) -> bool:
     """True for a PNG of few chunks, none of which is a compressed text or profile."""
-    at = 8
-    for _ in range(PLAIN_CHUNKS):
-        kind = data[at + 4 : at + 8]
-        if kind == b"IEND" or len(kind) < 4:
-            return True
-        if kind in _PACKED:
+    for chunks, (kind, _) in enumerate(png_chunks(data), 1):
+        if kind == b"IEND":
+            break
+        if kind in _PACKED or chunks == PLAIN_CHUNKS:
             return False
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-    return False
+    return True
 
 
 def _check_gif(data: bytes, max_frames: int, name: str) -> None:
@@ -234,10 +225,8 @@ def _check_gif(data: bytes, max_frames: int, name: str) -> None:
             comment += size if is_comment else 0
         blocks += 1
         at += 1
-        if comment > MAX_COMMENT:
-            raise _too_many(name, f"{MAX_COMMENT} bytes of comments in a GIF")
-        if blocks > allowed:
-            raise _too_many(name, f"{allowed} blocks in a GIF of {len(data)} bytes")
+        _bound(comment, MAX_COMMENT, "bytes of comments in a GIF", name)
+        _bound(blocks, allowed, f"blocks in a GIF of {len(data)} bytes", name)
 
 
 def _check_tiff(data: bytes, name: str) -> None:
@@ -250,8 +239,8 @@ def _check_tiff(data: bytes, name: str) -> None:
         found = []
         for at in ahead:
             for tag, count, value in _tags(data, at, order, big, name):
-                if tag in _READ_TAGS and count > MAX_STRIPS:
-                    raise _too_many(name, f"{MAX_STRIPS} strips or values of tag {tag} in a TIFF")
+                if tag in _READ_TAGS:
+                    _bound(count, MAX_STRIPS, f"strips or values of tag {tag} in a TIFF", name)
                 if tag in _SUB_DIRECTORIES:
                     found.append(value)
                 if depth == 0 and tag == 259:
@@ -260,16 +249,16 @@ def _check_tiff(data: bytes, name: str) -> None:
                     strips = count
         ahead = found[:8]
     # One scan a strip is what encoders write; libtiff would read a hundred in each.
-    if compression in _TIFF_JPEG and data.count(b"\xff\xda") > 2 * strips + MAX_SCANS:
-        raise _too_many(name, f"{MAX_SCANS} scans beside those of its {strips} strips in a TIFF")
+    if compression in _TIFF_JPEG:
+        beside = data.count(b"\xff\xda") - 2 * strips
+        _bound(beside, MAX_SCANS, f"scans beside those of its {strips} strips in a TIFF", name)
 
 
 def _tags(data: bytes, at: int, order: ByteOrder, big: bool, name: str) -> Iterator[tuple[int, int, int]]:
     """Tag, count and value (or where it stands) of each entry of the directory at `at`."""
     head, entry, word = (8, 20, 8) if big else (2, 12, 4)
     number = int.from_bytes(data[at : at + head], order)
-    if number > MAX_TAGS:
-        raise _too_many(name, f"{MAX_TAGS} tags in a directory of a TIFF")
+    _bound(number, MAX_TAGS, "tags in a directory of a TIFF", name)
     for start in range(at + head, min(at + head + number * entry, len(data) - entry + 1), entry):
         count = int.from_bytes(data[start + 4 : start + 4 + word], order)
         value = int.from_bytes(data[start + 4 + word : start + 4 + 2 * word], order)
@@ -281,8 +270,7 @@ def _check_bmp(data: bytes, name: str) -> None:
         return
     width = int.from_bytes(data[18:22], "little")
     height = abs(int.from_bytes(data[22:26], "little", signed=True))
-    if width * height + len(data) > MAX_BMP_RUNS:
-        raise _too_many(name, f"{MAX_BMP_RUNS} pixels and bytes in a run-length BMP", "save it as PNG")
+    _bound(width * height + len(data), MAX_BMP_RUNS, "pixels and bytes in a run-length BMP", name, "save it as PNG")
 
 
 # Bytes a pixel at the highest, conversion to RGB included, by Pillow's mode; Pillow holds RGB in four bytes.
@@ -312,5 +300,8 @@ def jpeg_memory(data: bytes, size: tuple[int, int], target: tuple[int, int]) -> 
     return width * height * 4 // scale**2 * (2 if held > 3 else 1) + coefficients
 
 
-def _too_many(name: str, what: str, hint: str = "save the picture again with an image program") -> MediaError:
-    return MediaError(f"{name}: more than the limit of {what}", hint=hint, code="image_too_large")
+def _bound(
+    number: int, most: int, what: str, name: str, hint: str = "save the picture again with an image program"
+) -> None:
+    if number > most:
+        raise MediaError(f"{name}: more than the limit of {most} {what}", hint=hint, code="image_too_large")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Final
@@ -39,8 +40,6 @@ _LARGE_MEMORY: Final = 72 * 2**20
 _LARGE_PIXELS: Final = 2**25
 # Bytes given to a decoder at a time, after each of which its time is looked at.
 _BLOCK: Final = 16 * 1024
-_TIFF_WIDTH: Final = 0x0100
-_TIFF_HEIGHT: Final = 0x0101
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +106,7 @@ def _jpeg_memory(data: bytes, size: tuple[int, int], policy: MediaPolicy) -> int
 
 
 def _header(
-    form: str,
-    size: tuple[int, int],
-    orientation: int,
-    policy: MediaPolicy,
-    name: str,
-    memory: int,
-    *,
-    simple: bool,
+    form: str, size: tuple[int, int], orientation: int, policy: MediaPolicy, name: str, memory: int, *, simple: bool
 ) -> Header:
     """`simple`: one frame of 8-bit RGB pixels that hide nothing."""
     if memory > policy.max_decode_bytes:
@@ -173,14 +165,10 @@ def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
     decoder = _decoder(form) if form in policy.formats else None
     if decoder is not None:
         file_structure.check(data, form, policy.max_frames, name)
-        try:
+        with reading(name, form):
             image = decoder(file_structure.TimedBytes(data, policy.max_decode_seconds, name), "")
             image.decodermaxblock = _BLOCK
             return image
-        except MediaError:
-            raise
-        except Exception as exc:
-            raise broken(name, form, exc) from exc
     raise MediaError(
         f"{name} is not a picture: it starts like {kind_of(data)}",
         hint=f"accepted are {', '.join(sorted(policy.formats))}",
@@ -216,14 +204,24 @@ def _decoder(form: str) -> Callable[[IO[bytes], str], ImageFile.ImageFile] | Non
     return decoder
 
 
-def broken(name: str, form: str, exc: BaseException) -> MediaError:
-    """The error for a picture whose decoder gave up; the decoder's own words go along, on one line."""
-    reason = " ".join(str(exc).split())[:120] or type(exc).__name__
-    return MediaError(
-        f"{name}: the {form} picture is cut short or broken: {reason}",
-        hint="save or download it again",
-        code="image_decode_failed",
-    )
+@contextmanager
+def reading(name: str, form: str) -> Iterator[None]:
+    """Turns what a decoder raises when it gives up into a MediaError; its own words go along, on one line."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as exc:
+        raise MediaError(
+            f"{name}: the {form} picture is cut short or broken: {words_of(exc)}",
+            hint="save or download it again",
+            code="image_decode_failed",
+        ) from exc
+
+
+def words_of(exc: Exception) -> str:
+    """Return what an exception says on one line, or its name."""
+    return " ".join(str(exc).split())[:120] or type(exc).__name__
 
 
 def check_size(size: tuple[int, int], policy: MediaPolicy, name: str) -> None:
@@ -313,10 +311,9 @@ def _is_text(sample: bytes) -> bool:
 
 def _frames(image: Image.Image, data: bytes, form: str, policy: MediaPolicy, name: str) -> int:
     """The number of frames, or of a TIFF's pages, counted no further than one beyond the limit."""
-    if form == "GIF":
-        frames = sum(1 for _ in islice(_gif_frames(data), policy.max_frames + 1))
-    elif form == "TIFF":
-        frames = sum(1 for _ in islice(_tiff_pages(data), policy.max_frames + 1))
+    walk = {"GIF": _gif_frames, "TIFF": _tiff_pages}.get(form)
+    if walk is not None:
+        frames = sum(1 for _ in islice(walk(data), policy.max_frames + 1))
     else:
         frames = int(getattr(image, "n_frames", 1))
     if frames > policy.max_frames:
@@ -359,7 +356,10 @@ def _tiff_pages(data: bytes) -> Iterator[int]:
 
 def _orientation(image: Image.Image, data: bytes, form: str) -> int:
     """EXIF orientation, 1 to 8; what is not a valid one counts as 1, as in browsers."""
-    block = image.info.get("exif") or (_png_exif(data) if form == "PNG" else b"")
+    block = image.info.get("exif")
+    if not block and form == "PNG":
+        # The chunk may stand behind the pixels, where Pillow has not looked yet after opening.
+        block = next((data[content] for kind, content in file_structure.png_chunks(data) if kind == b"eXIf"), b"")
     return exif_orientation(block) if isinstance(block, bytes) else 1
 
 
@@ -367,7 +367,7 @@ def _tiff_size(image: Image.Image) -> tuple[int, int]:
     """The upright size: Pillow turns a TIFF while it loads, and tells one size or the other before, by its version."""
     tags: Mapping[int, int] = getattr(image, "tag_v2", {})
     turned = tags.get(ORIENTATION_TAG, 1) in (5, 6, 7, 8)
-    stored = (tags.get(_TIFF_WIDTH), tags.get(_TIFF_HEIGHT))
+    stored = (tags.get(0x0100), tags.get(0x0101))
     return image.size[::-1] if turned and stored == image.size else image.size
 
 
@@ -386,14 +386,3 @@ def exif_orientation(block: bytes) -> int:
             value = int.from_bytes(entry[8:10], order)
             return value if 1 <= value <= 8 else 1
     return 1
-
-
-def _png_exif(data: bytes) -> bytes:
-    """The eXIf chunk, which may stand behind the pixels, where Pillow has not looked yet after opening."""
-    at = 8
-    while at + 8 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] == b"eXIf":
-            return data[at + 8 : at + 8 + length]
-        at += 12 + length
-    return b""

@@ -203,7 +203,7 @@ class HeldPixels:
         large: bool = False,
     ) -> None:
         self.large = large
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._rgb = rgb
         self._encoded = encoded
         self._decode = decode
@@ -235,17 +235,14 @@ class HeldPixels:
     def verify(self, *, keep: bool) -> None:
         """Finds out whether the bytes are sound; `keep` lets pixels that this took wait for their first use."""
         with self._lock:
-            self._verify(keep=keep)
-
-    def _verify(self, *, keep: bool) -> None:
-        if self._encoded is None or self._encoded.sound:
-            return
-        if self._check is not None:
-            self._check()
-            self._encoded.sound = True
-        else:
-            image = self._held()
-            self._rgb = image if keep else None
+            if self._encoded is None or self._encoded.sound:
+                return
+            if self._check is not None:
+                self._check()
+                self._encoded.sound = True
+            else:
+                image = self._held()
+                self._rgb = image if keep else None
 
     def encoded(self) -> bytes:
         """The canonical picture as bytes: those it came as, once they were found sound, else a PNG."""
@@ -254,7 +251,7 @@ class HeldPixels:
         with self._lock:
             if self._encoded is None or self._check is None:
                 return pixels.encode_png(self._taken())
-            self._verify(keep=False)
+            self.verify(keep=False)
             self._rgb = None
             return self._encoded.data
 

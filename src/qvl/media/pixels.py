@@ -21,7 +21,16 @@ from PIL import Image
 from qvl.errors import MediaError
 from qvl.media import file_structure
 from qvl.media.digest_cache import DigestCache, Encoded
-from qvl.media.image_header import ORIENTATION_TAG, Header, broken, check_size, exif_orientation, open_image, png_depth
+from qvl.media.image_header import (
+    ORIENTATION_TAG,
+    Header,
+    check_size,
+    exif_orientation,
+    open_image,
+    png_depth,
+    reading,
+    words_of,
+)
 from qvl.media.png_integrity import whole_png
 from qvl.media.policy import canonical_size
 
@@ -53,20 +62,15 @@ def decode(data: bytes, header: Header, policy: MediaPolicy, name: str) -> Image
         MediaError: the file is cut short or broken.
     """
     size = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
-    with _turn(header), open_image(data, policy, name) as image:
-        try:
-            _check_scans(data, image, name)
-            if header.format == "JPEG" and image.size != size:
-                # The decoder can drop pixels that the resize would average away; twice the target keeps the quality.
-                image.draft(None, (size[0] * 2, size[1] * 2))
-            image.load()
-            if header.format == "PNG":
-                _scale_transparent_colour(image, png_depth(data))
-            return _oriented(resized(to_rgb(image, name), size), header.orientation)
-        except MediaError:
-            raise
-        except Exception as exc:
-            raise broken(name, header.format, exc) from exc
+    with _turn(header), open_image(data, policy, name) as image, reading(name, header.format):
+        _check_scans(data, image, name)
+        if header.format == "JPEG" and image.size != size:
+            # The decoder can drop pixels that the resize would average away; twice the target keeps the quality.
+            image.draft(None, (size[0] * 2, size[1] * 2))
+        image.load()
+        if header.format == "PNG":
+            _scale_transparent_colour(image, png_depth(data))
+        return _oriented(resized(to_rgb(image, name), size), header.orientation)
 
 
 def check(data: bytes, header: Header, policy: MediaPolicy, name: str) -> None:
@@ -80,16 +84,11 @@ def check(data: bytes, header: Header, policy: MediaPolicy, name: str) -> None:
     if header.format != "JPEG":
         decode(data, header, policy, name)
         return
-    with _turn(header), open_image(data, policy, name) as image:
-        try:
-            _check_scans(data, image, name)
-            # At an eighth of the size the decoder reads every code, and leaves out only what it would do with them.
-            image.draft(None, (max(1, header.width // 8), max(1, header.height // 8)))
-            image.load()
-        except MediaError:
-            raise
-        except Exception as exc:
-            raise broken(name, header.format, exc) from exc
+    with _turn(header), open_image(data, policy, name) as image, reading(name, header.format):
+        _check_scans(data, image, name)
+        # At an eighth of the size the decoder reads every code, and leaves out only what it would do with them.
+        image.draft(None, (max(1, header.width // 8), max(1, header.height // 8)))
+        image.load()
 
 
 def _turn(header: Header) -> AbstractContextManager[object]:
@@ -108,7 +107,7 @@ def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> tuple[Image
         MediaError: its pixels cannot be read or it breaks a limit of `policy`.
     """
     check_size(image.size, policy, name)
-    try:
+    with reading(name, image.mode):
         # Loaded first: a TIFF turns itself while it loads, and then drops its tag.
         image.load()
         orientation = _image_orientation(image)
@@ -119,10 +118,6 @@ def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> tuple[Image
             width, height, sized = canonical_size(across, down, policy)
         rgb = resized(to_rgb(image, name), (width, height))
         return _oriented(rgb, orientation), sized
-    except MediaError:
-        raise
-    except Exception as exc:
-        raise broken(name, image.mode, exc) from exc
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -215,10 +210,8 @@ def array_of(source: Any) -> ArrayLike | None:
         if callable(getattr(source, "__dlpack__", None)):
             return np.from_dlpack(source)
     except Exception as exc:
-        reason = " ".join(str(exc).split())[:120] or type(exc).__name__
-        raise MediaError(
-            f"a {type(source).__name__} cannot be read as an array: {reason}", hint="pass a numpy array"
-        ) from exc
+        what = f"a {type(source).__name__} cannot be read as an array: {words_of(exc)}"
+        raise MediaError(what, hint="pass a numpy array") from exc
     return None
 
 
@@ -255,27 +248,20 @@ def fingerprint(image: Image.Image, seen: DigestCache | None = None) -> str:
 
     `seen` knows it of images that are equal in all of that.
     """
-    try:
+    with reading("<PIL.Image>", image.mode):
         image.load()
+        palette = image.palette
         pieces = (
             b"qvl.media.pixels.1",
             image.mode.encode(),
             struct.pack(">QQ", *image.size),
             image.tobytes(),
-            _palette(image),
+            b"" if palette is None else palette.mode.encode() + bytes(image.getpalette(palette.mode) or ()),
             repr(image.info.get("transparency")).encode(),
             bytes([_image_orientation(image)]),
         )
-    except Exception as exc:
-        raise broken("<PIL.Image>", image.mode, exc) from exc
     framed = b"".join([part for piece in pieces for part in (len(piece).to_bytes(8, "big"), piece)])
     return (Encoded(framed) if seen is None else seen.encoded(framed)).sha256
-
-
-def _palette(image: Image.Image) -> bytes:
-    if image.palette is None:
-        return b""
-    return image.palette.mode.encode() + bytes(image.getpalette(image.palette.mode) or ())
 
 
 def _scale_transparent_colour(image: Image.Image, depth: int) -> None:
