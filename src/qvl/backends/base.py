@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, final
 
@@ -131,8 +131,6 @@ class Backend(ABC):
         folder = await self.fold(request)
         timing = folder.timing
         if not timing.total:
-            from dataclasses import replace
-
             timing = replace(timing, total=time.perf_counter() - started)
         return Result(
             choices=folder.choices(),
@@ -185,34 +183,25 @@ class Backend(ABC):
         Raises:
             UnsupportedInputError: naming the field in `param`.
         """
-        have = self.capabilities
-        pictures = len(request.pictures)
+        have, me = self.capabilities, f"{self.name}:{self.model}"
+        pictures, kind = len(request.pictures), request.response_format.kind
         if pictures and not have.images:
-            raise UnsupportedInputError(f"{self.name}:{self.model} takes no pictures", param="messages")
+            raise UnsupportedInputError(f"{me} takes no pictures", param="messages")
         if pictures > have.images:
-            raise UnsupportedInputError(
-                f"{pictures} pictures, but {self.name}:{self.model} takes at most {have.images} to a request",
-                param="messages",
-            )
+            what = f"{pictures} pictures, but {me} takes at most {have.images} to a request"
+            raise UnsupportedInputError(what, param="messages")
         for name in request.sampling.changed():
             if name not in have.sampling:
-                raise UnsupportedInputError(f"{self.name}:{self.model} does not honour {name}", param=name)
+                raise UnsupportedInputError(f"{me} does not honour {name}", param=name)
         if (request.sampling.logprobs or 0) > have.top_logprobs:
-            raise UnsupportedInputError(
-                f"{self.name}:{self.model} gives at most {have.top_logprobs} top_logprobs", param="top_logprobs"
-            )
-        kind = request.response_format.kind
+            raise UnsupportedInputError(f"{me} gives at most {have.top_logprobs} top_logprobs", param="top_logprobs")
         if kind != "text" and kind not in have.response_formats:
-            raise UnsupportedInputError(
-                f"{self.name}:{self.model} does not enforce response_format {kind!r}", param="response_format"
-            )
+            raise UnsupportedInputError(f"{me} does not enforce response_format {kind!r}", param="response_format")
         if request.tools and request.tool_choice != "none" and not have.tools:
-            raise UnsupportedInputError(f"{self.name}:{self.model} does not call tools", param="tools")
+            raise UnsupportedInputError(f"{me} does not call tools", param="tools")
         if request.extra and not have.extra_body:
             names = ", ".join(sorted(request.extra))
-            raise UnsupportedInputError(
-                f"{self.name}:{self.model} does not know {names}", param=next(iter(request.extra))
-            )
+            raise UnsupportedInputError(f"{me} does not know {names}", param=next(iter(request.extra)))
 
     async def __aenter__(self) -> Backend:
         await self.open()

@@ -24,8 +24,6 @@ _AT_LEAST: Final = re.compile(r"\{([0-9]{1,6})(?:,[0-9]*)?\}")
 class RunWatch:
     """Finds white space, or up to six characters, that come `longest` times in a row. An escape is one character."""
 
-    __slots__ = ("_blanks", "_longest", "_pending", "_recent", "_same")
-
     def __init__(self, longest: int = LONGEST_RUN) -> None:
         self._longest = longest
         self._pending = ""  # an escape that is not whole yet

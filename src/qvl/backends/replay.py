@@ -22,6 +22,7 @@ from qvl.backends.base import Backend, Capabilities
 from qvl.backends.wrapper import WrappingBackend
 from qvl.caches.key import build_manifest, explain, hash_manifest
 from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigError, QvlError, write_failed
+from qvl.http.sse import shorten
 from qvl.types import (
     ChatRequest,
     Chunk,
@@ -76,19 +77,8 @@ class RecordingHeader(TypedDict):
 def request_manifest(request: ChatRequest) -> JsonObject:
     """Return what tells two requests apart, as JSON: the cache key's manifest without backend, task and namespace."""
     manifest = build_manifest(request, identity={}, max_pixels=_NO_BUDGET)
-    return {
-        name: manifest[name]
-        for name in (
-            "messages",
-            "sampling",
-            "response_format",
-            "tools",
-            "tool_choice",
-            "parallel_tool_calls",
-            "max_pixels",
-            "extra",
-        )
-    }
+    others = {"v", "backend", "task", "prompt_version", "language", "namespace"}
+    return {name: value for name, value in manifest.items() if name not in others}
 
 
 @dataclass(slots=True)
@@ -343,8 +333,7 @@ def _question(manifest: JsonMapping) -> str:
 
 
 def _brief(value: object, limit: int = 60) -> str:
-    text = " ".join(json.dumps(value, ensure_ascii=False, default=str).split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return shorten(json.dumps(value, ensure_ascii=False, default=str), limit)
 
 
 def capabilities_to_json(have: Capabilities) -> JsonObject:

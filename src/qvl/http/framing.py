@@ -63,19 +63,6 @@ class Body:
         BrokenAnswerError: (also from `feed`) an unknown framing or compression, a broken one, or one above the limits.
     """
 
-    __slots__ = (
-        "_buffered",
-        "_chunked",
-        "_encoding",
-        "_inflating",
-        "_missing",
-        "_remaining",
-        "_trailer",
-        "done",
-        "ends_with_connection",
-        "keeps",
-    )
-
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
         transfer = headers.get("transfer-encoding", "").lower()
         if transfer not in ("", "chunked", "identity"):
@@ -172,8 +159,6 @@ def _chunk_size(line: bytes) -> int:
 
 class _Inflating:
     """Inflate gzip or deflate, at most MAX_CHUNK bytes per call."""
-
-    __slots__ = ("_encoding", "_inflater", "_window")
 
     def __init__(self, encoding: str, first: int) -> None:
         if encoding not in _WINDOWS:

@@ -33,8 +33,6 @@ class EventReader:
         BackendResponseError: (from `feed` and `end`) an event above `limit` bytes, or bytes that are not events.
     """
 
-    __slots__ = ("_buffer", "_data", "_limit", "_plain", "_scanned", "_started")
-
     def __init__(self, *, limit: int = MAX_EVENT_BYTES) -> None:
         self._buffer = bytearray()
         self._data: list[bytes] = []

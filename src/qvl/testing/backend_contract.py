@@ -287,10 +287,11 @@ class BackendContract:
 
     @in_loop
     async def test_each_response_format_is_enforced_or_refused(self, backend: Backend, question: str) -> None:
+        pattern = "(Acme|Zenith)-[0-9]{2}"
         formats: dict[str, tuple[ResponseFormat, Callable[[str], bool]]] = {
             "json_object": (ResponseFormat("json_object"), lambda text: isinstance(json.loads(text), dict)),
             "json_schema": (ResponseFormat("json_schema", schema=SCHEMA), _fits_schema),
-            "regex": (ResponseFormat("regex", pattern="(Acme|Zenith)-[0-9]{2}"), _fits_pattern),
+            "regex": (ResponseFormat("regex", pattern=pattern), lambda text: bool(re.fullmatch(pattern, text))),
             "choice": (ResponseFormat("choice", choices=("Acme", "Zenith")), lambda text: text in ("Acme", "Zenith")),
         }
         for kind, (wanted, fits) in formats.items():
@@ -378,7 +379,3 @@ class BackendContract:
 def _fits_schema(text: str) -> bool:
     value = json.loads(text)
     return set(value) == {"brand", "sure"} and value["brand"] in ("Acme", "Zenith") and isinstance(value["sure"], bool)
-
-
-def _fits_pattern(text: str) -> bool:
-    return re.fullmatch("(Acme|Zenith)-[0-9]{2}", text) is not None

@@ -22,7 +22,7 @@ import pytest
 
 from qvl.caches.base import Cache, CacheEntry
 from qvl.errors import CacheError
-from qvl.testing.lease_contract import LeaseContract, entry, eventually, live_keys
+from qvl.testing.lease_contract import LeaseContract, entry, eventually, live_keys, stored, take_lease
 from qvl.types import JsonObject
 
 
@@ -103,20 +103,17 @@ class CacheContract(LeaseContract):
 
     def test_a_long_answer_comes_back_whole(self, cache: Cache) -> None:
         cache.set("k", entry(text="长" * 300_000))
-        found = cache.get("k")
-        assert found is not None
+        found = stored(cache, "k")
         assert found.text == "长" * 300_000
 
     def test_changing_what_was_stored_or_found_changes_nothing_in_the_store(self, cache: Cache) -> None:
         analysis = {"brand": "Acme"}
         cache.set("k", entry(analysis=analysis))
         analysis["brand"] = "Other"
-        found = cache.get("k")
-        assert found is not None
+        found = stored(cache, "k")
         assert found.analysis == {"brand": "Acme"}
         found.result["choices"].clear()
-        again = cache.get("k")
-        assert again is not None
+        again = stored(cache, "k")
         assert again.result == entry().result
 
     def test_what_is_no_json_is_refused_and_stores_nothing(self, cache: Cache) -> None:
@@ -147,8 +144,7 @@ class CacheContract(LeaseContract):
     def test_the_end_of_an_entry_is_written_in_it(self, cache: Cache) -> None:
         before = time.time()
         cache.set("k", entry(), ttl=3600)
-        found = cache.get("k")
-        assert found is not None
+        found = stored(cache, "k")
         assert found.expires_at is not None
         assert before + 3590 < found.expires_at < time.time() + 3610
 
@@ -298,17 +294,14 @@ class CacheContract(LeaseContract):
         assert second.get("k") == entry()
 
     def test_a_second_handle_cannot_take_a_held_lease(self, cache: Cache, second_holder: Cache) -> None:
-        lease = cache.lease("k", 60)
-        assert lease is not None
+        lease = take_lease(cache, "k", 60)
         assert second_holder.lease("k", 60) is None
         cache.release(lease)
-        taken = second_holder.lease("k", 60)
-        assert taken is not None
+        taken = take_lease(second_holder, "k", 60)
         assert taken.token > lease.token
 
     def test_a_waiter_at_a_second_handle_is_woken(self, cache: Cache, second_holder: Cache) -> None:
-        lease = cache.lease("k", 600)
-        assert lease is not None
+        lease = take_lease(cache, "k", 600)
 
         def finish() -> None:
             cache.set("k", entry())

@@ -48,6 +48,20 @@ def live_keys(cache: Cache, *keys: str) -> set[str]:
     return live
 
 
+def take_lease(cache: Cache, key: str, seconds: float) -> Lease:
+    """The lease of `key`, which nobody holds."""
+    lease = cache.lease(key, seconds)
+    assert lease is not None
+    return lease
+
+
+def stored(cache: Cache, key: str) -> CacheEntry:
+    """The entry of `key`, which has one."""
+    found = cache.get(key)
+    assert found is not None
+    return found
+
+
 def lease_when_free(cache: Cache, key: str) -> Lease:
     """The lease of `key`, as soon as its holder's time is over."""
     deadline = time.monotonic() + PATIENCE
@@ -61,29 +75,24 @@ class LeaseContract:
     """One suite for the leases of all caches; `cache` is a fixture of `CacheContract`."""
 
     def test_a_lease_has_one_holder(self, cache: Cache) -> None:
-        lease = cache.lease("k", 60)
-        assert lease is not None
+        lease = take_lease(cache, "k", 60)
         assert lease.key == "k"
         assert cache.lease("k", 60) is None
         assert cache.lease("other", 60) is not None
 
     def test_a_released_lease_can_be_had_with_a_greater_token(self, cache: Cache) -> None:
-        first = cache.lease("k", 60)
-        assert first is not None
+        first = take_lease(cache, "k", 60)
         cache.release(first)
-        second = cache.lease("k", 60)
-        assert second is not None
+        second = take_lease(cache, "k", 60)
         assert second.token > first.token
 
     def test_a_lease_ends_by_time(self, cache: Cache) -> None:
-        first = cache.lease("k", 0.05)
-        assert first is not None
+        first = take_lease(cache, "k", 0.05)
         taken = lease_when_free(cache, "k")
         assert taken.token > first.token
 
     def test_a_late_holder_does_not_release_the_next_ones_lease(self, cache: Cache) -> None:
-        late = cache.lease("k", 0.02)
-        assert late is not None
+        late = take_lease(cache, "k", 0.02)
         taken = lease_when_free(cache, "k")
         cache.release(late)
         assert cache.lease("k", 60) is None
@@ -92,8 +101,7 @@ class LeaseContract:
         assert cache.lease("k", 60) is not None
 
     def test_a_renewed_lease_outlives_its_first_time(self, cache: Cache) -> None:
-        lease = cache.lease("k", 1.5)
-        assert lease is not None
+        lease = take_lease(cache, "k", 1.5)
         assert cache.renew(lease, 60)
         over = time.monotonic() + 1.6
         eventually(lambda: time.monotonic() > over)
@@ -102,14 +110,12 @@ class LeaseContract:
         assert cache.lease("k", 60) is not None
 
     def test_a_lease_can_be_renewed_to_end_sooner(self, cache: Cache) -> None:
-        lease = cache.lease("k", 600)
-        assert lease is not None
+        lease = take_lease(cache, "k", 600)
         assert cache.renew(lease, 0.05)
         assert lease_when_free(cache, "k").token > lease.token
 
     def test_a_lease_that_is_lost_cannot_be_renewed(self, cache: Cache) -> None:
-        late = cache.lease("k", 0.02)
-        assert late is not None
+        late = take_lease(cache, "k", 0.02)
         taken = lease_when_free(cache, "k")
         assert not cache.renew(late, 60)
         assert cache.renew(taken, 60)
@@ -118,8 +124,7 @@ class LeaseContract:
         assert cache.lease("k", 60) is not None
 
     def test_a_lease_is_no_entry(self, cache: Cache) -> None:
-        lease = cache.lease("k", 60)
-        assert lease is not None
+        lease = take_lease(cache, "k", 60)
         assert live_keys(cache, "k") == set()
         assert cache.stats().entries == 0
         cache.set("k", entry())
@@ -150,8 +155,7 @@ class LeaseContract:
         cache.wait("k", 0.02)
 
     def test_waiting_ends_when_the_lease_is_released(self, cache: Cache) -> None:
-        lease = cache.lease("k", 600)
-        assert lease is not None
+        lease = take_lease(cache, "k", 600)
         self._waiter_is_woken_by(cache, lambda: cache.release(lease))
 
     def test_waiting_ends_when_the_lease_runs_out(self, cache: Cache) -> None:
@@ -159,8 +163,7 @@ class LeaseContract:
         self._waiter_is_woken_by(cache, lambda: None)
 
     def test_a_waiter_sees_what_the_holder_stored(self, cache: Cache) -> None:
-        lease = cache.lease("k", 600)
-        assert lease is not None
+        lease = take_lease(cache, "k", 600)
 
         def finish() -> None:
             cache.set("k", entry())
@@ -172,8 +175,7 @@ class LeaseContract:
     def test_a_release_in_the_moment_of_falling_asleep_is_not_missed(self, cache: Cache) -> None:
         with ThreadPoolExecutor(1) as pool:
             for number in range(60):
-                lease = cache.lease(f"k{number}", 600)
-                assert lease is not None
+                lease = take_lease(cache, f"k{number}", 600)
                 waiter = pool.submit(cache.wait, lease.key, 4 * PATIENCE)
                 # Steps through the waiter's own few calls, so that some release falls between its look and its sleep.
                 time.sleep(number * 0.00003)

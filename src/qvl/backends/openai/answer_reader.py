@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from qvl.backends.openai.call_assembler import CallAssembler
@@ -33,8 +34,6 @@ class ThinkSplitter:
     back until `</think>`, and is the answer after all where none comes. `opened_by_template` says what this answer
     tells of the next one.
     """
-
-    __slots__ = ("_kept", "_opened", "_pending", "_state", "_tail")
 
     def __init__(self, *, opened: bool = False) -> None:
         self._state = "start"
@@ -134,8 +133,6 @@ class ThinkSplitter:
 class SurrogateJoiner:
     """Puts together the halves of a surrogate pair that come in two pieces; a half that stays alone becomes U+FFFD."""
 
-    __slots__ = ("_high",)
-
     def __init__(self) -> None:
         self._high = ""
 
@@ -152,18 +149,16 @@ class SurrogateJoiner:
         return "\ufffd" if rest else ""
 
 
+@dataclass(slots=True)
 class ChoiceReader:
     """The state of one choice between two events."""
 
-    __slots__ = ("answered", "calls", "finished", "joiners", "refusal", "think")
-
-    def __init__(self, *, opened: bool) -> None:
-        self.think = ThinkSplitter(opened=opened)
-        self.calls = CallAssembler()
-        self.joiners: dict[object, SurrogateJoiner] = {}
-        self.refusal = ""
-        self.answered = False
-        self.finished = False
+    think: ThinkSplitter
+    calls: CallAssembler = field(default_factory=CallAssembler)
+    joiners: dict[object, SurrogateJoiner] = field(default_factory=dict)
+    refusal: str = ""
+    answered: bool = False
+    finished: bool = False
 
     def joined(self, key: object, text: str) -> str:
         return self.joiners.setdefault(key, SurrogateJoiner()).join(text) if text else ""
@@ -259,7 +254,7 @@ class AnswerReader:
 
     def _choice(self, choice: WireChoice) -> list[Chunk]:
         index = int(choice.get("index") or 0)
-        state = self._choices.setdefault(index, ChoiceReader(opened=self._opened))
+        state = self._choices.setdefault(index, ChoiceReader(ThinkSplitter(opened=self._opened)))
         # Some end with the whole message once more.
         delta: WireMessage = choice.get("delta") or ({} if state.answered else choice.get("message")) or {}
         own = state.joined("reasoning", delta.get("reasoning_content") or delta.get("reasoning") or "")
@@ -269,9 +264,11 @@ class AnswerReader:
         text, reasoning = state.think.split(state.joined("text", content))
         reasoning = own + reasoning
         state.refusal += state.joined("refusal", (delta.get("refusal") or "") + refused)
+        wire_calls: Sequence[WireToolCall] = delta.get("tool_calls") or ()
+        if not wire_calls and isinstance(older := delta.get("function_call"), dict):
+            wire_calls = ({"index": 0, "function": older},)
         calls = tuple(
-            replace(call, arguments=state.joined(call.index, call.arguments))
-            for call in state.calls.read(delta.get("tool_calls") or _function_call(delta))
+            replace(call, arguments=state.joined(call.index, call.arguments)) for call in state.calls.read(wire_calls)
         )
         finish = self._finish(choice.get("finish_reason"), state)
         if finish is not None:
@@ -283,7 +280,7 @@ class AnswerReader:
             )
             state.finished = True
         state.answered = state.answered or bool(text.strip() or calls)
-        logprobs = _logprobs(choice.get("logprobs"))
+        logprobs = tuple(map(_logprob, (choice.get("logprobs") or {}).get("content") or ()))
         if not (text or reasoning or calls or logprobs or finish):
             return []
         return [
@@ -325,16 +322,6 @@ def _content(content: str | list[WirePart] | None) -> tuple[str, str]:
     if content is None or isinstance(content, str):
         return content or "", ""
     return "".join(part.get("text") or "" for part in content), "".join(part.get("refusal") or "" for part in content)
-
-
-def _function_call(delta: WireMessage) -> tuple[WireToolCall, ...]:
-    """The one call of OpenAI's older form."""
-    call = delta.get("function_call")
-    return ({"index": 0, "function": call},) if isinstance(call, dict) else ()
-
-
-def _logprobs(logprobs: dict[str, list[WireLogprob] | None] | None) -> tuple[TokenLogprob, ...]:
-    return tuple(_logprob(item) for item in (logprobs or {}).get("content") or ())
 
 
 def _logprob(item: WireLogprob) -> TokenLogprob:

@@ -376,10 +376,7 @@ def _is_small(request: ChatRequest) -> bool:
 
 def picture_tokens(request: ChatRequest) -> float:
     """Return the estimated prompt tokens: one for each 32 x 32 pixels of a picture and each 4 characters of text."""
-    total = 1.0
-    for message in request.messages:
-        total += len(message.text) / TEXT_PER_TOKEN
-    for picture in request.pictures:
-        pixels = picture.width * picture.height
-        total += min(pixels, request.max_pixels or pixels) / (PATCH * PATCH)
-    return total
+    characters = sum(len(message.text) for message in request.messages)
+    areas = [picture.width * picture.height for picture in request.pictures]
+    pixels = sum(min(area, request.max_pixels or area) for area in areas)
+    return 1.0 + characters / TEXT_PER_TOKEN + pixels / (PATCH * PATCH)

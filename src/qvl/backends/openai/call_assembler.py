@@ -35,8 +35,6 @@ class CallAssembler:
     id and name in later pieces of one call.
     """
 
-    __slots__ = ("_calls", "_indices")
-
     def __init__(self) -> None:
         self._calls: list[PartialCall] = []
         self._indices: dict[tuple[str, int | None], int] = {}

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, TypeGuard
+from typing import Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from qvl.backends.openai.answer_reader import AnswerReader
@@ -285,7 +285,7 @@ class Endpoint:
                 if len(data) > MAX_ERROR_BYTES * 64:
                     raise broken("the list of models is endless", self.url)
             listed = json.loads(data)
-            entries = listed.get("data") if isinstance(listed, dict) else None
+            entries: list[ListedModel] | None = listed.get("data") if isinstance(listed, dict) else None
         except Failed as exc:
             raise self._closing(exc) from exc.__cause__
         except LateError as exc:
@@ -294,11 +294,7 @@ class Endpoint:
             raise broken(f"the list of models is not JSON: {readable(bytes(data))}", self.url) from exc
         finally:
             await reply.close()
-        return list(filter(_is_model, entries or ()))
-
-
-def _is_model(entry: object) -> TypeGuard[ListedModel]:
-    return isinstance(entry, dict) and isinstance(entry.get("id"), str)
+        return [entry for entry in entries or () if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
 
 
 async def _finish(reply: Reply) -> None:

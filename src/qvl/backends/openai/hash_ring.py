@@ -16,8 +16,6 @@ POINTS: Final = 64
 class HashRing:
     """`POINTS` points on a circle for each name, times its weight."""
 
-    __slots__ = ("_names", "_owners", "_points")
-
     def __init__(self, weights: Mapping[str, float]) -> None:
         points = sorted(
             (_point(f"{name}#{number}"), name)

@@ -82,8 +82,6 @@ class Member(Generic[T]):
 class Ticket(Generic[T]):
     """One request's place at one endpoint. `release` must be called, whatever happened."""
 
-    __slots__ = ("_cost", "_half_open", "_pool", "_released", "_started", "member")
-
     def __init__(self, pool: EndpointPool[T], member: Member[T], cost: float, *, half_open: bool) -> None:
         self._pool, self.member, self._cost, self._half_open = pool, member, cost, half_open
         self._started = pool.clock()

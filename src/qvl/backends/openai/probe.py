@@ -8,8 +8,6 @@ parameter that undoes another. Refused with 400, or not obeyed, means that the c
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +22,7 @@ from qvl.backends.openai.retry import RetryPolicy
 from qvl.backends.openai.wire import Dialect, ListedModel, WirePart, encoded, format_fields
 from qvl.chunks import Folder
 from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
+from qvl.media import gate
 from qvl.sampling import PARAMETERS
 from qvl.types import Choice, ResponseFormat, Usage
 
@@ -228,11 +227,8 @@ async def _list_models(endpoint: Endpoint) -> list[ListedModel]:
 
 
 def _max_context(entry: Mapping[str, object]) -> int | None:
-    for name in ("max_model_len", "context_length", "max_context_length", "context_window"):
-        value = entry.get(name)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
+    names = ("max_model_len", "context_length", "max_context_length", "context_window")
+    return next((value for name in names if isinstance(value := entry.get(name), int) and value > 0), None)
 
 
 class _Asker:
@@ -345,6 +341,4 @@ def _picture() -> str:
     """Return a red square as a data URL."""
     from PIL import Image
 
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64), (208, 32, 32)).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return gate.load(Image.new("RGB", (64, 64), (208, 32, 32))).data_url()

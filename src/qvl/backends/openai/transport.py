@@ -14,6 +14,7 @@ import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -45,8 +46,6 @@ class NotStraightError(Exception):
 
 class Reply(ABC):
     """An answer with a good status, its body still on the way. `close` must be called, whatever happened."""
-
-    __slots__ = ()
 
     @abstractmethod
     async def read(self, deadline: float) -> bytes:
@@ -163,17 +162,15 @@ class StraightTransport(Transport):
         return down(str(exc), self._where, hint=None if exc.__cause__ else "see connect_timeout")
 
 
+@dataclass(eq=False)
 class StraightReply(Reply):
     """An answer that comes over a connection of ours."""
 
-    __slots__ = ("_body", "_connection", "_remaining", "_transport", "_where")
-
-    def __init__(self, transport: StraightTransport, connection: Connection, body: Body, where: str) -> None:
-        self._transport = transport
-        self._connection = connection
-        self._body = body
-        self._where = where
-        self._remaining = MAX_ANSWER_BYTES
+    _transport: StraightTransport
+    _connection: Connection
+    _body: Body
+    _where: str
+    _remaining: int = MAX_ANSWER_BYTES
 
     async def read(self, deadline: float) -> bytes:
         try:
@@ -245,16 +242,14 @@ class SdkTransport(Transport):
         await self._client.close()
 
 
+@dataclass(eq=False)
 class SdkReply(Reply):
     """An answer that comes through the openai client."""
 
-    def __init__(
-        self, transport: SdkTransport, stack: contextlib.AsyncExitStack, blocks: AsyncIterator[bytes], where: str
-    ) -> None:
-        self._transport = transport
-        self._stack = stack
-        self._blocks = blocks
-        self._where = where
+    _transport: SdkTransport
+    _stack: contextlib.AsyncExitStack
+    _blocks: AsyncIterator[bytes]
+    _where: str
 
     async def read(self, deadline: float) -> bytes:
         with crossing(self._where), self._transport.until(deadline):

@@ -16,7 +16,7 @@ from typing import Final, Required, TypedDict
 from qvl.backends.grammar_schema import enforceable
 from qvl.errors import RequestError, UnsupportedInputError
 from qvl.sampling import PARAMETERS, SamplingParams
-from qvl.types import ChatRequest, Message, ResponseFormat, TextPart, map_parts
+from qvl.types import ChatRequest, Message, ResponseFormat, map_parts
 
 _RESERVED: Final = frozenset({"model", "messages", "stream", "stream_options"})
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -196,14 +196,14 @@ def encoded(body: Mapping[str, object]) -> bytes:
         raise RequestError(f"the request cannot be sent: {exc}", hint="pass only JSON values") from exc
 
 
-def _text_part(part: TextPart) -> WirePart:
-    return {"type": "text", "text": part.text}
-
-
 def _message(message: Message, mark: str) -> WireMessage:
     content: str | list[WirePart] | None = None if message.tool_calls and not message.parts else message.text
     if message.pictures:
-        content = map_parts(message.parts, _text_part, lambda media: {"type": "image_url", "image_url": {"url": mark}})
+        content = map_parts(
+            message.parts,
+            lambda part: WirePart(type="text", text=part.text),
+            lambda media: WirePart(type="image_url", image_url={"url": mark}),
+        )
     wire: WireMessage = {"role": message.role, "content": content}
     if message.tool_calls:
         wire["tool_calls"] = [
