@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urldefrag, urljoin
 
 from qvl.backends.schema_bounds import (
+    MAPS,
     MAX_FORMS,
     MAX_MULTIPLE,
     MAX_TOOLS,
@@ -44,7 +45,6 @@ _ONE: Final = frozenset(
     | {"unevaluatedItems", "unevaluatedProperties"}
 )
 _MANY: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
-_NAMED: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _SAME_VALUE: Final = frozenset({"allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas", "$ref"})
 _DEFINITION: Final = re.compile(r"/(?:\$defs|definitions)/[^/]*")
 # Where it stands in the grammar that was made around a schema or pattern.
@@ -238,7 +238,7 @@ class _SchemaRewriter:
                 written[keyword] = [
                     self._write(inner, f"{path}/{index}", closed=within) for index, inner in enumerate(value)
                 ]
-            elif keyword in _NAMED and isinstance(value, Mapping):
+            elif keyword in MAPS and isinstance(value, Mapping):
                 written[keyword] = {
                     name: self._write(inner, f"{path}/{_escape(name)}", closed=within) for name, inner in value.items()
                 }
@@ -255,15 +255,11 @@ class _SchemaRewriter:
             return  # where no `properties` stand, any name is welcome
         if any(word in node for word in _SAME_VALUE):
             # A branch of its own that knows all names: closing each branch would forbid the names of the others.
-            written["allOf"] = [
-                *written.get("allOf", ()),
-                {"properties": dict.fromkeys(names, True), "additionalProperties": False},
-            ]
+            all_names = {"properties": dict.fromkeys(names, True), "additionalProperties": False}
+            written["allOf"] = [*written.get("allOf", ()), all_names]
         else:
-            written["properties"] = {
-                **written["properties"],
-                **{name: True for name in names if name not in written["properties"]},
-            }
+            others = {name: True for name in names if name not in written["properties"]}
+            written["properties"] = {**written["properties"], **others}
             written["additionalProperties"] = False
 
     def _names(self, node: object, pointer: str, names: JsonObject, visited: set[str], declaring: list[str]) -> bool:
@@ -375,7 +371,7 @@ def _escape(name: str) -> str:
 def _parts(node: JsonMapping) -> Iterator[tuple[str, object]]:
     """Yield the schemas directly inside `node`, with the pointer from it to them."""
     for keyword, value in node.items():
-        if keyword in _NAMED and isinstance(value, Mapping):
+        if keyword in MAPS and isinstance(value, Mapping):
             yield from ((f"{keyword}/{_escape(name)}", inner) for name, inner in value.items())
         elif (keyword in _MANY or keyword == "items") and isinstance(value, (list, tuple)):
             yield from ((f"{keyword}/{index}", inner) for index, inner in enumerate(value))

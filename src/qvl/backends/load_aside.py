@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import thread as executors
+from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -20,23 +21,18 @@ async def load_aside(load: Callable[[], T]) -> T:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def settle(value: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)  # type: ignore[arg-type]
+    def deliver(settle: Callable[[], None]) -> None:
+        if not future.done():
+            settle()
 
     def run() -> None:
-        value, error = None, None
         try:
-            value = load()
+            settle = partial(future.set_result, load())
         except BaseException as exc:  # noqa: BLE001 - handed to the one who waits
-            error = exc
+            settle = partial(future.set_exception, exc)
         # The loop may have ended meanwhile.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, value, error)
+            loop.call_soon_threadsafe(deliver, settle)
 
     threading.Thread(target=run, name="qvl-load", daemon=True).start()
     try:

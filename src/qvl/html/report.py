@@ -57,8 +57,10 @@ class HtmlReport:
             self._done += 1
             self._hits += row.result.cache == "hit"
             pictures = "".join(thumbnail_html(picture) for picture in row.result.pictures)
-            answer = _analysis(row.analysis) if row.analysis is not None else _text(row.result)
-            answer += _facts(row.result)
+            texts = "".join(f"<p>{escape(_printable(choice.text))}</p>" for choice in row.result.choices)
+            facts = [f"{row.result.facts} · {row.result.request_id}", *(f"note: {note}" for note in row.result.notes)]
+            answer = texts if row.analysis is None else _analysis(row.analysis)
+            answer += "".join(f'<p class="facts">{escape(fact)}</p>' for fact in facts)
         name = f'<span class="name">{escape(_printable(row.picture))}</span>'
         self._articles.append(
             f'<article id="{escape(row.request_id)}"><div class="pictures">{pictures}{name}</div>'
@@ -100,15 +102,6 @@ def _analysis(analysis: AnalysisResult[object]) -> str:
         for label, value, confidence in rows
     )
     return f"<table>{cells}</table>"
-
-
-def _text(result: Result) -> str:
-    return "".join(f"<p>{escape(_printable(choice.text))}</p>" for choice in result.choices)
-
-
-def _facts(result: Result) -> str:
-    notes = "".join(f'<p class="facts">note: {escape(note)}</p>' for note in result.notes)
-    return f'<p class="facts">{escape(f"{result.facts} · {result.request_id}")}</p>{notes}'
 
 
 def _percent(confidence: float | None) -> str:

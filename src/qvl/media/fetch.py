@@ -43,23 +43,9 @@ _METADATA_NAMES: Final = frozenset(
 )
 # Networks that older Pythons call global, or that are global but lead inward: IETF protocol assignments, the 6to4
 # relay, Azure's host endpoint, and for IPv6 the deprecated site-local, IPv4-compatible, documentation and SRv6 ranges.
-_INNER_NETWORKS: Final = tuple(
-    ipaddress.ip_network(text)
-    for text in (
-        "192.0.0.0/24",
-        "192.88.99.0/24",
-        "198.18.0.0/15",
-        "168.63.129.16/32",
-        "::/96",
-        "64:ff9b:1::/48",
-        "100::/64",
-        "2001::/23",
-        "2001:db8::/32",
-        "3fff::/20",
-        "5f00::/16",
-        "fec0::/10",
-    )
-)
+_INNER_IPV4: Final = "192.0.0.0/24 192.88.99.0/24 198.18.0.0/15 168.63.129.16/32"
+_INNER_IPV6: Final = "::/96 64:ff9b:1::/48 100::/64 2001::/23 2001:db8::/32 3fff::/20 5f00::/16 fec0::/10"
+_INNER_NETWORKS: Final = tuple(map(ipaddress.ip_network, f"{_INNER_IPV4} {_INNER_IPV6}".split()))
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _HOST: Final = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _lookups: Final[anyio.lowlevel.RunVar[anyio.CapacityLimiter]] = anyio.lowlevel.RunVar("qvl.media.fetch.lookups")

@@ -193,14 +193,14 @@ def _decoder(form: str) -> Callable[[IO[bytes], str], ImageFile.ImageFile] | Non
     The class itself and not the registered factory, which turns a phone's JPEG with more pictures behind the first into
     another format, and which needs every plugin imported.
     """
-    module, name = _DECODERS[form]
+    name = _PLUGINS[form]
     try:
-        plugin = importlib.import_module(f"PIL.{module}")
+        plugin = importlib.import_module(f"PIL.{name}ImagePlugin")
     except ImportError:
         return None
     if not getattr(plugin, "SUPPORTED", True):
         return None
-    decoder: Callable[[IO[bytes], str], ImageFile.ImageFile] = getattr(plugin, name)
+    decoder: Callable[[IO[bytes], str], ImageFile.ImageFile] = getattr(plugin, f"{name}ImageFile")
     return decoder
 
 
@@ -277,14 +277,15 @@ _PICTURES: Final = (
     (b"II+\x00", "TIFF"),
     (b"MM\x00+", "TIFF"),
 )
-_DECODERS: Final = {
-    "JPEG": ("JpegImagePlugin", "JpegImageFile"),
-    "PNG": ("PngImagePlugin", "PngImageFile"),
-    "GIF": ("GifImagePlugin", "GifImageFile"),
-    "BMP": ("BmpImagePlugin", "BmpImageFile"),
-    "TIFF": ("TiffImagePlugin", "TiffImageFile"),
-    "WEBP": ("WebPImagePlugin", "WebPImageFile"),
-    "AVIF": ("AvifImagePlugin", "AvifImageFile"),
+# As in the names of Pillow's plugins and of the classes in them.
+_PLUGINS: Final = {
+    "JPEG": "Jpeg",
+    "PNG": "Png",
+    "GIF": "Gif",
+    "BMP": "Bmp",
+    "TIFF": "Tiff",
+    "WEBP": "WebP",
+    "AVIF": "Avif",
 }
 _OTHERS: Final = (
     (b"%PDF", "a PDF document; render its pages to PNG first"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final
 
 from qvl.errors import ConfigError, QvlError, RequestError
@@ -16,6 +16,7 @@ LOW_DETAIL_PIXELS: Final = 512 * 512
 LEAST_MAX_PIXELS: Final = 1024
 # Qwen's own lower limit where a size is asked for: four tokens.
 LEAST_RESIZED: Final = 4 * FACTOR * FACTOR
+# In the order of the fields of PixelLimits.
 LIMIT_NAMES: Final = ("max_pixels", "min_pixels", "resized_height", "resized_width")
 
 
@@ -57,6 +58,7 @@ class PixelLimits:
     min_pixels: int | None = None
     resized_height: int | None = None
     resized_width: int | None = None
+    _: KW_ONLY
     low: bool = False
     where: str = field(default="", compare=False)
 
@@ -117,13 +119,7 @@ def read_limits(fields: Mapping[str, object], where: str = "") -> PixelLimits:
     for name, other in (("resized_height", "resized_width"), ("resized_width", "resized_height")):
         if name in limits and other not in limits:
             raise _refused(where, name, limits[name], f"needs {other} beside it")
-    read = PixelLimits(
-        max_pixels=limits.get("max_pixels"),
-        min_pixels=limits.get("min_pixels"),
-        resized_height=limits.get("resized_height"),
-        resized_width=limits.get("resized_width"),
-        where=where,
-    )
+    read = PixelLimits(*map(limits.get, LIMIT_NAMES), where=where)
     if read.min_pixels is not None and read.max_pixels is not None and read.min_pixels > read.max_pixels:
         raise _refused(where, "min_pixels", read.min_pixels, f"is above max_pixels={read.max_pixels}")
     return read

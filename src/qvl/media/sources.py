@@ -9,7 +9,7 @@ import re
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import IO, TYPE_CHECKING, Final, cast
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
@@ -30,16 +30,6 @@ _BLANKS: Final = b" \t\n\r\v\f\x1c\x1d\x1e\x1f"
 _WIDE_BLANKS: Final = tuple(char for char in map(chr, range(0x80, 0x3001)) if char.isspace())
 
 
-class Readable(Protocol):
-    """An open file, as far as it is needed."""
-
-    def read(self, size: int, /) -> object: ...
-
-    def seek(self, offset: int, /) -> object: ...
-
-    def seekable(self) -> bool: ...
-
-
 def read(source: object, policy: MediaPolicy) -> tuple[bytes, str]:
     """The encoded bytes of `source` and its short name for people.
 
@@ -53,7 +43,7 @@ def read(source: object, policy: MediaPolicy) -> tuple[bytes, str]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _limited(bytes(source), policy, "<bytes>"), "<bytes>"
     if callable(getattr(source, "read", None)):
-        return _read_file(cast("Readable", source), policy)
+        return _read_file(cast("IO[bytes]", source), policy)
     raise MediaError(
         f"a {type(source).__name__} is not a picture",
         hint="pass a path, URL, bytes, binary file object, PIL image, numpy array or torch tensor",
@@ -153,14 +143,14 @@ def _near(path: str) -> str:
     return "check the spelling" if os.path.isabs(path) else f"looked from {short(os.getcwd())}"
 
 
-def _read_file(file: Readable, policy: MediaPolicy) -> tuple[bytes, str]:
+def _read_file(file: IO[bytes], policy: MediaPolicy) -> tuple[bytes, str]:
     """From its start when it can seek, as PIL does, else from where it stands."""
     given = getattr(file, "name", None)
     name = short(given) if isinstance(given, str) and given else "<file>"
     try:
         if callable(getattr(file, "seekable", None)) and file.seekable():
             file.seek(0)
-        data = file.read(policy.max_bytes + 1)
+        data: object = file.read(policy.max_bytes + 1)
     except (OSError, ValueError) as exc:
         raise MediaError(f"{name} cannot be read: {exc}", hint="pass a file object that is open for reading") from exc
     if not isinstance(data, (bytes, bytearray)):

@@ -176,19 +176,10 @@ def example(schema: JsonMapping, root: JsonMapping | None = None) -> object:
 
 def logprobs_of(tokens: Sequence[str], alternatives: int) -> list[TokenLogprob]:
     """Log-probabilities by place: the chosen token first, alternatives below it."""
-    return [
-        TokenLogprob(
-            token=token,
-            logprob=-0.01 * (place + 1),
-            bytes=token.encode(),
-            top=tuple(
-                TokenLogprob(
-                    token if rank == 0 else f"~{rank}",
-                    -0.01 * (place + 1) - rank,
-                    (token if rank == 0 else f"~{rank}").encode(),
-                )
-                for rank in range(alternatives)
-            ),
-        )
-        for place, token in enumerate(tokens)
-    ]
+    notes = []
+    for place, token in enumerate(tokens, 1):
+        logprob = -0.01 * place
+        names = [token, *(f"~{rank}" for rank in range(1, alternatives))][:alternatives]
+        top = tuple(TokenLogprob(name, logprob - rank, name.encode()) for rank, name in enumerate(names))
+        notes.append(TokenLogprob(token, logprob, token.encode(), top))
+    return notes

@@ -133,7 +133,7 @@ async def test_endpoints_that_are_not_taken_in_are_closed(
 ) -> None:
     made: list[Endpoint] = []
     async with over(three[0]) as backend:
-        make = backend._fleet._make
+        make = backend._fleet.make
 
         def noted(*args: Any) -> Any:
             member = make(*args)
@@ -143,7 +143,7 @@ async def test_endpoints_that_are_not_taken_in_are_closed(
         async def broken(line: object) -> None:
             raise ConfigError("not like this")
 
-        monkeypatch.setattr(backend._fleet, "_make", noted)
+        monkeypatch.setattr(backend._fleet, "make", noted)
         monkeypatch.setattr(backend._fleet, "findings_of", broken)
         with pytest.raises(ConfigError):
             await backend.set_endpoints([one.url for one in three])

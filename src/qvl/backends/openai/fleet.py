@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final
 
 from qvl.backends.base import Capabilities
@@ -60,6 +60,7 @@ class Attempts:
         return min(waits, default=None)
 
 
+@dataclass(eq=False)
 class Fleet:
     """A pool of endpoints of one model.
 
@@ -71,27 +72,18 @@ class Fleet:
         account: tells apart what the same endpoint may do for different keys.
     """
 
-    def __init__(
-        self,
-        pool: EndpointPool[Line],
-        model: str,
-        *,
-        make: Callable[[Listed], Member[Line]],
-        probes: bool,
-        retry: RetryPolicy,
-        account: str,
-    ) -> None:
-        self.pool = pool
-        self.model = model
-        self.capabilities = ASSUMED.capabilities
-        self._make = make
-        self._probes = probes
-        self._retry = retry
-        self._account = account
+    pool: EndpointPool[Line]
+    model: str
+    _: KW_ONLY
+    make: Callable[[Listed], Member[Line]]
+    probes: bool
+    retry: RetryPolicy
+    account: str
+    capabilities: Capabilities = ASSUMED.capabilities
 
     def peek_capabilities(self) -> Capabilities | None:
         """Return the common capabilities, where they are known without asking anybody."""
-        if not self._probes:
+        if not self.probes:
             return self.capabilities
         keys = [self._probe_key(member.target.endpoint) for member in self.pool.members]
         return common([PROBED[key] for key in keys]) if PROBED.keys() >= set(keys) else None
@@ -103,7 +95,7 @@ class Fleet:
                 await member.target.endpoint.open()
             if not self.model:
                 self.model = await self._only_model()
-            if self._probes:
+            if self.probes:
                 await self._probe_all()
         except BaseException:
             await self.aclose()
@@ -161,7 +153,7 @@ class Fleet:
 
     def _learn(self) -> None:
         known = [m.target.findings for m in self.pool.members if m.target.findings is not None]
-        if known and self._probes:
+        if known and self.probes:
             self.capabilities = known[0].capabilities if len(known) == 1 else common(known)
 
     async def findings_of(self, line: Line) -> Findings:
@@ -172,7 +164,7 @@ class Fleet:
         """
         if line.findings is not None:
             return line.findings
-        if not self._probes:
+        if not self.probes:
             line.findings = ASSUMED
             return ASSUMED
         key = self._probe_key(line.endpoint)
@@ -180,7 +172,7 @@ class Fleet:
             if line.findings is None:
                 if key not in PROBED:
                     try:
-                        PROBED[key] = await probe(line.endpoint, self.model, retry=self._retry)
+                        PROBED[key] = await probe(line.endpoint, self.model, retry=self.retry)
                     except Failed as failed:
                         raise await self._with_models(failed, line.endpoint) from failed.__cause__
                 line.findings = PROBED[key]
@@ -188,7 +180,7 @@ class Fleet:
         return line.findings
 
     def _probe_key(self, endpoint: Endpoint) -> tuple[str, str, str]:
-        return endpoint.base_url, self.model, self._account
+        return endpoint.base_url, self.model, self.account
 
     async def _with_models(self, failed: Failed, endpoint: Endpoint) -> Failed:
         """Return `failed`; an unknown model gets the names that the endpoint knows as its hint."""
@@ -227,7 +219,7 @@ class Fleet:
 
     async def add(self, listed: Listed, *, probe_now: bool) -> None:
         """Probe another endpoint and take it in; raises as `OpenAIBackend.add_endpoint`."""
-        member = self._make(listed)
+        member = self.make(listed)
         if any(other.name == member.name for other in self.pool.members):
             raise ConfigError(f"the endpoint {member.name} is in the pool already", param="base_url")
         await member.target.endpoint.open()
@@ -288,7 +280,7 @@ class Fleet:
     def _missing(self, names: Set[str], listed: Mapping[str, Listed]) -> list[Member[Line]]:
         """Return new members for those of `names` that the pool does not have, in the order of `listed`."""
         present = {member.name for member in self.pool.members}
-        return [self._make(one) for name, one in listed.items() if name in names - present]
+        return [self.make(one) for name, one in listed.items() if name in names - present]
 
     def drain_others(self, listed: Mapping[str, Listed]) -> list[Member[Line]]:
         """Gives what is not in `listed` no further requests; returns them, for `part_with`."""

@@ -83,25 +83,20 @@ def _is_canary(text: str) -> bool:
         return False
 
 
-_SCHEMA: Final = {
-    "type": "object",
-    "properties": {"canary": {"type": "string", "enum": [CANARY]}},
-    "required": ["canary"],
-}
-_OK: Final = {
-    "type": "object",
-    "properties": {"ok": {"type": "boolean"}},
-    "required": ["ok"],
-    "additionalProperties": False,
-}
+def _object_of(name: str, schema: Mapping[str, object]) -> dict[str, object]:
+    """Return the schema of an object of one field."""
+    return {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
+
+
 _TOOL: Final = {
-    "type": "function",
-    "function": {"name": "canary", "description": "Reports that everything is well.", "parameters": _OK},
+    "name": "canary",
+    "description": "Reports that everything is well.",
+    "parameters": _object_of("ok", {"type": "boolean"}),
 }
 FORMATS: Final = (
     Feature(
         "json_schema",
-        format_fields(ResponseFormat("json_schema", schema=_SCHEMA, name="canary")),
+        format_fields(ResponseFormat("json_schema", schema=_object_of("canary", {"enum": [CANARY]}), name="canary")),
         lambda answer, base: _is_canary(answer.text),
         max_tokens=64,
     ),
@@ -128,7 +123,10 @@ FORMATS: Final = (
 # Room for a model that spells every letter.
 TOOLS: Final = Feature(
     "tools",
-    {"tools": [_TOOL], "tool_choice": {"type": "function", "function": {"name": "canary"}}},
+    {
+        "tools": [{"type": "function", "function": _TOOL}],
+        "tool_choice": {"type": "function", "function": {"name": "canary"}},
+    },
     lambda answer, base: any(choice.tool_calls for choice in answer.choices),
     max_tokens=160,
     question="Call the function canary with ok set to true.",

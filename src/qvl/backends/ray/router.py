@@ -43,18 +43,12 @@ class PictureRouter(RequestRouter):  # type: ignore[misc]
         shunned = [replica for name, replica in by_name.items() if name in route.avoid]
         if route.key is None:
             return [group for group in (well, shunned) if group]
-        order = [by_name[name] for name in self._order(frozenset(by_name), route.key) if name not in route.avoid]
-        waiting = {name: self._waiting(replica) for name, replica in by_name.items()}
+        if by_name.keys() != self._of:
+            self._of, self._ring = frozenset(by_name), HashRing(dict.fromkeys(by_name, 1.0))
+        order = [by_name[name] for name in self._ring.order(route.key) if name not in route.avoid]
+        # None for a replica that has not been asked lately: then it has nothing to do.
+        waiting = {n: self.replica_queue_len_cache.get(replica.replica_id) or 0 for n, replica in by_name.items()}
         bound = BUSIER * sum(waiting.values()) / len(waiting) + SLACK
         ready = [replica for replica in order if waiting[replica.replica_id.unique_id] <= bound]
         late = [replica for replica in order if replica not in ready]
         return [[replica] for replica in (*ready, *late, *shunned)]
-
-    def _order(self, names: frozenset[str], key: str) -> list[str]:
-        if names != self._of:
-            self._of, self._ring = names, HashRing(dict.fromkeys(names, 1.0))
-        return list(self._ring.order(key))
-
-    def _waiting(self, replica: RunningReplica) -> int:
-        # None for a replica that has not been asked lately: then it has nothing to do.
-        return self.replica_queue_len_cache.get(replica.replica_id) or 0
