@@ -177,7 +177,9 @@ class Recommender:
         if not self._values(thread):
             raise ConfigError(f"unknown thread {thread!r}", hint="name the file of checkpoints it was begun with")
         if wish is not None:
-            self._graph.update_state(config, {"wish": wish}, as_node=_done_before(self._next(thread)))
+            step, order = self._next(thread), ("__start__", *STEPS)
+            done_before = order[order.index(step) - 1] if step in STEPS else None
+            self._graph.update_state(config, {"wish": wish}, as_node=done_before)
         return self._run(None, thread, stop_before, on_event)
 
     async def arecommend(
@@ -269,18 +271,10 @@ class Recommender:
             lambda: self.pipeline.analyze_result(picture, language=self.language, request_id=state["request_id"])
         )
         value, result = outcome.value, outcome.result
-        analysis: AnalysisRecord = {
-            "brand": value.brand,
-            "category": value.category,
-            "attributes": dict(value.attributes),
-        }
-        note.end(
-            cache=result.cache,
-            analysis=analysis,
-            confidence=outcome.confidence,
-            tokens=_tokens(result),
-            model=f"{result.backend}:{result.model}",
-        )
+        attributes = dict(value.attributes)
+        analysis: AnalysisRecord = {"brand": value.brand, "category": value.category, "attributes": attributes}
+        model, tokens = f"{result.backend}:{result.model}", _tokens(result)
+        note.end(cache=result.cache, analysis=analysis, confidence=outcome.confidence, tokens=tokens, model=model)
         return {"analysis": analysis, "analysed": picture}
 
     def _search(self, state: State, note: Note) -> State:
@@ -341,10 +335,7 @@ class Recommender:
         for attempt in range(2):
             call = note.call("model", attempt=attempt + 1)
             ask = partial(
-                self.pipeline.chat,
-                list(messages),
-                max_tokens=MAX_ANSWER_TOKENS,
-                request_id=state["request_id"],
+                self.pipeline.chat, list(messages), max_tokens=MAX_ANSWER_TOKENS, request_id=state["request_id"]
             )
             try:
                 result = self._wait(ask)
@@ -398,9 +389,3 @@ def _plain_picture(picture: PictureSource) -> str | bytes:
 def _has_any(hit: Hit, pairs: Sequence[tuple[str, str]]) -> bool:
     exact = facets(hit.product)
     return any((key(name), key(value)) in exact for name, value in pairs)
-
-
-def _done_before(step: str | None) -> str | None:
-    """The node after which `step` comes."""
-    order = ("__start__", *STEPS)
-    return order[order.index(step) - 1] if step in STEPS else None

@@ -76,20 +76,11 @@ def list_(
         for key, entry in entries:
             print_json({"key": key, **_summary(entry)})
         return
-    _table(
-        ("key", "age", "asked", "picture", "model", "answer"),
-        [
-            (
-                _short(key),
-                _age(entry.created_at),
-                _line(_question(entry)),
-                _pictures(entry),
-                entry.model,
-                _line(_answer(entry)),
-            )
-            for key, entry in entries
-        ],
-    )
+    rows = []
+    for key, entry in entries:
+        asked, answer = _line(_question(entry)), _line(_answer(entry))
+        rows.append((_short(key), _age(entry.created_at), asked, _pictures(entry), entry.model, answer))
+    _table(("key", "age", "asked", "picture", "model", "answer"), rows)
 
 
 @app.command()
@@ -120,21 +111,14 @@ def explain(
         first, second = _two(store, a, b)
     differences = keys.explain(first[1].manifest, second[1].manifest)
     if as_json:
-        print_json(
-            {
-                "a": first[0],
-                "b": second[0],
-                "differences": [{"field": field, "a": a, "b": b} for field, a, b in differences],
-            }
-        )
+        rows = [{"field": field, "a": a, "b": b} for field, a, b in differences]
+        print_json({"a": first[0], "b": second[0], "differences": rows})
         return
     if not differences:
         typer.echo("no difference: the two are one key")
         return
-    _table(
-        ("field", _short(first[0]), _short(second[0])),
-        [(field, _value(a), _value(b)) for field, a, b in differences],
-    )
+    columns = ("field", _short(first[0]), _short(second[0]))
+    _table(columns, [(field, _value(a), _value(b)) for field, a, b in differences])
 
 
 @app.command()

@@ -42,17 +42,8 @@ def one_line(text: str) -> str:
 
 def as_json(error: QvlError) -> dict[str, object]:
     """Return the error as JSON values; `raw` is the model's text where it could not be read."""
-    fields: dict[str, object] = {
-        "type": type(error).__name__,
-        "code": error.code,
-        "message": error.message,
-        "hint": error.hint,
-        "param": error.param,
-        "retryable": error.retryable,
-    }
-    if isinstance(error, AnalysisError):
-        fields["raw"] = error.raw
-    return fields
+    names = ["code", "message", "hint", "param", "retryable", *(["raw"] if isinstance(error, AnalysisError) else ())]
+    return {"type": type(error).__name__, **{name: getattr(error, name) for name in names}}
 
 
 def abandon_stdout() -> None:

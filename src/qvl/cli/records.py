@@ -51,13 +51,7 @@ class PictureRecord:
         return json_line(self._fields())
 
     def _fields(self) -> dict[str, object]:
-        head = {
-            "picture": self.picture,
-            "index": self.index,
-            "iteration": self.iteration,
-            "ok": self.ok,
-            "request_id": self.request_id,
-        }
+        head = {name: getattr(self, name) for name in ("picture", "index", "iteration", "ok", "request_id")}
         if self.error is not None:
             return {**head, "error": failure.as_json(self.error)}
         assert self.result is not None
@@ -78,11 +72,7 @@ def _answer(result: Result, analysis: AnalysisResult[object] | None) -> dict[str
 
 def _facts(result: Result) -> dict[str, object]:
     return {
-        "model": result.model,
-        "backend": result.backend,
-        "cache": result.cache,
-        "key": result.key,
-        "finish_reason": result.finish_reason,
+        **{name: getattr(result, name) for name in ("model", "backend", "cache", "key", "finish_reason")},
         "usage": dataclasses.asdict(result.usage),
         "timing": dataclasses.asdict(result.timing),
         "notes": list(result.notes),

@@ -11,14 +11,4 @@ if TYPE_CHECKING:
     from qvl.plugins.host import PluginFailure, PluginHost, Registry
 
 __all__ = ["PluginFailure", "PluginHost", "Registry", "hookimpl"]
-__getattr__ = lazy(
-    __name__,
-    {
-        ".hookspecs": ("hookimpl",),
-        ".host": (
-            "PluginFailure",
-            "PluginHost",
-            "Registry",
-        ),
-    },
-)
+__getattr__ = lazy(__name__, {".hookspecs": ("hookimpl",), ".host": ("PluginFailure", "PluginHost", "Registry")})

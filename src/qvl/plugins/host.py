@@ -80,10 +80,8 @@ class Registry:
             if not isinstance(name, str) or not name or ":" in name:
                 raise PluginError(f"{owner}: {name!r} is no {self.kind} name", hint="letters, digits, + and -")
             if name in self.factories:
-                raise PluginError(
-                    f"{owner}: the {self.kind} name {name!r} is taken by {self.owners[name]}",
-                    hint="take another",
-                )
+                holder = self.owners[name]
+                raise PluginError(f"{owner}: the {self.kind} name {name!r} is taken by {holder}", hint="take another")
             self.factories[name] = factory
             self.owners[name] = owner
 

@@ -60,31 +60,29 @@ class Catalog:
         progress: bool | None = None,
     ) -> None:
         self.retriever = retriever
-        self.path = in_home(source) if isinstance(source, str | Path) else None
+        path_or_rows = in_home(source) if isinstance(source, str | Path) else source
+        self.path = path_or_rows if isinstance(path_or_rows, Path) else None
         if self.path is not None and not self.path.is_file():
             raise ConfigError(
                 f"catalogue {str(source)!r} not found", hint="name a JSON, JSONL or CSV file", param="catalog"
             )
         self._index = Index(str(index) if index is not None else _index_path(self.path))
         try:
-            self.changes = self._fill(self.path or source, progress)
+            self.changes = self._fill(path_or_rows, progress)
             if not len(self):
                 raise self._empty()
         except BaseException:
             self._index.close()
             raise
 
-    def _fill(self, source: str | Path | Iterable[Product | JsonMapping], progress: bool | None) -> Changes:
-        if isinstance(source, str | Path):
-            return self._fill_from(Path(source), progress)
-        return self._index.update(_numbered(source))
-
-    def _fill_from(self, path: Path, progress: bool | None) -> Changes:
-        facts = path.stat()
+    def _fill(self, source: Path | Iterable[Product | JsonMapping], progress: bool | None) -> Changes:
+        if not isinstance(source, Path):
+            return self._index.update(_numbered(source))
+        facts = source.stat()
         stamp = [read_file.VERSION, facts.st_size, facts.st_mtime_ns]
         if self._index.meta("source") == stamp and len(self):
             return Changes(unchanged=len(self), read=False)
-        rows = _with_bar(read_file.read(path), facts.st_size, progress)
+        rows = _with_bar(read_file.read(source), facts.st_size, progress)
         changes = self._index.update(rows, source=stamp)
         log.info("catalogue indexed", added=changes.added, changed=changes.changed, removed=changes.removed)
         return changes

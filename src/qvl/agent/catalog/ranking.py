@@ -62,7 +62,8 @@ class Search:
         self.query = query
         self.total, self.length = index.totals
         self.unknown: list[str] = []
-        self.only = [_facet(name, value) for name, value in query.only.items()]
+        only = ((key(name), value) for name, value in query.only.items())
+        self.only = [Term(value, f'"{facet_token(name, key(value))}"', 0, name) for name, value in only]
         self.terms = self._terms()
         self._words_of_terms: dict[str, list[tuple[int, float]]] = {}
         self._pieces_of_terms: list[tuple[int, str]] = []
@@ -285,10 +286,6 @@ def _spelled(label: str, exact: Mapping[tuple[str, str], str]) -> tuple[str, str
     """(name, spelling) of the exact value that a word of the query is, or empty ones: "mugs" is the category mug."""
     forms = (label, *singulars(label))
     return next(((name, spelling) for (name, value), spelling in exact.items() if value in forms), ("", ""))
-
-
-def _facet(name: str, value: str) -> Term:
-    return Term(value, f'"{facet_token(key(name), key(value))}"', 0, name=key(name))
 
 
 def _either(tokens: Iterable[str]) -> str:

@@ -17,7 +17,6 @@ from typing import IO, Final, TypeAlias
 from qvl.agent.catalog import prices, tables
 from qvl.agent.catalog.product import Problem, Product
 from qvl.errors import ConfigError
-from qvl.types import JsonMapping
 
 Rows: TypeAlias = Iterable[tuple[int, object]]
 KNOWN: Final = ("id", "name", "brand", "category", "price", "attributes", "picture", "url")
@@ -72,12 +71,9 @@ class _PriceColumn:
 
     @cached_property
     def decimal(self) -> str | None:
-        texts = (_price_cell(row) for _, row in self._rows() if isinstance(row, Mapping))
-        return prices.decimal_sign(text for text in texts if isinstance(text, str))
-
-
-def _price_cell(row: JsonMapping) -> object:
-    return next((value for name, value in row.items() if str(name).strip().lower() == "price"), None)
+        rows = (row for _, row in self._rows() if isinstance(row, Mapping))
+        cells = (next((row[name] for name in row if str(name).strip().lower() == "price"), None) for row in rows)
+        return prices.decimal_sign(cell for cell in cells if isinstance(cell, str))
 
 
 def _json_lines(file: IO[str]) -> Iterator[tuple[int, object]]:
