@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class CacheModel(RuleBasedStateMachine):
             analysis={"brand": text},
         )
         self.cache.set(key, made, ttl=ttl)
-        self.stored[key] = made.expiring(ttl)
+        self.stored[key] = replace(made, expires_at=None if ttl is None else self.now + ttl)
 
     @rule(key=KEYS)
     def get(self, key: str) -> None:

@@ -12,8 +12,6 @@ from qvl.ascend import recipe
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from qvl.ascend.recipe import ContainerPlan
     from qvl.types import JsonObject
 
@@ -132,7 +130,10 @@ def _pool(plan: ContainerPlan, engines: tuple[str, ...], image: str) -> JsonObje
         ],
         "environment": {"QVL_API_KEY": _KEY, "OPENAI_API_KEY": _KEY},
         "ports": [f"[{plan.host}]:{plan.port}:8000" if ":" in plan.host else f"{plan.host}:{plan.port}:8000"],
-        "depends_on": {**{name: {"condition": "service_started"} for name in engines}, "redis": _HEALTHY},
+        "depends_on": {
+            **{name: {"condition": "service_started"} for name in engines},
+            "redis": {"condition": "service_healthy"},
+        },
         "stop_grace_period": "2m",
     }
 
@@ -153,7 +154,6 @@ _DASHBOARDS = {
     "apiVersion": 1,
     "providers": [{"name": "qvl", "type": "file", "options": {"path": "/etc/grafana/provisioning/dashboards"}}],
 }
-_HEALTHY: Mapping[str, str] = {"condition": "service_healthy"}
 
 
 def _health(test: list[str], *, start: str) -> JsonObject:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qvl._version import __version__
 from qvl.ascend import devices, matrix
-from qvl.ascend.checks import driver, ops, resources, settings, software, store, weights
+from qvl.ascend.checks import driver, endpoint, ops, resources, settings, software, store, weights
 from qvl.ascend.host import Host
 from qvl.ascend.report import MARKS, DoctorReport, Finding
 from qvl.errors import ConfigError
@@ -117,20 +118,11 @@ def _plan(host: Host, options: Options, kind: str) -> Iterator[tuple[str, Callab
     if options.probe and options.software:
         yield "op-probe", lambda: ops.probe(host, kind)
     if options.weights is not None:
-        folder = options.weights
-        yield "weights", lambda: weights.check(folder)
+        yield "weights", partial(weights.check, options.weights)
     if options.cache is not None:
-        cache = options.cache
-        yield "cache-store", lambda: store.check(host, cache)
+        yield "cache-store", partial(store.check, host, options.cache)
     if options.url is not None:
-        url = options.url
-        yield "endpoint", lambda: _endpoint(url, options)
-
-
-def _endpoint(url: str, options: Options) -> Iterable[Finding]:
-    from qvl.ascend.checks import endpoint
-
-    return endpoint.check(url, api_key=options.api_key, model=options.model)
+        yield "endpoint", partial(endpoint.check, options.url, api_key=options.api_key, model=options.model)
 
 
 def _guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

@@ -31,11 +31,8 @@ class Completed:
     @property
     def last_line(self) -> str:
         """The last non-empty line of stderr, or of stdout: usually the reason of a failure."""
-        for text in (self.stderr, self.stdout):
-            lines = [line.strip() for line in text.splitlines() if line.strip()]
-            if lines:
-                return lines[-1]
-        return f"exit code {self.code}"
+        lines = [line.strip() for line in f"{self.stdout}\n{self.stderr}".splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit code {self.code}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from types import TracebackType
 from typing import Final, Self
@@ -50,10 +50,6 @@ class CacheEntry:
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
-
-    def expiring(self, ttl: float | None) -> CacheEntry:
-        """A copy that ends `ttl` seconds after `created_at`, or never."""
-        return replace(self, expires_at=None if ttl is None else self.created_at + ttl)
 
     def to_json(self) -> str:
         # Not asdict, which copies the whole tree first and takes longer than writing it.

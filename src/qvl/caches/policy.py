@@ -8,8 +8,6 @@ from typing import Final, Literal, TypeAlias
 from qvl.errors import ConfigError
 
 CacheMode: TypeAlias = Literal["auto", "always", "off", "refresh"]
-
-
 CACHE_MODES: Final = ("auto", "always", "off", "refresh")
 
 

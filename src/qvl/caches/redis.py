@@ -77,7 +77,8 @@ class RedisCache(Cache):
             OSError,
             UnicodeError,
         )
-        self._away = tuple(getattr(self._redis.exceptions, name) for name in ("ClusterDownError", "MasterDownError"))
+        away = ("AuthenticationError", "ClusterDownError", "MasterDownError")
+        self._away = tuple(getattr(self._redis.exceptions, name) for name in away)
         own = self._address.own
         self.url = self._address.shown
         self.prefix: str = own.get("prefix", "qvl:")
@@ -258,7 +259,9 @@ class RedisCache(Cache):
             if any(word in reason.upper() for word in _UNWRITABLE):
                 verdicts = {self._line: None, self._writing: reason}
             else:
-                verdicts = {self._line: None if self._answered(exc) else reason}
+                # A server that says itself what is wrong is there, and can be asked other things.
+                answers = isinstance(exc, (self._redis.ResponseError, UnicodeError)) and not isinstance(exc, self._away)
+                verdicts = {self._line: None if answers else reason}
             raise CacheError(f"{self.url} failed: {reason}", hint=_hint(reason)) from exc
         except (KeyboardInterrupt, SystemExit):
             # In the caller's thread they come at any point of redis-py's, which may leave a connection half read.
@@ -271,11 +274,6 @@ class RedisCache(Cache):
                 elif circuit.leave(verdicts[circuit]):
                     back = verdicts[circuit] is None
                     _log.info("redis is back" if back else "redis is left alone", url=self.url, why=circuit.reason)
-
-    def _answered(self, exc: Exception) -> bool:
-        """Whether the server itself said what is wrong, so that it is there and can be asked other things."""
-        away = (self._redis.AuthenticationError, *self._away)
-        return isinstance(exc, (self._redis.ResponseError, UnicodeError)) and not isinstance(exc, away)
 
     def _connected(self) -> Any:
         with self._connecting:
@@ -316,7 +314,8 @@ class RedisCache(Cache):
         if not names:
             return []
         with self._asking(write=write) as client:
-            pipeline = client.pipeline(transaction=False) if not _is_cluster(client) else client.pipeline()
+            is_cluster = hasattr(client, "get_primaries")
+            pipeline = client.pipeline() if is_cluster else client.pipeline(transaction=False)
             for name in names:
                 getattr(pipeline, command)(name)
             answers = pipeline.execute(raise_on_error=False)
@@ -360,10 +359,6 @@ def _readable(text: str | bytes | None) -> CacheEntry | None:
 
 def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def _is_cluster(client: object) -> bool:
-    return hasattr(client, "get_primaries")
 
 
 def _hint(reason: str) -> str | None:

@@ -317,7 +317,7 @@ class SqliteCache(Cache):
             self._purged_at = now
             connection.execute("DELETE FROM entries WHERE expires_at <= ?", (now,))
         evicted = 0
-        while (excess := _stored_bytes(connection) - self.max_bytes) > 0:
+        while (excess := connection.execute("SELECT bytes FROM totals").fetchone()[0] - self.max_bytes) > 0:
             gone = connection.execute("DELETE FROM entries WHERE expires_at <= ?", (now,)).rowcount
             if gone:
                 continue
@@ -362,10 +362,6 @@ def _write_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
         "UPDATE entries SET last_used_at = ?1 WHERE key = ?2 AND last_used_at < ?1",
         [(used_at, key) for key, used_at in uses.items()],
     )
-
-
-def _stored_bytes(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("SELECT bytes FROM totals").fetchone()[0])
 
 
 def _give_back_pages(connection: sqlite3.Connection) -> None:

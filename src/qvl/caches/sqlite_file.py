@@ -209,13 +209,6 @@ class SqliteFile:
                 ) from exc
         _log.warning("corrupt cache file set aside", path=str(self.path), kept=f"{self.path}{suffix}", reason=reason)
 
-    def _before_fork(self) -> None:
-        self._lock.acquire()
-        self._drop_connection()
-
-    def _after_fork(self) -> None:
-        self._lock.release()
-
 
 def _any(phrases: tuple[str, ...], message: str) -> bool:
     return any(phrase in message for phrase in phrases)
@@ -264,12 +257,13 @@ def _exclusive(path: Path) -> Iterator[tuple[int, int] | None]:
 def _hold_all() -> None:
     _held.extend(_files)
     for file in _held:
-        file._before_fork()
+        file._lock.acquire()
+        file._drop_connection()
 
 
 def _let_go_all() -> None:
     while _held:
-        _held.pop()._after_fork()
+        _held.pop()._lock.release()
 
 
 _held: list[SqliteFile] = []

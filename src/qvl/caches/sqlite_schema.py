@@ -100,26 +100,17 @@ def row(key: str, entry: CacheEntry, used_at: float) -> tuple[tuple[object, ...]
     analysis = entry.analysis
     written = None if analysis is None else json.dumps(analysis, ensure_ascii=False)
     size = length + len(entry.text) + len(written or "") + 2 * len(key) + ROW_OVERHEAD
-    values = (
-        key,
-        entry.image_hash,
-        entry.task,
-        entry.language,
-        entry.model,
-        entry.namespace,
-        entry.text,
-        written,
-        _word(analysis, "brand"),
-        _word(analysis, "category"),
-        entry.usage.get("prompt_tokens"),
-        entry.usage.get("completion_tokens"),
-        entry.created_at,
-        entry.expires_at,
-        used_at,
-        size,
-        text,
-    )
-    return values, size
+    # The columns that are not fields of an entry.
+    computed: dict[str, object] = {
+        "key": key,
+        "analysis": written,
+        "last_used_at": used_at,
+        "size": size,
+        "entry": text,
+    }
+    computed |= {name: _word(analysis, name) for name in ("brand", "category")}
+    computed |= {name: entry.usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    return tuple(computed[name] if name in computed else getattr(entry, name) for name in COLUMNS), size
 
 
 def _word(analysis: JsonMapping | None, name: str) -> str | None:

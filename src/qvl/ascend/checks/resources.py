@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Iterator
 
 from qvl.ascend import matrix
@@ -101,10 +102,8 @@ def clock(host: Host, today: datetime.date | None = None) -> Iterator[Finding]:
 
 def processor(host: Host) -> Iterator[Finding]:
     """Cores and memory of a host without accelerator."""
-    memory = 0
-    for line in (host.read("/proc/meminfo") or "").splitlines():
-        if line.startswith("MemAvailable:"):
-            memory = int(line.split()[1]) * 1024
+    available = re.search(r"^MemAvailable:\s*(\d+)", host.read("/proc/meminfo") or "", re.MULTILINE)
+    memory = int(available[1]) * 1024 if available else 0
     cores = host.cores()
     text = f"{cores} cores" + (f", {math.floor(memory / GIB)} GiB of memory available" if memory else "")
     if memory and memory < 8 * GIB:

@@ -47,20 +47,20 @@ def visible_devices(host: Host) -> Iterator[Finding]:
         return
     outside = [number for number in visible.read if number not in numbers]
     if outside and nodes:
-        yield Finding.fail(
-            "visible-devices",
-            f"{_NAME}={text}: {outside[0]} is out of range, the NPUs here are {_list(numbers)}"
-            + _renumbered(nodes, numbers),
-            f"{_NAME}={','.join(map(str, numbers))}",
-            detail,
-        )
+        known = ",".join(map(str, numbers))
+        reason = f"{_NAME}={text}: {outside[0]} is out of range, the NPUs here are {known}"
+        if nodes != numbers:
+            reason += f" (a container counts its nodes davinci{', davinci'.join(map(str, nodes))} from 0)"
+        yield Finding.fail("visible-devices", reason, f"{_NAME}={known}", detail)
     else:
         yield Finding.ok("visible-devices", f"{_NAME}={text}", detail)
 
 
 def names(host: Host) -> Iterator[Finding]:
     """No variable is one or two letters away from a known one."""
-    wrong = environment.misspelt(host.environ, _settings())
+    from qvl.config import Settings
+
+    wrong = environment.misspelt(host.environ, {f"QVL_{field.upper()}" for field in Settings.model_fields})
     for name, meant in wrong.items():
         yield Finding.warn(
             "environment", f"{name} is set, which nothing reads; {meant} is meant?", f"unset {name}; export {meant}=..."
@@ -108,19 +108,3 @@ def privileges(host: Host) -> Iterator[Finding]:
         )
         return
     yield Finding.ok("privileges", "not privileged; --ipc=host is not needed with a large enough --shm-size")
-
-
-def _settings() -> set[str]:
-    from qvl.config import Settings
-
-    return {f"QVL_{field.upper()}" for field in Settings.model_fields}
-
-
-def _list(numbers: tuple[int, ...]) -> str:
-    return ",".join(map(str, numbers))
-
-
-def _renumbered(nodes: tuple[int, ...], numbers: tuple[int, ...]) -> str:
-    if nodes == numbers:
-        return ""
-    return f" (a container counts its nodes davinci{', davinci'.join(map(str, nodes))} from 0)"

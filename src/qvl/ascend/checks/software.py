@@ -203,7 +203,5 @@ def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matr
 
 def _set_env(host: Host, folder: str) -> str:
     parent = folder.rsplit("/", 1)[0]
-    for script in (f"{folder}/set_env.sh", f"{parent}/set_env.sh"):
-        if host.path(script).exists():
-            return script
-    return "/usr/local/Ascend/ascend-toolkit/set_env.sh"
+    scripts = (script for script in (f"{folder}/set_env.sh", f"{parent}/set_env.sh") if host.path(script).exists())
+    return next(scripts, "/usr/local/Ascend/ascend-toolkit/set_env.sh")
