@@ -62,7 +62,7 @@ def test_leases_that_nobody_gave_back_do_not_pile_up() -> None:
     for number in range(3 * MAX_DEAD_LEASES):
         now[0] += 1
         assert cache.lease(f"k{number}", 5) is not None
-    assert len(cache._leases) <= MAX_DEAD_LEASES
+    assert len(cache._lease_table) <= MAX_DEAD_LEASES
     assert cache.lease(f"k{number}", 5) is None
 
 

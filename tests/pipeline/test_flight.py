@@ -174,7 +174,7 @@ def test_a_lease_that_comes_too_late_is_given_back(picture: Image.Image) -> None
             cache.go_on.set()
             await asyncio.gather(task, return_exceptions=True)
             assert (await pipe.ask(picture, "q")).cache == "miss"
-            assert len(cache._leases) == 0
+            assert len(cache._lease_table) == 0
 
     asyncio.run(asyncio.wait_for(main(), 30))
 

@@ -100,12 +100,12 @@ class Cache(ABC):
     instant: bool = False
     # True if get() may answer with a copy that is older than what the store has.
     layered: bool = False
-    _leases: LeaseTable
+    _lease_table: LeaseTable
 
     def __new__(cls, *args: object, **kwargs: object) -> Self:
-        # Not in __init__, which an author's own need not call.
+        # Not in __init__, which an author's own need not call; and past a __setattr__ that refuses, as of frozen ones.
         cache = super().__new__(cls)
-        cache._leases = LeaseTable()
+        object.__setattr__(cache, "_lease_table", LeaseTable())
         return cache
 
     @abstractmethod
@@ -190,26 +190,30 @@ class Cache(ABC):
         At most one holder at a time; over all processes that share the store, where it has leases of its own. A holder
         that dies loses it by time; one that needs longer renews it.
         """
-        return self._leases.lease(key, ttl)
+        return self._lease_table.lease(key, ttl)
 
     def renew(self, lease: Lease, ttl: float) -> bool:
         """Makes the lease end `ttl` seconds from now; False when it is no longer this holder's (by its token)."""
-        return self._leases.renew(lease, ttl)
+        return self._lease_table.renew(lease, ttl)
 
     def release(self, lease: Lease) -> None:
         """Gives the lease back, if it is still this holder's, and wakes those who wait for it."""
-        self._leases.release(lease)
+        self._lease_table.release(lease)
 
     def wait(self, key: str, timeout: float) -> None:
         """Blocks until `key` may have an entry or its lease may be free, at most `timeout` seconds.
 
         Waking early is allowed.
         """
-        self._leases.wait(key, timeout)
+        if type(self).lease is Cache.lease:
+            self._lease_table.wait(key, timeout)
+        else:
+            # A cache with leases of its own that cannot notify: its holders are not in the table.
+            time.sleep(min(timeout, 0.05))
 
     def close(self) -> None:
         """Releases files and connections. Calling it twice is harmless."""
-        self._leases.clear()
+        self._lease_table.clear()
 
     def __enter__(self) -> Cache:
         return self

@@ -49,7 +49,7 @@ class MemoryCache(Cache):
         self._clock = clock
         self._lock = threading.RLock()
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
-        self._leases = LeaseTable(clock)
+        self._lease_table = LeaseTable(clock)
         self._bytes = 0
         self._tally = Tally()
 

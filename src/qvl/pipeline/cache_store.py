@@ -126,14 +126,18 @@ class Store:
         """Return the entry, if there is one no older than `max_age`; for WORKERS threads at a time, which wait."""
         try:
             with self._reading[next(self._turns) % WORKERS]:
-                entry = self.cache.get(key)
-            if self.cache.layered and _too_old(entry, max_age):
-                entry = self.cache.reread(key)
+                entry = self._fresh(key, max_age)
         except CacheError as exc:
             self._failed("read", "read", exc)
             return None
         if not self.cache.instant:
             self._worked("read")
+        return entry
+
+    def _fresh(self, key: str, max_age: float | None) -> CacheEntry | None:
+        entry = self.cache.get(key)
+        if self.cache.layered and _too_old(entry, max_age):
+            entry = self.cache.reread(key)
         return None if _too_old(entry, max_age) else entry
 
     async def set(self, key: str, entry: CacheEntry, *, lease: Lease | None = None) -> None:
@@ -177,7 +181,7 @@ class Store:
 
     async def _read(self, key: str, max_age: float | None) -> CacheEntry | None:
         known, entry = self.peek(key, max_age=max_age)
-        return entry if known else await self._call("read", partial(self.get, key, max_age=max_age), None)
+        return entry if known else await self._call("read", partial(self._fresh, key, max_age), None)
 
     async def _lease(self, key: str) -> Lease | None:
         """Return the lease, if it is free. One that is granted after the caller was cancelled is released."""
