@@ -33,7 +33,7 @@ def _holds_one(hint: object, parents: list[object]) -> bool:
     """True where a TypedDict of `typing` stands anywhere in it."""
     if any(one is hint for one in parents):
         return False
-    if _is_old(hint):
+    if typing_extensions.is_typeddict(hint) and type(hint).__module__ == "typing":
         return True
     if _is_plain_dataclass(hint):
         # Until it has been read, one that leads back to itself adds nothing.
@@ -110,10 +110,6 @@ def _dataclass(hint: type, known: dict[object, object]) -> object:
         kind = _made(hints[one.name], known)
         twin.__annotations__[one.name] = twin.__dataclass_fields__[one.name].type = kind
     return known[hint]
-
-
-def _is_old(hint: object) -> bool:
-    return typing_extensions.is_typeddict(hint) and type(hint).__module__ == "typing"
 
 
 def _is_plain_dataclass(hint: object) -> TypeGuard[type]:

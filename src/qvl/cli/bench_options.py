@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qvl.bench.dataset import Dataset
     from qvl.bench.plan import LoadPlan
     from qvl.bench.run import Target
+    from qvl.types import JsonObject
 
 _input = partial(typer.Option, rich_help_panel="What to ask")
 _load = partial(typer.Option, rich_help_panel="How to load")
@@ -73,22 +74,10 @@ class BenchOptions:
         from qvl.backends.openai.retry import RetryPolicy
         from qvl.bench.plan import MOST_IN_FLIGHT, LoadPlan, read_slo
 
+        shared: JsonObject = {field.name: getattr(self, field.name) for field in fields(LoadPlan)}
         usual = MOST_IN_FLIGHT if self.rate else 64 if self.sweep or self.adaptive else 1
-        return LoadPlan(
-            concurrency=self.concurrency or usual,
-            rate=self.rate,
-            arrival=self.arrival,  # type: ignore[arg-type]
-            ramp=self.ramp,
-            adaptive=self.adaptive,
-            sweep=self.sweep,
-            count=self.count,
-            duration=self.duration,
-            warmup=self.warmup,
-            retries=RetryPolicy(max_retries=self.retries),
-            timeout=self.timeout,
-            seed=self.seed,
-            slo=read_slo(self.slo),
-        )
+        shared |= {"concurrency": self.concurrency or usual, "slo": read_slo(self.slo)}
+        return LoadPlan(**shared | {"retries": RetryPolicy(max_retries=self.retries)})
 
     def target(self) -> Target:
         """Return where to send, and what goes with every request."""

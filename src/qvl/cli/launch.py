@@ -117,8 +117,7 @@ def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
     # All at once, and not one a try, as the options' own check would.
     if missing := options.missing():
         raise ConfigError(
-            f"missing: {', '.join(missing)}",
-            hint="qvl launch Qwen/Qwen3-VL-8B-Instruct --image qvl-npu:0.1.0 --npus 0",
+            f"missing: {', '.join(missing)}", hint="qvl launch Qwen/Qwen3-VL-8B-Instruct --image qvl-npu:0.1.0 --npus 0"
         )
     npus = devices.parse_npus(options.npus, devices.device_numbers(host))
     plan = options.plan(host, npus, extra)

@@ -24,15 +24,13 @@ def mcp(
     host: Annotated[str, typer.Option("--host", help="For http: the address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="For http; 0 takes a free one.")] = 8765,
     api_key: Annotated[
-        list[str] | None,
-        typer.Option(envvar="QVL_API_KEY", help="For http: a key that clients send; may be repeated."),
+        list[str] | None, typer.Option(envvar="QVL_API_KEY", help="For http: a key that clients send; may be repeated.")
     ] = None,
     api_key_file: Annotated[
         str | None, typer.Option(envvar="QVL_API_KEY_FILE", help="For http: keys, one a line.")
     ] = None,
     allow_unauthenticated: Annotated[
-        bool,
-        typer.Option(envvar="QVL_ALLOW_UNAUTHENTICATED", help="For http: serve other machines without a key."),
+        bool, typer.Option(envvar="QVL_ALLOW_UNAUTHENTICATED", help="For http: serve other machines without a key.")
     ] = False,
     catalog: options.CatalogFile = None,
     index: options.IndexFile = None,

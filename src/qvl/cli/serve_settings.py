@@ -53,8 +53,7 @@ class ServeSettings:
     ] = None
     upstream_key: Annotated[str | None, _model(envvar=["OPENAI_API_KEY"], help="Key of the endpoint.")] = None
     option: Annotated[
-        list[str] | None,
-        _model(envvar=[], help="NAME=VALUE for the backend, VALUE in JSON or plain; may be repeated."),
+        list[str] | None, _model(envvar=[], help="NAME=VALUE for the backend, VALUE in JSON or plain; may be repeated.")
     ] = None
     canary: Annotated[bool, _model(help="Ask about a tiny picture before ready.")] = _SERVER.canary
     exit_on_engine_death: Annotated[bool, _model(help="End with an error when the engine dies.")] = False
@@ -97,19 +96,16 @@ class ServeSettings:
     )
     max_decoded_mb: Annotated[int, _pictures(min=1, help="Pixels of a request.")] = _SERVER.max_decoded_bytes // MB
     allowed_media_domains: Annotated[
-        list[str] | None,
-        _pictures(help="The only hosts to fetch from; .example.org means all below; may be repeated."),
+        list[str] | None, _pictures(help="The only hosts to fetch from; .example.org means all below; may be repeated.")
     ] = None
     allowed_private: Annotated[
-        list[str] | None,
-        _pictures(help="Hosts or networks to fetch from though they are not public; may be repeated."),
+        list[str] | None, _pictures(help="Hosts or networks to fetch from though they are not public; may be repeated.")
     ] = None
     media_timeout: Annotated[float, _pictures(help="Seconds to fetch a picture.")] = _SERVER.media.timeout
     log_level: Annotated[str, _logs(help="debug, info, warning, error.")] = "info"
     log_format: Annotated[str, _logs(help="json or text.")] = "json"
     otlp_traces_endpoint: Annotated[
-        str | None,
-        _logs(help="Where to send traces by OTLP over HTTP; OTEL_EXPORTER_OTLP_ENDPOINT does as well."),
+        str | None, _logs(help="Where to send traces by OTLP over HTTP; OTEL_EXPORTER_OTLP_ENDPOINT does as well.")
     ] = None
 
     @property

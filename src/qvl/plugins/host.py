@@ -142,15 +142,17 @@ class PluginHost:
         self._add(point.name, plugin)
 
     def _add(self, name: str, plugin: object) -> None:
-        before = [(registry, dict(registry.factories), dict(registry.owners)) for registry in self._registries()]
+        hooks = self._manager.hook
+        registering = (
+            (self.backends, hooks.register_backends),
+            (self.caches, hooks.register_caches),
+            (self.map_engines, hooks.register_map_engines),
+        )
+        before = [(registry, dict(registry.factories), dict(registry.owners)) for registry, _ in registering]
         try:
             self._manager.register(plugin, name)
             self._manager.check_pending()
-            for registry, hook in (
-                (self.backends, self._manager.hook.register_backends),
-                (self.caches, self._manager.hook.register_caches),
-                (self.map_engines, self._manager.hook.register_map_engines),
-            ):
+            for registry, hook in registering:
                 for impl in hook.get_hookimpls():
                     if impl.plugin_name == name:
                         impl.function(registry.register_for(name))
@@ -162,9 +164,6 @@ class PluginHost:
             if name == "qvl":
                 raise
             self._fail(name, str(exc))
-
-    def _registries(self) -> tuple[Registry, ...]:
-        return self.backends, self.caches, self.map_engines
 
     def _fail(self, name: str, error: str) -> None:
         self.failures.append(PluginFailure(name, error))
