@@ -117,3 +117,9 @@ def test_every_example_is_in_its_range_and_no_default() -> None:
         assert SamplingParams(**{name: known.example}).changed() == {name: known.example}
     assert SamplingParams(stop=None, stop_token_ids=None).stop == ()  # type: ignore[arg-type]
     assert SamplingParams(top_k=-1) == SamplingParams()
+
+
+def test_one_text_is_a_stop_and_no_list_of_ids() -> None:
+    assert SamplingParams(stop="ab").stop == ("ab",)
+    with pytest.raises(ConfigError, match="at most 1024"):
+        SamplingParams(stop_token_ids="1" * 1025)  # type: ignore[arg-type]

@@ -51,12 +51,16 @@ class Parameter:
     kind: type = object
     default: object = None
 
+    @property
+    def texts(self) -> bool:
+        """True if its value is a list of texts, of which one may stand alone."""
+        return isinstance(self.example, tuple) and isinstance(self.example[0], str)
+
     def allows(self, value: object) -> bool:
         """True if `value`, of the parameter's type, is in the range."""
         if isinstance(value, tuple):
-            texts = isinstance(self.example, tuple) and isinstance(self.example[0], str)
             return len(value) <= self.most and (
-                not texts or all(0 < len(item) <= MAX_STOP_CHARACTERS for item in value)
+                not self.texts or all(0 < len(item) <= MAX_STOP_CHARACTERS for item in value)
             )
         if not isinstance(value, int | float):
             return True
@@ -113,7 +117,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, known in PARAMETERS.items():
             if (value := getattr(self, name)) is not None:
-                value = _READERS[known.kind](value)
+                value = _READERS[known.kind]((value,) if isinstance(value, str) and known.texts else value)
                 if known.off is not None and value == known.off:
                     value = known.default
                 object.__setattr__(self, name, value)
@@ -155,7 +159,7 @@ def _whole(value: int) -> int:
 
 
 def _items(value: Iterable[str | int]) -> tuple[str | int, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
+    return tuple(value or ())
 
 
 # One type for each, since 0 and 0.0 are one question, but two texts of JSON and so two keys.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Callable
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -99,3 +100,28 @@ def test_model_names(model: str, expected: tuple[str, str]) -> None:
 def test_an_unknown_backend_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'openai'"):
         split_model("opanai:x", ["local", "openai"])
+
+
+def test_an_engine_of_others_finds_every_argument_of_the_map_by_its_name() -> None:
+    calls: list[dict[str, object]] = []
+
+    async def note(
+        pipeline: object, sources: object, call: dict[str, object], **options: object
+    ) -> AsyncGenerator[object, None]:
+        calls.append(call)
+        for item in ():
+            yield item
+
+    class Noting:
+        @hookimpl
+        def register_map_engines(self, register: Callable[[str, object], None]) -> None:
+            register("noting", note)
+
+    with Pipeline(backend=TalkingBackend(), cache="off", plugins=[Noting()]) as pipe:
+        assert list(pipe.map([b"1"], engine="noting")) == []
+        assert list(pipe.map([b"1"], "q", engine="noting", language="zh", cache="off", keep_pictures=True)) == []
+    none = dict.fromkeys(("question", "schema", "language", "cache"))
+    assert calls == [
+        {**none, "keep_pictures": False},
+        {"question": "q", "schema": None, "language": "zh", "cache": "off", "keep_pictures": True},
+    ]

@@ -44,6 +44,8 @@ TINY_NOTICE: Final = (
     "(examples/pictures), not photographs. Name a real one: --model Qwen/Qwen3-VL-8B-Instruct, QVL_MODEL, "
     "or Pipeline('Qwen/Qwen3-VL-8B-Instruct')."
 )
+# An engine of others may look up each of these by its name.
+ENGINE_DEFAULTS: Final[MapParams] = {"language": None, "keep_pictures": False, "cache": None}
 log = logger("qvl.pipeline")
 
 
@@ -306,7 +308,7 @@ class AsyncPipeline:
                     engine,
                     self,
                     sources,
-                    {"question": question, "schema": schema, **params},
+                    {"question": question, "schema": schema, **ENGINE_DEFAULTS, **params},
                     concurrency=concurrency or self.concurrency,
                     replicas=replicas,
                     ray_address=ray_address,
