@@ -219,7 +219,7 @@ def endless(dataset: Dataset) -> Iterator[Item]:
 
 
 def read_form(value: object, prompt: str) -> tuple[str | None, Messages, JsonObject, object]:
-    """Return Return (id, messages, params, expected) of one parsed line.
+    """Return (id, messages, params, expected) of one parsed line.
 
     Raises:
         NoRequestError: the value has no form that is known.

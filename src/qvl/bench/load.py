@@ -277,8 +277,7 @@ class Load:
                     pause = self.plan.retries.delay(record.retry_count, exc.retry_after)
                     record.retried_for.append(exc.kind)
                     record.retry_count += 1
-                    record.retry_wait += pause
-                    await asyncio.sleep(pause)
+                    record.retry_wait += await _pause(pause)
                     continue
                 ended = perf_counter()
                 record.error, record.error_kind, record.status = str(exc), exc.kind, exc.status
@@ -287,6 +286,15 @@ class Load:
             limit.adjust(sent_at, overloaded=False)
             _note(record, answer, intended, sent_at, self.origin)
             return
+
+
+async def _pause(seconds: float) -> float:
+    """Wait for `seconds`, not less as uvloop's timers do, which round; return how long it was."""
+    begun = now = perf_counter()
+    while now - begun < seconds:
+        await asyncio.sleep(begun + seconds - now)
+        now = perf_counter()
+    return now - begun
 
 
 def _note(record: RequestRecord, answer: TimedAnswer, intended: float, sent_at: float, origin: float) -> None:

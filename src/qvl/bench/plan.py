@@ -135,7 +135,7 @@ class LoadPlan:
 
 
 def read_slo(text: str) -> dict[str, float]:
-    """Return Return `ttft=500ms,tpot=50,e2e=10s` as seconds; without a unit, milliseconds as in `vllm bench serve`.
+    """Return `ttft=500ms,tpot=50,e2e=10s` as seconds; without a unit, milliseconds as in `vllm bench serve`.
 
     Raises:
         ConfigError: a name that is not known, or a number that cannot be read.

@@ -164,7 +164,7 @@ class Feeder:
 
 
 def unlike(item: Item, index: int) -> Item:
-    """Return Return `item` as a warm-up request that no later one equals."""
+    """Return `item` as a warm-up request that no later one equals."""
     return replace(item, index=index, id=f"warmup-{index}", expected=None)
 
 

@@ -9,11 +9,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, NotRequired, TypeAlias
 
-import orjson
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from qvl.types import JsonMapping, JsonObject
+
+try:
+    import orjson
+except ImportError:  # `qvl mcp` over http answers through this module too, and needs no package of the server's own
+    orjson = None  # type: ignore[assignment]
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 Count: TypeAlias = Annotated[int, Field(ge=0)]
@@ -24,9 +28,11 @@ ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 def dumps(value: object) -> bytes:
     """Return `value` as JSON in UTF-8; half a surrogate pair, which no UTF-8 can hold, becomes `?`."""
     try:
-        return orjson.dumps(value)
+        if orjson is not None:
+            return orjson.dumps(value)
     except TypeError:
-        return _encode(value).encode("utf-8", "replace")
+        pass
+    return _encode(value).encode("utf-8", "replace")
 
 
 def data_event(value: Mapping[str, object]) -> bytes:

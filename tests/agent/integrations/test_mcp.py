@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,11 @@ HELLO = {
 TAKES = {"Accept": "application/json, text/event-stream"}
 
 
-def over_http(environment: dict[str, str], *arguments: str, ask: Callable[[str], Any]) -> Any:
+def over_http(
+    environment: dict[str, str], *arguments: str, ask: Callable[[str], Any], serve: Sequence[str] = SERVE
+) -> Any:
     """What `ask` finds at the URL of a server that is started for it."""
-    command = [sys.executable, *SERVE, "--transport", "http", "--port", "0", *arguments]
+    command = [sys.executable, *serve, "--transport", "http", "--port", "0", *arguments]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr is not None
         try:
@@ -120,7 +122,16 @@ def test_other_machines_are_not_served_without_a_key(environment: dict[str, str]
     assert done.stderr.count("\n") == 1
 
 
-def test_a_key_is_asked_of_everybody_where_there_is_one(environment: dict[str, str]) -> None:
+# What qvl[server] brings and qvl[agent] does not.
+WITHOUT_SERVER = (
+    "import sys\n"
+    "for name in ('fastapi', 'httptools', 'orjson', 'prometheus_client', 'uvloop'): sys.modules[name] = None\n"
+    "from qvl.cli import main; main()"
+)
+
+
+@pytest.mark.parametrize("serve", [SERVE, ["-c", WITHOUT_SERVER, "mcp"]], ids=["", "with qvl[agent] alone"])
+def test_a_key_is_asked_of_everybody_where_there_is_one(environment: dict[str, str], serve: list[str]) -> None:
     def ask(url: str) -> list[int]:
         url = url.replace("0.0.0.0", "127.0.0.1")
         sent: list[list[tuple[str, str]]] = [
@@ -133,7 +144,7 @@ def test_a_key_is_asked_of_everybody_where_there_is_one(environment: dict[str, s
             return [client.post(url, json=HELLO, headers=[*TAKES.items(), *own]).status_code for own in sent]
 
     keyed = {**environment, "QVL_API_KEY": "right"}
-    assert over_http(keyed, "--host", "0.0.0.0", ask=ask) == [401, 401, 401, 200]
+    assert over_http(keyed, "--host", "0.0.0.0", ask=ask, serve=serve) == [401, 401, 401, 200]
 
 
 def test_pages_of_other_sites_do_not_reach_a_server_without_keys(environment: dict[str, str]) -> None:
