@@ -79,7 +79,8 @@ WRONG_USE = {
     "unknown parameter": (["--param", "temprature=1"], ["temprature", "did you mean 'temperature'?"]),
     "parameter out of range": (["-p", "temperature=-1"], ["temperature=-1", "from 0"]),
     "parameter of a wrong type": (["-p", "temperature=hot"], ["wrong type"]),
-    "parameter without a value": (["-p", "temperature"], ["NAME=VALUE"]),
+    "parameter without a value": (["-p", "temperature"], ["NAME=VALUE", "-param temperature="]),
+    "backend's option without a value": (["-O", "max_retries"], ["NAME=VALUE", "--option max_retries="]),
     "max_tokens of nothing": (["--max-tokens", "0"], ["max_tokens=0"]),
     "unknown option of the backend": (["-O", "sufix=x"], ["sufix", "did you mean 'suffix'?"]),
     "option that the backend lacks": (["--base-url", "http://h/v1"], ["base_url"]),
@@ -311,3 +312,17 @@ def test_an_unknown_cache_is_told_of_paths_and_off(qvl, picture):
     ran = qvl("ask", picture, "What?", "--cache", "nonsense")
     assert ran.code == 2
     assert "or off" in ran.error
+
+
+def test_an_option_of_the_pipeline_is_none_of_the_backend_for_the_server_too(qvl):
+    ran = qvl("serve", "--option", "cache=off")
+
+    assert ran.code == 2
+    assert "--option cache" in ran.error
+
+
+def test_mcp_refuses_a_port_that_does_not_exist(qvl):
+    ran = qvl("mcp", "--transport", "http", "--port", "99999")
+
+    assert ran.code == 2
+    assert "--port" in ran.error

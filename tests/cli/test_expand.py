@@ -19,11 +19,14 @@ class Cup:
     size: Annotated[int, typer.Option(min=1, envvar=["OLD_SIZE"], help="In ml.")] = 200
     lid: Annotated[bool, typer.Option(envvar=[], help="With a lid.")] = False
     maker: Annotated[str, typer.Option(help="Who made it.")] = "nobody"
+    top: Annotated[int, typer.Option(help="Most cups.")] = 9
     made: int = field(default=1, init=False)
 
 
 @expand
-def fill(drink: str, cup: Cup, other: Annotated[Cup, Without("size", "lid", "maker")], hot: bool = False) -> None:
+def fill(
+    drink: str, cup: Cup, other: Annotated[Cup, Without("size", "lid", "maker", "top")], hot: bool = False
+) -> None:
     """Fill a cup."""
     print(drink, cup, other == Cup(), hot)
 
@@ -35,8 +38,8 @@ def run(*words: str, **environment: str) -> str:
 
 
 def test_each_field_is_an_option_with_its_default_bounds_and_help() -> None:
-    assert run("tea", "--hot") == "tea Cup(size=200, lid=False, maker='nobody', made=1) True True\n"
-    assert run("tea", "--size", "3", "--lid") == "tea Cup(size=3, lid=True, maker='nobody', made=1) True False\n"
+    assert run("tea", "--hot") == "tea Cup(size=200, lid=False, maker='nobody', top=9, made=1) True True\n"
+    assert run("tea", "--size", "3", "--lid") == "tea Cup(size=3, lid=True, maker='nobody', top=9, made=1) True False\n"
     assert "--size" in run("tea", "--size", "0")
     help_text = run("--help")
     assert "Fill a cup." in help_text
@@ -56,3 +59,7 @@ def test_each_field_is_an_option_with_its_default_bounds_and_help() -> None:
 )
 def test_a_prefix_gives_each_option_a_variable(environment: dict[str, str], expected: str) -> None:
     assert expected in run("tea", **environment)
+
+
+def test_a_value_of_a_variable_that_cannot_be_read_is_said_with_its_name() -> None:
+    assert "(env var: 'CUP_TOP')" in run("tea", CUP_TOP="many")

@@ -57,7 +57,9 @@ def options_of(settings: type) -> list[Parameter]:
         infos = [part for part in get_args(hints[field.name]) if isinstance(part, ParameterInfo)]
         for info in infos:
             if prefix:
-                info.envvar = None if info.envvar == [] else [prefix + field.name.upper(), *(info.envvar or ())]
+                names = [prefix + field.name.upper(), *(info.envvar or ())]
+                # A list of one would stand as a list in typer's message about a value that cannot be read.
+                info.envvar = None if info.envvar == [] else names if len(names) > 1 else names[0]
         if infos:
             default = Parameter.empty if field.default is MISSING else field.default
             annotation = hints[field.name]

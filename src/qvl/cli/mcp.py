@@ -22,7 +22,7 @@ def mcp(
     *,
     transport: Annotated[Literal["stdio", "http"], typer.Option("--transport", "-t", help="stdio or http.")] = "stdio",
     host: Annotated[str, typer.Option("--host", help="For http: the address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="For http; 0 takes a free one.")] = 8765,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="For http; 0 takes a free one.")] = 8765,
     api_key: Annotated[
         list[str] | None, typer.Option(envvar="QVL_API_KEY", help="For http: a key that clients send; may be repeated.")
     ] = None,

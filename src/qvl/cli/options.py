@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,12 +90,7 @@ class PipelineOptions:
         from qvl.media.policy import MediaPolicy
         from qvl.pipeline.async_pipeline import AsyncPipeline
 
-        options = parse_args.pairs(self.option or (), "--option")
-        for name in inspect.signature(AsyncPipeline).parameters:
-            if name in options:
-                raise ConfigError(
-                    f"--option {name} is the pipeline's, not the backend's", hint="see qvl analyze --help"
-                )
+        options = parse_args.backend_options(self.option or ())
         if self.device is not None:
             options["device"] = self.device
         if self.base_url:

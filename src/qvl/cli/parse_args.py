@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import inspect
 import json
 import os
 import re
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)?")
+_EXAMPLES: Final = {"--param": "temperature=0.2", "--option": "max_retries=3", "--header": "X-Team=vision"}
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -83,12 +85,27 @@ def pairs(texts: Sequence[str], option: str) -> JsonObject:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"{option} {text!r} is not NAME=VALUE", hint=f"write {option} temperature=0.2")
+            raise ConfigError(f"{option} {text!r} is not NAME=VALUE", hint=f"write {option} {_EXAMPLES[option]}")
         try:
             values[name.strip()] = json.loads(value)
         except ValueError:
             values[name.strip()] = value
     return values
+
+
+def backend_options(texts: Sequence[str]) -> JsonObject:
+    """Return the NAME=VALUE texts of `--option` as a dictionary.
+
+    Raises:
+        ConfigError: a text without `=`, or a name that is the pipeline's.
+    """
+    from qvl.pipeline.async_pipeline import AsyncPipeline
+
+    options = pairs(texts, "--option")
+    for name in inspect.signature(AsyncPipeline).parameters:
+        if name in options:
+            raise ConfigError(f"--option {name} is the pipeline's, not the backend's", hint="see the command's --help")
+    return options
 
 
 def duration(text: str) -> float:

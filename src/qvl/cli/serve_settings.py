@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Final
 
 import typer
 
-from qvl.cli.parse_args import pairs
+from qvl.cli.parse_args import backend_options
 from qvl.media.policy import MediaPolicy
 from qvl.server.settings import ServerSettings
 from qvl.types import JsonObject
@@ -146,13 +146,13 @@ class ServeSettings:
         """Return what the backend takes, without its endpoints.
 
         Raises:
-            ConfigError: an `--option` without a name.
+            ConfigError: an `--option` without a name, or with one of the pipeline's.
         """
         options = {name: getattr(self, name) for name in ("device", "dtype", "max_model_len", "max_num_seqs")}
         if self.model and self.model.startswith("openai:"):
             options["api_key"] = self.upstream_key
-        return {name: value for name, value in options.items() if value is not None} | pairs(
-            self.option or (), "--option"
+        return {name: value for name, value in options.items() if value is not None} | backend_options(
+            self.option or ()
         )
 
 
