@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -329,6 +329,7 @@ def test_damaged_pictures_raise_media_errors_only(draw: st.DataObject) -> None:
         st.text(max_size=80), st.text(max_size=60).map("data:".__add__), st.text(max_size=60).map("file:".__add__)
     )
 )
+@example("~\x00")
 def test_random_text_raises_media_errors_only(text: str) -> None:
     with pytest.raises(MediaError):
         media.load(text)

@@ -91,7 +91,10 @@ def _read_text(text: str, policy: MediaPolicy) -> tuple[bytes, str]:
         raise MediaError("an empty string does not name a picture", hint="pass a path or a URL")
     if len(text) > 512 and text.startswith(_BASE64_HEADS):
         raise MediaError("this text is base64, not a path", hint="put 'data:image/png;base64,' in front of it")
-    return _read_path(os.path.expanduser(text), policy)
+    # A name with a null byte has no home; reading it says what is wrong.
+    with suppress(ValueError):
+        text = os.path.expanduser(text)
+    return _read_path(text, policy)
 
 
 def _path_of_file_url(url: str) -> str:
