@@ -175,6 +175,30 @@ async def test_a_decimal_has_every_digit_and_nothing_else_becomes_text(
     assert found == value
 
 
+class Corners(BaseModel):
+    total: Decimal
+    corners: set[tuple[int, int]]
+
+
+class Pair(BaseModel, frozen=True):
+    a: int
+
+
+class Unwritable(BaseModel):
+    """pydantic cannot dump a set of models, since dictionaries have no hash."""
+
+    total: Decimal
+    pairs: set[Pair]
+
+
+async def test_digits_are_no_reason_to_lose_an_answer_with_sets(endpoint) -> None:
+    found = await analysis_of(endpoint, f'{{"total": {LONG}, "corners": [[1, 2]]}}', Corners)
+    assert found == Corners(total=Decimal(LONG), corners={(1, 2)})
+    found = await analysis_of(endpoint, f'{{"total": {LONG}, "pairs": [{{"a": 1}}]}}', Unwritable)
+    assert found.pairs == {Pair(a=1)}
+    assert float(found.total) == float(LONG)
+
+
 @pytest.mark.parametrize("schema", [Paid, Sheet, Order, Tree, Book, SCHEMA | {"required": ["seller"]}])
 async def test_an_answer_of_another_form_is_an_error(endpoint, schema: Any) -> None:
     with pytest.raises(AnalysisError):

@@ -201,11 +201,18 @@ def _with_all_digits(match: JsonMatch, text: str, schema: type[BaseModel]) -> Js
         known = texts | more
         data = _each_decimal(exact, partial(_spelt, texts=known))
         other = _value(data, schema)
-        if other is not None and _each_decimal(other.model_dump(), float) == _each_decimal(value.model_dump(), float):
+        if other is not None and _same_but_for_digits(other, value):
             texts, match = known, replace(match, value=cast("JsonObject", data))
         if texts == numbers:
             break
     return match
+
+
+def _same_but_for_digits(one: BaseModel, other: BaseModel) -> bool:
+    try:
+        return _each_decimal(one.model_dump(), float) == _each_decimal(other.model_dump(), float)
+    except Exception:  # noqa: BLE001 - what cannot be written, or not in this way, must not cost the user the answer
+        return False
 
 
 def _spelt(number: Decimal, texts: Set[Decimal]) -> str | float:
@@ -220,7 +227,7 @@ def _each_decimal(value: object, change: Callable[[Decimal], object]) -> object:
         return {name: _each_decimal(inner, change) for name, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         items = [_each_decimal(inner, change) for inner in value]
-        return items if isinstance(value, list | tuple) else set(items)
+        return items if isinstance(value, list) else tuple(items) if isinstance(value, tuple) else frozenset(items)
     return value
 
 
