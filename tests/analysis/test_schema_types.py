@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 import typing_extensions
-from pydantic import BaseModel, Field, RootModel
+from pydantic import BaseModel, Field, RootModel, field_validator
 
 from qvl import AsyncPipeline
 from qvl.backends.openai.backend import OpenAIBackend
@@ -189,6 +189,19 @@ class Unwritable(BaseModel):
 
     total: Decimal
     pairs: set[Pair]
+
+
+class Rounded(BaseModel):
+    total: float
+
+    @field_validator("total", mode="before")
+    @classmethod
+    def _rounded(cls, number: Any) -> Any:
+        return round(number, 2)
+
+
+async def test_digits_are_no_reason_to_lose_an_answer_that_a_class_rounds(endpoint) -> None:
+    assert await analysis_of(endpoint, f'{{"total": {LONG}}}', Rounded) == Rounded(total=1234567.12)
 
 
 async def test_digits_are_no_reason_to_lose_an_answer_with_sets(endpoint) -> None:

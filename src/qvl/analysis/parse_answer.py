@@ -200,18 +200,19 @@ def _with_all_digits(match: JsonMatch, text: str, schema: type[BaseModel]) -> Js
     for more in (numbers, *({number} for number in sorted(numbers)[:MOST_DECIMALS])):
         known = texts | more
         data = _each_decimal(exact, partial(_spelt, texts=known))
-        other = _value(data, schema)
-        if other is not None and _same_but_for_digits(other, value):
+        if _same_but_for_digits(data, value):
             texts, match = known, replace(match, value=cast("JsonObject", data))
         if texts == numbers:
             break
     return match
 
 
-def _same_but_for_digits(one: BaseModel, other: BaseModel) -> bool:
+def _same_but_for_digits(data: object, value: BaseModel) -> bool:
+    """True if `data` is read as `value`, whose numbers may have fewer digits."""
     try:
-        return _each_decimal(one.model_dump(), float) == _each_decimal(other.model_dump(), float)
-    except Exception:  # noqa: BLE001 - what cannot be written, or not in this way, must not cost the user the answer
+        other = validate(data, type(value))
+        return _each_decimal(other.model_dump(), float) == _each_decimal(value.model_dump(), float)
+    except Exception:  # noqa: BLE001 - a class that does not take or write numbers as text costs nobody the answer
         return False
 
 
