@@ -114,3 +114,10 @@ def test_a_checkpoint_that_fits_no_set_of_devices_is_refused_and_not_fetched_fro
     with pytest.raises(ConfigError) as caught:
         loader.load(str(folder), open_device("cpu", "float32"), device_map={**parts, "model.visual": "disk"})
     assert "\n" not in str(caught.value)
+
+
+def test_picture_settings_that_cannot_be_read_are_refused_before_the_weights_are_loaded(tmp_path: Path) -> None:
+    folder = shutil.copytree(loader.bundled_folder(), tmp_path / "copy")
+    (folder / "preprocessor_config.json").write_text('{"image_mean": 5}')
+    with pytest.raises(ConfigError, match="picture settings cannot be read"):
+        loader.peek(str(folder))

@@ -209,7 +209,11 @@ def _check_weights(name: str, loaded: PreTrainedModel, report: LoadingInfo) -> N
 
 
 def peek(model: str | None) -> tuple[str, ImageRules] | None:
-    """Return (fingerprint, picture rules) of a checkpoint in a folder, read without torch; None for anything else."""
+    """Return (fingerprint, picture rules) of a checkpoint in a folder, read without torch; None for anything else.
+
+    Raises:
+        ConfigError: the image processor's settings cannot be read, which is said before the weights are loaded.
+    """
     folder = bundled_folder() if model is None else in_home(model)
     if not (folder / "config.json").is_file():
         return None
@@ -219,9 +223,10 @@ def peek(model: str | None) -> tuple[str, ImageRules] | None:
         if quantisation(folder, config) is not None:
             return None
         family = family_of(config.get("model_type"), str(model))
-        return fingerprint(folder), family.rules(image_settings(folder, str(model)))
+        digest, settings = fingerprint(folder), image_settings(folder, str(model))
     except (OSError, QvlError):
         return None
+    return digest, family.rules(settings)
 
 
 def find_folder(model: str | None, revision: str | None) -> Path:
