@@ -28,12 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "examples" / "pictures" / "norvik-mug-red.png"
 MODEL = "bench"
 QVL = ("qvl", "openai", "langchain")
-CLIENTS = {
-    "openai": "openai client",
-    "qvl": "qvl `Pipeline`",
-    "langchain": "ChatOpenAI",
-    "litellm": "LiteLLM SDK",
-}
+CLIENTS = {"openai": "openai client", "qvl": "qvl `Pipeline`", "langchain": "ChatOpenAI", "litellm": "LiteLLM SDK"}
 QUESTIONS = {"text": "text", "picture": "a picture, each time another", "again": "a picture, always the same"}
 Call = Callable[[str, str], Any]
 

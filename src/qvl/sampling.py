@@ -103,8 +103,7 @@ class SamplingParams:
     stop_token_ids: Annotated[tuple[int, ...], Parameter("at most 1024 of them", (0,), most=1024, declared=False)] = ()
     ignore_eos: Annotated[bool, Parameter("true or false", True, declared=False)] = False
     repetition_penalty: Annotated[
-        float,
-        Parameter("above 0; 1 is neutral", 1.05, 0.0, 100.0, above=True, sent="pinned", declared=False),
+        float, Parameter("above 0; 1 is neutral", 1.05, 0.0, 100.0, above=True, sent="pinned", declared=False)
     ] = 1.0
     presence_penalty: Annotated[float, Parameter("from -2 to 2", 0.1, -2.0, 2.0, declared=False)] = 0.0
     frequency_penalty: Annotated[float, Parameter("from -2 to 2", 0.1, -2.0, 2.0, declared=False)] = 0.0

@@ -310,13 +310,7 @@ def test_what_came_with_an_answer_is_taken_back_with_it() -> None:
     with Pipeline(backend=backend, cache="off") as pipe:
         pipe.chat([user("q"), earlier, {"role": "tool", "tool_call_id": "c", "content": "5"}, user("and?")])
         pipe.chat([user("q"), {"role": "assistant", "content": None, "refusal": "I will not"}, user("why?")])
-        pipe.chat(
-            [
-                user("q"),
-                {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
-                user("why?"),
-            ]
-        )
+        pipe.chat([user("q"), {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, user("why?")])
     first, second, third = backend.requests
     assert first.messages[1].text == "so"
     assert first.messages[1].tool_calls[0].arguments == '{"größe": 3}'

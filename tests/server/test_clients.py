@@ -18,10 +18,7 @@ README = Path(__file__).parents[2] / "README.md"
 def test_langchain_asks_about_pictures_and_streams(server: Running) -> None:
     openai = pytest.importorskip("langchain_openai")
     chat = openai.ChatOpenAI(model="echo-vl", base_url=f"{server.url}/v1", api_key="none", temperature=0)
-    content = [
-        {"type": "image_url", "image_url": {"url": data_url("blue")}},
-        {"type": "text", "text": "colour"},
-    ]
+    content = [{"type": "image_url", "image_url": {"url": data_url("blue")}}, {"type": "text", "text": "colour"}]
     found = chat.invoke([{"role": "user", "content": content}])
     assert found.content == "blue 64x64, colour"
     assert found.usage_metadata["total_tokens"] > 0

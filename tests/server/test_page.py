@@ -13,10 +13,7 @@ from tests.server.conftest import Running, picture
 from tests.server.echo_backend import EchoBackend
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="there is no Chromium here"),
-]
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="there is no Chromium here")]
 SHOTS = Path(__file__).parents[2] / "screenshots"
 DROP = """([name, bytes]) => {
   const held = new DataTransfer();

@@ -108,11 +108,7 @@ OF_RESPONSES: dict[str, Any] = {
 }
 BODIES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (CHAT, question("one two"), EVERYWHERE | OF_CHAT),
-    (
-        COMPLETIONS,
-        {"prompt": "one two"},
-        EVERYWHERE | OF_COMPLETIONS,
-    ),
+    (COMPLETIONS, {"prompt": "one two"}, EVERYWHERE | OF_COMPLETIONS),
     (RESPONSES, {"input": "one two"}, EVERYWHERE | OF_RESPONSES),
 ]
 
@@ -281,11 +277,7 @@ class Sizes(EchoBackend):
 
 
 @pytest.mark.parametrize(
-    ("limits", "wanted"),
-    [
-        ({"max_pixels": 65536}, (288, 192)),
-        ({"min_pixels": 500_000}, (832, 640)),
-    ],
+    ("limits", "wanted"), [({"max_pixels": 65536}, (288, 192)), ({"min_pixels": 500_000}, (832, 640))]
 )
 def test_pixel_limits_are_honoured_wherever_a_request_says_them(serve, limits: dict[str, int], wanted: Any) -> None:
     backend = Sizes()

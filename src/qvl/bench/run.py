@@ -121,11 +121,7 @@ class Run:
             headers["Authorization"] = f"Bearer {self.target.api_key}"
         return [
             LoadedEndpoint(
-                url,
-                model=self.target.model,
-                timeout=self.plan.timeout,
-                headers=headers,
-                verify=self.target.verify,
+                url, model=self.target.model, timeout=self.plan.timeout, headers=headers, verify=self.target.verify
             )
             for url in self.target.urls
         ]

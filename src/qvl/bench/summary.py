@@ -12,16 +12,7 @@ from typing import Final, NotRequired, TypedDict
 from qvl.bench.metrics import FORMULAS, Group, GroupSummary, Windows
 from qvl.bench.pairs import Agreement, AgreementSummary, Pairs, PairSummary
 from qvl.bench.plan import PlanFacts
-from qvl.bench.record import (
-    RESULTS,
-    RUN,
-    BadLines,
-    ClientFacts,
-    RequestRecord,
-    RunRequest,
-    Session,
-    read_records,
-)
+from qvl.bench.record import RESULTS, RUN, BadLines, ClientFacts, RequestRecord, RunRequest, Session, read_records
 
 KNEE: Final = 0.9
 KEPT_POINTS: Final = 4_000

@@ -116,8 +116,7 @@ def _with_pictures(request: ChatRequest, before: Sequence[Picture], after: Seque
     return request.replace(
         messages=tuple(
             dataclasses.replace(
-                message,
-                parts=tuple(map_parts(message.parts, _same, lambda media: ImagePart(next(coming)))),
+                message, parts=tuple(map_parts(message.parts, _same, lambda media: ImagePart(next(coming))))
             )
             for message in request.messages
         )

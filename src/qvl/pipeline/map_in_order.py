@@ -40,10 +40,7 @@ def loaded_for(result: Result, seconds: float) -> Result:
 
 
 async def map_in_order(
-    sources: Iterable[S],
-    one: Callable[[S], Awaitable[tuple[V, Result]]],
-    concurrency: int,
-    progress: bool,
+    sources: Iterable[S], one: Callable[[S], Awaitable[tuple[V, Result]]], concurrency: int, progress: bool
 ) -> AsyncGenerator[MapItem[V], None]:
     """Run `one` over `sources`, at most `concurrency` at a time, and yield the items in input order.
 

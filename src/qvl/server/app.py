@@ -34,10 +34,7 @@ log = logger("qvl.server")
 
 
 def create_app(
-    pipeline: AsyncPipeline,
-    settings: ServerSettings | None = None,
-    *,
-    tracer_provider: TracerProvider | None = None,
+    pipeline: AsyncPipeline, settings: ServerSettings | None = None, *, tracer_provider: TracerProvider | None = None
 ) -> FastAPI:
     """The server as an ASGI application, to run or to mount.
 

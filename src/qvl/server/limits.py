@@ -169,11 +169,7 @@ class KeyLimits:
     """Requests a minute (a token bucket) and requests at a time, for each key."""
 
     def __init__(
-        self,
-        per_minute: int | None,
-        concurrent: int | None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, per_minute: int | None, concurrent: int | None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.per_minute = per_minute
         self.concurrent = concurrent

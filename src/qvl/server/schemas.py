@@ -206,10 +206,7 @@ class QuestionFields(BaseModel):
     max_pixels: int | None = Field(None, ge=1024, description="Budget of every picture, in pixels.")
     min_pixels: int | None = Field(None, ge=1, description="Pictures with fewer pixels are made larger.")
     cache_salt: str | None = Field(
-        None,
-        min_length=1,
-        max_length=256,
-        description="Requests of one key that send the same one share prefixes.",
+        None, min_length=1, max_length=256, description="Requests of one key that send the same one share prefixes."
     )
 
     def sampling(self) -> RequestParams:

@@ -87,10 +87,7 @@ class Traced:
         if port:
             attributes["server.port"] = port
         self.span: Span = tracing.tracer.start_span(
-            name,
-            context=tracing.propagate.extract(headers),
-            kind=tracing.trace.SpanKind.SERVER,
-            attributes=attributes,
+            name, context=tracing.propagate.extract(headers), kind=tracing.trace.SpanKind.SERVER, attributes=attributes
         )
         self._token = tracing.context.attach(tracing.trace.set_span_in_context(self.span))
         carried: dict[str, str] = {}

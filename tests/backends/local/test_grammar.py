@@ -354,10 +354,7 @@ class TestBounds:
         [
             ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "f1: oneOf constraints are not supported"),
             ({"type": "integer", "minimum": 5, "maximum": 1}, "f1: Unsatisfiable schema: required property 'p'"),
-            (
-                {"type": "string", "pattern": "x(ab"},
-                r"f1: invalid pattern: unclosed group, at character 2",
-            ),
+            ({"type": "string", "pattern": "x(ab"}, r"f1: invalid pattern: unclosed group, at character 2"),
             ({"enum": ["\ud800"]}, "f1: "),
         ],
     )

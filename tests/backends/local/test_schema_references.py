@@ -81,23 +81,14 @@ def test_tools_with_definitions_of_one_name_keep_their_own() -> None:
     ],
 )
 def test_references_of_every_form_lead_home(ref: str, more: dict[str, Any]) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"x": {"$ref": ref}, "other": {"enum": ["v"]}},
-        "required": ["x"],
-        **more,
-    }
+    schema = {"type": "object", "properties": {"x": {"$ref": ref}, "other": {"enum": ["v"]}}, "required": ["x"], **more}
     for whole, wrap in ((call_schema([Tool("t", "", schema)]), True), (enforceable(schema, "response_format"), False)):
         assert allows(whole, call("t", {"x": "v"}) if wrap else {"x": "v"})
         assert not allows(whole, call("t", {"x": "w"}) if wrap else {"x": "w"})
 
 
 def test_a_reference_to_the_root_means_the_arguments() -> None:
-    tree = {
-        "type": "object",
-        "properties": {"v": {"type": "integer"}, "next": {"$ref": "#"}},
-        "required": ["v"],
-    }
+    tree = {"type": "object", "properties": {"v": {"type": "integer"}, "next": {"$ref": "#"}}, "required": ["v"]}
     schema = call_schema([Tool("tree", "", tree)])
     assert allows(schema, call("tree", {"v": 1, "next": {"v": 2}}))
     assert not allows(schema, call("tree", {"v": 1, "next": call("tree", {"v": 2})}))

@@ -168,11 +168,7 @@ class TestErrorBodies:
         [
             (400, {"error": {"message": "no", "param": "top_p"}}, RequestError),
             (400, {"error": {"message": "x", "code": "context_length_exceeded"}}, ContextLengthError),
-            (
-                400,
-                {"object": "error", "message": "maximum context length is 4096", "code": 400},
-                ContextLengthError,
-            ),
+            (400, {"object": "error", "message": "maximum context length is 4096", "code": 400}, ContextLengthError),
             (
                 422,
                 {"detail": [{"loc": ["body", "top_k"], "msg": "Extra inputs are not permitted"}]},

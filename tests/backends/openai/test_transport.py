@@ -192,8 +192,7 @@ class TestWhichWay:
             backend_at([urls[0], urls[0]])
 
     @pytest.mark.parametrize(
-        "proxy",
-        ["socks5://user:word@127.0.0.1:1", "gopher://127.0.0.1:1", "http://user:word@x:notaport"],
+        "proxy", ["socks5://user:word@127.0.0.1:1", "gopher://127.0.0.1:1", "http://user:word@x:notaport"]
     )
     async def test_a_proxy_that_cannot_be_used_matters_only_where_it_is_needed(
         self, endpoint: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch, proxy: str

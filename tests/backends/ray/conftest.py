@@ -69,13 +69,7 @@ def opened(cluster: Any) -> Iterator[Callable[..., Backend]]:
     made: list[Backend] = []
 
     def make(*args: Any, **settings: Any) -> RayBackend:
-        settings = {
-            "ray_address": cluster.address,
-            "devices": "cpu",
-            "replicas": 2,
-            "cpus_per_replica": 1,
-            **settings,
-        }
+        settings = {"ray_address": cluster.address, "devices": "cpu", "replicas": 2, "cpus_per_replica": 1, **settings}
         backend = RayBackend(*args, **settings)
         made.append(backend)
         loop.run_until_complete(backend.open())

@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Final
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.grammar_schema import RESPONSE_FORMATS
 from qvl.backends.load_aside import load_aside
-from qvl.errors import (
-    BackendUnavailableError,
-    ConfigError,
-    MissingDependencyError,
-    QvlError,
-    RateLimitError,
-)
+from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError, RateLimitError
 from qvl.log import logger
 from qvl.suggest import install_line
 from qvl.types import TextPart
@@ -219,12 +213,7 @@ class LocalBackend(Backend):
         )
         grammars = Grammars(checkpoint.tokenizer, runner.vocab_size, checkpoint.eos_token_ids)
         engine = Engine(
-            runner,
-            scheduler,
-            grammars,
-            checkpoint.eos_token_ids,
-            max_queue=self._max_queue,
-            watchdog=self._watchdog_s,
+            runner, scheduler, grammars, checkpoint.eos_token_ids, max_queue=self._max_queue, watchdog=self._watchdog_s
         )
         image_token = checkpoint.model.config.image_token_id
         processor = Processor(checkpoint.tokenizer, rules, image_token, features.get)

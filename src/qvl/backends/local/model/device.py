@@ -30,13 +30,7 @@ if TYPE_CHECKING:
 
 KINDS: Final = ("npu", "cuda", "mps", "cpu")
 DTYPES: Final = ("bfloat16", "float16", "float32")
-SHORT_DTYPES: Final = {
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "half": "float16",
-    "fp32": "float32",
-    "float": "float32",
-}
+SHORT_DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 # Chips whose matrix units have no bfloat16 (300I Duo, 310 series).
 NPU_WITHOUT_BF16: Final = re.compile(r"310", re.ASCII)
 

@@ -191,10 +191,7 @@ class PromptEncoder:
                 {
                     "type": "function",
                     "id": call.id,
-                    "function": {
-                        "name": self._typed(call.name, mark),
-                        "arguments": self._typed(call.arguments, mark),
-                    },
+                    "function": {"name": self._typed(call.name, mark), "arguments": self._typed(call.arguments, mark)},
                 }
                 for call in message.tool_calls
             ]
