@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from qvl.errors import QvlError
+from qvl.errors import MediaError, QvlError
 from tests.server.conftest import Running, data_url, question
 from tests.server.echo_backend import EchoBackend
 
@@ -220,3 +220,14 @@ def test_malformed_bodies_get_well_formed_errors(server: Running, path: str) -> 
             if answer.status_code != 200:
                 well_formed(answer)
         assert client.get("/ready").status_code == 200
+
+
+def test_a_code_of_a_remote_endpoint_makes_no_series_of_its_own(serve) -> None:
+    server = serve(EchoBackend())
+    for code in ("image_too_large", "their_word_17", "their_word_18"):
+        server.core.note_error(MediaError("refused", code=code))
+    lines = [line for line in server.get("/metrics").text.splitlines() if line.startswith("qvl_media_errors_total{")]
+    assert sorted(lines) == [
+        'qvl_media_errors_total{code="image_too_large"} 1.0',
+        'qvl_media_errors_total{code="invalid_image"} 2.0',
+    ]

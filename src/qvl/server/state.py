@@ -152,7 +152,9 @@ class ServerCore:
         """Counts an error that a request ended with."""
         self.readiness.note_error(error)
         if isinstance(error, MediaError):
-            self.metrics.media_errors.labels(error.code).inc()
+            # A remote endpoint's own word could be any, and each would be a series for good.
+            code = error.code if error.code in error.codes else error.default_code
+            self.metrics.media_errors.labels(code).inc()
 
     def note_result(self, result: Result) -> None:
         """Counts a finished answer."""
