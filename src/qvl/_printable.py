@@ -19,4 +19,4 @@ def plain(text: str) -> str:
 
 def escaped(json_text: str) -> str:
     """JSON that means the same, with escapes for every character that a terminal would obey."""
-    return _OBEYED.sub(lambda found: f"\\u{ord(found.group()):04x}", json_text)
+    return _OBEYED.sub(lambda match: f"\\u{ord(match.group()):04x}", json_text)

@@ -108,12 +108,12 @@ def _is_json(text: str) -> bool:
 
 def lone_end(text: str) -> int | None:
     """Where the `</think>` stands that ends reasoning whose `<think>` is not in the text; None if there is none."""
-    for found in _UNQUOTED_END.finditer(text):
-        before = text[: found.start()]
+    for match in _UNQUOTED_END.finditer(text):
+        before = text[: match.start()]
         if "<think>" in before:
             return None
         if before.count("```") % 2 == 0:
-            return found.start()
+            return match.start()
     return None
 
 

@@ -20,14 +20,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def install_line(*extras: str) -> str:
     """The command that adds `extras`, from where the user is: in a clone by its path, else by the name qvl."""
-    wanted = f"[{','.join(extras)}]"
+    bracket = f"[{','.join(extras)}]"
     folder = _source()
     if folder is None:
-        return f"{_pip()} install 'qvl{wanted}'"
+        return f"{_pip()} install 'qvl{bracket}'"
     where = "." if folder == Path.cwd() else str(folder)
     # An editable installation stays one.
     editable = "-e " if (folder / "src" / "qvl").resolve() == Path(__file__).resolve().parent else ""
-    return f"{_pip()} install {editable}'{where}{wanted}'"
+    return f"{_pip()} install {editable}'{where}{bracket}'"
 
 
 def _source() -> Path | None:
@@ -41,11 +41,11 @@ def _source() -> Path | None:
     from urllib.request import url2pathname
 
     try:
-        told = json.loads(distribution("qvl").read_text("direct_url.json") or "{}")
+        origin = json.loads(distribution("qvl").read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError):
         return None
-    folder = Path(url2pathname(urlsplit(told.get("url", "")).path))
-    return folder if "dir_info" in told and (folder / "pyproject.toml").is_file() else None
+    folder = Path(url2pathname(urlsplit(origin.get("url", "")).path))
+    return folder if "dir_info" in origin and (folder / "pyproject.toml").is_file() else None
 
 
 def _pip() -> str:

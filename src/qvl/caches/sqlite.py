@@ -205,11 +205,11 @@ class SqliteCache(Cache):
         where = " AND ".join(["(expires_at IS NULL OR expires_at > ?)", *conditions])
         # Our own column names; a limit of -1 means no limit.
         sql = f"SELECT key, entry FROM entries WHERE {where} ORDER BY created_at DESC, rowid DESC LIMIT ?"  # noqa: S608
-        found = []
+        entries = []
         for key, text in self._read(sql, self._clock(), *conditions.values(), -1 if limit is None else limit):
             with contextlib.suppress(CacheError):
-                found.append((key, CacheEntry.from_json(text)))
-        return found
+                entries.append((key, CacheEntry.from_json(text)))
+        return entries
 
     def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
         return {field: self._count_by(field) for field in fields}

@@ -74,16 +74,16 @@ class _Budget:
 
 def _pictures(data: bytes) -> tuple[bool, list[bytes]]:
     """Whether there is a grid; and the coded data of every item, and of the first sample of every track."""
-    budget, grid, found = _Budget(MAX_BOXES), False, list[bytes]()
+    budget, grid, payloads = _Budget(MAX_BOXES), False, list[bytes]()
     for kind, at, end in _boxes(data, 0, len(data), budget):
         if kind == b"meta":
             types, places = _items(data, at + 4, end, budget)
             grid = grid or any(kind == b"grid" for _, kind in types)
             coded = {number for number, kind in types if kind == b"av01"}
-            found += [_joined(data, spans) for number, spans in places if number in coded]
+            payloads += [_joined(data, spans) for number, spans in places if number in coded]
         elif kind == b"moov":
-            found += [_joined(data, [span]) for span in _first_samples(data, at, end, budget)]
-    return grid, found
+            payloads += [_joined(data, [span]) for span in _first_samples(data, at, end, budget)]
+    return grid, payloads
 
 
 def _joined(data: bytes, spans: list[Span]) -> bytes:

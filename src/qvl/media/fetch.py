@@ -68,8 +68,8 @@ async def resolve(host: str, port: int) -> list[str]:
         limiter = anyio.CapacityLimiter(16)
         _lookups.set(limiter)
     look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-    found = await anyio.to_thread.run_sync(look_up, abandon_on_cancel=True, limiter=limiter)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    addresses = await anyio.to_thread.run_sync(look_up, abandon_on_cancel=True, limiter=limiter)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in addresses))
 
 
 def public_name(url: str) -> str:

@@ -112,8 +112,8 @@ def check_scans(data: bytes, pixels: int, name: str) -> None:
 
 def _next_marker(data: bytes, at: int) -> int:
     while at < len(data):
-        if (found := _MARKER.search(data, at, at + _PIECE)) is not None:
-            return found.start()
+        if (match := _MARKER.search(data, at, at + _PIECE)) is not None:
+            return match.start()
         at += _PIECE - 1
     return len(data)
 
@@ -236,18 +236,18 @@ def _check_tiff(data: bytes, name: str) -> None:
     ahead = [first]
     compression = strips = 1
     for depth in range(3):
-        found = []
+        values = []
         for at in ahead:
             for tag, count, value in _tags(data, at, order, big, name):
                 if tag in _READ_TAGS:
                     _bound(count, MAX_STRIPS, f"strips or values of tag {tag} in a TIFF", name)
                 if tag in _SUB_DIRECTORIES:
-                    found.append(value)
+                    values.append(value)
                 if depth == 0 and tag == 259:
                     compression = value & 0xFFFF if order == "little" else value >> (48 if big else 16) or value
                 if depth == 0 and tag in (273, 324):
                     strips = count
-        ahead = found[:8]
+        ahead = values[:8]
     # One scan a strip is what encoders write; libtiff would read a hundred in each.
     if compression in _TIFF_JPEG:
         beside = data.count(b"\xff\xda") - 2 * strips

@@ -367,9 +367,9 @@ def _orientation(image: Image.Image, data: bytes, form: str) -> int:
 def _tiff_size(image: Image.Image) -> tuple[int, int]:
     """The upright size: Pillow turns a TIFF while it loads, and tells one size or the other before, by its version."""
     tags: Mapping[int, int] = getattr(image, "tag_v2", {})
-    turned = tags.get(ORIENTATION_TAG, 1) in (5, 6, 7, 8)
+    sideways = tags.get(ORIENTATION_TAG, 1) in (5, 6, 7, 8)
     stored = (tags.get(0x0100), tags.get(0x0101))
-    return image.size[::-1] if turned and stored == image.size else image.size
+    return image.size[::-1] if sideways and stored == image.size else image.size
 
 
 def exif_orientation(block: bytes) -> int:

@@ -64,8 +64,8 @@ class Picture:
 
     def __reduce__(self) -> tuple[type[Picture], tuple[object, ...]]:
         # Locks and open images do not pickle; the canonical bytes say everything.
-        told = (self.sha256, self.width, self.height, self.data, self.media_type, self.source, self.untouched)
-        return Picture, (*told, self.sized)
+        state = (self.sha256, self.width, self.height, self.data, self.media_type, self.source, self.untouched)
+        return Picture, (*state, self.sized)
 
     def rgb(self) -> Image.Image:
         """The canonical picture, decoded: mode RGB, a fresh copy for the caller.

@@ -125,8 +125,8 @@ def read_limits(fields: Mapping[str, object], where: str = "") -> PixelLimits:
     return read
 
 
-def _refused(where: str, name: str, value: object, said: str, hint: str | None = None) -> QvlError:
+def _refused(where: str, name: str, value: object, message: str, hint: str | None = None) -> QvlError:
     """An argument of a call is a ConfigError, as every other; a part of a request is named by its place."""
     if not where:
-        return ConfigError(f"{name}={value} {said}", hint=hint, param=name)
-    return RequestError(f"{where}.{name}={value} {said}", hint=hint, param=f"{where}.{name}", code="invalid_value")
+        return ConfigError(f"{name}={value} {message}", hint=hint, param=name)
+    return RequestError(f"{where}.{name}={value} {message}", hint=hint, param=f"{where}.{name}", code="invalid_value")

@@ -148,8 +148,8 @@ def _near(path: str) -> str:
 
 def _read_file(file: IO[bytes], policy: MediaPolicy) -> tuple[bytes, str]:
     """From its start when it can seek, as PIL does, else from where it stands."""
-    given = getattr(file, "name", None)
-    name = short(given) if isinstance(given, str) and given else "<file>"
+    file_name = getattr(file, "name", None)
+    name = short(file_name) if isinstance(file_name, str) and file_name else "<file>"
     try:
         if callable(getattr(file, "seekable", None)) and file.seekable():
             file.seek(0)
@@ -217,15 +217,15 @@ def _unquoted(payload: str, policy: MediaPolicy, name: str, room: float = 1.0) -
     Raises:
         MediaError: there are more.
     """
-    found = bytearray()
+    decoded = bytearray()
     at = 0
     while at < len(payload):
         end = at + _PIECE
         # Not between a percent sign and its digits.
         cut = payload.rfind("%", end - 2, end)
         end = end if cut < 0 else cut
-        found += unquote_to_bytes(payload[at:end])
-        if len(found) > policy.max_bytes * room:
+        decoded += unquote_to_bytes(payload[at:end])
+        if len(decoded) > policy.max_bytes * room:
             raise too_large(name, policy)
         at = end
-    return bytes(found)
+    return bytes(decoded)

@@ -294,9 +294,9 @@ class BackendContract:
             "regex": (ResponseFormat("regex", pattern=pattern), lambda text: bool(re.fullmatch(pattern, text))),
             "choice": (ResponseFormat("choice", choices=("Acme", "Zenith")), lambda text: text in ("Acme", "Zenith")),
         }
-        for kind, (wanted, fits) in formats.items():
+        for kind, (form, fits) in formats.items():
             # Said in the question too: some endpoints refuse the JSON mode without the word.
-            request = ask(f"{question} As JSON.", max_tokens=120).replace(response_format=wanted)
+            request = ask(f"{question} As JSON.", max_tokens=120).replace(response_format=form)
             if kind not in backend.capabilities.response_formats:
                 await refused(backend, request, "response_format")
                 continue

@@ -84,9 +84,9 @@ class CacheContract(LeaseContract):
     def test_a_second_entry_replaces_the_first(self, cache: Cache) -> None:
         cache.set("k", entry(text="old", language="en"), ttl=3600)
         cache.set("k", entry(text="new"))
-        found = cache.get("k")
-        assert found == entry(text="new")
-        assert found.expires_at is None
+        stored_entry = cache.get("k")
+        assert stored_entry == entry(text="new")
+        assert stored_entry.expires_at is None
         assert cache.stats().entries == 1
 
     @pytest.mark.parametrize(
@@ -103,16 +103,16 @@ class CacheContract(LeaseContract):
 
     def test_a_long_answer_comes_back_whole(self, cache: Cache) -> None:
         cache.set("k", entry(text="长" * 300_000))
-        found = stored(cache, "k")
-        assert found.text == "长" * 300_000
+        stored_entry = stored(cache, "k")
+        assert stored_entry.text == "长" * 300_000
 
     def test_changing_what_was_stored_or_found_changes_nothing_in_the_store(self, cache: Cache) -> None:
         analysis = {"brand": "Acme"}
         cache.set("k", entry(analysis=analysis))
         analysis["brand"] = "Other"
-        found = stored(cache, "k")
-        assert found.analysis == {"brand": "Acme"}
-        found.result["choices"].clear()
+        stored_entry = stored(cache, "k")
+        assert stored_entry.analysis == {"brand": "Acme"}
+        stored_entry.result["choices"].clear()
         again = stored(cache, "k")
         assert again.result == entry().result
 
@@ -144,9 +144,9 @@ class CacheContract(LeaseContract):
     def test_the_end_of_an_entry_is_written_in_it(self, cache: Cache) -> None:
         before = time.time()
         cache.set("k", entry(), ttl=3600)
-        found = stored(cache, "k")
-        assert found.expires_at is not None
-        assert before + 3590 < found.expires_at < time.time() + 3610
+        stored_entry = stored(cache, "k")
+        assert stored_entry.expires_at is not None
+        assert before + 3590 < stored_entry.expires_at < time.time() + 3610
 
     @pytest.mark.parametrize("ttl", [0, -1])
     def test_a_ttl_of_nothing_keeps_nothing(self, cache: Cache, ttl: float) -> None:

@@ -57,9 +57,9 @@ def take_lease(cache: Cache, key: str, seconds: float) -> Lease:
 
 def stored(cache: Cache, key: str) -> CacheEntry:
     """The entry of `key`, which has one."""
-    found = cache.get(key)
-    assert found is not None
-    return found
+    entry = cache.get(key)
+    assert entry is not None
+    return entry
 
 
 def lease_when_free(cache: Cache, key: str) -> Lease:

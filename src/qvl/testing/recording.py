@@ -103,27 +103,27 @@ class EchoBackend(Backend):
         context = self._capabilities.max_context
         if context is not None and asked.prompt_tokens > context:
             raise ContextLengthError(f"the prompt has {asked.prompt_tokens} tokens, the context {context}")
-        said = echo.answer(asked)
+        choices = echo.answer(asked)
         usage = Usage(
             prompt_tokens=asked.prompt_tokens,
-            completion_tokens=sum(choice.completion_tokens for choice in said),
+            completion_tokens=sum(choice.completion_tokens for choice in choices),
             image_tokens=asked.image_tokens,
         )
-        for index, choice in enumerate(said):
-            whole = usage if index == len(said) - 1 else None
+        for index, choice in enumerate(choices):
+            whole = usage if index == len(choices) - 1 else None
             if choice.call is not None:
                 name, arguments = choice.call
                 yield Chunk(index=index, tool_calls=(ToolCallDelta(0, f"call_{index}", name, arguments),))
             notes = echo.logprobs_of(choice.tokens, request.sampling.logprobs or 0)
-            wanted = request.sampling.logprobs is not None
+            with_logprobs = request.sampling.logprobs is not None
             for token, note in zip(choice.tokens, notes, strict=True):
-                yield Chunk(text=token, index=index, logprobs=(note,) if wanted else ())
+                yield Chunk(text=token, index=index, logprobs=(note,) if with_logprobs else ())
             yield Chunk(index=index, finish_reason=choice.finish, usage=whole, timing=Timing() if whole else None)
 
 
 def asked_of(request: ChatRequest) -> echo.EchoRequest:
     """A ChatRequest as the echo understands it: the question is the text of the last user message."""
-    params, wanted = request.sampling, request.response_format
+    params, form = request.sampling, request.response_format
     asked = next((m for m in reversed(request.messages) if m.role == "user"), request.messages[-1])
     return echo.EchoRequest(
         question=asked.text,
@@ -140,9 +140,9 @@ def asked_of(request: ChatRequest) -> echo.EchoRequest:
         seed=params.seed,
         logprobs=params.logprobs,
         n=params.n,
-        schema=wanted.schema,
-        json_object=wanted.kind == "json_object",
-        choices=wanted.choices,
+        schema=form.schema,
+        json_object=form.kind == "json_object",
+        choices=form.choices,
         tools=tuple(tool.name for tool in request.tools),
         tool_schemas={tool.name: tool.parameters for tool in request.tools},
         tool_choice=request.tool_choice,
