@@ -134,7 +134,7 @@ def test_what_inflates_without_end_is_no_answer() -> None:
 
 async def test_two_lengths_are_one_only_when_they_agree() -> None:
     assert (await read(answer(b"Content-Length: 2", b"content-length: 2", body=b"{}")))[0] == b"{}"
-    with pytest.raises(BrokenAnswerError, match="two lengths"):
+    with pytest.raises(BrokenAnswerError, match="two Content-Lengths"):
         await read(answer(b"Content-Length: 2", b"Content-Length: 3", body=b"{}\n"))
 
 

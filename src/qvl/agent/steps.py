@@ -129,7 +129,7 @@ class StepError(QvlError):
 
 
 class Note:
-    """Writes an event as a step, or a call within it, begins, ends and fails."""
+    """Writes the events of a step, or of a call within it: its start when it is made, then `end` or `fail`."""
 
     def __init__(self, write: Callable[[Event], None], step: str, name: str, **facts: Unpack[StepFacts]) -> None:
         self._write, self._step, self._name = write, step, name
@@ -142,9 +142,11 @@ class Note:
 
     @property
     def seconds(self) -> float:
+        """The seconds since the start."""
         return time.perf_counter() - self._began
 
     def call(self, name: str, **facts: Unpack[StepFacts]) -> Note:
+        """Return the started note of a call within the step."""
         return Note(self._write, self._step, name, **facts)
 
     def end(self, **facts: Unpack[StepFacts]) -> None:

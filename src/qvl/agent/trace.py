@@ -40,7 +40,7 @@ class TracedStep:
 
     @property
     def arguments(self) -> dict[str, str]:
-        """Everything else that is known of the step, short and in words."""
+        """The data of the step that `facts` leaves out, as short text by name."""
         texts = {}
         for name, value in self.data.items():
             if name not in _QUIET and value not in ("", None, [], {}):

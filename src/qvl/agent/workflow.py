@@ -175,7 +175,7 @@ class Recommender:
         """
         config = self._config(thread)
         if not self._values(thread):
-            raise ConfigError(f"unknown thread {thread!r}", hint="name the file of checkpoints it was begun with")
+            raise ConfigError(f"unknown thread {thread!r}", hint="open the checkpoints file that it was begun with")
         if wish is not None:
             step, order = self._next(thread), ("__start__", *STEPS)
             done_before = order[order.index(step) - 1] if step in STEPS else None
@@ -361,7 +361,7 @@ class Recommender:
         if self.blocking is not None:
             return self.blocking._loop.call(work)
         if self._loop is None:
-            raise ConfigError("an AsyncPipeline needs a running loop", hint="await arecommend(), or give a Pipeline")
+            raise ConfigError("an AsyncPipeline needs an event loop", hint="await arecommend(), or pass a Pipeline")
         return asyncio.run_coroutine_threadsafe(work(), self._loop).result()
 
 

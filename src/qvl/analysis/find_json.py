@@ -29,10 +29,9 @@ class JsonMatch:
 
 
 def find_object(text: str, *, complete: bool, fits: Fits) -> JsonMatch:
-    """Return the object in `text`: of several the one that `fits`, the fullest and the last of those.
+    """Return the object in `text`; of several, one that `fits`, is exact JSON, has the most fields, is the last.
 
-    It may stand in lists of one, in a JSON string, or as the only object that `fits` inside one that does not.
-
+    It may be in lists of one, in a JSON string, or the only object that `fits` inside one that does not.
     `complete` False means that the answer was cut off by max_tokens; such text is never repaired.
 
     Raises:

@@ -76,6 +76,7 @@ def _top(schema: JsonObject) -> JsonObject:
 
 
 def prompt_version(schema: type[BaseModel]) -> str:
+    """Return the version of the prompt for `schema`, as the cache key has it."""
     return PROMPT_VERSION if schema is ProductAnalysis else f"schema-{PROMPT_VERSION}"
 
 

@@ -114,7 +114,7 @@ def _check_of(schema: JsonObject) -> Callable[[object], PydanticError | None]:
         except (_TooManyStepsError, RecursionError, OverflowError) as exc:
             why = "takes too many steps to check" if isinstance(exc, _TooManyStepsError) else "is nested too deeply"
             raise AnalysisError(
-                f"an answer {why}", raw=json.dumps(data)[:_LONGEST], hint="a simpler schema: fewer alternatives"
+                f"the answer {why}", raw=json.dumps(data)[:_LONGEST], hint="use a schema with fewer alternatives"
             ) from None
         finally:
             _steps.reset(token)

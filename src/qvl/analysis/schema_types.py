@@ -46,7 +46,7 @@ def schema_type(schema: object) -> SchemaType:
         return _of_json_schema(schema)
     if not isinstance(schema, type) and (is_dataclass(schema) or isinstance(schema, BaseModel)):
         kind = type(schema).__qualname__
-        raise ConfigError(f"schema= is one {kind}, not a class", hint=f"schema={kind}, without a value", param="schema")
+        raise ConfigError(f"schema= is an instance of {kind}, not a class", hint=f"pass schema={kind}", param="schema")
     try:
         if isinstance(schema, type) and issubclass(schema, BaseModel):
             model: type[BaseModel] = schema

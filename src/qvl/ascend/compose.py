@@ -101,7 +101,7 @@ def to_yaml(value: object) -> str:
 
 def _engine(plan: ContainerPlan) -> JsonObject:
     if plan.privileged:
-        raise ConfigError("--privileged with --compose would show every NPU to every engine", hint="leave it out")
+        raise ConfigError("--privileged with --compose would show every NPU to every engine", hint="drop --privileged")
     entrypoint, arguments = recipe.shell(plan)
     return {
         "image": plan.image,

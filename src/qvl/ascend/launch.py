@@ -145,7 +145,7 @@ class Launcher:
         words = docker_arguments(plan)
         done = self.host.run(words, timeout=120)
         if done.code != 0:
-            raise LaunchError(f"docker run: {done.last_line}", hint=f"an old one? docker rm -f {plan.container}")
+            raise LaunchError(f"docker run: {done.last_line}", hint=f"an old container? docker rm -f {plan.container}")
         return done.stdout.strip()
 
     def wait(self, plan: ContainerPlan, *, timeout: float) -> float:

@@ -76,8 +76,8 @@ class ContainerPlan:
             raise ConfigError(f"--image {self.image!r} has no tag", hint="name one, such as vllm-ascend:v0.23.0")
         if self.engine == "qvl" and len(self.npus) > 1 and "--replicas" not in self.extra:
             raise ConfigError(
-                f"qvl-serve drives one NPU, {len(self.npus)} are named",
-                hint="--compose for one instance an NPU, --engine vllm for tensor parallel, or pass -- --replicas",
+                f"qvl-serve uses one NPU, but --npus names {len(self.npus)}",
+                hint="--compose for one instance per NPU, --engine vllm for tensor parallel, or pass -- --replicas",
             )
 
     @property

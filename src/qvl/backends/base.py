@@ -106,10 +106,7 @@ class Backend(ABC):
         return {"backend": self.name, "model": self.model}
 
     def peek_identity(self) -> JsonObject | None:
-        """Return `identity()` before `open()`, where it can be told cheaply and surely; else None.
-
-        It lets a cached answer be returned without loading the model.
-        """
+        """Return `identity()` before `open()`, so that a cached answer needs no model; None while not known."""
         return None
 
     def peek_capabilities(self) -> Capabilities | None:

@@ -66,10 +66,10 @@ def _plain(value: object, param: str, depth: int) -> object:
 def bound(schema: JsonObject, param: str, *, validated: bool = False) -> None:
     """Refuse a schema that is too large to be compiled for one request.
 
-    `validated` says that the answer will be checked in any case, so that a large multipleOf can be left out.
+    `validated` True means that the answer is checked against the schema afterwards, so multipleOf has no bound.
 
     Raises:
-        RequestError: naming the bound.
+        RequestError: the schema exceeds a bound, which the message names.
     """
     try:
         characters = len(json.dumps(schema))

@@ -155,7 +155,7 @@ class LoadedEndpoint:
         if not answer.done and answer.finish_reason is None:
             raise AttemptFailedError("cut_off", "the stream ended before its answer did", again=answer.first is None)
         if not answer.pieces:
-            raise AttemptFailedError("empty", "200 with an answer that has nothing in it", again=False, status=200)
+            raise AttemptFailedError("empty", "status 200 with an empty answer", again=False, status=200)
         return answer
 
     async def _exchange(

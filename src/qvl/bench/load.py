@@ -33,6 +33,7 @@ class Limit:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def enter(self) -> None:
+        """Wait until fewer requests than the limit are in flight, then count one more."""
         while self.running >= self.now:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
@@ -40,6 +41,7 @@ class Limit:
         self.running += 1
 
     def leave(self) -> None:
+        """Count one request less, and let a waiting one begin."""
         self.running -= 1
         self._wake()
 

@@ -111,7 +111,7 @@ class GroupSummary(TypedDict):
 
 
 class Sample:
-    """Numbers, exact up to `KEPT` of them; of more a fair draw is kept for the percentiles, the mean stays exact."""
+    """Statistics of numbers: all exact, but beyond `KEPT` numbers the percentiles are those of a random sample."""
 
     __slots__ = ("_dice", "_square", "high", "low", "mean", "n", "values")
 
@@ -138,6 +138,7 @@ class Sample:
 
     @property
     def std(self) -> float:
+        """The standard deviation with n - 1; 0 for fewer than two numbers."""
         return float((self._square / (self.n - 1)) ** 0.5) if self.n > 1 else 0.0
 
     def stats(self) -> Stats | None:

@@ -160,4 +160,4 @@ def read_slo(text: str) -> dict[str, float]:
 
 def _need(ok: bool, setting: str, allowed: str) -> None:
     if not ok:
-        raise ConfigError(f"{setting} cannot work", hint=allowed)
+        raise ConfigError(f"invalid {setting}", hint=allowed)

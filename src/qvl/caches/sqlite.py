@@ -120,7 +120,7 @@ class SqliteCache(Cache):
             raise ConfigError(f"{url!r} names a host, not a file", hint=f"write sqlite:///{rest}")
         path = unquote(rest[1:])
         if path == ":memory:":
-            raise ConfigError("a SQLite cache is a file", hint="write memory: for one in memory")
+            raise ConfigError(f"{url!r} names no file", hint="write memory: for a cache in memory")
         known = {"max_bytes": size, "busy_timeout": seconds}
         return cls(path or None, **read_options("sqlite", query, options, known, passed=("clock",)))
 

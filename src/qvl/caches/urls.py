@@ -10,13 +10,14 @@ from urllib.parse import parse_qsl, quote
 from qvl.errors import ConfigError
 from qvl.types import JsonMapping, JsonObject
 
+# Raises ValueError with the form of a valid value, which becomes the hint: "write a whole number".
 Reader: TypeAlias = Callable[[str], object]
 
 _UNITS: Final = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
 def size(text: str) -> int:
-    """Bytes: a whole number, or one with a unit such as `512MiB`, `64k`, `2GB`."""
+    """Return a number of bytes, from a plain number or one with a unit such as `512MiB`, `64k`, `2GB`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
     if match is None:
         raise ValueError("a size such as 1048576 or 512MiB")
@@ -24,7 +25,7 @@ def size(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """A whole number of things."""
+    """Return a whole number, for an option that counts something."""
     try:
         return int(text)
     except ValueError:
@@ -32,7 +33,7 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """A time in seconds; `0.5` and `0.5s` are the same."""
+    """Return a time in seconds; `0.5` and `0.5s` are the same."""
     try:
         return float(text.strip().removesuffix("s"))
     except ValueError:
@@ -40,7 +41,7 @@ def seconds(text: str) -> float:
 
 
 def flag(text: str) -> bool:
-    """1, true, yes, on or their opposites."""
+    """Return True for 1, true, yes or on, False for 0, false, no or off."""
     word = text.strip().lower()
     if word in {"1", "true", "yes", "on"}:
         return True
@@ -71,7 +72,7 @@ def read_options(
             try:
                 options[key] = known[key](value)
             except ValueError as exc:
-                raise ConfigError(f"{key}={value!r} in the {name} cache's URL", hint=f"write {exc}", param=key) from exc
+                raise ConfigError(f"invalid {key}={value!r} in a {name} URL", hint=f"write {exc}", param=key) from exc
         else:
             options[key] = value
     return options

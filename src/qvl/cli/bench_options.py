@@ -99,15 +99,15 @@ class BenchOptions:
         )
 
     def dataset(self) -> Dataset:
-        """Return what to ask.
+        """Return the requests to send.
 
         Raises:
-            ConfigError: it is named in no way, or in several.
+            ConfigError: no source of them is named, or several are.
         """
         from qvl.bench.dataset import Drawn, Files, NamedRequest
 
         if sum(map(bool, (self.data, self.picture, self.synthetic))) != 1:
-            raise ConfigError("name what to ask, in one way", hint="--data FILE.jsonl, -f PICTURE, or --synthetic N")
+            raise ConfigError("give one source of requests", hint="--data FILE.jsonl, -f PICTURE, or --synthetic N")
         if self.data:
             err = failure.stderr()
             return Files(

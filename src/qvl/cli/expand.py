@@ -12,7 +12,7 @@ from typer.models import ParameterInfo
 
 
 class Without:
-    """In `Annotated[Settings, Without("field")]`: fields that are not options and keep their defaults."""
+    """Fields that become no options and keep their defaults: `Annotated[Settings, Without("field")]`."""
 
     def __init__(self, *names: str) -> None:
         self.names = frozenset(names)

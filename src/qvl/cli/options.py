@@ -55,11 +55,10 @@ class PipelineOptions:
     allowed_private: Annotated[list[str] | None, _answer(metavar="HOST", help="A private host to fetch from.")] = None
 
     def request(self) -> JsonObject:
-        """Return what goes with every request.
+        """Return the parameters that every request gets: sampling, extra fields, `cache`.
 
         Raises:
-            ConfigError: a name or value that cannot work; said once, before anything is loaded, and not for every
-                picture.
+            ConfigError: an unknown name or an invalid value; raised once, before anything is loaded.
         """
         from qvl.caches.policy import CachePolicy
         from qvl.pipeline.parse_request import sampling_params

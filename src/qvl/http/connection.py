@@ -62,6 +62,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def closed(self) -> bool:
+        """True if nothing can be sent any more."""
         return self._ended or self._transport is None or self._transport.is_closing()
 
     @property
@@ -98,7 +99,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def send(self, data: bytes) -> None:
-        """Writes a request."""
+        """Queue the bytes of a request for sending, without waiting."""
         assert self._transport is not None
         self.reusable = False
         self._transport.write(data)
@@ -321,11 +322,11 @@ class Pool:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         text = "\r\n".join(lines)
         if text.count("\r") != len(lines) - 1 or text.count("\n") != len(lines) - 1:
-            raise ConfigError("a header has a line break in it", hint="see the extra headers and the API key")
+            raise ConfigError("a header has a line break", hint="check the extra headers and the API key")
         try:
             return text.encode("latin-1") + END
         except UnicodeEncodeError as exc:
-            raise ConfigError("a header has characters in it that HTTP cannot carry", hint="see the API key") from exc
+            raise ConfigError("a header has characters outside Latin-1", hint="check the API key") from exc
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
         """Return a request as it goes on the wire."""

@@ -47,7 +47,7 @@ def read_head(data: bytes) -> tuple[int, dict[str, str]]:
         if name in _LISTS and name in headers:
             value = f"{headers[name]}, {value}"
         elif name == "content-length" and headers.get(name, value) != value:
-            raise BrokenAnswerError(f"the answer has two lengths: {headers[name][:40]!r} and {value[:40]!r}")
+            raise BrokenAnswerError(f"the answer has two Content-Lengths: {headers[name][:40]!r} and {value[:40]!r}")
         headers[name] = value
     if version == "HTTP/1.0" and "keep-alive" not in headers.get("connection", "").lower():
         headers["connection"] = "close"

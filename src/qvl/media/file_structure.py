@@ -53,10 +53,10 @@ _TIFF_JPEG: Final = (6, 7)
 
 
 class TimedBytes(io.BytesIO):
-    """Encoded bytes that can be read until the reading thread has worked `seconds` since they were made.
+    """Encoded bytes whose `read` raises a MediaError when its thread has used `seconds` of processor time meanwhile.
 
-    Processor time, so that a busy machine ends nobody's picture. Decoders of JPEG, PNG, GIF and BMP read as they go and
-    so stop there; those of WebP, AVIF and TIFF read everything first, and what they take is bounded by their size.
+    Waiting on a busy machine does not count. Decoders of JPEG, PNG, GIF and BMP read while they decode, so they stop
+    there; those of WebP, AVIF and TIFF read everything first, and the size of the picture bounds their work.
     """
 
     def __init__(self, data: bytes, seconds: float, name: str) -> None:

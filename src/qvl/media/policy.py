@@ -94,7 +94,7 @@ class MediaPolicy:
 
     def _check(self, name: str, ok: bool, allowed: str) -> None:
         if not ok:
-            raise ConfigError(f"{name}={getattr(self, name)!r} cannot work", hint=allowed, param=name)
+            raise ConfigError(f"invalid {name}={getattr(self, name)!r}", hint=allowed, param=name)
 
 
 def _is_network(text: str) -> bool:

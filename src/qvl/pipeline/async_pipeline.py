@@ -111,7 +111,7 @@ class AsyncPipeline:
         if settings.concurrency < 1:
             raise ConfigError("concurrency must be 1 or more", param="concurrency")
         if model is not None and backend is not None:
-            raise ConfigError("a backend instance has its model already", hint="name a model or pass a backend")
+            raise ConfigError("model= and backend= exclude each other", hint="pass one; a backend has its model")
         plugins = tuple(plugins)
         host = PluginHost(plugins)
         # What another process needs to make the same pipeline; None where a backend instance was given.

@@ -41,7 +41,7 @@ def refuse_others(fields: JsonMapping, known: Sequence[str], echoes: Collection[
     for name, value in fields.items():
         if value is not None and name not in known and name not in echoes:
             param = f"{where}.{str(name)[:100]}"
-            raise UnsupportedInputError(f"{param}: is not known here", hint=f"known: {', '.join(known)}", param=param)
+            raise UnsupportedInputError(f"{param}: unknown field", hint=f"known: {', '.join(known)}", param=param)
 
 
 def type_of(value: object) -> str:

@@ -25,7 +25,7 @@ from qvl.types import JsonMapping
 CLIENT_CLOSED_REQUEST: Final = 499
 MOST_ERRORS: Final = 100
 _SENTENCES: Final = {
-    "extra_forbidden": "is not known here",
+    "extra_forbidden": "unknown field",
     "missing": "is missing",
     "union_tag_not_found": "has no type",
     "json_invalid": "the body is not valid JSON",

@@ -89,7 +89,7 @@ class Readiness:
         self._canary_failure = None
 
     def note_error(self, error: QvlError) -> None:
-        """Sees every error that a request ended with."""
+        """Note the error that a request ended with; an EngineDeadError means that the engine is dead."""
         if isinstance(error, EngineDeadError):
             self.note_death(str(error))
 

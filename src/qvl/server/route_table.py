@@ -83,7 +83,7 @@ class Table:
                 self._exact.setdefault(operation.path, {})[operation.method] = operation
 
     def at(self, path: str) -> dict[str, Operation] | None:
-        """Return the operations at `path` by method, or None when the path is not ours."""
+        """Return the operations at `path` by method, or None for a path that the server does not have."""
         if path in self._exact:
             return self._exact[path]
         for prefix, methods in self._prefixed:

@@ -170,9 +170,8 @@ def refuse_extra(core: ServerCore, extra: JsonMapping) -> None:
     """Raises for the first field that neither this server nor its backend knows."""
     if extra and not core.pipeline.backend.capabilities.extra_body:
         name = next(iter(extra))
-        raise RequestError(
-            f"{name[:100]!r} is not honoured here", hint="leave it out", param=name[:100], code="unsupported_parameter"
-        )
+        message = f"unsupported parameter {name[:100]!r}"
+        raise RequestError(message, hint="leave it out", param=name[:100], code="unsupported_parameter")
 
 
 async def stream(served: ServedRequest, writer: AnswerWriter) -> None:

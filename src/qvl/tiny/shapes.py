@@ -40,9 +40,11 @@ class Pen:
         self.canvas.polygon(self._at(*points), fill=fill or self.fill, outline=self.line, width=self.stroke)
 
     def ellipse(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb | None = None) -> None:
+        """Draw an outlined ellipse between the corners (x0, y0) and (x1, y1), in box sides."""
         self.canvas.ellipse(self._box(x0, y0, x1, y1), fill=fill or self.fill, outline=self.line, width=self.stroke)
 
     def block(self, x0: float, y0: float, x1: float, y1: float, round_: float = 0.04, fill: Rgb | None = None) -> None:
+        """Draw an outlined rectangle between two corners, rounded by the radius `round_`; all in box sides."""
         self.canvas.rounded_rectangle(
             self._box(x0, y0, x1, y1),
             radius=round_ * self.side,

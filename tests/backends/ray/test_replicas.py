@@ -151,5 +151,5 @@ def test_a_bug_in_a_replica_is_an_error_of_ours(opened: Any) -> None:
 
 
 def test_more_replicas_than_devices_are_refused(opened: Any) -> None:
-    with pytest.raises(ConfigError, match="3 replicas need 3 NPU, and of the Ray cluster's 2"):
+    with pytest.raises(ConfigError, match=r"3 replicas need 3 NPU, but \d of the Ray cluster's 2 are free"):
         opened(make=Marked, devices="npu", replicas=3)

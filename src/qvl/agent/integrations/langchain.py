@@ -40,11 +40,11 @@ log = logger("qvl.agent")
 
 
 class QvlChatModel(BaseChatModel):
-    """A LangChain chat model over a Pipeline (for everything) or an AsyncPipeline (for the methods with `a`).
+    """A LangChain chat model over a Pipeline (all methods) or an AsyncPipeline (async methods only).
 
     `params` go with every request: SamplingParams fields, `max_pixels`, `response_format`, `extra`, `cache`. Pictures
-    are LangChain's standard content blocks, with a URL or base64; files are not opened on a message's behalf. A
-    `request_id` that is bound to structlog's context goes along, so that the logs of a run can be laid side by side.
+    are LangChain's standard content blocks, with a URL or base64; files that a message names are not opened.
+    A `request_id` bound in structlog's context becomes the request's id, so that all logs of a run share it.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -203,7 +203,7 @@ class QvlChatModel(BaseChatModel):
     def with_structured_output(
         self, schema: JsonObject | type, *, include_raw: bool = False, **kwargs: object
     ) -> Runnable[LanguageModelInput, JsonObject | BaseModel]:
-        """Return what answers as `schema`: JSON schema that the backend enforces, or `method="function_calling"`."""
+        """Return a runnable that gives an instance of a pydantic `schema`, else a dict; `method`: see `Structured`."""
         form = Structured(schema, str(kwargs.get("method", "json_schema")))
         tracing = {"kwargs": {"method": form.method}, "schema": schema}
         bound: Runnable[LanguageModelInput, AIMessage]

@@ -56,7 +56,7 @@ def _message(message: BaseMessage, where: str) -> JsonObject:
         return {"role": "user", **fields, **({"name": message.name} if message.name else {})}
     if isinstance(message, ChatMessage):
         return {"role": message.role, **fields}
-    raise UnsupportedInputError(f"qvl has no role for a {type(message).__name__}", param="messages")
+    raise UnsupportedInputError(f"a {type(message).__name__} has no role in a chat request", param="messages")
 
 
 def _content(content: str | Sequence[object], skipped: frozenset[str], where: str) -> str | list[ContentPart]:

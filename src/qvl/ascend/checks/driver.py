@@ -14,7 +14,7 @@ _RANGE = re.compile(r"\[([^\],]+),([^\]]+)\]")
 
 
 def device_nodes(host: Host) -> Iterator[Finding]:
-    """`/dev/davinci*` and the three control nodes are there, are nodes, and may be used by this user."""
+    """Check that `/dev/davinci*` and the three control nodes exist, are device nodes, and may be used by this user."""
     numbers = devices.device_numbers(host)
     nodes = [*(f"davinci{number}" for number in numbers), *devices.CONTROL_NODES]
     if not numbers:
@@ -46,7 +46,7 @@ def device_nodes(host: Host) -> Iterator[Finding]:
 
 
 def smi(host: Host) -> Iterator[Finding]:
-    """`npu-smi info` runs; every chip's health and memory; who holds what."""
+    """Check that `npu-smi info` runs; report each chip's health, memory and processes."""
     if host.which("npu-smi") is None:
         yield Finding(
             "npu-smi",
@@ -75,7 +75,7 @@ def smi(host: Host) -> Iterator[Finding]:
 
 
 def firmware(host: Host) -> Iterator[Finding]:
-    """Driver version, and whether it accepts the firmware: the range stands in the driver's own version.info."""
+    """Check that the driver accepts the firmware, by the range in the driver's own version.info."""
     driver = fields(host.read("/usr/local/Ascend/driver/version.info"))
     installed = fields(host.read("/usr/local/Ascend/firmware/version.info"))
     version = driver.get("version")
@@ -106,7 +106,7 @@ def firmware(host: Host) -> Iterator[Finding]:
 
 
 def chip_dtypes(host: Host, dtype: str | None) -> Iterator[Finding]:
-    """The dtype to be used is one that the chip computes in (310P: float16 only)."""
+    """Check that the chip can compute in `dtype` (310P: float16 only)."""
     table = devices.query(host)
     for name in sorted({npu.name for npu in table.npus} if table else ()):
         allowed = matrix.load().chip(name).get("dtypes")
@@ -122,7 +122,7 @@ def chip_dtypes(host: Host, dtype: str | None) -> Iterator[Finding]:
 
 
 def nvidia(host: Host) -> Iterator[Finding]:
-    """nvidia-smi runs; memory and driver of every GPU; who holds one."""
+    """Check that nvidia-smi runs; report each GPU's memory, driver and processes."""
     columns = "index,name,driver_version,memory.total,memory.used"
     done = host.run(["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader,nounits"])
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 4]

@@ -66,7 +66,7 @@ class EndpointClient:
 
 
 def check(url: str, *, api_key: str | None = None, model: str | None = None) -> Iterator[Finding]:
-    """Findings about the endpoint at `url` (with or without `/v1`)."""
+    """Yield findings about the endpoint at `url` (with or without `/v1`)."""
     import httpx
 
     path, mark, query = url.partition("?")

@@ -34,7 +34,7 @@ def run_probe(host: Host, device: str) -> ProbeResult:
 
 
 def probe(host: Host, kind: str) -> Iterator[Finding]:
-    """Every operation that Qwen3-VL needs, on every device of the kind, fallback to the CPU disabled."""
+    """Check every operation that Qwen3-VL needs on every device of the kind, without fallback to the CPU."""
     first = run_probe(host, "cpu" if kind == "cpu" else f"{kind}:0")
     count = int(first.get("device_count", 0))
     if kind == "npu":

@@ -21,7 +21,7 @@ _HCCL_PORTS = 16
 
 
 def shared_memory(host: Host) -> Iterator[Finding]:
-    """There is a gibibyte of shared memory: docker's default of 64 MiB stops tensor parallel workers."""
+    """Check for a gibibyte of shared memory: docker's default of 64 MiB stops tensor parallel workers."""
     space = host.space(SHM)
     if space is None or not host.path(SHM).exists():
         status: Status = "warn" if host.in_container else "skip"
@@ -41,7 +41,7 @@ def shared_memory(host: Host) -> Iterator[Finding]:
 
 
 def disk(host: Host, folder: str) -> Iterator[Finding]:
-    """The folder for weights and answers has room."""
+    """Check that there is enough free space at `folder`, which is for weights and answers."""
     space = host.space(folder)
     if space is None:
         yield Finding.skip("disk", f"{folder} cannot be measured")
@@ -56,7 +56,7 @@ def disk(host: Host, folder: str) -> Iterator[Finding]:
 
 
 def open_files(host: Host) -> Iterator[Finding]:
-    """Enough open files for a server: two a connection, some hundred for weights and libraries."""
+    """Check the limit of open files: a server needs two per connection, and some hundred for weights and libraries."""
     limit = host.open_files_limit()
     if limit < 0 or limit >= _OPEN_FILES:
         shown = "unlimited" if limit < 0 else str(limit)
@@ -71,7 +71,7 @@ def open_files(host: Host) -> Iterator[Finding]:
 
 
 def ports(host: Host, numbers: tuple[int, ...], npus: int) -> Iterator[Finding]:
-    """The service's ports are free, and with several NPUs the range that HCCL uses."""
+    """Check that the service's ports are free, and with several NPUs the range that HCCL uses."""
     listening = host.listening_ports()
     taken = [port for port in numbers if port in listening]
     for port in taken:
@@ -92,7 +92,7 @@ def ports(host: Host, numbers: tuple[int, ...], npus: int) -> Iterator[Finding]:
 
 
 def clock(host: Host, today: datetime.date | None = None) -> Iterator[Finding]:
-    """The clock is not behind the matrix's date: TLS, tokens and cache expiry depend on it."""
+    """Check that the clock is not behind the matrix's date: TLS, tokens and cache expiry depend on it."""
     now = today or datetime.datetime.now(tz=datetime.UTC).date()
     if now < datetime.date.fromisoformat(matrix.load().date):
         yield Finding.warn("clock", f"the clock says {now}", "set the clock, for instance with chrony or ntpd")
@@ -101,7 +101,7 @@ def clock(host: Host, today: datetime.date | None = None) -> Iterator[Finding]:
 
 
 def processor(host: Host) -> Iterator[Finding]:
-    """Cores and memory of a host without accelerator."""
+    """Report cores and memory of a host without accelerator."""
     available = re.search(r"^MemAvailable:\s*(\d+)", host.read("/proc/meminfo") or "", re.MULTILINE)
     memory = int(available[1]) * 1024 if available else 0
     cores = host.cores()

@@ -12,7 +12,7 @@ _NAME = devices.VISIBLE_DEVICES
 
 
 def visible_devices(host: Host) -> Iterator[Finding]:
-    """ASCEND_RT_VISIBLE_DEVICES is ascending, whole, and within the NPUs that are there."""
+    """Check that ASCEND_RT_VISIBLE_DEVICES is well formed, ascending, and names only NPUs of this host."""
     text = host.environ.get(_NAME)
     nodes = devices.device_numbers(host)
     if text is None:
@@ -57,7 +57,7 @@ def visible_devices(host: Host) -> Iterator[Finding]:
 
 
 def names(host: Host) -> Iterator[Finding]:
-    """No variable is one or two letters away from a known one."""
+    """Check that no variable is one or two letters away from a known one."""
     from qvl.config import Settings
 
     wrong = environment.misspelt(host.environ, {f"QVL_{field.upper()}" for field in Settings.model_fields})
@@ -70,7 +70,7 @@ def names(host: Host) -> Iterator[Finding]:
 
 
 def conflicts(host: Host) -> Iterator[Finding]:
-    """Settings that exclude each other or were left on after debugging."""
+    """Check for settings that exclude each other or were left on after debugging."""
     environ = host.environ
     if "PYTORCH_NPU_ALLOC_CONF" in environ and "PYTORCH_ALLOC_CONF" in environ:
         yield Finding.fail(
@@ -95,7 +95,7 @@ def conflicts(host: Host) -> Iterator[Finding]:
 
 
 def privileges(host: Host) -> Iterator[Finding]:
-    """A container needs neither `--privileged` nor `--ipc=host` where nodes are given and shm is large enough."""
+    """Check that a container runs without `--privileged`, which shows it every NPU of the host."""
     if not host.in_container:
         yield Finding.skip("privileges", "not in a container")
         return

@@ -37,7 +37,7 @@ def cann_version(host: Host) -> tuple[str, str] | None:
 
 
 def cann(host: Host) -> Iterator[Finding]:
-    """CANN is installed, its set_env.sh was sourced, and so was the one of nnal/atb where that is installed."""
+    """Check that CANN is installed and its set_env.sh was sourced, and that of nnal/atb where it is installed."""
     toolkit = cann_version(host)
     if toolkit is None:
         yield Finding.fail(
@@ -67,7 +67,7 @@ def cann(host: Host) -> Iterator[Finding]:
 
 
 def versions(host: Host, kind: str) -> Iterator[Finding]:
-    """torch, torch_npu, CANN, Python, transformers, vllm and vllm-ascend go together, by the dated matrix."""
+    """Check that torch, torch_npu, CANN, Python, transformers, vllm and vllm-ascend fit together, by the matrix."""
     table = matrix.load()
     packages = host.packages()
     detail = {name: packages[name] for name in _REPORTED if name in packages}

@@ -130,9 +130,7 @@ class LocalBackend(Backend):
         self._prefix_cache = prefix_cache
         self._vision_cache_bytes = vision_cache_bytes
         if batch_invariant and decode_graphs == "on":
-            raise ConfigError(
-                "batch_invariant steps are not recorded", hint="decode_graphs='off'", param="decode_graphs"
-            )
+            raise ConfigError("batch_invariant excludes decode_graphs='on'", hint="use 'off'", param="decode_graphs")
         self._decode_graphs = "off" if batch_invariant else decode_graphs
         self._batch_invariant = batch_invariant
         self._device_map = device_map

@@ -237,7 +237,7 @@ class Fleet:
         name = shown_url(read_url(url))
         self.pool.find(name)
         if sum(not m.draining for m in self.pool.members) < 2:
-            raise ConfigError(f"{name} is the last endpoint", hint="close the backend instead", param="base_url")
+            raise ConfigError(f"cannot remove {name}, the last endpoint", hint="close the backend", param="base_url")
         await self._retire(self.pool.drain(name), timeout)
 
     async def _retire(self, member: Member[Line], timeout: float | None) -> None:

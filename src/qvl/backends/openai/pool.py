@@ -103,7 +103,7 @@ class Ticket(Generic[T]):
 
 
 class EndpointPool(Generic[T]):
-    """Chooses among members. All methods belong to one event loop."""
+    """Chooses the endpoint of each request; see `acquire`. All methods must be called on one event loop."""
 
     def __init__(
         self,

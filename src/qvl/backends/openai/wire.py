@@ -162,7 +162,7 @@ def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict
         fields["cache_salt"] = request.cache_salt
     for name in request.extra:
         if name in _RESERVED:
-            raise UnsupportedInputError(f"{name!r} cannot be set as an extra field", param=name)
+            raise UnsupportedInputError(f"{name!r} cannot be an extra field", hint="qvl sets it", param=name)
     form, tools = format_fields(request.response_format), _tools(request)
     return {**fields, **dict(_sampling(request.sampling, dialect)), **form, **tools, **request.extra}
 

@@ -95,10 +95,10 @@ def check_settings(replicas: int, devices: str, address: str | None) -> None:
 
 
 def join(address: str | None, *, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
-    """Connects this process, or counts one more user of its connection. `leave` must be called as often.
+    """Connect this process, or count one more user of its connection. `leave` must be called as often.
 
     Args:
-        address: of a cluster that runs; None starts one on this machine that ends with this process.
+        address: of a running cluster; None starts one on this machine that ends with this process.
         object_store_bytes: shared memory of a cluster that is started here.
 
     Raises:
@@ -197,12 +197,11 @@ def room(replicas: int, devices: str, cpus: float | None = None) -> Share:
             break
         # What another program has just given back is counted a moment later.
         time.sleep(0.2)
+    way = "more hosts, or --devices cpu" if short != "CPU" else "or --option cpus_per_replica=0.5"
     raise ConfigError(
-        f"{replicas} replicas need {need[short]:g} {short}, and of the Ray cluster's {total.get(short, 0):g} "
-        f"{free.get(short, 0):g} are free",
-        hint="see `ray status`; fewer --replicas, more hosts, or --devices cpu"
-        if short != "CPU"
-        else "see `ray status`; fewer --replicas, or --option cpus_per_replica=0.5",
+        f"{replicas} replicas need {need[short]:g} {short}, but {free.get(short, 0):g} of the Ray cluster's "
+        f"{total.get(short, 0):g} are free",
+        hint=f"see `ray status`; fewer --replicas, {way}",
         param="replicas",
     )
 

@@ -154,7 +154,7 @@ class VllmBackend(Backend):
                         waiting = False
                         first = time.perf_counter() - started
                     if result is None:
-                        raise BackendError("vLLM ended the answer without a reason")
+                        raise BackendError("vLLM ended the answer without a finish_reason")
                     for chunk in answer.read(result):
                         yield chunk
             timing = Timing(first_token=first, total=time.perf_counter() - started)

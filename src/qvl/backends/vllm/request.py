@@ -137,7 +137,7 @@ class VllmRequest:
                 return
         if part.finish_reason is not None:
             if part.finish_reason not in ("stop", "length"):
-                raise BackendError(f"vLLM gave the answer up: {part.finish_reason}")
+                raise BackendError(f"vLLM ended the answer early, with finish_reason {part.finish_reason!r}")
             yield self._finished(output, part.finish_reason)
 
     def _finished(self, output: Detokenizer, reason: FinishReason) -> Chunk:

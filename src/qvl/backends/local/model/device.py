@@ -270,7 +270,7 @@ def _index(kind: str, number: int | None, request: str) -> int | None:
         return None
     count = int(getattr(torch, kind).device_count())
     if (number or 0) >= count:
-        raise ConfigError(f"device {request!r} does not exist", hint=f"{count} of kind {kind} are visible")
+        raise ConfigError(f"device {request!r} does not exist", hint=f"visible {kind} devices: {count}")
     return number or 0
 
 

@@ -54,7 +54,7 @@ class Storage:
         return self.pools[capacity][0][0].shape[0]
 
     def save(self, capacity: int, row: int, pairs: Sequence[tuple[int, int]], num_blocks: int) -> None:
-        """Keep blocks of a row: `pairs` are (index in the row, block). `num_blocks` is how many storage must have."""
+        """Copy blocks of a row: `pairs` are (block in the row, block of the storage), which grows to `num_blocks`."""
         import torch
 
         self._reserve(num_blocks)

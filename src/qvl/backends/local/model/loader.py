@@ -125,7 +125,7 @@ def load(
         if device_map is None:
             loaded = loaded.to(device.torch)
     if any(tensor.device == torch.device("meta") for tensor in (*loaded.parameters(), *loaded.buffers())):
-        raise ConfigError(f"{name} does not fit the devices", hint="more devices, or a smaller model")
+        raise ConfigError(f"{name} does not fit into the devices' memory", hint="more devices, or a smaller model")
     tokenizer = load_tokenizer(folder, name, device, trust_remote_code=trust_remote_code)
     loaded.eval().requires_grad_(False)
     return Checkpoint(

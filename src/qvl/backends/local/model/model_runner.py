@@ -162,7 +162,7 @@ class Runner:
         return self.decoder.logits(self.decoder.forward(hidden, rotary, self.storage, inputs.groups, (), None))
 
     def save(self, sequence: Sequence, pairs: ListLike[tuple[int, int]], num_blocks: int) -> None:
-        """Copy blocks of a sequence's row into the prefix storage."""
+        """Copy blocks of a sequence's row into the prefix storage; see `Storage.save`."""
         if pairs and sequence.slot is not None:
             self.storage.save(sequence.slot.capacity, sequence.slot.row, pairs, num_blocks)
 

@@ -89,7 +89,7 @@ class KvCache:
 
     @property
     def held_tokens(self) -> int:
-        """Return the tokens of memory that held rows take."""
+        """Return how many tokens of KV memory the rows in use take."""
         return sum(capacity * len(slots) for capacity, slots in self._slots.items())
 
     def take_ops(self) -> list[Op]:
@@ -148,7 +148,7 @@ class KvCache:
         self.ops.clear()
 
     def release_unused(self) -> int:
-        """Shrink every pool to its held rows; return the tokens of memory that this frees."""
+        """Shrink every pool to its rows in use; return how many tokens of KV memory that frees."""
         before = self.reserved
         for capacity in self.capacities:
             self._shrink(capacity)

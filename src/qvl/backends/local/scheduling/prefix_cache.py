@@ -1,8 +1,7 @@
 """Which prefixes are kept, by hash of their tokens and pictures, in blocks. No torch.
 
 A block's hash covers everything before it and the request's salt, so equal hashes mean equal prefixes of those who may
-share them. Blocks are copied on reuse, never
-shared, so the least recently used one can be given away at any time.
+share them. Blocks are copied on reuse, never shared, so the least recently used one can be given away at any time.
 """
 
 from __future__ import annotations

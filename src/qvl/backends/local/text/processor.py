@@ -166,8 +166,8 @@ class Processor:
         pictures = request.pictures
         if len(placeholders) != len(pictures):
             raise RequestError(
-                f"the chat template shows {len(placeholders)} of {len(pictures)} pictures",
-                hint="pictures belong into user messages",
+                f"the model's chat template keeps {len(placeholders)} of {len(pictures)} pictures",
+                hint="put pictures into user messages",
                 param="messages",
             )
         tokens: list[int] = []
