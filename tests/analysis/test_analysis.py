@@ -78,6 +78,15 @@ def test_what_cannot_be_read_is_an_error_with_the_text(text: str, complete: bool
     assert caught.value.raw == text
 
 
+@pytest.mark.parametrize("opening", ['{"a":', "["])
+def test_an_answer_of_any_depth_is_read_or_refused(opening: str) -> None:
+    closing = {"{": "}", "[": "]"}[opening[0]]
+    for depth in range(50, 1500, 50):
+        text = '{"brand": ' + opening * depth + "0.1000000000000000000001" + closing * depth + "}"
+        with pytest.raises(AnalysisError):
+            analysis.parse(text, ProductAnalysis, complete=True)
+
+
 def test_every_language_has_every_prompt() -> None:
     assert {"en", "zh", "pt", "es"} <= set(LANGUAGES)
     assert set(PRODUCT_PROMPTS) == set(SCHEMA_PROMPTS) == set(RETRY_PROMPTS) == set(LANGUAGES)

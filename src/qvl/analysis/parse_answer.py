@@ -171,6 +171,8 @@ def find(text: str, schema: type[BaseModel], *, complete: bool) -> JsonMatch:
     except AnalysisError:
         if (bare := _bare(text, names, fits)) is None:
             raise
+    except RecursionError as exc:
+        raise AnalysisError("the answer is nested too deeply", raw=text) from exc
     return _with_all_digits(bare or match, text, model)
 
 
@@ -189,10 +191,10 @@ def _with_all_digits(match: JsonMatch, text: str, schema: type[BaseModel]) -> Js
     bare = match.start == len(text)
     try:
         exact, _ = _EXACT.raw_decode(f'{{"answer": {_unfenced(text)}}}' if bare else text, 0 if bare else match.start)
+        fractions: list[Decimal] = []
+        _each_decimal(exact, fractions.append)
     except (ValueError, ArithmeticError, RecursionError):
         return match
-    fractions: list[Decimal] = []
-    _each_decimal(exact, fractions.append)
     numbers = {number for number in fractions if number != Decimal(repr(float(number)))}
     value = _value(match.value, schema) if numbers and _each_decimal(exact, float) == match.value else None
     if value is None:
