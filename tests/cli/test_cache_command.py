@@ -6,6 +6,7 @@ import hashlib
 import json
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_clear_deletes_what_every_filter_matches(qvl, filled, folder):
     assert qvl("cache", "clear", "--language", "zh", "--model", "other").out.strip() == "deleted 0 answers"
     assert qvl("cache", "clear", "--language", "zh").out.strip() == "deleted 1 answer"
     old = time.time() - 8 * 86400
-    with sqlite3.connect(folder / "answers.db") as db:
+    with closing(sqlite3.connect(folder / "answers.db")) as db, db:
         db.execute("UPDATE entries SET created_at = ? WHERE key = ?", (old, filled[0]))
     assert qvl("cache", "clear", "--older-than", "9d").out.strip() == "deleted 0 answers"
     assert json.loads(qvl("cache", "clear", "--older-than", "7d", "--json").out) == {"deleted": 1}

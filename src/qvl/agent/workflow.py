@@ -117,6 +117,7 @@ class Recommender:
                 saver = sqlite_saver = SqliteSaver(self._db)
                 sqlite_saver.setup()
             except sqlite3.Error as exc:
+                self.close()
                 raise ConfigError(f"checkpoints {checkpoints} cannot be used: {exc}", hint="name another file") from exc
         graph = StateGraph(State)
         for name, node in (("analyze", self._analyze), ("search", self._search), ("answer", self._answer)):

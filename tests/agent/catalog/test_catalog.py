@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from qvl.agent import Catalog, Product, Query
+from qvl import Pipeline
+from qvl.agent import Catalog, Product, Query, Recommender
 from qvl.errors import ConfigError
 from qvl.suggest import install_line
 from qvl.tiny.render import BRANDS, CATEGORIES, CATEGORY_NAMES, COLOR_NAMES, COLORS
+from tests.agent.conftest import ShopModel
 
 SAMPLE = Path(__file__).parents[3] / "examples" / "catalog" / "products.jsonl"
 ROWS: list[dict[str, Any]] = [
@@ -308,8 +311,29 @@ def test_vectors_join_in_by_reciprocal_rank_and_keep_conditions(sample: Catalog,
 
 def test_an_index_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "i.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(ConfigError, match="cannot be used") as caught:
+        Catalog(SAMPLE, index=tmp_path / "i.db")
+    assert "delete it" in str(caught.value)
+
+
+def test_a_file_that_was_refused_is_not_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "i.db").write_bytes(b"this is no database" * 100)
+    connect, connections = sqlite3.connect, list[sqlite3.Connection]()
+
+    def recorded(*args: Any, **options: Any) -> sqlite3.Connection:
+        connections.append(connect(*args, **options))
+        return connections[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", recorded)
     with pytest.raises(ConfigError, match="cannot be used"):
         Catalog(SAMPLE, index=tmp_path / "i.db")
+    pipeline = Pipeline(backend=ShopModel(), cache="off")
+    with Catalog(SAMPLE) as catalog, pipeline, pytest.raises(ConfigError, match="cannot be used"):
+        Recommender(pipeline, catalog, checkpoints=tmp_path / "i.db")
+    assert len(connections) == 3
+    for connection in connections:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
 
 
 def test_limits_and_prices_that_cannot_be_are_refused(shop: Catalog) -> None:

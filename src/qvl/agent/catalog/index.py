@@ -49,10 +49,13 @@ class Index:
         self._lock = threading.RLock()
         try:
             self.db = sqlite3.connect(path, check_same_thread=False, timeout=30.0, isolation_level=None)
-            self.db.execute("PRAGMA journal_mode = WAL")
-            self.db.execute("PRAGMA synchronous = NORMAL")
-            self.db.execute("PRAGMA mmap_size = 1073741824")
-            self._create()
+            try:
+                for setting in ("journal_mode = WAL", "synchronous = NORMAL", "mmap_size = 1073741824"):
+                    self.db.execute(f"PRAGMA {setting}")
+                self._create()
+            except BaseException:
+                self.db.close()
+                raise
         except sqlite3.Error as exc:
             raise ConfigError(f"the index {path} cannot be used: {exc}", hint="delete it; it is built again") from exc
         self._totals: tuple[int, int] | None = None
