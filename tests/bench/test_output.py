@@ -167,7 +167,7 @@ def test_resume_refuses_another_input_and_a_folder_in_use_is_not_written_over(en
     ("arguments", "said"),
     [
         ((), "endpoint"),
-        (("--url", "http://127.0.0.1:9/v1"), "what to ask"),
+        (("--url", "http://127.0.0.1:9/v1"), "give one source of requests"),
         (("--url", "http://127.0.0.1:9/v1", "--synthetic", "2", "--size", "big"), "--size big"),
         (("--url", "http://127.0.0.1:9/v1", "--synthetic", "2", "--slo", "x"), "--slo"),
         (("--url", "http://127.0.0.1:9/v1", "--synthetic", "2", "--resume"), "--out"),
