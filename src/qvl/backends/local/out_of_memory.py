@@ -21,7 +21,7 @@ SMALLEST_CHUNK: Final = 32
 
 
 def memory_error(what: str) -> DeviceMemoryError:
-    """Return the error of a request for whose `what` there is no memory."""
+    """Return the error of a request whose `what` (its prompt, its pictures, …) does not fit into memory."""
     return DeviceMemoryError(
         f"the device's memory does not suffice for {what}", hint="fewer or smaller pictures, or a smaller max_pixels"
     )

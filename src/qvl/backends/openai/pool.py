@@ -158,7 +158,7 @@ class EndpointPool(Generic[T]):
         """Return the member of that name.
 
         Raises:
-            UnknownNameError: there is none.
+            UnknownNameError: no endpoint of the pool has it.
         """
         if name not in self._members:
             from qvl.suggest import nearest
