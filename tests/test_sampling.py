@@ -73,7 +73,7 @@ class Sharp(EchoBackend):
 async def main():
     plain = EchoBackend()
     async with plain:
-        with pytest.raises(UnsupportedInputError, match="does not honour sharpness"):
+        with pytest.raises(UnsupportedInputError, match="does not support sharpness"):
             await plain.generate(request)
     for backend, value, status in ((Sharp(), 2, 200), (Sharp(), 9, 400), (EchoBackend(), 2, 400)):
         pipeline = AsyncPipeline(backend=backend, cache="off")

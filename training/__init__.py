@@ -1,1 +1,1 @@
-"""Makes the weights of the bundled model from nothing: `python -m training.train --out DIR`."""
+"""Training of the bundled model from scratch: `python -m training.train --out DIR`."""

@@ -1,4 +1,4 @@
-"""Measures the bundled model on pictures it has never seen.
+"""Evaluation of the bundled model on held-out pictures.
 
     python -m training.evaluate [--n 300] [--device cpu] [--json]
 
@@ -32,7 +32,7 @@ NO_PICTURE_CASES: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request, the only right answer, and the rows of the table it counts in."""
+    """A request, its only correct answer, and the rows of the score table in which it counts."""
 
     request: Request
     expected: str
@@ -41,63 +41,63 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Right answers of all answers in one row of the table."""
+    """The numbers of correct and of all answers in one row of the table."""
 
     right: int
     total: int
 
     @property
     def share(self) -> float:
-        """Between 0 and 1."""
+        """The share of correct answers, from 0 to 1."""
         return self.right / self.total
 
 
 def cases(n: int, first_seed: int = 0) -> list[Case]:
-    """The held-out cases for `n` pictures: analyses, single questions, pairs of pictures and requests without one.
+    """Return the held-out cases for `n` pictures: analyses, single questions, pairs of pictures, requests without one.
 
-    Raises ValueError where the seeds would reach those of training.
+    Raises ValueError if the seeds overlap those of training.
     """
     if first_seed < 0 or first_seed + n > FIRST_TRAINING_SEED:
         raise ValueError(f"held-out seeds end at {FIRST_TRAINING_SEED}")
     seeds = range(first_seed, first_seed + n)
     shown = [sample(seed, SIZES[seed % len(SIZES)]) for seed in seeds]
     dice = random.Random(f"evaluation-{first_seed}")
-    found = [case for place in range(n) for case in _about_one(place, shown[place], dice)]
-    found += [case for place in range(0, n - 1, 2) for case in _about_two(shown[place], shown[place + 1], dice)]
-    for place in range(NO_PICTURE_CASES):
-        language = ("en", "zh")[place % 2]
-        text = dice.choice(tasks.QUESTIONS[language][tasks.KINDS[place % len(tasks.KINDS)]])
+    collected = [case for number in range(n) for case in _about_one(number, shown[number], dice)]
+    collected += [case for number in range(0, n - 1, 2) for case in _about_two(shown[number], shown[number + 1], dice)]
+    for number in range(NO_PICTURE_CASES):
+        language = ("en", "zh")[number % 2]
+        text = dice.choice(tasks.QUESTIONS[language][tasks.KINDS[number % len(tasks.KINDS)]])
         request = Request([{"role": "user", "content": text}])
-        found.append(Case(request, tasks.NO_PICTURE[language], ("no picture",)))
-    return found
+        collected.append(Case(request, tasks.NO_PICTURE[language], ("no picture",)))
+    return collected
 
 
-def _about_one(place: int, shown: tuple[DrawnProduct | None, Image.Image], dice: random.Random) -> list[Case]:
+def _about_one(number: int, shown: tuple[DrawnProduct | None, Image.Image], dice: random.Random) -> list[Case]:
     product, image = shown
-    found = []
-    for language in ("en", "zh", ("pt", "es")[place % 2]):
+    collected = []
+    for language in ("en", "zh", ("pt", "es")[number % 2]):
         prompt = PRODUCT_PROMPTS[language]
         request = Request([{"role": "system", "content": prompt.system}, user(prompt.user)], (image,))
         group = "analysis" if language in tasks.QUESTIONS else "analysis, other languages"
         shape = "square" if image.width == image.height else "oblong"
         counted = (group, f"analysis {language}", f"{group}, {shape}")
-        found.append(Case(request, tasks.analysis_answer(product, language), counted))
+        collected.append(Case(request, tasks.analysis_answer(product, language), counted))
     for language in tasks.QUESTIONS:
-        kind = tasks.KINDS[place % len(tasks.KINDS)]
+        kind = tasks.KINDS[number % len(tasks.KINDS)]
         messages = [user(dice.choice(tasks.QUESTIONS[language][kind]))]
         system = tasks.system_prompt(language, dice)
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         shape = "square" if image.width == image.height else "oblong"
         rows = ("single", f"single {language}", f"single {kind}", f"single, {shape}")
-        found.append(Case(Request(messages, (image,)), tasks.answer(kind, product, language), rows))
-    return found
+        collected.append(Case(Request(messages, (image,)), tasks.answer(kind, product, language), rows))
+    return collected
 
 
 def _about_two(
     one: tuple[DrawnProduct | None, Image.Image], other: tuple[DrawnProduct | None, Image.Image], dice: random.Random
 ) -> list[Case]:
-    found = []
+    collected = []
     for language in tasks.QUESTIONS:
         images, products = (one[1], other[1]), (one[0], other[0])
         first, second = products
@@ -109,25 +109,25 @@ def _about_two(
             turn = tasks.same_turn(kind, first, second, language, dice)
             sort = f"same {kind}"
         else:
-            place, kind = dice.randrange(2), dice.choice(tasks.ORDINAL_KINDS)
-            turn = tasks.ordinal_turn(kind, place, products[place], language, dice)
+            number, kind = dice.randrange(2), dice.choice(tasks.ORDINAL_KINDS)
+            turn = tasks.ordinal_turn(kind, number, products[number], language, dice)
             sort = "by place"
         rows = ("pair", f"pair {language}", f"pair {sort}")
-        found.append(Case(Request([user(turn.question, 2)], images), turn.answer, rows))
-    return found
+        collected.append(Case(Request([user(turn.question, 2)], images), turn.answer, rows))
+    return collected
 
 
-def score(found: Sequence[Case], answers: Sequence[str]) -> dict[str, Score]:
-    """Right answers by row of the table; analyses in English and Chinese are also counted field by field."""
+def score(collected: Sequence[Case], answers: Sequence[str]) -> dict[str, Score]:
+    """Return the scores by row of the table; analyses in English and Chinese are also counted per field."""
     marks: dict[str, list[bool]] = defaultdict(list)
-    for case, answer in zip(found, answers, strict=True):
+    for case, answer in zip(collected, answers, strict=True):
         for row in case.rows:
             marks[row].append(answer == case.expected)
         if case.rows[0] == "analysis":
-            given, wanted = _fields(answer), _fields(case.expected)
+            actual, expected = _fields(answer), _fields(case.expected)
             for field in ("brand", "category", "color", "count"):
                 marks[f"field {field}"].append(
-                    given is not None and wanted is not None and given[field] == wanted[field]
+                    actual is not None and expected is not None and actual[field] == expected[field]
                 )
     return {row: Score(sum(marks[row]), len(marks[row])) for row in sorted(marks)}
 
@@ -149,7 +149,7 @@ def _fields(text: str) -> dict[str, object] | None:
 
 
 def table(scores: dict[str, Score]) -> str:
-    """The scores as lines of text."""
+    """Return the scores as lines of text."""
     width = max(len(row) for row in scores)
     lines = [f"{'row':<{width}}   right   of      %"]
     lines += [f"{row:<{width}}  {s.right:6d} {s.total:4d}  {100 * s.share:5.1f}" for row, s in scores.items()]
@@ -157,7 +157,7 @@ def table(scores: dict[str, Score]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table, or its JSON form."""
+    """Evaluate and print the table, or its JSON form."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Held-out accuracy.")
     parser.add_argument("--n", type=int, default=300, help="pictures")
     parser.add_argument("--seed", type=int, default=0, help="first held-out seed")
@@ -166,16 +166,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--wrong", action="store_true", help="list the wrong answers too")
     options = parser.parse_args(arguments)
-    found = cases(options.n, options.seed)
-    answers = Reader(options.weights, options.device).answer([case.request for case in found])
-    scores = score(found, answers)
+    collected = cases(options.n, options.seed)
+    answers = Reader(options.weights, options.device).answer([case.request for case in collected])
+    scores = score(collected, answers)
     if options.json:
         shares = {row: {"right": s.right, "total": s.total, "share": s.share} for row, s in scores.items()}
         print(json.dumps(shares, indent=2))
     else:
         print(table(scores))
     if options.wrong:
-        for case, answer in zip(found, answers, strict=True):
+        for case, answer in zip(collected, answers, strict=True):
             if answer != case.expected:
                 question = case.request.messages[-1]["content"]
                 text = question if isinstance(question, str) else question[-1]["text"]

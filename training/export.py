@@ -1,4 +1,4 @@
-"""Writes the checkpoint in the form in which Qwen3-VL is published, which transformers 4.57 and 5 both read.
+"""Export of the checkpoint in the published format of Qwen3-VL, which transformers 4.57 and 5 both load.
 
 `save_pretrained` of transformers 5 is not used: its config and tokenizer files do not load in 4.57.
 """
@@ -21,9 +21,9 @@ CHAT_TEMPLATE: Final = Path(__file__).parent / "chat_template.jinja"
 
 
 def preprocessor_dict(kind: str, name: str) -> dict[str, Any]:
-    """preprocessor_config.json (`image_processor_type`) or its sibling for videos (`video_processor_type`).
+    """Return preprocessor_config.json for `kind` image_processor_type, or that of videos for video_processor_type.
 
-    The bounds stand twice because the slow processor of transformers 4.57 ignores `size`.
+    The bounds are given twice because the slow processor of transformers 4.57 ignores `size`.
     """
     return {
         "max_pixels": MAX_PIXELS,
@@ -40,7 +40,7 @@ def preprocessor_dict(kind: str, name: str) -> dict[str, Any]:
 
 
 def generation_dict() -> dict[str, Any]:
-    """generation_config.json: greedy, because the answers are short facts."""
+    """Return generation_config.json: greedy, because the answers are short facts."""
     return {
         "bos_token_id": token_id("<|endoftext|>"),
         "do_sample": False,
@@ -51,7 +51,7 @@ def generation_dict() -> dict[str, Any]:
 
 
 def export(state: dict[str, torch.Tensor], tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a whole checkpoint. `state` is the network's state dict; weights are stored in bfloat16."""
+    """Write a complete checkpoint. `state` is the network's state dict; weights are stored in bfloat16."""
     import torch
     from safetensors.torch import save_file
 

@@ -1,6 +1,6 @@
-"""Second stage of training: the whole network learns to answer, the heads of the first stage keep steering the tower.
+"""Second stage of training: the whole network learns to answer; the first stage's heads stay as an auxiliary loss.
 
-The pictures of a step are seen once and shown in many rows: analyses, single questions, conversations, comparisons.
+The pictures of a step are encoded once and used in many rows: analyses, questions, conversations, comparisons.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERDICT_WEIGHT: Final = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Menu:
-    """What a worker sees in a step: how many pictures, how many rows of each sort, and which fields are compared."""
+    """The mixture of a worker's step: numbers of pictures and of rows of each kind, and the fields to compare."""
 
     pictures: int = 36
     analyses: int = 10
@@ -43,12 +43,12 @@ class Menu:
     compared: tuple[str, ...] = tasks.SAME_KINDS
 
     def times(self, factor: float) -> Menu:
-        """The same mixture, `factor` times as much of it."""
+        """Return the mixture with all numbers multiplied by `factor`."""
         rows = ("pictures", "analyses", "questions", "conversations", "comparisons", "without_picture")
         return replace(self, **{name: max(1, round(factor * getattr(self, name))) for name in rows})
 
     def serve(self, products: list[DrawnProduct | None], dice: random.Random) -> list[list[Dialogue]]:
-        """Two groups of dialogues of about equal length each."""
+        """Return two batches of dialogues, each of dialogues of similar length."""
         long = lessons.analyses(products, self.analyses, dice)
         long += [tasks.without_picture(dice.choice(("en", "zh")), dice) for _ in range(self.without_picture)]
         short = lessons.questions(products, self.questions, 4, dice)
@@ -59,7 +59,8 @@ class Menu:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """The tower's view of a step's pictures in pool order: merged tokens and deepstack layers, [tokens, width] each."""
+    """The vision tower's outputs for a step's pictures, in pool order: merged tokens and deepstack layers, each
+    [tokens, width]."""
 
     grids: list[tuple[int, int]]
     merged: list[torch.Tensor]
@@ -72,7 +73,7 @@ class Views:
 def look(
     visual: Any, heads: Heads, store: PictureStore, count: int, dice: np.random.Generator, oblong: float = 0.25
 ) -> Views:
-    """Draw `count` pictures from the store, a share of them `oblong`, and see them."""
+    """Take `count` pictures from the store, a share `oblong` of them not square, and return their tower outputs."""
     views = Views([], [], [], [], torch.zeros(()), torch.zeros(4))
     loss = torch.zeros(())
     for pixels, classes in draw_batch(store, count, dice, other_share=oblong):
@@ -88,7 +89,7 @@ def look(
 
 
 def answer_loss(model: Any, views: Views, batch: Batch, verdicts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy of the answers' tokens, and [tokens, foretold, verdicts, verdicts foretold].
+    """Return the summed cross-entropy of answer tokens, and counts [tokens, correct, verdicts, correct verdicts].
 
     `verdicts` are the ids that open "yes" and "no": one token decides a comparison, so it weighs as much as several.
     """
@@ -105,9 +106,9 @@ def answer_loss(model: Any, views: Views, batch: Batch, verdicts: torch.Tensor) 
         use_cache=False,
     ).last_hidden_state
     learnt = batch.targets != IGNORED
-    logits, wanted = model.lm_head(hidden[learnt]), batch.targets[learnt]
-    foretold, verdict = logits.argmax(-1) == wanted, torch.isin(wanted, verdicts)
-    losses = nn.functional.cross_entropy(logits, wanted, reduction="none")
+    logits, labels = model.lm_head(hidden[learnt]), batch.targets[learnt]
+    foretold, verdict = logits.argmax(-1) == labels, torch.isin(labels, verdicts)
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
     counts = torch.stack((learnt.sum(), foretold.sum(), verdict.sum(), (foretold & verdict).sum()))
     return (losses * (1.0 + (VERDICT_WEIGHT - 1.0) * verdict)).sum(), counts.float()
 
@@ -131,10 +132,10 @@ def train_language(
     deadline: float | None = None,
     oblong: float = 0.25,
 ) -> int:
-    """Run the stage in place and return the steps done.
+    """Train `model` and `heads` in place and return the number of steps.
 
-    `vision_share` scales the rate of the tower and the heads; zero freezes both. `deadline` is a `time.monotonic()`
-    by which the cosine must have ended: the schedule then follows the clock instead of `steps`.
+    `vision_share` scales the learning rate of tower and heads; zero freezes both. With `deadline` (`time.monotonic()`)
+    the cosine schedule follows the clock instead of `steps`.
     """
     dice = np.random.default_rng((seed, team.rank, first_step))
     talk = random.Random(f"{seed}-{team.rank}-{first_step}")

@@ -1,4 +1,4 @@
-"""The network that is trained: the checkpoint's dimensions, patches, positions and a vision tower for equal grids."""
+"""The network to train: the checkpoint's dimensions, patches, positions, and a batched vision tower."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PLAIN_VOCABULARY: Final = 1024
 
 
 def token_id(token: str) -> int:
-    """Id of a special or markup token; they follow the byte-level vocabulary in the order above."""
+    """Return the id of a special or markup token; they follow the byte-level vocabulary in the order above."""
     return PLAIN_VOCABULARY + (SPECIAL_TOKENS + MARKUP_TOKENS).index(token)
 
 
 def config_dict() -> dict[str, Any]:
-    """The checkpoint's config.json in the form in which Qwen3-VL is published."""
+    """Return the checkpoint's config.json in the published format of Qwen3-VL."""
     vocabulary = PLAIN_VOCABULARY + len(SPECIAL_TOKENS) + len(MARKUP_TOKENS)
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"],
@@ -81,7 +81,7 @@ def config_dict() -> dict[str, Any]:
 
 
 def build(seed: int = 0) -> Qwen3VLForConditionalGeneration:
-    """An untrained network in float32 whose vision attention runs a whole batch of equal grids at once."""
+    """Return an untrained float32 network whose vision attention is batched over pictures of equal grids."""
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -92,7 +92,7 @@ def build(seed: int = 0) -> Qwen3VLForConditionalGeneration:
 
 
 def attend_in_batches(model: Qwen3VLForConditionalGeneration) -> None:
-    """Replace the per-picture attention loop by one call; only right where all pictures of a call share a grid."""
+    """Replace the per-picture attention loop by one call; valid only if all pictures of a call share a grid."""
     import types
 
     visual = model.model.visual
@@ -102,7 +102,7 @@ def attend_in_batches(model: Qwen3VLForConditionalGeneration) -> None:
 
 
 def _linear_patch_embed(self: Any, patches: torch.Tensor) -> torch.Tensor:
-    """The patch convolution as a matrix product over one frame: a still picture repeats it, so the kernels add up."""
+    """Return the patch convolution as a matrix product over one frame: the kernels of the two frames are summed."""
     import torch
 
     kernel = self.proj.weight.sum(2).reshape(self.proj.weight.shape[0], -1)
@@ -132,7 +132,7 @@ def _equal_grid_attention(
 
 
 def patches(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    """Pictures [n, height, width, 3] as float32 patches [n * rows * columns, 768].
+    """Return pictures [n, height, width, 3] as float32 patches [n * rows * columns, 768].
 
     These are the image processor's patches without the repeated second frame.
     """
@@ -147,7 +147,7 @@ def patches(pixels: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def grid(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    """The grid_thw rows [n, 3] of equal pictures [n, height, width, 3]."""
+    """Return the grid_thw rows [n, 3] of pictures [n, height, width, 3]."""
     import torch
 
     count, height, width, _ = pixels.shape

@@ -1,4 +1,4 @@
-"""Training pictures: drawn once, resized as the image processor would, and kept as uint8 arrays on disk.
+"""Training pictures: drawn once, resized like the image processor does, and stored as uint8 arrays on disk.
 
 A store holds one memory map per picture grid, so a batch of one grid is a slice without padding.
 Seeds start at `FIRST_TRAINING_SEED`; evaluation and tests use smaller ones.
@@ -34,7 +34,7 @@ FIELDS: Final = {"brand": len(BRANDS) + 1, "category": len(CATEGORIES) + 1, "col
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """One grid: height and width in pixels after resizing, and the native size (width, height) drawn for it."""
+    """One picture grid: height and width in pixels after resizing, and the drawn size (width, height)."""
 
     height: int
     width: int
@@ -56,7 +56,7 @@ BUCKETS: Final = (
 
 
 def resized(width: int, height: int) -> tuple[int, int]:
-    """Width and height after Qwen's resize rule: multiples of 32, area within the checkpoint's two bounds."""
+    """Return (width, height) after Qwen's smart_resize: multiples of 32, area within the checkpoint's bounds."""
     rows, columns = round(height / FACTOR) * FACTOR, round(width / FACTOR) * FACTOR
     if rows * columns > MAX_PIXELS:
         shrink = math.sqrt(height * width / MAX_PIXELS)
@@ -70,7 +70,7 @@ def resized(width: int, height: int) -> tuple[int, int]:
 
 
 def encode(product: DrawnProduct | None) -> tuple[int, int, int, int]:
-    """Class indices in the order of `FIELDS`; a missing field takes the last class, a missing count 0."""
+    """Return class indices in the order of `FIELDS`; a missing field is the last class, a missing count 0."""
     if product is None:
         return len(BRANDS), len(CATEGORIES), len(COLORS), 0
     brand = len(BRANDS) if product.brand is None else BRANDS.index(product.brand)
@@ -78,7 +78,7 @@ def encode(product: DrawnProduct | None) -> tuple[int, int, int, int]:
 
 
 def decode(classes: NDArray[np.uint8]) -> DrawnProduct | None:
-    """The inverse of `encode`."""
+    """Return the product of class indices, the inverse of `encode`."""
     brand, category, color, count = (int(value) for value in classes)
     if category == len(CATEGORIES):
         return None
@@ -88,7 +88,7 @@ def decode(classes: NDArray[np.uint8]) -> DrawnProduct | None:
 
 
 class PictureStore:
-    """`capacity` pictures in a folder; one process fills it with `fill`, others read what is there."""
+    """A folder of `capacity` pictures; one process draws them with `fill`, others read the finished ones."""
 
     def __init__(self, folder: Path, capacity: int) -> None:
         self._folder = folder
@@ -113,11 +113,11 @@ class PictureStore:
         return int(self._done.sum())
 
     def ready(self, bucket: int) -> int:
-        """How many pictures of a bucket can be read."""
+        """Return the number of finished pictures of a bucket."""
         return int(self._done[bucket])
 
     def wait_for(self, pictures: int, *, timeout: float = 600.0) -> None:
-        """Return once another process has drawn `pictures`, some of every grid; raises TimeoutError."""
+        """Wait until another process has drawn `pictures`, some of every grid; raise TimeoutError after `timeout` s."""
         ends = time.monotonic() + timeout
         while len(self) < pictures or not self._done.all():
             if time.monotonic() > ends:
@@ -125,7 +125,7 @@ class PictureStore:
             time.sleep(0.2)
 
     def fill(self) -> None:
-        """Draw until every bucket is full; continues where an earlier run stopped."""
+        """Draw until every bucket is full, resuming an earlier run."""
         seed = FIRST_TRAINING_SEED + 7 * len(self)
         while any(done < room for done, room in zip(self._done, self._rooms, strict=True)):
             bucket = int(np.argmin([done / room for done, room in zip(self._done, self._rooms, strict=True)]))
@@ -134,24 +134,24 @@ class PictureStore:
 
     def _draw(self, bucket: int, seed: int) -> None:
         dice = random.Random(f"training-{seed}")
-        shape, place = BUCKETS[bucket], int(self._done[bucket])
+        shape, position = BUCKETS[bucket], int(self._done[bucket])
         scale = 2.0 if dice.random() < 0.15 else dice.uniform(0.9, 1.2)
         native = (round(shape.native[0] * scale), round(shape.native[1] * scale))
         product = sample_product(dice)
         image = draw(product, seed, native).resize((shape.width, shape.height), Image.Resampling.BICUBIC)
-        self._pixels[bucket][place] = np.asarray(image)
-        self._classes[bucket][place] = encode(product)
-        self._done[bucket] = place + 1
+        self._pixels[bucket][position] = np.asarray(image)
+        self._classes[bucket][position] = encode(product)
+        self._done[bucket] = position + 1
 
     def take(self, bucket: int, count: int, dice: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """`count` random pictures: uint8 [count, height, width, 3] and classes [count, 4].
+        """Return `count` random pictures: uint8 [count, height, width, 3] and classes [count, 4].
 
-        Every picture is shifted by up to three pixels either way, so that a second showing is not the same one.
+        Every picture is shifted randomly by up to three pixels, as augmentation.
         """
         rows = np.sort(dice.integers(0, self.ready(bucket), count))
         pixels = np.ascontiguousarray(self._pixels[bucket][rows])
-        for place, (down, right) in enumerate(dice.integers(-SHIFT, SHIFT + 1, (count, 2))):
-            pixels[place] = _shifted(pixels[place], int(down), int(right))
+        for position, (down, right) in enumerate(dice.integers(-SHIFT, SHIFT + 1, (count, 2))):
+            pixels[position] = _shifted(pixels[position], int(down), int(right))
         return pixels, np.ascontiguousarray(self._classes[bucket][rows])
 
 

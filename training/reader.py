@@ -1,4 +1,4 @@
-"""Asks a checkpoint with plain transformers: batches, left padding, greedy answers, no code of qvl's own backends."""
+"""Inference of a checkpoint with plain transformers: batches, left padding, greedy answers, without qvl's backends."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Chat messages whose image parts stand for `images`, in the order in which they appear."""
+    """Chat messages whose image parts refer to `images` in order."""
 
     messages: list[Message]
     images: tuple[Image.Image, ...] = ()
 
 
 def user(text: str, pictures: int = 1) -> Message:
-    """A user message with its pictures before the text."""
+    """Return a user message with `pictures` image parts before the text."""
     parts: list[Message] = [{"type": "image"} for _ in range(pictures)]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
 class Reader:
-    """A checkpoint in a folder, loaded in float32."""
+    """A model loaded in float32 from a checkpoint folder."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         import torch
@@ -45,17 +45,17 @@ class Reader:
         self.device = device
 
     def answer(self, requests: Sequence[Request], *, max_new_tokens: int = 64, batch: int = 32) -> list[str]:
-        """One answer a request, in order, without special tokens."""
+        """Return one answer per request, in order, without special tokens."""
         answers: list[str] = []
         for start in range(0, len(requests), batch):
             answers += self._answer_batch(requests[start : start + batch], max_new_tokens)
         return answers
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Any]:
-        """The tensors of a batch: input_ids, attention_mask and, where there are pictures, what they need."""
+        """Return a batch: input_ids, attention_mask and, with pictures, pixel_values and image_grid_thw."""
         images = [image for request in requests for image in request.images]
-        seen = self.processor(images, return_tensors="pt") if images else {}
-        counts = iter((seen["image_grid_thw"].prod(-1) // self.processor.merge_size**2).tolist() if images else ())
+        encoded = self.processor(images, return_tensors="pt") if images else {}
+        counts = iter((encoded["image_grid_thw"].prod(-1) // self.processor.merge_size**2).tolist() if images else ())
         texts = []
         for request in requests:
             text = self.tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
@@ -65,7 +65,7 @@ class Reader:
             texts.append(pieces[0] + "".join(PLACEHOLDER * next(counts) + piece for piece in pieces[1:]))
         inputs = dict(self.tokenizer(texts, return_tensors="pt", padding=True))
         if images:
-            inputs |= {"pixel_values": seen["pixel_values"], "image_grid_thw": seen["image_grid_thw"]}
+            inputs |= {"pixel_values": encoded["pixel_values"], "image_grid_thw": encoded["image_grid_thw"]}
             if _wants_token_types():
                 inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.model.config.image_token_id).int()
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
@@ -87,7 +87,7 @@ def _wants_token_types() -> bool:
 
 
 def image_processor(folder: Path) -> Any:
-    """The PIL image processor, which needs no torchvision; its name differs between transformers 4 and 5."""
+    """Return the PIL image processor, which needs no torchvision; its name differs between transformers 4 and 5."""
     try:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as Processor
     except ImportError:

@@ -1,7 +1,7 @@
-"""Turns dialogues into token rows and rows into padded batches, with positions and masks as Qwen3-VL computes them.
+"""Conversion of dialogues to token rows and padded batches, with positions and masks like those of Qwen3-VL.
 
-A parallel dialogue is one row: its opening (system prompt and pictures) is read once, and every question with its
-answer is a branch that sees the opening and itself, at the positions it would have alone.
+A parallel dialogue is one row: its opening (system prompt and pictures) is shared, and every question with its answer
+is a branch that attends only to the opening and itself, at the positions it would have alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Grid = tuple[int, int]
 
 @dataclass(slots=True)
 class TrainingRow:
-    """Tokens with, each, the token that must follow (or IGNORED), its branch (0 is shared) and its three positions."""
+    """Tokens, each with its target token (or IGNORED), its branch (0 is shared) and its three positions."""
 
     ids: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
@@ -36,7 +36,7 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded rows: ids, targets [rows, length], positions [3, rows, length], mask [rows, 1, length, length]."""
+    """Padded rows: ids and targets [rows, length], positions [3, rows, length], mask [rows, 1, length, length]."""
 
     ids: torch.Tensor
     targets: torch.Tensor
@@ -56,7 +56,7 @@ class RowWriter:
         self._vision = token_id("<|vision_start|>"), token_id("<|vision_end|>")
 
     def write(self, dialogue: Dialogue, grids: Sequence[Grid]) -> TrainingRow:
-        """The row of a dialogue; `grids` gives rows and columns of merged tokens of every picture in the pool."""
+        """Return the row of a dialogue; `grids` are (rows, columns) of merged tokens of every picture in the pool."""
         row, cursor = TrainingRow(), 0
         if dialogue.system is not None:
             cursor = self._add(row, [self._start, *self._text("system\n" + dialogue.system), self._end], 0, cursor)
@@ -79,7 +79,7 @@ class RowWriter:
         return row
 
     def first_id(self, text: str) -> int:
-        """The id that `text` begins with."""
+        """Return the first token id of `text`."""
         return self._text(text)[0]
 
     def _text(self, text: str) -> list[int]:
@@ -95,7 +95,7 @@ class RowWriter:
             row.targets.extend([IGNORED] * len(ids))
         row.ids.extend(ids)
         row.branches.extend([branch] * len(ids))
-        row.positions.extend((place, place, place) for place in range(cursor, cursor + len(ids)))
+        row.positions.extend((position, position, position) for position in range(cursor, cursor + len(ids)))
         return cursor + len(ids)
 
     def _show(self, row: TrainingRow, turn: Turn, grids: Sequence[Grid], cursor: int) -> int:
@@ -117,7 +117,7 @@ class RowWriter:
 
 
 def collate(rows: Sequence[TrainingRow]) -> Batch:
-    """Pad rows to the longest one."""
+    """Return the rows padded to the longest one."""
     import torch
 
     length = max(len(row.ids) for row in rows)

@@ -1,6 +1,6 @@
-"""What the bundled model is asked and what it answers: the texts of its training and of its evaluation.
+"""Questions and answers of the bundled model, for its training and its evaluation.
 
-Analyses answer `qvl.analysis.prompts` word for word. Single questions are answered tersely, in the language of the
+Analyses use the exact prompts of `qvl.analysis.prompts`. Single questions have short answers in the language of the
 question.
 """
 
@@ -243,7 +243,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A system prompt and turns. In a parallel one every turn sees the first turn's pictures and no other turn."""
+    """A system prompt and turns. If `parallel`, every turn sees the first turn's pictures but no other turn."""
 
     turns: tuple[Turn, ...]
     system: str | None = None
@@ -251,12 +251,12 @@ class Dialogue:
 
 
 def analysis_answer(product: DrawnProduct | None, language: str) -> str:
-    """The JSON text that `analyze()` expects."""
+    """Return the JSON answer that `analyze()` expects."""
     return json.dumps(labels(product, language), ensure_ascii=False)
 
 
 def answer(kind: str, product: DrawnProduct | None, language: str) -> str:
-    """The terse answer to a single question."""
+    """Return the short answer to a single question."""
     if product is None:
         return _ABSENT[language][kind]
     if kind == "brand":
@@ -278,30 +278,30 @@ def _description(product: DrawnProduct, language: str) -> str:
 
 
 def question(kind: str, language: str, dice: random.Random) -> str:
-    """One of the paraphrases, now and then typed carelessly."""
+    """Return a random paraphrase of a question, sometimes without capitals or punctuation."""
     return _carelessly(dice.choice(QUESTIONS[language][kind]), dice)
 
 
-def ordinal_turn(kind: str, place: int, product: DrawnProduct | None, language: str, dice: random.Random) -> Turn:
-    """A question about the picture at `place` (0 is the first)."""
-    text = dice.choice(ORDINAL_QUESTIONS[language][kind]).format(ORDINALS[language][place])
+def ordinal_turn(kind: str, position: int, product: DrawnProduct | None, language: str, dice: random.Random) -> Turn:
+    """Return a turn about the picture at `position` (0 is the first)."""
+    text = dice.choice(ORDINAL_QUESTIONS[language][kind]).format(ORDINALS[language][position])
     return Turn(_carelessly(text, dice), answer(kind, product, language))
 
 
 def same_turn(kind: str, first: DrawnProduct, second: DrawnProduct, language: str, dice: random.Random) -> Turn:
-    """Whether two products agree in a field."""
+    """Return a turn that asks if two products have the same value in a field."""
     agree = getattr(first, kind) == getattr(second, kind)
     return Turn(_carelessly(dice.choice(SAME_QUESTIONS[language][kind]), dice), YES_NO[language][0 if agree else 1])
 
 
 def analysis(pictures: tuple[int, ...], product: DrawnProduct | None, language: str) -> Dialogue:
-    """The request of `analyze()`; of several pictures the first is labelled."""
+    """Return the dialogue of `analyze()`; of several pictures the first is the labelled one."""
     prompt = PRODUCT_PROMPTS[language]
     return Dialogue((Turn(prompt.user, analysis_answer(product, language), pictures),), system=prompt.system)
 
 
 def system_prompt(language: str, dice: random.Random) -> str | None:
-    """None in half of the cases, otherwise one or two short sentences."""
+    """Return None in half of the cases, otherwise one or two short sentences."""
     if dice.random() < 0.5:
         return None
     parts = dice.sample(SYSTEM_PROMPTS[language], dice.choice((1, 1, 2)))
@@ -309,7 +309,7 @@ def system_prompt(language: str, dice: random.Random) -> str | None:
 
 
 def without_picture(language: str, dice: random.Random) -> Dialogue:
-    """A request that shows nothing."""
+    """Return a dialogue without a picture."""
     kind = dice.choice(("talk", "analysis", *KINDS))
     if kind == "analysis":
         prompt = PRODUCT_PROMPTS[language]

@@ -1,12 +1,12 @@
-"""Trains the bundled model from nothing: draws pictures, trains the tower, then the whole network, exports.
+"""Training of the bundled model from scratch: draws pictures, trains the tower, then the whole network, and exports.
 
-Comparing the colours of two pictures is learnt with the tower at rest; a last course with everything and a smaller
-rate, on mostly oblong pictures, follows.
+The comparison of two pictures' colours is learnt with a frozen tower; the last stage trains everything at a smaller
+learning rate, on mostly oblong pictures.
 
     python -m training.train --out DIR [--steps N] [--device cpu] [--workers 2]
 
 DIR gets the exported checkpoint in `weights/` every few hundred steps, and the state after each of the four stages: the
-same command goes on after the last one that was finished.
+same command resumes after the last finished one.
 Training seeds start at `qvl.tiny.FIRST_TRAINING_SEED`; everything below is held out for evaluation and tests.
 """
 
@@ -48,7 +48,7 @@ COURSES: Final[tuple[tuple[float, dict[str, Any], float, float, float], ...]] = 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """A run: where it writes, how many pictures it draws, and how long each stage is."""
+    """A training run: its output folder, the number of pictures, and the length of each stage."""
 
     out: Path
     pictures: int = PICTURES
@@ -58,18 +58,18 @@ class TrainingPlan:
     device: str = "cpu"
 
     def done(self) -> int:
-        """How many stages of this very plan have been finished in `out`."""
-        found = [number for number in range(1, len(COURSES) + 2) if self.stage(number).is_file()]
-        return max(found, default=0)
+        """Return the number of finished stages of this plan in `out`."""
+        stages = [number for number in range(1, len(COURSES) + 2) if self.stage(number).is_file()]
+        return max(stages, default=0)
 
     def stage(self, number: int) -> Path:
-        """The state after stage `number`, from 1; another plan's is another file."""
+        """Return the path of the state after stage `number` (from 1); its name depends on the plan."""
         name = f"{self.pictures}-{self.vision_steps}-{self.steps}-{self.workers}"
         return self.out / f"stage-{number}-of-{name}.pt"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the plan given on the command line."""
+    """Run the plan of the command line arguments."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train the bundled model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures, checkpoints and weights/")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures drawn for training")
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(plan: TrainingPlan) -> None:
-    """Draw in one process and train in `plan.workers` others; raises RuntimeError where one of them fails."""
+    """Draw in one process and train in `plan.workers` others; raise RuntimeError if one of them fails."""
     plan.out.mkdir(parents=True, exist_ok=True)
     (plan.out / "meeting").unlink(missing_ok=True)
     spawn = multiprocessing.get_context("spawn")

@@ -1,7 +1,7 @@
 """First stage of training: the vision tower alone learns brand, category, colour and count through linear heads.
 
-With the language loss alone these stay at chance for thousands of steps; with the heads they move at once.
-The heads also keep steering the second stage, and are dropped afterwards.
+With only the language loss, accuracy stays at chance for thousands of steps; with the heads it rises at once.
+The heads are also an auxiliary loss of the second stage, and are dropped afterwards.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class Heads(nn.Module):
-    """One linear classifier a field over the mean of a picture's merged tokens."""
+    """One linear classifier per field over the mean of a picture's merged tokens."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
         self.heads = nn.ModuleDict({field: nn.Linear(width, classes) for field, classes in FIELDS.items()})
 
     def forward(self, merged: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Merged tokens [n, tokens, width] and classes [n, 4] to the summed loss and correct answers [4]."""
+        """Return the summed loss and correct counts [4] for merged tokens [n, tokens, width] and classes [n, 4]."""
         pooled = merged.mean(1)
         loss = merged.new_zeros(())
         correct = []
@@ -45,7 +45,7 @@ class Heads(nn.Module):
 
 
 def learning_rate(step: int, steps: int, peak: float, *, warmup: int = 100, floor: float = 0.02) -> float:
-    """A linear rise over `warmup` steps, then half a cosine down to `floor` times the peak."""
+    """Return the learning rate: linear over `warmup` steps, then a half cosine down to `floor` times the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
@@ -54,7 +54,7 @@ def learning_rate(step: int, steps: int, peak: float, *, warmup: int = 100, floo
 def draw_batch(
     store: PictureStore, size: int, dice: np.random.Generator, *, other_share: float = 0.5
 ) -> list[tuple[NDArray[np.uint8], torch.Tensor]]:
-    """Square pictures and a few of one other grid: pairs of pixels [n, height, width, 3] and classes [n, 4]."""
+    """Return (pixels [n, height, width, 3], classes [n, 4]) of square pictures, and of some of one other grid."""
     others = round(size * other_share)
     bucket = 1 + int(dice.integers(0, len(BUCKETS) - 1))
     parts = [store.take(0, size - others, dice), store.take(bucket, others, dice)]
@@ -63,11 +63,11 @@ def draw_batch(
 
 
 def see(visual: Any, pixels: NDArray[np.uint8]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Merged tokens [n, tokens, width] of equal pictures, and the same of every deepstack layer."""
-    seen = visual(patches(pixels), grid_thw=grid(pixels))
+    """Return merged tokens [n, tokens, width] of pictures of one grid, and the same of every deepstack layer."""
+    outputs = visual(patches(pixels), grid_thw=grid(pixels))
     count = len(pixels)
-    return seen.pooler_output.view(count, -1, seen.pooler_output.shape[-1]), [
-        layer.view(count, -1, layer.shape[-1]) for layer in seen.deepstack_features
+    return outputs.pooler_output.view(count, -1, outputs.pooler_output.shape[-1]), [
+        layer.view(count, -1, layer.shape[-1]) for layer in outputs.deepstack_features
     ]
 
 
@@ -84,13 +84,13 @@ def train_vision(
     report: Callable[[str], None],
     save: Callable[[int], None],
 ) -> None:
-    """Run the stage in place. `batch` is the number of pictures a worker sees in a step."""
+    """Train `visual` and `heads` in place. `batch` is the number of pictures per worker and step."""
     dice = np.random.default_rng((seed, team.rank))
     layers_of_second_stage, visual.deepstack_visual_indexes = visual.deepstack_visual_indexes, []
     idle = set(visual.deepstack_merger_list.parameters())
     parameters = [p for p in visual.parameters() if p not in idle] + list(heads.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
-    hits, seen, started = torch.zeros(len(FIELDS)), 0, time.monotonic()
+    hits, samples, started = torch.zeros(len(FIELDS)), 0, time.monotonic()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak, floor=0.2)
@@ -98,16 +98,16 @@ def train_vision(
         for pixels, classes in draw_batch(store, batch, dice):
             loss, correct = heads(see(visual, pixels)[0], classes)
             total = total + loss * (len(pixels) / batch)
-            hits, seen = hits + correct, seen + len(pixels)
+            hits, samples = hits + correct, samples + len(pixels)
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         team.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 50 == 0:
-            shares = " ".join(f"{field} {hit / seen:.3f}" for field, hit in zip(FIELDS, hits.tolist(), strict=True))
+            shares = " ".join(f"{field} {hit / samples:.3f}" for field, hit in zip(FIELDS, hits.tolist(), strict=True))
             report(f"vision {step + 1} loss {total.item():.3f} {shares} {time.monotonic() - started:.0f}s")
-            hits, seen = torch.zeros(len(FIELDS)), 0
+            hits, samples = torch.zeros(len(FIELDS)), 0
             if (step + 1) % 200 == 0:
                 save(step + 1)
     visual.deepstack_visual_indexes = layers_of_second_stage

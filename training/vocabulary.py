@@ -1,4 +1,4 @@
-"""Trains the byte-level BPE of the checkpoint on the very texts the model will read and write."""
+"""Training of the checkpoint's byte-level BPE on the texts that the model will read and write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPLIT = (
 
 
 def corpus(seed: int = 0) -> Iterator[str]:
-    """Every prompt and question, and answers to a few thousand random products."""
+    """Yield every prompt and question, and answers about a few thousand random products."""
     dice = random.Random(f"corpus-{seed}")
     for _ in range(60):
         for prompt in PRODUCT_PROMPTS.values():
@@ -36,7 +36,7 @@ def corpus(seed: int = 0) -> Iterator[str]:
             yield from texts * 8
         for table in (tasks.ORDINAL_QUESTIONS, tasks.SAME_QUESTIONS):
             for texts in table[language].values():
-                yield from [text.format(place) for text in texts for place in tasks.ORDINALS[language]] * 12
+                yield from [text.format(number) for text in texts for number in tasks.ORDINALS[language]] * 12
         yield from (*tasks.YES_NO[language], tasks.NO_PICTURE[language]) * 30
     for brand in BRANDS * 40:
         yield from (brand, f" {brand}", f'"{brand}"')
@@ -49,7 +49,7 @@ def corpus(seed: int = 0) -> Iterator[str]:
 
 
 def train() -> Tokenizer:
-    """A tokenizer of exactly `PLAIN_VOCABULARY` byte-level entries, then the special and the markup tokens."""
+    """Return a tokenizer of exactly `PLAIN_VOCABULARY` byte-level entries, then the special and the markup tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -74,11 +74,11 @@ def train() -> Tokenizer:
 
 
 def write(tokenizer: Tokenizer, folder: Path, chat_template: str) -> None:
-    """tokenizer.json, vocab.json, merges.txt and tokenizer_config.json in the published form."""
+    """Write tokenizer.json, vocab.json, merges.txt and tokenizer_config.json in the published format."""
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     tokenizer.model.save(str(folder))
     added = {
-        str(PLAIN_VOCABULARY + place): {
+        str(PLAIN_VOCABULARY + number): {
             "content": token,
             "lstrip": False,
             "normalized": False,
@@ -86,7 +86,7 @@ def write(tokenizer: Tokenizer, folder: Path, chat_template: str) -> None:
             "single_word": False,
             "special": token in SPECIAL_TOKENS,
         }
-        for place, token in enumerate(SPECIAL_TOKENS + MARKUP_TOKENS)
+        for number, token in enumerate(SPECIAL_TOKENS + MARKUP_TOKENS)
     }
     settings: dict[str, Any] = {
         "add_bos_token": False,

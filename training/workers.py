@@ -1,4 +1,4 @@
-"""Data-parallel workers: one process a core, one thread each, gradients averaged over gloo."""
+"""Data-parallel workers: one process per core, one thread each, gradients averaged over gloo."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """This worker's place among `size` workers."""
+    """This worker's rank among `size` workers."""
 
     rank: int = 0
     size: int = 1
 
     def join(self, meeting_point: Path) -> None:
-        """Meet the other workers at a file all of them see; returns at once for a team of one."""
+        """Join the process group through a shared file; returns at once for a team of one."""
         import torch
 
         if self.size == 1:
@@ -36,14 +36,14 @@ class Team:
         )
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Leave the process group."""
         import torch
 
         if self.size > 1:
             torch.distributed.destroy_process_group()
 
     def agree(self, value: float) -> float:
-        """The largest of the workers' values, so that all of them act on the same one."""
+        """Return the largest of the workers' values, so that all of them act on the same one."""
         import torch
 
         if self.size == 1:
@@ -58,10 +58,10 @@ class Team:
 
         if self.size == 1:
             return
-        wanted = [parameter for parameter in parameters if parameter.requires_grad]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in wanted])
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
         torch.distributed.all_reduce(flat)
         start = 0
-        for parameter in wanted:
+        for parameter in trained:
             parameter.grad = flat[start : start + parameter.numel()].view_as(parameter) / self.size
             start += parameter.numel()

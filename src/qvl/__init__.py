@@ -1,4 +1,4 @@
-"""Qwen3-VL on whatever you have. Names are loaded on first use, so `import qvl` costs next to nothing."""
+"""Qwen3-VL on CPUs, GPUs, NPUs and endpoints. Names are imported on first use, so that `import qvl` is fast."""
 
 from __future__ import annotations
 

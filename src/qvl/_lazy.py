@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used."""
+"""Lazy imports: a package's names are imported on first use."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from importlib import import_module
 
 
 def lazy(package: str, homes: Mapping[str, Sequence[str]], *, extra: str | None = None) -> Callable[[str], object]:
-    """A `__getattr__` for `package`, which finds each name in its module.
+    """Return a `__getattr__` for `package` that imports each name from its module.
 
     Args:
         homes: names by module; a module that begins with a dot is within the package.
-        extra: what to install where a module lacks a package.
+        extra: the extra to install if an import fails, for the error's hint.
     """
     module_of = {name: module for module, names in homes.items() for name in names}
 

@@ -1,10 +1,11 @@
-"""From the pieces of a stream to a whole answer, and back."""
+"""Folds streamed Chunks into a whole answer, and unfolds a Result into Chunks."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from qvl.types import Choice, Chunk, FinishReason, Result, Timing, TokenLogprob, ToolCall, ToolCallDelta, Usage
@@ -14,7 +15,7 @@ _UNQUOTED_END: Final = re.compile(rf"(?<![`'\"“‘«]){_END}")
 
 
 def fold(chunks: Iterable[Chunk], *, want_logprobs: bool = False) -> tuple[tuple[Choice, ...], Usage, Timing]:
-    """Joins streamed chunks into choices (by index), usage and timing. Inverse of `unfold`."""
+    """Return (choices by index, usage, timing) folded from streamed chunks. Inverse of `unfold`."""
     folder = Folder(want_logprobs=want_logprobs)
     for chunk in chunks:
         folder.add(chunk)
@@ -22,7 +23,7 @@ def fold(chunks: Iterable[Chunk], *, want_logprobs: bool = False) -> tuple[tuple
 
 
 class Folder:
-    """Collects chunks as they pass by; `choices()` gives what has arrived so far."""
+    """Accumulates streamed chunks; `choices()` returns the answers so far."""
 
     __slots__ = (
         "_calls",
@@ -49,7 +50,7 @@ class Folder:
 
     @property
     def finished(self) -> bool:
-        """True if every choice seen so far has its finish_reason."""
+        """True if every choice so far has its finish_reason."""
         return bool(self._text) and self._finish.keys() == self._text.keys()
 
     def add(self, chunk: Chunk) -> None:
@@ -88,9 +89,9 @@ class Folder:
 
 
 def lone_thought(text: str) -> tuple[str, str]:
-    """(reasoning, answer) of a text whose `<think>` stands in the prompt's template, so that only `</think>` came.
+    """Return (reasoning, answer) of a text whose `<think>` is in the prompt, so that it has only `</think>`.
 
-    A tag that is quoted, that stands in JSON or in a block of code, or that follows a `<think>`, is part of the answer.
+    A tag that is quoted, in JSON or in a code block, or that follows a `<think>`, is part of the answer.
     """
     at = None if _is_json(text) else lone_end(text)
     return ("", text) if at is None else (text[:at].strip("\n"), text[at + len(_END) :].lstrip("\n"))
@@ -107,7 +108,7 @@ def _is_json(text: str) -> bool:
 
 
 def lone_end(text: str) -> int | None:
-    """Where the `</think>` stands that ends reasoning whose `<think>` is not in the text; None if there is none."""
+    """Return the index of the `</think>` that has no `<think>` before it in the text, or None."""
     for match in _UNQUOTED_END.finditer(text):
         before = text[: match.start()]
         if "<think>" in before:
@@ -117,8 +118,27 @@ def lone_end(text: str) -> int | None:
     return None
 
 
+def join(chunks: Sequence[Chunk]) -> Chunk:
+    """Return one chunk with what `chunks` of one choice say in their order; none of them is the last of its choice."""
+    if len(chunks) == 1:
+        return chunks[0]
+    deltas: list[ToolCallDelta] = []
+    for delta in (delta for chunk in chunks for delta in chunk.tool_calls):
+        if deltas and deltas[-1].index == delta.index:
+            deltas[-1] = replace(deltas[-1], arguments=deltas[-1].arguments + delta.arguments)
+        else:
+            deltas.append(delta)
+    return Chunk(
+        text="".join(chunk.text for chunk in chunks),
+        index=chunks[0].index,
+        reasoning="".join(chunk.reasoning for chunk in chunks),
+        tool_calls=tuple(deltas),
+        logprobs=tuple(token for chunk in chunks for token in chunk.logprobs),
+    )
+
+
 def unfold(result: Result) -> Iterable[Chunk]:
-    """A finished Result as the chunks that would fold into it; a cache hit is streamed this way."""
+    """Yield the chunks that fold into `result`; a cache hit is streamed this way."""
     for choice in result.choices:
         last = choice is result.choices[-1]
         yield Chunk(

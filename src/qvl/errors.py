@@ -1,13 +1,13 @@
-"""Every error that qvl raises on purpose.
+"""The exceptions of qvl.
 
 ```text
 QvlError
-├── ConfigError                  the program is set up wrongly
-│   ├── UnknownNameError         no backend, cache or model of that name (suggests the nearest)
+├── ConfigError                  an argument or setting is invalid
+│   ├── UnknownNameError         unknown backend, cache or model (suggests the nearest name)
 │   └── MissingDependencyError   an optional package is absent (names its pip line)
 ├── PluginError                  a plugin failed to load or broke the hook contract
 ├── CacheError                   a cache store failed (logged and treated as a miss by the pipeline)
-├── RequestError            400  the request cannot be served as it stands
+├── RequestError            400  the request is invalid or cannot be served
 │   ├── UnsupportedInputError    the backend cannot honour a field of the request
 │   ├── MediaError               a picture cannot be read, is refused, or breaks a limit
 │   └── ContextLengthError       prompt and answer do not fit the model's context
@@ -16,15 +16,15 @@ QvlError
     ├── AuthError           401  the endpoint refused the credentials
     ├── RateLimitError      429  the endpoint or the local queue is full
     ├── BackendTimeoutError 504  no answer in time
-    ├── BackendUnavailableError 503  nothing is listening, or it is still loading
-    ├── BackendResponseError 502 the endpoint answered something that makes no sense
+    ├── BackendUnavailableError 503  the endpoint is down, or the model is still loading
+    ├── BackendResponseError 502 the endpoint sent an invalid answer
     ├── RefusalError        422  the model declined to answer
     ├── DeviceMemoryError   503  the device ran out of memory for this request
     └── EngineDeadError     503  the engine's loop has ended; only a restart helps
 ```
 
 A caller needs three class attributes: `retryable` (the same call may succeed later), `status` (the HTTP status a
-server answers with) and `code` (OpenAI's machine-readable word). `hint` is one sentence: the way out.
+server answers with) and `code` (OpenAI's machine-readable error code). `hint` is one sentence: how to fix it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from typing import ClassVar, Final
 
 
 class QvlError(Exception):
-    """Base of all. `str(error)` is one line: what was wrong, then the hint.
+    """Base class of all errors. `str(error)` is one line: the message, then the hint.
 
     Args:
-        message: what was wrong, in one line.
-        hint: the way out, in one line; defaults to the class's own.
+        message: the problem, in one line.
+        hint: how to fix it, in one line; defaults to the class's own.
         param: the request field at fault, in OpenAI's sense.
         code: overrides the class's machine-readable code.
     """
@@ -74,7 +74,7 @@ def _as_it_was(kind: type[QvlError], args: tuple[object, ...], state: dict[str, 
 
 
 class ConfigError(QvlError, ValueError):
-    """An argument, setting or environment variable has a value that cannot work."""
+    """An argument, setting or environment variable is invalid."""
 
     status = 400
     type = "invalid_request_error"
@@ -100,14 +100,14 @@ class PluginError(QvlError):
 
 
 class CacheError(QvlError):
-    """A cache store could not be read or written. The pipeline logs it and goes on without."""
+    """A cache store could not be read or written. The pipeline logs it and treats it as a miss."""
 
     retryable = True
     default_code = "cache_error"
 
 
 class RequestError(QvlError, ValueError):
-    """The request cannot be served as it stands; sending it again unchanged will not help."""
+    """The request is invalid or cannot be served; sending it again unchanged will not help."""
 
     status = 400
     type = "invalid_request_error"
@@ -115,7 +115,7 @@ class RequestError(QvlError, ValueError):
 
 
 class UnsupportedInputError(RequestError):
-    """The request needs something that this backend does not have. `param` names the field."""
+    """The backend does not support a field of the request, named by `param`."""
 
     default_code = "unsupported_parameter"
 
@@ -123,7 +123,7 @@ class UnsupportedInputError(RequestError):
 class MediaError(RequestError):
     """A picture is missing, broken, refused, or larger than the limits allow.
 
-    `picture` says which one of a request's pictures, counted from 0 in their order; None for one that came alone.
+    `picture` is the index of the picture in its request, from 0; None if it was loaded by itself.
     """
 
     default_code = "invalid_image"
@@ -140,10 +140,7 @@ class ContextLengthError(RequestError):
 
 
 class AnalysisError(QvlError):
-    """The model's answer could not be read as the wanted schema, also after asking again.
-
-    `raw` keeps the model's last text.
-    """
+    """The model's answer, whose text is `raw`, does not match the schema, even after a retry."""
 
     status = 502
     default_code = "analysis_failed"
@@ -161,7 +158,7 @@ class BackendError(QvlError):
 
 
 class AuthError(BackendError):
-    """The endpoint refused the API key, or there was none."""
+    """The endpoint rejected the API key, or no key was sent."""
 
     status = 401
     type = "authentication_error"
@@ -169,9 +166,9 @@ class AuthError(BackendError):
 
 
 class RateLimitError(BackendError):
-    """Too many requests: the endpoint's limit, or the local queue, is reached.
+    """Too many requests: the endpoint's rate limit is reached, or the local queue is full.
 
-    `retry_after` is the number of seconds after which to try again, where known.
+    `retry_after` is the number of seconds after which to try again, None if unknown.
     """
 
     retryable = True
@@ -193,7 +190,7 @@ class RateLimitError(BackendError):
 
 
 class BackendTimeoutError(BackendError):
-    """No connection, first token, next token or end within the time allowed."""
+    """A timeout: of the connection, the first token, the next token or the whole answer."""
 
     retryable = True
     status = 504
@@ -209,15 +206,15 @@ class BackendUnavailableError(BackendError):
 
 
 class BackendResponseError(BackendError):
-    """The endpoint answered, but not with an answer: broken stream, HTML, half a JSON, an unknown error."""
+    """The endpoint sent an invalid answer: a broken stream, HTML, incomplete JSON, an unknown error."""
 
     default_code = "bad_backend_response"
 
 
 class RefusalError(BackendError):
-    """The model declined to answer, in the message's words, or a content filter withheld what it said.
+    """The model refused to answer (the message quotes it), or a content filter withheld the answer.
 
-    It would again, so nothing is kept or repeated.
+    A retry would be refused too, so the request is not repeated, and the refusal not cached.
     """
 
     status = 422
@@ -226,7 +223,7 @@ class RefusalError(BackendError):
 
 
 class DeviceMemoryError(BackendError):
-    """The device's memory did not suffice for this request; others go on."""
+    """The device ran out of memory for this request; other requests continue."""
 
     retryable = True
     status = 503
@@ -234,7 +231,7 @@ class DeviceMemoryError(BackendError):
 
 
 class EngineDeadError(BackendError):
-    """The engine's loop has ended by an error of its own. No request can be served until it is restarted."""
+    """The engine's loop failed. No request can be served until it is restarted."""
 
     status = 503
     default_code = "engine_dead"
@@ -261,14 +258,14 @@ _OUT_OF: Final = {
 
 
 def first_line(reason: object) -> str:
-    """Return the first line of what an exception says, or its name."""
+    """Return the first line of an exception's message, or its class name."""
     return (str(reason).strip() or type(reason).__name__).splitlines()[0][:300]
 
 
 def write_failed(what: str, exc: OSError) -> QvlError:
-    """Return the error for `what` (an option and a path, or a path) that could not be written, with the way out.
+    """Return the error for a file that could not be written; `what` is its path, or its option and path.
 
-    A ConfigError where another name helps, else a QvlError.
+    It is a ConfigError if another path helps, else a QvlError.
     """
     message = f"{what} cannot be written: {exc.strerror or exc}"
     if exc.errno in _OUT_OF:

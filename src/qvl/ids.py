@@ -1,4 +1,4 @@
-"""Ids that are unique, not secret: no system call for each, which costs more than the rest of a cache hit."""
+"""Unique ids, not secret: without a system call each, which would cost more than the rest of a cache hit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_id() -> str:
-    """32 hexadecimal digits: the process, and a number in it."""
+    """Return a unique id of 32 hexadecimal digits: the process, and a counter in it."""
     return f"{_process[0]}{next(_COUNT):016x}"
 
 

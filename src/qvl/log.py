@@ -1,7 +1,7 @@
 """Structured logs: structlog's events over the standard library's loggers.
 
-A library must not decide where logs go, so `logger()` only hands events to `logging`; warnings reach stderr by
-Python's own last resort. `configure()` is for programs: the CLI and the server call it once.
+A library must not decide where logs go, so `logger()` only passes events to `logging`; warnings reach stderr by
+Python's handler of last resort. `configure()` is for programs: the CLI and the server call it once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _encode: Final = jsonlib.JSONEncoder(ensure_ascii=False, default=repr).encode
 
 
 class LevelledLogger(structlog.stdlib.BoundLogger):
-    """Looks at the level before anything else: what is not logged costs nothing."""
+    """Checks the level first, so that events that are not logged cost nothing."""
 
     def debug(self, event: str | None = None, *args: str, **fields: object) -> object:
         if self._logger.isEnabledFor(logging.DEBUG):
@@ -35,7 +35,7 @@ class LevelledLogger(structlog.stdlib.BoundLogger):
 
 
 def logger(name: str) -> Any:
-    """A structlog logger under `name` that honours levels and handlers of `logging`."""
+    """Return a structlog logger `name` that uses the levels and handlers of `logging`."""
     wrapped = structlog.wrap_logger(
         logging.getLogger(name),
         wrapper_class=LevelledLogger,
@@ -54,7 +54,7 @@ def logger(name: str) -> Any:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, for structlog's records and anybody else's."""
+    """Formats each record, structlog's or not, as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.msg, dict):
@@ -75,7 +75,7 @@ def _plain_texts(logger: object, method: str, event: MutableMapping[str, object]
 
 
 def configure(*, level: str = "warning", json: bool = False) -> None:
-    """Sends the logs of qvl to stderr, as JSON lines or for people. Calling it again replaces the handler."""
+    """Send the logs of qvl to stderr, as text or JSON lines. Calling it again replaces the handler."""
     # What no format of ours shows need not be found out for every line (logging's own advice).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)

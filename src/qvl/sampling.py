@@ -1,7 +1,7 @@
 """The sampling parameters, each declared once: a field of `SamplingParams` with a `Parameter` in its annotation.
 
-Checks, cache keys, what endpoints are sent and probed for, what `qvl-serve` takes, and the contract that backends are
-tested by are made from these declarations.
+Validation, cache keys, requests to endpoints and their probes, the fields of `qvl-serve`, and the contract tests of
+backends are derived from these declarations.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ class Parameter:
     """The facts of one sampling parameter.
 
     Attributes:
-        allowed: the range in words, which an error gives as its hint.
-        example: a value other than the default, to ask backends and endpoints with.
-        low, high: the least and the greatest number; with `above`, `low` itself is not allowed.
-        http_high: the greatest number that `qvl-serve` takes, where that is less than `high`.
-        most: how many items a list may have.
-        off: another spelling of the default, which endpoints are sent in its place.
-        neutral: values by which a client asks for nothing, where those are not the default and `off`.
-        sent: when an endpoint is sent it: always; when it is "changed" from the default; or, "pinned", at its default
-            too if it knows vLLM's fields, since it would else take the checkpoint's generation_config.
-        declared: True if a backend honours it only where its capabilities name it; the others are assumed.
+        allowed: the range in words, used as an error's hint.
+        example: a value other than the default, for tests and probes.
+        low, high: the least and the greatest number; with `above`, `low` itself is excluded.
+        http_high: the greatest number that `qvl-serve` accepts, if it is less than `high`.
+        most: most items of a list.
+        off: another value that means the default, sent to endpoints in its place.
+        neutral: values that have no effect, other than the default and `off`.
+        sent: when a request to an endpoint contains it: "always"; "changed", only if it differs from the default; or
+            "pinned", also at the default if the endpoint knows vLLM's fields and would else use generation_config.
+        declared: True if a backend supports it only if its capabilities say so; the others are assumed.
         about: a line for the documentation of the HTTP API.
-        kind, default: read from the field.
+        kind, default: derived from the field.
     """
 
     allowed: str
@@ -53,7 +53,7 @@ class Parameter:
 
     @property
     def texts(self) -> bool:
-        """True if its value is a list of texts, of which one may stand alone."""
+        """True if the parameter's value is a list of strings, or one string."""
         return isinstance(self.example, tuple) and isinstance(self.example[0], str)
 
     def allows(self, value: object) -> bool:
@@ -73,8 +73,8 @@ class Parameter:
 class SamplingParams:
     """Parameters of sampling; vLLM's names and meanings.
 
-    `temperature` 0 is greedy. `max_tokens` None means "what the context leaves, at most the backend's default".
-    `logprobs` is the number of alternatives wanted beside each chosen token (0 = the chosen alone), None for none.
+    `temperature` 0 is greedy. `max_tokens` None means the rest of the context, at most the backend's default.
+    `logprobs` is the number of alternatives for each chosen token (0 = the chosen alone), None for no logprobs.
     `top_k` 0 or -1 means all.
 
     Raises:
@@ -131,21 +131,21 @@ class SamplingParams:
 
     @classmethod
     def names(cls) -> frozenset[str]:
-        """The names of all parameters."""
+        """Return the names of all parameters."""
         return frozenset(PARAMETERS)
 
     @classmethod
     def assumed(cls) -> frozenset[str]:
-        """The parameters that a backend honours whose capabilities do not say."""
+        """Return the parameters that every backend supports, whatever its capabilities say."""
         return frozenset(name for name, known in PARAMETERS.items() if not known.declared)
 
     @property
     def deterministic(self) -> bool:
-        """True if the same request must give the same answer: greedy, or sampled from a seed."""
+        """True if equal requests get equal answers: greedy, or sampled with a seed."""
         return self.temperature == 0.0 or self.seed is not None
 
     def changed(self) -> dict[str, object]:
-        """The fields that differ from their defaults, by name."""
+        """Return the fields that differ from their defaults, by name."""
         return {name: value for name, default in _DEFAULTS if (value := getattr(self, name)) != default}
 
 

@@ -1,4 +1,4 @@
-"""Did-you-mean: the known name that is nearest to one that is unknown."""
+"""Hints for errors: the nearest known name, and the command that installs an extra."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint: the closest known name, else all of them."""
+    """Return a hint with the known name closest to `name`, else with all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
 def install_line(*extras: str) -> str:
-    """The command that adds `extras`, from where the user is: in a clone by its path, else by the name qvl."""
+    """Return the pip command that installs `extras`: from the clone if qvl was installed from one, else by name."""
     bracket = f"[{','.join(extras)}]"
     folder = _source()
     if folder is None:
@@ -31,10 +31,10 @@ def install_line(*extras: str) -> str:
 
 
 def _source() -> Path | None:
-    """The clone that this installation was made from, if it is still there."""
-    here = Path(__file__).resolve().parents[2]
-    if here.name != "site-packages" and (here / "pyproject.toml").is_file():
-        return here
+    """Return the clone that this installation was made from, if it still exists."""
+    root = Path(__file__).resolve().parents[2]
+    if root.name != "site-packages" and (root / "pyproject.toml").is_file():
+        return root
     import json
     from importlib.metadata import PackageNotFoundError, distribution
     from urllib.parse import urlsplit
@@ -49,7 +49,7 @@ def _source() -> Path | None:
 
 
 def _pip() -> str:
-    """The pip of this environment, which may not be the one on the PATH."""
+    """Return the pip command of this environment, which may not be the one on the PATH."""
     beside = Path(sys.executable).parent
     if Path(shutil.which("pip") or beside / "pip").parent == beside:
         return "pip"

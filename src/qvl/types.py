@@ -1,7 +1,7 @@
-"""What travels between pipeline, backend and cache: frozen, slotted, self-validating values.
+"""Data types shared by pipeline, backends and caches: frozen, slotted dataclasses that validate themselves.
 
-Times are seconds, token counts are the model's own, text is `str`. Names are the field's: OpenAI's for messages and
-usage, vLLM's for sampling.
+Times are in seconds, tokens are the model's, text is `str`. Names are OpenAI's for messages and usage, vLLM's for
+sampling.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A picture at its place in a message, already through the media gate."""
+    """A picture in a message, checked by the media gate."""
 
     picture: Picture
 
@@ -50,13 +50,13 @@ Part: TypeAlias = TextPart | MediaPart
 
 
 def map_parts(parts: Iterable[Part], text: Callable[[TextPart], T], media: Callable[[MediaPart], T]) -> list[T]:
-    """Return what `text` and `media` make of each part, in its order: where the two are told apart."""
+    """Return the results of `text` for each text part and of `media` for each media part, in order."""
     return [text(part) if isinstance(part, TextPart) else media(part) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call the model made: `arguments` is the JSON text as the model wrote it."""
+    """A tool call by the model: `arguments` is the JSON text as the model wrote it."""
 
     id: str
     name: str
@@ -74,12 +74,12 @@ class Tool:
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise ConfigError("a tool needs a name", param="tools")
+            raise ConfigError("the name of a tool is empty", param="tools")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. Parts keep their order, so text and pictures stand where the user put them."""
+    """One turn of a conversation; its text and picture parts keep their order."""
 
     role: Role
     parts: tuple[Part, ...] = ()
@@ -93,19 +93,19 @@ class Message:
 
     @property
     def text(self) -> str:
-        """All text parts, joined without a separator."""
+        """Return all text parts, joined without a separator."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """The pictures in the order in which they stand."""
+        """Return the message's pictures, in order."""
         shown = map_parts(self.parts, lambda text: (), lambda media: (media.picture,))
         return tuple([picture for pictures in shown for picture in pictures])
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """The form that an answer must have. Exactly the field that `kind` names is set.
+    """The constraint on an answer's format. Exactly the field for its `kind` is set.
 
     `json_object`: any JSON object. `json_schema`: `schema`. `regex`: `pattern`. `choice`: `choices`.
     """
@@ -124,12 +124,11 @@ class ResponseFormat:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One question to a model, complete and backend-free.
+    """A chat request, independent of the backend.
 
-    `tool_choice` is "none", "auto", "required" or the name of a tool. `max_pixels` bounds every picture of the request
-    (None: the media gate's own budget). Requests with another `cache_salt` reuse nothing that the engine computed for
-    this one, so its speed tells them nothing; it changes no answer. `extra` passes through to backends that declare
-    `extra_body`.
+    `tool_choice` is "none", "auto", "required" or the name of a tool. `max_pixels` limits every picture of the request
+    (None: the media gate's budget). Requests with different `cache_salt` share no prefix cache or picture features, so
+    that timing reveals nothing; it does not change answers. `extra` is passed on to backends that declare `extra_body`.
     """
 
     messages: tuple[Message, ...]
@@ -148,20 +147,20 @@ class ChatRequest:
             raise ConfigError("a request needs at least one message", param="messages")
         named = {tool.name for tool in self.tools}
         if len(named) != len(self.tools):
-            raise ConfigError("two tools have the same name", param="tools")
+            raise ConfigError("two tools have the same name", hint="rename one of them", param="tools")
         if self.tool_choice not in {"none", "auto", "required"} | named:
-            raise ConfigError(f"tool_choice names no tool: {self.tool_choice!r}", param="tool_choice")
+            raise ConfigError(f"unknown tool in tool_choice: {self.tool_choice!r}", param="tool_choice")
         if self.tool_choice == "required" and not self.tools:
             raise ConfigError("tool_choice is 'required' but there are no tools", param="tool_choice")
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """All pictures in the order in which they stand in the conversation."""
+        """Return all pictures of the conversation, in order."""
         return tuple([picture for message in self.messages for picture in message.pictures])
 
     @property
     def forced_tools(self) -> tuple[Tool, ...]:
-        """The tools of which one must be called; none where the model may answer otherwise."""
+        """Return the tools of which one must be called; empty if the model may answer with text."""
         return tuple([tool for tool in self.tools if self.tool_choice in ("required", tool.name)])
 
     def replace(self, **changes: Any) -> ChatRequest:
@@ -170,9 +169,9 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One generated token: its text, the bytes it stands for, and log-probability (natural log).
+    """One generated token: its text, bytes and log-probability (natural log).
 
-    `top` are the most likely alternatives at that place, best first, without alternatives of their own.
+    `top` are the most likely alternatives at its position, best first, without alternatives of their own.
     """
 
     token: str
@@ -197,11 +196,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the time went, in seconds. A stage that did not happen, or is not known, is 0.
+    """The durations of a request's stages in seconds; 0 for a stage that did not happen or is unknown.
 
-    `media`: reading and decoding; `decoding`: that part of it. `cache`: look-up and store. `queue`: for the engine.
-    `first_token`: from the backend's start to its first token (queue included). `loading`: loading the model, told by
-    the one request that did it; others' waiting for it is in no stage. `total`: everything else, and `loading`.
+    `media`: reading and decoding pictures; `decoding`: the decoding alone. `cache`: look-up and store. `queue`: waiting
+    for the engine. `first_token`: from the backend's start to its first token (queue included). `loading`: loading the
+    model, in the request that did it; in others the wait for it is in no stage. `total`: the whole request.
     """
 
     media: float = 0.0
@@ -228,7 +227,7 @@ class Chunk:
     """One streamed piece of choice `index`.
 
     The last chunk of a choice has its `finish_reason`; the last chunk of the stream has `usage` (and `timing`, where
-    known). With `logprobs` asked for, each token appears in exactly one chunk.
+    known). If the request wants logprobs, each token appears in exactly one chunk.
     """
 
     text: str = ""
@@ -243,7 +242,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One finished answer of a request (there are `n`)."""
+    """One of the `n` finished answers of a request."""
 
     index: int = 0
     text: str = ""
@@ -255,10 +254,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The folded whole of a stream.
+    """The complete result of a request, folded from its stream.
 
-    `notes` say what was done differently from what was asked, such as a schema checked after the fact because the
-    endpoint ignores schemas.
+    `notes` list deviations from the request, such as a schema that was validated afterwards because the endpoint
+    ignores schemas.
     """
 
     choices: tuple[Choice, ...]
@@ -283,7 +282,7 @@ class Result:
 
     @property
     def complete(self) -> bool:
-        """True if there is an answer, and none of its choices was cut off by an abort."""
+        """True if there is an answer, and no choice was aborted."""
         return bool(self.choices) and all(choice.finish_reason != "abort" for choice in self.choices)
 
     @property
@@ -305,7 +304,7 @@ class Result:
 
     @property
     def facts(self) -> str:
-        """One line for people: backend and model, state of the cache, seconds, tokens."""
+        """Return one line to show: backend and model, state of the cache, seconds, tokens."""
         return (
             f"{self.backend}:{self.model} · cache {self.cache} · {self.timing.total:.2f} s · "
             f"{self.usage.prompt_tokens} + {self.usage.completion_tokens} tokens"
@@ -316,5 +315,5 @@ _canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensu
 
 
 def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
+    """Return JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
     return _canonical(value)

@@ -99,10 +99,10 @@ def test_what_is_not_there_is_said_and_what_comes_near_is_shown(pipe: Any, catal
     near = Recommender(pipe(), catalog).recommend(picture, "from Haxley, in purple, under 30")
     assert near.products
     assert all((hit.product.price or 0) <= 30 for hit in near.products)
-    assert "nothing is category mug, brand HAXLEY, color purple at that price; these come near" in near.notes
+    assert "no product is category mug, brand HAXLEY, color purple at that price; these come near" in near.notes
     none = Recommender(pipe(), catalog).recommend(picture, "from Haxley, over 5000")
     assert (none.products, none.written_by) == ((), "template")
-    assert "nothing is category mug, brand HAXLEY at that price" in none.notes
+    assert "no product is category mug, brand HAXLEY at that price" in none.notes
     assert "nothing like it" in none.text
 
 

@@ -78,7 +78,7 @@ def test_a_calls_name_is_told_once() -> None:
 
 @pytest.mark.parametrize(
     ("word", "meaning"),
-    [("timed_out", "given_up"), ("user_cancelled", "given_up"), ("repetition", "given_up"), ("flagged", "withheld"),
+    [("timed_out", "failed"), ("user_cancelled", "failed"), ("repetition", "failed"), ("flagged", "withheld"),
      ("PROHIBITED", "withheld"), ("rai_violation", "withheld"), ("end_turn", "stop"), ("complete", "stop")],
 )  # fmt: skip
 def test_siblings_of_known_finish_words_are_known(word: str, meaning: str) -> None:

@@ -54,7 +54,7 @@ def test_doctor_refuses_an_unknown_device_in_one_line(app: typer.Typer) -> None:
     result = run(app, ["doctor", "--device", "tpu"])
 
     assert result.exit_code == 2
-    assert result.stderr.strip() == "qvl doctor: --device 'tpu' is unknown (one of auto, npu, cuda, cpu)"
+    assert result.stderr.strip() == "qvl doctor: unknown --device 'tpu' (one of auto, npu, cuda, cpu)"
 
 
 def test_dry_run_prints_the_command_and_runs_nothing(app: typer.Typer, machine: Machine) -> None:
@@ -103,7 +103,7 @@ def test_npus_that_are_not_there_end_it_with_one_line(app: typer.Typer, machine:
         result = run(app, [*LAUNCH, "--image", "qvl-npu:0.1.0", "--npus", "63", "--port", str(port)], machine)
 
     assert result.exit_code == 2
-    assert result.stderr.startswith("qvl launch: NPU 63 is not on this host")
+    assert result.stderr.startswith("qvl launch: NPU 63 not found on this host")
     assert not (machine.calls / "docker").exists() or all(words[0] != "run" for words in calls(machine))
 
 

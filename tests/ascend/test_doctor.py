@@ -147,7 +147,7 @@ class TestNpuSmi:
     def test_ill_and_full_npus_are_named(self, healthy: Machine) -> None:
         healthy.npu_smi("25.5.2-910B3.txt")
 
-        assert "NPU 2 (910B3) reports Warning" in only(healthy.host(), "npu-health").summary
+        assert "NPU 2 (910B3) reports health Warning" in only(healthy.host(), "npu-health").summary
         assert "NPU 1 has 5524 of 65536 MiB free" in only(healthy.host(), "memory").summary
 
     def test_a_holder_in_another_container_is_named_with_process_and_container(self, healthy: Machine) -> None:
@@ -352,7 +352,7 @@ class TestResources:
         healthy.write("/proc/net/tcp", head + rows)
         report = examine(healthy.host(), Options(probe=False, ports=(8000, 9000)))
 
-        assert [finding.fix for finding in of(report.findings, "ports")] == ["serve on another: --port 8002"]
+        assert [finding.fix for finding in of(report.findings, "ports")] == ["choose another: --port 8002"]
         assert "60003" in of(report.findings, "hccl-ports")[0].summary
 
     def test_310p_computes_in_float16_only(self, machine: Machine) -> None:

@@ -230,12 +230,12 @@ class TestChecks:
             launcher.check_npus((0, 1))
 
         assert "NPU 0 is held by python3.10 (pid 91822) in container catalog-b" in str(caught.value)
-        assert "free are: 1" in str(caught.value)
+        assert "free NPUs: 1" in str(caught.value)
         launcher.check_npus((1,))
         launcher.check_npus((0,), share=True)
 
     def test_an_npu_that_is_not_there_and_a_silent_npu_smi_are_refused(self, healthy: Machine) -> None:
-        with pytest.raises(LaunchError, match="NPU 9 is not on this host, it has: 0, 1, 2, 3"):
+        with pytest.raises(LaunchError, match="NPU 9 not found on this host, which has: 0, 1, 2, 3"):
             Launcher(healthy.host()).check_npus((9,))
         healthy.npu_smi("error-8005.txt", code=1)
         with pytest.raises(LaunchError, match="no table"):

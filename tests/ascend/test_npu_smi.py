@@ -69,7 +69,7 @@ def test_a_process_stands_at_the_chip_that_it_holds_and_may_have_no_name() -> No
 def test_much_memory_without_a_process_means_a_holder_that_is_not_seen_from_here() -> None:
     npus = table("25.5.2-910B3.txt").npus
 
-    assert [npu.held_by_unseen for npu in npus] == [False, False, False, True]
+    assert [npu.used_by_hidden for npu in npus] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("text", ["", "npu-smi: command not found", "| broken |\n", recording("error-8005.txt")])

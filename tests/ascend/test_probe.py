@@ -69,7 +69,7 @@ def test_a_count_that_is_not_the_nodes_is_a_failure_that_names_the_variable(mach
     count, probe = ops.probe(script(machine, body), "npu")
 
     assert count.status == "fail"
-    assert "0 NPUs and should see 2 (torch.npu sees no device)" in count.summary
+    assert "0 NPUs, expected 2 (torch.npu sees no device)" in count.summary
     assert "ASCEND_RT_VISIBLE_DEVICES" in (count.fix or "")
     assert probe.status == "fail"
 

@@ -19,7 +19,7 @@ from tests.scripted_endpoint import Flood, Hang, ScriptedEndpoint, ScriptedExcha
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://x/v1", "http:///v1", ""])
 def test_what_is_no_url_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="is not the URL of an endpoint"):
+    with pytest.raises(ConfigError, match="invalid endpoint URL"):
         Pool(url)
 
 

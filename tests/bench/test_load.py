@@ -280,7 +280,7 @@ def test_a_run_that_sends_nothing_is_an_error(bench, endpoint, lines, tmp_path: 
     more = ("--duration", 0.001, "--rate", 0.01)
     ran = bench("--url", endpoint.url, "-d", lines(*prompts(1)), "--out", tmp_path / "o", "--no-html", *more)
     assert ran.exit_code == 1
-    assert "error: nothing was sent (see --duration" in ran.stderr
+    assert "error: no requests were sent (see --duration" in ran.stderr
 
 
 def test_too_few_answers_end_with_exit_code_1(bench, lines, tmp_path: Path) -> None:

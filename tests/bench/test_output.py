@@ -155,7 +155,7 @@ def test_a_run_that_is_done_has_nothing_left_to_do(endpoint, measure, lines) -> 
 
 def test_resume_refuses_another_input_and_a_folder_in_use_is_not_written_over(endpoint, measure, lines) -> None:
     measure(lines(*prompts(2)), endpoint)
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="already has a run"):
         measure(lines(*prompts(2)), endpoint)
     with pytest.raises(ConfigError, match="another input"):
         measure(lines(*prompts(9)), endpoint, resume=True)

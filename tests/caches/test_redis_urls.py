@@ -43,9 +43,9 @@ def test_credentials_are_unquoted_and_not_shown() -> None:
     ("url", "said"),
     [
         ("redis:/x", "redis://host"),
-        ("redis://host:port/0", "'port' is no port"),
-        ("redis://host/zero", "'zero' is no database"),
-        ("redis://a,b/0", "cannot be read"),
+        ("redis://host:port/0", "invalid Redis port 'port'"),
+        ("redis://host/zero", "invalid Redis database 'zero'"),
+        ("redis://a,b/0", "invalid Redis URL"),
         ("redis://host/0?soket_timeout=1", "socket_timeout"),
         ("redis://host/0?socket_timeout=soon", "seconds"),
         ("redis://host/0?front=perhaps", "yes or no"),
@@ -54,7 +54,7 @@ def test_credentials_are_unquoted_and_not_shown() -> None:
         ("redis+sentinel://host", "service"),
         ("redis+cluster://host/3", "databases"),
         ("unix://socket", "socket"),
-        ("redis://user:secret@host:x/0", "'x' is no port"),
+        ("redis://user:secret@host:x/0", "invalid Redis port 'x'"),
     ],
 )
 def test_bad_urls_say_the_way_out(url: str, said: str) -> None:

@@ -184,7 +184,7 @@ def test_a_file_that_is_no_database_is_set_aside_with_a_warning(path: Path, capl
     assert kept.read_bytes().startswith(b"this is a shopping list")
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "corrupt cache file set aside" in record.getMessage()
+    assert "corrupt cache file renamed" in record.getMessage()
 
 
 def test_a_file_that_breaks_in_mid_run_is_set_aside(path: Path) -> None:
@@ -371,7 +371,7 @@ def test_bad_urls_say_the_way_out(url: str, said: str) -> None:
 def test_a_file_in_no_folder_is_refused_and_no_folder_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "answres" / "today", tmp_path / "file"):
-        with pytest.raises(ConfigError, match=f"in no folder that exists .mkdir -p {folder},"):
+        with pytest.raises(ConfigError, match=f"does not exist .mkdir -p {folder},"):
             SqliteCache(folder / "a.db")
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
 

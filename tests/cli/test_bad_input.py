@@ -73,7 +73,7 @@ WRONG_USE = {
     "unknown cache scheme": (["--cache", "rediss2://h/0"], ["rediss2", "did you mean 'rediss'?"]),
     "cache URL without its colon": (["--cache", "rediss//u:secret@h/0"], ["rediss//h/0", "did you mean rediss://h/0?"]),
     "misspelt cache URL without its colon": (["--cache", "sqlit///a.db"], ["did you mean sqlite:///a.db?"]),
-    "cache file in no folder": (["--cache", "sqlite:///no/such/a.db"], ["in no folder that exists", "mkdir -p"]),
+    "cache file in no folder": (["--cache", "sqlite:///no/such/a.db"], ["folder of the cache file", "mkdir -p"]),
     "unknown cache word": (["--cache", "memori"], ["memori", "did you mean 'memory'?"]),
     "unknown cache mode": (["--cache-mode", "sometimes"], ["sometimes", "auto"]),
     "unknown parameter": (["--param", "temprature=1"], ["temprature", "did you mean 'temperature'?"]),
@@ -305,7 +305,7 @@ def test_a_picture_without_a_question_after_it_is_wrong_use(qvl, picture, argume
     ran = qvl("ask", *arguments)
     assert ran.code == 2
     assert "no question about mug.png" in ran.error
-    assert f"it comes last: {hint}" in ran.error
+    assert f"put it last: {hint}" in ran.error
 
 
 def test_an_unknown_cache_is_told_of_paths_and_off(qvl, picture):

@@ -94,7 +94,7 @@ def test_explain_names_the_fields_that_differ(qvl, filled):
 def test_a_key_that_is_not_there_or_not_the_only_one_is_wrong_use(qvl, filled):
     missing = qvl("cache", "show", "zzzz")
     assert missing.code == 2
-    assert "no answer has a key" in missing.error
+    assert "no cached key" in missing.error
     several = qvl("cache", "show", "sha256-")
     assert several.code == 2
     assert "4 keys start with" in several.error

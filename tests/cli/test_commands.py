@@ -110,7 +110,7 @@ def test_models_lists_what_the_hubs_cache_holds(folder):
     (found,) = on_this_machine(folder / "hub")
     assert found["model"] == "Qwen/Qwen3-VL-2B-Instruct"
     assert found["bytes"] == 1000 + len('{"quantization_config": {"quant_method": "fp8"}}')
-    assert found["quantisation"] == "fp8"
+    assert (found["quantisation"], found["readable"]) == ("fp8", True)
 
 
 def test_the_application_is_the_script():

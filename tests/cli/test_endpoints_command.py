@@ -91,7 +91,7 @@ def test_what_is_no_pool_is_one_line(qvl, serve):  # noqa: F811
     ran = qvl("endpoints", "--url", "http://127.0.0.1:9")
     assert (ran.code, "does not answer" in ran.error) == (1, True)
     with ScriptedEndpoint() as other:
-        assert "is it qvl-serve?" in qvl("endpoints", "--url", other.url).error
+        assert "is --url a qvl-serve?" in qvl("endpoints", "--url", other.url).error
         qvl("endpoints", "--url", f"{other.url}?tenant=a")
         assert other.requests[-1].path == "/metrics?tenant=a"
     for wrong in ([], ["--url", "http://a", "--base-url", "http://b"], ["--url", "a:b"], ["--base-url", "nonsense"]):

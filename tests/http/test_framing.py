@@ -147,7 +147,7 @@ async def test_a_length_beside_chunks_is_passed_over_and_the_connection_ends() -
 
 @pytest.mark.parametrize("more", [b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked"])
 async def test_framing_within_framing_is_no_answer(more: bytes) -> None:
-    with pytest.raises(BrokenAnswerError, match="framed"):
+    with pytest.raises(BrokenAnswerError, match="unsupported Transfer-Encoding"):
         await read(answer(more, b"Transfer-Encoding: chunked", body=b"5\r\nhello\r\n0\r\n\r\n"))
 
 

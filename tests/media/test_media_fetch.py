@@ -109,7 +109,7 @@ def test_the_request_carries_the_name_and_no_cookies(site) -> None:
         ("/page", "it is text/html, not a picture"),
         ("/packed?junk,zstd", "compressed it with zstd though it was asked not to"),
         ("/packed?junk,br", "br"),
-        ("/packed?cut,gzip", "gzip compression is broken: it is cut short"),
+        ("/packed?cut,gzip", "gzip compression is broken: the stream is cut short"),
         ("/packed?junk,deflate", "deflate compression is broken"),
         ("/status?202", "202"),
         ("/status?206", "206"),
@@ -350,9 +350,9 @@ def test_only_allowed_domains_are_asked_for_and_fetched_from(site) -> None:
     assert fetch("a.example", ".a.example")
     asked = len(names.asked)
     for host, domain in [("b.a.example", "a.example"), ("evila.example", ".a.example"), ("127.0.0.1", "a.example")]:
-        with pytest.raises(MediaError, match="not among the allowed"):
+        with pytest.raises(MediaError, match="is not allowed"):
             fetch(host, domain)
-    with pytest.raises(MediaError, match="not among the allowed"):
+    with pytest.raises(MediaError, match="is not allowed"):
         fetch("a.example", "a.example", path=f"/to?http://b.a.example:{site.port}/ok.png")
     assert len(names.asked) == asked + 1
 

@@ -105,7 +105,7 @@ def test_a_backend_that_does_not_close_is_left_behind(
     asyncio.run(main())
     with Pipeline(backend=Clinging(stubborn=False), cache="off") as pipe:
         pipe.ask(picture, "q")
-    assert caplog.text.count("left behind") == 2
+    assert caplog.text.count("abandoned") == 2
 
 
 class Failing(TalkingBackend):

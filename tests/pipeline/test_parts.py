@@ -91,7 +91,7 @@ def test_a_part_is_taken_where_a_picture_is(tmp_path: Path) -> None:
     with Pipeline(backend=backend, cache="off") as pipe:
         pipe.ask([FORMS["MCP"], str(tmp_path / "a.png")], "q")
         pipe.analyze({"type": "image", "image": str(tmp_path / "a.png"), "max_pixels": 65536})
-        with pytest.raises(RequestError, match=r"pictures\[0\] is not a picture"):
+        with pytest.raises(RequestError, match=r"pictures\[0\] is text, not a picture"):
             pipe.analyze({"type": "text", "text": "x"})
     asked, analyzed = backend.requests
     assert asked.pictures == (load(DATA), load(DATA))
@@ -194,7 +194,7 @@ def test_the_size_of_a_part_is_in_the_key(tmp_path: Path) -> None:
         ({"min_pixels": 10**9}, "min_pixels", "above the limit of 2621440"),
         ({"resized_height": 64}, "resized_height", "needs resized_width"),
         ({"resized_height": 10**6, "resized_width": 10**6}, "resized_height", "above the limit"),
-        ({"resized_height": 1, "resized_width": 1000}, "resized_height", "too thin"),
+        ({"resized_height": 1, "resized_width": 1000}, "resized_height", "too narrow"),
         ({"resized_height": 64, "resized_width": [64]}, "resized_width", "not a whole number"),
     ],
 )
@@ -236,7 +236,7 @@ WRONG: list[tuple[Any, str, str]] = [
     ({"type": "image_url", "image_url": URL, "detail": ["low"]}, ".detail", "auto, low, high, original"),
     ({"type": "image_url", "image_url": {"url": URL, "size": 1}}, ".image_url.size", "unknown field"),
     ({"type": "input_image", "file_id": "file-1"}, ".file_id", "unknown field"),
-    ({"type": "image"}, "", "has no picture in it"),
+    ({"type": "image"}, "", "has no picture"),
     ({"type": "image", "url": URL, "data": TEXT}, "", "by data and by url"),
     ({"type": "image", "image": URL, "image_url": URL}, "", "by image and by image_url"),
     ({"type": "input_image", "image": URL, "source": {"data": TEXT}}, "", "by image and by source"),

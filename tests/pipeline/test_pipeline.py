@@ -269,7 +269,7 @@ def test_a_bad_answer_is_asked_again_once(picture: Image.Image) -> None:
     assert found.value.brand == "NORVIK"
     assert found.result.usage.prompt_tokens == 20
     assert [message.role for message in backend.requests[1].messages][-2:] == ["assistant", "user"]
-    assert any("asked again" in note for note in found.result.notes)
+    assert any("retried once" in note for note in found.result.notes)
 
 
 def test_a_twice_bad_answer_is_an_error_that_keeps_the_text_and_is_not_cached(picture: Image.Image) -> None:

@@ -64,7 +64,7 @@ def test_broken_plugins_are_left_out_and_named() -> None:
     broken = EntryPoint("absent", "no_such_module_anywhere", "qvl")
     host = PluginHost([Clashing(), Misspelt(), Talker()], installed=[broken])
     assert [failure.name for failure in host.failures] == ["absent", "Clashing", "Misspelt"]
-    assert "taken by qvl" in host.failures[1].error
+    assert "registered by qvl" in host.failures[1].error
     assert "fine" not in host.backends.factories
     assert "talking" in host.backends.factories
     assert host.backends.owners["local"] == "qvl"

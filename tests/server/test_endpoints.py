@@ -121,5 +121,5 @@ def test_sighup_exchanges_endpoints_under_load_and_loses_no_answer(run, tmp_path
         assert len(old.chats) == sent
         path.write_text("nonsense = [" if way == "config" else "nonsense")
         process.popen.send_signal(signal.SIGHUP)
-        until(lambda: any("the old ones stay" in line for line in process.events()))
+        until(lambda: any("the old ones remain" in line for line in process.events()))
         assert process.post(question("once more")).status_code == 200

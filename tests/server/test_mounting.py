@@ -100,7 +100,7 @@ class BlindBackend(EchoBackend):
 
 def test_a_server_whose_first_picture_fails_is_not_ready_until_one_succeeds(serve) -> None:
     server = serve(BlindBackend(), wait=False, canary=True)
-    until(lambda: "first picture was not answered" in server.get("/ready").json().get("reason", ""))
+    until(lambda: "canary request failed" in server.get("/ready").json().get("reason", ""))
     assert server.get("/ready").status_code == 503
     assert "no picture tower" in server.get("/ready").json()["reason"]
     server.backend.blind = False

@@ -67,14 +67,14 @@ def test_answers_come_over_https_to_those_who_trust_the_authority(authority: tru
 @pytest.mark.parametrize(
     ("cert", "key", "said"),
     [
-        ("cert", "other", "the key is not the certificate's"),
+        ("cert", "other", "the key does not match the certificate"),
         ("cert", "absent", "absent cannot be read: no such file"),
         ("absent", "key", "absent cannot be read: no such file"),
         ("cert", "prose", "no PEM certificate or key"),
         ("prose", "key", "no PEM certificate or key"),
         ("cert", "locked", "the key has a password"),
-        ("cert", None, "the key in it: there is no PEM certificate or key"),
-        (None, "key", "a TLS key without its certificate"),
+        ("cert", None, "the key in it: no PEM certificate or key"),
+        (None, "key", "TLS key given without a certificate"),
     ],
 )
 def test_files_that_cannot_work_are_one_line(

@@ -1,6 +1,6 @@
-"""Look first, then find, then recommend: a catalogue, a workflow with a fixed order, and tools for other agents.
+"""Product recommendation: a catalogue, a workflow (analyze, search, answer), and tools for other agents.
 
-The catalogue works by itself. The workflow, the LangChain classes and the MCP server need the extra `agent`,
+The catalogue needs no extra. The workflow, the LangChain classes and the MCP server need the extra `agent`,
 and are imported when they are first used.
 """
 
@@ -12,7 +12,7 @@ from qvl._lazy import lazy
 
 if TYPE_CHECKING:
     from qvl.agent.catalog.catalog import Catalog, Retriever
-    from qvl.agent.catalog.product import Changes, Found, Hit, Problem, Product, Query
+    from qvl.agent.catalog.product import Changes, Hit, Problem, Product, Query, SearchHits
     from qvl.agent.free_agent import build_agent, build_tools
     from qvl.agent.integrations.langchain import QvlCache, QvlChatModel
     from qvl.agent.steps import Recommendation, StepError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Catalog",
     "Changes",
-    "Found",
     "Hit",
     "Problem",
     "Product",
@@ -31,6 +30,7 @@ __all__ = [
     "Recommendation",
     "Recommender",
     "Retriever",
+    "SearchHits",
     "StepError",
     "build_agent",
     "build_tools",
@@ -39,7 +39,7 @@ __getattr__ = lazy(
     __name__,
     {
         ".catalog.catalog": ("Catalog", "Retriever"),
-        ".catalog.product": ("Changes", "Found", "Hit", "Problem", "Product", "Query"),
+        ".catalog.product": ("Changes", "Hit", "Problem", "Product", "Query", "SearchHits"),
         ".integrations.langchain": ("QvlCache", "QvlChatModel"),
         ".steps": ("Recommendation", "StepError"),
         ".workflow": ("Recommender",),

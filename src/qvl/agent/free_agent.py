@@ -1,4 +1,4 @@
-"""A free-form LangChain agent with the same tools, which cannot guess before it looks and cannot invent.
+"""A free-form LangChain agent with the same tools; every picture is analyzed first, and answers are checked.
 
 agent = build_agent(Pipeline("openai:qwen3-vl", base_url="…"), catalog)
 agent.invoke({"messages": [HumanMessage([picture_block, {"type": "text", "text": "What do you have like it?"}])]})
@@ -53,13 +53,13 @@ SpeakAsync: TypeAlias = Callable[[ModelRequest], Awaitable[ModelResponse]]
 
 
 class RunState(AgentState):
-    """The state of a run: its messages, and the one id that its requests carry."""
+    """The state of a run: its messages, and the request id that all its requests share."""
 
     request_id: NotRequired[str]
 
 
 class SearchResult(TypedDict, total=False):
-    """The answer of `search_products`; of one that failed, `error` alone."""
+    """The result of `search_products`; a failed search has only `error`."""
 
     products: list[HitRecord]
     notes: list[str]
@@ -77,12 +77,12 @@ def build_agent(
     """Return a compiled LangGraph agent.
 
     Args:
-        pipeline: looks at the pictures, and speaks unless `model` does.
-        model: any LangChain chat model that can call tools. Its words are not streamed, since they are checked first.
-        max_steps: the most turns of the model in one run; then the run ends with what the catalogue says.
+        pipeline: analyzes the pictures, and is the chat model unless `model` is given.
+        model: any LangChain chat model that can call tools. Its text is not streamed, since it is checked first.
+        max_steps: the most model turns per run; then the run ends with a list of the found products.
     """
     if max_steps < 1:
-        raise ConfigError(f"max_steps={max_steps} is too few", hint="1 or more", param="max_steps")
+        raise ConfigError(f"max_steps={max_steps} must be larger", hint="1 or more", param="max_steps")
     middleware: list[AgentMiddleware[RunState]] = [LookFirst(pipeline), Grounded(catalog, max_steps)]
     speaker = model or QvlChatModel(pipeline=pipeline)
     return create_agent(
@@ -135,12 +135,12 @@ def build_tools(pipeline: Pipeline, catalog: Catalog) -> list[BaseTool]:
 
 
 class LookFirst(AgentMiddleware[RunState]):
-    """Runs `analyze_image` on every picture that was not analysed yet, before the model's first turn.
+    """Middleware that runs `analyze_image` on every new picture before the model's first turn.
 
-    Every request of a run, its own and those of a QvlChatModel, carries the same request id.
+    All requests of a run, those of a QvlChatModel included, have the same request id.
 
     Raises:
-        QvlError: a picture cannot be analysed; the model is not asked at all then.
+        QvlError: a picture cannot be analysed; the model is not called.
     """
 
     state_schema = RunState
@@ -177,7 +177,7 @@ class LookFirst(AgentMiddleware[RunState]):
 
 
 class Grounded(AgentMiddleware[RunState]):
-    """Lets no invented product reach the user, and ends every run within `max_steps` turns of the model."""
+    """Middleware that keeps invented products from the user, and ends a run after `max_steps` model turns."""
 
     def __init__(self, catalog: Catalog, max_steps: int) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class Grounded(AgentMiddleware[RunState]):
         return {"messages": [AIMessage(text)], "jump_to": "end"}
 
     def wrap_model_call(self, request: ModelRequest, handler: Speak) -> ModelResponse:
-        """Check the model's words before anything else sees them, and ask once more where it invents."""
+        """Check the model's text before anything else uses it, and retry once if it invents something."""
         response = handler(request)
         wrong = self._problem(request, response)
         return self._safe(request, response if wrong is None else handler(_again(request, wrong)))
@@ -217,14 +217,14 @@ class Grounded(AgentMiddleware[RunState]):
         return {"messages": errors, "jump_to": "model"}
 
     def _problem(self, request: ModelRequest, response: ModelResponse) -> str | None:
-        """The fault of an answer; None for a good one, and for one that calls tools."""
+        """Return the fault of an answer; None if it is valid or calls tools."""
         last = response.result[-1]
         if not isinstance(last, AIMessage) or last.tool_calls or last.invalid_tool_calls:
             return None
         return self._invented(request.messages, last.text) if last.text.strip() else "it is empty"
 
     def _safe(self, request: ModelRequest, response: ModelResponse) -> ModelResponse:
-        """The response with its text filled in, or without it where it cannot be shown."""
+        """Return the response with its references filled in, or without its text if that cannot be shown."""
         last = response.result[-1]
         if not isinstance(last, AIMessage):
             return response
@@ -251,7 +251,7 @@ class Grounded(AgentMiddleware[RunState]):
 
 
 def pictures_of(messages: Sequence[BaseMessage]) -> list[UnreadPicture]:
-    """Return all pictures that users sent, in order."""
+    """Return all pictures of user messages, in order."""
     users = [message for message in messages if isinstance(message, HumanMessage) and isinstance(message.content, list)]
     return [part for message in to_qvl(users) for part in message["content"] if isinstance(part, UnreadPicture)]
 
@@ -272,14 +272,14 @@ def hits_of(messages: Sequence[BaseMessage]) -> list[Hit]:
 
 
 def _analysed_numbers(messages: Sequence[BaseMessage]) -> set[int]:
-    """The numbers, from 1, of the conversation's pictures that have an analysis."""
+    """Return the numbers (from 1) of the conversation's pictures that have an analysis."""
     answers = {message.tool_call_id for message in _answers(messages, "analyze_image") if analyses_of([message])}
     calls = [call for message in messages if isinstance(message, AIMessage) for call in message.tool_calls]
     return {call["args"].get("picture", 1) for call in calls if call["id"] in answers}
 
 
 def _again(request: ModelRequest, wrong: str) -> ModelRequest:
-    """The request once more, with what was wrong; the answer itself is not repeated to the model."""
+    """Return the request with a message about the fault `wrong`; the answer itself is not repeated to the model."""
     reminder = f"That cannot be shown to the customer: {wrong}. Use only what the tools returned."
     return request.override(messages=[*request.messages, AIMessage(_WITHDRAWN), HumanMessage(reminder)])
 
@@ -293,17 +293,17 @@ def _answers(messages: Sequence[BaseMessage], name: str) -> list[ToolMessage]:
 
 
 def _run(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """The messages since the user last spoke, the latest first."""
+    """Return the messages since the last user message, the latest first."""
     return list(takewhile(lambda message: not isinstance(message, HumanMessage), reversed(messages)))
 
 
 def _is_look(message: AIMessage) -> bool:
-    """True for LookFirst's own."""
+    """True for a message with LookFirst's tool calls."""
     return any((call["id"] or "").startswith("look-") for call in message.tool_calls)
 
 
 def _log_context(state: AgentState) -> dict[str, str]:
-    """The variables of the log's context, which is also where QvlChatModel finds its request id."""
+    """Return variables for the log context, from which QvlChatModel takes its request id."""
     request_id = cast("RunState", state).get("request_id")
     return {"request_id": request_id} if request_id else {}
 

@@ -1,7 +1,7 @@
-"""Answers that hold: a model writes about numbered products, and names, prices and ids are put in from the catalogue.
+"""Grounded answers: a model writes about numbered products; names, prices and ids are filled in from the catalogue.
 
-What the model writes is checked. A number of a product that there is not, a price, or a name that neither the hits nor
-the customer know, and the text is refused. The check would rather refuse a good text than let an invention pass.
+The model's text is checked and refused if it has an unknown product number, a price, or a name that is neither in the
+hits nor in the customer's words. False alarms are preferred to missed inventions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _STARTERS: Final = frozenset(_STARTING.split())
 
 
 def facts(hits: Sequence[Hit]) -> str:
-    """Return the hits as a model may know them: numbered, without ids."""
+    """Return the hits as text for the prompt: numbered, without ids."""
     lines = []
     for number, hit in enumerate(hits, 1):
         item = hit.product
@@ -53,7 +53,7 @@ def facts(hits: Sequence[Hit]) -> str:
 
 
 def question(analysis: AnalysisRecord, wish: str, hits: Sequence[Hit]) -> str:
-    """Return the question to the model about the hits."""
+    """Return the user prompt about the hits."""
     says = f"The customer says: {wish.strip()}" if wish.strip() else "The customer has no further wish."
     return f"The picture shows: {describe(analysis)}.\n{says}\nProducts found, best first:\n{facts(hits)}"
 
@@ -61,12 +61,12 @@ def question(analysis: AnalysisRecord, wish: str, hits: Sequence[Hit]) -> str:
 def problem(
     text: str, hits: Sequence[Hit], known: Sequence[str], is_brand: Callable[[str], bool], *, references: bool = True
 ) -> str | None:
-    """Return the reason why `text` must not reach the customer, or None.
+    """Return the reason why the model's `text` must not reach the customer; None if it may.
 
     Args:
-        known: texts whose words may be used beside those of the hits: the analysis and the wish.
-        is_brand: True for a brand of the catalogue.
-        references: True if products stand as [1]; else their own names, prices and ids may be used.
+        known: texts whose words are allowed besides those of the hits: the analysis and the wish.
+        is_brand: returns True for a brand of the catalogue.
+        references: True if products must be written as [1]; else their names, prices and ids are allowed.
     """
     cited = [int(number) for number in _REFERENCE.findall(text)]
     if references and hits and not cited:
@@ -110,18 +110,18 @@ def _unknown_word(text: str, allowed: set[str], is_brand: Callable[[str], bool])
 
 
 def filled(text: str, hits: Sequence[Hit]) -> str:
-    """Return the text with names, prices and ids for numbers."""
+    """Return the text with each reference [1] replaced by the product's label."""
     return _REFERENCE.sub(lambda reference: label(hits[int(reference.group(1)) - 1]), text)
 
 
 def label(hit: Hit) -> str:
-    """Return a product as the customer reads it, copied from the catalogue."""
+    """Return the product's name, price and id as text for the customer."""
     item = hit.product
     return f"{item.name} ({', '.join(filter(None, (item.price_text, item.id)))})"
 
 
 def template(analysis: AnalysisRecord, hits: Sequence[Hit]) -> str:
-    """Return the answer without a model."""
+    """Return the answer made from a template, without a model."""
     if shows_nothing(analysis):
         return "The picture shows no product that could be recognised, so nothing is recommended."
     shows = f"The picture shows {describe(analysis)}."

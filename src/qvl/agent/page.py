@@ -1,4 +1,4 @@
-"""A run as HTML: a page with the picture and the chain of calls, and what a notebook shows of a recommendation."""
+"""HTML of a run: a page with the picture and the chain of calls, and the notebook display of a recommendation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of a recommendation: the state between them, the events as they run, and the outcome."""
+"""The steps of a recommendation: their state, their events and the outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logger("qvl.agent")
 
 
 class State(TypedDict, total=False):
-    """The memory of a thread in plain values, so that any checkpointer can keep it; `analysed` is a picture too."""
+    """The state of a thread, in JSON values for any checkpointer; `analysed` is the picture of the last analysis."""
 
     picture: str | bytes
     analysed: str | bytes | None
@@ -33,7 +33,7 @@ class State(TypedDict, total=False):
 
 
 class StepFacts(TypedDict, total=False):
-    """The facts of a step or a call within it; `cache` is "thread" for what the thread remembered."""
+    """The facts of a step or a call within it; `cache` is "thread" if the thread's state had the result."""
 
     wish: str
     attempt: int
@@ -55,7 +55,7 @@ class StepFacts(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Event:
-    """A step or a call within it began, ended or failed; `seconds` is what it took."""
+    """The start, end or failure of a step or of a call within it; `seconds` is its duration."""
 
     kind: Kind
     step: str
@@ -70,10 +70,10 @@ class Event:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The answer and all that it stands on.
+    """The answer with the analysis, query and hits that it is based on.
 
-    `written_by` is "model" or "template". `pending` is the step that comes next where a run was stopped before it;
-    `failed` the step that failed, with the reason in `notes`. `products` are in the order of their rank.
+    `written_by` is "model" or "template". `pending` is the step before which a run was stopped; `failed` is the step
+    that failed, with the reason in `notes`. `products` are in rank order.
     """
 
     text: str
@@ -90,12 +90,12 @@ class Recommendation:
 
     @property
     def inferences(self) -> int:
-        """The number of requests to a model in this run: neither answers from a cache nor what the thread remembers."""
+        """The number of model requests in this run, without answers from the cache or from the thread's state."""
         kept = ("hit", "coalesced", "thread", None)
         return sum(event.kind == "end" and event.data.get("cache") not in kept for event in self.events)
 
     def to_json(self) -> JsonObject:
-        """Return all but the events, in plain values."""
+        """Return the recommendation as JSON values, without the events."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "events"}
         return {**fields, "products": [hit.to_json() for hit in self.products], "notes": list(self.notes)}
 
@@ -105,7 +105,7 @@ class Recommendation:
         return recommendation_html(self.text, self.rows(), self.notes, self.failed)
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the products as text, as a table shows them."""
+        """Return the products as table rows: text by column name."""
         return [
             {
                 "name": hit.product.name,
@@ -119,7 +119,7 @@ class Recommendation:
 
 
 class StepError(QvlError):
-    """A step failed, and what came before it is kept: `recommendation` has it, and `resume()` goes on from there."""
+    """A step failed; `recommendation` has the results of earlier steps, and `resume()` continues from there."""
 
     default_code = "step_failed"
 
@@ -129,7 +129,7 @@ class StepError(QvlError):
 
 
 class Note:
-    """Writes the events of a step, or of a call within it: its start when it is made, then `end` or `fail`."""
+    """Writes the events of a step, or of a call within it: the start when constructed, then its end or failure."""
 
     def __init__(self, write: Callable[[Event], None], step: str, name: str, **facts: Unpack[StepFacts]) -> None:
         self._write, self._step, self._name = write, step, name
@@ -142,11 +142,11 @@ class Note:
 
     @property
     def seconds(self) -> float:
-        """The seconds since the start."""
+        """The seconds since the step or call started."""
         return time.perf_counter() - self._began
 
     def call(self, name: str, **facts: Unpack[StepFacts]) -> Note:
-        """Return the started note of a call within the step."""
+        """Write the start of a call within the step and return the call's Note."""
         return Note(self._write, self._step, name, **facts)
 
     def end(self, **facts: Unpack[StepFacts]) -> None:
@@ -157,7 +157,7 @@ class Note:
 
 
 class GraphNode(Protocol):
-    """A node as LangGraph calls it."""
+    """The signature of a LangGraph node."""
 
     def __call__(self, state: State) -> State: ...
 

@@ -1,4 +1,4 @@
-"""The chain of calls of a run: a tree in the terminal while it happens."""
+"""The chain of calls of a run, as a live tree in the terminal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TracedStep:
 
     @property
     def facts(self) -> list[str]:
-        """Time (so far, while it runs), tokens and cache state, as far as they are known."""
+        """Return time (so far, if running), tokens and cache state as short texts, as far as they are known."""
         facts = [_seconds(max(0.0, time.time() - self.began) if self.state == "running" else self.seconds)]
         if tokens := self.data.get("tokens"):
             facts.append(f"{tokens} tokens")
@@ -40,7 +40,7 @@ class TracedStep:
 
     @property
     def arguments(self) -> dict[str, str]:
-        """The data of the step that `facts` leaves out, as short text by name."""
+        """Return the step's data that is not in `facts`, as short text by name."""
         texts = {}
         for name, value in self.data.items():
             if name not in _QUIET and value not in ("", None, [], {}):
@@ -50,7 +50,7 @@ class TracedStep:
 
 
 class Trace:
-    """Collects the events of one run."""
+    """Collects the events of one run and shows them as a tree."""
 
     def __init__(self, wish: str = "", picture: str = "") -> None:
         self.wish, self.picture = wish, picture
@@ -71,7 +71,7 @@ class Trace:
         call.seconds, call.data = event.seconds, event.data
 
     def tree(self) -> Tree:
-        """Return user -> agent -> model, tool, answer, for rich."""
+        """Return a rich tree: user -> agent -> model, tool, answer."""
         from rich.text import Text
         from rich.tree import Tree
 
@@ -101,7 +101,7 @@ def _seconds(value: float) -> str:
 
 
 def plain(value: object) -> str:
-    """Return a value as people read it: "brand NORVIK, category mug, color red"."""
+    """Return a value as short text: "brand NORVIK, category mug, color red"."""
     if isinstance(value, Mapping):
         parts = []
         for name, inner in value.items():

@@ -1,8 +1,8 @@
-"""`Recommender`: look, then find, then recommend, in this order and no other.
+"""`Recommender`: a workflow with a fixed order: analyze, search, answer.
 
-A LangGraph graph of three nodes: `analyze` (one analysis, from the cache where it is known), `search` (one retrieval),
-`answer` (checked against the hits, or from a template). A thread remembers its picture, so follow-up questions look no
-second time, and with a file of checkpoints a run that was cut off goes on after its last finished node.
+A LangGraph graph of three nodes: `analyze` (one analysis, or a cache hit), `search` (one retrieval), `answer` (checked
+against the hits, or from a template). A thread keeps its picture, so follow-up questions need no new analysis, and with
+a checkpoint file an interrupted run continues after its last finished node.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class _Options(TypedDict, total=False):
 
 
 class RecommendOptions(_Options, total=False):
-    """The options of `recommend`."""
+    """The keyword arguments of `recommend` besides picture and wish."""
 
     thread: str | None
 
 
 class ResumeOptions(_Options, total=False):
-    """The options of `resume`."""
+    """The keyword arguments of `resume` besides the thread."""
 
     wish: str | None
 
@@ -66,11 +66,11 @@ class Recommender:
 
     Args:
         pipeline: a Pipeline, or an AsyncPipeline for the methods that begin with `a`.
-        limit: how many products to show.
-        writes: True if the model is asked to write the answer; None asks every model but the bundled one, which can
-            only look. Without, the answer is made from a template, and says so in `written_by`.
-        checkpoints: a SQLite file for threads, so that they outlive the process; None keeps them in memory.
-        language: of the analysis; None is the pipeline's.
+        limit: the most products to show.
+        writes: True if the model writes the answer, False if a template does. None is True for every model but the
+            bundled one, which can only analyze.
+        checkpoints: a SQLite file that keeps the threads (conversations) after the process ends; None: memory only.
+        language: the language of the analysis; None takes the pipeline's.
 
     Raises:
         MissingDependencyError: langgraph is not installed.
@@ -135,24 +135,24 @@ class Recommender:
         stop_before: Step | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> Recommendation:
-        """Look at the picture, search, and answer.
+        """Analyze the picture, search the catalogue, and return the recommendation.
 
         Args:
-            picture: None goes on with the picture of the thread: "cheaper ones?".
-            thread: what remembers; None is a new one, named in the answer.
-            stop_before: a step to stop before; `resume` goes on.
-            on_event: called with every event as it happens.
+            picture: the product's picture; None uses the thread's, for a follow-up wish such as "cheaper ones?".
+            thread: the id of a conversation; None starts a new one, whose id is the recommendation's `thread`.
+            stop_before: the step before which to stop; `resume` continues from there.
+            on_event: called with every event.
 
         Raises:
-            StepError: a step failed; the steps before it are kept.
-            ConfigError: no picture, and the thread has none.
+            StepError: a step failed; results of earlier steps are kept.
+            ConfigError: no picture is given, and the thread has none.
         """
         if stop_before not in (None, *STEPS):
             raise ConfigError(f"unknown step {stop_before!r}", hint=nearest(str(stop_before), STEPS))
         thread = thread or uuid.uuid4().hex
         state = self._values(thread)
         if picture is None and state.get("picture") is None:
-            raise ConfigError("no picture", hint="give one, or name a thread that has one", param="picture")
+            raise ConfigError("no picture to analyze", hint="pass one, or a thread that has one", param="picture")
         update: State = {"wish": wish, "request_id": f"qvl-{uuid.uuid4().hex}", "failed": "", "notes": [], "text": ""}
         if picture is not None:
             update |= {"picture": _plain_picture(picture), "analysed": None, "analysis": {}, "query": {}, "hits": []}
@@ -166,17 +166,17 @@ class Recommender:
         stop_before: Step | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> Recommendation:
-        """Go on where a run of the thread was stopped, failed or was killed; nothing that is done is done again.
+        """Continue the thread's unfinished run and return the recommendation; finished steps are not repeated.
 
         Args:
-            wish: replaces the wish, where the search is still to come.
+            wish: a new wish, used if the search has not run yet; None keeps the wish.
 
         Raises:
             ConfigError: the thread does not exist.
         """
         config = self._config(thread)
         if not self._values(thread):
-            raise ConfigError(f"unknown thread {thread!r}", hint="open the checkpoints file that it was begun with")
+            raise ConfigError(f"unknown thread {thread!r}", hint="open the checkpoint file with which it was started")
         if wish is not None:
             step, order = self._next(thread), ("__start__", *STEPS)
             done_before = order[order.index(step) - 1] if step in STEPS else None
@@ -210,7 +210,7 @@ class Recommender:
         yield await run
 
     def close(self) -> None:
-        """Close the file of checkpoints; pipeline and catalogue stay open."""
+        """Close the checkpoint file; pipeline and catalogue stay open."""
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -295,7 +295,7 @@ class Recommender:
             priced = query.max_price is not None or query.min_price is not None
             matches = self.catalog.search(relaxed(query), limit=more)
             near = "; these come near" if matches.hits else ""
-            notes.append(f"nothing is {conditions}{' at that price' if priced else ''}{near}")
+            notes.append(f"no product is {conditions}{' at that price' if priced else ''}{near}")
         hits = [hit for hit in matches.hits if not _has_any(hit, wish.without)][: self.limit]
         record = query.to_json()
         note.end(query=record, hits=len(hits), ids=[hit.product.id for hit in hits])
@@ -325,7 +325,7 @@ class Recommender:
     def _written(
         self, state: State, analysis: AnalysisRecord, hits: Sequence[Hit], note: Note, notes: list[str]
     ) -> str | None:
-        """The model's text about the hits, of two requests at most; None when it names what is not there."""
+        """Return the model's text about the hits, after at most two requests; None if it names unknown products."""
         wish = state.get("wish", "")
         known = [grounding.describe(analysis), wish]
         messages = [
@@ -358,7 +358,7 @@ class Recommender:
         return None
 
     def _wait(self, work: Callable[[], Coroutine[None, None, R]]) -> R:
-        """The result of pipeline work, which runs in the loop that the pipeline lives in."""
+        """Return the result of `work`, run on the pipeline's event loop."""
         if self.blocking is not None:
             return self.blocking._loop.call(work)
         if self._loop is None:
@@ -371,7 +371,7 @@ def _tokens(result: Result) -> int:
 
 
 def _plain_picture(picture: PictureSource) -> str | bytes:
-    """A picture as a checkpoint can keep it: an absolute path, a URL, or bytes."""
+    """Return a picture in a form that a checkpoint can store: an absolute path, a URL, or bytes."""
     if isinstance(picture, str | os.PathLike):
         text = os.fspath(picture)
         return text if "://" in text or text.startswith("data:") else os.path.abspath(text)

@@ -1,4 +1,4 @@
-"""The prompts and schemas of an analysis, how an answer is read, and how sure the model was."""
+"""The prompts and schemas of an analysis, the parsing of its answers, and the confidence of each value."""
 
 from __future__ import annotations
 

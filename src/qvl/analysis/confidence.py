@@ -1,4 +1,4 @@
-"""How sure the model was of each value of a JSON answer, from the probabilities of its tokens."""
+"""The model's confidence in each value of a JSON answer, from the probabilities of its tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Span:
 
 
 def value_spans(text: str, start: int | None = None) -> list[_Span]:
-    """Return where each leaf value of the object at `start` (the first) stands; paths are dotted, items by number."""
+    """Return path (like `items.0.name`) and position of each scalar in the JSON object at `start` (None: the first)."""
     start = text.find("{") if start is None else start
     if start < 0:
         return []
@@ -41,7 +41,7 @@ def _skip(text: str, i: int) -> int:
 
 
 def _walk(text: str, i: int, path: str) -> Iterator[_Span]:
-    """Yields the leaves of the value that starts at `i`; the position after it is found by the json module."""
+    """Yield the span of each leaf of the JSON value that starts at `i`; the json module finds where the value ends."""
     opening = text[i]
     if opening not in "{[":
         _, end = json.JSONDecoder().raw_decode(text, i)
@@ -66,10 +66,10 @@ def _walk(text: str, i: int, path: str) -> Iterator[_Span]:
 def confidences(
     text: str, logprobs: Sequence[TokenLogprob] | None, start: int | None = None
 ) -> tuple[float | None, dict[str, float]]:
-    """Return (of the whole, per leaf) from token probabilities, or (None, {}) when the tokens do not spell `text`.
+    """Return the confidence (0 to 1) in the answer `text`, and in each scalar by path (see `value_spans`).
 
-    A token that spells parts of two values counts for both. The quotes of a value belong to it, since the first decides
-    between a text and null, and the last where it ends; keys count for none.
+    It is (None, {}) if `logprobs` do not spell `text`. A token that spells parts of two values counts for both. Quotes
+    belong to their value, since the opening one decides between a string and null. Keys are not counted.
     """
     if not logprobs:
         return None, {}

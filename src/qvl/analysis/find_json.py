@@ -1,4 +1,4 @@
-"""The JSON object in what a model wrote: alone, in a fence, between other text and other braces, or not quite JSON."""
+"""Extraction of a JSON object from a model's text: bare, in a code fence, amid prose or other braces, or malformed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Fits: TypeAlias = Callable[[JsonObject], bool]
 
 @dataclass(frozen=True, slots=True)
 class JsonMatch:
-    """An object, where its text begins, and `exact` if it was JSON as it stood."""
+    """A JSON object, the position in the text where it starts, and `exact`: False if it had to be repaired."""
 
     value: JsonObject
     start: int
@@ -29,13 +29,13 @@ class JsonMatch:
 
 
 def find_object(text: str, *, complete: bool, fits: Fits) -> JsonMatch:
-    """Return the object in `text`; of several, one that `fits`, is exact JSON, has the most fields, is the last.
+    """Return the JSON object in `text`; of several, one for which `fits` is true, then the valid, largest or last one.
 
-    It may be in lists of one, in a JSON string, or the only object that `fits` inside one that does not.
+    Lists of one item, JSON strings, and objects around the only one that fits are unwrapped.
     `complete` False means that the answer was cut off by max_tokens; such text is never repaired.
 
     Raises:
-        AnalysisError: there is none; `raw` keeps the text.
+        AnalysisError: `text` has no JSON object; `raw` keeps the text.
     """
     offset = _behind_thought(text)
     body = text[offset:]
@@ -64,7 +64,7 @@ def find_object(text: str, *, complete: bool, fits: Fits) -> JsonMatch:
 
 
 def _behind_thought(text: str) -> int:
-    """The position where the answer begins: behind the last `</think>` that stands in no JSON."""
+    """The position where the answer begins: after the last `</think>` that is not inside JSON."""
     at = text.rfind(_TAG)
     if at < 0 or _loaded(text) is not None:
         return 0
@@ -99,7 +99,7 @@ def _opening(text: str, at: int) -> int | None:
 
 
 def _within(inner: str, text: str, complete: bool, fits: Fits) -> JsonMatch:
-    """The object in an answer that is JSON in a JSON string; in `text` itself it stands nowhere."""
+    """The object in `inner`, the content of a JSON string; its position is unknown, since `text` has it escaped."""
     try:
         match = find_object(inner, complete=complete, fits=fits)
     except AnalysisError as exc:
@@ -109,9 +109,9 @@ def _within(inner: str, text: str, complete: bool, fits: Fits) -> JsonMatch:
 
 
 def _nested(value: JsonObject, fits: Fits, depth: int = 1) -> list[JsonObject]:
-    """The outermost objects inside `value` that fit, but for those that share a name with what they stand in.
+    """The outermost objects inside `value` that fit, except those that share a field name with an object around them.
 
-    What shares a name is a part of an answer that did not succeed, not an answer in a wrapping.
+    A shared name means a part of a malformed answer, not an answer inside a wrapper.
     """
     objects = []
     for item in map(_unwrapped, value.values()):
@@ -122,7 +122,7 @@ def _nested(value: JsonObject, fits: Fits, depth: int = 1) -> list[JsonObject]:
 
 
 def _inside(value: JsonObject, outer: JsonMatch, body: str) -> JsonMatch:
-    """`value` with its position inside `outer`; at the end of all where it is not written so."""
+    """`value` with its position in `body`, searched inside `outer`; len(body) if its text is not found."""
     at = outer.start + 1
     for _ in range(MOST_OPENINGS if outer.exact else 0):
         at = body.find("{", at)
@@ -138,7 +138,7 @@ def _inside(value: JsonObject, outer: JsonMatch, body: str) -> JsonMatch:
 
 
 def _unwrapped(value: object) -> object:
-    """The value in a list of one, or in a text that is JSON."""
+    """The value inside lists of one item and strings that are JSON."""
     for _ in range(DEEPEST):
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
@@ -150,7 +150,7 @@ def _unwrapped(value: object) -> object:
 
 
 def _loaded(text: str) -> object:
-    """The object, list or text that `text` spells in JSON; None for everything else."""
+    """The object, list or string that `text` is in JSON; None for anything else."""
     if text.lstrip()[:1] not in ("{", "[", '"'):
         return None
     try:
@@ -166,7 +166,7 @@ def _objects(value: object, start: int, exact: bool = True) -> Iterator[JsonMatc
 
 
 def _candidates(body: str) -> Iterator[JsonMatch]:
-    """Every object that stands in `body` by itself, mended where it is not JSON."""
+    """Every top-level object in `body`, repaired if it is not valid JSON."""
     at = 0
     for _ in range(MOST_OPENINGS):
         start = _opening(body, at)
@@ -184,7 +184,7 @@ def _candidates(body: str) -> Iterator[JsonMatch]:
 
 
 def _end(body: str, start: int) -> int | None:
-    """The position behind the brace that closes the one at `start`, or behind the last one there is."""
+    """The position after the brace that closes the one at `start`, else after the last closing brace."""
     depth = 0
     for at in range(start, len(body)):
         depth += (body[at] == "{") - (body[at] == "}")

@@ -1,8 +1,7 @@
-"""Typed analyses: what to ask, how to read the answer, and how sure it is.
+"""Typed analyses: their messages, and the parsing and validation of their answers.
 
-Confidence is the model's own: the product of the probabilities of the tokens that spell a value. It says how likely
-the model was to write just that, not how often such answers are right; calibrate on your own data before you act on
-a threshold.
+Confidence is the model's own: the product of the probabilities of the tokens that spell a value. It is the likelihood
+of that text, not the rate at which such answers are correct; calibrate on your own data before relying on a threshold.
 """
 
 from __future__ import annotations
@@ -36,15 +35,13 @@ _EXACT: Final = json.JSONDecoder(parse_float=Decimal)
 
 
 def check_language(language: str) -> str:
-    """Return `language` if there are prompts for it.
+    """Return `language` if `analyze()` has prompts in it.
 
     Raises:
-        ConfigError: there are none; the hint names the languages.
+        ConfigError: unsupported language; the hint lists the supported ones.
     """
     if language not in LANGUAGES:
-        raise ConfigError(
-            f"no prompts for language {language!r}", hint=f"one of {', '.join(LANGUAGES)}", param="language"
-        )
+        raise ConfigError(f"unsupported language {language!r}", hint=f"one of {', '.join(LANGUAGES)}", param="language")
     return language
 
 
@@ -54,9 +51,9 @@ def generation_schema(schema: type[BaseModel]) -> JsonObject:
 
 
 def boxed(schema: type[BaseModel]) -> type[BaseModel] | None:
-    """Return an object whose field `answer` is `schema`, for a RootModel that is a list or a plain value; else None.
+    """Return a model whose only field is `answer` of type `schema`, for a RootModel of a list or scalar; else None.
 
-    Endpoints take objects alone as a schema's top.
+    Endpoints accept only objects at the top of a schema.
     """
     if not issubclass(schema, RootModel) or _top(schema.model_json_schema()).get("type") == "object":
         return None
@@ -64,19 +61,19 @@ def boxed(schema: type[BaseModel]) -> type[BaseModel] | None:
 
 
 def own_fields(value: object) -> JsonObject:
-    """Return the fields of a user's schema as JSON values; what is not an object stands under `answer`."""
+    """Return a validated answer as a JSON object; one that is a list or scalar becomes `{"answer": …}`."""
     data = value.model_dump(mode="json") if isinstance(value, BaseModel) else to_jsonable_python(value)
     return data if isinstance(data, dict) else {"answer": data}
 
 
 def _top(schema: JsonObject) -> JsonObject:
-    """The definition that a schema of one reference stands for."""
+    """`schema`, or the definition it refers to if it is only a `$ref`."""
     reference = str(schema.get("$ref", ""))
     return cast("JsonObject", schema.get("$defs", {}).get(reference.rpartition("/")[2], schema))
 
 
 def prompt_version(schema: type[BaseModel]) -> str:
-    """Return the version of the prompt for `schema`, as the cache key has it."""
+    """Return the version of the prompt for `schema`, a part of the cache key."""
     return PROMPT_VERSION if schema is ProductAnalysis else f"schema-{PROMPT_VERSION}"
 
 
@@ -85,7 +82,7 @@ def build_messages(
 ) -> tuple[Message, ...]:
     """Return the system and user turn of an analysis, pictures first.
 
-    `spell_out_schema` repeats the schema in the prompt, for a custom schema or a backend that does not enforce it.
+    `spell_out_schema` puts the schema into the prompt, for a custom schema or a backend without guided decoding.
     """
     if schema is ProductAnalysis:
         prompt = PRODUCT_PROMPTS[language]
@@ -100,7 +97,7 @@ def build_messages(
 
 
 def retry_messages(messages: Sequence[Message], raw: str, error: AnalysisError, language: str) -> tuple[Message, ...]:
-    """Return the conversation once more, with the bad answer and its fault."""
+    """Return `messages` plus the invalid answer `raw` and a user turn that names its `error`."""
     return (
         *messages,
         Message("assistant", (TextPart(raw),)),
@@ -117,17 +114,17 @@ def response_format(schema: type[BaseModel]) -> ResponseFormat:
 
 
 def schema_name(schema: type[BaseModel]) -> str:
-    """Return the class's name in the letters that endpoints accept, which `Box[int]` is not made of."""
+    """Return the class name with characters that endpoints refuse (as in `Box[int]`) replaced by `_`."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", schema.__name__).strip("_")[:64] or "answer"
 
 
 def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
-    """Read the model's answer as `schema`, repairing what is unambiguous (code fences, text around, commas, quotes).
+    """Return the model's answer as an instance of `schema`; unambiguous faults (fences, commas, quotes) are repaired.
 
-    `complete` False says that the answer was cut off by max_tokens; such text is never repaired.
+    `complete` False means that the answer was cut off by max_tokens; such text is never repaired.
 
     Raises:
-        AnalysisError: it is not such an object; `raw` keeps the text.
+        AnalysisError: the answer does not fit `schema`; `raw` keeps the text.
     """
     model: type[BaseModel] = ProductFields if schema is ProductAnalysis else schema
     try:
@@ -145,19 +142,19 @@ def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
 
 
 def validate(data: object, schema: type[T]) -> T:
-    """Return `data` as `schema`, read as JSON, so that a strict model takes the dates and sets that JSON only spells.
+    """Return `data` validated in pydantic's JSON mode, so that strict models accept dates and sets written as JSON.
 
     Raises:
-        ValidationError: it does not fit.
+        ValidationError: `data` does not fit `schema`.
     """
     return schema.model_validate_json(json.dumps(data))
 
 
 def find(text: str, schema: type[BaseModel], *, complete: bool) -> JsonMatch:
-    """Return the JSON object in the model's answer as it stands there, but for the long numbers of a Decimal: as text.
+    """Return the JSON object in the model's answer, unvalidated; long numbers for Decimal fields become strings.
 
     Raises:
-        AnalysisError: the answer holds no object.
+        AnalysisError: the answer has no JSON object.
     """
     model = ProductFields if schema is ProductAnalysis else schema
     names = _names(model)
@@ -184,9 +181,9 @@ def _value(data: object, schema: type[T]) -> T | None:
 
 
 def _with_all_digits(match: JsonMatch, text: str, schema: type[BaseModel]) -> JsonMatch:
-    """`match` with numbers as text where a float would lose digits that a Decimal of `schema` keeps.
+    """`match` with numbers as strings where a float would lose digits that a Decimal of `schema` keeps.
 
-    pydantic reads every fraction of JSON as a float. One stays a number where its text would be read as anything else.
+    pydantic parses every JSON fraction as a float. A number stays one if its string would validate as something else.
     """
     bare = match.start == len(text)
     try:
@@ -211,7 +208,7 @@ def _with_all_digits(match: JsonMatch, text: str, schema: type[BaseModel]) -> Js
 
 
 def _same_but_for_digits(data: object, value: BaseModel) -> bool:
-    """True if `data` is read as `value`, whose numbers may have fewer digits."""
+    """True if `data` validates to `value`, ignoring digits of Decimals that `value` lost to floats."""
     try:
         other = validate(data, type(value))
         return _each_decimal(other.model_dump(), float) == _each_decimal(value.model_dump(), float)
@@ -224,7 +221,7 @@ def _spelt(number: Decimal, texts: Set[Decimal]) -> str | float:
 
 
 def _each_decimal(value: object, change: Callable[[Decimal], object]) -> object:
-    """`value` with what `change` makes of each Decimal in it."""
+    """A copy of `value` with each Decimal in it replaced by `change(decimal)`."""
     if isinstance(value, Decimal):
         return change(value)
     if isinstance(value, dict):
@@ -236,7 +233,7 @@ def _each_decimal(value: object, change: Callable[[Decimal], object]) -> object:
 
 
 def _names(schema: type[BaseModel]) -> frozenset[str]:
-    """The names of fields that an object of `schema` may have, none where that is anything."""
+    """The field names (aliases included) of an object of `schema`; empty if any name is allowed."""
     top = _top(schema.model_json_schema())
     if top.get("additionalProperties") or "patternProperties" in top:
         return frozenset()
@@ -244,12 +241,12 @@ def _names(schema: type[BaseModel]) -> frozenset[str]:
 
 
 def _is_about(data: JsonObject, names: frozenset[str]) -> bool:
-    """False for an object with none of the `names`, which a schema that requires nothing would take as an empty one."""
+    """False if `data` has none of the `names`: a schema without required fields would accept it as an empty object."""
     return not names or not data or not names.isdisjoint(data)
 
 
 def _bare(text: str, names: frozenset[str], fits: Fits) -> JsonMatch | None:
-    """The answer that was written without the object around its field `answer`."""
+    """The answer of a boxed schema, written without the object around its field `answer`."""
     if names != {"answer"}:
         return None
     try:

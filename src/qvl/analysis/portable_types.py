@@ -1,4 +1,4 @@
-"""Types that hold a `typing.TypedDict`: before Python 3.12, pydantic reads those of typing_extensions alone."""
+"""Types that contain a `typing.TypedDict`: before Python 3.12, pydantic supports only those of typing_extensions."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _HOLDERS: Final = ("builtins", "collections", "collections.abc")
 
 
 def portable(hint: object) -> Any:
-    """Return `hint` with TypedDicts that pydantic reads on this Python; answers come back as what `hint` says."""
+    """Return `hint` with its TypedDicts replaced by ones that pydantic supports; values validate to the same types."""
     return hint if sys.version_info >= (3, 12) or not _holds_one(hint, []) else _made(hint, {})
 
 
 def _holds_one(hint: object, parents: list[object]) -> bool:
-    """True where a TypedDict of `typing` stands anywhere in it."""
+    """True if `hint` contains a TypedDict of `typing`, at any depth."""
     if any(one is hint for one in parents):
         return False
     if typing_extensions.is_typeddict(hint) and type(hint).__module__ == "typing":
@@ -44,7 +44,7 @@ def _holds_one(hint: object, parents: list[object]) -> bool:
 
 
 def _made(hint: object, known: dict[object, object]) -> object:
-    """`hint` anew; `known` are the classes that were made already, also those that are not complete yet."""
+    """`hint` rebuilt with supported TypedDicts; `known` maps classes to their copies, unfinished ones included."""
     if isinstance(hint, type) and hint in known:
         return known[hint]
     if isinstance(hint, type) and typing_extensions.is_typeddict(hint):
@@ -82,7 +82,7 @@ def _typed_dict(hint: type, known: dict[object, object]) -> object:
 
 
 def _dataclass(hint: type, known: dict[object, object]) -> object:
-    """A twin with other hints, whose instances become those of `hint` once they are read."""
+    """A copy of the dataclass `hint` with rebuilt field types; validated instances are converted back to `hint`."""
     fields = [one for one in dataclasses.fields(hint) if one.init]
     twin: Any = dataclasses.make_dataclass(
         hint.__name__,
@@ -113,7 +113,7 @@ def _dataclass(hint: type, known: dict[object, object]) -> object:
 
 
 def _is_plain_dataclass(hint: object) -> TypeGuard[type]:
-    """True for a dataclass that is not one of pydantic's own, which it has read already."""
+    """True for a standard dataclass; pydantic's own have built their schema already."""
     return isinstance(hint, type) and dataclasses.is_dataclass(hint) and not hasattr(hint, "__pydantic_validator__")
 
 
@@ -122,7 +122,7 @@ def _hints_of(hint: object) -> Mapping[str, object]:
 
 
 def _fields_of(hint: object) -> Mapping[str, object]:
-    """The hints of a dataclass; none where pydantic has to say what is wrong with them, or arguments are not fields."""
+    """The field types of a dataclass; {} if they cannot be resolved or its __init__ takes other arguments."""
     try:
         hints = _hints_of(hint)
     except NameError:

@@ -15,7 +15,7 @@ V_co = TypeVar("V_co", covariant=True)
 
 
 class _Origin:
-    """Holds the Result beside an analysis; all are equal, since where it came from is not part of its value."""
+    """The Result that an analysis came from; all compare equal, since it is not part of the analysis's value."""
 
     __slots__ = ("result",)
 
@@ -67,7 +67,7 @@ class ProductAnalysis(ProductFields):
         return fields_html(result.pictures, rows, result.facts) if result else fields_html((), rows)
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Return (label, path in `field_confidence`, value) of every field that the model filled in."""
+        """Return (label, path in `field_confidence`, value) for each field, with one row per attribute."""
         rows = [
             ("brand", "brand", self.brand if self.brand is not None else "–"),
             ("category", "category", self.category if self.category is not None else "–"),
@@ -81,7 +81,7 @@ class ProductAnalysis(ProductFields):
 
 @dataclass(frozen=True, slots=True)
 class AnalysisResult(Generic[V_co]):
-    """An analysis and how it came about: `value` is what `analyze()` returns."""
+    """The value that `analyze()` returns, with its Result, confidence and timing."""
 
     value: V_co
     result: Result

@@ -1,6 +1,6 @@
 """The prompts of `analyze()`: versioned, one per language, and part of the cache key.
 
-A changed text here is a changed answer there, so any edit raises `PROMPT_VERSION`.
+A changed prompt changes the answers, so every edit must raise `PROMPT_VERSION`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pydantic model around a JSON schema, so that its answers are read and checked as those of any other schema."""
+"""A pydantic model made from a JSON schema, so that its answers are validated like those of any other schema."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _nothing: Final[Registry[JsonObject]] = Registry()  # the default one would fetc
 
 
 class _Answer(RootModel[JsonObject]):
-    """An object of JSON; the subclass of each schema knows what it must hold."""
+    """A JSON object; a subclass for each schema validates it."""
 
 
 def model_of(schema: JsonMapping) -> type[_Answer]:
-    """Return a model that accepts what `schema` accepts, whose own JSON schema is `schema`, and whose root the answer.
+    """Return a pydantic RootModel that accepts what `schema` accepts and whose own JSON schema is `schema`.
 
-    What a schema does not require may also be null, since prompts ask for null where a picture does not tell.
+    Properties that are not required may be null, since prompts ask for null if a picture does not show a value.
 
     Raises:
-        RequestError: it is not of type object, is not valid, is too large, or has a keyword that is not honoured here.
+        RequestError: `schema` is invalid, too large, not of type object, or has an unsupported keyword.
     """
     if not isinstance(schema, Mapping):
         raise _refused("must be an object")
@@ -73,7 +73,7 @@ def model_of(schema: JsonMapping) -> type[_Answer]:
 
 
 def with_object_on_top(schema: JsonMapping) -> JsonObject:
-    """Return `schema` with the definition that its top refers to in the reference's place, as endpoints want it."""
+    """Return `schema` with a `$ref` at its top replaced by the definition, since endpoints require an object there."""
     top = dict(schema)
     for _ in range(8):
         reference = top.get("$ref")
@@ -89,19 +89,19 @@ def with_object_on_top(schema: JsonMapping) -> JsonObject:
 
 
 def _check_of(schema: JsonObject) -> Callable[[object], PydanticError | None]:
-    """A function that returns the error of an answer that does not fit `schema`."""
+    """A function that returns the validation error of an answer, or None if it fits `schema`."""
     bound(plain(schema, "schema"), "schema", validated=True)  # before anything else is read of it
     if not isinstance(schema.get("$schema", ""), str):
-        raise _refused("is not valid: its $schema is not a string")
+        raise _refused("is invalid: $schema must be a string")
     base = validators.validator_for(schema, default=Draft202012Validator)
     if base is Draft3Validator:
-        raise _refused("is of draft 3, which is not honoured here")
+        raise _refused("is of draft 3, which is unsupported")
     try:
         # Without formats: Python would judge patterns, which are not matched by it.
         base.check_schema(schema, format_checker=FormatChecker(()))
     except SchemaError as exc:
         path = ".".join(map(str, exc.absolute_path)) or "it"
-        raise _refused(f"is not valid: {path} {exc.message}") from exc
+        raise _refused(f"is invalid: {path} {exc.message}") from exc
     enforceable(schema, "schema", validated=True)  # its references
     _read(schema)
     validator = _validator_class(base)(schema, registry=_nothing)
@@ -134,22 +134,22 @@ def _refuse_circles(validator: Validator, schema: JsonObject) -> None:
         try:
             validator.evolve(schema=part).is_valid({})
         except RecursionError:
-            raise _refused("refers to itself without end") from None
+            raise _refused("refers to itself endlessly") from None
         except _TooManyStepsError:
-            raise _refused("takes too many steps to check: has too many alternatives of alternatives") from None
+            raise _refused("takes too many steps to check: too many nested alternatives") from None
         finally:
             _steps.reset(token)
 
 
 def _read(node: object) -> None:
-    """Refuse what is valid and cannot be checked."""
+    """Raise for a keyword that is valid JSON schema but that answers cannot be checked against."""
     if isinstance(node, list):
         for inner in node:
             _read(inner)
     if not isinstance(node, dict):
         return
     if word := next((word for word in node if word in _NOT_HONOURED), None):
-        raise _refused(f"has the keyword {word!r}, which is not honoured here")
+        raise _refused(f"has the keyword {word!r}, which is unsupported")
     patterns = [node["pattern"]] if isinstance(node.get("pattern"), str) else []
     for pattern in (*patterns, *(node.get("patternProperties") or ())):
         try:
@@ -167,7 +167,7 @@ def _read(node: object) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _pattern(pattern: str) -> Callable[[str], bool]:
-    """The test of a text, by pydantic's engine: Python's own may take for ever, and patterns come from anybody."""
+    """A regex search by pydantic's linear-time engine: Python's `re` may backtrack for ever on a hostile pattern."""
     adapter = TypeAdapter(Annotated[str, Field(pattern=pattern)])
 
     def matches(text: str) -> bool:

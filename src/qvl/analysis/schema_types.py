@@ -1,4 +1,4 @@
-"""The types of `schema=`: a pydantic class, a JSON schema, or any type that pydantic reads, such as a dataclass."""
+"""The types of `schema=`: a pydantic class, a JSON schema, or any type that pydantic supports, such as a dataclass."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _OF_THE_WHOLE: Final = ("$defs", "definitions", "$schema")
 
 @dataclass(frozen=True, slots=True)
 class SchemaType:
-    """A pydantic class that the model's answer is read as, and a function to what the caller gets of it.
+    """A pydantic class that validates the model's answer; `value` converts its instance to the user's type.
 
-    `boxed` means that the answer stands in a field `answer`, since endpoints take objects alone as a schema's top.
+    `boxed` means that the answer is in a field `answer`, since endpoints accept only objects at the top of a schema.
     """
 
     model: type[BaseModel]
@@ -34,19 +34,19 @@ class SchemaType:
 
 
 def schema_type(schema: object) -> SchemaType:
-    """Return how answers of `schema` are read.
+    """Return the SchemaType of a user's `schema`.
 
-    A pydantic class gives instances of it, a JSON schema plain JSON values, any other type what pydantic makes of it:
-    a dataclass its instances, a TypedDict dictionaries, `list[Bill]` a list of them.
+    Answers are instances of a pydantic class or a dataclass, plain JSON values for a JSON schema, dictionaries for a
+    TypedDict, and a list of bills for `list[Bill]`.
 
     Raises:
-        ConfigError: it is not one of these, or no answer in JSON could have its form.
+        ConfigError: `schema` is none of these, or JSON cannot represent it.
     """
     if isinstance(schema, Mapping):
         return _of_json_schema(schema)
     if not isinstance(schema, type) and (is_dataclass(schema) or isinstance(schema, BaseModel)):
         kind = type(schema).__qualname__
-        raise ConfigError(f"schema= is an instance of {kind}, not a class", hint=f"pass schema={kind}", param="schema")
+        raise ConfigError(f"schema= must be a class, not a {kind} instance", hint=f"pass schema={kind}", param="schema")
     try:
         if isinstance(schema, type) and issubclass(schema, BaseModel):
             model: type[BaseModel] = schema
@@ -59,7 +59,7 @@ def schema_type(schema: object) -> SchemaType:
         # What builds a pattern tells the reason last, all others first.
         reason = str(exc).strip().splitlines()[-1 if isinstance(exc, SchemaError) else 0].strip()
         raise ConfigError(
-            f"schema={_shown(schema)} cannot be read by pydantic: {reason}",
+            f"schema={_shown(schema)} is not a type that pydantic supports: {reason}",
             hint="a pydantic model, a dataclass, a TypedDict, or a JSON schema",
             param="schema",
         ) from exc
@@ -78,7 +78,7 @@ def _shown(schema: object) -> str:
 
 
 def _unwrapped(schema: JsonMapping) -> JsonMapping:
-    """The schema inside OpenAI's `response_format` or its `json_schema`, if that was given."""
+    """The schema inside OpenAI's `response_format` or its `json_schema` object; else `schema` itself."""
     inner = schema.get("json_schema") if schema.get("type") == "json_schema" else schema
     own = inner.get("schema") if isinstance(inner, Mapping) and "name" in inner and "type" not in inner else None
     return own if isinstance(own, Mapping) else schema
@@ -106,7 +106,7 @@ def _of_json_schema(schema: JsonMapping) -> SchemaType:
 
 
 def _moved(schema: object) -> object:
-    """`schema` with its references to itself led to its new position."""
+    """`schema` with its `#/…` references rewritten for its new position."""
     if isinstance(schema, list):
         return [_moved(inner) for inner in schema]
     if not isinstance(schema, Mapping):
@@ -119,7 +119,7 @@ def _moved(schema: object) -> object:
 
 
 def _root_of(schema: object) -> type[BaseModel]:
-    """A class of pydantic's around any type that it reads."""
+    """A pydantic RootModel of any type that pydantic supports."""
     name = schema.__name__ if isinstance(schema, type) else "Answer"
     root = cast("type[BaseModel]", RootModel.__class_getitem__(portable(schema)))
     named = typing_extensions.is_typeddict(schema) or is_dataclass(schema)

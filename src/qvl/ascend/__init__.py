@@ -1,1 +1,1 @@
-"""Living on Ascend hosts: `qvl doctor` finds what is wrong with one, `qvl launch` starts containers on it."""
+"""Tools for Ascend hosts: `qvl doctor` diagnoses a host, `qvl launch` starts containers on it."""

@@ -1,4 +1,4 @@
-"""A compose file for N engines, one an NPU, with qvl-serve in front as their pool, Redis, Prometheus and Grafana."""
+"""A compose file for N engines, one per NPU, behind one qvl-serve as their pool, with Redis, Prometheus and Grafana."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEY = "${QVL_API_KEY:?set QVL_API_KEY in the environment or in a file .env}"
 
 
 def files(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, str]:
-    """Everything that `docker compose up` needs, by path below the folder: compose file, Prometheus, Grafana."""
+    """Return the files for `docker compose up` by relative path: compose file, Prometheus and Grafana configuration."""
     body = compose(plan, npus, pool_image=pool_image)
     engines = tuple(name for name in body["services"] if name.startswith("engine-"))
     return {
@@ -31,10 +31,10 @@ def files(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> dic
 
 
 def compose(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> JsonObject:
-    """The compose file as plain data: an engine for each of `npus`, made as `plan` says.
+    """Return the compose file as plain data, with an engine per NPU in `npus`, configured by `plan`.
 
-    `pool_image` has qvl with its server and redis extras. The pool starts beside the engines and takes each in when
-    ready. Only the pool is published, on `plan.host`; engines, Redis and Prometheus stay on the inner network.
+    `pool_image` has qvl with its server and redis extras. The pool starts with the engines and uses each one once it
+    is ready. Only the pool's port is published, on `plan.host`; all others stay on the internal network.
     """
     if plan.restart == "no":
         plan = replace(plan, restart="unless-stopped")
@@ -75,7 +75,7 @@ def compose(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> J
 
 
 def prometheus(engines: tuple[str, ...]) -> JsonObject:
-    """The Prometheus configuration that goes with the compose file: pool and engines, each scraped at /metrics."""
+    """Return the Prometheus configuration of the compose file: pool and engines, each scraped at /metrics."""
     jobs = {"qvl": ["pool:8000"], "engines": [f"{name}:{recipe.INNER_PORT}" for name in engines]}
     key = {"authorization": {"type": "Bearer", "credentials_file": "/run/secrets/qvl_key"}}
     return {
@@ -87,14 +87,14 @@ def prometheus(engines: tuple[str, ...]) -> JsonObject:
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Writes what stands in several places out in each: compose reads anchors, people do not."""
+    """A YAML dumper without anchors: repeated values are written out, since people find anchors hard to read."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def to_yaml(value: object) -> str:
-    """Plain data (dicts, lists, strings, numbers, booleans) as YAML, in its own order."""
+    """Return plain data (dicts, lists, strings, numbers, booleans) as YAML, in insertion order."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
     return text
 

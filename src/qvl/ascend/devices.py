@@ -1,4 +1,4 @@
-"""Accelerators of a host: device nodes, what the environment makes visible, and who holds which NPU."""
+"""Accelerators of a host: device nodes, visible devices, and the processes that use each NPU."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _COMM_LENGTH = 15
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """ASCEND_RT_VISIBLE_DEVICES as the runtime reads it.
+    """ASCEND_RT_VISIBLE_DEVICES as the runtime parses it.
 
-    The runtime reads numbers separated by commas and stops at the first thing that is not one, a blank included; `read`
-    is what it keeps, `dropped` the rest of the text. Numbers must ascend.
+    The runtime parses numbers separated by commas and stops at the first other character, blanks included; `read` are
+    the parsed numbers, `dropped` is the ignored rest. Numbers must be ascending.
     """
 
     read: tuple[int, ...]
@@ -36,7 +36,7 @@ class Visible:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds an NPU. `container` is a name or a short id, None for a process of the host itself."""
+    """A process that uses an NPU. `container` is a name or a short id, None for a process of the host itself."""
 
     device_id: int
     pid: int | None
@@ -51,7 +51,7 @@ class Holder:
 
 
 def device_numbers(host: Host) -> tuple[int, ...]:
-    """The N of every `/dev/davinciN`, ascending."""
+    """Return the N of every `/dev/davinciN`, ascending."""
     matches = (_NODE.fullmatch(name) for name in host.names("/dev"))
     return tuple(sorted(int(match[1]) for match in matches if match))
 
@@ -62,7 +62,7 @@ def has_cuda(host: Host) -> bool:
 
 
 def kind_of(host: Host) -> str:
-    """`npu`, `cuda` or `cpu`: what this host is meant to compute on, judged by nodes and tools, not by torch."""
+    """Return `npu`, `cuda` or `cpu`: the host's accelerator, by its device nodes and tools, not by torch."""
     has_npu = bool(device_numbers(host)) or host.which("npu-smi") is not None
     if has_npu or host.path("/usr/local/Ascend/driver").exists():
         return "npu"
@@ -70,18 +70,18 @@ def kind_of(host: Host) -> str:
 
 
 def query(host: Host) -> npu_smi.NpuSmi | None:
-    """The parsed answer of `npu-smi info`, None where the tool is missing or fails."""
+    """Return the parsed output of `npu-smi info`; None if the tool is missing or fails."""
     return npu_smi.parse(host.run(["npu-smi", "info"]).stdout)
 
 
 def chip_name(host: Host, npus: tuple[int, ...]) -> str:
-    """Return the name that npu-smi gives the first of `npus`; empty where it is not known."""
+    """Return the chip name that npu-smi shows for the first of `npus`; "" if unknown."""
     table = query(host)
     return next((npu.name for npu in table.npus if npu.device_id in npus), "") if table else ""
 
 
 def parse_visible(text: str) -> Visible:
-    """Read ASCEND_RT_VISIBLE_DEVICES as the Ascend runtime does.
+    """Return the value of ASCEND_RT_VISIBLE_DEVICES, parsed as the Ascend runtime does.
 
     Source: CANN's reference of environment variables, "ASCEND_RT_VISIBLE_DEVICES".
     """
@@ -92,21 +92,22 @@ def parse_visible(text: str) -> Visible:
 
 
 def addressable(host: Host, nodes: tuple[int, ...]) -> tuple[int, ...]:
-    """The numbers by which processes here address the NPUs.
+    """Return the numbers by which processes on this host or in this container address the NPUs of device `nodes`.
 
-    A container without `--privileged` numbers the nodes it was given from 0, whatever they are called on the host.
+    A container without `--privileged` numbers its nodes from 0, whatever their numbers on the host.
     """
     return tuple(range(len(nodes))) if host.in_container and not host.privileged else nodes
 
 
 def parse_npus(text: str, present: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """`0,1`, `0-3`, `0-1,6` or `all` (of `present`) as ascending numbers.
+    """Return the NPU numbers in `text` (`0,1`, `0-3`, `0-1,6`, or `all` for `present`) in ascending order.
 
     Raises ConfigError for anything else, and for the same NPU twice.
     """
     if text.strip() == "all":
         if not present:
-            raise ConfigError("--npus all: this host shows no /dev/davinciN", hint="name the NPUs, such as --npus 0,1")
+            hint = "run it on the NPU host, or name that host's NPUs, such as --npus 0,1"
+            raise ConfigError("--npus all: no /dev/davinciN on this host", hint=hint)
         return present
     numbers: list[int] = []
     for piece in text.split(","):
@@ -122,7 +123,7 @@ def parse_npus(text: str, present: tuple[int, ...] = ()) -> tuple[int, ...]:
 
 
 def holders(host: Host, table: npu_smi.NpuSmi) -> tuple[Holder, ...]:
-    """Every process that holds an NPU, and every NPU whose memory is taken by processes not seen from here."""
+    """Return every process that uses an NPU, and one Holder per NPU with memory in use by hidden processes."""
     holding: list[Holder] = []
     containers: dict[str, str] | None = None
     for npu in table.npus:
@@ -133,9 +134,9 @@ def holders(host: Host, table: npu_smi.NpuSmi) -> tuple[Holder, ...]:
             label = (containers or {}).get(container[:12], container[:12]) if container else None
             name = process.name or _process_name(host, process.pid) or "a process without a name"
             holding.append(Holder(npu.device_id, process.pid, name, process.memory_mb, label))
-        if npu.held_by_unseen:
-            unseen = "a process of another container or of the host"
-            holding.append(Holder(npu.device_id, None, unseen, npu.memory_used_mb, None))
+        if npu.used_by_hidden:
+            hidden = "a process of another container or of the host"
+            holding.append(Holder(npu.device_id, None, hidden, npu.memory_used_mb, None))
     return tuple(holding)
 
 

@@ -1,6 +1,6 @@
-"""`qvl doctor`: runs every check that makes sense on this host and collects the findings.
+"""`qvl doctor`: runs every applicable check on this host and collects the findings.
 
-Exit code: 0 nothing to do, 1 warnings only, 2 at least one failure.
+Exit code: 0 all ok, 1 warnings only, 2 at least one failure.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ DEVICES: Final = ("auto", "npu", "cuda", "cpu")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The parts to examine. `device` is auto, npu, cuda or cpu; None leaves a part out.
+    """The parts of a host to examine; those that are None are skipped. `device` is auto, npu, cuda or cpu.
 
-    `probe` runs the operations on the device, which loads torch and takes seconds to minutes. `software` False leaves
-    out CANN, Python packages and the probe: what a host that only runs containers does not need.
+    `probe` runs the operations on the device, which loads torch and takes seconds to minutes. `software` False skips
+    CANN, Python packages and the probe, which a host that only runs containers does not need.
     """
 
     device: str = "auto"
@@ -46,15 +46,15 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
-            raise ConfigError(f"--device {self.device!r} is unknown", hint=f"one of {', '.join(DEVICES)}")
+            raise ConfigError(f"unknown --device {self.device!r}", hint=f"one of {', '.join(DEVICES)}")
 
 
 def examine(
     host: Host, options: Options | None = None, *, on_finding: Callable[[Finding], None] | None = None
 ) -> DoctorReport:
-    """Run the checks in order. `on_finding` is called as each finding arrives.
+    """Run the checks in order and return their report. `on_finding` is called with each finding.
 
-    A check that itself breaks becomes a finding of its own, so that one surprise does not hide the others.
+    A check that raises becomes a failed finding, so that the other checks still run.
     """
     options = options or Options()
     kind = devices.kind_of(host) if options.device == "auto" else options.device
@@ -75,7 +75,7 @@ def examine(
 
 
 def render(finding: Finding) -> Text:
-    """One finding for a terminal: status, check and summary in one line, and its fix below where there is one."""
+    """Return one finding for a terminal: a line with status, check and summary, and its fix, if any, below."""
     from rich.text import Text
 
     word, colour = MARKS[finding.status]
@@ -86,7 +86,7 @@ def render(finding: Finding) -> Text:
 
 
 def verdict(report: DoctorReport) -> str:
-    """The last line: how many of each, and the date of the version matrix."""
+    """Return the last line of the output: the number of findings by status, and the date of the version matrix."""
     fails, warns = report.count("fail"), report.count("warn")
     counts = f"{report.count('ok')} ok, {warns} warnings, {fails} failures"
     return f"{counts} (version matrix of {report.facts.get('matrix')})"

@@ -1,4 +1,4 @@
-"""Environment variables that this field knows, and how near a misspelt one comes to them."""
+"""Known environment variables of Ascend, CUDA and qvl, and the detection of misspelt ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ KNOWN: Final = frozenset(
     QVL_CONFIG QVL_LANGUAGE QVL_CONCURRENCY QVL_CACHE_MODE QVL_CACHE_TTL QVL_NAMESPACE QVL_LOG_LEVEL
     QVL_MAX_PIXELS QVL_MIN_PIXELS
     QVL_MODEL QVL_SERVED_MODEL_NAME QVL_ANY_MODEL_NAME
-    QVL_DEVICE QVL_DTYPE QVL_MAX_MODEL_LEN QVL_MAX_NUM_SEQS QVL_BASE_URL
+    QVL_DEVICE QVL_DTYPE QVL_MAX_MODEL_LEN QVL_MAX_NUM_SEQS QVL_QUANTIZE QVL_DECODE_KERNEL QVL_GOAL QVL_MAX_STEP_MS
+    QVL_BASE_URL
     QVL_UPSTREAM_KEY QVL_CANARY QVL_EXIT_ON_ENGINE_DEATH QVL_HOST QVL_PORT QVL_ROOT_PATH QVL_TLS_CERT QVL_TLS_KEY
     QVL_CACHE QVL_API_KEY QVL_API_KEY_FILE QVL_ALLOW_UNAUTHENTICATED QVL_CORS_ORIGIN QVL_MAX_CONCURRENT QVL_MAX_QUEUE
     QVL_MAX_QUEUE_PICTURE_TOKENS QVL_REQUESTS_PER_MINUTE QVL_CONCURRENT_PER_KEY QVL_REQUEST_TIMEOUT QVL_DRAIN_TIMEOUT
@@ -47,10 +48,10 @@ _SHORTEST = 8
 
 
 def misspelt(environ: Mapping[str, str], extra_known: Iterable[str] = ()) -> dict[str, str]:
-    """Return set variables that are unknown but near a known one, each with the name that was probably meant.
+    """Return unknown variables of `environ` that are close to a known one, mapped to that name.
 
-    Near means two letters added, left out, changed or swapped, or the same words in another order. A variable that
-    is far from every known name is somebody else's and is left alone.
+    Close means an edit distance of at most 2, or the same words in another order. Other unknown variables belong to
+    other programs and are ignored.
     """
     known = KNOWN | set(extra_known)
     corrections: dict[str, str] = {}
@@ -69,7 +70,7 @@ def misspelt(environ: Mapping[str, str], extra_known: Iterable[str] = ()) -> dic
 
 
 def distance(a: str, b: str) -> int:
-    """Edit distance with swaps of neighbours (optimal string alignment)."""
+    """Return the edit distance of two strings, with swaps of neighbours (optimal string alignment)."""
     if abs(len(a) - len(b)) > _NEAR:
         return _NEAR + 1
     before: list[int] = []

@@ -1,7 +1,7 @@
-"""The machine under examination, as one value: file tree, environment, programs, interpreter, user.
+"""The machine under examination: file tree, environment, programs, interpreter, user.
 
-Everything that `doctor` and `launch` look at goes through a Host, so that a made-up tree under another root, a scripted
-`npu-smi` and a recorded interpreter take the place of the real ones.
+`doctor` and `launch` access the machine only through a Host, so that tests can use another root folder, a scripted
+`npu-smi` and a recorded interpreter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FULL_CAPABILITIES = 38
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The outcome of a program. `code` is 127 when there is no such program and 124 when it ran past its time."""
+    """The outcome of a program. `code` is 127 if the program was not found and 124 if it timed out."""
 
     code: int
     stdout: str
@@ -37,10 +37,10 @@ class Completed:
 
 @dataclass(frozen=True)
 class Host:
-    """A machine seen through its root folder, environment and programs.
+    """A machine, accessed by its root folder, environment and programs.
 
-    `root` stands in front of every absolute path. `interpreter` is the Python whose packages are examined and which
-    runs the op probe; `site` are its package folders (None: those of this process).
+    `root` is prepended to every absolute path. `interpreter` is the Python whose packages are examined and which
+    runs the operation probe; `site` are its package folders (None: those of this process).
     """
 
     root: Path = Path("/")
@@ -52,34 +52,34 @@ class Host:
     groups: tuple[int, ...] = field(default_factory=lambda: _identity()[1])
 
     def path(self, absolute: str | Path) -> Path:
-        """`absolute` below the root; a relative path stays as it is."""
+        """Return `absolute` below the root; a relative path is unchanged."""
         path = Path(absolute)
         if self.root == Path("/") or not path.is_absolute():
             return path
         return self.root / path.relative_to("/")
 
     def read(self, absolute: str) -> str | None:
-        """The text of a file, or None where it cannot be read."""
+        """Return the text of a file, or None if it cannot be read."""
         try:
             return self.path(absolute).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
 
     def names(self, absolute: str) -> tuple[str, ...]:
-        """The sorted entries of a folder, none where it cannot be listed."""
+        """Return the sorted entries of a folder, () if it cannot be listed."""
         try:
             return tuple(sorted(entry.name for entry in self.path(absolute).iterdir()))
         except OSError:
             return ()
 
     def which(self, program: str) -> str | None:
-        """The full path of a program on this host's PATH."""
+        """Return the full path of a program on this host's PATH, or None."""
         return shutil.which(program, path=self.environ.get("PATH", os.defpath))
 
     def run(
         self, command: Sequence[str], *, timeout: float = 30.0, environ: Mapping[str, str] | None = None
     ) -> Completed:
-        """Run a program to its end. Never raises: a missing program gives code 127, one out of time 124."""
+        """Run a program and return its outcome. Never raises: see `Completed.code`; `timeout` is in seconds."""
         program = self.which(command[0])
         if program is None:
             return Completed(127, "", f"{command[0]}: not found on PATH")
@@ -95,7 +95,7 @@ class Host:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return Completed(124, "", f"{command[0]}: no end within {timeout:g} s")
+            return Completed(124, "", f"{command[0]}: timed out after {timeout:g} s")
         except OSError as error:
             return Completed(126, "", f"{command[0]}: {error}")
         return Completed(done.returncode, done.stdout, done.stderr)
@@ -103,7 +103,7 @@ class Host:
     def may_use(self, absolute: str) -> bool:
         """True if this host's user may read and write a file, by its owner and mode.
 
-        The mode is computed, not tried: opening a device node has side effects in its driver.
+        The file is not opened, since opening a device node has side effects in its driver.
         """
         try:
             facts = self.path(absolute).stat()
@@ -120,7 +120,7 @@ class Host:
         return facts.st_mode & needed == needed
 
     def space(self, absolute: str) -> tuple[int, int] | None:
-        """Total and free bytes of the file system that holds a path (its nearest existing parent), or None."""
+        """Return (total, free) bytes of the file system of a path or its nearest existing parent, or None."""
         folder = self.path(absolute)
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
@@ -131,7 +131,7 @@ class Host:
         return usage.total, usage.free
 
     def open_files_limit(self) -> int:
-        """The soft limit of open files of a process; -1 where it cannot be told."""
+        """Return the soft limit of open files of a process; -1 if unknown."""
         try:
             import resource
         except ImportError:
@@ -139,7 +139,7 @@ class Host:
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
     def packages(self) -> dict[str, str]:
-        """Versions of the interpreter's installed distributions, by normalised name (`torch-npu`)."""
+        """Return the versions of the interpreter's installed distributions by normalised name (`torch-npu`)."""
         path = sys.path if self.site is None else list(self.site)
         versions: dict[str, str] = {}
         for distribution in importlib.metadata.distributions(path=path):
@@ -149,7 +149,7 @@ class Host:
         return versions
 
     def cores(self) -> int:
-        """Processor cores, from /proc/cpuinfo, or as Python counts them where that file is not there."""
+        """Return the number of processor cores, from /proc/cpuinfo, else from Python."""
         return (self.read("/proc/cpuinfo") or "").count("processor\t") or os.cpu_count() or 1
 
     @property
@@ -161,12 +161,12 @@ class Host:
 
     @property
     def privileged(self) -> bool:
-        """True if no capability is out of reach, which in a container means `--privileged` (for any user)."""
+        """True if all capabilities are available, which in a container means `--privileged` (for any user)."""
         match = re.search(r"^CapBnd:\s*([0-9a-fA-F]+)", self.read("/proc/self/status") or "", re.MULTILINE)
         return match is not None and bin(int(match[1], 16)).count("1") >= _FULL_CAPABILITIES
 
     def listening_ports(self) -> frozenset[int]:
-        """TCP ports on which something listens, from /proc/net/tcp and tcp6."""
+        """Return the TCP ports in use by listeners, from /proc/net/tcp and tcp6."""
         ports: set[int] = set()
         for table in ("/proc/net/tcp", "/proc/net/tcp6"):
             for line in (self.read(table) or "").splitlines()[1:]:

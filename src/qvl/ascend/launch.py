@@ -1,7 +1,7 @@
-"""`qvl launch`: one container on an Ascend host, checked before it starts and waited for until it serves.
+"""`qvl launch`: checks an Ascend host, starts one container on it and waits until it is ready.
 
-`docker_arguments` is a pure function of the plan. `Launcher` looks at the host (NPUs, port, image, weights), starts the
-container and waits for its readiness; what stands in the way is a LaunchError of one line.
+`docker_arguments` is a pure function of the plan. `Launcher` checks the host (NPUs, port, image, weights), starts the
+container and waits for its readiness; every failure is a LaunchError of one line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LOG_LINES = 60
 
 
 class LaunchError(QvlError):
-    """The container was not started, or did not come to serve. `log` holds the end of its log where there is one."""
+    """The container was not started, or did not become ready. `log` is the end of its log, if there is one."""
 
     default_code = "launch_failed"
 
@@ -38,7 +38,7 @@ class LaunchError(QvlError):
 
 
 def docker_arguments(plan: ContainerPlan) -> list[str]:
-    """The whole `docker run` as an argument list, the program first."""
+    """Return the `docker run` command as an argument list, the program first."""
     words = ["docker", "run", "--detach", "--name", plan.container, "--restart", plan.restart]
     if plan.privileged:
         words.append("--privileged")
@@ -59,7 +59,7 @@ def docker_arguments(plan: ContainerPlan) -> list[str]:
 
 
 def as_text(words: Sequence[str]) -> str:
-    """A command as a shell takes it, an option a line."""
+    """Return a command quoted for a shell, with one option per line."""
     lines: list[str] = []
     current = shlex.quote(words[0])
     for word in words[1:]:
@@ -73,40 +73,40 @@ def as_text(words: Sequence[str]) -> str:
 
 @dataclass(slots=True)
 class Launcher:
-    """Starts plans on a host. `say` receives progress; `poll` is the pause between two looks at readiness, seconds."""
+    """Starts containers on a host. `say` is called with progress; `poll` is the seconds between readiness checks."""
 
     host: Host
     say: Callable[[str], None] = field(default=lambda line: None)
     poll: float = 2.0
 
     def check(self, plan: ContainerPlan, *, share: bool = False) -> None:
-        """Refuse what cannot work: missing NPUs, held NPUs (unless `share`), a taken port, an absent image or shard."""
+        """Check that NPUs exist and are free (unless `share`), the port is free, image and weights are complete."""
         self.check_npus(plan.npus, share=share)
         self.check_port(plan.host, plan.port)
         self.check_image(plan.image)
         self.check_weights(plan)
 
     def check_npus(self, npus: tuple[int, ...], *, share: bool = False) -> None:
-        """The nodes are there, and nobody holds them."""
+        """Check that the device nodes exist, and (unless `share`) that no process uses the NPUs."""
         present = devices.device_numbers(self.host)
         absent = [number for number in npus if number not in present]
         if absent:
             have = ", ".join(map(str, present)) or "none"
-            raise LaunchError(f"NPU {absent[0]} is not on this host, it has: {have}", hint="see `qvl doctor`")
+            raise LaunchError(f"NPU {absent[0]} not found on this host, which has: {have}", hint="see `qvl doctor`")
         if share:
             return
         table = devices.query(self.host)
         if table is None:
-            raise LaunchError("npu-smi info gives no table: who holds the NPUs is unknown", hint="see `qvl doctor`")
+            raise LaunchError("cannot tell which NPUs are free: npu-smi info has no table", hint="see `qvl doctor`")
         holders = devices.holders(self.host, table)
         for holder in holders:
             if holder.device_id in npus:
                 free = sorted(set(present) - {item.device_id for item in holders})
-                choice = f"free are: {', '.join(map(str, free))}" if free else "no NPU is free"
+                choice = f"free NPUs: {', '.join(map(str, free))}" if free else "no NPU is free"
                 raise LaunchError(str(holder), hint=f"{choice}; --share starts beside it")
 
     def check_port(self, address: str, port: int) -> None:
-        """Nothing listens on the port that is to be published."""
+        """Check that nothing listens on the port to publish."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -117,10 +117,10 @@ class Launcher:
                 raise LaunchError(f"port {port} of {address}: {reason}", hint="choose another with --port") from error
 
     def check_image(self, image: str) -> None:
-        """The image with this very tag is on the host."""
+        """Check that the host has the image with this tag."""
         done = self.host.run(["docker", "images", "--format", "{{.Repository}}:{{.Tag}}@{{.Digest}}"])
         if done.code != 0:
-            raise LaunchError(f"docker images: {done.last_line}", hint="is docker installed, running and yours to use?")
+            raise LaunchError(f"docker images: {done.last_line}", hint="see that docker runs and this user may use it")
         listed = [line.rpartition("@") for line in done.stdout.splitlines() if "@" in line]
         tags = {tag for tag, _, _ in listed}
         digests = {f"{tag.rpartition(':')[0]}@{digest}" for tag, _, digest in listed}
@@ -129,11 +129,11 @@ class Launcher:
             return
         repository = image.partition("@")[0] if "@" in image else image.rpartition(":")[0]
         others = sorted(tag for tag in tags if tag.rpartition(":")[0].split("/")[-1] == repository.split("/")[-1])
-        have = f"of this name the host has: {', '.join(others)}" if others else f"docker pull {image}"
+        have = f"other tags on this host: {', '.join(others)}" if others else f"docker pull {image}"
         raise LaunchError(f"image {image} not found on this host", hint=have)
 
     def check_weights(self, plan: ContainerPlan) -> None:
-        """A local checkpoint is whole."""
+        """Check that the plan's local checkpoint is complete; a hub id is not checked."""
         if plan.weights is None:
             return
         for finding in weights.check(plan.weights):
@@ -141,7 +141,7 @@ class Launcher:
                 raise LaunchError(f"weights: {finding.summary}", hint=finding.fix or "see `qvl doctor --weights`")
 
     def start(self, plan: ContainerPlan) -> str:
-        """Run the container; its id."""
+        """Start the container and return its id."""
         words = docker_arguments(plan)
         done = self.host.run(words, timeout=120)
         if done.code != 0:
@@ -149,9 +149,9 @@ class Launcher:
         return done.stdout.strip()
 
     def wait(self, plan: ContainerPlan, *, timeout: float) -> float:
-        """Wait until the service says it is ready; the seconds it took.
+        """Wait until the service is ready and return the seconds it took.
 
-        Raises LaunchError with the container's log when the container ends, or after `timeout` seconds.
+        Raises LaunchError with the container's log if the container exits, or after `timeout` seconds.
         """
         import httpx
 
@@ -182,12 +182,12 @@ class Launcher:
                 time.sleep(min(self.poll, remaining))
         raise LaunchError(
             f"{url} is not ready after {timeout:g} s ({last})",
-            hint=f"the container still runs: docker logs -f {plan.container}; allow more with --wait",
+            hint=f"the container is still running: docker logs -f {plan.container}; wait longer with --wait",
             log=self.log(plan),
         )
 
     def state(self, plan: ContainerPlan) -> str:
-        """Docker's word for the container's state, with its exit code once it has ended."""
+        """Return docker's word for the container's state, such as "running", with the exit code if it has exited."""
         template = "{{.State.Status}} {{.State.ExitCode}}"
         done = self.host.run(["docker", "inspect", "--format", template, plan.container])
         word, _, code = done.stdout.strip().partition(" ")
@@ -196,6 +196,6 @@ class Launcher:
         return f"{word} with exit code {code}" if word in ("exited", "dead") else word
 
     def log(self, plan: ContainerPlan) -> str:
-        """The last lines of the container's log, both streams."""
+        """Return the last lines of the container's log, stdout and stderr."""
         done = self.host.run(["docker", "logs", "--tail", str(_LOG_LINES), plan.container])
         return (done.stdout + done.stderr).strip()

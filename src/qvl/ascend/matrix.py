@@ -1,6 +1,6 @@
-"""The dated table of versions that go together, and how to compare versions of this field.
+"""The dated matrix of compatible versions, and the comparison of version strings.
 
-`matrix.json` is data: a date, its sources, and facts. A version that it does not know is reported as unknown, never
+`matrix.json` is data: a date, its sources, and facts. A version that it does not list is reported as unknown, never
 as wrong.
 """
 
@@ -15,7 +15,7 @@ from typing import NotRequired, TypedDict
 
 
 class VllmAscendRelease(TypedDict):
-    """The versions that one release of vllm-ascend is built for."""
+    """The versions that one release of vllm-ascend needs."""
 
     vllm: str
     cann: str
@@ -25,7 +25,7 @@ class VllmAscendRelease(TypedDict):
 
 
 class ChipFacts(TypedDict, total=False):
-    """The facts about a chip in which it differs from a usual one."""
+    """The properties in which a chip differs from the default."""
 
     dtypes: list[str]
     graph_mode_cann: str
@@ -35,7 +35,7 @@ class ChipFacts(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """The facts of matrix.json; field names are its keys."""
+    """The content of matrix.json; field names are its keys."""
 
     date: str
     sources: tuple[str, ...]
@@ -47,20 +47,20 @@ class Matrix:
     model_types: dict[str, str]
 
     def chip(self, name: str) -> ChipFacts:
-        """Return what is special about a chip, by the beginning of its npu-smi name; empty for a usual one."""
+        """Return the special properties of a chip by the prefix of its npu-smi name; default ones if not listed."""
         plain = name.removeprefix("Ascend")
         return next((facts for prefix, facts in self.chips.items() if plain.startswith(prefix)), ChipFacts())
 
 
 @lru_cache(maxsize=1)
 def load() -> Matrix:
-    """The matrix that ships with this version."""
+    """Return the matrix that ships with this version of qvl."""
     body = json.loads(resources.files("qvl.ascend").joinpath("matrix.json").read_text(encoding="utf-8"))
     return Matrix(**{**body, "sources": tuple(body["sources"])})
 
 
 def key(version: str) -> tuple[int, ...]:
-    """A sortable key: `8.3.RC1` < `8.3.RC2` < `8.3.0`, `2.9.0` < `2.9.0.post2`; a local part (`+cpu`) is left out."""
+    """Return a sort key of a version: `8.3.RC1` < `8.3.RC2` < `8.3.0`, `2.9` < `2.9.post2`; `+cpu` is ignored."""
     text = version.split("+")[0].lower().lstrip("v")
     match = re.match(r"(\d+(?:\.\d+)*)", text)
     numbers = [int(part) for part in match[1].split(".")] if match else []
@@ -71,7 +71,7 @@ def key(version: str) -> tuple[int, ...]:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """Major, minor and patch of a version: what torch and torch_npu must share."""
+    """Return (major, minor, patch) of a version, which must be equal for torch and torch_npu."""
     return key(version)[:3]
 
 

@@ -1,8 +1,8 @@
-"""Reads the table of `npu-smi info`.
+"""Parser of the table of `npu-smi info`.
 
-The table has two rows a chip, and its columns moved between driver versions: the second cell of the second row is
-absent (23.0 to 25.x on 910B), `Device` (310B, 310P) or `Phy-ID` (two chips a card); `HBM-Usage` is absent on chips
-without it. The number in `/dev/davinciN` is `Device` or `Phy-ID` where there is one, and the NPU number elsewhere.
+The table has two rows per chip, and its columns differ between driver versions: the second cell of the second row is
+absent (23.0 to 25.x on 910B), `Device` (310B, 310P) or `Phy-ID` (two chips per card); `HBM-Usage` is absent on chips
+without HBM. The number in `/dev/davinciN` is `Device` or `Phy-ID` if present, else the NPU number.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 
 _VERSION = re.compile(r"npu-smi\s+(\S+)\s+Version:\s*(\S+)")
 _PAIR = re.compile(r"(\d+)\s*/\s*(\d+)")
-_HELD_FLOOR_MB = 6144
-_HELD_SHARE = 0.15
+_USED_FLOOR_MB = 6144
+_USED_SHARE = 0.15
 
 
 @dataclass(frozen=True, slots=True)
 class NpuProcess:
-    """A process that holds memory of a chip. `name` is empty where npu-smi does not see it (another container)."""
+    """A process that uses memory of a chip. `name` is "" if npu-smi does not know it (another container)."""
 
     pid: int
     name: str
@@ -28,7 +28,7 @@ class NpuProcess:
 
 @dataclass(frozen=True, slots=True)
 class Npu:
-    """One chip. Memory is HBM where the chip has it, MiB; `power_w` and `temperature_c` are None where not measured."""
+    """One chip. Memory is in MiB, of HBM if the chip has it; `power_w` and `temperature_c` are None if not measured."""
 
     npu_id: int
     chip_id: int
@@ -43,29 +43,29 @@ class Npu:
 
     @property
     def memory_free_mb(self) -> int:
-        """MiB that a new process could have."""
+        """The free memory in MiB."""
         return self.memory_total_mb - self.memory_used_mb
 
     @property
-    def held_by_unseen(self) -> bool:
-        """Much memory in use and no process listed: inside a container the others' processes are not shown.
+    def used_by_hidden(self) -> bool:
+        """True if much memory is in use but no process is listed: processes of other containers are hidden.
 
-        An idle chip shows 3 to 4 GiB in use, which the driver and the device's own system take.
+        An idle chip has 3 to 4 GiB in use by the driver and the device's own system.
         """
-        limit = max(_HELD_FLOOR_MB, _HELD_SHARE * self.memory_total_mb)
+        limit = max(_USED_FLOOR_MB, _USED_SHARE * self.memory_total_mb)
         return not self.processes and self.memory_used_mb > limit
 
 
 @dataclass(frozen=True, slots=True)
 class NpuSmi:
-    """The whole table: the tool's version, which follows the driver's, and the chips in order of device number."""
+    """The parsed table: the version of npu-smi, which is the driver's too, and the chips by device number."""
 
     version: str
     npus: tuple[Npu, ...]
 
 
 def parse(text: str) -> NpuSmi | None:
-    """The parsed table, or None where `text` holds none (an error message of the driver, for instance)."""
+    """Return the parsed table, or None if `text` has none (an error message of the driver, for instance)."""
     version = _VERSION.search(text)
     if version is None:
         return None

@@ -1,9 +1,9 @@
-"""Runs the operations that Qwen3-VL needs on one device, and prints what happened as one line of JSON.
+"""Runs the operations that Qwen3-VL needs on one device, and prints the results as one line of JSON.
 
     python -m qvl.ascend.probe --device npu:0
 
-Run as a process of its own: it disables the silent CPU fallback before torch_npu is imported, and a crash in a driver
-takes only this process down. Each operation runs twice, because the first call on an NPU compiles it.
+It runs in a process of its own: it disables the silent CPU fallback before torch_npu is imported, and a crash in a
+driver ends only this process. Each operation runs twice, because the first call on an NPU compiles it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARK = "QVL-PROBE "
 
 
 class OperationOutcome(TypedDict, total=False):
-    """The outcome of one operation: `error` in one line, or the milliseconds of both calls."""
+    """The outcome of one operation: the milliseconds of both calls, and its `error` in one line if it failed."""
 
     op: str
     dtype: str
@@ -34,7 +34,7 @@ class OperationOutcome(TypedDict, total=False):
 
 
 class ProbeResult(TypedDict, total=False):
-    """The answer of one probe. Without `operations` there is an `error`, and an `exit_code` where the process died."""
+    """The result of one probe. Without `operations` it has an `error`, and an `exit_code` if the process crashed."""
 
     device: str
     torch: str
@@ -48,7 +48,7 @@ class ProbeResult(TypedDict, total=False):
 
 
 def operation(name: str, device: str, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-    """One operation as a call without arguments; its inputs are made here, outside of the timing."""
+    """Return a function that runs one operation; its inputs are created beforehand, outside the timing."""
     import torch
     from torch.nn import functional
 
@@ -77,7 +77,7 @@ def operation(name: str, device: str, dtype: torch.dtype) -> Callable[[], torch.
 
 
 def measure(name: str, device: str, dtype_name: str) -> OperationOutcome:
-    """Run one operation twice."""
+    """Run one operation twice (an NPU compiles it the first time); return both calls' milliseconds, and any error."""
     import torch
 
     outcome: OperationOutcome = {"op": name, "dtype": dtype_name}
@@ -99,7 +99,7 @@ def measure(name: str, device: str, dtype_name: str) -> OperationOutcome:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done all work."""
+    """Wait until the device has finished all queued work."""
     import torch
 
     kind = device.partition(":")[0]
@@ -129,7 +129,7 @@ def examine(device: str) -> ProbeResult:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the outcome; the exit code is 0 also where an operation fails, for that is the answer."""
+    """Print the probe's result as JSON; return 0 even if an operation fails, since that is a result."""
     parser = argparse.ArgumentParser(prog="python -m qvl.ascend.probe", description="Try a device's operations.")
     parser.add_argument("--device", default="cpu")
     device = parser.parse_args(arguments).device

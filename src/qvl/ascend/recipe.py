@@ -1,4 +1,4 @@
-"""What runs inside a container: the command, its environment and mounts, for each of the two engines.
+"""The content of a container for each of the two engines: command, environment, mounts and devices.
 
 Sources: the vllm-ascend quick start (device nodes and mounts) and its Qwen-VL-Dense recipe (flags and environment).
 """
@@ -40,11 +40,11 @@ _PREAMBLE = (
 
 @dataclass(frozen=True, slots=True)
 class ContainerPlan:
-    """One container: what to serve, on which NPUs, from which image, published where.
+    """One container: model, engine, NPUs, image, and the published address.
 
     `model` is a folder of this host or a hub id. `host` is the address on which the port is published.
-    `chip` is npu-smi's name where known. `extra` goes to the engine as it stands.
-    Raises ConfigError for what cannot work.
+    `chip` is npu-smi's name, if known. `extra` are further arguments of the engine.
+    Raises ConfigError for invalid values.
     """
 
     model: str
@@ -67,9 +67,9 @@ class ContainerPlan:
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
-            raise ConfigError(f"--engine {self.engine!r} is unknown", hint=f"one of {', '.join(ENGINES)}")
+            raise ConfigError(f"unknown --engine {self.engine!r}", hint=f"one of {', '.join(ENGINES)}")
         if not self.npus:
-            raise ConfigError("no NPU is named", hint="--npus 0")
+            raise ConfigError("no NPU given", hint="--npus 0")
         if not 0 < self.port < 65536:
             raise ConfigError(f"invalid --port {self.port}", hint="1 to 65535")
         if not re.fullmatch(r"[^\s:]+(:\d+/[^\s:]+)?(:[\w][\w.-]*|@sha256:[0-9a-f]{64})", self.image):
@@ -82,7 +82,7 @@ class ContainerPlan:
 
     @property
     def container(self) -> str:
-        """The container's name: the one given, or engine and port, which no two containers share."""
+        """The container's name: `name` if set, else engine and port, which are unique: `qvl-vllm-8000`."""
         return self.name or f"qvl-{self.engine}-{self.port}"
 
     @property
@@ -93,7 +93,7 @@ class ContainerPlan:
 
     @property
     def inner_model(self) -> str:
-        """The model as the engine in the container names it."""
+        """The engine's model argument: the folder in the container, or the hub id."""
         return f"/models/{self.weights.name}" if self.weights else self.model
 
     @property
@@ -103,21 +103,21 @@ class ContainerPlan:
 
     @property
     def shm_size(self) -> str:
-        """Shared memory: as asked, or what the chip's recipe says."""
+        """The size of shared memory as docker writes it: the plan's own, else the recipe's for the chip."""
         return self.shm or str(matrix.load().chip(self.chip).get("shm", "1g"))
 
     @property
     def visible(self) -> str:
-        """ASCEND_RT_VISIBLE_DEVICES inside the container.
+        """The value of ASCEND_RT_VISIBLE_DEVICES inside the container, such as "0,1".
 
-        A container numbers the nodes it was given from 0; a privileged one sees the host's numbers.
+        An ordinary container numbers its NPUs from 0, a privileged one as the host does.
         """
         numbers = self.npus if self.privileged else range(len(self.npus))
         return ",".join(map(str, numbers))
 
 
 def environment(plan: ContainerPlan) -> dict[str, str]:
-    """Variables with their values. Keys are not among them: they are handed over by name."""
+    """Return environment variables with values, but without API keys: docker passes those by name."""
     variables = {
         "ASCEND_RT_VISIBLE_DEVICES": plan.visible,
         "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
@@ -132,7 +132,7 @@ def environment(plan: ContainerPlan) -> dict[str, str]:
 
 
 def volumes(plan: ContainerPlan) -> list[tuple[str, str, bool]]:
-    """(folder of the host, folder in the container, read-only), driver first."""
+    """Return (host folder, container folder, read-only) of each mount, the driver's first."""
     mounts = [(path, path, True) for path in DRIVER_MOUNTS]
     if plan.weights:
         mounts.append((str(plan.weights), plan.inner_model, True))
@@ -145,30 +145,30 @@ def volumes(plan: ContainerPlan) -> list[tuple[str, str, bool]]:
 
 
 def absent_folders(plan: ContainerPlan) -> list[tuple[str, str]]:
-    """(option, folder) of those of this host that are to be mounted and are not there."""
+    """Return (option, folder) of each host folder to mount that does not exist."""
     folders = {"MODEL": plan.weights, "--hub-cache": plan.hub_cache, "--answers": plan.answers, "--code": plan.code}
     return [(option, str(folder)) for option, folder in folders.items() if folder and not Path(folder).is_dir()]
 
 
 def devices(plan: ContainerPlan) -> list[str]:
-    """The nodes of the NPUs asked for, and the control nodes; nothing else."""
+    """Return the device nodes of the plan's NPUs, and the control nodes."""
     return [*(f"/dev/davinci{number}" for number in plan.npus), *DEVICE_NODES]
 
 
 def command(plan: ContainerPlan) -> list[str]:
-    """The engine's own command line."""
+    """Return the command line of the engine."""
     return _vllm(plan) if plan.engine == "vllm" else _qvl(plan)
 
 
 def shell(plan: ContainerPlan) -> tuple[str, list[str]]:
-    """(entrypoint, arguments): the command behind a preamble that sets up CANN, whatever the image's own shell does."""
+    """Return (entrypoint, arguments): a shell, not the image's own, that sets up CANN and runs the command."""
     return "bash", ["-c", _PREAMBLE, "--", *command(plan)]
 
 
 def ready_script(engine: str) -> str:
-    """Python for a health check inside the container: exit code 0 once the service is ready.
+    """Return the Python code of a health check inside the container: exit code 0 once the service is ready.
 
-    /ready wants the key where there is one, which a plain HTTP health check cannot give.
+    /ready needs the API key, if any, which a plain HTTP health check cannot send.
     """
     url = f"http://127.0.0.1:{INNER_PORT}{READY_PATHS[engine]}"
     key = f"'Bearer ' + os.environ.get('{KEY_NAMES[engine]}', '')"

@@ -1,4 +1,4 @@
-"""The outcome of checks: one Finding, and the report that holds them all."""
+"""The outcome of checks: a Finding per check, and the report of all."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MARKS: Final[Mapping[str, tuple[str, str]]] = {
 class Finding:
     """The outcome of one check.
 
-    `summary` is one line. `detail` holds the measured facts, for a machine as much as for a reader. `fix` is one line,
-    the way out; every `warn` and `fail` has one.
+    `summary` is one line. `detail` has the measured values. `fix` is one line with the remedy; every `warn` and `fail`
+    has one.
     """
 
     check: str
@@ -53,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class DoctorReport:
-    """All findings of one examination, in the order in which a person would follow them."""
+    """All findings of one examination, in the order of the checks."""
 
     findings: tuple[Finding, ...]
     facts: Mapping[str, object] = field(default_factory=dict)
@@ -64,13 +64,13 @@ class DoctorReport:
 
     @property
     def exit_code(self) -> int:
-        """0 nothing to do, 1 warnings only, 2 at least one failure."""
+        """0 all ok, 1 warnings only, 2 at least one failure."""
         if self.count("fail"):
             return 2
         return 1 if self.count("warn") else 0
 
     def to_json(self) -> str:
-        """The report as JSON: `exit_code`, `counts`, `facts`, and `findings` with all their fields."""
+        """Return the report as JSON: `exit_code`, `counts`, `facts`, and `findings` with all their fields."""
         counts = {status: sum(item.status == status for item in self.findings) for status in MARKS}
         body = {
             "exit_code": self.exit_code,

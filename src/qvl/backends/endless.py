@@ -1,4 +1,4 @@
-"""Ends answers that would go on until max_tokens: a model that has lost its thread writes the same over and over."""
+"""Detects answers that repeat the same text endlessly, so that they end before max_tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AT_LEAST: Final = re.compile(r"\{([0-9]{1,6})(?:,[0-9]*)?\}")
 
 
 class RunWatch:
-    """Finds white space, or up to six characters, that come `longest` times in a row. An escape is one character."""
+    """Detects up to six characters, or white space, repeated `longest` times; a JSON escape is one character."""
 
     def __init__(self, longest: int = LONGEST_RUN) -> None:
         self._longest = longest
@@ -32,7 +32,7 @@ class RunWatch:
         self._same = [0] * (LONGEST_UNIT + 1)
 
     def feed(self, text: str) -> str:
-        """Return what is repeated, once it has come too often; until then nothing."""
+        """Return the repeated text once it was repeated too often, else ""."""
         for char in text:
             unit = self._pending + char
             if unit[0] == "\\" and len(unit) < (6 if unit[1:2] == "u" else 2):
@@ -62,17 +62,17 @@ class RunWatch:
 
 
 class EndlessWatch:
-    """Watches one answer that must have a form, its choices and calls each on its own."""
+    """Detects repetition in each choice and tool call of one structured answer."""
 
     def __init__(self, request: ChatRequest) -> None:
         self._longest = longest_run(request)
         self._parts: dict[tuple[int, int | None], RunWatch] = {}
 
     def read(self, chunk: Chunk) -> None:
-        """Read the next piece.
+        """Check the next chunk.
 
         Raises:
-            BackendResponseError: it repeats itself without an end.
+            BackendResponseError: the answer repeats itself endlessly.
         """
         if not self._longest:
             return
@@ -85,7 +85,7 @@ class EndlessWatch:
 
 
 def endless(repeated: str, longest: int) -> BackendResponseError:
-    """Return the error of an answer that repeats `repeated`."""
+    """Return the error of an answer that repeats the text `repeated` `longest` times."""
     what = "white space" if _is_blank(repeated) else repr(repeated)
     return BackendResponseError(
         f"the model wrote {what} {longest} times in a row inside an answer that must have a form",
@@ -95,7 +95,7 @@ def endless(repeated: str, longest: int) -> BackendResponseError:
 
 
 def longest_run(request: ChatRequest) -> int:
-    """Return how often the answer may repeat something; 0 for one that is free, or whose form asks for such a run."""
+    """Return the most repetitions allowed in the answer; 0 (no limit) for free text or a format that requires them."""
     form, forced = request.response_format, request.forced_tools
     if form.kind == "text" and not forced:
         return 0
@@ -109,7 +109,7 @@ def longest_run(request: ChatRequest) -> int:
 
 
 def _demanded(pattern: str) -> int:
-    """Return about how many characters of one kind the braces of a pattern ask for at least."""
+    """Return a rough minimum of repetitions that the braces of a pattern require."""
     product = 1
     for braces in _AT_LEAST.finditer(pattern):
         product = min(product * max(1, int(braces.group(1))), 1 << 20)
@@ -117,7 +117,7 @@ def _demanded(pattern: str) -> int:
 
 
 def _texts(schema: object) -> Iterator[tuple[str, str]]:
-    """Yield what `const`, `enum` and `pattern` spell out, as it stands in JSON; not remarks such as `description`."""
+    """Yield (keyword, JSON text of its value) of `const`, `enum` and `pattern`; not of annotations."""
     pending: list[tuple[str, object]] = [("", schema)]
     while pending:
         word, node = pending.pop()

@@ -1,4 +1,4 @@
-"""Loading in the background: what nobody waits for any more keeps neither a caller nor the process."""
+"""Loads models in a daemon thread, so that an abandoned load blocks neither its caller nor the exit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 async def load_aside(load: Callable[[], T]) -> T:
-    """Return what `load` returns. Cancelled, it ends at once; `load` goes on until it, or the process, ends.
+    """Return the result of `load`, run in a daemon thread; if cancelled, return at once while `load` goes on.
 
-    A thread of an executor would not do: the interpreter waits for those before it exits.
+    An executor's thread would not do: the interpreter waits for those before it exits.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -43,7 +43,7 @@ async def load_aside(load: Callable[[], T]) -> T:
 
 
 def _let_go() -> None:
-    """Forget the executors that `load` made (the hub's client has one): their threads are daemons, yet are joined."""
+    """Unregister the executors that `load` made (the hub's client has one), whose threads would be joined at exit."""
     for worker in list(getattr(executors, "_threads_queues", ())):
         if worker.daemon:
             del executors._threads_queues[worker]  # type: ignore[attr-defined]

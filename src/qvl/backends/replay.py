@@ -1,7 +1,7 @@
-"""Record what a backend answers, answer from the recording later: for tests and demonstrations without a model.
+"""Records the answers of a backend and replays them, for tests and demonstrations without a model.
 
-A recording is a text file of JSON lines: first what the backend was, then one exchange a line. Pictures stand in it by
-their hash alone, so a recording is small and holds no picture.
+A recording is a file of JSON lines: a header about the backend, then one exchange a line. Pictures are represented by
+their hash, so a recording is small and contains no picture.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RecordedError = TypedDict(
 
 
 class RecordedChunk(TypedDict, total=False):
-    """A Chunk without what is empty."""
+    """A Chunk as JSON, without empty fields."""
 
     text: str
     index: int
@@ -75,7 +75,7 @@ class RecordingHeader(TypedDict):
 
 
 def request_manifest(request: ChatRequest) -> JsonObject:
-    """Return what tells two requests apart, as JSON: the cache key's manifest without backend, task and namespace."""
+    """Return the JSON that identifies a request: the cache key's manifest without backend, task and namespace."""
     manifest = build_manifest(request, identity={}, max_pixels=_NO_BUDGET)
     others = {"v", "backend", "task", "prompt_version", "language", "namespace"}
     return {name: value for name, value in manifest.items() if name not in others}
@@ -83,23 +83,23 @@ def request_manifest(request: ChatRequest) -> JsonObject:
 
 @dataclass(slots=True)
 class RecordedExchange:
-    """A request as recorded, and each of its answers: chunks, or an error."""
+    """A recorded request and its answers."""
 
     request: JsonMapping
     answers: list[RecordedAnswer] = field(default_factory=list)
     next_index: int = 0
 
     def next_answer(self) -> RecordedAnswer:
-        """Return the answers in the order in which they were recorded, then the last one again and again."""
+        """Return the next answer in recorded order; after the last one, that one again."""
         answer = self.answers[min(self.next_index, len(self.answers) - 1)]
         self.next_index += 1
         return answer
 
 
 class RecordBackend(WrappingBackend):
-    """Passes requests to `inner` and appends what was asked and answered to `path`.
+    """Passes requests to `inner` and appends each request and answer to `path`.
 
-    Answers that were not read to their end are not recorded. Errors are.
+    Errors are recorded too; answers that were not read to their end are not.
 
     Args:
         inner: the backend to record; opened and closed with this one.
@@ -176,9 +176,9 @@ class RecordBackend(WrappingBackend):
 
 
 class ReplayBackend(Backend):
-    """Answers from a recording. Name, model, capabilities and identity are those of the backend that was recorded.
+    """Answers from a recording. Name, model, capabilities and identity are the recorded backend's.
 
-    A request that was asked several times gets its answers in the order in which they were recorded, then the last one.
+    A request that was recorded several times gets its answers in recorded order, then the last one again.
 
     Args:
         model: the path of the recording, so that `Pipeline("replay:file.jsonl")` works.
@@ -228,11 +228,11 @@ class ReplayBackend(Backend):
         return "not open" if self._closed is None or self._closed.is_set() else None
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        """Answer as recorded.
+        """Yield the recorded answer.
 
         Raises:
-            BackendResponseError: this request was not recorded; the nearest one is named.
-            QvlError: the recorded answer was an error: the same again.
+            BackendResponseError: this request was not recorded; the message names the most similar one.
+            QvlError: the error that was recorded instead of an answer.
         """
         closed = self._closed
         if closed is None or closed.is_set():
@@ -256,13 +256,13 @@ class ReplayBackend(Backend):
             self._running -= 1
 
     def _unrecorded(self, manifest: JsonMapping) -> QvlError:
-        asked = _spelt(manifest)
+        spelt = _spelt(manifest)
         ranked = sorted(
             self._exchanges.values(),
-            key=lambda exchange: difflib.SequenceMatcher(None, _spelt(exchange.request), asked).ratio(),
+            key=lambda exchange: difflib.SequenceMatcher(None, _spelt(exchange.request), spelt).ratio(),
         )
         if not ranked:
-            return BackendResponseError(f"{self.path} has no exchange in it", code="not_recorded")
+            return BackendResponseError(f"the recording {self.path} is empty", code="not_recorded")
         nearest = ranked[-1].request
         differences = "; ".join(
             f"{path}: recorded {_brief(old)}, asked {_brief(new)}" for path, old, new in explain(nearest, manifest)[:3]
@@ -275,10 +275,10 @@ class ReplayBackend(Backend):
 
 
 def read_header(path: Path) -> RecordingHeader:
-    """Return the first line of a recording.
+    """Return the header of a recording.
 
     Raises:
-        ConfigError: it is not one.
+        ConfigError: the file is not a recording.
     """
     with path.open(encoding="utf-8") as file:
         try:
@@ -291,7 +291,7 @@ def read_header(path: Path) -> RecordingHeader:
 
 
 def read_recording(path: Path) -> tuple[RecordingHeader, dict[str, RecordedExchange]]:
-    """Return header and exchanges by key. A last line that was cut off by a crash is left out.
+    """Return (header, exchanges by key). A last line that was cut off by a crash is ignored.
 
     Raises:
         ConfigError: the file does not exist, or it is not a recording.
@@ -308,7 +308,7 @@ def read_recording(path: Path) -> tuple[RecordingHeader, dict[str, RecordedExcha
     except OSError as exc:
         raise ConfigError(f"the recording {path} cannot be read: {exc.strerror or exc}") from exc
     except (KeyError, TypeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"the recording {path} is broken: {exc}") from exc
+        raise ConfigError(f"the recording {path} has an invalid line: {exc!r}", hint="record it again") from exc
     return header, exchanges
 
 
@@ -320,7 +320,7 @@ def _lines(path: Path) -> Iterator[JsonObject]:
                 yield json.loads(line)
             except ValueError as exc:
                 if line.endswith("\n"):
-                    raise ConfigError(f"{path}, line {number} is broken: {exc}") from exc
+                    raise ConfigError(f"{path}, line {number} is not JSON: {exc}", hint="delete the line") from exc
 
 
 def _spelt(manifest: JsonMapping) -> str:
@@ -348,7 +348,7 @@ def capabilities_from_json(data: JsonMapping) -> Capabilities:
 
 
 def chunk_to_json(chunk: Chunk) -> RecordedChunk:
-    """Return a chunk as JSON values, without what is empty and without its timing."""
+    """Return a chunk as JSON values, without empty fields and timing."""
     fields: JsonObject = {
         "text": chunk.text,
         "index": chunk.index,
@@ -386,7 +386,7 @@ def _logprob_from_json(data: RecordedLogprob) -> TokenLogprob:
 
 
 def error_to_json(error: QvlError) -> RecordedError:
-    """Return the class and words of an error."""
+    """Return an error as JSON values: its class, message and fields."""
     return {
         "class": type(error).__name__,
         "message": error.message,
@@ -397,7 +397,7 @@ def error_to_json(error: QvlError) -> RecordedError:
 
 
 def error_from_json(data: RecordedError) -> QvlError:
-    """The same error again; BackendResponseError when its class is not one of qvl's."""
+    """Return the inverse of `error_to_json`; a BackendResponseError if its class is unknown."""
     kind = getattr(errors, str(data.get("class")), None)
     if not (isinstance(kind, type) and issubclass(kind, QvlError)) or kind is errors.AnalysisError:
         kind = BackendResponseError

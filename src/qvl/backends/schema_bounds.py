@@ -1,4 +1,4 @@
-"""Bounds on what is compiled for one request: a schema, a pattern and choices come from anybody."""
+"""Limits on schemas, patterns and choices to compile for one request, since they come from untrusted clients."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ MAPS: Final = frozenset({"properties", "patternProperties", "$defs", "definition
 
 
 def check_format(form: ResponseFormat) -> None:
-    """Refuse a pattern or choices that are too large to be compiled for one request.
+    """Check a pattern or choices against the limits.
 
     Raises:
-        RequestError: naming the bound.
+        RequestError: they are too large; the message names the limit.
     """
     if form.pattern is not None and len(form.pattern) > MAX_PATTERN:
         raise too_large(f"a pattern of {len(form.pattern)} characters", f"at most {MAX_PATTERN}", "response_format")
     if len(form.choices) > MAX_CHOICES:
         raise too_large(f"{len(form.choices)} choices", f"at most {MAX_CHOICES}", "response_format")
     if any("\ud800" <= char <= "\udfff" for text in (form.pattern or "", *form.choices) for char in text):
-        what = "half a surrogate pair, which is not a character"
-        raise RequestError(f"the {form.kind} holds {what}", param="response_format", code="invalid_schema")
+        what = f"the {form.kind} contains half a surrogate pair, which is not supported"
+        raise RequestError(what, hint="leave it out", param="response_format", code="invalid_schema")
     if (characters := sum(map(len, form.choices))) > MAX_CHOICE_CHARACTERS:
         hint = f"at most {MAX_CHOICE_CHARACTERS} together"
         raise too_large(f"choices of {characters} characters", hint, "response_format")
@@ -49,7 +49,7 @@ def too_large(what: str, hint: str, param: str) -> RequestError:
 
 
 def plain(schema: JsonMapping, param: str, depth: int = 0) -> JsonObject:
-    """Return `schema` with mappings and tuples as dicts and lists, which is what the compiler takes."""
+    """Return a copy of `schema` with dicts and lists for mappings and tuples, for the compiler; errors name `param`."""
     return {str(key): _plain(item, param, depth + 1) for key, item in schema.items()}
 
 
@@ -64,17 +64,17 @@ def _plain(value: object, param: str, depth: int) -> object:
 
 
 def bound(schema: JsonObject, param: str, *, validated: bool = False) -> None:
-    """Refuse a schema that is too large to be compiled for one request.
+    """Check a schema against the limits.
 
-    `validated` True means that the answer is checked against the schema afterwards, so multipleOf has no bound.
+    `validated`: the answer is validated against the schema afterwards, so multipleOf has no limit.
 
     Raises:
-        RequestError: the schema exceeds a bound, which the message names.
+        RequestError: it is too large; the message names the limit.
     """
     try:
         characters = len(json.dumps(schema))
     except (TypeError, ValueError) as exc:
-        raise RequestError(f"the schema cannot be read: {exc}", param=param, code="invalid_schema") from exc
+        raise RequestError(f"the schema is not valid JSON: {exc}", param=param, code="invalid_schema") from exc
     if characters > MAX_SCHEMA_CHARACTERS:
         raise too_large(f"a schema of {characters} characters", f"at most {MAX_SCHEMA_CHARACTERS}", param)
     options = multiples = 0
@@ -86,11 +86,11 @@ def bound(schema: JsonObject, param: str, *, validated: bool = False) -> None:
         if isinstance(values := node.get("enum"), list) and (options := options + len(values)) > MAX_CHOICES:
             raise too_large(f"more than {MAX_CHOICES} enum values", "leave some out", param)
         if not validated and (multiples := multiples + multiple(node) - 1) >= MAX_MULTIPLE:
-            raise too_large("multipleOf of so large numbers", f"at most {MAX_MULTIPLE} in all; leave it out", param)
+            raise too_large("so large multipleOf values", f"at most {MAX_MULTIPLE} in sum; leave one out", param)
 
 
 def multiple(node: JsonObject) -> int:
-    """Return the digits of the node's multipleOf as a whole number, which is what it costs the compiler; 1 without."""
+    """Return the node's multipleOf with its decimal point removed, its cost in the compiler; 1 without multipleOf."""
     step = node.get("multipleOf")
     if isinstance(step, bool) or not isinstance(step, (int, float)):
         return 1
@@ -101,7 +101,7 @@ def multiple(node: JsonObject) -> int:
 
 
 def without_large_multiples(schema: JsonObject) -> JsonObject:
-    """Return `schema` without the multipleOf that `bound` would refuse it for."""
+    """Return `schema` without values of multipleOf that exceed the limit of `bound`."""
     budget = MAX_MULTIPLE
 
     def drop(node: JsonObject) -> JsonObject:
@@ -115,7 +115,7 @@ def without_large_multiples(schema: JsonObject) -> JsonObject:
 
 
 def _nodes(schema: object, depth: int = 0) -> Iterator[tuple[JsonObject, int]]:
-    """Yield every subschema with its depth; not what only looks like one inside of `const`, `enum` and the like."""
+    """Yield (subschema, depth) of every subschema; values of `const`, `enum` and the like are not subschemas."""
     if not isinstance(schema, dict):
         return
     yield schema, depth
@@ -133,7 +133,7 @@ def _nodes(schema: object, depth: int = 0) -> Iterator[tuple[JsonObject, int]]:
 
 
 def mapped(schema: JsonObject, change: Callable[[JsonObject], JsonObject]) -> JsonObject:
-    """Return a copy with `change` applied to every subschema, from the top down."""
+    """Return a copy of `schema` with `change` applied to it and every subschema, from the top down."""
 
     def inside(value: object) -> object:
         return mapped(value, change) if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""A backend around another one: everything passes through, and a subclass does something of its own besides."""
+"""A base class for backends that wrap another one and pass everything through."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qvl.types import ChatRequest, Chunk, JsonObject
 
 
 class WrappingBackend(Backend):
-    """Is `inner` in every respect, its name and model included; it is opened and closed with this one."""
+    """Has the name and model of the backend `inner`, delegates everything to it, and opens and closes it."""
 
     def __init__(self, inner: Backend) -> None:
         self.inner = inner

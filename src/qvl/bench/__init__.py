@@ -1,6 +1,6 @@
-"""`qvl bench`: a load client for OpenAI-compatible endpoints that checks what it claims.
+"""`qvl bench`: a load client for OpenAI-compatible endpoints that verifies its own measurements.
 
-`dataset` reads what to ask, `prepare` makes request bodies of it, `exchange` sends one, `load` decides when, `record`
-keeps what came of it, `metrics` and `pairs` turn records into figures, `report`, `page` and `plots` show them, and
-`run` leads through all of it.
+`dataset` reads items, `prepare` makes request bodies of them, `exchange` sends one, `load` schedules them, `record`
+stores the outcomes, `metrics` and `pairs` compute figures from records, `report` and `page` show them, and `run` does
+a whole run.
 """

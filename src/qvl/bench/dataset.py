@@ -1,4 +1,4 @@
-"""What to ask: JSONL files in every form seen in the field, one picture, or drawn pictures.
+"""Sources of benchmark requests: JSONL files in several formats, one picture, or drawn pictures.
 
 | form of a line | comes from |
 |---|---|
@@ -40,16 +40,16 @@ Messages: TypeAlias = tuple[JsonObject, ...]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One request to make.
+    """One request to make, read from a line of the input.
 
     Args:
-        index: its place among all items of the input, from 0.
-        id: its name: the line's own, else `file:line`.
-        messages: OpenAI's wire form; pictures stand in `image_url` parts by whatever name the input gave them.
+        index: the item's position among all items of the input, from 0.
+        id: the `id` in the line, else `file:line`.
+        messages: in OpenAI's format; `image_url` parts have the picture's path or URL as in the input.
         params: the request fields that the line itself sets.
-        expected: the right answer, a text or an object; None when the line has none.
-        where: `file:line`, for people.
-        base: the folder that relative picture paths start from.
+        expected: the correct answer, a text or an object; None if the line has none.
+        where: the line as `file:line`, for error messages.
+        base: the folder to which relative picture paths belong.
     """
 
     index: int
@@ -61,7 +61,7 @@ class Item:
     base: Path | None = None
 
     def picture_parts(self) -> Iterator[JsonObject]:
-        """Yield the parts of the messages that carry a picture, in order."""
+        """Yield the content parts with a picture, in order."""
         for message in self.messages:
             content = message.get("content")
             if isinstance(content, list):
@@ -70,7 +70,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is not a request: where, and why."""
+    """An invalid line of the input: its `file:line` and the reason."""
 
     where: str
     reason: str
@@ -80,28 +80,28 @@ class BadLine:
 
 
 class Dataset(Protocol):
-    """Items that come anew, in the same order, each time it is iterated."""
+    """A source of items that yields the same items in the same order on every iteration."""
 
     def __iter__(self) -> Iterator[Item]: ...
     def facts(self) -> dict[str, object]: ...
 
 
 class NoRequestError(ValueError):
-    """A line that cannot be read as a request; the text says why."""
+    """A line that is not a valid request; the message is the reason."""
 
 
 class Files:
-    """Items of JSONL files, read line by line and never kept.
+    """Items of JSONL files, read line by line and not held in memory.
 
     Args:
-        patterns: files and globs; a picture file is one item, asked with `prompt`.
-        base_dir: where relative picture paths start; the folder of the file that names them when None.
-        prompt: the question for a picture without one.
-        strict: the first bad line ends the reading.
-        on_bad: called for each bad line, in the first reading only.
+        patterns: files and globs; a picture file is one item, with `prompt` as its question.
+        base_dir: the folder to which relative picture paths belong; None is the JSONL file's folder.
+        prompt: the question for lines and files that have a picture but no text.
+        strict: True to raise at the first invalid line.
+        on_bad: called for each invalid line, in the first iteration only.
 
     Raises:
-        ConfigError: nothing matches, a file cannot be read, or (while reading, with `strict`) a bad line.
+        ConfigError: no file matches, a file cannot be read, or (while iterating, with `strict`) an invalid line.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Files:
         self._read_once = False
 
     def facts(self) -> dict[str, object]:
-        """Return the identity of the input: files with their sizes."""
+        """Return the files of the input with their sizes, by which a resumed run checks that the input is the same."""
         return {"files": [[str(path), path.stat().st_size] for path in self.paths], "prompt": self.prompt}
 
     def __iter__(self) -> Iterator[Item]:
@@ -150,7 +150,7 @@ class Files:
         try:
             value = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
         except (ValueError, RecursionError) as exc:
-            raise NoRequestError(f"no JSON: {str(exc)[:100]}") from exc
+            raise NoRequestError(f"invalid JSON: {str(exc)[:100]}") from exc
         name, messages, params, expected = read_form(value, self.prompt)
         base = self.base_dir or path.parent
         where = f"{path}:{number}"
@@ -158,7 +158,7 @@ class Files:
 
     def _note(self, bad: BadLine, first: bool) -> None:
         if self.strict:
-            raise ConfigError(f"bad line: {bad}", hint="mend it, or leave --strict out to skip such lines")
+            raise ConfigError(f"bad line: {bad}", hint="correct it, or omit --strict to skip such lines")
         if first:
             self.bad_count += 1
             if len(self.bad) < MOST_LISTED:
@@ -168,7 +168,7 @@ class Files:
 
 
 class NamedRequest:
-    """One request, made of the pictures and the question that the command line names."""
+    """A dataset of one request with the pictures and the question of the command line."""
 
     def __init__(self, pictures: Sequence[str], prompt: str) -> None:
         self.pictures = tuple(pictures)
@@ -183,9 +183,9 @@ class NamedRequest:
 
 
 class Drawn:
-    """`count` different drawn product pictures of `size` (width, height), each asked about with `prompt`.
+    """A dataset of `count` different drawn product pictures of `size` (width, height), with `prompt` as the question.
 
-    `first_seed` moves the pictures, so that two sets share none.
+    `first_seed` offsets the pictures' seeds, so that two sets share none.
     """
 
     def __init__(self, count: int, size: tuple[int, int], *, prompt: str = "Describe it.", first_seed: int = 0) -> None:
@@ -203,10 +203,10 @@ class Drawn:
 
 
 def endless(dataset: Dataset) -> Iterator[Item]:
-    """Yield the items over and over; from the second round on their ids end in `#2`, `#3` and so on.
+    """Yield the items repeatedly; from the second round on their ids end in `#2`, `#3` and so on.
 
     Raises:
-        ConfigError: there is not one item.
+        ConfigError: the dataset has no items.
     """
     index = 0
     for lap in count(1):
@@ -215,19 +215,19 @@ def endless(dataset: Dataset) -> Iterator[Item]:
             yield replace(item, index=index, id=item.id if lap == 1 else f"{item.id}#{lap}")
             index += 1
         if index == before:
-            raise ConfigError("the input has no request in it", hint="see the bad lines above")
+            raise ConfigError("the input has no requests", hint="see the bad lines above")
 
 
 def read_form(value: object, prompt: str) -> tuple[str | None, Messages, JsonObject, object]:
-    """Return (id, messages, params, expected) of one parsed line.
+    """Return (id, messages, params, expected) of `value`, a line parsed as JSON; fields are as in `Item`.
 
     Raises:
-        NoRequestError: the value has no form that is known.
+        NoRequestError: the format of the value is unknown.
     """
     if isinstance(value, list):
         return None, _messages(value), {}, None
     if not isinstance(value, dict):
-        raise NoRequestError(f"neither an object nor a list of messages, but {type(value).__name__}")
+        raise NoRequestError(f"a line must be an object or a list of messages, not {type(value).__name__}")
     name = value.get("custom_id", value.get("id"))
     name = None if name is None else str(name)
     expected = value.get("expected")
@@ -235,7 +235,7 @@ def read_form(value: object, prompt: str) -> tuple[str | None, Messages, JsonObj
     if isinstance(body, dict):
         url = str(value.get("url") or "/v1/chat/completions")
         if not url.endswith("/chat/completions"):
-            raise NoRequestError(f"a batch line for {url[:60]}, only /v1/chat/completions can be asked")
+            raise NoRequestError(f"the line is for {url[:60]}; only /v1/chat/completions is supported")
         params = {key: setting for key, setting in body.items() if key not in NOT_OURS}
         return name, _messages(body.get("messages")), params, expected
     params = {key: value[key] for key in PARAMS if value.get(key) is not None}
@@ -247,9 +247,9 @@ def read_form(value: object, prompt: str) -> tuple[str | None, Messages, JsonObj
         return name, _messages([{"role": "user", "content": value["content"]}]), params, expected
     text = next((value[key] for key in TEXT_KEYS if value.get(key) is not None), None)
     if text is None and not pictures:
-        raise NoRequestError(f"no messages, text or picture among its fields: {', '.join(map(str, value))[:100]}")
+        raise NoRequestError(f"the object has no messages, text or picture, only: {', '.join(map(str, value))[:100]}")
     if text is not None and not isinstance(text, str):
-        raise NoRequestError(f"its text is {type(text).__name__}, not a string")
+        raise NoRequestError(f"the text must be a string, not {type(text).__name__}")
     return name, (_user(prompt if text is None else text, pictures),), params, expected
 
 
@@ -269,12 +269,12 @@ def _sources(value: object, key: str) -> list[str]:
     sources = [source.get("url", source.get("path")) if isinstance(source, dict) else source for source in values]
     names = [source for source in sources if isinstance(source, str)]
     if len(names) < len(sources):
-        raise NoRequestError(f"{key} is neither a picture name nor a list of them")
+        raise NoRequestError(f"{key} must be a picture name or a list of them")
     return names
 
 
 def _illustrated(messages: Messages, pictures: list[str]) -> Messages:
-    """`messages` with the pictures that stood beside them: in place of `<image>` marks, else in the first question."""
+    """Return `messages` with `pictures` in place of `<image>` marks, else in the first user message."""
     unplaced = list(pictures)
     question = next((index for index, message in enumerate(messages) if message["role"] == "user"), 0)
     made = []
@@ -300,26 +300,26 @@ def _illustrated(messages: Messages, pictures: list[str]) -> Messages:
 
 def _messages(value: object) -> Messages:
     if not isinstance(value, list) or not value:
-        raise NoRequestError("messages is not a list with something in it")
+        raise NoRequestError("messages must be a non-empty list")
     made = []
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise NoRequestError("a message is not an object with a role")
+            raise NoRequestError("a message must be an object with a role")
         content = message.get("content")
         if isinstance(content, list):
             content = [_part(part) for part in content]
         elif content is not None and not isinstance(content, str):
-            raise NoRequestError(f"a message's content is {type(content).__name__}")
+            raise NoRequestError(f"content must be a string or a list, not {type(content).__name__}")
         made.append({**message, "content": content})
     return tuple(made)
 
 
 def _part(part: object) -> JsonObject:
-    """A part in OpenAI's chat form; Qwen's `{"type": "image", "image": ...}` and the Responses form are converted."""
+    """Return a content part in OpenAI's chat format; Qwen's and the Responses API's formats are converted."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, dict):
-        raise NoRequestError("a part of a message is neither an object nor a string")
+        raise NoRequestError("a content part must be an object or a string")
     kind = part.get("type") or next((key for key in ("text", "image", "image_url") if key in part), None)
     if kind in ("text", "input_text"):
         if not isinstance(part.get("text"), str):
@@ -332,10 +332,10 @@ def _part(part: object) -> JsonObject:
             more = {key: value for key, value in source.items() if key not in ("url", "path")}
             source = source.get("url", source.get("path"))
         if not isinstance(source, str):
-            raise NoRequestError("a picture part names no picture")
+            raise NoRequestError("a picture part has no picture")
         return _picture(source, **more)
     if kind is None:
-        raise NoRequestError("a part of a message has no type")
+        raise NoRequestError("a content part has no type")
     return part
 
 

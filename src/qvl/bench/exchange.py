@@ -1,4 +1,4 @@
-"""One request on the wire: sent, its stream read by hand, every moment noted on one clock."""
+"""The exchange of one HTTP request: sending, reading of the stream, and its times on one clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CACHE_STATES: Final = ("hit", "miss", "coalesced", "bypass")
 
 @dataclass(slots=True)
 class TimedAnswer:
-    """One answer with its times, in `perf_counter` seconds; `first` is the first piece that carries something."""
+    """One answer with its times in `perf_counter` seconds; `first` is when the first non-empty chunk arrived."""
 
     headers_at: float = 0.0
     first: float | None = None
@@ -41,7 +41,7 @@ class TimedAnswer:
     server_total: float | None = None
 
     def piece(self, now: float) -> None:
-        """Note a piece of the answer that came at `now`."""
+        """Record the arrival time of a chunk."""
         if self.first is None:
             self.first = now
         else:
@@ -52,9 +52,9 @@ class TimedAnswer:
 
 @dataclass(eq=False)
 class AttemptFailedError(Exception):
-    """One attempt failed. `again` says whether the same request may be sent once more; `hint` is the way out, if known.
+    """One attempt failed. `again` is True if the request may be retried; `hint` is the remedy, if known.
 
-    `kind` is the word that errors are counted by: `http_429`, `connect`, `timeout`, `cut_off`, `error_event`,
+    `kind` is the category in which the error is counted: `http_429`, `connect`, `timeout`, `cut_off`, `error_event`,
     `bad_response`, `empty`, `picture`.
     """
 
@@ -70,16 +70,16 @@ class AttemptFailedError(Exception):
 
 
 class LoadedEndpoint:
-    """One URL of a run.
+    """The client of one endpoint of a run.
 
     Args:
         url: the base URL, with `/v1`.
-        model: what to ask for; the first that the endpoint lists when None.
+        model: the model name; None: the first that the endpoint lists.
         timeout: seconds for one attempt from sending to the last byte.
-        verify: whether a TLS certificate must be good.
+        verify: True to verify TLS certificates.
 
     Raises:
-        ConfigError: the URL cannot be used.
+        ConfigError: the URL is invalid.
     """
 
     def __init__(
@@ -103,17 +103,17 @@ class LoadedEndpoint:
             **(headers or {}),
         }
         if any(character in f"{name}{value}" for name, value in self._headers.items() for character in "\r\n"):
-            raise ConfigError("a header has a line break in it", hint="see --header and --api-key")
+            raise ConfigError("a header has a line break", hint="see --header and --api-key")
 
     def close(self) -> None:
         """Close the idle connections."""
         self._pool.close()
 
     async def find_model(self) -> str:
-        """Return the name of the model: the one given, else the first that the endpoint lists.
+        """Return the name of the model: `model`, else the first that the endpoint lists.
 
         Raises:
-            AttemptFailedError: nobody answers, or the answer names none.
+            AttemptFailedError: the endpoint does not answer, or lists no models.
         """
         if self.model:
             return self.model
@@ -125,9 +125,9 @@ class LoadedEndpoint:
         except (ValueError, KeyError, IndexError, TypeError) as exc:
             raise AttemptFailedError(
                 "bad_response",
-                f"{self.url}/models lists no model",
+                f"{self.url}/models lists no models",
                 again=False,
-                hint="name one with --model, or does --url lack its /v1?",
+                hint="use --model NAME, and check that --url ends in /v1",
             ) from exc
         return self.model
 
@@ -135,7 +135,7 @@ class LoadedEndpoint:
         """Send one request and return the whole answer.
 
         Raises:
-            AttemptFailedError: anything but a whole answer with something in it.
+            AttemptFailedError: any outcome but a complete, non-empty answer.
         """
         answer = TimedAnswer()
         reader = EventReader()
@@ -151,9 +151,9 @@ class LoadedEndpoint:
             for payload in reader.end():
                 self._event(payload, answer.end, answer)
         except BackendResponseError as exc:
-            raise AttemptFailedError("bad_response", str(exc), again=False) from exc
+            raise AttemptFailedError("bad_response", f"{self.url}: {exc}", again=False) from exc
         if not answer.done and answer.finish_reason is None:
-            raise AttemptFailedError("cut_off", "the stream ended before its answer did", again=answer.first is None)
+            raise AttemptFailedError("cut_off", "the stream ended before the answer did", again=answer.first is None)
         if not answer.pieces:
             raise AttemptFailedError("empty", "status 200 with an empty answer", again=False, status=200)
         return answer
@@ -161,7 +161,7 @@ class LoadedEndpoint:
     async def _exchange(
         self, request: bytes, timeout: float, answer: TimedAnswer, read: Callable[[float, bytes], None]
     ) -> None:
-        """Send the request and hand every piece of a good answer to `read`."""
+        """Send the request and call `read(time, bytes)` with every piece of a successful answer."""
         try:
             connection = await self._pool.take()
         except TransportError as exc:
@@ -180,9 +180,9 @@ class LoadedEndpoint:
             while (piece := await connection.next_piece(body)) is not None:
                 read(*piece)
         except TimeoutError as exc:
-            raise AttemptFailedError("timeout", f"no whole answer within {timeout:g} s", again=False) from exc
+            raise AttemptFailedError("timeout", f"no answer within {timeout:g} s", again=False) from exc
         except (BackendResponseError, BrokenAnswerError) as exc:
-            raise AttemptFailedError("bad_response", str(exc), again=False) from exc
+            raise AttemptFailedError("bad_response", f"{self.url}: {exc}", again=False) from exc
         except TransportError as exc:
             kind = "cut_off" if answer.headers_at else "connect"
             raise AttemptFailedError(kind, f"{self.url}: {_reason(exc)}", again=answer.first is None) from exc
@@ -212,7 +212,7 @@ class LoadedEndpoint:
                     answer.finish_reason = choice["finish_reason"]
         except (ValueError, TypeError, AttributeError, KeyError) as exc:
             raise AttemptFailedError(
-                "bad_response", f"an event that makes no sense: {readable(payload)}", again=False
+                "bad_response", f"invalid event in the stream: {readable(payload)}", again=False
             ) from exc
 
     def _refused(self, status: int, data: bytes, headers: Mapping[str, str]) -> AttemptFailedError:
@@ -233,7 +233,7 @@ def _read_headers(headers: Mapping[str, str], answer: TimedAnswer) -> None:
 
 
 def cache_state(headers: Mapping[str, str]) -> str | None:
-    """Return hit, miss, coalesced or bypass if the server tells; names of headers are in lower case."""
+    """Return "hit", "miss", "coalesced" or "bypass" from response headers (lower-case names); None without one."""
     own = headers.get("x-qvl-cache", "").lower()
     if own in CACHE_STATES:
         return own
@@ -247,7 +247,7 @@ def cache_state(headers: Mapping[str, str]) -> str | None:
 
 
 def server_timing(header: str) -> dict[str, float]:
-    """Return seconds by stage out of a `Server-Timing` header (its `dur` is in milliseconds)."""
+    """Return seconds by stage from a `Server-Timing` header (its `dur` is in milliseconds)."""
     stages = {}
     for entry in header.split(","):
         name, *parts = (part.strip() for part in entry.split(";"))

@@ -1,4 +1,4 @@
-"""When to send: closed loop, open loop, ramp and adaptive concurrency; retries; what came of each request."""
+"""Load generation: closed loop, open loop, ramp, adaptive concurrency and retries; one record per request."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PACED: Final = 100  # fewest requests for a share of the rate
 
 
 class Limit:
-    """The limit of requests in flight: up by one on success while it is used up, halved on overload.
+    """The adaptive limit of requests in flight: raised by one on success if it is reached, halved on overload.
 
-    What was sent before the last halving says nothing about the new limit, and does not halve it again.
+    Requests sent before the last halving do not halve it again.
     """
 
     def __init__(self, most: int, *, adaptive: bool) -> None:
@@ -41,12 +41,12 @@ class Limit:
         self.running += 1
 
     def leave(self) -> None:
-        """Count one request less, and let a waiting one begin."""
+        """Count one request less in flight, and let a waiting one start."""
         self.running -= 1
         self._wake()
 
     def adjust(self, sent_at: float, *, overloaded: bool) -> None:
-        """Adjust the limit to the outcome of a request that was sent at `sent_at`."""
+        """Raise or halve the limit after the outcome of a request sent at `sent_at`."""
         if not self._adaptive:
             return
         now = perf_counter()
@@ -71,11 +71,7 @@ class Limit:
 
 
 class Load:
-    """Sends the requests of a feeder, and records their outcome.
-
-    Args:
-        on_record: called with each record as it is made.
-    """
+    """Sends the requests of a feeder and records their outcomes; calls `on_record` with each finished one's record."""
 
     def __init__(
         self,
@@ -99,7 +95,7 @@ class Load:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def interrupt(self) -> None:
-        """Stop at once: requests under way are given up and not recorded."""
+        """Stop at once: running requests are cancelled and not recorded."""
         self.interrupted = True
         for task in tuple(self._tasks):
             task.cancel()
@@ -115,9 +111,10 @@ class Load:
         deadline: float | None = None,
         phase: str = "measure",
     ) -> tuple[float, float]:
-        """Run `clients` clients, each sending its next request when it has its answer; return the steady part.
+        """Run `clients` clients, each sending its next request after its answer; return the steady part (start, end).
 
-        The steady part is from when the last client starts to when the first finds nothing more to do.
+        The steady part is from the start of the last client to the time when the first one has no more requests.
+        `endpoint` is an index; `ramp` is in seconds; nothing is sent after `deadline` (by perf_counter()).
         """
         limit = Limit(clients, adaptive=self.plan.adaptive and phase == "measure")
         begun = perf_counter()
@@ -151,7 +148,7 @@ class Load:
     async def open(
         self, feeder: Feeder, endpoint: int, *, part: int = 0, ramp: float = 0.0, deadline: float | None = None
     ) -> tuple[float, float]:
-        """Send requests at the plan's rate, whatever becomes of those before; return the steady part."""
+        """Send requests at the plan's rate (`part` seeds the gaps), not waiting for answers; return the steady part."""
         limit = Limit(self.plan.concurrency, adaptive=False)
         begun = perf_counter()
         steady = begun + ramp
@@ -198,12 +195,12 @@ class Load:
 
     @property
     def pace(self) -> float:
-        """The share of the rate at which requests were sent; 1 for too few to tell."""
+        """The achieved share of the planned rate, from 0 to 1; 1 for too few requests."""
         sent, meant, taken = self.paced
         return meant / taken if sent >= PACED and taken > meant else 1.0
 
     async def watch(self) -> None:
-        """Note how late this process itself wakes up: figures below that are the client's, not the endpoint's."""
+        """Measure the wake-up delay of this process, below which measured times say nothing about the endpoint."""
         while True:
             before = perf_counter()
             await asyncio.sleep(TICK)
@@ -220,7 +217,7 @@ class Load:
             self._tasks.difference_update(tasks)
 
     async def _settled(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        """Waits for all; a fault of ours in one of them ends the others."""
+        """Wait for all tasks; an unexpected exception in one cancels the others."""
         try:
             for ended in asyncio.as_completed(tasks):
                 try:
@@ -291,7 +288,7 @@ class Load:
 
 
 async def _pause(seconds: float) -> float:
-    """Wait for `seconds`, not less as uvloop's timers do, which round; return how long it was."""
+    """Wait for at least `seconds` (uvloop's timers round down) and return the actual time."""
     begun = now = perf_counter()
     while now - begun < seconds:
         await asyncio.sleep(begun + seconds - now)
@@ -300,7 +297,7 @@ async def _pause(seconds: float) -> float:
 
 
 def _note(record: RequestRecord, answer: TimedAnswer, intended: float, sent_at: float, origin: float) -> None:
-    """Write an answer into its record."""
+    """Fill the record with the times, tokens and text of an answer; times are relative to `origin`."""
     assert answer.first is not None
     usage = answer.usage
     record.success, record.status = True, 200

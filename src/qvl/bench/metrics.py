@@ -1,8 +1,8 @@
-"""From the records of a run to its figures, in one pass and bounded memory.
+"""Computation of a run's figures from its records, in one pass and bounded memory.
 
-`FORMULAS` defines the figures. The steady part is when every client was busy (closed loop) or requests were due (open
-loop): not the ramp, not the last answers coming in. In a closed loop all the time of a request is the endpoint's work
-on it. In an open loop under overload most of it is waiting, and what waits is not done.
+`FORMULAS` defines the figures. The steady part is the time in which every client was busy (closed loop) or requests
+were due (open loop), without the ramp and the last answers. In a closed loop a request counts by the share of its time
+in the steady part; in an open loop, where requests may wait for long, only if it is complete inside it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from qvl.bench.record import RequestRecord
 FIGURES: Final = ("ttft", "tpot", "itl", "e2e", "first_byte", "queue", "network", "client_wait")
 FORMULAS: Final = {
     "tpot": "(E2E - TTFT) / (completion_tokens - 1)",
-    "ttft": "first piece with content - intended start",
-    "itl": "between two pieces of one stream",
+    "ttft": "first chunk with content - intended start",
+    "itl": "between two chunks of one stream",
     "e2e": "end of the answer - intended start",
     "requests_per_second": "closed loop: sum over answers of (share of its time inside the steady part) / length of "
     "that part; open loop: answers complete inside the steady part / length of that part",
@@ -60,7 +60,7 @@ class RetryCounts(TypedDict):
 
 
 class Throughput(TypedDict):
-    """Rates over `steady_seconds`; `steady` is false where they are of the whole run."""
+    """Rates over `steady_seconds`; `steady` is False if there was no steady part, so that they are of the whole run."""
 
     requests_per_second: float | None
     prompt_tokens_per_second: float | None
@@ -111,7 +111,7 @@ class GroupSummary(TypedDict):
 
 
 class Sample:
-    """Statistics of numbers: all exact, but beyond `KEPT` numbers the percentiles are those of a random sample."""
+    """Statistics of a stream of numbers, exact except for percentiles of more than `KEPT` numbers (a random sample)."""
 
     __slots__ = ("_dice", "_square", "high", "low", "mean", "n", "values")
 
@@ -142,7 +142,7 @@ class Sample:
         return float((self._square / (self.n - 1)) ** 0.5) if self.n > 1 else 0.0
 
     def stats(self) -> Stats | None:
-        """Return the statistics, rounded; None if there is no value."""
+        """Return the rounded statistics; None without values."""
         if not self.n:
             return None
         import numpy as np
@@ -153,7 +153,7 @@ class Sample:
 
 
 class Windows:
-    """The steady parts of one endpoint in one session, in order, and how much of a request lies in them."""
+    """The steady parts of one endpoint in one session, in order."""
 
     def __init__(self, spans: Iterable[tuple[float, float]]) -> None:
         self.spans = sorted(spans)
@@ -161,12 +161,12 @@ class Windows:
         self.length = sum(end - start for start, end in self.spans)
 
     def hold(self, moment: float) -> bool:
-        """True if `moment` lies inside."""
+        """True if `moment` is in a steady part."""
         index = bisect_right(self._starts, moment) - 1
         return index >= 0 and moment <= self.spans[index][1]
 
     def share(self, start: float, end: float) -> float:
-        """Return the part of [start, end] that lies inside, from 0 to 1."""
+        """Return the share of [start, end] inside steady parts, from 0 to 1."""
         if end <= start:
             return 1.0 if any(low <= start <= high for low, high in self.spans) else 0.0
         inside = 0.0
@@ -180,7 +180,7 @@ class Windows:
 
 @dataclass
 class SessionSpan:
-    """Counts of one session at one endpoint and stage."""
+    """Counts, first start and last end of one session at one endpoint and stage."""
 
     first: float = float("inf")
     last: float = 0.0
@@ -192,7 +192,7 @@ class SessionSpan:
 
 
 class Group:
-    """The figures of one endpoint at one stage; `open_loop` says that requests came at a rate of their own."""
+    """The accumulated figures of one endpoint at one stage; `open_loop` is True for an open loop."""
 
     def __init__(
         self, windows: Mapping[int, Windows], full: bool, slo: Mapping[str, float], *, open_loop: bool = False
@@ -288,7 +288,7 @@ class Group:
         return all(value is None or value <= self.slo[name] for name, value in values.items() if name in self.slo)
 
     def throughput(self) -> Throughput:
-        """Return the rates over the steady parts; over whole sessions where there is none."""
+        """Return the rates over the steady parts; over whole sessions if no part was steady."""
         seconds, sums = 0.0, [0.0, 0.0, 0.0, 0.0]
         for session, span in self.spans.items():
             windows = self.windows.get(session)

@@ -1,4 +1,4 @@
-"""The HTML report: tables and plots in one file that needs no other and no network."""
+"""The HTML report: tables and plots in one self-contained file."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 
 def write(summary: Summary, path: Path) -> None:
-    """Write the page to `path`, whole or not at all.
+    """Write the page to `path` atomically.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        ConfigError: it cannot be written.
+        ConfigError: the file cannot be written.
     """
     write_text(path, html(summary))
 
 
 def html(summary: Summary) -> str:
-    """Return the whole page."""
+    """Return the page as HTML."""
     data = summary.data
     at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     parts = [f'<p class="warning">{escape(text)}</p>' for text in data["warnings"]]
     if data["interrupted"]:
-        parts.append('<p class="warning">interrupted: the figures are of what was done</p>')
+        parts.append('<p class="warning">interrupted: the figures are of the finished requests</p>')
     parts += [_endpoint(endpoint) for endpoint in data["endpoints"]]
     parts += [_pair(pair, data["asked"]["endpoints"]) for pair in data["paired"]]
     for name, drawn in plots(summary).items():
@@ -86,7 +86,7 @@ def _pair(pair: PairSummary, endpoints: list[EndpointName]) -> str:
 
 
 def plots(summary: Summary) -> dict[str, str]:
-    """Return SVG texts by title.
+    """Return the plots as SVG text by title.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -141,7 +141,7 @@ def _timeline(figure: Figure, points: Points) -> Figure:
 
 
 def _throughput(figure: Figure, summary: Summary, names: list[str]) -> Figure:
-    """Plot the levels of a sweep where there are some; else each second of the run by how many were in flight in it."""
+    """Plot throughput against concurrency: the levels of a sweep, else each second of the run by requests in flight."""
     axis = figure.subplots()
     levels = summary.data.get("sweep")
     if levels:

@@ -1,4 +1,4 @@
-"""Answers held against what was expected, and endpoints against each other, request by request."""
+"""Comparison of answers with expected ones, and of endpoints with each other, request by request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FieldAgreement(TypedDict):
 
 
 class AgreementSummary(TypedDict):
-    """Shares from 0 to 1."""
+    """Shares of equal answers, from 0 to 1."""
 
     compared: int
     exact: float
@@ -46,7 +46,7 @@ class PairSummary(TypedDict):
 
 
 class Agreement:
-    """Counts of equal answers: as a whole, and field by field where both are objects."""
+    """Counts of equal answers: as a whole, and per field if both are objects."""
 
     def __init__(self) -> None:
         self.compared = 0
@@ -54,7 +54,7 @@ class Agreement:
         self.fields: dict[str, FieldAgreement] = {}
 
     def add(self, expected: object, response: str | None) -> None:
-        """Compare two answers; a missing one agrees with nothing."""
+        """Count one comparison of an answer with `expected`; a `response` of None is never equal."""
         self.compared += 1
         reference, answer = read_answer(expected), read_answer(response)
         self.exact += reference == answer
@@ -76,7 +76,7 @@ class Agreement:
 
 
 class Pairs:
-    """The same request at several endpoints: differences to the first, in seconds."""
+    """Time differences (in seconds) between each endpoint and the first one for the same requests."""
 
     def __init__(self, endpoints: int) -> None:
         self.endpoints = endpoints
@@ -85,7 +85,7 @@ class Pairs:
         self._waiting: dict[tuple[int, int], dict[int, RequestRecord]] = {}
 
     def add(self, record: RequestRecord) -> None:
-        """Add a measured record; it is compared once every endpoint has answered the same request."""
+        """Add a measured record; it is compared when all endpoints have answered the same request."""
         key = (record.stage, record.index)
         records = self._waiting.setdefault(key, {})
         records[record.endpoint] = record
@@ -122,7 +122,7 @@ class Pairs:
 
 
 def interval(sample: Sample) -> MeanDifference | None:
-    """Return the mean of the differences with its interval (Student's t), and their median; None below two."""
+    """Return mean, median and 95 % interval (Student's t) of the differences in `sample`; None for fewer than two."""
     if sample.n < 2:
         return None
     import numpy as np
@@ -133,9 +133,9 @@ def interval(sample: Sample) -> MeanDifference | None:
 
 
 def welch(old: Stats, new: Stats) -> tuple[float, float] | None:
-    """Return the 95 % confidence interval of the difference of two means (Welch); None below two values.
+    """Return the 95 % confidence interval (Welch) of the mean of `new` minus that of `old`; None below two values each.
 
-    By hand up to Student's t, since scipy gives this interval only to those who hold every value.
+    scipy's version needs every value, so only the quantile of Student's t is taken from it.
     """
     if old["n"] < 2 or new["n"] < 2:
         return None
@@ -154,7 +154,7 @@ def _t_interval(mean: float, error: float, freedom: float) -> tuple[float, float
 
 
 def read_answer(value: object) -> object:
-    """Return the JSON object of an answer that is one (a Markdown fence is taken off), else its text, trimmed."""
+    """Return the JSON object of an answer (a Markdown fence is removed), else its text without outer whitespace."""
     if not isinstance(value, str):
         return value
     text = value.strip()

@@ -1,4 +1,4 @@
-"""What a run is to do, checked before anything is sent."""
+"""The validated plan of a run's load."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class LoadPlan:
     """The load on an endpoint. Times are seconds, rates requests a second.
 
     Args:
-        concurrency: clients of the closed loop; most requests in flight when `rate` is set or `adaptive`.
-        rate: open loop at this mean rate; latency counts from the moment a request was meant to start.
+        concurrency: clients of the closed loop; the most requests in flight with `rate` or `adaptive`.
+        rate: open loop at this mean rate; latency counts from the intended start of a request.
         arrival: the gaps of the open loop: `poisson` or `constant`.
-        ramp: over so many seconds the clients start, or the rate rises; those requests are kept out of the figures.
-        adaptive: the number in flight starts at 1, goes up by one on success and is halved on overload.
+        ramp: seconds in which the clients start or the rate rises; their requests are not in the figures.
+        adaptive: the limit of requests in flight starts at 1, rises by one on success, is halved on overload.
         sweep: run level after level of clients (1, 2, 4, ... `concurrency`) until throughput no longer grows.
-        count: how many requests (an endpoint and level); None is every item of the input once.
-        duration: stop sending after so many seconds; the input is gone through again and again.
-        warmup: requests before the first measured one, at each endpoint, about pictures that are not in the input.
-        slo: bounds for goodput, by `ttft`, `tpot`, `itl`, `e2e`.
+        count: the number of requests (per endpoint and level); None: every item of the input once.
+        duration: seconds after which no more requests are sent; the input is repeated.
+        warmup: requests before the first measured one, per endpoint, about pictures that are not in the input.
+        slo: upper bounds in seconds for goodput, by `ttft`, `tpot`, `itl`, `e2e`.
 
     Raises:
-        ConfigError: values that cannot work, or not together.
+        ConfigError: a value is out of range, or options exclude each other.
     """
 
     concurrency: int = 1
@@ -77,7 +77,7 @@ class LoadPlan:
         _need(self.warmup >= 0, f"warmup={self.warmup}", "0 or more")
         _need(self.timeout > 0, f"timeout={self.timeout}", "above 0 seconds")
         chosen = [name for name in ("rate", "adaptive", "sweep") if getattr(self, name)]
-        _need(len(chosen) < 2, f"{' and '.join(chosen)} together", "one kind of load a run")
+        _need(len(chosen) < 2, f"{' and '.join(chosen)} together", "choose one kind of load")
         _need(not (self.sweep and self.ramp), "sweep and ramp together", "leave --ramp out")
 
     def levels(self) -> list[int]:
@@ -88,16 +88,16 @@ class LoadPlan:
         return levels if levels[-1] == self.concurrency else [*levels, self.concurrency]
 
     def block(self) -> int:
-        """Return the number of requests that one endpoint gets before it is the next one's turn."""
+        """Return the number of requests that one endpoint gets before the run switches to the next."""
         if self.rate is not None:
             return max(16, round(self.rate * 5))
         return 1 if self.concurrency == 1 else 4 * self.concurrency
 
     def arrivals(self, part: int = 0, *, ramp: float | None = None) -> Iterator[float]:
-        """Yield the seconds after the start at which requests of the open loop are meant to be sent, without end.
+        """Yield the intended send times of the open loop in seconds after the start, endlessly; `part` seeds them.
 
-        While the ramp lasts the rate rises in a straight line from 0 (there a Poisson process is no longer stationary:
-        its gaps are stretched, as thinning would do it).
+        During the ramp the rate rises linearly from 0 (a Poisson process is then not stationary: its gaps are
+        stretched, equivalent to thinning).
         """
         assert self.rate is not None
         dice = random.Random(f"arrivals-{self.seed}-{part}")
@@ -108,7 +108,7 @@ class LoadPlan:
             load += dice.expovariate(1.0) if self.arrival == "poisson" else 1.0
 
     def _when(self, load: float, ramp: float) -> float:
-        """The time by which `load` requests are expected."""
+        """Return the time at which the expected number of requests reaches `load`."""
         assert self.rate is not None
         at_end_of_ramp = self.rate * ramp / 2
         if load < at_end_of_ramp:
@@ -135,10 +135,10 @@ class LoadPlan:
 
 
 def read_slo(text: str) -> dict[str, float]:
-    """Return `ttft=500ms,tpot=50,e2e=10s` as seconds; without a unit, milliseconds as in `vllm bench serve`.
+    """Return the seconds by name in a text such as `ttft=500ms,tpot=50,e2e=10s`; the default unit is ms, as in vLLM.
 
     Raises:
-        ConfigError: a name that is not known, or a number that cannot be read.
+        ConfigError: an unknown name or an invalid number.
     """
     bounds = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):

@@ -1,4 +1,4 @@
-"""From an item to the bytes of a request, before its clock starts. A picture that cannot be read fails its item."""
+"""Preparation of request bodies from items, before their time counts. An unreadable picture fails its item."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ TOKEN_EDGE: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class PreparedBody:
-    """A request body without its model, or why there is none.
+    """A request body without its model, or the error that prevented it.
 
-    `pixel_tokens` is what Qwen3-VL makes of the pictures that we know the size of.
+    `pixel_tokens` is the number of Qwen3-VL's tokens for the pictures of known size.
     """
 
     item: Item
@@ -48,12 +48,12 @@ class PreparedBody:
 
 
 class Preparer:
-    """Maker of request bodies; keeps up to 256 MiB of encoded pictures, so that a set used twice is read once.
+    """Makes request bodies; caches up to 256 MiB of encoded pictures, so that a repeated set is read once.
 
     Args:
-        params: request fields for every request; they win over those of a line.
-        stream: ask for a stream with usage.
-        policy: the limits of the media gate.
+        params: fields to set in every request; they override the fields that a line sets.
+        stream: True to request a stream with usage.
+        policy: the media policy: which pictures may be read, and their limits.
     """
 
     def __init__(self, params: JsonMapping, *, stream: bool, policy: MediaPolicy | None = None) -> None:
@@ -67,7 +67,7 @@ class Preparer:
         self._lock = threading.Lock()
 
     def at_once(self, item: Item) -> bool:
-        """True if `prepare` costs next to nothing: there is no picture to read."""
+        """True if `prepare` needs no I/O: there is no picture to read."""
         return all(_remote(name) or self._key(item, name) in self._kept for name in _names(item))
 
     def prepare(self, item: Item) -> PreparedBody:
@@ -98,7 +98,7 @@ class Preparer:
                 self._kept.move_to_end(key)
                 return kept
         if not name.strip():
-            raise MediaError(f"{item.where}: the name of the picture is empty")
+            raise MediaError(f"{item.where}: empty picture name")
         picture = _drawn(name) if name.startswith(DRAWN) else gate.load(key, self.policy)
         made = (picture.data_url(), round(picture.width / TOKEN_EDGE) * round(picture.height / TOKEN_EDGE))
         with self._lock:
@@ -112,7 +112,7 @@ class Preparer:
 
 
 class Feeder:
-    """Prepared requests in order, some ahead of need. `starved` is how many seconds clients had to wait for one."""
+    """A queue of requests prepared in advance, in order. `starved` is how long clients waited, in seconds."""
 
     def __init__(self, items: Iterator[Item], preparer: Preparer, ahead: int) -> None:
         self._items = items
@@ -128,7 +128,7 @@ class Feeder:
         await asyncio.gather(*(body for body in self._waiting if isinstance(body, asyncio.Future)))
 
     async def take(self) -> PreparedBody | None:
-        """Return the next request, None at the end."""
+        """Return the next request, or None at the end."""
         if not self._waiting:
             self._top_up()
         if not self._waiting:
@@ -164,7 +164,7 @@ class Feeder:
 
 
 def unlike(item: Item, index: int) -> Item:
-    """Return `item` as a warm-up request that no later one equals."""
+    """Return `item` as warm-up request number `index`, with an id that no measured request has."""
     return replace(item, index=index, id=f"warmup-{index}", expected=None)
 
 

@@ -1,4 +1,4 @@
-"""What became of a request, as one line of `results.jsonl`, and the folder of a run that a later one can go on with."""
+"""The record of a request as one line of `results.jsonl`, and the folder of a run, which can be resumed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EndpointName(TypedDict):
 
 
 class RunRequest(TypedDict):
-    """Everything that makes two runs the same run."""
+    """The settings of a run that must be equal when it is resumed."""
 
     endpoints: list[EndpointName]
     input: dict[str, object]
@@ -37,7 +37,7 @@ class RunRequest(TypedDict):
 
 
 class ClientFacts(TypedDict):
-    """Limits of the load client itself: wake-up delay, waits for pictures, delay of the open loop."""
+    """Delays caused by the load client itself: late wake-ups, waits for pictures, late sending in the open loop."""
 
     lag_p50: float
     lag_p99: float
@@ -53,7 +53,7 @@ class BadLines(TypedDict):
 
 
 class Session(TypedDict):
-    """One process at work on a run."""
+    """One process's work on a run."""
 
     windows: list[Window]
     ended: bool | None
@@ -64,16 +64,16 @@ class Session(TypedDict):
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request that came to its end. Times are seconds; `start` and `end` are on the session's own clock.
+    """One finished request. Times are seconds; `start` and `end` are on the session's own clock.
 
     Args:
-        latency: from the intended start to the end of the answer, retries and waits among them.
-        ttft: from the intended start to the first piece that carries something.
+        latency: from the intended start to the end of the answer, retries and waits included.
+        ttft: from the intended start to the first non-empty chunk.
         tpot: (latency - ttft) / (completion_tokens - 1), of the attempt that was answered.
-        wait: from the intended start to the moment it was sent.
+        wait: from the intended start to the actual sending.
         phase: `measure`, `ramp` or `warmup`.
-        stage: how many clients, in a sweep; otherwise 0.
-        counted: whether the server counted the tokens; otherwise pieces of the stream were.
+        stage: the number of clients, in a sweep; otherwise 0.
+        counted: True if the server counted the tokens; False if the chunks of the stream were counted.
     """
 
     id: str
@@ -116,7 +116,7 @@ class RequestRecord:
     expected: object = None
 
     def to_json(self) -> str:
-        """Return one line; `id` to `retry_count` come first, in that order."""
+        """Return the record as one line of JSON; `id` to `retry_count` come first, in that order."""
         line = {name: getattr(self, name) for name in NAMES}
         for name in _ROUNDED:
             if line[name] is not None:
@@ -130,7 +130,7 @@ _ROUNDED: Final = ("latency", "start", "end", "wait", "ttft", "tpot", "first_byt
 
 
 def read_records(path: Path) -> Iterator[RequestRecord]:
-    """Yield the whole lines of a results file; a last line that was cut off is left out."""
+    """Yield the records of a results file; a truncated last line is ignored."""
     known = frozenset(NAMES)
     with path.open("rb") as lines:
         for line in lines:
@@ -141,12 +141,12 @@ def read_records(path: Path) -> Iterator[RequestRecord]:
                 yield RequestRecord(**{name: value for name, value in values.items() if name in known})
             except (ValueError, TypeError, AttributeError) as exc:
                 raise ConfigError(
-                    f"{path} has a line that is not a result: {str(exc)[:80]}", hint="start anew"
+                    f"{path} has a line that is not a result: {str(exc)[:80]}", hint="start a new run"
                 ) from exc
 
 
 class Done:
-    """Which items of which endpoint are done: a bit each, so that a million cost little."""
+    """The set of finished (endpoint, item) pairs, one bit each."""
 
     def __init__(self) -> None:
         self._bits: dict[int, bytearray] = {}
@@ -167,13 +167,13 @@ class Done:
 
 
 class RunFolder:
-    """The folder of a run: `results.jsonl` as it grows, `run.json` with what was asked for and its sessions.
+    """The folder of a run: `results.jsonl`, growing, and `run.json` with the settings and sessions.
 
-    A session is one process at work on the run. Each record is handed to the system when it is made, so that what was
-    measured outlives a kill.
+    A session is one process's work on the run. Each record is flushed to the system at once, so that it survives a
+    kill.
 
     Raises:
-        ConfigError: the folder holds a run already, or (`resume`) none, or one that was asked for otherwise.
+        ConfigError: the folder has a run already, or (`resume`) has none or one with other settings.
     """
 
     def __init__(self, path: Path, request: RunRequest, *, resume: bool) -> None:
@@ -185,7 +185,7 @@ class RunFolder:
         if resume:
             self._go_on()
         elif (path / RESULTS).exists():
-            raise ConfigError(f"{path} holds a run already", hint="name another --out, or go on with --resume")
+            raise ConfigError(f"{path} already has a run", hint="choose another --out, or continue with --resume")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lines = (path / RESULTS).open("ab", buffering=0)
@@ -203,12 +203,12 @@ class RunFolder:
             raise write_failed(str(self.path / RESULTS), exc) from exc
 
     def add_window(self, endpoint: int, stage: int, start: float, end: float) -> None:
-        """Note a steady part of this session: every client busy from `start` to `end`."""
+        """Record a steady part of this session: every client was busy from `start` to `end`."""
         if end > start:
             self.sessions[-1]["windows"].append((endpoint, stage, round(start, 6), round(end, 6)))
 
     def save(self) -> None:
-        """Write `run.json`, whole or not at all."""
+        """Write `run.json` atomically."""
         write_json(self.path / RUN, {"asked": self.request, "sessions": self.sessions})
 
     def close(self) -> None:
@@ -217,7 +217,7 @@ class RunFolder:
 
     def _go_on(self) -> None:
         if not (self.path / RUN).exists():
-            raise ConfigError(f"{self.path} holds no run to go on with", hint="leave --resume out to start one")
+            raise ConfigError(f"{self.path} has no run to resume", hint="leave --resume out to start one")
         run = json.loads((self.path / RUN).read_text(encoding="utf-8"))
         for name, value in self.request.items():
             if run["asked"].get(name) != value:
@@ -239,12 +239,12 @@ class RunFolder:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` to `path`, whole or not at all."""
+    """Write `value` to `path` as JSON, atomically."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
+    """Write `text` to `path` atomically."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         draft.write_text(text, encoding="utf-8")
@@ -256,7 +256,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Cut off a last line that a kill left half written."""
+    """Remove a last line that a kill left incomplete."""
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         end = size

@@ -1,4 +1,4 @@
-"""Figures as tables: in the terminal, and as rows for the page."""
+"""The figures of a run as tables: for the terminal, and as rows for the HTML page."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ComparisonRow(TypedDict):
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Return the time in milliseconds as text for people, without a unit."""
+    """Return a time as text in milliseconds, without the unit."""
     if seconds is None:
         return "-"
     value = seconds * 1000
@@ -47,7 +47,7 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def figure_rows(endpoint: EndpointSummary) -> Iterator[tuple[str, list[str]]]:
-    """Yield (name, cells) of the latency table of one endpoint; hits, misses and retried requests apart."""
+    """Yield the rows (name, cells) of one endpoint's latency table, with rows for hits, misses and retries."""
     groups: list[tuple[str, Figures]] = [("", endpoint["figures"])]
     states = endpoint["cache"]["figures"]
     if "hit" in states:
@@ -61,7 +61,7 @@ def figure_rows(endpoint: EndpointSummary) -> Iterator[tuple[str, list[str]]]:
 
 
 def facts(endpoint: EndpointSummary) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) of everything about one endpoint that is not a latency."""
+    """Yield (name, text) of the figures of one endpoint that are not latencies."""
     requests, rates, pictures = endpoint["requests"], endpoint["throughput"], endpoint["pictures"]
     share = requests["success_rate"]
     yield (
@@ -136,7 +136,7 @@ def show(data: SummaryData, console: Console) -> None:
     for text in data["warnings"]:
         console.print(f"warning: {escape(text)}", style="bold yellow", highlight=False)
     if data["interrupted"]:
-        console.print("interrupted: the figures are of what was done", style="yellow")
+        console.print("interrupted: the figures are of the finished requests", style="yellow")
 
 
 def _show_sweep(rows: list[SweepLevel], knee: int | None, url: str, console: Console) -> None:
@@ -173,7 +173,7 @@ def _show_pair(pair: PairSummary, endpoints: list[EndpointName], console: Consol
 
 
 def compare(old: SummaryData, new: SummaryData) -> list[ComparisonRow]:
-    """Return two runs, endpoint by endpoint: old, new, change, and a 95 % interval for the difference of each mean."""
+    """Return a row per endpoint and figure: old, new, change, and the 95 % interval of the difference of means."""
     rows: list[ComparisonRow] = []
     for number, (before, after) in enumerate(zip(old["endpoints"], new["endpoints"], strict=False)):
         for name, label in LABELS.items():
@@ -205,7 +205,7 @@ def _row(endpoint: int, name: str, old: float, new: float) -> ComparisonRow:
 
 
 def show_comparison(rows: list[ComparisonRow], console: Console) -> None:
-    """Print the rows of `compare`."""
+    """Print the rows of `compare` as a table."""
     from rich.table import Table
 
     table = Table()

@@ -1,4 +1,4 @@
-"""A run from end to end: models, warm-up, blocks or levels, and what is left on disk."""
+"""A whole run: model lookup, warm-up, blocks of requests or sweep levels, and the output files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WARM_SEED: Final = 1_000_000_000
 
 @dataclass(frozen=True)
 class Target:
-    """Where to send to, and with what."""
+    """The endpoints of a run, with their headers and request fields."""
 
     urls: tuple[str, ...]
     model: str | None = None
@@ -46,13 +46,13 @@ class Target:
 
 
 class Run:
-    """One process's work on a run.
+    """One process's share of a benchmark run.
 
     Args:
         on_record: called with each record, for a progress bar.
 
     Raises:
-        ConfigError: (from `work`) the folder, the input or the endpoints cannot be used.
+        ConfigError: no endpoint, or a sweep to resume; by work(): the folder, the input or an endpoint is invalid.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Run:
         on_record: Callable[[RequestRecord], None] = lambda record: None,
     ) -> None:
         if not target.urls:
-            raise ConfigError("no endpoint named", hint="as --url http://127.0.0.1:8000/v1")
+            raise ConfigError("no endpoint given", hint="as --url http://127.0.0.1:8000/v1")
         if resume and plan.sweep:
-            raise ConfigError("a sweep cannot be gone on with", hint="start it anew in another --out")
+            raise ConfigError("a sweep cannot be resumed", hint="start a new one in another --out")
         if len(target.urls) > 1:
             _need_scipy()
         self.target, self.dataset, self.plan, self.out, self.resume = target, dataset, plan, out, resume
@@ -79,7 +79,7 @@ class Run:
         self._client_seconds = 0.0
 
     def work(self) -> Summary:
-        """Do what is left to do, write `summary.json` and return it. Ctrl-C ends the run early, with what there is."""
+        """Do the remaining requests, write `summary.json` and return the summary. Ctrl-C ends the run early."""
         with _more_files():
             _run(self._work())
         summary = summarise(self.out)
@@ -141,7 +141,7 @@ class Run:
             await self._blocks(load, preparer)
 
     async def _warm_up(self, load: Load, preparer: Preparer, number: int) -> None:
-        """Pictures that no measured request shows, so that no cache knows what comes."""
+        """Send warm-up requests with pictures that no measured request has, so that no cache is warmed."""
         first = next(iter(self.dataset), None)
         size = self.dataset.size if isinstance(self.dataset, Drawn) else (512, 512)
         items: Iterable[Item] = Drawn(self.plan.warmup, size, first_seed=WARM_SEED + number * self.plan.warmup)
@@ -162,7 +162,7 @@ class Run:
         return endless(self.dataset) if laps else iter(self.dataset)
 
     async def _blocks(self, load: Load, preparer: Preparer) -> None:
-        """Send all to one endpoint; to several block by block, each block to every endpoint, in changing order."""
+        """Send all requests to one endpoint; with several, send each block to every endpoint, in changing order."""
         plan, several = self.plan, len(load.endpoints) > 1
         items = self._items(plan.count is not None or plan.duration is not None)
         if plan.count is not None:
@@ -216,7 +216,7 @@ class Run:
             load.folder.add_window(number, stage, steady - load.origin, end - load.origin)
 
     async def _sweep(self, load: Load, preparer: Preparer) -> None:
-        """Level after level until twice the clients bring less than a tenth more."""
+        """Run level after level until doubling the clients raises throughput by less than 10 %."""
         items = self._items(laps=True)
         best = [0.0] * len(load.endpoints)
         over = [False] * len(load.endpoints)
@@ -258,7 +258,7 @@ class Run:
             session["bad_lines"] = {"count": bad.bad_count, "lines": [str(line) for line in bad.bad[:100]]}
 
     def total(self) -> int | None:
-        """Return the number of requests of the run; None if it is not known before."""
+        """Return the number of requests of the run; None if it is not known in advance."""
         each = self.plan.count
         if each is None and isinstance(self.dataset, NamedRequest):
             each = 1
@@ -274,14 +274,14 @@ async def _name_models(endpoints: list[LoadedEndpoint]) -> None:
         try:
             await endpoint.find_model()
         except AttemptFailedError as exc:
-            hint = exc.hint or "is the server up, and does --url end in /v1?"
+            hint = exc.hint or "check that the server runs and --url ends in /v1"
             raise BackendUnavailableError(exc.message, hint=hint) from exc
 
 
 def _also(
     on_record: Callable[[RequestRecord], None], spans: list[tuple[float, float]]
 ) -> Callable[[RequestRecord], None]:
-    """Return `on_record`, which also notes when answers began and ended."""
+    """Return `on_record` extended to append (start, end) of each answer to `spans`."""
 
     def note(record: RequestRecord) -> None:
         if record.success:
@@ -303,7 +303,7 @@ def _rate(load: Load, number: int, level: int, spans: list[tuple[float, float]])
 
 @contextmanager
 def _on_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls `stop`; a second one ends the program as ever."""
+    """In the context, call `stop` at the first Ctrl-C; a second one raises KeyboardInterrupt as usual."""
     loop = asyncio.get_running_loop()
 
     def once() -> None:
@@ -323,7 +323,7 @@ def _on_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _more_files() -> Iterator[None]:
-    """As many open connections as the system lets a process have."""
+    """Raise the limit of open files to its hard limit in the context."""
     try:
         import resource
     except ImportError:
@@ -345,7 +345,7 @@ def _need_scipy() -> None:
 
 
 def _run(work: Coroutine[None, None, None]) -> None:
-    """`asyncio.run`, on uvloop where it is installed: a client that is late measures itself."""
+    """Run `work` with asyncio, on uvloop if installed, since a slow client would measure its own delay."""
     try:
         import uvloop
     except ModuleNotFoundError:

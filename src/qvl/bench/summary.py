@@ -1,4 +1,4 @@
-"""The whole of a run as `summary.json` has it, made from the files of its folder alone."""
+"""The summary of a run (`summary.json`), computed only from the files of its folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SweepLevel(TypedDict):
 
 
 class SummaryData(TypedDict):
-    """`summary.json`: `endpoints` are shown, `all` has every level of a sweep too."""
+    """The content of `summary.json`: `endpoints` are the shown figures, `all` also has every level of a sweep."""
 
     format: str
     asked: RunRequest
@@ -66,7 +66,7 @@ class SummaryData(TypedDict):
 
 @dataclass(slots=True)
 class Points:
-    """A fair draw of (start, end, ttft, latency, success, endpoint), for plots; counts of each second, of all."""
+    """Data for plots: a uniform sample of (start, end, ttft, latency, success, endpoint), and requests per second."""
 
     kept: list[tuple[float, float, float | None, float, bool, int]] = field(default_factory=list)
     seconds: dict[int, list[int]] = field(default_factory=dict)
@@ -86,21 +86,21 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """`data` goes to `summary.json`; `points` only to the plots."""
+    """The summary of a run: `data` is written to `summary.json`; `points` are only for plots."""
 
     data: SummaryData
     points: Points
 
     @property
     def success_rate(self) -> float:
-        """The share of requests that succeeded at all endpoints, warm-up left out; 1 if none was sent."""
+        """The share (0 to 1) of successful requests at all endpoints, without warm-up; 1 if none was sent."""
         sent = sum(group["requests"]["sent"] for group in self.data["all"])
         ok = sum(group["requests"]["ok"] for group in self.data["all"])
         return ok / sent if sent else 1.0
 
 
 def summarise(folder: Path) -> Summary:
-    """Return the summary of a run, whose folder is read once from end to end.
+    """Return the summary of the run in `folder`, reading its records once.
 
     Raises:
         ConfigError: the results cannot be read.
@@ -177,9 +177,9 @@ def _group(key: tuple[int, int], sessions: list[Session], plan: PlanFacts) -> Gr
 def _sweep(
     stages: Mapping[tuple[int, int], EndpointSummary], endpoints: int
 ) -> tuple[list[list[SweepLevel]], list[int | None]]:
-    """The levels of each endpoint, and the knee: the fewest clients that reach 90 % of the best throughput.
+    """Return (levels, knee) per endpoint; the knee is the fewest clients with 90 % of the best throughput.
 
-    Where there are bounds (`--slo`), throughput means requests that keep them.
+    With bounds (`--slo`), throughput counts only requests within them.
     """
     levels: list[list[SweepLevel]] = []
     knees: list[int | None] = []
@@ -205,7 +205,7 @@ def _sweep(
 
 
 def knee(rows: Sequence[SweepLevel]) -> int | None:
-    """Return the fewest clients whose throughput is within 10 % of the best of all levels."""
+    """Return the fewest clients that reach 90 % of the sweep's best throughput; None without levels."""
     rates = [_rate(row) for row in rows]
     best = max(rates, default=0.0)
     return next((row["clients"] for row, rate in zip(rows, rates, strict=True) if rate >= KNEE * best), None)
@@ -233,7 +233,7 @@ def _warnings(data: SummaryData) -> list[str]:
     for endpoint in data["endpoints"]:
         warnings += _picture_warning(endpoint)
         if endpoint["tokens"]["counted_by"] != "the server":
-            warnings.append(f"{endpoint['url']} did not count the tokens of every answer: stream pieces were counted")
+            warnings.append(f"{endpoint['url']} did not count the tokens of every answer: stream chunks were counted")
         if not endpoint["throughput"]["steady"]:
             warnings.append(
                 f"{endpoint['url']}: there was no steady part (fewer requests than clients, or a run cut off): "
@@ -247,7 +247,7 @@ def _warnings(data: SummaryData) -> list[str]:
             )
     if data["client"]["starved_share"] > 0.05:
         share = data["client"]["starved_share"]
-        warnings.append(f"clients waited {share:.0%} of their time for pictures to be read: the load was lower")
+        warnings.append(f"clients waited {share:.0%} of their time for pictures to be read, which lowered the load")
     rate = data["asked"]["plan"]["rate"]
     behind, pace = data["client"]["behind"], data["client"]["pace"]
     if rate and (behind > max(0.1, 10 / rate) or pace < SLOW_PACE):
@@ -257,7 +257,7 @@ def _warnings(data: SummaryData) -> list[str]:
             "(--concurrency), or what this machine can send, was reached; latencies count that wait"
         )
     if data["bad_lines"]["count"]:
-        warnings.append(f"{data['bad_lines']['count']} lines of the input were no requests and were skipped")
+        warnings.append(f"{data['bad_lines']['count']} lines of the input were invalid and were skipped")
     return warnings
 
 

@@ -1,4 +1,4 @@
-"""The seam every cache fits, and the one entry format they all keep.
+"""The base class of caches, and the entry format that all of them store.
 
 Caches are synchronous and thread-safe; the pipeline calls them off the event loop. Entries are versioned JSON, so
 that a person can read them with any tool and an old file is never unpickled.
@@ -29,10 +29,10 @@ SUMMARY: Final = ("brand", "category", "attributes")
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One finished answer and what a person wants to query about it. Picture bytes are never in it.
+    """One finished answer with fields to query it by. It contains no picture bytes.
 
-    `result` is `qvl.caches.key.result_to_json`'s dictionary; `analysis` the parsed analysis, if there was one;
-    `manifest` everything that went into the key. Times are seconds since the epoch; `expires_at` None means never.
+    `result` is the dictionary of `qvl.caches.key.result_to_json`; `analysis` the parsed analysis, if any; `manifest`
+    the manifest whose hash is the key. Times are seconds since the epoch; `expires_at` None means never.
     """
 
     result: JsonMapping
@@ -58,15 +58,15 @@ class CacheEntry:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> CacheEntry:
-        """Reads what `to_json` wrote.
+        """Return the entry of a JSON text written by `to_json`.
 
         Raises:
-            CacheError: the text is not an entry, or one of another version.
+            CacheError: the text is not an entry, or of another version.
         """
         try:
             data = json.loads(text)
             if data.pop("v") != ENTRY_VERSION:
-                raise CacheError("the cache entry has another version")
+                raise CacheError("unsupported version of the cache entry")
             for name in SUMMARY:
                 data.pop(name, None)
             return cls(**data)
@@ -76,7 +76,7 @@ class CacheEntry:
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """`entries` and `size_bytes` are of the store; the rest counts this process's calls since it was opened."""
+    """Statistics: `entries` and `size_bytes` of the store, and counters of this process since the cache was opened."""
 
     entries: int = 0
     size_bytes: int = 0
@@ -88,11 +88,11 @@ class CacheStats:
 
 
 class Cache(ABC):
-    """Keeps finished answers under a key. Synchronous, thread-safe, bounded.
+    """Stores finished answers by key. Synchronous, thread-safe, bounded.
 
-    `get`, `set`, `delete`, `clear` and `stats` make a cache. Leases hold within this process unless a cache has its
-    own; one that can list its entries (`items`) can be browsed too. A store that fails raises CacheError; the pipeline
-    logs it, counts it and goes on without.
+    A subclass implements `get`, `set`, `delete`, `clear` and `stats`; optionally leases (by default they hold within
+    this process) and `items`, for browsing. A store that fails raises CacheError, which the pipeline logs, counts and
+    treats as a miss.
     """
 
     url: str = ""
@@ -110,23 +110,23 @@ class Cache(ABC):
 
     @abstractmethod
     def get(self, key: str) -> CacheEntry | None:
-        """The entry, or None when there is none or it has expired."""
+        """Return the entry, or None if it is missing or expired."""
 
     def peek(self, key: str) -> CacheEntry | None:
-        """The entry, where that takes no time: not a disk's, a network's, another process', nor that of a long text."""
+        """Return the entry if it is in memory and short, so that it takes no time; else None."""
         return self.get(key) if self.instant else None
 
     def lacks(self, key: str) -> bool:
-        """True if `peek` finds nothing because there is nothing; False if that takes a `get` to tell."""
+        """True if the key is known to have no entry, without I/O; False if only `get` can tell."""
         return self.instant
 
     def reread(self, key: str) -> CacheEntry | None:
-        """Return what `get` does, but from the store itself, past any copies in front of it."""
+        """Return the entry as `get` does, but from the store itself, bypassing any cache in front of it."""
         return self.get(key)
 
     @abstractmethod
     def set(self, key: str, entry: CacheEntry, *, ttl: float | None = None) -> None:
-        """Stores `entry` for `ttl` seconds (None: until evicted), replacing what was there."""
+        """Store `entry` for `ttl` seconds (None: until evicted), replacing an existing one."""
 
     @abstractmethod
     def delete(self, key: str) -> bool:
@@ -142,20 +142,17 @@ class Cache(ABC):
         task: str | None = None,
         older_than: float | None = None,
     ) -> int:
-        """Deletes the entries that match every given filter (none: all) and returns their number.
-
-        `older_than` is an age in seconds.
-        """
+        """Delete the entries that match all filters and are older than `older_than` seconds; return their number."""
 
     @abstractmethod
     def stats(self) -> CacheStats:
-        """The size of the store, and what was counted since it was opened."""
+        """Return the size of the store, and counters since it was opened."""
 
     def items(self) -> Iterator[tuple[str, CacheEntry]]:
-        """Live entries, newest first. For people and tools: it may be slow.
+        """Yield (key, unexpired entry), newest first. For browsing: it may be slow.
 
         Raises:
-            CacheError: this cache cannot list what it keeps.
+            CacheError: this cache cannot list its entries.
         """
         raise CacheError(f"{type(self).__name__} cannot list its entries", hint="look one up by its key")
 
@@ -169,42 +166,39 @@ class Cache(ABC):
         task: str | None = None,
         limit: int | None = None,
     ) -> list[tuple[str, CacheEntry]]:
-        """Live entries whose key begins with `prefix` and that match every given filter, newest first.
+        """Return (key, unexpired entry) whose key begins with `prefix` and that match all filters, newest first.
 
-        This one reads all entries; a store that can choose by itself does better.
+        The default implementation reads all entries; a store with queries should override it.
         """
         fields = chosen({"language": language, "model": model, "namespace": namespace, "task": task})
         matching = ((key, entry) for key, entry in self.items() if key.startswith(prefix) and matches(entry, fields))
         return list(islice(matching, limit))
 
     def count_by(self, *fields: str) -> dict[str, dict[str, int]]:
-        """For each of `fields`, some of COUNTED_BY: how many live entries there are for each value; the most first.
+        """Return {field: {value: number of unexpired entries}}, most frequent first; `fields` are some of COUNTED_BY.
 
-        This one reads all entries, once; a store that can count by itself does better.
+        The default implementation reads all entries once; a store with queries should override it.
         """
         return count_entries((entry for _, entry in self.items()), fields)
 
     def lease(self, key: str, ttl: float) -> Lease | None:
-        """The right to compute `key` for `ttl` seconds, or None while another holder has it.
+        """Return the lease to compute `key`, valid for `ttl` seconds, or None while another holder has it.
 
-        At most one holder at a time; over all processes that share the store, where it has leases of its own. A holder
-        that dies loses it by time; one that needs longer renews it.
+        There is at most one holder at a time, over all processes that share the store if it has leases of its own. The
+        lease of a holder that died expires; a holder that needs longer renews it.
         """
         return self._lease_table.lease(key, ttl)
 
     def renew(self, lease: Lease, ttl: float) -> bool:
-        """Makes the lease end `ttl` seconds from now; False when it is no longer this holder's (by its token)."""
+        """Extend the lease to `ttl` seconds from now; False if it has another holder by now (by its token)."""
         return self._lease_table.renew(lease, ttl)
 
     def release(self, lease: Lease) -> None:
-        """Gives the lease back, if it is still this holder's, and wakes those who wait for it."""
+        """Release the lease, if it is still this holder's, and wake the callers of `wait`."""
         self._lease_table.release(lease)
 
     def wait(self, key: str, timeout: float) -> None:
-        """Blocks until `key` may have an entry or its lease may be free, at most `timeout` seconds.
-
-        Waking early is allowed.
-        """
+        """Block until `key` may have an entry or its lease may be free, or shorter, at most `timeout` seconds."""
         if type(self).lease is Cache.lease:
             self._lease_table.wait(key, timeout)
         else:
@@ -212,7 +206,7 @@ class Cache(ABC):
             time.sleep(min(timeout, 0.05))
 
     def close(self) -> None:
-        """Releases files and connections. Calling it twice is harmless."""
+        """Release files and connections. Calling it twice is harmless."""
         self._lease_table.clear()
 
     def __enter__(self) -> Cache:
@@ -225,7 +219,7 @@ class Cache(ABC):
 
 
 def encoded(entry: CacheEntry) -> tuple[str, int]:
-    """`entry` as JSON text, and its length in bytes of UTF-8.
+    """Return (`entry` as JSON text, its length in bytes of UTF-8).
 
     Raises:
         CacheError: something in the entry cannot be written as JSON or as UTF-8.
@@ -238,7 +232,7 @@ def encoded(entry: CacheEntry) -> tuple[str, int]:
 
 
 def count_entries(entries: Iterable[CacheEntry], fields: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Return the counts of `Cache.count_by`, by looking at every entry."""
+    """Return the counts of `Cache.count_by` for `entries`."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in fields}
     for entry in entries:
         for name, counter in counts.items():
@@ -247,19 +241,19 @@ def count_entries(entries: Iterable[CacheEntry], fields: Iterable[str]) -> dict[
 
 
 def chosen(filters: Mapping[str, str | None]) -> dict[str, str]:
-    """Those of `Cache.clear`'s and `find`'s filters that are given.
+    """Return those filters of `Cache.clear` and `find` that are not None.
 
     Raises:
-        TypeError: one that is not in COUNTED_BY.
+        TypeError: a filter is not in COUNTED_BY.
     """
     for name in filters:
         if name not in COUNTED_BY:
-            raise TypeError(f"unknown filter {name!r}: {', '.join(COUNTED_BY)}")
+            raise TypeError(f"unknown filter {name!r}: not one of {', '.join(COUNTED_BY)}")
     return {name: value for name, value in filters.items() if value is not None}
 
 
 def matches(entry: CacheEntry, fields: Mapping[str, str], *, older_than: float | None = None, now: float = 0.0) -> bool:
-    """True if `entry` has these `fields` (see `chosen`), and older than that many seconds."""
+    """True if `entry` has these `fields` (see `chosen`) and is older than `older_than` seconds at time `now`."""
     if older_than is not None and entry.created_at >= now - older_than:
         return False
     return all(getattr(entry, name) == value for name, value in fields.items())

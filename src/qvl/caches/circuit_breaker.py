@@ -1,7 +1,7 @@
-"""A circuit breaker: after a failure, nobody asks for a while; then one asks, and all follow when that went well.
+"""A circuit breaker: a failure blocks calls for a while; then one probe is let through, and closes it on success.
 
-What was asked before the failure and fails after it is the same failure: the rest grows with probes alone. What goes
-well, whenever it was asked, ends the rest.
+A call from before the failure that fails later counts as the same failure: only failed probes make the time longer.
+A call that succeeds, whenever it began, closes the circuit.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ FIRST_REST: Final = 0.25
 
 
 class Circuit:
-    """Closed while things go well, open for a rest after a failure, half-open for one probe after the rest.
+    """Closed while calls succeed, open for some time after a failure, then half-open for one probe.
 
-    Who enters has to leave in the same thread.
+    A thread that calls `enter` must call `leave` or `forgo` too.
 
     Args:
-        longest_rest: seconds; rests double from a quarter of a second up to this, with jitter.
+        longest_rest: most seconds that the circuit stays open; first a quarter of a second, then doubling, with jitter.
         clock: monotonic seconds.
     """
 
@@ -35,7 +35,7 @@ class Circuit:
         self._prober: int | None = None
 
     def enter(self) -> float:
-        """0 when the caller may ask, and then has to `leave` or `forgo`; else the seconds left until somebody may."""
+        """Return 0 if the caller may proceed (and must `leave` or `forgo`), else the seconds until the next probe."""
         with self._lock:
             if not self._failures:
                 return 0.0
@@ -48,7 +48,7 @@ class Circuit:
             return 0.0
 
     def leave(self, failure: str | None) -> bool:
-        """Tells how the asking ended: None well, else why it failed. Returns whether that opened or closed it."""
+        """Report the outcome of a call: None or the failure's reason. True if that opened or closed the circuit."""
         with self._lock:
             probed = self._end_probe()
             if failure is None:
@@ -63,12 +63,12 @@ class Circuit:
             return self._failures == 1
 
     def forgo(self) -> None:
-        """Ends an asking that told nothing; the next one may probe."""
+        """End a call without an outcome; the next caller may probe."""
         with self._lock:
             self._end_probe()
 
     def _end_probe(self) -> bool:
-        """Whether the caller was the one who probed."""
+        """End the probe if the calling thread made it; True if it did."""
         if self._prober != threading.get_ident():
             return False
         self._prober = None

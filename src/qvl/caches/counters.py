@@ -1,4 +1,4 @@
-"""Counting what a cache does, from many threads."""
+"""Thread-safe counters of a cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Tally:
         self._counts: Counter[str] = Counter()
 
     def add(self, name: str, number: int = 1) -> None:
-        """Adds to the counter called `name`, one of COUNTED."""
+        """Add `number` to the counter `name`, one of COUNTED."""
         with self._lock:
             self._counts[name] += number
 

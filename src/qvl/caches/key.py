@@ -1,8 +1,8 @@
-"""The cache key: a manifest of everything that changes an answer, and its hash.
+"""The cache key: the hash of a manifest of everything that changes an answer.
 
-A key that leaves something out returns somebody else's answer; a key that takes too much in never hits. So the
-manifest is spelt out, kept beside the entry, and two of them can be compared (`explain`). What a client may turn
-without changing the answer (timeouts, retries, progress) is not in it.
+A key that leaves something out returns the answer to another request; a key that includes too much never hits. So
+the manifest is explicit, stored with the entry, and two of them can be compared (`explain`). Settings that do not
+change the answer (timeouts, retries, progress) are not in it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class MessageManifest(TypedDict):
 
 
 class FormatManifest(TypedDict):
-    """A response format in a manifest."""
+    """The response format in a manifest, the JSON whose hash is the cache key."""
 
     kind: str
     schema: JsonObject | None
@@ -100,9 +100,9 @@ def build_manifest(
 ) -> Manifest:
     """Return everything that changes the answer to `request`.
 
-    Pictures stand by their hash and canonical size at their place in their message, so order, role, position and
-    detail are part of the key.
-    `max_pixels` is the media gate's budget; a smaller one in the request wins.
+    Pictures are represented by hash and canonical size, in the order of their message's parts, so order, role,
+    position and detail are part of the key. `max_pixels` is the media gate's budget; a smaller one in the request wins.
+    `task`, `prompt_version` and `language` are those of an analysis; `namespace` separates tenants.
     """
     return {
         "v": MANIFEST_VERSION,
@@ -126,7 +126,7 @@ def hash_manifest(manifest: Mapping[str, object]) -> str:
     """Return the key: `sha256-` and the hex digest of the manifest's canonical JSON.
 
     Raises:
-        RequestError: it holds what JSON or Unicode cannot carry.
+        RequestError: it contains values that are not valid JSON or Unicode.
     """
     try:
         text = canonical_json(manifest).encode()
@@ -187,7 +187,7 @@ def _response_format(request: ChatRequest) -> FormatManifest:
 
 
 def result_to_json(result: Result) -> JsonObject:
-    """Return what the cache keeps of a Result: everything but pictures, request id and cache state."""
+    """Return a Result as JSON for the cache: everything but pictures, request id and cache state."""
     return {
         "choices": [_choice_to_json(choice) for choice in result.choices],
         "usage": asdict(result.usage),
@@ -200,10 +200,10 @@ def result_to_json(result: Result) -> JsonObject:
 
 
 def result_from_json(data: JsonMapping) -> Result:
-    """Return the Result that `result_to_json` wrote.
+    """Return the Result of JSON written by `result_to_json`.
 
     Raises:
-        CacheError: it is something else.
+        CacheError: `data` is not such JSON.
     """
     try:
         return Result(

@@ -1,4 +1,4 @@
-"""Leases that hold in this process, for caches whose store has none of its own."""
+"""In-process leases, for caches whose store has none of its own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_DEAD_LEASES: Final = 1024
 
 @dataclass(slots=True)
 class Lease:
-    """The right to compute one key. `token` grows with every holder, so that a late holder can be told apart.
+    """The right to compute the answer of one key; `token` (a fencing token) grows with every holder.
 
-    It saves work and guards nothing: `Cache.set` takes entries from everybody. The pipeline looks before it stores an
-    answer whose lease may be another's by now, and leaves the later holder's answer where it is.
+    It avoids double work but does not protect the entry: `Cache.set` takes entries from any caller. The pipeline checks
+    an expired lease before it stores an answer, and does not overwrite the answer of a later holder.
     """
 
     key: str
@@ -25,7 +25,7 @@ class Lease:
 
 
 class LeaseTable:
-    """The leases of one cache, by key; see `Cache.lease` and its neighbours for what the methods promise."""
+    """The leases of one cache by key, with the methods `lease`, `renew`, `release` and `wait` of `Cache`."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -75,7 +75,7 @@ class LeaseTable:
                 self._changed.wait(seconds)
 
     def clear(self) -> None:
-        """Drop all leases, and wake those who wait."""
+        """Drop all leases and wake all waiting threads."""
         with self._lock:
             self._leases.clear()
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""A cache in this process's memory, gone with it."""
+"""A cache in the memory of this process."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class _Slot:
 
 
 class MemoryCache(Cache):
-    """Keeps entries as JSON text, so a caller who changes what `get` returned changes nothing here.
+    """LRU cache of entries as JSON text, so that changes to an entry that `get` returned do not affect it.
 
     Args:
-        max_entries: how many entries at most; the least recently used goes first.
-        max_bytes: how many bytes of keys and JSON at most.
+        max_entries: most entries; the least recently used is evicted first.
+        max_bytes: most bytes of keys and JSON.
         clock: seconds since the epoch.
     """
 
@@ -43,7 +43,7 @@ class MemoryCache(Cache):
         self, max_entries: int = 10_000, max_bytes: int = 256 * 2**20, *, clock: Callable[[], float] = time.time
     ) -> None:
         if max_entries < 1 or max_bytes < 1:
-            raise ConfigError("a memory cache needs room", hint="max_entries and max_bytes are 1 or more")
+            raise ConfigError("invalid limits of a memory cache", hint="max_entries and max_bytes are 1 or more")
         self.max_entries = max_entries
         self.max_bytes = max_bytes
         self._clock = clock
@@ -55,10 +55,10 @@ class MemoryCache(Cache):
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> MemoryCache:
-        """Reads `memory:`, `memory://`, `memory:?max_entries=100&max_bytes=64MiB`."""
+        """Return the cache of a URL: `memory:`, `memory://` or `memory:?max_entries=100&max_bytes=64MiB`."""
         path, _, query = url.partition("?")
         if path.rstrip("/") != "memory:":
-            raise ConfigError(f"{url!r} is not a memory cache", hint="write memory:")
+            raise ConfigError(f"invalid memory cache URL {url!r}", hint="write memory:")
         known = {"max_entries": count, "max_bytes": size}
         return cls(**read_options("memory", query, options, known, passed=("clock",)))
 
@@ -83,7 +83,7 @@ class MemoryCache(Cache):
         self.keep(key, replace(entry, expires_at=None if ttl is None else self._clock() + ttl), ttl)
 
     def keep(self, key: str, entry: CacheEntry, ttl: float | None) -> None:
-        """Set an entry but leave its own `expires_at` as it is: for a copy that ends before the original."""
+        """Store `entry` for `ttl` seconds (None: until evicted) without a change of its own `expires_at`."""
         expires_at = None if ttl is None else self._clock() + ttl
         try:
             text, length = encoded(entry)

@@ -15,22 +15,22 @@ from qvl.suggest import nearest
 
 
 def cache_named(cache: object) -> str | None:
-    """Return the name that a user gave for the cache, None for none.
+    """Return `cache`, the URL, path or "off" passed by a user, or None for the default.
 
     Raises:
-        ConfigError: it is not a string; `False` would otherwise mean the default cache.
+        ConfigError: it is neither a string nor None, such as `False`.
     """
     if cache is None or isinstance(cache, str):
         return cache
     hint = "write str(path)" if isinstance(cache, Path) else 'write cache="off" for none'
-    raise ConfigError(f"cache={cache!r} names no cache", hint=hint, param="cache")
+    raise ConfigError(f"invalid cache={cache!r}", hint=hint, param="cache")
 
 
 def open_cache(url: str | None, registry: Registry) -> Cache | None:
-    """The cache that `url` names: a URL, a path of a SQLite file, "off", or None for the default SQLite file.
+    """Return the cache at `url`, a URL or the path of a SQLite file, by default qvl's own file; None for "off".
 
     Raises:
-        UnknownNameError: no cache has that scheme.
+        UnknownNameError: the scheme is unknown.
         ConfigError: the URL is malformed.
         CacheError: the store cannot be opened.
     """
@@ -51,13 +51,12 @@ def open_cache(url: str | None, registry: Registry) -> Cache | None:
 
 
 def _refuse_a_scheme_without_colon(path: str, registry: Registry) -> None:
-    """`redis//host` is a URL misspelt, not a folder; unless there is one of that name."""
+    """Raise ConfigError for a misspelt URL such as `redis//host`, unless a folder of that name exists."""
     word, slashes, rest = path.partition("//")
     if not slashes or not word or Path(word).exists():
         return
     if close := difflib.get_close_matches(word, registry.factories, n=1, cutoff=0.7):
         # What stands before an @ is a password.
         shown = rest.rpartition("@")[2]
-        raise ConfigError(
-            f"the cache {word}//{shown} has no colon", hint=f"did you mean {close[0]}://{shown}?", param="cache"
-        )
+        hint = f"did you mean {close[0]}://{shown}?"
+        raise ConfigError(f"missing colon in {word}//{shown}", hint=hint, param="cache")

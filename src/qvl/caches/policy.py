@@ -1,4 +1,4 @@
-"""When an answer may come from the cache, and how old it may be."""
+"""The rules by which a request reads and writes the cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CACHE_MODES: Final = ("auto", "always", "off", "refresh")
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """The use that one request may make of the cache. `max_age` is in seconds: an older entry counts as a miss."""
+    """Permissions of one request on the cache. `max_age` is in seconds: an older entry counts as a miss."""
 
     read: bool = True
     write: bool = True
@@ -21,7 +21,7 @@ class CachePolicy:
 
     @classmethod
     def of(cls, mode: CacheMode, *, deterministic: bool) -> CachePolicy:
-        """`auto` keeps what must be the same again, `refresh` asks anew and stores.
+        """Return the policy of a mode: `auto` uses the cache for deterministic requests, `refresh` only writes it.
 
         Raises:
             ConfigError: an unknown mode.

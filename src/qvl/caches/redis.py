@@ -48,11 +48,11 @@ _UNWRITABLE: Final = ("READONLY", "READ ONLY", "MAXMEMORY", "MISCONF", "NOREPLIC
 
 
 class RedisCache(Cache):
-    """One JSON value a key, under `<prefix>entry:`; Redis itself ends what has a time to live and bounds the size.
+    """Stores each entry as a JSON value under `<prefix>entry:KEY`; Redis itself expires entries and bounds the size.
 
-    Connections are made on first use. A server that is away raises CacheError quickly and is then left alone for a
-    quarter of a second, doubling up to `rest` seconds, until one probe finds it back. A server that only refuses
-    writes (read-only, out of memory) still answers reads.
+    Connections are made on first use. An unreachable server raises CacheError quickly and opens a circuit breaker for a
+    quarter of a second, doubling up to `rest` seconds, until a probe succeeds. A server that only refuses writes
+    (read-only, out of memory) is still read.
 
     Args:
         url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://a:26379,b:26379/service/0`, `redis+cluster://`.
@@ -83,8 +83,10 @@ class RedisCache(Cache):
         self.url = self._address.shown
         self.prefix: str = own.get("prefix", "qvl:")
         rest = own.get("rest", 15.0)
-        if not self.prefix or rest <= 0:
-            raise ConfigError("a Redis cache needs a prefix and a rest above 0", hint="leave them out for the defaults")
+        if not self.prefix:
+            raise ConfigError("the Redis cache's prefix is empty", hint="leave prefix out for 'qvl:'", param="prefix")
+        if rest <= 0:
+            raise ConfigError(f"the Redis cache's rest={rest:g} is out of range", hint="seconds above 0", param="rest")
         self._clock = clock
         self._client: Any = None
         self._connecting = Lock()
@@ -164,7 +166,7 @@ class RedisCache(Cache):
         return count_entries((entry for entry in fetched if entry is not None), fields)
 
     def _newest_first(self, filters: Mapping[str, str], prefix: str = "") -> Iterator[tuple[str, CacheEntry]]:
-        """Redis knows no order: one walk finds out the ages, then the entries are read a batch at a time."""
+        """Yield (key, entry), newest first: one scan sorts the keys by age, then entries are read in batches."""
         ages: list[tuple[float, bytes]] = []
         for names in self._names(prefix):
             for name, entry in zip(names, self._fetch(names), strict=True):
@@ -178,9 +180,9 @@ class RedisCache(Cache):
                     yield name[skip:].decode(), entry
 
     def stats(self) -> CacheStats:
-        """Counts the entries by walking over their names; a long walk's result serves a hundred times as long.
+        """Return the statistics; counts entries by a scan, whose result is reused for a hundred times its duration.
 
-        Does not raise: with a server that is away, `entries` and `size_bytes` are those last seen.
+        Does not raise: if the server is unreachable, `entries` and `size_bytes` are the latest known.
         """
         until, entries, size_bytes = self._walk
         if time.monotonic() >= until:
@@ -239,7 +241,7 @@ class RedisCache(Cache):
 
     @contextmanager
     def _asking(self, *, write: bool = False) -> Iterator[Any]:
-        """The client, if it may be asked now. The one place where redis-py's exceptions become ours."""
+        """Yield the client unless the circuit breaker is open; turns redis-py's exceptions into CacheError."""
         circuits = [self._line, self._writing] if write else [self._line]
         entered: list[Circuit] = []
         verdicts: dict[Circuit, str | None] = {}
@@ -247,9 +249,7 @@ class RedisCache(Cache):
             for circuit in circuits:
                 if seconds := circuit.enter():
                     self._tally.add("errors")
-                    raise CacheError(
-                        f"{self.url} is left alone for {seconds:.1f} s more, since it failed: {circuit.reason}"
-                    )
+                    raise CacheError(f"{self.url} is unavailable, next try in {seconds:.1f} s: {circuit.reason}")
                 entered.append(circuit)
             yield self._connected()
             verdicts = dict.fromkeys(entered)
@@ -273,7 +273,7 @@ class RedisCache(Cache):
                     circuit.forgo()
                 elif circuit.leave(verdicts[circuit]):
                     back = verdicts[circuit] is None
-                    _log.info("redis is back" if back else "redis is left alone", url=self.url, why=circuit.reason)
+                    _log.info("redis is back" if back else "redis is unavailable", url=self.url, why=circuit.reason)
 
     def _connected(self) -> Any:
         with self._connecting:
@@ -291,7 +291,7 @@ class RedisCache(Cache):
         return f"{self.prefix}released:{_digest(key)}"
 
     def _names(self, prefix: str = "") -> Iterator[list[bytes]]:
-        """The names of all entries (whose key begins so), in batches, by SCAN, which blocks the server for moments."""
+        """Yield the Redis keys of all entries (whose key begins with `prefix`) in batches, by SCAN."""
         pattern = "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in self._entry(prefix)) + "*"
         with self._asking() as client:
             scan = client.scan_iter(match=pattern, count=1000)
@@ -310,7 +310,7 @@ class RedisCache(Cache):
         return [_readable(text) for text in self._each("get", names)]
 
     def _each(self, command: str, names: list[bytes], *, write: bool = False) -> list[Any]:
-        """The answers to `command` for each name, in one round trip; 0 where the name is not of an entry of ours."""
+        """Return the replies to `command` for each of `names`, in one round trip; 0 if the name is of another type."""
         if not names:
             return []
         with self._asking(write=write) as client:
@@ -326,14 +326,14 @@ class RedisCache(Cache):
 
     def _unreadable(self, key: str, reason: str) -> None:
         self._tally.add("errors")
-        _log.warning("redis holds something else under our key", url=self.url, key=key, reason=reason)
+        _log.warning("redis key is not a cache entry", url=self.url, key=key, reason=reason)
 
 
 def open_redis(url: str, *, clock: Callable[[], float] = time.time, **options: object) -> Cache:
-    """The Redis cache of `url` behind a small one in memory, or alone with `?front=0`.
+    """Return the Redis cache of `url` behind a small one in memory, or alone with `?front=0`.
 
-    The layer in front keeps what this process read for `front_ttl` seconds (30), so that a hot key costs no round
-    trip; for that long it may still answer what another process has cleared.
+    The cache in front keeps the entries this process read for `front_ttl` seconds (30), so that a hot key costs no
+    round trip; for that long, entries that another process cleared may still be hits.
     """
     back = RedisCache(url, clock=clock, **options)
     own = back._address.own
@@ -343,7 +343,7 @@ def open_redis(url: str, *, clock: Callable[[], float] = time.time, **options: o
 
 
 def _value(entry: CacheEntry) -> str:
-    """The entry's JSON with the analysis' brand, category and attributes lifted to its top, for people's queries."""
+    """Return the entry's JSON with the analysis' brand, category and attributes copied to the top, for queries."""
     text, _ = encoded(entry)
     analysis = entry.analysis or {}
     summary = {name: analysis.get(name) for name in SUMMARY}

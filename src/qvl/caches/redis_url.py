@@ -1,4 +1,4 @@
-"""From a Redis URL to a redis-py client: one server, a TLS server, a socket, sentinels, a cluster."""
+"""Parses Redis URLs (server, TLS, socket, sentinels, cluster) and makes redis-py clients of them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OPTIONS: Final[Mapping[str, Reader]] = {
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where a Redis is and how to speak to it. `shown` is the URL without its password, for people."""
+    """Address and connection options of a Redis. `shown` is the URL without its password, for messages."""
 
     scheme: str
     hosts: tuple[tuple[str, int], ...]
@@ -58,7 +58,7 @@ class RedisAddress:
 
     @classmethod
     def parse(cls, url: str, named: JsonMapping) -> RedisAddress:
-        """Reads `redis://user:password@host:port/db?option=value` and its relatives; see SCHEMES and OPTIONS.
+        """Return the address in `url`, of one of SCHEMES; `named` are OPTIONS by name, which override those in `url`.
 
         Raises:
             ConfigError: another scheme, an unknown option, a port or database that is not a number.
@@ -66,7 +66,7 @@ class RedisAddress:
         base, _, query = url.partition("?")
         scheme, separator, rest = base.partition("://") if base != "redis:" else ("redis", "://", "")
         if scheme not in SCHEMES or not separator:
-            raise ConfigError(f"{_shown(base)} is not a Redis cache", hint="write redis://host:6379/0")
+            raise ConfigError(f"invalid Redis URL {_shown(base)}", hint="write redis://host:6379/0")
         options = read_options("redis", query, named, OPTIONS, passed=("clock",))
         credentials, at, location = rest.rpartition("@")
         if at:
@@ -80,7 +80,7 @@ class RedisAddress:
         if scheme == "unix":
             path = unquote(location)
             if not path.startswith("/"):
-                raise ConfigError(f"{_shown(base)} names no socket", hint="write unix:///path/to/redis.sock")
+                raise ConfigError(f"missing socket path in {_shown(base)}", hint="write unix:///path/to/redis.sock")
         else:
             where, _, tail = location.partition("/")
             port = SENTINEL_PORT if scheme == "redis+sentinel" else DEFAULT_PORT
@@ -95,15 +95,15 @@ class RedisAddress:
             if parts:
                 db = _number(parts.pop(0), "database")
             if parts or (scheme in {"redis", "rediss"} and len(hosts) > 1):
-                raise ConfigError(f"{_shown(base)} cannot be read", hint="write redis://host:6379/0")
+                raise ConfigError(f"invalid Redis URL: {_shown(base)}", hint="write redis://host:6379/0")
             if scheme == "redis+cluster" and db:
-                raise ConfigError("a Redis cluster has no databases", hint="leave out the number at the URL's end")
+                raise ConfigError("Redis clusters have no databases", hint="leave out the number at the URL's end")
         own = {name: value for name, value in options.items() if name in OWN}
         arguments = {name: value for name, value in options.items() if name not in OWN and value is not None}
         return cls(scheme, hosts, path, db, service, _shown(base), own, arguments)
 
     def connect(self) -> Any:
-        """A client for this address. Only a cluster is spoken to at once."""
+        """Return a redis-py client for this address. It connects on first use, but a client of a cluster at once."""
         redis = import_redis()
         retry = importlib.import_module("redis.retry").Retry
         at_once = importlib.import_module("redis.backoff").NoBackoff()
@@ -135,7 +135,7 @@ class RedisAddress:
 
 
 def import_redis() -> Any:
-    """The package redis.
+    """Return the package redis, imported.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -148,7 +148,7 @@ def import_redis() -> Any:
 
 
 def _host(text: str, port: int) -> tuple[str, int]:
-    """`host`, `host:port`, `[v6]` or `[v6]:port`."""
+    """Return (host, port) of `host`, `host:port`, `[v6]` or `[v6]:port`; `port` is the default."""
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
         return host, _number(rest[1:], "port") if rest.startswith(":") else port
@@ -158,7 +158,7 @@ def _host(text: str, port: int) -> tuple[str, int]:
 
 def _number(text: str, what: str) -> int:
     if not text.isdigit():
-        raise ConfigError(f"{text!r} is no {what} of a Redis", hint="write redis://host:6379/0")
+        raise ConfigError(f"invalid Redis {what} {text!r}", hint="write redis://host:6379/0")
     return int(text)
 
 

@@ -35,12 +35,12 @@ _LIVE_KEYS: Final = (
 
 
 def default_path() -> Path:
-    """The cache file that is used when none is named, under the platform's folder for caches."""
+    """Return the default cache file, in the platform's folder for caches."""
     return cache_folder() / "cache.db"
 
 
 def _refuse_a_missing_folder(path: Path) -> None:
-    """A tree of folders for a name misspelt would hide the answers; what may not be looked at is told on first use."""
+    """Raise ConfigError if the folder of `path` does not exist, since it is likely misspelt."""
     with contextlib.suppress(PermissionError):
         try:
             is_folder = stat.S_ISDIR(path.parent.stat().st_mode)
@@ -48,14 +48,14 @@ def _refuse_a_missing_folder(path: Path) -> None:
             is_folder = False
         if not is_folder:
             raise ConfigError(
-                f"the cache file {path} is in no folder that exists",
+                f"the folder of the cache file {path} does not exist",
                 hint=f"mkdir -p {path.parent}, or name another place",
                 param="cache",
             )
 
 
 def _refuse_what_is_no_cache(path: Path) -> None:
-    """A corrupt cache file is set aside, a table or a text that somebody named by mistake is not."""
+    """Raise ConfigError for a file that is not a cache, which must not be renamed as a corrupt cache would be."""
     if path.suffix.lower() in DATABASES or not path.is_file():
         return
     with contextlib.suppress(OSError), path.open("rb") as file:
@@ -65,22 +65,22 @@ def _refuse_what_is_no_cache(path: Path) -> None:
 
 
 class SqliteCache(Cache):
-    """Entries are rows of the table `entries`, with columns to query and the whole entry as JSON.
+    """Stores entries as rows of the table `entries`, with columns to query and the whole entry as JSON.
 
-    Leases end by the wall clock, the only one that all processes share and that outlives a restart. Set forward, it
-    ends them early, and the same may be computed twice; set back, a holder that died keeps its lease that much longer.
+    Leases expire by the wall clock, the only one that all processes share and that outlives a restart. If it is set
+    forward, they expire early and an answer may be computed twice; set back, the lease of a dead holder lasts longer.
 
-    Safe for many threads, for many processes and across a fork. A corrupt file is renamed to
-    `<name>.corrupt-<time>` and a new one begun. Where the file cannot be written, reads go on and writes raise.
+    Safe for many threads and processes and across a fork. A corrupt file is renamed to `<name>.corrupt-<time>` and a
+    new one created. If the file is not writable, reads work and writes raise.
 
     Args:
-        path: the database file, in a folder that exists; None for the default one, whose folder is made.
-        max_bytes: how many bytes of rows at most; the least recently used goes first.
-        busy_timeout: seconds to go on trying while other processes hold the file.
+        path: the database file, in an existing folder; None for the default one, whose folder is created.
+        max_bytes: most bytes of rows; the least recently used are evicted first.
+        busy_timeout: seconds to retry while other processes lock the file.
         clock: seconds since the epoch.
 
     Raises:
-        ConfigError: an option out of range, no such folder, or a file of another kind, which stays as it is.
+        ConfigError: an option is out of range, the folder does not exist, or the file is not a cache.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class SqliteCache(Cache):
         clock: Callable[[], float] = time.time,
     ) -> None:
         if max_bytes < 1 or busy_timeout <= 0:
-            raise ConfigError("a SQLite cache needs room and patience", hint="max_bytes and busy_timeout above 0")
+            raise ConfigError("invalid limits of a SQLite cache", hint="max_bytes and busy_timeout above 0")
         self.path = (default_path() if path is None else in_home(path)).absolute()
         if path is not None:
             _refuse_a_missing_folder(self.path)
@@ -111,16 +111,16 @@ class SqliteCache(Cache):
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> SqliteCache:
-        """Reads `sqlite://` (the default file), `sqlite:///file.db`, `sqlite:////abs/file.db?max_bytes=1GiB`."""
+        """Return the cache of `sqlite://` (default file), `sqlite:///file.db` or `sqlite:////abs.db?max_bytes=1GiB`."""
         base, _, query = url.partition("?")
         scheme, separator, rest = ("sqlite", "://", "") if base == "sqlite:" else base.partition("://")
         if scheme != "sqlite" or not separator:
-            raise ConfigError(f"{url!r} is not a SQLite cache", hint="write sqlite:///file.db")
+            raise ConfigError(f"invalid SQLite cache URL {url!r}", hint="write sqlite:///file.db")
         if rest and not rest.startswith("/"):
-            raise ConfigError(f"{url!r} names a host, not a file", hint=f"write sqlite:///{rest}")
+            raise ConfigError(f"invalid SQLite cache URL {url!r}: it has a host", hint=f"write sqlite:///{rest}")
         path = unquote(rest[1:])
         if path == ":memory:":
-            raise ConfigError(f"{url!r} names no file", hint="write memory: for a cache in memory")
+            raise ConfigError(f"missing file path in {url!r}", hint="write memory: for a cache in memory")
         known = {"max_bytes": size, "busy_timeout": seconds}
         return cls(path or None, **read_options("sqlite", query, options, known, passed=("clock",)))
 
@@ -216,7 +216,7 @@ class SqliteCache(Cache):
 
     def _count_by(self, field: str) -> dict[str, int]:
         if field not in COUNTED_BY:
-            raise ConfigError(f"entries are not counted by {field!r}", hint=f"one of {', '.join(COUNTED_BY)}")
+            raise ConfigError(f"cannot count entries by {field!r}", hint=f"one of {', '.join(COUNTED_BY)}")
         sql = (
             f"SELECT {field}, count(*) AS number FROM entries"  # noqa: S608 - one of ours
             " WHERE expires_at IS NULL OR expires_at > ? GROUP BY 1 ORDER BY number DESC, 1"
@@ -232,12 +232,12 @@ class SqliteCache(Cache):
 
     def lease(self, key: str, ttl: float) -> Lease | None:
         now = self._clock()
-        if self._held_until(key) > now:
+        if self._lease_end(key) > now:
             return None
 
         def work(connection: sqlite3.Connection) -> Lease | None:
-            held = connection.execute("SELECT expires_at FROM leases WHERE key = ?", (key,)).fetchone()
-            if held is not None and held[0] > now:
+            lease = connection.execute("SELECT expires_at FROM leases WHERE key = ?", (key,)).fetchone()
+            if lease is not None and lease[0] > now:
                 return None
             connection.execute("UPDATE totals SET token = token + 1")
             (token,) = connection.execute("SELECT token FROM totals").fetchone()
@@ -257,27 +257,27 @@ class SqliteCache(Cache):
         self._wake()
 
     def wait(self, key: str, timeout: float) -> None:
-        """Sleep until the holder's release, its lease's end or the timeout.
+        """Sleep until the lease is released, expires, or the timeout.
 
-        Other processes are noticed within 50 ms, by a pragma that reads one page of memory.
+        Changes by other processes are noticed within 50 ms, by a pragma that reads one page of memory.
         """
         deadline = time.monotonic() + timeout
         pause = 0.002
-        seen = None
+        version = None
         while True:
             # The pragma tells of other connections' changes, the number of those through this one.
             changes = (self._changes, self._read("PRAGMA data_version"))
-            if changes != seen:
-                seen = changes
-                until = self._held_until(key)
+            if changes != version:
+                version = changes
+                until = self._lease_end(key)
                 if self._read(_HAS, key, self._clock()):
                     return
-            left = min(deadline - time.monotonic(), until - self._clock())
-            if left <= 0:
+            seconds = min(deadline - time.monotonic(), until - self._clock())
+            if seconds <= 0:
                 return
             with self._changed:
-                if self._changes == seen[0]:
-                    self._changed.wait(min(left, random.uniform(pause / 2, pause)))
+                if self._changes == version[0]:
+                    self._changed.wait(min(seconds, random.uniform(pause / 2, pause)))
             pause = min(pause * 1.5, 0.05)
 
     def close(self) -> None:
@@ -286,7 +286,7 @@ class SqliteCache(Cache):
         self._file.close()
 
     def _used(self, key: str) -> None:
-        """Notes a hit. Notes are written with the next entry, or many at once, so that a hit costs no write."""
+        """Record the time of a hit, to be written with the next entry or in a batch, so that a hit costs no write."""
         used_at = self._use_time()
         with self._uses_lock:
             self._uses[key] = used_at
@@ -295,7 +295,7 @@ class SqliteCache(Cache):
             self._flush_uses()
 
     def _use_time(self) -> float:
-        """The clock, but never twice the same, so that the order of uses is known."""
+        """Return the clock's time, strictly increasing, so that the order of hits is known."""
         with self._uses_lock:
             self._last_use = max(self._clock(), self._last_use + 1e-6)
             return self._last_use
@@ -312,7 +312,7 @@ class SqliteCache(Cache):
             self._file.write(lambda connection: _write_uses(connection, uses), timeout=0)
 
     def _make_room(self, connection: sqlite3.Connection, now: float) -> int:
-        """Deletes what has expired, now and then, and what was used longest ago, as far as needed."""
+        """Delete expired entries, once in a while, and evict the least recently used; return the number evicted."""
         if now - self._purged_at >= PURGE_EVERY or now < self._purged_at:
             self._purged_at = now
             connection.execute("DELETE FROM entries WHERE expires_at <= ?", (now,))
@@ -347,9 +347,9 @@ class SqliteCache(Cache):
             self._tally.add("errors")
             raise
 
-    def _held_until(self, key: str) -> float:
-        held = self._read("SELECT expires_at FROM leases WHERE key = ?", key)
-        return float(held[0][0]) if held else 0.0
+    def _lease_end(self, key: str) -> float:
+        rows = self._read("SELECT expires_at FROM leases WHERE key = ?", key)
+        return float(rows[0][0]) if rows else 0.0
 
     def _wake(self) -> None:
         with self._changed:

@@ -1,7 +1,7 @@
-"""The file under the SQLite cache: opened once a process, shared by its threads, set aside when it is corrupt.
+"""The database file of the SQLite cache: opened once a process, shared by its threads, renamed when it is corrupt.
 
-The rules come from https://www.sqlite.org/howtocorrupt.html: no connection crosses a fork, and none is closed whose
-file has left its path (the close would delete the write-ahead log of the file that is there now).
+By https://www.sqlite.org/howtocorrupt.html, no connection crosses a fork, and a connection whose file was replaced is
+not closed (closing would delete the write-ahead log of the new file).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class SqliteFile:
     """One connection to one database file, for all threads of this process.
 
     Args:
-        path: made with its folders on first use.
-        busy_timeout: seconds to go on trying while other processes hold the file.
+        path: the file, created with its folders on first use.
+        busy_timeout: seconds to retry while other processes lock the file.
     """
 
     def __init__(self, path: Path, *, busy_timeout: float) -> None:
@@ -53,7 +53,7 @@ class SqliteFile:
         _files.add(self)
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Runs `work` on the connection.
+        """Return the result of `work`, run on the connection.
 
         Raises:
             CacheError: the file cannot be read, or stays locked for `busy_timeout` seconds.
@@ -61,11 +61,11 @@ class SqliteFile:
         return self._persist(work, self.busy_timeout)
 
     def write(self, work: Callable[[sqlite3.Connection], T], *, timeout: float | None = None) -> T:
-        """Runs `work` in a transaction that holds the file's write lock; as `read` otherwise."""
+        """Return the result of `work`, run in a write transaction; raises as `read`."""
 
         def transaction(connection: sqlite3.Connection) -> T:
             if self.read_only:
-                raise CacheError(f"the cache file {self.path} can only be read")
+                raise CacheError(f"the cache file {self.path} is read-only")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 result = work(connection)
@@ -131,7 +131,7 @@ class SqliteFile:
         for mode in ("ro", "ro&immutable=1"):
             with contextlib.suppress(sqlite3.OperationalError):
                 connection = self._open_as(mode)
-                _log.info("cache file can only be read", path=str(self.path), reason=str(refused))
+                _log.info("cache file is read-only", path=str(self.path), reason=str(refused))
                 return connection, True
         raise refused
 
@@ -163,7 +163,7 @@ class SqliteFile:
         connection.execute("ROLLBACK")
 
     def _remake(self) -> None:
-        """Puts our tables back into a database that lost them."""
+        """Recreate the tables in a database that lost them."""
         with self._lock:
             try:
                 migrate(self._current(), again=True)
@@ -182,14 +182,14 @@ class SqliteFile:
         self._connection = None
 
     def _abandon(self) -> None:
-        """Lets go of a connection without closing it, also at the interpreter's end (see the module's rules)."""
+        """Drop a connection without ever closing it, not even at interpreter exit (see the module's docstring)."""
         import ctypes
 
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
         self._connection = None
 
     def _set_aside(self, reason: str) -> None:
-        """Renames the corrupt file and its side files, unless another process has done so already."""
+        """Rename the corrupt file with its WAL and shared-memory files, unless another process did."""
         with self._lock, _exclusive(self.path) as identity:
             self._drop_connection()
             if identity is None or identity != self._opened:
@@ -204,10 +204,10 @@ class SqliteFile:
                 os.replace(self.path, f"{self.path}{suffix}")
             except OSError as exc:
                 raise CacheError(
-                    f"the cache file {self.path} is corrupt and cannot be set aside: {exc.strerror}",
+                    f"the cache file {self.path} is corrupt and cannot be renamed: {exc.strerror}",
                     hint="delete it, or name another file",
                 ) from exc
-        _log.warning("corrupt cache file set aside", path=str(self.path), kept=f"{self.path}{suffix}", reason=reason)
+        _log.warning("corrupt cache file renamed", path=str(self.path), kept=f"{self.path}{suffix}", reason=reason)
 
 
 def _any(phrases: tuple[str, ...], message: str) -> bool:
@@ -234,7 +234,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[tuple[int, int] | None]:
-    """Holds `path` against other processes that would set it aside; yields which file it is, None when it is gone."""
+    """Lock `path` against renaming by other processes; yields (device, inode) of the file, None if it is gone."""
     try:
         import fcntl
     except ImportError:
@@ -255,17 +255,17 @@ def _exclusive(path: Path) -> Iterator[tuple[int, int] | None]:
 
 
 def _hold_all() -> None:
-    _held.extend(_files)
-    for file in _held:
+    _locked.extend(_files)
+    for file in _locked:
         file._lock.acquire()
         file._drop_connection()
 
 
 def _let_go_all() -> None:
-    while _held:
-        _held.pop()._lock.release()
+    while _locked:
+        _locked.pop()._lock.release()
 
 
-_held: list[SqliteFile] = []
+_locked: list[SqliteFile] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_hold_all, after_in_parent=_let_go_all, after_in_child=_let_go_all)

@@ -1,7 +1,7 @@
-"""The tables of the SQLite cache, as migrations, and how an entry becomes a row.
+"""The tables of the SQLite cache, as migrations, and the conversion of an entry to a row.
 
-`entries` has a column for everything a person may want to ask for; `entry` is the whole, as JSON. `totals` is kept by
-triggers, so that the size of the store is known without a scan and stays right when a person deletes rows by hand.
+`entries` has columns for queries; the column `entry` is the whole entry as JSON. `totals` is updated by triggers, so
+that the size of the store is known without a scan and stays right if rows are deleted by hand.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _TRIGGERS: Final = {
 
 
 def migrate(connection: sqlite3.Connection, *, again: bool = False) -> None:
-    """Brings the tables of a database up to SCHEMA_VERSION; `again` also when they are thought to be there."""
+    """Migrate the tables of a database to SCHEMA_VERSION; `again` recreates missing ones whatever its version says."""
     # Here, since a file that is up to date needs no sqlite-utils, whose import costs more than a hit.
     from sqlite_utils import Database, Migrations
 
@@ -91,7 +91,7 @@ def migrate(connection: sqlite3.Connection, *, again: bool = False) -> None:
 
 
 def row(key: str, entry: CacheEntry, used_at: float) -> tuple[tuple[object, ...], int]:
-    """Return the values of COLUMNS for `entry`, and the bytes that they count as.
+    """Return (values of COLUMNS for `entry`, their size in bytes).
 
     Raises:
         CacheError: something in the entry cannot be written as JSON.

@@ -14,14 +14,14 @@ from qvl.errors import CacheError, ConfigError
 
 
 class TieredCache(Cache):
-    """Answers hot keys from memory and all others from `back`, which alone decides about leases.
+    """Two-tier cache: a small one in memory in front of `back`, which grants the leases.
 
-    What another process deletes from `back` may be answered here for `front_ttl` seconds more. An entry that `back`
-    cannot take is kept in front for that long, and the error raised all the same.
+    An entry that another process deletes from `back` may still be a hit for `front_ttl` seconds. An entry that `back`
+    fails to store is kept in front for that long, and the error is raised too.
 
     Args:
         back: the shared cache; closed with this one.
-        front: the one in memory, 1,024 entries and 32 MiB unless given.
+        front: the cache in memory; by default 1,024 entries and 32 MiB.
         front_ttl: seconds an entry stays in front.
         clock: seconds since the epoch.
     """
@@ -97,7 +97,7 @@ class TieredCache(Cache):
         return self.back.count_by(*fields)
 
     def stats(self) -> CacheStats:
-        """Those of `back`, with the hits in front added."""
+        """Return the statistics of `back`, with the hits in front added."""
         stats = self.back.stats()
         return replace(stats, hits=stats.hits + self.front.stats().hits)
 

@@ -1,4 +1,4 @@
-"""Reading cache URLs: which options they carry, and what type each has."""
+"""Parses the options of cache URLs by their types."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def size(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """Return a whole number, for an option that counts something."""
+    """Return the whole number in `text`."""
     try:
         return int(text)
     except ValueError:
@@ -33,7 +33,7 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Return a time in seconds; `0.5` and `0.5s` are the same."""
+    """Return the seconds in `text`, such as `0.5` or `0.5s`."""
     try:
         return float(text.strip().removesuffix("s"))
     except ValueError:
@@ -53,12 +53,12 @@ def flag(text: str) -> bool:
 def read_options(
     name: str, query: str, named: JsonMapping, known: Mapping[str, Reader], *, passed: tuple[str, ...] = ()
 ) -> JsonObject:
-    """Return the options of a cache URL, typed; those `named` by a program win over those in the `query`.
+    """Return the parsed options of a cache URL; keyword arguments (`named`) override those in the `query`.
 
-    `passed` are options that only a program can give, such as a clock.
+    `passed` are names of options that only a program can pass, such as a clock.
 
     Raises:
-        ConfigError: an option that cache `name` does not have, or a value that cannot be read.
+        ConfigError: the cache `name` has no such option, or the value is invalid.
     """
     options: JsonObject = {}
     for key, value in [*parse_qsl(query, keep_blank_values=True), *named.items()]:
@@ -79,5 +79,5 @@ def read_options(
 
 
 def path_url(path: str) -> str:
-    """The `sqlite:` URL of a file path, relative or absolute."""
+    """Return the `sqlite:` URL of a file path, relative or absolute."""
     return "sqlite:///" + quote(path.replace("\\", "/"), safe="/:~")

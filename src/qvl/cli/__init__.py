@@ -1,8 +1,8 @@
-"""The command `qvl`. Each command is a module beside this one, imported when it is called and not before.
+"""The command `qvl`. Each subcommand is a module of this package, imported only when it is called.
 
 A command module has a function of the command's name or, for a group or a command with settings of its own,
-`register(app)`, which adds it to a `typer.Typer`. Those of `COMMANDS` whose module exists are shown; one that cannot be
-imported fails alone, with one line.
+`register(app)`, which adds it to a `typer.Typer`. A module of `COMMANDS` that cannot be imported fails alone, with one
+line.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ EPILOG: Final = "Exit codes: 0 done, 1 some failed, 2 wrong use. `qvl COMMAND --
 
 
 class LazyGroup(TyperGroup):
-    """Commands known by name and help line alone, until one of them is called."""
+    """A group that lists commands by name and help line, and imports one only when it is called."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -81,7 +81,7 @@ class LazyGroup(TyperGroup):
 
 
 class SingleCommand(TyperCommand):
-    """A command that is a program of its own."""
+    """A command that is also a program of its own, such as `qvl-serve`."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: Context | None = None, **extra: object
@@ -91,7 +91,7 @@ class SingleCommand(TyperCommand):
 
 
 def load_command(name: str) -> Command:
-    """Return the command of module `qvl.cli.<name>`, imported now.
+    """Import the module `qvl.cli.<name>` and return its command.
 
     Raises:
         ConfigError: its module cannot be imported.
@@ -118,9 +118,9 @@ def load_command(name: str) -> Command:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what goes wrong into one line on stderr and an exit code.
+    """Print an exception in the context as one line on stderr, and exit with its code.
 
-    A closed pipe ends the program quietly with 141 and Ctrl-C with 130, as shells expect.
+    A closed pipe exits silently with 141 and Ctrl-C with 130, as shells expect.
     """
     from qvl.errors import QvlError
 
@@ -187,6 +187,6 @@ def _qvl(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run `qvl` with `args` (the process's own when None) and end the process with its exit code."""
+    """Run `qvl` with `args` (None: sys.argv) and exit the process with its exit code."""
     open_streams()
     app(args=args, prog_name="qvl")

@@ -1,4 +1,4 @@
-"""`python -m qvl.cli`: the command `qvl` where no script was installed."""
+"""`python -m qvl.cli`: the command `qvl`, without the installed script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qvl agent`: look at a product, find what is like it, recommend."""
+"""`qvl agent`: look at a product picture, search similar products, and recommend one."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def agent(
     """
     options.start_logs(verbose, as_json)
     if sum((picture is not None or chat, search is not None, everything)) != 1 and not (thread and wish):
-        raise ConfigError("nothing to do, or too much", hint="one of -f PICTURE, --chat, --search WORDS, --all")
+        raise ConfigError("give exactly one thing to do", hint="one of -f PICTURE, --chat, --search WORDS, --all")
     if max_price is not None and search is None:
-        raise ConfigError("--max-price belongs to --search", hint='say it in the wish: -q "under 100"')
+        raise ConfigError("--max-price works only with --search", hint='or put it into the wish: -q "under 100"')
     with open_catalog(catalog, index) as shop:
         if search is not None or everything:
             _list(shop, search, limit, max_price, as_json)
@@ -92,7 +92,7 @@ def agent(
 
 
 def open_catalog(path: Path | None, index: Path | None) -> Catalog:
-    """Return the catalogue that is named, or the sample; rows that are left out are reported on stderr."""
+    """Return the catalogue at `path`, else at QVL_CATALOG, else the sample; invalid rows are reported on stderr."""
     from qvl.agent.catalog.catalog import Catalog, sample_path
     from qvl.cli import failure
 
@@ -109,7 +109,7 @@ def open_catalog(path: Path | None, index: Path | None) -> Catalog:
 
 
 def _endpoint(settings: options.PipelineOptions) -> options.PipelineOptions:
-    """The settings, with the endpoint from the variables of older scripts where the command line names no model."""
+    """Return `settings`; without a model, with the endpoint in the environment variables VISION_*."""
     url, name, secret = (os.environ.get(f"VISION_{part}", "") for part in ("MODEL_URL", "MODEL_NAME", "API_KEY"))
     if settings.model or settings.base_url or not (url or name):
         return settings
@@ -148,7 +148,7 @@ def _list(shop: Catalog, search: str | None, limit: int, max_price: float | None
 
 
 def _print_products(rows: Iterator[tuple[Product, str]], as_json: bool) -> None:
-    """A line of JSON for each, or a table; a very long list is a table for every thousand."""
+    """Print (product, reasons) rows as JSON lines or as tables of up to a thousand rows."""
     from qvl.cli.console import stdout
 
     if as_json:
@@ -160,7 +160,7 @@ def _print_products(rows: Iterator[tuple[Product, str]], as_json: bool) -> None:
 
 
 def _table(rows: Sequence[tuple[Product, str]]) -> Table:
-    """`why` is "" everywhere where nothing was searched for."""
+    """Return a table of (product, reasons); the column of reasons is omitted if all are ""."""
     from rich.table import Table
     from rich.text import Text
 

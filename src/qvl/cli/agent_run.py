@@ -1,4 +1,4 @@
-"""The output of `qvl agent` while it runs: the chain of calls, the answer, every iteration, and the conversation."""
+"""The live output of `qvl agent`: the chain of calls, the answer, every iteration, and the conversation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".
 
 
 class Presenter:
-    """Runs the recommender and shows what it does."""
+    """Runs the recommender and prints each run's steps and recommendation, and writes them to `html` if set."""
 
     def __init__(self, recommender: Recommender, as_json: bool, html: Path | None) -> None:
         self.recommender = recommender
@@ -34,7 +34,7 @@ class Presenter:
         self.html = html
 
     async def run(self, picture: str | None, wish: str, thread: str | None) -> tuple[Recommendation, float]:
-        """Return the recommendation and its seconds; a failed step is reported and its recommendation returned."""
+        """Return the recommendation and the seconds it took; after a failed step it has the earlier steps' results."""
         from rich.live import Live
 
         from qvl.agent.steps import StepError
@@ -107,7 +107,7 @@ async def session(
     iterations: int,
     chat: bool,
 ) -> bool:
-    """Run every iteration, then the conversation; True if all went well."""
+    """Run every iteration, then the conversation; return True if no step failed."""
     try:
         times: list[float] = []
         ok = True
@@ -133,7 +133,7 @@ def _counted(number: int, times: list[float], answer: Recommendation) -> str:
 
 
 async def _talk(presenter: Presenter, thread: str | None) -> None:
-    """Answer lines from stdin: a wish, or a picture's path or URL; until `quit`, `exit`, or the end of stdin."""
+    """Answer lines from stdin (a wish, or a picture's path or URL) until `quit`, `exit` or end of file."""
     import uuid
 
     thread = thread or uuid.uuid4().hex
@@ -158,14 +158,14 @@ async def _talk(presenter: Presenter, thread: str | None) -> None:
 
 
 def is_picture(text: str) -> bool:
-    """True if a line of the conversation names a picture, whether that exists or not."""
+    """True if a line of the conversation looks like a picture's path or URL, even if the file does not exist."""
     if text.startswith(_REMOTE) or os.path.isfile(text):
         return True
     return text.lower().endswith(_PICTURES) and len(text.split()) == 1
 
 
 def check_picture(text: str) -> None:
-    """Read a file's facts before anything starts, so that a name misspelt is said as every command says it.
+    """Check that a file exists and is a picture before anything starts; URLs are not checked.
 
     Raises:
         MediaError: the file does not exist, or is not a picture.

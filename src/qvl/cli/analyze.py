@@ -1,4 +1,4 @@
-"""`qvl analyze`: product pictures in, typed analyses out."""
+"""`qvl analyze`: typed analyses of product pictures."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def analyze(
     options.start_logs(run.verbose, run.as_json)
     work_items = parse_args.pictures(pictures, together=together)
     if not work_items:
-        raise ConfigError("no picture named", hint="name a file, a glob, a URL, or - for stdin")
+        raise ConfigError("no picture given", hint="name a file, a glob, a URL, or - for stdin")
     schema_type = parse_args.schema(schema) if schema is not None else None
     request = settings.request()
     pipeline = settings.build(language=language, concurrency=run.concurrency)

@@ -61,20 +61,20 @@ def ask(
 
 
 def _check_question(question: str, pictures: Sequence[str]) -> None:
-    """Raise ConfigError where nothing is asked, or a picture stands where the question belongs."""
+    """Raise ConfigError if the question is empty or is the name of a picture."""
     from qvl.cli import parse_args
 
     files = [argument for argument in (*pictures, question) if parse_args.is_picture(argument)]
     if not question.strip() or (question in files and (not pictures or Path(question).suffix)):
         example = next((argument for argument in pictures if argument not in files), "What brand is it?")
         about = " ".join(files) or " ".join(pictures)
-        raise ConfigError(f"no question about {about or 'nothing'}", hint=f'it comes last: qvl ask {about} "{example}"')
+        raise ConfigError(f"no question about {about or 'a picture'}", hint=f'put it last: qvl ask {about} "{example}"')
 
 
 async def _stream(
     pipeline: AsyncPipeline, source: Pictures, question: str, params: JsonObject, as_json: bool
 ) -> Result:
-    """Print each piece as it comes, plain text or with `as_json` one object a piece, and return the whole."""
+    """Print each chunk as it arrives, as text or (`as_json`) one JSON object per chunk, and return the Result."""
     from qvl.pipeline.call import ChatCall
     from qvl.pipeline.parse_request import question_messages
     from qvl.types import Chunk

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def print_banner(core: ServerCore, address: str) -> None:
-    """Print what runs, where, and how to call it."""
+    """Print the version, model, address and an example request of a server."""
     pipeline = core.pipeline
     facts = {"backend": pipeline.backend.name, "model": ", ".join(core.names)}
     identity = pipeline.backend.identity()
@@ -31,7 +31,7 @@ def print_banner(core: ServerCore, address: str) -> None:
 
 
 def _shown_cache(url: str) -> str:
-    """A cache URL without its password."""
+    """Return a cache URL without its password."""
     from urllib.parse import urlsplit, urlunsplit
 
     parts = urlsplit(url)
@@ -41,5 +41,5 @@ def _shown_cache(url: str) -> str:
 
 
 def shown_host(host: str) -> str:
-    """Return a host as it stands in a URL."""
+    """Return a host as written in a URL: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host

@@ -1,4 +1,4 @@
-"""The run of `ask` and `analyze`: pictures through the pipeline, some at a time, answers out in their order."""
+"""The run of `ask` and `analyze` over many pictures: concurrent work, answers printed in input order."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def run(
     title: str,
     streams: bool = False,
 ) -> None:
-    """Answer every work item, `options.iterations` times over; exit code 1 where one failed.
+    """Answer every work item with `answer_one`, `options.iterations` times; exit with code 1 if one failed.
 
-    `streams` says that `answer_one` prints what it answers. After Ctrl-C the files hold what was done.
+    `streams`: `answer_one` prints its answer itself; `title` heads the HTML report. Ctrl-C keeps what is finished.
 
     Raises:
-        ConfigError: nothing can work as it is set up; the same for every picture, so the first ends the run.
+        ConfigError: a setting is invalid; it would fail for every picture, so the first error ends the run.
     """
     from qvl.cli.sinks import RecordSink
 
@@ -132,7 +132,7 @@ async def _logged(work: WorkItem, request_id: str, answer_one: AnswerOne) -> Ans
 
 @contextmanager
 def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr, so that stdout stays what it is."""
+    """Show a progress bar on stderr and yield a function that advances it by one."""
     if not shown:
         yield lambda: None
         return

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class _RunByDefault(TyperGroup):
-    """`qvl bench ...` is `qvl bench run ...` unless another command is named."""
+    """A group that inserts `run` if the first argument is not a subcommand."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands:
@@ -61,7 +61,7 @@ def run(options: BenchOptions) -> None:
 
     plan, target, dataset = options.plan(), options.target(), options.dataset()
     if options.resume and options.out is None:
-        raise ConfigError("--resume goes on with a run in a folder", hint="name it with --out")
+        raise ConfigError("--resume needs the folder of a run", hint="name it with --out")
     folder = options.out or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}")
     bench_run = Run(target, dataset, plan, folder, resume=options.resume)
     with _bar(bench_run, sys.stderr.isatty() if options.progress is None else options.progress) as on_record:
@@ -71,7 +71,7 @@ def run(options: BenchOptions) -> None:
     if summary.data["interrupted"]:
         raise typer.Exit(130)
     if not any(endpoint["requests"]["sent"] for endpoint in summary.data["endpoints"]):
-        raise QvlError("nothing was sent", hint="see --duration, --rate and --count, and that the input has lines")
+        raise QvlError("no requests were sent", hint="see --duration, --rate and --count, and that the input has lines")
     if summary.success_rate * 100 < options.min_success:
         least = f"--min-success is {options.min_success:g} %"
         text = f"error: {summary.success_rate:.1%} of the requests succeeded, {least}"
@@ -85,7 +85,7 @@ def compare_runs(
     new: Annotated[Path, typer.Argument(metavar="B", help="The same of the other run.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Put the figures of two runs side by side, with 95 % intervals for differences of means."""
+    """Print the figures of two runs side by side, with 95 % intervals for differences of means."""
     from qvl.bench import report
 
     rows = report.compare(_read_summary(old), _read_summary(new))
@@ -128,13 +128,13 @@ def _read_summary(path: Path) -> SummaryData:
     except (OSError, ValueError) as exc:
         raise ConfigError(f"{file} cannot be read as a summary", hint="name a summary.json, or a run's folder") from exc
     if not isinstance(summary, dict) or summary.get("format") != "qvl-bench-1":
-        raise ConfigError(f"{file} is not a summary of qvl bench", hint="name a summary.json, or a run's folder")
+        raise ConfigError(f"{file} is not a qvl bench summary", hint="name a summary.json, or a run's folder")
     return summary
 
 
 @contextmanager
 def _bar(bench_run: Run, shown: bool) -> Iterator[Callable[[RequestRecord], None]]:
-    """A progress bar on stderr: done, requests/s, tokens/s, failures, in flight."""
+    """Show a progress bar on stderr (done, requests/s, tokens/s, failures, in flight); yield its callback."""
     if not shown:
         yield lambda record: None
         return

@@ -1,4 +1,4 @@
-"""The options of `qvl bench run`, and what they describe: where to send, how to load, and what to ask."""
+"""The options of `qvl bench run`, and the target, load plan and dataset that they describe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _output = partial(typer.Option, rich_help_panel="What to leave")
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """The command line's settings of a run."""
+    """The options of `qvl bench run`."""
 
     url: Annotated[list[str] | None, typer.Option(help="Base URL with /v1; several are compared.")] = None
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default: the first that it lists.")] = None
@@ -70,7 +70,7 @@ class BenchOptions:
     progress: Annotated[bool | None, _output(help="A bar with live rates; default: on a terminal.")] = None
 
     def plan(self) -> LoadPlan:
-        """Return how to load the endpoints."""
+        """Return the load plan."""
         from qvl.backends.openai.retry import RetryPolicy
         from qvl.bench.plan import MOST_IN_FLIGHT, LoadPlan, read_slo
 
@@ -80,7 +80,7 @@ class BenchOptions:
         return LoadPlan(**shared | {"retries": RetryPolicy(max_retries=self.retries)})
 
     def target(self) -> Target:
-        """Return where to send, and what goes with every request."""
+        """Return the endpoints, and the fields of every request."""
         from qvl.bench.run import Target
 
         params = pairs(self.param or (), "--param")
@@ -102,7 +102,7 @@ class BenchOptions:
         """Return the requests to send.
 
         Raises:
-            ConfigError: no source of them is named, or several are.
+            ConfigError: not exactly one source of requests is given.
         """
         from qvl.bench.dataset import Drawn, Files, NamedRequest
 

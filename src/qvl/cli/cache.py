@@ -1,4 +1,4 @@
-"""`qvl cache`: what is kept, why two answers have different keys, and making room."""
+"""`qvl cache`: list and show cached answers, explain key differences, and delete entries."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def list_(
     task: Annotated[str | None, typer.Option(help="analyze or chat only.")] = None,
     as_json: options.JsonOnly = False,
 ) -> None:
-    """The newest answers: key, age, what was asked, of which picture, of which model, and what it said.
+    """List the newest answers: key, age, question, picture, model and answer.
 
-    A picture is known by the first digits of its sha256 (`sha256sum FILE`).
+    A picture is identified by the first digits of its sha256 (`sha256sum FILE`).
     """
     with _opened(cache) as store:
         entries = store.find(language=language, model=model, task=task, limit=limit)
@@ -78,14 +78,14 @@ def list_(
         return
     rows = []
     for key, entry in entries:
-        asked, answer = _line(_question(entry)), _line(_answer(entry))
-        rows.append((_short(key), _age(entry.created_at), asked, _pictures(entry), entry.model, answer))
-    _table(("key", "age", "asked", "picture", "model", "answer"), rows)
+        question, answer = _line(_question(entry)), _line(_answer(entry))
+        rows.append((_short(key), _age(entry.created_at), question, _pictures(entry), entry.model, answer))
+    _table(("key", "age", "question", "picture", "model", "answer"), rows)
 
 
 @app.command()
 def show(key: Key, cache: CacheUrl = None, as_json: options.JsonOnly = False) -> None:
-    """One answer with everything that is kept about it."""
+    """Show one cached answer with its request and all metadata."""
     with _opened(cache) as store:
         key, entry = _find(store, key)
     if as_json:
@@ -104,7 +104,7 @@ def explain(
     cache: CacheUrl = None,
     as_json: options.JsonOnly = False,
 ) -> None:
-    """Which parts of two requests differ, so that one was not answered from the other's entry."""
+    """Show which parts of two requests differ, and so gave them different cache keys."""
     from qvl.caches import key as keys
 
     with _opened(cache) as store:
@@ -115,7 +115,7 @@ def explain(
         print_json({"a": first[0], "b": second[0], "differences": rows})
         return
     if not differences:
-        typer.echo("no difference: the two are one key")
+        typer.echo("no difference: both keys are the same")
         return
     columns = ("field", _short(first[0]), _short(second[0]))
     _table(columns, [(field, _value(a), _value(b)) for field, a, b in differences])
@@ -144,7 +144,7 @@ def clear(
 
 @app.command()
 def path(cache: CacheUrl = None) -> None:
-    """Where the cache is: the path of the SQLite file, or the URL of another store."""
+    """Print the path of the SQLite file, or the URL of another store."""
     with _named(cache) as store:
         typer.echo(str(getattr(store, "path", store.url)))
 
@@ -163,10 +163,10 @@ def _named(url: str | None) -> Cache:
 
 @contextmanager
 def _opened(url: str | None) -> Iterator[Cache]:
-    """The cache, which looking into it does not create: the standing one is empty until its first answer.
+    """Open the cache without creating its file: a missing default file counts as an empty cache.
 
     Raises:
-        ConfigError: the command line names a file that is not there.
+        ConfigError: the file given on the command line does not exist.
     """
     with _named(url) as store:
         file: Path | None = getattr(store, "path", None)
@@ -174,7 +174,7 @@ def _opened(url: str | None) -> Iterator[Cache]:
             yield store
             return
         if url is not None:
-            raise ConfigError(f"no cache at {file}", hint=f"the first answer makes it: qvl analyze … --cache {url}")
+            raise ConfigError(f"no cache at {file}", hint=f"the first answer creates it: qvl analyze … --cache {url}")
         from qvl.caches.memory import MemoryCache
 
         empty = MemoryCache()
@@ -183,39 +183,39 @@ def _opened(url: str | None) -> Iterator[Cache]:
 
 
 def _find(store: Cache, start: str) -> tuple[str, CacheEntry]:
-    """The entry whose key starts with `start`, with or without the algorithm's name in front.
+    """Return (key, entry) of the key that starts with `start`, with or without the prefix of the algorithm.
 
     Raises:
-        ConfigError: none, or several.
+        ConfigError: no key, or several, start with it.
     """
     entries = store.find(prefix=start if start.startswith(PREFIX) else PREFIX + start, limit=SOME + 1)
     if len(entries) == 1:
         return entries[0]
     if not entries:
-        raise ConfigError(f"no answer has a key that starts with {start!r}", hint="see qvl cache list")
+        raise ConfigError(f"no cached key starts with {start!r}", hint="see qvl cache list")
     examples = ", ".join(_short(key) for key, _ in entries[:SOME])
     several = "many" if len(entries) > SOME else len(entries)
-    raise ConfigError(f"{several} keys start with {start!r}: {examples}", hint="write more of it")
+    raise ConfigError(f"{several} keys start with {start!r}: {examples}", hint="write more digits of the key")
 
 
 def _two(store: Cache, a: str | None, b: str | None) -> tuple[tuple[str, CacheEntry], tuple[str, CacheEntry]]:
-    """The entries of two keys, or the two newest, the older one first.
+    """Return the entries of two keys, or the two newest with the older one first.
 
     Raises:
-        ConfigError: one key alone, a key as for `_find`, or fewer than two entries.
+        ConfigError: only one key is given, a key is invalid as in `_find`, or there are fewer than two entries.
     """
     if a is not None and b is not None:
         return _find(store, a), _find(store, b)
     if a is not None:
-        raise ConfigError("one key alone has no difference", hint="two keys, or none for the two newest answers")
+        raise ConfigError("two keys are needed, got one", hint="two keys, or none for the two newest answers")
     newest = store.find(limit=2)
     if len(newest) < 2:
-        raise ConfigError(f"there are not two answers in {store.url}", hint="see qvl cache list")
+        raise ConfigError(f"the cache {store.url} has fewer than two answers to compare", hint="see qvl cache list")
     return newest[1], newest[0]
 
 
 def _question(entry: CacheEntry) -> str:
-    """The question in few words: the task and its language, or the last text of a person."""
+    """Return a short form of the question: task and language, or the last text of the user."""
     if entry.task != "chat":
         return f"{entry.task} ({entry.language})" if entry.language else entry.task
     messages = [message for message in entry.manifest.get("messages", ()) if message.get("role") == "user"]
@@ -224,7 +224,7 @@ def _question(entry: CacheEntry) -> str:
 
 
 def _answer(entry: CacheEntry) -> str:
-    """The answer in few words: of a product's analysis its values alone."""
+    """Return a short form of the answer: only the values of a product analysis."""
     analysis = entry.analysis or {}
     attributes = analysis.get("attributes")
     if not isinstance(attributes, Mapping):
@@ -234,13 +234,13 @@ def _answer(entry: CacheEntry) -> str:
 
 
 def _pictures(entry: CacheEntry) -> str:
-    """The first digits of every picture's sha256, in order."""
+    """Return the first digits of every picture's sha256, in order."""
     parts = [part for message in entry.manifest.get("messages", ()) for part in message.get("parts", ())]
     return " ".join(part["image"].partition(":")[2][:PICTURE] for part in parts if "image" in part)
 
 
 def _request(manifest: JsonMapping) -> list[tuple[str, str]]:
-    """The question as it was put: every message, and the sampling parameters that were not left alone."""
+    """Return (label, text) rows of a request: every message, and the sampling parameters that are not default."""
     rows = []
     for message in manifest.get("messages", ()):
         lines = []
@@ -284,7 +284,7 @@ def _line(text: str) -> str:
 
 
 def _value(value: object) -> str:
-    """For a table; `--json` gives the whole."""
+    """Return a value as text for a table cell; `--json` prints it in full."""
     if value is None:
         return "(absent)"
     text = json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The console that every command prints tables and text on."""
+"""The rich console on which every command prints tables and text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from qvl._printable import plain
 
 
 def stdout() -> PlainConsole:
-    """Return a console on the present stdout."""
+    """Return a console for the current stdout."""
     return PlainConsole(highlight=False, emoji=False)
 
 
 class PlainConsole(Console):
-    """A console for texts of others: only colours of our own reach the terminal.
+    """A console that removes escape sequences from printed text, so that only its own styles reach the terminal.
 
-    A closed pipe is left to the command, which ends alike whoever was writing.
+    A closed pipe raises, so that the command ends in the same way whichever code was writing.
     """
 
     def on_broken_pipe(self) -> None:

@@ -1,4 +1,4 @@
-"""`qvl doctor`: what is wrong with this host, and the one line that puts each thing right."""
+"""`qvl doctor`: the problems of this host, each with a one-line fix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def doctor(
 ) -> None:
     """Examine this host: driver, CANN, versions, environment, operations, weights, endpoint, cache.
 
-    Exit code: 0 nothing to do, 1 warnings only, 2 at least one failure.
+    Exit code: 0 all ok, 1 warnings only, 2 at least one failure.
     """
     from qvl.ascend.doctor import Options, examine, render, verdict
     from qvl.ascend.host import Host

@@ -1,4 +1,4 @@
-"""`qvl endpoints`: the pool of a running server as it stands, or endpoints examined one by one."""
+"""`qvl endpoints`: the current pool of a running server, or the capabilities of endpoints, tested one by one."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def endpoints(
     ] = None,
     as_json: options.JsonOnly = False,
 ) -> None:
-    """The endpoints behind a server (--url), or what endpoints are and can do (--base-url).
+    """Show the endpoints of a server's pool (--url), or test the capabilities of endpoints (--base-url).
 
-    The key comes from QVL_API_KEY, for endpoints else from OPENAI_API_KEY. Examining costs each endpoint about a dozen
+    The key comes from QVL_API_KEY, for endpoints else from OPENAI_API_KEY. A test costs each endpoint about a dozen
     requests of a few tokens. Exit code 1 when an endpoint cannot be asked.
     """
     options.start_logs(verbose=False)
     if bool(url) == bool(base_url or base_url_file):
         raise ConfigError(
-            "name a server or endpoints", hint="--url http://host:8000, or --base-url http://host:8000/v1"
+            "give either a server or endpoints", hint="--url http://host:8000, or --base-url http://host:8000/v1"
         )
     if url:
         well = _watch(url, watch, timeout=timeout, verify=not insecure, as_json=as_json)
     elif watch is not None:
-        raise ConfigError("--watch is for a running server", hint="--url http://host:8000")
+        raise ConfigError("--watch works only with --url", hint="--url http://host:8000")
     else:
         well = _examine(_listed(base_url, base_url_file), model, timeout, verify=not insecure, as_json=as_json)
     if not well:
@@ -107,8 +107,8 @@ def _fetch(url: str, timeout: float, verify: bool) -> str:
 
     Raises:
         ConfigError: `url` is not the address of a server.
-        AuthError: it wants another key.
-        BackendUnavailableError: it does not answer.
+        AuthError: the server refuses the key.
+        BackendUnavailableError: the server does not answer.
     """
     import os
 
@@ -125,13 +125,13 @@ def _fetch(url: str, timeout: float, verify: bool) -> str:
         with client:
             answer = client.get(f"{base}/metrics{question}{query}")
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
-        raise ConfigError(f"{url!r} is not the address of a server", hint="such as http://host:8000") from exc
+        raise ConfigError(f"invalid server address {url!r}", hint="such as http://host:8000") from exc
     except httpx.HTTPError as exc:
         raise BackendUnavailableError(f"{base} does not answer: {exc or type(exc).__name__}") from exc
     if answer.status_code in (401, 403):
-        raise AuthError(f"{base} does not accept the key", hint="set QVL_API_KEY")
+        raise AuthError(f"{base} refuses the key", hint="set QVL_API_KEY")
     if answer.status_code != 200:
-        raise BackendUnavailableError(f"{base}/metrics answered {answer.status_code}", hint="is it qvl-serve?")
+        raise BackendUnavailableError(f"{base}/metrics answered {answer.status_code}", hint="is --url a qvl-serve?")
     return answer.text
 
 
@@ -148,10 +148,10 @@ class PoolEndpoint:
 
 
 def read_metrics(text: str, url: str) -> list[PoolEndpoint]:
-    """Return the endpoints in Prometheus' text format.
+    """Return the endpoints in `text`, a server's Prometheus metrics; `url` names the server in errors.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: the metrics have no endpoints.
     """
     endpoints: dict[str, PoolEndpoint] = {}
     for line in text.splitlines():
@@ -171,7 +171,7 @@ def read_metrics(text: str, url: str) -> list[PoolEndpoint]:
 
 
 def pool_table(pool: Sequence[PoolEndpoint]) -> Table:
-    """Return a row for each endpoint of a running server, its weight and limit under its name."""
+    """Return a table with a row per endpoint of a running server, weight and limit below its name."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -233,7 +233,7 @@ def _examined_json(endpoint: Examined) -> dict[str, object]:
 
 
 def examined_table(examined: Sequence[Examined]) -> Table:
-    """Return a section for each endpoint: a line for its name and one for each thing that is known of it."""
+    """Return a table with a section per endpoint: its name, then a line per tested property."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

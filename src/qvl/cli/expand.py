@@ -1,4 +1,4 @@
-"""Commands whose options are the fields of dataclasses, so that an option is declared once and handed on as a whole."""
+"""Commands whose options are dataclass fields, so that an option is declared once and passed on with its dataclass."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typer.models import ParameterInfo
 
 
 class Without:
-    """Fields that become no options and keep their defaults: `Annotated[Settings, Without("field")]`."""
+    """The fields that get no option and keep their defaults: `Annotated[Settings, Without("field")]`."""
 
     def __init__(self, *names: str) -> None:
         self.names = frozenset(names)
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
-    """Return `command` with an option for each field of a dataclass among its parameters, as typer reads them."""
+    """Return `command` with a signature for typer, in which each dataclass parameter is one option per field."""
     parameters: list[Parameter] = []
     groups: dict[str, tuple[Callable[..., object], list[str]]] = {}
     for parameter in signature(command, eval_str=True).parameters.values():
@@ -27,8 +27,8 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
         if not (isinstance(settings, type) and is_dataclass(settings)):
             parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
             continue
-        left_out = extra[0].names if extra else ()
-        options = [option for option in options_of(settings) if option.name not in left_out]
+        omitted = extra[0].names if extra else ()
+        options = [option for option in options_of(settings) if option.name not in omitted]
         groups[parameter.name] = (settings, [option.name for option in options])
         parameters += options
 
@@ -47,8 +47,8 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 def options_of(settings: type) -> list[Parameter]:
     """Return a keyword parameter for each field of the dataclass `settings` that is annotated as an option.
 
-    Where `settings` has an ENV_PREFIX, an option can also be set by the variable of its name, in front of those of its
-    `envvar`; `envvar=[]` says that it cannot.
+    If `settings` has an ENV_PREFIX, the variable ENV_PREFIX + NAME sets the option too and wins over the option's own
+    `envvar`; an option with `envvar=[]` has no variable.
     """
     hints = get_type_hints(settings, include_extras=True)
     prefix = getattr(settings, "ENV_PREFIX", "")

@@ -1,4 +1,4 @@
-"""`qvl launch`: a container for an Ascend host, written, checked, started and waited for."""
+"""`qvl launch`: checks an Ascend host, starts a container on it and waits until it is ready."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """The command line's settings of the container."""
+    """The options of `qvl launch`."""
 
     model: Annotated[str, typer.Argument(help="A checkpoint folder of this host, or a hub id. Required.")] = ""
     image: Annotated[str, typer.Option(help="Image with its tag; none is assumed. Required.")] = ""
@@ -56,7 +56,7 @@ class LaunchOptions:
     wait: Annotated[float, _way(help="Seconds to wait until it is ready; 0: do not.")] = 1200.0
 
     def missing(self) -> list[str]:
-        """Return what is required and was not named."""
+        """Return the names of required options that are missing."""
         pool = self.compose is not None and self.engine == "vllm" and not self.pool_image
         required = {
             "MODEL": not self.model,
@@ -66,7 +66,7 @@ class LaunchOptions:
         return [name for name, lacking in required.items() if lacking]
 
     def plan(self, host: Host, npus: tuple[int, ...], extra: Sequence[str]) -> ContainerPlan:
-        """Return the container, of the first of `npus` where a compose file makes one for each."""
+        """Return the container's plan; with --compose it has only the first of `npus`."""
         from qvl.ascend import devices
         from qvl.ascend.recipe import KEY_NAMES, ContainerPlan
 
@@ -93,10 +93,10 @@ class LaunchOptions:
 
 @expand
 def launch(context: typer.Context, options: LaunchOptions) -> None:
-    """Run one engine in a container with only the NPUs asked for; `-- FLAGS` go to the engine.
+    """Run one engine in a container with only the NPUs of --npus; `-- FLAGS` go to the engine.
 
-    The key is taken from QVL_API_KEY (engine qvl) or VLLM_API_KEY (engine vllm) and handed over by name. Exit code: 0
-    the service is ready, 2 something stands in the way.
+    The key is taken from QVL_API_KEY (engine qvl) or VLLM_API_KEY (engine vllm) and passed by name. Exit code: 0 the
+    service is ready, 2 it could not be started.
     """
     from qvl.ascend.host import Host
     from qvl.ascend.launch import LaunchError
@@ -133,13 +133,13 @@ def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
     local = plan.host in ("127.0.0.1", "::1", "localhost")
     if not local and not plan.with_key and not options.allow_unauthenticated:
         raise ConfigError(
-            f"--host {plan.host} would let anybody in", hint=f"set {KEY_NAMES[plan.engine]}, or --allow-unauthenticated"
+            f"--host {plan.host} needs an API key", hint=f"set {KEY_NAMES[plan.engine]}, or --allow-unauthenticated"
         )
     _run(host, plan, share=options.share, dry_run=options.dry_run, wait=options.wait)
 
 
 def _in_home(folder: Path) -> Path:
-    """`folder` with its ~ resolved."""
+    """Return `folder` with ~ expanded."""
     from qvl.config import in_home
 
     path = in_home(folder)

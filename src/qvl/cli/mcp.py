@@ -39,8 +39,8 @@ def mcp(
 ) -> None:
     """Serve analyze, ask and search over the Model Context Protocol.
 
-    Over stdio the tools may open files, as the host runs as the same user. Over http they open URLs alone, at /mcp, for
-    clients of this machine, or with another --host for holders of a key.
+    Over stdio the tools may open files, as the host runs as the same user. Over http, at /mcp, they open only URLs;
+    clients on other machines (--host) need a key.
     """
     from qvl.cli.agent import open_catalog
 
@@ -56,7 +56,7 @@ def mcp(
 
 
 async def _serve(settings: options.PipelineOptions, shop: Catalog, host: str, port: int, keys: KeyRing | None) -> None:
-    """Over http for holders of `keys`, over stdio without any."""
+    """Serve over http to clients with one of `keys`, or over stdio if it is None."""
     from qvl.agent.integrations.mcp import build
 
     pipeline = settings.build()
@@ -71,7 +71,7 @@ async def _serve(settings: options.PipelineOptions, shop: Catalog, host: str, po
 
 
 async def _listen(server: MCPServer[object], host: str, port: int, keys: KeyRing) -> None:
-    """Serve until the process is stopped, and say on stderr where."""
+    """Print the address on stderr and serve until the process is stopped."""
     import uvicorn
 
     from qvl.cli import failure

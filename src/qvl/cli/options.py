@@ -34,7 +34,7 @@ IndexFile: TypeAlias = Annotated[Path | None, typer.Option("--index", help="Keep
 
 @dataclass(frozen=True, slots=True)
 class PipelineOptions:
-    """The command line's settings of the pipeline and its requests."""
+    """The options of the pipeline and its requests."""
 
     model: Annotated[str | None, _model("--model", "-m", help="backend:model, hub id or path; default: bundled.")] = (
         None
@@ -55,7 +55,7 @@ class PipelineOptions:
     allowed_private: Annotated[list[str] | None, _answer(metavar="HOST", help="A private host to fetch from.")] = None
 
     def request(self) -> JsonObject:
-        """Return the parameters that every request gets: sampling, extra fields, `cache`.
+        """Return the parameters of every request: sampling, extra fields, `cache`.
 
         Raises:
             ConfigError: an unknown name or an invalid value; raised once, before anything is loaded.
@@ -80,7 +80,7 @@ class PipelineOptions:
         """Return the pipeline; nothing is loaded or connected yet.
 
         Raises:
-            ConfigError: an unknown name, or an option that the backend does not take.
+            ConfigError: an unknown name, or an option that the backend does not have.
         """
         self.request()
         # Importing them is the program's start, and must not count as the first picture's time.
@@ -113,7 +113,7 @@ class PipelineOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """The settings of a run of `ask` or `analyze` over its pictures."""
+    """The options of a run of `ask` or `analyze` over its pictures."""
 
     iterations: Iterations = 1
     concurrency: Annotated[int | None, _output("--concurrency", "-j", min=1, help="Pictures under way.")] = None
@@ -124,7 +124,7 @@ class RunOptions:
 
 
 def start_logs(verbose: bool, as_json: bool = False) -> None:
-    """Warnings, or with `verbose` everything, on stderr: for people, or as JSON lines beside `--json`."""
+    """Log warnings (with `verbose` all levels) to stderr, as text or (`as_json`) as JSON lines."""
     from qvl import log
 
     log.configure(level="info" if verbose else "warning", json=verbose and as_json)

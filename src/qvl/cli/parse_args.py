@@ -1,4 +1,4 @@
-"""Reading what people type: pictures and globs, NAME=VALUE pairs, durations, `module:Class`."""
+"""Parsers of command line arguments: pictures and globs, NAME=VALUE pairs, durations, `module:Class`."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One unit of work: what to hand to the pipeline, and its name for people."""
+    """One picture or group of pictures for the pipeline, and its label in the output."""
 
     label: str
     source: Pictures
 
 
 def pictures(arguments: Sequence[str], *, together: bool = False) -> list[WorkItem]:
-    """Return the pictures named by `arguments`: paths, URLs, globs, `-` for stdin; one work each, or one in all.
+    """Return an item per picture in `arguments` (paths, URLs, globs, `-` for stdin), or with `together` one for all.
 
     Raises:
         ConfigError: a glob that matches nothing, or stdin named twice.
     """
     if list(arguments).count("-") > 1:
-        raise ConfigError("stdin (-) can be read once", hint="name '-' once")
+        raise ConfigError("stdin (-) can be read only once", hint="give '-' once")
     single = [picture for argument in arguments for picture in _expand(argument)]
     if not together or len(single) < 2:
         return [WorkItem(label, source) for label, source in single]
@@ -53,14 +53,14 @@ def pictures(arguments: Sequence[str], *, together: bool = False) -> list[WorkIt
 
 
 def is_picture(argument: str) -> bool:
-    """True if `argument` names a picture rather than asks something: an existing file, a URL, stdin, a glob."""
+    """True if `argument` is a picture and not a question: an existing file, a URL, `-` or a glob."""
     if argument == "-" or argument.startswith(("http://", "https://", "data:image/")):
         return True
     return os.path.isfile(os.path.expanduser(argument)) or (" " not in argument and bool(glob.glob(argument)))
 
 
 def _expand(argument: str) -> list[tuple[str, PictureLike]]:
-    """A label and what to hand to the pipeline, for each picture."""
+    """Return (label, picture) for each picture that `argument` names."""
     if argument == "-":
         from qvl.media.policy import DEFAULT_POLICY
 
@@ -76,7 +76,7 @@ def _expand(argument: str) -> list[tuple[str, PictureLike]]:
 
 
 def pairs(texts: Sequence[str], option: str) -> JsonObject:
-    """Return `NAME=VALUE` texts as a dictionary; a value that is JSON is read as JSON.
+    """Return `NAME=VALUE` texts as a dictionary, values parsed as JSON where possible; errors name `option`.
 
     Raises:
         ConfigError: a text without `=`.
@@ -97,22 +97,22 @@ def backend_options(texts: Sequence[str]) -> JsonObject:
     """Return the NAME=VALUE texts of `--option` as a dictionary.
 
     Raises:
-        ConfigError: a text without `=`, or a name that is the pipeline's.
+        ConfigError: a text without `=`, or a name that is a pipeline argument.
     """
     from qvl.pipeline.async_pipeline import AsyncPipeline
 
     options = pairs(texts, "--option")
     for name in inspect.signature(AsyncPipeline).parameters:
         if name in options:
-            raise ConfigError(f"--option {name} is the pipeline's, not the backend's", hint="see the command's --help")
+            raise ConfigError(f"--option {name} is not an option of the backend", hint="see --help for its option")
     return options
 
 
 def duration(text: str) -> float:
-    """Return seconds: `90`, `90s`, `15m`, `36h`, `7d`, `2w`, or several together such as `1d12h`.
+    """Return the seconds in `text`: `90`, `90s`, `15m`, `36h`, `7d`, `2w`, or several together such as `1d12h`.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: `text` is not a duration.
     """
     compact = text.strip().lower().replace(" ", "")
     pieces = _DURATION.findall(compact)
@@ -124,10 +124,10 @@ def duration(text: str) -> float:
 def schema(text: str) -> SchemaLike:
     """Return the schema that `text` names: the JSON schema `bill.json`, or the type `module:Class` or `file.py:Class`.
 
-    Modules of the present folder count.
+    Modules in the current folder are found too.
 
     Raises:
-        ConfigError: there is none, or no answer could have its form.
+        ConfigError: the schema is not found or is unsupported.
     """
     from qvl.analysis.schema_types import schema_type
 

@@ -1,4 +1,4 @@
-"""`qvl plugins`: which backends and caches there are, and which plugin brought them."""
+"""`qvl plugins`: the available backends and caches, and the plugins that provide them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PluginRow(TypedDict):
-    """One plugin and what it brought."""
+    """One plugin and the names that it provides."""
 
     plugin: str
     version: str
@@ -23,7 +23,7 @@ class PluginRow(TypedDict):
 
 
 def plugins(as_json: options.JsonOnly = False) -> None:
-    """List built-ins and installed plugins, and those that were left out, with the reason."""
+    """List built-in and installed plugins, and those that failed to load, with the reason."""
     import logging
 
     from qvl.plugins.host import PluginHost
@@ -67,7 +67,7 @@ def _row(host: PluginHost, name: str) -> PluginRow:
 
 
 def _version(plugin: str) -> str:
-    """Of the package that brought the plugin; empty when it came from elsewhere."""
+    """Return the version of the plugin's package; "" if it is not from a package."""
     from importlib.metadata import entry_points
 
     from qvl._version import __version__

@@ -1,4 +1,4 @@
-"""The outcome for one picture: the line of JSON that machines read."""
+"""The outcome of one picture, and its line of JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PictureRecord:
-    """One picture in one iteration: an answer, an analysis with its answer, or an error."""
+    """The outcome of one picture in one iteration: an answer, an analysis with its answer, or an error."""
 
     index: int
     iteration: int
@@ -35,7 +35,7 @@ class PictureRecord:
         return self.error is None
 
     def without_pictures(self) -> PictureRecord:
-        """Return the same without the pictures, whose bytes would add up over a long run."""
+        """Return a copy without the pictures, whose bytes would use much memory over a long run."""
         if self.result is None:
             return self
         result = dataclasses.replace(self.result, pictures=())

@@ -1,4 +1,4 @@
-"""Where records go: stdout, a file of JSON lines, an HTML report. What was written stays when the run is cut off."""
+"""Outputs for records: stdout, a file of JSON lines, an HTML report. An interrupted run keeps all written records."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class RecordSink:
-    """Takes records as they come; `finish()` writes what needs all of them.
+    """Writes each record when it is added; `finish()` writes the outputs that need all of them.
 
     Raises:
-        ConfigError: a file cannot be written; said before the first picture is looked at.
+        ConfigError: a file cannot be written; checked before the first picture is processed.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RecordSink:
         return any(not record.ok for record in self.records)
 
     def add(self, record: PictureRecord, *, streamed: bool = False) -> None:
-        """`streamed` says that the answer itself was printed already."""
+        """Write one record; `streamed` means that its answer was printed already."""
         self.records.append(record.without_pictures())
         if record.error is not None:
             failure.report(record.error, record.picture)
@@ -87,14 +87,14 @@ class RecordSink:
         stdout().print(tables.took(record))
 
     def end_iteration(self, iteration: int) -> None:
-        """Called after every picture of one iteration."""
+        """Print the summary of an iteration; to be called after its last picture."""
         if self._many and not self._as_json:
             from qvl.cli import tables
 
             tables.show_many([record for record in self.records if record.iteration == iteration])
 
     def finish(self) -> None:
-        """Closes and writes files; harmless when called again."""
+        """Write and close the files; calling it twice is harmless."""
         if self._lines is not None:
             self._lines.close()
             self._lines = None

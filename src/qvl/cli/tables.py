@@ -1,4 +1,4 @@
-"""Answers for people: a table for one picture, a line each for many."""
+"""Answers as tables: in full for one picture, a row each for many."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def took(record: PictureRecord) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return a time with three digits that matter."""
+    """Return a time in seconds as text with unit and three significant digits."""
     return f"{value * 1000:.2f} ms" if value < 0.01 else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
@@ -38,7 +38,7 @@ def percent(confidence: float | None) -> str:
 
 
 def fields(analysis: AnalysisResult[object]) -> list[tuple[str, str, float | None]]:
-    """Return (label, value, confidence) of every field that the model filled in."""
+    """Return (label, value, confidence) of every field of an analysis."""
     sure = analysis.field_confidence
     if isinstance(analysis.value, ProductAnalysis):
         return [(label, value, sure.get(path)) for label, path, value in analysis.value.rows()]
@@ -46,7 +46,7 @@ def fields(analysis: AnalysisResult[object]) -> list[tuple[str, str, float | Non
 
 
 def show_one(record: PictureRecord) -> None:
-    """Print everything about one picture."""
+    """Print answer, confidences and timing of one picture."""
     assert record.result is not None
     console = stdout()
     if record.analysis is not None:
@@ -62,7 +62,7 @@ def show_one(record: PictureRecord) -> None:
 
 
 def stages(record: PictureRecord) -> None:
-    """Print one row: how long each stage took."""
+    """Print a table with the time of each stage."""
     table = Table()
     times = timed(record)
     for label, _ in times:
@@ -72,7 +72,7 @@ def stages(record: PictureRecord) -> None:
 
 
 def timed(record: PictureRecord) -> list[tuple[str, float]]:
-    """Return (stage, seconds) of the stages that happened, in their order; without the last, they add up to it."""
+    """Return (stage, seconds) of the stages that ran, in order; the last one is the total."""
     assert record.result is not None
     timing = record.result.timing
     loading = timing.loading if timing.loading >= SHOWN_LOADING else 0.0
@@ -116,7 +116,7 @@ def _analysis(record: PictureRecord) -> Table:
 
 
 def show_many(records: Sequence[PictureRecord]) -> None:
-    """Print a row for every picture, and a line that counts them."""
+    """Print a row per picture, and a summary line with counts and mean time."""
     table = Table()
     table.add_column("picture", overflow="fold")
     table.add_column("answer", overflow="fold")

@@ -1,4 +1,4 @@
-"""The streams of the program: there even where they were closed, and able to write every letter."""
+"""The standard streams: opened even if the caller closed them, and able to write every character."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qvl._printable import escaped
 
 
 def open_streams() -> None:
-    """Give the program its three streams, whichever were closed, with escapes for letters that they cannot write."""
+    """Open closed standard streams on the null device; let the output streams escape characters they cannot encode."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -25,7 +25,7 @@ def open_streams() -> None:
 
 
 def json_line(value: object, *, indent: int | None = None) -> str:
-    """Return `value` as JSON that stdout can write and no terminal obeys."""
+    """Return `value` as JSON that stdout's encoding can represent, without terminal control characters."""
     text = json.dumps(value, ensure_ascii=False, default=str, indent=indent)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -35,12 +35,12 @@ def json_line(value: object, *, indent: int | None = None) -> str:
 
 
 def print_json(value: object) -> None:
-    """Print `value` as one line of JSON, at once."""
+    """Print `value` as one line of JSON and flush."""
     print(json_line(value), flush=True)
 
 
 def _fill(number: int) -> None:
-    """Take a closed descriptor, so that no file or socket opened later is written to as stdout or stderr."""
+    """Open the closed descriptor `number`, so that no later file or socket gets it and receives stdout or stderr."""
     try:
         os.fstat(number)
     except OSError:

@@ -1,4 +1,4 @@
-"""`qvl version`: what to write into a bug report."""
+"""`qvl version`: the version information for a bug report."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import typer
 from qvl.cli import options
 from qvl.cli.terminal import print_json
 
-PACKAGES: Final = ("torch", "torch-npu", "transformers", "vllm", "openai", "redis", "fastapi", "pillow", "pydantic")
+PACKAGES: Final = (
+    *("torch", "torch-npu", "transformers", "vllm", "openvino-genai"),
+    *("openai", "redis", "fastapi", "pillow", "pydantic"),
+)
 
 
 def version(as_json: options.JsonOnly = False) -> None:
-    """The versions of qvl, of Python, and of the packages that it runs on; nothing is imported to find out."""
+    """Print the versions of qvl, Python and its packages, without importing the packages."""
     from qvl._version import __version__
 
     versions: dict[str, str | None] = {

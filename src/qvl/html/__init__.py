@@ -1,1 +1,1 @@
-"""Pages and cards: plain values in, HTML out."""
+"""HTML pages and notebook cards of plain values."""

@@ -64,7 +64,7 @@ def _card(pictures: Sequence[ShownPicture], content: str, facts: str) -> str:
 def recommendation_html(
     text: str, products: Sequence[Mapping[str, str]], notes: Iterable[str], failed: str | None
 ) -> str:
-    """Return a card: what failed, if something did, the text, the products as for `products_html`, and the notes."""
+    """Return a card: the problem `failed` if not None, `text`, the products as for `products_html`, and the notes."""
     head = f"<p class=failed>{escape(failed)} failed</p>" if failed else ""
     tail = "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
     body = f'<p style="white-space:pre-wrap">{escape(text)}</p>'

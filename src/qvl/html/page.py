@@ -1,4 +1,4 @@
-"""The page around every report: one head and one stylesheet, in a file that needs no other and no network."""
+"""The HTML page around every report, self-contained: head and stylesheet in one file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ dt,.facts,.name,.note{color:gray;font-size:.85rem;overflow-wrap:anywhere}
 
 
 def page_html(title: str, body: str) -> str:
-    """Return the whole page with `title`, which is escaped, and `body`, which is HTML already."""
+    """Return a page of `title` (text, which is escaped) and `body` (HTML)."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>'

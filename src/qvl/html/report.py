@@ -1,4 +1,4 @@
-"""The HTML report: thumbnails beside answers, in one file that needs no other."""
+"""The HTML report: thumbnails beside answers, in one self-contained file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ReportRow(Protocol):
-    """The properties of one picture that the report shows."""
+    """One row of the report: a picture with its answer."""
 
     @property
     def picture(self) -> str: ...
@@ -39,7 +39,7 @@ class ReportRow(Protocol):
 
 
 class HtmlReport:
-    """Collects rows, as HTML already, so that no picture is held until the end; `write` makes the page."""
+    """Collects rows as HTML, so that pictures can be freed; `write` makes the page."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -49,7 +49,7 @@ class HtmlReport:
         self._failed = 0
 
     def add(self, row: ReportRow) -> None:
-        """Add one more picture, below the others."""
+        """Append a row."""
         if row.result is None:
             self._failed += 1
             pictures, answer = "", f'<p class="failed">{escape(str(row.error))}</p>'
@@ -68,7 +68,7 @@ class HtmlReport:
         )
 
     def write(self, path: Path) -> None:
-        """Write the page to `path`, whole or not at all.
+        """Write the page to `path` atomically.
 
         Raises:
             OSError: it cannot be written.
@@ -109,5 +109,5 @@ def _percent(confidence: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return `text` as UTF-8 can carry it: file names may hold bytes that are not UTF-8."""
+    """Return `text` as valid UTF-8, since file names may contain other bytes."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,1 +1,1 @@
-"""HTTP/1.1 to one server, for the openai backend and the load client."""
+"""An HTTP/1.1 client for one server, used by the openai backend and the load client."""

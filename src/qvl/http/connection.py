@@ -1,8 +1,8 @@
-"""HTTP/1.1 for one purpose: a request out, and its answer in with the moment at which every piece came off the socket.
+"""An HTTP/1.1 client that records the time at which every piece of a response arrived at the socket.
 
-The load client and the `openai` backend speak through it. A general client spends more time on a small streamed answer
-than there is between two requests at 2,000 a second, and notes when its reader woke up instead of when data came.
-Pieces are stamped here as the event loop hands them over. No proxies, no redirects.
+Used by the load client and the `openai` backend. A general client takes longer for a small streamed answer than the
+time between two requests at 2,000 a second, and its times are those of the reader's wake-up. Here pieces get their
+time when the event loop delivers them. No proxies, no redirects.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _TLS_FAILURES: Final = (ssl.SSLError, ConnectionResetError, ConnectionAbortedErr
 
 
 class NoConnectionError(TransportError):
-    """No connection: nobody listens, the name is unknown, TLS fails, or it takes too long."""
+    """Cannot connect: connection refused, unknown host, TLS failure or timeout."""
 
 
 class StaleError(TransportError):
-    """A connection that was used before broke off without a byte: most likely the server closed it while it idled."""
+    """A reused connection broke off before any response byte: most likely the server closed it while it was idle."""
 
 
 class TlsError(NoConnectionError):
-    """Somebody listens, but the TLS handshake fails: an untrusted certificate, or no TLS at all."""
+    """The TLS handshake failed: an untrusted certificate, or a server without TLS."""
 
 
 class LateError(Exception):
-    """The deadline of a wait has passed."""
+    """The deadline passed during a wait."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection, one exchange at a time."""
+    """One connection, with one request at a time."""
 
     def __init__(self) -> None:
         self.reusable = False
@@ -62,12 +62,12 @@ class Connection(asyncio.Protocol):
 
     @property
     def closed(self) -> bool:
-        """True if nothing can be sent any more."""
+        """True if the connection is closed for sending."""
         return self._ended or self._transport is None or self._transport.is_closing()
 
     @property
     def fresh(self) -> bool:
-        """True if the next request can be sent on it: it is open, and nothing unexpected came."""
+        """True if the connection can be reused: it is open, and received no unexpected data."""
         return not self.closed and not self._came
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def fail(self, problem: Exception) -> None:
-        """Ends the exchange: whoever waits gets `problem`."""
+        """End the exchange: the waiting reader gets `problem`."""
         self._problem, self._ended = problem, True
         self._wake()
         self.abort()
@@ -108,15 +108,15 @@ class Connection(asyncio.Protocol):
         """Return (time of the first byte, status, headers in lower case); `deadline` is a time.monotonic().
 
         Raises:
-            StaleError: the connection was used before, and broke off without a byte.
-            TransportError: the connection broke off, or this is not HTTP.
-            LateError: it did not come in time.
+            StaleError: the connection was reused, and broke off without a byte.
+            TransportError: the connection broke off, or the response is not HTTP.
+            LateError: it did not arrive before the deadline.
         """
         data, first = b"", 0.0
         while True:
             while (end := data.find(b"\r\n\r\n")) < 0:
                 if len(data) > MAX_HEAD:
-                    raise BrokenAnswerError("the answer has a head without an end")
+                    raise BrokenAnswerError(f"headers longer than {MAX_HEAD} bytes (check the server and its proxies)")
                 try:
                     when, more = await self._next("the connection was closed without an answer", deadline)
                 except TransportError as exc:
@@ -133,11 +133,11 @@ class Connection(asyncio.Protocol):
                 return first, status, headers
 
     async def next_piece(self, body: Body, deadline: float | None = None) -> tuple[float, bytes] | None:
-        """Return the next bytes of the body and the time they came; None at its end. `deadline` is a time.monotonic().
+        """Return (time of arrival, next bytes of the body), None at its end. `deadline` is a time.monotonic().
 
         Raises:
             TransportError: the connection broke off within the body.
-            LateError: they did not come in time.
+            LateError: they did not arrive before the deadline.
         """
         while not body.done:
             if self._rest:
@@ -188,13 +188,13 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """Connections to one base URL: as many as there are requests at a time, each used again.
+    """A pool of connections to one base URL: one for each concurrent request, kept alive and reused.
 
     Args:
-        url: `/v1` and the like included; user and password in it are not sent, a query stands behind every path.
+        url: base URL, with `/v1` or the like; user and password are not sent, a query is added to every path.
         connect_timeout: seconds until connected, TLS included.
-        verify: False trusts any TLS certificate; or the whole TLS context.
-        keep: seconds after which an idle connection is not used again.
+        verify: False trusts any TLS certificate; or a TLS context.
+        keep: seconds after which an idle connection is not reused.
 
     Raises:
         ConfigError: the URL is neither http nor https.
@@ -210,7 +210,7 @@ class Pool:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url!r} is not the URL of an endpoint", hint="as http://127.0.0.1:8000/v1")
+            raise ConfigError(f"invalid endpoint URL {url!r}", hint="write http://127.0.0.1:8000/v1")
         secure = parts.scheme == "https"
         self.host = parts.hostname
         self.port = parts.port or (443 if secure else 80)
@@ -225,10 +225,10 @@ class Pool:
         self._closed = False
 
     async def take(self, deadline: float | None = None) -> Connection:
-        """Return an open connection; `deadline` is a time.monotonic() before which it must be there.
+        """Return an open connection, idle or new; `deadline` is a time.monotonic().
 
         Raises:
-            NoConnectionError: nobody listens, TLS fails, or it takes longer than `connect_timeout`.
+            NoConnectionError: connection refused, TLS failure, or longer than `connect_timeout`.
             LateError: it takes longer than `deadline`.
         """
         if self._closed:
@@ -267,7 +267,7 @@ class Pool:
                 dialing.cancel()
 
     async def _dial(self) -> Connection:
-        """Return a connection to the first address that answers; the next is tried when one fails or hesitates."""
+        """Return a connection to the first address that accepts; the next is tried when one fails or is slow."""
         loop = asyncio.get_running_loop()
         addresses = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         tries: list[asyncio.Task[Connection]] = []
@@ -293,7 +293,7 @@ class Pool:
         return connection
 
     def give_back(self, connection: Connection) -> None:
-        """Keeps a connection whose answer was read to its end, and ends any other."""
+        """Return a connection to the pool if its response was read to the end; close it otherwise."""
         if connection.reusable and not self._closed and not connection.closed and len(self._idle) < MAX_IDLE:
             connection.idle_since = monotonic()
             self._idle.append(connection)
@@ -301,35 +301,35 @@ class Pool:
             connection.abort()
 
     def close(self) -> None:
-        """Ends the idle connections and those that are being made; none is kept from now on."""
+        """Close idle connections and abort those being made; connections in use are closed when they are given back."""
         self._closed = True
         for dialing in self._dialing:
             dialing.cancel()
         self.drop_idle()
 
     def drop_idle(self) -> None:
-        """Ends the idle connections, so that the next one is new."""
+        """Close all idle connections, so that the next request uses a new one."""
         while self._idle:
             self._idle.pop().abort()
 
     def head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
-        """Return the head of a request without its last line, for callers who send the same one many times.
+        """Return the head of a request without its last line, for callers that send the same one many times.
 
         Raises:
-            ConfigError: a header that HTTP cannot carry.
+            ConfigError: a header is not valid in HTTP.
         """
         lines = [f"{method} {self.path}{path}{self.query} HTTP/1.1", f"Host: {self.authority}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         text = "\r\n".join(lines)
         if text.count("\r") != len(lines) - 1 or text.count("\n") != len(lines) - 1:
-            raise ConfigError("a header has a line break", hint="check the extra headers and the API key")
+            raise ConfigError("invalid header: it has a line break", hint="check the extra headers and the API key")
         try:
             return text.encode("latin-1") + END
         except UnicodeEncodeError as exc:
-            raise ConfigError("a header has characters outside Latin-1", hint="check the API key") from exc
+            raise ConfigError("invalid header: it has characters outside Latin-1", hint="check the API key") from exc
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
-        """Return a request as it goes on the wire."""
+        """Return a request encoded as bytes; nothing is sent."""
         length = b"Content-Length: %d\r\n" % len(body) if body else b""
         return self.head(method, path, headers) + length + END + body
 
@@ -344,7 +344,7 @@ def _tls_context(verify: bool | ssl.SSLContext) -> ssl.SSLContext:
 
 
 async def _first(tries: list[asyncio.Task[Connection]], seconds: float | None) -> Connection | None:
-    """Return the connection that is made first within `seconds`, taken out of `tries`; None also when a try fails."""
+    """Return the first connection made within `seconds`, removed from `tries`; None after a timeout or a failure."""
     pending = [task for task in tries if not task.done()]
     done, _ = await asyncio.wait(pending, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
@@ -355,6 +355,6 @@ async def _first(tries: list[asyncio.Task[Connection]], seconds: float | None) -
 
 
 def _let_go(task: asyncio.Task[Connection]) -> None:
-    """End a connection that was made after another was taken."""
+    """Close a connection that was made after another one won."""
     if not task.cancelled() and task.exception() is None:
         task.result().abort()

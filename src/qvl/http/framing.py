@@ -1,6 +1,6 @@
-"""The head of an HTTP/1.1 answer, and the framing and the compression of its body.
+"""Parses the head of an HTTP/1.1 response, and the framing and compression of its body.
 
-Strict where leniency would let one answer's bytes be taken for the next one's (RFC 9112, sections 6 and 7).
+Strict where leniency would confuse the bytes of one response with the next (RFC 9112, sections 6 and 7).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _WINDOWS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
 class TransportError(Exception):
-    """The connection cannot be made, breaks off, or does not speak HTTP."""
+    """The connection failed, broke off, or does not speak HTTP."""
 
 
 class BrokenAnswerError(TransportError):
-    """The answer is not HTTP, or exceeds a limit."""
+    """The response is not HTTP, or exceeds a limit."""
 
 
 def read_head(data: bytes) -> tuple[int, dict[str, str]]:
-    """Return (status, headers in lower case) of an answer's head, which comes without the empty line at its end.
+    """Return (status, headers in lower case) of a response's head, given without its final empty line.
 
     Raises:
-        BrokenAnswerError: this is not HTTP, or it has two different lengths.
+        BrokenAnswerError: it is not HTTP, or it has two different lengths.
     """
     lines = data.decode("latin-1").split("\r\n")
     version, _, status = lines[0].partition(" ")
@@ -55,22 +55,22 @@ def read_head(data: bytes) -> tuple[int, dict[str, str]]:
 
 
 class Body:
-    """Remove the framing of a body (chunks, a length, the end of the connection), and gzip or deflate.
+    """Decodes a response body: chunked, with a length or until the connection ends; gzip or deflate.
 
-    Nobody here asks for compression, but there are proxies that do it all the same.
+    Requests do not accept compression, but some proxies compress anyway.
 
     Raises:
-        BrokenAnswerError: (also from `feed`) an unknown framing or compression, a broken one, or one above the limits.
+        BrokenAnswerError: (also from `feed`) framing or compression is unknown, broken, or above the limits.
     """
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
         transfer = headers.get("transfer-encoding", "").lower()
         if transfer not in ("", "chunked", "identity"):
-            raise BrokenAnswerError(f"the answer is framed in a way of its own: {transfer[:40]!r}")
+            raise BrokenAnswerError(f"unsupported Transfer-Encoding {transfer[:40]!r}")
         self._chunked = transfer == "chunked"
         length = headers.get("content-length", "")
         if length and not self._chunked and not (length.isdecimal() and len(length) < 20):
-            raise BrokenAnswerError(f"the answer has no length: {length[:40]!r}")
+            raise BrokenAnswerError(f"invalid Content-Length {length[:40]!r}")
         self._remaining = int(length) if length and not self._chunked else 0
         self.ends_with_connection = not self._chunked and not length
         self.done = status in (204, 304) or (
@@ -87,7 +87,7 @@ class Body:
         self._trailer: int | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Return the payload in `data`. Whole chunks only, so that an event comes in one piece."""
+        """Return the payload in `data`, of complete chunks only, so that an event is not split."""
         payload = self._unframed(data)
         if self._encoding in ("", "identity") or not payload:
             return payload
@@ -120,7 +120,7 @@ class Body:
             line = (end if end >= 0 else len(data)) - start
             if line + (self._trailer or 0) > MAX_HEAD:
                 raise BrokenAnswerError(
-                    "a chunk without a size" if self._trailer is None else "trailers without an end"
+                    "invalid HTTP chunk: no size" if self._trailer is None else "invalid HTTP trailers: no end"
                 )
             if end < 0:
                 break
@@ -137,7 +137,7 @@ class Body:
             if (missing := after + 2 - len(data)) > 0:
                 break
             if data[after : after + 2] != END:
-                raise BrokenAnswerError(f"a chunk that is longer than its size of {size} bytes")
+                raise BrokenAnswerError(f"invalid HTTP chunk: longer than its size of {size} bytes")
             payloads.append(data[end + 2 : after])
             start, missing = after + 2, 1
         if self.done:
@@ -151,9 +151,9 @@ class Body:
 def _chunk_size(line: bytes) -> int:
     match = _CHUNK_SIZE.fullmatch(line)
     if match is None:
-        raise BrokenAnswerError(f"a chunk without a size: {line[:40]!r}")
+        raise BrokenAnswerError(f"invalid HTTP chunk: no size in {line[:40]!r}")
     if (size := int(match[1], 16)) > MAX_CHUNK:
-        raise BrokenAnswerError(f"a chunk of {size} bytes")
+        raise BrokenAnswerError(f"an HTTP chunk of {size} bytes is above the limit of {MAX_CHUNK}")
     return size
 
 
@@ -163,7 +163,7 @@ class _Inflating:
     def __init__(self, encoding: str, first: int) -> None:
         if encoding not in _WINDOWS:
             raise BrokenAnswerError(
-                f"the answer is compressed by {encoding[:40]!r}, which was not asked for (switch it off there)"
+                f"the answer is compressed by {encoding[:40]!r}, which is not supported: switch it off at the server"
             )
         self._encoding = encoding
         # Some send what zlib makes without its head, whose low half-byte is always 8.

@@ -1,7 +1,7 @@
-"""Server-sent events out of a byte stream, with a bound on what one event may weigh.
+"""Parses server-sent events from a byte stream, with a limit on the size of an event.
 
-Only what chat completions use: `data:` lines, a blank line ends an event, comments are keep-alives. An endpoint that
-answers one JSON object although a stream was asked for is read as a stream of one event.
+Only the subset that chat completions use: `data:` lines, a blank line ends an event, comments are keep-alives. A plain
+JSON object instead of a stream is read as a stream of one event.
 Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
@@ -22,15 +22,15 @@ def shorten(text: str, limit: int = 300) -> str:
 
 
 def readable(data: bytes, limit: int = 300) -> str:
-    """Return bytes of unknown nature as one short line."""
+    """Return bytes as one short line of text, for an error message."""
     return shorten(data[: limit * 8].decode("utf-8", "replace"), limit)
 
 
 class EventReader:
-    """Splits bytes, fed as they come, into the payloads of whole events.
+    """Splits streamed bytes into the payloads of complete events.
 
     Raises:
-        BackendResponseError: (from `feed` and `end`) an event above `limit` bytes, or bytes that are not events.
+        BackendResponseError: (from `feed` and `end`) an event is above `limit` bytes, or the bytes are not events.
     """
 
     def __init__(self, *, limit: int = MAX_EVENT_BYTES) -> None:
@@ -42,7 +42,7 @@ class EventReader:
         self._scanned = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the payloads that are complete after `data`."""
+        """Return the payloads that `data` completes."""
         self._buffer += data
         if not self._started and not self._start():
             return []
@@ -56,7 +56,7 @@ class EventReader:
         return events
 
     def end(self) -> list[bytes]:
-        """Return what the end of the stream completes: a plain JSON body, or a last event without its blank line."""
+        """Return the payloads completed by the end of the stream: plain JSON, or a last event without blank line."""
         if self._plain:
             body, self._buffer = bytes(self._buffer), bytearray()
             return [body]
@@ -97,6 +97,5 @@ class EventReader:
                     events.append(b"\n".join(self._data))
                     self._data = []
             elif not line.startswith(_FIELDS):
-                raise BackendResponseError(
-                    f"the endpoint answered with something other than a stream: {readable(line)}"
-                )
+                problem = f"expected server-sent events from the endpoint, got {readable(line)}"
+                raise BackendResponseError(problem, hint="check the base URL and that the server streams")

@@ -1,4 +1,4 @@
-"""Headers that go along to a remote endpoint, so that its spans and ours make one trace."""
+"""Trace-context headers for requests to an endpoint, so that its spans and ours form one trace."""
 
 from __future__ import annotations
 

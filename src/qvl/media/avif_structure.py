@@ -1,7 +1,7 @@
-"""Whether an AVIF's coded pictures are of the size that the file says, which decoders find out too late.
+"""Checks that the coded pictures of an AVIF have the size that the file declares; decoders notice this too late.
 
-The size that a reader is told stands in the box `ispe`; how much a decoder allocates stands in the AV1 sequence header
-of the coded data. Sources: ISO/IEC 14496-12 and 23008-12 (boxes), AV1 specification, 5.3 and 5.5 (OBUs).
+The declared size is in the box `ispe`; the memory that a decoder allocates depends on the AV1 sequence header of the
+coded data. Sources: ISO/IEC 14496-12 and 23008-12 (boxes), AV1 specification, 5.3 and 5.5 (OBUs).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Span: TypeAlias = tuple[int, int]
 
 
 def check(data: bytes, size: tuple[int, int], name: str) -> None:
-    """Holds the coded pictures of an AVIF that opens with `size` against it.
+    """Check the coded pictures of an AVIF against its declared `size` (width, height).
 
     Raises:
-        MediaError: they are larger, or their sizes cannot be told.
+        MediaError: they are larger, or their sizes cannot be read.
     """
     try:
         grid, pictures = _pictures(data)
@@ -44,10 +44,10 @@ def check(data: bytes, size: tuple[int, int], name: str) -> None:
         raise _refused(name, f"is broken: {reason}") from exc
     allowed = (size[0] + PADDING) * (size[1] + PADDING)
     if max(areas, default=0) > allowed or (grid and sum(areas) > max(SMALL_GRID, GRID_AREAS * allowed)):
-        what = f"says it has {size[0]} x {size[1]} pixels, but more are coded in it"
+        what = f"declares {size[0]} x {size[1]} pixels, but more are coded in it"
         raise _refused(name, what, code="image_too_large")
     if not any(areas):
-        raise _refused(name, "is broken: no coded picture is found in it", "save or download it again")
+        raise _refused(name, "is broken: it has no coded picture", "save or download it again")
 
 
 def _refused(
@@ -61,26 +61,26 @@ class _TooManyError(ValueError):
 
 
 class _Budget:
-    """Counts parts of a kind, up to a bound."""
+    """Counts parts of a kind, up to a limit."""
 
     def __init__(self, most: int) -> None:
-        self._most = self._left = most
+        self._most = self._remaining = most
 
     def take(self) -> None:
-        self._left -= 1
-        if self._left < 0:
+        self._remaining -= 1
+        if self._remaining < 0:
             raise _TooManyError(f"it has more than {self._most} parts")
 
 
 def _pictures(data: bytes) -> tuple[bool, list[bytes]]:
-    """Whether there is a grid; and the coded data of every item, and of the first sample of every track."""
+    """Return (True if there is a grid, coded data of every item and of the first sample of every track)."""
     budget, grid, payloads = _Budget(MAX_BOXES), False, list[bytes]()
     for kind, at, end in _boxes(data, 0, len(data), budget):
         if kind == b"meta":
-            types, places = _items(data, at + 4, end, budget)
+            types, locations = _items(data, at + 4, end, budget)
             grid = grid or any(kind == b"grid" for _, kind in types)
             coded = {number for number, kind in types if kind == b"av01"}
-            payloads += [_joined(data, spans) for number, spans in places if number in coded]
+            payloads += [_joined(data, spans) for number, spans in locations if number in coded]
         elif kind == b"moov":
             payloads += [_joined(data, [span]) for span in _first_samples(data, at, end, budget)]
     return grid, payloads
@@ -88,12 +88,12 @@ def _pictures(data: bytes) -> tuple[bool, list[bytes]]:
 
 def _joined(data: bytes, spans: list[Span]) -> bytes:
     if sum(min(end, len(data)) - start for start, end in spans) > len(data):
-        raise _TooManyError("a part of it is read more than once")
+        raise _TooManyError("byte ranges of its coded data overlap")
     return b"".join([data[start:end] for start, end in spans])
 
 
 def _boxes(data: bytes, at: int, end: int, budget: _Budget) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, begin and end of the content of each box between `at` and `end`."""
+    """Yield (kind, start, end) of the content of each box between `at` and `end`."""
     while at + 8 <= end:
         budget.take()
         size, kind, head = _number(data, at, 4), data[at + 4 : at + 8], 8
@@ -109,18 +109,18 @@ def _boxes(data: bytes, at: int, end: int, budget: _Budget) -> Iterator[tuple[by
 def _items(
     data: bytes, at: int, end: int, budget: _Budget
 ) -> tuple[list[tuple[int, bytes]], list[tuple[int, list[Span]]]]:
-    """Number and type of the items of a `meta` box, and where the data of each stands."""
+    """Return ((number, type) of each item of a `meta` box, (number, spans of its data) of each)."""
     inner = [(kind, start, stop) for kind, start, stop in _boxes(data, at, end, budget)]
     within = next((start for kind, start, _ in inner if kind == b"idat"), 0)
     types: list[tuple[int, bytes]] = []
-    places: list[tuple[int, list[Span]]] = []
+    locations: list[tuple[int, list[Span]]] = []
     for kind, start, stop in inner:
         if kind == b"iinf":
             first = start + (6 if data[start] == 0 else 8)
             types += [_item(data, into) for name, into, _ in _boxes(data, first, stop, budget) if name == b"infe"]
         elif kind == b"iloc":
-            places += _locations(data, start, within)
-    return types, places
+            locations += _locations(data, start, within)
+    return types, locations
 
 
 def _item(data: bytes, at: int) -> tuple[int, bytes]:
@@ -181,7 +181,7 @@ def _number(data: bytes, at: int, width: int) -> int:
 
 
 def _sizes(coded: bytes, budget: _Budget) -> Iterator[tuple[int, int]]:
-    """The largest size that each sequence header in `coded` allows."""
+    """Yield the largest (width, height) that each sequence header in `coded` allows."""
     at = 0
     while at < len(coded):
         budget.take()
@@ -203,21 +203,21 @@ def _sizes(coded: bytes, budget: _Budget) -> Iterator[tuple[int, int]]:
 
 
 class _Bits:
-    """Bits of bytes, the highest first."""
+    """Reads bits from bytes, the highest first."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data, "big")
-        self._left = len(data) * 8
+        self._remaining = len(data) * 8
 
     def take(self, count: int) -> int:
-        self._left -= count
-        if self._left < 0:
+        self._remaining -= count
+        if self._remaining < 0:
             raise ValueError
-        return self._value >> self._left & (1 << count) - 1
+        return self._value >> self._remaining & (1 << count) - 1
 
 
 def _size(bits: _Bits) -> tuple[int, int]:
-    """max_frame_width and max_frame_height of a sequence header."""
+    """Return (max_frame_width, max_frame_height) of a sequence header."""
     bits.take(4)
     if bits.take(1):
         bits.take(5)
@@ -237,7 +237,7 @@ def _size(bits: _Bits) -> tuple[int, int]:
 
 
 def _timing(bits: _Bits) -> int:
-    """Passes over timing_info and decoder_model_info; the bits of a buffer's delay, 0 without a decoder model."""
+    """Skip timing_info and decoder_model_info; return the bits of a buffer delay, 0 without a decoder model."""
     bits.take(64)
     if bits.take(1):
         zeros = 0

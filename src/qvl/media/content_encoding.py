@@ -1,4 +1,4 @@
-"""Undoes the compression of a fetched picture that came compressed though it was asked for plain."""
+"""Decompresses fetched pictures that a server sent with a Content-Encoding although none was accepted."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _OTHERS: Final = frozenset({"zstd", "compress", "x-compress", "dcb", "dcz"})
 def unpacked(
     data: bytes, codings: str, policy: MediaPolicy, name: str, counted: Callable[[int], None] | None = None
 ) -> bytes:
-    """`data` without what `codings`, a Content-Encoding in lower case, names; itself where that is not a compression.
+    """Return `data` decompressed by the codings of a lower-case Content-Encoding; unchanged if they name no known one.
 
-    What begins as gzip is inflated even where nothing says so. `counted` is told of every piece that comes out, before
-    the next is made.
+    Bytes that begin as gzip are inflated even if `codings` does not name it. `counted` is called with the size of
+    every piece that comes out, before the next is made.
 
     Raises:
-        MediaError: it cannot be undone, or is more than `policy.max_bytes` then.
+        MediaError: the compression is broken or unknown, or the result exceeds `policy.max_bytes`.
     """
     labels = [coding.strip().strip('"') for coding in codings.split(",")]
     known = _GZIPPED | _DEFLATED | _OTHERS | {"br"}
@@ -48,7 +48,7 @@ def unpacked(
 
 
 def _counting(policy: MediaPolicy, name: str, counted: Callable[[int], None] | None) -> Callable[[int], None]:
-    """Return a function that holds what comes out of one coding against the limits."""
+    """Return a callback that counts decompressed bytes and raises MediaError beyond the policy's limit."""
     total = 0
 
     def count(size: int) -> None:

@@ -1,4 +1,4 @@
-"""Threads for work on pictures, so many at a time as the processors and the memory can bear."""
+"""Threads for CPU work on pictures, limited by the number of cores and the memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _limiters: Final[anyio.lowlevel.RunVar[tuple[anyio.CapacityLimiter, anyio.Capaci
 
 
 async def in_worker(work: Callable[[], T], *, large: bool = False) -> T:
-    """Runs CPU work in a thread; two limiters an event loop, so that many uploads cannot take every thread.
+    """Run CPU work in a thread and return its result; limiters keep many uploads from taking every thread.
 
-    Large pictures have one of their own, behind which the others need not wait.
+    Each event loop has one limiter for large pictures and another for the rest, which do not wait for large ones.
     """
     try:
         ordinary, one = _limiters.get()

@@ -1,4 +1,4 @@
-"""Pictures that were here a moment ago are neither hashed nor checked again: their bytes are compared instead.
+"""Caches hashes of recent pictures: equal bytes are compared instead of hashed and verified again.
 
 Several questions about one picture are the rule, and comparing takes a twentieth of hashing.
 """
@@ -15,7 +15,7 @@ _Sample: TypeAlias = tuple[int, bytes]
 
 
 class Encoded:
-    """Encoded bytes, their hash, and whether it is known that a decoder reads them."""
+    """Encoded bytes, their hash, and a flag that they were verified to be decodable."""
 
     __slots__ = ("data", "sha256", "sound")
 
@@ -26,27 +26,26 @@ class Encoded:
 
 
 class DigestCache:
-    """Remembers what was hashed of late. Safe for many threads.
+    """LRU cache of pictures with their hashes. Thread-safe.
 
     Args:
-        max_bytes: of pictures that are held for it; the least recently seen goes first, and what takes more than half
-            of it is not held at all.
+        max_bytes: most bytes of pictures kept; one that takes more than half of it is not kept.
     """
 
     def __init__(self, max_bytes: int = 16 * 2**20) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._held: OrderedDict[_Sample, Encoded] = OrderedDict()
+        self._entries: OrderedDict[_Sample, Encoded] = OrderedDict()
         self._bytes = 0
 
     def encoded(self, data: bytes) -> Encoded:
-        """`data` with its hash: what was made of equal bytes before, where that is still held."""
+        """Return `data` with its hash; the earlier object if equal bytes are still in the cache."""
         # A few bytes find the candidate, all of them decide.
         sample = (len(data), data[:: max(1, len(data) // SAMPLES)])
         with self._lock:
-            known = self._held.get(sample)
+            known = self._entries.get(sample)
             if known is not None:
-                self._held.move_to_end(sample)
+                self._entries.move_to_end(sample)
         if known is not None and known.data == data:
             return known
         made = Encoded(data)
@@ -55,17 +54,17 @@ class DigestCache:
         return made
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Remove all entries."""
         with self._lock:
-            self._held.clear()
+            self._entries.clear()
             self._bytes = 0
 
     def _hold(self, sample: _Sample, made: Encoded) -> None:
         with self._lock:
-            if (before := self._held.pop(sample, None)) is not None:
+            if (before := self._entries.pop(sample, None)) is not None:
                 self._bytes -= len(before.data)
-            self._held[sample] = made
+            self._entries[sample] = made
             self._bytes += len(made.data)
             while self._bytes > self._max_bytes:
-                _, gone = self._held.popitem(last=False)
+                _, gone = self._entries.popitem(last=False)
                 self._bytes -= len(gone.data)

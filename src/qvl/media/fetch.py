@@ -1,4 +1,4 @@
-"""Fetching a picture from an address that a stranger may have chosen, without reaching inward (SSRF).
+"""Fetches pictures from untrusted URLs without reaching private networks (SSRF).
 
 The name is resolved once; every address it has must be public; the connection goes to exactly that address while the
 `Host` header and the certificate check keep the name, so a name that resolves differently a moment later (DNS
@@ -57,10 +57,10 @@ counter: Final[ContextVar[Callable[[int], None] | None]] = ContextVar("qvl.media
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The system's addresses for `host`, without doubles, in its order of preference.
+    """Return the system's addresses of `host`, without duplicates, in order of preference.
 
-    In threads of its own: a name whose servers do not answer holds one for long after the fetch was given up, and must
-    not hold one that others wait for.
+    Uses threads of its own: a name whose servers do not answer blocks one long after the fetch timed out, and must
+    not block a thread that others wait for.
     """
     try:
         limiter = _lookups.get()
@@ -73,7 +73,7 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 def public_name(url: str) -> str:
-    """A URL for people and logs: no credentials, query or fragment."""
+    """Return a URL for messages and logs, without credentials, query and fragment."""
     try:
         parsed = httpx.URL(url)
         shown = parsed.copy_with(username=None, password=None, query=None, fragment=None)
@@ -97,7 +97,7 @@ def is_public(address: Address) -> bool:
 
 
 def literal(host: str) -> Address | None:
-    """The address that `host` spells, in any of the spellings that resolvers accept (127.1, 0x7f.1, 2130706433)."""
+    """Return the IP address that `host` is, in any form that resolvers accept (127.1, 0x7f.1, 2130706433), or None."""
     try:
         return ipaddress.ip_address(host.strip("[]"))
     except ValueError:
@@ -114,7 +114,7 @@ class Fetcher:
     Args:
         policy: the limits.
         resolver: gives the addresses of a name; all of them are checked, wherever they come from.
-        tls: whom to trust; by default the usual authorities and `SSL_CERT_FILE`.
+        tls: TLS context; by default it trusts the usual authorities and `SSL_CERT_FILE`.
     """
 
     def __init__(self, policy: MediaPolicy, *, resolver: Resolver = resolve, tls: ssl.SSLContext | None = None) -> None:
@@ -129,10 +129,10 @@ class Fetcher:
         )
 
     async def fetch(self, url: str) -> bytes:
-        """The body behind `url`, at most `max_bytes`, within `timeout` seconds in all.
+        """Return the body at `url`, at most `max_bytes`, within `timeout` seconds in all.
 
         Raises:
-            MediaError: `image_url_blocked` for an address that is refused, `image_too_large`, or `image_fetch_failed`.
+            MediaError: with `code` image_url_blocked for a refused address, image_too_large, or image_fetch_failed.
         """
         name = public_name(url)
         try:
@@ -151,12 +151,12 @@ class Fetcher:
         raise _failed(name, f"more than {self._policy.max_redirects} redirects")
 
     async def _addresses(self, url: httpx.URL) -> list[Address]:
-        """The checked addresses of the URL's host, in the resolver's order."""
+        """Return the checked addresses of the URL's host, in the resolver's order."""
         host = _host(url)
         domains = self._policy.allowed_domains
         # A domain that begins with a dot stands for itself and all below it.
         if domains and not any(host == name or (name[0] == "." and f".{host}".endswith(name)) for name in domains):
-            raise _blocked(f"the host {short(host)!r} is not among the allowed ones", "allowed_domains names them")
+            raise _blocked(f"the host {short(host)!r} is not allowed", "allowed_domains names them")
         spelled = literal(host)
         named = host in self._open_hosts
         if host in _METADATA_NAMES and not named:
@@ -182,7 +182,7 @@ class Fetcher:
         return is_public(address)
 
     async def _get(self, url: httpx.URL, addresses: Sequence[Address], name: str) -> bytes | str:
-        """The body, or the target of a redirect. The next address is tried only when one cannot be connected to."""
+        """Return the body (bytes) or a redirect's target (str); tries the next address only if it cannot connect."""
         for last, address in ((index == len(addresses) - 1, address) for index, address in enumerate(addresses)):
             try:
                 return await self._get_from(url, address, name)
@@ -246,7 +246,7 @@ class Fetcher:
 
 @functools.cache
 def _usual_tls() -> ssl.SSLContext:
-    """Loading the certificates takes longer than most fetches; `SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured."""
+    """Return the default TLS context, cached since loading certificates is slow; honours `SSL_CERT_FILE` and _DIR."""
     return httpx.create_ssl_context()
 
 
@@ -256,19 +256,19 @@ def _parsed(text: str, base: httpx.URL | None = None) -> httpx.URL:
         url = httpx.URL(text) if base is None else base.join(text)
     except (httpx.InvalidURL, ValueError) as exc:
         if base is None:
-            raise _blocked("the URL cannot be read", "write it as https://host/path") from exc
-        raise _blocked("a redirect leads to a URL that cannot be read", "use the final address") from exc
+            raise _blocked("invalid URL", "write it as https://host/path") from exc
+        raise _blocked("a redirect leads to an invalid URL", "use the final address") from exc
     if url.scheme not in ("http", "https"):
-        raise _blocked(f"{short(url.scheme)}: addresses are not fetched", "use http or https")
+        raise _blocked(f"unsupported URL scheme {short(url.scheme)}:", "use http or https")
     if url.userinfo:
-        raise _blocked("a URL with user name or password is refused", "fetch it yourself and pass the bytes")
+        raise _blocked("URLs with a user name or password are not allowed", "fetch it yourself and pass the bytes")
     if not _HOST.fullmatch(_host(url)) or not 1 <= _port(url) <= 65535:
-        raise _blocked("the URL names no valid host and port", "write it as https://host/path")
+        raise _blocked("invalid host or port in the URL", "write it as https://host/path")
     return url
 
 
 def _host(url: httpx.URL) -> str:
-    """Lower case, IDNA-encoded, without brackets and the trailing dot of a rooted name."""
+    """Return the URL's host in lower case, IDNA-encoded, without brackets and trailing dot."""
     return url.raw_host.decode("ascii").strip("[]").rstrip(".").lower()
 
 

@@ -1,4 +1,4 @@
-"""Bounds on how an encoded picture is built, looked at before a decoder is: its parts are counted, never read.
+"""Limits on the structure of encoded pictures, checked before decoding: parts are counted, their content not read.
 
 A decoder, or Pillow's reader in front of it, does work for every part, whether it holds pixels or nothing. Files of
 cameras and programs stay far below these numbers. Counting itself ends at the bound.
@@ -53,10 +53,10 @@ _TIFF_JPEG: Final = (6, 7)
 
 
 class TimedBytes(io.BytesIO):
-    """Encoded bytes whose `read` raises a MediaError when its thread has used `seconds` of processor time meanwhile.
+    """A file object whose `read` raises a MediaError once its thread has used `seconds` of processor time.
 
-    Waiting on a busy machine does not count. Decoders of JPEG, PNG, GIF and BMP read while they decode, so they stop
-    there; those of WebP, AVIF and TIFF read everything first, and the size of the picture bounds their work.
+    Decoders of JPEG, PNG, GIF and BMP read while they decode, so they stop there; those of WebP, AVIF and TIFF read
+    everything first, and their work is limited by the size of the picture.
     """
 
     def __init__(self, data: bytes, seconds: float, name: str) -> None:
@@ -76,10 +76,10 @@ class TimedBytes(io.BytesIO):
 
 
 def check(data: bytes, form: str, max_frames: int, name: str) -> None:
-    """Holds the parts of `data` against the bounds, as far as opening it meets them; frames are counted elsewhere.
+    """Check the number of parts that a decoder of the format `form` reads when it opens `data`; not that of frames.
 
     Raises:
-        MediaError: it has more parts of a kind than any real picture.
+        MediaError: there are more parts of a kind than in any real picture.
     """
     if form == "GIF":
         _check_gif(data, max_frames, name)
@@ -90,7 +90,7 @@ def check(data: bytes, form: str, max_frames: int, name: str) -> None:
 
 
 def check_scans(data: bytes, pixels: int, name: str) -> None:
-    """Holds the scans of a JPEG of several scans against the bounds: each goes over all pixels.
+    """Check the number of scans of a progressive JPEG, each of which goes over all pixels.
 
     Raises:
         MediaError: there are more than any encoder writes, or too many for so many pixels.
@@ -119,8 +119,8 @@ def _next_marker(data: bytes, at: int) -> int:
 
 
 def jpeg_frame(data: bytes) -> tuple[bool, float]:
-    """Return whether all coefficients of a JPEG are held until its last scan is read, and their number a pixel."""
-    several, held, components = False, 3.0, 0
+    """Return (True if a decoder buffers all coefficients of the JPEG, their number per pixel)."""
+    several, planes, components = False, 3.0, 0
     for at in _jpeg_segments(data):
         marker = data[at + 1]
         if marker in _FRAMES:
@@ -129,14 +129,14 @@ def jpeg_frame(data: bytes) -> tuple[bool, float]:
             factors = [data[at + 11 + 3 * index] for index in range(components) if at + 11 + 3 * index < len(data)]
             areas = [(factor >> 4) * (factor & 15) for factor in factors]
             largest = max((f >> 4 for f in factors), default=1) * max((f & 15 for f in factors), default=1)
-            held = sum(areas) / max(1, largest)
+            planes = sum(areas) / max(1, largest)
         elif marker == _START_OF_SCAN:
-            return several or data[at + 4 : at + 5] != bytes([components]), max(1.0, held)
+            return several or data[at + 4 : at + 5] != bytes([components]), max(1.0, planes)
     return True, 4
 
 
 def _jpeg_segments(data: bytes) -> Iterator[int]:
-    """Where each marker stands, up to the first scan, as Pillow finds them: fill bytes and junk are passed over."""
+    """Yield the index of each marker up to the first scan, skipping fill bytes and junk as Pillow does."""
     at = 2
     while at >= 0 and at + 4 <= len(data):
         if data[at] != 0xFF:
@@ -186,7 +186,7 @@ def _check_png(data: bytes, name: str) -> None:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, slice]]:
-    """Yield the kind of each chunk of a PNG, and where its content stands; also of those behind its end."""
+    """Yield (kind, slice of its content) for each chunk of a PNG, those after its end included."""
     at = 8
     while at + 8 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -205,7 +205,7 @@ def is_plain_png(data: bytes) -> bool:
 
 
 def _check_gif(data: bytes, max_frames: int, name: str) -> None:
-    """Blocks hold 255 bytes each as encoders write them; many small ones, or stray bytes, are read one by one."""
+    """Raise MediaError for a GIF of too many blocks or stray bytes: decoders read them one by one."""
     allowed = 100_000 + len(data) // 128
     at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
     blocks = comment = frames = 0
@@ -255,7 +255,7 @@ def _check_tiff(data: bytes, name: str) -> None:
 
 
 def _tags(data: bytes, at: int, order: ByteOrder, big: bool, name: str) -> Iterator[tuple[int, int, int]]:
-    """Tag, count and value (or where it stands) of each entry of the directory at `at`."""
+    """Yield (tag, count, value or its offset) of each entry of the TIFF directory at offset `at`."""
     head, entry, word = (8, 20, 8) if big else (2, 12, 4)
     number = int.from_bytes(data[at : at + head], order)
     _bound(number, MAX_TAGS, "tags in a directory of a TIFF", name)
@@ -281,7 +281,7 @@ _DECODERS: Final = {"WEBP": 12, "AVIF": 14, "TIFF": 4}
 
 
 def memory(image: Image.Image, form: str) -> int:
-    """The most bytes that decoding an open picture that is no JPEG takes, as near as its header tells."""
+    """Return an upper estimate, from the header, of the bytes that decoding an open picture (not a JPEG) takes."""
     width, height = image.size
     taken = width * height * (_BYTES.get(image.mode, _OF_OTHER_MODES) + _DECODERS.get(form, 0))
     if form == "TIFF":
@@ -291,13 +291,13 @@ def memory(image: Image.Image, form: str) -> int:
 
 
 def jpeg_memory(data: bytes, size: tuple[int, int], target: tuple[int, int]) -> int:
-    """Return the bytes that decoding a JPEG of `size` for `target` takes."""
+    """Return the bytes of memory for decoding a JPEG of `size` to be scaled to `target`, both (width, height)."""
     width, height = size
     # As Pillow's draft mode chooses, asked for twice the target.
     scale = next((s for s in (8, 4, 2) if width >= 2 * target[0] * s and height >= 2 * target[1] * s), 1)
-    several, held = jpeg_frame(data)
-    coefficients = int(width * height * 2 * held) if several else 0
-    return width * height * 4 // scale**2 * (2 if held > 3 else 1) + coefficients
+    several, planes = jpeg_frame(data)
+    coefficients = int(width * height * 2 * planes) if several else 0
+    return width * height * 4 // scale**2 * (2 if planes > 3 else 1) + coefficients
 
 
 def _bound(

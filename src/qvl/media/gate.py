@@ -1,8 +1,8 @@
-"""The media gate: whatever a user calls a picture becomes one canonical RGB `Picture`.
+"""The media gate: turns any source of a picture into one canonical RGB `Picture`.
 
-One gate for the SDK and the server: EXIF orientation applied, alpha laid on white, palettes, 16-bit grey and CMYK to
-RGB, first frame of an animation, at most `max_pixels` with the aspect ratio kept, and limits on bytes, pixels, frames,
-time and formats. Everything that goes wrong is a `MediaError` of one line.
+It serves the SDK and the server: EXIF orientation applied, alpha composited on white, palettes, 16-bit grey and CMYK
+to RGB, first frame of an animation, at most `max_pixels` with the aspect ratio kept, and limits on bytes, pixels,
+frames, time and formats. Every failure is a `MediaError` of one line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import anyio.from_thread
 
 from qvl.media.decode_threads import in_worker
 from qvl.media.digest_cache import DigestCache, Encoded
-from qvl.media.picture import HeldPixels, Picture, PictureSource, _deferred
+from qvl.media.picture import LazyPixels, Picture, PictureSource, _deferred
 from qvl.media.policy import DEFAULT_POLICY, MediaPolicy, canonical_size
 
 if TYPE_CHECKING:
@@ -27,26 +27,30 @@ SMALL: Final = 64 * 1024
 
 
 def load(
-    source: PictureSource, policy: MediaPolicy = DEFAULT_POLICY, *, decode: bool = True, seen: DigestCache | None = None
+    source: PictureSource,
+    policy: MediaPolicy = DEFAULT_POLICY,
+    *,
+    decode: bool = True,
+    digests: DigestCache | None = None,
 ) -> Picture:
-    """Takes any picture through the gate. A URL is fetched in a thread of its own; prefer `aload` in async code.
+    """Return `source` as a checked Picture. A URL is fetched in a thread of its own; prefer `aload` in async code.
 
     Args:
-        source: a path, a `file:`, `data:`, `http:` or `https:` URL, encoded bytes, a binary file object, a PIL image, a
-            array of numpy, jax or tensorflow (HxW, HxWx1, HxWx3, HxWx4; uint8 or floats from 0 to 1), a torch tensor
+        source: a path, a `file:`, `data:`, `http:` or `https:` URL, encoded bytes, a binary file object, a PIL image,
+            an array of numpy, jax or tensorflow (HxW, HxWx1, HxWx3, HxWx4; uint8 or floats from 0 to 1), a torch tensor
             (the same, or CxHxW), or a Picture.
         policy: the limits.
-        decode: False reads header and hash only; whoever first needs the pixels meets a broken file then.
-        seen: what was hashed before, to be asked and told.
+        decode: False reads header and hash only; a broken file then fails when its pixels are first used.
+        digests: cache of hashes of recent pictures.
 
     Raises:
         MediaError: the picture is missing, broken, refused, or breaks a limit.
     """
     url = _web_url(source)
     if url is None:
-        return _load_local(source, policy, decode, seen)
+        return _load_local(source, policy, decode, digests)
     with anyio.from_thread.start_blocking_portal() as portal:
-        return portal.call(_load_url, url, policy, decode, seen, None)
+        return portal.call(_load_url, url, policy, decode, digests, None)
 
 
 async def aload(
@@ -54,24 +58,24 @@ async def aload(
     policy: MediaPolicy = DEFAULT_POLICY,
     *,
     decode: bool = True,
-    seen: DigestCache | None = None,
+    digests: DigestCache | None = None,
     resolver: Resolver | None = None,
 ) -> Picture:
-    """`load` for async code: waits on the network in the event loop, works on pixels in a bounded set of threads.
+    """Return `source` as `load` does, for async code: fetches on the event loop, decodes in a limited set of threads.
 
     `resolver` replaces the system's name resolution; the addresses it gives are checked like any other.
     """
     url = _web_url(source)
     if url is not None:
-        return await _load_url(url, policy, decode, seen, resolver)
-    if not decode and (picture := load_now(source, policy, seen=seen)) is not None:
+        return await _load_url(url, policy, decode, digests, resolver)
+    if not decode and (picture := load_now(source, policy, digests=digests)) is not None:
         return picture
-    picture = await in_worker(lambda: _load_local(source, policy, False, seen))
+    picture = await in_worker(lambda: _load_local(source, policy, False, digests))
     return await _verified(picture) if decode else picture
 
 
-def load_now(source: PictureSource, policy: MediaPolicy, *, seen: DigestCache | None = None) -> Picture | None:
-    """Return `source` read and hashed if that takes next to nothing, else None.
+def load_now(source: PictureSource, policy: MediaPolicy, *, digests: DigestCache | None = None) -> Picture | None:
+    """Return `source` as a Picture, not decoded, if that is fast enough for an event loop, else None.
 
     Raises:
         MediaError: as `load`.
@@ -83,19 +87,19 @@ def load_now(source: PictureSource, policy: MediaPolicy, *, seen: DigestCache | 
     from qvl.media import image_header, sources
 
     data, name = sources.read(source, policy)
-    return _from_bytes(data, policy, name, False, seen) if image_header.is_cheap(data) else None
+    return _from_bytes(data, policy, name, False, digests) if image_header.is_cheap(data) else None
 
 
 async def _verified(picture: Picture) -> Picture:
-    """Itself, once its bytes were found sound; a large one waits for its turn."""
-    held = picture._pixels
-    if held is not None:
-        await in_worker(lambda: held.verify(keep=False), large=held.large)
+    """Return itself with its bytes verified; large pictures are verified one at a time."""
+    lazy = picture._pixels
+    if lazy is not None:
+        await in_worker(lambda: lazy.verify(keep=False), large=lazy.large)
     return picture
 
 
 async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
-    """A picture loaded with `decode=False`, ready for a backend: decoded, or only checked where it wants no `pixels`.
+    """Return a picture loaded with `decode=False` ready for a backend: decoded, or only verified without `pixels`.
 
     `max_pixels` is a smaller budget than the policy's, as in `Picture.fit`.
 
@@ -108,24 +112,24 @@ async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: boo
 
 
 def ready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
-    """Return the picture of `aready`, made in this thread."""
+    """Return the picture as `aready` does, computed in this thread."""
     small = picture if max_pixels is None else picture.fit(max_pixels)
     return small.decoded() if pixels else small.checked()
 
 
 def is_remote(source: PictureSource) -> bool:
-    """True if `source` is an address that has to be fetched from."""
+    """True if `source` is a URL that has to be fetched."""
     return _web_url(source) is not None
 
 
 async def _load_url(
-    url: str, policy: MediaPolicy, decode: bool, seen: DigestCache | None, resolver: Resolver | None
+    url: str, policy: MediaPolicy, decode: bool, digests: DigestCache | None, resolver: Resolver | None
 ) -> Picture:
     from qvl.media.fetch import Fetcher, public_name
 
     fetcher = Fetcher(policy) if resolver is None else Fetcher(policy, resolver=resolver)
     data = await fetcher.fetch(url)
-    picture = await in_worker(lambda: _from_bytes(data, policy, public_name(url), False, seen))
+    picture = await in_worker(lambda: _from_bytes(data, policy, public_name(url), False, digests))
     return await _verified(picture) if decode else picture
 
 
@@ -138,7 +142,7 @@ def _web_url(source: object) -> str | None:
 
 
 def _is_small(source: object, policy: MediaPolicy) -> bool:
-    """Whether it is in memory already, and next to nothing to hash."""
+    """True if `source` is in memory and small enough to hash on an event loop."""
     if isinstance(source, Picture):
         return canonical_size(source.width, source.height, policy)[:2] == (source.width, source.height)
     if isinstance(source, str):
@@ -146,8 +150,8 @@ def _is_small(source: object, policy: MediaPolicy) -> bool:
     return isinstance(source, (bytes, bytearray, memoryview)) and len(source) <= SMALL
 
 
-def _load_local(source: PictureSource, policy: MediaPolicy, decode: bool, seen: DigestCache | None) -> Picture:
-    """Everything but http(s)."""
+def _load_local(source: PictureSource, policy: MediaPolicy, decode: bool, digests: DigestCache | None) -> Picture:
+    """Return a Picture of any source but an http(s) URL."""
     if isinstance(source, Picture):
         return source.under(policy)
     from PIL import Image
@@ -155,35 +159,35 @@ def _load_local(source: PictureSource, policy: MediaPolicy, decode: bool, seen: 
     from qvl.media import pixels, sources
 
     if isinstance(source, Image.Image):
-        return _from_image(source, policy, "<PIL.Image>", seen)
+        return _from_image(source, policy, "<PIL.Image>", digests)
     if (array := pixels.array_of(source)) is not None:
-        return _from_image(pixels.from_array(array), policy, "<array>", seen)
+        return _from_image(pixels.from_array(array), policy, "<array>", digests)
     data, name = sources.read(source, policy)
-    return _from_bytes(data, policy, name, decode, seen)
+    return _from_bytes(data, policy, name, decode, digests)
 
 
-def _from_image(image: Image.Image, policy: MediaPolicy, name: str, seen: DigestCache | None) -> Picture:
+def _from_image(image: Image.Image, policy: MediaPolicy, name: str, digests: DigestCache | None) -> Picture:
     from qvl.media import pixels
 
     rgb, sized = pixels.canonical(image, policy, name)
-    held = HeldPixels(rgb=rgb.copy() if rgb is image else rgb)
-    return _deferred(pixels.fingerprint(image, seen), rgb.size, name, held, untouched=False, sized=sized)
+    lazy = LazyPixels(rgb=rgb.copy() if rgb is image else rgb)
+    return _deferred(pixels.fingerprint(image, digests), rgb.size, name, lazy, untouched=False, sized=sized)
 
 
-def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, seen: DigestCache | None) -> Picture:
+def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, digests: DigestCache | None) -> Picture:
     from qvl.media import image_header, pixels
 
     header = image_header.probe(data, policy, name)
-    encoded = Encoded(data) if seen is None else seen.encoded(data)
-    # Not `data`, which is a second copy of what was seen before.
+    encoded = Encoded(data) if digests is None else digests.encoded(data)
+    # Not `data`, which is a second copy of equal bytes in the cache.
     data = encoded.data
-    held = HeldPixels(
+    lazy = LazyPixels(
         encoded=encoded,
         decode=lambda: pixels.decode(data, header, policy, name),
         check=(lambda: pixels.check(data, header, policy, name)) if header.plain else None,
         large=header.large,
     )
     if decode:
-        held.verify(keep=False)
+        lazy.verify(keep=False)
     size = (header.width, header.height)
-    return _deferred(encoded.sha256, size, name, held, header.media_type, untouched=header.plain, sized=header.sized)
+    return _deferred(encoded.sha256, size, name, lazy, header.media_type, untouched=header.plain, sized=header.sized)

@@ -1,4 +1,4 @@
-"""What encoded bytes are, before any pixel is decoded: format, size, frames, orientation, and whether they may pass.
+"""Reads the header of encoded pictures before decoding: format, size, frames, orientation; checks the limits.
 
 Limits are checked here, on the header, so that a picture that breaks one costs nothing. Frames and orientation are
 read from the bytes directly, since Pillow walks every frame to count them and warns about EXIF blocks it dislikes.
@@ -44,11 +44,11 @@ _BLOCK: Final = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Facts of an encoded picture before its pixels are decoded. `width` and `height` are the canonical ones.
+    """The header of an encoded picture. `width` and `height` are the canonical ones.
 
-    `sized`: whether a request set them.
-    `plain`: every decoder reads these bytes to the canonical pixels, so they may be passed on as they are.
-    `large`: decoding takes so long or so much memory that it is done one at a time.
+    `sized`: a request set the size.
+    `plain`: every decoder decodes these bytes to the canonical pixels, so they may be passed on unchanged.
+    `large`: decoding takes so much time or memory that only one such picture is decoded at a time.
     """
 
     format: str
@@ -61,12 +61,12 @@ class Header:
 
     @property
     def media_type(self) -> str:
-        """Of the canonical bytes: the source's own when they pass as they are, else PNG's."""
+        """The media type of the canonical bytes: the source's if they are passed on unchanged, else PNG's."""
         return MEDIA_TYPES[self.format] if self.plain else MEDIA_TYPES["PNG"]
 
 
 def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
-    """Reads the header of `data` and holds it against the policy.
+    """Return the header of `data`, checked against the policy.
 
     Raises:
         MediaError: no picture, a format that is not allowed, or a limit of `policy` is broken.
@@ -95,7 +95,7 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
 
 
 def is_cheap(data: bytes) -> bool:
-    """True where `probe` takes next to nothing: a colour JPEG, or a PNG of few chunks, none of them compressed text."""
+    """True if `probe` is very fast: a colour JPEG, or a PNG of few chunks, none of them compressed text."""
     if data.startswith(_PNG):
         return file_structure.is_plain_png(data)
     return _colour_jpeg(data) is not None
@@ -108,7 +108,7 @@ def _jpeg_memory(data: bytes, size: tuple[int, int], policy: MediaPolicy) -> int
 def _header(
     form: str, size: tuple[int, int], orientation: int, policy: MediaPolicy, name: str, memory: int, *, simple: bool
 ) -> Header:
-    """`simple`: one frame of 8-bit RGB pixels that hide nothing."""
+    """Return the Header after checking the limits; `simple`: one frame of opaque 8-bit RGB pixels."""
     if memory > policy.max_decode_bytes:
         raise MediaError(
             f"{name}: decoding {size[0]} x {size[1]} pixels of {form} takes {memory // 2**20} MiB, more than the limit"
@@ -124,10 +124,10 @@ def _header(
 
 
 def _colour_jpeg(data: bytes) -> tuple[int, int, int] | None:
-    """Width, height and EXIF orientation of a colour JPEG as nearly all are; None for whatever needs a closer look.
+    """Return (width, height, EXIF orientation) of a usual colour JPEG; None if Pillow has to read it.
 
-    Pillow tells the same and takes ten times as long, which is most of what finding a known answer takes beside hashing
-    its picture. What is broken further on is met when the picture is checked or decoded. Source: ITU-T T.81, annex B.
+    Pillow takes ten times as long, most of the time of a cache hit beside hashing. Later damage is noticed when the
+    picture is verified or decoded. Source: ITU-T T.81, annex B.
     """
     if data[:2] != b"\xff\xd8":
         return None
@@ -155,7 +155,7 @@ def _colour_jpeg(data: bytes) -> tuple[int, int, int] | None:
 
 
 def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
-    """Opens with the allowed decoders alone; no pixel is decoded.
+    """Return the opened picture, not decoded; only the policy's decoders are tried.
 
     Not `Image.open`: its size check warns or raises by a process-wide setting, where the limit here is the policy's.
     """
@@ -177,7 +177,7 @@ def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
 
 
 def sniff(data: bytes) -> str:
-    """The format by its first bytes, "" for none that is known."""
+    """Return the format by the first bytes, "" if it is unknown."""
     if data[4:8] == b"ftyp":
         still = data[8:12] in (b"avif", b"avis") or (data[8:12] in (b"mif1", b"msf1") and b"avif" in data[16:64])
         return "AVIF" if still else ""
@@ -188,10 +188,10 @@ def sniff(data: bytes) -> str:
 
 @functools.cache
 def _decoder(form: str) -> Callable[[IO[bytes], str], ImageFile.ImageFile] | None:
-    """Pillow's decoder of one format, None where this Pillow was built without it.
+    """Return Pillow's decoder class of one format, None if this Pillow was built without it.
 
-    The class itself and not the registered factory, which turns a phone's JPEG with more pictures behind the first into
-    another format, and which needs every plugin imported.
+    Not the registered factory, which turns a phone's JPEG with several pictures into another format, and which needs
+    every plugin imported.
     """
     name = _PLUGINS[form]
     try:
@@ -206,7 +206,7 @@ def _decoder(form: str) -> Callable[[IO[bytes], str], ImageFile.ImageFile] | Non
 
 @contextmanager
 def reading(name: str, form: str) -> Iterator[None]:
-    """Turns what a decoder raises when it gives up into a MediaError; its own words go along, on one line."""
+    """Turn a decoder's exceptions into a MediaError of one line that quotes them."""
     try:
         yield
     except MediaError:
@@ -220,15 +220,15 @@ def reading(name: str, form: str) -> Iterator[None]:
 
 
 def words_of(exc: Exception) -> str:
-    """Return what an exception says on one line, or its name."""
+    """Return an exception's message on one line, or its class name."""
     return " ".join(str(exc).split())[:120] or type(exc).__name__
 
 
 def check_size(size: tuple[int, int], policy: MediaPolicy, name: str) -> None:
-    """Holds the size of a source against the policy."""
+    """Raise MediaError if the size of a source breaks the policy."""
     width, height = size
     if width < 1 or height < 1:
-        raise MediaError(f"{name}: a picture of {width} x {height} pixels has nothing to see", hint="save it again")
+        raise MediaError(f"{name}: a picture of {width} x {height} pixels is empty", hint="save it again")
     if width * height > policy.max_source_pixels:
         raise MediaError(
             f"{name}: {width} x {height} pixels are more than the limit of {policy.max_source_pixels}",
@@ -237,13 +237,13 @@ def check_size(size: tuple[int, int], policy: MediaPolicy, name: str) -> None:
         )
     if max(width, height) > policy.max_aspect * min(width, height):
         raise MediaError(
-            f"{name}: {width} x {height} pixels is an aspect ratio above {policy.max_aspect:g}",
+            f"{name}: {width} x {height} pixels have an aspect ratio above {policy.max_aspect:g}",
             hint="crop it to a less narrow picture",
         )
 
 
 def png_depth(data: bytes) -> int:
-    """Bits a channel of a PNG, from its IHDR chunk."""
+    """Return the bits per channel of a PNG, from its IHDR chunk."""
     return data[24] if len(data) > 24 else 0
 
 
@@ -311,7 +311,7 @@ def _is_text(sample: bytes) -> bool:
 
 
 def _frames(image: Image.Image, data: bytes, form: str, policy: MediaPolicy, name: str) -> int:
-    """The number of frames, or of a TIFF's pages, counted no further than one beyond the limit."""
+    """Return the number of frames (pages of a TIFF), counted up to one beyond the limit."""
     walk = {"GIF": _gif_frames, "TIFF": _tiff_pages}.get(form)
     if walk is not None:
         frames = sum(1 for _ in islice(walk(data), policy.max_frames + 1))
@@ -327,7 +327,7 @@ def _frames(image: Image.Image, data: bytes, form: str, policy: MediaPolicy, nam
 
 
 def _gif_frames(data: bytes) -> Iterator[int]:
-    """Where each frame's pixels begin (GIF89a, sections 18 to 27); ends quietly where the file does."""
+    """Yield the index of each frame's pixels (GIF89a, sections 18 to 27); a file that is cut short just ends."""
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     while at + 10 < len(data):
         if data[at] == 0x21:
@@ -344,7 +344,7 @@ def _gif_frames(data: bytes) -> Iterator[int]:
 
 
 def _tiff_pages(data: bytes) -> Iterator[int]:
-    """Where each page's directory stands (TIFF 6.0, section 2; BigTIFF); a chain that loops never ends."""
+    """Yield the offset of each page's directory (TIFF 6.0, section 2; BigTIFF); a looping chain never ends."""
     order: ByteOrder = "little" if data[:1] == b"I" else "big"
     big = int.from_bytes(data[2:4], order) == 43
     word, head, entry = (8, 8, 20) if big else (4, 2, 12)
@@ -356,7 +356,7 @@ def _tiff_pages(data: bytes) -> Iterator[int]:
 
 
 def _orientation(image: Image.Image, data: bytes, form: str) -> int:
-    """EXIF orientation, 1 to 8; what is not a valid one counts as 1, as in browsers."""
+    """Return the EXIF orientation, 1 to 8; an invalid one counts as 1, as in browsers."""
     block = image.info.get("exif")
     if not block and form == "PNG":
         # The chunk may stand behind the pixels, where Pillow has not looked yet after opening.
@@ -365,7 +365,7 @@ def _orientation(image: Image.Image, data: bytes, form: str) -> int:
 
 
 def _tiff_size(image: Image.Image) -> tuple[int, int]:
-    """The upright size: Pillow turns a TIFF while it loads, and tells one size or the other before, by its version."""
+    """Return the upright size: Pillow rotates a TIFF while loading, and its size before that depends on the version."""
     tags: Mapping[int, int] = getattr(image, "tag_v2", {})
     sideways = tags.get(ORIENTATION_TAG, 1) in (5, 6, 7, 8)
     stored = (tags.get(0x0100), tags.get(0x0101))
@@ -373,7 +373,7 @@ def _tiff_size(image: Image.Image) -> tuple[int, int]:
 
 
 def exif_orientation(block: bytes) -> int:
-    """The orientation in an EXIF block (Exif 2.32, section 4.6.4), 1 where there is none or it makes no sense."""
+    """Return the orientation in an EXIF block (Exif 2.32, section 4.6.4), 1 if it is missing or invalid."""
     tiff = block.removeprefix(b"Exif\x00\x00")
     if tiff[:2] not in (b"II", b"MM"):
         return 1

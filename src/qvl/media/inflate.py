@@ -1,4 +1,4 @@
-"""Undoes gzip and deflate a piece at a time, so that whoever bounds what comes out can end it before it is there."""
+"""Decompresses gzip and deflate piece by piece, so that a caller can stop at a limit on the output."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def is_zlib(data: bytes) -> bool:
 
 
 def inflated(data: bytes, counted: Callable[[int], None], *, strict: bool) -> bytes:
-    """`data` without its compression: gzip or zlib by its first bytes, else deflate without a head.
+    """Return `data` decompressed: gzip or zlib by its first bytes, else raw deflate.
 
     Args:
-        data: a stream, or several members of gzip one behind the other; zeros that fill up the end are passed over.
-        counted: is told how many bytes came out, piece by piece; what it raises ends the work.
-        strict: whether anything else behind the end is a fault, or not looked at.
+        data: a stream, or several concatenated gzip members; trailing zeros are ignored.
+        counted: called with the size of each piece of output; an exception of it ends the work.
+        strict: True if other trailing bytes are an error; False ignores them.
 
     Raises:
-        zlib.error: it is broken, cut short, or has too many members.
+        zlib.error: the data is broken, cut short, or has too many members.
     """
     if data.startswith(GZIP):
         return _members(data, _GZIP_WINDOW, counted, strict)
@@ -65,7 +65,7 @@ def _members(data: bytes, window: int, counted: Callable[[int], None], strict: b
                 at += len(piece)
             made = reader.decompress(piece, _MADE)
             if not (piece or made or reader.eof):
-                raise zlib.error("it is cut short")
+                raise zlib.error("the stream is cut short")
             counted(len(made))
             out.write(made)
         at -= len(reader.unused_data)
@@ -73,6 +73,6 @@ def _members(data: bytes, window: int, counted: Callable[[int], None], strict: b
         at = at if padding is None else padding.end()
         if window != _GZIP_WINDOW or not data.startswith(GZIP, at):
             if strict and at < len(data):
-                raise zlib.error("something else follows its end")
+                raise zlib.error("unexpected data after the end of the stream")
             return out.getvalue()
-    raise zlib.error(f"it has more than {MAX_MEMBERS} members")
+    raise zlib.error(f"the stream has more than {MAX_MEMBERS} members")

@@ -1,4 +1,4 @@
-"""What comes out of the media gate: a Picture, whose pixels are made when somebody wants them."""
+"""Picture, the result of the media gate; its pixels are decoded on first use."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ PictureSource: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that came through the gate. Equal when the source and the canonical size are equal.
+    """A picture that passed the media gate. Equal if the source and the canonical size are equal.
 
-    Safe to share between threads. `data` may be computed (checked, or encoded) when it is first asked for.
+    Thread-safe. `data` may be computed (checked or encoded) on first use.
 
     Args:
         sha256: `sha256:` and the hex digest, of the source bytes for encoded pictures, of mode, size and pixels for
@@ -38,9 +38,9 @@ class Picture:
         data: encoded canonical picture: the source bytes themselves when every decoder reads them alike (plain 8-bit
             RGB as JPEG, PNG or WebP, one frame, not turned, within the budget), else a lossless PNG.
         media_type: of `data`, as `image/png`.
-        source: short name for people: a path, a URL without query and credentials, `<bytes>`, `<PIL.Image>`.
-        untouched: whether `data` are the source bytes.
-        sized: whether a request set the size, so that the model's own lower limit does not change it again.
+        source: short display name: a path, a URL without query and credentials, `<bytes>`, `<PIL.Image>`.
+        untouched: True if `data` are the source bytes.
+        sized: True if a request set the size, so that the model's own lower limit does not change it again.
     """
 
     sha256: str
@@ -51,7 +51,7 @@ class Picture:
     source: str = field(compare=False)
     untouched: bool = field(compare=False)
     sized: bool = False
-    _pixels: HeldPixels | None = field(default=None, repr=False, compare=False)
+    _pixels: LazyPixels | None = field(default=None, repr=False, compare=False)
 
     if not TYPE_CHECKING:
 
@@ -68,7 +68,7 @@ class Picture:
         return Picture, (*state, self.sized)
 
     def rgb(self) -> Image.Image:
-        """The canonical picture, decoded: mode RGB, a fresh copy for the caller.
+        """Return the canonical picture decoded, in mode RGB, as a copy for the caller.
 
         Raises:
             MediaError: the source bytes are cut short or broken (only when loaded with `decode=False`).
@@ -81,11 +81,11 @@ class Picture:
             return image.convert("RGB")
 
     def data_url(self) -> str:
-        """`data` as a `data:` URL with base64."""
+        """Return the canonical bytes (`data`) as a base64 `data:` URL."""
         return f"data:{self.media_type};base64,{base64.b64encode(self.data).decode('ascii')}"
 
     def thumbnail(self, edge: int = 256) -> Picture:
-        """A copy whose longer side is at most `edge` pixels, as JPEG; itself when it is small enough."""
+        """Return a JPEG copy whose longer side is at most `edge` pixels; itself if it is small enough."""
         if max(self.width, self.height) <= edge:
             return self
         from qvl.media import pixels
@@ -96,11 +96,11 @@ class Picture:
         return Picture(self.sha256, *size, data, "image/jpeg", self.source, untouched=False)
 
     def fit(self, max_pixels: int) -> Picture:
-        """A smaller copy within `max_pixels`, aspect ratio kept; itself when it fits already."""
+        """Return a copy downscaled to `max_pixels` with its aspect ratio kept; itself if it fits already."""
         return self._resized(budget(self.width, self.height, max_pixels), self.sized)
 
     def under(self, policy: MediaPolicy) -> Picture:
-        """A copy of the size that `policy` gives it; itself when it has that already."""
+        """Return a copy of the canonical size under `policy`; itself if it has that size already."""
         width, height, sized = canonical_size(self.width, self.height, policy)
         return self._resized((width, height), sized or self.sized)
 
@@ -108,16 +108,15 @@ class Picture:
         from qvl.media import pixels
 
         if size != (self.width, self.height):
-            held = HeldPixels(rgb=pixels.resized(self.rgb(), size))
-            return _deferred(self.sha256, size, self.source, held, untouched=False, sized=sized)
+            lazy = LazyPixels(rgb=pixels.resized(self.rgb(), size))
+            return _deferred(self.sha256, size, self.source, lazy, untouched=False, sized=sized)
         if sized == self.sized:
             return self
-        held = self._pixels or HeldPixels(rgb=self.rgb())
-        return _deferred(self.sha256, size, self.source, held, self.media_type, untouched=self.untouched, sized=sized)
+        lazy = self._pixels or LazyPixels(rgb=self.rgb())
+        return _deferred(self.sha256, size, self.source, lazy, self.media_type, untouched=self.untouched, sized=sized)
 
     def decoded(self) -> Picture:
-        """Itself, so that nothing later can fail: decoded, and the next `rgb()` costs nothing, unless the source bytes
-        are known to be sound already.
+        """Return itself, with the source bytes verified (by decoding, which makes the next `rgb()` free).
 
         Raises:
             MediaError: the source bytes are cut short or broken.
@@ -127,9 +126,9 @@ class Picture:
         return self
 
     def checked(self) -> Picture:
-        """Itself, after its bytes were found whole, so that whoever is given `data` can decode them.
+        """Return itself, with the source bytes verified, so that `data` can be sent to another decoder.
 
-        For those who pass `data` on: where bytes pass untouched this takes less than decoding them.
+        Where the source bytes are passed on unchanged this is cheaper than decoding them.
 
         Raises:
             MediaError: the source bytes are cut short or broken.
@@ -140,7 +139,7 @@ class Picture:
 
     @property
     def large(self) -> bool:
-        """True if decoding takes so long or so much memory that it is done one at a time."""
+        """True if decoding takes so much time or memory that only one such picture is decoded at a time."""
         return self._pixels is not None and self._pixels.large
 
     @property
@@ -153,13 +152,13 @@ def _deferred(
     sha256: str,
     size: tuple[int, int],
     source: str,
-    held: HeldPixels,
+    lazy: LazyPixels,
     media_type: str = "image/png",
     *,
     untouched: bool,
     sized: bool,
 ) -> Picture:
-    """A Picture whose `data` is worked out on first use."""
+    """Return a Picture whose `data` is computed on first use."""
     picture = object.__new__(Picture)
     for name, value in (
         ("sha256", sha256),
@@ -169,26 +168,25 @@ def _deferred(
         ("source", source),
         ("untouched", untouched),
         ("sized", sized),
-        ("_pixels", held),
+        ("_pixels", lazy),
     ):
         object.__setattr__(picture, name, value)
     return picture
 
 
-class HeldPixels:
-    """Where a Picture's pixels come from, whichever thread asks first.
+class LazyPixels:
+    """Decodes and encodes the pixels of a Picture lazily; thread-safe.
 
-    Encoded bytes are decoded only when pixels are wanted, and checked when they are passed on, so that a cache hit
-    costs a header and a hash; PNG is made only for those who send the picture on. Decoded pixels wait for their first
-    use and go with it: thousands of results may hold their pictures, and bytes are a fraction of pixels.
+    Encoded bytes are decoded only for their pixels, and verified when they are passed on, so that a cache hit costs a
+    header and a hash; PNG is made only to send the picture on. Decoded pixels are kept until their first use only:
+    thousands of results may refer to their pictures, and bytes are a fraction of pixels.
 
     Args:
-        rgb: the pixels, of a source that cannot be decoded again.
-        encoded: the bytes of a source that can be decoded again; that they are sound is noted there.
-        decode: makes pixels of them.
-        check: given where the bytes pass untouched: finds out for less than `decode` whether they are sound, and raises
-            what `decode` would.
-        large: decoding is done one at a time, where whoever asks knows to wait for it.
+        rgb: the pixels of a source that cannot be decoded again.
+        encoded: the bytes of a source that can be decoded again, with the flag that they were verified.
+        decode: decodes the bytes.
+        check: set if the bytes are passed on unchanged: verifies them for less than `decode`, with the same errors.
+        large: only one such picture is to be decoded at a time.
     """
 
     __slots__ = ("_check", "_decode", "_encoded", "_lock", "_rgb", "large")
@@ -219,21 +217,18 @@ class HeldPixels:
         return self._encoded is None or self._encoded.sound
 
     def rgb(self) -> Image.Image:
-        """The pixels, a copy that is the caller's."""
+        """Return the pixels as a copy for the caller."""
         with self._lock:
-            return self._taken() if self._decode is not None else self._held().copy()
+            return self._take() if self._decode is not None else self._decoded().copy()
 
     def settle(self) -> None:
-        """Decodes a large picture, and one of which nobody knows yet whether its bytes are sound.
-
-        The pixels then wait for their first use.
-        """
+        """Decode a large or unverified picture, and keep the pixels for their first use."""
         with self._lock:
             if not self._sound or self.large:
-                self._rgb = self._held()
+                self._rgb = self._decoded()
 
     def verify(self, *, keep: bool) -> None:
-        """Finds out whether the bytes are sound; `keep` lets pixels that this took wait for their first use."""
+        """Raise MediaError if the bytes are broken; `keep` keeps pixels decoded for this until their first use."""
         with self._lock:
             if self._encoded is None or self._encoded.sound:
                 return
@@ -241,22 +236,22 @@ class HeldPixels:
                 self._check()
                 self._encoded.sound = True
             else:
-                image = self._held()
+                image = self._decoded()
                 self._rgb = image if keep else None
 
     def encoded(self) -> bytes:
-        """The canonical picture as bytes: those it came as, once they were found sound, else a PNG."""
+        """Return the canonical picture as bytes: the source's, once verified, or a PNG."""
         from qvl.media import pixels
 
         with self._lock:
             if self._encoded is None or self._check is None:
-                return pixels.encode_png(self._taken())
+                return pixels.encode_png(self._take())
             self.verify(keep=False)
             self._rgb = None
             return self._encoded.data
 
-    def _held(self) -> Image.Image:
-        """The pixels, decoded now if they do not wait here."""
+    def _decoded(self) -> Image.Image:
+        """Return the pixels, decoded now unless they are kept."""
         if self._rgb is not None:
             return self._rgb
         assert self._decode is not None
@@ -265,9 +260,9 @@ class HeldPixels:
             self._encoded.sound = True
         return image
 
-    def _taken(self) -> Image.Image:
-        """The same, which no longer wait here if they can be decoded again."""
-        image = self._held()
+    def _take(self) -> Image.Image:
+        """Return the pixels and drop them here if they can be decoded again."""
+        image = self._decoded()
         if self._decode is not None:
             self._rgb = None
         return image

@@ -1,8 +1,8 @@
-"""Encoded bytes, PIL images and arrays to one canonical RGB picture: what the media gate does to pixels.
+"""Converts encoded bytes, PIL images and arrays to one canonical RGB picture.
 
-Canonical means: first frame, alpha laid on white, mode RGB with 8 bits, EXIF orientation applied, within the pixel
-budget with the aspect ratio kept. ICC profiles are not applied: pixels stay as they are stored, as the processors that
-Qwen3-VL was trained with have it.
+Canonical means: first frame, alpha composited on white, mode RGB with 8 bits, EXIF orientation applied, within the
+pixel budget with the aspect ratio kept. ICC profiles are not applied, as in the processors that Qwen3-VL was trained
+with.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ TRANSPOSE: Final = {
 
 
 def decode(data: bytes, header: Header, policy: MediaPolicy, name: str) -> Image.Image:
-    """The canonical RGB picture of `data`, whose header was probed under the same policy.
+    """Return the canonical RGB picture of `data`, whose header was probed under the same policy.
 
     Raises:
         MediaError: the file is cut short or broken.
@@ -74,7 +74,7 @@ def decode(data: bytes, header: Header, policy: MediaPolicy, name: str) -> Image
 
 
 def check(data: bytes, header: Header, policy: MediaPolicy, name: str) -> None:
-    """Meets whatever `decode` would meet in plain `data`, for less where that can be.
+    """Verify plain `data`: raise what `decode` would, for less time if possible.
 
     Raises:
         MediaError: the file is cut short or broken.
@@ -101,7 +101,7 @@ def _check_scans(data: bytes, image: Image.Image, name: str) -> None:
 
 
 def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> tuple[Image.Image, bool]:
-    """The canonical RGB picture of an open image, turned by its own EXIF orientation, and its `Picture.sized`.
+    """Return (canonical RGB picture of an open image, with its EXIF orientation applied; its `Picture.sized`).
 
     Raises:
         MediaError: its pixels cannot be read or it breaks a limit of `policy`.
@@ -121,7 +121,7 @@ def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> tuple[Image
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Mode RGB, 8 bits a channel: alpha on white, 16-bit grey scaled (never clipped), palettes and CMYK converted."""
+    """Return the image as 8-bit RGB: alpha on white, 16-bit grey scaled (never clipped), palettes, CMYK converted."""
     mode = image.mode
     if mode in ("I", "F") or mode.startswith("I;"):
         return _deep_grey(image, name)
@@ -135,7 +135,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Band by band, so that the largest picture allowed takes twice its memory and not five times."""
+    """Return the image on white, composited band by band to take twice its memory, not five times."""
     width, height = image.size
     rows = max(1, 2**20 // width)
     laid = Image.new("RGB", image.size)
@@ -146,7 +146,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image, name: str) -> Image.Image:
-    """Grey of more than 8 bits: `I;16` and `I` hold 0..65535 (high byte kept, as for 16-bit RGB), `F` holds 0..1."""
+    """Return grey of more than 8 bits as 8 bits: `I;16` and `I` are 0..65535 (high byte kept), `F` is 0..1."""
     values = np.asarray(image)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if image.mode == "F":
@@ -164,14 +164,14 @@ def _deep_grey(image: Image.Image, name: str) -> Image.Image:
 
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """`image` itself when it has that size already, else a LANCZOS copy."""
+    """Return a LANCZOS copy of `size`; `image` itself if it has that size."""
     if image.size == size:
         return image
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """Lossless; level 1, since the time it takes counts for more than a tenth of the size."""
+    """Return the image as PNG, at compression level 1: much faster, and only a tenth larger."""
     out = io.BytesIO()
     image.save(out, "PNG", compress_level=1)
     return out.getvalue()
@@ -184,12 +184,12 @@ def encode_jpeg(image: Image.Image) -> bytes:
 
 
 def array_of(source: Any) -> ArrayLike | None:
-    """A numpy array of the elements of an array or a tensor of another library, None for anything else.
+    """Return an array or tensor of any library as a numpy array; None for anything else.
 
-    A torch tensor has its channels first (CxHxW) unless only its last dimension can be them.
+    A torch tensor is taken as channels first (CxHxW) unless only its last dimension can be channels.
 
     Raises:
-        MediaError: its library cannot hand it over.
+        MediaError: its library cannot convert it.
     """
     if isinstance(source, np.ndarray):
         return source
@@ -216,7 +216,7 @@ def array_of(source: Any) -> ArrayLike | None:
 
 
 def from_array(array: ArrayLike) -> Image.Image:
-    """HxW, HxWx1, HxWx3 (RGB) or HxWx4 (RGBA) of uint8, or of floats from 0 to 1.
+    """Return the image of an array HxW, HxWx1, HxWx3 (RGB) or HxWx4 (RGBA) of uint8, or of floats from 0 to 1.
 
     Raises:
         MediaError: any other shape, dtype or range.
@@ -243,10 +243,10 @@ def from_array(array: ArrayLike) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(values))
 
 
-def fingerprint(image: Image.Image, seen: DigestCache | None = None) -> str:
-    """sha256 over everything of an open image that decides its canonical pixels, each piece framed by its length.
+def fingerprint(image: Image.Image, digests: DigestCache | None = None) -> str:
+    """Return the sha256 over all parts of an open image that decide its canonical pixels, each with its length.
 
-    `seen` knows it of images that are equal in all of that.
+    `digests` caches it for equal images.
     """
     with reading("<PIL.Image>", image.mode):
         image.load()
@@ -261,13 +261,13 @@ def fingerprint(image: Image.Image, seen: DigestCache | None = None) -> str:
             bytes([_image_orientation(image)]),
         )
     framed = b"".join([part for piece in pieces for part in (len(piece).to_bytes(8, "big"), piece)])
-    return (Encoded(framed) if seen is None else seen.encoded(framed)).sha256
+    return (Encoded(framed) if digests is None else digests.encoded(framed)).sha256
 
 
 def _scale_transparent_colour(image: Image.Image, depth: int) -> None:
-    """Brings the transparent colour of a PNG to the 8 bits of the decoded pixels, where Pillow leaves it in the file's.
+    """Scale the transparent colour of a PNG in place from `depth` bits to the 8 bits of the decoded pixels.
 
-    A 16-bit colour loses its low byte, as the pixels did.
+    Pillow leaves it unscaled. A 16-bit colour loses its low byte, as the pixels did.
     """
     key = image.info.get("transparency")
     if image.mode == "L" and depth in (2, 4) and isinstance(key, int):
@@ -277,7 +277,7 @@ def _scale_transparent_colour(image: Image.Image, depth: int) -> None:
 
 
 def _image_orientation(image: Image.Image) -> int:
-    """EXIF orientation of an open image, also when its owner set it in memory."""
+    """Return the EXIF orientation of an open image, also if it was set in memory."""
     value = image.getexif().get(ORIENTATION_TAG, 1)
     if value != 1 and ("xmp" in image.info or "XML:com.adobe.xmp" in image.info):
         # Pillow believes XMP too, which browsers and other decoders do not.

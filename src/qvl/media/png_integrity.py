@@ -1,6 +1,6 @@
-"""Whether encoded bytes are a whole picture, told for less than it takes to decode them.
+"""Verifies that PNG bytes are complete and intact, for less than decoding them.
 
-A picture that is passed on as it is needs no pixels here, but one that is cut short or broken must not be passed on.
+A picture that is passed on unchanged needs no decoding, but a broken one must not be passed on.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _INPUT: Final = 64 * 1024
 
 
 def whole_png(data: bytes, width: int, height: int) -> bool:
-    """True if `data` is surely a PNG of 8-bit RGB pixels in which nothing is missing and nothing is broken.
+    """True if `data` is certainly a complete and intact PNG of 8-bit RGB pixels.
 
-    Every chunk up to the last is there with its checksum right, and the pixels inflate to exactly their number; what
-    is left of decoding (undoing the rows' filters) cannot fail. False says that it takes a decoder to know: the rare
-    kinds (interlaced, animated, something between pixels and end) are not looked into.
+    All chunks and checksums are correct, and the pixels inflate to exactly their number; the rest of decoding (the
+    rows' filters) cannot fail. False means that only a decoder can tell: rare kinds (interlaced, animated, chunks
+    between pixels and end) are not examined.
 
     Source: PNG (Third Edition), sections 5.3, 10 and 11.2.
     """
@@ -45,7 +45,7 @@ def whole_png(data: bytes, width: int, height: int) -> bool:
 
 
 def _inflated(inflating: zlib._Decompress, packed: bytes) -> Iterator[bytes]:
-    """Piece by piece: so small that they stay in the processor's cache, and that no stream grows beyond its picture."""
+    """Yield the decompressed data in pieces that fit the CPU cache, so that no stream grows beyond its picture."""
     view = memoryview(packed)
     for at in range(0, len(packed), _INPUT):
         rest: bytes | memoryview = view[at : at + _INPUT]
@@ -56,7 +56,7 @@ def _inflated(inflating: zlib._Decompress, packed: bytes) -> Iterator[bytes]:
 
 
 def _pixel_data(data: bytes, width: int, height: int) -> bytes | None:
-    """What the IDAT chunks hold together, None unless all chunks are as `whole_png` wants them."""
+    """Return the joined content of the IDAT chunks; None unless all chunks are as `whole_png` requires."""
     head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + _PLAIN
     if not data.startswith(_SIGNATURE) or data[12:29] != b"IHDR" + head:
         return None

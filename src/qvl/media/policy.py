@@ -25,9 +25,9 @@ class MediaPolicy:
     """The limits of the gate. Sizes are in bytes or pixels, times in seconds.
 
     Args:
-        max_pixels: budget of the canonical picture; larger ones are made smaller, aspect ratio kept.
-        min_pixels: a picture with fewer is made larger by Qwen's smart_resize; 0 leaves it to the model.
-        limits: what a request says about the size of one picture, within `max_pixels`.
+        max_pixels: budget of the canonical picture; larger ones are downscaled, aspect ratio kept.
+        min_pixels: smaller pictures are enlarged by Qwen's smart_resize; 0 leaves it to the model.
+        limits: a request's limits on the size of one picture, within `max_pixels`.
         max_bytes: largest encoded picture that is read, from a file, a URL or memory.
         max_source_pixels: largest picture that is decoded at all (decompression bombs).
         max_decode_bytes: most memory that decoding one picture may take, estimated from its header. Within the default
@@ -85,7 +85,7 @@ class MediaPolicy:
                 self._check("allowed_private", _is_network(entry), "networks as 10.1.0.0/16")
 
     def with_sizes(self, max_pixels: int | None, min_pixels: int | None) -> MediaPolicy:
-        """Return itself with those budgets that are not None."""
+        """Return a copy with these pixel budgets; None keeps the current one."""
         return replace(
             self,
             max_pixels=self.max_pixels if max_pixels is None else max_pixels,
@@ -109,10 +109,10 @@ DEFAULT_POLICY: Final = MediaPolicy()
 
 
 def canonical_size(width: int, height: int, policy: MediaPolicy) -> tuple[int, int, bool]:
-    """Width and height of a picture under `policy`, and whether they stand against the model's own lower limit.
+    """Return (width, height, `Picture.sized`) of a picture of this source size under `policy`.
 
-    Where a request set a limit, the model sees what smart_resize makes of it; else a picture is only made smaller when
-    it is above the gate's budget, with its aspect ratio kept.
+    With limits of a request the size is smart_resize's; otherwise a picture above the gate's budget is downscaled
+    with its aspect ratio kept.
     """
     limits = policy.limits
     most = min(policy.max_pixels, LOW_DETAIL_PIXELS) if limits.low else policy.max_pixels

@@ -1,4 +1,4 @@
-"""The size of a picture as the model is to see it: Qwen's smart_resize, and the limits that a request may set."""
+"""The size to which a picture is resized for the model: Qwen's smart_resize, and limits set by a request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMIT_NAMES: Final = ("max_pixels", "min_pixels", "resized_height", "resized_wid
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Height and width as multiples of `factor`, within the limits as far as the aspect ratio lets them be.
+    """Return (height, width) as multiples of `factor`, within the pixel limits as far as the aspect ratio allows.
 
     Source: `smart_resize` of transformers' image processor for Qwen2-VL and later.
     """
@@ -38,7 +38,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
 
 def budget(width: int, height: int, max_pixels: int) -> tuple[int, int]:
-    """The largest size within `max_pixels` that keeps the aspect ratio, at least 1 x 1; never larger than given."""
+    """Return the largest (width, height) within `max_pixels` that keeps the aspect ratio and does not enlarge."""
     if width * height <= max_pixels:
         return width, height
     scale = (max_pixels / (width * height)) ** 0.5
@@ -49,9 +49,9 @@ def budget(width: int, height: int, max_pixels: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class PixelLimits:
-    """Limits that a request sets on the size of a picture; None leaves it to the media gate and the model.
+    """Limits of a request on the size of a picture; None leaves the size to the media gate and the model.
 
-    `low` is OpenAI's detail "low": a budget of LOW_DETAIL_PIXELS. `where` is the place in the request that says so.
+    `low` is OpenAI's detail "low": a budget of LOW_DETAIL_PIXELS. `where` is the path of the request field, for errors.
     """
 
     max_pixels: int | None = None
@@ -63,7 +63,7 @@ class PixelLimits:
     where: str = field(default="", compare=False)
 
     def over(self, general: PixelLimits) -> PixelLimits:
-        """These, and where they say nothing, those of `general`."""
+        """Return these limits, with those that are unset taken from `general`."""
         if general == NO_LIMITS or self.resized_height is not None:
             return self
         if self == NO_LIMITS:
@@ -76,10 +76,10 @@ class PixelLimits:
         )
 
     def checked(self, max_pixels: int) -> PixelLimits:
-        """Itself, after it was held against the gate's own limit.
+        """Return itself, after a check against `max_pixels`, the media gate's limit.
 
         Raises:
-            RequestError: it asks for more than `max_pixels`, the gate's limit (ConfigError: of an argument).
+            RequestError: a limit exceeds the gate's (ConfigError if it is an argument, not part of a request).
         """
         most = min(max_pixels, LOW_DETAIL_PIXELS) if self.low else max_pixels
         where = self.where
@@ -92,7 +92,7 @@ class PixelLimits:
             if height * width > most:
                 raise _refused(where, "resized_height", height, f"by {width} is above the limit of {most} pixels")
             if max(height, width) > MAX_ASPECT * min(height, width):
-                raise _refused(where, "resized_height", height, f"by {width} is too thin", f"at most 1:{MAX_ASPECT}")
+                raise _refused(where, "resized_height", height, f"by {width} is too narrow", f"at most {MAX_ASPECT}:1")
         return self
 
 
@@ -100,10 +100,10 @@ NO_LIMITS: Final = PixelLimits()
 
 
 def read_limits(fields: Mapping[str, object], where: str = "") -> PixelLimits:
-    """Return the limits among `fields`, which stand at `where` in the request.
+    """Return the limits among `fields`; `where` is their path in the request, "" for arguments.
 
     Raises:
-        RequestError: a value that cannot work (ConfigError: of an argument, which has no `where`).
+        RequestError: an invalid value (ConfigError if it is an argument).
     """
     limits: dict[str, int] = {}
     for name in LIMIT_NAMES:
@@ -126,7 +126,7 @@ def read_limits(fields: Mapping[str, object], where: str = "") -> PixelLimits:
 
 
 def _refused(where: str, name: str, value: object, message: str, hint: str | None = None) -> QvlError:
-    """An argument of a call is a ConfigError, as every other; a part of a request is named by its place."""
+    """Return a RequestError for the field at `where` in the request, or a ConfigError for an argument (no `where`)."""
     if not where:
         return ConfigError(f"{name}={value} {message}", hint=hint, param=name)
     return RequestError(f"{where}.{name}={value} {message}", hint=hint, param=f"{where}.{name}", code="invalid_value")

@@ -1,4 +1,4 @@
-"""Encoded picture bytes out of paths, `file:` and `data:` URLs, memory and file objects; nothing here decodes them."""
+"""Reads encoded picture bytes from paths, `file:` and `data:` URLs, memory and file objects, without decoding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WIDE_BLANKS: Final = tuple(char for char in map(chr, range(0x80, 0x3001)) if ch
 
 
 def read(source: object, policy: MediaPolicy) -> tuple[bytes, str]:
-    """The encoded bytes of `source` and its short name for people.
+    """Return (encoded bytes of `source`, its short display name).
 
     Raises:
         MediaError: it is not a source of bytes, cannot be read, is refused, or is larger than `policy.max_bytes`.
@@ -51,12 +51,12 @@ def read(source: object, policy: MediaPolicy) -> tuple[bytes, str]:
 
 
 def is_address(source: object) -> bool:
-    """True for a text that is an http(s) or data: URL; any other text names a file."""
+    """True for an http(s) or data: URL; any other string is a path."""
     return isinstance(source, str) and source.strip()[:8].lower().startswith(("http://", "https://", "data:"))
 
 
 def short(name: str) -> str:
-    """`name` on one line, at most 160 characters."""
+    """Return `name` on one line, at most 160 characters."""
     name = "".join(char if char.isprintable() else "?" for char in name)
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
 
@@ -68,7 +68,7 @@ def _limited(data: bytes, policy: MediaPolicy, name: str) -> bytes:
 
 
 def too_large(name: str, policy: MediaPolicy) -> MediaError:
-    """The error for more encoded bytes than the policy allows."""
+    """Return the error for more encoded bytes than the policy allows."""
     return MediaError(
         f"{name}: more than the limit of {policy.max_bytes} bytes",
         hint="make the picture smaller first",
@@ -85,12 +85,12 @@ def _read_text(text: str, policy: MediaPolicy) -> tuple[bytes, str]:
         return _read_path(_path_of_file_url(text.strip()), policy)
     if match and match[2]:
         raise MediaError(
-            f"{scheme}: addresses are not read", hint="use http, https, data: or a path", code="image_url_blocked"
+            f"unsupported URL scheme {scheme}:", hint="use http, https, data: or a path", code="image_url_blocked"
         )
     if not text.strip():
-        raise MediaError("an empty string does not name a picture", hint="pass a path or a URL")
+        raise MediaError("the path or URL of a picture is empty", hint="pass a path or a URL")
     if len(text) > 512 and text.startswith(_BASE64_HEADS):
-        raise MediaError("this text is base64, not a path", hint="put 'data:image/png;base64,' in front of it")
+        raise MediaError("the picture is base64, not a path", hint="put 'data:image/png;base64,' in front of it")
     # A name with a null byte has no home; reading it says what is wrong.
     with suppress(ValueError):
         text = os.path.expanduser(text)
@@ -111,7 +111,7 @@ def _read_path(path: str, policy: MediaPolicy) -> tuple[bytes, str]:
     name = short(path)
     if not policy.allow_files:
         raise MediaError(
-            "a picture cannot be named by a path here",
+            "paths are not accepted for pictures here",
             hint="send an http(s) or data: URL, or the bytes",
             code="image_url_blocked",
         )
@@ -137,7 +137,7 @@ def _read_path(path: str, policy: MediaPolicy) -> tuple[bytes, str]:
 
 
 def _near(path: str) -> str:
-    """A hint for a path that does not exist: how far it does, or what else it may be."""
+    """Return a hint for a path that does not exist: its missing folder, or another likely mistake."""
     if path.rstrip().endswith(("?", "\uff1f")) or (len(path.split()) > 2 and not Path(path).suffix):
         return "a question comes last, after the pictures"
     folder = Path(path).parent
@@ -147,7 +147,7 @@ def _near(path: str) -> str:
 
 
 def _read_file(file: IO[bytes], policy: MediaPolicy) -> tuple[bytes, str]:
-    """From its start when it can seek, as PIL does, else from where it stands."""
+    """Return (bytes, name) of a file object, read from its start if it can seek, as in PIL, else from its position."""
     file_name = getattr(file, "name", None)
     name = short(file_name) if isinstance(file_name, str) and file_name else "<file>"
     try:
@@ -162,15 +162,16 @@ def _read_file(file: IO[bytes], policy: MediaPolicy) -> tuple[bytes, str]:
 
 
 def _read_data_url(url: str, policy: MediaPolicy) -> tuple[bytes, str]:
-    """RFC 2397, with base64 in the standard or the URL-safe alphabet, or percent-encoded bytes.
+    """Return (bytes, name) of a `data:` URL (RFC 2397): base64, standard or URL-safe, or percent-encoded.
 
-    What the label says counts only where the bytes are not a picture.
+    The media type matters only if the bytes are not a picture.
     """
     meta, comma, payload = url[len("data:") :].partition(",")
     if not comma:
         raise MediaError("a data: URL needs a comma before its data", hint="data:image/png;base64,...")
     if len(meta) > MAX_LABEL:
-        raise MediaError(f"the label of a data: URL has {len(meta)} characters", hint="data:image/png;base64,...")
+        problem = f"a data: URL has {len(meta)} characters before its comma, more than {MAX_LABEL}"
+        raise MediaError(problem, hint="data:image/png;base64,...")
     kind, *options = (piece.strip().lower() for piece in meta.split(";"))
     name = f"data:{short(kind)[:60]}"
     if len(payload) > policy.max_bytes * 4:
@@ -212,10 +213,10 @@ def _ascii(payload: str) -> bytes:
 
 
 def _unquoted(payload: str, policy: MediaPolicy, name: str, room: float = 1.0) -> bytes:
-    """Percent-encoded text as bytes, at most `room` times the policy's; in pieces, for it is split into many parts.
+    """Return percent-encoded text as bytes, decoded in pieces to bound the memory.
 
     Raises:
-        MediaError: there are more.
+        MediaError: there are more than `room` times the policy's `max_bytes`.
     """
     decoded = bytearray()
     at = 0

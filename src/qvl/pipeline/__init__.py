@@ -1,4 +1,4 @@
-"""Pipeline and AsyncPipeline, and the work behind their verbs."""
+"""Pipeline and AsyncPipeline, and the implementation of ask, stream, chat, analyze and map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flow of `analyze()`: ask with the schema, read the answer, ask once more if it does not fit, remember."""
+"""The flow of `analyze()`: prompt with the schema, parse the answer, retry once if it does not fit, cache."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BUNDLED: Final = "bundled"
 
 
 class AnalyzeCall(Call[AnalysisResult[object]]):
-    """The analysis of one product, shown on the pictures `sources` (or parts with them); `params` as of `ask`."""
+    """The analysis of one product shown in `sources` (pictures, or message parts of them); `params` as in `ask`."""
 
     task = "analyze"
     needs_capabilities = True
@@ -63,7 +63,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         sampling = {name: value for name, value in params.items() if name not in OF_REQUEST}
         self._sampling = sampling_params({"max_tokens": MAX_TOKENS, **sampling})
         if self._sampling.n != 1:
-            raise ConfigError("an analysis is one answer", hint="leave n out", param="n")
+            raise ConfigError("an analysis must be one answer", hint="leave n out", param="n")
         if not sources:
             raise ConfigError("an analysis needs a picture", hint="give a path, URL, bytes or picture")
         self.prompt_version = analysis.prompt_version(self.schema)
@@ -72,7 +72,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         try:
             value = analysis.validate(outcome.analysis, self.schema)
         except ValidationError as exc:
-            raise AnalysisError("the analysis does not fit the schema", raw=outcome.result.text) from exc
+            raise AnalysisError("the answer does not fit the schema", raw=outcome.result.text) from exc
         result = finish()
         if isinstance(value, ProductAnalysis):
             value.came_from(result)
@@ -105,7 +105,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
     async def run(self, generate: Generate, job: Job, emit: Written) -> Outcome:
         notes: tuple[str, ...] = ()
         if job.request.response_format.kind == "text":
-            notes += ("the backend does not enforce schemas: prompted for and validated afterwards",)
+            notes += ("the backend does not enforce schemas: the schema is in the prompt and validated afterwards",)
         first = (await generate(job, emit)).result
         try:
             value, result = self._parse(first), first
@@ -115,7 +115,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             )
             second = (await generate(dataclasses.replace(job, request=again), emit)).result
             value, result = self._parse(second), _with_usage_of(first, second)
-            notes += (f"asked again once: {error.message}",)
+            notes += (f"retried once: {error.message}",)
         match = analysis.find(result.text, self.schema, complete=result.finish_reason != "length")
         whole, fields = analysis.confidences(result.text, result.logprobs, match.start)
         choice = dataclasses.replace(result.choices[0], logprobs=None)
@@ -150,6 +150,6 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
 
 
 def _with_usage_of(first: Result, second: Result) -> Result:
-    """Return the second answer, counting the tokens of both."""
+    """Return `second` with the token counts of both answers."""
     counts = zip(dataclasses.astuple(first.usage), dataclasses.astuple(second.usage), strict=True)
     return dataclasses.replace(second, usage=Usage(*(a + b for a, b in counts)))

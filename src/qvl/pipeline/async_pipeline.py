@@ -1,7 +1,7 @@
-"""The thing a user holds: one backend, one cache, the media gate, and the verbs ask, stream, chat, analyze, map.
+"""`AsyncPipeline`: one backend, one cache, the media gate, and the methods ask, stream, chat, analyze and map.
 
-The verbs are described by calls, which the `Executor` executes; `qvl.pipeline.sync_pipeline.Pipeline` has the same
-signatures for programs without a loop.
+Each method makes a `Call`, which the `Executor` executes; `qvl.pipeline.sync_pipeline.Pipeline` has the same
+signatures for programs without an event loop.
 """
 
 from __future__ import annotations
@@ -50,25 +50,25 @@ log = logger("qvl.pipeline")
 
 
 class AsyncPipeline:
-    """Ask a model about pictures, and remember the answers.
+    """Ask a model about pictures, and cache the answers.
 
     Args:
         model: `"backend:model"`, a bare path or hub id (local), or None for the setting `QVL_MODEL`, else the bundled
             tiny model. The tiny model reads only pictures drawn by `qvl.tiny.render`; on a photograph it says nothing
             useful.
-        backend: a Backend instance instead of a name; whoever opens closes, and a backend is opened by its pipeline.
+        backend: a Backend instance instead of a name; the pipeline opens and closes it.
         cache: a cache URL (`sqlite:///file.db`, `redis://…`, `memory:`, `off`), a Cache instance (open already, so
             yours to close; several pipelines may share it), or None for the setting `QVL_CACHE`, else one SQLite file
             in the platform's cache folder.
         cache_mode: `auto` stores analyses and deterministic answers, `always` everything, `off` nothing, `refresh`
-            asks anew and stores.
+            skips the lookup and stores the new answer.
         cache_ttl: seconds after which an answer is forgotten; None keeps it until it is evicted.
         namespace: separates the answers of tenants that share a cache.
-        language: of analyses: en, zh, pt, es.
+        language: the language of analyses: en, zh, pt, es.
         max_pixels: the media gate's budget for every picture, keeping its aspect ratio.
-        min_pixels: pictures with fewer are made larger, as Qwen's smart_resize does it.
+        min_pixels: pictures with fewer pixels are upscaled, as by Qwen's smart_resize.
         media: the whole media policy, instead of `max_pixels` and `min_pixels`.
-        concurrency: how many pictures `map` has under way.
+        concurrency: the number of pictures that `map` works on at a time.
         plugins: hook implementations beside those of installed packages.
         options: passed to the backend, such as `device="npu"` or `base_url=[…]`.
 
@@ -157,9 +157,9 @@ class AsyncPipeline:
         await self.executor.open()
 
     async def aclose(self) -> None:
-        """End what is under way and close the backend, and the cache unless it came as an instance.
+        """Cancel running work and close the backend, and the cache unless it was passed as an instance.
 
-        A backend that does not end is left behind after half a minute.
+        A backend that does not close within 30 seconds is abandoned.
         """
         await self.executor.aclose()
 
@@ -254,7 +254,7 @@ class AsyncPipeline:
     def analyze_call(
         self, pictures: Pictures, schema: SchemaLike | None, params: AnalyzeParams
     ) -> Call[AnalysisResult[object]]:
-        """Return what `analyze_result` executes, read and checked."""
+        """Return the Call of `analyze_result`, its arguments parsed and validated."""
         from qvl.pipeline.analyze_call import AnalyzeCall
 
         return AnalyzeCall(
@@ -285,15 +285,15 @@ class AsyncPipeline:
         schema: SchemaLike | None = None,
         **params: Unpack[MapParams],
     ) -> AsyncGenerator[MapItem[object], None]:
-        """Yield an item for each of many pictures, analyzed or (with `question`) asked about, in input order.
+        """Yield an item per picture, analyzed or (with `question`) asked about, in input order.
 
-        An item that fails has its `error`; the rest go on. What was answered before comes from the cache, so a run
-        that was cut off goes on where it stopped. `progress` shows a bar. Results of a map let go of their pictures,
-        whose bytes would add up, unless `keep_pictures`.
+        An item that fails has its `error`; the others continue. Earlier answers come from the cache, so an
+        interrupted run can be resumed. `progress` shows a progress bar. Results drop their pictures to save memory,
+        unless `keep_pictures`.
 
         `engine="ray"` works through Ray Data: one actor a device, or `replicas` of them, on this machine or in the
-        cluster at `ray_address` ("auto" or HOST:PORT). `concurrency` is then for each actor, and `sources` must end.
-        The model is loaded by the actors alone, unless `open()` or `with` loads it here as well.
+        cluster at `ray_address` ("auto" or HOST:PORT). `concurrency` is then per actor, and `sources` must be finite.
+        Only the actors load the model, unless `open()` or `with` loads it in this process as well.
         """
         concurrency, progress = params.pop("concurrency", None), params.pop("progress", False)
         engine, replicas = params.pop("engine", None), params.pop("replicas", None)
@@ -301,7 +301,7 @@ class AsyncPipeline:
         if concurrency is not None and concurrency < 1:
             raise ConfigError("concurrency must be 1 or more", param="concurrency")
         if isinstance(sources, str | bytes | PathLike):
-            raise ConfigError("map takes several pictures", hint="a list of them; analyze() or ask() takes one")
+            raise ConfigError("map needs several pictures", hint="a list of them; analyze() or ask() takes one")
         if engine is not None:
             async with aclosing(
                 self.executor.plugins.map_engines.build(
@@ -345,7 +345,7 @@ class AsyncPipeline:
                 yield item
 
     def stats(self) -> dict[str, float]:
-        """Return the counters of backend (`backend_…`) and cache (`cache_…`), and `num_flights`, the work under way."""
+        """Return the counters of backend (`backend_…`) and cache (`cache_…`) and `num_flights`, the running flights."""
         return self.executor.stats()
 
 
@@ -366,5 +366,5 @@ def _make_cache(host: PluginHost, url: str | None) -> Cache | None:
     try:
         return open_cache(url, host.caches)
     except CacheError as exc:
-        log.warning("cache cannot be opened, going on without", error=str(exc))
+        log.warning("cache cannot be opened, continuing without it", error=str(exc))
         return None

@@ -1,4 +1,4 @@
-"""The pipeline's side of a cache: off the event loop, and never the reason why a request fails."""
+"""Access to a cache from the event loop, in worker threads; a cache failure never fails a request."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ log = logger("qvl.cache")
 
 @dataclass(slots=True)
 class _RenewedLease:
-    """A lease that is renewed, and the time.monotonic() until which nobody else can have it."""
+    """A lease that is renewed regularly, and its expiry by time.monotonic()."""
 
     lease: Lease
     until: float
 
 
 class Store:
-    """A cache behind worker threads. A failure is counted and treated as a miss; an outage is one warning.
+    """A cache behind worker threads. A failure is counted and treated as a miss; an outage is logged once.
 
     Args:
-        ttl: seconds to keep entries; None until they are evicted.
-        lease_seconds: how long a holder that died keeps others from its work; one that lives renews its leases.
-        owned: whether closing the store closes the cache.
+        ttl: seconds to keep entries; None keeps them until they are evicted.
+        lease_seconds: seconds after which the lease of a dead process expires; a live one renews its leases.
+        owned: True if closing the store closes the cache.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Store:
         self._turns = itertools.count()
 
     async def _call(self, what: str, function: Callable[[], T], otherwise: T) -> T:
-        """Return what `function` does in a thread, or `otherwise` where the cache fails."""
+        """Return the value of `function`, called in a worker thread, or `otherwise` if the cache fails."""
         side = what if what in ("read", "write") else "lease"
         try:
             # Those who wait for another process sit in threads of their own, so that they never hold up a read; and
@@ -91,7 +91,7 @@ class Store:
         self.failures += 1
         tell = log.info if self._failing else log.warning
         self._failing.add(side)
-        tell(f"cache {what} failed, going on without", error=str(exc), cache=self.cache.url)
+        tell(f"cache {what} failed, continuing without it", error=str(exc), cache=self.cache.url)
 
     def _worked(self, side: str) -> None:
         if self._failing:
@@ -100,9 +100,9 @@ class Store:
                 log.info("cache works again", cache=self.cache.url)
 
     def keep_hot(self, seconds: float) -> None:
-        """Keep what was read in the last `seconds` in memory, if the cache has to wait for a disk or a network.
+        """Keep entries in memory too for `seconds` after they were read, if the cache is on a disk or a network.
 
-        What another process deletes or replaces is served for that long.
+        For as long, entries are served that another process has deleted or replaced.
         """
         from qvl.caches.tiered import TieredCache
 
@@ -110,7 +110,7 @@ class Store:
             self.cache = TieredCache(self.cache, front_ttl=seconds)
 
     def peek(self, key: str, *, max_age: float | None = None) -> tuple[bool, CacheEntry | None]:
-        """Return True and what `get` does, where that waits for nothing; else False."""
+        """Return (True, entry, or None for a miss) if the cache can tell without I/O; else (False, None)."""
         try:
             entry = self.cache.peek(key)
             if entry is None:
@@ -123,7 +123,7 @@ class Store:
         return True, entry
 
     def get(self, key: str, *, max_age: float | None = None) -> CacheEntry | None:
-        """Return the entry, if there is one no older than `max_age`; for WORKERS threads at a time, which wait."""
+        """Return the entry of `key` if it is at most `max_age` seconds old; blocks the calling thread."""
         try:
             with self._reading[next(self._turns) % WORKERS]:
                 entry = self._fresh(key, max_age)
@@ -141,9 +141,9 @@ class Store:
         return None if _too_old(entry, max_age) else entry
 
     async def set(self, key: str, entry: CacheEntry, *, lease: Lease | None = None) -> None:
-        """Store `entry`; if the `lease` it was made under may be another's by now, not over what came meanwhile."""
+        """Store `entry`; if its `lease` may have expired, do not overwrite an entry stored meanwhile."""
         if lease is not None and await self._outrun(key, lease):
-            log.info("answer not stored, that of a later holder is there", key=key, cache=self.cache.url)
+            log.info("answer not stored: a later lease holder has stored one", key=key, cache=self.cache.url)
             return
         await self._call("write", lambda: self.cache.set(key, entry, ttl=self.ttl), None)
 
@@ -157,9 +157,9 @@ class Store:
     async def lease_or_entry(
         self, key: str, *, read: bool, max_age: float | None = None
     ) -> tuple[Lease | None, CacheEntry | None]:
-        """Return the right to compute `key`, or the entry that another process has computed meanwhile.
+        """Return a lease (the right to compute `key`) or, if `read`, the entry that another process computed meanwhile.
 
-        The lease is renewed until `release`. Both None: the store failed, or the holder never ends; compute anyway.
+        The lease is renewed until `release`. Both are None if the cache failed or the lease's holder took too long.
         """
         end = time.monotonic() + LONGEST_WAIT
         while True:
@@ -184,7 +184,7 @@ class Store:
         return entry if known else await self._call("read", partial(self._fresh, key, max_age), None)
 
     async def _lease(self, key: str) -> Lease | None:
-        """Return the lease, if it is free. One that is granted after the caller was cancelled is released."""
+        """Return the lease of `key` if it is free. One granted after the caller was cancelled is released."""
         until = time.monotonic() + self.lease_seconds
         request = asyncio.ensure_future(self._call("lease", lambda: self.cache.lease(key, self.lease_seconds), None))
         try:
@@ -203,7 +203,7 @@ class Store:
             await self._call("release", lambda: self.cache.release(lease), None)
 
     async def _surely(self, work: Coroutine[object, object, None]) -> None:
-        """Do `work` to its end, however often the one who waits for it is cancelled."""
+        """Run `work` to completion even if the caller is cancelled."""
         task = asyncio.create_task(work)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
@@ -223,7 +223,7 @@ class Store:
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
     async def _renew(self) -> None:
-        """Keep the leases of the work that is under way, WORKERS at a time, so that a slow store loses none."""
+        """Renew the leases of all running work, WORKERS at a time, so that none expires in a slow store."""
         try:
             await asyncio.gather(*map(self._renew_one, list(self._leases.values())))
         finally:
@@ -232,7 +232,7 @@ class Store:
                 self._arm()
 
     async def _renew_one(self, renewed: _RenewedLease) -> None:
-        """Renew a lease. One that is lost is let go of: its work is not stopped."""
+        """Renew a lease. A lost one is dropped from renewal, but its work is not stopped."""
         lease = renewed.lease
         name = lease.key, lease.token
 
@@ -246,7 +246,7 @@ class Store:
             return kept
 
         if not await self._call("renewal", renew, True) and self._leases.pop(name, None) is not None:
-            log.info("lease lost, another process may compute the same", key=lease.key, cache=self.cache.url)
+            log.info("lease lost: another process may compute the same answer", key=lease.key, cache=self.cache.url)
 
     async def release(self, lease: Lease) -> None:
         self._leases.pop((lease.key, lease.token), None)
@@ -265,7 +265,7 @@ class Store:
             await self._call("close", self.cache.close, None)
 
     def close(self) -> None:
-        """Close the cache if it is owned, where no loop has run yet."""
+        """Close the cache if it is owned; for a store that never ran on an event loop."""
         if self.owned:
             self.cache.close()
 
@@ -275,7 +275,7 @@ def _too_old(entry: CacheEntry | None, max_age: float | None) -> bool:
 
 
 def to_entry(job: Job, outcome: Outcome) -> CacheEntry:
-    """Return what the cache keeps of an outcome."""
+    """Return the cache entry of a job and its outcome."""
     result = outcome.result
     pictures = job.request.pictures
     return CacheEntry(
@@ -294,10 +294,10 @@ def to_entry(job: Job, outcome: Outcome) -> CacheEntry:
 
 
 def from_entry(entry: CacheEntry) -> Outcome | None:
-    """Return the outcome that an entry keeps; None, and a warning, where it cannot be read."""
+    """Return the outcome stored in an entry; log a warning and return None if it cannot be parsed."""
     try:
         result = keys.result_from_json(entry.result)
     except CacheError as exc:
-        log.warning("cached answer left out", error=str(exc))
+        log.warning("unreadable cached answer ignored", error=str(exc))
         return None
     return Outcome(result, entry.analysis, entry.result.get("confidence") or Confidence(), "cache")

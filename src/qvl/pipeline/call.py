@@ -1,7 +1,7 @@
-"""Calls: each describes a verb of a user, from its pictures to the value that it returns.
+"""Calls: each describes one ask, chat or analyze, from its pictures to the value that it returns.
 
-A call describes and waits for nothing; `Executor` executes it, on the event loop or, as far as that gets, in the
-thread of a blocking caller.
+A call does no I/O; `Executor` executes it on the event loop or, as far as possible, in the thread of a blocking
+caller.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Generate: TypeAlias = Callable[[Job, Written], Awaitable[Outcome]]
 
 
 class Call(ABC, Generic[R]):
-    """One question, to be executed once; everything but its pictures is read and checked when it is made.
+    """One request to execute once; its constructor validates everything but the pictures.
 
-    `task`, `language` and `prompt_version` go into the key of its answer.
+    `task`, `language` and `prompt_version` are parts of the cache key.
 
     Args:
-        cache: how the cache is used; None for the pipeline's own way.
-        policy: of the media gate; None for the pipeline's.
-        started: since when its time counts, by time.perf_counter().
+        cache: the cache mode or policy; None takes the pipeline's.
+        policy: the media policy; None takes the pipeline's.
+        started: when the request arrived, by time.perf_counter(), from which its `total` time counts; None is now.
     """
 
     task: ClassVar[str] = "chat"
@@ -65,27 +65,27 @@ class Call(ABC, Generic[R]):
 
     @abstractmethod
     def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
-        """Return the request over the loaded `pictures`; `have` is not None where the call `needs_capabilities`.
+        """Return the request with the loaded `pictures`; `have` is None unless the call `needs_capabilities`.
 
         Raises:
-            RequestError: what cannot be asked.
+            RequestError: the request is invalid.
         """
 
     async def run(self, generate: Generate, job: Job, emit: Written) -> Outcome:
-        """Return the outcome of asking the backend, once or more often."""
+        """Return the backend's outcome, after one or more calls of `generate`; chunks are written to `emit`."""
         return await generate(job, emit)
 
     @abstractmethod
     def value(self, outcome: Outcome, finish: Callable[[], Result]) -> R:
-        """Return what the user gets; `finish` makes the Result, once the outcome fits.
+        """Return what the user gets for `outcome`; `finish` is called for the Result once the outcome is valid.
 
         Raises:
-            AnalysisError: it cannot be made of this outcome, but may be of another.
+            AnalysisError: `outcome` does not fit the schema; another answer may.
         """
 
 
 class RequestCall(Call["Result"]):
-    """A ready request, its pictures loaded."""
+    """The call of a complete ChatRequest, its pictures already loaded."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class RequestCall(Call["Result"]):
 
 
 class ChatCall(RequestCall):
-    """A conversation, as messages and parameters of `draft_request`."""
+    """The call of a conversation: messages and parameters as in `draft_request`."""
 
     def __init__(
         self, messages: Sequence[MessageLike], cache: CacheMode | CachePolicy | None, params: RequestParams

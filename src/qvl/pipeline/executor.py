@@ -1,4 +1,4 @@
-"""The execution of a call: from the cache, from a flight under way, or by the backend; and then remembered."""
+"""The execution of a call: from the cache, by joining a flight, or by the backend, whose answer is cached."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def _admit_all(job: Job) -> AbstractAsyncContextManager[None]:
 
 
 class Executor:
-    """Backend, cache and media policy at work on calls.
+    """Executes calls with a backend, a cache and a media policy.
 
-    `admit` is entered around the work of every flight, and `on_chunk` sees every piece; the server limits and counts
-    with them. `notice` is printed before the model is loaded.
+    `admit` is a context around the work of every flight and `on_chunk` gets every chunk; the server uses them for
+    admission control and metrics. `notice` is printed before the model is loaded.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Executor:
         self._loading = (0.0, 0.0)
 
     async def open(self) -> float:
-        """Load weights and connect; return the seconds that it took: 0 where it was done before, or by others."""
+        """Load weights and connect; return the seconds it took: 0 if already open or opened by another caller."""
         if self._opened:
             return 0.0
         if self._opening is None:
@@ -96,7 +96,7 @@ class Executor:
             return self._loading[1] - began
 
     async def aclose(self) -> None:
-        """End what is under way and close backend and cache; see `AsyncPipeline.aclose`."""
+        """Cancel running work and close backend and cache; see `AsyncPipeline.aclose`."""
         try:
             await within(CLOSE_SECONDS, self.backend.aclose())
         finally:
@@ -116,18 +116,18 @@ class Executor:
 
     @property
     def hooked(self) -> bool:
-        """True if a plugin wants to hear of finished answers, which it does on the event loop."""
+        """True if a plugin has a `response_done` hook, which must be called on the event loop."""
         return bool(self.plugins.hook.response_done.get_hookimpls())
 
     def prepare(self, call: Call[R], *, may_wait: bool) -> CacheHit | CacheMiss | None:
-        """Read, hash, key and look up in this thread, and return what the cache has for `call`.
+        """Load and hash the pictures in this thread, and return the cache hit or miss of `call`.
 
-        None where that would have to wait: for the web, for several pictures that are better read side by side, or
-        for a backend that must be opened; and, unless it `may_wait`, for a disk, a large picture or the cache. What
-        was read stays in the call, so that the next attempt goes on from there.
+        Return None if loading must wait for the network, for several pictures (better read in parallel) or for opening
+        the backend; and, unless `may_wait`, for a disk, a large picture or the cache. Loaded pictures stay in the
+        call, so that the next attempt continues from there.
 
         Raises:
-            RequestError: what cannot be asked.
+            RequestError: the request is invalid, or the backend does not support it.
         """
         job = call.job
         if job is None:
@@ -148,7 +148,7 @@ class Executor:
         return CacheMiss(job) if outcome is None else CacheHit(job, outcome)
 
     def _job(self, call: Call[R], *, may_wait: bool) -> Job | None:
-        """Return the request of `call` with its key."""
+        """Return the request of `call` with its cache key; None if that would have to wait, as in `prepare`."""
         if call.loaded is None:
             media = call.policy or self.media
             call.loaded = read_pictures(call.pictures, media, self.digests, may_wait=may_wait)
@@ -198,7 +198,7 @@ class Executor:
         )
 
     async def _prepared(self, call: Call[R]) -> CacheHit | CacheMiss:
-        """Return what `prepare` does, waiting for what it takes."""
+        """Return the cache hit or miss of `call`, waiting as needed."""
         prepared = self.prepare(call, may_wait=False)
         while prepared is None:
             await self._make_ready(call)
@@ -209,14 +209,14 @@ class Executor:
         return prepared
 
     async def _make_ready(self, call: Call[R]) -> None:
-        """Do for `call` what no single thread does: fetch, read several pictures side by side, open the backend."""
+        """Fetch or read the pictures of `call` in parallel, and open the backend if the call needs its capabilities."""
         backend = self.backend
         known = self._opened or (
             backend.peek_identity() is not None
             and (not call.needs_capabilities or backend.peek_capabilities() is not None)
         )
         if call.loaded is None and not (known and is_one_local(call.pictures)):
-            call.loaded = await load_pictures(call.pictures, call.policy or self.media, seen=self.digests)
+            call.loaded = await load_pictures(call.pictures, call.policy or self.media, digests=self.digests)
         if not known:
             began = time.perf_counter()
             call.stages.loading = await self.open()
@@ -224,7 +224,7 @@ class Executor:
             call.stages.media -= time.perf_counter() - began
 
     def check_bytes(self, miss: CacheMiss) -> None:
-        """Check in this thread the pictures whose bytes the backend hands on as they are.
+        """Verify in this thread that pictures whose bytes the backend forwards unchanged can be decoded.
 
         Raises:
             MediaError: a picture is cut short or broken.
@@ -239,12 +239,12 @@ class Executor:
         miss.job.stages.decoding += time.perf_counter() - began
 
     async def execute(self, call: Call[R], prepared: CacheHit | CacheMiss | None = None) -> R:
-        """Return the value of `call`, which may be `prepared` already.
+        """Return the value that `call` is for; `prepared` is the result of `prepare`, None if it was not called.
 
         Raises:
-            RequestError: what cannot be asked.
+            RequestError: the request is invalid, or the backend does not support it.
             BackendError: the model could not answer.
-            AnalysisError: the answer does not fit, also when asked anew.
+            AnalysisError: neither the cached nor a new answer fits the schema.
         """
         if prepared is None:
             prepared = await self._prepared(call)
@@ -262,20 +262,20 @@ class Executor:
             return self.value(call, job, outcome, state)
 
     async def _work(self, call: Call[R], job: Job) -> tuple[Outcome, CacheState]:
-        """Return the outcome of a job that was looked up in vain, of one's own flight or of one under way."""
+        """Return the outcome of a cache miss, from a new flight or from a running one that it joins."""
         flight, joined = self._board.join(job.flight, partial(self._answer, call, job))
         outcome = await flight.outcome()
         return outcome, _state(job, outcome, joined)
 
     async def stream(self, call: Call[R]) -> AsyncGenerator[Chunk | Result, None]:
-        """Yield the answer piece by piece, and the whole Result as the last item."""
+        """Yield the answer chunk by chunk, and the whole Result as the last item."""
         streaming = await self.start(call)
         async with aclosing(streaming.items) as items:
             async for item in items:
                 yield item
 
     async def start(self, call: Call[R]) -> Streaming:
-        """Begin what `stream` does, for those who must know the origin before the first piece."""
+        """Start the stream of `call` and return it; its origin (cache state) is known before the first chunk."""
         prepared = await self._prepared(call)
         job = prepared.job
         if isinstance(prepared, CacheHit):
@@ -299,15 +299,15 @@ class Executor:
                     yield self._finish(job, item, _state(job, item, joined))
 
     def value(self, call: Call[R], job: Job, outcome: Outcome, state: CacheState) -> R:
-        """Return what the user of `call` gets.
+        """Return what the user of `call` gets for `outcome`.
 
         Raises:
-            AnalysisError: it cannot be made of this outcome, but may be of another.
+            AnalysisError: `outcome` does not fit the schema; another answer may.
         """
         return call.value(outcome, partial(self._finish, job, outcome, state))
 
     def _finish(self, job: Job, outcome: Outcome, state: CacheState) -> Result:
-        """Return the Result as this caller sees it: its own request id, cache state and timing."""
+        """Return the Result with this caller's own request id, cache state and timing; run hooks and log it."""
         now = time.perf_counter()
         total = now - job.started - job.waited_in(self._loading, now)
         timing = outcome.result.timing if state in ("miss", "bypass") else Timing()
@@ -344,7 +344,7 @@ class Executor:
         return result
 
     async def _answer(self, call: Call[R], job: Job, emit: Written) -> Outcome:
-        """Return the outcome of `call`, of another process's work or of one's own, which is then stored."""
+        """Return the outcome of `call`, computed by another process or by the backend, and then cached."""
         store, lease = self.store, None
         if store is not None and job.key is not None:
             lease, entry = await store.lease_or_entry(job.key, read=job.policy.read, max_age=job.policy.max_age)
@@ -367,7 +367,7 @@ class Executor:
                     await store.release(lease)
 
     async def _decoded(self, job: Job) -> Job:
-        """Return the job with its pictures as the backend wants them; the time goes to the media stage."""
+        """Return the job with its pictures decoded as the backend needs them; the time counts as decoding."""
         if not job.request.pictures:
             return job
         began = time.perf_counter()
@@ -376,7 +376,7 @@ class Executor:
         return dataclasses.replace(job, request=request)
 
     async def _generate(self, job: Job, emit: Written) -> Outcome:
-        """Stream the backend's answer into `emit`, and return it whole."""
+        """Stream the backend's chunks into `emit`, and return the complete outcome."""
         job.stages.loading += await self.open()
         began, before = time.perf_counter(), len(emit)
 
@@ -386,7 +386,7 @@ class Executor:
                 self.on_chunk(job, chunk)
 
         request = job.request.replace(cache_salt=job.salt)
-        folder = await self.backend.fold(request, on_chunk=on_chunk, take_back=lambda: emit.take_back(before))
+        folder = await self.backend.fold(request, on_chunk=on_chunk, take_back=partial(emit.take_back, before))
         timing = folder.timing
         if not timing.total:
             timing = dataclasses.replace(timing, total=time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""One request on its way through the pipeline, and where its time goes."""
+"""One request in the pipeline: its job, its time per stage, and its outcome."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qvl.types import CacheState, ChatRequest, Chunk, JsonMapping, Result
 
 @dataclasses.dataclass(slots=True)
 class Stages:
-    """Seconds spent so far, by stage; `chunk_at` is `time.perf_counter()` at the latest piece of text."""
+    """Seconds spent so far, by stage; `chunk_at` is `time.perf_counter()` at the latest chunk."""
 
     media: float = 0.0
     decoding: float = 0.0
@@ -28,7 +28,7 @@ class Stages:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """One request on its way: what to ask, under which key, and since when; no manifest and key without a cache."""
+    """One request; `started` is by time.perf_counter(). Manifest and key (of the cache) are None without a cache."""
 
     request: ChatRequest
     policy: CachePolicy
@@ -42,12 +42,12 @@ class Job:
 
     @property
     def flight(self) -> tuple[str, CachePolicy] | None:
-        """The key of those who may share its work: who ask the same, with the same wishes for the answer's age."""
+        """The key under which equal requests share one flight: the cache key and policy; None without a cache."""
         return None if self.key is None else (self.key, self.policy)
 
     @property
     def salt(self) -> str:
-        """The salt of computed prefixes, kept apart as answers are: by namespace, within it by the request's own."""
+        """The salt of the prefix cache: the namespace and the request's own `cache_salt`."""
         if not self.namespace:
             return self.request.cache_salt
         # Hashed together, so that nobody comes by a salt of another namespace's by choosing it.
@@ -55,7 +55,7 @@ class Job:
         return "namespace-" + hashlib.sha256(both.encode()).hexdigest()[:32]
 
     def waited_in(self, loading: tuple[float, float], now: float) -> float:
-        """Return the seconds until `now` in which it only waited while another loaded the model, in `loading`."""
+        """Return the seconds up to `now` that the job waited while another one loaded the model during `loading`."""
         stages = self.stages
         if stages.loading:
             return 0.0
@@ -64,7 +64,7 @@ class Job:
 
 
 class Confidence(TypedDict, total=False):
-    """The confidence of the model in an analysis; empty for any other answer."""
+    """The model's confidence in an analysis; empty for any other answer."""
 
     confidence: float | None
     field_confidence: dict[str, float]
@@ -73,7 +73,7 @@ class Confidence(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of a finished piece of work: the answer, its analysis if there is one, and its origin."""
+    """The outcome of a finished flight: the answer, its analysis if there is one, and its origin."""
 
     result: Result
     analysis: JsonMapping | None = None
@@ -83,7 +83,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class CacheHit:
-    """A job whose answer is known."""
+    """A job whose answer is in the cache."""
 
     job: Job
     outcome: Outcome
@@ -92,16 +92,16 @@ class CacheHit:
 
 @dataclass(frozen=True, slots=True)
 class CacheMiss:
-    """A job whose answer has to be worked for."""
+    """A job whose answer must be generated."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """An answer under way: `items` ends with the whole Result and must be closed; `origin` is where it comes from.
+    """A streamed answer: `items` ends with the whole Result and must be closed; `origin` is its cache state.
 
-    `created_at` is when a cached answer was given, in seconds since the epoch; 0 for one that is new.
+    `created_at` is the time of a cached answer in seconds since the epoch; 0 for a new one.
     """
 
     origin: CacheState

@@ -1,4 +1,4 @@
-"""The pictures of a request, loaded and decoded several at a time, each fault with its place."""
+"""Loading and decoding of a request's pictures, several at a time; errors name the picture's number."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MAX_FETCHES: Final = 8
 
 
 async def load_pictures(
-    pictures: Sequence[UnreadPicture], policy: MediaPolicy, *, seen: DigestCache | None = None
+    pictures: Sequence[UnreadPicture], policy: MediaPolicy, *, digests: DigestCache | None = None
 ) -> list[Picture]:
-    """Return pictures, read and hashed side by side but not decoded; the first that fails ends the rest.
+    """Return the pictures, read and hashed in parallel but not decoded; the first failure cancels the rest.
 
     Raises:
-        MediaError: as `qvl.media.aload`.
-        RequestError: a limit of a picture is above what `policy` allows.
+        MediaError: a picture cannot be read, for the reasons of `qvl.media.aload`.
+        RequestError: a pixel limit of a picture exceeds that of `policy`.
     """
     from qvl.media import gate
 
@@ -42,7 +42,7 @@ async def load_pictures(
 
     async def load(source: PictureSource, own: MediaPolicy) -> Picture:
         async with fetching if gate.is_remote(source) else contextlib.nullcontext():
-            return await gate.aload(source, own, decode=False, seen=seen)
+            return await gate.aload(source, own, decode=False, digests=digests)
 
     return await _together(
         [
@@ -53,15 +53,15 @@ async def load_pictures(
 
 
 def read_pictures(
-    pictures: Sequence[UnreadPicture], policy: MediaPolicy, seen: DigestCache, *, may_wait: bool
+    pictures: Sequence[UnreadPicture], policy: MediaPolicy, digests: DigestCache, *, may_wait: bool
 ) -> list[Picture] | None:
-    """Return the pictures, read and hashed in this thread; None where `load_pictures` does better.
+    """Return the pictures, read and hashed in this thread; None if `load_pictures` would be faster or a URL is one.
 
-    Small ones in memory are read here in any case, since changing threads takes longer, and one that `is_one_local`
-    if it `may_wait`; several are read and hashed side by side elsewhere.
+    Small pictures in memory are always read here, since a thread switch takes longer; so is a single local one
+    if `may_wait`.
 
     Raises:
-        MediaError: as `load_pictures`.
+        MediaError: a picture cannot be read.
     """
     from qvl.media import gate
 
@@ -70,8 +70,8 @@ def read_pictures(
     for number, (picture, own) in enumerate(zip(pictures, _policies(policy, pictures), strict=True)):
         with naming(number):
             if alone:
-                ready.append(gate.load(picture.source, own, decode=False, seen=seen))
-            elif (now := gate.load_now(picture.source, own, seen=seen)) is not None:
+                ready.append(gate.load(picture.source, own, decode=False, digests=digests))
+            elif (now := gate.load_now(picture.source, own, digests=digests)) is not None:
                 ready.append(now)
             else:
                 return None
@@ -79,17 +79,17 @@ def read_pictures(
 
 
 def is_one_local(pictures: Sequence[UnreadPicture]) -> bool:
-    """Return True for a single picture that need not be fetched."""
+    """Return True if there is exactly one picture and it is not a URL to fetch."""
     from qvl.media import gate
 
     return len(pictures) == 1 and not gate.is_remote(pictures[0].source)
 
 
 async def decode_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
-    """Return the request, its pictures within its own pixel budget and decoded, or (without `pixels`) checked.
+    """Return the request with its pictures decoded within their pixel limits, or only verified if not `pixels`.
 
     Raises:
-        MediaError: a picture is cut short or broken.
+        MediaError: a picture is truncated or corrupt.
     """
     from qvl.media import gate
 
@@ -135,7 +135,7 @@ def _policies(policy: MediaPolicy, pictures: Sequence[UnreadPicture]) -> list[Me
 
 @contextlib.contextmanager
 def naming(number: int) -> Iterator[None]:
-    """Put the picture's number into its error."""
+    """Add the picture's number to any QvlError raised in the context."""
     try:
         yield
     except MediaError as exc:
@@ -144,7 +144,7 @@ def naming(number: int) -> Iterator[None]:
 
 
 async def _numbered(number: int, work: Coroutine[object, object, T]) -> T:
-    """Return what `work` on the picture of this number does; its error then names it."""
+    """Return the result of `work`; its error names the picture's number."""
     with naming(number):
         return await work
 

@@ -1,4 +1,4 @@
-"""Many pictures: bounded concurrency, input order, errors as items."""
+"""`map` over many pictures: bounded concurrency, items in input order, errors as items."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class MapItem(Generic[T_co]):
-    """One picture of a `map`: `value` (an analysis or a Result), or the `error` that it ended with."""
+    """One picture of a `map`: its `value` (an analysis or a Result) or its `error`."""
 
     index: int
     source: object
@@ -29,12 +29,12 @@ class MapItem(Generic[T_co]):
 
     @property
     def ok(self) -> bool:
-        """True if it was answered."""
+        """True if the item was processed without an error."""
         return self.error is None
 
 
 def loaded_for(result: Result, seconds: float) -> Result:
-    """Return the result as of one whose request loaded the model, which took `seconds`."""
+    """Return `result` with `seconds` as its time of model loading."""
     timing = result.timing
     return replace(result, timing=replace(timing, loading=timing.loading + seconds, total=timing.total + seconds))
 
@@ -44,8 +44,8 @@ async def map_in_order(
 ) -> AsyncGenerator[MapItem[V], None]:
     """Run `one` over `sources`, at most `concurrency` at a time, and yield the items in input order.
 
-    Sources are taken as places become free, so an endless iterable is fine. At most 4 x `concurrency` finished items
-    wait for a slower one before them.
+    Sources are read lazily, so an endless iterable is fine. At most 4 x `concurrency` finished items are buffered
+    behind a slower one.
     """
     bar = None
     if progress:

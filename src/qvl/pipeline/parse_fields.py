@@ -1,4 +1,4 @@
-"""Fields of what a request is made of, read by hand: each fault is one line that names its place and what is known."""
+"""Validation of request fields: each error is one line with the field's path and the known values."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from qvl.types import JsonMapping
 
 
 def wrong(param: str, fault: str, hint: str | None = None) -> RequestError:
-    """Return the error for what stands at `param`."""
+    """Return a RequestError that names the field at path `param` and its `fault`, such as "is missing"."""
     code = "missing_required_parameter" if fault == "is missing" else "invalid_value"
     return RequestError(f"{param}: {fault}", hint=hint, param=param, code=code)
 
 
 def unknown(param: str, value: object, known: Sequence[str]) -> RequestError:
-    """Return the error for a word that is not one of `known`."""
+    """Return a RequestError for a value that is not one of `known`."""
     return wrong(param, f"unknown value {str(value)[:80]!r}", f"known: {', '.join(known)}")
 
 
 def text_of(fields: JsonMapping, name: str, where: str) -> str:
-    """Return the text in the field `name`.
+    """Return the text in the field `name` of the object at path `where`.
 
     Raises:
-        RequestError: it is missing or something else.
+        RequestError: the field is missing or not a string.
     """
     value = fields.get(name)
     if not isinstance(value, str):
@@ -33,10 +33,10 @@ def text_of(fields: JsonMapping, name: str, where: str) -> str:
 
 
 def refuse_others(fields: JsonMapping, known: Sequence[str], echoes: Collection[str], where: str) -> None:
-    """Raise for the first field that is neither `known` nor an echo; one that is null says nothing.
+    """Check that every non-null field is in `known` or in `echoes`, the fields of answers that clients send back.
 
     Raises:
-        UnsupportedInputError: naming the field and the known ones.
+        UnsupportedInputError: an unknown field; the error lists the known ones.
     """
     for name, value in fields.items():
         if value is not None and name not in known and name not in echoes:
@@ -45,7 +45,7 @@ def refuse_others(fields: JsonMapping, known: Sequence[str], echoes: Collection[
 
 
 def type_of(value: object) -> str:
-    """Return the type of a value, as JSON calls it where JSON has it."""
+    """Return the type of `value` for a message: its JSON name, such as "a list", else its Python name."""
     if value is None:
         return "null"
     if isinstance(value, bool):

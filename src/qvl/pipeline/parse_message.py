@@ -1,4 +1,4 @@
-"""One turn of a conversation as clients write it: OpenAI's form, and what servers and their clients add to it."""
+"""Parser of one chat message: OpenAI's format and common extensions of other servers and clients."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _FUNCTION_ECHOES: Final = frozenset({"parsed_arguments", "provider_specific_fiel
 
 
 def read_turn(message: object, where: str) -> Turn:
-    """Return the message that stands at `where`, and its parts, pictures still unread.
+    """Return the message at path `where` and its content parts, pictures not yet loaded.
 
     Raises:
-        RequestError: naming the field and what is known.
+        RequestError: an invalid field; the error names it and the known values.
     """
     if isinstance(message, Message):
         return message, message.parts

@@ -1,7 +1,7 @@
-"""One reader of content parts: text, and pictures in every form that clients write them.
+"""Parser of content parts: text, and pictures in every format that clients send.
 
 Qwen's `image`, OpenAI's `image_url` and `input_image`, Anthropic's `image` with a source, MCP's with `data` and
-`mimeType`, and LangChain's standard blocks, older and newer. What a part says and is not read here is refused by name.
+`mimeType`, and LangChain's standard blocks, older and newer. Other parts and fields are refused by name.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ Sources: TypeAlias = Iterable[Pictures]
 
 
 def read_content(content: object, where: str, *, role: str = "user") -> list[ContentPart]:
-    """Return the parts of a message's content: a text, or a list of parts; without the thoughts of an assistant.
+    """Return the parts of a message's content (a string or a list of parts), without an assistant's reasoning.
 
     Raises:
-        RequestError: naming the part, its field and what is known.
+        RequestError: an invalid part; the error names the field and the known values.
     """
     if isinstance(content, str):
         return [TextPart(content)] if content else []
@@ -76,10 +76,10 @@ def read_content(content: object, where: str, *, role: str = "user") -> list[Con
 
 
 def read_part(part: object, where: str) -> ContentPart:
-    """Return the part that stands at `where` in its request: `messages[0].content[1]`.
+    """Return the parsed part; `where` is its path in the request, such as `messages[0].content[1]`.
 
     Raises:
-        RequestError: naming the field and what is known.
+        RequestError: an invalid field; the error names it and the known values.
     """
     if isinstance(part, TextPart | ImagePart | UnreadPicture):
         return part
@@ -104,12 +104,12 @@ def _is_thought(part: object) -> bool:
 
 
 def is_picture(part: object) -> bool:
-    """Return True for a part that `read_part` reads as a picture."""
+    """Return True if `read_part` would return a picture for `part`."""
     return isinstance(part, Mapping) and _bare_kind(part) in _PICTURES
 
 
 def picture_field(part: JsonMapping) -> str:
-    """Return the field of a picture part that names the picture."""
+    """Return the name of the field that has the picture of a part."""
     return next((name for name in ("image_url", "image", "source", "base64", "data", "url") if part.get(name)), "image")
 
 
@@ -132,7 +132,7 @@ def _kind(part: JsonMapping, where: str) -> str:
 
 
 def _picture(part: JsonMapping, kind: str, where: str) -> UnreadPicture:
-    """Return the picture of a part, which any one of the fields may name, whatever the type: clients mix them."""
+    """Return the picture of a part from any one of the picture fields, whatever its `type`: clients mix them."""
     refuse_others(part, _IMAGE_FIELDS, _LABELS, where)
     limits = _with_detail(read_limits(part, where), part, where)
     named = [name for name in _SOURCES if part.get(name) is not None]
@@ -165,11 +165,11 @@ def _image_url(value: object, limits: PixelLimits, where: str) -> UnreadPicture:
 
 
 def _source(part: JsonMapping, where: str) -> PictureSource:
-    """Return what names the picture: a URL, base64 as a data: URL, or an object that is one."""
+    """Return the source of a part's picture: a URL, a data: URL made from base64, or a Python object."""
     named = [name for name in _SOURCES if part.get(name) is not None]
     if len(named) != 1:
-        fault = f"names a picture by {' and by '.join(named)}" if named else "has no picture in it"
-        raise wrong(where, fault, "give one of image, image_url, url, base64, data, source")
+        fault = f"names a picture by {' and by '.join(named)}" if named else "has no picture"
+        raise wrong(where, fault, "use one of image, image_url, url, base64, data, source")
     value: PictureSource = part[named[0]]
     if named[0] == "url":
         return text_of(part, "url", where)

@@ -1,6 +1,6 @@
-"""From what users write (strings, dictionaries in OpenAI's form, our own types) to a `ChatRequest`.
+"""Conversion of user input (strings, dictionaries in OpenAI's format, qvl's types) to a `ChatRequest`.
 
-Pictures are collected first and brought through the media gate together, so that several are fetched at once.
+Pictures are collected first and loaded by the media gate together, so that several are fetched in parallel.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GREEDY: Final = SamplingParams()
 
 
 class RequestParams(TypedDict, total=False):
-    """Parameters of a request: SamplingParams (None is the default), what the answer may be, limits of its pictures."""
+    """Parameters of a request: sampling (None is the default), response format and tools, pixel limits of pictures."""
 
     temperature: float | None
     top_p: float | None
@@ -64,14 +64,14 @@ class RequestParams(TypedDict, total=False):
 
 
 class AnalyzeParams(RequestParams, total=False):
-    """Further arguments of an analysis."""
+    """Keyword arguments of `analyze()`."""
 
     language: str | None
     cache: CacheMode | None
 
 
 class MapParams(AnalyzeParams, total=False):
-    """Further arguments of a map; `system` goes with a question."""
+    """Keyword arguments of `map()`; `system` needs a `question`."""
 
     system: str | None
     concurrency: int | None
@@ -84,14 +84,14 @@ class MapParams(AnalyzeParams, total=False):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draft:
-    """A request that is complete and checked but for its `pictures`, which stand in their order in `turns`."""
+    """A validated request whose `pictures` are not loaded yet; `turns` refer to them in order."""
 
     pictures: tuple[UnreadPicture, ...]
     turns: tuple[Turn, ...]
     request: ChatRequest
 
     def finished(self, pictures: Sequence[Picture]) -> ChatRequest:
-        """Return the request with `pictures` in the places of its own."""
+        """Return the ChatRequest with the loaded `pictures`."""
         coming = iter(pictures)
         return self.request.replace(
             messages=tuple(
@@ -118,11 +118,11 @@ def draft_request(
     extra: JsonMapping | None = None,
     **sampling: object,
 ) -> Draft:
-    """Read messages and check every value; pictures remain to be loaded.
+    """Return the draft of a request from its messages and parameters, validated; pictures are not loaded yet.
 
     Raises:
         ConfigError: an unknown parameter (the nearest known one is named) or a value out of range.
-        RequestError: a message that is malformed.
+        RequestError: a malformed message.
     """
     if isinstance(messages, str | Mapping):
         raise RequestError("messages must be a list", hint='[{"role": "user", "content": …}]', param="messages")
@@ -148,14 +148,14 @@ def draft_request(
 
 
 def listed(pictures: Pictures) -> list[PictureLike]:
-    """Return one picture or several as a list."""
+    """Return `pictures` as a list; a single picture becomes a list of one."""
     if isinstance(pictures, list | tuple):
         return [*pictures]
     return [cast("PictureLike", pictures)]
 
 
 def question_messages(pictures: Pictures, question: str, system: str | None) -> list[JsonObject]:
-    """Return what `ask` asks, as a conversation.
+    """Return the messages of `ask`: an optional system turn, and a user turn of pictures and question.
 
     Raises:
         ConfigError: the question is empty.
@@ -171,11 +171,11 @@ def question_messages(pictures: Pictures, question: str, system: str | None) -> 
 
 
 def request_limits(max_pixels: int | None, min_pixels: int | None, extra: JsonObject) -> PixelLimits:
-    """Return a request's limits for all of its pictures; those in `extra.mm_processor_kwargs` are taken out of it.
+    """Return a request's pixel limits; those in `extra["mm_processor_kwargs"]` are removed from `extra`.
 
     Raises:
-        ConfigError: an argument that cannot work.
-        RequestError: the same in `mm_processor_kwargs`, named by its place.
+        ConfigError: an invalid argument.
+        RequestError: an invalid value in `mm_processor_kwargs`; the error names its path.
     """
     named = read_limits({"max_pixels": max_pixels, "min_pixels": min_pixels})
     kwargs = extra.get("mm_processor_kwargs")
@@ -198,22 +198,23 @@ def request_limits(max_pixels: int | None, min_pixels: int | None, extra: JsonOb
 
 
 def unread_pictures(sources: Sequence[PictureLike], limits: PixelLimits) -> list[UnreadPicture]:
-    """Return pictures outside of messages, each a source or a part, with `limits` where they have none of their own.
+    """Return `sources` (picture sources or picture parts) as pictures, with `limits` where they set none of their own.
 
     Raises:
         RequestError: a part that is not a picture.
     """
     pictures = []
     for number, source in enumerate(sources):
-        picture = UnreadPicture(source) if not isinstance(source, PARTS) else read_part(source, f"pictures[{number}]")
+        where = f"pictures[{number}]"
+        picture = UnreadPicture(source) if not isinstance(source, PARTS) else read_part(source, where)
         if not isinstance(picture, UnreadPicture):
-            raise RequestError(f"pictures[{number}] is not a picture", param=f"pictures[{number}]")
+            raise RequestError(f"{where} is text, not a picture", hint="pass a path, URL, bytes or image", param=where)
         pictures.append(dataclasses.replace(picture, limits=picture.limits.over(limits)))
     return pictures
 
 
 def _limited(turn: Turn, limits: PixelLimits) -> Turn:
-    """Return the turn with the request's `limits` for every picture that has none of its own."""
+    """Return the turn with `limits` for every picture that has none of its own."""
     message, parts = turn
     if limits == NO_LIMITS or all(isinstance(part, TextPart) for part in parts):
         return turn
@@ -228,10 +229,10 @@ def _limited(turn: Turn, limits: PixelLimits) -> Turn:
 
 
 def own_extra(extra: JsonMapping | None) -> JsonObject:
-    """Return a copy of `extra`: who changes theirs while the request waits changes neither the request nor its key.
+    """Return a deep copy of `extra`, so that later changes by the caller do not affect the request or its key.
 
     Raises:
-        RequestError: it holds what no request can carry.
+        RequestError: a value that JSON cannot represent.
     """
     if not extra:
         return {}
@@ -242,7 +243,7 @@ def own_extra(extra: JsonMapping | None) -> JsonObject:
 
 
 def sampling_params(values: JsonMapping) -> SamplingParams:
-    """Return SamplingParams from keyword arguments, which may be of any type yet.
+    """Return SamplingParams from keyword arguments that are not validated yet.
 
     Raises:
         ConfigError: a name that is not one of its fields (the nearest is named), or a value of the wrong type or range.
@@ -260,7 +261,7 @@ def sampling_params(values: JsonMapping) -> SamplingParams:
 
 
 def read_tool(tool: ToolLike) -> Tool:
-    """Return a Tool from one, or from OpenAI's `{"type": "function", "function": {…}}`."""
+    """Return `tool` as a Tool; a mapping is OpenAI's `{"type": "function", "function": {…}}`."""
     if isinstance(tool, Tool):
         return tool
     function = tool.get("function", tool)
@@ -275,7 +276,7 @@ def read_tool(tool: ToolLike) -> Tool:
 
 
 def read_response_format(form: ResponseFormatLike | None) -> ResponseFormat:
-    """Return a ResponseFormat from one, a pydantic class, or OpenAI's `{"type": "json_schema", "json_schema": {…}}`."""
+    """Return `form` as a ResponseFormat; it may be a pydantic class or OpenAI's `response_format` dictionary."""
     if form is None:
         return ResponseFormat()
     if isinstance(form, ResponseFormat):
@@ -285,7 +286,7 @@ def read_response_format(form: ResponseFormatLike | None) -> ResponseFormat:
         schema = without_what_is_checked_afterwards(form.model_json_schema())
         return ResponseFormat("json_schema", schema=schema, name=schema_name(form))
     if not isinstance(form, Mapping):
-        raise RequestError(f"response_format cannot be a {type(form).__name__}", param="response_format")
+        raise RequestError(f"response_format takes a dict or class, not {type(form).__name__}", param="response_format")
     kind = form.get("type")
     if kind in ("text", "json_object"):
         return ResponseFormat(kind)

@@ -1,4 +1,4 @@
-"""The thread with an event loop in which blocking calls of a Pipeline run."""
+"""The event loop thread that runs the blocking calls of a Pipeline."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLOSING = 3 * CLOSE_SECONDS
 
 
 class _Loop:
-    """The event loop of one Pipeline, in a thread that starts with the first call."""
+    """The event loop of one Pipeline, in a thread started by the first call."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -40,7 +40,7 @@ class _Loop:
         _loops.add(self)
 
     def call(self, function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Return what `function` does on the loop. Ctrl-C while waiting ends the work too."""
+        """Return the result of the async `function`, run on the event loop; Ctrl-C while waiting cancels it."""
         portal = self._running()
         work = _Work(partial(function, *args, **kwargs))
         future: Future[R] | None = None
@@ -55,7 +55,7 @@ class _Loop:
             raise
 
     def end(self, items: AsyncGenerator[object, None]) -> None:
-        """Close an async generator that was begun by `call`, if that was not done yet."""
+        """Close an async generator that `call` has iterated, if it is still open."""
         portal = self._portal
         if portal is None:
             return
@@ -81,20 +81,20 @@ class _Loop:
         try:
             portal.start_task_soon(self._executor.aclose).result(timeout=CLOSING)
         except FutureTimeoutError:
-            log.warning("the pipeline did not close in time and is left behind", seconds=CLOSING)
+            log.warning("the pipeline did not close in time and is abandoned", seconds=CLOSING)
         finally:
             # Not waited for: a loop that something keeps from turning would never answer.
             portal.start_task_soon(portal.stop)
             thread.join(timeout=10)
 
     def claim(self) -> None:
-        """Make the pipeline this process's own.
+        """Make this process the owner of the pipeline.
 
         Raises:
-            ConfigError: it was its parent's, whose threads stayed there, perhaps with a lock in hand.
+            ConfigError: it was used before a fork; its threads do not exist in the child and may hold locks.
         """
         if self._forked:
-            raise ConfigError("this pipeline was in use before the fork", hint="make one in each process")
+            raise ConfigError("a pipeline cannot be used after a fork", hint="create one in each process")
         self._claimed = True
 
     def _running(self) -> BlockingPortal:
@@ -116,7 +116,7 @@ class _Loop:
 
 
 class _Work(Generic[R]):
-    """One piece of work on the loop, which can be ended as soon as it is there."""
+    """An awaitable running on the loop that can be cancelled even before it starts."""
 
     def __init__(self, function: Callable[[], Awaitable[R]]) -> None:
         self._function = function
@@ -131,7 +131,7 @@ class _Work(Generic[R]):
         raise asyncio.CancelledError
 
     def cancel(self) -> None:
-        """End it, also before it begins. To be called on the loop."""
+        """Cancel the work, started or not. Must be called on the loop."""
         self._cancelled = True
         if self._scope is not None:
             self._scope.cancel()

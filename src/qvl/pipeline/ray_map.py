@@ -1,7 +1,7 @@
-"""`Pipeline.map(engine="ray")`: a dataset through Ray Data, one actor a device, each with a pipeline of its own.
+"""`Pipeline.map(engine="ray")`: a dataset through Ray Data, one actor per device, each with a pipeline of its own.
 
-The actors share the pipeline's cache and nothing else, so a run that was cut off goes on where it stopped, and what an
-actor had answered before it was lost is not computed again.
+The actors share only the pipeline's cache, so an interrupted run can be resumed, and answers of a lost actor are not
+computed again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BATCHES_AT_ONCE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything of a pipeline that another process needs to make the same one."""
+    """The picklable arguments from which another process creates an equal pipeline."""
 
     model: str | None
     options: JsonMapping
@@ -51,17 +51,17 @@ class Recipe:
 
     @classmethod
     def of(cls, pipeline: AsyncPipeline) -> Recipe:
-        """Return the recipe of `pipeline`, or raise ConfigError where it cannot be made again elsewhere."""
+        """Return the recipe of `pipeline`; raise ConfigError if it cannot be recreated in another process."""
         if pipeline.made_of is None:
             raise ConfigError(
-                "engine='ray' makes the backend anew in every process, and an instance cannot be sent there",
+                "engine='ray' cannot send a backend instance to its worker processes",
                 hint="name the model: Pipeline('Qwen/Qwen3-VL-8B-Instruct'), or register the backend by a plugin",
                 param="engine",
             )
         model, options, plugins, cache = pipeline.made_of
         executor, store = pipeline.executor, pipeline.executor.store
         if store is not None and store.cache.url == "memory:":
-            cluster.log.warning("memory: is a cache for each process; nothing is shared or kept")
+            cluster.log.warning("the cache memory: is per process; no answers are shared or kept")
         return cls(
             model=model,
             options=options,
@@ -77,7 +77,7 @@ class Recipe:
 
 
 class Worker:
-    """One actor: a pipeline on one device. Called by Ray Data with a table of packed sources."""
+    """A Ray actor with a pipeline on one device. Ray Data calls it with batches of pickled sources."""
 
     def __init__(self, packed: bytes, kind: str, replicas: int) -> None:
         from ray import cloudpickle
@@ -124,13 +124,13 @@ async def map_under_ray(
     ray_address: str | None,
     progress: bool,
 ) -> AsyncGenerator[MapItem[object], None]:
-    """Yield the items of `AsyncPipeline.map` from actors under Ray Data; `call` are the arguments of `map` there.
+    """Yield the items of `AsyncPipeline.map`, computed by Ray actors; `call` has the arguments for the actors' `map`.
 
-    All sources are taken first. Files must be at the same path on every host.
+    All sources are read before the run starts. Files must be at the same path on every host.
 
     Raises:
-        ConfigError: what cannot work.
-        BackendError: the cluster cannot be joined, or the run was given up.
+        ConfigError: the pipeline or an argument does not support Ray.
+        BackendError: the cluster cannot be joined, or Ray Data failed.
     """
     device = str((pipeline.made_of[1] if pipeline.made_of else {}).get("device", "auto")).partition(":")[0]
     devices = device if device in cluster.DEVICES else "cpu"
@@ -162,7 +162,7 @@ async def map_under_ray(
 
 @dataclass(slots=True)
 class _Run:
-    """One execution of the dataset. Its methods block; they are called one after another, from any thread."""
+    """One execution of the dataset. Its methods block; they may be called from any thread, but not concurrently."""
 
     recipe: Recipe
     call: JsonMapping
@@ -183,7 +183,7 @@ class _Run:
             table = next(self.tables, None)
         except RayError as exc:
             reason = str(exc).strip().splitlines()
-            raise BackendError(f"Ray Data gave up: {reason[-1] if reason else type(exc).__name__}"[:400]) from exc
+            raise BackendError(f"Ray Data failed: {reason[-1] if reason else type(exc).__name__}"[:400]) from exc
         if table is None:
             return None
         items = []
@@ -226,7 +226,7 @@ class _Run:
         )
 
     def end(self) -> None:
-        """End what is under way and leave the cluster."""
+        """Cancel the run and disconnect from the cluster."""
         try:
             close = getattr(self.tables, "close", None)
             if close is not None:
@@ -238,12 +238,12 @@ class _Run:
 
 
 def _keeps_a_secret(cache: str) -> bool:
-    """True if an open store shows less of its URL than was given (a password)."""
+    """True if the URL of the cache has a password, which its open store hides."""
     return "://" in cache and not cache.startswith("sqlite:")
 
 
 def _portable(source: object) -> object:
-    """Return a source as another process can read it: absolute paths, the bytes of open files."""
+    """Return a source that another process can read: absolute paths, bytes instead of open files."""
     if isinstance(source, list | tuple):
         return [_portable(one) for one in source]
     if isinstance(source, os.PathLike):

@@ -1,7 +1,7 @@
-"""Single flight: identical requests that are under way at the same time share one piece of work.
+"""Single flight: identical concurrent requests share one task.
 
-Each piece of work runs in a task of its own, so that the one who asked first can leave without taking it away from
-the others; when the last one leaves, the task is cancelled and the backend aborts.
+Each flight is a task of its own, so that the first caller can leave without cancelling it for the others; when the
+last one leaves, the task is cancelled and the backend aborts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logger("qvl.pipeline")
 
 
 class Written:
-    """Append-only buffer of streamed chunks, which any number of followers read from the first on."""
+    """The buffer of streamed chunks, which any number of followers read from the beginning."""
 
     __slots__ = ("chunks", "news", "shown")
 
@@ -40,7 +40,7 @@ class Written:
         return len(self.chunks)
 
     def take_back(self, length: int) -> bool:
-        """Forget all chunks but the first `length` and return True; False, and no change, if more were shown."""
+        """Drop all chunks after the first `length`; return False, without a change, if a follower has read more."""
         if self.shown > length:
             return False
         del self.chunks[length:]
@@ -51,7 +51,7 @@ Work: TypeAlias = Callable[[Written], Awaitable[Outcome]]
 
 
 class Flight:
-    """One piece of work and those who follow it. Chunks are kept, so a late follower misses nothing."""
+    """One shared task and its followers. Chunks are buffered, so a late follower misses none."""
 
     def __init__(self, work: Work, on_end: Callable[[Flight], None]) -> None:
         self.followers = 0
@@ -63,7 +63,7 @@ class Flight:
 
     @property
     def joinable(self) -> bool:
-        """True if the work is under way and not being given up because everybody left."""
+        """True if the task is running and not being cancelled because every follower has left."""
         return not self._task.done() and not self._abandoned
 
     async def _run(self, work: Work) -> Outcome:
@@ -82,7 +82,7 @@ class Flight:
         """Return the outcome, waiting for the end.
 
         Raises:
-            QvlError: whatever ended the work; the same for every follower.
+            QvlError: the error that ended the task; the same for every follower.
         """
         self.followers += 1
         try:
@@ -93,7 +93,7 @@ class Flight:
             await self._leave()
 
     async def _until_done(self) -> None:
-        """Wait, but not for the task itself: a follower who is cancelled must not cancel it."""
+        """Wait for the end of the task, without awaiting it: a cancelled follower must not cancel the task."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def wake(task: asyncio.Task[Outcome]) -> None:
@@ -107,7 +107,7 @@ class Flight:
             self._task.remove_done_callback(wake)
 
     async def chunks(self) -> AsyncGenerator[Chunk | Outcome, None]:
-        """Yield every chunk from the first on, and the outcome last. Closing the generator leaves the flight."""
+        """Yield every chunk from the beginning, then the outcome. Closing the generator leaves the flight."""
         self.followers += 1
         try:
             written, position = self._written, 0
@@ -131,14 +131,14 @@ class Flight:
             await self._leave()
 
     async def aclose(self) -> None:
-        """End the work; those who still follow get a BackendUnavailableError."""
+        """Cancel the task; remaining followers get a BackendUnavailableError."""
         self._abandoned = True
         self._task.cancel()
         await asyncio.wait((self._task,), timeout=CLOSE_SECONDS)
 
     def _result(self) -> Outcome:
         if self._task.cancelled():
-            raise BackendUnavailableError("the pipeline was closed before the answer was there")
+            raise BackendUnavailableError("the pipeline was closed before the answer was complete")
         return self._task.result()
 
     async def _leave(self) -> None:
@@ -148,7 +148,7 @@ class Flight:
 
 
 class FlightBoard:
-    """The flights under way; those with a key can be joined."""
+    """The running flights; those with a key can be joined."""
 
     def __init__(self) -> None:
         self._flights: set[Flight] = set()
@@ -158,7 +158,7 @@ class FlightBoard:
         return len(self._flights)
 
     def join(self, key: Hashable | None, work: Work) -> tuple[Flight, bool]:
-        """Return the flight of `key`, and True if it was under way already. Without a key it is always a new one."""
+        """Return the running flight of `key` and True, or a new flight of `work` and False (always for None)."""
         if key is not None and (flight := self._by_key.get(key)) is not None and flight.joinable:
             return flight, True
         flight = Flight(work, lambda ended: self._land(key, ended))
@@ -168,7 +168,7 @@ class FlightBoard:
         return flight, False
 
     async def aclose(self) -> None:
-        """End every flight."""
+        """Cancel every flight."""
         await asyncio.gather(*(flight.aclose() for flight in list(self._flights)))
 
     def _land(self, key: Hashable | None, ended: Flight) -> None:
@@ -178,7 +178,7 @@ class FlightBoard:
 
 
 async def within(seconds: float, closing: Coroutine[object, object, None]) -> None:
-    """Wait for `closing`, but no longer than this, whatever it does when it is cancelled."""
+    """Wait at most `seconds` for `closing` to end, then cancel and leave it, even if it ignores the cancellation."""
     task = asyncio.ensure_future(closing)
     try:
         await asyncio.wait((task,), timeout=seconds)
@@ -188,4 +188,4 @@ async def within(seconds: float, closing: Coroutine[object, object, None]) -> No
         task.result()
     else:
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        log.warning("the backend did not close in time and is left behind", seconds=seconds)
+        log.warning("the backend did not close in time and is abandoned", seconds=seconds)

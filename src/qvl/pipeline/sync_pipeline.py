@@ -1,7 +1,7 @@
 """`Pipeline`: the signatures of `AsyncPipeline` without `await`, for scripts, notebooks and threads.
 
-One event loop in a daemon thread does the work, so it can be used where a loop is running already (notebooks). A
-picture is read, hashed and looked up by the thread that asks, so a known answer needs no other.
+One event loop in a daemon thread does the work, so it can be used where a loop is running already (notebooks). The
+calling thread loads and hashes pictures and looks up the cache, so a cache hit needs no other thread.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Pipeline:
         self._loop.call(self.pipeline.open)
 
     def close(self) -> None:
-        """End what is under way, close backend and cache, and stop the loop. Calling it twice is harmless."""
+        """Cancel running work, close backend and cache, and stop the loop. Calling it twice is harmless."""
         self._loop.close()
 
     def ask(
@@ -181,9 +181,9 @@ class Pipeline:
         self.close()
 
     def _execute(self, call: Call[R]) -> R:
-        """Return the value of `call`: a known one from this thread, which also makes a miss ready for the backend.
+        """Return the value of `call`; this thread answers cache hits and prepares misses for the backend.
 
-        What waits for nothing but a disk takes less time here than the way to the loop and its threads.
+        Work that waits at most for a disk is faster here than a round trip to the loop and its threads.
         """
         executor = self.pipeline.executor
         self._loop.claim()

@@ -1,4 +1,4 @@
-"""Backends, caches and hooks by name: built-in ones and those of installed packages."""
+"""Registries of backends, caches and hooks: built-in ones and those of installed packages."""
 
 from __future__ import annotations
 

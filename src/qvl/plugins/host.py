@@ -1,4 +1,4 @@
-"""The plugin host: names of backends and caches, from built-ins and from installed packages.
+"""The plugin host: registers backends and caches of built-ins and installed packages by name.
 
 Each Pipeline owns a host, so two pipelines in one process do not share what a test or a program registered.
 """
@@ -26,6 +26,7 @@ EXTRAS: Final = {
     "fastapi": "server",
     "llguidance": "local",
     "openai": "openai",
+    "openvino_genai": "openvino",
     "ray": "ray",
     "redis": "redis",
     "torch": "local",
@@ -37,13 +38,14 @@ log = logger("qvl.plugins")
 
 
 class BuiltIns:
-    """Backends, caches and map engines that ship with qvl, registered through the same hooks as everybody else's."""
+    """The backends, caches and map engines that ship with qvl, registered through the hooks of any plugin."""
 
     @hookimpl
     def register_backends(self, register: Callable[[str, Factory], None]) -> None:
         register("local", "qvl.backends.local.backend:LocalBackend")
         register("openai", "qvl.backends.openai.backend:OpenAIBackend")
         register("vllm", "qvl.backends.vllm.backend:VllmBackend")
+        register("openvino", "qvl.backends.openvino.backend:OpenVinoBackend")
         register("ray", "qvl.backends.ray.backend:RayBackend")
         register("replay", "qvl.backends.replay:ReplayBackend")
 
@@ -61,7 +63,7 @@ class BuiltIns:
 
 @dataclass(frozen=True, slots=True)
 class PluginFailure:
-    """A plugin that was left out, and why."""
+    """A plugin that failed to load, with the reason."""
 
     name: str
     error: str
@@ -69,7 +71,7 @@ class PluginFailure:
 
 @dataclass(slots=True)
 class Registry:
-    """Names of one kind ("backend", "cache") and what they stand for."""
+    """Factories of one kind ("backend", "cache") by name."""
 
     kind: str
     factories: dict[str, Factory] = field(default_factory=dict)
@@ -78,20 +80,20 @@ class Registry:
     def register_for(self, owner: str) -> Callable[[str, Factory], None]:
         def register(name: str, factory: Factory) -> None:
             if not isinstance(name, str) or not name or ":" in name:
-                raise PluginError(f"{owner}: {name!r} is no {self.kind} name", hint="letters, digits, + and -")
+                raise PluginError(f"{owner}: invalid {self.kind} name {name!r}", hint="letters, digits, + and -")
             if name in self.factories:
                 holder = self.owners[name]
-                raise PluginError(f"{owner}: the {self.kind} name {name!r} is taken by {holder}", hint="take another")
+                raise PluginError(f"{owner}: the {self.kind} {name!r} is registered by {holder}", hint="take another")
             self.factories[name] = factory
             self.owners[name] = owner
 
         return register
 
     def build(self, name: str, /, *args: object, **options: object) -> Any:
-        """Calls the factory of `name`.
+        """Return what the factory of `name` makes of the arguments.
 
         Raises:
-            UnknownNameError: nothing is registered under `name`; the nearest known name is suggested.
+            UnknownNameError: no factory is registered under `name`; the nearest known name is suggested.
             ConfigError: an option that the factory does not take.
             MissingDependencyError: its package is not installed.
         """
@@ -103,7 +105,7 @@ class Registry:
 
 
 class PluginHost:
-    """Loads built-ins, installed plugins and `extra` ones; a broken plugin is logged, kept in `failures`, left out."""
+    """Loads built-ins, installed plugins and `extra` ones; a broken plugin is logged, listed in `failures`, skipped."""
 
     def __init__(self, extra: Iterable[object] = (), *, installed: Iterable[EntryPoint] | None = None) -> None:
         self._manager = pluggy.PluginManager(GROUP)
@@ -123,11 +125,11 @@ class PluginHost:
         return self._manager.hook
 
     def names(self) -> list[str]:
-        """The plugins in use, in the order in which they were loaded."""
+        """Return the names of the loaded plugins, in loading order."""
         return [name for name, plugin in self._manager.list_name_plugin() if plugin is not None]
 
     def provides(self, plugin: str) -> Mapping[str, list[str]]:
-        """The backend and cache names that a plugin registered."""
+        """Return the names that a plugin registered, under "backends" and "caches"."""
         return {
             "backends": [name for name, owner in self.backends.owners.items() if owner == plugin],
             "caches": [name for name, owner in self.caches.owners.items() if owner == plugin],
@@ -167,15 +169,15 @@ class PluginHost:
 
     def _fail(self, name: str, error: str) -> None:
         self.failures.append(PluginFailure(name, error))
-        log.warning("plugin left out", plugin=name, error=error)
+        log.warning("plugin skipped", plugin=name, error=error)
 
 
 def resolve(factory: Factory, what: str) -> Callable[..., object]:
-    """The callable behind "package.module:attribute.path", imported now.
+    """Return the callable at "package.module:attribute.path", imported now.
 
     Raises:
         MissingDependencyError: the module's package is not installed.
-        PluginError: the module does not have what the string names.
+        PluginError: the module or the attribute does not exist.
     """
     if not isinstance(factory, str):
         return factory

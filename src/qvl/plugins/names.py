@@ -1,4 +1,4 @@
-"""Model names with a backend in front, and options that a backend or cache does not have."""
+"""Parsing of `backend:model` names, and the check of options that a backend or cache takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qvl.suggest import nearest
 
 
 def refuse_unknown_options(what: str, factory: Callable[..., object], options: Mapping[str, object]) -> None:
-    """Raises ConfigError for the first option that `factory` does not take, before anything is started."""
+    """Raise ConfigError for the first option that `factory` does not take."""
     parameters = inspect.signature(factory).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
@@ -21,10 +21,10 @@ def refuse_unknown_options(what: str, factory: Callable[..., object], options: M
 
 
 def split_model(model: str, backends: Iterable[str]) -> tuple[str, str]:
-    """`"backend:model"` as its two halves; a bare path or hub id is local.
+    """Return (backend, model) of `"backend:model"`; a path or hub id without a backend is local.
 
     Raises:
-        UnknownNameError: the word before the colon is neither a backend nor a Windows drive.
+        UnknownNameError: the prefix is neither a backend nor a Windows drive.
     """
     prefix, colon, rest = model.partition(":")
     if not colon:

@@ -26,7 +26,7 @@ ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
 
 def dumps(value: object) -> bytes:
-    """Return `value` as JSON in UTF-8; half a surrogate pair, which no UTF-8 can hold, becomes `?`."""
+    """Return `value` as JSON in UTF-8; lone surrogates, which UTF-8 cannot encode, become `?`."""
     try:
         if orjson is not None:
             return orjson.dumps(value)
@@ -36,7 +36,7 @@ def dumps(value: object) -> bytes:
 
 
 def data_event(value: Mapping[str, object]) -> bytes:
-    """Return `value` as a server-sent event without a name."""
+    """Return `value` as a server-sent event with only a `data` line."""
     return b"data: " + dumps(value) + b"\n\n"
 
 
@@ -89,7 +89,7 @@ class CalledFunction(TypedDict):
 
 
 class FunctionCall(TypedDict):
-    """A call of a function; in an event a piece of one, by its `index`."""
+    """A function call; in a stream event a fragment of the call number `index`."""
 
     index: NotRequired[Count]
     id: NotRequired[str]
@@ -234,7 +234,7 @@ class ResponseUsage(TypedDict):
 
 
 class Response(TypedDict):
-    """A response; much of it repeats the request."""
+    """A response of the Responses API; most fields repeat the request."""
 
     id: str
     object: Literal["response"]
@@ -265,7 +265,7 @@ class Response(TypedDict):
 
 
 class ResponseEvent(TypedDict, total=False):
-    """The fields of an event of a streamed response beside `type` and `sequence_number`."""
+    """The fields of a streamed event besides `type` and `sequence_number`."""
 
     response: Response
     output_index: int
@@ -295,7 +295,7 @@ class Analysis(TypedDict):
 
 
 class Model(TypedDict):
-    """A model that may be asked for; its limits are there once it is loaded."""
+    """A model that requests may name; its limits are present once it is loaded."""
 
     id: str
     object: Literal["model"]

@@ -1,4 +1,4 @@
-"""The application: a gateway of plain ASGI in front of FastAPI, which carries plugins' routes and what is mounted."""
+"""The application: a plain ASGI gateway in front of FastAPI, which has the routes of plugins and mounted apps."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ log = logger("qvl.server")
 def create_app(
     pipeline: AsyncPipeline, settings: ServerSettings | None = None, *, tracer_provider: TracerProvider | None = None
 ) -> FastAPI:
-    """The server as an ASGI application, to run or to mount.
+    """Return the server as an ASGI application, to run or to mount.
 
-    The pipeline belongs to the application from now on: it is opened in the background when the application starts
+    The application takes ownership of the pipeline: it is opened in the background when the application starts
     (or with the first request, where a mount hides the start), and closed with it. `app.state.core` is the
     `ServerCore`. Requests are traced by `tracer_provider`, or by the process's own where OpenTelemetry was set up
     before the application starts.
@@ -113,7 +113,7 @@ class Application(FastAPI):
 
 async def _http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
-    words = {404: ("there is nothing at this address", "not_found"), 405: ("not allowed here", "method_not_allowed")}
+    words = {404: ("path not found", "not_found"), 405: ("method not allowed", "method_not_allowed")}
     message, code = words.get(exc.status_code, (str(exc.detail), "http_error"))
     headers = tuple((k.lower().encode(), v.encode()) for k, v in (exc.headers or {}).items())
     return _error_response(HttpError(exc.status_code, message, code=code, headers=headers))

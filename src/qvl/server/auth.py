@@ -1,4 +1,4 @@
-"""Who may ask: API keys, compared in constant time, reloaded without a restart."""
+"""Authentication: API keys, compared in constant time, reloaded without a restart."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = logger("qvl.server")
 
 
 class KeyRing:
-    """The accepted keys. Only their hashes are kept, so that no log, dump or error can show one.
+    """The accepted API keys, stored as hashes only, so that no log, dump or error can show one.
 
     Args:
         keys: accepted keys.
-        file: more keys, one a line; `#` starts a comment.
+        file: a file of further keys, one per line; `#` starts a comment.
 
     Raises:
-        ConfigError: the file cannot be read, or it has no key in it.
+        ConfigError: the file cannot be read, or has no keys.
     """
 
     def __init__(self, keys: Iterable[str] = (), file: str | None = None) -> None:
@@ -41,31 +41,31 @@ class KeyRing:
         return bool(self._digests)
 
     def reload(self) -> None:
-        """Read the key file again; when it cannot be read the old keys stay."""
+        """Read the key file again; if it cannot be read, log it and keep the old keys."""
         if self._file is None:
             return
         try:
             self._digests = self._fixed + self._read()
         except ConfigError as exc:
-            log.error("the key file was not reloaded, the old keys stay", error=str(exc))
+            log.error("the key file was not reloaded, the old keys remain", error=str(exc))
         else:
             log.info("keys reloaded", count=len(self._digests))
 
     def tenant(self, authorization: bytes | None) -> str:
-        """Return a name for the holder of the key in the `Authorization` header, "" where no keys are set.
+        """Return a tenant name derived from the key in the `Authorization` header; "" if no keys are configured.
 
         Raises:
-            InvalidKeyError: there is no key, or it is not one of the accepted ones.
+            InvalidKeyError: the key is missing or not accepted.
         """
         if not self._digests:
             return ""
         scheme, _, key = (authorization or b"").strip().partition(b" ")
         if scheme.lower() != b"bearer" or not key.strip():
-            raise InvalidKeyError("no API key was sent", hint="send 'Authorization: Bearer <key>'")
+            raise InvalidKeyError("missing API key", hint="send 'Authorization: Bearer <key>'")
         sent = hashlib.sha256(key.strip()).digest()
         # Every key is compared, where `any` would end early, so the time tells nothing about which one was near.
         if not sum(hmac.compare_digest(known, sent) for known in self._digests):
-            raise InvalidKeyError("the API key is not accepted", hint="check the key")
+            raise InvalidKeyError("invalid API key", hint="check the key")
         return sent.hex()[:16]
 
     def _read(self) -> tuple[bytes, ...]:
@@ -73,30 +73,30 @@ class KeyRing:
         try:
             lines = Path(self._file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as exc:
-            reason = getattr(exc, "strerror", None) or "it is no UTF-8 text"
+            reason = getattr(exc, "strerror", None) or "it is not UTF-8"
             raise ConfigError(f"the key file {self._file} cannot be read: {reason}", hint="one key a line") from exc
         keys = [line.partition("#")[0].strip() for line in lines]
         digests = tuple(_digest(key) for key in keys if key)
         if not digests:
-            raise ConfigError(f"the key file {self._file} has no key in it", hint="one key a line")
+            raise ConfigError(f"the key file {self._file} has no keys", hint="one key a line")
         return digests
 
 
 def check_open(host: str, keys: KeyRing, *, allowed: bool) -> None:
-    """Check that who listens on `host` lets in this machine or holders of a key alone, unless all are `allowed`.
+    """Check that `host` is a loopback address, a key is required, or unauthenticated access is `allowed`.
 
     Raises:
-        ConfigError: other machines could ask without a key.
+        ConfigError: other machines could send requests without a key.
     """
     if host not in LOOPBACK and not keys.required and not allowed:
         raise ConfigError(
-            f"listening on {host or 'every address'} without a key would let everybody in",
+            f"cannot listen on {host or 'every address'} without an API key: anybody could send requests",
             hint="--api-key KEY, or --allow-unauthenticated if something in front checks",
         )
 
 
 class KeyedApp:
-    """An ASGI application that only holders of a key reach."""
+    """An ASGI application wrapped so that every request needs an API key."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app

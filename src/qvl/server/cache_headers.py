@@ -1,4 +1,4 @@
-"""HTTP's words for the cache: `Cache-Control` in, `Cache-Status` (RFC 9211), `Age` and `X-Qvl-Cache` out."""
+"""HTTP cache headers: `Cache-Control` of requests; `Cache-Status` (RFC 9211), `Age` and `X-Qvl-Cache` of answers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def policy_of(header: bytes | None, mode: CacheMode, *, deterministic: bool) -> CachePolicy:
-    """Return the cache policy of a request: the pipeline's own rule, narrowed by `Cache-Control`.
+    """Return the cache policy of a request: the pipeline's mode, restricted by `Cache-Control`.
 
-    `no-cache` asks anew and stores, `no-store` neither looks nor stores, `max-age=N` takes nothing older.
+    `no-cache` skips the lookup but stores, `no-store` skips both, `max-age=N` ignores entries older than N seconds.
 
     Raises:
         RequestError: max-age is not a number.
@@ -42,7 +42,7 @@ def policy_of(header: bytes | None, mode: CacheMode, *, deterministic: bool) -> 
 
 
 def headers_for(origin: CacheState, policy: CachePolicy, created_at: float) -> Headers:
-    """Return the headers that say where an answer came from. `created_at` of a hit is when it was first given."""
+    """Return the cache headers of an answer; `created_at` is when a hit was generated, in seconds since the epoch."""
     headers: Headers = [(b"x-qvl-cache", origin.encode())]
     if origin == "hit":
         age = max(0, int(time.time() - created_at)) if created_at else 0

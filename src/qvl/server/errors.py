@@ -1,4 +1,4 @@
-"""From errors to what a client reads: always `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors as HTTP answers: always `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _SENTENCES: Final = {
 
 
 class ClientGoneError(Exception):
-    """The client closed its connection; nobody reads what would be sent."""
+    """The client closed its connection before its answer was sent."""
 
 
 class HttpError(RequestError):
-    """A request that is refused for its form: path, method, size, media type, time."""
+    """A request refused at the HTTP level: path, method, size, media type, time limit."""
 
     def __init__(
         self,
@@ -73,10 +73,10 @@ class DrainingError(BackendUnavailableError):
 
 
 class InternalError(QvlError):
-    """A fault of the server's own; the message says nothing but the request id."""
+    """An unexpected error of the server; the message has only the request id."""
 
     def __init__(self, request_id: str) -> None:
-        super().__init__("internal error", hint=f"tell the operator the request id {request_id}")
+        super().__init__("internal error", hint=f"report the request id {request_id}")
 
 
 def status_of(error: QvlError) -> int:
@@ -92,7 +92,7 @@ def status_of(error: QvlError) -> int:
 
 
 def error_of(error: QvlError) -> Error:
-    """Return what a client reads of `error`."""
+    """Return the JSON body of `error`."""
     status = status_of(error)
     kind = error.type
     code: str = error.code
@@ -104,7 +104,7 @@ def error_of(error: QvlError) -> Error:
 
 
 def headers_of(error: QvlError) -> list[tuple[bytes, bytes]]:
-    """Return the headers for `error`: when to come again, how to authenticate, what is allowed."""
+    """Return the headers of `error`: Retry-After, WWW-Authenticate, Allow and its own."""
     headers = list(error.headers) if isinstance(error, HttpError) else []
     if isinstance(error, InvalidKeyError):
         headers.append((b"www-authenticate", b"Bearer"))
@@ -120,7 +120,7 @@ def headers_of(error: QvlError) -> list[tuple[bytes, bytes]]:
 
 
 def from_validation(exc: ValidationError, request: bytes | JsonMapping) -> RequestError:
-    """Return the fault that pydantic found deepest in the request, as one line that names its place."""
+    """Return the deepest of pydantic's errors in the request, as one line with the field's path."""
     errors = exc.errors(include_url=False, include_input=False)[:MOST_ERRORS]
     if errors[0]["type"] == "json_invalid":
         return RequestError("the body is not valid JSON", hint=_one_line(errors[0]["msg"]), code="invalid_json")
@@ -144,7 +144,7 @@ def from_validation(exc: ValidationError, request: bytes | JsonMapping) -> Reque
 
 
 def _path(loc: tuple[int | str, ...], root: object, *, missing: bool) -> list[int | str]:
-    """Return the steps of `loc` that lead through the request; the names of a union's members stand between them."""
+    """Return `loc` without the names of union members, so that each step is a key or index of the request."""
     steps: list[int | str] = []
     value = root
     for number, step in enumerate(loc):

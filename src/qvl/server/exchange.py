@@ -1,4 +1,4 @@
-"""One HTTP request and its answer, over plain ASGI: reading with limits, writing JSON or events, noticing absence."""
+"""One HTTP request and its answer, over plain ASGI: size and time limits, JSON or events, client disconnects."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 
 
 class Exchange:
-    """One HTTP request and its answer, for handlers. `fields` goes into the log line of the request."""
+    """One HTTP request and its answer, for handlers. `fields` are added to the request's log line."""
 
     def __init__(self, core: ServerCore, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         self.core = core
@@ -72,11 +72,11 @@ class Exchange:
         self._watcher: asyncio.Task[None] | None = None
 
     async def body(self) -> bytes:
-        """The whole body, without what it was compressed with, nor a byte order mark before JSON.
+        """Return the whole body, decompressed, and without a byte order mark if it is JSON.
 
         Raises:
             HttpError: 413 too large, 408 too slow, 415 an unknown Content-Encoding, 400 not UTF-8 or too many fields.
-            RateLimitError: too many bodies are in memory.
+            RateLimitError: the bodies of all requests exceed `max_held_bytes`.
             ClientGoneError: the client went away before the end.
         """
         settings = self.core.settings
@@ -131,7 +131,7 @@ class Exchange:
 
     @property
     def media_type(self) -> bytes:
-        """Of the body, in lower case and without parameters."""
+        """The media type of the body, in lower case and without parameters."""
         return self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
     def _too_large(self) -> HttpError:
@@ -144,18 +144,18 @@ class Exchange:
         )
 
     def hold_fetched(self, size: int) -> None:
-        """Counts bytes of pictures that the body names by their URLs, as if they had come in it.
+        """Count `size` bytes of fetched pictures as if they had been in the body.
 
         Raises:
-            HttpError: 413, more than a body may have.
-            RateLimitError: too many bodies are in memory.
+            HttpError: 413, body and pictures exceed `max_body_bytes`.
+            RateLimitError: the bodies of all requests exceed `max_held_bytes`.
         """
         self._hold(size)
         if self.memory > (limit := self.core.settings.max_body_bytes):
             raise HttpError(
                 413,
                 f"the body and the pictures behind its URLs are larger than {limit} bytes",
-                hint="name fewer or smaller pictures in one request",
+                hint="use fewer or smaller pictures in one request",
                 code="request_too_large",
             )
 
@@ -165,18 +165,18 @@ class Exchange:
         if self.core.held_bytes > self.core.settings.max_held_bytes:
             self.core.metrics.rejections.labels("memory").inc()
             raise RateLimitError(
-                "too many large requests at once",
+                "the server is busy: its memory for requests is full; try again later",
                 code="engine_overloaded",
                 retry_after=self.core.admission.retry_after(),
             )
 
     async def until_done(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Runs `work`; ends it when the client goes away, at the deadline, or when draining is over.
+        """Return the result of `work`; cancel it when the client disconnects, the deadline passes or draining ends.
 
         Raises:
-            ClientGoneError: nobody waits any more.
-            DeadlineError: the time is over.
-            DrainingError: the server ends.
+            ClientGoneError: the client disconnected.
+            DeadlineError: the deadline has passed.
+            DrainingError: the server is shutting down.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -198,7 +198,7 @@ class Exchange:
             raise ClientGoneError
         if self.core.draining:
             raise DrainingError("the server was shut down before the answer was complete", hint="ask again")
-        raise DeadlineError("the answer took longer than its deadline", hint="raise X-Request-Timeout or ask for less")
+        raise DeadlineError("the answer took longer than its deadline", hint="raise X-Request-Timeout, or ask for less")
 
     def _seconds_left(self) -> float:
         allowed = self.core.settings.request_timeout
@@ -228,7 +228,7 @@ class Exchange:
                 await asyncio.sleep(0.05)
 
     async def send(self, event: Message) -> None:
-        """Sends an ASGI event, adding the headers that every answer has."""
+        """Send an ASGI message, adding the headers that every answer has."""
         if event["type"] == "http.response.start":
             self.status = event["status"]
             event["headers"] = [
@@ -241,9 +241,9 @@ class Exchange:
         await self._send(event)
 
     async def respond(self, status: int, body: bytes, headers: Headers, *, early: bool = False) -> None:
-        """Sends a whole answer; `early`, while the client still sends, of which a little is read on.
+        """Send a whole answer; `early`: the client is still sending, so read a little more before closing.
 
-        Closed at once, the connection could lose the answer.
+        If the connection were closed at once, the answer could be lost.
         """
         headers = [*headers, (b"content-length", b"%d" % len(body))]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
@@ -259,7 +259,7 @@ class Exchange:
         await self.respond(status, dumps(value), [JSON, *(headers or ())])
 
     async def start_events(self, headers: Headers) -> None:
-        """Begins an answer of server-sent events."""
+        """Send the headers of an answer of server-sent events."""
         self.streaming = True
         quiet = [SSE, (b"x-accel-buffering", b"no"), *headers]
         if not any(name == b"cache-control" for name, _ in quiet):
@@ -273,7 +273,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": piece, "more_body": False})
 
     async def fail(self, error: QvlError) -> None:
-        """Tells the client about `error`: as the answer, or as an event once the headers are sent."""
+        """Send `error` to the client: as the answer, or as an event once the headers are sent."""
         if isinstance(error, MediaError) and error.picture is not None and self.picture_params is not None:
             param = self.picture_params()[error.picture]
             error = MediaError(f"{param}: {error.message}", hint=error.hint, param=param, code=error.code)
@@ -289,11 +289,11 @@ class Exchange:
             await self.end(self.error_event(error))
 
     def gone(self) -> None:
-        """Notes that the client went away."""
+        """Record that the client disconnected."""
         self.fields["aborted"] = True
         self.status = self.status or CLIENT_CLOSED_REQUEST
 
 
 def error_event(error: QvlError) -> bytes:
-    """Return an error inside a stream, as OpenAI's clients read it."""
+    """Return the server-sent event of an error in a stream, as OpenAI's clients expect it."""
     return data_event(error_of(error))

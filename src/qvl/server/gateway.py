@@ -1,4 +1,4 @@
-"""Every request to the server passes here: limits, keys, the deadline, and what a failure becomes."""
+"""The entry point of every request: rate limits, API keys, the deadline, and the mapping of errors to answers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Gateway:
             allowed = ", ".join(sorted(methods))
             raise HttpError(
                 405,
-                f"{exchange.method[:20]} is not allowed here",
+                f"{exchange.method[:20]} is not allowed at this path",
                 hint=f"allowed: {allowed}",
                 code="method_not_allowed",
                 headers=((b"allow", allowed.encode()),),
@@ -96,7 +96,7 @@ class Gateway:
         if kind != b"application/json" and not (pictures and kind.startswith(b"image/")):
             raise HttpError(
                 415,
-                f"the body must say that it is JSON{' or a picture' if pictures else ''}",
+                f"unsupported Content-Type: the body must be JSON{' or a picture' if pictures else ''}",
                 hint="add the header Content-Type: application/json"
                 + (", or image/png and the like" if pictures else ""),
                 code="unsupported_media_type",
@@ -109,7 +109,7 @@ class Gateway:
             await operation.handler(exchange)
 
     async def _pass_on(self, exchange: Exchange) -> None:
-        """To FastAPI: plugins' routes, /openapi.json, and 404 for the rest."""
+        """Pass the request to FastAPI: plugins' routes, /openapi.json, and 404 for other paths."""
 
         await self.app(exchange.scope, exchange.receive, exchange.send)
 
@@ -132,8 +132,8 @@ class Gateway:
 
 
 def _refuse_doubled(headers: list[tuple[bytes, bytes]]) -> None:
-    """Refuses two of a header that whoever stands in between could read in another way."""
+    """Refuse duplicates of headers that a proxy in front might interpret differently."""
     counts = Counter(name for name, _ in headers if name in _ONCE)
     for name, count in counts.items():
         if count > 1:
-            raise HttpError(400, f"there are {count} {name.decode().title()} headers", code="invalid_http")
+            raise HttpError(400, f"{count} {name.decode().title()} headers in a request, not one", code="invalid_http")

@@ -1,4 +1,4 @@
-"""Limits of the load: a bounded queue in front of the backend, and limits for each key."""
+"""Admission control: a bounded queue in front of the backend, and rate limits per API key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SMOOTHING: Final = 0.1
 
 
 def picture_tokens(job: Job) -> int:
-    """Return the tokens of the pictures of `job`, as near as can be told before they are decoded."""
+    """Return the number of picture tokens of `job`, estimated before the pictures are decoded."""
     budget = job.request.max_pixels
     return sum(
         -(-min(picture.width * picture.height, budget or picture.width * picture.height) // PIXELS_PER_TOKEN)
@@ -32,7 +32,7 @@ def picture_tokens(job: Job) -> int:
 
 
 def decoded_bytes(job: Job, *, wants_pixels: bool) -> int:
-    """Return the memory of the pixels of `job` while it is at the backend; bytes that pass unchanged take none."""
+    """Return the bytes of decoded pixels of `job` at the backend; pictures forwarded undecoded count 0."""
     taken = 0
     for picture in job.request.pictures:
         size = picture.width * picture.height
@@ -43,10 +43,10 @@ def decoded_bytes(job: Job, *, wants_pixels: bool) -> int:
 
 
 class Admission:
-    """Lets `max_running` jobs work, `max_waiting` (and their picture tokens) wait in turn, and refuses the rest.
+    """Lets `max_running` jobs run and `max_waiting` jobs (with limited picture tokens) wait, and refuses further ones.
 
-    `executor.admit` is set to `enter`, so answers from the cache and followers of a flight pass without a place.
-    Pictures are decoded behind it: those at work take at most `max_bytes` together, those of one job `max_job_bytes`.
+    `executor.admit` is set to `enter`, so cache hits and followers of a flight need no slot. Pictures are decoded
+    after it: at most `max_bytes` of pixels for all running jobs, `max_job_bytes` for one.
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class Admission:
         return len(self._queue)
 
     def retry_after(self) -> float:
-        """Seconds until a place is likely to be free, from the measured service time."""
+        """Return the estimated seconds until a slot is free, from the measured service time."""
         one = self.service_seconds if self.service_seconds is not None else 1.0
         return min(max(one * (self.waiting + 1) / self.max_running, 0.1), MAX_RETRY_AFTER)
 
     @asynccontextmanager
     async def enter(self, job: Job) -> AsyncIterator[None]:
-        """A place at the backend for as long as the context lasts.
+        """Hold a slot at the backend for the duration of the context, waiting in the queue for it.
 
         Raises:
-            HttpError: 413, its pictures would take too much memory.
+            HttpError: 413, the pictures would take too much memory.
             RateLimitError: the queue is full.
         """
         size = decoded_bytes(job, wants_pixels=self.wants_pixels)
@@ -122,9 +122,9 @@ class Admission:
             self.running_bytes += size
             return
         if len(self._queue) >= self.max_waiting:
-            self._refuse("queue_full", f"{len(self._queue)} requests are waiting already")
+            self._refuse("queue_full", f"{len(self._queue)} requests are already waiting")
         if self._queue and self.waiting_tokens + tokens > self.max_waiting_tokens:
-            self._refuse("picture_tokens", f"{self.waiting_tokens} picture tokens are waiting already")
+            self._refuse("picture_tokens", f"{self.waiting_tokens} picture tokens are already waiting")
         ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((ticket, size))
         self.waiting_tokens += tokens
@@ -143,13 +143,13 @@ class Admission:
             self.waiting_tokens -= tokens
 
     def _give_back(self, size: int) -> None:
-        """Frees a place, and hands out what is free then."""
+        """Free a slot and `size` bytes, and admit waiting jobs."""
         self.running -= 1
         self.running_bytes -= size
         self._fill()
 
     def _fill(self) -> None:
-        """Hands free places to those who wait longest."""
+        """Give free slots to the jobs that have waited longest."""
         while self._queue:
             ticket, size = self._queue[0]
             if not ticket.done():
@@ -166,7 +166,7 @@ class Admission:
 
 
 class KeyLimits:
-    """Requests a minute (a token bucket) and requests at a time, for each key."""
+    """Limits per API key: requests per minute (a token bucket) and concurrent requests."""
 
     def __init__(
         self, per_minute: int | None, concurrent: int | None, *, clock: Callable[[], float] = time.monotonic
@@ -180,15 +180,15 @@ class KeyLimits:
 
     @contextmanager
     def enter(self, tenant: str) -> Iterator[None]:
-        """Counts one request of `tenant`.
+        """Count one request of `tenant` for the duration of the context.
 
         Raises:
-            RateLimitError: too many in this minute, or at a time.
+            RateLimitError: too many requests per minute or at a time.
         """
         if self.concurrent is not None and self._under_way.get(tenant, 0) >= self.concurrent:
             self.on_refusal("key_concurrency")
             raise RateLimitError(
-                f"{self.concurrent} requests of this key are under way", hint="wait for one to end", retry_after=1.0
+                f"{self.concurrent} requests of this key are running", hint="wait for one to finish", retry_after=1.0
             )
         if self.per_minute is not None:
             self._take_from_bucket(tenant, self.per_minute)
@@ -212,13 +212,13 @@ class KeyLimits:
             self.on_refusal("key_rate")
             raise RateLimitError(
                 f"more than {per_minute} requests a minute with this key",
-                hint="slow down",
+                hint="wait, or send fewer",
                 retry_after=(1 - tokens) * 60 / per_minute,
             )
         self._buckets[tenant] = (tokens - 1, now)
 
     def headers(self, tenant: str) -> list[tuple[bytes, bytes]]:
-        """OpenAI's `x-ratelimit-…` headers, where there is a limit."""
+        """Return OpenAI's `x-ratelimit-…` headers for `tenant`; [] if no requests-per-minute limit is set."""
         if self.per_minute is None:
             return []
         tokens, _ = self._buckets.get(tenant, (float(self.per_minute), 0.0))

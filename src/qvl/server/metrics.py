@@ -1,6 +1,6 @@
 """Prometheus metrics, under vLLM's names where the meaning is the same, so that its dashboards carry over.
 
-Each server has a registry of its own: two in one process do not add up.
+Each server has a registry of its own, so metrics of two servers in one process are not summed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class BackendStats(Collector):
-    """The backend's own counters at the time of the scrape, as `qvl_backend_<name>`."""
+    """A collector of the backend's counters at the time of the scrape, as `qvl_backend_<name>`."""
 
     def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
         self._read = read
@@ -49,37 +49,37 @@ class Metrics:
         self.registry = CollectorRegistry()
         r = self.registry
         self.running = Gauge("qvl_num_requests_running", "Requests at the backend.", registry=r)
-        self.waiting = Gauge("qvl_num_requests_waiting", "Requests that wait for a place or in the engine.", registry=r)
-        self.ready = Gauge("qvl_ready", "1 while the server takes requests.", registry=r)
+        self.waiting = Gauge("qvl_num_requests_waiting", "Requests waiting for admission or in the engine.", registry=r)
+        self.ready = Gauge("qvl_ready", "1 if the server accepts requests, else 0.", registry=r)
         self.first_token = Histogram(
-            "qvl_time_to_first_token_seconds", "From arrival to the first token.", buckets=_FIRST, registry=r
+            "qvl_time_to_first_token_seconds", "Seconds from arrival to the first token.", buckets=_FIRST, registry=r
         )
         self.between = Histogram(
-            "qvl_inter_token_latency_seconds", "Between streamed pieces.", buckets=_BETWEEN, registry=r
+            "qvl_inter_token_latency_seconds", "Seconds between streamed chunks.", buckets=_BETWEEN, registry=r
         )
         self.end_to_end = Histogram(
-            "qvl_e2e_request_latency_seconds", "From arrival to the end.", buckets=_LATENCY, registry=r
+            "qvl_e2e_request_latency_seconds", "Seconds from arrival to the last token.", buckets=_LATENCY, registry=r
         )
         self.queue = Histogram(
-            "qvl_request_queue_time_seconds", "Waiting for a place at the backend.", buckets=_FIRST, registry=r
+            "qvl_request_queue_time_seconds", "Seconds in the queue for the backend.", buckets=_FIRST, registry=r
         )
-        self.prompt_tokens = Counter("qvl_prompt_tokens", "Tokens read by the model.", registry=r)
+        self.prompt_tokens = Counter("qvl_prompt_tokens", "Prompt tokens.", registry=r)
         self.image_tokens = Counter("qvl_image_tokens", "Picture tokens among the prompt tokens.", registry=r)
-        self.cached_tokens = Counter("qvl_cached_prompt_tokens", "Prompt tokens that were not computed.", registry=r)
-        self.generation_tokens = Counter("qvl_generation_tokens", "Tokens written by the model.", registry=r)
+        self.cached_tokens = Counter("qvl_cached_prompt_tokens", "Prompt tokens found in the prefix cache.", registry=r)
+        self.generation_tokens = Counter("qvl_generation_tokens", "Generated tokens.", registry=r)
         self.success = Counter("qvl_request_success", "Finished answers.", ["finished_reason"], registry=r)
-        self.cache = Counter("qvl_cache_requests", "Where answers came from.", ["state"], registry=r)
+        self.cache = Counter("qvl_cache_requests", "Answers by origin.", ["state"], registry=r)
         self.pictures = Counter("qvl_media_pictures", "Pictures in answered requests.", registry=r)
         self.media_errors = Counter("qvl_media_errors", "Pictures that were refused.", ["code"], registry=r)
-        self.rejections = Counter("qvl_admission_rejections", "Requests refused for load.", ["reason"], registry=r)
-        self.aborted = Counter("qvl_requests_aborted", "Requests whose client went away.", registry=r)
+        self.rejections = Counter("qvl_admission_rejections", "Requests refused for overload.", ["reason"], registry=r)
+        self.aborted = Counter("qvl_requests_aborted", "Requests whose client disconnected.", registry=r)
         self.http = Counter("qvl_http_requests", "HTTP answers.", ["route", "status"], registry=r)
         self._http: dict[tuple[str, int], Counter] = {}
         self._success: dict[str, Counter] = {}
         self._cache = {state: self.cache.labels(state) for state in ("hit", "miss", "coalesced", "bypass")}
 
     def on_chunk(self, job: Job, chunk: Chunk) -> None:
-        """Called by the pipeline for each piece that the backend writes."""
+        """Count one chunk of the backend, and observe its time to first token or inter-token latency."""
         if not (chunk.text or chunk.reasoning or chunk.tool_calls):
             return
         now = time.perf_counter()
@@ -91,7 +91,7 @@ class Metrics:
         job.stages.chunk_at = now
 
     def on_result(self, result: Result) -> None:
-        """Counts one finished answer; tokens only where the model worked for it."""
+        """Count one finished answer; its tokens only if the model generated it."""
         self._cache[result.cache].inc()
         if result.pictures:
             self.pictures.inc(len(result.pictures))

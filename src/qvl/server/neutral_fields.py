@@ -1,7 +1,7 @@
-"""Fields that leave an answer as it is at the values that stand here, so that a request may carry them.
+"""Request fields that may be ignored at neutral values, since they do not change the answer there.
 
 Clients send every field of their own request classes, most at its default. Sources: the request schemas of OpenAI's
-API, of vLLM and of SGLang. At any other value a field is one like all others: the backend honours it, or it is refused.
+API, of vLLM and of SGLang. At any other value the backend must support the field, or the request is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ONE: Final[tuple[object, ...]] = (1, 1.0)
 
 
 def _default(known: Parameter) -> tuple[object, ...]:
-    """The values by which a client leaves a sampling parameter alone."""
+    """The neutral values of a sampling parameter, at which it has no effect."""
     if known.neutral is not None:
         return known.neutral
     if known.kind is tuple:
@@ -128,7 +128,7 @@ NEUTRAL_WITHOUT_REASONING: Final[Mapping[str, tuple[object, ...]]] = {
 
 
 def without_neutral(extra: JsonMapping, *, passed_on: bool) -> JsonObject:
-    """Return the fields of `extra` that ask for something; `passed_on` is True if the backend takes such fields."""
+    """Return `extra` without fields at neutral values; `passed_on` is True if the backend accepts unknown fields."""
     return {
         name: value
         for name, value in extra.items()
@@ -138,21 +138,21 @@ def without_neutral(extra: JsonMapping, *, passed_on: bool) -> JsonObject:
 
 
 def without_nulls(value: object) -> object:
-    """Return `value` without the fields that are null, in objects within it too."""
+    """Return `value` without null fields, recursively."""
     if isinstance(value, Mapping):
         return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
     return value
 
 
 def without_null_fields(value: object) -> object:
-    """Return `value` without its own fields that are null."""
+    """Return `value` without null fields at its top level."""
     if isinstance(value, Mapping):
         return {name: inner for name, inner in value.items() if inner is not None}
     return value
 
 
 def without_switched_off(value: object) -> object:
-    """Return `value` without its own fields that are null or false."""
+    """Return `value` without null or false fields at its top level."""
     if isinstance(value, Mapping):
         return {name: inner for name, inner in value.items() if inner is not None and inner is not False}
     return value

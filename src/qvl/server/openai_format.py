@@ -1,4 +1,4 @@
-"""Pieces of OpenAI's answers out of qvl's types."""
+"""Conversion of qvl's results to the objects of OpenAI's answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DONE: Final = b"data: [DONE]\n\n"
 
 
 def answer_head(prefix: str, model: str, fingerprint: str, created: float = 0.0) -> AnswerHead:
-    """Return what every answer begins with; `created` 0 is now."""
+    """Return the fields that every answer begins with; `created` is seconds since the epoch, 0 for now."""
     return {
         "id": f"{prefix}-{new_id()}",
         "created": int(created or time.time()),
@@ -38,7 +38,7 @@ def answer_head(prefix: str, model: str, fingerprint: str, created: float = 0.0)
 
 
 def finish_word(reason: FinishReason) -> FinishWord:
-    """Return a finish_reason in OpenAI's words, which have none for what was cut short by the server's end."""
+    """Return OpenAI's finish_reason; it has no word for an answer that the server aborted."""
     return "length" if reason == "abort" else reason
 
 
@@ -57,7 +57,7 @@ def message_of(choice: Choice) -> AssistantMessage:
 
 
 def tool_delta(call: ToolCallDelta) -> FunctionCall:
-    """Return a piece of a tool call."""
+    """Return the fragment of a tool call in a stream event."""
     function: CalledFunction = {"arguments": call.arguments}
     if call.name is not None:
         function = {"name": call.name, "arguments": call.arguments}
@@ -81,7 +81,7 @@ def _logprob(token: TokenLogprob) -> Alternative:
 
 
 def usage_of(usage: Usage) -> TokenUsage:
-    """Return OpenAI's usage object, with the picture tokens beside the cached ones."""
+    """Return OpenAI's usage object, with `image_tokens` beside `cached_tokens`."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -92,11 +92,10 @@ def usage_of(usage: Usage) -> TokenUsage:
 
 
 class StreamUsage:
-    """The `usage` of the events of a stream, as far as `stream_options` ask for it.
+    """The `usage` of stream events, as requested by `stream_options`.
 
-    Asked for in every event, it counts what was written so far: until the backend tells its counts with the last piece,
-    a piece counts as its logprobs, or as one token, and the prompt as nothing. As in vLLM, that is only given beside
-    the usage of the whole.
+    With `continuous_usage_stats` it counts the tokens so far: until the backend reports its counts with the last chunk,
+    a chunk counts as its number of logprobs or one token, and the prompt as 0. As in vLLM, that needs `include_usage`.
     """
 
     def __init__(self, options: StreamOptions | None) -> None:
@@ -105,7 +104,7 @@ class StreamUsage:
         self._usage = Usage()
 
     def after(self, chunk: Chunk) -> dict[str, TokenUsage | None]:
-        """Return the field for the events of `chunk`."""
+        """Return the `usage` field for the events of `chunk`; {} if not requested."""
         if not self._continuous:
             return {"usage": None} if self._included else {}
         tokens = len(chunk.logprobs) or int(bool(chunk.text or chunk.reasoning or chunk.tool_calls))
@@ -114,5 +113,5 @@ class StreamUsage:
         return {"usage": usage_of(self._usage)}
 
     def close(self, head: Mapping[str, object], result: Result) -> bytes:
-        """Return the event with the usage of the whole, where it is asked for, and `[DONE]`."""
+        """Return the final usage event, if requested, and `[DONE]`."""
         return data_event({**head, "usage": usage_of(result.usage)}) + DONE if self._included else DONE

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 _SCHEMAS: Final = "#/components/schemas/"
 _MEANINGS: Final = {
-    400: "The request cannot be served as it stands",
-    401: "No key, or a wrong one",
+    400: "The request is invalid",
+    401: "Missing or invalid API key",
     404: "No such model",
-    408: "The body came too slowly",
+    408: "The body was too slow",
     413: "The body is too large",
     415: "The body is not JSON",
     429: "Too many requests: see Retry-After",
-    500: "A fault of the server",
-    502: "The model's answer made no sense",
-    503: "Loading, draining, or the engine is dead",
+    500: "Internal server error",
+    502: "The model's answer was invalid",
+    503: "Loading, shutting down, or the engine is dead",
     504: "No answer before the deadline",
 }
 _STRING: Final = {"type": "string"}
@@ -38,7 +38,7 @@ _EVENT: Final[JsonObject] = {
 
 
 def document(app: FastAPI) -> JsonObject:
-    """Return the whole document; built once, when it is first asked for."""
+    """Return the OpenAPI document, built on the first call."""
     if app.openapi_schema is None:
         app.openapi_schema = _build(app)
     return app.openapi_schema

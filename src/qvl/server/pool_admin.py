@@ -1,4 +1,4 @@
-"""The endpoints behind a server that has a pool of them: shown as metrics, exchanged while it runs."""
+"""The endpoints of a server with a pool: their metrics, and their replacement at runtime."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logger("qvl.server")
 
 @runtime_checkable
 class Pooled(Protocol):
-    """A backend with endpoints that come and go."""
+    """A backend whose endpoints can be replaced at runtime."""
 
     def endpoints(self) -> Sequence[EndpointState]: ...
 
@@ -32,14 +32,14 @@ class Pooled(Protocol):
 
 
 def pooled(backend: Backend) -> Pooled | None:
-    """Return the pool that `backend` is, or that it wraps, if there is one."""
+    """Return `backend` or the backend it wraps, whichever is a pool; else None."""
     while isinstance(backend, WrappingBackend):
         backend = backend.inner
     return backend if isinstance(backend, Pooled) else None
 
 
 class EndpointStats(Collector):
-    """Every endpoint as it stands at the time of the scrape, by the label `endpoint`: its URL without its secrets."""
+    """A collector of each endpoint's metrics; the label `endpoint` is its URL without secrets."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -49,18 +49,18 @@ class EndpointStats(Collector):
         if pool is None:
             return
         states = pool.endpoints()
-        for name, text in (("requests", "Requests sent to the endpoint."), ("failures", "Those that failed.")):
+        for name, text in (("requests", "Requests sent to the endpoint."), ("failures", "Requests that failed.")):
             counter = CounterMetricFamily(f"qvl_endpoint_{name}", text, labels=["endpoint"])
             for state in states:
                 counter.add_metric([state.url], getattr(state, name))
             yield counter
         gauges: tuple[tuple[str, str, str], ...] = (
             ("requests_running", "running", "Requests at the endpoint."),
-            ("picture_tokens", "picture_tokens", "Estimated prompt tokens of what is running there."),
-            ("first_token_seconds", "first_token", "Until the first token, a moving average."),
-            ("rest_seconds", "rest_left", "Until the endpoint is tried again."),
+            ("picture_tokens", "picture_tokens", "Estimated prompt tokens of its running requests."),
+            ("first_token_seconds", "first_token", "Seconds to the first token, a moving average."),
+            ("rest_seconds", "rest_seconds", "Seconds until the endpoint is tried again."),
             ("weight", "weight", "Its share of the load."),
-            ("limit", "limit", "Most requests at a time; not there where there is no limit."),
+            ("limit", "limit", "The limit of concurrent requests; absent without a limit."),
         )
         for name, attribute, text in gauges:
             gauge = GaugeMetricFamily(f"qvl_endpoint_{name}", text, labels=["endpoint"])
@@ -68,7 +68,7 @@ class EndpointStats(Collector):
                 if (value := getattr(state, attribute)) is not None:
                     gauge.add_metric([state.url], value)
             yield gauge
-        gauge = GaugeMetricFamily("qvl_endpoint_state", "1 for the state it is in.", labels=["endpoint", "state"])
+        gauge = GaugeMetricFamily("qvl_endpoint_state", "1 for its state, else 0.", labels=["endpoint", "state"])
         for state in states:
             for name in STATES:
                 gauge.add_metric([state.url, name], float(state.state == name))
@@ -76,7 +76,7 @@ class EndpointStats(Collector):
 
 
 def source_of(file: str | None, *, configured: bool) -> Source | None:
-    """Return where the list of endpoints can be read again: a file of its own, or the config file if it named them."""
+    """Return a function that reads the endpoints from `file`, or if `configured` from the config file; else None."""
     if file is not None:
         path = file
 
@@ -100,11 +100,11 @@ def _configured() -> Sequence[str | Listed]:
 
 
 async def reload_endpoints(backend: Backend, source: Source) -> None:
-    """Exchanges the endpoints for what `source` lists now; when it cannot be read the old ones stay."""
+    """Replace the endpoints by those that `source` lists now; if it cannot be read, keep the old ones."""
     pool = pooled(backend)
     if pool is None:
         return
     try:
         await pool.set_endpoints(source())
     except QvlError as exc:
-        log.error("the endpoints were not reloaded, the old ones stay", error=str(exc))
+        log.error("the endpoints were not reloaded, the old ones remain", error=str(exc))

@@ -1,4 +1,4 @@
-"""The state of the server, and why it cannot serve: loading, a failed canary, an engine that is dead or stalled."""
+"""Readiness of the server: loading, a failed canary, a dead or a stalled engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logger("qvl.server")
 
 
 class Readiness:
-    """Opens the pipeline, asks it about a tiny picture, and watches it from then on."""
+    """Opens the pipeline, sends a canary request with a tiny picture, and then watches for a dead or stalled engine."""
 
     def __init__(self, pipeline: AsyncPipeline, *, canary: bool, stall_timeout: float) -> None:
         self.pipeline = pipeline
@@ -39,7 +39,7 @@ class Readiness:
         self.settled = asyncio.Event()
 
     def start(self, running: Callable[[], int]) -> None:
-        """Begins to load in the background; harmless when it has begun already."""
+        """Start loading in the background, unless started already; `running` returns the number of requests."""
         if self._task is None:
             self._running = running
             self._task = asyncio.get_running_loop().create_task(self._open())
@@ -70,7 +70,7 @@ class Readiness:
             self.settled.set()
 
     async def _ask_canary(self) -> None:
-        """One token about one tiny picture: the whole path from pixels to text, before anybody depends on it."""
+        """Generate one token about a tiny picture, to test the path from pixels to text before the server is ready."""
         content: list[dict[str, object]] = [{"type": "text", "text": "What is this?"}]
         if self.pipeline.backend.capabilities.images:
             content.insert(0, {"type": "image", "image": tiny_png()})
@@ -78,18 +78,18 @@ class Readiness:
             asking = self.pipeline.chat([{"role": "user", "content": content}], cache="off", max_tokens=1)
             await asyncio.wait_for(asking, CANARY_SECONDS)
         except (TimeoutError, QvlError) as exc:
-            self._canary_failure = f"the first picture was not answered: {exc or 'no answer in time'}"
+            self._canary_failure = f"the canary request failed: {exc or 'no answer in time'}"
             log.error("canary failed", error=self._canary_failure)
 
     def note_progress(self) -> None:
-        """A token was written, or a request begun after a pause."""
+        """Record that a token was generated, or that a request started after an idle time."""
         self._progress = time.monotonic()
 
     def note_success(self) -> None:
         self._canary_failure = None
 
     def note_error(self, error: QvlError) -> None:
-        """Note the error that a request ended with; an EngineDeadError means that the engine is dead."""
+        """Record an EngineDeadError of a request: the server is not ready from then on; other errors are ignored."""
         if isinstance(error, EngineDeadError):
             self.note_death(str(error))
 
@@ -104,7 +104,7 @@ class Readiness:
         return self._dead is not None
 
     def closed(self) -> QvlError | None:
-        """Return why no request can even be tried, or None."""
+        """Return the error that every request gets (still loading, loading failed, engine dead); else None."""
         if self.failure is not None:
             return self.failure
         if self._dead is not None:
@@ -119,7 +119,7 @@ class Readiness:
         if closed is not None:
             return closed.message
         if not self.settled.is_set():
-            return "the first picture is being asked about"
+            return "the canary request is running"
         unready = self.pipeline.backend.unready()
         if unready is not None:
             return unready
@@ -129,7 +129,7 @@ class Readiness:
 
 
 def tiny_png() -> bytes:
-    """Return a grey picture of 64 x 64 pixels."""
+    """Return the PNG bytes of a grey picture of 64 x 64 pixels."""
 
     def block(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""The body of a request before it is read as JSON: inflated, UTF-8, and small enough to hold up nobody else."""
+"""Checks of a request body before JSON parsing: decompression, UTF-8, and limits so that parsing blocks nobody."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def coding_of(header: bytes) -> str | None:
     """Return the compression that a Content-Encoding names, "gzip" or "deflate"; None if there is none.
 
     Raises:
-        HttpError: 415, it names something else, or more than one.
+        HttpError: 415, an unsupported coding, or more than one.
     """
     labels = [label.strip().strip('"') for label in header.decode("latin-1").lower().split(",")]
     named = [label.removeprefix("x-") for label in labels if label not in ("", "identity")]
@@ -42,7 +42,7 @@ def coding_of(header: bytes) -> str | None:
     if len(named) > 1 or named[0] not in ("gzip", "deflate"):
         raise HttpError(
             415,
-            f"unknown Content-Encoding {header.decode('latin-1')[:50]!r}",
+            f"unsupported Content-Encoding {header.decode('latin-1')[:50]!r}",
             hint="gzip, deflate, or none",
             code="unsupported_media_type",
             headers=((b"accept-encoding", b"gzip, deflate"),),
@@ -51,29 +51,29 @@ def coding_of(header: bytes) -> str | None:
 
 
 def inflated(body: bytes, coding: str, counted: Callable[[int], None]) -> bytes:
-    """Return `body` without its `coding`; what `counted` raises for a piece that came out ends it.
+    """Return the decompressed `body`; `counted(size)` is called per decompressed piece and may raise to stop it.
 
     Raises:
-        HttpError: 400, the bytes are not of that coding.
+        HttpError: 400, the bytes are not valid data of `coding`.
     """
     try:
         if coding == "gzip" and not (body.startswith(inflate.GZIP) or inflate.is_zlib(body)):
-            raise zlib.error("its head is missing")
+            raise zlib.error("its header is missing")
         return inflate.inflated(body, counted, strict=True)
     except zlib.error as exc:
         reason = str(exc).rpartition(": ")[2]
-        raise HttpError(400, f"the body is not whole {coding} data: {reason}", code="invalid_body") from exc
+        raise HttpError(400, f"invalid {coding} data in the body: {reason}", code="invalid_body") from exc
 
 
 async def checked_json(body: bytes) -> bytes:
     """Return the JSON in `body` without a byte order mark.
 
     Raises:
-        HttpError: 400, it is not UTF-8, or has more fields or items than are read for one request.
+        HttpError: 400, the body is not UTF-8, or has more than MAX_FIELDS fields or MAX_ITEMS items.
     """
     for mark, name in _OTHER_MARKS:
         if body.startswith(mark):
-            raise HttpError(400, f"the body is {name}", hint="JSON is sent as UTF-8", code="invalid_json")
+            raise HttpError(400, f"the body is {name}", hint="send JSON as UTF-8", code="invalid_json")
     body = body.removeprefix(codecs.BOM_UTF8)
     if len(body) > SMALL_BODY:
         # As below: only then it is worth to tell those in texts apart.
@@ -86,7 +86,7 @@ async def checked_json(body: bytes) -> bytes:
 
 
 async def _count_items(body: bytes) -> None:
-    """Counts the commas outside of texts, a mebibyte at a time."""
+    """Check the number of commas outside JSON strings, yielding to the event loop after each MiB."""
     count, inside, start = 0, 0, 0
     while start < len(body):
         piece = body[start : start + PIECE]
@@ -103,7 +103,7 @@ async def _count_items(body: bytes) -> None:
 
 
 async def _count_fields(body: bytes) -> None:
-    """Looks through a mebibyte at a time, so that others have their turn in between."""
+    """Check the number of fields, yielding to the event loop after each MiB."""
     count = 0
     for start in range(0, len(body), PIECE):
         for _ in _FIELD.finditer(body, start, min(len(body), start + PIECE)):

@@ -1,4 +1,4 @@
-"""Input items of the Responses API as messages of a chat."""
+"""Conversion of the Responses API's input items to chat messages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ECHOES: Final = frozenset(
 
 
 def messages_of(items: Sequence[JsonMapping]) -> list[JsonObject]:
-    """Return the messages, their parts read already; calls that follow each other are one assistant's turn.
+    """Return the chat messages with parsed parts; consecutive function calls become one assistant message.
 
     Raises:
-        RequestError: naming the item, the part and the field.
+        RequestError: an invalid item; the error names the item, the part and the field.
     """
     messages: list[JsonObject] = []
     for number, item in enumerate(items):

@@ -1,4 +1,4 @@
-"""Every address of the server in one table: what answers it, who may ask, and how it is documented."""
+"""The table of all routes: handler, authentication and OpenAPI documentation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Handler: TypeAlias = "Callable[[Exchange], Awaitable[None]]"
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method at one path. `works` marks those that need the model: they are refused while it cannot answer."""
+    """One method at one path. `works` is True if it needs the model, and is refused while the model is not ready."""
 
     method: str
     path: str
@@ -58,10 +58,10 @@ OPERATIONS: Final = (
     ),
     Operation("GET", "/v1/models", system.models, "List the models", None, answers.ModelList, (401, 429)),
     Operation("GET", "/v1/models/{model}", system.model, "One model", None, answers.Model, (400, 401, 404, 429)),
-    Operation("GET", "/health", system.health, "Tell if the process lives", None, answers.Health, open=True),
-    Operation("GET", "/ready", system.ready, "Tell if requests can be served", None, answers.Ready, (401, 503)),
+    Operation("GET", "/health", system.health, "Liveness", None, answers.Health, open=True),
+    Operation("GET", "/ready", system.ready, "Readiness", None, answers.Ready, (401, 503)),
     Operation("GET", "/metrics", system.metrics, "Prometheus metrics", None, None, (401,)),
-    Operation("GET", "/version", system.version, "Tell what is served", None, answers.Version, (401,)),
+    Operation("GET", "/version", system.version, "Version, backend and models", None, answers.Version, (401,)),
     Operation("GET", "/", pages.page, open=True, documented=False),
     Operation("GET", "/docs", pages.page, open=True, documented=False),
     Operation("GET", "/static/{name}", pages.page, open=True, documented=False),

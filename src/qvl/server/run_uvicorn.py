@@ -1,4 +1,4 @@
-"""Running the application: uvicorn with a bound on slow senders, and an end that loses no answer."""
+"""Running the application under uvicorn: time limits for slow clients, and a graceful shutdown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ log = logger("qvl.server")
 
 
 class CorkedTransport:
-    """A transport that writes once for each turn of the loop: an answer's head and body leave in one packet."""
+    """A transport that buffers writes per event loop iteration, so that headers and body leave in one packet."""
 
     __slots__ = ("_loop", "_pieces", "_transport")
 
@@ -74,7 +74,7 @@ class CorkedTransport:
 
 
 class UnknownLength(int):
-    """The length of a body that ends with the connection: any piece fits, and nothing is missing at its end."""
+    """The Content-Length counter of a body that ends with the connection: every comparison and count succeeds."""
 
     def __lt__(self, other: object) -> bool:
         return False
@@ -92,10 +92,10 @@ class UnknownLength(int):
 
 
 class GuardedProtocol(_Protocol):
-    """HTTP whose headers must arrive in time, and which says in JSON what is wrong with them.
+    """uvicorn's HTTP protocol with a timeout for headers, and JSON errors for invalid ones.
 
-    Beyond uvicorn's: HTTP/1.1 names its host; an answer without a length ends with the connection for HTTP/1.0
-    clients, who know no chunks; a client that has closed its sending side is answered.
+    Further differences: HTTP/1.1 requires a Host header; answers without a length close the connection of HTTP/1.0
+    clients, which do not know chunked encoding; a client that has closed its sending side is answered.
     """
 
     header_timeout = 10.0
@@ -116,7 +116,7 @@ class GuardedProtocol(_Protocol):
 
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() == "1.1" and all(name != b"host" for name, _ in self.headers):
-            self._refusal = "there is no Host header"
+            self._refusal = "missing Host header"
             raise ValueError(self._refusal)
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
@@ -160,11 +160,11 @@ class GuardedProtocol(_Protocol):
     def _too_slow(self) -> None:
         self._head_timer = None
         if not self.transport.is_closing():
-            self.transport.write(_head_error(408, "Request Timeout", "the headers came too slowly", "request_timeout"))
+            self.transport.write(_head_error(408, "Request Timeout", "the headers were too slow", "request_timeout"))
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        message = self._refusal or "this is not an HTTP request"
+        message = self._refusal or "invalid HTTP request"
         self.transport.write(_head_error(400, "Bad Request", message, "invalid_http"))
         self.transport.close()
 
@@ -176,9 +176,9 @@ def _head_error(status: int, phrase: str, message: str, code: str) -> bytes:
 
 
 class GracefulServer(uvicorn.Server):
-    """SIGTERM or SIGINT: not ready, what runs is finished, exit code 0. A second one ends the process at once.
+    """A uvicorn server that drains on SIGTERM or SIGINT and exits with 0; a second signal ends the process at once.
 
-    SIGINT before the model is there is a program that was interrupted: exit code 130.
+    SIGINT before the model is loaded exits with 130, like any interrupted program.
     """
 
     def __init__(self, config: uvicorn.Config, core: ServerCore) -> None:
@@ -194,11 +194,11 @@ class GracefulServer(uvicorn.Server):
         self._settling: asyncio.Task[None] | None = None
 
     def exit_on_death(self) -> None:
-        """Makes a dead engine end the server, so that whatever started it starts it again."""
+        """Let a dead engine end the server, so that its supervisor can restart it."""
         self.core.readiness.on_death = lambda reason: self.fail(EngineDeadError(reason))
 
     def fail(self, error: QvlError) -> None:
-        """Ends the server because of `error`, which `run_server` raises."""
+        """End the server; `run_server` raises `error`."""
         self.failure = error
         self.should_exit = True
 
@@ -240,7 +240,7 @@ class GracefulServer(uvicorn.Server):
 
     def _end_whatever_hangs(self) -> None:
         time.sleep(self.core.settings.drain_timeout + EXIT_SECONDS)
-        log.warning("ended by force", after_s=self.core.settings.drain_timeout + EXIT_SECONDS)
+        log.warning("forced shutdown", after_s=self.core.settings.drain_timeout + EXIT_SECONDS)
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
@@ -253,7 +253,7 @@ class GracefulServer(uvicorn.Server):
             self._reload_at_start = True
 
     def begin_drain(self) -> None:
-        """Starts to drain; call it on the server's loop."""
+        """Start draining. Must be called on the server's event loop."""
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drain())
 
@@ -261,7 +261,7 @@ class GracefulServer(uvicorn.Server):
         log.info("draining", under_way=self.core.requests_under_way)
         busy = bool(self.server_state.connections)
         if not await self.core.drain():
-            log.warning("requests were ended before they were answered", count=self.core.requests_under_way)
+            log.warning("requests were aborted by the shutdown", count=self.core.requests_under_way)
         if busy:
             await asyncio.sleep(FAREWELL_SECONDS)
         self.should_exit = True
@@ -289,7 +289,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise ConfigError(
             f"cannot listen on {host}:{port}: {(exc.strerror or str(exc)).lower()}",
-            hint="take another --port, or end what listens there",
+            hint="choose another --port, or stop the program that listens there",
             param="port",
         ) from exc
     return listener
@@ -303,7 +303,7 @@ def make_server(
     root_path: str = "",
     header_timeout: float = 10.0,
 ) -> GracefulServer:
-    """Return a server for an application of `create_app`.
+    """Return a server for an application made by `create_app`; `header_timeout` is in seconds.
 
     Raises:
         ConfigError: certificate and key cannot be read, or do not belong together.
@@ -331,7 +331,7 @@ def make_server(
 
 def _check_tls(cert: str | None, key: str | None) -> None:
     if cert is None:
-        raise ConfigError("a TLS key without its certificate", hint="--tls-cert FILE", param="tls_cert")
+        raise ConfigError("TLS key given without a certificate", hint="--tls-cert FILE", param="tls_cert")
     try:
         # The password keeps OpenSSL from asking for one at the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
@@ -343,9 +343,9 @@ def _check_tls(cert: str | None, key: str | None) -> None:
             if "ENCRYPTED" in Path(key or cert).read_text("latin-1"):
                 reason = "the key has a password"
             elif exc.reason == "KEY_VALUES_MISMATCH":
-                reason = "the key is not the certificate's"
+                reason = "the key does not match the certificate"
             else:
-                reason = "there is no PEM certificate or key in one of them"
+                reason = "no PEM certificate or key found in one of them"
             reason = f"{cert} and {key or 'the key in it'}: {reason}"
         raise ConfigError(
             f"TLS cannot be set up: {reason}", hint="two PEM files, the key without a password", param="tls_cert"
@@ -353,9 +353,9 @@ def _check_tls(cert: str | None, key: str | None) -> None:
 
 
 def _spare_what_stays() -> None:
-    """Keeps the garbage collector from looking through everything that was imported and loaded, over and over.
+    """Exclude all existing objects (modules, weights) from garbage collection.
 
-    Each such look holds up every request for tens of milliseconds, and what is there by now stays for good.
+    A full collection would stall every request for tens of milliseconds, and these objects live until the end.
     """
     gc.collect()
     gc.freeze()
@@ -363,10 +363,10 @@ def _spare_what_stays() -> None:
 
 
 def run_server(server: GracefulServer, listener: socket.socket) -> None:
-    """Serves until it is told to end.
+    """Serve until a signal or an error ends the server.
 
     Raises:
-        QvlError: the model could not be opened, or the engine died and that was to be the end.
+        QvlError: the model could not be opened, or the engine died after `exit_on_death`.
     """
     announce = server.when_settled
 

@@ -1,6 +1,6 @@
-"""The form of every request. Unknown fields are not dropped: the backend honours them or the request is refused.
+"""The schema of every request. Unknown fields are not ignored: the backend supports them or the request is refused.
 
-Messages and their parts are read by the pipeline's own readers, so that they are told apart in one place.
+The pipeline's own parsers read messages and their parts, so that there is one parser for all input.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ _CONTENT: Final = {"anyOf": [_TEXT, {"type": "array", "items": _PART}, {"type": 
 
 
 def _read_by_hand(**properties: object) -> WithJsonSchema:
-    """The schema of what `qvl.pipeline.parse_message` and `qvl.server.responses_input` read, which name each fault's
-    place themselves."""
+    """The JSON schema of an object validated by `qvl.pipeline.parse_message` or `qvl.server.responses_input`, not by
+    pydantic."""
     return WithJsonSchema({"type": "object", "properties": properties})
 
 
@@ -174,7 +174,7 @@ ResponseFormat: TypeAlias = Annotated[
 
 @with_config(STRICT)
 class StructuredOutputs(TypedDict):
-    """vLLM's way to say what `response_format` says; exactly one of them."""
+    """vLLM's alternative to `response_format`; exactly one field must be set."""
 
     json: NotRequired[JsonObject]
     json_object: NotRequired[Literal[True]]
@@ -190,7 +190,7 @@ class StreamOptions(BaseModel):
 
 
 class QuestionFields(BaseModel):
-    """The fields that every question may have beside its sampling parameters."""
+    """The fields of every generation request besides its sampling parameters."""
 
     model_config = OPEN
 
@@ -203,21 +203,21 @@ class QuestionFields(BaseModel):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     store: Literal[False] | None = None
-    max_pixels: int | None = Field(None, ge=1024, description="Budget of every picture, in pixels.")
-    min_pixels: int | None = Field(None, ge=1, description="Pictures with fewer pixels are made larger.")
+    max_pixels: int | None = Field(None, ge=1024, description="The most pixels of each picture.")
+    min_pixels: int | None = Field(None, ge=1, description="Pictures with fewer pixels are upscaled.")
     cache_salt: str | None = Field(
-        None, min_length=1, max_length=256, description="Requests of one key that send the same one share prefixes."
+        None, min_length=1, max_length=256, description="Requests of one key with the same salt share prefixes."
     )
 
     def sampling(self) -> RequestParams:
-        """Return the fields of the request that the pipeline knows by the same names."""
+        """Return the request's parameters that have the same names in the pipeline."""
         # Fields alone are looked for: what else a body has is in `model_extra`.
         fields = self.__dict__
         return cast("RequestParams", {name: fields[name] for name in SAMPLING_FIELDS if fields.get(name) is not None})
 
 
 def parameter_field(name: str) -> FieldInfo:
-    """Return a sampling parameter's field in a body, with its bounds."""
+    """Return the pydantic field of a sampling parameter, with its bounds."""
     known = PARAMETERS[name]
     low = known.low if known.off is None else known.off
     field: FieldInfo = Field(
@@ -297,7 +297,7 @@ class ChatCompletionRequest(Sampling):
 
 
 class CompletionRequest(Sampling):
-    """`POST /v1/completions`: the prompt becomes a user's message."""
+    """`POST /v1/completions`: each prompt becomes a user message."""
 
     model_config = OPEN | ConfigDict(
         json_schema_extra={"examples": [{"prompt": "What is shown on the picture?", "max_tokens": 16}]}
@@ -346,7 +346,7 @@ class ResponsesStreamOptions(BaseModel):
 
 
 class ResponsesRequest(QuestionFields):
-    """`POST /v1/responses`. Nothing is kept: `store` may only be false and `previous_response_id` only null."""
+    """`POST /v1/responses`. Stateless: `store` must be false and `previous_response_id` null."""
 
     model_config = {
         **OPEN,

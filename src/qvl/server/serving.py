@@ -1,4 +1,4 @@
-"""From a validated request to the pipeline and back: what the families of routes have in common."""
+"""The common steps of the routes: validation, the pipeline call, and the answer as JSON or events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 class AnswerWriter(Protocol):
-    """Writes an answer as events."""
+    """Encodes a streamed answer as server-sent events."""
 
     def write(self, chunk: Chunk) -> bytes: ...
 
@@ -40,7 +40,7 @@ def validated(schema: type[BodyT], body: bytes) -> BodyT:
     """Return `body` as a request of the form `schema`.
 
     Raises:
-        RequestError: naming the field at fault.
+        RequestError: invalid JSON or fields; the error names the field.
     """
     try:
         return schema.model_validate_json(body)
@@ -50,7 +50,7 @@ def validated(schema: type[BodyT], body: bytes) -> BodyT:
 
 @dataclass(slots=True)
 class ServedRequest:
-    """A request that was understood, and what its answer must repeat."""
+    """A validated request, and the fields that its answer repeats."""
 
     exchange: Exchange
     request: ChatRequest
@@ -59,7 +59,7 @@ class ServedRequest:
     policy: CachePolicy
 
     def call(self) -> RequestCall:
-        """Return what the executor is to execute."""
+        """Return the Call for the executor."""
         exchange = self.exchange
         namespace = exchange.core.namespace(exchange.tenant)
         return RequestCall(self.request, self.policy, namespace=namespace, started=exchange.started)
@@ -69,7 +69,7 @@ class ServedRequest:
         return await self.exchange.core.executor.execute(self.call())
 
     def headers(self, result: Result) -> Headers:
-        """Return the headers of a finished answer, and count it."""
+        """Return the headers of a finished answer, and record the answer as `finished` does."""
         self.finished(result)
         headers = headers_for(result.cache, self.policy, result.created_at)
         headers.append((b"server-timing", server_timing(result)))
@@ -77,7 +77,7 @@ class ServedRequest:
         return headers
 
     def finished(self, result: Result) -> None:
-        """Counts an answer and notes it for the log line."""
+        """Record an answer in the metrics and in the request's log line."""
         exchange = self.exchange
         exchange.core.note_result(result)
         usage, timing = result.usage, result.timing
@@ -102,7 +102,7 @@ class ServedRequest:
 
 
 def server_timing(result: Result) -> bytes:
-    """The stages as a `Server-Timing` header, in milliseconds, as browsers show it."""
+    """Return the `Server-Timing` header of a result: milliseconds per stage."""
     timing = result.timing
     stages = (
         ("media", timing.media),
@@ -121,10 +121,10 @@ async def chat_request(
     params: RequestParams,
     extra: JsonMapping | None,
 ) -> ServedRequest:
-    """Return the request, its messages and pictures read; what the backend would not honour is refused.
+    """Return the request with its messages parsed and pictures loaded; unsupported fields are refused.
 
     Raises:
-        RequestError: naming the field at fault.
+        RequestError: an invalid or unsupported field; the error names it.
     """
     core = exchange.core
     backend = core.pipeline.backend
@@ -134,7 +134,7 @@ async def chat_request(
     refuse_extra(core, {name: value for name, value in fields.items() if name != "mm_processor_kwargs"})
     params["request_id"], params["extra"] = exchange.request_id, fields
     draft = draft_request(messages, **params)
-    request = draft.finished(await load_pictures(draft.pictures, core.settings.media, seen=core.executor.digests))
+    request = draft.finished(await load_pictures(draft.pictures, core.settings.media, digests=core.executor.digests))
     refuse_extra(core, request.extra)
     backend.refuse_unsupported(request)
     policy = cache_policy(exchange, deterministic=request.sampling.deterministic)
@@ -144,7 +144,7 @@ async def chat_request(
 
 
 def cache_policy(exchange: Exchange, *, deterministic: bool) -> CachePolicy:
-    """Return what the request may do with the cache, where there is one.
+    """Return the cache policy of the request.
 
     Raises:
         RequestError: its `Cache-Control` is malformed.
@@ -155,7 +155,7 @@ def cache_policy(exchange: Exchange, *, deterministic: bool) -> CachePolicy:
 
 
 def picture_params(name: str, items: Sequence[JsonMapping], *fields: str) -> list[str]:
-    """Return the place of each picture in the body of its request, in order: `messages[0].content[1].image_url`."""
+    """Return the path of each picture in the request body, in order: `messages[0].content[1].image_url`."""
     return [
         f"{name}[{number}].{field}[{index}].{picture_field(part)}"
         for number, item in enumerate(items)
@@ -167,7 +167,7 @@ def picture_params(name: str, items: Sequence[JsonMapping], *fields: str) -> lis
 
 
 def refuse_extra(core: ServerCore, extra: JsonMapping) -> None:
-    """Raises for the first field that neither this server nor its backend knows."""
+    """Raise for the first field of `extra` that neither this server nor its backend supports."""
     if extra and not core.pipeline.backend.capabilities.extra_body:
         name = next(iter(extra))
         message = f"unsupported parameter {name[:100]!r}"
@@ -175,7 +175,7 @@ def refuse_extra(core: ServerCore, extra: JsonMapping) -> None:
 
 
 async def stream(served: ServedRequest, writer: AnswerWriter) -> None:
-    """Sends the answer as the events that `writer` makes of its pieces."""
+    """Stream the answer as events encoded by `writer`."""
     exchange = served.exchange
     streaming = await exchange.core.executor.start(served.call())
     async with aclosing(streaming.items) as items:

@@ -16,32 +16,32 @@ class ServerSettings:
     """Limits and names of one server.
 
     Args:
-        served_model_names: the names that clients may ask for; the first is what `/v1/models` lists first. Empty: the
+        served_model_names: the model names that requests may use, listed in this order by `/v1/models`. Empty: the
             backend's own name.
-        any_model_name: a request may ask for any other name too, and is answered under it.
-        api_keys: accepted keys; empty (and no key file): everybody may ask.
-        api_key_file: one key a line, `#` starts a comment; read again by `KeyRing.reload`.
-        max_body_bytes: larger bodies are refused (413), by their announcement where there is one.
-        body_timeout: a body must arrive within this time and `body_rate` bytes a second beyond it.
-        max_concurrent: requests that are at the backend at a time; what exceeds it waits.
-        max_queue: requests that may wait; what exceeds it is refused (429).
+        any_model_name: True to accept any other model name too, and to answer under it.
+        api_keys: accepted keys; empty (and no key file): no authentication.
+        api_key_file: one key per line, `#` starts a comment; read again by `KeyRing.reload`.
+        max_body_bytes: larger bodies are refused (413), by their Content-Length if they have one.
+        body_timeout: a body must arrive within this time, plus a second for each `body_rate` bytes.
+        max_concurrent: requests at the backend at a time; further ones wait.
+        max_queue: requests that may wait; further ones are refused (429).
         max_queue_picture_tokens: picture tokens (pixels / 1024) that may wait.
-        max_held_bytes: bodies in memory, all requests together; and as much again for decoded pictures at the backend,
-            where what exceeds it waits.
-        max_decoded_bytes: decoded pictures of one request, four bytes a pixel; those that pass on undecoded are free.
-        requests_per_minute: for each key; None: no limit.
-        concurrent_per_key: requests under way for each key; None: no limit.
+        max_held_bytes: the most bytes of all request bodies in memory (further requests are refused, 429), and also of
+            all decoded pictures at the backend (further requests wait).
+        max_decoded_bytes: decoded pictures of one request, 4 bytes per pixel; those forwarded undecoded count 0.
+        requests_per_minute: per key; None: no limit.
+        concurrent_per_key: concurrent requests per key; None: no limit.
         request_timeout: longest time from the first byte to the end of an answer; `X-Request-Timeout` may shorten it.
-        drain_timeout: how long running requests may go on after SIGTERM.
-        stall_timeout: without a token for so long while requests run, the server is not ready.
-        canary: a tiny picture is asked about before the server calls itself ready.
-        hot_seconds: how long a cached answer that was asked for is kept in memory too, so that one that many ask for
-            costs no look into a file; what another process deletes is answered for that long. 0: not at all.
-        cors_origins: origins whose pages may call; empty: none.
-        media: the gate for pictures in requests; it never opens files.
+        drain_timeout: how long running requests may continue after SIGTERM.
+        stall_timeout: if no token is generated for this long while requests run, the server is not ready.
+        canary: True to answer a request about a tiny picture before the server is ready.
+        hot_seconds: how long a cached answer that was read is also kept in memory; entries deleted by another process
+            are served for that long. 0: never.
+        cors_origins: origins whose pages may send requests; empty: none.
+        media: the media policy for pictures in requests; `allow_files` must be False.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: a value out of range.
     """
 
     served_model_names: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class ServerSettings:
             value = getattr(self, name)
             self._check(name, value is None or value >= 1, "1 or more, or none")
         if self.media.allow_files:
-            raise ConfigError("a server never opens files for a request", hint="MediaPolicy(allow_files=False)")
+            raise ConfigError("a server's media policy must not allow files", hint="MediaPolicy(allow_files=False)")
 
     def _check(self, name: str, ok: bool, allowed: str) -> None:
         if not ok:

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def end_now(limit: asyncio.Timeout) -> None:
-    """Ends what happens inside `limit`; harmless where that has ended."""
+    """Let the timeout `limit` expire now; no effect if its context has ended."""
     with contextlib.suppress(RuntimeError):
         limit.reschedule(0)
 
 
 class ServerCore:
-    """Pipeline, limits, keys, counters and state of one server. It takes over the executor's `admit` and `on_chunk`."""
+    """Pipeline, limits, keys, counters and state of one server. Sets the executor's `admit` and `on_chunk`."""
 
     def __init__(self, pipeline: AsyncPipeline, settings: ServerSettings) -> None:
         self.pipeline = pipeline
@@ -74,7 +74,7 @@ class ServerCore:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The model names that clients may ask for."""
+        """The model names that requests may use."""
         return self.settings.served_model_names or (self.pipeline.backend.model or self.pipeline.backend.name,)
 
     @property
@@ -82,10 +82,10 @@ class ServerCore:
         return __version__
 
     def served(self, name: str | None) -> str:
-        """The name under which `name` is answered.
+        """Return the model name for the answer to a request that names `name`.
 
         Raises:
-            HttpError: 404, there is no such model.
+            HttpError: 404, the model does not exist.
         """
         names = self.names
         if name is None:
@@ -94,7 +94,7 @@ class ServerCore:
             raise HttpError(
                 404,
                 f"the model {name[:200]!r} does not exist",
-                hint=f"served here: {', '.join(names)}; the server takes more with --served-model-name NAME, "
+                hint=f"available: {', '.join(names)}; the server accepts more with --served-model-name NAME, "
                 "and every name with --any-model-name",
                 param="model",
                 code="model_not_found",
@@ -103,14 +103,14 @@ class ServerCore:
 
     @property
     def fingerprint(self) -> str:
-        """OpenAI's `system_fingerprint`: changes with everything of the backend that changes an answer."""
+        """OpenAI's `system_fingerprint`: a hash of everything about the backend that affects answers."""
         if self._fingerprint is None:
             identity = canonical_json({"qvl": __version__, **self.pipeline.backend.identity()})
             self._fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
         return self._fingerprint
 
     def namespace(self, tenant: str) -> str:
-        """Where the answers of `tenant` are kept, apart from everybody else's."""
+        """Return the cache namespace of `tenant`, a name from `KeyRing.tenant`; "" shares the pipeline's own."""
         base = self.executor.namespace
         return f"{base}/key-{tenant}" if tenant else base
 
@@ -118,16 +118,16 @@ class ServerCore:
         self.readiness.start(lambda: self.admission.running)
 
     def refuse_if_closed(self) -> None:
-        """Raises where no request can be served at all: draining, loading, dead."""
+        """Raise if the server is draining or loading, or its engine is dead."""
         if self.draining:
-            raise DrainingError("the server is shutting down", hint="ask another one")
+            raise DrainingError("the server is shutting down", hint="send the request to another server")
         self.start()
         closed = self.readiness.closed()
         if closed is not None:
             raise closed
 
     def reload(self) -> None:
-        """Reads the key file and the list of endpoints again; call it on the server's loop."""
+        """Read the key file and the list of endpoints again. Must be called on the server's event loop."""
         self.keys.reload()
         if self.endpoint_source is not None:
             task = asyncio.ensure_future(reload_endpoints(self.pipeline.backend, self.endpoint_source))
@@ -149,7 +149,7 @@ class ServerCore:
         self.metrics.on_chunk(job, chunk)
 
     def note_error(self, error: QvlError) -> None:
-        """Counts an error that a request ended with."""
+        """Count an error that ended a request."""
         self.readiness.note_error(error)
         if isinstance(error, MediaError):
             # A remote endpoint's own word could be any, and each would be a series for good.
@@ -157,19 +157,19 @@ class ServerCore:
             self.metrics.media_errors.labels(code).inc()
 
     def note_result(self, result: Result) -> None:
-        """Counts a finished answer."""
+        """Count a finished answer."""
         if result.cache in ("miss", "bypass"):
             self.readiness.note_success()
         self.metrics.on_result(result)
 
     def leave(self) -> None:
-        """One request less under way."""
+        """Decrement the number of running requests."""
         self.requests_under_way -= 1
         if not self.requests_under_way:
             self._idle.set()
 
     async def drain(self) -> bool:
-        """Takes no more requests and waits for those under way; what is left at the end is ended. True: none was."""
+        """Refuse new requests and wait for running ones; abort the rest at the end. Return True if none was aborted."""
         self.draining = True
         end = time.monotonic() + self.settings.drain_timeout
         while self.requests_under_way and (remaining := end - time.monotonic()) > 0:

@@ -1,7 +1,7 @@
 """OpenTelemetry: one span for each request to the model, under the semantic conventions for generative AI.
 
 Source of the names: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/. Prompts, pictures, answers and
-keys are never in a span. Nothing here is imported, and nothing costs anything, where no tracer provider is set up.
+keys are never in a span. Without a tracer provider, OpenTelemetry is not imported.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TracedExchange(Protocol):
 
 
 class Tracing:
-    """Makes the spans of one server."""
+    """Creates the spans of one server."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry import context, propagate, trace
@@ -57,7 +57,7 @@ class Tracing:
         self.trace = trace
 
     def begin(self, exchange: TracedExchange, route: str) -> Traced:
-        """Opens the span of `exchange` at `route`, a child of the `traceparent` it came with."""
+        """Open the span of `exchange` at `route`, a child of its `traceparent` header."""
         return Traced(self, exchange, route)
 
 
@@ -98,7 +98,7 @@ class Traced:
             exchange.fields["trace_id"] = f"{context.trace_id:032x}"
 
     def note_request(self, request: ChatRequest, model: str) -> None:
-        """Notes what is asked for, but nothing of what is said."""
+        """Record model and sampling parameters of a request, but no content."""
         sampling = request.sampling
         attributes: dict[str, AttributeValue] = {"gen_ai.request.model": model}
         for name in _SAMPLING:
@@ -115,7 +115,7 @@ class Traced:
         self.span.set_attributes(attributes)
 
     def note_result(self, result: Result, model: str) -> None:
-        """Notes an answer; several prompts of one request add up."""
+        """Record the usage of an answer; several prompts of one request are summed."""
         usage = result.usage
         self._in += usage.prompt_tokens
         self._out += usage.completion_tokens
@@ -138,7 +138,7 @@ class Traced:
         self.span.set_attributes(attributes)
 
     def end(self) -> None:
-        """Closes the span with the status that the client got."""
+        """Close the span with the HTTP status of the answer."""
         exchange, trace = self._exchange, self._tracing.trace
         status = exchange.fields.get("error_status", exchange.status)
         attributes: dict[str, AttributeValue] = {"http.response.status_code": exchange.status}
@@ -157,7 +157,7 @@ class Traced:
 
 
 def active_tracing(provider: TracerProvider | None = None) -> Tracing | None:
-    """Return tracing by `provider`, or by the process's own when one was set; else None."""
+    """Return tracing with `provider`, or with the process's global one; None without either."""
     if provider is None:
         # Whoever has set a provider has imported this; nobody needs to pay for it otherwise.
         trace = sys.modules.get("opentelemetry.trace")
@@ -170,13 +170,13 @@ def active_tracing(provider: TracerProvider | None = None) -> Tracing | None:
 
 
 def exporting(endpoint: str | None) -> SdkProvider | None:
-    """Return a provider that sends spans by OTLP over HTTP to `endpoint`, or where OpenTelemetry's variables point.
+    """Return a provider that exports spans by OTLP over HTTP to `endpoint`, else to the OTEL_EXPORTER_OTLP_* address.
 
-    None where nothing of this is set, or somebody else has set up a provider already.
+    None if neither is set, or without `endpoint` if the process already has a provider.
 
     Raises:
         ConfigError: `endpoint` is not an http(s) URL.
-        MissingDependencyError: `endpoint` is given and the packages are missing.
+        MissingDependencyError: `endpoint` is set but the packages are missing.
     """
     if endpoint is None and (not any(os.environ.get(name) for name in _ADDRESSES) or active_tracing() is not None):
         return None

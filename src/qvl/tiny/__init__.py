@@ -1,7 +1,7 @@
-"""The bundled model: its weights, the pictures it reads, and its evaluation.
+"""The bundled model: its weights, and the pictures it was trained on.
 
 `render` draws the pictures and needs Pillow and numpy only; `evaluate` imports torch and transformers inside its
-functions. What the weights are made with is the folder `training` of the repository.
+functions. The repository's folder `training` has the code that made the weights.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A bitmap alphabet of 5 x 7 cells, so that a drawn label does not depend on a font file or its version."""
+"""A bitmap alphabet of 5 x 7 dots (cells) a letter, so that labels do not depend on a font file or its version."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ GLYPHS: Final[dict[str, tuple[int, int, int, int, int, int, int]]] = {
 
 
 def width_in_cells(text: str) -> int:
-    """Width of `text` in cells, one empty column between letters."""
+    """Return the width of `text` in cells (the dots of a letter), with one empty column between letters."""
     return len(text) * (CELLS_WIDE + 1) - 1
 
 
 def write(
     canvas: ImageDraw.ImageDraw, text: str, left: float, top: float, cell: float, ink: tuple[int, int, int]
 ) -> None:
-    """Paint `text` with its top left corner at (left, top), `cell` pixels to a cell.
+    """Draw `text` in the colour `ink` from its top left corner; a cell (dot of a letter) is `cell` x `cell` pixels.
 
     Raises KeyError for a character outside A to Z.
     """

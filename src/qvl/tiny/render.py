@@ -1,8 +1,8 @@
-"""Draws product pictures from a seed: what the bundled model was trained on, and what its tests ask about.
+"""Draws product pictures from a seed, for the training and the tests of the bundled model.
 
     python -m qvl.tiny.render OUT_DIR --n 12 --seed 0
 
-A picture shows one to four equal products of one category and colour, with the brand on a large plate above or
+A picture shows one to four identical products of one category and colour, with the brand on a large plate above or
 below them. The same product, seed and size give the same pixels on every machine.
 """
 
@@ -77,7 +77,7 @@ _SIDES: Final = {1: 0.66, 2: 0.43, 3: 0.3, 4: 0.34}
 
 @dataclass(frozen=True, slots=True)
 class DrawnProduct:
-    """The product on a picture. `brand` is None where no plate is printed; `count` is 1 to 4.
+    """The product on a picture. `brand` is None if there is no plate; `count` is 1 to 4.
 
     Raises ValueError for a category, colour or count that cannot be drawn, and for a brand with letters outside A-Z.
     """
@@ -93,13 +93,13 @@ class DrawnProduct:
         if self.color not in COLORS:
             raise ValueError(f"unknown color {self.color!r}; known: {', '.join(COLORS)}")
         if not 1 <= self.count <= MAX_COUNT:
-            raise ValueError(f"count is {self.count}; 1 to {MAX_COUNT} can be drawn")
+            raise ValueError(f"invalid count {self.count}: must be 1 to {MAX_COUNT}")
         if self.brand is not None and (not self.brand or not set(self.brand) <= set(font.GLYPHS)):
-            raise ValueError(f"brand {self.brand!r} has letters outside A-Z")
+            raise ValueError(f"invalid brand {self.brand!r}: letters must be A-Z")
 
 
 def labels(product: DrawnProduct | None, language: str = "en") -> dict[str, object]:
-    """The analysis of a picture as `analyze()` states it: keys in English, values in `language`."""
+    """Return the expected fields of `analyze()` for a picture: keys in English, values in `language`."""
     if product is None:
         return {"brand": None, "category": None, "attributes": {}}
     return {
@@ -110,7 +110,7 @@ def labels(product: DrawnProduct | None, language: str = "en") -> dict[str, obje
 
 
 def draw(product: DrawnProduct | None, seed: int, size: tuple[int, int] = (512, 512)) -> Image.Image:
-    """An RGB picture of `size` (width, height) pixels; None draws a pattern that shows no product."""
+    """Return an RGB picture of `size` (width, height) pixels; without a product it shows only a pattern."""
     dice = random.Random(f"picture-{seed}")
     if product is None:
         return _nothing(dice, size)
@@ -136,13 +136,13 @@ def draw(product: DrawnProduct | None, seed: int, size: tuple[int, int] = (512, 
 
 
 def sample(seed: int, size: tuple[int, int] = (512, 512)) -> tuple[DrawnProduct | None, Image.Image]:
-    """A random product and its picture; every field is uniform and independent of the others."""
+    """Return a random product and its picture; every field is uniform and independent of the others."""
     product = sample_product(random.Random(f"product-{seed}"))
     return product, draw(product, seed, size)
 
 
 def sample_product(dice: random.Random) -> DrawnProduct | None:
-    """A product with uniform independent fields, 8 % without a brand; None in 5 % of the cases."""
+    """Return a product with uniform independent fields, 8 % without a brand; None in 5 % of the cases."""
     if dice.random() < _NO_PRODUCT_SHARE:
         return None
     brand = None if dice.random() < _NO_BRAND_SHARE else dice.choice(BRANDS)

@@ -1,4 +1,4 @@
-"""Ten silhouettes, each drawn in a box of side 1 with the origin at its top left corner."""
+"""Ten product silhouettes, each drawn in a box of side 1 with the origin at its top left corner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Rgb = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Pen:
-    """Paints in unit coordinates on a canvas: `left`, `top` and `side` are the box in pixels."""
+    """Draws on a canvas in units of a square box, from 0 to 1; `left`, `top` and `side` are the box in pixels."""
 
     canvas: ImageDraw.ImageDraw
     left: float
@@ -40,11 +40,11 @@ class Pen:
         self.canvas.polygon(self._at(*points), fill=fill or self.fill, outline=self.line, width=self.stroke)
 
     def ellipse(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb | None = None) -> None:
-        """Draw an outlined ellipse between the corners (x0, y0) and (x1, y1), in box sides."""
+        """Draw an outlined ellipse in the rectangle from (x0, y0) to (x1, y1), in units of the box."""
         self.canvas.ellipse(self._box(x0, y0, x1, y1), fill=fill or self.fill, outline=self.line, width=self.stroke)
 
     def block(self, x0: float, y0: float, x1: float, y1: float, round_: float = 0.04, fill: Rgb | None = None) -> None:
-        """Draw an outlined rectangle between two corners, rounded by the radius `round_`; all in box sides."""
+        """Draw an outlined rectangle from (x0, y0) to (x1, y1), rounded by `round_`; all in units of the box."""
         self.canvas.rounded_rectangle(
             self._box(x0, y0, x1, y1),
             radius=round_ * self.side,
@@ -54,7 +54,7 @@ class Pen:
         )
 
     def ring(self, x0: float, y0: float, x1: float, y1: float, start: int, end: int, width: float) -> None:
-        """An arc of the product's colour, `width` in box sides, angles in degrees clockwise from three o'clock."""
+        """Draw an arc of `width` units from `start` to `end`, in degrees clockwise from three o'clock."""
         box, thick = self._box(x0, y0, x1, y1), max(2, round(width * self.side))
         self.canvas.arc(box, start, end, fill=self.line, width=thick + 2 * self.stroke)
         self.canvas.arc(self._box(x0 + 0.02, y0 + 0.02, x1 - 0.02, y1 - 0.02), start, end, fill=self.fill, width=thick)

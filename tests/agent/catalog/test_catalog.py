@@ -129,7 +129,7 @@ def test_json_rows_are_named_by_the_line_on_which_they_start(tmp_path: Path) -> 
     with Catalog(path, index=":memory:") as catalog:
         assert {problem.line: problem.message for problem in catalog.problems} == {
             4: "product '2' has no name",
-            5: "is a int, not an object",
+            5: "the row is a int, not an object",
         }
         assert len(catalog) == 2
 

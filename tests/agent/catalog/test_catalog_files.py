@@ -138,7 +138,7 @@ def test_a_point_behind_a_code_may_end_it_or_begin_a_fraction_and_is_refused(tmp
     assert found == [99.0, 0.99]
     assert problem.startswith(f"line 3: price '{text}' cannot be read: ")
     number = text[-2:].strip(".")
-    assert problem.endswith(f"ambiguous: {number} or 0.{number}")
+    assert problem.endswith(f"ambiguous: {number} or 0.{number}; write one of these")
 
 
 def test_rows_that_are_given_follow_their_column_too() -> None:
@@ -214,14 +214,14 @@ def test_a_quotation_mark_that_is_not_closed_costs_its_own_row_alone(tmp_path: P
     found, problems = contents(opened(tmp_path, f"id,name,price\n1,Mug,1\n{wrong}{behind}"))
     assert found == {line[0]: float(line[0]) for line in ["1", *behind.splitlines()]}
     assert len(problems) == 1
-    assert problems[0].startswith("line 3: has a quotation mark that is not closed")
+    assert problems[0].startswith("line 3: has an unclosed or misplaced quotation mark")
 
 
 def test_a_quoted_cell_may_hold_line_breaks_and_delimiters(tmp_path: Path) -> None:
     text = 'id,name,price\n1,"Mug,\n\nvery ""big"", red",1\n2, "Cup, blue",2,,\n3,Nail 5",3\n4,Pan,4,5\n'
     with opened(tmp_path, text) as catalog:
         assert [item.name for item in catalog.all()] == ['Mug, very "big", red', "Cup, blue", 'Nail 5"']
-        assert [str(problem) for problem in catalog.problems] == ["line 7: has 4 cells, the head has 3"]
+        assert [str(problem) for problem in catalog.problems] == ["line 7: the row has 4 cells, expected 3"]
 
 
 def test_lines_that_look_like_rows_are_not_swallowed_by_a_quotation_mark(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_lines_that_look_like_rows_are_not_swallowed_by_a_quotation_mark(tmp_pat
     found, problems = contents(opened(tmp_path, text))
     assert found == {"2": 6.0, "3": 7.0, "4": 8.0}
     assert len(problems) == 1
-    assert problems[0].startswith("line 2: has a quotation mark that is not closed")
+    assert problems[0].startswith("line 2: has an unclosed or misplaced quotation mark")
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_what_may_be_rows_or_a_text_is_a_problem_and_no_product(tmp_path: Path, 
 def test_a_quotation_mark_in_the_head_swallows_no_rows(tmp_path: Path, text: str) -> None:
     found, problems = contents(opened(tmp_path, text))
     assert found == {"1": 2.0, "2": 3.0}
-    assert problems[0].startswith("line 1: the head has a quotation mark that is not closed")
+    assert problems[0].startswith("line 1: the header has an unclosed or misplaced quotation mark")
 
 
 @pytest.mark.parametrize("depth", [150, 950, 100_000])

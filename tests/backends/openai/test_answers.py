@@ -299,7 +299,7 @@ class TestFinishReasons:
     async def test_done_is_no_end_where_there_is_no_answer(self, endpoint, delta) -> None:
         endpoint.say(Events([piece(**delta)]))
         async with OpenAIBackend("m", base_url=endpoint.url, probe=False, max_retries=0) as backend:
-            with pytest.raises(BackendResponseError, match="before the answer was whole"):
+            with pytest.raises(BackendResponseError, match="before the answer was complete"):
                 await backend.generate(ask("hello"))
 
 

@@ -167,16 +167,16 @@ def test_a_file_lists_urls_weights_and_limits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "names no endpoint"),
-        ("http://a\nhttp://a/v1", "twice"),
-        ("http://a\nnonsense", "line 2.*not the URL of an endpoint"),
-        ("http://a:99999", "line 1.*not the URL of an endpoint"),
-        ("http://[a", "line 1.*not the URL of an endpoint"),
-        ("shop:secret@a:8000/v1?key=secret", "line 1: 'a:8000/v1' is not the URL of an endpoint"),
+        ("", "base_url is empty"),
+        ("http://a\nhttp://a/v1", "duplicate endpoint"),
+        ("http://a\nnonsense", "line 2.*invalid endpoint URL"),
+        ("http://a:99999", "line 1.*invalid endpoint URL"),
+        ("http://[a", "line 1.*invalid endpoint URL"),
+        ("shop:secret@a:8000/v1?key=secret", "line 1: invalid endpoint URL 'a:8000/v1'"),
         ("http://a weight=0", "line 1.*weight"),
         ("http://a weight=x", "line 1"),
         ("http://a limit=0", "line 1.*limit"),
-        ("http://a wait=1", "line 1.*neither weight= nor limit="),
+        ("http://a wait=1", "line 1.*expected weight= or limit="),
     ],
 )
 def test_a_wrong_list_says_where(tmp_path: Path, text: str, said: str) -> None:

@@ -207,8 +207,8 @@ class TestBrokenAnswers:
     @pytest.mark.parametrize(
         ("answer", "words"),
         [
-            (Status(200, "<html><h1>Welcome</h1></html>"), "other than a stream"),
-            (Status(200, "hello"), "other than a stream"),
+            (Status(200, "<html><h1>Welcome</h1></html>"), "expected server-sent events"),
+            (Status(200, "hello"), "expected server-sent events"),
             (Status(200, b'{"choices": [{"index": 0, "mess'), "broken JSON"),
             (Status(200, {"detail": "nothing here"}), "nothing here"),
             (Status(200, {"error": "overloaded"}), "overloaded"),
@@ -218,8 +218,8 @@ class TestBrokenAnswers:
             (Events([b'{"choices": [{"index": 0, "del']), "broken JSON"),
             (Events([b'{"choices": [{"delta": {"content": "\xff\xfe"}}]}']), "not UTF-8"),
             (Events([b"[1, 2]"]), "not an object"),
-            (Events([{"choices": [{"delta": {"content": 5}}]}]), "makes no sense"),
-            (Events([{"choices": "nonsense"}]), "makes no sense"),
+            (Events([{"choices": [{"delta": {"content": 5}}]}]), "invalid event"),
+            (Events([{"choices": "nonsense"}]), "invalid event"),
             (Events([{"error": {"message": "engine died", "code": 500}}]), "engine died"),
             (Events([{"choices": [{"delta": {}, "finish_reason": "parse_error"}]}]), "parse_error"),
             (

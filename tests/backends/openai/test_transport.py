@@ -177,7 +177,7 @@ class TestWhichWay:
         async with backend_at(f"{endpoint.url}{query}") as backend:
             await backend.generate(ask("hello"))
         assert endpoint.chats[0].path == f"/v1/chat/completions{query}"
-        with pytest.raises(ConfigError, match="'b:8000/v1' is not the URL of an endpoint"):
+        with pytest.raises(ConfigError, match="invalid endpoint URL 'b:8000/v1'"):
             backend_at(f"{endpoint.url},b:8000/v1")
 
     async def test_endpoints_that_differ_in_their_query_are_two(self, endpoint: ScriptedEndpoint) -> None:
@@ -188,7 +188,7 @@ class TestWhichWay:
             assert len(backend.endpoints()) == 2
             assert "deployment" not in str(backend.endpoints())
         assert {one.path.partition("?")[2] for one in endpoint.chats} == {"deployment=one", "deployment=two"}
-        with pytest.raises(ConfigError, match="given twice"):
+        with pytest.raises(ConfigError, match="duplicate endpoint"):
             backend_at([urls[0], urls[0]])
 
     @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_typed_analyses_of_the_bundled_model(cluster: Any, tmp_path: Path) -> No
 def test_what_cannot_work_is_said_in_one_line(cluster: Any, tmp_path: Path, pictures: list[Path]) -> None:
     with (
         Pipeline(backend=EchoBackend(), cache="off") as pipe,
-        pytest.raises(ConfigError, match="an instance cannot be sent"),
+        pytest.raises(ConfigError, match="cannot send a backend instance"),
     ):
         list(pipe.map(pictures, "What?", engine="ray"))
     with Pipeline("counted:x", plugins=[Plugin()], notes=str(tmp_path), cache="off") as pipe:

@@ -128,7 +128,7 @@ def test_without_ray_the_pip_line_is_said(serve: Callable[..., Process]) -> None
     ("args", "words"),
     [
         (("x", "--devices", "npu"), "--replicas 8 --devices npu"),
-        (("x", "--ray-address", "auto"), "for replicas"),
+        (("x", "--ray-address", "auto"), "need --replicas"),
         (("x", "--replicas", "2", "--devices", "tpu"), "one of auto, npu, cuda, cpu"),
         (("x", "--replicas", "2", "--ray-address", "ray://head:10001"), "cannot stream answers"),
         (("x", "--replicas", "2", "--ray-address", "head"), "auto, or HOST:6379"),

@@ -1,1 +1,1 @@
-"""Products: read from files, indexed, ranked, and searched by the wishes of customers."""
+"""Product catalogues: reading of files, indexing, ranking, and search by customers' wishes."""

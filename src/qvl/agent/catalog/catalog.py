@@ -1,4 +1,4 @@
-"""`Catalog`: products from a file, indexed once, searched in milliseconds.
+"""`Catalog`: an index of the products of a file, with search in milliseconds.
 
 catalog = Catalog("products.csv")
 for hit in catalog.search("blue shoe", max_price=100).hits:
@@ -17,7 +17,7 @@ from typing import Final, Protocol, TypeVar
 
 from qvl.agent.catalog import read_file
 from qvl.agent.catalog.index import Index, facets
-from qvl.agent.catalog.product import Changes, Found, Hit, Problem, Product, Query
+from qvl.agent.catalog.product import Changes, Hit, Problem, Product, Query, SearchHits
 from qvl.agent.catalog.ranking import POOL, Search
 from qvl.agent.catalog.tokenize import key
 from qvl.config import cache_folder, in_home
@@ -32,23 +32,23 @@ log = logger("qvl.agent")
 
 
 class Retriever(Protocol):
-    """A vector search of your own: product ids, nearest first. `query.picture` is the customer's picture, if any."""
+    """A user's vector search: returns up to `limit` product ids, nearest first. A query's `picture` may be None."""
 
     def __call__(self, query: Query, limit: int, /) -> Sequence[str]: ...
 
 
 class Catalog:
-    """Products that can be searched by words, by exact values and by price.
+    """Products, searchable by words, exact values and price.
 
     Args:
         source: a JSON, JSONL, CSV or TSV file, or products (`Product` or mappings with its columns).
-        index: the SQLite file to keep the index in; None is one in the platform's cache folder for files, and memory
-            for products. An index that is up to date is used as it is; else only what changed is indexed again.
-        retriever: vector search to join in by reciprocal rank; none by default.
-        progress: shows a bar on stderr while a file of some size is indexed.
+        index: the SQLite file of the index. None puts the index of a file into the platform's cache folder, and that of
+            products into memory. Only products that changed since the last indexing are indexed again.
+        retriever: vector search whose hits are merged in by reciprocal rank fusion; none by default.
+        progress: True to show a bar on stderr while indexing; None only for a large file on a terminal.
 
     Raises:
-        ConfigError: no such file, not a catalogue, or not one product in it that can be used.
+        ConfigError: the file does not exist, is not a catalogue, or has no valid product.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Catalog:
         name = self.path.name if self.path is not None else "in memory"
         if problems := self.problems:
             return ConfigError(
-                f"no row of the catalogue {name} can be used ({len(problems)} are wrong)", hint=str(problems[0])
+                f"the catalogue {name} has no valid row ({len(problems)} are invalid)", hint=str(problems[0])
             )
         return ConfigError(f"the catalogue {name} has no rows", hint="one for each product, with an id and a name")
 
@@ -100,7 +100,7 @@ class Catalog:
 
     @property
     def problems(self) -> list[Problem]:
-        """The rows of the source that were left out, and why; the first thousand."""
+        """The first thousand invalid rows of the source, each with the reason."""
         return self._index.problems
 
     def search(
@@ -111,13 +111,13 @@ class Catalog:
         only: Mapping[str, str] | None = None,
         min_price: float | None = None,
         max_price: float | None = None,
-    ) -> Found:
-        """Return the products that fit best, with the reasons for each.
+    ) -> SearchHits:
+        """Return the best matching products, with the reasons for each.
 
         Args:
-            query: words, or a whole Query, which has the other arguments in it.
-            limit: how many at most, from 1 to 100.
-            only: conditions by "brand", "category" or attribute, such as `{"color": "blue"}`.
+            query: words, or a Query; a Query has its own conditions, so the arguments below must not be given with it.
+            limit: the most hits, from 1 to 100.
+            only: required values by "brand", "category" or attribute, such as `{"color": "blue"}`.
 
         Raises:
             ConfigError: a limit or price out of range.
@@ -128,20 +128,20 @@ class Catalog:
         if isinstance(query, str):
             query = Query(text=query, only=only or {}, min_price=min_price, max_price=max_price)
         elif only or min_price is not None or max_price is not None:
-            raise ConfigError("conditions belong into the Query", param="query")
+            raise ConfigError("a Query has its own conditions", hint="put only and prices into it", param="query")
         search = Search(self._index, query)
         hits = [search.hit(item) for _, item in self._index.products(search.candidates(limit))]
         hits.sort(key=lambda hit: (-hit.score, hit.product.price or 0.0, hit.product.id))
         if self.retriever is not None:
             hits = self._fused(query, hits)
-        return Found(tuple(hits[:limit]), tuple(_notes(query, search)), time.perf_counter() - began)
+        return SearchHits(tuple(hits[:limit]), tuple(_notes(query, search)), time.perf_counter() - began)
 
     def count(self, query: Query | str) -> int:
-        """Return how many products keep the conditions and have any part of the query; slower than a search."""
+        """Return the number of products that meet the query's conditions and match at least one of its terms."""
         return Search(self._index, Query(text=query) if isinstance(query, str) else query).count()
 
     def _fused(self, query: Query, hits: list[Hit]) -> list[Hit]:
-        """Reciprocal rank fusion (Cormack et al. 2009) of the text hits and the retriever's."""
+        """Return text hits and the retriever's hits, merged by reciprocal rank fusion (Cormack et al. 2009)."""
         assert self.retriever is not None
         near = list(dict.fromkeys(self.retriever(query, POOL)))[:POOL]
         numbers = self._index.numbers(near)
@@ -161,12 +161,12 @@ class Catalog:
         ]
 
     def get(self, identity: str) -> Product | None:
-        """Return the product with this id."""
+        """Return the product with the id `identity`, or None."""
         numbers = self._index.numbers([identity])
         return self._index.products(list(numbers.values()))[0][1] if numbers else None
 
     def values(self, text: str) -> list[tuple[str, str]]:
-        """Return (name, value) of every brand, category or attribute whose value is `text`, the most frequent first."""
+        """Return (name, value) of each brand, category or attribute with the value `text`: ("color", "Blue")."""
         rows = self._index.rows("SELECT name, value FROM facets WHERE key = ? ORDER BY docs DESC", (key(text),))
         return [(str(name), str(value)) for name, value in rows]
 
@@ -175,7 +175,7 @@ class Catalog:
         return any(known == name for known, _ in self.values(text))
 
     def all(self) -> Iterator[Product]:
-        """Yield every product, in the order of the source as far as it was indexed in one go."""
+        """Yield every product in the source's order; products added when the source was read again come last."""
         after = 0
         while rows := self._index.rows(
             "SELECT number FROM products WHERE number > ? ORDER BY number LIMIT 500", (after,)
@@ -197,7 +197,7 @@ class Catalog:
 
 
 def sample_path() -> Path:
-    """Return the catalogue that comes along: a shop that sells what the bundled model knows."""
+    """Return the path of the bundled sample catalogue, whose products the bundled model recognises."""
     return Path(__file__).with_name("sample.jsonl")
 
 
@@ -239,7 +239,7 @@ def _index_path(source: Path | None) -> str:
 
 
 def _with_bar(rows: Iterable[T], size: int, shown: bool | None) -> Iterator[T]:
-    """`rows`, with a bar of how many went by; `shown` None shows it for a file of many bytes on a terminal."""
+    """Yield `rows` and show a progress bar; `shown` None shows it only for a file of many bytes on a terminal."""
     from tqdm.auto import tqdm
 
     silent = not (size > 2_000_000 and sys.stderr.isatty() if shown is None else shown)

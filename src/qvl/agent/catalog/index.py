@@ -1,8 +1,8 @@
 """The index of a catalogue: one SQLite file with the products, an FTS5 table and counts.
 
-The FTS5 table keeps no text and no positions, only which product has which token. Exact values ("color is red") are
-tokens of their own, so conditions and words are intersected by FTS5 in one go. How often a token occurs is kept beside
-it, because FTS5's own bm25() counts by reading whole posting lists, which takes far longer than a search may.
+The FTS5 table stores no text and no positions, only posting lists. Exact values ("color is red") are tokens too, so
+FTS5 intersects conditions and words in one query. Document frequencies are stored in a table, because FTS5's bm25()
+reads whole posting lists to count them, which is too slow for a search.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Index:
                 self.db.close()
                 raise
         except sqlite3.Error as exc:
-            raise ConfigError(f"the index {path} cannot be used: {exc}", hint="delete it; it is built again") from exc
+            raise ConfigError(f"the index {path} cannot be used: {exc}", hint="delete it; it will be rebuilt") from exc
         self._totals: tuple[int, int] | None = None
 
     def _create(self) -> None:
@@ -74,7 +74,7 @@ class Index:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """One transaction, which is undone when something fails."""
+        """Hold a write transaction, rolled back on an error."""
         with self._lock:
             self.db.execute("BEGIN IMMEDIATE")
             try:
@@ -97,7 +97,7 @@ class Index:
 
     @property
     def totals(self) -> tuple[int, int]:
-        """The number of products, and of tokens in all of them."""
+        """Return (number of products, number of tokens in all of them)."""
         if self._totals is None:
             products, tokens = self.meta("products"), self.meta("tokens")
             self._totals = (products if isinstance(products, int) else 0, tokens if isinstance(tokens, int) else 0)
@@ -105,7 +105,7 @@ class Index:
 
     @property
     def problems(self) -> list[Problem]:
-        """The rows that were left out, the first thousand of them."""
+        """Return the first thousand invalid rows."""
         return [Problem(*row) for row in self.rows("SELECT line, message FROM problems ORDER BY number")]
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class Index:
             self.db.close()
 
     def update(self, rows: Iterable[tuple[int, Product | Problem]], *, source: object = None) -> Changes:
-        """Make the index hold `rows` and nothing else; only what is new, changed or gone is written."""
+        """Replace the index's content by `rows` of (line, product or problem), and return the counts of changes."""
         with self.writing():
             work = _Update(self)
             waiting = iter(rows)
@@ -125,28 +125,28 @@ class Index:
         return changes
 
     def products(self, numbers: Sequence[int]) -> list[tuple[int, Product]]:
-        """Return (row number, product) of row numbers, in no particular order."""
+        """Return (row number, product) for each of `numbers`, in no particular order."""
         sql = "SELECT number, row FROM products WHERE number IN"
         return [(number, Product.from_json(json.loads(row))) for number, row in self._in(sql, numbers)]
 
     def numbers(self, ids: Sequence[str]) -> dict[str, int]:
-        """Return the row numbers of product ids; ids that are not there are left out."""
+        """Return the row numbers by product id; unknown ids are omitted."""
         return dict(self._in("SELECT id, number FROM products WHERE id IN", ids))
 
     def digests(self, ids: Sequence[str]) -> dict[str, tuple[int, bytes]]:
-        """Return (row number, digest) of product ids."""
+        """Return (row number, digest) by product id; unknown ids are omitted."""
         rows = self._in("SELECT id, number, digest FROM products WHERE id IN", ids)
         return {identity: (number, digest) for identity, number, digest in rows}
 
     def _in(self, sql: str, values: Sequence[object]) -> Iterator[Any]:
-        """The rows of `sql`, which ends with IN, for any number of values."""
+        """Yield the rows of `sql`, which ends with IN, for any number of `values`, in batches."""
         for at in range(0, len(values), 500):
             part = values[at : at + 500]
             yield from self.rows(f"{sql} ({','.join('?' * len(part))})", part)
 
 
 class _Update:
-    """One pass over a catalogue: batches in, differences written."""
+    """One update of the index: compares the rows with it in batches and writes the differences."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
@@ -173,7 +173,7 @@ class _Update:
                 continue
             number, digest = known.get(item.id, (0, b""))
             if number and self.lines[number]:
-                self._problem(Problem(line, f"id {item.id!r} was on line {self.lines[number]} already"))
+                self._problem(Problem(line, f"duplicate id {item.id!r}: already on line {self.lines[number]}"))
                 continue
             row = json.dumps(item.to_json(), ensure_ascii=False, separators=(",", ":"))
             new = hashlib.blake2b(row.encode(), digest_size=16).digest()
@@ -214,7 +214,7 @@ class _Update:
             self.db.execute("DELETE FROM products WHERE number = ?", (number,))
 
     def _count(self, item: Product, sign: int) -> str:
-        """The body of a product's document; what it has in it is counted, or with -1 uncounted."""
+        """Return the FTS5 document of a product, and add `sign` (1 or -1) to the counts of its terms and facets."""
         words = [token for text in text_fields(item).values() for token in tokens(text)]
         self.count += sign
         self.length += sign * len(words)
@@ -259,7 +259,7 @@ class _Update:
 
 
 def facets(item: Product) -> dict[tuple[str, str], str]:
-    """Return the spelling of everything that can be matched exactly, by its folded name and value."""
+    """Return the original spelling of brand, category and attributes, by (folded name, folded value)."""
     spellings: dict[tuple[str, str], str] = {}
     for name, value in (("brand", item.brand), ("category", item.category), *item.attributes.items()):
         if value and key(value):
@@ -268,7 +268,7 @@ def facets(item: Product) -> dict[tuple[str, str], str]:
 
 
 def text_fields(item: Product) -> dict[str, str]:
-    """Return the text that is searched, by where it stands."""
+    """Return the searchable text by field name."""
     return {
         "name": item.name,
         "brand": item.brand or "",
@@ -285,7 +285,7 @@ def _texts(value: object) -> list[object]:
 
 
 def price_bucket(price: float) -> int:
-    """Prices double from bucket to bucket: 0 is below 1, 1 below 2, 2 below 4 …"""
+    """Return the bucket of a price; bounds double: 0 is below 1, 1 below 2, 2 below 4 …"""
     return min(BUCKETS - 1, int(price).bit_length())
 
 

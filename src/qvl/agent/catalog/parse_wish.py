@@ -1,4 +1,4 @@
-"""From what the picture shows and what the customer says to a Query: prices, values of the catalogue, and words."""
+"""Conversion of a picture's analysis and a customer's wish to a Query: prices, catalogue values, and words."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _TALK: Final = frozenset(_TALK_WORDS.split())
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A Query, and (name, value) pairs that no hit may have."""
+    """A Query, and the (name, value) pairs to exclude from its hits."""
 
     query: Query
     without: tuple[tuple[str, str], ...] = ()
@@ -50,12 +50,12 @@ class Wish:
 def read_wish(
     text: str, catalog: Catalog, analysis: AnalysisRecord, before: Query | None = None, first: Product | None = None
 ) -> Wish:
-    """Return the Query for a wish, and what it excludes.
+    """Return the Query for a wish, and its exclusions.
 
     Args:
-        analysis: what the picture shows; its category is a condition where the catalogue has it.
-        before: the Query of the turn before; what it asks for holds until this wish says otherwise.
-        first: the best product of the turn before, against which "cheaper" is measured.
+        analysis: the analysis of the picture; its category becomes a condition if the catalogue has that category.
+        before: the Query of the previous turn; its conditions stay unless this wish replaces them.
+        first: the best product of the previous turn, the reference price for "cheaper".
     """
     low, high, rest = _prices(fold(text[:MAX_WISH]))
     if first is not None and first.price is not None:
@@ -91,7 +91,7 @@ def read_wish(
 
 
 def relaxed(query: Query) -> Query:
-    """Return the query with its conditions as wishes; prices stay conditions."""
+    """Return the query with its `only` conditions turned into soft preferences; price conditions stay."""
     only = dict(query.only)
     return dataclasses.replace(
         query,
@@ -114,7 +114,7 @@ def _query_of(analysis: AnalysisRecord, catalog: Catalog) -> Query:
 
 
 def _prices(text: str) -> tuple[float | None, float | None, str]:
-    """The lowest price, the highest, and the text without them."""
+    """Return (minimum price, maximum price, text without the prices)."""
     match = _BETWEEN.search(text)
     if match is not None:
         low, high = sorted((_number(match.group(1)), _number(match.group(2))))
@@ -139,7 +139,7 @@ def _number(text: str) -> float:
 
 
 def _values(text: str, catalog: Catalog) -> tuple[dict[str, str], list[tuple[str, str]], list[str]]:
-    """(conditions, exclusions, words that are neither) of a wish without its prices."""
+    """Return (conditions, exclusions, other words) of a wish without its prices."""
     pieces = [piece for word, cjk in words(text) for piece in (_cut(word, catalog) if cjk else [word])]
     only: dict[str, str] = {}
     without: list[tuple[str, str]] = []
@@ -159,7 +159,7 @@ def _values(text: str, catalog: Catalog) -> tuple[dict[str, str], list[tuple[str
 
 
 def _longest(pieces: list[str], at: int, catalog: Catalog) -> tuple[int, tuple[str, str] | None]:
-    """(how many pieces from `at` on, the value of the catalogue that they spell)."""
+    """Return (number of pieces from `at` on, (name, value) in the catalogue that they match); the longest match."""
     for size in (3, 2, 1):
         text = " ".join(pieces[at : at + size])
         if at + size > len(pieces) or text in STOP_WORDS or text.isdigit():
@@ -171,7 +171,7 @@ def _longest(pieces: list[str], at: int, catalog: Catalog) -> tuple[int, tuple[s
 
 
 def _cut(run: str, catalog: Catalog) -> Iterator[str]:
-    """A Chinese run, cut where values of the catalogue and negations begin and end."""
+    """Yield a Chinese run, split at the boundaries of catalogue values and negations."""
     at = start = 0
     while at < len(run):
         size = next((n for n in (6, 5, 4, 3, 2) if at + n <= len(run) and catalog.values(run[at : at + n])), 0)

@@ -1,8 +1,8 @@
-"""Prices as catalogues of the world write them: which sign is the decimal one, and which only groups digits.
+"""Parser of prices in the formats of many countries, distinguishing decimal and grouping separators.
 
-`1.299,00 €`, `1'299.00`, `₹1,23,456.78`, `12,-` and `９９．９０` say so themselves. `1,299` and `1.299`
-do not: they are read by the convention that the other prices of their column show, and refused where
-they show none.
+`1.299,00 €`, `1'299.00`, `₹1,23,456.78`, `12,-` and `９９．９０` are unambiguous. `1,299` and `1.299`
+are not: they follow the convention of the other prices of their column, and are refused if those do not
+show one.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ _GROUPS: Final = re.compile(r"[1-9]\d{0,2}(?:([.,' ])\d{3})(?:\1\d{3})*|[1-9]\d?
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """A price as it was written. `decimal` is the sign that it shows to be the decimal one, if it shows any.
+    """A parsed price. `decimal` is the decimal separator; None if the text does not show one.
 
-    An ambiguous one is `value` where its sign groups digits, and `fraction` where that sign is the decimal one.
-    `currency` is its name or symbol as written, "" where none is.
+    An ambiguous price such as `1,299` is `value` (1299) if `sign` groups digits, `fraction` (1.299) if it is decimal.
+    `currency` is the name or symbol as written, or "".
     """
 
     value: float
@@ -63,7 +63,7 @@ class Amount:
     currency: str = ""
 
     def under(self, decimal: str | None) -> float | None:
-        """Return its number where `decimal` is the column's decimal sign; None where that is not known."""
+        """Return the price as a number if its column's decimal separator is `decimal`; None if still ambiguous."""
         if self.fraction is None:
             return self.value
         if decimal is None:
@@ -72,15 +72,15 @@ class Amount:
 
 
 def read(text: str) -> Amount:
-    """Return the amount in `text`, in front of or behind a currency.
+    """Return the price in `text`, with the currency that is written before or after the number, if any.
 
     Raises:
-        ValueError: it is not a price.
+        ValueError: `text` is not a price.
     """
     plain = "".join(_plain(char) for char in text).translate(_SAME).strip()
     number = next((match for match in _NUMBER.finditer(plain) if any(map(str.isdigit, match.group()))), None)
     if number is None:
-        raise ValueError("not a number")
+        raise ValueError("it has no digits")
     before, digits, after = plain[: number.start()], number.group(), plain[number.end() :]
     before, digits = _parted(before, digits)
     whole = _WHOLE.match(after)
@@ -88,13 +88,13 @@ def read(text: str) -> Amount:
         after = after[whole.end() :]
     for name in (before, after):
         if not _is_currency(name):
-            raise ValueError(f"{name.strip()!r} is not a currency")
+            raise ValueError(f"{name.strip()!r} is not a currency; write it as 1234.50")
     currency = before.strip(" '") or after.strip(" '")
     return replace(_amount(digits, whole is not None), currency=currency)
 
 
 def decimal_sign(texts: Iterable[str]) -> str | None:
-    """Return the decimal sign that the prices of a column show; None where they show none, or both."""
+    """Return the decimal separator ("." or ",") that a column's prices show; None if they show neither or both."""
     signs = set()
     for text in texts:
         try:
@@ -107,7 +107,7 @@ def decimal_sign(texts: Iterable[str]) -> str | None:
 
 
 def _plain(char: str) -> str:
-    """ASCII for any script's digit, nothing for marks that cannot be seen."""
+    """Return a digit of any script as ASCII, and "" for invisible characters."""
     if char.isascii():
         return char if char not in "\t\r\n" else " "
     digit = unicodedata.decimal(char, None)
@@ -117,22 +117,22 @@ def _plain(char: str) -> str:
 
 
 def _parted(before: str, digits: str) -> tuple[str, str]:
-    """The currency with the point of its abbreviation ("Rs. 5", "kr.5", "S/.5"), and the number without it."""
+    """Return the currency with the dot of its abbreviation ("Rs. 5", "kr.5", "S/.5"), and the number without it."""
     number = digits.lstrip(".,٫' ")
     lead = digits[: len(digits) - len(number)]
     if lead[:1] in (".", ",") and (before[-1:].isalpha() or f"{before}.".strip().casefold() in _NAMES):
         if len(lead) == 1 and number.isdigit() and before.split()[-1].upper() in _CODES:
-            raise ValueError(f"ambiguous: {number} or 0.{number}")
+            raise ValueError(f"it is ambiguous: {number} or 0.{number}; write one of these")
         before, lead = before + lead[0], lead[1:]
     # Behind a symbol, or a space, it is the decimal sign: $.99
     sign = lead.lstrip(" '")
     if len(sign) > 1:
-        raise ValueError("digits in no known groups")
+        raise ValueError("its thousands separators are misplaced; write it as 1234.50")
     return before, sign + number
 
 
 def _is_currency(text: str) -> bool:
-    """True for nothing, and for symbols, codes and names of currencies, with a country's letters before a symbol."""
+    """True for "" and for symbols (also with a country's letters before), codes and names of currencies."""
     word = text.strip(" '").casefold()
     if not word or word.upper() in _CODES or word in _NAMES:
         return True
@@ -145,7 +145,7 @@ def _is_currency(text: str) -> bool:
 
 
 def _amount(digits: str, whole: bool) -> Amount:
-    """The amount that `digits` spell; `whole` means that a dash stands for their fraction."""
+    """Return the amount of `digits`; `whole` means that a dash replaced the fraction ("12,-")."""
     digits = digits.replace("\u066b", ",") if "\u066b" in digits and "," not in digits else digits
     if digits.isdigit():
         return Amount(float(digits))
@@ -155,15 +155,15 @@ def _amount(digits: str, whole: bool) -> Amount:
     grouped = _GROUPS.fullmatch(digits)
     if whole or (grouped is not None and (last in "' " or len(signs) > 1)):
         if grouped is None:
-            raise ValueError("digits in no known groups")
+            raise ValueError("its thousands separators are misplaced; write it as 1234.50")
         other = {",": ".", ".": ","}.get(last)
         return Amount(float(_joined(digits)), decimal=other)
     if last in "' ":
-        raise ValueError("digits in no known groups")
+        raise ValueError("its thousands separators are misplaced; write it as 1234.50")
     if head and not head.isdigit():
         heading = _GROUPS.fullmatch(head)
         if heading is None or last in head:
-            raise ValueError("digits in no known groups")
+            raise ValueError("its thousands separators are misplaced; write it as 1234.50")
     value = float(f"{_joined(head) or '0'}.{tail}")
     if grouped is not None:
         return Amount(float(_joined(digits)), fraction=value, sign=last)

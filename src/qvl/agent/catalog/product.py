@@ -1,4 +1,4 @@
-"""The values of a catalogue: products, queries and hits, and their plain forms."""
+"""Products, queries and hits of a catalogue, and their JSON forms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class AnalysisRecord(TypedDict, total=False):
-    """The product on a picture, in plain values."""
+    """The analysis of a picture's product, as JSON."""
 
     brand: str | None
     category: str | None
@@ -22,7 +22,7 @@ class AnalysisRecord(TypedDict, total=False):
 
 
 class QueryRecord(TypedDict, total=False):
-    """A Query in plain values; what is not set is left out."""
+    """A Query as JSON; unset fields are omitted."""
 
     text: str
     brand: str
@@ -34,7 +34,7 @@ class QueryRecord(TypedDict, total=False):
 
 
 class HitRecord(TypedDict):
-    """A Hit in plain values; the product has its columns, also those unknown to qvl."""
+    """A Hit as JSON; the product has all its columns, also those unknown to qvl."""
 
     product: JsonObject
     score: float
@@ -43,7 +43,7 @@ class HitRecord(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One row of a catalogue. `extra` keeps the columns that have no meaning to qvl; `price` has no unit of its own."""
+    """One row of a catalogue. `extra` are the columns unknown to qvl; `price` is without its currency."""
 
     id: str
     name: str
@@ -57,20 +57,20 @@ class Product:
 
     @property
     def price_text(self) -> str:
-        """The price as the catalogue has it, with its `currency` column where there is one; "" without a price."""
+        """The price as text, with the `currency` column if there is one; "" without a price."""
         if self.price is None:
             return ""
         return f"{self.price:.2f} {self.extra.get('currency') or ''}".rstrip()
 
     def to_json(self) -> JsonObject:
-        """Return its columns, unknown ones beside the known."""
+        """Return the product's columns, unknown ones included."""
         columns = {name: getattr(self, name) for name in self.__slots__ if name != "extra"}
         columns["attributes"] = dict(self.attributes)
         return columns | {name: value for name, value in self.extra.items() if name not in self.__slots__}
 
     @classmethod
     def from_json(cls, row: JsonMapping) -> Product:
-        """Return the product of which `row` is `to_json()`."""
+        """Return the product from its `to_json()` form."""
         known = {name: row[name] for name in cls.__slots__ if name != "extra" and name in row}
         return cls(**known, extra={name: value for name, value in row.items() if name not in known})
 
@@ -79,8 +79,8 @@ class Product:
 class Query:
     """A search.
 
-    `text`, `brand`, `category` and `attributes` are wishes: what has more of them ranks higher. `only` (by "brand",
-    "category" or the name of an attribute), `min_price` and `max_price` are conditions: what breaks one is not found.
+    `text`, `brand`, `category` and `attributes` are preferences: products with more of them rank higher. `only` (by
+    "brand", "category" or the name of an attribute), `min_price` and `max_price` are conditions for every hit.
     `picture` is for a vector retriever.
 
     Raises:
@@ -102,10 +102,10 @@ class Query:
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name}={value!r} is not a price", hint="0 or more", param=name)
         if self.min_price is not None and self.max_price is not None and self.min_price > self.max_price:
-            raise ConfigError(f"no price is from {self.min_price:g} to {self.max_price:g}", param="min_price")
+            raise ConfigError(f"min_price {self.min_price:g} is above max_price {self.max_price:g}", param="min_price")
 
     def to_json(self) -> QueryRecord:
-        """Return what is set, without the picture."""
+        """Return the set fields as JSON, without the picture."""
         record = {name: getattr(self, name) for name in ("text", "brand", "category", "min_price", "max_price")}
         record |= {"attributes": dict(self.attributes), "only": dict(self.only)}
         return cast("QueryRecord", {name: value for name, value in record.items() if value not in (None, "", {})})
@@ -113,7 +113,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A product that matches: `why` are the reasons, best first, in words of the catalogue."""
+    """A matching product. `why` has the reasons for the match in the catalogue's words, the most important first."""
 
     product: Product
     score: float
@@ -124,13 +124,13 @@ class Hit:
 
     @classmethod
     def from_json(cls, record: HitRecord) -> Hit:
-        """Return the hit of which `record` is `to_json()`."""
+        """Return the hit from its `to_json()` form."""
         return cls(Product.from_json(record["product"]), record["score"], tuple(record["why"]))
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The hits of a search, best first; `notes` say what could not be done as asked. `seconds` is the search alone."""
+class SearchHits:
+    """The hits of a search, best first. `notes` name query words that no product has; `seconds` is the search time."""
 
     hits: tuple[Hit, ...]
     notes: tuple[str, ...] = ()
@@ -139,7 +139,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A row that was left out, and why. `line` counts from 1, in the catalogue's file."""
+    """An invalid row, with the reason as `message`. `line` is its line in the catalogue's file, from 1."""
 
     line: int
     message: str
@@ -150,7 +150,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The counts of an indexing. `read` is False where the file was as it was, and not read."""
+    """The numbers of products that an indexing changed. `read` is False if the file was unchanged and so not read."""
 
     added: int = 0
     changed: int = 0

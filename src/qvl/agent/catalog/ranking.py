@@ -1,8 +1,8 @@
-"""Which products match, in which order, and why.
+"""Ranking of the products that match a query, with the reasons.
 
-A search looks at a bounded number of candidates, however large the catalogue is: first those that have everything
-of the query, then those that lack the least telling part, and so on until there are enough. They are scored by BM25
-(k1 1.2, b 0.75, as in FTS5) with weights by field, and by what they match exactly.
+A search scores a bounded number of candidates, however large the catalogue is: first those with all terms of the
+query, then those without its least informative term, and so on until there are enough. The score is BM25 (k1 1.2,
+b 0.75, as in FTS5) with weights by field, plus a weight for exact values.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ B: Final = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One thing to look for: `match` is its FTS5 expression, `docs` about how many products have it.
+    """One search term: `match` is its FTS5 expression, `docs` the approximate number of products that have it.
 
-    A facet has a `name`; a word has the `spellings` that count as it; a Chinese piece is matched as it stands.
+    An exact value has the `name` of its field ("brand", "color"), a word its `spellings`; Chinese text has neither.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Term:
     spellings: frozenset[str] = frozenset()
 
     def gain(self, total: int) -> float:
-        """Return how much it tells: the weight of an exact value, or BM25's inverse document frequency."""
+        """Return the term's weight among `total` products: a constant for an exact value, else BM25's IDF."""
         return EXACT_WEIGHTS.get(self.name, EXACT_ATTRIBUTE) if self.name else idf(self.docs, total)
 
 
@@ -55,7 +55,7 @@ def idf(docs: int, total: int) -> float:
 
 
 class Search:
-    """One search: `terms` are what can be found, `unknown` the words that no product has."""
+    """One search. `terms` are the query's terms that occur in the index, `unknown` its words that no product has."""
 
     def __init__(self, index: Index, query: Query) -> None:
         self.index = index
@@ -109,7 +109,7 @@ class Search:
             self.unknown.append(word)
 
     def _pieces(self, run: str) -> Iterator[Term]:
-        """The parts of a Chinese run that the catalogue has, as long as they can be, of two characters or more."""
+        """Yield the longest parts of a Chinese run that the catalogue has, of two characters or more."""
         if len(run) == 1:
             docs = self._starting(run, MAX_GRAMS) if run not in STOP_WORDS else {}
             if docs:
@@ -138,7 +138,7 @@ class Search:
         return dict(self.index.rows(f"SELECT term, docs FROM terms WHERE term IN ({marks})", tokens))  # noqa: S608 - question marks
 
     def _starting(self, start: str, most: int) -> dict[str, int]:
-        """Tokens that start with `start`, the first `most` in order."""
+        """Return the document frequencies of the first `most` tokens that start with `start`."""
         return dict(
             self.index.rows(
                 "SELECT term, docs FROM terms WHERE term >= ? AND term < ? LIMIT ?", (start, start + "\U0010ffff", most)
@@ -146,7 +146,7 @@ class Search:
         )
 
     def candidates(self, enough: int) -> list[int]:
-        """Row numbers of products that keep every condition; those with more of the terms come first."""
+        """Return row numbers of products that meet every condition, most terms first: `enough` or more if there are."""
         if not self.terms:
             return self._matching([], POOL) if self.only or self._priced else []
         numbers: dict[int, None] = {}
@@ -164,7 +164,7 @@ class Search:
         return list(islice(numbers, MOST))
 
     def count(self) -> int:
-        """Return how many products keep every condition and have one of the terms; reads whole posting lists."""
+        """Return the number of products that meet every condition and have at least one term; slow in a large index."""
         if not self.terms and not self.only and not self._priced:
             return 0
         expressions = [term.match for term in self.only]
@@ -174,7 +174,7 @@ class Search:
         return int(self.index.rows(sql, values)[0][0])
 
     def _parts(self, size: int) -> Iterator[Sequence[Term]]:
-        """The terms to ask for together: all subsets while they are few, else what tells most."""
+        """Yield the sets of terms to query: all subsets of few terms, else those of the most informative ones."""
         if math.comb(len(self.terms), size) <= 10:
             yield from combinations(self.terms, size)
         else:
@@ -192,7 +192,7 @@ class Search:
         return [row[0] for row in self.index.rows(f"{sql}{order} LIMIT ?", [*values, limit])]
 
     def _select(self, column: str, expressions: Sequence[str]) -> tuple[str, list[str | float]]:
-        """SELECT without order and limit, and its values, of products with all `expressions` in the range of prices."""
+        """Return (SQL, parameters) for products with all `expressions` in the price range; no order or limit."""
         low, high = self.query.min_price, self.query.max_price
         conditions: list[str] = []
         values: list[str | float] = []
@@ -212,7 +212,7 @@ class Search:
         return f"{sql} WHERE {' AND '.join(conditions) or 'TRUE'}", values
 
     def _buckets(self, low: float | None, high: float | None) -> Iterator[str]:
-        """An expression for the range's buckets of prices, where they leave most products out."""
+        """Yield an FTS5 expression for the price buckets of the range, if they exclude most products."""
         first, last = price_bucket(low or 0), BUCKETS - 1 if high is None else price_bucket(high)
         docs = self._docs([price_token(bucket) for bucket in range(first, last + 1)])
         # Walking their posting lists costs more than looking up a price, unless they are short.
@@ -242,10 +242,7 @@ class Search:
         return Hit(item, score, (*dict.fromkeys(why), *self._price_reason(item)))
 
     def _occurrences(self, item: Product) -> tuple[dict[int, tuple[float, str]], float]:
-        """For the number of each word that occurs: (how often, weighted by field and fit; the field that says it best).
-
-        The second value is BM25's normalisation by the length of the product's text.
-        """
+        """Return ({word number: (weighted frequency, best field)}, BM25's length normalisation) of a product."""
         occurrences: dict[int, tuple[float, str]] = {}
         if not self._words_of_terms and not self._pieces_of_terms:
             return occurrences, 0.0
@@ -283,7 +280,7 @@ class Search:
 
 
 def _spelled(label: str, exact: Mapping[tuple[str, str], str]) -> tuple[str, str]:
-    """(name, spelling) of the exact value that a word of the query is, or empty ones: "mugs" is the category mug."""
+    """Return (name, spelling) of the exact value that a word equals ("mugs" is the category mug), or ("", "")."""
     forms = (label, *singulars(label))
     return next(((name, spelling) for (name, value), spelling in exact.items() if value in forms), ("", ""))
 

@@ -1,4 +1,4 @@
-"""Catalogue files: JSON, JSON lines and CSV become products; what cannot is listed with its line.
+"""Reader of catalogue files (JSON, JSON lines, CSV): yields products, and invalid rows with their line.
 
 Columns: `id` and `name` (needed), `brand`, `category`, `price`, `attributes`, `picture`, `url`. Others are kept. In
 CSV, attributes are a column each (`attributes.color`), or one column with `color=red; size=42` or JSON.
@@ -32,7 +32,7 @@ def read(path: Path) -> Iterator[tuple[int, Product | Problem]]:
     """Yield (line, product or problem) for every row of `path`, one at a time.
 
     Raises:
-        ConfigError: the file does not exist, its format is not known, or its content is of another.
+        ConfigError: the file does not exist, or its format is unknown or does not match its content.
     """
     kind = path.suffix.lower()
     if kind not in FORMATS:
@@ -54,7 +54,7 @@ def read(path: Path) -> Iterator[tuple[int, Product | Problem]]:
 
 
 def products(rows: Callable[[], Rows]) -> Iterator[tuple[int, Product | Problem]]:
-    """Yield (line, product or problem) for every row of `rows()`, which is called again to look at a whole column."""
+    """Yield (line, product or problem) for every row of `rows()`, called again if a price is ambiguous."""
     column = _PriceColumn(rows)
     for line, row in rows():
         try:
@@ -64,7 +64,7 @@ def products(rows: Callable[[], Rows]) -> Iterator[tuple[int, Product | Problem]
 
 
 class _PriceColumn:
-    """The decimal sign of a file's prices, looked for in all of it when the first price leaves it open."""
+    """The decimal separator of a file's prices; the whole column is scanned when a price is ambiguous."""
 
     def __init__(self, rows: Callable[[], Rows]) -> None:
         self._rows = rows
@@ -83,11 +83,11 @@ def _json_lines(file: IO[str]) -> Iterator[tuple[int, object]]:
         try:
             yield line, json.loads(text)
         except (ValueError, RecursionError) as exc:
-            yield line, Problem(line, f"is not JSON: {_reason(exc)}")
+            yield line, Problem(line, f"the row is not JSON: {_reason(exc)}")
 
 
 def _json(text: str, name: str) -> Iterator[tuple[int, object]]:
-    """The items of a list, or of the list under "products", each with the line on which it starts."""
+    """Yield (line, item) of a JSON list, or of the list under "products"."""
     if not text.strip():
         return
     opening = re.match(r'\s*(?:\{\s*"products"\s*:\s*)?\[', text)
@@ -100,14 +100,14 @@ def _json(text: str, name: str) -> Iterator[tuple[int, object]]:
         at = skipped.end() if skipped else at
         if at >= len(text) or text[at] == "]":
             if at >= len(text):
-                yield line, Problem(line + text.count("\n", counted, at), "the list does not end; rows may be missing")
+                yield line, Problem(line + text.count("\n", counted, at), "the list is not closed; rows may be missing")
             return
         line, counted = line + text.count("\n", counted, at), at
         try:
             row, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as exc:
             # Without a delimiter to trust there is no telling where the next row starts.
-            yield line, Problem(line, f"is not JSON, and nothing after it was read: {_reason(exc)}")
+            yield line, Problem(line, f"the row is not JSON, and nothing after it was read: {_reason(exc)}")
             return
         yield line, row
 
@@ -118,7 +118,7 @@ def _reason(error: Exception) -> str:
 
 def _product(row: object, column: _PriceColumn) -> Product:
     if not isinstance(row, Mapping):
-        raise ValueError(f"is a {type(row).__name__}, not an object")
+        raise ValueError(f"the row is a {type(row).__name__}, not an object")
     extra = {str(name).strip(): value for name, value in row.items()}
     spellings = {name.lower(): name for name in reversed(list(extra))}
     known = {name: extra.pop(spellings[name]) for name in KNOWN if name in spellings}
@@ -133,7 +133,7 @@ def _product(row: object, column: _PriceColumn) -> Product:
                 attributes[inner] = value
     identity, title = _text(known.get("id"), "id"), _text(known.get("name"), "name")
     if identity is None:
-        raise ValueError("has no id")
+        raise ValueError("the row has no id")
     if title is None:
         raise ValueError(f"product {identity!r} has no name")
     extra = {name: value for name, value in extra.items() if name and value not in (None, "")}
@@ -156,7 +156,7 @@ def _product(row: object, column: _PriceColumn) -> Product:
 
 
 def _is_deep(value: object, depth: int = 0) -> bool:
-    """True where it is nested deeper than what reads and writes it later may stand."""
+    """True if `value` is nested too deeply for later JSON parsing and writing."""
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return depth == MAX_DEPTH or any(_is_deep(item, depth + 1) for item in inner)
 
@@ -168,11 +168,11 @@ def _text(value: object, column: str) -> str | None:
         raise ValueError(f"{column} is a {type(value).__name__}, not text")
     text = " ".join(str(value).split())
     if len(text) > MAX_CELL:
-        raise ValueError(f"{column} has {len(text)} characters, at most {MAX_CELL}")
+        raise ValueError(f"{column} has {len(text)} characters, more than the {MAX_CELL} allowed")
     try:
         text.encode()
     except UnicodeEncodeError as exc:
-        raise ValueError(f"{column} has half of a surrogate pair in it") from exc
+        raise ValueError(f"{column} has a lone surrogate, which is not a character") from exc
     return text or None
 
 
@@ -202,7 +202,7 @@ def _price_in(text: str, column: _PriceColumn) -> float:
     if number is None:
         raise ValueError(
             f"price {text[:40]!r} is ambiguous: {amount.value:g} or {amount.fraction:g}, and the other prices do not "
-            f"say which; write {amount.value:.2f} or {amount.fraction:.4f}"
+            f"show which; write {amount.value:.2f} or {amount.fraction:.4f}"
         )
     return number
 

@@ -1,4 +1,4 @@
-"""Text files as spreadsheets and shops export them: their encoding detected, their rows kept apart line by line."""
+"""Reader of CSV files with detection of the encoding and recovery from wrong quotation, row by row."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MARKS: Final = (
 )
 _SEPARATOR_LINE: Final = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
 _LONG_RUN: Final = re.compile(rb"[\x80-\xff]{4,}")
-_QUOTE: Final = "has a quotation mark that is not closed, or stands where none may"
+_QUOTE: Final = "has an unclosed or misplaced quotation mark"
 _SHAPES: Final = 100
 _ANY: Final = re.compile(".")
 _NUMBERED: Final = re.compile(r".*\d")
@@ -35,13 +35,13 @@ log = logger("qvl.agent")
 
 
 def open_text(path: Path) -> IO[str]:
-    """Return `path` opened as text, line ends as they are.
+    """Return `path` opened as text, with line ends unchanged.
 
-    A byte order mark decides; else what is not UTF-8 is taken for GB 18030 or Windows-1252 where it looks like one.
+    The encoding is that of the byte order mark, else UTF-8, else GB 18030 or Windows-1252 if the text looks like it.
 
     Raises:
-        ConfigError: its encoding is not known, naming the line.
-        OSError: it cannot be read.
+        ConfigError: the encoding is unknown; the error names the line.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(4096)
@@ -60,7 +60,7 @@ def open_text(path: Path) -> IO[str]:
 
 
 def _wide(head: bytes) -> str | None:
-    """UTF-16 without a mark: every other byte of ASCII is zero."""
+    """Return the encoding of UTF-16 without a byte order mark (every other byte of ASCII is zero), or None."""
     half = len(head) // 2
     if half < 4:
         return None
@@ -90,7 +90,7 @@ def _older(path: Path) -> str:
             before = data[: exc.start]
             line = before.count(b"\n") + before.replace(b"\r\n", b"").count(b"\r") + 1
             raise ConfigError(
-                f"{path.name} is not UTF-8 (line {line}), and its encoding cannot be told", hint="save it as UTF-8"
+                f"{path.name} is not UTF-8 (line {line}), and its encoding is unknown", hint="save it as UTF-8"
             ) from exc
     assert encoding is not None
     log.warning("catalogue is not UTF-8", file=path.name, read_as=encoding)
@@ -98,7 +98,7 @@ def _older(path: Path) -> str:
 
 
 def _is_chinese(data: bytes) -> bool:
-    """True where nearly every character beyond ASCII is a common one; other encodings decode to rare ones."""
+    """True if nearly all non-ASCII characters, decoded as GB 18030, are common; other encodings give rare ones."""
     try:
         beyond = [char for char in data.decode("gb18030") if not char.isascii()]
     except UnicodeDecodeError:
@@ -112,7 +112,7 @@ def _is_chinese(data: bytes) -> bool:
 
 
 def _is_western(data: bytes) -> bool:
-    """True where bytes beyond ASCII stand alone or by twos or threes, as accents do; other scripts are runs."""
+    """True if non-ASCII bytes occur in runs of at most three, like accented letters; other scripts have longer runs."""
     try:
         data.decode("cp1252")
     except UnicodeDecodeError:
@@ -124,9 +124,9 @@ def _is_western(data: bytes) -> bool:
 
 
 def csv_rows(file: IO[str], kind: str) -> Iterator[tuple[int, dict[str, str] | Problem]]:
-    """Yield (line, cells by the name of their column) for every row.
+    """Yield (line, row) for every row: its cells by column name, or its problem. `kind` is ".csv" or ".tsv".
 
-    A row that is quoted wrongly is a problem of its own line: what stands behind it is read on the next line.
+    After a wrongly quoted row, reading continues with the next line.
     """
     lines = _Lines(file)
     delimiter, names, problem = _head(lines, "\t" if kind == ".tsv" else None)
@@ -149,24 +149,21 @@ def csv_rows(file: IO[str], kind: str) -> Iterator[tuple[int, dict[str, str] | P
             continue
         if inner:
             end = taken[-1][0]
-            yield (
-                number,
-                Problem(number, f"has a text in quotation marks up to line {end}, in which lines look like rows"),
-            )
+            yield (number, Problem(number, f"the row has a quoted text up to line {end}, whose lines look like rows"))
             for at in inner:
-                yield at, Problem(at, f"looks like a row, but stands in the quotation marks of line {number}")
+                yield at, Problem(at, f"the line looks like a row, but is in the quotation marks of line {number}")
             continue
         while len(cells) > len(names) and not cells[-1].strip():
             cells.pop()
         if len(cells) > len(names):
-            yield number, Problem(number, f"has {len(cells)} cells, the head has {len(names)}")
+            yield number, Problem(number, f"the row has {len(cells)} cells, expected {len(names)}")
         elif any(cell.strip() for cell in cells):
             ids.add(cells)
             yield number, dict(zip(names, cells, strict=False))
 
 
 class _Lines:
-    """The lines of a file with their numbers, some of which may be put back."""
+    """An iterator over (number, line) of a file, to which lines can be put back."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -193,7 +190,7 @@ class _Lines:
 
 
 def _head(lines: _Lines, delimiter: str | None) -> tuple[str, list[str], Problem | None]:
-    """Return the delimiter, the names of the columns and what is wrong with them, past blank lines and `sep=;`."""
+    """Return (delimiter, column names, problem of the header or None), skipping blank lines and `sep=;`."""
     while (line := lines.peek()) is not None:
         _, text = line
         named = _SEPARATOR_LINE.fullmatch(text.strip("\ufeff\r\n"))
@@ -215,7 +212,7 @@ def _head(lines: _Lines, delimiter: str | None) -> tuple[str, list[str], Problem
             taken, cells, wrong = taken[:1], [cell.strip('" ') for cell in _cells(text, sign)], _QUOTE
         names = [cell.strip() for cell in cells]
         known = {"id", "name"} <= {name.casefold() for name in names}
-        problem = None if wrong is None else Problem(number, f"the head {wrong}")
+        problem = None if wrong is None else Problem(number, f"the header {wrong}")
         candidates.append(((known, len(names)), sign, names, len(taken), problem))
     _, sign, names, size, problem = max(candidates, key=lambda candidate: candidate[0])
     for _ in range(size):
@@ -224,7 +221,7 @@ def _head(lines: _Lines, delimiter: str | None) -> tuple[str, list[str], Problem
 
 
 def _record(lines: _Lines, delimiter: str) -> tuple[list[tuple[int, str]], list[str], str | None]:
-    """(the lines that it took, the cells, what is wrong with it) of the next row."""
+    """Return (lines, cells, fault or None) of the next row."""
     taken: list[tuple[int, str]] = []
 
     def feed() -> Iterator[str]:
@@ -235,11 +232,11 @@ def _record(lines: _Lines, delimiter: str) -> tuple[list[tuple[int, str]], list[
     try:
         return taken, next(csv.reader(feed(), delimiter=delimiter, strict=True, skipinitialspace=True), []), None
     except csv.Error as exc:
-        return taken, [], f"has a cell of too many characters ({exc})" if "limit" in str(exc) else _QUOTE
+        return taken, [], f"has a cell with too many characters ({exc})" if "limit" in str(exc) else _QUOTE
 
 
 class _Ids:
-    """The shapes of a file's ids, by which its rows are distinguished from lines of a quoted text."""
+    """The shapes of a file's ids, by which rows are distinguished from lines inside a quoted text."""
 
     def __init__(self, delimiter: str, names: list[str]) -> None:
         self._delimiter = delimiter
@@ -252,9 +249,9 @@ class _Ids:
             self._shapes.add(_shape(cells[self._at]))
 
     def swallowed(self, taken: list[tuple[int, str]]) -> tuple[list[int], bool]:
-        """Return the numbers of lines behind the first that look like rows, and True if it is certain that they are.
+        """Return the numbers of the lines after `taken[0]` that look like rows, and True if they certainly are rows.
 
-        Certain is that all of them do, by an id with a digit in it: any word is an id like other words.
+        They certainly are if each of these lines has an id with a digit; an id without a digit could be any word.
         """
         first = _cells(taken[0][1], self._delimiter)
         spaced = _spaced(first)
@@ -285,10 +282,10 @@ def _cells(text: str, delimiter: str) -> list[str]:
 
 
 def _rows_in(lines: list[tuple[int, str]], delimiter: str, size: int, id_column: int = 0) -> list[int]:
-    """Return the numbers of `lines` if each has as many cells as the head, of which nothing else has to be known.
+    """Return the numbers of `lines` if all of them look like rows: each has `size` cells.
 
-    A single line needs an id with a digit, and rows of two cells ids of letters and digits, as texts have commas too.
-    What stands before the mark that closes the text may also be nothing.
+    A single line also needs an id with a digit, and rows of two cells need ids of letters and digits, since prose has
+    commas too. The text before the closing quotation mark may be empty.
     """
     rows = [(number, _cells(text, delimiter)) for number, text in lines if text.strip()]
     if rows and rows[-1][1][0].strip().startswith('"'):
@@ -301,11 +298,11 @@ def _rows_in(lines: list[tuple[int, str]], delimiter: str, size: int, id_column:
 
 
 def _shape(identity: str) -> str:
-    """`SKU-12` and `sku-7` are both `a-0`."""
+    """Return the shape of an id: `a-0` for both `SKU-12` and `sku-7`."""
     text = identity.strip(' "\r\n').casefold()
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", text))
 
 
 def _spaced(cells: list[str]) -> bool:
-    """True where a space follows each delimiter, as in a sentence."""
+    """True if a space follows each delimiter, as in a sentence."""
     return len(cells) > 1 and all(cell.startswith(" ") for cell in cells[1:])

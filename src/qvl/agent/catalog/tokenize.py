@@ -1,7 +1,7 @@
-"""How text becomes the tokens of the index: folded words, and for Chinese and Japanese trigrams.
+"""Tokenizer of the index: folded words, and trigrams of Chinese and Japanese text.
 
-Documents and queries go through the same functions, so what a user types can be data only: a token has letters and
-digits and nothing else, and no syntax of FTS5 or SQL survives.
+Documents and queries use the same functions. A token has only letters and digits, so that user input cannot inject
+syntax of FTS5 or SQL.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STOP_WORDS: Final = frozenset(_STOP.split())
 
 
 def fold(text: str) -> str:
-    """Return `text` without case, width and diacritics: "Chapéu" and "CHAPEU" are the same."""
+    """Return `text` with case, width and diacritics removed: "Chapéu" and "CHAPEU" give the same."""
     if text.isascii():
         return text.lower()
     parts = unicodedata.normalize("NFKD", text)
@@ -35,12 +35,12 @@ def fold(text: str) -> str:
 
 
 def key(text: str) -> str:
-    """Return what two equal facet values have in common: folded, with single spaces."""
+    """Return `text`, a facet's name or value, in the form used for comparison: folded, with single spaces."""
     return " ".join(fold(text).split())
 
 
 def words(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield (piece, True if it is Chinese or Japanese) in order; `text` is folded already."""
+    """Yield (piece, is_cjk) in order: a word, or a run of Chinese or Japanese characters; `text` must be folded."""
     for word in _WORD.findall(text):
         if word.isascii():
             yield word, False
@@ -56,24 +56,24 @@ def words(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def grams(run: str) -> list[str]:
-    """Return the trigrams of a document's run, and shorter ones at its end, so that every place starts a token."""
+    """Return the trigram at each position of `run`, unbroken Chinese or Japanese text; at its end they are shorter."""
     return [run[at : at + GRAM] for at in range(len(run))]
 
 
 def tokens(text: str) -> list[str]:
-    """Return all tokens of a document's text, which is folded first."""
+    """Return all tokens of a document's text; it need not be folded yet."""
     if text.isascii():
         return list(_WORD.findall(text.lower()))
     return [token for word, cjk in words(fold(text)) for token in (grams(word) if cjk else [word])]
 
 
 def facet_token(name: str, value: str) -> str:
-    """Return one token that stands for "`name` is exactly `value`"; both are folded by `key`."""
+    """Return the token for "`name` is exactly `value`"; both are folded by `key`."""
     return "qf" + hashlib.blake2b(f"{name}\0{value}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def singulars(word: str) -> list[str]:
-    """Return the words that an English, Spanish or Portuguese plural may be the plural of."""
+    """Return the possible singulars of an English, Spanish or Portuguese word."""
     if len(word) <= 3:
         return []
     return [word.removesuffix(end) + singular for end, singular in _PLURALS if word.endswith(end)]

@@ -1,1 +1,1 @@
-"""qvl inside other frameworks."""
+"""Integrations of qvl into LangChain and MCP."""

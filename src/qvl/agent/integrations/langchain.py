@@ -42,8 +42,8 @@ log = logger("qvl.agent")
 class QvlChatModel(BaseChatModel):
     """A LangChain chat model over a Pipeline (all methods) or an AsyncPipeline (async methods only).
 
-    `params` go with every request: SamplingParams fields, `max_pixels`, `response_format`, `extra`, `cache`. Pictures
-    are LangChain's standard content blocks, with a URL or base64; files that a message names are not opened.
+    `params` are added to every request: SamplingParams fields, `max_pixels`, `response_format`, `extra`, `cache`.
+    Pictures are LangChain's standard content blocks, with a URL or base64; file paths are refused.
     A `request_id` bound in structlog's context becomes the request's id, so that all logs of a run share it.
     """
 
@@ -61,7 +61,7 @@ class QvlChatModel(BaseChatModel):
 
     @property
     def model_name(self) -> str:
-        """The name as `backend:model`."""
+        """The pipeline's model as `backend:model`."""
         inner = self.pipeline.pipeline if isinstance(self.pipeline, Pipeline) else self.pipeline
         backend = inner.backend
         return f"{backend.name}:{backend.model}"
@@ -89,7 +89,7 @@ class QvlChatModel(BaseChatModel):
         return params
 
     def _arguments(self, stop: list[str] | None, kwargs: JsonMapping) -> JsonObject:
-        """The parameters of a request, from the model's own to those of the call."""
+        """Return the parameters of a request: the model's, overridden by those of the call."""
         own = {"temperature": self.temperature, "max_tokens": self.max_tokens, "stop": self.stop}
         # Not a parameter of the call, or LangChain's cache would take every run for another question.
         own["request_id"] = get_contextvars().get("request_id")
@@ -101,7 +101,7 @@ class QvlChatModel(BaseChatModel):
     def _blocking(self) -> Pipeline:
         if isinstance(self.pipeline, Pipeline):
             return self.pipeline
-        raise ConfigError("an AsyncPipeline cannot be called without await", hint="ainvoke(), or give a Pipeline")
+        raise ConfigError("an AsyncPipeline has only async methods", hint="call ainvoke(), or pass a Pipeline")
 
     def _generate(
         self,
@@ -203,7 +203,7 @@ class QvlChatModel(BaseChatModel):
     def with_structured_output(
         self, schema: JsonObject | type, *, include_raw: bool = False, **kwargs: object
     ) -> Runnable[LanguageModelInput, JsonObject | BaseModel]:
-        """Return a runnable that gives an instance of a pydantic `schema`, else a dict; `method`: see `Structured`."""
+        """Return a runnable whose output is an instance of `schema` if that is a pydantic class, else a dictionary."""
         form = Structured(schema, str(kwargs.get("method", "json_schema")))
         tracing = {"kwargs": {"method": form.method}, "schema": schema}
         bound: Runnable[LanguageModelInput, AIMessage]
@@ -234,7 +234,7 @@ def _chat_result(result: Result) -> ChatResult:
             try:
                 arguments = json.loads(call.arguments or "{}")
                 if not isinstance(arguments, dict):
-                    raise ValueError("the arguments are not an object")
+                    raise ValueError(f"the arguments of the tool call {call.name!r} are not a JSON object")
                 calls.append(tool_call(name=call.name, args=arguments, id=call.id))
             except ValueError as exc:
                 bad.append(invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=str(exc)))
@@ -260,9 +260,9 @@ def _usage(usage: Usage) -> UsageMetadata:
 
 
 class QvlCache(BaseCache):
-    """LangChain's cache of model answers, kept in any cache of qvl: `set_llm_cache(QvlCache("sqlite:///answers.db"))`.
+    """LangChain's LLM cache, stored in a cache of qvl: `set_llm_cache(QvlCache("sqlite:///answers.db"))`.
 
-    A store that fails counts as a miss. `ttl` is in seconds.
+    A cache failure counts as a miss. `ttl` is in seconds.
     """
 
     def __init__(self, cache: str | Cache, *, ttl: float | None = None) -> None:
@@ -287,7 +287,7 @@ class QvlCache(BaseCache):
                 for item in entry.result["generations"]
             ]
         except (CacheError, KeyError, ValueError, TypeError) as exc:
-            log.warning("cached answer left out", error=str(exc))
+            log.warning("unreadable cached answer ignored", error=str(exc))
             return None
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:

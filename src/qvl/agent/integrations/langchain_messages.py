@@ -1,4 +1,4 @@
-"""LangChain's messages in OpenAI's form."""
+"""Conversion of LangChain's messages to OpenAI's format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ITS_OWN: Final = frozenset(
 
 
 def to_qvl(messages: Sequence[BaseMessage]) -> list[JsonObject]:
-    """Return LangChain's messages in OpenAI's form, pictures as parts.
+    """Return LangChain's messages in OpenAI's format, pictures as content parts.
 
     Raises:
         RequestError: a content block that is neither text nor a picture, or a picture that is a file.
@@ -56,7 +56,7 @@ def _message(message: BaseMessage, where: str) -> JsonObject:
         return {"role": "user", **fields, **({"name": message.name} if message.name else {})}
     if isinstance(message, ChatMessage):
         return {"role": message.role, **fields}
-    raise UnsupportedInputError(f"a {type(message).__name__} has no role in a chat request", param="messages")
+    raise UnsupportedInputError(f"unsupported message type {type(message).__name__}", param="messages")
 
 
 def _content(content: str | Sequence[object], skipped: frozenset[str], where: str) -> str | list[ContentPart]:
@@ -84,5 +84,5 @@ def _part(block: object, where: str) -> ContentPart:
     part = read_part(block, where)
     source = part.source if isinstance(part, UnreadPicture) else None
     if isinstance(source, str | PathLike) and not is_address(source):
-        raise UnsupportedInputError(f"{where}: a picture in a message is a URL or base64, not a file", param=where)
+        raise UnsupportedInputError(f"{where}: a picture in a message must be a URL or base64, not a file", param=where)
     return part

@@ -1,4 +1,4 @@
-"""LangChain's structured output: a schema as a request's form, and the answer read as that."""
+"""LangChain's structured output: the response format or tool for a schema, and the parsing of the answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Structured:
 
     Args:
         schema: a pydantic class of either version, a TypedDict, or a JSON schema.
-        method: LangChain's word for the way: json_schema, json_mode or function_calling.
+        method: json_schema, json_mode or function_calling, as in LangChain.
     """
 
     def __init__(self, schema: JsonObject | type, method: str) -> None:
@@ -48,10 +48,10 @@ class Structured:
         return without_what_is_checked_afterwards(schema) if validated else schema
 
     def read(self, message: AIMessage) -> JsonObject | BaseModel:
-        """Return the answer as the class, or as a dictionary where the schema is not a class.
+        """Return the answer as an instance of the schema class, or as a dictionary if the schema is not a class.
 
         Raises:
-            AnalysisError: it is not such an object, or was cut off.
+            AnalysisError: the answer does not fit the schema, or was cut off.
         """
         from qvl.analysis.find_json import find_object
         from qvl.analysis.parse_answer import parse
@@ -70,7 +70,7 @@ class Structured:
 
 
 def _called(message: AIMessage, name: str) -> str:
-    """The arguments of the first call of `name`; of an answer without one, its text."""
+    """Return the arguments of the first call of the tool `name`; without a call, the text."""
     for call in message.tool_calls:
         if call["name"] == name:
             return json.dumps(call["args"])

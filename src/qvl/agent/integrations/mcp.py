@@ -1,4 +1,4 @@
-"""qvl's tools over the Model Context Protocol, so that any agent host can look at products and search a catalogue."""
+"""qvl's tools over the Model Context Protocol: picture analysis, questions and catalogue search for any agent host."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
     """Return a server with the tools analyze, ask and, with a catalogue, search.
 
     Args:
-        files: True if tools may open files of this machine; right for stdio, where the host runs as the same user,
-            and wrong for a network.
+        files: True if tools may open files of this machine; safe for stdio, where the host runs as the same user,
+            but not for a network.
 
     Raises:
         MissingDependencyError: the package mcp is not installed.
@@ -59,7 +59,7 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
     server: MCPServer[object] = MCPServer("qvl", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
 
     def add(tool: Callable[P, Awaitable[object]]) -> None:
-        """Add a tool that answers with its result as JSON; an error becomes the tool's, in one line."""
+        """Register a tool that returns its result as JSON; a QvlError becomes a tool error of one line."""
 
         @functools.wraps(tool)
         async def answer(*args: P.args, **kwargs: P.kwargs) -> str:
@@ -112,18 +112,18 @@ def _search_of(catalog: Catalog) -> Callable[..., Awaitable[object]]:
 
 
 def _checked(picture: str | JsonObject, files: bool) -> UnreadPicture:
-    """The picture, from a text that names it or a content block that holds it.
+    """Return the picture of a URL, data: URL or path, or of an MCP content block.
 
     Raises:
         RequestError: a block that is not a picture.
-        MediaError: a file, where none is opened.
+        MediaError: a file path, and not `files`.
     """
     part = read_part(picture, "picture") if isinstance(picture, dict) else UnreadPicture(picture)
     if not isinstance(part, UnreadPicture):
-        raise MediaError("this content block is not a picture", hint="send one of type image")
+        raise MediaError("the content block is not a picture", hint="send a block of type image")
     source = str(part.source)
     if is_address(source):
         return part
     if not files:
-        raise MediaError("files are not opened for this transport", hint="send a URL or a data: URL")
+        raise MediaError("the server opens no files over this transport", hint="send a URL or a data: URL")
     return replace(part, source=os.path.expanduser(source))

@@ -1,1 +1,1 @@
-"""The checks of `qvl doctor`, one chapter a file. A check is a function of the host that yields findings."""
+"""The checks of `qvl doctor`, one module per subject. A check is a generator of findings about a host."""

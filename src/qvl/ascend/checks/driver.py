@@ -1,4 +1,4 @@
-"""Device nodes, npu-smi, driver against firmware, health, memory, holders; nvidia-smi on an NVIDIA host."""
+"""Checks of device nodes, driver and firmware, and of chip health, memory and processes; nvidia-smi on NVIDIA hosts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def device_nodes(host: Host) -> Iterator[Finding]:
     if not numbers:
         yield Finding.fail(
             "device-nodes",
-            "no /dev/davinciN: this host shows no NPU",
+            "no /dev/davinciN: no NPU found on this host",
             "host: install the Ascend driver and firmware, then reboot; container: start it with --device "
             "/dev/davinci0 (`qvl launch` writes the command)",
         )
@@ -32,13 +32,13 @@ def device_nodes(host: Host) -> Iterator[Finding]:
     for name in folders:
         yield Finding.fail(
             "device-nodes",
-            f"/dev/{name} is a folder, not a device: docker made it for a -v of a node that was not there",
+            f"/dev/{name} is a folder, not a device: docker creates it for -v with a missing node",
             f"pass it as --device /dev/{name}, and remove the empty folder",
         )
     for name in closed:
         yield Finding.fail(
             "device-nodes",
-            f"/dev/{name} may not be read and written by user {host.uid}",
+            f"/dev/{name} cannot be read and written by user {host.uid}",
             "add the user to the driver's group: usermod -aG HwHiAiUser USER, then log in again",
         )
     if numbers and not (missing or folders or closed):
@@ -61,7 +61,7 @@ def smi(host: Host) -> Iterator[Finding]:
         reason = done.last_line
         yield Finding.fail(
             "npu-smi",
-            f"npu-smi info gives no table: {reason}",
+            f"npu-smi info printed no table: {reason}",
             _smi_fix(done.stdout + done.stderr),
             {"exit_code": done.code},
         )
@@ -71,11 +71,11 @@ def smi(host: Host) -> Iterator[Finding]:
     yield Finding.ok("npu-smi", summary, {"version": table.version, "chips": names})
     yield from _health(table)
     yield from _memory(table)
-    yield from _held(host, table)
+    yield from _holders(host, table)
 
 
 def firmware(host: Host) -> Iterator[Finding]:
-    """Check that the driver accepts the firmware, by the range in the driver's own version.info."""
+    """Check that the firmware is in the compatible range that the driver's version.info states."""
     driver = fields(host.read("/usr/local/Ascend/driver/version.info"))
     installed = fields(host.read("/usr/local/Ascend/firmware/version.info"))
     version = driver.get("version")
@@ -90,7 +90,7 @@ def firmware(host: Host) -> Iterator[Finding]:
     detail = {"driver": version, "firmware": installed.get("version"), "accepts": driver.get("compatible_version_fw")}
     limits = _RANGE.search(driver.get("compatible_version_fw", ""))
     if not installed.get("version") or limits is None:
-        yield Finding.ok("driver", f"driver {version}; the firmware's version is not visible from here", detail)
+        yield Finding.ok("driver", f"driver {version}; the firmware's version is not readable here", detail)
         return
     low, high = (tuple(int(number) for number in re.findall(r"\d+", limits[part])) for part in (1, 2))
     current = tuple(int(number) for number in re.findall(r"\d+", installed["version"]))
@@ -99,14 +99,14 @@ def firmware(host: Host) -> Iterator[Finding]:
     else:
         yield Finding.fail(
             "driver",
-            f"driver {version} accepts firmware {limits[1]} to {limits[2]}, installed is {installed['version']}",
+            f"driver {version} needs firmware {limits[1]} to {limits[2]}, not {installed['version']}",
             "install the firmware of the driver's own release, then reboot the host",
             detail,
         )
 
 
 def chip_dtypes(host: Host, dtype: str | None) -> Iterator[Finding]:
-    """Check that the chip can compute in `dtype` (310P: float16 only)."""
+    """Check that every chip can compute in `dtype`; None only reports the dtypes of chips that lack some."""
     table = devices.query(host)
     for name in sorted({npu.name for npu in table.npus} if table else ()):
         allowed = matrix.load().chip(name).get("dtypes")
@@ -129,7 +129,7 @@ def nvidia(host: Host) -> Iterator[Finding]:
     if done.code != 0 or not rows:
         yield Finding.fail(
             "nvidia-smi",
-            f"nvidia-smi gives no table: {done.last_line}",
+            f"nvidia-smi printed no table: {done.last_line}",
             "install the NVIDIA driver; container: start it with --gpus",
             {"exit_code": done.code},
         )
@@ -159,7 +159,7 @@ def nvidia(host: Host) -> Iterator[Finding]:
 
 
 def fields(text: str | None) -> dict[str, str]:
-    """`key=value` or `key: value` lines of an Ascend version file, keys in lower case."""
+    """Return the `key=value` or `key: value` lines of an Ascend version file, keys in lower case."""
     pairs = (re.match(r"\s*([A-Za-z_]+)\s*[=:]\s*(.*?)\s*$", line) for line in (text or "").splitlines())
     return {match[1].lower(): match[2] for match in pairs if match}
 
@@ -179,7 +179,7 @@ def _health(table: npu_smi.NpuSmi) -> Iterator[Finding]:
         yield Finding(
             "npu-health",
             "warn" if npu.health == "Warning" else "fail",
-            f"NPU {npu.device_id} ({npu.name}) reports {npu.health}",
+            f"NPU {npu.device_id} ({npu.name}) reports health {npu.health}",
             {"npu": npu.device_id, "health": npu.health, "temperature_c": npu.temperature_c},
             f"see `npu-smi info -t health -i {npu.npu_id}`; leave this NPU out of --npus until it says OK",
         )
@@ -202,7 +202,7 @@ def _memory(table: npu_smi.NpuSmi) -> Iterator[Finding]:
         yield Finding.ok("memory", f"every NPU has at least {free} MiB free", detail)
 
 
-def _held(host: Host, table: npu_smi.NpuSmi) -> Iterator[Finding]:
+def _holders(host: Host, table: npu_smi.NpuSmi) -> Iterator[Finding]:
     holders = devices.holders(host, table)
     for holder in holders:
         yield Finding.warn(

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint: models, how it decodes pictures, schemas, logprobs.
+"""Checks of an OpenAI-compatible endpoint: models, picture decoding, schemas, logprobs.
 
-Whether a server turns EXIF pictures and lays alpha on white is told without knowing the model: the same question about
-the questionable picture, about the pixels that a right server would see, and about the pixels that a wrong one would.
+The tests of EXIF rotation and alpha need no knowledge of the model: they compare its answer about the test picture
+with its answers about the correctly and the incorrectly decoded pixels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SCHEMA = {
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
-    """One chat answer: HTTP status, text, the log-probabilities of its tokens, and the error's words."""
+    """One chat answer: HTTP status, text, the log-probabilities of its tokens, and the error message."""
 
     status: int
     text: str = ""
@@ -47,14 +47,14 @@ class ChatAnswer:
 
 @dataclass(frozen=True, slots=True)
 class EndpointClient:
-    """A client bound to one base URL and model."""
+    """A client that sends test requests to one base URL and model."""
 
     client: httpx.Client
     base: str
     model: str
 
     def ask(self, image: Image.Image | None, question: str, **fields: object) -> ChatAnswer:
-        """One greedy chat request."""
+        """Send one greedy chat request, with further body `fields`, and return its answer."""
         content: list[JsonObject] = [{"type": "text", "text": question}]
         if image is not None:
             content.insert(0, {"type": "image_url", "image_url": {"url": data_url(image)}})
@@ -66,7 +66,7 @@ class EndpointClient:
 
 
 def check(url: str, *, api_key: str | None = None, model: str | None = None) -> Iterator[Finding]:
-    """Yield findings about the endpoint at `url` (with or without `/v1`)."""
+    """Yield findings about the endpoint at `url` (with or without `/v1`); `model` None is the first that it lists."""
     import httpx
 
     path, mark, query = url.partition("?")
@@ -89,20 +89,20 @@ def check(url: str, *, api_key: str | None = None, model: str | None = None) -> 
 
 
 def _joined(base: str, path: str) -> str:
-    """`base` with `path` behind its own path, before its query."""
+    """Return `base` with `path` appended to its path, before its query."""
     address, mark, query = base.partition("?")
     return address.rstrip("/") + path + mark + query
 
 
 def sample() -> Image.Image:
-    """An upright picture that differs from itself turned: a product with a printed brand."""
+    """Return an upright test picture that is not rotationally symmetric: a product with a printed brand."""
     from qvl.tiny.render import DrawnProduct, draw
 
     return draw(DrawnProduct("ZELPHO", "mug", "blue", 1), seed=11, size=(448, 320))
 
 
 def exif_pictures() -> tuple[Image.Image, Image.Image, Image.Image]:
-    """(stored turned with EXIF orientation 6, what it shows, what a server that ignores EXIF shows)."""
+    """Return (sample rotated with EXIF orientation 6; as a decoder applying EXIF shows it; as one ignoring EXIF)."""
     from PIL import Image
 
     upright = sample()
@@ -113,7 +113,7 @@ def exif_pictures() -> tuple[Image.Image, Image.Image, Image.Image]:
 
 
 def alpha_pictures() -> tuple[Image.Image, Image.Image, Image.Image]:
-    """(RGBA with hidden colours under alpha 0, that laid on white, the colours with alpha dropped)."""
+    """Return (an RGBA picture with colours under alpha 0; it composited on white; it with alpha dropped)."""
     from PIL import Image
 
     hidden = sample()
@@ -127,14 +127,14 @@ def alpha_pictures() -> tuple[Image.Image, Image.Image, Image.Image]:
 
 
 def data_url(image: Image.Image) -> str:
-    """The picture as a PNG data URL; an EXIF orientation travels in its eXIf chunk."""
+    """Return the picture as a PNG data URL; its eXIf chunk keeps the EXIF orientation."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", exif=image.getexif())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def nearer(stored: ChatAnswer, right: ChatAnswer, wrong: ChatAnswer) -> bool | None:
-    """True if the answer about the stored picture is the one about the right pixels; None where it cannot be told."""
+    """True if `stored` is closer to the answer for correct decoding than to that for wrong; None if undecidable."""
     if right.text != wrong.text:
         if stored.text == right.text:
             return True
@@ -182,7 +182,7 @@ def _capabilities(endpoint: EndpointClient) -> Iterator[Finding]:
     if blank.status == 200 and 0 < first.prompt_tokens <= blank.prompt_tokens:
         yield Finding.fail(
             "endpoint-picture",
-            "the picture adds no prompt tokens: the server does not look at it",
+            "the picture adds no prompt tokens: the server ignores it",
             "serve a vision model, with its own chat template",
             {"with": first.prompt_tokens, "without": blank.prompt_tokens},
         )
@@ -203,7 +203,7 @@ def _logprobs(endpoint: EndpointClient) -> Finding:
     if answer.status != 200:
         return Finding.warn("endpoint-logprobs", f"logprobs are refused ({answer.status}): {answer.error}", fix)
     if not answer.logprobs:
-        return Finding.warn("endpoint-logprobs", "logprobs were asked for and not given", fix)
+        return Finding.warn("endpoint-logprobs", "logprobs were requested but not returned", fix)
     if not all(math.isfinite(value) and value <= 1e-6 for value in answer.logprobs):
         return Finding.fail("endpoint-logprobs", "logprobs are not log-probabilities", fix, {"got": answer.logprobs})
     return Finding.ok("endpoint-logprobs", f"logprobs for {len(answer.logprobs)} tokens")
@@ -215,7 +215,7 @@ def _decoding(
     pictures: tuple[Image.Image, Image.Image, Image.Image],
     extra: Mapping[str, object],
 ) -> Finding:
-    subject, rule = ("EXIF orientation", "applied") if name == "endpoint-exif" else ("transparency", "laid on white")
+    subject, rule = ("EXIF orientation", "applied") if name == "endpoint-exif" else ("transparency", "put on white")
     stored, right, wrong = (endpoint.ask(picture, _QUESTION, **extra) for picture in pictures)
     fix = "let qvl decode: pictures sent through a Pipeline or qvl-serve arrive upright and without alpha"
     refused = next((answer for answer in (stored, right, wrong) if answer.status != 200), None)
@@ -224,10 +224,10 @@ def _decoding(
     detail = {"stored": stored.text, "right": right.text, "wrong": wrong.text}
     verdict = nearer(stored, right, wrong)
     if verdict is None:
-        return Finding.skip(name, f"{subject}: this model's answers do not tell", detail)
+        return Finding.skip(name, f"{subject}: inconclusive from this model's answers", detail)
     if verdict:
         return Finding.ok(name, f"{subject} is {rule}", detail)
-    return Finding.warn(name, f"{subject} is ignored: the model sees other pixels than people do", fix, detail)
+    return Finding.warn(name, f"{subject} is ignored: the model sees different pixels than a person", fix, detail)
 
 
 def _schema(endpoint: EndpointClient) -> Finding:
@@ -242,7 +242,7 @@ def _schema(endpoint: EndpointClient) -> Finding:
         kept = False
     if kept:
         return Finding.ok("endpoint-schema", "json_schema is enforced")
-    text = f"json_schema is accepted and ignored in silence: {answer.text[:60]!r}"
+    text = f"json_schema is accepted but ignored: {answer.text[:60]!r}"
     return Finding.fail("endpoint-schema", text, fix, {"text": answer.text})
 
 
@@ -255,7 +255,7 @@ def _pixel_limit(endpoint: EndpointClient, plain: ChatAnswer) -> Finding:
         return Finding.ok(name, "a pixel limit per request is honoured", {"prompt_tokens": answer.prompt_tokens})
     return Finding.warn(
         name,
-        "a pixel limit per request (mm_processor_kwargs) is ignored in silence",
+        "a pixel limit per request (mm_processor_kwargs) is silently ignored",
         "resize before upload, as qvl does with max_pixels",
         {"prompt_tokens": answer.prompt_tokens},
     )

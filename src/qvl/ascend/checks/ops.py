@@ -1,4 +1,4 @@
-"""The op probe, run as a process of its own on each device, and what torch counts against the nodes."""
+"""The operation probe, run in a process of its own per device, and the number of devices that torch sees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SLOW_FIRST_MS = 5000.0
 
 
 def run_probe(host: Host, device: str) -> ProbeResult:
-    """Return the probe's answer for `device`, with `error` where it gave none."""
+    """Return the probe's result on `device`; its `error` is set if the probe failed."""
     source = str(Path(qvl.__file__).resolve().parent.parent)
     search = ":".join(filter(None, (source, host.environ.get("PYTHONPATH", ""))))
     done = host.run(
@@ -30,11 +30,11 @@ def run_probe(host: Host, device: str) -> ProbeResult:
         if line.startswith(MARK):
             body: ProbeResult = json.loads(line.removeprefix(MARK))
             return body
-    return {"device": device, "error": f"the probe died: {done.last_line}", "exit_code": done.code}
+    return {"device": device, "error": f"the probe crashed: {done.last_line}", "exit_code": done.code}
 
 
 def probe(host: Host, kind: str) -> Iterator[Finding]:
-    """Check every operation that Qwen3-VL needs on every device of the kind, without fallback to the CPU."""
+    """Check every operation that Qwen3-VL needs on each device of `kind` (npu, cuda or cpu), without CPU fallback."""
     first = run_probe(host, "cpu" if kind == "cpu" else f"{kind}:0")
     count = int(first.get("device_count", 0))
     if kind == "npu":
@@ -51,13 +51,13 @@ def _count(host: Host, count: int, error: str | None) -> Iterator[Finding]:
     expected = len(devices.parse_visible(text).read) if text is not None else len(nodes)
     detail = {"torch": count, "nodes": len(nodes), "visible": text}
     if count == expected:
-        yield Finding.ok("device-count", f"torch sees {count} NPUs, as many as it should", detail)
+        yield Finding.ok("device-count", f"torch sees {count} NPUs, as expected", detail)
         return
     reason = f" ({error})" if error else ""
     order = f"check {devices.VISIBLE_DEVICES}: ascending, no blanks, in range; " if text is not None else ""
     yield Finding.fail(
         "device-count",
-        f"torch sees {count} NPUs and should see {expected}{reason}",
+        f"torch sees {count} NPUs, expected {expected}{reason}",
         f"{order}source set_env.sh before Python starts, and give the container each NPU's node",
         detail,
     )

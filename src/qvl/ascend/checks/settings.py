@@ -1,4 +1,4 @@
-"""The environment: visible devices, names that are misspelt, settings that quarrel, privileges."""
+"""Checks of the environment: visible devices, misspelt variables, conflicting settings, privileges."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def visible_devices(host: Host) -> Iterator[Finding]:
     if not visible.ascending:
         yield Finding.fail(
             "visible-devices",
-            f"{_NAME}={text} does not ascend: torch.npu.is_available() turns False without a message",
+            f"{_NAME}={text} must be ascending: torch.npu.is_available() turns False without a message",
             f"{_NAME}={','.join(str(number) for number in sorted(set(visible.read)))}",
             detail,
         )
@@ -48,7 +48,7 @@ def visible_devices(host: Host) -> Iterator[Finding]:
     outside = [number for number in visible.read if number not in numbers]
     if outside and nodes:
         known = ",".join(map(str, numbers))
-        reason = f"{_NAME}={text}: {outside[0]} is out of range, the NPUs here are {known}"
+        reason = f"{_NAME}={text}: {outside[0]} is out of range; available NPUs: {known}"
         if nodes != numbers:
             reason += f" (a container counts its nodes davinci{', davinci'.join(map(str, nodes))} from 0)"
         yield Finding.fail("visible-devices", reason, f"{_NAME}={known}", detail)
@@ -57,20 +57,20 @@ def visible_devices(host: Host) -> Iterator[Finding]:
 
 
 def names(host: Host) -> Iterator[Finding]:
-    """Check that no variable is one or two letters away from a known one."""
+    """Check that no variable is a probable misspelling of a known one."""
     from qvl.config import Settings
 
     wrong = environment.misspelt(host.environ, {f"QVL_{field.upper()}" for field in Settings.model_fields})
     for name, meant in wrong.items():
         yield Finding.warn(
-            "environment", f"{name} is set, which nothing reads; {meant} is meant?", f"unset {name}; export {meant}=..."
+            "environment", f"{name} is unknown; did you mean {meant}?", f"unset {name}; export {meant}=..."
         )
     if not wrong:
         yield Finding.ok("environment", "no variable looks misspelt")
 
 
 def conflicts(host: Host) -> Iterator[Finding]:
-    """Check for settings that exclude each other or were left on after debugging."""
+    """Check for conflicting settings and debugging settings that are still on."""
     environ = host.environ
     if "PYTORCH_NPU_ALLOC_CONF" in environ and "PYTORCH_ALLOC_CONF" in environ:
         yield Finding.fail(
@@ -83,7 +83,7 @@ def conflicts(host: Host) -> Iterator[Finding]:
     if environ.get("ASCEND_LAUNCH_BLOCKING", "0") == "1":
         yield Finding.warn(
             "launch-blocking",
-            "ASCEND_LAUNCH_BLOCKING=1 makes every operation wait, and turns the task queue off",
+            "ASCEND_LAUNCH_BLOCKING=1 makes every operation synchronous and disables the task queue",
             "unset ASCEND_LAUNCH_BLOCKING",
         )
     if environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") == "0":
@@ -95,7 +95,7 @@ def conflicts(host: Host) -> Iterator[Finding]:
 
 
 def privileges(host: Host) -> Iterator[Finding]:
-    """Check that a container runs without `--privileged`, which shows it every NPU of the host."""
+    """Check that a container runs without `--privileged`, which exposes every NPU of the host to it."""
     if not host.in_container:
         yield Finding.skip("privileges", "not in a container")
         return

@@ -1,4 +1,4 @@
-"""CANN, set_env.sh, and the versions of everything in Python against the dated matrix."""
+"""Checks of CANN, set_env.sh and the Python packages against the version matrix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REPORTED = (
 
 
 def cann_version(host: Host) -> tuple[str, str] | None:
-    """Version and folder of the CANN toolkit: the one the environment names first, else the usual places."""
+    """Return (version, folder) of the CANN toolkit, from the environment, else from the standard folders; else None."""
     home = host.environ.get("ASCEND_HOME_PATH") or host.environ.get("ASCEND_TOOLKIT_HOME")
     numbered = (f"/usr/local/Ascend/{name}" for name in host.names("/usr/local/Ascend") if name.startswith("cann-"))
     for folder in (*([home] if home else []), *_TOOLKITS, *numbered):
@@ -37,7 +37,7 @@ def cann_version(host: Host) -> tuple[str, str] | None:
 
 
 def cann(host: Host) -> Iterator[Finding]:
-    """Check that CANN is installed and its set_env.sh was sourced, and that of nnal/atb where it is installed."""
+    """Check that CANN is installed and its set_env.sh was sourced; likewise nnal/atb, if installed."""
     toolkit = cann_version(host)
     if toolkit is None:
         yield Finding.fail(
@@ -67,7 +67,7 @@ def cann(host: Host) -> Iterator[Finding]:
 
 
 def versions(host: Host, kind: str) -> Iterator[Finding]:
-    """Check that torch, torch_npu, CANN, Python, transformers, vllm and vllm-ascend fit together, by the matrix."""
+    """Check the versions of Python, torch, transformers, vllm and, on an NPU, torch_npu and CANN by the matrix."""
     table = matrix.load()
     packages = host.packages()
     detail = {name: packages[name] for name in _REPORTED if name in packages}
@@ -85,9 +85,9 @@ def _python(host: Host, kind: str, table: matrix.Matrix) -> Iterator[Finding]:
     low, high = table.python["min"], table.python["max"]
     minor = matrix.key(version)[:2]
     if minor < matrix.key(low)[:2]:
-        yield Finding.fail("python", f"Python {version}: {low} or newer is wanted", f"use Python {high}")
+        yield Finding.fail("python", f"Python {version}: {low} or newer is required", f"use Python {high}")
     elif minor > matrix.key(high)[:2] and kind == "npu":
-        text = f"Python {version} is newer than what vllm-ascend is built for ({low} to {high})"
+        text = f"Python {version} is too new for vllm-ascend ({low} to {high})"
         yield Finding.warn("python", text, f"use Python {high}", {"matrix": table.date})
     else:
         yield Finding.ok("python", f"Python {version}")
@@ -116,11 +116,11 @@ def _transformers(packages: Mapping[str, str], table: matrix.Matrix) -> Iterator
     elif matrix.key(version) < matrix.key(low):
         yield Finding.fail(
             "transformers",
-            f"transformers {version} does not know Qwen3-VL (from {low} on)",
+            f"transformers {version} does not support Qwen3-VL ({low} or newer does)",
             f"pip install 'transformers>={low},<{table.transformers['max']}'",
         )
     else:
-        yield Finding.ok("transformers", f"transformers {version} knows Qwen3-VL")
+        yield Finding.ok("transformers", f"transformers {version} supports Qwen3-VL")
 
 
 def _torch_npu(packages: Mapping[str, str], cann: str | None, table: matrix.Matrix) -> Iterator[Finding]:
@@ -136,7 +136,7 @@ def _torch_npu(packages: Mapping[str, str], cann: str | None, table: matrix.Matr
         built_for = npu.split(".post")[0].split("rc")[0]
         yield Finding.fail(
             "torch-npu",
-            f"torch_npu {npu} is built for torch {built_for}, installed is torch {torch}",
+            f"torch_npu {npu} needs torch {built_for}, but torch {torch} is installed",
             f"pip install torch=={built_for}",
             {"matrix": table.date},
         )
@@ -158,7 +158,7 @@ def _torch_npu(packages: Mapping[str, str], cann: str | None, table: matrix.Matr
     yield Finding(
         "torch-npu",
         "warn" if near else "fail",
-        f"torch_npu {npu} goes with CANN {fitting_cann}, installed is CANN {cann}",
+        f"torch_npu {npu} needs CANN {fitting_cann}, but CANN {cann} is installed",
         {"matrix": table.date, "for_this_cann": fitting},
         line,
     )
@@ -193,7 +193,7 @@ def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matr
     if wrong:
         yield Finding.fail(
             "vllm-ascend",
-            f"vllm-ascend {plugin} does not go with {', '.join(wrong)}",
+            f"vllm-ascend {plugin} is incompatible with {', '.join(wrong)}",
             f"use the vllm-ascend image v{known}, which holds the whole set",
             {"matrix": table.date, "row": row},
         )

@@ -1,4 +1,4 @@
-"""The cache store: SQLite on a file system that can hold it, Redis with an eviction policy that fits a cache."""
+"""Checks of the answer cache: a file system suitable for SQLite, an eviction policy suitable for Redis as a cache."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _EVICTING: Final = frozenset({"allkeys-lru", "allkeys-lfu", "allkeys-random"})
 
 
 def check(host: Host, url: str) -> Iterator[Finding]:
-    """Findings about the store that `url` names, read as `--cache` reads it; `memory:` and `off` are skipped."""
+    """Yield findings about the cache URL `url` (as for `--cache`); `memory:` and `off` are skipped."""
     from qvl.caches.redis_url import SCHEMES
 
     scheme, separator, _ = url.partition(":")
     if url in ("off", "none") or scheme == "memory":
-        yield Finding.skip("cache-store", f"cache {url.rstrip(':')} keeps nothing outside of the process")
+        yield Finding.skip("cache-store", f"cache {url.rstrip(':')} stores nothing outside the process")
     elif separator and scheme in SCHEMES:
         yield from _redis(url)
     elif scheme == "sqlite" or (not separator and ("/" in url or Path(url).suffix)):
@@ -36,13 +36,13 @@ def check(host: Host, url: str) -> Iterator[Finding]:
     else:
         yield Finding.fail(
             "cache-store",
-            f"cache {scheme!r} is of an unknown kind",
+            f"unknown kind of cache {scheme!r}",
             "write sqlite:////var/lib/qvl/cache.db, redis://host:6379/0, memory: or off",
         )
 
 
 def file_of(url: str) -> str:
-    """The absolute path of a SQLite URL (`sqlite:///file.db`, `sqlite:////abs/file.db`, `sqlite://`) or of a path."""
+    """Return the absolute path of the file that a SQLite URL (`sqlite:///file.db`) or a plain path names."""
     from qvl.caches.sqlite import default_path
 
     path = url.partition("?")[0]
@@ -52,7 +52,7 @@ def file_of(url: str) -> str:
 
 
 def mount_of(host: Host, path: str) -> tuple[str, str] | None:
-    """Mount point and file system type of an absolute path, from /proc/mounts; the longest mount point wins."""
+    """Return (mount point, file system type) of an absolute path, from /proc/mounts; the longest mount point wins."""
     file = PurePosixPath(path)
     best: tuple[str, str] | None = None
     for line in (host.read("/proc/mounts") or "").splitlines():
@@ -75,7 +75,7 @@ def _sqlite(host: Host, path: str) -> Iterator[Finding]:
     if kind in NETWORK_TYPES or kind.startswith("fuse."):
         yield Finding.fail(
             "cache-store",
-            f"{path} lies on {kind}: SQLite's WAL needs shared memory and locks that a network file system has not",
+            f"{path} lies on {kind}: SQLite's WAL needs shared memory and locks that network file systems lack",
             "put the file on a local disk, or share the answers through redis://",
             detail,
         )
@@ -117,7 +117,7 @@ def _try_sqlite(host: Host, folder: str, *, made: bool) -> str | None:
             database.commit()
             value = database.execute("SELECT value FROM probe").fetchone()[0]
         if mode != "wal" or value != "written":
-            return f"journal mode is {mode}, wanted wal"
+            return f"journal mode is {mode}, expected wal"
     except sqlite3.Error as error:
         return str(error)
     finally:
@@ -154,7 +154,7 @@ def _redis(url: str) -> Iterator[Finding]:
     if kept != b"written" or not 0 < ttl <= 60:
         yield Finding.fail(
             "cache-store",
-            f"Redis at {where} does not keep what is written",
+            f"Redis at {where} does not return a written value",
             "give a database that this user may write",
             {"kept": repr(kept), "ttl": ttl},
         )
@@ -175,7 +175,7 @@ def _policy(where: str, version: str, limit: int, policy: str) -> Finding:
     if policy in _EVICTING:
         return Finding.ok("cache-store", f"Redis {version} at {where}, {policy}, {limit // 2**20} MiB", detail)
     if policy == "noeviction":
-        text = f"Redis at {where} evicts nothing: once full, no answer is stored any more"
+        text = f"Redis at {where} evicts nothing: once it is full, no answer can be stored"
     else:
         text = f"Redis at {where} evicts by {policy}: answers stored without expiry are never evicted"
     return Finding.warn("cache-store", text, fix, detail)

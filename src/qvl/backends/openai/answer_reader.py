@@ -1,6 +1,6 @@
-"""Reads the events of a streamed chat completion as Chunks.
+"""Converts the events of a streamed chat completion to Chunks.
 
-What servers add to OpenAI's format is understood too: reasoning as `reasoning_content`, `reasoning` or an inline
+Variants of OpenAI's format are supported: reasoning as `reasoning_content`, `reasoning` or an inline
 `<think>` block, parallel tool calls that share an index or have none, logprobs with raw bytes, picture tokens in the
 usage, finish reasons of other dialects.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from qvl.backends.openai.call_assembler import CallAssembler
-from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, cut_off, from_event
+from qvl.backends.openai.failures import Failed, Impact, Repeat, broken, cut_off, from_event
 from qvl.backends.openai.finish_words import meaning_of
 from qvl.backends.openai.wire import WireChoice, WireEvent, WireLogprob, WireMessage, WirePart, WireToolCall, WireUsage
 from qvl.chunks import lone_end
@@ -28,11 +28,10 @@ _decode: Final = json.JSONDecoder().decode
 
 
 class ThinkSplitter:
-    """Moves a leading `<think>…</think>` out of the text of one choice, also when a tag comes in pieces.
+    """Separates a leading `<think>…</think>` from the text of one choice, even if a tag is split over pieces.
 
-    With `opened`, the template is known to have opened the block, so that the answer begins within it: text is held
-    back until `</think>`, and is the answer after all where none comes. `opened_by_template` says what this answer
-    tells of the next one.
+    With `opened`, the chat template is known to open the block: text is withheld until `</think>`, and is the answer if
+    that never comes. `opened_by_template` is the conclusion for later answers.
     """
 
     def __init__(self, *, opened: bool = False) -> None:
@@ -44,7 +43,7 @@ class ThinkSplitter:
 
     @property
     def opened_by_template(self) -> bool:
-        """True if the block ended without having begun here, or nothing tells otherwise."""
+        """True if the answer had `</think>` without `<think>`; `opened` if the answer does not show it."""
         if self._state != "text":
             return self._opened
         text = "".join(self._kept)
@@ -52,7 +51,7 @@ class ThinkSplitter:
         return at is not None and text.startswith("</think>\n", at)
 
     def split(self, text: str) -> tuple[str, str]:
-        """Return (text, reasoning) of this piece; what may be the beginning of a tag is kept back."""
+        """Return (text, reasoning) of this piece; a possible beginning of a tag is withheld."""
         if self._state == "answer":
             return text, ""
         if self._state == "text":
@@ -79,11 +78,11 @@ class ThinkSplitter:
         return self._thinking()
 
     def reasoned_elsewhere(self) -> None:
-        """Note that the endpoint separates reasoning by itself: the content is the answer."""
+        """Record that the endpoint sends reasoning in a field of its own: the content is the answer."""
         self._opened = False
 
     def flush(self, *, cut_off: bool = False) -> tuple[str, str]:
-        """Return (text, reasoning) kept back when the choice ended; `cut_off`: it ended for want of tokens."""
+        """Return the withheld (text, reasoning) at the end of the choice; `cut_off`: it ended at max_tokens."""
         if self._state == "opened":
             rest, self._kept = "".join(self._kept), []
             # A whole answer without the end of a block had none: the next one is not held back for it.
@@ -118,7 +117,7 @@ class ThinkSplitter:
         return "", before[: len(before) - keep]
 
     def _after(self, text: str) -> str:
-        """Return the beginning of the answer: line ends between the block and the answer belong to neither."""
+        """Return the beginning of the answer without the line breaks after the block."""
         rest = text.lstrip("\n")
         if rest:
             self._state = "answer"
@@ -131,7 +130,7 @@ class ThinkSplitter:
 
 
 class SurrogateJoiner:
-    """Puts together the halves of a surrogate pair that come in two pieces; a half that stays alone becomes U+FFFD."""
+    """Joins surrogate pairs that are split over two pieces; a lone surrogate becomes U+FFFD."""
 
     def __init__(self) -> None:
         self._high = ""
@@ -151,7 +150,7 @@ class SurrogateJoiner:
 
 @dataclass(slots=True)
 class ChoiceReader:
-    """The state of one choice between two events."""
+    """The state of one choice between events."""
 
     think: ThinkSplitter
     calls: CallAssembler = field(default_factory=CallAssembler)
@@ -168,14 +167,13 @@ class ChoiceReader:
 
 
 class AnswerReader:
-    """Translates event payloads, fed one by one, to Chunks.
+    """Converts event payloads, one by one, to Chunks.
 
-    The chunk with the finish_reason is held back until the usage has come, so that the last chunk of the stream carries
-    both. `opened` says that the model's template is known to open the `<think>` block.
+    The chunk with the finish_reason is withheld until the usage arrives, so that the last chunk of the stream has both.
+    `opened`: the model's chat template is known to open the `<think>` block.
 
     Raises:
-        Failed: (from `read` and `end`) an error event, an event that makes no sense, an answer that is not whole, a
-            refusal.
+        Failed: (from `read` and `end`) an error event, an invalid event, an incomplete answer, a refusal.
     """
 
     def __init__(self, *, n: int, where: str, opened: bool = False) -> None:
@@ -189,14 +187,14 @@ class AnswerReader:
 
     @property
     def opened_by_template(self) -> bool:
-        """True if an answer had a `</think>` without its `<think>`: what came before it was reasoning."""
+        """True if an answer had a `</think>` without `<think>`, so that the text before it was reasoning."""
         return any(choice.think.opened_by_template for choice in self._choices.values())
 
     def read(self, payload: bytes) -> list[Chunk]:
-        """Return the chunks of one event. `[DONE]` sets `done`, and ends what has begun without a finish reason."""
+        """Return the chunks of one event. `[DONE]` sets `done`, and finishes choices without a finish reason."""
         if payload.strip() == b"[DONE]":
             self.done = True
-            return self._after_held(
+            return self._after_finish(
                 [chunk for index, state in self._choices.items() for chunk in self._done(index, state)]
             )
         event = self._parse(payload)
@@ -211,10 +209,10 @@ class AnswerReader:
             for choice in event.get("choices") or ():
                 chunks += self._choice(choice)
         except (TypeError, ValueError, KeyError, AttributeError) as exc:
-            raise broken(f"an event that makes no sense: {readable(payload)}", self._where) from exc
-        return self._after_held(chunks)
+            raise broken(f"invalid event: {readable(payload)}", self._where) from exc
+        return self._after_finish(chunks)
 
-    def _after_held(self, chunks: list[Chunk]) -> list[Chunk]:
+    def _after_finish(self, chunks: list[Chunk]) -> list[Chunk]:
         if chunks and self._last is not None:
             chunks.insert(0, self._last)
             self._last = None
@@ -223,7 +221,7 @@ class AnswerReader:
         return chunks
 
     def _done(self, index: int, state: ChoiceReader) -> list[Chunk]:
-        """Return the end of an answer without a finish reason; nothing where there is no answer, or half a call."""
+        """Return the end of a choice without a finish reason; empty if it has no answer, or an incomplete call."""
         if state.finished:
             return []
         chunks = self._choice({"index": index, "finish_reason": "stop"})
@@ -237,8 +235,8 @@ class AnswerReader:
             if not self._choices:
                 raise cut_off("the stream ended without an answer", self._where)
             if finished and self._last is not None:
-                raise broken(f"{finished} answers came, n={self._n} were asked for", self._where)
-            raise cut_off("the stream broke off before the answer was whole", self._where)
+                raise broken(f"expected n={self._n} answers, got {finished}", self._where)
+            raise cut_off("the stream broke off before the answer was complete", self._where)
         return replace(self._last, usage=self.usage)
 
     def _parse(self, payload: bytes) -> WireEvent:
@@ -249,7 +247,7 @@ class AnswerReader:
         except (ValueError, RecursionError) as exc:
             raise broken(f"the stream has broken JSON: {readable(payload)}", self._where) from exc
         if not isinstance(event, dict):
-            raise broken(f"an event that is not an object: {readable(payload)}", self._where)
+            raise broken(f"invalid event, not an object: {readable(payload)}", self._where)
         return event
 
     def _choice(self, choice: WireChoice) -> list[Chunk]:
@@ -295,19 +293,19 @@ class AnswerReader:
             return None
         if state.refusal or meaning == "refused":
             detail = f": {shorten(state.refusal)}" if state.refusal else ""
-            raise Failed(RefusalError(f"{self._where}: the model refused to answer{detail}"), Repeat.NEVER, Blame.NONE)
+            raise Failed(RefusalError(f"{self._where}: the model refused to answer{detail}"), Repeat.NEVER, Impact.NONE)
         if meaning == "withheld":
             detail = f"{self._where}: the endpoint's content filter withheld the answer"
-            raise Failed(RefusalError(detail, code="content_filter"), Repeat.NEVER, Blame.NONE)
-        if meaning == "given_up":
-            raise broken(f"the endpoint gave the answer up: {shorten(str(reason))}", self._where)
+            raise Failed(RefusalError(detail, code="content_filter"), Repeat.NEVER, Impact.NONE)
+        if meaning == "failed":
+            raise broken(f"the endpoint aborted the answer: {shorten(str(reason))}", self._where)
         if meaning == "length":
             return "length"
         return "tool_calls" if meaning == "tool_calls" or state.calls else "stop"
 
 
 def read_usage(usage: WireUsage) -> Usage:
-    """Return the token counts of an OpenAI usage object; those it lacks are 0."""
+    """Return the token counts of an OpenAI usage object; missing ones are 0."""
     details = usage.get("prompt_tokens_details") or {}
     return Usage(
         prompt_tokens=int(usage.get("prompt_tokens") or 0),

@@ -1,7 +1,7 @@
-"""The `openai` backend: any OpenAI-compatible endpoint, or several of them as a pool.
+"""The `openai` backend: any OpenAI-compatible endpoint, or several as a pool.
 
-One endpoint is a pool of one, so retries, health, limits and counters are the same code. What the endpoints can do is
-probed when the backend is opened, once a process for each (URL, model).
+One endpoint is a pool of one, so retries, health, limits and counters are the same code. The endpoints' capabilities
+are probed when the backend is opened, once a process for each (URL, model).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
 from qvl.backends.endless import EndlessWatch
 from qvl.backends.openai.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url, split_urls
 from qvl.backends.openai.endpoint_list import Listed, by_name
-from qvl.backends.openai.failures import Blame, Failed, Repeat
-from qvl.backends.openai.fleet import Attempts, Fleet, Line
+from qvl.backends.openai.failures import Failed, Impact, Repeat
+from qvl.backends.openai.fleet import Attempts, Fleet, ProbedEndpoint
 from qvl.backends.openai.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
 from qvl.backends.openai.retry import RetryPolicy
 from qvl.backends.openai.wire import request_body
@@ -34,29 +34,29 @@ TEXT_PER_TOKEN: Final = 4
 
 
 class OpenAIBackend(Backend):
-    """Asks OpenAI-compatible endpoints: OpenAI, vLLM, SGLang, LMDeploy, Ollama, `transformers serve`, `qvl-serve`.
+    """Client of OpenAI-compatible endpoints: OpenAI, vLLM, SGLang, LMDeploy, Ollama, `transformers serve`, `qvl-serve`.
 
     Args:
-        model: the model's name at the endpoint; empty takes the only one that the endpoint lists.
+        model: the model's name at the endpoint; empty for the only one that the endpoint lists.
         base_url: one URL or several (or `Listed` ones, with weight and limit); default `OPENAI_BASE_URL`, else OpenAI's
             own. `/v1` is added to a bare host.
         api_key: default `OPENAI_API_KEY`.
         connect_timeout: seconds; `first_token_timeout`, `token_timeout` (between tokens) and `total_timeout` (with all
             retries) likewise.
-        max_retries: further rounds over the endpoints after a failure that may pass; never after the first token.
-        probe: False skips the probe; every capability is then assumed and a refusal comes from the endpoint itself.
-        extra_headers: sent with every request.
+        max_retries: further rounds over the endpoints after a temporary failure; never after the first token.
+        probe: False skips the probe: every capability is assumed, and unsupported requests fail at the endpoint.
+        extra_headers: headers sent with every request.
         policy: `least_outstanding` picture tokens, `round_robin`, or `affinity` (same picture, same endpoint).
-        weights: of the endpoints, by URL or in their order; 1 by default.
-        limit: most requests at one endpoint at a time; further ones wait here.
-        verify: False trusts any certificate, a path names the certificate authorities to trust.
-        health_interval: seconds between checks of endpoints that rest; only for several endpoints; None for none.
-        identity: a name for what stands behind the endpoints, for the cache key. By default it is the set of base
-            URLs, because equal model names at different places need not be equal models; give a name to keep the
-            cache when endpoints come and go.
+        weights: weights of the endpoints, by URL or in their order; 1 by default.
+        limit: most concurrent requests of an endpoint; further ones wait in the client.
+        verify: False trusts any certificate; a path is a file of certificate authorities.
+        health_interval: seconds between checks of resting endpoints, if there are several; None disables them.
+        identity: name of the deployment behind the endpoints, for cache keys. By default the set of base URLs,
+            because equal model names at different URLs need not be equal models; a name keeps the cache valid when
+            endpoints change.
 
-    Raises:
-        ConfigError: an argument that cannot work.
+        Raises:
+            ConfigError: an argument is invalid.
     """
 
     name = "openai"
@@ -98,7 +98,7 @@ class OpenAIBackend(Backend):
                 weights = {shown_url(read_url(url)): weight for url, weight in weights.items()}
             shares = weights_by_url(endpoints, weights)
             endpoints = {name: replace(one, weight=shares[name]) for name, one in endpoints.items()}
-        self._pool: EndpointPool[Line] = EndpointPool(map(self._member, endpoints.values()), policy=policy)
+        self._pool: EndpointPool[ProbedEndpoint] = EndpointPool(map(self._member, endpoints.values()), policy=policy)
         self._fleet = Fleet(
             self._pool,
             model,
@@ -115,7 +115,7 @@ class OpenAIBackend(Backend):
         self._counts = dict.fromkeys(("requests", "retries", "failovers", "failures"), 0)
 
     def _listed(self, base_url: str | Iterable[str | Listed] | None) -> list[Listed]:
-        """Return the endpoints that `base_url` names, each with its limit."""
+        """Return the endpoints of `base_url`, each with its weight and limit."""
         if base_url is None:
             base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         if isinstance(base_url, str):
@@ -123,18 +123,18 @@ class OpenAIBackend(Backend):
         listed = [one if isinstance(one, Listed) else Listed(one) for one in base_url]
         return [replace(one, limit=one.limit or self._limit) for one in listed]
 
-    def _member(self, listed: Listed) -> Member[Line]:
+    def _member(self, listed: Listed) -> Member[ProbedEndpoint]:
         endpoint = Endpoint(
             listed.url, api_key=self._api_key, timeouts=self._timeouts, headers=self._headers, verify=self._verify
         )
-        return Member(endpoint.url, Line(endpoint), weight=listed.weight, limit=listed.limit)
+        return Member(endpoint.url, ProbedEndpoint(endpoint), weight=listed.weight, limit=listed.limit)
 
     @property
     def capabilities(self) -> Capabilities:
         return self._fleet.capabilities
 
     def identity(self) -> JsonObject:
-        """Backend, model, and the set of base URLs or the name given for it."""
+        """Return backend, model, and the set of base URLs or `identity` in its place."""
         where = self._identity or sorted(member.target.endpoint.identity for member in self._pool.members)
         return {"backend": self.name, "model": self.model, "endpoints": where}
 
@@ -145,13 +145,13 @@ class OpenAIBackend(Backend):
         return self.capabilities if self._is_open else self._fleet.peek_capabilities()
 
     async def open(self) -> None:
-        """Makes connections and probes every endpoint.
+        """Open connections and probe every endpoint.
 
         Raises:
-            BackendUnavailableError: no endpoint answers; each is named.
-            UnknownNameError: the endpoint has no such model.
-            AuthError: it refuses the key.
-            ConfigError: no model is named and the endpoint has several.
+            BackendUnavailableError: no endpoint answers; the message names each.
+            UnknownNameError: the endpoint does not have the model.
+            AuthError: the endpoint rejects the key.
+            ConfigError: `model` is empty and the endpoint has several models.
         """
         async with self._opening:
             if self._is_open:
@@ -162,7 +162,7 @@ class OpenAIBackend(Backend):
             self._watch()
 
     def _watch(self) -> None:
-        """Starts to look after endpoints that rest, as soon as there are several."""
+        """Start the health checks of resting endpoints, once there are several endpoints."""
         if self._is_open and self._health is None and self._health_interval is not None and len(self._pool) > 1:
             self._health = asyncio.create_task(self._fleet.watch(self._health_interval))
 
@@ -201,7 +201,7 @@ class OpenAIBackend(Backend):
             self._running -= 1
 
     async def _answer(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer of the first endpoint that begins one, in attempt after attempt."""
+        """Yield the answer of the first endpoint that begins one; tries endpoints and rounds until then."""
         deadline = began() + self._timeouts.total
         key = request.pictures[0].sha256 if request.pictures else None
         cost = picture_tokens(request)
@@ -245,7 +245,7 @@ class OpenAIBackend(Backend):
                 ticket.release()
 
     async def _attempt(
-        self, ticket: Ticket[Line], request: ChatRequest, deadline: float
+        self, ticket: Ticket[ProbedEndpoint], request: ChatRequest, deadline: float
     ) -> AsyncGenerator[Chunk, None]:
         line = ticket.member.target
         joined_late = line.findings is None
@@ -255,7 +255,7 @@ class OpenAIBackend(Backend):
                 self.refuse_unsupported(request)
             except QvlError as exc:
                 # It has less than the others: this request, which they can serve, goes past it.
-                raise Failed(exc, Repeat.ELSEWHERE, Blame.NONE) from None
+                raise Failed(exc, Repeat.ELSEWHERE, Impact.NONE) from None
 
         def written() -> bytes:
             return request_body(request, self.model, findings.dialect)
@@ -277,13 +277,13 @@ class OpenAIBackend(Backend):
                 try:
                     watch.read(chunk)
                 except BackendResponseError as exc:
-                    raise Failed(exc, Repeat.NEVER, Blame.NONE) from None
+                    raise Failed(exc, Repeat.NEVER, Impact.NONE) from None
                 yield chunk
 
     async def _next_round(self, attempts: Attempts, rounds: int, deadline: float) -> None:
-        """Wait until an endpoint may be asked again, or raise one error for all of them."""
+        """Wait until an endpoint is available for another round, or raise one error for all of them."""
         candidates = [m.name for m in self._pool.members if m.name not in attempts.never and not m.draining]
-        wait = self._retry.delay(rounds, attempts.asked_to_wait())
+        wait = self._retry.delay(rounds, attempts.retry_after())
         if candidates:
             wait = max(wait, self._pool.next_chance(frozenset(attempts.never)))
         out_of_time = time.monotonic() + wait >= deadline
@@ -297,15 +297,15 @@ class OpenAIBackend(Backend):
         return self._pool.snapshot()
 
     async def check(self) -> list[EndpointState]:
-        """Asks every endpoint for its list of models, and notes who answers."""
+        """Return the state of every endpoint after a request for its list of models."""
         return await self._fleet.check()
 
     async def add_endpoint(self, url: str, *, weight: float = 1.0, limit: int | None = None) -> None:
-        """Takes another endpoint into the pool; it is probed first.
+        """Probe another endpoint and add it to the pool.
 
         Raises:
             ConfigError: it is in the pool already.
-            BackendError: it does not answer, or not as it should.
+            BackendError: it does not answer, or its answer is invalid.
         """
         async with self._changing:
             (listed,) = self._listed([Listed(url, weight, limit)])
@@ -313,7 +313,7 @@ class OpenAIBackend(Backend):
             self._watch()
 
     async def remove_endpoint(self, url: str, *, timeout: float | None = None) -> None:
-        """Gives an endpoint no further requests, waits for those it has (at most `timeout` seconds), forgets it.
+        """Remove an endpoint after its running requests, or after `timeout` seconds; it gets no new ones.
 
         Raises:
             UnknownNameError: it is not in the pool.
@@ -322,17 +322,17 @@ class OpenAIBackend(Backend):
         await self._fleet.remove(url, timeout)
 
     async def set_endpoints(self, base_url: str | Iterable[str | Listed], *, timeout: float | None = None) -> None:
-        """Makes the pool consist of exactly these: takes in what is new, removes what is not named.
+        """Replace the pool's endpoints by `base_url`: adds new ones, removes the others.
 
-        New endpoints are probed first; one that does not answer comes in resting, and is tried again later. Those that
-        are removed get no further requests, finish what they have (for at most `timeout` seconds; default: the total
-        timeout of a request), and are gone when this returns. Naming one again meanwhile takes it back.
+        New endpoints are probed first; one that does not answer is added as resting, and tried again later. Removed
+        ones get no further requests, finish their running ones (within `timeout` seconds, by default the total timeout
+        of a request), and are gone when this returns. Adding one again meanwhile cancels its removal.
 
         Args:
-            base_url: URLs, or `Listed` with a weight and a limit, such as `read_endpoint_list(path)` gives.
+            base_url: URLs, or `Listed` with weight and limit, as from `read_endpoint_list(path)`.
 
         Raises:
-            ConfigError: no endpoint, one twice, or one that cannot be; the pool stays as it was.
+            ConfigError: the list is empty, or has a duplicate or invalid endpoint; the pool is unchanged.
         """
         listed = by_name(self._listed(base_url))
         async with self._changing:
@@ -361,12 +361,12 @@ class OpenAIBackend(Backend):
 
 
 def _repeatable(request: ChatRequest) -> bool:
-    """True if the request leaves nothing behind at the endpoint, so that it may be sent once more."""
+    """True if the request has no side effects at the endpoint, so that it may be sent once more."""
     return not request.extra.get("store")
 
 
 def _is_small(request: ChatRequest) -> bool:
-    """True if its pictures are ready to be sent, and cost next to nothing to write."""
+    """True if the request can be encoded on the event loop: its pictures are ready and small."""
     most = request.max_pixels
     return all(
         picture.at_hand and len(picture.data) <= SMALL and (most is None or picture.width * picture.height <= most)
@@ -375,7 +375,7 @@ def _is_small(request: ChatRequest) -> bool:
 
 
 def picture_tokens(request: ChatRequest) -> float:
-    """Return the estimated prompt tokens: one for each 32 x 32 pixels of a picture and each 4 characters of text."""
+    """Return the estimated prompt tokens: one for each 32 x 32 pixels of pictures and each 4 characters of text."""
     characters = sum(len(message.text) for message in request.messages)
     areas = [picture.width * picture.height for picture in request.pictures]
     pixels = sum(min(area, request.max_pixels or area) for area in areas)

@@ -1,4 +1,4 @@
-"""Assigns streamed pieces of tool calls to their calls, however the endpoint numbers and names them."""
+"""Assigns streamed pieces of tool calls to their calls, whatever indices and ids the endpoint sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qvl.types import ToolCallDelta
 
 @dataclass(slots=True)
 class PartialCall:
-    """The part of one call that has come so far."""
+    """The pieces of one tool call so far."""
 
     index: int | None
     id: str | None = None
@@ -28,11 +28,11 @@ class PartialCall:
 
 
 class CallAssembler:
-    """Gives each tool call of one choice an index of its own.
+    """Assigns a unique index to each tool call of one choice.
 
-    A piece with a name begins another call if it brings a new id or a new name, or arguments after those of the call
-    at its index are complete: servers send parallel calls under one index, under one id or without either, and repeat
-    id and name in later pieces of one call.
+    A piece with a name begins another call if its id or name is new, or if the arguments of the call at its index are
+    complete: some servers send parallel calls with one index, one id or neither, and repeat id and name in later
+    pieces of a call.
     """
 
     def __init__(self) -> None:
@@ -44,11 +44,11 @@ class CallAssembler:
 
     @property
     def whole(self) -> bool:
-        """False while the arguments of a call have begun and not ended."""
+        """True unless the arguments of a call are incomplete."""
         return all(call.whole or not call.arguments.strip() for call in self._calls)
 
     def read(self, calls: Iterable[WireToolCall]) -> tuple[ToolCallDelta, ...]:
-        """Return the pieces of one event, each with its call's index; id and name come once."""
+        """Return the deltas of one event, each with its call's index; id and name are sent once."""
         calls = list(calls)
         return tuple(self._read(call, position if len(calls) > 1 else None) for position, call in enumerate(calls))
 
@@ -82,7 +82,7 @@ class CallAssembler:
         return at
 
     def _of_same_id(self, piece: PartialCall) -> int | None:
-        """Return the index of the latest call of this id, unless another index says that it is another call."""
+        """Return the index of the latest call with the piece's id, unless its index shows that it is another call."""
         if piece.id is None:
             return None
         for at in range(len(self._calls) - 1, -1, -1):

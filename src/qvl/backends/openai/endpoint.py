@@ -1,4 +1,4 @@
-"""One OpenAI-compatible URL: one attempt at one request, with every wait bounded and every body bounded."""
+"""One OpenAI-compatible endpoint: single attempts at requests, with a timeout on every wait and limits on bodies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from qvl.backends.openai.answer_reader import AnswerReader
-from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, down, http_library, import_openai, too_slow
+from qvl.backends.openai.failures import Failed, Impact, Repeat, broken, down, http_library, import_openai, too_slow
 from qvl.backends.openai.transport import (
     MAX_ERROR_BYTES,
     NotStraightError,
@@ -45,7 +45,7 @@ log = logger("qvl.backends.openai")
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits in seconds: until connected, to the first token, between tokens, for everything with retries."""
+    """Timeouts in seconds: connecting, first token, between tokens, total with retries."""
 
     connect: float = 5.0
     first_token: float = 120.0
@@ -60,14 +60,14 @@ class Timeouts:
 
 
 def read_url(url: str) -> str:
-    """Return the base URL as it is used: no slash at its end, `/v1` where no path is given.
+    """Return the normalised base URL: no slash at its end, `/v1` if it has no path.
 
     Raises:
         ConfigError: it is not an http(s) URL.
     """
     # What stands before an @ or behind a ? may be a secret, also where it is not a URL.
     invalid = ConfigError(
-        f"{url.rpartition('@')[2].partition('?')[0]!r} is not the URL of an endpoint",
+        f"invalid endpoint URL {url.rpartition('@')[2].partition('?')[0]!r}",
         hint="such as http://host:8000/v1",
         param="base_url",
     )
@@ -83,7 +83,7 @@ def read_url(url: str) -> str:
 
 
 def split_urls(text: str) -> list[str]:
-    """Return the URLs of a list with commas between them; a comma in a query belongs to it."""
+    """Return the URLs of a comma-separated list; a comma within a query does not separate."""
     urls: list[str] = []
     for piece in text.split(","):
         if urls and "?" in urls[-1] and not _SCHEME.match(piece):
@@ -94,7 +94,7 @@ def split_urls(text: str) -> list[str]:
 
 
 def shown_url(url: str) -> str:
-    """Return the URL for errors, logs and metrics: without user and password, a query by its hash (a secret)."""
+    """Return the URL for errors, logs and metrics, without user and password; a query, often secret, as its hash."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", _digest(parts.query)[:8]))
 
@@ -104,7 +104,7 @@ def _digest(query: str) -> str:
 
 
 class Endpoint:
-    """Talks to one base URL. Everything it raises is `Failed`, except that `open` may raise ConfigError."""
+    """Client of one base URL. It raises only `Failed`, except that `open` may raise ConfigError."""
 
     def __init__(
         self,
@@ -130,17 +130,17 @@ class Endpoint:
 
     @property
     def identity(self) -> str:
-        """The `url` for cache keys, with enough of the hash that no two queries are one."""
+        """Return the `url` for cache keys, with a longer hash of its query."""
         return self.url.partition("#")[0] + (
             f"#{digest[:16]}" if (digest := _digest(urlsplit(self.base_url).query)) else ""
         )
 
     async def open(self) -> None:
-        """Make the transports; connects to nothing yet.
+        """Make the transports, without connecting yet.
 
         Raises:
             MissingDependencyError: the openai package is not installed.
-            ConfigError: `verify` names no certificate file, or a header cannot be sent.
+            ConfigError: the certificate file `verify` or a header is invalid.
         """
         if self._sdk is not None:
             return
@@ -171,7 +171,7 @@ class Endpoint:
         self._closed = False
 
     async def aclose(self) -> None:
-        """Ends reads in flight at once, then closes the connections."""
+        """Abort running requests, then close the connections."""
         self._closed = True
         ways: tuple[Transport | None, ...] = (self._straight, self._sdk)
         self._straight = self._sdk = None
@@ -188,11 +188,11 @@ class Endpoint:
         repeatable: bool = True,
         thinks: bool = False,
     ) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer to a chat completion body with `"stream": true`; `deadline` by time.monotonic().
+        """Yield the `n` choices of the answer to `body`, which has `"stream": true`, until `deadline` (monotonic).
 
-        `request_id` goes along as `X-Request-Id`, so that the logs of both sides can be laid side by side. One that is
-        not `repeatable` is never sent twice, also where nobody can tell whether it arrived. `thinks` says that the
-        model is known to begin with reasoning, whose opening tag its template may have written.
+        `request_id` is sent as `X-Request-Id`, to correlate the logs of both sides. A request that is not `repeatable`
+        is never sent twice, even if it is unknown whether it arrived. `thinks`: the model is known to begin with
+        reasoning, whose opening tag may be in its chat template.
 
         The last chunk has finish_reason and usage.
         """
@@ -212,7 +212,7 @@ class Endpoint:
                         started, idle = True, 0
                         yield chunk
                     if idle > MAX_IDLE_BYTES:
-                        raise broken("an endless stream without content", self.url)
+                        raise broken("endless stream without content", self.url)
                 if payloads and started:
                     by = min(end, time.monotonic() + self.timeouts.token)
                 if answer.done:
@@ -226,12 +226,12 @@ class Endpoint:
             await reply.close()
 
     async def _reply(self, send: Callable[[Transport], Awaitable[Reply]], began: float) -> Reply:
-        """Sends over the straight way, or through the client where that leads nowhere."""
+        """Return the reply of the direct transport, or of the openai client if that cannot get one."""
         if self._sdk is None:
             raise Failed(
                 BackendUnavailableError(f"{self.url}: the backend is not open", hint="await backend.open()"),
                 Repeat.NEVER,
-                Blame.NONE,
+                Impact.NONE,
             )
         try:
             if self._straight is not None and self._leads:
@@ -248,24 +248,24 @@ class Endpoint:
             raise self._late("no first token", began) from exc
 
     async def _payloads(self, reply: Reply, events: EventReader, by: float, started: bool) -> tuple[list[bytes], bool]:
-        """Return (events that the next bytes complete, True if those were the last)."""
+        """Return (payloads of the events completed by the next bytes, True at the end of the body)."""
         began = time.monotonic()
         try:
             data = await reply.read(by)
             return (events.feed(data), False) if data else (events.end(), True)
         except BackendResponseError as exc:
-            raise broken(exc.message, self.url) from exc
+            raise broken(exc.message, self.url, hint=exc.hint) from exc
         except Failed as exc:
             raise self._closing(exc) from exc.__cause__
         except LateError as exc:
             raise self._late("no further token" if started else "no first token", began) from exc
 
     def _closing(self, failed: Failed) -> Failed:
-        """Return the failure to raise: a read that failed because the backend was closed says so."""
+        """Return `failed`, or if the backend was closed a failure that says so."""
         if not self._closed:
             return failed
         closed = down("closed while a request was running", self.url, untouched=False)
-        closed.repeat, closed.blame = Repeat.NEVER, Blame.NONE
+        closed.repeat, closed.impact = Repeat.NEVER, Impact.NONE
         return closed
 
     def _late(self, what: str, began: float) -> Failed:
@@ -274,7 +274,7 @@ class Endpoint:
         )
 
     async def models(self) -> list[ListedModel]:
-        """Return the entries of GET /models."""
+        """Return the models that GET /models lists."""
         data = bytearray()
         began = time.monotonic()
         by = began + self.timeouts.connect + min(10.0, self.timeouts.first_token)
@@ -283,7 +283,7 @@ class Endpoint:
             while block := await reply.read(by):
                 data += block
                 if len(data) > MAX_ERROR_BYTES * 64:
-                    raise broken("the list of models is endless", self.url)
+                    raise broken("the list of models is too long", self.url)
             listed = json.loads(data)
             entries: list[ListedModel] | None = listed.get("data") if isinstance(listed, dict) else None
         except Failed as exc:
@@ -298,7 +298,7 @@ class Endpoint:
 
 
 async def _finish(reply: Reply) -> None:
-    """Reads what comes after `[DONE]`, so that the connection can be used again."""
+    """Read the body after `[DONE]` to its end, so that the connection can be reused."""
     by = time.monotonic() + LINGER
     with suppress(Failed, LateError):
         while await reply.read(by):

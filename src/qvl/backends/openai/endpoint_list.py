@@ -1,4 +1,4 @@
-"""A text file that lists the endpoints of a pool: read when a program starts, and again when it is told to."""
+"""Reads a text file that lists the endpoints of a pool."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _HINT: Final = "http://host:8000/v1 weight=2 limit=16, one a line"
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An endpoint as its user lists it: `weight` is its share of the load, `limit` its most requests at a time.
+    """An endpoint in a list: `weight` is its share of the load, `limit` its most concurrent requests.
 
     Raises:
-        ConfigError: it is not a URL, or a figure is out of range.
+        ConfigError: the URL is invalid, or a number is out of range.
     """
 
     url: str
@@ -28,37 +28,37 @@ class Listed:
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", read_url(self.url))
         if not 0 < self.weight < float("inf"):
-            raise ConfigError(f"the weight {self.weight} of {self.name} is not above 0", param="weights")
+            raise ConfigError(f"the weight {self.weight} of {self.name} must be above 0", param="weights")
         if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"the limit {self.limit} of {self.name} is below 1", param="limit")
+            raise ConfigError(f"the limit {self.limit} of {self.name} must be at least 1", param="limit")
 
     @property
     def name(self) -> str:
-        """The name of the endpoint in errors, logs and metrics: the URL without its secrets."""
+        """Return the name of the endpoint in errors, logs and metrics: the URL without secrets."""
         return shown_url(self.url)
 
 
 def by_name(listed: Iterable[Listed]) -> dict[str, Listed]:
-    """Return the endpoints by their names.
+    """Return the endpoints by name.
 
     Raises:
-        ConfigError: none, or one of them twice.
+        ConfigError: the list is empty, or has duplicates.
     """
     endpoints: dict[str, Listed] = {}
     for one in listed:
         if one.name in endpoints:
-            raise ConfigError(f"the endpoint {one.name} is given twice", param="base_url")
+            raise ConfigError(f"duplicate endpoint {one.name}", param="base_url")
         endpoints[one.name] = one
     if not endpoints:
-        raise ConfigError("base_url names no endpoint", hint="such as http://host:8000/v1", param="base_url")
+        raise ConfigError("base_url is empty", hint="such as http://host:8000/v1", param="base_url")
     return endpoints
 
 
 def read_endpoint_list(path: str | Path) -> list[Listed]:
-    """Return the endpoints in a file: a URL a line, then `weight=` and `limit=` if wanted; `#` starts a comment.
+    """Return the endpoints in a file: a URL a line, optionally `weight=` and `limit=`; `#` starts a comment.
 
     Raises:
-        ConfigError: the file cannot be read, has a line that is not an endpoint, one twice, or none.
+        ConfigError: the file cannot be read, is empty, or has an invalid or duplicate line.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -91,5 +91,5 @@ def _listed(url: str, *options: str) -> Listed:
         elif name == "limit":
             limit = int(value)
         else:
-            raise ValueError(f"{option!r} is neither weight= nor limit=")
+            raise ValueError(f"unknown option {option!r}: expected weight= or limit=")
     return Listed(url, weight, limit)

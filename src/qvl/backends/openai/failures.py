@@ -1,8 +1,8 @@
-"""The failures of endpoints, as errors of our tree.
+"""Translates failures of endpoints into qvl's errors.
 
-Every peer has its own error body: OpenAI's `{"error": {…}}`, vLLM's with an int code or `{"error": "text"}`, SGLang's
-and LMDeploy's flat `{"object": "error", …}`, FastAPI's `{"detail": …}`, plain text, and a proxy's HTML. The text is
-kept, shortened. `crossing` is the one place where exceptions of the openai package become ours.
+Servers differ in error bodies: OpenAI's `{"error": {…}}`, vLLM's with an int code or `{"error": "text"}`, SGLang's and
+LMDeploy's flat `{"object": "error", …}`, FastAPI's `{"detail": …}`, plain text, and a proxy's HTML. The text is kept,
+shortened. Only `crossing` translates exceptions of the openai package.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ _TAG: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]{0,2000}>", re.S | 
 
 
 class Repeat(enum.Enum):
-    """The endpoints to which the same request may be sent once more, as long as nothing was handed on."""
+    """The endpoints to which a failed request may be sent again, if no chunk was delivered."""
 
     ANYWHERE = "anywhere"
     ELSEWHERE = "elsewhere"
     NEVER = "never"
 
 
-class Blame(enum.Enum):
-    """The verdict of a failure on its endpoint: none, busy, at fault, not there."""
+class Impact(enum.Enum):
+    """The effect of a failure on its endpoint's health: none, busy, a fault, down."""
 
     NONE = "none"
     BUSY = "busy"
@@ -71,14 +71,14 @@ class Blame(enum.Enum):
 
 @dataclass(eq=False)
 class Failed(Exception):
-    """One attempt at one endpoint failed. Never leaves the backend: the caller sees `error`.
+    """The failure of one attempt at one endpoint. Internal to the backend: callers get `error`.
 
-    `untouched` says that the endpoint certainly did no work, so that also a request with side effects may be repeated.
+    `untouched`: the endpoint certainly did no work, so that even a request with side effects may be repeated.
     """
 
     error: QvlError
     repeat: Repeat
-    blame: Blame
+    impact: Impact
     retry_after: float | None = None
     untouched: bool = False
 
@@ -86,23 +86,23 @@ class Failed(Exception):
         return str(self.error)
 
 
-def broken(message: str, where: str) -> Failed:
-    """Return the failure of an endpoint that sent something other than an answer."""
-    return Failed(BackendResponseError(f"{where}: {message}"), Repeat.ELSEWHERE, Blame.FAULT)
+def broken(message: str, where: str, *, hint: str | None = None) -> Failed:
+    """Return the failure of an endpoint that sent an invalid answer."""
+    return Failed(BackendResponseError(f"{where}: {message}", hint=hint), Repeat.ELSEWHERE, Impact.FAULT)
 
 
 def cut_off(message: str, where: str) -> Failed:
     """Return the failure of a connection that ended before the answer did."""
-    return Failed(BackendResponseError(f"{where}: {message}"), Repeat.ANYWHERE, Blame.FAULT)
+    return Failed(BackendResponseError(f"{where}: {message}"), Repeat.ANYWHERE, Impact.FAULT)
 
 
 def down(message: str, where: str, *, hint: str | None = None, untouched: bool = True) -> Failed:
     error = BackendUnavailableError(f"{where}: {message}", hint=hint)
-    return Failed(error, Repeat.ANYWHERE, Blame.DOWN, untouched=untouched)
+    return Failed(error, Repeat.ANYWHERE, Impact.DOWN, untouched=untouched)
 
 
 def too_slow(message: str, where: str, *, hint: str | None = None) -> Failed:
-    return Failed(BackendTimeoutError(f"{where}: {message}", hint=hint), Repeat.ELSEWHERE, Blame.FAULT)
+    return Failed(BackendTimeoutError(f"{where}: {message}", hint=hint), Repeat.ELSEWHERE, Impact.FAULT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class ErrorBody:
 
 
 def read_error_body(body: object) -> ErrorBody:
-    """Reads an error body: a parsed JSON value, or text."""
+    """Return the fields of an error body, which is a parsed JSON value or text."""
     if isinstance(body, bytes):
         body = body.decode("utf-8", "replace")
     if isinstance(body, str):
@@ -167,7 +167,7 @@ def _dump(value: object) -> str:
 
 
 def from_status(status: int, body: object, headers: Mapping[str, str], where: str) -> Failed:
-    """Return the failure behind an HTTP status of 400 and above."""
+    """Return the failure of a response with an HTTP status of 400 and above."""
     details = read_error_body(body)
     text = f"{where} answered {status}: {details.message or 'no text'}"
     failed = _by_status(status, details, text, read_retry_after(headers))
@@ -180,44 +180,44 @@ def from_status(status: int, body: object, headers: Mapping[str, str], where: st
 
 
 def from_event(error: object, where: str) -> Failed:
-    """Return the failure behind an `{"error": …}` event inside a stream."""
+    """Return the failure of an `{"error": …}` event inside a stream."""
     details = read_error_body({"error": error})
     text = f"{where} ended the stream with an error: {details.message or 'no text'}"
     if details.status is None or details.status < 400:
         error_of = DeviceMemoryError if _MEMORY.search(details.message) else BackendResponseError
-        return Failed(error_of(text, code=details.code), Repeat.ANYWHERE, Blame.FAULT)
+        return Failed(error_of(text, code=details.code), Repeat.ANYWHERE, Impact.FAULT)
     return _by_status(details.status, details, text, None)
 
 
 def _by_status(status: int, details: ErrorBody, text: str, retry_after: float | None) -> Failed:
     if status in (401, 403):
-        return Failed(AuthError(text, hint="check the API key"), Repeat.ELSEWHERE, Blame.FAULT, untouched=True)
+        return Failed(AuthError(text, hint="check the API key"), Repeat.ELSEWHERE, Impact.FAULT, untouched=True)
     if status == 404:
         return _not_found(details, text)
     if status == 408 or status == 504:
-        return Failed(BackendTimeoutError(text), Repeat.ANYWHERE, Blame.FAULT)
+        return Failed(BackendTimeoutError(text), Repeat.ANYWHERE, Impact.FAULT)
     if status in (429, 529):
         error = RateLimitError(text, retry_after=retry_after, code=details.code)
         spent = "insufficient_quota" in (details.code, details.type) or (retry_after or 0) > LONGEST_RETRY_AFTER
         return Failed(
-            error, Repeat.ELSEWHERE if spent else Repeat.ANYWHERE, Blame.BUSY, retry_after=retry_after, untouched=True
+            error, Repeat.ELSEWHERE if spent else Repeat.ANYWHERE, Impact.BUSY, retry_after=retry_after, untouched=True
         )
     if status == 409:
-        return Failed(BackendUnavailableError(text), Repeat.ANYWHERE, Blame.NONE, retry_after=retry_after)
+        return Failed(BackendUnavailableError(text), Repeat.ANYWHERE, Impact.NONE, retry_after=retry_after)
     if 400 <= status < 500:
         return _refused(status, details, text)
     if _MEMORY.search(details.message):
-        return Failed(DeviceMemoryError(text), Repeat.ANYWHERE, Blame.FAULT, retry_after=retry_after)
+        return Failed(DeviceMemoryError(text), Repeat.ANYWHERE, Impact.FAULT, retry_after=retry_after)
     if status in (502, 503):
         return Failed(
             BackendUnavailableError(text),
             Repeat.ANYWHERE,
-            Blame.FAULT,
+            Impact.FAULT,
             retry_after=retry_after,
             untouched=status == 503,
         )
     repeat = Repeat.ELSEWHERE if status in (501, 505) else Repeat.ANYWHERE
-    return Failed(BackendResponseError(text), repeat, Blame.FAULT, retry_after=retry_after)
+    return Failed(BackendResponseError(text), repeat, Impact.FAULT, retry_after=retry_after)
 
 
 def _not_found(details: ErrorBody, text: str) -> Failed:
@@ -226,7 +226,7 @@ def _not_found(details: ErrorBody, text: str) -> Failed:
         error = UnknownNameError(text, param="model", code="model_not_found")
     else:
         error = BackendResponseError(text, hint="does the base URL end in /v1?")
-    return Failed(error, Repeat.ELSEWHERE, Blame.FAULT, untouched=True)
+    return Failed(error, Repeat.ELSEWHERE, Impact.FAULT, untouched=True)
 
 
 def _refused(status: int, details: ErrorBody, text: str) -> Failed:
@@ -242,10 +242,10 @@ def _refused(status: int, details: ErrorBody, text: str) -> Failed:
         error = UnsupportedInputError(text, param=details.param, code=details.code)
     elif status in (405, 406, 415):
         hint = "does the base URL end in /v1?"
-        return Failed(BackendResponseError(text, hint=hint), Repeat.ELSEWHERE, Blame.FAULT, untouched=True)
+        return Failed(BackendResponseError(text, hint=hint), Repeat.ELSEWHERE, Impact.FAULT, untouched=True)
     else:
         error = RequestError(text, param=details.param, code=details.code)
-    return Failed(error, Repeat.NEVER, Blame.NONE)
+    return Failed(error, Repeat.NEVER, Impact.NONE)
 
 
 def import_openai() -> ModuleType:
@@ -275,7 +275,7 @@ def http_library() -> ModuleType:
 
 @contextmanager
 def crossing(where: str) -> Iterator[None]:
-    """Turns what the openai client and its HTTP library raise into `Failed`. Errors of ours pass untouched."""
+    """Turn exceptions of the openai client and its HTTP library into `Failed`; qvl's own pass unchanged."""
     openai, http = import_openai(), http_library()
     try:
         yield
@@ -284,21 +284,21 @@ def crossing(where: str) -> Iterator[None]:
     except openai.APIStatusError as exc:
         raise from_status(exc.status_code, exc.body, exc.response.headers, where) from exc
     except openai.APITimeoutError as exc:
-        raise down("no connection in the time allowed", where, hint="see connect_timeout") from exc
+        raise down("connecting timed out", where, hint="see connect_timeout") from exc
     except openai.APIConnectionError as exc:
         raise _no_connection(exc, where) from exc
     except openai.APIError as exc:
         raise from_event(exc.body if exc.body is not None else exc.message, where) from exc
     except openai.OpenAIError as exc:
         raise Failed(
-            BackendError(f"{where}: the openai client failed: {shorten(str(exc))}"), Repeat.NEVER, Blame.NONE
+            BackendError(f"{where}: the openai client failed: {shorten(str(exc))}"), Repeat.NEVER, Impact.NONE
         ) from exc
     except http.TimeoutException as exc:
         raise too_slow("the connection stalled", where) from exc
     except http.TransportError as exc:
         raise cut_off(f"the connection broke off: {_reason(exc)}", where) from exc
     except (http.InvalidURL, http.HTTPError, http.StreamError) as exc:
-        raise broken(f"HTTP went wrong: {_reason(exc)}", where) from exc
+        raise broken(f"HTTP error: {_reason(exc)}", where) from exc
 
 
 def _no_connection(exc: BaseException, where: str) -> Failed:
@@ -313,7 +313,7 @@ def _no_connection(exc: BaseException, where: str) -> Failed:
     if names & {"ReadError", "RemoteProtocolError", "WriteError"}:
         return down(f"the connection broke off: {reason}", where, untouched=False)
     if "UnsupportedProtocol" in names or "LocalProtocolError" in names:
-        return Failed(BackendUnavailableError(f"{where}: {reason}"), Repeat.ELSEWHERE, Blame.DOWN, untouched=True)
+        return Failed(BackendUnavailableError(f"{where}: {reason}"), Repeat.ELSEWHERE, Impact.DOWN, untouched=True)
     return down(f"cannot connect: {reason}", where)
 
 

@@ -1,4 +1,4 @@
-"""The meanings of finish reasons, in the words of every dialect."""
+"""Maps the finish reasons of all servers to their meanings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LENGTH: Final = (
     "token_limit context_length context_length_exceeded model_context_window_exceeded num_predict"
 )
 _TOOL_CALLS: Final = "tool_calls tool_call tool_use function_call function_calls"
-_GIVEN_UP: Final = (
+_FAILED: Final = (
     "error failed failure abort aborted cancel cancelled canceled timeout network_error internal_error "
     "insufficient_system_resource malformed_function_call malformed_response recitation repetition_truncation"
 )
@@ -22,7 +22,7 @@ _MEANS: Final[dict[str, str]] = {
     for meaning, words in (
         ("length", _LENGTH),
         ("tool_calls", _TOOL_CALLS),
-        ("given_up", _GIVEN_UP),
+        ("failed", _FAILED),
         ("withheld", _WITHHELD),
         ("refused", "refusal refused"),
     )
@@ -31,7 +31,7 @@ _MEANS: Final[dict[str, str]] = {
 # Tried in this order. A word that has none of these ends an answer as it should: stop, eos, end, end_turn, complete, …
 _STEMS: Final = (
     ("withheld", re.compile("filter|policy|moderat|block(?!_)|safe|sensitiv|flag|censor|prohibit|violat")),
-    ("given_up", re.compile("error|fail|abort|cancel|time_?out|timed|preempt|interrupt|repetit")),
+    ("failed", re.compile("error|fail|abort|cancel|time_?out|timed|preempt|interrupt|repetit")),
     ("length", re.compile("length|limit|trunc|max")),
     # The token that ends an answer: eos_token, stop_token, end_of_text_token.
     ("stop", re.compile("stop|eo[st]|end")),
@@ -41,7 +41,7 @@ _HUMP: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 
 
 def meaning_of(reason: object) -> str | None:
-    """Return length, tool_calls, given_up, withheld, refused or stop; None for what says that the answer goes on."""
+    """Return length, tool_calls, failed, withheld, refused or stop; None if the answer is not finished."""
     # Gemini's are written in capitals, others with hyphens, with spaces or as maxTokens; FINISH_REASON_ is an enum's.
     word = re.sub(r"[\s-]+", "_", _HUMP.sub("_", str(reason or "").strip())).lower().rpartition("finish_reason_")[2]
     if word in ("", "null", "none", "unspecified"):

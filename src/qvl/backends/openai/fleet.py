@@ -1,6 +1,6 @@
-"""The endpoints behind one backend: which there are, what each can do, and whether they are well.
+"""The endpoints of one backend: probes, health checks, adding and removing.
 
-Probing, checking, adding and removing are here; `EndpointPool` chooses, `OpenAIBackend` asks.
+`EndpointPool` balances the load among them; `OpenAIBackend` sends the requests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from qvl.backends.base import Capabilities
 from qvl.backends.openai.endpoint import Endpoint, read_url, shown_url
 from qvl.backends.openai.endpoint_list import Listed
-from qvl.backends.openai.failures import Blame, Failed, Repeat
+from qvl.backends.openai.failures import Failed, Impact, Repeat
 from qvl.backends.openai.pool import EndpointPool, EndpointState, Member
 from qvl.backends.openai.probe import ASSUMED, Findings, common, probe
 from qvl.backends.openai.retry import RetryPolicy
@@ -26,8 +26,8 @@ PROBED: Final[dict[tuple[str, str, str], Findings]] = {}
 
 
 @dataclass(slots=True)
-class Line:
-    """The target of a pool member: an endpoint and the findings of its probe."""
+class ProbedEndpoint:
+    """The target of a pool member: an endpoint with the findings of its probe."""
 
     endpoint: Endpoint
     findings: Findings | None = None
@@ -36,7 +36,7 @@ class Line:
 
 @dataclass(slots=True)
 class Attempts:
-    """One request's failures so far, and where it may still be sent."""
+    """The failures of one request so far, and the endpoints to which it must not be sent again."""
 
     failures: dict[str, Failed] = field(default_factory=dict)
     round: set[str] = field(default_factory=set)
@@ -52,8 +52,8 @@ class Attempts:
     def exclude(self) -> frozenset[str]:
         return frozenset(self.round | self.never)
 
-    def asked_to_wait(self) -> float | None:
-        """Return the shortest Retry-After among the endpoints that may be asked again."""
+    def retry_after(self) -> float | None:
+        """Return the shortest Retry-After among the endpoints that may be tried again."""
         waits = [
             f.retry_after for url, f in self.failures.items() if f.retry_after is not None and url not in self.never
         ]
@@ -65,24 +65,24 @@ class Fleet:
     """A pool of endpoints of one model.
 
     Args:
-        pool: chooses among the members.
-        model: its name at the endpoints; empty takes the only one that they list.
-        make: a new member for an endpoint.
+        pool: the load balancer with its members.
+        model: its name at the endpoints; empty for the only one that they list.
+        make: makes the member of an endpoint.
         probes: False assumes every capability instead of probing.
-        account: tells apart what the same endpoint may do for different keys.
+        account: part of the key of cached findings, since they may differ between API keys.
     """
 
-    pool: EndpointPool[Line]
+    pool: EndpointPool[ProbedEndpoint]
     model: str
     _: KW_ONLY
-    make: Callable[[Listed], Member[Line]]
+    make: Callable[[Listed], Member[ProbedEndpoint]]
     probes: bool
     retry: RetryPolicy
     account: str
     capabilities: Capabilities = ASSUMED.capabilities
 
     def peek_capabilities(self) -> Capabilities | None:
-        """Return the common capabilities, where they are known without asking anybody."""
+        """Return the common capabilities if they are known without a request, else None."""
         if not self.probes:
             return self.capabilities
         keys = [self._probe_key(member.target.endpoint) for member in self.pool.members]
@@ -102,7 +102,7 @@ class Fleet:
             raise
 
     async def aclose(self) -> None:
-        """Ends waits and reads in flight, closes connections."""
+        """Abort waiting and running requests, and close connections."""
         self.pool.close()
         for member in self.pool.members:
             await member.target.endpoint.aclose()
@@ -122,7 +122,7 @@ class Fleet:
             )
         if failed is not None:
             raise failed.error from failed.__cause__
-        raise ConfigError("no model is named and there is no endpoint to ask", param="model")
+        raise ConfigError("model is empty, and no endpoint lists models", hint="name the model", param="model")
 
     async def _probe_all(self) -> None:
         attempts, members = Attempts(), self.pool.members
@@ -140,8 +140,8 @@ class Fleet:
             log.warning("endpoint left out for now", endpoint=url, error=str(failed.error))
         self._learn()
 
-    async def _probe_members(self, members: Sequence[Member[Line]]) -> dict[str, Failed]:
-        """Probe all at once; return the failures by the members' names."""
+    async def _probe_members(self, members: Sequence[Member[ProbedEndpoint]]) -> dict[str, Failed]:
+        """Probe all members concurrently; return the failures by member name."""
         results = await asyncio.gather(*(self.findings_of(m.target) for m in members), return_exceptions=True)
         failures: dict[str, Failed] = {}
         for member, result in zip(members, results, strict=True):
@@ -156,8 +156,8 @@ class Fleet:
         if known and self.probes:
             self.capabilities = known[0].capabilities if len(known) == 1 else common(known)
 
-    async def findings_of(self, line: Line) -> Findings:
-        """Return what `line` can do; it is probed now if it was not before.
+    async def findings_of(self, line: ProbedEndpoint) -> Findings:
+        """Return the findings on an endpoint, which is probed now if it was not before.
 
         Raises:
             Failed: it does not answer.
@@ -183,7 +183,7 @@ class Fleet:
         return endpoint.base_url, self.model, self.account
 
     async def _with_models(self, failed: Failed, endpoint: Endpoint) -> Failed:
-        """Return `failed`; an unknown model gets the names that the endpoint knows as its hint."""
+        """Return `failed`; if the model is unknown, with the endpoint's models as its hint."""
         if isinstance(failed.error, UnknownNameError):
             try:
                 known = [entry["id"] for entry in await endpoint.models()]
@@ -195,22 +195,22 @@ class Fleet:
         return failed
 
     async def watch(self, interval: float) -> None:
-        """Asks endpoints that rest for their models now and then, so that they come back without costing a request."""
+        """Check resting endpoints by GET /models every `interval` seconds, so that no request has to try them."""
         while True:
             await asyncio.sleep(interval)
             await self.check(only_resting=True)
 
     async def check(self, *, only_resting: bool = False) -> list[EndpointState]:
-        """Asks endpoints for their list of models, and notes who answers. Returns them all."""
+        """Check the health of all endpoints, or the resting ones, by GET /models; return the states of all."""
         members = [m for m in self.pool.members if not m.draining and (m.resting or not only_resting)]
         await asyncio.gather(*(self._check(member) for member in members))
         return self.pool.snapshot()
 
-    async def _check(self, member: Member[Line]) -> None:
+    async def _check(self, member: Member[ProbedEndpoint]) -> None:
         try:
             await member.target.endpoint.models()
         except Failed as failed:
-            if failed.blame is Blame.DOWN:
+            if failed.impact is Impact.DOWN:
                 self.pool.record_failure(member, failed)
                 return
         if member.resting and not member.half_open:
@@ -218,7 +218,7 @@ class Fleet:
             self.pool.try_now(member)
 
     async def add(self, listed: Listed, *, probe_now: bool) -> None:
-        """Probe another endpoint and take it in; raises as `OpenAIBackend.add_endpoint`."""
+        """Probe another endpoint and add it; raises as `OpenAIBackend.add_endpoint`."""
         member = self.make(listed)
         if any(other.name == member.name for other in self.pool.members):
             raise ConfigError(f"the endpoint {member.name} is in the pool already", param="base_url")
@@ -233,14 +233,14 @@ class Fleet:
         self._learn()
 
     async def remove(self, url: str, timeout: float | None) -> None:
-        """Drain an endpoint and forget it; raises as `OpenAIBackend.remove_endpoint`."""
+        """Drain and remove an endpoint; raises as `OpenAIBackend.remove_endpoint`."""
         name = shown_url(read_url(url))
         self.pool.find(name)
         if sum(not m.draining for m in self.pool.members) < 2:
             raise ConfigError(f"cannot remove {name}, the last endpoint", hint="close the backend", param="base_url")
         await self._retire(self.pool.drain(name), timeout)
 
-    async def _retire(self, member: Member[Line], timeout: float | None) -> None:
+    async def _retire(self, member: Member[ProbedEndpoint], timeout: float | None) -> None:
         if await self.pool.remove(member, timeout=timeout):
             await member.target.endpoint.aclose()
             # Another server may stand at the same address when it is added again.
@@ -248,11 +248,11 @@ class Fleet:
             self._learn()
 
     async def take_in(self, listed: Mapping[str, Listed], *, probe_now: bool) -> list[str]:
-        """Adds those of `listed` that are not in the pool, sets weight and limit of the rest; returns who is new.
+        """Add those of `listed` that are not in the pool, set weight and limit of the others; return the new names.
 
-        New ones are probed; one that does not answer is taken in as one that rests, as at the start.
+        New ones are probed; one that does not answer is added as resting.
         """
-        members: dict[str, Member[Line]] = {}
+        members: dict[str, Member[ProbedEndpoint]] = {}
         failures: dict[str, Failed] = {}
         try:
             # Again and again: what drains may be gone by the time that others were probed.
@@ -277,21 +277,21 @@ class Fleet:
         self._learn()
         return list(members)
 
-    def _missing(self, names: Set[str], listed: Mapping[str, Listed]) -> list[Member[Line]]:
-        """Return new members for those of `names` that the pool does not have, in the order of `listed`."""
+    def _missing(self, names: Set[str], listed: Mapping[str, Listed]) -> list[Member[ProbedEndpoint]]:
+        """Return new members for those of `names` that are not in the pool, in the order of `listed`."""
         present = {member.name for member in self.pool.members}
         return [self.make(one) for name, one in listed.items() if name in names - present]
 
-    def drain_others(self, listed: Mapping[str, Listed]) -> list[Member[Line]]:
-        """Gives what is not in `listed` no further requests; returns them, for `part_with`."""
+    def drain_others(self, listed: Mapping[str, Listed]) -> list[Member[ProbedEndpoint]]:
+        """Drain the members that are not in `listed`; return them, for `part_with`."""
         return [self.pool.drain(member.name) for member in self.pool.members if member.name not in listed]
 
-    async def part_with(self, members: Iterable[Member[Line]], *, timeout: float | None) -> None:
-        """Forgets those that drain, all at the same time, each after its last request."""
+    async def part_with(self, members: Iterable[Member[ProbedEndpoint]], *, timeout: float | None) -> None:
+        """Remove draining members concurrently, each after its last request."""
         await asyncio.gather(*(self._retire(member, timeout) for member in members))
 
     def verdict(self, attempts: Attempts) -> QvlError | Failed:
-        """Return one error for a request that no endpoint could answer, naming each."""
+        """Return one error for a request that failed at all endpoints, naming each."""
         if len(self.pool) == 1 and len(attempts.failures) == 1:
             return next(iter(attempts.failures.values()))
         messages = {m.name: m.last_error for m in self.pool.members if m.last_error}
@@ -300,7 +300,7 @@ class Fleet:
         errors = [failed.error for failed in attempts.failures.values()]
         kinds = {type(error) for error in errors}
         if kinds == {RateLimitError}:
-            return RateLimitError(f"every endpoint is full: {text}", retry_after=attempts.asked_to_wait())
+            return RateLimitError(f"every endpoint is full: {text}", retry_after=attempts.retry_after())
         if len(kinds) == 1 and isinstance(errors[0], BackendError | UnknownNameError):
             return type(errors[0])(f"no endpoint could answer: {text}", hint=errors[0].hint)
         return BackendUnavailableError(f"no endpoint could answer: {text or 'there is none'}")

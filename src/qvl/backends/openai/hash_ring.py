@@ -1,4 +1,4 @@
-"""Consistent hashing: the same picture goes to the same endpoint, and few move when the set of endpoints changes.
+"""Consistent hashing: equal pictures go to the same endpoint, and few move when the set of endpoints changes.
 
 Karger et al. 1997; points on a circle, as in ketama.
 """
@@ -14,7 +14,7 @@ POINTS: Final = 64
 
 
 class HashRing:
-    """`POINTS` points on a circle for each name, times its weight."""
+    """A hash ring on which the number of points of each name is `POINTS` times its weight."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         points = sorted(
@@ -27,7 +27,7 @@ class HashRing:
         self._names = len(weights)
 
     def order(self, key: str) -> Iterator[str]:
-        """Yield every name once: the owner of `key` first, then who would own it if those before were gone."""
+        """Yield every name once: the owner of `key`, then its next owners on the ring."""
         if not self._points:
             return
         start = bisect_left(self._points, _point(key))

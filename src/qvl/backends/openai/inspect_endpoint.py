@@ -1,4 +1,4 @@
-"""The facts about an endpoint for a person: is it there, what does it serve, what can it do, how fast is it."""
+"""Inspects endpoints for `qvl endpoints`: reachability, models, capabilities and speed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from qvl.backends.base import Capabilities
 from qvl.backends.openai.backend import OpenAIBackend
 from qvl.backends.openai.endpoint import Endpoint, Timeouts
 from qvl.backends.openai.endpoint_list import Listed
-from qvl.backends.openai.failures import Blame, Failed
+from qvl.backends.openai.failures import Failed, Impact
 from qvl.errors import AuthError, QvlError
 from qvl.types import ChatRequest, Message, SamplingParams, TextPart
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """One endpoint. Times are seconds: of GET /models, and until the first token of a short answer; 0 where not known.
+    """The findings on one endpoint. Times are in seconds: GET /models, first token of a short answer; 0 if unknown.
 
-    `reachable` says that something answered; `error` what went wrong, also where that is not the connection.
+    `reachable`: it answered at all; `error`: the problem, if any, which need not be the connection.
     """
 
     url: str
@@ -41,7 +41,7 @@ async def examine(
     timeout: float = 30.0,
     verify: bool = True,
 ) -> list[Examined]:
-    """Asks every endpoint for its models, probes what it can do with `model` (the only one if not named), times it.
+    """Return the models, capabilities of `model` (by default the only one) and timings of every endpoint.
 
     Costs about a dozen requests of a few tokens for each endpoint.
     """
@@ -63,15 +63,15 @@ async def _examine(one: Listed, model: str, *, api_key: str | None, timeout: flo
         models = tuple(entry["id"] for entry in await endpoint.models())
         took = time.perf_counter() - began
     except Failed as failed:
-        if failed.blame is Blame.DOWN or isinstance(failed.error, AuthError):
-            return Examined(one.name, failed.blame is not Blame.DOWN, error=str(failed.error))
+        if failed.impact is Impact.DOWN or isinstance(failed.error, AuthError):
+            return Examined(one.name, failed.impact is not Impact.DOWN, error=str(failed.error))
         # Many endpoints have no such list; what else fails, the probe tells as well.
     finally:
         await endpoint.aclose()
     if not model and len(models) != 1:
         summary = f"serves {', '.join(models[:8])}" if models else "lists no models"
         return Examined(
-            one.name, True, models, models_seconds=took, error=f"{summary}: name a model to see what it can do"
+            one.name, True, models, models_seconds=took, error=f"{summary}: name a model to probe its capabilities"
         )
     backend = OpenAIBackend(
         model or models[0],

@@ -1,8 +1,8 @@
-"""The choice of the endpoint for the next request.
+"""The load balancer of a pool of endpoints.
 
-Least outstanding picture tokens, round robin, or picture affinity; health from live traffic; an endpoint that fails
-rests, each time longer, and is tried again by one request. Knows nothing of HTTP: a member carries any `target`, and
-the outcome of each request is told through its ticket.
+Least outstanding picture tokens, round robin, or picture affinity; health from live traffic; a circuit breaker for
+each endpoint: one that fails rests, each time longer, and one request then tries it. Independent of HTTP: a member
+has any `target`, and the outcome of each request is reported through its ticket.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Generic, Literal, TypeVar
 
-from qvl.backends.openai.failures import Blame, Failed
+from qvl.backends.openai.failures import Failed, Impact
 from qvl.backends.openai.hash_ring import HashRing
 from qvl.errors import BackendUnavailableError, ConfigError, RateLimitError, UnknownNameError
 
@@ -32,9 +32,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EndpointState:
-    """One endpoint as it stands: `state` is up, resting, trial, busy or draining; times in seconds.
+    """The state of an endpoint: `state` is up, resting, trial, busy or draining; times in seconds.
 
-    `picture_tokens` is the estimated prompt of what is running there, the unit by which load is balanced.
+    `picture_tokens` are the estimated prompt tokens of its running requests, the unit of load balancing.
     """
 
     url: str
@@ -45,14 +45,14 @@ class EndpointState:
     picture_tokens: float
     requests: int
     failures: int
-    rest_left: float
+    rest_seconds: float
     first_token: float
     last_error: str | None
 
 
 @dataclass(slots=True, eq=False)
 class Member(Generic[T]):
-    """An endpoint and what the pool knows of it."""
+    """An endpoint of the pool, with its load and health."""
 
     name: str
     target: T
@@ -80,7 +80,7 @@ class Member(Generic[T]):
 
 
 class Ticket(Generic[T]):
-    """One request's place at one endpoint. `release` must be called, whatever happened."""
+    """A slot of one request at one endpoint. `release` must always be called."""
 
     def __init__(self, pool: EndpointPool[T], member: Member[T], cost: float, *, half_open: bool) -> None:
         self._pool, self.member, self._cost, self._half_open = pool, member, cost, half_open
@@ -88,7 +88,7 @@ class Ticket(Generic[T]):
         self._released = False
 
     def first_token(self) -> None:
-        """Note that the endpoint answers: its failures are forgotten."""
+        """Record that the endpoint answers, which resets its failures."""
         self._pool.recovered(self.member)
         took = self._pool.clock() - self._started
         self.member.first_token += (took - self.member.first_token) * (0.2 if self.member.first_token else 1.0)
@@ -142,20 +142,20 @@ class EndpointPool(Generic[T]):
         """Add a member.
 
         Raises:
-            ConfigError: its name is taken, or its weight or limit cannot be.
+            ConfigError: the name is in the pool already, or the weight or limit is invalid.
         """
         if member.name in self._members:
-            raise ConfigError(f"the endpoint {member.name} is given twice", param="base_url")
+            raise ConfigError(f"duplicate endpoint {member.name}", param="base_url")
         if not member.weight > 0:
-            raise ConfigError(f"the weight {member.weight} of {member.name} is not above 0", param="weights")
+            raise ConfigError(f"the weight {member.weight} of {member.name} must be above 0", param="weights")
         if member.limit is not None and member.limit < 1:
-            raise ConfigError(f"the limit {member.limit} of {member.name} is below 1", param="limit")
+            raise ConfigError(f"the limit {member.limit} of {member.name} must be at least 1", param="limit")
         member.turn = self._turn
         self._members[member.name] = member
         self._reshape()
 
     def find(self, name: str) -> Member[T]:
-        """Return the member of that name.
+        """Return the member called `name`.
 
         Raises:
             UnknownNameError: no endpoint of the pool has it.
@@ -167,23 +167,23 @@ class EndpointPool(Generic[T]):
         return self._members[name]
 
     def adjust(self, name: str, *, weight: float, limit: int | None) -> Member[T]:
-        """Gives a member another weight and limit, and takes it back if it was being removed."""
+        """Set the weight and limit of a member and return it; cancels its removal if it was draining."""
         member = self.find(name)
         member.weight, member.limit, member.draining = weight, limit, False
         self._reshape()
         return member
 
     def drain(self, name: str) -> Member[T]:
-        """Give a member no further requests."""
+        """Stop sending requests to a member."""
         member = self.find(name)
         member.draining = True
         self._reshape()
         return member
 
     async def remove(self, member: Member[T], *, timeout: float | None = None) -> bool:
-        """Forgets a member that drains when its last request is done, or after `timeout` seconds.
+        """Remove a draining member after its last request, or after `timeout` seconds.
 
-        False: it was taken back meanwhile, or somebody else has removed it.
+        Returns False if its removal was cancelled meanwhile, or another caller has removed it.
         """
         if member.running:
             member.empty.clear()
@@ -197,12 +197,13 @@ class EndpointPool(Generic[T]):
     async def acquire(
         self, *, cost: float = 1.0, key: str | None = None, exclude: frozenset[str] = frozenset(), until: float
     ) -> Ticket[T] | None:
-        """Return a ticket for the best endpoint that is not in `exclude`; waits while those that are up are full.
+        """Return a ticket for the best endpoint not in `exclude`; waits while those that are up are at their limit.
 
-        None: no endpoint is left that could be asked now (all are excluded, resting or busy).
+        `cost` is the estimated prompt tokens, `key` the hash of the request's picture, for affinity. Returns None if no
+        endpoint is available now (all are excluded, resting or busy).
 
         Raises:
-            RateLimitError: `until` (by the pool's clock) came while waiting, or too many wait already.
+            RateLimitError: `until` (by the pool's clock) passed while waiting, or too many requests wait.
         """
         while True:
             member, someone_full = self._choose(key, exclude)
@@ -248,13 +249,13 @@ class EndpointPool(Generic[T]):
 
     async def _wait(self, until: float) -> None:
         if len(self._waiting) >= self._max_waiting:
-            raise RateLimitError(f"{self._max_waiting} requests wait for an endpoint already", retry_after=1.0)
+            raise RateLimitError(f"queue is full: {self._max_waiting} requests wait for an endpoint", retry_after=1.0)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         try:
             await asyncio.wait_for(future, max(0.0, until - self.clock()))
         except TimeoutError:
-            raise RateLimitError("no endpoint had a free place in the time allowed", retry_after=1.0) from None
+            raise RateLimitError("timed out waiting for a free endpoint", retry_after=1.0) from None
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
                 self._wake(1)
@@ -289,21 +290,21 @@ class EndpointPool(Generic[T]):
             self._wake(len(self._waiting))
 
     def try_now(self, member: Member[T]) -> None:
-        """End a rest early: the next request is the one that tries."""
+        """End the resting time of a member, so that the next request tries it."""
         member.open_until = 0.0
         self._wake(1)
 
     def record_failure(self, member: Member[T], failure: Failed) -> None:
-        """Count a failure; rest the member when it is down, or at fault several times in a row."""
+        """Record a failure; the member rests if it is down, or after several faults in a row."""
         member.failures += 1
         member.last_error = str(failure.error.message)
         now = self.clock()
-        if failure.blame is Blame.BUSY:
+        if failure.impact is Impact.BUSY:
             wait = BUSY_REST if failure.retry_after is None else failure.retry_after
             member.busy_until = max(member.busy_until, now + min(wait, LONGEST_REST))
-        elif failure.blame is not Blame.NONE:
+        elif failure.impact is not Impact.NONE:
             member.faults += 1
-            if failure.blame is Blame.DOWN or member.resting or member.faults >= FAULTS_IN_A_ROW:
+            if failure.impact is Impact.DOWN or member.resting or member.faults >= FAULTS_IN_A_ROW:
                 self._rest(member, now)
         self._wake(len(self._waiting))
 
@@ -316,7 +317,7 @@ class EndpointPool(Generic[T]):
         member.open_until = now + length * (1 - 0.25 * self._rng.random())
 
     def next_chance(self, exclude: frozenset[str] = frozenset()) -> float:
-        """Return the seconds until an endpoint ends its rest or is no longer busy; 0 when one could be asked now."""
+        """Return the seconds until an endpoint ends its rest or busy time; 0 if one is available now."""
         now = self.clock()
         waits = [
             max(0.0, (m.open_until if m.resting else m.busy_until) - now)
@@ -326,7 +327,7 @@ class EndpointPool(Generic[T]):
         return min(waits, default=0.0)
 
     def unavailable_reason(self) -> str | None:
-        """Return the reason why no endpoint can be asked now, naming each; None when one can."""
+        """Return the reason why no endpoint is available, naming each; None if one is."""
         if any(not m.resting and not m.draining for m in self._members.values()):
             return None
         return "; ".join(f"{m.name}: {m.last_error or 'draining'}" for m in self._members.values()) or "no endpoint"
@@ -343,7 +344,7 @@ class EndpointPool(Generic[T]):
                 picture_tokens=round(m.cost, 1),
                 requests=m.requests,
                 failures=m.failures,
-                rest_left=max(0.0, m.open_until - now) if m.resting else max(0.0, m.busy_until - now),
+                rest_seconds=max(0.0, m.open_until - now) if m.resting else max(0.0, m.busy_until - now),
                 first_token=m.first_token,
                 last_error=m.last_error,
             )
@@ -351,7 +352,7 @@ class EndpointPool(Generic[T]):
         ]
 
     def close(self) -> None:
-        """Ends every wait with BackendUnavailableError."""
+        """End every wait with BackendUnavailableError."""
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
@@ -373,17 +374,17 @@ def _state(member: Member[T], now: float) -> str:
 
 
 def weights_by_url(urls: Iterable[str], weights: Mapping[str, float] | Iterable[float]) -> dict[str, float]:
-    """Return the weight of each URL, from a mapping or in the order of the URLs; 1 where nothing is said.
+    """Return the weight of each URL, from a mapping or in the order of the URLs; 1 by default.
 
     Raises:
-        ConfigError: a mapping names another URL, or there are more or fewer weights than URLs.
+        ConfigError: a mapping has an unknown URL, or the number of weights is not that of the URLs.
     """
     names = list(urls)
     if isinstance(weights, Mapping):
         if unknown := [name for name in weights if name not in names]:
-            raise ConfigError(f"weights names {unknown[0]}, which is not a base_url", param="weights")
+            raise ConfigError(f"unknown URL {unknown[0]} in weights: it is not a base_url", param="weights")
         return {name: float(weights.get(name, 1.0)) for name in names}
     values = [float(weight) for weight in weights]
     if len(values) != len(names):
-        raise ConfigError(f"{len(values)} weights for {len(names)} endpoints", param="weights")
+        raise ConfigError(f"expected {len(names)} weights, one for each endpoint, got {len(values)}", param="weights")
     return dict(zip(names, values, strict=True))

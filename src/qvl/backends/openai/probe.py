@@ -1,8 +1,8 @@
-"""A probe of what an endpoint can really do.
+"""Probes the actual capabilities of an endpoint.
 
-Servers ignore what they do not know, in silence: a schema, a picture, `n`. So each feature is asked for in a way that
-shows whether it was obeyed: a word no free model would write, a picture that must lengthen the prompt, a sampling
-parameter that undoes another. Refused with 400, or not obeyed, means that the capability is absent.
+Servers silently ignore what they do not support: a schema, a picture, `n`. So each feature is requested in a way that
+shows if it was honoured: a word that no model would write freely, a picture that must lengthen the prompt, a sampling
+parameter that undoes another. Rejected with 400, or ignored, means that the capability is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 from qvl.backends.base import Capabilities
 from qvl.backends.openai.endpoint import Endpoint
-from qvl.backends.openai.failures import Blame, Failed, Repeat
+from qvl.backends.openai.failures import Failed, Impact, Repeat
 from qvl.backends.openai.retry import RetryPolicy
 from qvl.backends.openai.wire import Dialect, ListedModel, WirePart, encoded, format_fields
 from qvl.chunks import Folder
@@ -35,7 +35,7 @@ _WORDS: Final = "Answer with the single digit 1."
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The capabilities and the dialect of an endpoint; `models` are the ids it lists (empty when it has no list)."""
+    """The capabilities and dialect of an endpoint; `models` are the ids it lists (empty if it has no list)."""
 
     capabilities: Capabilities
     dialect: Dialect
@@ -55,7 +55,7 @@ ASSUMED: Final = Findings(
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A probe's answer."""
+    """The answer to a probe request."""
 
     choices: tuple[Choice, ...]
     usage: Usage
@@ -67,7 +67,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """Fields that ask for a feature, and how to see that it was obeyed."""
+    """The probe of a feature: request fields, and the check that the answer honours it."""
 
     name: str
     fields: Mapping[str, object]
@@ -84,7 +84,7 @@ def _is_canary(text: str) -> bool:
 
 
 def _object_of(name: str, schema: Mapping[str, object]) -> dict[str, object]:
-    """Return the schema of an object of one field."""
+    """Return the schema of an object with one field."""
     return {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
 
 
@@ -158,10 +158,10 @@ ACCEPTED: Final[Mapping[str, Mapping[str, object]]] = {
 
 
 async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findings:
-    """Asks `endpoint` what it can do with `model`: about a dozen requests of a few tokens, eight at a time.
+    """Return the findings on `model` at `endpoint`, from about a dozen requests of a few tokens, eight at a time.
 
     Raises:
-        Failed: it is not there, refuses the key, has no such model, or answers nothing that makes sense.
+        Failed: the endpoint is down, rejects the key, does not have the model, or sends invalid answers.
     """
     listed = await _list_models(endpoint)
     names = tuple(entry["id"] for entry in listed)
@@ -189,7 +189,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
 
 
 def common(findings: list[Findings]) -> Capabilities:
-    """Return the capabilities that several endpoints have in common."""
+    """Return the capabilities that all of several endpoints have."""
     every = [one.capabilities for one in findings]
     contexts = [have.max_context for have in every if have.max_context is not None]
     return Capabilities(
@@ -204,7 +204,7 @@ def common(findings: list[Findings]) -> Capabilities:
 
 
 async def _together(tasks: Sequence[asyncio.Future[bool] | asyncio.Future[set[str]]]) -> None:
-    """Wait for all; the first that fails ends the others."""
+    """Wait for all tasks; a failure of one cancels the others."""
     try:
         await asyncio.gather(*tasks)
     except BaseException:
@@ -219,7 +219,7 @@ async def _list_models(endpoint: Endpoint) -> list[ListedModel]:
         return await endpoint.models()
     except Failed as failed:
         # Many endpoints have no such list; one that is not there, or refuses the key, will not answer the rest either.
-        if failed.blame is Blame.DOWN:
+        if failed.impact is Impact.DOWN:
             raise
         return []
 
@@ -230,7 +230,7 @@ def _max_context(entry: Mapping[str, object]) -> int | None:
 
 
 class _Asker:
-    """Sends probes in the dialect learnt so far."""
+    """Sends probe requests in the dialect learnt so far."""
 
     def __init__(self, endpoint: Endpoint, model: str, retry: RetryPolicy) -> None:
         self._endpoint, self._model, self._retry = endpoint, model, retry
@@ -238,7 +238,7 @@ class _Asker:
         self.dialect = Dialect()
 
     async def learn_dialect(self) -> Answered:
-        """Return the answer to a plain question, adapting the dialect as long as a refusal names a field."""
+        """Return the answer to a plain question; adapts the dialect while a rejection names a field."""
         for _ in range(4):
             try:
                 return await self.ask(_WORDS, {}, max_tokens=8)
@@ -267,7 +267,7 @@ class _Asker:
         return answer is not None and feature.obeyed(answer, base)
 
     async def accepts(self, fields: Mapping[str, Mapping[str, object]]) -> set[str]:
-        """Return the names whose fields are not refused: asked for together, and one by one only if that is refused."""
+        """Return the names whose fields are accepted: all in one request, one by one only if that is rejected."""
         together = {name: value for several in fields.values() for name, value in several.items()}
         if await self._ask_unless_refused(_WORDS, together, max_tokens=1) is not None:
             return set(fields)
@@ -277,7 +277,7 @@ class _Asker:
         return set().union(*alone)
 
     async def sees(self, base: Answered) -> bool:
-        """True if a picture was accepted, and made the prompt longer than the same words alone."""
+        """True if a picture is accepted and makes the prompt longer than that of `base`, without a picture."""
         parts: list[WirePart] = [
             {"type": "image_url", "image_url": {"url": _picture()}},
             {"type": "text", "text": _WORDS},
@@ -291,7 +291,7 @@ class _Asker:
     async def _ask_unless_refused(
         self, content: str | list[WirePart], fields: Mapping[str, object], *, max_tokens: int
     ) -> Answered | None:
-        """Return the answer; None where a refusal says that something in the request is not to be had."""
+        """Return the answer; None if the endpoint rejects a feature in the request."""
         try:
             return await self.ask(content, fields, max_tokens=max_tokens)
         except Failed as failed:
@@ -318,9 +318,9 @@ class _Asker:
                     return await self._once(body)
             except Failed as failed:
                 # A connection that broke after it was made may be an accident; one that cannot be made is not.
-                broke = failed.blame is Blame.DOWN and not failed.untouched
+                broke = failed.impact is Impact.DOWN and not failed.untouched
                 busy = isinstance(failed.error, RateLimitError) or failed.error.status == 503
-                if not broke and (not busy or failed.repeat is not Repeat.ANYWHERE or failed.blame is Blame.DOWN):
+                if not broke and (not busy or failed.repeat is not Repeat.ANYWHERE or failed.impact is Impact.DOWN):
                     raise
                 if attempt >= self._retry.max_retries:
                     raise
@@ -336,7 +336,7 @@ class _Asker:
 
 
 def _picture() -> str:
-    """Return a red square as a data URL."""
+    """Return a picture of a red square as a data URL."""
     from PIL import Image
 
     return gate.load(Image.new("RGB", (64, 64), (208, 32, 32))).data_url()

@@ -1,7 +1,7 @@
-"""The number of retries and the wait before each.
+"""The retry policy: number of retries and the delay before each.
 
-The figures are the openai client's own (0.5 s doubling to 8 s, a quarter of it random, `Retry-After` up to two
-minutes), so that moving to qvl does not change how hard an endpoint is pressed.
+The defaults are the openai client's (0.5 s doubling to 8 s, a quarter of it random, `Retry-After` up to two minutes),
+so that moving to qvl does not change the load of an endpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LONGEST_RETRY_AFTER: Final = 120.0
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """The limits of retries: `max_retries` further rounds after the first; delays in seconds."""
+    """Limits of retries: `max_retries` further rounds after the first; delays in seconds."""
 
     max_retries: int = 2
     first_delay: float = 0.5
@@ -33,7 +33,7 @@ class RetryPolicy:
             raise ConfigError(f"max_retries={self.max_retries} is out of range", hint="0 to 100", param="max_retries")
 
     def delay(self, attempt: int, retry_after: float | None = None, *, rng: random.Random | None = None) -> float:
-        """Return the seconds before attempt number `attempt + 1`: as the endpoint asked, else capped exponential."""
+        """Return the seconds before attempt `attempt + 1`: `retry_after` if set, else exponential up to a maximum."""
         chance = (rng or random).random()
         if retry_after is not None:
             # A little later than asked, so that clients that were refused together do not return together.
@@ -42,7 +42,7 @@ class RetryPolicy:
 
 
 def read_retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """Return the seconds to wait by `retry-after-ms` or `retry-after` (seconds or an HTTP date); None when not said.
+    """Return the seconds in `retry-after-ms` or `retry-after` (seconds or an HTTP date); None without these headers.
 
     `headers` must be case-insensitive or in lower case. A date in the past is 0.
     """

@@ -1,8 +1,7 @@
-"""The two ways of a request to an endpoint: straight over our own connection, or through the openai package's client.
+"""The two transports to an endpoint: direct, over our own HTTP connection, or through the openai package's client.
 
-Both send what the openai client would send: its authentication, its organisation and project, its user agent, the
-headers of its environment. The straight way is taken wherever it can go; what it cannot do (a proxy, a redirect, a user
-in the URL) goes through the client, which can.
+Both send the openai client's headers: authentication, organisation and project, user agent, those of its environment
+variables. The direct one is used wherever possible; proxies, redirects and users in the URL need the client.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import anyio
 
-from qvl.backends.openai.failures import Blame, Failed, Repeat, broken, crossing, cut_off, down, from_status
+from qvl.backends.openai.failures import Failed, Impact, Repeat, broken, crossing, cut_off, down, from_status
 from qvl.errors import ConfigError, MissingDependencyError
 from qvl.http.connection import Connection, LateError, NoConnectionError, Pool, StaleError, TlsError
 from qvl.http.framing import Body, BrokenAnswerError, TransportError
@@ -41,54 +40,54 @@ T = TypeVar("T")
 
 
 class NotStraightError(Exception):
-    """The straight way does not lead to an answer, and no work was begun at its end."""
+    """The direct transport cannot get an answer, and the endpoint has not begun any work."""
 
 
 class Reply(ABC):
-    """An answer with a good status, its body still on the way. `close` must be called, whatever happened."""
+    """A successful response whose body is still to be read. `close` must always be called."""
 
     @abstractmethod
     async def read(self, deadline: float) -> bytes:
-        """Return the next bytes, b"" at the end. `deadline` is a time.monotonic().
+        """Return the next bytes of the body, b"" at the end. `deadline` is a time.monotonic().
 
         Raises:
             Failed: the connection broke off, or the answer is larger than MAX_ANSWER_BYTES.
-            LateError: nothing came in time.
+            LateError: nothing arrived before the deadline.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Keeps the connection if the body was read to its end, else ends it, and with it the work at the endpoint."""
+        """Release the connection if the body was read to its end; else close it, which aborts the endpoint's work."""
 
 
 class Transport(ABC):
-    """A way to one base URL."""
+    """Sends requests to one base URL."""
 
     @abstractmethod
     async def chat(self, body: bytes, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
-        """POST /chat/completions. `deadline` is a time.monotonic() before which the head of the answer must be there.
+        """POST /chat/completions; return its reply. `deadline` (time.monotonic()) is for the head of the response.
 
-        `repeatable`: it may be sent once more where nobody can tell if it arrived.
+        `repeatable`: the request may be sent once more if it is unknown whether it arrived.
 
         Raises:
             Failed: no connection, or a status of 400 and above.
-            LateError: no answer in time.
+            LateError: no response before the deadline.
         """
 
     @abstractmethod
     async def models(self, deadline: float) -> Reply:
-        """GET /models; raises as `chat`."""
+        """GET /models; return its reply. Raises as `chat`."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Ends what is under way: those who wait get some `Failed`."""
+        """Abort all requests; their readers get a `Failed`."""
 
 
 class StraightTransport(Transport):
-    """Connections of our own, without a proxy in between; `where` names the endpoint in errors.
+    """The direct transport, over our own connections; `where` names the endpoint in errors.
 
     Raises:
-        ConfigError: a header that HTTP cannot carry.
+        ConfigError: a header is not valid in HTTP.
     """
 
     def __init__(
@@ -109,13 +108,13 @@ class StraightTransport(Transport):
         return await self._send(self._models, deadline, repeatable=True)
 
     async def _send(self, request: bytes, deadline: float, *, repeatable: bool) -> Reply:
-        """Send on an idle connection; on a new one when that turns out to have been closed meanwhile."""
+        """Return the reply to a request sent on an idle connection, or on a new one if that was closed meanwhile."""
         try:
             return await self._send_once(request, deadline)
         except StaleError as exc:
             if not repeatable:
                 failed = down(f"the connection broke off: {exc}", self._where, untouched=False)
-                failed.blame = Blame.NONE
+                failed.impact = Impact.NONE
                 raise failed from exc
         # What made this one stale (a restart, a limit on idling) has most likely ended the others as well.
         self._pool.drop_idle()
@@ -145,7 +144,7 @@ class StraightTransport(Transport):
         return StraightReply(self, connection, body, self._where)
 
     def let_go(self, connection: Connection) -> None:
-        """Takes back a connection that was lent."""
+        """Return a connection to the pool."""
         self._busy.discard(connection)
         self._pool.give_back(connection)
 
@@ -164,7 +163,7 @@ class StraightTransport(Transport):
 
 @dataclass(eq=False)
 class StraightReply(Reply):
-    """An answer that comes over a connection of ours."""
+    """A response of the direct transport."""
 
     _transport: StraightTransport
     _connection: Connection
@@ -191,7 +190,7 @@ class StraightReply(Reply):
 
 
 class SdkTransport(Transport):
-    """The openai package's client; its HTTP client has the hook `bounding`, `where` names the endpoint in errors."""
+    """The transport over the openai client, whose HTTP client has the hook `bounding`; `where` is for errors."""
 
     def __init__(self, client: AsyncOpenAI, where: str) -> None:
         self._client = client
@@ -225,7 +224,7 @@ class SdkTransport(Transport):
 
     @contextlib.contextmanager
     def until(self, moment: float) -> Iterator[None]:
-        """Bounds one await; `aclose` ends it early. Never held across a yield, so no cancel scope leaks to a caller."""
+        """Limit one await to `moment`; `aclose` ends it early. Never used across a yield, so no cancel scope leaks."""
         scope = anyio.CancelScope(deadline=anyio.current_time() + max(0.0, moment - time.monotonic()))
         self._scopes.add(scope)
         try:
@@ -244,7 +243,7 @@ class SdkTransport(Transport):
 
 @dataclass(eq=False)
 class SdkReply(Reply):
-    """An answer that comes through the openai client."""
+    """A response of the openai client."""
 
     _transport: SdkTransport
     _stack: contextlib.AsyncExitStack
@@ -260,12 +259,12 @@ class SdkReply(Reply):
 
 
 def goes_straight(url: str) -> bool:
-    """True if the straight way can lead to `url`: no proxy is configured for it, and it has no user."""
+    """True if the direct transport can reach `url`: no proxy is configured for it, and it has no user."""
     return urlsplit(url).username is None and _proxy_of(url) is None
 
 
 def _proxy_of(url: str) -> tuple[str, str] | None:
-    """Return the variable and the proxy that the environment names for `url`, as HTTP libraries read it."""
+    """Return (environment variable, proxy) for `url`, as HTTP libraries find it."""
     parts, proxies = urlsplit(url), getproxies()
     scheme = next((scheme for scheme in (parts.scheme, "all") if proxies.get(scheme)), None)
     if scheme is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
@@ -274,14 +273,14 @@ def _proxy_of(url: str) -> tuple[str, str] | None:
 
 
 def through_proxies(client: Callable[..., T], *, url: str, **options: object) -> T:
-    """Return `client(**options)` with the proxies of the environment, for requests to `url`.
+    """Return `client(**options)` with the environment's proxies, for requests to `url`.
 
-    One that cannot be used (SOCKS without its package, a scheme that is not known) is an error only if `url` needs it:
-    HTTP libraries prepare every proxy at once, also for hosts that NO_PROXY names, and beside one of `url`'s own.
+    A proxy that cannot be used (SOCKS without its package, an unknown scheme) is an error only if `url` needs it:
+    HTTP libraries prepare all proxies at once, even for hosts in NO_PROXY.
 
     Raises:
         MissingDependencyError: a SOCKS proxy is configured, and its package is not installed.
-        ConfigError: a proxy's URL that cannot be used.
+        ConfigError: the URL of a proxy is invalid.
     """
     try:
         return client(**options)
@@ -313,7 +312,7 @@ def _is_of_a_proxy(exc: Exception) -> bool:
 
 
 def repeating(query: Sequence[tuple[str, str]]) -> Callable[[httpx.Request], Awaitable[None]]:
-    """Return a request hook that restores repeated names of `query`: the openai client sends the last alone."""
+    """Return a request hook that restores repeated names of `query`, of which the openai client sends only the last."""
 
     async def repeat(request: httpx.Request) -> None:
         if len(dict(query)) < len(query) and parse_qsl(request.url.query.decode(), True) == [*dict(query).items()]:
@@ -323,7 +322,7 @@ def repeating(query: Sequence[tuple[str, str]]) -> Callable[[httpx.Request], Awa
 
 
 def headers_of(client: AsyncOpenAI) -> dict[str, str]:
-    """Return the headers of every request of an `openai.AsyncOpenAI`, but for those about itself (`X-Stainless-…`)."""
+    """Return the headers of every request of an `openai.AsyncOpenAI`, except those about itself (`X-Stainless-…`)."""
     headers: dict[str, tuple[str, str]] = {}
     for name, value in {**client.auth_headers, **client.default_headers}.items():
         if isinstance(value, str) and not name.lower().startswith("x-stainless-"):
@@ -332,9 +331,9 @@ def headers_of(client: AsyncOpenAI) -> dict[str, str]:
 
 
 def bounding(http: ModuleType) -> Callable[[httpx.Response], Awaitable[None]]:
-    """Return a response hook that bounds bodies, so that neither an error page nor an answer can fill the memory.
+    """Return a response hook that limits bodies, so that neither an error page nor an answer can fill the memory.
 
-    What an error says also ends after ERROR_SECONDS.
+    Reading an error's body also ends after ERROR_SECONDS.
     """
 
     # The base class is known at run time alone.
@@ -368,22 +367,22 @@ def bounding(http: ModuleType) -> Callable[[httpx.Response], Awaitable[None]]:
 
 
 def tls_of(http: ModuleType, verify: bool | str) -> ssl.SSLContext:
-    """Return the TLS context that the HTTP library `http` would take.
+    """Return the TLS context that the HTTP library `http` would use.
 
     Raises:
-        ConfigError: `verify` names no certificate file.
+        ConfigError: the certificate file `verify` does not exist or is invalid.
     """
     try:
         if isinstance(verify, str):
             return ssl.create_default_context(cafile=verify)
         context: ssl.SSLContext = http.create_ssl_context(verify=verify)
     except OSError as exc:
-        raise ConfigError(f"verify={verify!r}: {exc}", param="verify") from exc
+        raise ConfigError(f"invalid verify={verify!r}: {exc}", param="verify") from exc
     return context
 
 
 async def _error_body(connection: Connection, body: Body, deadline: float) -> bytes:
-    """Return the beginning of an error's body, as far as it comes."""
+    """Return the beginning of an error's body, as much as arrives."""
     data, deadline = bytearray(), min(deadline, time.monotonic() + ERROR_SECONDS)
     with contextlib.suppress(TransportError, LateError):
         while len(data) < MAX_ERROR_BYTES and (piece := await connection.next_piece(body, deadline)) is not None:
@@ -392,7 +391,7 @@ async def _error_body(connection: Connection, body: Body, deadline: float) -> by
 
 
 def _own_headers(request_id: str) -> dict[str, str]:
-    """Return the headers of this request alone: its id, and what ties the endpoint's spans to ours."""
+    """Return the headers of one request: its id, and the trace context."""
     headers = {name: value for name, value in CARRIED.get().items() if _plain(value)}
     if _plain(request_id):
         headers["X-Request-Id"] = request_id
@@ -400,5 +399,5 @@ def _own_headers(request_id: str) -> dict[str, str]:
 
 
 def _plain(request_id: str) -> bool:
-    """True if it can stand in a header."""
+    """True if the id is valid in a header."""
     return bool(request_id) and request_id.isascii() and request_id.isprintable()

@@ -1,7 +1,7 @@
-"""The wire format of `/v1/chat/completions`: what is sent and read of it, and a ChatRequest written in it.
+"""The wire format of `/v1/chat/completions`, and the conversion of a ChatRequest to it.
 
-Endpoints keep to it more or less, so what they send is described as far as `answer_reader` reads it, and a field that
-they fill as they like is an `object`.
+Endpoints deviate from the format, so only the fields that `answer_reader` reads are typed, and a field whose type
+varies is an `object`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class WireFunction(TypedDict, total=False):
-    """A function that is called; some send `arguments` parsed."""
+    """The function of a tool call; some servers send `arguments` as an object."""
 
     name: str | None
     arguments: object
 
 
 class WireToolCall(TypedDict, total=False):
-    """A tool call, whole in a request, a piece of one in an event."""
+    """A tool call: complete in a request, a piece in an event."""
 
     index: int | None
     id: str | None
@@ -39,7 +39,7 @@ class WireToolCall(TypedDict, total=False):
 
 
 class WirePart(TypedDict, total=False):
-    """A part of a message: text, or a picture; a refusal in answers alone."""
+    """A part of a message: text or a picture; in answers also a refusal."""
 
     type: Required[str]
     text: str | None
@@ -48,7 +48,7 @@ class WirePart(TypedDict, total=False):
 
 
 class WireMessage(TypedDict, total=False):
-    """A message of a request; of an answer, whole or as the delta of an event."""
+    """A message of a request or an answer, or the delta of an event."""
 
     role: str
     content: str | list[WirePart] | None
@@ -62,7 +62,7 @@ class WireMessage(TypedDict, total=False):
 
 
 class WireBody(TypedDict, total=False):
-    """A request, or fields of one, without sampling parameters and what else a caller adds."""
+    """The body of a request or a part of it, without sampling parameters and extra fields."""
 
     model: str
     messages: list[WireMessage]
@@ -100,7 +100,7 @@ class WireUsage(TypedDict, total=False):
 
 
 class WireEvent(TypedDict, total=False):
-    """An event of the stream; an error instead has `error`, `detail` or `message`, or says so in `object`."""
+    """An event of the stream; an error has `error`, `detail` or `message`, or `object` "error"."""
 
     object: object
     choices: list[WireChoice] | None
@@ -109,18 +109,18 @@ class WireEvent(TypedDict, total=False):
 
 
 class ListedModel(TypedDict):
-    """An entry of GET /models; further fields are read by their names."""
+    """A model in the list of GET /models."""
 
     id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The peculiarities of one endpoint.
+    """The deviations of one endpoint from OpenAI's format.
 
-    `pinned` are the sampling fields beyond OpenAI's that are sent even at their defaults: vLLM and SGLang otherwise
-    take the checkpoint's generation_config, so a greedy request would get a repetition penalty nobody asked for.
-    `sampled` is false for models that refuse a temperature.
+    `pinned` are the sampling fields beyond OpenAI's that are sent even at their defaults: vLLM and SGLang otherwise use
+    the checkpoint's generation_config, which may add a repetition penalty to a greedy request. `sampled` is False for
+    models that reject a temperature.
     """
 
     max_tokens: str = "max_tokens"
@@ -130,13 +130,13 @@ class Dialect:
 
 
 def request_body(request: ChatRequest, model: str, dialect: Dialect) -> bytes:
-    """Return the body of a streamed chat completion, as it goes on the wire.
+    """Return the encoded body of a streamed chat completion.
 
-    Pictures come in last, as bytes: a JSON encoder takes longer over a megabyte of base64 than writing it takes.
+    Pictures are inserted after the JSON encoding, as bytes, which is faster than encoding megabytes of base64.
 
     Raises:
-        UnsupportedInputError: `extra` names a field that is ours to set.
-        RequestError: it holds what JSON cannot carry.
+        UnsupportedInputError: `request.extra` has a field that qvl sets.
+        RequestError: `request.extra` or a schema has values that are not valid JSON.
     """
     # Nobody can have written this in a text of theirs.
     mark = os.urandom(16).hex()
@@ -149,7 +149,7 @@ def request_body(request: ChatRequest, model: str, dialect: Dialect) -> bytes:
 
 
 def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict[str, object]:
-    """Return the body before it is encoded, with `mark` in the place of every picture."""
+    """Return the body before encoding, with `mark` in place of every picture."""
     fields: WireBody = {
         "model": model,
         "messages": [_message(message, mark) for message in request.messages],
@@ -162,13 +162,13 @@ def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict
         fields["cache_salt"] = request.cache_salt
     for name in request.extra:
         if name in _RESERVED:
-            raise UnsupportedInputError(f"{name!r} cannot be an extra field", hint="qvl sets it", param=name)
+            raise UnsupportedInputError(f"{name!r} cannot be an extra field", hint="qvl itself sets it", param=name)
     form, tools = format_fields(request.response_format), _tools(request)
     return {**fields, **dict(_sampling(request.sampling, dialect)), **form, **tools, **request.extra}
 
 
 def _sampling(params: SamplingParams, dialect: Dialect) -> Iterator[tuple[str, object]]:
-    """Yield the fields by which `params` are sent."""
+    """Yield the (name, value) fields of the body for `params`."""
     changed = params.changed()
     for name, known in PARAMETERS.items():
         if known.sent == "always":
@@ -185,15 +185,15 @@ def _sampling(params: SamplingParams, dialect: Dialect) -> Iterator[tuple[str, o
 
 
 def encoded(body: Mapping[str, object]) -> bytes:
-    """Return the body as it goes on the wire.
+    """Return the body as JSON.
 
     Raises:
-        RequestError: it holds what JSON cannot carry.
+        RequestError: `body` has values that are not valid JSON.
     """
     try:
         return _encode(body).encode()
     except (TypeError, ValueError, RecursionError) as exc:
-        raise RequestError(f"the request cannot be sent: {exc}", hint="pass only JSON values") from exc
+        raise RequestError(f"the request is not valid JSON: {exc}", hint="pass only JSON values") from exc
 
 
 def _message(message: Message, mark: str) -> WireMessage:
@@ -218,7 +218,7 @@ def _message(message: Message, mark: str) -> WireMessage:
 
 
 def format_fields(response_format: ResponseFormat) -> WireBody:
-    """Return the fields that say what the answer must look like."""
+    """Return the fields of the body for a response format."""
     match response_format.kind:
         case "json_object":
             return {"response_format": {"type": "json_object"}}

@@ -1,1 +1,1 @@
-"""Engines on every device of a host, or of many, under Ray: Serve for requests, Data for datasets."""
+"""Engines on every device of one or many hosts by Ray: Serve for requests, Data for datasets."""

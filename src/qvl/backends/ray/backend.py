@@ -1,7 +1,7 @@
-"""The `ray` backend: one engine process a device, under Ray Serve, behind the one seam.
+"""The `ray` backend: one engine process a device, as replicas under Ray Serve.
 
-Serve starts the replicas, asks after their health and replaces those that died; `PictureRouter` chooses among them; a
-request whose replica is lost is asked again elsewhere, and goes on where it stopped.
+Serve starts the replicas, checks their health and replaces those that died; `PictureRouter` chooses among them; a
+request whose replica is lost is repeated on another one, and its stream continues where it stopped.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ class RayBackend(Backend):
     """Runs `replicas` engines under Ray Serve, each on a device of its own.
 
     Args:
-        model: as for a Pipeline: a folder or hub id, `vllm:NAME`, the name of a plugin's backend; None is the small
+        model: as in a Pipeline: a folder or hub id, `vllm:NAME`, the name of a plugin's backend; None is the small
             bundled model.
         replicas: engine processes, each with one device.
         devices: "npu", "cuda", "cpu" (a share of the cores each), or "auto": npu, cuda, cpu in this order.
-        ray_address: of a Ray cluster: "auto" for the one of this host, HOST:PORT; None starts one on this machine,
-            which ends with this process. The same settings at the same cluster share their replicas.
-        make: makes the backend of each replica, instead of `model`; it travels by pickle.
-        max_ongoing: requests at one replica at a time.
-        cpus_per_replica: cores that each gets of the cluster's; by default an even share.
-        object_store_bytes: shared memory of a cluster that is started here.
-        total_timeout: seconds for one request, with everything that is asked again.
-        drain_timeout: seconds for what a replica has under way when it is taken away.
-        options: of each replica's backend.
+        ray_address: address of a Ray cluster: "auto" for that of this host, or HOST:PORT; None starts one on this
+            machine, which ends with this process. Backends of the same settings and cluster share replicas.
+        make: makes the backend of each replica, instead of `model`; must be picklable.
+        max_ongoing: most concurrent requests of a replica.
+        cpus_per_replica: CPU cores of each replica; by default an even share.
+        object_store_bytes: shared memory of a cluster started by this backend.
+        total_timeout: seconds for one request, repetitions included.
+        drain_timeout: seconds for a replica's running requests when it is removed.
+        options: options of each replica's backend.
 
-    An answer that must be the same again (greedy, or from a seed) survives the loss of its replica at any place; every
-    request that samples is given a seed for that, unless it has one.
+        A deterministic answer (greedy, or with a seed) survives the loss of its replica at any point; requests that
+        sample without a seed are given one for that.
 
-    Raises:
-        ConfigError: an argument that cannot work.
+        Raises:
+            ConfigError: an argument is invalid.
     """
 
     name = "ray"
@@ -77,9 +77,9 @@ class RayBackend(Backend):
     ) -> None:
         cluster.check_settings(replicas, devices, ray_address)
         if make is not None and (model or options):
-            raise ConfigError("`make` makes the whole backend", hint="leave model and options out", param="make")
+            raise ConfigError("`make` excludes model and options", hint="leave model and options out", param="make")
         if cpus_per_replica is not None and cpus_per_replica <= 0:
-            raise ConfigError(f"cpus_per_replica={cpus_per_replica} is not above 0", param="cpus_per_replica")
+            raise ConfigError(f"cpus_per_replica={cpus_per_replica} must be above 0", param="cpus_per_replica")
         if max_ongoing < 1:
             raise ConfigError(f"max_ongoing={max_ongoing} is out of range", hint="1 or more", param="max_ongoing")
         cluster.require_ray("ray.serve")
@@ -114,15 +114,15 @@ class RayBackend(Backend):
         return self._about[0].capabilities if self._about else Capabilities()
 
     def identity(self) -> JsonObject:
-        """Return the identity of the replicas' own backend: the same question has the same key with Ray and without."""
+        """Return the identity of the replicas' backend, so that cache keys are the same with and without Ray."""
         return dict(self._about[0].identity) if self._about else super().identity()
 
     def replicas(self) -> tuple[About, ...]:
-        """Return the replicas as they were when the backend was opened."""
+        """Return descriptions of the replicas, made when the backend was opened."""
         return self._about
 
     def describe(self) -> str:
-        """Return one line: how many replicas, on what, over how many hosts."""
+        """Return one line: number of replicas, their devices, number of hosts."""
         if not self._about:
             return "not open"
         kinds = ", ".join(sorted({about.device or "?" for about in self._about}))
@@ -130,10 +130,10 @@ class RayBackend(Backend):
         return f"{len(self._about)} replicas under Ray Serve on {hosts} host{'s' * (hosts > 1)}: {kinds}"
 
     async def open(self) -> None:
-        """Joins the cluster, starts the replicas, and waits until every one has loaded its model.
+        """Join the cluster, start the replicas, and wait until each has loaded its model.
 
         Raises:
-            ConfigError: fewer free devices than replicas, or a replica's own reason.
+            ConfigError: fewer free devices than replicas, or an invalid setting of the replicas' backend.
             BackendError: the cluster cannot be joined, or a replica could not be opened.
         """
         async with self._opening:
@@ -191,7 +191,7 @@ class RayBackend(Backend):
                 await asyncio.to_thread(_stop, deployment)
 
     async def _watch(self, deployment: Deployment) -> None:
-        """Notes how many replicas run, for `unready()` and the counters."""
+        """Poll the number of running replicas, for `unready()` and the counters."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             self._alive = await asyncio.to_thread(deployment.running)
@@ -230,13 +230,13 @@ class RayBackend(Backend):
             self._running -= 1
 
     def _repeatable(self, request: ChatRequest) -> ChatRequest:
-        """Return the same request, with a seed if it samples: another replica then gives the same answer."""
+        """Return the request with a seed if it samples, so that another replica gives the same answer."""
         if request.sampling.deterministic or not self.capabilities.seed:
             return request
         return request.replace(sampling=replace(request.sampling, seed=random.getrandbits(62)))
 
     async def _answer(self, deployment: Deployment, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer, from one replica after the other until it is whole."""
+        """Yield the answer, continued by another replica whenever one is lost."""
         deadline = began() + self._total_timeout
         key = request.pictures[0].sha256 if request.pictures else None
         continuation = Continuation()

@@ -1,4 +1,4 @@
-"""This process in a Ray cluster: its own, one that the program has joined already, or one at an address."""
+"""Joins this process to a Ray cluster: a new local one, the one the program has joined, or one at an address."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logger("qvl.backends.ray")
 
 @dataclass(slots=True)
 class _Connection:
-    """The one connection a process can have, and how many use it. `ours`: begun in this module, so ended in it."""
+    """The connection of the process to Ray, with its number of users. `ours`: this module made it, and ends it."""
 
     users: int = 0
     ours: bool = False
@@ -42,13 +42,13 @@ _connection: Final = _Connection()
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The share of the cluster for one engine: a device of `kind`, and processor cores."""
+    """The resources of one engine: a device of `kind`, and CPU cores."""
 
     kind: str
     cpus: float
 
     def actor_options(self) -> dict[str, object]:
-        """Return Ray's `ray_actor_options`."""
+        """Return these resources as Ray's `ray_actor_options`."""
         if self.kind == "npu":
             return {"num_cpus": self.cpus, "resources": {"NPU": 1}}
         return {"num_cpus": self.cpus} if self.kind == "cpu" else {"num_cpus": self.cpus, "num_gpus": 1}
@@ -73,10 +73,10 @@ def require_ray(module: str = "ray") -> ModuleType:
 
 
 def check_settings(replicas: int, devices: str, address: str | None) -> None:
-    """Refuses what cannot work, before anything is started.
+    """Check the settings before anything is started.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: a setting is invalid.
     """
     if replicas < 1:
         raise ConfigError(f"replicas={replicas} is out of range", hint="1 or more", param="replicas")
@@ -95,11 +95,11 @@ def check_settings(replicas: int, devices: str, address: str | None) -> None:
 
 
 def join(address: str | None, *, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
-    """Connect this process, or count one more user of its connection. `leave` must be called as often.
+    """Connect this process to Ray, or add a user to its connection. Each call needs a call of `leave`.
 
     Args:
-        address: of a running cluster; None starts one on this machine that ends with this process.
-        object_store_bytes: shared memory of a cluster that is started here.
+        address: address of a running cluster; None starts one on this machine that ends with this process.
+        object_store_bytes: shared memory of a cluster started by this call.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -114,9 +114,9 @@ def join(address: str | None, *, object_store_bytes: int = OBJECT_STORE_BYTES) -
 
 
 def take_back_sigterm() -> None:
-    """Gives SIGTERM back to whoever handled it before Ray did. Has an effect in the main thread only.
+    """Restore the SIGTERM handler from before Ray's. Has an effect in the main thread only.
 
-    Ray's core catches it as a crash: it prints a stack and ends the process 3 s later, whatever is under way.
+    Ray's core handles SIGTERM as a crash: it prints a stack and ends the process 3 s later.
     """
     handler = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is threading.main_thread() and callable(handler):
@@ -124,7 +124,7 @@ def take_back_sigterm() -> None:
 
 
 def leave() -> None:
-    """Count one user less; the last one ends a connection that was begun by `join`."""
+    """Remove a user of the connection; the last one closes a connection that `join` made."""
     ray = require_ray()
     with _connection.lock:
         _connection.users -= 1
@@ -147,12 +147,12 @@ def _init(ray: ModuleType, address: str | None, object_store_bytes: int) -> None
         except Exception as exc:
             if address is not None:
                 raise BackendUnavailableError(
-                    f"no Ray cluster can be joined at {address!r}: {first_line(exc)}",
+                    f"cannot join the Ray cluster at {address!r}: {first_line(exc)}",
                     hint="on this host: ray start --address=HEAD:6379 (on the head: ray start --head)",
                 ) from exc
             if attempt == STARTS - 1:
                 raise BackendUnavailableError(
-                    f"Ray does not start: {first_line(exc)}",
+                    f"cannot start Ray: {first_line(exc)}",
                     hint="raylet.err, in the logs of Ray's newest session, says why",
                 ) from exc
             # Its node gives up when its own helpers take more than 15 s to start (ray-project/ray#65983).
@@ -161,7 +161,7 @@ def _init(ray: ModuleType, address: str | None, object_store_bytes: int) -> None
 
 
 def _knock(address: str) -> None:
-    """Raise unless somebody listens: Ray itself tries for a minute and then ends the process."""
+    """Raise BackendUnavailableError if `address` refuses connections; Ray would end the process after a minute."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
@@ -172,10 +172,10 @@ def _knock(address: str) -> None:
 
 
 def room(replicas: int, devices: str, cpus: float | None = None) -> Share:
-    """Return the share of each of `replicas` engines. Valid after `join`.
+    """Return the resources for each of `replicas` engines; `cpus`: cores of each, None for an even share. After `join`.
 
     Raises:
-        ConfigError: the cluster has not as many devices or cores, or others have them.
+        ConfigError: the cluster does not have enough free devices or cores.
     """
     ray = require_ray()
     total: Mapping[str, float] = ray.cluster_resources()
@@ -207,7 +207,7 @@ def room(replicas: int, devices: str, cpus: float | None = None) -> Share:
 
 
 def count(devices: str) -> int:
-    """Return the number of devices in the cluster: all NPUs, all GPUs, or one share of the cores for each host."""
+    """Return the number of NPUs or GPUs in the cluster; without any, or for "cpu", the number of hosts."""
     total: Mapping[str, float] = require_ray().cluster_resources()
     kinds = [devices] if devices != "auto" else ["npu", "cuda"]
     counts = (int(total.get(RESOURCES[kind], 0)) for kind in kinds if kind != "cpu")

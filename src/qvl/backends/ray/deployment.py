@@ -1,4 +1,4 @@
-"""One Ray Serve application: its start, its calls, its end."""
+"""One Ray Serve application: starts, calls and stops it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ log = logger("qvl.backends.ray")
 
 
 class Deployment:
-    """An application of replicas of one engine, which all fronts with the same `settings` may share.
+    """A Ray Serve application of replicas, shared by all client processes ("fronts") with the same `settings`.
 
     Args:
-        settings: JSON that names the application; None gives it a name that nobody else has.
-        shared: in a cluster that outlives this process. The last of the fronts that use it ends it; one that was
-            killed does not count.
+        settings: JSON from which the application is named; None gives it a unique name.
+        shared: the cluster outlives this process. The last front that uses the application ends it; fronts that were
+            killed do not count.
     """
 
     def __init__(self, settings: list[object] | None, *, shared: bool) -> None:
@@ -52,7 +52,7 @@ class Deployment:
         serve.start(proxy_location="Disabled", logging_config=_QUIET)
 
     def exists(self) -> bool:
-        """True if another front has started it already; it is then shared. Waits for one that is starting it."""
+        """True if another front has started the application, or is starting it, which is awaited."""
         from ray import serve
 
         while (app := serve.status().applications.get(self.name)) is not None and app.status == "DEPLOYING":
@@ -71,7 +71,7 @@ class Deployment:
         max_ongoing: int,
         drain_timeout: float,
     ) -> None:
-        """Starts the replicas and waits for them.
+        """Start the replicas and wait until they run.
 
         Raises:
             BackendUnavailableError: Serve could not start them.
@@ -100,10 +100,10 @@ class Deployment:
             ) from exc
 
     def about(self, replicas: int) -> tuple[About, ...]:
-        """Return the description of each replica, by itself.
+        """Return the description of each replica.
 
         Raises:
-            QvlError: the reason for which one of them could not be opened.
+            QvlError: a replica could not be opened.
         """
         end = time.monotonic() + ABOUT_SECONDS
         replies: dict[str, About] = {}
@@ -116,12 +116,12 @@ class Deployment:
         return tuple(replies[name] for name in sorted(replies))
 
     def call(self, key: str | None, avoid: frozenset[str], request: ChatRequest) -> ReplicaCall:
-        """Begins one request at the replica that the router chooses."""
+        """Return the call at the replica that the router chooses by `key`, a picture's hash, not one of `avoid`."""
         method = self._handle.options(method_name="stream", stream=True)
         return ReplicaCall(method.remote(Route(key, avoid), request))
 
     def running(self) -> int:
-        """Return the number of replicas that run now; 0 as well when the cluster does not answer."""
+        """Return the number of running replicas; 0 too if the cluster does not answer."""
         from ray import serve
 
         try:
@@ -133,7 +133,7 @@ class Deployment:
         return int(sum(count for state, count in states.items() if state == "RUNNING"))
 
     def stop(self) -> None:
-        """Ends the replicas, unless other fronts use them."""
+        """Stop the replicas, unless other fronts use them."""
         import ray
         from ray import serve
 
@@ -148,7 +148,7 @@ class Deployment:
 
 
 class ReplicaCall:
-    """One request at one replica. `end` must be called, whatever happened."""
+    """One request at one replica. `end` must always be called."""
 
     def __init__(self, response: DeploymentResponseGenerator) -> None:
         self.replica: str | None = None
@@ -156,12 +156,12 @@ class ReplicaCall:
         self._over = False
 
     async def bundles(self, deadline: float, closed: asyncio.Event) -> AsyncGenerator[list[Chunk], None]:
-        """Yield the pieces of the answer as they come, until `deadline` (monotonic) or until the event is set.
+        """Yield bundles of chunks, until `deadline` (a time.monotonic()) or until `closed` is set.
 
         Raises:
-            BackendUnavailableError: the replica was lost, or the event was set.
-            BackendTimeoutError: the deadline came.
-            QvlError: what the replica's backend raised.
+            BackendUnavailableError: the replica was lost, or `closed` was set.
+            BackendTimeoutError: the deadline passed.
+            QvlError: an error of the replica's backend.
         """
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
@@ -195,7 +195,7 @@ class ReplicaCall:
                 return item
             if ending.done():
                 raise BackendUnavailableError("the backend was closed while the request was running")
-            raise BackendTimeoutError("no answer from the replicas in the time allowed")
+            raise BackendTimeoutError("the answer of the replicas timed out")
         finally:
             if not step.done():
                 self.end()
@@ -203,7 +203,7 @@ class ReplicaCall:
                 await asyncio.gather(step, return_exceptions=True)
 
     def end(self) -> None:
-        """Aborts what the replica still does for this request."""
+        """Abort the request at the replica if it is still running."""
         if not self._over:
             self._over = True
             self._response.cancel()
@@ -224,7 +224,7 @@ def _translated(exc: BaseException, replica: str | None, closed: bool) -> Backen
 
 
 def _stand_for(name: str, me: str) -> ActorHandle:
-    """Return a small actor in the name of this front: it dies with this process, and others can see it."""
+    """Return a small actor that marks this front as alive for others; it ends with this process."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -241,7 +241,7 @@ def _stand_for(name: str, me: str) -> ActorHandle:
 
 
 def _others(name: str, me: str) -> bool:
-    """True if another front of the application `name` lives."""
+    """True if another front of the application `name` is alive."""
     import ray
 
     known = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]

@@ -1,4 +1,4 @@
-"""The actor in each replica's process: one backend, and the few methods that the front calls."""
+"""The Ray Serve deployment that runs one backend in each replica's process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VISIBLE: Final = ("ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """The description of one replica: name, host, facts of its backend, or the `failure` with which it was opened."""
+    """The description of one replica: name, host, facts of its backend, or the `failure` of opening it."""
 
     replica: str
     node: str
@@ -47,10 +47,10 @@ def build(
     replicas: int = 1,
     plugins: Iterable[object] = (),
 ) -> Backend:
-    """Return the backend of one of `replicas`, not opened yet; `kind` is the device that it is given.
+    """Return the unopened backend of a replica; `kind` is its device, `replicas` their number.
 
     Raises:
-        ConfigError: no such backend, one that computes elsewhere, or an option that it does not take.
+        ConfigError: the backend or an option is unknown, or the backend computes elsewhere (openai, ray).
     """
     from qvl.plugins.host import PluginHost, resolve
     from qvl.plugins.names import split_model
@@ -59,7 +59,7 @@ def build(
     name, rest = ("local", None) if model is None else split_model(model, host.backends.factories)
     if name in ("openai", "ray"):
         raise ConfigError(
-            f"replicas of {name!r} would compute nothing themselves",
+            f"the backend {name!r} cannot run as replicas",
             hint="several endpoints: --base-url, repeated" if name == "openai" else "leave the second 'ray:' out",
             param="replicas",
         )
@@ -76,7 +76,7 @@ def build(
 
 
 class EngineReplica:
-    """A Ray Serve deployment. Serve starts it, asks after its health, and puts a new one in its place."""
+    """A Ray Serve deployment, which Serve starts, health-checks and replaces."""
 
     async def __init__(self, make: Callable[[], Backend]) -> None:  # type: ignore[misc]
         from ray import serve
@@ -93,7 +93,10 @@ class EngineReplica:
             self._failure, self._since = exc, time.monotonic()
 
     async def about(self, route: Route) -> About:
-        """Return the description of this replica. `route` is read by the router alone."""
+        """Return name, host, process, devices and backend of this replica, and the error if that failed to open.
+
+        `route` is not read here: `PictureRouter` chooses the replica by the first argument of a call.
+        """
         import ray
 
         backend = self._backend
@@ -112,7 +115,7 @@ class EngineReplica:
         )
 
     async def stream(self, route: Route, request: ChatRequest) -> AsyncGenerator[str | list[Chunk] | QvlError, None]:
-        """Yield the answer in bundles; first the name of the replica, last the error, if there is one."""
+        """Yield the replica's name, then bundles of chunks, at last the error, if there is one."""
         yield self._replica
         if self._backend is None or self._failure is not None:
             yield BackendUnavailableError(f"a replica is not open: {self._failure}")
@@ -125,7 +128,7 @@ class EngineReplica:
             yield exc
 
     async def check_health(self) -> None:
-        """Raise if the backend is not ready: Serve calls it periodically, and replaces the replica then."""
+        """Raise if the backend is not ready; Serve calls this periodically and then replaces the replica."""
         if self._failure is not None:
             # Serve asks at once; first the front must hear the reason, or all it has is that something failed.
             if time.monotonic() - self._since > FAILURE_SHOWN:
@@ -139,7 +142,7 @@ class EngineReplica:
 async def bundled(
     stream: AsyncGenerator[Chunk, None], pause: float = BUNDLE_SECONDS
 ) -> AsyncGenerator[list[Chunk], None]:
-    """Yield the chunks of `stream`: the first at once, then all that came within `pause` seconds, the end at once."""
+    """Yield the chunks of `stream` in bundles: the first at once, then those of every `pause` seconds."""
     box: deque[Chunk] = deque()
     filled, ended = asyncio.Event(), asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""An answer that goes on where it stopped, from another replica that gives the same answer again."""
+"""Resumes a stream on another replica, which repeats the answer, by dropping the part already delivered."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from qvl.types import Chunk, ToolCallDelta
 
 
 class Diverged(Exception):
-    """The second answer is not the first one: it cannot be joined to what was handed on."""
+    """The repeated answer differs from the first one, so the stream cannot be resumed."""
 
 
 @dataclass(slots=True)
 class _Part:
-    """A text that only grows; on the second time round, `rest` gives what is new."""
+    """A streamed text; when it is repeated, `rest` returns only the part after the text so far."""
 
     sent: str = ""
     expected: str = ""
@@ -37,15 +37,15 @@ class _Choice:
     reasoning: _Part = field(default_factory=_Part)
     calls: dict[int, _Part] = field(default_factory=dict)
     logprobs: int = 0
-    logprobs_left: int = 0
+    logprobs_to_skip: int = 0
     finished: bool = False
 
 
 class Continuation:
-    """Filters a repeated answer down to what was not handed on yet.
+    """Removes the part of a repeated answer that was already delivered.
 
-    Every chunk of a first answer passes unchanged. After `again()` the same answer is expected from its beginning, and
-    what was handed on is taken off it, whatever pieces it comes in.
+    Chunks of the first answer pass unchanged. After `again()` the same answer is expected from its beginning, and its
+    delivered part is dropped, however it is cut into chunks.
     """
 
     def __init__(self) -> None:
@@ -53,25 +53,25 @@ class Continuation:
 
     @property
     def begun(self) -> bool:
-        """True if anything was handed on."""
+        """True if anything was delivered."""
         return bool(self._choices)
 
     def again(self) -> None:
-        """Expect the answer from its beginning."""
+        """Expect the answer from its beginning again."""
         for choice in self._choices.values():
             for part in (choice.text, choice.reasoning, *choice.calls.values()):
                 part.again()
-            choice.logprobs_left = choice.logprobs
+            choice.logprobs_to_skip = choice.logprobs
 
     def rest(self, chunk: Chunk) -> Chunk | None:
-        """Return the part of `chunk` that is new, or None.
+        """Return the part of `chunk` that the caller has not received yet; None if it has received all of it.
 
         Raises:
-            Diverged: it says something else than was handed on.
+            Diverged: the repeated part differs from the one received.
         """
         choice = self._choices.setdefault(chunk.index, _Choice())
-        skip = min(choice.logprobs_left, len(chunk.logprobs))
-        choice.logprobs_left -= skip
+        skip = min(choice.logprobs_to_skip, len(chunk.logprobs))
+        choice.logprobs_to_skip -= skip
         finish = None if choice.finished else chunk.finish_reason
         new = replace(
             chunk,

@@ -1,4 +1,4 @@
-"""The choice of a replica: the one that has seen the picture, unless that one is much busier than the others."""
+"""The choice of a replica: the one that has cached the picture, unless it is much busier than the others."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SLACK: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The first argument of every call: the hash of a picture, and replicas that failed this request already."""
+    """The first argument of every call, for the router: a picture's hash, and replicas that failed this request."""
 
     key: str | None = None
     avoid: frozenset[str] = frozenset()
 
 
 class PictureRouter(RequestRouter):  # type: ignore[misc]
-    """The same picture goes to the same replica, whichever front asks; without a picture, to the least busy one."""
+    """Routes equal pictures to the same replica, from any process; a request without picture to the least busy one."""
 
     _of: frozenset[str] = frozenset()
     _ring: HashRing = HashRing({})
@@ -31,7 +31,7 @@ class PictureRouter(RequestRouter):  # type: ignore[misc]
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Return groups of replicas, to be tried in this order; of a group, the least busy one is taken."""
+        """Return groups of replicas in the order of preference; Serve takes the least busy one of a group."""
         if not candidate_replicas:
             return []
         args: list[object] = pending_request.args if pending_request is not None else []

@@ -1,7 +1,7 @@
 """The `vllm` backend: vLLM's engine in this process, on GPUs, on CPUs, and through vllm-ascend on NPUs.
 
-Prompt and pictures are prepared exactly as by the local backend, and answers are read by the same code, so the two say
-the same in the same words. vLLM schedules, runs and samples.
+Prompts and pictures are prepared, and answers are parsed, by the code of the local backend, so that both behave the
+same. vLLM schedules, runs and samples.
 
 On Ascend: `pip install vllm vllm-ascend`, `VLLM_USE_MODELSCOPE=True` to load weights from ModelScope, and
 `PYTORCH_NPU_ALLOC_CONF=expandable_segments:True` against fragmented device memory.
@@ -41,8 +41,8 @@ class VllmBackend(Backend):
     """Runs a model in vLLM's engine.
 
     Args:
-        model: a folder or a hub id; empty is the small bundled model.
-        limit_mm_per_prompt: how many pictures a request may have, as `{"image": 8}`.
+        model: a folder or a hub id; empty for the small bundled model.
+        limit_mm_per_prompt: most pictures of a request, such as `{"image": 8}`.
         engine_args: any argument of vLLM's engine (`max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`,
             `quantization`, …), checked by vLLM itself; strings are read as on vLLM's command line.
 
@@ -92,7 +92,7 @@ class VllmBackend(Backend):
 
         Raises:
             MissingDependencyError: vLLM is not installed.
-            ConfigError: an engine argument that cannot work, or no such model.
+            ConfigError: an engine argument is invalid, or the model does not exist.
             DeviceMemoryError: the model does not fit.
         """
         async with self._opening:
@@ -166,7 +166,7 @@ class VllmBackend(Backend):
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        """One wait for the engine: its errors become ours, and `aclose` ends it."""
+        """Wrap one wait for the engine: translates vLLM's errors, and `aclose` ends the wait."""
         scope = anyio.CancelScope()
         self._scopes.add(scope)
         try:

@@ -1,4 +1,4 @@
-"""vLLM itself: importing it, its arguments, its exceptions."""
+"""Imports vLLM, parses its engine arguments and translates its exceptions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def import_vllm() -> tuple[type[AsyncLLM], type[AsyncEngineArgs]]:
     """Return vLLM's AsyncLLM and AsyncEngineArgs.
 
     Raises:
-        MissingDependencyError: vLLM is not installed, or not for this platform.
+        MissingDependencyError: vLLM is not installed, or cannot be imported on this platform.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     try:
@@ -46,7 +46,7 @@ def import_vllm() -> tuple[type[AsyncLLM], type[AsyncEngineArgs]]:
 
 
 def pip_line() -> str:
-    """Return the line that installs vLLM for the devices of this machine."""
+    """Return the pip command that installs vLLM for the devices of this machine."""
     if glob("/dev/davinci*"):
         return "pip install vllm vllm-ascend"
     if glob("/dev/nvidia[0-9]*") or glob("/dev/kfd"):
@@ -55,15 +55,15 @@ def pip_line() -> str:
 
 
 def read_engine_args(engine_args: type[AsyncEngineArgs], settings: Mapping[str, object]) -> AsyncEngineArgs:
-    """Return vLLM's own argument object, out of keyword arguments.
+    """Return vLLM's AsyncEngineArgs made from keyword arguments.
 
     Raises:
-        ConfigError: vLLM has no such argument (the nearest is named), or does not accept its value.
+        ConfigError: an argument is unknown (the hint has the nearest), or its value is invalid.
     """
     known = {field.name for field in dataclasses.fields(engine_args)}
     for name in settings:
         if name not in known:
-            raise ConfigError(f"vLLM has no engine argument {name!r}", hint=nearest(name, known), param=name)
+            raise ConfigError(f"unknown vLLM engine argument {name!r}", hint=nearest(name, known), param=name)
     texts = {name: value for name, value in settings.items() if isinstance(value, str)}
     try:
         read = _parse(engine_args, texts)
@@ -75,11 +75,11 @@ def read_engine_args(engine_args: type[AsyncEngineArgs], settings: Mapping[str, 
             settings = {**settings, "structured_outputs_config": StructuredOutputsConfig(**rules)}
         return engine_args(**{**settings, **{name: getattr(read, name) for name in texts}})
     except (TypeError, ValueError) as exc:
-        raise ConfigError(f"vLLM refuses the engine arguments: {_one_line(exc)}") from exc
+        raise ConfigError(f"invalid vLLM engine arguments: {_one_line(exc)}") from exc
 
 
 def _parse(engine_args: type[AsyncEngineArgs], texts: Mapping[str, str]) -> Namespace:
-    """Return strings read through vLLM's own command line parser, whose complaints end as ValueError."""
+    """Return string arguments parsed by vLLM's command line parser, whose errors become ValueError."""
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     class Parser(FlexibleArgumentParser):  # type: ignore[misc]
@@ -93,14 +93,14 @@ def _parse(engine_args: type[AsyncEngineArgs], texts: Mapping[str, str]) -> Name
 
 @contextmanager
 def crossing(*, opening: bool = False) -> Iterator[None]:
-    """Raise vLLM's exceptions as ours; `opening` says that the engine is being built."""
+    """Turn vLLM's exceptions into qvl's; `opening`: the engine is being built."""
     try:
         yield
     except QvlError:
         raise
     except (ValueError, TypeError, NotImplementedError) as exc:
         if opening:
-            raise ConfigError(f"vLLM cannot run this: {_one_line(exc)}") from exc
+            raise ConfigError(f"vLLM cannot load the model with these engine arguments: {_one_line(exc)}") from exc
         raise RequestError(f"vLLM refuses the request: {_one_line(exc)}") from exc
     except Exception as exc:
         raise _engine_error(exc, opening) from exc
@@ -109,7 +109,7 @@ def crossing(*, opening: bool = False) -> Iterator[None]:
 def _engine_error(exc: Exception, opening: bool) -> QvlError:
     name, text = type(exc).__name__, _one_line(exc)
     if "out of memory" in text.lower() or name == "OutOfMemoryError":
-        return DeviceMemoryError(f"the device's memory does not suffice: {text}", hint="see gpu_memory_utilization")
+        return DeviceMemoryError(f"out of device memory: {text}", hint="see gpu_memory_utilization")
     if name == "EngineDeadError":
         return EngineDeadError(f"vLLM's engine is dead: {text}", hint="see its log above; restart")
     if name == "VLLMValidationError" and not opening:

@@ -1,4 +1,4 @@
-"""One request in vLLM's terms: its prompt, its sampling parameters, and its outputs as Chunks."""
+"""Converts one request to vLLM's prompt and sampling parameters, and vLLM's outputs to Chunks."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class VllmLogprob(Protocol):
-    """vLLM's Logprob."""
+    """vLLM's Logprob: the natural logarithm of a token's probability, and its rank among all, 1 being the likeliest."""
 
     logprob: float
     rank: int
 
 
 class VllmCompletion(Protocol):
-    """vLLM's CompletionOutput: what came for one choice."""
+    """vLLM's CompletionOutput: the new output of one choice."""
 
     index: int
     token_ids: Sequence[int]
@@ -37,7 +37,7 @@ class VllmCompletion(Protocol):
 
 
 class VllmOutput(Protocol):
-    """vLLM's RequestOutput."""
+    """vLLM's RequestOutput, of which these fields are read: new output by choice, and prompt tokens from its cache."""
 
     outputs: Sequence[VllmCompletion]
     num_cached_tokens: int | None
@@ -45,7 +45,7 @@ class VllmOutput(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in vLLM, and what its requests are prepared with. `facts` go into the identity."""
+    """A model loaded in vLLM, with the processor for its requests. `facts` are part of the identity."""
 
     engine: AsyncLLM
     processor: Processor
@@ -56,7 +56,7 @@ class Loaded:
 
 
 class VllmRequest:
-    """One request on its way through vLLM: the prompt, vLLM's sampling parameters, and the reading of its outputs."""
+    """One request in vLLM: its prompt, its sampling parameters, and the parsing of its outputs."""
 
     def __init__(self, loaded: Loaded, request: ChatRequest, abandoned: Callable[[], bool]) -> None:
         from qvl.backends.local.text.detokenizer import Detokenizer
@@ -92,7 +92,7 @@ class VllmRequest:
         )
 
     def last(self) -> Chunk:
-        """Return the finish of the choice that ended last."""
+        """Return the last chunk of the choice that ended last."""
         assert self._last is not None
         return self._last
 
@@ -111,7 +111,7 @@ class VllmRequest:
                         self._last = chunk
 
     def _parts(self, result: VllmOutput) -> Iterator[tuple[int, VllmCompletion]]:
-        """Yield what came for each choice. Greedy choices are all the same, so vLLM is asked for one of them."""
+        """Yield (choice index, output). Greedy choices are equal, so vLLM computes only one, yielded for each."""
         for part in result.outputs:
             for index in range(len(self._outputs)) if self.params.n == 1 else (part.index,):
                 yield index, part
@@ -165,7 +165,7 @@ class VllmRequest:
 
 
 def _prompt(prepared: PreparedRequest, image_token: int) -> JsonObject:
-    """Return vLLM's token prompt: one placeholder a picture, and pictures that are of their final size already."""
+    """Return vLLM's token prompt: one placeholder a picture, and the pictures, already of their final size."""
     tokens: list[int] = []
     done = 0
     for picture in prepared.pictures:
@@ -218,6 +218,6 @@ def _structured(request: ChatRequest) -> StructuredOutputsParams | None:
 def _alternatives(
     note: Mapping[int, VllmLogprob], token: int, count: int | None
 ) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """Return the chosen token's logprob and the `count` best, out of vLLM's table of one place."""
+    """Return (logprob of `token`, the `count` best (token, logprob)) from vLLM's logprobs of one position."""
     ranked = sorted(note.items(), key=lambda item: item[1].rank)
     return note[token].logprob, tuple((other, entry.logprob) for other, entry in ranked[: count or 0])

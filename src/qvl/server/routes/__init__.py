@@ -1,1 +1,1 @@
-"""The handlers, one file a family; `route_table.OPERATIONS` lists them all."""
+"""The request handlers, one module per API; `route_table.OPERATIONS` lists them all."""

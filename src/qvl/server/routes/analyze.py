@@ -1,4 +1,4 @@
-"""`POST /v1/analyze`: the pipeline's own verb."""
+"""`POST /v1/analyze`: `analyze()` of the pipeline over HTTP."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _NO_CHAT = ChatRequest((Message("user"),))
 
 
 async def analyze(exchange: Exchange) -> None:
-    """Brand, category and attributes (or a schema of one's own) of a product, with confidences.
+    """Answer with brand, category and attributes (or the fields of `schema`) of a product, and confidences.
 
-    The body is JSON, or the picture itself with its media type; then `language` and `model` stand in the query.
+    The body is JSON, or the picture itself; then `language` and `model` are query parameters.
     """
     data = await exchange.body()
     sources: Sequence[str | bytes]
@@ -64,7 +64,7 @@ def _from_query(exchange: Exchange) -> AnalyzeRequest:
 
 def _sources(body: AnalyzeRequest) -> list[str]:
     if (body.image is None) == (body.images is None):
-        raise RequestError("give either image or images", param="image", code="missing_required_parameter")
+        raise RequestError("give exactly one of image and images", param="image", code="missing_required_parameter")
     return [body.image] if body.image is not None else list(body.images or ())
 
 

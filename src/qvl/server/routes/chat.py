@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 async def chat_completions(exchange: Exchange) -> None:
-    """Answers one chat request, at once or as events."""
+    """Answer one chat request, as JSON or as server-sent events."""
     body = validated(ChatCompletionRequest, await exchange.body())
     exchange.picture_params = lambda: picture_params("messages", body.messages, "content")
     await exchange.until_done(lambda: _answer(exchange, body))
@@ -72,7 +72,7 @@ async def _read(exchange: Exchange, body: ChatCompletionRequest) -> ServedReques
     if body.structured_outputs:
         if body.response_format is not None or len(body.structured_outputs) != 1:
             raise RequestError(
-                "structured_outputs is given beside response_format, or is not one of json, json_object, regex, choice",
+                "structured_outputs must be one of json, json_object, regex, choice, without response_format",
                 param="structured_outputs",
                 code="invalid_value",
             )
@@ -119,7 +119,7 @@ class ChunkWriter:
         self._begun: set[int] = set()
 
     def write(self, chunk: Chunk) -> bytes:
-        """Return the events of one piece: the role first for each choice, the finish_reason in an event of its own."""
+        """Return the events of one chunk: each choice starts with its role; finish_reason has an event of its own."""
         events = b""
         usage = self._usage.after(chunk)
         if chunk.index not in self._begun:
@@ -145,7 +145,7 @@ class ChunkWriter:
         return data_event({**self._head, "choices": [choice], **usage})
 
     def close(self, result: Result) -> bytes:
-        """Return the usage event, where it was asked for, and `[DONE]`."""
+        """Return the usage event, if requested, and `[DONE]`."""
         return self._usage.close(self._head, result)
 
 

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: the older form, without pictures; every prompt is a user's message of its own."""
+"""`POST /v1/completions`: the legacy API, without pictures; each prompt becomes one user message."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ MAX_PROMPTS: Final = 64
 
 
 async def completions(exchange: Exchange) -> None:
-    """Answers prompts, at once or as events."""
+    """Answer one or several prompts, as JSON or as server-sent events."""
     body = validated(CompletionRequest, await exchange.body())
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise RequestError(f"{len(prompts)} prompts", hint=f"1 to {MAX_PROMPTS}", param="prompt", code="invalid_value")
+        problem = f"the request has {len(prompts)} prompts"
+        raise RequestError(problem, hint=f"send 1 to {MAX_PROMPTS}", param="prompt", code="invalid_value")
     served = await exchange.until_done(lambda: _read(exchange, body, prompts))
     if body.stream:
         if len(served) > 1:
-            raise RequestError("a stream answers one prompt", hint="send them apart", param="prompt")
+            raise RequestError("a stream must have one prompt", hint="send one request per prompt", param="prompt")
         await exchange.until_done(lambda: stream(served[0], CompletionWriter(served[0], body.stream_options)))
         return
     results = await exchange.until_done(lambda: asyncio.gather(*(one.answer() for one in served)))
@@ -101,7 +102,7 @@ class CompletionWriter:
         self._offsets: Counter[int] = Counter()
 
     def write(self, chunk: Chunk) -> bytes:
-        """Return the event of one piece; b"" if it holds nothing that this form can say."""
+        """Return the event of one chunk; b"" if it has nothing that this API can represent."""
         usage = self._usage.after(chunk)
         if not chunk.text and not chunk.logprobs and chunk.finish_reason is None:
             return b""
@@ -116,5 +117,5 @@ class CompletionWriter:
         return data_event({**self._head, "choices": [piece], **usage})
 
     def close(self, result: Result) -> bytes:
-        """Return the usage event, where it was asked for, and `[DONE]`."""
+        """Return the usage event, if requested, and `[DONE]`."""
         return self._usage.close(self._head, result)

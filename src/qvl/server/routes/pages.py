@@ -1,4 +1,4 @@
-"""The page at `/` and its files: static, without a key, and with nothing in them that needs one."""
+"""The page at `/` and its static files, served without an API key; they contain nothing confidential."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def static_names() -> frozenset[str]:
 
 
 async def page(exchange: Exchange) -> None:
-    """One static file."""
+    """Answer with one static file."""
     name = _NAMES.get(exchange.path) or exchange.path.removeprefix("/static/")
     if name not in static_names():
         raise HttpError(404, "page not found", code="not_found")
@@ -56,6 +56,6 @@ async def page(exchange: Exchange) -> None:
 
 
 async def nothing(exchange: Exchange) -> None:
-    """Browsers ask for /favicon.ico whatever the page says."""
+    """Answer 204 to /favicon.ico, which browsers request in any case."""
     await exchange.send({"type": "http.response.start", "status": 204, "headers": []})
     await exchange.end()

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: text, pictures and function calls in, output items out. Nothing is kept between requests."""
+"""`POST /v1/responses`: text, pictures and function calls in, output items out. Stateless."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 async def responses(exchange: Exchange) -> None:
-    """Answers one request of the Responses API, at once or as events."""
+    """Answer one request of the Responses API, as JSON or as server-sent events."""
     body = validated(ResponsesRequest, await exchange.body())
     if not isinstance(body.input, str):
         items = body.input
@@ -74,7 +74,7 @@ async def _read(exchange: Exchange, body: ResponsesRequest) -> ServedRequest:
 
 
 def _tools(body: ResponsesRequest) -> list[JsonObject]:
-    """Return the tools by what says something of them."""
+    """Return the tools in the form of chat completions, without null and false fields."""
     return [
         {name: value for name, value in tool.items() if name not in ("type", "cache_control")}
         for tool in body.tools or ()
@@ -93,7 +93,7 @@ def _messages(body: ResponsesRequest) -> list[JsonObject]:
 
 
 def _head(body: ResponsesRequest, served: ServedRequest) -> Response:
-    """Return the response as it is before there is an answer."""
+    """Return the response in progress, before it has any output."""
     sampling = served.request.sampling
     tools = [
         {"type": "function", "description": None, "parameters": {}, "strict": False, **tool} for tool in _tools(body)
@@ -158,7 +158,7 @@ def _usage(usage: Usage) -> ResponseUsage:
 
 
 def _output(choice: Choice) -> list[OutputItem]:
-    """Return the output items of a finished answer: the reasoning is left out, as OpenAI leaves it out."""
+    """Return the output items of a finished answer, without the reasoning, as OpenAI does."""
     items: list[OutputItem] = []
     status = _status(choice.finish_reason)
     if choice.text or not choice.tool_calls:
@@ -193,7 +193,7 @@ def _call_item(call_id: str, name: str, arguments: str, status: ItemStatus) -> C
 
 
 class TextPosition(TypedDict):
-    """The part that an event of a text belongs to."""
+    """The item and content part that a text event belongs to."""
 
     output_index: int
     item_id: str
@@ -201,7 +201,7 @@ class TextPosition(TypedDict):
 
 
 class EventWriter:
-    """Writes the events of a streamed response, numbered, each item opened before its pieces and closed after."""
+    """Writes the numbered events of a streamed response: each item is added, filled by deltas, and closed."""
 
     def __init__(self, head: Response) -> None:
         self._head = head
@@ -213,13 +213,13 @@ class EventWriter:
         self._calls: dict[int, tuple[int, CallItem]] = {}
 
     def event(self, kind: str, **fields: Unpack[ResponseEvent]) -> bytes:
-        """Return one event, with the next number."""
+        """Return one event with the next sequence number."""
         value = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
         return b"event: %s\ndata: %s\n\n" % (kind.encode(), dumps(value))
 
     def write(self, chunk: Chunk) -> bytes:
-        """Return the events of one piece; the first opens the response."""
+        """Return the events of one chunk; the first call also opens the response."""
         events = self._open() + (self._delta(chunk) if chunk.text or chunk.logprobs else b"")
         return events + b"".join(map(self._call, chunk.tool_calls))
 
@@ -258,7 +258,7 @@ class EventWriter:
         )
 
     def close(self, result: Result) -> bytes:
-        """Return the closing events of every item, and of the whole."""
+        """Return the closing events of every item and of the response."""
         events = self._open()
         if not self._items:
             events += self._delta(Chunk())
@@ -292,7 +292,7 @@ class EventWriter:
 
 
 def _bare(logprobs: list[ChosenToken]) -> list[EventToken]:
-    """Return logprobs as events have them: without the bytes, which stand in the finished item."""
+    """Return logprobs for delta events, which have no `bytes`; the finished item has them."""
     return [
         {
             "token": one["token"],

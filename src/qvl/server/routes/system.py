@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 async def health(exchange: Exchange) -> None:
-    """The process lives and its loop turns; nothing more."""
+    """Answer 200 if the process and its event loop are alive; the model is not checked."""
     await exchange.respond_json(Health(status="ok"))
 
 
@@ -38,7 +38,7 @@ async def ready(exchange: Exchange) -> None:
 
 
 async def metrics(exchange: Exchange) -> None:
-    """Prometheus' text format."""
+    """Answer with the metrics in Prometheus' text format."""
     await exchange.respond(200, exchange.core.metrics.render(), [(b"content-type", CONTENT_TYPE.encode())])
 
 
@@ -64,13 +64,13 @@ def _model(core: ServerCore, name: str) -> Model:
 
 
 async def models(exchange: Exchange) -> None:
-    """Every name that may be asked for."""
+    """Answer with the list of model names that requests may use."""
     core = exchange.core
     await exchange.respond_json(ModelList(object="list", data=[_model(core, name) for name in core.names]))
 
 
 async def model(exchange: Exchange) -> None:
-    """One model by name; names may have slashes."""
+    """Answer with one model by name; names may have slashes."""
     core = exchange.core
     name = unquote(exchange.path.removeprefix("/v1/models/"))
     if not name:
