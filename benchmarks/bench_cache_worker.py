@@ -1,9 +1,9 @@
-"""One store of `bench_cache.py`: asked about every picture, once without it, once anew, then again and again.
+"""Measurement of one store for `bench_cache.py`: each picture without the store, as a miss, then as repeated hits.
 
     python benchmarks/bench_cache_worker.py STORE PICTURES FOLDER ROUNDS [HOST:PORT of a Redis server]
 
-The model behind it answers at once and in the same words. What is timed is one call, from the picture's bytes to the
-answer's text, as the user of each library writes it; then the store alone, given what that library gives it.
+The model answers at once with a constant text. One call is timed, from the picture's bytes to the answer's text, as a
+user of each library writes it; then the store's get and set alone, with the arguments of that library.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class LiteLLM(Store):
 
         self.ready: dict[bytes, Any] = {}
 
-        def asked(picture: bytes) -> Any:
+        def messages_about(picture: bytes) -> Any:
             if picture not in self.ready:
                 self.ready[picture] = messages(picture)
             return self.ready[picture]
@@ -168,8 +168,8 @@ class LiteLLM(Store):
         result = litellm.completion(messages=[{"role": "user", "content": "x"}], caching=False, **arguments)
         self.ask = lambda picture: ask(picture, True)
         self.plain = lambda picture: ask(picture, False)
-        self.get = lambda picture: cache.get_cache(model="alone", messages=asked(picture))
-        self.put = lambda picture: cache.add_cache(result, model="alone", messages=asked(picture))
+        self.get = lambda picture: cache.get_cache(model="alone", messages=messages_about(picture))
+        self.put = lambda picture: cache.add_cache(result, model="alone", messages=messages_about(picture))
 
 
 class DiskCache(Store):
@@ -185,10 +185,10 @@ class DiskCache(Store):
 
         def hashed(picture: bytes) -> str:
             key = hashlib.sha256(picture + QUESTION.encode()).hexdigest()
-            if (found := cache.get(key)) is None:
-                found = answer(picture, QUESTION)
-                cache.set(key, found)
-            return found
+            if (result := cache.get(key)) is None:
+                result = answer(picture, QUESTION)
+                cache.set(key, result)
+            return result
 
         self.keys: dict[bytes, Any] = {}
 
@@ -216,10 +216,10 @@ def timed(work: Callable[[bytes], Any], pictures: list[bytes], *, expect: str | 
     took = []
     for picture in pictures:
         began, used = time.perf_counter(), time.process_time()
-        found = work(picture)
+        result = work(picture)
         took.append([time.perf_counter() - began, time.process_time() - used])
-        if expect is not None and found != expect:
-            raise SystemExit(f"not the answer: {found!r}")
+        if expect is not None and result != expect:
+            raise SystemExit(f"not the answer: {result!r}")
     return took
 
 
@@ -243,29 +243,29 @@ def main() -> None:
     for _ in range(3):
         timed(store.plain, [first], expect=ANSWER)
         timed(store.ask, [first], expect=ANSWER)
-    told: dict[str, Any] = {"off": [], "miss": [], "hash": [], "hit": [], "again": []}
+    figures: dict[str, Any] = {"off": [], "miss": [], "hash": [], "hit": [], "again": []}
     # Turn by turn, so that a machine that is busy for a while is busy for both sides of a difference.
     for picture in rest:
-        told["off"] += timed(store.plain, [picture], expect=ANSWER)
-        told["miss"] += timed(store.ask, [picture], expect=ANSWER)
+        figures["off"] += timed(store.plain, [picture], expect=ANSWER)
+        figures["miss"] += timed(store.ask, [picture], expect=ANSWER)
     for _ in range(int(rounds)):
         store.forget()
         timed(store.ask, [first], expect=ANSWER)
         for picture in rest:
-            told["hash"] += timed(lambda data: hashlib.sha256(data).digest(), [picture])
-            told["hit"] += timed(store.ask, [picture], expect=ANSWER)
+            figures["hash"] += timed(lambda data: hashlib.sha256(data).digest(), [picture])
+            figures["hit"] += timed(store.ask, [picture], expect=ANSWER)
             # Another copy of the same bytes, as from reading the file once more.
-            told["again"] += timed(store.ask, [bytes(bytearray(picture))], expect=ANSWER)
+            figures["again"] += timed(store.ask, [bytes(bytearray(picture))], expect=ANSWER)
     # The keys, or what the peers have in their place, are made before the store is timed.
     timed(store.get, [first, *rest])
     timed(store.put, [first])
-    told["set"] = timed(store.put, rest)
+    figures["set"] = timed(store.put, rest)
     timed(store.get, rest)
-    told["get"] = timed(store.get, rest * int(rounds))
+    figures["get"] = timed(store.get, rest * int(rounds))
     store.close()
     # Every picture twice: by the call, and by the store alone.
-    told["bytes"] = stored_bytes(Path(folder), where) / (2 + 2 * len(rest))
-    print(json.dumps(told))
+    figures["bytes"] = stored_bytes(Path(folder), where) / (2 + 2 * len(rest))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

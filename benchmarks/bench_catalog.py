@@ -1,8 +1,8 @@
-"""How long a search takes in a catalogue of a million products.
+"""Search time in a catalogue of a million products.
 
     python benchmarks/bench_catalog.py [--products 1000000] [--folder FOLDER]
 
-Writes a made-up catalogue, indexes it, opens it again, and searches it as analyses, wishes, words and Chinese do.
+Writes a synthetic catalogue, indexes it, opens it again, and searches it by analyses, wishes, words and Chinese text.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def main() -> None:
             times.setdefault(kind, []).append((time.perf_counter() - began) * 1000)
         print(f"{'query':20} {'median ms':>10} {'p95 ms':>10}")
         everything = [value for group in times.values() for value in group]
-        for kind, found in [*times.items(), ("all", everything)]:
-            print(f"{kind:20} {statistics.median(found):10.1f} {sorted(found)[int(len(found) * 0.95)]:10.1f}")
+        for kind, seconds in [*times.items(), ("all", everything)]:
+            print(f"{kind:20} {statistics.median(seconds):10.1f} {sorted(seconds)[int(len(seconds) * 0.95)]:10.1f}")
         catalog.close()
 
 

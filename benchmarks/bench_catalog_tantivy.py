@@ -1,12 +1,12 @@
-"""Would tantivy serve the catalogue better than SQLite's FTS5? The same products and questions, by either.
+"""Comparison of tantivy with SQLite's FTS5 for the catalogue, on the same products and queries.
 
     pip install tantivy
     python benchmarks/bench_catalog_tantivy.py --engine sqlite [--products 200000] [--folder FOLDER]
     python benchmarks/bench_catalog_tantivy.py --engine tantivy [--candidates 96]
 
 tantivy has the tokens of qvl's own tokenizer, so that Chinese, plurals and reasons stay as they are. It picks the
-candidates by BM25 and the weights of exact values; qvl scores them and says why. With `--candidates 5` its own order is
-the answer. Recall is asked of the sample catalogue, as in tests/agent/catalog/test_catalog.py.
+candidates by BM25 and the weights of exact values; qvl scores them and adds reasons. With `--candidates 5` its own
+order is the result. Recall is measured on the sample catalogue, as in tests/agent/catalog/test_catalog.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The longest that a decoder takes which cannot be stopped half-way: noise, as large as the default limits let in.
+"""The longest time of picture decoders that cannot be interrupted: noise, as large as the default limits allow.
 
 python benchmarks/bench_decoders.py
 """

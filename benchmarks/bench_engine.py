@@ -1,4 +1,4 @@
-"""Side by side on one checkpoint: `qvl-serve`, a plain generate server, `transformers serve` and vLLM's CPU build.
+"""Comparison on one checkpoint: `qvl-serve`, a plain generate server, `transformers serve` and vLLM's CPU build.
 
 Builds a Qwen3-VL of random weights and the peers' environments where they are missing (build/), starts each server
 afresh for each measurement, drives it with streamed requests over HTTP (448 x 448 pictures, each its own, 64 tokens),
@@ -82,7 +82,7 @@ class Client:
     async def warm_up(self) -> None:
         """Compiles, loads and fills what is made on first use: alone, then four at once."""
         await self.ask(1, "Warm up.", 8)
-        await asyncio.gather(*(self.ask(2 + place, "Warm up.", 8) for place in range(4)))
+        await asyncio.gather(*(self.ask(2 + index, "Warm up.", 8) for index in range(4)))
 
 
 @dataclass
@@ -136,22 +136,22 @@ async def same_picture(client: Client, pictures: int = 4) -> dict[str, float]:
         for question, times in ((FIRST, cold), (SECOND, warm)):
             sent, answer = await client.ask(500_000 + seed, question, 4)
             times.append((answer.first or answer.end) - sent)
-    found = {"cold_ttft": quantile(cold, 0.5), "warm_ttft": quantile(warm, 0.5)}
-    return {**found, "warm_to_cold": found["warm_ttft"] / found["cold_ttft"]}
+    measured = {"cold_ttft": quantile(cold, 0.5), "warm_ttft": quantile(warm, 0.5)}
+    return {**measured, "warm_to_cold": measured["warm_ttft"] / measured["cold_ttft"]}
 
 
 async def measure(
-    url: str, group: int | None, model: str | None, extras: Mapping[str, object], given: Any, what: int
+    url: str, group: int | None, model: str | None, extras: Mapping[str, object], arguments: Any, what: int
 ) -> dict[str, float]:
     """One measurement of one server: `what` clients, or "same picture" for 0."""
-    client = Client(LoadedEndpoint(url, model=model, timeout=900), extras, given.edge)
+    client = Client(LoadedEndpoint(url, model=model, timeout=900), extras, arguments.edge)
     try:
         await client.endpoint.find_model()
         await client.warm_up()
         if not what:
             return await same_picture(client)
         before = processor_seconds(group)
-        cell = await closed_loop(client, what, ROUNDS.get(what, 1), given.tokens)
+        cell = await closed_loop(client, what, ROUNDS.get(what, 1), arguments.tokens)
         cell.processor = processor_seconds(group) - before
         return cell.figures()
     finally:
@@ -169,9 +169,9 @@ def table(rows: list[dict[str, Any]], ours: str = "qvl") -> str:
     ]
     loads = [row for row in rows if "clients" in row]
     for clients in dict.fromkeys(row["clients"] for row in loads):
-        here = [row for row in loads if row["clients"] == clients]
-        mine = next((row["tokens_per_s"] for row in here if row["server"] == ours), None)
-        for row in sorted(here, key=lambda row: names.index(row["server"])):
+        cells = [row for row in loads if row["clients"] == clients]
+        mine = next((row["tokens_per_s"] for row in cells if row["server"] == ours), None)
+        for row in sorted(cells, key=lambda row: names.index(row["server"])):
             ratio = f"{mine / row['tokens_per_s']:.2f} x" if mine and row["server"] != ours else ""
             lines.append(
                 f"| {clients} | {row['server']} | {row['dtype']} | {row['tokens_per_s']:.1f} | {row['ttft_p50']:.2f} / "
@@ -195,11 +195,11 @@ def table(rows: list[dict[str, Any]], ours: str = "qvl") -> str:
 
 def medians(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row of each server, dtype and load: the middle one of several by tokens/s, or by the ratio."""
-    found: dict[Any, list[dict[str, Any]]] = {}
+    measured: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault((row["server"], row["dtype"], row.get("clients", 0)), []).append(row)
+        measured.setdefault((row["server"], row["dtype"], row.get("clients", 0)), []).append(row)
     middle = []
-    for same in found.values():
+    for same in measured.values():
         by = "tokens_per_s" if "clients" in same[0] else "warm_to_cold"
         middle.append(sorted(same, key=lambda row: row[by])[len(same) // 2])
     return middle
@@ -232,39 +232,39 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench-engine"), help="folder for JSON, table and logs")
     parser.add_argument("--add", action="store_true", help="to the rows of earlier runs in --out")
     parser.add_argument("--repeat", type=int, default=1, help="times to measure everything; the table has the medians")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     # A server must not outlive this process.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    given.out.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint = write(Path("build") / "bench-130m").resolve()
-    dtype = chosen_dtype(given.dtype)
-    kept = given.out / "engine.json"
-    earlier = json.loads(kept.read_text(encoding="utf-8")) if given.add and kept.is_file() else {}
+    dtype = chosen_dtype(arguments.dtype)
+    kept = arguments.out / "engine.json"
+    earlier = json.loads(kept.read_text(encoding="utf-8")) if arguments.add and kept.is_file() else {}
     report: dict[str, Any] = {"machine": machine(), "versions": earlier.get("versions", {}), "rows": []}
     rows = report["rows"] = earlier.get("rows", [])
-    running = dict(server.split("=", 1) for server in given.server)
-    names = [*given.peers, *running]
-    for name in given.peers:
-        report["versions"][name] = PEERS[name].told()
+    running = dict(server.split("=", 1) for server in arguments.server)
+    names = [*arguments.peers, *running]
+    for name in arguments.peers:
+        report["versions"][name] = PEERS[name].version()
         print(report["versions"][name], file=sys.stderr)
     # All servers at one load before the next load: what else the machine does changes little within minutes.
-    jobs = [*given.clients, *([] if given.no_same_picture else [0])]
-    for what, _, name in itertools.product(jobs, range(given.repeat), names):
+    jobs = [*arguments.clients, *([] if arguments.no_same_picture else [0])]
+    for what, _, name in itertools.product(jobs, range(arguments.repeat), names):
         peer = PEERS.get(name)
         if peer is not None:
-            place: AbstractContextManager[tuple[str, int | None]] = peer.running(
-                checkpoint, dtype, given.out / f"{name}.log"
+            opened: AbstractContextManager[tuple[str, int | None]] = peer.running(
+                checkpoint, dtype, arguments.out / f"{name}.log"
             )
         else:
-            place = nullcontext((running[name], None))
-        with place as (url, group):
+            opened = nullcontext((running[name], None))
+        with opened as (url, group):
             model = str(checkpoint) if name == "transformers serve" else None
-            found = asyncio.run(measure(url, group, model, peer.extras if peer else {}, given, what))
-        rows.append({"server": name, "dtype": dtype, **found})
-        told = {key: round(value, 3) for key, value in found.items()}
-        print(f"{name}, {what or 'same picture'}: {told}", file=sys.stderr)
+            measured = asyncio.run(measure(url, group, model, peer.extras if peer else {}, arguments, what))
+        rows.append({"server": name, "dtype": dtype, **measured})
+        rounded = {key: round(value, 3) for key, value in measured.items()}
+        print(f"{name}, {what or 'same picture'}: {rounded}", file=sys.stderr)
         kept.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    (given.out / "engine.md").write_text(table(rows) + "\n", encoding="utf-8")
+    (arguments.out / "engine.md").write_text(table(rows) + "\n", encoding="utf-8")
     print(table(rows))
 
 

@@ -1,11 +1,11 @@
 """A Qwen3-VL of random weights and about 130 million parameters, or in the true shapes of the 2B and the 8B.
 
-Speed does not depend on what weights say, so nothing needs to be downloaded. The tokenizer is the bundled model's, and
+Speed does not depend on the values of weights, so nothing is downloaded. The tokenizer is the bundled model's, and
 weights are stored in bfloat16 as those of the published checkpoints are.
 
-Every token that is not a whole word of plain letters has an embedding of zeros, and so, the output layer being tied to
-it or zeroed alike, is never the most likely one: no answer ends before its limit, whether or not a server knows
-`ignore_eos`, and every token is a piece of visible text, so that a client can count what it was sent.
+Every token that is not a whole word of ASCII letters has an embedding of zeros in the input and output layers, and so
+is never the most likely one: no answer ends before its limit, even if a server does not support `ignore_eos`, and
+every token is visible text, so that a client can count the tokens.
 """
 
 from __future__ import annotations
@@ -46,47 +46,72 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def config(shape: str, bundled: Path) -> dict[str, Any]:
-    """config.json of `shape`, special tokens as in the bundled model."""
-    wanted = SHAPES[shape]
+def config(shape: str, bundled: Path, layers: int | None = None, tokenizer: Path | None = None) -> dict[str, Any]:
+    """config.json of `shape`, with no more than `layers` text layers, special tokens as in the bundled model.
+
+    Or as in the published Qwen3-VL's `tokenizer`.
+    """
+    sizes = SHAPES[shape]
     made = json.loads((bundled / "config.json").read_text(encoding="utf-8"))
-    made["tie_word_embeddings"] = wanted["tie"]
+    made["tie_word_embeddings"] = sizes["tie"]
     made["text_config"].update(
-        wanted["text"],
-        tie_word_embeddings=wanted["tie"],
+        sizes["text"] | ({"num_hidden_layers": layers} if layers else {}),
+        tie_word_embeddings=sizes["tie"],
         rope_theta=5000000,
-        rope_scaling={"mrope_interleaved": True, "mrope_section": wanted["mrope_section"], "rope_type": "default"},
+        rope_scaling={"mrope_interleaved": True, "mrope_section": sizes["mrope_section"], "rope_type": "default"},
     )
-    made["vision_config"].update(wanted["vision"])
+    made["vision_config"].update(sizes["vision"])
+    if tokenizer is not None:
+        special = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        ids = {token["content"]: token["id"] for token in special}
+        for name in ("image", "video"):
+            made[f"{name}_token_id"] = ids[f"<|{name}_pad|>"]
+        for name in ("start", "end"):
+            made[f"vision_{name}_token_id"] = ids[f"<|vision_{name}|>"]
+        made["text_config"].update(
+            vocab_size=-(-(max(ids.values()) + 1) // 128) * 128,
+            eos_token_id=ids["<|im_end|>"],
+            bos_token_id=ids["<|endoftext|>"],
+        )
     return dict(made)
 
 
 def words(bundled: Path) -> list[int]:
     """Ids of the tokens that are a space and a word of ASCII letters."""
-    found = json.loads((bundled / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    return [index for token, index in found.items() if token[0] == "\u0120" and token[1:].isascii() and len(token) > 1]
+    vocabulary = json.loads((bundled / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    return [
+        index for token, index in vocabulary.items() if token[0] == "\u0120" and token[1:].isascii() and len(token) > 1
+    ]
 
 
-def write(folder: Path, shape: str = "130m", dtype: str = "bfloat16") -> Path:
-    """Builds the checkpoint in `folder` unless it is there; returns `folder`."""
+def write(
+    folder: Path, shape: str = "130m", dtype: str = "bfloat16", layers: int | None = None, tokenizer: Path | None = None
+) -> Path:
+    """Builds the checkpoint in `folder` unless it is there; returns `folder`.
+
+    `tokenizer` is a folder with the files of a published Qwen3-VL's tokenizer, in place of the bundled one.
+    """
     import torch
     from safetensors.torch import save_file
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     from qvl.backends.local.model.loader import bundled_folder
 
-    recipe = f"{RECIPE} {shape} {dtype}"
+    recipe = (
+        f"{RECIPE} {shape} {dtype}" + (f" {layers} layers" if layers else "") + (f" {tokenizer}" if tokenizer else "")
+    )
     if (folder / "recipe").is_file() and (folder / "recipe").read_text(encoding="utf-8") == recipe:
         return folder
     bundled = bundled_folder()
-    made = config(shape, bundled)
+    made = config(shape, bundled, layers, tokenizer)
+    of_tokens = tokenizer or bundled
     made["text_config"]["dtype"] = dtype
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, dtype))
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**json.loads(json.dumps(made))))
     torch.set_default_dtype(torch.float32)
     silent = torch.ones(made["text_config"]["vocab_size"], dtype=torch.bool)
-    silent[words(bundled)] = False
+    silent[words(of_tokens)] = False
     for table in (model.model.language_model.embed_tokens, model.lm_head):
         table.weight.data[silent] = 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,8 +129,11 @@ def write(folder: Path, shape: str = "130m", dtype: str = "bfloat16") -> Path:
     video = json.loads((bundled / "video_preprocessor_config.json").read_text(encoding="utf-8"))
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video), encoding="utf-8")
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.json")
-    for name in (*names, "generation_config.json"):
-        shutil.copy(bundled / name, folder / name)
+    for name in names:
+        shutil.copy(of_tokens / name, folder / name)
+    generation = json.loads((bundled / "generation_config.json").read_text(encoding="utf-8"))
+    generation["eos_token_id"] = [made["text_config"][f"{name}_token_id"] for name in ("eos", "bos")]
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     (folder / "recipe").write_text(recipe, encoding="utf-8")
     return folder
 
@@ -115,5 +143,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="130m")
     parser.add_argument("--dtype", default="bfloat16")
-    given = parser.parse_args()
-    print(write(given.folder, given.shape, given.dtype))
+    parser.add_argument("--tokenizer", type=Path, help="a folder with a published Qwen3-VL's tokenizer")
+    arguments = parser.parse_args()
+    print(write(arguments.folder, arguments.shape, arguments.dtype, tokenizer=arguments.tokenizer))

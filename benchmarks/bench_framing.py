@@ -1,4 +1,4 @@
-"""Would httptools (llhttp) read answers better than qvl's own framing? The same bytes, by either.
+"""Comparison of httptools (llhttp) with qvl's own HTTP framing, on the same bytes.
 
     pip install httptools
     python benchmarks/bench_framing.py

@@ -1,5 +1,5 @@
-"""What pictures that are made to hurt cost everybody else: each is loaded twice at once beside a loop that asks for a
-small picture all the time.
+"""Effect of hostile pictures on other requests: each is loaded twice concurrently, beside a loop that keeps loading a
+small picture.
 
     python benchmarks/bench_hostile_pictures.py [NAME ...]
 
@@ -63,8 +63,8 @@ def strips(number: int) -> bytes:
 def gif_with(blocks: int = 0, comment: int = 0) -> bytes:
     data = encoded("GIF", (64, 64), "P")
     start = data.index(b"\x2c", 13)
-    told = b"\x21\xfe" + (b"\xff" + bytes(255)) * comment + b"\0" if comment else b""
-    return data[:start] + told + data[start : start + 11] + b"\x01\x00" * blocks + b"\0;"
+    comments = b"\x21\xfe" + (b"\xff" + bytes(255)) * comment + b"\0" if comment else b""
+    return data[:start] + comments + data[start : start + 11] + b"\x01\x00" * blocks + b"\0;"
 
 
 FILES = {
@@ -126,10 +126,10 @@ def main(names: list[str]) -> None:
             size = path.stat().st_size / 1e6
             command = [sys.executable, __file__, "--file", str(path)]
             try:
-                told = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT).stdout.strip()
+                output = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT).stdout.strip()
             except subprocess.TimeoutExpired:
-                told = f"- | more than {LIMIT} s | - | ended"
-            print(f"{name} | {size:.2f} MB | {told}", flush=True)
+                output = f"- | more than {LIMIT} s | - | ended"
+            print(f"{name} | {size:.2f} MB | {output}", flush=True)
 
 
 if __name__ == "__main__":

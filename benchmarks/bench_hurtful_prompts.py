@@ -1,4 +1,4 @@
-"""What one oversized prompt costs everybody else: python benchmarks/bench_hurtful_prompts.py PID http://127.0.0.1:8000
+"""Effect of one oversized prompt on other requests: python benchmarks/bench_hurtful_prompts.py PID http://127.0.0.1:8000
 
 Sends each prompt to a `qvl-serve` over the bundled model and prints a row of the table in README.md: the time of the
 request, the longest that /health took meanwhile, and how much the highest memory of process PID grew.
@@ -45,9 +45,9 @@ def main(pid: str, url: str) -> None:
         thread = threading.Thread(target=lambda body=body, status=status: status.append(ask(url, body)))
         thread.start()
         while thread.is_alive():
-            asked = time.monotonic()
+            sent_at = time.monotonic()
             urllib.request.urlopen(f"{url}/health", timeout=120).read()
-            worst = max(worst, time.monotonic() - asked)
+            worst = max(worst, time.monotonic() - sent_at)
             thread.join(0.01)
         took, grown = time.monotonic() - began, (highest_memory(pid) - before) / 1e6
         print(f"| {name} | {len(body) / 1e6:.0f} MB | {status[0]} | {worst:.2f} s | {took:.2f} s | +{grown:.0f} MB |")

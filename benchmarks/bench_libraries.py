@@ -1,4 +1,4 @@
-"""What libraries cost in the places where code of our own stood: the same call, in this checkout or in an older one.
+"""Cost of libraries that replaced code of qvl's own: the same calls, in this checkout or in an older one.
 
     python benchmarks/bench_libraries.py
     git worktree add ../before 9684d62^ && cd ../before && PYTHONPATH=src python ../qvl/benchmarks/bench_libraries.py

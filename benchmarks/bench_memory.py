@@ -1,4 +1,4 @@
-"""Whether a server's memory stays flat: 100,000 requests of every kind through one `qvl-serve`, its size drawn.
+"""Memory growth of a server: 100,000 requests of every kind through one `qvl-serve`, with a plot of its size.
 
     python benchmarks/bench_memory.py [--requests 100000] [--clients 16] [--plot memory.png] [--json memory.json]
     python benchmarks/bench_memory.py --requests 20000 --streams [--bundled] [--arenas 2]
@@ -41,9 +41,9 @@ def picture(number: int) -> str:
     """A small picture that no other number has."""
     from PIL import Image
 
-    held = io.BytesIO()
-    Image.new("RGB", (64, 64), (number & 255, number >> 8 & 255, number >> 16 & 255)).save(held, "PNG")
-    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (number & 255, number >> 8 & 255, number >> 16 & 255)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def body(kind: str, number: int) -> dict[str, Any]:
@@ -51,9 +51,12 @@ def body(kind: str, number: int) -> dict[str, Any]:
     content: Any = text
     if kind == "picture":
         content = [{"type": "image_url", "image_url": {"url": picture(number)}}, {"type": "text", "text": text}]
-    asked = {"messages": [{"role": "user", "content": content}], "stream": kind.endswith("stream") or kind == "leaves"}
-    asked["max_tokens"] = 8
-    return {**asked, "temperature": -1} if kind == "refused" else asked
+    payload = {
+        "messages": [{"role": "user", "content": content}],
+        "stream": kind.endswith("stream") or kind == "leaves",
+    }
+    payload["max_tokens"] = 8
+    return {**payload, "temperature": -1} if kind == "refused" else payload
 
 
 def raw(kind: str, number: int) -> bytes:
@@ -79,13 +82,13 @@ class Load:
     def __init__(self, port: int, requests: int, kinds: Sequence[str] = KINDS) -> None:
         self.port = port
         self.kinds = kinds
-        self.left = iter(range(requests))
+        self.numbers = iter(range(requests))
         self.done = 0
         self.statuses: dict[int, int] = {}
 
     async def client(self) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
-        for number in self.left:
+        for number in self.numbers:
             kind = self.kinds[number % len(self.kinds)]
             writer.write(raw(kind, number))
             if kind == "leaves":
@@ -103,8 +106,8 @@ class Load:
 
 
 def started(command: list[str], **environment: str) -> subprocess.Popen[str]:
-    told = {**os.environ, **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=told)
+    variables = {**os.environ, **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables)
 
 
 def served(upstream: str | None, cache: str, arenas: int | None) -> tuple[subprocess.Popen[str], int]:
@@ -142,15 +145,15 @@ def measure(
         load = Load(port, requests, ("new stream",) if streams else KINDS)
 
         async def watch() -> None:
-            step, told = max(1, requests // 200), 0
+            step, following = max(1, requests // 200), 0
             began = time.perf_counter()
             while load.done < requests:
                 if load.done >= len(points) * step:
                     points.append((load.done, resident(server.pid)))
-                    if load.done >= told:
+                    if load.done >= following:
                         seconds = time.perf_counter() - began
                         say(f"{load.done:>8} requests  {points[-1][1]:7.1f} MiB  {seconds:6.0f} s", flush=True)
-                        told += requests // 10
+                        following += requests // 10
                 await asyncio.sleep(0.05)
             points.append((load.done, resident(server.pid)))
 
@@ -176,14 +179,14 @@ def slope(points: list[tuple[int, float]]) -> float:
     return float(np.polyfit([x for x, _ in later], [y for _, y in later], 1)[0]) * 100_000
 
 
-def draw(found: dict[str, Any], path: str) -> None:
+def draw(report: dict[str, Any], path: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 3.5), layout="constrained")
-    axes.plot(*zip(*found["points"], strict=True), linewidth=1.2)
+    axes.plot(*zip(*report["points"], strict=True), linewidth=1.2)
     axes.set(xlabel="requests", ylabel="resident memory, MiB", ylim=(0, None), xlim=(0, None))
     axes.set_title("qvl-serve under a mixture of requests")
     axes.grid(alpha=0.3)
@@ -199,18 +202,24 @@ def main() -> None:
     parser.add_argument("--arenas", type=int, help="MALLOC_ARENA_MAX of the server")
     parser.add_argument("--plot", help="write a picture here")
     parser.add_argument("--json", help="write the points here")
-    given = parser.parse_args()
-    found = measure(given.requests, given.clients, streams=given.streams, bundled=given.bundled, arenas=given.arenas)
-    found["slope"] = slope(found["points"])
-    if given.plot:
-        draw(found, given.plot)
-    if given.json:
-        Path(given.json).write_text(json.dumps(found))
-    sizes = [size for _, size in found["points"]]
+    arguments = parser.parse_args()
+    report = measure(
+        arguments.requests,
+        arguments.clients,
+        streams=arguments.streams,
+        bundled=arguments.bundled,
+        arenas=arguments.arenas,
+    )
+    report["slope"] = slope(report["points"])
+    if arguments.plot:
+        draw(report, arguments.plot)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(report))
+    sizes = [size for _, size in report["points"]]
     half = sizes[len(sizes) // 2 :]
-    print(f"{given.requests} requests, statuses {found['statuses']}")
+    print(f"{arguments.requests} requests, statuses {report['statuses']}")
     print(
-        f"second half: {min(half):.1f} to {max(half):.1f} MiB; its line: {found['slope']:+.1f} MiB in 100,000 requests"
+        f"second half: {min(half):.1f} to {max(half):.1f} MiB; its line: {report['slope']:+.1f} MiB in 100,000 requests"
     )
 
 

@@ -90,17 +90,17 @@ async def main() -> None:
         "this process": lambda: LocalBackend(model, device=args.devices, **options),
         **{f"{n} replica{'s' * (n > 1)}": under_ray(n) for n in args.replicas},
     }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
     for round_ in range(args.rounds):
         for name, make in rows.items():
-            found[name].append(await measure(make, args, round_))
-            print(f"round {round_ + 1}, {name}: {found[name][-1][0]:.2f} requests/s", flush=True)
+            measured[name].append(await measure(make, args, round_))
+            print(f"round {round_ + 1}, {name}: {measured[name][-1][0]:.2f} requests/s", flush=True)
     import ray
 
     one = f"{args.replicas[0]} replica{'s' * (args.replicas[0] > 1)}"
-    base = median(rate for rate, _ in found[one])
+    base = median(rate for rate, _ in measured[one])
     print(f"\n| engine | requests/s | tokens/s | against {one} |\n|---|---|---|---|")
-    for name, results in found.items():
+    for name, results in measured.items():
         rates = [rate for rate, _ in results]
         tokens = median(rate for _, rate in results)
         spread = f"{min(rates):.2f} to {max(rates):.2f}"

@@ -1,4 +1,4 @@
-"""What requests feel when the Redis behind them fails: killed, paused, restarted empty, full.
+"""Latency of requests while their Redis cache fails: killed, paused, restarted empty, full.
 
     python benchmarks/bench_redis_faults.py [--clients 16] [--seconds 3]
 
@@ -76,13 +76,13 @@ class Load:
         self.phase = Phase("")
         self.stopped = False
         self.numbers = itertools.count()
-        self.asked: deque[str] = deque(maxlen=256)
+        self.recent: deque[str] = deque(maxlen=256)
 
     async def client(self) -> None:
         while not self.stopped:
             number = next(self.numbers)
-            again = number % 4 == 0 and len(self.asked) == self.asked.maxlen
-            question = self.asked[0] if again else f"What is number {number}?"
+            again = number % 4 == 0 and len(self.recent) == self.recent.maxlen
+            question = self.recent[0] if again else f"What is number {number}?"
             began = time.perf_counter()
             try:
                 result = await self.pipeline.ask([], question)
@@ -91,7 +91,7 @@ class Load:
                 print(f"failed: {exc}", file=sys.stderr)
                 self.phase.failed += 1
             if not again:
-                self.asked.append(question)
+                self.recent.append(question)
             self.phase.took.append(time.perf_counter() - began)
             await asyncio.sleep(0)
 
@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=3.0)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     print("| what happens | meanwhile | failed | requests/s | hits | p50 ms | p99 ms | slowest ms |")
     print("|---|---|---|---|---|---|---|---|")
@@ -171,7 +171,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             server = RedisServer(Path(folder), "--maxmemory-policy", "noeviction")
             try:
-                asyncio.run(scenario(name, server, given.seconds, given.clients))
+                asyncio.run(scenario(name, server, arguments.seconds, arguments.clients))
             finally:
                 server.close()
 

@@ -125,10 +125,10 @@ def worker(name: str, url: str, calls: int, what: str) -> None:
         took = []
         for number, question, picture in questions:
             began = time.perf_counter()
-            said = call(question, picture)
+            answered = call(question, picture)
             if number >= 0:
                 took.append(time.perf_counter() - began)
-            assert said == "ok", said
+            assert answered == "ok", answered
         return took
 
     async def timed_later() -> list[float]:
@@ -136,15 +136,15 @@ def worker(name: str, url: str, calls: int, what: str) -> None:
         took = []
         for number, question, picture in questions:
             began = time.perf_counter()
-            said = await ask(question, picture)
+            answered = await ask(question, picture)
             if number >= 0:
                 took.append(time.perf_counter() - began)
-            assert said == "ok", said
+            assert answered == "ok", answered
         return took
 
     blocking = timed()
-    told = {"blocking": statistics.median(blocking), "async": statistics.median(asyncio.run(timed_later()))}
-    print(json.dumps(told), flush=True)
+    title = {"blocking": statistics.median(blocking), "async": statistics.median(asyncio.run(timed_later()))}
+    print(json.dumps(title), flush=True)
     # What a library would still do at the interpreter's end is none of a call's cost.
     os._exit(0)
 
@@ -155,45 +155,45 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers" / "clients")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.worker:
-        name, url, calls, what = given.worker
+    options = parser.parse_args()
+    if options.worker:
+        name, url, calls, what = options.worker
         worker(name, url, int(calls), what)
         return
     from bench_cache import environment
     from bench_server import free_port, running
 
-    peers = environment(given.peers)
+    peers = environment(options.peers)
     port = free_port()
     upstream = [sys.executable, str(ROOT / "benchmarks" / "bench_server.py"), "--upstream", str(port)]
     with tempfile.TemporaryDirectory() as folder, running(upstream, port, "/v1/models", Path(folder) / "log"):
-        compare(given, peers, f"http://127.0.0.1:{port}/v1")
+        compare(options, peers, f"http://127.0.0.1:{port}/v1")
 
 
-def compare(given: argparse.Namespace, peers: Path, url: str) -> None:
+def compare(options: argparse.Namespace, peers: Path, url: str) -> None:
     """Runs every client in turn and prints the table."""
     print("| client | question | blocking ms | x bare | async ms | x bare |\n|---|---|---|---|---|---|")
-    for what, told in QUESTIONS.items():
-        calls = given.calls if what == "text" else given.calls // 4
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in CLIENTS}
-        for _ in range(given.rounds):
+    for what, title in QUESTIONS.items():
+        calls = options.calls if what == "text" else options.calls // 4
+        measured: dict[str, list[dict[str, float]]] = {name: [] for name in CLIENTS}
+        for _ in range(options.rounds):
             for name in CLIENTS:
                 python = sys.executable if name in QVL else str(peers)
                 command = [python, __file__, "--worker", name, url, str(calls), what]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-                found[name].append(json.loads(done.stdout.splitlines()[-1]))
+                measured[name].append(json.loads(done.stdout.splitlines()[-1]))
         best = {
             name: {kind: min(took[kind] for took in runs) * 1000 for kind in ("blocking", "async")}
-            for name, runs in found.items()
+            for name, runs in measured.items()
         }
         for name, label in CLIENTS.items():
             cells = [
                 f"{best[name][kind]:.2f} | {best[name][kind] / best['openai'][kind]:.2f}"
                 for kind in ("blocking", "async")
             ]
-            print(f"| {label} | {told} | {' | '.join(cells)} |", flush=True)
+            print(f"| {label} | {title} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

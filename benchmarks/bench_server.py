@@ -68,17 +68,17 @@ class Upstream(asyncio.Protocol):
     )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport, self.held = transport, b""
+        self.transport, self.buffer = transport, b""
 
     def data_received(self, data: bytes) -> None:
-        self.held += data
-        while (end := self.held.find(b"\r\n\r\n")) >= 0:
-            head = self.held[:end].lower()
-            found = re.search(rb"content-length: *(\d+)", head)
-            size = end + 4 + (int(found[1]) if found else 0)
-            if len(self.held) < size:
+        self.buffer += data
+        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
+            head = self.buffer[:end].lower()
+            figures = re.search(rb"content-length: *(\d+)", head)
+            size = end + 4 + (int(figures[1]) if figures else 0)
+            if len(self.buffer) < size:
                 return
-            body, self.held = self.held[end + 4 : size], self.held[size:]
+            body, self.buffer = self.buffer[end + 4 : size], self.buffer[size:]
             streamed = b'"stream":true' in body.replace(b" ", b"")
             self.transport.write(self.models if head.startswith(b"get") else self.events if streamed else self.whole)
 
@@ -126,15 +126,15 @@ def measure(port: int, clients: int, seconds: int, pid: int, folder: Path) -> di
     before = cpu_seconds(pid)
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "--latency", "-s", str(script), url]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     used = cpu_seconds(pid) - before
-    if "Non-2xx" in told:
-        print(f"warning: {re.search(r'Non-2xx.*', told)[0]}", file=sys.stderr)
-    count = int(re.search(r"(\d+) requests in", told)[1])
+    if "Non-2xx" in output:
+        print(f"warning: {re.search(r'Non-2xx.*', output)[0]}", file=sys.stderr)
+    count = int(re.search(r"(\d+) requests in", output)[1])
     units = {"us": 0.001, "ms": 1.0, "s": 1000.0}
-    rank = {p: float(v) * units[u] for p, v, u in re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s)", told)}
+    rank = {p: float(v) * units[u] for p, v, u in re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s)", output)}
     return {
-        "rate": float(re.search(r"Requests/sec:\s+([\d.]+)", told)[1]),
+        "rate": float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1]),
         "p50": rank["50"],
         "p99": rank["99"],
         "per_cpu_second": count / max(used, 0.01),
@@ -158,17 +158,17 @@ def main() -> None:
     parser.add_argument("--litellm-venv", type=Path, default=Path(tempfile.gettempdir()) / "qvl-bench-litellm")
     parser.add_argument("--skip-litellm", action="store_true")
     parser.add_argument("--upstream", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.upstream:
-        asyncio.run(serve_upstream(given.upstream))
+    arguments = parser.parse_args()
+    if arguments.upstream:
+        asyncio.run(serve_upstream(arguments.upstream))
         return
     if shutil.which("wrk") is None:
         raise SystemExit("bench_server needs wrk: apt-get install wrk")
     with tempfile.TemporaryDirectory() as name:
-        compare(Path(name), given)
+        compare(Path(name), arguments)
 
 
-def compare(work: Path, given: argparse.Namespace) -> None:
+def compare(work: Path, arguments: argparse.Namespace) -> None:
     """Runs every server in turn and prints the table."""
     upstream = free_port()
     this = [sys.executable, str(Path(__file__).resolve()), "--upstream", str(upstream)]
@@ -177,18 +177,18 @@ def compare(work: Path, given: argparse.Namespace) -> None:
     def row(name: str, port: int, pid: int) -> None:
         measure(port, 4, 1, pid, work)
         for clients in CLIENTS:
-            found = measure(port, clients, given.seconds, pid, work)
+            figures = measure(port, clients, arguments.seconds, pid, work)
             print(
-                f"| {name} | {clients} | {found['rate']:.0f} | {found['p50']:.1f} | {found['p99']:.1f} "
-                f"| {found['per_cpu_second']:.0f} |",
+                f"| {name} | {clients} | {figures['rate']:.0f} | {figures['p50']:.1f} | {figures['p99']:.1f} "
+                f"| {figures['per_cpu_second']:.0f} |",
                 flush=True,
             )
 
     with running(this, upstream, "/v1/models", work / "upstream.log") as process:
         row("nothing", upstream, process.pid)
-        if not given.skip_litellm:
+        if not arguments.skip_litellm:
             port = free_port()
-            command = litellm_command(given.litellm_venv, upstream, port, work)
+            command = litellm_command(arguments.litellm_venv, upstream, port, work)
             with running(command, port, "/health/liveliness", work / "litellm.log") as process:
                 row("LiteLLM proxy", port, process.pid)
         base = [sys.executable, "-m", "qvl.cli.serve", "openai:bench", "--base-url", f"http://127.0.0.1:{upstream}/v1"]

@@ -1,4 +1,4 @@
-"""How many requests a second one `qvl bench` process can drive: a canned streaming endpoint in a process of its own.
+"""The most requests/s of one `qvl bench` process, against a canned streaming endpoint in a separate process.
 
     python benchmarks/load_client.py [--requests 20000] [--clients 64] [--rate R] [--library qvl|httpx]
 
@@ -44,8 +44,8 @@ class Canned(asyncio.Protocol):
         self.buffer += data
         while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
             head = self.buffer[:end].lower()
-            place = head.find(b"content-length:")
-            length = int(head[place + 15 :].split(b"\r\n")[0]) if place >= 0 else 0
+            position = head.find(b"content-length:")
+            length = int(head[position + 15 :].split(b"\r\n")[0]) if position >= 0 else 0
             if len(self.buffer) < end + 4 + length:
                 return
             self.buffer = self.buffer[end + 4 + length :]
@@ -71,10 +71,10 @@ def with_qvl(url: str, requests: int, clients: int, rate: float | None) -> None:
         began, spent = time.perf_counter(), cpu()
         run = Run(Target((url,), model="m"), Files([str(data)]), plan, Path(folder) / "run", on_record=count)
         summary = run.work()
-    found = summary.data["endpoints"][0]
-    assert found["requests"]["ok"] == requests, found["errors"]
+    figures = summary.data["endpoints"][0]
+    assert figures["requests"]["ok"] == requests, figures["errors"]
     tell(requests, LAST[0] - began, LAST[1] - spent)
-    print(f"steady part: {found['throughput']['requests_per_second']:,.0f} requests/s")
+    print(f"steady part: {figures['throughput']['requests_per_second']:,.0f} requests/s")
 
 
 LAST = [0.0, 0.0]

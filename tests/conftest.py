@@ -75,6 +75,7 @@ LONGEST = (
     "examples",
     "backends/ray",
     "backends/vllm",
+    "backends/openvino",
 )
 _RUN = pytest.StashKey[Path]()
 _numbers = count()

@@ -1,4 +1,4 @@
-"""Settings: arguments over environment over config file over defaults.
+"""Settings, by precedence: arguments, environment, config file, defaults.
 
 The config file is TOML: `QVL_CONFIG` names it, else `config.toml` in the platform's configuration folder for qvl.
 """
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
 
 
 def config_path() -> Path:
-    """Return where the config file is looked for; it need not exist, unless `QVL_CONFIG` names it."""
+    """Return the path of the config file; it may be missing, unless `QVL_CONFIG` names it."""
     named = os.environ.get("QVL_CONFIG")
     if named:
         if not Path(named).is_file():
@@ -62,10 +62,10 @@ def config_path() -> Path:
 
 
 def load(**arguments: object) -> Settings:
-    """Return the settings from everywhere; arguments that are None count as not given.
+    """Return the merged settings; arguments that are None are ignored.
 
     Raises:
-        ConfigError: a value, or an unknown name in the config file, in one line.
+        ConfigError: an invalid value, or an unknown name in the config file.
     """
     values: JsonObject = {name: value for name, value in arguments.items() if value is not None}
     try:
@@ -83,7 +83,7 @@ def load(**arguments: object) -> Settings:
 
 
 def unknown_setting(name: str, known: Iterable[str], table: str = "") -> ConfigError:
-    """The error for a name in the config file, or in one of its tables, that is not one of `known`."""
+    """Return the error for a name in the config file, or in its `table`, that is not one of `known`."""
     from qvl.suggest import nearest
 
     where = f"[{table}] of {config_path()}" if table else str(config_path())
@@ -91,7 +91,7 @@ def unknown_setting(name: str, known: Iterable[str], table: str = "") -> ConfigE
 
 
 def cache_folder() -> Path:
-    """qvl's own folder for what can be made again; it need not exist."""
+    """Return qvl's folder for caches; it may not exist yet."""
     from platformdirs import user_cache_path
 
     try:
@@ -102,7 +102,7 @@ def cache_folder() -> Path:
 
 
 def config_folder() -> Path:
-    """qvl's own folder for settings; it need not exist."""
+    """Return qvl's folder for settings; it may not exist yet."""
     from platformdirs import user_config_path
 
     try:
@@ -114,5 +114,5 @@ def config_folder() -> Path:
 
 
 def in_home(path: str | os.PathLike[str]) -> Path:
-    """`path` with a leading ~ resolved; as it is where that leads to nobody's home, which pathlib fails on."""
+    """Return `path` with a leading ~ expanded; unchanged if that user has no home, where pathlib would raise."""
     return Path(os.path.expanduser(path))

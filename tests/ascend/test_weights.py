@@ -106,10 +106,12 @@ def test_missing_processor_files_and_half_downloads_warn(checkpoint: Path) -> No
 
 def test_quantised_weights_are_said_to_be_for_other_backends(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    (checkpoint / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
     (finding,) = bad(checkpoint)
-    assert "quantised (fp8)" in finding.summary
+    assert "quantised (mxfp4)" in finding.summary
     assert "vllm:" in str(finding.fix)
+    (checkpoint / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    assert not bad(checkpoint)
 
 
 def test_a_processor_saved_by_transformers_5_counts(checkpoint: Path) -> None:

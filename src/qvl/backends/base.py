@@ -1,6 +1,6 @@
-"""The seam every backend fits: one abstract method, `stream`.
+"""The base class of backends; a subclass implements `capabilities` and `stream`.
 
-Shaped after httpx's transport: the production seam is the test seam, so what the tests use are real subclasses.
+Modelled on httpx's transports: tests use real subclasses of the same interface.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _BEGAN: Final[ContextVar[float | None]] = ContextVar("qvl.began", default=None)
 
 
 def began() -> float:
-    """The time.monotonic() from which the time allowed for a request counts: now, unless this is its repetition."""
+    """Return the time.monotonic() from which a request's timeouts count: now, or the first attempt's in a retry."""
     return _BEGAN.get() or time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The abilities that a backend truly has, probed rather than declared where that is possible.
+    """The features that a backend supports, probed where that is possible.
 
-    `images` is the number of pictures a request may have (0: none). `max_context` is in tokens, None when not known.
-    `sampling` are the SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while
-    generating. `extra_body` says whether unknown fields may pass through.
+    `images` is the most pictures of a request (0: none). `max_context` is in tokens, None if unknown. `sampling` are
+    the SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while generating.
+    `extra_body` is True if unknown request fields are passed on; `top_logprobs` is the most alternatives a token.
     """
 
     images: int = 0
@@ -62,8 +62,8 @@ class Capabilities:
 class Backend(ABC):
     """Runs one chat request on a model and streams the answer.
 
-    Batching is the backend's business: N concurrent `stream()` calls are the batch API. `open()` loads weights and
-    connects; `__init__` only stores settings and checks them. Only QvlError escapes from any method.
+    The backend batches: N concurrent `stream()` calls are the batch API. `open()` loads weights and connects;
+    `__init__` only checks and stores settings. All methods raise only QvlError.
     """
 
     name: str = ""
@@ -76,26 +76,26 @@ class Backend(ABC):
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """Valid after `open()`."""
+        """Return the supported features. Valid after `open()`."""
 
     @abstractmethod
     def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        """Answer `request` piece by piece.
+        """Yield the answer to `request` as chunks.
 
-        The last chunk of each choice carries its finish_reason, the last of all carries Usage. Closing the generator
-        aborts the work and frees what it held.
+        The last chunk of each choice has its finish_reason, the last of all has Usage. Closing the generator aborts the
+        work and frees its resources.
 
         Raises:
-            RequestError: the request itself cannot be served (before the first chunk).
-            BackendError: the model could not answer; also after some chunks.
+            RequestError: the request is invalid or not supported (before the first chunk).
+            BackendError: the model could not answer; possibly after some chunks.
         """
 
     async def open(self) -> None:
-        """Load weights, open connections, probe. Calling it twice is harmless."""
+        """Load weights, open connections, probe. Does nothing if it is open."""
         return
 
     async def aclose(self) -> None:
-        """End promptly with work in flight; waiters get a BackendError. Calling it twice is harmless."""
+        """Close promptly: requests in progress get a BackendError. Does nothing if it is closed."""
         return
 
     def identity(self) -> JsonObject:
@@ -106,11 +106,11 @@ class Backend(ABC):
         return {"backend": self.name, "model": self.model}
 
     def peek_identity(self) -> JsonObject | None:
-        """Return `identity()` before `open()`, so that a cached answer needs no model; None while not known."""
+        """Return `identity()` before `open()`, so that a cache hit needs no model; None if it is not known yet."""
         return None
 
     def peek_capabilities(self) -> Capabilities | None:
-        """Return `capabilities` before `open()`, as far as a cache key depends on them; None when not known yet."""
+        """Return `capabilities` before `open()`, as far as cache keys depend on them; None if not known yet."""
         return None
 
     def stats(self) -> Mapping[str, float]:
@@ -118,12 +118,12 @@ class Backend(ABC):
         return {}
 
     def unready(self) -> str | None:
-        """Return why requests cannot be served now (loading, stalled, dead), or None when they can. Cheap."""
+        """Return the reason why requests cannot be served now (loading, stalled, dead), or None. Cheap."""
         return None
 
     @final
     async def generate(self, request: ChatRequest) -> Result:
-        """Fold `stream` into one Result; see `fold`."""
+        """Return the complete Result of `stream`; see `fold`."""
         started = time.perf_counter()
         folder = await self.fold(request)
         timing = folder.timing
@@ -147,12 +147,11 @@ class Backend(ABC):
         on_chunk: Callable[[Chunk], None] = lambda chunk: None,
         take_back: Callable[[], bool] = lambda: True,
     ) -> Folder:
-        """Read `stream` to its end. An answer that was cut off is asked for once more, if `take_back` allows.
+        """Return a Folder of all chunks of `stream`. An answer whose stream was cut off is requested once more.
 
-        Both together have the time of one (see `began`).
-
-        `on_chunk` sees every chunk. `take_back` forgets the chunks of the answer that was cut off and returns whether
-        that is possible: False when somebody has seen one of them already.
+        Both attempts share one timeout (see `began`). `on_chunk` is called with every chunk. `take_back` discards the
+        chunks of a cut-off answer before the second attempt; if it returns False, since a consumer has read one, the
+        error is raised instead.
         """
         start = began()
         try:
@@ -175,30 +174,30 @@ class Backend(ABC):
         return folder
 
     def refuse_unsupported(self, request: ChatRequest) -> None:
-        """Raises for the first thing in `request` that `capabilities` does not have.
+        """Check that the backend's capabilities support `request`.
 
         Raises:
-            UnsupportedInputError: naming the field in `param`.
+            UnsupportedInputError: for the first unsupported field, named by `param`.
         """
         have, me = self.capabilities, f"{self.name}:{self.model}"
         pictures, kind = len(request.pictures), request.response_format.kind
         if pictures and not have.images:
-            raise UnsupportedInputError(f"{me} takes no pictures", param="messages")
+            raise UnsupportedInputError(f"{me} does not support pictures", hint="use a vision model", param="messages")
         if pictures > have.images:
             what = f"{pictures} pictures, but {me} takes at most {have.images} to a request"
             raise UnsupportedInputError(what, param="messages")
         for name in request.sampling.changed():
             if name not in have.sampling:
-                raise UnsupportedInputError(f"{me} does not honour {name}", param=name)
+                raise UnsupportedInputError(f"{me} does not support {name}", hint="leave it out", param=name)
         if (request.sampling.logprobs or 0) > have.top_logprobs:
-            raise UnsupportedInputError(f"{me} gives at most {have.top_logprobs} top_logprobs", param="top_logprobs")
+            raise UnsupportedInputError(f"{me} supports at most {have.top_logprobs} top_logprobs", param="top_logprobs")
         if kind != "text" and kind not in have.response_formats:
             raise UnsupportedInputError(f"{me} does not enforce response_format {kind!r}", param="response_format")
         if request.tools and request.tool_choice != "none" and not have.tools:
-            raise UnsupportedInputError(f"{me} does not call tools", param="tools")
+            raise UnsupportedInputError(f"{me} does not support tools", param="tools")
         if request.extra and not have.extra_body:
             names = ", ".join(sorted(request.extra))
-            raise UnsupportedInputError(f"{me} does not know {names}", param=next(iter(request.extra)))
+            raise UnsupportedInputError(f"{me} does not support the fields {names}", param=next(iter(request.extra)))
 
     async def __aenter__(self) -> Backend:
         await self.open()

@@ -1,6 +1,6 @@
-"""Makes a client's JSON schema ready for a grammar: bounded, closed, free of what no grammar enforces.
+"""Rewrites a client's JSON schema for the grammar compiler: within limits, with closed objects.
 
-The result is a schema like any other; the local engine and vLLM compile it with the same compiler.
+Keywords that no grammar enforces are removed. The local engine and vLLM compile the result with the same compiler.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ _SAYS_OTHERWISE: Final = ("additionalProperties", "unevaluatedProperties", "patt
 
 
 def enforceable(schema: object, param: str, *, validated: bool = False) -> JsonObject:
-    """Return a copy of `schema` for the compiler: objects are closed unless they say otherwise, annotations gone.
+    """Return a copy of `schema` for the compiler: objects closed by default, annotations removed.
 
-    `validated` says that the answer will be checked in any case, so that a multipleOf too large to compile is left out.
+    `param`: the field named in errors. `validated`: the answer is validated later, so large multipleOf are dropped.
 
     Raises:
-        RequestError: it is too large to be compiled for one request, or not a schema.
+        RequestError: `schema` is not an object, or too large to be compiled for one request.
     """
     if not isinstance(schema, Mapping):
         raise RequestError("the schema must be an object", param=param, code="invalid_schema")
@@ -80,15 +80,15 @@ _ELSEWHERE: Final = frozenset({"$ref", "allOf", "anyOf", "oneOf", "const", "enum
 
 
 def call_schema(tools: Sequence[Tool]) -> JsonObject:
-    """Return the schema of one call of any of `tools`: an object of name and arguments.
+    """Return the schema of a call of any of `tools`: an object of name and arguments.
 
-    Each tool's parameters stand under a definition of their own, and their references are led there.
+    Each tool's parameters become a definition of their own, to which their references are rewritten.
 
     Raises:
-        RequestError: as `enforceable`; more than MAX_TOOLS tools.
+        RequestError: the parameters of a tool are too large, or there are more than MAX_TOOLS tools.
     """
     if len(tools) > MAX_TOOLS:
-        raise RequestError(f"{len(tools)} tools to choose from", hint=f"at most {MAX_TOOLS}", param="tools")
+        raise RequestError(f"too many tools: {len(tools)}", hint=f"at most {MAX_TOOLS}", param="tools")
     definitions: JsonObject = {}
     calls: list[JsonObject] = []
     for number, tool in enumerate(tools):
@@ -117,7 +117,7 @@ def call_schema(tools: Sequence[Tool]) -> JsonObject:
 
 
 def without_what_is_checked_afterwards(schema: JsonObject) -> JsonObject:
-    """Return `schema` without the assertions that no grammar enforces, for an answer that is validated in any case."""
+    """Return `schema` without keywords that no grammar enforces, for an answer that is validated afterwards."""
 
     def drop(node: JsonObject) -> JsonObject:
         return {key: value for key, value in node.items() if key not in CHECKED_AFTERWARDS}
@@ -126,10 +126,10 @@ def without_what_is_checked_afterwards(schema: JsonObject) -> JsonObject:
 
 
 class _SchemaRewriter:
-    """Rewrites one schema that will stand at `target` of the whole.
+    """Rewrites one schema to be placed at the JSON pointer `target` of the result.
 
-    `opened` are copies of what is referred to: closed, of what is not a definition; open, of what an allOf composes,
-    for there an object may hold the names of the other branches.
+    `opened` are extra definitions for references: closed copies of subschemas that are not definitions, and open copies
+    of those that an allOf composes, where an object may have the properties of the other branches.
     """
 
     def __init__(self, schema: JsonMapping, target: str, param: str) -> None:
@@ -151,14 +151,14 @@ class _SchemaRewriter:
         except (TypeError, AttributeError) as exc:
             # Only a value of another kind than its keyword takes leads here.
             raise RequestError(
-                "the schema cannot be read: a keyword has a value that it cannot have",
+                "invalid schema: a keyword has an invalid value",
                 hint="check it against https://json-schema.org/draft/2020-12/schema",
                 param=self._param,
                 code="invalid_schema",
             ) from exc
 
     def _index(self, node: object, pointer: str, base: str) -> None:
-        """Note where `$id` and `$anchor` name a place."""
+        """Index the pointers of all `$id` and `$anchor`."""
         if not isinstance(node, Mapping):
             return
         if isinstance(node.get("$id"), str):
@@ -171,7 +171,7 @@ class _SchemaRewriter:
             self._index(inner, f"{pointer}/{path}", base)
 
     def _resolve(self, ref: object, base: str) -> str:
-        """Return the pointer, within the schema, that a reference means."""
+        """Return the JSON pointer in the schema to which `ref` resolves."""
         whole, fragment = urldefrag(urljoin(base, str(ref)) if base else str(ref))
         fragment = unquote(fragment)
         if fragment and not fragment.startswith("/"):
@@ -181,7 +181,7 @@ class _SchemaRewriter:
             pointer = None if root is None else root + fragment
         if pointer is None or self._at(pointer) is None:
             raise RequestError(
-                f"the schema refers to {str(ref)[:80]!r}, which is not in it",
+                f"unresolved reference {str(ref)[:80]!r} in the schema",
                 hint="references stay within the schema, such as #/$defs/Name",
                 param=self._param,
                 code="invalid_schema",
@@ -201,7 +201,7 @@ class _SchemaRewriter:
         return node
 
     def _base(self, pointer: str) -> str:
-        """Return the `$id` that holds at a place."""
+        """Return the base URI (`$id`) in effect at a pointer."""
         base, steps = "", pointer.split("/")
         for size in range(1, len(steps) + 1):
             node = self._at("/".join(steps[:size]))
@@ -213,7 +213,7 @@ class _SchemaRewriter:
         return self._rewrite(node, pointer, closed=closed) if isinstance(node, Mapping) else node
 
     def _rewrite(self, node: JsonMapping, pointer: str, *, closed: bool) -> JsonObject:
-        """Return `node` anew; `closed` False leaves its names open, for what is composed with it."""
+        """Return `node` rewritten; with `closed=False` it allows further properties, of schemas composed with it."""
         several = any(word in node for word in _SAME_VALUE)
         if several:
             self._alternatives([pointer])
@@ -263,9 +263,9 @@ class _SchemaRewriter:
             written["additionalProperties"] = False
 
     def _names(self, node: object, pointer: str, names: JsonObject, visited: set[str], declaring: list[str]) -> bool:
-        """Collect the names that this object has in all its branches; False where one welcomes others.
+        """Collect the property names of an object over all its branches; False if one allows additional properties.
 
-        `declaring` are the branches that have `properties`, be they empty.
+        `declaring` collects the branches that have `properties`, even empty ones.
         """
         if not isinstance(node, Mapping) or pointer in visited:
             return True
@@ -290,7 +290,7 @@ class _SchemaRewriter:
         )
 
     def _reference(self, pointer: str, *, closed: bool) -> str:
-        """Return a reference to where the target will stand, which is written now unless it has a place of its own."""
+        """Return a reference to the rewritten target, which is rewritten into a new definition unless it has one."""
         if closed and (not pointer or _DEFINITION.fullmatch(pointer)):
             return self._target + _fragment(pointer)
         name = self._copies.get((pointer, closed))
@@ -305,7 +305,7 @@ class _SchemaRewriter:
         return f"#/$defs/{_fragment(name)}"
 
     def _alternatives(self, pointers: Sequence[str]) -> tuple[int, int]:
-        """Return (forms, multiple) of a value that must fit all `pointers`; the compiler writes out each combination.
+        """Return (forms, multiple) of a value that must match all `pointers`; the compiler expands each combination.
 
         Raises:
             RequestError: there are too many.
@@ -359,17 +359,17 @@ class _SchemaRewriter:
 
 
 def _fragment(pointer: str) -> str:
-    """Return a pointer in the letters that a reference may have."""
+    """Return a pointer percent-encoded for a reference."""
     return quote(pointer, safe="/~$")
 
 
 def _escape(name: str) -> str:
-    """Return a name as a step of a JSON pointer."""
+    """Return a name escaped as a segment of a JSON pointer."""
     return str(name).replace("~", "~0").replace("/", "~1")
 
 
 def _parts(node: JsonMapping) -> Iterator[tuple[str, object]]:
-    """Yield the schemas directly inside `node`, with the pointer from it to them."""
+    """Yield (relative pointer, subschema) of the direct subschemas of `node`."""
     for keyword, value in node.items():
         if keyword in MAPS and isinstance(value, Mapping):
             yield from ((f"{keyword}/{_escape(name)}", inner) for name, inner in value.items())
@@ -385,7 +385,7 @@ def _required(node: JsonMapping) -> set[str]:
 
 
 def compiler_reason(message: str) -> str:
-    """Return what the grammar compiler said as one line; of a pattern, what is wrong with it and where."""
+    """Return the grammar compiler's message as one line; of a pattern, the error and its position."""
     lines = [line.rstrip() for line in message.splitlines() if line.strip()]
     for number, line in enumerate(lines[1:], start=1):
         # Numbered lines are of the grammar that was made around the schema or pattern: they tell nobody anything.
@@ -396,4 +396,4 @@ def compiler_reason(message: str) -> str:
             near = pattern[max(0, at - 12) : at + 24]
             return f"invalid pattern: {what or 'it cannot be read'}, at character {at + 1}, near {near!r}"
     reason = _AROUND.sub("", lines[0] if lines else "it cannot be read")
-    return "it is too much for the grammar compiler" if "panic" in reason.lower() else reason[:300]
+    return "it is too complex for the grammar compiler" if "panic" in reason.lower() else reason[:300]

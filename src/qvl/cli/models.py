@@ -1,17 +1,25 @@
-"""`qvl models`: the bundled model, what the hub's cache on this machine holds, and what Qwen publishes."""
+"""`qvl models`: the bundled model, models in the local hub cache, and models that Qwen publishes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
+import typer
+
+from qvl.backends.local.model.model_size import PUBLISHED
 from qvl.cli import options
+from qvl.cli.fit import OVERHEAD, SHORTEST_CONTEXT, USUAL_SHARE, Fit, Place, fit_all, places, size_named
 from qvl.cli.terminal import print_json
+from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 class Bundled(TypedDict):
-    """The bundled checkpoint."""
+    """Where the checkpoint that comes with the package is, whether it is installed, and its size in bytes."""
 
     path: str
     present: bool
@@ -19,16 +27,20 @@ class Bundled(TypedDict):
 
 
 class LocalModel(TypedDict):
-    """A repository in the hub's cache; `quantisation` is None where its weights are not quantised."""
+    """A repository in the hub's cache; `quantisation` is None where its weights are not quantised.
+
+    `readable`: whether the local backend reads weights in that form.
+    """
 
     model: str
     path: str
     bytes: int
     quantisation: str | None
+    readable: bool
 
 
 class PublishedModel(TypedDict):
-    """A published size. Parameters are in billions, as counted in the checkpoint; `active` of a mixture."""
+    """A published model size. Parameters are in billions; `active` are those of a mixture of experts."""
 
     model: str
     size: str
@@ -38,24 +50,39 @@ class PublishedModel(TypedDict):
     memory_gb: float
 
 
-# (size, billions of parameters, those that are active)
-PUBLISHED: Final = (
-    ("2B", 2.1, None),
-    ("4B", 4.4, None),
-    ("8B", 8.8, None),
-    ("32B", 33.4, None),
-    ("30B-A3B", 31.1, 3.0),
-    ("235B-A22B", 235.7, 22.0),
-)
-OVERHEAD_GB: Final = 2.0
+class Memory(TypedDict):
+    """A memory for `--fit`: gigabytes of 1e9 bytes, read a second in the last."""
+
+    device: str
+    name: str
+    free_gb: float
+    total_gb: float
+    bandwidth_gb_s: float
 
 
-def models(as_json: options.JsonOnly = False) -> None:
-    """The bundled model, what is on this machine, and what is published, with the memory that each needs."""
+def models(
+    model: Annotated[
+        str | None, typer.Argument(help="With --fit: a folder or hub id, instead of those that Qwen publishes.")
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="What fits in this machine's memory, in which form, and how fast.")
+    ] = False,
+    as_json: options.JsonOnly = False,
+) -> None:
+    """List the bundled model, models on this machine, and published ones, with the memory that each needs."""
+    if model is not None and not fit:
+        raise ConfigError("a model is named for --fit only", hint=f"qvl models --fit {model}")
+    if fit:
+        _show_fit(model, as_json=as_json)
+        return
     bundle, local, sizes = bundled(), on_this_machine(), published()
     if as_json:
         print_json({"bundled": bundle, "on_this_machine": local, "published": sizes})
         return
+    _show_known(bundle, local, sizes)
+
+
+def _show_known(bundle: Bundled, local: list[LocalModel], sizes: list[PublishedModel]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -70,7 +97,8 @@ def models(as_json: options.JsonOnly = False) -> None:
     for repo in local:
         about = f"in the hub's cache, {repo['path']}"
         if repo["quantisation"]:
-            about = f"quantised ({repo['quantisation']}): for vllm: or an endpoint, not for the local backend; {about}"
+            use = "unpacked when it is loaded" if repo["readable"] else "for vllm: or an endpoint, not for local:"
+            about = f"quantised ({repo['quantisation']}): {use}; {about}"
         table.add_row(Text(repo["model"]), _gb(repo["bytes"]), Text(about))
     console.print(table)
 
@@ -81,11 +109,67 @@ def models(as_json: options.JsonOnly = False) -> None:
         active = f", {row['active']:g} B active" if row["active"] else ""
         table.add_row(row["model"], f"{row['parameters']:g} B{active}", f"{row['memory_gb']:.0f} GB")
     console.print(table)
-    console.print(f"Memory: weights and {OVERHEAD_GB:g} GB; longer contexts and many at once need more.")
+    console.print(f"Memory: weights and {OVERHEAD / 1e9:g} GB; longer contexts and many at once need more.")
+    console.print("What fits in this machine, and how fast: qvl models --fit")
+
+
+def _show_fit(model: str | None, *, as_json: bool) -> None:
+    sizes = {f"Qwen/Qwen3-VL-{name}-Instruct": size for name, size in PUBLISHED.items()}
+    if model is not None:
+        sizes = {model: size_named(model)}
+    memories = places()
+    rows = fit_all(sizes, memories)
+    if as_json:
+        print_json({"memory": [_memory(place) for place in memories], "fits": rows})
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from qvl.cli.console import stdout
+
+    console = stdout()
+    for place in memories:
+        free, total, speed = place.free / 1e9, place.total / 1e9, place.bandwidth / 1e9
+        title = f"{place.name} ({place.device}): {free:.1f} GB free of {total:.1f}, read at {speed:.0f} GB/s"
+        table = Table(title=Text(title), title_justify="left")
+        table.add_column("--model", overflow="fold")
+        for form in place.forms:
+            table.add_column(f"{form.backend}\n{form.name}", justify="right")
+        for name in sizes:
+            of = {
+                (row["backend"], row["form"]): _cell(row)
+                for row in rows
+                if (row["model"], row["device"]) == (name, place.device)
+            }
+            table.add_row(Text(name), *(of.get((form.backend, form.name), Text("-")) for form in place.forms))
+        console.print(table)
+    console.print(
+        f"GB that must be free (too large: are not): weights, {OVERHEAD / 1e9:g} GB, and KV memory for"
+        f" {SHORTEST_CONTEXT:,} tokens. Tokens a second are an estimate for one answer: {USUAL_SHARE:.0%} of what"
+        " reading the weights allows."
+    )
+
+
+def _cell(row: Fit) -> Text:
+    from rich.text import Text
+
+    if not row["fits"]:
+        return Text(f"too large:\n{row['memory_gb']:.1f} GB", style="dim")
+    return Text(f"{row['memory_gb']:.1f} GB\nabout {row['tokens_per_second']:g}/s")
+
+
+def _memory(place: Place) -> Memory:
+    return {
+        "device": place.device,
+        "name": place.name,
+        "free_gb": round(place.free / 1e9, 1),
+        "total_gb": round(place.total / 1e9, 1),
+        "bandwidth_gb_s": round(place.bandwidth / 1e9, 1),
+    }
 
 
 def bundled() -> Bundled:
-    """Return the bundled checkpoint: its folder, whether its weights are there, its size in bytes."""
+    """Return the bundled checkpoint with its folder, its size in bytes, and True if its weights are present."""
     import qvl
 
     folder = Path(qvl.__file__).parent / "tiny" / "weights"
@@ -108,43 +192,49 @@ def on_this_machine(folder: Path | None = None) -> list[LocalModel]:
         repos = scan_cache_dir(folder).repos
     except (CacheNotFound, OSError, RuntimeError):  # the last: this user has no home
         return []
-    return [
-        {
-            "model": repo.repo_id,
-            "path": str(repo.repo_path),
-            "bytes": repo.size_on_disk,
-            "quantisation": _quantisation(revision.snapshot_path for revision in repo.revisions),
-        }
-        for repo in sorted(repos, key=lambda repo: repo.repo_id)
-        if repo.repo_type == "model" and "qwen3-vl" in repo.repo_id.lower()
-    ]
+    models: list[LocalModel] = []
+    for repo in sorted(repos, key=lambda repo: repo.repo_id):
+        if repo.repo_type == "model" and "qwen3-vl" in repo.repo_id.lower():
+            how, readable = _quantisation(revision.snapshot_path for revision in repo.revisions)
+            models.append(
+                {
+                    "model": repo.repo_id,
+                    "path": str(repo.repo_path),
+                    "bytes": repo.size_on_disk,
+                    "quantisation": how,
+                    "readable": readable,
+                }
+            )
+    return models
 
 
-def _quantisation(snapshots: Iterable[Path]) -> str | None:
-    """The quantisation of a repository's weights; None where they are not quantised, or cannot be read."""
+def _quantisation(snapshots: Iterable[Path]) -> tuple[str | None, bool]:
+    """Return the quantisation of a repository's weights (None: not quantised, or unknown), and if `local` reads it."""
     from qvl.backends.local.model.checkpoint_files import quantisation, read_json
+    from qvl.backends.local.model.weight_form import readable
     from qvl.errors import ConfigError
 
     for folder in snapshots:
         try:
-            return quantisation(folder, read_json(folder / "config.json", folder.name))
+            config = read_json(folder / "config.json", folder.name)
+            return quantisation(folder, config), readable(folder, config)
         except (ConfigError, OSError):
             continue
-    return None
+    return None, True
 
 
 def published() -> list[PublishedModel]:
     """Return every published size with the memory it needs, in GB: bfloat16 takes two bytes a parameter."""
     return [
         {
-            "model": f"Qwen/Qwen3-VL-{size}-Instruct",
-            "size": size,
-            "parameters": parameters,
-            "active": active,
-            "weights_gb": round(parameters * 2, 1),
-            "memory_gb": round(parameters * 2 + OVERHEAD_GB, 1),
+            "model": f"Qwen/Qwen3-VL-{name}-Instruct",
+            "size": name,
+            "parameters": round(size.parameters / 1e9, 1),
+            "active": float(name.partition("-A")[2].rstrip("B")) if "-A" in name else None,
+            "weights_gb": round(size.parameters * 2 / 1e9, 1),
+            "memory_gb": round((size.parameters * 2 + OVERHEAD) / 1e9, 1),
         }
-        for size, parameters, active in PUBLISHED
+        for name, size in PUBLISHED.items()
     ]
 
 

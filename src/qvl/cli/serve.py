@@ -41,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _from_config_file() -> dict[str, object]:
-    """The `[serve]` table of qvl's config file, by option name; a ConfigError where it names none."""
+    """Return the `[serve]` table of qvl's config file by option name; raise ConfigError for an unknown name."""
     from qvl import config
 
     table = {name.replace("-", "_"): value for name, value in config.load().serve.items()}
@@ -100,7 +100,7 @@ def serve(ctx: typer.Context, settings: ServeSettings) -> None:
         address = f"{scheme}://{shown_host(settings.host)}:{listener.getsockname()[1]}"
         server.when_settled = lambda: print_banner(server.core, address)
         if settings.host not in LOOPBACK and not server.core.keys.required:
-            print("qvl-serve: WARNING: everybody who can reach this address may use it", file=sys.stderr)
+            print("qvl-serve: WARNING: anybody who can reach this address can use it", file=sys.stderr)
         print(f"loading {server.core.names[0]}; {address}/ready tells when it is done", file=sys.stderr, flush=True)
         run_server(server, listener)
     finally:
@@ -110,7 +110,7 @@ def serve(ctx: typer.Context, settings: ServeSettings) -> None:
 
 
 def _endpoint_source(ctx: typer.Context, settings: ServeSettings) -> Source | None:
-    """Where the endpoints can be read again; None where the command line or the environment names them."""
+    """Return the function that reloads the endpoint list; None if command line or environment set it."""
     from qvl.server.pool_admin import source_of
 
     configured = source_of_value(ctx, "base_url") == "DEFAULT_MAP"
@@ -120,7 +120,7 @@ def _endpoint_source(ctx: typer.Context, settings: ServeSettings) -> Source | No
 
 
 def _backend(settings: ServeSettings, endpoints: Source | None) -> tuple[str | None, JsonObject]:
-    """The pipeline's model and the options of its backend, which is one of replicas where these are set."""
+    """Return (model, backend options) for the pipeline; with --replicas they are of the ray backend."""
     from qvl.pipeline.async_pipeline import TINY_NOTICE
 
     options = settings.backend_options()
@@ -130,7 +130,7 @@ def _backend(settings: ServeSettings, endpoints: Source | None) -> tuple[str | N
         options.setdefault("base_url", list(settings.base_url))
     if settings.replicas is None:
         if settings.devices is not None or settings.ray_address is not None:
-            raise ConfigError("--devices and --ray-address are for replicas", hint="--replicas 8 --devices npu")
+            raise ConfigError("--devices and --ray-address need --replicas", hint="--replicas 8 --devices npu")
         return settings.model, options
     if settings.model is None:
         print(TINY_NOTICE, file=sys.stderr)
@@ -141,7 +141,7 @@ def _backend(settings: ServeSettings, endpoints: Source | None) -> tuple[str | N
 
 
 def configure_logs(level: str, form: str) -> None:
-    """JSON lines (or text) on stderr; the pipeline's own line for each request is left to the server's."""
+    """Log JSON lines or text to stderr; the pipeline's log line per request is off, as the server has its own."""
     import logging
 
     from qvl.log import configure

@@ -1,4 +1,4 @@
-"""The settings of `qvl serve`: each is declared here once, with its option, its variable and its help."""
+"""The settings of `qvl serve`, each declared once with its option, environment variable and help."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ _replicas = partial(typer.Option, rich_help_panel="Replicas on many devices (Ray
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """The settings of `qvl serve`; fields that ServerSettings has too have its defaults."""
+    """The options of `qvl serve`; fields that are also in ServerSettings have the same defaults."""
 
     ENV_PREFIX: ClassVar[str] = "QVL_"
 
     model: Annotated[
         str | None,
         typer.Argument(
-            envvar=["MODEL_PATH"], help="A path, hub id, openai:NAME or vllm:NAME; left out: the bundled tiny model."
+            envvar=["MODEL_PATH"],
+            help="A path, hub id, openai:NAME, vllm:NAME, openvino:NAME; left out: the bundled model.",
         ),
     ] = None
     served_model_name: Annotated[
@@ -47,6 +48,12 @@ class ServeSettings:
     dtype: Annotated[str | None, _model(help="bfloat16, float16, float32.")] = None
     max_model_len: Annotated[int | None, _model(help="Tokens of context.")] = None
     max_num_seqs: Annotated[int | None, _model(help="Sequences in a batch.")] = None
+    quantize: Annotated[str | None, _model(help="int8: a local model's weights in 8 bits, on a CPU.")] = None
+    decode_kernel: Annotated[
+        str | None, _model(help="plain, onednn or fbgemm on a CPU; left out: the fastest, as measured.")
+    ] = None
+    goal: Annotated[str | None, _model(help="throughput, or latency: even streams while others start.")] = None
+    max_step_ms: Annotated[float | None, _model(help="Longest step of the local engine: tokens wait no longer.")] = None
     base_url: Annotated[list[str] | None, _model(help="Endpoint of openai:NAME; may be repeated.")] = None
     base_url_file: Annotated[
         str | None, _model(help="Endpoints, one a line: URL weight=2 limit=16. SIGHUP reads it again.")
@@ -113,7 +120,7 @@ class ServeSettings:
         return tuple(key for key in self.api_key or () if key)
 
     def media_policy(self) -> MediaPolicy:
-        """Return the gate for pictures in requests."""
+        """Return the media policy for pictures in requests."""
         return MediaPolicy(
             allow_files=False,
             timeout=self.media_timeout,
@@ -123,7 +130,7 @@ class ServeSettings:
         ).with_sizes(self.max_pixels, self.min_pixels)
 
     def server_settings(self, ctx: typer.Context) -> ServerSettings:
-        """Return what the application itself is set up with."""
+        """Return the settings of the application."""
         shared: JsonObject = {
             field.name: getattr(self, field.name) for field in fields(ServerSettings) if hasattr(self, field.name)
         }
@@ -137,18 +144,19 @@ class ServeSettings:
         )
 
     def _served_model_names(self, ctx: typer.Context) -> tuple[str, ...]:
-        """The names to answer to; the variable MODEL_ID of older scripts is one name, whatever stands in it."""
+        """Return the served model names; the legacy variable MODEL_ID is one name, even with commas."""
         model_id = os.environ.get("MODEL_ID", "").strip()
         explicit = source_of_value(ctx, "served_model_name") in ("COMMANDLINE", "ENVIRONMENT")
         return (model_id,) if model_id and not explicit else _listed(self.served_model_name)
 
     def backend_options(self) -> JsonObject:
-        """Return what the backend takes, without its endpoints.
+        """Return the backend's options without its endpoints.
 
         Raises:
-            ConfigError: an `--option` without a name, or with one of the pipeline's.
+            ConfigError: an `--option` without a name, or with that of a pipeline argument.
         """
-        options = {name: getattr(self, name) for name in ("device", "dtype", "max_model_len", "max_num_seqs")}
+        names = ("device", "dtype", "max_model_len", "max_num_seqs", "quantize", "decode_kernel", "goal", "max_step_ms")
+        options = {name: getattr(self, name) for name in names}
         if self.model and self.model.startswith("openai:"):
             options["api_key"] = self.upstream_key
         return {name: value for name, value in options.items() if value is not None} | backend_options(
@@ -157,10 +165,10 @@ class ServeSettings:
 
 
 def source_of_value(ctx: typer.Context, name: str) -> str:
-    """The name of where an option's value came from: COMMANDLINE, ENVIRONMENT, DEFAULT_MAP (the config file)…"""
+    """Return click's name for the source of an option's value: COMMANDLINE, ENVIRONMENT, DEFAULT_MAP (config file)…"""
     return getattr(ctx.get_parameter_source(name), "name", "")
 
 
 def _listed(values: Sequence[str] | None) -> tuple[str, ...]:
-    """All values; one may hold several, with commas between."""
+    """Return all values; those with commas are split."""
     return tuple(part.strip() for part in ",".join(values or ()).split(",") if part.strip())

@@ -1,4 +1,4 @@
-"""What the tests of qvl are made of, for the tests of adapters that others write.
+"""Contract suites and test backends, for the tests of third-party adapters.
 
 `BackendContract` and `CacheContract` are pytest suites: inherit, name your adapter in one fixture, run. The rest are
 real, small implementations to test programs with: backends that echo and record.

@@ -1,4 +1,4 @@
-"""How the backend contract asks, waits and looks: small functions that tests of adapters can use on their own."""
+"""Helpers of the backend contract suite, which tests of adapters can use too: requests, waits, checks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Test = TypeVar("Test", bound=Callable[..., Coroutine[object, None, None]])
 
 @dataclass(frozen=True)
 class Sight:
-    """A test of a model's sight: pictures by name, a question, and a reader of the names in an answer."""
+    """A vision test: pictures by name, a question, and a function that finds the names in an answer."""
 
     pictures: dict[str, Picture]
     question: str
@@ -42,19 +42,19 @@ def in_loop(test: Test) -> Test:
 
 
 def ask(question: str, *pictures: Picture, **sampling: Any) -> ChatRequest:
-    """A request of one user message: the pictures, then the question."""
+    """Return a request of one user message: the pictures, then the question."""
     parts: tuple[Part, ...] = (*(ImagePart(picture) for picture in pictures), TextPart(question))
     return ChatRequest((Message("user", parts),), SamplingParams(**sampling))
 
 
 def endless(backend: Backend, question: str) -> ChatRequest:
-    """A request that takes a while, where the backend can be made to."""
+    """Return a request that takes long, if the backend can be made slow."""
     more = {"ignore_eos": True} if "ignore_eos" in backend.capabilities.sampling else {}
     return ask(question, max_tokens=400, **more)
 
 
 def square(colour: tuple[int, int, int] = (220, 30, 30), edge: int = 64) -> Picture:
-    """A picture of one colour."""
+    """Return a picture of one colour."""
     from PIL import Image
 
     from qvl.media import gate
@@ -73,14 +73,14 @@ async def drain(stream: AsyncGenerator[Chunk, None]) -> None:
 
 
 async def refused(backend: Backend, request: ChatRequest, param: str) -> None:
-    """Asserts that the request is refused before any work, naming the field."""
+    """Assert that the request is refused before any work, with the field in `param`."""
     with pytest.raises(UnsupportedInputError) as caught:
         await backend.generate(request)
     assert caught.value.param == param
 
 
 async def idle(backend: Backend, within: float = 20.0) -> None:
-    """Waits until nothing is running; aborts may take a step of the engine."""
+    """Wait until the backend runs no request; an abort may take a step of the engine."""
     end = time.monotonic() + within
     while backend.stats().get("num_running", 0) or backend.stats().get("num_waiting", 0):
         assert time.monotonic() < end, f"still running: {dict(backend.stats())}"

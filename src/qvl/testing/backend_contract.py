@@ -1,4 +1,4 @@
-"""What every backend promises, as a pytest suite.
+"""The contract of backends as a pytest suite.
 
 ```python
 class TestMine(BackendContract):
@@ -39,7 +39,7 @@ SCHEMA: JsonObject = {
 
 
 class BackendContract:
-    """Inherit, define `make_backend`, run with pytest."""
+    """The contract suite: subclass it, define `make_backend`, run it with pytest."""
 
     patience: ClassVar[float] = 120.0
     loop: ClassVar[asyncio.AbstractEventLoop]
@@ -47,7 +47,7 @@ class BackendContract:
     @pytest.fixture(scope="class")
     @classmethod
     def make_backend(cls) -> Callable[[], Backend]:
-        """Returns a factory of unopened backends, all of the same model and settings."""
+        """Return a factory of unopened backends, all of the same model and settings."""
         pytest.fail("define a class-scoped fixture make_backend that returns a factory")
 
     @pytest.fixture(scope="class")
@@ -58,13 +58,13 @@ class BackendContract:
     @pytest.fixture(scope="class")
     @classmethod
     def long_question(cls) -> str:
-        """One that is answered at length: 24 tokens at least, or as long as `max_tokens` lets it with `ignore_eos`."""
+        """Return a question whose answer has at least 24 tokens, or with `ignore_eos` as many as `max_tokens`."""
         return "Count: " + " ".join(f"number-{n}" for n in range(40))
 
     @pytest.fixture(scope="class")
     @classmethod
     def sight(cls) -> Sight | None:
-        """Override for a model that sees."""
+        """Return the vision test of the model; override it for a model that sees."""
         return None
 
     @pytest.fixture(scope="class", autouse=True)
@@ -80,7 +80,7 @@ class BackendContract:
     @pytest.fixture(scope="class")
     @classmethod
     def backend(cls, _loop: None, make_backend: Callable[[], Backend]) -> Iterator[Backend]:
-        """One open backend for the tests that leave it as they found it."""
+        """Yield an open backend, shared by the tests that do not change it."""
         backend = make_backend()
         cls.loop.run_until_complete(asyncio.wait_for(backend.open(), cls.patience))
         yield backend
@@ -209,9 +209,11 @@ class BackendContract:
 
     @in_loop
     async def test_each_sampling_field_is_accepted_or_refused_by_name(self, backend: Backend, question: str) -> None:
+        have = backend.capabilities
         for name, known in PARAMETERS.items():
-            request = ask(question, **{"max_tokens": 3, name: known.example})
-            if name in backend.capabilities.sampling:
+            example = min(2, have.top_logprobs) if name == "logprobs" and have.logprobs else known.example
+            request = ask(question, **{"max_tokens": 3, name: example})
+            if name in have.sampling:
                 await backend.generate(request)
             else:
                 await refused(backend, request, name)
@@ -251,18 +253,21 @@ class BackendContract:
 
     @in_loop
     async def test_logprobs_have_each_token_once(self, backend: Backend, question: str) -> None:
-        request = ask(question, logprobs=2, max_tokens=6)
         if not backend.capabilities.logprobs:
-            await refused(backend, request, "logprobs")
+            await refused(backend, ask(question, logprobs=2, max_tokens=6), "logprobs")
             return
+        most = backend.capabilities.top_logprobs
+        if most < 20:
+            await refused(backend, ask(question, logprobs=most + 1), "top_logprobs")
+        request = ask(question, logprobs=min(2, most), max_tokens=6)
         result = await backend.generate(request)
         assert result.logprobs is not None
         assert len(result.logprobs) in (result.usage.completion_tokens, result.usage.completion_tokens - 1)
         assert b"".join(item.bytes for item in result.logprobs).decode("utf-8", "replace").startswith(result.text)
         for item in result.logprobs:
             assert item.logprob <= 1e-6
-            assert len(item.top) == 2
-            assert item.top[0].logprob >= item.top[1].logprob
+            assert len(item.top) == min(2, most)
+            assert [top.logprob for top in item.top] == sorted((top.logprob for top in item.top), reverse=True)
         assert (await backend.generate(ask(question, max_tokens=2))).logprobs is None
 
     @in_loop

@@ -1,4 +1,4 @@
-"""What every cache must do. The author of a cache subclasses the suite and says how to open one.
+"""The contract of caches as a pytest suite; the author of a cache subclasses it and defines how to open one.
 
 ```python
 from qvl.testing import CacheContract
@@ -27,10 +27,10 @@ from qvl.types import JsonObject
 
 
 class CacheContract(LeaseContract):
-    """One suite for all caches.
+    """The contract suite of caches.
 
     `make_cache` returns a function that opens the store of the running test, each call a handle of its own, on an
-    empty store at first. `shared` says whether two handles see the same entries; and the same leases, unless the cache
+    empty store at first. `shared` is True if two handles see the same entries; and the same leases, unless the cache
     has those of `Cache`. Tests of browsing are left out for a cache without `items`.
     """
 

@@ -1,4 +1,4 @@
-"""A model that can be understood: it says which pictures it was shown and repeats the question.
+"""A transparent test model: it names the pictures of a request and repeats the question.
 
 Everything a test wants to see honoured is honoured: stop, max_tokens, n, seed, logprobs, schemas, choices, tools. The
 answer of a picture is its mean colour and size, so that a test sees whether the *pixels* arrived, and in which order.
@@ -31,7 +31,7 @@ WITHOUT_MAX: Final = 512
 
 
 def colour_name(image: Image.Image) -> str:
-    """The name in COLOURS that is nearest to the mean of an RGB image."""
+    """Return the name in COLOURS that is nearest to the mean of an RGB image."""
     mean = image.convert("RGB").resize((1, 1)).getpixel((0, 0))
     assert isinstance(mean, tuple)
     return min(COLOURS, key=lambda name: sum((a - b) ** 2 for a, b in zip(COLOURS[name], mean, strict=True)))
@@ -39,7 +39,7 @@ def colour_name(image: Image.Image) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PictureFacts:
-    """The properties of one picture that the model saw."""
+    """The properties of a picture in a request."""
 
     colour: str
     width: int
@@ -52,7 +52,7 @@ class PictureFacts:
 
 @dataclass(frozen=True, slots=True)
 class EchoRequest:
-    """A request as the echo understands it."""
+    """The fields of a request that the echo model uses."""
 
     question: str
     history: str = ""
@@ -82,8 +82,8 @@ class EchoRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One choice: its tokens in order, or a tool call as (name, arguments)."""
+class EchoChoice:
+    """One choice of an answer: its tokens in order, or a tool call as (name, arguments)."""
 
     tokens: tuple[str, ...]
     finish: FinishReason
@@ -94,61 +94,61 @@ class Said:
         return len(self.tokens) if self.call is None else len(self.call[1].split()) + 1
 
 
-def answer(asked: EchoRequest) -> list[Said]:
-    """The choices of an answer. The same request gives the same answer, unless it samples without a seed."""
-    called = _called(asked)
+def answer(request: EchoRequest) -> list[EchoChoice]:
+    """Return the choices of an answer. Equal requests get equal answers, unless they sample without a seed."""
+    called = _called(request)
     if called is not None:
-        arguments = json.dumps(example(asked.tool_schemas.get(called, {})))
-        return [Said((), "tool_calls", (called, arguments)) for _ in range(asked.n)]
-    return [_choice(asked, index) for index in range(asked.n)]
+        arguments = json.dumps(example(request.tool_schemas.get(called, {})))
+        return [EchoChoice((), "tool_calls", (called, arguments)) for _ in range(request.n)]
+    return [_choice(request, index) for index in range(request.n)]
 
 
-def _called(asked: EchoRequest) -> str | None:
-    if not asked.tools or asked.tool_choice == "none":
+def _called(request: EchoRequest) -> str | None:
+    if not request.tools or request.tool_choice == "none":
         return None
-    if asked.tool_choice in asked.tools:
-        return asked.tool_choice
-    named = [name for name in asked.tools if name in asked.question]
-    return named[0] if named else asked.tools[0] if asked.tool_choice == "required" else None
+    if request.tool_choice in request.tools:
+        return request.tool_choice
+    named = [name for name in request.tools if name in request.question]
+    return named[0] if named else request.tools[0] if request.tool_choice == "required" else None
 
 
-def _choice(asked: EchoRequest, index: int) -> Said:
-    text = _text(asked, index)
+def _choice(request: EchoRequest, index: int) -> EchoChoice:
+    text = _text(request, index)
     finish: FinishReason = "stop"
-    cuts = [place for stop in asked.stop if (place := text.find(stop)) >= 0]
+    cuts = [position for stop in request.stop if (position := text.find(stop)) >= 0]
     if cuts:
         text = text[: min(cuts)]
     tokens = re.findall(r"\s*\S{1,6}|\s+$", text)
-    limit = WITHOUT_MAX if asked.max_tokens is None else asked.max_tokens
-    if asked.ignore_eos and tokens and not cuts:
+    limit = WITHOUT_MAX if request.max_tokens is None else request.max_tokens
+    if request.ignore_eos and tokens and not cuts:
         tokens = (tokens * (limit // len(tokens) + 1))[:limit]
         finish = "length"
     if len(tokens) > limit:
         tokens, finish = tokens[:limit], "length"
-    return Said(tuple(tokens), finish)
+    return EchoChoice(tuple(tokens), finish)
 
 
-def _text(asked: EchoRequest, index: int) -> str:
-    if asked.choices:
-        return asked.choices[0]
-    if asked.schema is not None:
-        return json.dumps(example(asked.schema))
-    if asked.json_object:
-        return json.dumps({"question": asked.question})
-    words = [f"{seen.colour} {seen.width}x{seen.height}" for seen in asked.pictures]
-    words.append(asked.question)
+def _text(request: EchoRequest, index: int) -> str:
+    if request.choices:
+        return request.choices[0]
+    if request.schema is not None:
+        return json.dumps(example(request.schema))
+    if request.json_object:
+        return json.dumps({"question": request.question})
+    words = [f"{picture.colour} {picture.width}x{picture.height}" for picture in request.pictures]
+    words.append(request.question)
     if index:
         words.insert(0, f"({index})")
     text = ", ".join(words) or "nothing"
-    if asked.temperature > 0 and not asked.narrow:
+    if request.temperature > 0 and not request.narrow:
         shuffled = text.split()
-        random.Random(None if asked.seed is None else f"{asked.seed}/{index}").shuffle(shuffled)
+        random.Random(None if request.seed is None else f"{request.seed}/{index}").shuffle(shuffled)
         text = " ".join(shuffled)
     return text
 
 
 def example(schema: JsonMapping, root: JsonMapping | None = None) -> object:
-    """A small value that fits a JSON schema (references, enums, objects, arrays, unions; not every keyword)."""
+    """Return a small value that matches a JSON schema (references, enums, objects, arrays, unions)."""
     root = schema if root is None else root
     if "$ref" in schema:
         target: Any = root
@@ -175,10 +175,10 @@ def example(schema: JsonMapping, root: JsonMapping | None = None) -> object:
 
 
 def logprobs_of(tokens: Sequence[str], alternatives: int) -> list[TokenLogprob]:
-    """Log-probabilities by place: the chosen token first, alternatives below it."""
+    """Return the log-probabilities at each position: of the chosen token, with its `alternatives` in `top`."""
     notes = []
-    for place, token in enumerate(tokens, 1):
-        logprob = -0.01 * place
+    for position, token in enumerate(tokens, 1):
+        logprob = -0.01 * position
         names = [token, *(f"~{rank}" for rank in range(1, alternatives))][:alternatives]
         top = tuple(TokenLogprob(name, logprob - rank, name.encode()) for rank, name in enumerate(names))
         notes.append(TokenLogprob(token, logprob, token.encode(), top))

@@ -1,4 +1,4 @@
-"""The half of the cache contract that is about leases and those who wait for them; `CacheContract` has it all."""
+"""The part of the cache contract about leases and waiting; `CacheContract` includes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATIENCE: Final = 30.0
 
 
 def entry(**changes: object) -> CacheEntry:
-    """A full entry as `analyze` makes them, with `changes`."""
+    """Return a full entry as `analyze` makes it, with `changes`."""
     fields: JsonObject = {
         "result": {"choices": [{"index": 0, "text": "一双红色的鞋 👟", "finish_reason": "stop"}], "model": "tiny"},
         "manifest": {"pictures": [{"sha256": "ab" * 32, "role": "user"}], "sampling": {"temperature": 0.0}},
@@ -33,7 +33,7 @@ def entry(**changes: object) -> CacheEntry:
 
 
 def eventually(promise: Callable[[], bool], patience: float = PATIENCE) -> None:
-    """Waits until `promise` holds; fails the test when it does not within `patience` seconds."""
+    """Wait until `promise()` is true; fail the test if it is not within `patience` seconds."""
     deadline = time.monotonic() + patience
     while not promise():
         assert time.monotonic() < deadline, "it never came true"
@@ -49,21 +49,21 @@ def live_keys(cache: Cache, *keys: str) -> set[str]:
 
 
 def take_lease(cache: Cache, key: str, seconds: float) -> Lease:
-    """The lease of `key`, which nobody holds."""
+    """Return the lease of `key`, which must be free."""
     lease = cache.lease(key, seconds)
     assert lease is not None
     return lease
 
 
 def stored(cache: Cache, key: str) -> CacheEntry:
-    """The entry of `key`, which has one."""
+    """Return the entry of `key`, which must exist."""
     entry = cache.get(key)
     assert entry is not None
     return entry
 
 
 def lease_when_free(cache: Cache, key: str) -> Lease:
-    """The lease of `key`, as soon as its holder's time is over."""
+    """Return the lease of `key` as soon as it expires."""
     deadline = time.monotonic() + PATIENCE
     while (lease := cache.lease(key, 60)) is None:
         assert time.monotonic() < deadline, "the lease never ended"

@@ -1,4 +1,4 @@
-"""Backends for tests: `EchoBackend` answers from what it was sent, `RecordingBackend` notes what passes through."""
+"""Backends for tests: `EchoBackend` answers from the request, `RecordingBackend` keeps the requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ECHO_CAPABILITIES = Capabilities(
 
 
 class EchoBackend(Backend):
-    """Names the colours of the pictures it was sent, in order, and repeats the question.
+    """Names the colours of the request's pictures, in order, and repeats the question.
 
     Args:
         model: any name.
@@ -99,15 +99,15 @@ class EchoBackend(Backend):
             return
 
     async def _say(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        asked = asked_of(request)
+        question = echo_request(request)
         context = self._capabilities.max_context
-        if context is not None and asked.prompt_tokens > context:
-            raise ContextLengthError(f"the prompt has {asked.prompt_tokens} tokens, the context {context}")
-        choices = echo.answer(asked)
+        if context is not None and question.prompt_tokens > context:
+            raise ContextLengthError(f"the prompt has {question.prompt_tokens} tokens, the context {context}")
+        choices = echo.answer(question)
         usage = Usage(
-            prompt_tokens=asked.prompt_tokens,
+            prompt_tokens=question.prompt_tokens,
             completion_tokens=sum(choice.completion_tokens for choice in choices),
-            image_tokens=asked.image_tokens,
+            image_tokens=question.image_tokens,
         )
         for index, choice in enumerate(choices):
             whole = usage if index == len(choices) - 1 else None
@@ -121,13 +121,13 @@ class EchoBackend(Backend):
             yield Chunk(index=index, finish_reason=choice.finish, usage=whole, timing=Timing() if whole else None)
 
 
-def asked_of(request: ChatRequest) -> echo.EchoRequest:
-    """A ChatRequest as the echo understands it: the question is the text of the last user message."""
+def echo_request(request: ChatRequest) -> echo.EchoRequest:
+    """Return the EchoRequest of a ChatRequest; its question is the text of the last user message."""
     params, form = request.sampling, request.response_format
-    asked = next((m for m in reversed(request.messages) if m.role == "user"), request.messages[-1])
+    last = next((m for m in reversed(request.messages) if m.role == "user"), request.messages[-1])
     return echo.EchoRequest(
-        question=asked.text,
-        history=" ".join(message.text for message in request.messages if message is not asked),
+        question=last.text,
+        history=" ".join(message.text for message in request.messages if message is not last),
         pictures=tuple(
             echo.PictureFacts(echo.colour_name(picture.rgb()), picture.width, picture.height)
             for picture in request.pictures
@@ -150,7 +150,7 @@ def asked_of(request: ChatRequest) -> echo.EchoRequest:
 
 
 class RecordingBackend(WrappingBackend):
-    """Passes everything to `inner` and keeps the requests that came: `backend.requests[-1].sampling.seed`."""
+    """Passes everything to `inner` and keeps the requests: `backend.requests[-1].sampling.seed`."""
 
     def __init__(self, inner: Backend | None = None) -> None:
         super().__init__(inner or EchoBackend())

@@ -339,6 +339,18 @@ def test_a_repeated_picture_skips_the_tower_and_the_prompt(opened: Opener) -> No
     assert other.usage.image_tokens == 16
 
 
+def test_requests_that_arrive_together_compute_their_common_text_once(opened: Opener) -> None:
+    shared = "The shop sells mugs, jackets and lamps. " * 12
+    questions = [ask(7, f"{shared} {end}", max_tokens=6) for end in ("What brand?", "Which category?", "Why so?")]
+    alone = [run(opened(prefix_cache=False), question)[0].text for question in questions]
+    backend = opened(max_num_seqs=4)
+    together = run(backend, *questions)
+    assert [one.text for one in together] == alone
+    cached = [one.usage.cached_tokens for one in together]
+    assert sorted(tokens >= 128 for tokens in cached) == [False, True, True]
+    assert backend.stats()["prefix_hit_tokens"] == sum(cached)
+
+
 def test_what_another_salt_computed_is_not_reused(opened: Opener) -> None:
     backend = opened(max_num_seqs=4)
     first = ask(7, "What brand is it? " * 6)
@@ -408,12 +420,13 @@ def test_max_pixels_bounds_every_picture(opened: Opener, random_folder: Path) ->
     [
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"dtype": "int3"}, "unknown dtype 'int3'"),
-        ({"model": "./nowhere"}, "no model at './nowhere'"),
+        ({"model": "./nowhere"}, "model './nowhere' not found"),
         ({"max_model_len": 10**9}, "more than the model's"),
         ({"kv_cache_bytes": 1000}, "KV memory"),
         ({"max_num_seqs": 0}, "max_num_seqs=0"),
-        ({"decode_graphs": "perhaps"}, "decode_graphs='perhaps' is unknown"),
-        ({"decode_graphs": "on"}, "cpu cannot record decode steps"),
+        ({"decode_graphs": "perhaps"}, "invalid decode_graphs='perhaps'"),
+        ({"speculate": "perhaps"}, "invalid speculate='perhaps'"),
+        ({"decode_graphs": "on"}, "decode_graphs='on' is not supported on cpu"),
     ],
 )
 def test_wrong_settings_are_one_line(opened: Opener, settings: dict[str, Any], words: str) -> None:
@@ -427,7 +440,7 @@ def test_a_checkpoint_of_another_model_or_with_files_missing_is_one_line(
     opened: Opener, random_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ConfigError, match="is a 'llama', not a Qwen3-VL"):
+    with pytest.raises(ConfigError, match="unsupported model_type 'llama' of "):
         opened(tmp_path)
     (tmp_path / "config.json").write_text((random_folder / "config.json").read_text())
     with pytest.raises(ConfigError, match="cannot be loaded") as caught:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.model.linear import TILE, Linear
+from qvl.backends.local.model.linear import TILE, LinearPlan
 from qvl.errors import ConfigError
 from qvl.types import ChatRequest, Result
 from tests.backends.local.checkpoints import random_mixture
@@ -81,7 +81,7 @@ def test_a_mixture_of_experts_is_invariant_too(tmp_path: Path) -> None:
 def test_a_row_of_a_tiled_product_depends_on_no_other_row(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(3 * TILE + 5, 96, generator=generator).to(dtype)
-    linear = Linear(torch.randn(64, 96, generator=generator).to(dtype), steps=True, tiled=True)
+    linear = LinearPlan().linear(torch.randn(64, 96, generator=generator).to(dtype), name="head", tiled=True)
     whole = linear(x)
     assert whole.shape == (len(x), 64)
     assert all(torch.equal(linear(x[place : place + 1])[0], whole[place]) for place in range(len(x)))

@@ -64,7 +64,7 @@ def test_300_mixed_requests_on_the_bundled_model(
     expected_bundled: list[list[int]],
     caches: bool,
 ) -> None:
-    settings = {} if caches else {"prefix_cache": False, "vision_cache_bytes": 0}
+    settings = {"speculate": "on"} if caches else {"speculate": "off", "prefix_cache": False, "vision_cache_bytes": 0}
     backend = opened(max_num_seqs=24, max_num_batched_tokens=160, **settings)
     check(bundled_reference, answer_all(backend, mixed_300), expected_bundled)
     assert bool(backend.stats()["prefix_hit_tokens"]) is caches
@@ -80,7 +80,7 @@ def test_100_mixed_requests_on_a_random_model(
     expected_random: list[list[int]],
     caches: bool,
 ) -> None:
-    settings = {} if caches else {"prefix_cache": False, "vision_cache_bytes": 0}
+    settings = {"speculate": "on"} if caches else {"speculate": "off", "prefix_cache": False, "vision_cache_bytes": 0}
     backend = opened(random_folder, max_num_seqs=24, max_num_batched_tokens=160, **settings)
     check(random_reference, answer_all(backend, mixed_300[: len(expected_random)]), expected_random)
 

@@ -18,7 +18,10 @@ from tests.backends.local.requests import ask
 from tests.backends.local.test_backend import freed, run
 
 if TYPE_CHECKING:
-    from qvl.backends.local.scheduling.scheduler import ScheduledTokens, Step
+    from collections.abc import Sequence
+
+    from qvl.backends.local.scheduling.scheduler import Step
+    from qvl.backends.local.text.processor import PreparedPicture
     from tests.backends.local.conftest import Opener
 
 
@@ -40,10 +43,10 @@ class FaultyRunner(Runner):
             raise torch.OutOfMemoryError("out of memory")
         return super().forward(step)
 
-    def encode(self, chunk: ScheduledTokens, tokens: int) -> Any:
-        if any(picture.key == self.bad_key for picture in chunk.sequence.prepared.pictures):
+    def encode(self, pictures: Sequence[PreparedPicture], units: float, grain: float) -> float:
+        if any(picture.key == self.bad_key for picture in pictures):
             raise RuntimeError("shape mismatch")
-        return super().encode(chunk, tokens)
+        return super().encode(pictures, units, grain)
 
     def apply(self, ops: Any) -> None:
         if ops and self.fails_to_grow:

@@ -345,7 +345,7 @@ class TestBounds:
             model_of(schema).model_validate({"n": 5})
 
     def test_too_many_tools_too(self, tiny) -> None:
-        with pytest.raises(RequestError, match=f"{MAX_TOOLS + 1} tools"):
+        with pytest.raises(RequestError, match=f"too many tools: {MAX_TOOLS + 1}"):
             of_tools(tiny, *[A] * (MAX_TOOLS + 1))
         assert of_tools(tiny, *[A] * MAX_TOOLS)(call({"a": "x"}, "f7"))
 
@@ -380,7 +380,7 @@ class TestBounds:
 
     def test_a_panic_of_the_compiler_is_told_in_words(self) -> None:
         said = compiler_reason("panic: assertion failed: grammar.symbols.len()\n<backtrace>\n 0: <unknown>")
-        assert said == "it is too much for the grammar compiler"
+        assert said == "it is too complex for the grammar compiler"
 
     @pytest.mark.parametrize(
         ("pattern", "words"),

@@ -1,4 +1,4 @@
-"""A picture that takes long to encode stalls nobody: it is encoded in slices, between the steps of the others."""
+"""A picture stalls nobody: it is encoded in slices, between the steps of the others, and its features are the same."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from tests.backends.local.requests import ask
 from tests.backends.local.test_backend import freed, run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qvl.backends.local.scheduling.scheduler import Step
     from qvl.backends.local.text.processor import PreparedPicture
     from qvl.types import Result
@@ -40,21 +42,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Watched(Runner):
-    """Tells what it did, in order: "slice", "begun", or how many sequences a step decoded."""
+    """Tells what it did, in order: "slice", "begun", or how many answers a step goes on with."""
 
     events: list[str | int]
     fails_after: int = 1 << 30
     error: BaseException
 
     def forward(self, step: Step) -> Any:
-        self.events.append(len(step.decode))
+        self.events.append(len(step.decode) + sum(not chunk.of_prompt for chunk in step.prefill))
         return super().forward(step)
 
-    def encode_slice(self, picture: PreparedPicture) -> None:
+    def encode(self, pictures: Sequence[PreparedPicture], units: float, grain: float) -> float:
         self.events.append("slice")
         if self.events.count("slice") > self.fails_after:
             raise self.error
-        super().encode_slice(picture)
+        return super().encode(pictures, units, grain)
 
 
 class WatchedBackend(LocalBackend):
@@ -113,19 +115,47 @@ def test_a_request_that_comes_later_does_not_wait_for_the_picture(watched: Watch
     assert asyncio.run(race()) == ["text", "picture"]
 
 
-def test_slices_give_the_features_of_the_whole(watched: WatchedBackend) -> None:
+def test_features_do_not_depend_on_how_a_picture_is_sliced(watched: WatchedBackend) -> None:
     import torch
 
-    assert watched._loaded is not None
-    picture = watched._loaded.processor.prepare(ask(large(2), "x")).pictures[0]
-    tower = watched.runner.tower
+    runner, loaded = watched.runner, watched._loaded
+    assert loaded is not None
+    features = []
+    for units in (0.0, 3.0, 17.5, float("inf")):
+        runner.features.clear()
+        (picture,) = loaded.processor.prepare(ask(large(2), "x")).pictures
+        slices, spent = 0, 0.0
+        with torch.inference_mode():
+            while picture.features is None:
+                done = runner.encode([picture], units, grain=10.0)
+                assert done <= max(units, 10.0), "no more than there is time for, or one piece"
+                slices, spent = slices + 1, spent + done
+        features.append(picture.features)
+        assert slices == 1 if units == float("inf") else slices >= picture.cost / max(units, 10.0)
+        assert spent == pytest.approx(picture.cost), "what a picture costs is the sum of its pieces"
+    assert all(torch.equal(one, features[0]) for one in features)
     with torch.inference_mode():
-        (whole,) = tower.encode([picture])
-        *pauses, last = tower.slices([picture], tower.cost(picture) / 50)
-    assert pauses == [None] * len(pauses)
-    assert len(pauses) > 40
-    assert last is not None
-    torch.testing.assert_close(last[0], whole, atol=1e-4, rtol=1e-4)
+        (whole,) = runner.tower.encode([picture])
+    torch.testing.assert_close(features[0], whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"max_step_ms": 0.5}, {"goal": "latency"}])
+def test_no_answer_depends_on_the_time_that_a_step_may_take(
+    opened: Opener, folder: Path, settings: dict[str, Any]
+) -> None:
+    backend = opened(folder, max_num_seqs=8, **settings)
+    asked = [ask(large(7, side), "What is it?", max_tokens=8) for side in (256, 512, 320)]
+    asked += [ask("Say hello. " * 40, max_tokens=8)]
+    results = run(backend, *asked)
+    reference = Reference(folder)
+    for request, result in zip(asked, results, strict=True):
+        assert result.text == reference.tokenizer.decode(reference.generate(request), skip_special_tokens=True)
+    stats = backend.stats()
+    parts = [stats[f"step_{part}_seconds_total"] for part in ("decode", "prompt", "picture")]
+    assert all(part > 0 for part in parts)
+    assert sum(parts) == pytest.approx(stats["step_seconds_total"])
+    assert stats["step_budget_seconds"] > 0
+    assert all(stats[f"cost_{name}_seconds"] > 0 for name in ("decode_step", "prompt_token", "picture_unit"))
 
 
 def test_one_picture_in_two_requests_is_encoded_once(watched: WatchedBackend) -> None:

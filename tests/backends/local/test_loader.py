@@ -77,7 +77,7 @@ def refusal(kind: type[Exception]) -> Exception:
 @pytest.mark.parametrize(
     ("kind", "expected", "words"),
     [
-        (RepositoryNotFoundError, ConfigError, "the hub has no model"),
+        (RepositoryNotFoundError, ConfigError, "not found on the hub"),
         (GatedRepoError, ConfigError, "is gated"),
         (LocalEntryNotFoundError, BackendUnavailableError, "cannot be downloaded"),
         (ConnectionError, BackendUnavailableError, "HF_ENDPOINT"),
@@ -119,5 +119,5 @@ def test_a_checkpoint_that_fits_no_set_of_devices_is_refused_and_not_fetched_fro
 def test_picture_settings_that_cannot_be_read_are_refused_before_the_weights_are_loaded(tmp_path: Path) -> None:
     folder = shutil.copytree(loader.bundled_folder(), tmp_path / "copy")
     (folder / "preprocessor_config.json").write_text('{"image_mean": 5}')
-    with pytest.raises(ConfigError, match="picture settings cannot be read"):
+    with pytest.raises(ConfigError, match="invalid image processor settings"):
         loader.peek(str(folder))

@@ -11,6 +11,7 @@ import torch
 from qvl.backends.local.model import loader
 from qvl.backends.local.model.device import open_device
 from qvl.backends.local.model.kernels import Kernels
+from qvl.backends.local.model.linear import LinearPlan
 from qvl.backends.local.model.vision import VisionTower
 from qvl.backends.local.text.processor import ImageRules, Processor
 
@@ -26,7 +27,7 @@ def test_tokens_positions_and_pixels_equal_transformers(
     checkpoint = loader.load(str(random_folder), device)
     rules = ImageRules.read(checkpoint.image_config)
     processor = Processor(checkpoint.tokenizer, rules, checkpoint.model.config.image_token_id)
-    encoder = VisionTower(checkpoint.model.model.visual, rules, Kernels())
+    encoder = VisionTower(checkpoint.model.model.visual, rules, Kernels(), LinearPlan())
     for request in mixed_300[:40]:
         ours, theirs = processor.prepare(request), random_reference.inputs(request)
         assert ours.tokens == theirs["input_ids"][0].tolist()

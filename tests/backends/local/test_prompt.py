@@ -145,7 +145,7 @@ def test_marks_that_a_user_types_are_kept_and_all_four_together_are_refused(bund
     request = ChatRequest((text("user", "<think>\ufdd2"),), tools=(tool,))
     told = bundled.decode(encoder.encode(request)[0])
     assert all(mark in told for mark in "\ufdd0\ufdd1\ufdd2")
-    with pytest.raises(RequestError, match="characters that no text has"):
+    with pytest.raises(RequestError, match="all four noncharacters"):
         encoder.encode(ChatRequest((text("user", "\ufdd0\ufdd1\ufdd2\ufdd3"),)))
 
 

@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from qvl.backends.local.model import sampler
 from qvl.backends.local.model.sampler import Sampled, sample, uniform
 from qvl.backends.local.scheduling.sequence import Sequence
 from qvl.backends.local.text.processor import PreparedRequest
@@ -120,3 +121,73 @@ def test_numbers_depend_on_seed_and_place_alone_and_are_even() -> None:
     assert len(set(numbers)) == len(numbers)
     assert abs(np.mean(numbers) - 0.5) < 0.02
     assert uniform(7, 3) == uniform(7, 3)
+
+
+LARGE = 9000
+FORMS: list[tuple[dict[str, Any], list[int]]] = [
+    ({"temperature": 1.0}, [4579, 6255, 8666, 4142, 7910, 7423, 3494, 5151, 8870, 2720, 2042, 846]),
+    (
+        {"temperature": 0.7, "top_p": 0.8, "top_k": 20},
+        [4835, 6255, 6793, 4142, 7910, 7423, 3494, 3825, 8870, 6810, 4365, 846],
+    ),
+    ({"temperature": 1.0, "top_p": 0.9}, [4235, 6255, 4115, 4142, 7910, 7423, 3494, 5151, 8870, 4950, 1062, 846]),
+    ({"temperature": 1.5, "min_p": 0.05}, [5585, 4236, 8666, 4142, 4225, 7423, 3494, 5151, 7048, 8086, 2042, 846]),
+    ({"temperature": 1.0, "top_k": 500}, [6292, 6255, 4115, 4142, 7910, 7423, 3494, 5151, 8870, 2437, 651, 846]),
+    (
+        {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.2, "presence_penalty": 0.5},
+        [4235, 6255, 4115, 4142, 7910, 7423, 3494, 3825, 8870, 2412, 7601, 846],
+    ),
+]
+
+
+def peaked(seed: int) -> torch.Tensor:
+    """As a model's: a few likely tokens before many others; of odd seeds rounded, so that many are equal."""
+    dice = torch.Generator().manual_seed(seed)
+    rows = torch.randn((1, LARGE), generator=dice) * 2 + (torch.rand((1, LARGE), generator=dice) > 0.998) * 8
+    return rows.bfloat16().float() if seed % 2 else rows
+
+
+@pytest.mark.parametrize(("sampling", "tokens"), FORMS)
+def test_a_seed_gives_the_tokens_that_it_always_gave(sampling: dict[str, Any], tokens: list[int]) -> None:
+    rows = [sequence(seed, seed + 1, seed, seed=seed, **sampling) for seed in range(12)]
+    assert [found.token for found in sample(torch.cat([peaked(seed) for seed in range(12)]), rows)] == tokens
+    alone = [sample(peaked(seed), [one])[0].token for seed, one in enumerate(rows)]
+    assert alone == tokens
+
+
+def test_a_draw_among_the_likeliest_tokens_is_that_of_the_whole_sorted_vocabulary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With so few tokens decided by themselves, every reason to sort after all comes up."""
+    monkeypatch.setattr(sampler, "LIKELIEST", 24)
+    dice = np.random.default_rng(0)
+    certain = 0
+    for seed in range(25):
+        settings = torch.from_numpy(
+            np.array(
+                [
+                    dice.uniform(0.3, 2, 40),
+                    dice.choice([0, 0, 0.02, 0.2], 40),
+                    dice.choice([0, 0, 5, 20, 60], 40),
+                    dice.choice([1, 1, 0.5, 0.9], 40),
+                    dice.random(40),
+                ],
+                dtype=np.float32,
+            )
+        )
+        rows = torch.cat([peaked(40 * seed + row)[:, :700] for row in range(40)])
+        rows[:10, 5:] = float("-inf")  # a grammar that allows five
+        fast, exact = sampler._draw(rows, settings), sampler._draw_sorted(rows, settings)
+        decided = fast >= 0
+        assert torch.equal(fast[decided], exact[decided])
+        certain += int(decided.sum())
+    assert 0.5 < certain / 1000 < 0.99
+
+
+def test_a_row_without_a_filter_is_drawn_the_same_beside_one_with_filters() -> None:
+    """What min_p takes away is shared out before top_p counts, whether or not a neighbour has top_k."""
+    for seed in range(60):
+        one = sequence(seed=seed, temperature=1.0, min_p=0.1, top_p=0.7)
+        alone = sample(logits(seed=seed), [one])[0].token
+        company = [one, sequence(seed=1, temperature=1.0, top_k=3)]
+        assert sample(logits(seed=seed).repeat(2, 1), company)[0].token == alone

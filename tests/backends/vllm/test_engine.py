@@ -46,7 +46,7 @@ def generated(name: str) -> float:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_model_length": 5}, "vLLM has no engine argument 'max_model_length' (did you mean 'max_model_len'"),
+        ({"max_model_length": 5}, "unknown vLLM engine argument 'max_model_length' (did you mean 'max_model_len'"),
         ({"max_model_len": "many"}, "--max-model-len"),
         ({"dtype": "float33"}, "float33"),
         ({"max_model_len": 10**9}, "max_model_len"),

@@ -1,4 +1,4 @@
-"""Shared memory, disk, open files, ports, clock."""
+"""Checks of shared memory, disk space, open files, ports and the clock."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from qvl.ascend import matrix
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding, Status
+from qvl.backends.local.model import kernel_times
 
 GIB = 2**30
 SHM = "/dev/shm"  # noqa: S108 - measured, nothing is written there
@@ -21,11 +22,11 @@ _HCCL_PORTS = 16
 
 
 def shared_memory(host: Host) -> Iterator[Finding]:
-    """Check for a gibibyte of shared memory: docker's default of 64 MiB stops tensor parallel workers."""
+    """Check for 1 GiB of shared memory: docker's default of 64 MiB is too small for tensor parallel workers."""
     space = host.space(SHM)
     if space is None or not host.path(SHM).exists():
         status: Status = "warn" if host.in_container else "skip"
-        yield Finding("shm", status, f"{SHM} is not there", fix="start the container with --shm-size=1g")
+        yield Finding("shm", status, f"{SHM} is missing", fix="start the container with --shm-size=1g")
         return
     size = space[0] / GIB
     # A file system a few pages short of a round size is what --shm-size=1g makes on some kernels.
@@ -41,7 +42,7 @@ def shared_memory(host: Host) -> Iterator[Finding]:
 
 
 def disk(host: Host, folder: str) -> Iterator[Finding]:
-    """Check that there is enough free space at `folder`, which is for weights and answers."""
+    """Check the free space at `folder`, which is for weights and cached answers."""
     space = host.space(folder)
     if space is None:
         yield Finding.skip("disk", f"{folder} cannot be measured")
@@ -51,7 +52,7 @@ def disk(host: Host, folder: str) -> Iterator[Finding]:
     if free >= _DISK_GIB:
         yield Finding.ok("disk", text, detail)
     else:
-        fix = f"free some space: the weights of an 8B model take 17 GiB; {_DISK_GIB} GiB are wanted"
+        fix = f"free some space: the weights of an 8B model take 17 GiB; {_DISK_GIB} GiB are recommended"
         yield Finding.warn("disk", text, fix, detail)
 
 
@@ -71,12 +72,12 @@ def open_files(host: Host) -> Iterator[Finding]:
 
 
 def ports(host: Host, numbers: tuple[int, ...], npus: int) -> Iterator[Finding]:
-    """Check that the service's ports are free, and with several NPUs the range that HCCL uses."""
+    """Check that the ports `numbers` are free, and with several NPUs the port range that HCCL uses."""
     listening = host.listening_ports()
     taken = [port for port in numbers if port in listening]
     for port in taken:
         free = next((number for number in range(port + 1, 65536) if number not in listening), port)
-        yield Finding.warn("ports", f"port {port} is in use", f"serve on another: --port {free}", {"port": port})
+        yield Finding.warn("ports", f"port {port} is in use", f"choose another: --port {free}", {"port": port})
     if numbers and not taken:
         yield Finding.ok("ports", f"free: {', '.join(map(str, numbers))}")
     base = host.environ.get("HCCL_IF_BASE_PORT", "")
@@ -92,7 +93,7 @@ def ports(host: Host, numbers: tuple[int, ...], npus: int) -> Iterator[Finding]:
 
 
 def clock(host: Host, today: datetime.date | None = None) -> Iterator[Finding]:
-    """Check that the clock is not behind the matrix's date: TLS, tokens and cache expiry depend on it."""
+    """Check that the clock is not before the version matrix's date: TLS, tokens and cache expiry need it."""
     now = today or datetime.datetime.now(tz=datetime.UTC).date()
     if now < datetime.date.fromisoformat(matrix.load().date):
         yield Finding.warn("clock", f"the clock says {now}", "set the clock, for instance with chrony or ntpd")
@@ -101,12 +102,17 @@ def clock(host: Host, today: datetime.date | None = None) -> Iterator[Finding]:
 
 
 def processor(host: Host) -> Iterator[Finding]:
-    """Report cores and memory of a host without accelerator."""
+    """Report cores and memory of a host without accelerator, and what was measured of its kernels."""
     available = re.search(r"^MemAvailable:\s*(\d+)", host.read("/proc/meminfo") or "", re.MULTILINE)
     memory = int(available[1]) * 1024 if available else 0
     cores = host.cores()
     text = f"{cores} cores" + (f", {math.floor(memory / GIB)} GiB of memory available" if memory else "")
     if memory and memory < 8 * GIB:
-        yield Finding.warn("cpu", text, "the bundled model runs; a 2B model wants 8 GiB or more", {"memory": memory})
+        yield Finding.warn("cpu", text, "the bundled model runs; a 2B model needs 8 GiB or more", {"memory": memory})
     else:
         yield Finding.ok("cpu", text, {"cores": cores, "memory": memory})
+    measured = kernel_times.summary()
+    if measured is not None:
+        yield Finding.ok("cpu-kernels", measured)
+    else:
+        yield Finding.skip("cpu-kernels", "not measured yet: opening a local model measures which are fastest")

@@ -1,4 +1,4 @@
-"""A checkpoint folder: the config's type, every shard of the index there and of the size its own header says."""
+"""Checks of a checkpoint folder: the model type, and that every shard of the index exists with the right size."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from qvl.ascend import matrix
 from qvl.ascend.report import Finding
 from qvl.backends.local.model.checkpoint_files import image_settings, quantisation
+from qvl.backends.local.model.weight_form import readable
 from qvl.errors import ConfigError
 
 _POINTER = b"version https://git-lfs"
@@ -17,7 +18,7 @@ _LARGEST_HEADER = 2**28
 
 
 def shard_problem(path: Path) -> str | None:
-    """Return what is wrong with one safetensors file, in words; None where its size is what its header says.
+    """Return the fault of one safetensors file as text; None if its size matches its header.
 
     The header is 8 bytes of length (little-endian), then JSON with the byte range of each tensor
     (the safetensors format).
@@ -40,12 +41,12 @@ def shard_problem(path: Path) -> str | None:
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         word = "cut off" if size < expected else "too long"
-        return f"is {word}: {size} bytes, its header says {expected}"
+        return f"is {word}: {size} bytes, expected {expected} by its header"
     return None
 
 
 def check(folder: Path) -> Iterator[Finding]:
-    """Findings about the checkpoint in `folder`."""
+    """Yield findings about the checkpoint in `folder`."""
     again = f"download it again: hf download MODEL --local-dir {folder}"
     if not folder.is_dir():
         yield Finding.fail("weights", f"{folder} is not a folder", "give the folder that holds config.json")
@@ -76,19 +77,25 @@ def check(folder: Path) -> Iterator[Finding]:
         image_settings(folder, "the checkpoint")
     except ConfigError as error:
         yield Finding.warn("weights", error.message, again)
-    kind = quantisation(folder, config if isinstance(config, dict) else {})
-    if kind is not None:
+    settings = config if isinstance(config, dict) else {}
+    kind = quantisation(folder, settings)
+    if kind is not None and readable(folder, settings):
+        text = (
+            f"the weights are quantised ({kind}); the local backend unpacks them, which takes the memory of plain ones"
+        )
+        yield Finding.ok("weights", text, {"quantisation": kind})
+    elif kind is not None:
         yield Finding.warn(
             "weights",
             f"the weights are quantised ({kind}), which the local backend cannot run",
-            "use 'vllm:…' or an endpoint, or give the checkpoint in bfloat16",
+            "use 'vllm:…' or an endpoint, or a checkpoint in bfloat16, FP8, AWQ, GPTQ or compressed-tensors",
             {"quantisation": kind},
         )
     partial = sorted(path.name for path in folder.rglob("*.incomplete"))
     if partial:
-        yield Finding.warn("weights", f"a download did not end: {partial[0]}", again, {"files": partial})
+        yield Finding.warn("weights", f"a download is incomplete: {partial[0]}", again, {"files": partial})
     if not broken:
-        text = f"{len(shards)} weight files, {total / 2**30:.2f} GiB, each of the size its header says"
+        text = f"{len(shards)} weight files, {total / 2**30:.2f} GiB, all of the size in their headers"
         yield Finding.ok("weights", text, {"shards": shards, "bytes": total})
 
 
@@ -99,7 +106,7 @@ def _model_type(config: object, folder: Path) -> Finding:
         return Finding.ok("model-type", f"model_type {kind}", {"transformers": known[str(kind)]})
     return Finding.fail(
         "model-type",
-        f"{folder}/config.json says model_type {kind!r}; qvl runs {', '.join(sorted(known))}",
+        f"{folder}/config.json has model_type {kind!r}; qvl supports {', '.join(sorted(known))}",
         "give the folder of a Qwen3-VL checkpoint",
     )
 
@@ -114,4 +121,4 @@ def _shards(folder: Path) -> tuple[list[str], str | None]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return [], f"{index.name} cannot be read: {error}"
-    return (names, None) if names else ([], f"{index.name} names no file")
+    return (names, None) if names else ([], f"{index.name} lists no files")

@@ -1,4 +1,4 @@
-"""The seam: a Backend over the engine."""
+"""The Backend that runs the local engine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.grammar_schema import RESPONSE_FORMATS
 from qvl.backends.load_aside import load_aside
+from qvl.backends.local.model.linear_kernels import KERNELS
+from qvl.backends.local.scheduling.step_budget import StepBudget
+from qvl.backends.local.scheduling.step_costs import StepCosts
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError, RateLimitError
 from qvl.log import logger
 from qvl.suggest import install_line
@@ -54,26 +58,35 @@ class LocalBackend(Backend):
 
     Args:
         model: a folder or a hub id; None is the small bundled model.
-        device: "auto" (npu, cuda, mps, cpu in this order), or one of them, with `:index`.
+        device: "auto" (npu, cuda, mps, cpu in this order), or one of these names, optionally with `:index`.
         dtype: "auto", "bfloat16", "float16" or "float32".
-        revision: of the hub's repository.
+        revision: revision of the hub's repository.
         trust_remote_code: run code that comes with the checkpoint.
-        max_model_len: tokens of prompt and answer; by default what the model and the KV memory allow.
-        max_num_seqs: answers that run at once.
-        max_num_batched_tokens: tokens of one step: a longer prompt is computed in several.
-        max_queue: requests that may wait; more are refused with RateLimitError.
-        kv_memory_share: of the memory that is free after loading, for KV rows and prefixes.
-        kv_cache_bytes: the same in bytes; overrides the share.
-        prefix_cache: keep computed prefixes for later requests.
-        vision_cache_bytes: for features of pictures; 0 keeps none.
+        max_model_len: most tokens of prompt plus answer; by default as the model and the KV memory allow.
+        max_num_seqs: most sequences in a batch.
+        max_num_batched_tokens: most tokens of one step; a longer prompt is computed in several.
+        goal: "throughput" makes steps as long as the waiting prompts and pictures need, "latency" at most 4 decode
+            steps long, so that the time between tokens is bounded while others wait for their first.
+        max_step_ms: bound of a step in milliseconds, with either goal, instead of the 4 decode steps.
+        max_queue: most waiting requests; more are refused with RateLimitError.
+        kv_memory_share: fraction of the memory free after loading, for KV rows and the prefix cache.
+        kv_cache_bytes: bytes for KV rows and the prefix cache; overrides `kv_memory_share`.
+        prefix_cache: keep the KV of computed prefixes for later requests.
+        vision_cache_bytes: size of the cache of picture features; 0 disables it.
         decode_graphs: "auto" records decode steps and replays them where that is known to pay (CUDA graphs), "on"
             wherever the device can (NPU too), "off" never.
-        batch_invariant: compute every answer as it would be computed alone, in any dtype, for a price in speed.
-        device_map: "auto" spreads a checkpoint over several cards, a dict says which module goes where (accelerate's
-            meaning of it, and its package). Every part must be on a device: nothing is fetched from the host.
-        watchdog_s: seconds without a token after which the backend says that it hangs.
+        decode_kernel: "auto" takes the kernels for matrix products that were measured to be fastest on this CPU;
+            "plain", "onednn" or "fbgemm" uses only that one in steps of few rows.
+        quantize: "int8" quantises the text model's weights while loading, and its activations row by row, on a CPU;
+            None computes with the weights as they are.
+        batch_invariant: compute every answer exactly as if it were the only one in the batch, in any dtype; slower.
+        speculate: guess the next tokens from where the last ones stood before (prompt lookup), keeping what the model
+            would write anyway: "auto" on a CPU while few answers run, "on" on every device, "off" never.
+        device_map: "auto" spreads a checkpoint over several cards, a dict names the device of each module (as in
+            accelerate, which it needs). Offloading to the host or disk is not supported.
+        watchdog_s: seconds without a token after which the backend reports that it hangs.
 
-    `max_tokens=None` of a request means what the context leaves, at most 2048.
+        `max_tokens=None` of a request means the rest of the context, at most 2048.
     """
 
     name = "local"
@@ -89,31 +102,21 @@ class LocalBackend(Backend):
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
+        goal: str = "throughput",
+        max_step_ms: float | None = None,
         max_queue: int = 1024,
         kv_memory_share: float | None = None,
         kv_cache_bytes: int | None = None,
         prefix_cache: bool = True,
         vision_cache_bytes: int = VISION_CACHE_BYTES,
         decode_graphs: str = "auto",
+        decode_kernel: str = "auto",
+        quantize: str | None = None,
         batch_invariant: bool = False,
+        speculate: str = "auto",
         device_map: DeviceMap | None = None,
         watchdog_s: float = 120.0,
     ) -> None:
-        for name, value in (
-            ("max_model_len", max_model_len),
-            ("max_num_seqs", max_num_seqs),
-            ("max_num_batched_tokens", max_num_batched_tokens),
-            ("max_queue", max_queue),
-            ("kv_cache_bytes", kv_cache_bytes),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} is out of range", hint="1 or more", param=name)
-        if kv_memory_share is not None and not 0 < kv_memory_share <= 1:
-            raise ConfigError(f"kv_memory_share={kv_memory_share} is out of range", hint="above 0, at most 1")
-        if vision_cache_bytes < 0 or watchdog_s <= 0:
-            raise ConfigError("vision_cache_bytes must be 0 or more, and watchdog_s above 0")
-        if decode_graphs not in ("auto", "on", "off"):
-            raise ConfigError(f"decode_graphs={decode_graphs!r} is unknown", hint="auto, on or off")
         self.model = model or "bundled"
         self._path = model
         self._device = device
@@ -129,12 +132,17 @@ class LocalBackend(Backend):
         self._kv_cache_bytes = kv_cache_bytes
         self._prefix_cache = prefix_cache
         self._vision_cache_bytes = vision_cache_bytes
-        if batch_invariant and decode_graphs == "on":
-            raise ConfigError("batch_invariant excludes decode_graphs='on'", hint="use 'off'", param="decode_graphs")
-        self._decode_graphs = "off" if batch_invariant else decode_graphs
+        self._decode_graphs = decode_graphs
         self._batch_invariant = batch_invariant
+        self._decode_kernel = decode_kernel
+        self._quantize = quantize
+        self._speculate = speculate
         self._device_map = device_map
         self._watchdog_s = watchdog_s
+        self._check_arguments()
+        if batch_invariant:
+            self._decode_graphs = "off"
+        self._budget = StepBudget(StepCosts(), goal, max_step_ms)
         self._loaded: _Loaded | None = None
         self._closed = False
         self._opening = threading.Lock()
@@ -142,6 +150,34 @@ class LocalBackend(Backend):
         self._long_pool: ThreadPoolExecutor | None = None
         self._num_preparing = 0
         self._arrivals = 0
+
+    def _check_arguments(self) -> None:
+        for name, value in (
+            ("max_model_len", self._max_model_len),
+            ("max_num_seqs", self._max_num_seqs),
+            ("max_num_batched_tokens", self._max_num_batched_tokens),
+            ("max_queue", self._max_queue),
+            ("kv_cache_bytes", self._kv_cache_bytes),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} is out of range", hint="1 or more", param=name)
+        share, kernel = self._kv_memory_share, self._decode_kernel
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError(f"kv_memory_share={share} is out of range", hint="above 0, at most 1")
+        if self._vision_cache_bytes < 0 or self._watchdog_s <= 0:
+            raise ConfigError("vision_cache_bytes must be 0 or more, and watchdog_s above 0")
+        if self._decode_graphs not in ("auto", "on", "off"):
+            raise ConfigError(f"invalid decode_graphs={self._decode_graphs!r}", hint="auto, on or off")
+        if kernel not in (kernels := ("auto", *KERNELS)):
+            raise ConfigError(f"unknown decode_kernel {kernel!r}", hint=", ".join(kernels))
+        if self._quantize not in (None, "int8"):
+            raise ConfigError(f"unknown quantize {self._quantize!r}", hint="int8, or leave it out", param="quantize")
+        if self._speculate not in ("auto", "on", "off"):
+            raise ConfigError(f"invalid speculate={self._speculate!r}", hint="auto, on or off", param="speculate")
+        if self._quantize and kernel != "auto":
+            raise ConfigError("quantize excludes decode_kernel", hint="leave one of them out", param="decode_kernel")
+        if self._batch_invariant and self._decode_graphs == "on":
+            raise ConfigError("batch_invariant excludes decode_graphs='on'", hint="use 'off'", param="decode_graphs")
 
     @property
     def capabilities(self) -> Capabilities:
@@ -178,7 +214,7 @@ class LocalBackend(Backend):
             self._long_pool = ThreadPoolExecutor(1, thread_name_prefix="qvl-prepare-long")
             self._loaded.engine.start()
             report = log.warning if device.notes else log.info
-            report("local_model_ready", model=self.model, device=device.describe(), context=self._loaded.max_model_len)
+            report("local_model_ready", model=self.model, device=self.describe(), context=self._loaded.max_model_len)
 
     def _build(self, device: Device) -> _Loaded:
         from qvl.backends.local.engine import Engine
@@ -189,16 +225,21 @@ class LocalBackend(Backend):
         from qvl.backends.local.text.grammar import Grammars
         from qvl.backends.local.text.processor import Processor
 
+        if device.type != "cpu" and (self._quantize or self._decode_kernel != "auto"):
+            name = "quantize" if self._quantize else "decode_kernel"
+            raise ConfigError(f"{name} works on a CPU, not on {device.type}", hint="leave it out", param=name)
         checkpoint = load(
             self._path,
             device,
             revision=self._revision,
             trust_remote_code=self._trust_remote_code,
             device_map=self._device_map,
+            quantize=self._quantize,
         )
         rules = checkpoint.family.rules(checkpoint.image_config)
         features = FeatureCache(self._vision_cache_bytes)
-        runner = self._runner(checkpoint, device, rules, features)
+        with checkpoint.int8 or nullcontext():
+            runner = self._runner(checkpoint, device, rules, features)
         scheduler, max_model_len = make_scheduler(
             runner,
             checkpoint,
@@ -208,26 +249,30 @@ class LocalBackend(Backend):
             kv_memory_share=self._kv_memory_share,
             kv_cache_bytes=self._kv_cache_bytes,
             prefix_cache=self._prefix_cache,
+            budget=self._budget,
+            speculate=self._speculate,
         )
         grammars = Grammars(checkpoint.tokenizer, runner.vocab_size, checkpoint.eos_token_ids)
         engine = Engine(
             runner, scheduler, grammars, checkpoint.eos_token_ids, max_queue=self._max_queue, watchdog=self._watchdog_s
         )
         image_token = checkpoint.model.config.image_token_id
-        processor = Processor(checkpoint.tokenizer, rules, image_token, features.get)
+        processor = Processor(checkpoint.tokenizer, rules, image_token, features.get, runner.picture_cost)
         vocabulary = Vocabulary(checkpoint.tokenizer)
         return _Loaded(device, checkpoint, processor, grammars, vocabulary, engine, max_model_len)
 
     def _runner(self, checkpoint: Checkpoint, device: Device, rules: ImageRules, features: FeatureCache) -> Runner:
-        """Return what computes; a seam for tests that make it fail."""
+        """Return the runner; tests override it to inject failures."""
+        from qvl.backends.local.model.linear import LinearPlan
         from qvl.backends.local.model.model_runner import Runner
 
-        return Runner(checkpoint, device, rules, features, self._records(device), self._batch_invariant)
+        plan = LinearPlan(self._decode_kernel, checkpoint.int8)
+        return Runner(checkpoint, device, rules, features, self._records(device), self._batch_invariant, plan)
 
     def _records(self, device: Device) -> bool:
-        """True if decode steps are recorded."""
+        """True if decode steps are to be recorded on this device."""
         if self._decode_graphs == "on" and not device.has_graphs:
-            raise ConfigError(f"{device.type} cannot record decode steps", hint="decode_graphs='auto'")
+            raise ConfigError(f"decode_graphs='on' is not supported on {device.type}", hint="decode_graphs='auto'")
         return self._decode_graphs == "on" or (self._decode_graphs == "auto" and device.graphs_pay)
 
     async def aclose(self) -> None:
@@ -249,7 +294,7 @@ class LocalBackend(Backend):
             raise BackendUnavailableError("the local model is not loaded", hint="await backend.open() first")
         self.refuse_unsupported(request)
         if self._num_preparing >= self._max_queue:
-            raise RateLimitError(f"{self._max_queue} requests are waiting already", hint="try again later")
+            raise RateLimitError(f"queue is full: {self._max_queue} requests are waiting", hint="try again later")
         loop = asyncio.get_running_loop()
         self._num_preparing += 1
         abandoned = threading.Event()
@@ -259,7 +304,7 @@ class LocalBackend(Backend):
         except RuntimeError as exc:
             if isinstance(exc, QvlError) or not self._closed:
                 raise
-            raise BackendUnavailableError("this backend was closed") from exc
+            raise BackendUnavailableError("this backend was closed", hint="make a new one") from exc
         finally:
             abandoned.set()
             self._num_preparing -= 1
@@ -278,7 +323,7 @@ class LocalBackend(Backend):
     def _engine_request(
         self, loaded: _Loaded, request: ChatRequest, loop: asyncio.AbstractEventLoop, abandoned: threading.Event
     ) -> EngineRequest:
-        """Return the request ready for the engine; runs in the pool."""
+        """Return the request prepared for the engine; blocking, runs in the thread pool."""
         from qvl.backends.local.engine_request import EngineRequest
         from qvl.backends.local.scheduling.sequence import Sequence
         from qvl.backends.local.text.detokenizer import Detokenizer
@@ -315,7 +360,10 @@ class LocalBackend(Backend):
         loaded = self._loaded
         if loaded is None:
             return super().identity()
-        return self._identity(loaded.checkpoint.fingerprint, loaded.device.dtype_name, loaded.processor.rules)
+        checkpoint = loaded.checkpoint
+        return self._identity(
+            checkpoint.fingerprint, loaded.device.dtype_name, loaded.processor.rules, checkpoint.quantisation
+        )
 
     def peek_identity(self) -> JsonObject | None:
         from qvl.backends.local.model.device import peek_dtype
@@ -326,10 +374,10 @@ class LocalBackend(Backend):
             peeked = peek(self._path) if dtype is not None else None
             if dtype is None or peeked is None:
                 return None
-            self._peeked = self._identity(peeked[0], dtype, peeked[1])
+            self._peeked = self._identity(peeked[0], dtype, peeked[1], peeked[2])
         return self._peeked
 
-    def _identity(self, fingerprint: str, dtype: str, rules: ImageRules) -> JsonObject:
+    def _identity(self, fingerprint: str, dtype: str, rules: ImageRules, quantisation: str | None) -> JsonObject:
         return {
             "backend": self.name,
             "model": self.model,
@@ -338,17 +386,24 @@ class LocalBackend(Backend):
             "dtype": dtype,
             "processor": asdict(rules),
             "adapter": None,
-            "quantisation": None,
+            "quantisation": ", then ".join(filter(None, (quantisation, self._quantize))) or None,
+            # Under a grammar, text without an alternative is spelt by the tokenizer and not by the model.
+            "forced_tokens": True,
             **({"batch_invariant": True} if self._batch_invariant else {}),
         }
 
     def peek_capabilities(self) -> Capabilities:
-        """Return all but `max_context`, which the weights and the memory decide."""
+        """Return the capabilities without `max_context`, which depends on the weights and the memory."""
         return Capabilities(images=MAX_IMAGES, response_formats=RESPONSE_FORMATS, tools=True)
 
     def describe(self) -> str:
-        """Return one line: device, dtype, and why nothing better is used. Valid after `open()`."""
-        return self._loaded.device.describe() if self._loaded else "not loaded"
+        """Return one line: device, dtype, why no better device is used, the form of quantised weights, and kernels."""
+        if self._loaded is None:
+            return "not loaded"
+        device, quantisation = self._loaded.device, self._loaded.checkpoint.quantisation
+        unpacked = f"weights unpacked from {quantisation} to {device.dtype_name}" if quantisation else None
+        parts = (device.describe(), unpacked, self._quantize, self._loaded.engine.runner.plan.describe())
+        return "; ".join(part for part in parts if part)
 
     def unready(self) -> str | None:
         if self._closed:
@@ -358,31 +413,10 @@ class LocalBackend(Backend):
         return self._loaded.engine.unready()
 
     def stats(self) -> Mapping[str, float]:
-        loaded = self._loaded
-        if loaded is None:
+        if self._loaded is None:
             return {}
-        engine, runner = loaded.engine, loaded.engine.runner
-        scheduler, features = engine.scheduler, runner.features
-        kv = scheduler.kv
-        return {
-            **asdict(engine.counters),
-            "num_running": len(scheduler.running),
-            "num_waiting": len(scheduler.waiting) + self._num_preparing,
-            "num_preemptions": scheduler.num_preemptions,
-            "kv_budget_tokens": kv.budget,
-            "kv_reserved_tokens": kv.reserved,
-            "kv_used_tokens": kv.held_tokens,
-            "kv_slots": kv.num_slots,
-            "kv_bytes": runner.storage.num_bytes,
-            "prefix_blocks": len(scheduler.prefixes),
-            "prefix_hit_tokens": scheduler.prefixes.hit_tokens,
-            "prefix_evictions": scheduler.prefixes.evictions,
-            "vision_cache_bytes": features.num_bytes,
-            "vision_cache_hits": features.hits,
-            "vision_cache_misses": features.misses,
-            "pictures_encoded": runner.num_encoded,
-            "graph_replays": runner.graphs.num_replays if runner.graphs is not None else 0,
-        }
+        numbers = self._loaded.engine.stats()
+        return {**numbers, "num_waiting": numbers["num_waiting"] + self._num_preparing}
 
 
 def _num_characters(request: ChatRequest) -> int:

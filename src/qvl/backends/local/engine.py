@@ -1,25 +1,27 @@
-"""The loop of a thread of its own: every step schedules, encodes pictures, executes and emits.
+"""The engine's loop in its own thread: every step schedules, encodes pictures, runs the model and sends text.
 
-What goes wrong with one request ends it; when the loop fails, all waiters learn it.
+An error of one request ends that request; if the loop fails, all callers get an EngineDeadError.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from qvl.backends.local.engine_request import Counters, EngineRequest, request_of
 from qvl.backends.local.mailbox import Mailbox
-from qvl.backends.local.model import sampler
+from qvl.backends.local.model.sampler import Sampled, sample
 from qvl.backends.local.out_of_memory import OutOfMemoryPolicy, memory_error
 from qvl.backends.local.picture_encoder import PictureEncoder
 from qvl.backends.local.scheduling.prefix_cache import BLOCK
 from qvl.backends.local.scheduling.scheduler import Scheduler, Step
 from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
+from qvl.backends.local.step_times import StepTimes
 from qvl.backends.local.text.grammar import consume
+from qvl.chunks import join
 from qvl.errors import BackendError, BackendUnavailableError, EngineDeadError, QvlError, first_line
 from qvl.log import logger
 
@@ -27,20 +29,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qvl.backends.local.model.model_runner import Runner
-    from qvl.backends.local.model.sampler import Sampled
     from qvl.backends.local.text.detokenizer import Detokenizer
-    from qvl.backends.local.text.grammar import Grammars
+    from qvl.backends.local.text.grammar import Grammars, Matcher
     from qvl.types import FinishReason
 
 log = logger(__name__)
 
 
 class Engine:
-    """Runs requests until closed.
+    """Runs requests in continuous batches until it is closed.
 
     Args:
-        max_queue: requests that may wait for a row; more are refused.
-        watchdog: seconds without a token, while something runs, after which `unready` says so.
+        max_queue: most requests that wait for a KV row; more are refused.
+        watchdog: seconds without a token, while sequences run, after which `unready` reports a hang.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class Engine:
         self.runner = runner
         self.scheduler = scheduler
         self.counters = Counters()
+        self.forces = True  # for measurements: False has every token take a step
         self.mailbox = Mailbox(scheduler.waiting, max_queue)
         self._grammars = grammars
         self._eos = frozenset(eos_token_ids)
         self._memory = OutOfMemoryPolicy(runner, scheduler, self.counters)
-        self._pictures = PictureEncoder(runner, self._memory, scheduler.max_num_batched_tokens, self._fail_picture)
+        self._pictures = PictureEncoder(runner, self._memory, scheduler.grain, self._fail_picture)
+        self.times = StepTimes(scheduler.budget.costs, asynchronous=runner.device.asynchronous)
         self._last_token = time.monotonic()
         self._watchdog = watchdog
         self._stop_watching = threading.Event()
@@ -68,19 +71,19 @@ class Engine:
         self._guard = threading.Thread(target=self._watch, name="qvl-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Start the engine's thread and its watchdog's."""
+        """Start the engine's thread and the watchdog's."""
         self._thread.start()
         self._guard.start()
 
     def close(self, timeout: float = 10.0) -> None:
-        """End the loop after the step that runs; waiters get BackendUnavailableError."""
+        """End the loop after the current step; callers that wait get BackendUnavailableError."""
         self.mailbox.close()
         self._stop_watching.set()
         if self._thread.is_alive():
             self._thread.join(timeout)
 
     def unready(self) -> str | None:
-        """Return why the engine cannot work or seems to hang, or None."""
+        """Return the reason why the engine is dead or seems to hang, or None if it is ready."""
         error = self.mailbox.error
         return self._stalled() if error is None else str(error)
 
@@ -89,6 +92,31 @@ class Engine:
         if len(self.mailbox) and quiet > self._watchdog:
             return f"{len(self.scheduler.running)} requests running, no token for {quiet:.0f} s"
         return None
+
+    def stats(self) -> Mapping[str, float]:
+        """Return the counters and times so far, and the numbers of sequences, tokens and bytes at present."""
+        runner, scheduler = self.runner, self.scheduler
+        features, kv = runner.features, scheduler.kv
+        return {
+            **asdict(self.counters),
+            **self.times.stats(scheduler),
+            "num_running": len(scheduler.running),
+            "num_waiting": len(scheduler.waiting),
+            "num_preemptions": scheduler.num_preemptions,
+            "kv_budget_tokens": kv.budget,
+            "kv_reserved_tokens": kv.reserved,
+            "kv_used_tokens": kv.allocated_tokens,
+            "kv_slots": kv.num_slots,
+            "kv_bytes": runner.storage.num_bytes,
+            "prefix_blocks": len(scheduler.prefixes),
+            "prefix_hit_tokens": scheduler.prefixes.hit_tokens,
+            "prefix_evictions": scheduler.prefixes.evictions,
+            "vision_cache_bytes": features.num_bytes,
+            "vision_cache_hits": features.hits,
+            "vision_cache_misses": features.misses,
+            "pictures_encoded": runner.num_encoded,
+            "graph_replays": runner.graphs.num_replays if runner.graphs is not None else 0,
+        }
 
     # The threads.
 
@@ -118,13 +146,14 @@ class Engine:
             reported = reason is not None
 
     def _take_mail(self) -> bool:
-        """Queue what has arrived and end what was aborted; False when the engine is to end."""
+        """Queue new requests and end aborted ones; return False if the engine is to close."""
         mail = self.mailbox.collect()
         for request in mail.arrived:
             self.counters.requests += 1
             self.counters.prompt_tokens += len(request.prepared.tokens)
             for sequence in request.sequences:
                 self.scheduler.add(sequence)
+            self._open(request)
         for request in mail.aborted:
             if request in self.mailbox:
                 self.counters.aborted += 1
@@ -134,9 +163,10 @@ class Engine:
     # The step.
 
     def step(self) -> None:
-        """Run one forward pass: schedule, encode, execute, emit."""
+        """Run slices of pictures and one forward pass: schedule, encode, execute, emit."""
+        self.times.start()
         step = self._schedule()
-        if not (step or self._pictures):
+        if not step:
             return
         try:
             self._encode(step)
@@ -144,10 +174,11 @@ class Engine:
         except Exception as exc:  # noqa: BLE001 - raised again where it is not the memory
             self._give_up(self._memory.shed(step, exc), exc)
         else:
-            self._emit(tokens)
+            self._emit(tokens, {chunk.sequence: chunk.draft for chunk in step.prefill if chunk.draft})
+            self.times.end(self.scheduler.work(step), sampled=bool(tokens))
 
     def _schedule(self) -> Step:
-        """Return what runs now, its rows in place; nothing when the memory for them is not there."""
+        """Return the next step with its KV rows allocated on the device; an empty step if memory is short."""
         step = self.scheduler.schedule()
         try:
             self.runner.apply(self.scheduler.kv.take_ops())
@@ -155,40 +186,42 @@ class Engine:
             self._give_up(self._memory.start_over(exc), exc)
             return Step()
         now = time.perf_counter()
-        for chunk in step.prefill:
-            request = request_of(chunk.sequence)
+        begun = [chunk.sequence for chunk in step.prefill] + [part.sequence for part in step.pictures]
+        for request in map(request_of, begun):
             request.scheduled = request.scheduled or now
         return step
 
     def _encode(self, step: Step) -> None:
-        """Compute picture features; prompts whose pictures are not ready leave the step."""
-        self._pictures.encode(step)
-        self._pictures.encode_slice()
-        self._last_token = time.monotonic()
+        """Compute the step's slices of pictures."""
+        if step.pictures:
+            self.times.pictures(self._pictures.encode(step))
+            self._last_token = time.monotonic()
 
-    def _execute(self, step: Step) -> list[tuple[Sequence, Sampled]]:
-        """Return the next token of each sequence whose tokens are all computed; keep complete prompts as prefixes."""
-        if not step:
-            return []
+    def _execute(self, step: Step) -> dict[Sequence, list[Sampled]]:
+        """Return the sampled tokens of each sequence that is fully computed; cache the prefixes of prompts."""
+        if not (step.decode or step.prefill):
+            return {}
         sequences, logits = self.runner.forward(step)
+        tokens = self._sample(sequences, logits)
         for sequence in step.decode:
             sequence.num_computed = len(sequence.tokens)
         for chunk in step.prefill:
             chunk.sequence.num_computed = chunk.end
-        tokens = self._sample(sequences, logits)
-        for chunk in step.prefill:
-            if chunk.samples:
+            if chunk.start < chunk.sequence.num_prompt <= chunk.end:
                 self._save_prefix(chunk.sequence)
         self.counters.steps += 1
         self._last_token = time.monotonic()
         return tokens
 
-    def _sample(self, sequences: list[Sequence], logits: Tensor) -> list[tuple[Sequence, Sampled]]:
+    def _sample(self, sequences: list[Sequence], logits: Tensor) -> dict[Sequence, list[Sampled]]:
+        tokens: dict[Sequence, list[Sampled]] = {sequence: [] for sequence in sequences}
         if not sequences:
-            return []
-        matchers = [None if _output(sequence).in_reasoning else sequence.matcher for sequence in sequences]
+            return tokens
+        matchers = [_guide(sequence) for sequence in sequences]
         mask = self._grammars.mask(matchers, logits.device) if any(matchers) else None
-        return list(zip(sequences, sampler.sample(logits, sequences, mask), strict=True))
+        for sequence, sampled in zip(sequences, sample(logits, sequences, mask), strict=True):
+            tokens[sequence].append(sampled)
+        return tokens
 
     def _save_prefix(self, sequence: Sequence) -> None:
         prefixes = self.scheduler.prefixes
@@ -198,42 +231,88 @@ class Engine:
         pairs = prefixes.insert(hashes[: sequence.num_computed // BLOCK])
         self.runner.save(sequence, pairs, prefixes.reserved)
 
-    def _emit(self, tokens: list[tuple[Sequence, Sampled]]) -> None:
-        """Append each token, send its text, and end the sequences that end with it."""
-        for sequence, sampled in tokens:
+    def _emit(self, tokens: dict[Sequence, list[Sampled]], drafts: dict[Sequence, tuple[int, ...]]) -> None:
+        """Append the tokens of each sequence, send their text, and end the sequences that end with them."""
+        for sequence, sampled in tokens.items():
             # A token before this one may have ended the request.
             if sequence.status is SequenceStatus.RUNNING:
                 try:
-                    self._accept(sequence, sampled)
+                    self._accept(sequence, sampled, drafts.get(sequence, ()))
                 except QvlError as exc:
                     self._fail(request_of(sequence), exc)
 
-    def _accept(self, sequence: Sequence, sampled: Sampled) -> None:
-        request, output = request_of(sequence), _output(sequence)
+    def _open(self, request: EngineRequest) -> None:
+        """Have an answer begin with what its grammar forces; that is computed with the prompt, and sent after it."""
+        try:
+            for sequence in request.sequences:
+                reason = self._force(sequence)
+                if reason is not None:
+                    self._finish(sequence, reason, time.perf_counter())
+        except QvlError as exc:
+            self._fail(request, exc)
+
+    def _accept(self, sequence: Sequence, sampled: list[Sampled], draft: tuple[int, ...]) -> None:
+        """Take the first of `sampled`, and each that follows a token which was guessed rightly."""
         now = time.perf_counter()
-        request.first_token = request.first_token or now
+        right = next((at for at, guess in enumerate(draft) if sampled[at].token != guess), len(draft))
+        if draft and sequence.lookup is not None:
+            self.counters.drafted_tokens += len(draft)
+            self.counters.accepted_tokens += right
+            sequence.lookup.learn(len(draft), right)
+        reason = self._append(sequence, sampled[0]) or self._force(sequence)
+        for token in sampled[1 : 1 + right]:
+            if reason is None:
+                sequence.num_computed += 1  # of the guess before it
+                reason = self._append(sequence, token)
+        if reason is None:
+            self._send_pieces(sequence, now)
+        else:
+            self._finish(sequence, reason, now)
+
+    def _force(self, sequence: Sequence) -> FinishReason | None:
+        """Append the tokens that the grammar leaves no choice about; return why the answer ends with them, or None."""
+        matcher = _guide(sequence) if self.forces else None
+        reason: FinishReason | None = None
+        while matcher is not None and reason is None and (tokens := self._grammars.forced(matcher)):
+            for token in tokens:
+                self.counters.forced_tokens += 1
+                reason = self._append(
+                    sequence, Sampled(token, 0.0, ((token, 0.0),) if sequence.sampling.logprobs else ())
+                )
+                if reason is not None:
+                    break
+        return reason
+
+    def _append(self, sequence: Sequence, sampled: Sampled) -> FinishReason | None:
+        """Append a token and note its text; return why the answer ends with it, or None."""
+        request, output, matcher = request_of(sequence), _output(sequence), _guide(sequence)
         self.counters.generated_tokens += 1
-        matcher = None if output.in_reasoning else sequence.matcher
         sequence.append(sampled.token)
         if matcher is not None:
             consume(matcher, sampled.token)
         if self._ends(sequence, sampled.token, guided=matcher is not None):
-            reason: FinishReason | None = "stop"
-        else:
-            chunk = output.push(sampled)
-            if chunk is not None:
-                self.mailbox.send(request, chunk)
-            stopped = output.stopped or (matcher is not None and matcher.is_stopped())
-            reason = "stop" if stopped else "length" if sequence.remaining <= 0 else None
-        if reason is not None:
-            self._finish(sequence, reason, now)
+            return "stop"
+        chunk = output.push(sampled)
+        if chunk is not None:
+            request.pieces[sequence.index].append(chunk)
+        stopped = output.stopped or (matcher is not None and matcher.is_stopped())
+        return "stop" if stopped else "length" if sequence.remaining <= 0 else None
+
+    def _send_pieces(self, sequence: Sequence, now: float) -> None:
+        """Send what was written since the last step as one chunk."""
+        request = request_of(sequence)
+        request.first_token = request.first_token or now
+        pieces = request.pieces.pop(sequence.index, None)
+        if pieces:
+            self.mailbox.send(request, join(pieces))
 
     def _ends(self, sequence: Sequence, token: int, *, guided: bool) -> bool:
-        """True if `token` is one that ends the answer and is not part of it."""
+        """True if `token` is an EOS or stop token, which ends the answer and is not part of it."""
         sampling = sequence.sampling
         return token in sampling.stop_token_ids or (token in self._eos and (guided or not sampling.ignore_eos))
 
     def _finish(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+        self._send_pieces(sequence, now)
         request, last = request_of(sequence), _output(sequence).finish(reason)
         # The newest token has no KV yet; everything before it can serve the next turn.
         try:
@@ -250,7 +329,7 @@ class Engine:
     # Ends and faults.
 
     def _end(self, request: EngineRequest) -> None:
-        """Forget a request and free all it holds."""
+        """Remove a request and free its KV rows."""
         for sequence in request.sequences:
             self.scheduler.finish(sequence)
         for picture in request.prepared.pictures:
@@ -284,6 +363,11 @@ class Engine:
             finally:
                 self.mailbox.send(request, error())
         self.mailbox.flush()
+
+
+def _guide(sequence: Sequence) -> Matcher | None:
+    """Return the grammar that decides about the next token; thoughts are free."""
+    return None if _output(sequence).in_reasoning else sequence.matcher
 
 
 def _output(sequence: Sequence) -> Detokenizer:

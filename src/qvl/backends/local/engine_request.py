@@ -1,9 +1,10 @@
-"""A request on its way through the engine. No torch."""
+"""The engine's record of a request. No torch."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class EngineRequest:
-    """A request on its way through the engine, and where its chunks go.
+    """A request in the engine, with its sequences and the queue for its chunks.
 
     Args:
         prepared: the prompt.
-        outputs: the text side of each choice.
-        loop: the event loop that waits.
+        outputs: the detokenizer of each choice.
+        loop: the event loop of the caller.
         request_id: for logs.
+        pieces: the chunks of each choice in the current step; they are joined and sent at its end.
     """
 
     prepared: PreparedRequest
@@ -37,6 +39,7 @@ class EngineRequest:
     scheduled: float = 0.0
     first_token: float = 0.0
     num_finished: int = 0
+    pieces: defaultdict[int, list[Chunk]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def done(self) -> bool:
@@ -59,19 +62,22 @@ class EngineRequest:
 
 
 def request_of(sequence: Sequence) -> EngineRequest:
-    """Return the request that `sequence` is a choice of."""
+    """Return the request to which `sequence` belongs."""
     assert isinstance(sequence.group, EngineRequest)
     return sequence.group
 
 
 @dataclass(slots=True)
 class Counters:
-    """Counts of the engine since it started."""
+    """The engine's counters since its start; `generated_tokens` include the forced and the accepted ones."""
 
     steps: int = 0
     requests: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    forced_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     aborted: int = 0
     failed: int = 0
     memory_errors: int = 0

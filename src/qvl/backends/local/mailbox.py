@@ -1,4 +1,4 @@
-"""What crosses between event loops and the engine's thread: requests and aborts inwards, chunks and errors outwards."""
+"""Thread-safe queues between event loops and the engine: requests and aborts in, chunks and errors out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Letter: TypeAlias = "tuple[EngineRequest, Chunk | QvlError]"
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """The letters that came in since the mailbox was last emptied."""
+    """The new requests and aborts since the last `collect`."""
 
     arrived: list[EngineRequest]
     aborted: list[EngineRequest]
@@ -29,13 +29,13 @@ class Mail:
 
 
 class Mailbox:
-    """Holds every request that the engine has not ended, and the posts in both directions.
+    """Holds all unfinished requests, and the queues in both directions.
 
-    `submit`, `abort` and `close` may be called from any thread; all else from the engine's alone.
+    `submit`, `abort` and `close` may be called from any thread; all else only from the engine's.
 
     Args:
-        waiting: requests that the engine has taken and that have no row yet.
-        max_queue: how many may wait, those not yet taken included; more are refused.
+        waiting: returns the number of requests in the engine without a KV row.
+        max_queue: most waiting requests, those not yet collected included; more are refused.
     """
 
     def __init__(self, waiting: Sized, max_queue: int) -> None:
@@ -61,36 +61,36 @@ class Mailbox:
 
         Raises:
             RateLimitError: the queue is full.
-            EngineDeadError, BackendUnavailableError: the loop has ended.
+            EngineDeadError, BackendUnavailableError: the engine failed or is closed.
         """
         with self._wake:
             if self.error is not None:
                 raise self.error
             if self._closing:
-                raise BackendUnavailableError("the engine is closed")
+                raise BackendUnavailableError("the engine is closed", hint="make a new backend")
             if len(self._arrived) + len(self._waiting) >= self._max_queue:
                 raise RateLimitError(
-                    f"{self._max_queue} requests are waiting already", hint="try again later", retry_after=1.0
+                    f"queue is full: {self._max_queue} requests are waiting", hint="try again later", retry_after=1.0
                 )
             self._requests.add(request)
             self._arrived.append(request)
             self._wake.notify()
 
     def abort(self, request: EngineRequest) -> None:
-        """Have a request ended before the next step; harmless when it has ended."""
+        """Ask the engine to end a request before its next step; does nothing if it has ended."""
         with self._wake:
             if request in self._requests:
                 self._aborted.append(request)
                 self._wake.notify()
 
     def close(self, error: EngineDeadError | None = None) -> None:
-        """Take nothing more; `error` is what callers get from now on."""
+        """Refuse further requests, with `error` or, by default, a BackendUnavailableError."""
         with self._wake:
             self._closing, self.error = True, self.error or error
             self._wake.notify()
 
     def collect(self) -> Mail:
-        """Return what came in; without any request, wait for one or for `close`."""
+        """Return the new mail; while the engine has no request, wait for one or for `close`."""
         with self._wake:
             if not (self._requests or self._closing):
                 self._wake.wait_for(lambda: self._requests or self._closing)
@@ -100,21 +100,21 @@ class Mailbox:
         return mail
 
     def requests(self) -> list[EngineRequest]:
-        """Return the requests that have not ended."""
+        """Return the unfinished requests."""
         with self._wake:
             return list(self._requests)
 
     def discard(self, request: EngineRequest) -> None:
-        """Forget a request that has ended."""
+        """Remove a request that has ended."""
         with self._wake:
             self._requests.discard(request)
 
     def send(self, request: EngineRequest, item: Chunk | QvlError) -> None:
-        """Keep an item for the request's event loop until `flush`."""
+        """Queue a chunk or error for the request's event loop; `flush` delivers it."""
         self._outgoing[request.loop].append((request, item))
 
     def flush(self) -> None:
-        """Deliver what was sent, with one wake-up for each event loop."""
+        """Deliver the queued chunks and errors, with one wake-up for each event loop."""
         for loop, letters in self._outgoing.items():
             try:
                 loop.call_soon_threadsafe(_deliver, letters)

@@ -1,4 +1,4 @@
-"""What the engine does when the device's memory does not suffice: give back, make smaller, and at last refuse."""
+"""Handles device out-of-memory errors: empties caches, shrinks prefill chunks, preempts, at last fails requests."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SMALLEST_CHUNK: Final = 32
 
 
 def memory_error(what: str) -> DeviceMemoryError:
-    """Return the error of a request whose `what` (its prompt, its pictures, …) does not fit into memory."""
+    """Return the error for a request of which `what` ("the prompt", …) does not fit into the device's memory."""
     return DeviceMemoryError(
-        f"the device's memory does not suffice for {what}", hint="fewer or smaller pictures, or a smaller max_pixels"
+        f"out of device memory for {what}", hint="fewer or smaller pictures, or a smaller max_pixels"
     )
 
 
 class OutOfMemoryPolicy:
-    """Decides who runs again, smaller, and who ends. Each method raises an error of another kind again."""
+    """Decides which sequences are retried and which requests fail; its methods re-raise any other kind of error."""
 
     def __init__(self, runner: Runner, scheduler: Scheduler, counters: Counters) -> None:
         self._runner = runner
@@ -36,21 +36,21 @@ class OutOfMemoryPolicy:
         self._counters = counters
 
     def explains(self, exc: BaseException) -> bool:
-        """True if `exc` is the device's lack of memory."""
+        """True if `exc` is an out-of-memory error of the device."""
         return self._runner.device.is_out_of_memory(exc)
 
     def release_caches(self, exc: Exception) -> None:
-        """Give back what is kept for later alone, after `exc`."""
+        """Empty the prefix cache, the feature cache and the decode graphs after the out-of-memory error `exc`."""
         if not self.explains(exc):
             raise exc
         self._scheduler.prefixes.clear()
         self._runner.release_caches()
 
     def shed(self, step: Step, exc: Exception) -> list[EngineRequest]:
-        """After `exc` in a forward pass: have whoever brought the most tokens come back smaller.
+        """Preempt a sequence after the forward pass of `step` ran out of memory (`exc`).
 
-        Nothing is lost for the others: keys that were written twice are the same keys. Returns the requests that came
-        back too often, to be ended.
+        That is the one with the largest prefill chunk, else the youngest. The others repeat the step, which writes the
+        same keys and values again. Returns the request to end if its sequence was preempted too often, else none.
         """
         self.release_caches(exc)
         self._counters.memory_errors += 1
@@ -65,19 +65,20 @@ class OutOfMemoryPolicy:
         return []
 
     def start_over(self, exc: Exception) -> list[EngineRequest]:
-        """After `exc` while KV storage grew: drop all rows, have sequences run again within what there was.
+        """Preempt all sequences and make half of their KV memory the budget, after growing it failed with `exc`.
 
-        Returns the requests that were given up, to be ended.
+        Returns the requests that were preempted too often, to be ended.
         """
         if not self.explains(exc):
             raise exc
         self._counters.memory_errors += 1
         scheduler, kv = self._scheduler, self._scheduler.kv
-        tokens = kv.held_tokens
+        tokens = kv.allocated_tokens
+        # Of those that had a row: one that only waits is not the cause, and the cause would start over for ever.
+        largest = max(scheduler.running or scheduler.waiting, key=lambda sequence: len(sequence.tokens))
+        largest.memory_errors += 1
         for sequence in list(scheduler.running):
             scheduler.preempt(sequence)
-        youngest = max(scheduler.waiting, key=lambda sequence: sequence.arrival)
-        youngest.memory_errors += 1
         scheduler.prefixes.clear()
         self._runner.release()
         kv.reset(budget=max(kv.capacities[-1], tokens // 2))
@@ -90,7 +91,7 @@ class OutOfMemoryPolicy:
 
 
 def _largest(step: Step) -> Sequence:
-    """Return the sequence with the most prompt tokens, its chunks made smaller; else the youngest that decodes."""
+    """Return the sequence with the largest prefill chunk, and halve its `max_chunk`; else the youngest in decode."""
     chunk = max(step.prefill, key=lambda chunk: chunk.count, default=None)
     if chunk is None:
         return max(step.decode, key=lambda sequence: sequence.arrival)

@@ -13,7 +13,7 @@ from qvl.backends.local.backend import LocalBackend  # noqa: E402 - the paths co
 from tests.backends.local.requests import ask  # noqa: E402
 
 SMALL = [ask(place, "What brand is it?", max_tokens=6) for place in range(3)]
-LARGE = ask("hello " * 1000, max_tokens=4)
+LARGE = ask("hello " * 1900, max_tokens=4)
 
 
 async def settle(device: str, *requests: Any) -> tuple[list[Any], str | None]:

@@ -1,1 +1,1 @@
-"""The model on a device: transformers' weights, loops of ours."""
+"""The model on a device: transformers' weights, run by our own forward pass."""

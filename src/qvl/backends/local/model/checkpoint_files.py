@@ -1,6 +1,6 @@
-"""Reads what the small files of a checkpoint say, without torch and without transformers.
+"""Reads the JSON files and safetensors headers of a checkpoint, without torch and without transformers.
 
-A checkpoint is published as preprocessor_config.json with chat_template.json. transformers 4 saves the same with
+A checkpoint is published with preprocessor_config.json and chat_template.json. transformers 4 saves the template as
 chat_template.jinja; transformers 5 saves a processor as processor_config.json with the image processor inside.
 """
 
@@ -44,7 +44,7 @@ LARGEST_NAMED: Final = 3
 
 
 def read_json(path: Path, name: str) -> JsonObject:
-    """Return the object in a JSON file of the checkpoint `name`.
+    """Return the JSON object in the file `path` of the checkpoint `name`.
 
     Raises:
         ConfigError: the file is absent, unreadable, or not a JSON object.
@@ -61,7 +61,7 @@ def read_json(path: Path, name: str) -> JsonObject:
 
 
 def image_settings(folder: Path, name: str) -> JsonObject:
-    """Return the image processor's settings: as transformers reads them, those of processor_config.json come first.
+    """Return the image processor's settings, from processor_config.json or else preprocessor_config.json.
 
     Raises:
         ConfigError: neither file has them.
@@ -74,15 +74,15 @@ def image_settings(folder: Path, name: str) -> JsonObject:
     own = folder / "preprocessor_config.json"
     if not own.is_file():
         raise ConfigError(
-            f"{name} has no picture settings: neither preprocessor_config.json nor processor_config.json with an"
-            " image_processor",
+            f"{name} has no image processor settings: neither preprocessor_config.json nor processor_config.json with"
+            " an image_processor",
             hint="download the whole checkpoint, or save the processor beside the model",
         )
     return read_json(own, name)
 
 
 def chat_template(folder: Path, name: str) -> str:
-    """Return the chat template that stands in a file of its own.
+    """Return the chat template from chat_template.jinja or chat_template.json.
 
     Raises:
         ConfigError: the folder has no chat template.
@@ -101,16 +101,13 @@ def chat_template(folder: Path, name: str) -> str:
 
 
 def quantisation(folder: Path, config: JsonObject) -> str | None:
-    """Return how the weights are quantised, as "fp8" or "bitsandbytes (4 bit)"; None where they are plain numbers.
+    """Return how the weights are quantised, such as "fp8" or "bitsandbytes (4 bit)"; None if they are not.
 
-    Read from config.json, and from the headers of the weights' files, since settings get lost on the way.
+    Reads config.json, and the headers of the weights' files too, since conversions lose the settings.
     """
-    for settings in (config, config.get("text_config"), config.get("vision_config")):
-        if not isinstance(settings, dict):
-            continue
-        for key in ("quantization_config", "compression_config"):
-            if settings.get(key):
-                return _method(settings[key])
+    settings = quantisation_settings(config)
+    if settings:
+        return _method(settings)
     if (folder / "hf_quant_config.json").is_file():
         return "modelopt"
     for name, kind in _tensors(folder):
@@ -119,19 +116,18 @@ def quantisation(folder: Path, config: JsonObject) -> str | None:
     return None
 
 
-def refuse_quantised(folder: Path, config: JsonObject, name: str) -> None:
-    """Raises ConfigError for a checkpoint whose weights are not plain floating-point numbers."""
-    how = quantisation(folder, config)
-    if how is not None:
-        raise ConfigError(
-            f"{name} is quantised ({how}), which the local backend cannot run",
-            hint="model 'vllm:…' runs it, or an endpoint that serves it (--base-url); or take its bfloat16 form",
-            param="model",
-        )
+def quantisation_settings(config: JsonObject) -> object:
+    """Return the quantisation settings in a config.json, its parts for text and vision included; None without any."""
+    for part in (config, config.get("text_config"), config.get("vision_config")):
+        if isinstance(part, dict):
+            for key in ("quantization_config", "compression_config"):
+                if part.get(key):
+                    return part[key]
+    return None
 
 
 def refuse_pickled(folder: Path, name: str) -> None:
-    """Raises ConfigError for weights in pytorch_model.bin, which cannot be looked at without running what is in it."""
+    """Raise ConfigError for weights in pytorch_model.bin, since reading a pickle runs the code in it."""
     if any((folder / f"model.safetensors{index}").is_file() for index in ("", ".index.json")):
         return
     if any((folder / f"pytorch_model.bin{index}").is_file() for index in ("", ".index.json")):
@@ -143,7 +139,7 @@ def refuse_pickled(folder: Path, name: str) -> None:
 
 
 def refuse_incomplete(name: str, missing: set[str], mismatched: set[str]) -> None:
-    """Raises ConfigError where the model has weights that the files lack, or have in another shape."""
+    """Raise ConfigError if the files lack weights of the model, or have them in another shape."""
     faults = [
         f"{len(keys)} {what} ({_named(keys)})"
         for keys, what in ((missing, "weights are missing"), (mismatched, "weights have another shape"))
@@ -158,9 +154,9 @@ def refuse_incomplete(name: str, missing: set[str], mismatched: set[str]) -> Non
 
 
 def refuse_surplus(name: str, unused: set[str], sizes: Mapping[str, int]) -> None:
-    """Raises ConfigError where the files have layers, or weights in a layer, that the model lacks.
+    """Raise ConfigError if the files have layers, or weights in a layer, that the model lacks.
 
-    `sizes` are the model's own: how many `layers`, `blocks` and `deepstack_merger_list` it has.
+    `sizes` are the numbers of `layers`, `blocks` and `deepstack_merger_list` of the model.
     """
     surplus = set()
     for key in unused:
@@ -187,13 +183,17 @@ def _named(keys: set[str]) -> str:
 def _method(settings: object) -> str:
     if not isinstance(settings, dict):
         return str(settings)
-    method = str(settings.get("quant_method") or settings.get("quant_algo") or "by an unnamed method")
+    parts = [str(settings.get("quant_method") or settings.get("quant_algo") or "by an unnamed method")]
+    if isinstance(settings.get("format"), str):
+        parts.append(settings["format"])
     bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else settings.get("bits")
-    return f"{method}, {bits} bit" if isinstance(bits, int) else method
+    if isinstance(bits, int):
+        parts.append(f"{bits} bit")
+    return ", ".join(parts)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield name and type of every tensor, by the safetensors files' headers; broken files are left to the loader."""
+    """Yield (name, dtype) of every tensor by the safetensors headers; skips broken files (the loader reports them)."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The text model's forward pass over a running batch: transformers' weights, our loop.
+"""The text model's forward pass over a running batch, with transformers' weights.
 
 All tokens of a step, one per decoding sequence and the chunks of prompts, pass the linear layers as one packed
 [tokens, hidden] matrix, so weights are read once a step; only attention looks at sequences one by one (prompts) or a
@@ -9,11 +9,12 @@ views of the joined ones, or empty, so no memory is doubled.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from qvl.backends.local.model.kv_storage import Layout, Storage
-from qvl.backends.local.model.linear import Linear, join
 
 if TYPE_CHECKING:
     import torch
@@ -21,19 +22,22 @@ if TYPE_CHECKING:
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextModel
 
     from qvl.backends.local.model.kernels import Kernels
+    from qvl.backends.local.model.linear import LinearPlan
 
 
 @dataclass(slots=True)
 class DecodeGroup:
-    """Decoding sequences whose rows lie in one pool: tokens first:first+count of the batch.
+    """Sequences in decode whose KV rows lie in one pool: tokens first:first+count of the batch.
 
     Args:
-        capacity: the pool.
-        longest: keys to look at, the newest included.
+        first: index of the group's first token in the batch.
+        count: number of tokens, one per sequence.
+        capacity: tokens that a row of the pool can hold.
+        longest: keys that each token attends to, its own included; `visible` hides those that a row does not have.
         num_rows: rows 0 .. num_rows - 1 of the pool are read.
-        rows: int64 [count] row of each token, or None when they are exactly 0 .. num_rows - 1 in order.
+        rows: int64 [count] KV row of each token, or None when they are exactly 0 .. num_rows - 1 in order.
         write: int64 [count * kv heads] flat index of the newest key of each head.
-        mask: [num_rows, 1, 1, longest], added to the scores: 0 where a key counts, else -inf; None when all do.
+        visible: int64 [num_rows], the number of visible keys of each row; None when every key is visible.
     """
 
     first: int
@@ -43,45 +47,64 @@ class DecodeGroup:
     num_rows: int
     rows: Tensor | None
     write: Tensor
-    mask: Tensor | None
+    visible: Tensor | None
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """Return [num_rows, 1, 1, longest], to add to the scores: 0 for a visible key, else -inf; None if all are."""
+        import torch
+
+        if self.visible is None:
+            return None
+        hidden = torch.arange(self.longest, device=self.visible.device) >= self.visible[:, None]
+        zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        return zeros.masked_fill_(hidden, float("-inf"))[:, None, None]
 
 
 @dataclass(slots=True)
 class PromptChunk:
-    """Tokens first:first+count of the batch continue `row` of a pool at position `start`.
-
-    `mask` is [count, start + count], added to the scores, None when the chunk starts the prompt (plain causal).
-    """
+    """A prefill chunk: tokens first:first+count of the batch, at positions `start` and up of a KV row."""
 
     first: int
     count: int
     capacity: int
     row: int
     start: int
-    mask: Tensor | None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
 
 
 @dataclass(slots=True)
 class Deepstack:
-    """Picture features to add behind the first layers: `features` is [layers, n, hidden] for tokens `where` [n]."""
+    """Picture features to add after the first layers: [layers, n, hidden] for the tokens `where`, int64 [n]."""
 
     where: Tensor
     features: Tensor
 
 
 class TextDecoder:
-    """Runs Qwen3-VL's decoder layers.
+    """The forward pass of Qwen3-VL's decoder layers.
 
     Args:
-        model: whose parameters become views of joined ones.
+        model: transformers' text model; its parameters become views of the joined ones.
         lm_head: the output projection.
         kernels: the device's operators.
+        plan: makes the matrix products.
         batch_invariant: compute every token as it would be computed alone.
     """
 
     def __init__(
-        self, model: Qwen3VLTextModel, lm_head: nn.Linear, kernels: Kernels, *, batch_invariant: bool = False
+        self,
+        model: Qwen3VLTextModel,
+        lm_head: nn.Linear,
+        kernels: Kernels,
+        plan: LinearPlan,
+        *,
+        batch_invariant: bool = False,
     ) -> None:
+        import torch
+
         self.batch_invariant = batch_invariant
         self._kernels = kernels
         config = model.config
@@ -92,9 +115,14 @@ class TextDecoder:
         self.embed: nn.Embedding = model.embed_tokens
         self.norm: Tensor = model.norm.weight
         self.vocab_size = int(lm_head.weight.shape[0])
-        self._head = Linear(lm_head.weight.detach(), steps=True, tiled=batch_invariant)
+        self._head = plan.linear(lm_head.weight.detach(), name="head", tiled=batch_invariant)
         self._head_device = lm_head.weight.device
-        self.layers = [_Layer(layer, batch_invariant) for layer in model.layers]
+        # The first layer may measure kernels, which wants the processor for itself; some of their layouts are made by
+        # one thread each, so the other layers are made side by side.
+        make, count = partial(_Layer, plan=plan, tiled=batch_invariant), len(model.layers)
+        self.layers = [make(model.layers[0], 0)]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            self.layers += pool.map(make, list(model.layers)[1:], range(1, count))
         self._rotary = model.rotary_emb
         self._axes: Tensor | None = None
 
@@ -108,8 +136,13 @@ class TextDecoder:
 
     @property
     def cost(self) -> int:
-        """Return the multiplications with weights that a token takes."""
+        """Return the number of multiplications with weights for one token."""
         return sum(layer.cost for layer in self.layers)
+
+    @property
+    def key_cost(self) -> int:
+        """Return the number of multiplications of one token's attention to one earlier token."""
+        return 2 * len(self.layers) * self.num_heads * self.head_dim
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosine and sine for `Kernels.apply_rotary` of int64 positions [3, tokens].
@@ -138,14 +171,16 @@ class TextDecoder:
         deepstack: Deepstack | None,
         kept: Tensor | None = None,
     ) -> Tensor:
-        """Write the keys and values of all tokens and return hidden states, not normalised.
+        """Write keys and values of all tokens to `storage`; return hidden states [n, hidden], not normalised.
 
-        Of the tokens `kept` (int64 [n]), or of all: of the others, the last layer has nothing to do but its keys.
+        `kept` (int64 [n]) selects the tokens whose states are returned, all by default; for the others, the last
+        layer computes keys and values only.
         """
         heads = self.num_heads + self.num_kv_heads
         kernels = self._kernels
         cos, sin = rotary
         device = hidden.device
+        masks = self._masks(groups, chunks, device)
         # Where pictures reach into the last layer, all tokens pass it.
         last = len(self.layers) - 1 if deepstack is None or len(deepstack.features) < len(self.layers) else None
         for index, layer in enumerate(self.layers):
@@ -153,7 +188,7 @@ class TextDecoder:
                 device = layer.device
                 hidden, cos, sin = hidden.to(device), cos.to(device), sin.to(device)
                 groups = [_group_to(group, device) for group in groups]
-                chunks = [_chunk_to(chunk, device) for chunk in chunks]
+                masks = self._masks(groups, chunks, device)
             normed = kernels.rms_norm(hidden, layer.input_norm, self.eps)
             joined = layer.qkv(normed).view(-1, heads + self.num_kv_heads, self.head_dim)
             rotated = kernels.rms_norm(joined[:, :heads], None, self.eps) * layer.qk_norm
@@ -166,6 +201,7 @@ class TextDecoder:
                 index,
                 groups,
                 chunks,
+                masks,
             )
             if index == last:
                 hidden, attended = _of(hidden, kept), _of(attended, kept)
@@ -196,16 +232,38 @@ class TextDecoder:
         index: int,
         groups: Sequence[DecodeGroup],
         chunks: Sequence[PromptChunk],
+        masks: Sequence[Tensor | None],
     ) -> Tensor:
-        """Return [tokens, heads * head_dim]; keys and values are written to their rows on the way."""
+        """Return the attention output [tokens, heads * head_dim]; writes keys and values to their KV rows first."""
         import torch
 
-        parts = [self._decode(queries, keys, values, *storage.pools[g.capacity][index], g) for g in groups]
-        parts += [self._prompt(queries, keys, values, *storage.pools[c.capacity][index], c) for c in chunks]
+        parts = []
+        for group, mask in zip(groups, masks, strict=False):
+            parts.append(self._decode(queries, keys, values, *storage.pools[group.capacity][index], group, mask))
+        for chunk, mask in zip(chunks, masks[len(groups) :], strict=True):
+            parts.append(self._prompt(queries, keys, values, *storage.pools[chunk.capacity][index], chunk, mask))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def _masks(
+        self, groups: Sequence[DecodeGroup], chunks: Sequence[PromptChunk], device: torch.device
+    ) -> list[Tensor | None]:
+        """Return the mask of each group and chunk; made once a step and device, else every layer would make it."""
+        masks = [group.mask(self.norm.dtype) for group in groups]
+        for chunk in chunks:
+            later = chunk.start > 0 and chunk.count > 1 and not self.batch_invariant
+            made = self._kernels.causal_mask(chunk.count, chunk.end, self.norm.dtype, device) if later else None
+            masks.append(made)
+        return masks
+
     def _decode(
-        self, queries: Tensor, keys: Tensor, values: Tensor, k_pool: Tensor, v_pool: Tensor, group: DecodeGroup
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        k_pool: Tensor,
+        v_pool: Tensor,
+        group: DecodeGroup,
+        mask: Tensor | None,
     ) -> Tensor:
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
@@ -221,28 +279,35 @@ class TextDecoder:
             query,
             k_pool[: group.num_rows, :, : group.longest],
             v_pool[: group.num_rows, :, : group.longest],
-            attn_mask=group.mask,
+            attn_mask=mask,
         )
         if group.rows is not None:
             out = out.index_select(0, group.rows)
         return out.reshape(group.count, -1)
 
     def _prompt(
-        self, queries: Tensor, keys: Tensor, values: Tensor, k_pool: Tensor, v_pool: Tensor, chunk: PromptChunk
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        k_pool: Tensor,
+        v_pool: Tensor,
+        chunk: PromptChunk,
+        mask: Tensor | None,
     ) -> Tensor:
         part = slice(chunk.first, chunk.first + chunk.count)
-        end = chunk.start + chunk.count
+        end = chunk.end
         k_row, v_row = k_pool[chunk.row], v_pool[chunk.row]
         k_row[:, chunk.start : end] = keys[part].transpose(0, 1)
         v_row[:, chunk.start : end] = values[part].transpose(0, 1)
         if self.batch_invariant:
             return self._one_by_one(queries[part], k_row, v_row, chunk.start)
         query = queries[part].transpose(0, 1).unsqueeze(0)
-        out = self._kernels.causal_attention(query, k_row[None, :, :end], v_row[None, :, :end], chunk.mask)
+        out = self._kernels.causal_attention(query, k_row[None, :, :end], v_row[None, :, :end], mask)
         return out[0].transpose(0, 1).reshape(chunk.count, -1)
 
     def _one_by_one(self, queries: Tensor, k_row: Tensor, v_row: Tensor, start: int) -> Tensor:
-        """Return the attention of tokens from position `start` on, each in a call shaped by its position alone."""
+        """Return the attention of tokens from position `start` on, one call a token, shaped by its position alone."""
         import torch
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
@@ -263,24 +328,24 @@ class TextDecoder:
 class _Layer:
     """The weights of one decoder layer, joined where one matrix product can serve several."""
 
-    def __init__(self, layer: Qwen3VLTextDecoderLayer, tiled: bool) -> None:
+    def __init__(self, layer: Qwen3VLTextDecoderLayer, index: int, plan: LinearPlan, tiled: bool) -> None:
         import torch
 
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         counts = [linear.weight.shape[0] // attention.head_dim for linear in projections[:2]]
-        self.qkv = join(projections, steps=True, tiled=tiled)
+        self.qkv = plan.join(projections, name=f"{index}.qkv", tiled=tiled)
         # [query and key heads, head_dim]: one normalisation serves both.
         norms = (attention.q_norm.weight, attention.k_norm.weight)
         self.qk_norm = torch.cat([norm.expand(count, -1) for norm, count in zip(norms, counts, strict=True)])
-        self.output = join((attention.o_proj,), steps=True, tiled=tiled)
+        self.output = plan.join((attention.o_proj,), name=f"{index}.output", tiled=tiled)
         self.input_norm = layer.input_layernorm.weight
         self.mlp_norm = layer.post_attention_layernorm.weight
         self.device = self.input_norm.device
         self.mlp = mlp
         dense = hasattr(mlp, "gate_proj") and getattr(mlp.config, "hidden_act", "silu") == "silu"
-        self.gate_up = join((mlp.gate_proj, mlp.up_proj), steps=True, tiled=tiled) if dense else None
-        self.down = join((mlp.down_proj,), steps=True, tiled=tiled) if dense else None
+        self.gate_up = plan.join((mlp.gate_proj, mlp.up_proj), name=f"{index}.gate_up", tiled=tiled) if dense else None
+        self.down = plan.join((mlp.down_proj,), name=f"{index}.down", tiled=tiled) if dense else None
         if self.gate_up is not None and self.down is not None:
             of_mlp = self.gate_up.size + self.down.size
         else:
@@ -302,11 +367,5 @@ def _group_to(group: DecodeGroup, device: torch.device) -> DecodeGroup:
         group,
         rows=None if group.rows is None else group.rows.to(device),
         write=group.write.to(device),
-        mask=None if group.mask is None else group.mask.to(device),
+        visible=None if group.visible is None else group.visible.to(device),
     )
-
-
-def _chunk_to(chunk: PromptChunk, device: torch.device) -> PromptChunk:
-    from dataclasses import replace
-
-    return chunk if chunk.mask is None else replace(chunk, mask=chunk.mask.to(device))

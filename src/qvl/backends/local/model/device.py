@@ -1,7 +1,7 @@
-"""The one place that knows which kinds of device there are and how they differ.
+"""The only module that knows the kinds of device and their differences.
 
-`auto` is npu, else cuda, else mps, else cpu. An NPU that is present but unusable is reported with its reason: a silent
-fall to the CPU is what everyone on Ascend meets first.
+`auto` is npu, else cuda, else mps, else cpu. An NPU that is present but unusable is reported with the reason, since a
+silent fallback to the CPU is the first problem of most Ascend users.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from qvl.backends.local.model.kernel_times import faster_dtype, known_dtype
 from qvl.errors import ConfigError, MissingDependencyError, first_line
 from qvl.suggest import install_line
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from qvl.backends.local.model.kernels import Kernels
@@ -36,7 +38,7 @@ NPU_WITHOUT_BF16: Final = re.compile(r"310", re.ASCII)
 
 
 class Graph(Protocol):
-    """Recorded work of a device (torch.cuda.CUDAGraph, torch.npu.NPUGraph)."""
+    """A recorded graph of device operations (torch.cuda.CUDAGraph, torch.npu.NPUGraph)."""
 
     def replay(self) -> None: ...
     def pool(self) -> object: ...
@@ -44,14 +46,14 @@ class Graph(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device that works, and everything the engine needs to know about its kind.
+    """A usable device, with everything that the engine needs to know about its kind.
 
     Args:
         type: one of `KINDS`.
-        index: which of several; None for cpu and mps.
+        index: number of the card; None for cpu and mps.
         dtype: of weights, activations and KV.
-        name: for people, such as "Ascend910B3".
-        notes: why a better device was not taken.
+        name: the product's, such as "Ascend910B3".
+        notes: why better devices were not chosen.
     """
 
     type: str
@@ -71,13 +73,12 @@ class Device:
         return str(self.dtype).removeprefix("torch.")
 
     @property
-    def non_blocking(self) -> bool:
-        """True if a copy from the host may return early. On MPS it would read memory that is free by then
-        (pytorch/pytorch#189690)."""
-        return self.type != "mps"
+    def asynchronous(self) -> bool:
+        """True if an operator may return before it has run."""
+        return self.type != "cpu"
 
     def describe(self) -> str:
-        """Return one line: the device, its dtype, and why nothing better was used."""
+        """Return one line: the device, its dtype, and why no better device was chosen."""
         index = "" if self.index is None else f":{self.index}"
         name = f" ({self.name})" if self.name else ""
         return "; ".join([f"{self.type}{index}{name}, {self.dtype_name}", *self.notes])
@@ -98,22 +99,22 @@ class Device:
 
     @property
     def has_graphs(self) -> bool:
-        """True if `record` works here."""
+        """True if this kind of device supports `record`."""
         return self.type in ("cuda", "npu") and hasattr(self._module(), f"{self.type.upper()}Graph")
 
     @property
     def graphs_pay(self) -> bool:
-        """True if recorded decode steps are known to be faster here."""
+        """True if recorded decode steps are known to be faster on this kind of device."""
         return self.type == "cuda" and self.has_graphs
 
     def record(self, run: Callable[[], Tensor], pool: object = None) -> tuple[Graph, Tensor]:
-        """Record what `run` queues on the device.
+        """Record the operations that `run` queues on the device.
 
         Args:
-            pool: of an earlier graph whose results are no longer needed when this one runs, to share its memory.
+            pool: memory pool of an earlier graph, to share; its results must not be needed when this graph runs.
 
         Returns:
-            a graph, and what `run` returned, which `replay` writes anew.
+            the graph, and the tensor that `run` returned, which each `replay` overwrites.
         """
         module = self._module()
         graph: Graph = getattr(module, f"{self.type.upper()}Graph")()
@@ -133,12 +134,12 @@ class Device:
             self._module().synchronize()
 
     def empty_cache(self) -> None:
-        """Give the allocator's unused memory back. Costly: for after an out-of-memory error, not for every request."""
+        """Release the allocator's unused memory. Slow: for use after an out-of-memory error, not in every request."""
         if self.type != "cpu":
             self._module().empty_cache()
 
     def memory(self, index: int | None = None) -> tuple[int, int]:
-        """Return (free, total) bytes of this card or another; on the CPU of the host, within the container's limit."""
+        """Return (free, total) bytes of card `index`, by default this; for cpu, of the host within its cgroup limit."""
         if self.type in ("npu", "cuda"):
             free, total = self._module().mem_get_info(self.index if index is None else index)
             return int(free), int(total)
@@ -151,7 +152,7 @@ class Device:
         return free, total
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """True if `error` says that this device's memory did not suffice. Each kind words it differently."""
+        """True if `error` is an out-of-memory error of this kind of device."""
         import torch
 
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -173,8 +174,8 @@ def open_device(device: str = "auto", dtype: str = "auto") -> Device:
         dtype: "auto", "bfloat16", "float16" or "float32" (or bf16, fp16, fp32).
 
     Raises:
-        ConfigError: no such device or dtype, or it is not usable here (with the reason).
-        MissingDependencyError: an NPU was asked for and torch_npu is not installed.
+        ConfigError: the device or dtype is unknown, or cannot be used on this host (with the reason).
+        MissingDependencyError: `device` is an NPU and torch_npu is not installed.
     """
     request = device
     if device == "auto":
@@ -205,9 +206,9 @@ def open_device(device: str = "auto", dtype: str = "auto") -> Device:
 
 
 def peek_dtype(device: str = "auto", dtype: str = "auto") -> str | None:
-    """Return the name of the dtype that `open_device` would choose, without importing torch; None when not sure.
+    """Return the name of the dtype that `open_device` would choose, without importing torch; None if unknown.
 
-    Sure is only the CPU: asked for, or the only thing on a Linux host that has no accelerator's device node.
+    Only the CPU's is known: by `device`, or on a Linux host that has no accelerator's device node.
     """
     if device == "auto":
         device = os.environ.get("QVL_DEVICE") or os.environ.get("DEVICE") or "auto"
@@ -219,7 +220,7 @@ def peek_dtype(device: str = "auto", dtype: str = "auto") -> str | None:
         return None
     name = SHORT_DTYPES.get(dtype.removeprefix("torch."), dtype.removeprefix("torch."))
     if name == "auto":
-        return "bfloat16" if _cpu_multiplies_bf16() else "float32"
+        return known_dtype()
     return name if name in DTYPES else None
 
 
@@ -232,7 +233,7 @@ def _npu_expected() -> bool:
 
 
 def _unusable(kind: str) -> str | None:
-    """Return why `kind` cannot be used here, or None when it can."""
+    """Return the reason why `kind` cannot be used on this host, or None if it can."""
     import torch
 
     if kind == "cpu":
@@ -266,7 +267,7 @@ def _index(kind: str, number: int | None, request: str) -> int | None:
 
     if kind in ("cpu", "mps"):
         if number:
-            raise ConfigError(f"unknown device {request!r}", hint=f"there is one {kind}")
+            raise ConfigError(f"unknown device {request!r}", hint=f"'{kind}' has no index above 0")
         return None
     count = int(getattr(torch, kind).device_count())
     if (number or 0) >= count:
@@ -291,7 +292,7 @@ def _dtype(name: str, kind: str, index: int | None) -> torch.dtype:
     if name != "auto":
         raise ConfigError(f"unknown dtype {name!r}", hint="auto, bfloat16, float16 or float32")
     if kind == "cpu":
-        return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+        return torch.bfloat16 if faster_dtype() == "bfloat16" else torch.float32
     if kind == "mps":
         return torch.float16
     if kind == "npu" and NPU_WITHOUT_BF16.search(_name(kind, index)):
@@ -301,13 +302,20 @@ def _dtype(name: str, kind: str, index: int | None) -> torch.dtype:
     return torch.bfloat16
 
 
-def _cpu_multiplies_bf16() -> bool:
-    """True if the CPU has instructions for bfloat16; without them it is emulated, several times slower than float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", flags) is not None
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return `array` as a tensor on `device`, without waiting for the copy where that is safe.
+
+    A GPU copies from pinned memory while the host goes on. On MPS a copy that returns early would read memory that is
+    free by then (pytorch/pytorch#189690). On a CPU the tensor is the array.
+    """
+    import torch
+
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 def host_memory() -> tuple[int, int]:

@@ -1,6 +1,6 @@
-"""The operators between the matrix products: torch's own, and what Ascend's torch_npu has fused of them.
+"""The operators between the matrix products: torch's own, and the fused ones of Ascend's torch_npu.
 
-A fused operator is taken when torch_npu offers it and it gives torch's numbers on this very chip for a small example,
+A fused operator is used if torch_npu offers it and its result for a small example equals torch's on this very chip,
 since which operator works differs between chips and CANN releases. Signatures: torch_npu's API reference; attention as
 in transformers' integrations/npu_flash_attention.py.
 """
@@ -27,7 +27,7 @@ NPU_DOWN_RIGHT: Final = 3
 
 
 class Kernels:
-    """Torch's operators. `fused` names those that something else computes."""
+    """The operators, computed by torch. `fused` names those that a subclass computes by a fused kernel instead."""
 
     fused: tuple[str, ...] = ()
 
@@ -68,12 +68,24 @@ class Kernels:
 
         return F.scaled_dot_product_attention(query, key, value)
 
+    def causal_mask(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """Return the mask of `causal_attention` for more keys than queries.
+
+        On CUDA in half precision it only says so, and the flash kernel needs no more; else it is [queries, keys].
+        """
+        import torch
+        from torch.nn.attention.bias import causal_lower_right
+
+        if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+            return causal_lower_right(queries, keys)
+        return torch.full((queries, keys), float("-inf"), dtype=dtype, device=device).triu_(keys - queries + 1)
+
     def causal_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Return attention where the last of n queries sees all keys, the one before it all but the last, and so on.
 
         Args:
             query: [1, heads, n, head_dim]; key and value may have fewer heads.
-            mask: the same said as [n, keys] to be added to the scores; None when there are n keys or one query.
+            mask: of `causal_mask`; None when there are n keys or one query.
         """
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
@@ -88,12 +100,12 @@ class Kernels:
 
 
 class NpuKernels(Kernels):
-    """The fused operators of torch_npu that are there and agree with torch's, and torch's for the rest.
+    """The fused operators of torch_npu that exist and agree with torch's; torch's own for the others.
 
     Args:
         torch_npu: the module.
-        device: where to try them.
-        dtype: in which to try them.
+        device: the NPU on which they are tried.
+        dtype: the dtype in which they are tried.
     """
 
     def __init__(self, torch_npu: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
@@ -122,6 +134,9 @@ class NpuKernels(Kernels):
         if "attention" not in self.fused:
             return super().attention(query, key, value)
         return self._attention(query, key, value)
+
+    def causal_mask(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        return None if "attention" in self.fused else super().causal_mask(queries, keys, dtype, device)
 
     def causal_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         if "attention" not in self.fused:
@@ -169,7 +184,7 @@ class NpuKernels(Kernels):
         return torch.cat((sin[..., half:], sin[..., half:]), -1)
 
     def _trials(self, device: torch.device, dtype: torch.dtype) -> list[tuple[str, bool]]:
-        """Return (name, whether the fused operator gives torch's numbers) of each."""
+        """Return (name, True if the fused operator gives torch's numbers) of each operator."""
         import torch
 
         dice = torch.Generator().manual_seed(0)

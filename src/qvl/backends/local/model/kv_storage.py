@@ -1,4 +1,4 @@
-"""The tensors behind the accounting: KV rows by pool, and prefix blocks."""
+"""The tensors of keys and values, which `kv_cache` accounts for: KV rows by pool, and prefix cache blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Layout:
-    """Shape of the KV of one token: `devices` has the device of each layer."""
+    """The shape of the keys and values of one token; `devices` are those of the layers, in order."""
 
     devices: Sequence[torch.device]
     num_heads: int
@@ -29,7 +29,7 @@ class Layout:
 
 @dataclass(slots=True)
 class Storage:
-    """Keys and values.
+    """The keys and values of all sequences and of the prefix cache.
 
     `pools[capacity]` is a list, per layer, of (keys, values), each [rows, kv heads, capacity, head_dim]. Heads come
     before positions so that a decode step reads each head's keys in one run of memory.
@@ -40,7 +40,7 @@ class Storage:
     blocks: list[torch.Tensor] = field(default_factory=list)
 
     def apply(self, ops: Sequence[Op]) -> None:
-        """Carry out what the accounting decided, in its order."""
+        """Execute the resizes and copies of `KvCache.take_ops()`, in order."""
         for op in ops:
             if isinstance(op, Resize):
                 self._resize(op)
@@ -50,11 +50,11 @@ class Storage:
                 self._load(op)
 
     def num_rows(self, capacity: int) -> int:
-        """Return the rows of a pool."""
+        """Return the number of KV rows in the pool of `capacity` tokens a row."""
         return self.pools[capacity][0][0].shape[0]
 
     def save(self, capacity: int, row: int, pairs: Sequence[tuple[int, int]], num_blocks: int) -> None:
-        """Copy blocks of a row: `pairs` are (block in the row, block of the storage), which grows to `num_blocks`."""
+        """Copy blocks of a KV row to the prefix cache, grown to `num_blocks`; `pairs`: (index in row, in cache)."""
         import torch
 
         self._reserve(num_blocks)
@@ -75,7 +75,7 @@ class Storage:
                 blocks[side].index_copy_(0, where, cut)
 
     def clear(self) -> None:
-        """Drop everything: after the device ran out of memory the accounting starts afresh too."""
+        """Free all rows and prefix blocks, after an out-of-memory error (with `KvCache.reset`)."""
         self.pools.clear()
         self.blocks.clear()
 

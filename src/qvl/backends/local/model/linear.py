@@ -1,148 +1,220 @@
-"""Matrix products of a few rows with a large weight, as fast as the device has them.
+"""Matrix products with a large weight, each by the kernel that was measured to be fastest for its number of rows.
 
-A decode step multiplies 1 to 32 rows with every weight, and on a CPU mostly waits for the weights to come from memory.
-The general kernels handle 4 to 16 rows badly besides. Two others, measured on all weights of 11 layers of 768 by two
-threads of a 2.5 GHz Xeon, milliseconds at 1 / 8 / 32 / 128 rows (general kernel 33 / 86 / 114 / 294):
-
-- oneDNN's, on a weight laid out for it once: 37 / 39 / 80 / 236. torch has it as an operator of its compiler.
-- FBGEMM's, which reads weights in float16 and computes in float32: 19 / 20 / 75 / 290. It is taken for few rows where
-  the weight says the same in float16, as all weights that were stored in bfloat16 or float16 do; the other layout stays
-  for prompts, so this costs half as much memory again, and is done while a quarter of the host's memory remains free.
+A decode step multiplies 1 to 32 rows with every weight and mostly waits for the weights to come from memory; a prompt
+brings hundreds of rows, where computing is the limit. On a CPU no kernel is best at both, on any processor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.local.model.device import host_memory
+from qvl.backends.local.model.kernel_times import LARGEST, ROWS, Times, kernel_times, read_bandwidth
+from qvl.backends.local.model.linear_kernels import INT8_KERNELS, KERNELS, PlainKernel, pack
+from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import ScriptObject, Tensor, nn
+    from collections.abc import Sequence
 
-# Above this many rows float32 weights are multiplied faster.
-FEW_ROWS: Final = 32
+    from torch import Tensor, nn
+
+    from qvl.backends.local.model.int8_store import Int8Store
+    from qvl.backends.local.model.linear_kernels import LinearKernel
+
 # Rows of every product whose result may not depend on how many rows there are; as many cost a decode step little.
 TILE: Final = 32
-# Half of the smallest step of float16: what rounding may do to a number too small for float16's full precision.
-HALF_ERROR: Final = 2.0**-25
+# Weights of fewer numbers stay in the processor's caches, where any kernel will do: they take these, unmeasured.
+SMALL: Final = 1 << 20
+SMALL_KERNELS: Final = {"float32": ("fbgemm",) * 6 + ("onednn",) * 2, "bfloat16": ("plain",) * 8}
+# What a number of a weight takes in a kernel's layout, where that is not its dtype's size.
+NUM_BYTES: Final = {"fbgemm": 2, "onednn-int8": 1, "fbgemm-int8": 1}
+# A second layout of a weight must save this share of the time at some number of rows.
+WORTH: Final = 0.1
 
 
 class Linear:
-    """`x @ weight.T + bias` for x [rows, in]. `weight` is None once it is laid out anew; `size` is its numbers.
+    """Computes `x @ weight.T + bias` for x [rows, in]; `size` is the number of elements of the weight.
 
-    `steps`: whether decode steps use it, which bring few rows. `tiled`: whether all products are of TILE rows, filled
-    up with zeros, so that one kernel computes every row in one order, whatever other rows there are.
+    Args:
+        kernels: one for each of ROWS; the last also for more rows.
+        tiled: True if all products have TILE rows, padded with zeros, so that one kernel adds up every row in the same
+            order, whatever the other rows are.
     """
 
-    __slots__ = ("_half", "_packed", "bias", "size", "tiled", "weight")
+    __slots__ = ("_kernels", "size", "tiled")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, steps: bool = False, tiled: bool = False) -> None:
-        self.size = weight.numel()
+    def __init__(self, size: int, kernels: Sequence[LinearKernel], *, tiled: bool = False) -> None:
+        self.size = size
         self.tiled = tiled
-        self._packed = _pack(weight)
-        self._half = _halve(weight, bias) if steps and self._packed is not None else None
-        self.weight = None if self._packed is not None else weight
-        self.bias = bias
+        self._kernels = tuple(kernels)
 
-    @property
-    def packed(self) -> bool:
-        return self._packed is not None
+    def _kernel(self, rows: int) -> LinearKernel:
+        return self._kernels[min(bisect_left(ROWS, rows), len(ROWS) - 1)]
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return x @ weight.T + bias, [rows, out]."""
         if not self.tiled:
-            return self._product(x)
+            return self._kernel(len(x))(x)
         import torch
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
-        rows = x.shape[0]
+        rows, kernel = len(x), self._kernel(TILE)
         tiles = torch.split(F.pad(x, (0, 0, 0, -rows % TILE)), TILE)
-        return torch.cat([self._product(tile) for tile in tiles])[:rows]
-
-    def _product(self, x: Tensor) -> Tensor:
-        import torch
-        import torch.nn.functional as F  # noqa: N812 - torch's own convention
-
-        if self._packed is None:
-            return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
-        out: Tensor
-        if self._half is not None and x.shape[0] <= FEW_ROWS:
-            out = torch.ops.quantized.linear_dynamic_fp16(x, self._half)
-            return out
-        out = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return out
+        return torch.cat([kernel(tile) for tile in tiles])[:rows]
 
     def gelu(self, x: Tensor, approximate: str) -> Tensor:
         """Return gelu(self(x)); `approximate` as of torch's gelu."""
-        import torch
-        import torch.nn.functional as F  # noqa: N812 - torch's own convention
-
-        if self._packed is None:
-            return F.gelu(self(x), approximate=approximate)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "gelu", [], approximate)
-        return out
+        return self._kernel(len(x)).gelu(x, approximate)
 
     def added_to(self, base: Tensor, x: Tensor) -> Tensor:
         """Return base + self(x)."""
+        return self(x).add_(base) if self.tiled else self._kernel(len(x)).added_to(base, x)
+
+
+@dataclass
+class LinearPlan:
+    """Makes the Linears of a model, each with the kernels for its weight. Thread-safe.
+
+    Args:
+        kernel: the name of the one kernel to use, or "auto": the fastest by measurement.
+        int8: where the text model's weights in 8 bits come from, or None to compute with the weights as they are.
+    """
+
+    kernel: str = "auto"
+    int8: Int8Store | None = None
+    _numbers: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    _milliseconds: float = 0.0
+    _bytes: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def linear(
+        self, weight: Tensor, bias: Tensor | None = None, *, name: str | None = None, tiled: bool = False
+    ) -> Linear:
+        """Return the Linear of weight [out, in].
+
+        Args:
+            name: name of the weight if decode steps, which have few rows, use it; None for prompts or pictures alone.
+            tiled: see Linear.
+
+        Raises:
+            ConfigError: the kernel for `kernel` or `quantize` does not work with this weight on this processor.
+        """
+        kernels = self._kernels(weight, bias, name, tiled=tiled)
+        return Linear(weight.numel(), kernels, tiled=tiled)
+
+    def join(self, linears: Sequence[nn.Linear], *, name: str | None = None, tiled: bool = False) -> Linear:
+        """Return one Linear whose weight is those of `linears` concatenated along the output dimension.
+
+        The modules' weights become views of it, or empty if no kernel keeps the plain layout.
+        """
         import torch
 
-        if self.tiled:
-            return self(x).add_(base)
-        if self._packed is None and self.bias is None:
-            return torch.addmm(base, x, self.weight.t())  # type: ignore[union-attr]
-        if self._packed is None or (self._half is not None and x.shape[0] <= FEW_ROWS):
-            return self(x).add_(base)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, base, self._packed, self.bias, "add")
-        return out
+        many = len(linears) > 1
+        joined = torch.cat([linear.weight.detach() for linear in linears]) if many else linears[0].weight.detach()
+        bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
+        kernels = self._kernels(joined, bias, name, tiled=tiled)
+        keeps = any(isinstance(kernel, PlainKernel) for kernel in kernels)
+        first = 0
+        for linear in linears:
+            rows = linear.weight.shape[0]
+            part = joined[first : first + rows] if keeps else joined.new_empty(0)
+            linear.weight = torch.nn.Parameter(part, requires_grad=False)
+            first += rows
+        return Linear(joined.numel(), kernels, tiled=tiled)
+
+    def describe(self) -> str:
+        """Return one line: the kernels of most decode weights, and the share of the memory's bandwidth they reach."""
+        if not self._numbers:
+            return ""
+        names = self._numbers.most_common(1)[0][0]
+        ends = [index for index in range(len(ROWS)) if index + 1 == len(ROWS) or names[index] != names[index + 1]]
+        parts = [f"{names[end]} for up to {ROWS[end]} rows" for end in ends[:-1]]
+        line = ", ".join([*parts, f"{names[-1]} beyond" if parts else names[-1]])
+        if not self._milliseconds:
+            return line
+        reached, available = self._bytes / self._milliseconds / 1e6, read_bandwidth()
+        return f"{line}; one row reads {reached:.0f} of {max(available, reached):.0f} GB/s"
+
+    def _kernels(self, weight: Tensor, bias: Tensor | None, name: str | None, *, tiled: bool) -> list[LinearKernel]:
+        steps = name is not None
+        int8 = self.int8 if steps else None
+        candidates = list(KERNELS if int8 is None else INT8_KERNELS)
+        numbers = weight if int8 is None or name is None else int8.take(name, weight)
+        while candidates:
+            times = self._times(weight, candidates, steps=steps)
+            names = self._names(weight, candidates, times, steps=steps, tiled=tiled)
+            packed = {name: pack(name, numbers, bias) for name in dict.fromkeys(names)}
+            unusable = [name for name, kernel in packed.items() if kernel is None]
+            if not unusable:
+                if steps:
+                    self._count(weight, names, times)
+                return [kernel for name in names if (kernel := packed[name]) is not None]
+            if steps and self.kernel in unusable:
+                break
+            candidates = [name for name in candidates if name not in unusable]
+        what = "quantize='int8'" if int8 else f"decode_kernel={self.kernel!r}"
+        raise ConfigError(
+            f"{what} does not work with these weights on this processor",
+            hint="leave it out",
+            param=what.partition("=")[0],
+        )
+
+    def _count(self, weight: Tensor, names: tuple[str, ...], times: Times) -> None:
+        with self._lock:
+            self._numbers[names] += weight.numel()
+            if times:
+                self._milliseconds += times[names[0]][1] * max(1.0, weight.numel() / LARGEST)
+                self._bytes += weight.numel() * NUM_BYTES.get(names[0], weight.itemsize)
+
+    def _names(
+        self, weight: Tensor, candidates: Sequence[str], times: Times, *, steps: bool, tiled: bool
+    ) -> tuple[str, ...]:
+        """Return the kernel for each of ROWS."""
+        if not times:
+            fixed = SMALL_KERNELS.get(_dtype_name(weight), ()) if weight.device.type == "cpu" else ()
+            names = tuple(name if name in candidates else "plain" for name in fixed) or ("plain",) * len(ROWS)
+        else:
+            free, total = host_memory()
+            second = self.int8 is None and steps and not tiled and free >= total // 4
+            names = best_layouts(times, second=second, tiled=tiled)
+        if not steps:
+            return names[-1:] * len(ROWS)
+        return (self.kernel,) * (len(ROWS) - 1) + names[-1:] if self.kernel in candidates else names
+
+    def _times(self, weight: Tensor, candidates: Sequence[str], *, steps: bool) -> Times:
+        """Return the milliseconds of each kernel; nothing where there is no choice or the weight is small."""
+        small = weight.numel() < SMALL and self.int8 is None
+        if weight.device.type != "cpu" or _dtype_name(weight) not in SMALL_KERNELS or small:
+            return {}
+        shape = (weight.shape[0], weight.shape[1])
+        return kernel_times(shape, weight.dtype, candidates, ROWS if steps else ROWS[-1:])
 
 
-def _pack(weight: Tensor) -> Tensor | None:
-    """Return the weight in oneDNN's own layout, or None where that does not pay or does not exist."""
-    import torch
-
-    if weight.device.type != "cpu" or weight.dtype is not torch.float32 or not getattr(torch._C, "_has_mkldnn", False):
-        return None
-    try:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
-        return None
-    return packed
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
-def _halve(weight: Tensor, bias: Tensor | None) -> ScriptObject | None:
-    """Return a float32 weight in FBGEMM's float16 layout; None where that changes it, is too much, or does not exist.
+def best_layouts(times: Times, *, second: bool, tiled: bool = False) -> tuple[str, ...]:
+    """Return the name of the kernel for each of ROWS, with one layout of the weight, or two if `second` and worth it.
 
-    Beyond float16's range nothing is taken; of numbers nearer to 0 than 6e-5 the last bits may go, 3e-8 at most.
+    Args:
+        times: milliseconds by rows of each kernel, all for the same rows.
+        tiled: True if all products have TILE rows.
     """
-    import torch
+    rows = [TILE] if tiled else [count for count in ROWS if all(count in of for of in times.values())]
+    best = {count: min(of[count] for of in times.values()) for count in rows}
 
-    free, total = host_memory()
-    if "fbgemm" not in torch.backends.quantized.supported_engines or free < total // 4:
-        return None
-    if not bool(((weight.half().float() - weight).abs() <= HALF_ERROR).all()):
-        return None
-    try:
-        half: ScriptObject = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
-    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
-        return None
-    return half
+    def takes(first: str, other: str, count: int) -> str:
+        return other if count != ROWS[-1] and times[other][count] < (1 - WORTH) * times[first][count] else first
 
+    def cost(pair: tuple[str, str]) -> float:
+        relative = (times[takes(*pair, count)][count] / best[count] for count in rows)
+        return sum(relative) + (WORTH if pair[0] != pair[1] else 0)
 
-def join(linears: Sequence[nn.Linear], *, steps: bool = False, tiled: bool = False) -> Linear:
-    """The weights of several nn.Linear below each other, as one.
-
-    The modules keep views, or nothing where the weight is laid out anew, so that no memory is doubled.
-    """
-    import torch
-
-    many = len(linears) > 1
-    joined = torch.cat([linear.weight.detach() for linear in linears]) if many else linears[0].weight.detach()
-    bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
-    made = Linear(joined, bias, steps=steps, tiled=tiled)
-    first = 0
-    for linear in linears:
-        rows = linear.weight.shape[0]
-        kept = joined.new_empty(0) if made.packed else joined[first : first + rows]
-        linear.weight = torch.nn.Parameter(kept, requires_grad=False)
-        first += rows
-    return made
+    pairs = [(first, other) for first in times for other in (times if second else (first,))]
+    chosen = min(pairs, key=cost)
+    return tuple(takes(*chosen, count) if count in rows else chosen[0] for count in ROWS)

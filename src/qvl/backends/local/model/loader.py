@@ -1,10 +1,10 @@
-"""From a folder or hub id to weights in memory, with every way of failing told in one line."""
+"""Loads a checkpoint from a folder or hub id into memory; every failure is an error of one line."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict
 from qvl.backends.local.model.checkpoint_files import (
     chat_template,
     image_settings,
-    quantisation,
     read_json,
     refuse_incomplete,
     refuse_pickled,
-    refuse_quantised,
     refuse_surplus,
 )
 from qvl.backends.local.model.family import ModelFamily, family_of
+from qvl.backends.local.model.int8_store import Int8Store
+from qvl.backends.local.model.unpack_weights import unpacked_weights, weights_beside
+from qvl.backends.local.model.weight_form import weight_form
 from qvl.config import in_home
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError, first_line
 from qvl.log import logger
 from qvl.suggest import install_line
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
     from qvl.backends.local.model.device import Device
@@ -43,7 +45,7 @@ DeviceMap: TypeAlias = str | dict[str, int | str]
 
 
 class LoadingInfo(TypedDict):
-    """The report of transformers about the weights that it read."""
+    """The `loading_info` of transformers' `from_pretrained`: missing, unexpected and mismatched weights."""
 
     missing_keys: set[str]
     unexpected_keys: set[str]
@@ -56,12 +58,14 @@ class Checkpoint:
     """A model in memory.
 
     Args:
-        family: which kind of model it is.
+        family: the family of the model, which builds its parts.
         model: in eval mode, on its device(s).
         tokenizer: with its chat template.
         image_config: the image processor's settings.
-        eos_token_ids: what ends an answer.
-        fingerprint: of the files that decide the answers; the same for equal copies in different places.
+        eos_token_ids: the tokens that end an answer.
+        fingerprint: sha256 of the files that decide the answers; the same for equal copies in different folders.
+        quantisation: the form of the weights in the files, such as "awq, 4 bit"; None if they are not quantised.
+        int8: where the weights of the text model in 8 bits are kept, or None to compute with the weights as they are.
     """
 
     family: ModelFamily
@@ -70,10 +74,12 @@ class Checkpoint:
     image_config: JsonObject
     eos_token_ids: tuple[int, ...]
     fingerprint: str
+    quantisation: str | None
+    int8: Int8Store | None = None
 
 
 def bundled_folder() -> Path:
-    """Return where the checkpoint that comes with the package lies."""
+    """Return the folder of the checkpoint that comes with the package."""
     import qvl
 
     return Path(str(qvl.__file__)).parent / "tiny" / "weights"
@@ -86,11 +92,12 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     device_map: DeviceMap | None = None,
+    quantize: str | None = None,
 ) -> Checkpoint:
-    """Load weights, tokenizer and settings. Blocking, seconds to minutes.
+    """Return the weights, tokenizer and settings of `model` (None: the bundled one). Blocks for seconds to minutes.
 
     Raises:
-        ConfigError: no such folder or model, not a Qwen3-VL, incomplete files.
+        ConfigError: no such folder or model, not a Qwen3-VL, incomplete files, a quantisation that is not read.
         BackendUnavailableError: the hub cannot be reached.
         MissingDependencyError: torch, transformers, modelscope or accelerate is not installed.
     """
@@ -103,24 +110,38 @@ def load(
     name = model or "the bundled model"
     config = read_json(folder / "config.json", name)
     family = family_of(config.get("model_type"), name)
-    refuse_quantised(folder, config, name)
+    form = weight_form(folder, config, name)
     refuse_pickled(folder, name)
+    digest = fingerprint(folder)
+    if quantize and {"num_experts", "num_local_experts"} & (config.get("text_config") or {}).keys():
+        raise ConfigError(f"quantize={quantize!r} takes no mixture of experts", hint="leave it out", param="quantize")
+    int8 = Int8Store(digest) if quantize else None
     if device_map is not None:
         _need("accelerate", "device_map", "pip install accelerate")
-    placement = {"device_map": device_map} if device_map else {}
     with _one_line(name, device), _quiet():
-        loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(
-            str(folder),
-            config=_model_config(folder, config, trust_remote_code),
-            dtype=device.dtype,
-            attn_implementation="sdpa",
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
+        model_config = _model_config(folder, config, trust_remote_code)
+        settings: JsonObject = {
+            "config": model_config,
+            "dtype": device.dtype,
+            "attn_implementation": "sdpa",
             # Weights of another shape are then told with their names, and refused below.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **placement,
-        )
+            "ignore_mismatched_sizes": True,
+            "output_loading_info": True,
+            **({"device_map": device_map} if device_map else {}),
+        }
+        if int8 is not None and int8.complete and form is None:
+            tied = bool(model_config.tie_word_embeddings)
+            loaded, report = _from_weights(
+                folder, weights_beside(int8, folder, name, device.dtype, tied=tied), settings
+            )
+        elif form is None:
+            loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(
+                str(folder), trust_remote_code=trust_remote_code, local_files_only=True, **settings
+            )
+        else:
+            newer = int(transformers.__version__.split(".")[0]) >= 5
+            weights = unpacked_weights(folder, form, name, device.dtype, model_layout=newer)
+            loaded, report = _from_weights(folder, weights, settings)
         _check_weights(name, loaded, report)
         if device_map is None:
             loaded = loaded.to(device.torch)
@@ -134,8 +155,28 @@ def load(
         tokenizer=tokenizer,
         image_config=image_settings(folder, name),
         eos_token_ids=_eos(loaded, tokenizer),
-        fingerprint=fingerprint(folder),
+        fingerprint=digest,
+        int8=int8,
+        quantisation=form.name if form is not None else None,
     )
+
+
+def _from_weights(
+    folder: Path, weights: dict[str, Tensor], settings: JsonObject
+) -> tuple[PreTrainedModel, LoadingInfo]:
+    """Return the model with these weights, taken as they are, so that nothing is in memory twice, and the report."""
+    import transformers
+
+    config = settings["config"]
+    for part in (config, config.text_config, config.vision_config):
+        for key in ("quantization_config", "compression_config"):
+            if hasattr(part, key):
+                delattr(part, key)
+    kind = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    loaded, report = kind.from_pretrained(None, state_dict=weights, **settings)
+    if (folder / "generation_config.json").is_file():
+        loaded.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
+    return loaded, report
 
 
 def load_tokenizer(
@@ -144,7 +185,7 @@ def load_tokenizer(
     """Return transformers' fast tokenizer of the checkpoint, with its chat template.
 
     Raises:
-        ConfigError: its files are absent or broken.
+        ConfigError: the tokenizer's files are absent or broken.
     """
     import transformers
 
@@ -164,7 +205,7 @@ def load_tokenizer(
 
 
 def _newer(tokenizer_config: JsonObject) -> bool:
-    """True if transformers 5 saved the tokenizer and an older transformers is installed, which cannot read that."""
+    """True if transformers 5 saved the tokenizer and the installed transformers is older, which cannot read it."""
     import transformers
 
     if int(transformers.__version__.split(".")[0]) >= 5:
@@ -173,7 +214,7 @@ def _newer(tokenizer_config: JsonObject) -> bool:
 
 
 def _model_config(folder: Path, saved: JsonObject, trust_remote_code: bool) -> PretrainedConfig:
-    """Return the model's configuration; transformers 4 is told what `rope_parameters` of transformers 5 mean."""
+    """Return the model's configuration; for transformers 4, `rope_parameters` of transformers 5 are translated."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(
@@ -195,7 +236,8 @@ def _check_weights(name: str, loaded: PreTrainedModel, report: LoadingInfo) -> N
     reshaped = {entry if isinstance(entry, str) else str(entry[0]) for entry in report["mismatched_keys"]}
     refuse_incomplete(name, missing, reshaped)
     if report["error_msgs"]:
-        raise ConfigError(f"{name} cannot be loaded: {report['error_msgs'][0].splitlines()[0]}", param="model")
+        reason = report["error_msgs"][0].splitlines()[0]
+        raise ConfigError(f"{name} cannot be loaded: {reason}", hint="download the whole checkpoint", param="model")
     unused = sorted(report["unexpected_keys"])
     config = loaded.config
     sizes = {
@@ -208,11 +250,13 @@ def _check_weights(name: str, loaded: PreTrainedModel, report: LoadingInfo) -> N
         log.warning("weights_not_used", model=name, count=len(unused), first=unused[:3])
 
 
-def peek(model: str | None) -> tuple[str, ImageRules] | None:
-    """Return (fingerprint, picture rules) of a checkpoint in a folder, read without torch; None for anything else.
+def peek(model: str | None) -> tuple[str, ImageRules, str | None] | None:
+    """Return (fingerprint, picture rules, quantisation) of a checkpoint in a folder, read without torch.
+
+    None for anything else, and for what `load` would refuse.
 
     Raises:
-        ConfigError: the image processor's settings cannot be read, which is said before the weights are loaded.
+        ConfigError: the image processor's settings cannot be read.
     """
     folder = bundled_folder() if model is None else in_home(model)
     if not (folder / "config.json").is_file():
@@ -220,21 +264,20 @@ def peek(model: str | None) -> tuple[str, ImageRules] | None:
     try:
         refuse_pickled(folder, str(model))
         config = read_json(folder / "config.json", str(model))
-        if quantisation(folder, config) is not None:
-            return None
+        form = weight_form(folder, config, str(model))
         family = family_of(config.get("model_type"), str(model))
         digest, settings = fingerprint(folder), image_settings(folder, str(model))
     except (OSError, QvlError):
         return None
-    return digest, family.rules(settings)
+    return digest, family.rules(settings), form.name if form is not None else None
 
 
-def find_folder(model: str | None, revision: str | None) -> Path:
-    """Return the folder that `model` names, downloaded first where it is a hub id."""
+def find_folder(model: str | None, revision: str | None, files: list[str] = FILES) -> Path:
+    """Return the folder of `model` (None: the bundled one); of a hub id, `files` (name patterns) are downloaded."""
     if model is None:
         folder = bundled_folder()
         if not (folder / "config.json").is_file():
-            raise ConfigError("the bundled model is not in this installation", hint="name a model, or install again")
+            raise ConfigError("the bundled model is not installed", hint="name a model, or install again")
         return folder
     path = in_home(model)
     if path.is_dir():
@@ -242,11 +285,11 @@ def find_folder(model: str | None, revision: str | None) -> Path:
             raise ConfigError(f"{model} has no config.json", hint="name the folder of a Qwen3-VL checkpoint")
         return path
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ConfigError(f"no model at {model!r}", hint="a folder, or a hub id such as Qwen/Qwen3-VL-2B-Instruct")
-    return _from_hub(model, revision)
+        raise ConfigError(f"model {model!r} not found", hint="a folder, or a hub id such as Qwen/Qwen3-VL-2B-Instruct")
+    return _from_hub(model, revision, files)
 
 
-def _from_hub(model: str, revision: str | None) -> Path:
+def _from_hub(model: str, revision: str | None, files: list[str]) -> Path:
     hub = os.environ.get("QVL_HUB", "huggingface").strip().lower()
     if hub not in ("huggingface", "hf", "modelscope"):
         raise ConfigError(f"unknown QVL_HUB {hub!r}", hint="huggingface or modelscope")
@@ -257,7 +300,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
         from huggingface_hub import snapshot_download as download
     try:
         # Each hub has a default of its own for the revision.
-        where = download(model, allow_patterns=FILES, **({"revision": revision} if revision else {}))
+        where = download(model, allow_patterns=files, **({"revision": revision} if revision else {}))
     except Exception as exc:
         raise _hub_error(model, revision, exc) from exc
     return Path(where)
@@ -267,7 +310,7 @@ def _hub_error(model: str, revision: str | None, exc: Exception) -> QvlError:
     kind = type(exc).__name__
     at = f" at revision {revision}" if revision else ""
     if kind in ("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError", "NotExistError"):
-        return ConfigError(f"the hub has no model {model!r}{at}, or it is private", hint="check the name; log in")
+        return ConfigError(f"model {model!r}{at} not found on the hub, or private", hint="check the name; log in")
     if kind == "GatedRepoError":
         return ConfigError(f"{model} is gated", hint="accept its terms on the hub and log in")
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
@@ -287,7 +330,7 @@ def _need(module: str, what: str, line: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """stdout and stderr belong to the program, and what transformers reports there is told in one line here."""
+    """Keep transformers from writing progress and reports to stdout and stderr, which belong to the program."""
     from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -303,7 +346,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _one_line(name: str, device: Device | None) -> Iterator[None]:
-    """Raise what transformers, safetensors and tokenizers say about broken files as one line."""
+    """Turn exceptions of transformers, safetensors and tokenizers about broken files into one-line ConfigErrors."""
     try:
         yield
     except QvlError:
@@ -313,7 +356,7 @@ def _one_line(name: str, device: Device | None) -> Iterator[None]:
             raise ConfigError(
                 f"{name} does not fit the memory of {device.type}", hint="a smaller model, or device_map='auto'"
             ) from exc
-        raise ConfigError(f"{name} cannot be loaded: {first_line(exc)}", hint="are all its files there?") from exc
+        raise ConfigError(f"{name} cannot be loaded: {first_line(exc)}", hint="download the whole checkpoint") from exc
 
 
 def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
@@ -323,8 +366,8 @@ def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[in
     return tuple(dict.fromkeys(tokens))
 
 
-def fingerprint(folder: Path) -> str:
-    """Return a sha256 over the small files and, of each weights file, its header, size, and samples of its bytes.
+def fingerprint(folder: Path, weights: Sequence[str] = (".safetensors",)) -> str:
+    """Return a sha256 over the small files and, of each file of `weights`, its header, size, and samples of its bytes.
 
     Hashing 17 GB would delay every start by a minute; headers, sizes and 64 samples of 4 KiB tell two checkpoints
     apart.
@@ -333,7 +376,7 @@ def fingerprint(folder: Path) -> str:
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".txt") and path.is_file():
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-        elif path.suffix == ".safetensors":
+        elif path.suffix in weights:
             digest.update(path.name.encode() + b"\0" + _sampled(path))
     return f"sha256:{digest.hexdigest()}"
 

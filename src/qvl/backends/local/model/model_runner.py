@@ -1,4 +1,4 @@
-"""Runs a step on the device: pictures, the forward pass over the packed batch, logits of the last positions."""
+"""Runs a step on the device: encodes pictures, computes the forward pass and the logits of last positions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections import defaultdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from qvl.backends.local.model.decoder import DecodeGroup, Deepstack, PromptChunk
-from qvl.backends.local.model.graphs import DecodeGraphs, DecodeInputs, padded_count, padded_length
+import numpy as np
+
+from qvl.backends.local.model.decoder import Deepstack, PromptChunk
+from qvl.backends.local.model.device import to_device
+from qvl.backends.local.model.graphs import DecodeGraphs, padded_count, padded_length
 from qvl.backends.local.model.kv_storage import Storage
+from qvl.backends.local.model.linear import LinearPlan
+from qvl.backends.local.model.step_inputs import GroupPlan, GroupShape, StepInputs, send
 from qvl.backends.local.model.vision import FeatureCache
 from qvl.backends.local.scheduling.kv_cache import Resize
 
@@ -16,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Sequence as ListLike
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -33,9 +37,10 @@ class Runner:
 
     Args:
         checkpoint: weights; its modules' parameters are rearranged (see TextDecoder).
-        features: where features of pictures are kept.
+        features: the cache of picture features.
         decode_graphs: record decode steps and replay them.
         batch_invariant: compute each token and picture as if it were alone.
+        plan: makes the matrix products; by measurement unless given.
     """
 
     def __init__(
@@ -46,12 +51,13 @@ class Runner:
         features: FeatureCache,
         decode_graphs: bool = False,
         batch_invariant: bool = False,
+        plan: LinearPlan | None = None,
     ) -> None:
         self.device = device
         self.features = features
-        kernels = device.kernels()
-        self.decoder = checkpoint.family.decoder(checkpoint.model, kernels, batch_invariant=batch_invariant)
-        self.tower = checkpoint.family.tower(checkpoint.model, rules, kernels)
+        kernels, self.plan = device.kernels(), plan or LinearPlan()
+        self.decoder = checkpoint.family.decoder(checkpoint.model, kernels, self.plan, batch_invariant=batch_invariant)
+        self.tower = checkpoint.family.tower(checkpoint.model, rules, kernels, self.plan)
         self.storage = Storage(self.decoder.layout())
         self.vocab_size = self.decoder.vocab_size
         self.num_encoded = 0
@@ -60,60 +66,76 @@ class Runner:
         self.graphs = DecodeGraphs(device, self._decode) if decode_graphs and one_device else None
 
     def apply(self, ops: ListLike[Op]) -> None:
-        """Carry out the accounting's decisions about KV memory."""
+        """Execute the resizes and copies of KV rows that `KvCache` decided."""
         if self.graphs is not None:
             self.graphs.forget({op.capacity for op in ops if isinstance(op, Resize)})
         self.storage.apply(ops)
 
-    def encode(self, chunk: ScheduledTokens, tokens: int) -> list[PreparedPicture]:
-        """Look up or compute the features of the pictures that `chunk` covers.
+    def picture_cost(self, picture: PreparedPicture) -> float:
+        """Return the number of prompt tokens that take as many multiplications as the picture."""
+        return self.tower.cost(picture) / self.decoder.cost
+
+    def encode(self, pictures: ListLike[PreparedPicture], units: float, grain: float) -> float:
+        """Encode a slice of `pictures`, in their order; those with features, or cached ones, are skipped.
+
+        Args:
+            units: cost of the slice, in the unit of `picture_cost`; at least one piece is computed.
+            grain: largest cost of a piece, and of pictures that are encoded together.
 
         Returns:
-            pictures that cost more than `tokens` tokens of text: these are only begun, for `encode_slice` to go on.
+            the cost of the computed pieces.
 
         Raises:
-            RuntimeError: the vision tower failed or the device has no memory for it.
+            RuntimeError: the vision tower failed or lacks memory; the next call encodes the picture from its start.
         """
-        small: list[PreparedPicture] = []
-        large: list[PreparedPicture] = []
-        for picture in chunk.sequence.prepared.pictures:
-            if picture.start < chunk.end and picture.end > chunk.start and picture.pending:
+        spent = 0.0
+        while missing := self._missing(pictures):
+            first = missing[0]
+            if first.encoding is None:
+                first.encoding, first.encoded = self._encoding(self._together(missing, grain), grain), 0.0
+                first.piece = next(first.encoding) / self.decoder.cost
+            if spent and spent + first.piece > units:
+                break
+            spent += first.piece
+            first.encoded += first.piece
+            try:
+                first.piece = next(first.encoding, 0.0) / self.decoder.cost
+            except Exception:
+                first.encoding, first.encoded = None, 0.0
+                raise
+        return spent
+
+    def _missing(self, pictures: ListLike[PreparedPicture]) -> list[PreparedPicture]:
+        """Return the pictures without features, after a look into the cache for those not begun."""
+        for picture in pictures:
+            if picture.features is None and picture.encoding is None:
                 picture.features = self.features.get(picture.key, counted=False)
-                if picture.features is None:
-                    (large if self.tower.cost(picture) > tokens * self.decoder.cost else small).append(picture)
-        for some in [[picture] for picture in small] if self.decoder.batch_invariant else [small] if small else []:
-            for picture, features in zip(some, self.tower.encode(some), strict=True):
-                self._keep(picture, features)
-        for picture in large:
-            picture.encoding = self._in_slices(picture, tokens)
-        return large
+        return [picture for picture in pictures if picture.features is None]
 
-    def encode_slice(self, picture: PreparedPicture) -> None:
-        """Go on with a picture that `encode` began; when it is done, `features` are there and `encoding` is None."""
-        if picture.encoding is not None:
-            next(picture.encoding, None)
+    def _together(self, pictures: list[PreparedPicture], grain: float) -> list[PreparedPicture]:
+        """Return the first of `pictures`, with the small ones behind it that are faster encoded together."""
+        total = 0.0
+        some: list[PreparedPicture] = []
+        for picture in pictures:
+            total += picture.cost
+            if some and (total > grain or self.decoder.batch_invariant):
+                break
+            some.append(picture)
+        return some
 
-    def _in_slices(self, picture: PreparedPicture, tokens: int) -> Iterator[None]:
-        # Another request may have brought the same picture while this one waited.
-        picture.features = self.features.get(picture.key, counted=False)
-        if picture.features is None:
-            for done in self.tower.slices([picture], tokens * self.decoder.cost):
-                if done is None:
-                    yield
-                else:
-                    self._keep(picture, done[0])
-        picture.encoding = None
-
-    def _keep(self, picture: PreparedPicture, features: Tensor) -> None:
-        self.num_encoded += 1
-        picture.features = features
-        self.features.put(picture.key, features)
+    def _encoding(self, pictures: list[PreparedPicture], grain: float) -> Iterator[float]:
+        """Yield the multiplications of each piece before it is computed; set the features at the end."""
+        computed = yield from self.tower.pieces(pictures, grain * self.decoder.cost)
+        for picture, features in zip(pictures, computed, strict=True):
+            self.num_encoded += 1
+            picture.features, picture.encoding = features, None
+            self.features.put(picture.key, features)
 
     def forward(self, step: Step) -> tuple[list[Sequence], Tensor]:
-        """Compute `step`.
+        """Compute the forward pass of `step`.
 
         Returns:
-            the sequences that get a token, and their logits, float32 [len, vocabulary].
+            the n sequences that get a token, and their logits, float32 [n, vocabulary].
         """
         import torch
 
@@ -122,94 +144,81 @@ class Runner:
         decode = sorted(step.decode, key=_slot_index)
         ids = [sequence.tokens[-1] for sequence in decode]
         for chunk in step.prefill:
-            ids += chunk.sequence.tokens[chunk.start : chunk.end]
-        hidden = self.decoder.embed(self._int64(ids))
+            ids += [*chunk.sequence.tokens[chunk.start : chunk.end], *chunk.draft]
         chunks = self._chunks(step.prefill, len(decode))
-        deepstack = self._write_features(hidden, step.prefill, chunks)
         sampled, rows = list(decode), list(range(len(decode)))
         for chunk, packed in zip(step.prefill, chunks, strict=True):
             if chunk.samples:
-                sampled.append(chunk.sequence)
-                rows.append(packed.first + packed.count - 1)
+                newest = packed.first + chunk.count - 1
+                sampled += [chunk.sequence] * (1 + len(chunk.draft))
+                rows += range(newest, newest + 1 + len(chunk.draft))
+        pictured, features = _features(step.prefill, chunks)
+        inputs = send(
+            ids,
+            [_decode_positions(decode), *map(_chunk_positions, step.prefill)],
+            [] if self.decoder.batch_invariant else self._groups(decode),
+            self.decoder.num_kv_heads,
+            self._input_device,
+            kept=None if len(rows) == len(ids) else rows,
+            pictured=pictured,
+        )
+        hidden = self.decoder.embed(inputs.ids)
         hidden = self.decoder.forward(
             hidden,
-            self.decoder.rotary(self._positions(decode, step.prefill)),
+            self.decoder.rotary(inputs.positions),
             self.storage,
-            [] if self.decoder.batch_invariant else self._groups(decode),
+            inputs.groups,
             [*self._single(decode), *chunks] if self.decoder.batch_invariant else chunks,
-            deepstack,
-            None if len(rows) == len(ids) else self._int64(rows),
+            _write_features(hidden, inputs.pictured, features),
+            inputs.kept,
         )
         if not sampled:
             return [], hidden.new_empty((0, self.vocab_size), dtype=torch.float32)
         return sampled, self.decoder.logits(hidden)
 
     def _forward_recorded(self, graphs: DecodeGraphs, decode: list[Sequence]) -> tuple[list[Sequence], Tensor]:
-        """Compute a step without prompts, padded to a shape that comes back."""
+        """Compute a decode-only step by a recorded graph, padded to one of its shapes; returns as `forward`."""
         padded: list[Sequence] = []
         rows: list[int] = []
         for _, members in groupby(decode, key=lambda sequence: _slot_index(sequence)[0]):
             some = list(members)
             rows += range(len(padded), len(padded) + len(some))
             padded += some + [some[-1]] * (padded_count(len(some)) - len(some))
-        ids = self._int64([sequence.tokens[-1] for sequence in padded])
-        inputs = DecodeInputs(ids, self._positions(padded, []), self._groups(padded, pad=True))
-        logits = graphs.run(inputs)
-        return decode, logits if len(rows) == len(padded) else logits.index_select(0, self._int64(rows))
+        ids = [sequence.tokens[-1] for sequence in padded]
+        groups = self._groups(padded, pad=True)
+        heads = self.decoder.num_kv_heads
+        logits = graphs.run(send(ids, [_decode_positions(padded)], groups, heads, self._input_device))
+        if len(rows) == len(padded):
+            return decode, logits
+        return decode, logits.index_select(0, to_device(np.array(rows), logits.device))
 
-    def _decode(self, inputs: DecodeInputs) -> Tensor:
+    def _decode(self, inputs: StepInputs) -> Tensor:
         hidden, rotary = self.decoder.embed(inputs.ids), self.decoder.rotary(inputs.positions)
         return self.decoder.logits(self.decoder.forward(hidden, rotary, self.storage, inputs.groups, (), None))
 
     def save(self, sequence: Sequence, pairs: ListLike[tuple[int, int]], num_blocks: int) -> None:
-        """Copy blocks of a sequence's row into the prefix storage; see `Storage.save`."""
+        """Copy blocks of a sequence's KV row into the prefix cache; see `Storage.save`."""
         if pairs and sequence.slot is not None:
             self.storage.save(sequence.slot.capacity, sequence.slot.row, pairs, num_blocks)
 
     def release(self) -> None:
-        """Drop all KV, and what `release_caches` drops."""
+        """Free all KV memory, and what `release_caches` frees."""
         self.storage.clear()
         self.release_caches()
 
     def release_caches(self) -> None:
-        """Give back what is kept for later alone: prefixes, features, recordings."""
+        """Free the memory of prefix blocks, picture features and recorded graphs."""
         if self.graphs is not None:
             self.graphs.clear()
         self.storage.clear_blocks()
         self.features.clear()
         self.device.empty_cache()
 
-    def _int64(self, values: list[int]) -> Tensor:
-        import torch
+    def _groups(self, decode: list[Sequence], *, pad: bool = False) -> list[GroupPlan]:
+        """Return the sequences in decode, grouped by pool.
 
-        return self._to_device(torch.tensor(values, dtype=torch.int64))
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._input_device, non_blocking=self.device.non_blocking)
-
-    def _added(self, visible: Tensor) -> Tensor:
-        """Return a bool mask as what is added to attention scores: once a step, else every layer would convert it."""
-        added = self.decoder.norm.new_zeros(visible.shape, device="cpu")
-        return self._to_device(added.masked_fill_(~visible, float("-inf")))
-
-    def _positions(self, decode: list[Sequence], prefill: list[ScheduledTokens]) -> Tensor:
-        import numpy as np
-        import torch
-
-        parts = []
-        if decode:
-            now = np.array([len(s.tokens) - 1 + s.prepared.position_delta for s in decode], dtype=np.int64)
-            parts.append(np.broadcast_to(now, (3, len(decode))))
-        parts += [_chunk_positions(chunk) for chunk in prefill]
-        return self._to_device(torch.from_numpy(np.concatenate(parts, axis=1)))
-
-    def _groups(self, decode: list[Sequence], *, pad: bool = False) -> list[DecodeGroup]:
-        """Return the decoding sequences by pool.
-
-        `pad` makes shapes that come back: more rows and keys than are needed, and always a mask.
+        `pad` rounds shapes up so that recorded graphs fit: more rows and keys than needed, and always a mask.
         """
-        import torch
-
         by_pool: dict[int, list[Sequence]] = defaultdict(list)
         for sequence in decode:
             by_pool[_slot_index(sequence)[0]].append(sequence)
@@ -217,82 +226,83 @@ class Runner:
         heads = self.decoder.num_kv_heads
         first = 0
         for capacity, members in by_pool.items():
-            rows = torch.tensor([_slot_index(sequence)[1] for sequence in members])
-            lengths = torch.tensor([len(sequence.tokens) for sequence in members])
+            rows = np.array([_slot_index(sequence)[1] for sequence in members], dtype=np.int64)
+            lengths = np.array([len(sequence.tokens) for sequence in members], dtype=np.int64)
             num_rows, longest = int(rows[-1]) + 1, int(lengths.max())
             if pad:
                 num_rows = min(padded_count(num_rows), self.storage.num_rows(capacity))
                 longest = padded_length(longest, capacity)
-            write = ((rows[:, None] * heads + torch.arange(heads)) * capacity + (lengths - 1)[:, None]).flatten()
+            write = ((rows[:, None] * heads + np.arange(heads)) * capacity + (lengths - 1)[:, None]).reshape(-1)
             whole = num_rows == len(members) and not pad
-            mask = None
-            if not whole or int(lengths.min()) < longest:
-                # Rows nobody decodes see their first key, so that no row is empty.
-                visible = torch.ones(num_rows, dtype=torch.int64)
+            full = whole and int(lengths.min()) == longest
+            # Rows nobody decodes see their first key, so that no row is empty.
+            visible = np.ones(0 if full else num_rows, dtype=np.int64)
+            if not full:
                 visible[rows] = lengths
-                mask = self._added(torch.arange(longest) < visible[:, None])[:, None, None]
-            row_index = None if whole else self._to_device(rows)
-            groups.append(
-                DecodeGroup(first, len(members), capacity, longest, num_rows, row_index, self._to_device(write), mask)
-            )
+            shape = GroupShape(first, len(members), capacity, longest, num_rows, whole, full)
+            groups.append(GroupPlan(shape, rows[: 0 if whole else None], write, visible))
             first += len(members)
         return groups
 
     def _single(self, decode: list[Sequence]) -> list[PromptChunk]:
-        """Return decoding sequences as chunks of one token."""
+        """Return the sequences in decode as prompt chunks of one token."""
         return [
-            PromptChunk(first, 1, *_slot_index(sequence), len(sequence.tokens) - 1, None)
+            PromptChunk(first, 1, *_slot_index(sequence), len(sequence.tokens) - 1)
             for first, sequence in enumerate(decode)
         ]
 
     def _chunks(self, prefill: list[ScheduledTokens], first: int) -> list[PromptChunk]:
-        import torch
-
         chunks = []
         for chunk in prefill:
-            capacity, row = _slot_index(chunk.sequence)
-            mask = None
-            if chunk.start and chunk.count > 1 and not self.decoder.batch_invariant:
-                mask = self._added(torch.ones((chunk.count, chunk.end), dtype=torch.bool).tril_(chunk.start))
-            chunks.append(PromptChunk(first, chunk.count, capacity, row, chunk.start, mask))
-            first += chunk.count
+            count = chunk.count + len(chunk.draft)
+            chunks.append(PromptChunk(first, count, *_slot_index(chunk.sequence), chunk.start))
+            first += count
         return chunks
 
-    def _write_features(
-        self, hidden: Tensor, prefill: list[ScheduledTokens], chunks: list[PromptChunk]
-    ) -> Deepstack | None:
-        """Write picture features over the placeholders' embeddings; return what the first layers add."""
-        import torch
 
-        indices: list[Tensor] = []
-        features: list[Tensor] = []
-        for chunk, packed in zip(prefill, chunks, strict=True):
-            for picture in chunk.sequence.prepared.pictures:
-                start, end = max(picture.start, chunk.start), min(picture.end, chunk.end)
-                if start < end:
-                    assert picture.features is not None
-                    begin = packed.first + start - chunk.start
-                    indices.append(torch.arange(begin, begin + end - start))
-                    features.append(picture.features[:, start - picture.start : end - picture.start])
-        if not indices:
-            return None
-        joined = torch.cat(features, dim=1).to(hidden.device)
-        rows = torch.cat(indices).to(hidden.device)
-        hidden.index_copy_(0, rows, joined[0].to(hidden.dtype))
-        return Deepstack(rows, joined[1:]) if len(joined) > 1 else None
+def _features(
+    prefill: list[ScheduledTokens], chunks: list[PromptChunk]
+) -> tuple[list[NDArray[np.int64]], list[Tensor]]:
+    """Return which tokens of the step are parts of pictures, and their features."""
+    indices: list[NDArray[np.int64]] = []
+    features: list[Tensor] = []
+    for chunk, packed in zip(prefill, chunks, strict=True):
+        for picture in chunk.sequence.prepared.pictures:
+            start, end = max(picture.start, chunk.start), min(picture.end, chunk.end)
+            if start < end:
+                assert picture.features is not None
+                begin = packed.first + start - chunk.start
+                indices.append(np.arange(begin, begin + end - start))
+                features.append(picture.features[:, start - picture.start : end - picture.start])
+    return indices, features
+
+
+def _write_features(hidden: Tensor, rows: Tensor, features: list[Tensor]) -> Deepstack | None:
+    """Write picture features over the placeholders' embeddings; return the features for the first layers to add."""
+    import torch
+
+    if not features:
+        return None
+    joined = torch.cat(features, dim=1).to(hidden.device)
+    hidden.index_copy_(0, rows, joined[0].to(hidden.dtype))
+    return Deepstack(rows, joined[1:]) if len(joined) > 1 else None
 
 
 def _slot_index(sequence: Sequence) -> tuple[int, int]:
     if sequence.slot is None:
-        raise RuntimeError("a scheduled sequence has no row")
+        raise RuntimeError("a scheduled sequence has no KV row")
     return sequence.slot.capacity, sequence.slot.row
 
 
-def _chunk_positions(chunk: ScheduledTokens) -> NDArray[np.int64]:
-    """Return int64 [3, count]: of the prompt as prepared, of generated tokens (after a preemption) counting on."""
-    import numpy as np
+def _decode_positions(decode: list[Sequence]) -> NDArray[np.int64]:
+    """Return int64 [3, len(decode)], of each sequence's newest token."""
+    now = [len(sequence.tokens) - 1 + sequence.prepared.position_delta for sequence in decode]
+    return np.broadcast_to(np.array(now, dtype=np.int64), (3, len(now)))
 
-    sequence = chunk.sequence
-    known = sequence.prepared.positions[:, chunk.start : min(chunk.end, sequence.num_prompt)]
-    later = np.arange(max(chunk.start, sequence.num_prompt), chunk.end) + sequence.prepared.position_delta
+
+def _chunk_positions(chunk: ScheduledTokens) -> NDArray[np.int64]:
+    """Return rotary positions, int64 [3, count]; generated tokens (after a preemption) count on from the prompt's."""
+    sequence, end = chunk.sequence, chunk.end + len(chunk.draft)
+    known = sequence.prepared.positions[:, chunk.start : min(end, sequence.num_prompt)]
+    later = np.arange(max(chunk.start, sequence.num_prompt), end) + sequence.prepared.position_delta
     return np.concatenate([known, np.broadcast_to(later, (3, len(later)))], axis=1)

@@ -1,4 +1,4 @@
-"""Pictures to features: the vision tower, and what is kept of it."""
+"""The vision tower, which computes the features of pictures, and the cache of features."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections import OrderedDict
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Final
 
-from qvl.backends.local.model.linear import Linear, join
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     )
 
     from qvl.backends.local.model.kernels import Kernels
+    from qvl.backends.local.model.linear import Linear, LinearPlan
     from qvl.backends.local.text.processor import ImageRules, PreparedPicture
 
 
@@ -30,7 +29,7 @@ GELU: Final = {"GELUTanh": "tanh", "GELUActivation": "none"}
 
 
 class FeatureCache:
-    """Features by picture key, at most `max_bytes`, the least recently used dropped first. Thread-safe."""
+    """LRU cache of picture features by picture key, at most `max_bytes`. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -41,7 +40,7 @@ class FeatureCache:
         self._lock = threading.Lock()
 
     def get(self, key: str, *, counted: bool = True) -> Tensor | None:
-        """Return the features of `key`; `counted` is False for a second look on behalf of the same request."""
+        """Return the features of `key`, or None; `counted=False` does not count a hit or miss (a repeated look-up)."""
         with self._lock:
             features = self._kept.get(key)
             self.hits += counted and features is not None
@@ -67,26 +66,26 @@ class FeatureCache:
 
 
 class VisionTower:
-    """Qwen3-VL's vision tower: transformers' weights, our loop, so that a large picture can be encoded in slices.
+    """Qwen3-VL's vision tower with transformers' weights; it can encode a picture in pieces.
 
-    Its patch embedding, a Conv3d whose stride is its kernel, is computed as the matrix product that it is: the same
-    numbers, without the slow convolution kernels of CPUs and NPUs. A still picture fills both frames of a patch, so the
-    kernels of the two frames are added up once.
+    The patch embedding, a Conv3d whose stride equals its kernel, is computed as a matrix product: the same numbers,
+    without the slow convolution kernels of CPUs and NPUs. A still picture fills both frames of a patch, so the kernels
+    of the two frames are summed once.
     """
 
-    def __init__(self, visual: Qwen3VLVisionModel, rules: ImageRules, kernels: Kernels) -> None:
+    def __init__(self, visual: Qwen3VLVisionModel, rules: ImageRules, kernels: Kernels, plan: LinearPlan) -> None:
         self._rules = rules
         self._kernels = kernels
-        self._embed = _patch_embedding(visual.patch_embed.proj)
+        self._embed = _patch_embedding(visual.patch_embed.proj, plan)
         self._table: Tensor = visual.pos_embed.weight
         self._frequencies: Tensor = visual.rotary_pos_emb.inv_freq
-        self._blocks = [_Block(block) for block in visual.blocks]
-        self._merger = _Merger(visual.merger, after_merging=False)
+        self._blocks = [_Block(block, plan) for block in visual.blocks]
+        self._merger = _Merger(visual.merger, plan, after_merging=False)
         mergers = zip(visual.deepstack_visual_indexes, visual.deepstack_merger_list, strict=True)
-        self._deep = {index: _Merger(merger, after_merging=True) for index, merger in mergers}
+        self._deep = {index: _Merger(merger, plan, after_merging=True) for index, merger in mergers}
 
     def cost(self, picture: PreparedPicture) -> int:
-        """Return the multiplications that a picture takes."""
+        """Return the number of multiplications for encoding `picture`."""
         patches = picture.grid[0] * picture.grid[1]
         hidden = self._table.shape[1]
         linear = self._embed.size + sum(block.qkv.size + block.rest for block in self._blocks)
@@ -95,19 +94,31 @@ class VisionTower:
 
     def encode(self, pictures: list[PreparedPicture]) -> list[Tensor]:
         """Return the features of each picture: [1 + deepstack layers, num_tokens, hidden], the merged ones first."""
-        *_, features = self.slices(pictures)
-        assert features is not None
-        return features
+        encoding = self.pieces(pictures)
+        while True:
+            try:
+                next(encoding)
+            except StopIteration as end:
+                features: list[Tensor] = end.value
+                return features
 
-    def slices(self, pictures: list[PreparedPicture], work: float = float("inf")) -> Iterator[list[Tensor] | None]:
-        """Yield None each time that about `work` multiplications are done, and last what `encode` returns."""
+    def pieces(
+        self, pictures: list[PreparedPicture], largest: float = float("inf")
+    ) -> Generator[float, None, list[Tensor]]:
+        """Return the features that `encode` returns; before each piece of the work, yield its multiplications.
+
+        A piece has at most about `largest`. The pieces depend on the pictures and on `largest` alone, so the features
+        are the same to the last bit however many pieces are computed at a time.
+        """
         import torch
 
-        hidden = torch.cat([self._embedded(picture) for picture in pictures])
-        rotary = self._rotary(pictures)
         ends = list(accumulate(picture.grid[0] * picture.grid[1] for picture in pictures))
+        parts: list[Tensor] = []
+        for picture in pictures:
+            parts += yield from self._embedded(picture, largest)
+        hidden = torch.cat(parts)
+        rotary = self._rotary(pictures)
         total, width = hidden.shape
-        meter = _Meter(work)
         merged: list[Tensor] = []
         heads: Tensor | None = None
         for index, block in enumerate(self._blocks):
@@ -116,9 +127,8 @@ class VisionTower:
                 # Queries, keys and values, each [heads, patches, head_dim].
                 heads = hidden.new_empty((3, block.num_heads, total, width // block.num_heads))
                 attended = torch.empty_like(hidden)
-            for rows in meter.parts(0, total, block.qkv.size):
-                if meter.pauses(rows, block.qkv.size):
-                    yield None
+            for rows in _cut(0, total, block.qkv.size, largest):
+                yield (rows.stop - rows.start) * block.qkv.size
                 joined = block.qkv(block.norm1(hidden[rows])).view(-1, 3 * block.num_heads, heads.shape[-1])
                 both = joined[:, : 2 * block.num_heads].float()
                 rotated = self._kernels.apply_rotary(both, rotary[0][rows], rotary[1][rows])
@@ -127,24 +137,32 @@ class VisionTower:
             for first, last in pairwise([0, *ends]):
                 cost = 2 * (last - first) * width
                 keys, values = heads[1:2, :, first:last], heads[2:3, :, first:last]
-                for rows in meter.parts(first, last, cost):
-                    if meter.pauses(rows, cost):
-                        yield None
+                for rows in _cut(first, last, cost, largest):
+                    yield (rows.stop - rows.start) * cost
                     out = self._kernels.attention(heads[:1, :, rows], keys, values)
                     attended[rows] = out[0].transpose(0, 1).reshape(-1, width)
-            for rows in meter.parts(0, total, block.rest):
-                if meter.pauses(rows, block.rest):
-                    yield None
+            for rows in _cut(0, total, block.rest, largest):
+                yield (rows.stop - rows.start) * block.rest
                 hidden[rows] = block.finish(hidden[rows], attended[rows])
             if index in self._deep:
-                merged.append(self._deep[index](hidden))
-        merged.insert(0, self._merger(hidden))
+                merged.append((yield from self._merge(self._deep[index], hidden, largest)))
+        merged.insert(0, (yield from self._merge(self._merger, hidden, largest)))
         features = torch.stack([part.to(merged[0].device) for part in merged])
         counts = [picture.num_tokens for picture in pictures]
-        yield [part.clone() for part in torch.split_with_sizes(features, counts, dim=1)]
+        return [part.clone() for part in torch.split_with_sizes(features, counts, dim=1)]
+
+    def _merge(self, merger: _Merger, hidden: Tensor, largest: float) -> Generator[float, None, Tensor]:
+        import torch
+
+        square = self._rules.merge_size**2
+        parts = []
+        for rows in _cut(0, hidden.shape[0] // square, merger.size, largest):
+            yield (rows.stop - rows.start) * merger.size
+            parts.append(merger(hidden[rows.start * square : rows.stop * square]))
+        return torch.cat(parts)
 
     def patches(self, pixels: NDArray[np.uint8] | None) -> Tensor:
-        """Return float32 [patches, 3 * patch * patch], normalised, in the order in which the merger wants them."""
+        """Return normalised patches, float32 [patches, 3 * patch * patch], with those of a merged square in a row."""
         import torch
 
         if pixels is None:
@@ -159,8 +177,8 @@ class VisionTower:
         cut = image.view(3, rows // merge, merge, size, columns // merge, merge, size).permute(1, 4, 2, 5, 0, 3, 6)
         return cut.reshape(rows * columns, 3 * size * size)
 
-    def _embedded(self, picture: PreparedPicture) -> Tensor:
-        """Return [patches, hidden]: pixels and places, whose learned square table is stretched over the picture."""
+    def _embedded(self, picture: PreparedPicture, largest: float) -> Generator[float, None, list[Tensor]]:
+        """Return, in pieces as of `pieces`, patch plus interpolated position embeddings, [patches, hidden] together."""
         import torch
 
         table = self._table
@@ -177,11 +195,16 @@ class VisionTower:
                 index = self._merged_order(row[:, None] * side + column).to(table.device)
                 weight = self._merged_order(row_weight[:, None] * column_weight).to(table.device)
                 embedding = embedding + table.index_select(0, index) * weight[:, None]
-        patches = self._embed(self.patches(picture.pixels).to(table.dtype))
-        return patches + embedding.to(table.dtype)
+        embedding = embedding.to(table.dtype)
+        patches = self.patches(picture.pixels).to(table.dtype)
+        parts = []
+        for rows in _cut(0, len(patches), self._embed.size, largest):
+            yield (rows.stop - rows.start) * self._embed.size
+            parts.append(self._embed(patches[rows]) + embedding[rows])
+        return parts
 
     def _rotary(self, pictures: list[PreparedPicture]) -> tuple[Tensor, Tensor]:
-        """Return the rotation by row (first half of the frequencies) and column (second half) of patches; float32."""
+        """Return float32 rotary cosines and sines by patch row (first half of the frequencies) and column."""
         import torch
 
         positions = []
@@ -194,44 +217,33 @@ class VisionTower:
         return self._kernels.rotary_cos_sin(angles.flatten(1), torch.float32)
 
     def _merged_order(self, grid: Tensor) -> Tensor:
-        """Return a value of each patch [rows, columns] in the patches' order: merged squares one by one."""
+        """Return the values `grid` of patches [rows, columns] flattened in the order of `patches`: by merged square."""
         merge = self._rules.merge_size
         rows, columns = grid.shape
         return grid.reshape(rows // merge, merge, columns // merge, merge).transpose(1, 2).flatten()
 
 
-class _Meter:
-    """Cuts work into slices of about `work` multiplications."""
-
-    def __init__(self, work: float) -> None:
-        self._work = work
-        self._done = 0
-
-    def parts(self, first: int, last: int, cost: int) -> list[slice]:
-        """Return the rows first:last, each of which costs `cost`, in pieces that do not cost more than a slice."""
-        size = last - first if self._work == float("inf") else max(1, int(self._work // cost))
-        return [slice(start, min(start + size, last)) for start in range(first, last, size)]
-
-    def pauses(self, rows: slice, cost: int) -> bool:
-        """True if a slice ends before these rows, which are then counted to the next."""
-        work = (rows.stop - rows.start) * cost
-        self._done += work
-        if self._done <= self._work or self._done == work:
-            return False
-        self._done = work
-        return True
+def _cut(first: int, last: int, cost: int, largest: float) -> list[slice]:
+    """Return the rows first:last, each of which costs `cost`, in equal pieces that do not cost more than `largest`."""
+    fit = last - first if largest == float("inf") else max(1, int(largest // cost))
+    size = -(-(last - first) // -(-(last - first) // fit))
+    return [slice(start, min(start + size, last)) for start in range(first, last, size)]
 
 
 class _Block:
-    """The weights of one block of the tower. `rest` is the size of all behind the attention."""
+    """The weights of one block of the tower. `rest` is the number of weights after the attention."""
 
-    def __init__(self, block: Qwen3VLVisionBlock) -> None:
+    def __init__(self, block: Qwen3VLVisionBlock, plan: LinearPlan) -> None:
         attention, mlp = block.attn, block.mlp
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.device = block.norm1.weight.device
         self.num_heads: int = attention.num_heads
-        self.qkv = join((attention.qkv,))
-        self._proj, self._up, self._down = join((attention.proj,)), join((mlp.linear_fc1,)), join((mlp.linear_fc2,))
+        self.qkv = plan.join((attention.qkv,))
+        self._proj, self._up, self._down = (
+            plan.join((attention.proj,)),
+            plan.join((mlp.linear_fc1,)),
+            plan.join((mlp.linear_fc2,)),
+        )
         self._act = mlp.act_fn
         self.rest = self._proj.size + self._up.size + self._down.size
 
@@ -241,12 +253,12 @@ class _Block:
 
 
 class _Merger:
-    """Several patches to one token of the text model."""
+    """The patch merger: merges squares of patches into tokens of the text model."""
 
-    def __init__(self, merger: Qwen3VLVisionPatchMerger, *, after_merging: bool) -> None:
+    def __init__(self, merger: Qwen3VLVisionPatchMerger, plan: LinearPlan, *, after_merging: bool) -> None:
         self._norm: nn.Module = merger.norm
         self._after_merging = after_merging
-        self._fc1, self._fc2 = join((merger.linear_fc1,)), join((merger.linear_fc2,))
+        self._fc1, self._fc2 = plan.join((merger.linear_fc1,)), plan.join((merger.linear_fc2,))
         self._act = merger.act_fn
         self._width: int = merger.linear_fc1.in_features
         self._device = merger.norm.weight.device
@@ -259,7 +271,7 @@ class _Merger:
 
 
 def _activated(linear: Linear, x: Tensor, act: nn.Module) -> Tensor:
-    """Return act(linear(x)), in one pass where the activation is one that a matrix product can end with."""
+    """Return act(linear(x)), fused into the matrix product where `act` is a GELU."""
     approximate = GELU.get(type(act).__name__)
     if approximate is None:
         activated: Tensor = act(linear(x))
@@ -267,7 +279,7 @@ def _activated(linear: Linear, x: Tensor, act: nn.Module) -> Tensor:
     return linear.gelu(x, approximate)
 
 
-def _patch_embedding(convolution: nn.Conv3d) -> Linear:
+def _patch_embedding(convolution: nn.Conv3d, plan: LinearPlan) -> Linear:
     weight = convolution.weight.detach()  # [hidden, 3, frames, patch, patch]
     flat = weight.float().sum(2).reshape(weight.shape[0], -1).to(weight.dtype)
-    return Linear(flat, None if convolution.bias is None else convolution.bias.detach())
+    return plan.linear(flat, None if convolution.bias is None else convolution.bias.detach())

@@ -1,1 +1,1 @@
-"""What runs next, and in which memory; without torch."""
+"""The scheduler, and the accounting of KV memory; without torch."""

@@ -1,4 +1,4 @@
-"""Accounting of KV memory: who holds which row, what must be copied where, and that the budget is kept. No torch.
+"""Accounting of KV memory: allocates rows to sequences within a budget and lists the copies to do. No torch.
 
 Rows live in pools of one capacity each (256, 512, 1024 ... tokens), so that a decode step reads plain strided views,
 a long prompt takes no memory from short ones, and at most half of a row is unused. A sequence that outgrows its row
@@ -16,7 +16,7 @@ SMALLEST: Final = 256
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One row of the pool of `capacity` tokens. `row` changes when the pool is compacted."""
+    """An allocated KV row in the pool of `capacity` tokens a row. `row` changes when the pool is compacted."""
 
     capacity: int
     row: int
@@ -24,7 +24,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """The pool of `capacity` must have exactly `rows` rows; those that stay keep their content."""
+    """Operation: resize the pool of `capacity` to `rows` rows; the remaining rows keep their content."""
 
     capacity: int
     rows: int
@@ -32,7 +32,7 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The first `tokens` positions of (capacity, row) `source` are wanted in `target`."""
+    """Operation: copy the first `tokens` positions of the (capacity, row) `source` to `target`."""
 
     source: tuple[int, int]
     target: tuple[int, int]
@@ -41,7 +41,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class LoadBlocks:
-    """Prefix blocks are wanted, one behind the other, at the start of `target`."""
+    """Operation: copy prefix cache blocks, in order, to the start of the (capacity, row) `target`."""
 
     blocks: tuple[int, ...]
     target: tuple[int, int]
@@ -51,7 +51,7 @@ Op: TypeAlias = Resize | Copy | LoadBlocks
 
 
 def capacities(max_tokens: int, smallest: int = SMALLEST) -> tuple[int, ...]:
-    """Return doubling row lengths up to `max_tokens` rounded up to a multiple of `smallest`."""
+    """Return the row length of each pool, in tokens: `smallest`, doubled up to `max_tokens` (rounded up)."""
     top = -(-max_tokens // smallest) * smallest
     sizes = []
     size = smallest
@@ -62,10 +62,10 @@ def capacities(max_tokens: int, smallest: int = SMALLEST) -> tuple[int, ...]:
 
 
 class KvCache:
-    """Hands out rows within `budget` tokens.
+    """Allocates KV rows within `budget` tokens.
 
     Args:
-        budget: tokens that all rows together may hold, unused ones counted; at least one longest row.
+        budget: tokens that all rows, free ones included, may take; at least one longest row.
         max_tokens: the longest sequence.
         smallest: capacity of the smallest pool.
     """
@@ -79,30 +79,30 @@ class KvCache:
 
     @property
     def reserved(self) -> int:
-        """Return the tokens of memory that the pools take."""
+        """Return the size of all pools in tokens, free rows included."""
         return sum(capacity * rows for capacity, rows in self.rows.items())
 
     @property
     def num_slots(self) -> int:
-        """Return the number of rows that are held."""
+        """Return the number of allocated rows."""
         return sum(len(slots) for slots in self._slots.values())
 
     @property
-    def held_tokens(self) -> int:
-        """Return how many tokens of KV memory the rows in use take."""
+    def allocated_tokens(self) -> int:
+        """Return the size of the allocated rows in tokens."""
         return sum(capacity * len(slots) for capacity, slots in self._slots.items())
 
     def take_ops(self) -> list[Op]:
-        """Return what the runner must do, in order, before anything is written; forgotten here."""
+        """Return and clear the operations that the runner must execute, in order, before the next forward pass."""
         ops = list(self.ops)
         self.ops.clear()
         return ops
 
     def allocate(self, tokens: int) -> Slot | None:
-        """Return the lowest free row that holds `tokens`, or None while there is no room."""
+        """Return the lowest free row for `tokens` tokens, or None if the budget is used up."""
         capacity = next((size for size in self.capacities if size >= tokens), None)
         if capacity is None:
-            raise ValueError(f"{tokens} tokens do not fit the longest row of {self.capacities[-1]}")
+            raise ValueError(f"{tokens} tokens do not fit into the longest KV row, of {self.capacities[-1]} tokens")
         slots = self._slots[capacity]
         row = next((row for row in range(self.rows[capacity]) if row not in slots), None)
         if row is None:
@@ -113,9 +113,9 @@ class KvCache:
         return slot
 
     def grow(self, slot: Slot, tokens: int, used: int) -> Slot | None:
-        """Return a row for `tokens` with the first `used` positions of `slot`, which is freed; None without room.
+        """Move a sequence of `used` tokens to a row for `tokens`, and free `slot`; None if the budget is used up.
 
-        Only the returned slot is valid afterwards; it is `slot` itself when that is large enough.
+        Returns `slot` itself if it is large enough; otherwise only the returned slot is valid.
         """
         if tokens <= slot.capacity:
             return slot
@@ -126,36 +126,36 @@ class KvCache:
         return larger
 
     def copy(self, source: Slot, target: Slot, tokens: int) -> None:
-        """Have the first `tokens` positions of `source` copied to `target`."""
+        """Add an operation that copies the first `tokens` positions of `source` to `target`."""
         if tokens:
             self.ops.append(Copy((source.capacity, source.row), (target.capacity, target.row), tokens))
 
     def load(self, blocks: tuple[int, ...], target: Slot) -> None:
-        """Have prefix `blocks` copied to the start of `target`."""
+        """Add an operation that copies prefix cache `blocks` to the start of `target`."""
         self.ops.append(LoadBlocks(blocks, (target.capacity, target.row)))
 
     def free(self, slot: Slot) -> None:
-        """Give a row back. Its memory is kept for the next one until another pool needs it."""
+        """Free a row. The pool keeps its memory for the next sequence, until another pool needs it."""
         if self._slots[slot.capacity].pop(slot.row, None) is not slot:
-            raise ValueError(f"row {slot.row} of {slot.capacity} is not held by this slot")
+            raise ValueError(f"KV row {slot.row} (pool of {slot.capacity} tokens) is free already, or not this slot's")
 
     def reset(self, budget: int) -> None:
-        """Forget all rows, none of which may be held, and go on with another budget."""
+        """Drop all rows, none of which may be allocated, and set another budget in tokens."""
         if self.num_slots:
-            raise ValueError(f"{self.num_slots} rows are still held")
+            raise ValueError(f"cannot reset the KV cache while {self.num_slots} rows are allocated: free them first")
         self.budget = max(budget, self.capacities[-1])
         self.rows = dict.fromkeys(self.capacities, 0)
         self.ops.clear()
 
     def release_unused(self) -> int:
-        """Shrink every pool to its rows in use; return how many tokens of KV memory that frees."""
+        """Shrink every pool to its allocated rows; return the number of tokens of KV memory freed."""
         before = self.reserved
         for capacity in self.capacities:
             self._shrink(capacity)
         return before - self.reserved
 
     def _grow(self, capacity: int) -> bool:
-        """Add rows: half as many again where the budget has room, at least one."""
+        """Grow a pool by half, within the budget; return False if not even one row fits."""
         rows = self.rows[capacity]
         room = (self.budget - self.reserved) // capacity
         if room < 1:

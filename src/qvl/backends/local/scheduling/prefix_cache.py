@@ -1,13 +1,14 @@
-"""Which prefixes are kept, by hash of their tokens and pictures, in blocks. No torch.
+"""The index of the prefix cache: blocks of KV, by hash of their tokens and pictures. No torch.
 
-A block's hash covers everything before it and the request's salt, so equal hashes mean equal prefixes of those who may
-share them. Blocks are copied on reuse, never shared, so the least recently used one can be given away at any time.
+A block's hash covers everything before it and the request's salt, so equal hashes mean equal prefixes of users who may
+share them. Blocks are copied on reuse, never shared, so the least recently used one can be evicted at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
 from array import array
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ BLOCK: Final = 32
 
 
 class PictureSpan(Protocol):
-    """A picture at its place; see processor.PreparedPicture."""
+    """The placeholder tokens of a picture in a prompt; see processor.PreparedPicture."""
 
     @property
     def key(self) -> str: ...
@@ -29,7 +30,7 @@ class PictureSpan(Protocol):
 
 @dataclass(slots=True)
 class BlockHashes:
-    """The chain of hashes of one sequence's full blocks, extended as the sequence grows."""
+    """The chained hashes of one sequence's full blocks, extended as the sequence grows."""
 
     pictures: Sequence[PictureSpan]
     salt: str = ""
@@ -48,12 +49,18 @@ class BlockHashes:
         return self.hashes
 
 
+def common_blocks(one: Sequence[bytes], other: Sequence[bytes]) -> int:
+    """Return the number of blocks at the start of both, given their chains of hashes."""
+    # Equal hashes mean that all blocks before are equal too.
+    return bisect_left(range(min(len(one), len(other))), True, key=lambda index: one[index] != other[index])
+
+
 class PrefixIndex:
-    """Blocks by hash, at most `max_blocks`, the least recently used given away first.
+    """Maps block hashes to blocks of the prefix cache, at most `max_blocks`, with LRU eviction.
 
     Args:
-        max_blocks: 0 switches the cache off.
-        step: blocks by which storage grows.
+        max_blocks: capacity; 0 disables the cache.
+        step: blocks by which the storage grows.
     """
 
     def __init__(self, max_blocks: int, step: int = 64) -> None:
@@ -68,24 +75,24 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    def count(self, hashes: Sequence[bytes], limit: int) -> int:
+        """Return the number of blocks that `match` would return, touching none."""
+        chain = hashes[: limit // BLOCK]
+        return next((index for index, digest in enumerate(chain) if digest not in self._blocks), len(chain))
+
     def match(self, hashes: Sequence[bytes], limit: int) -> tuple[int, ...]:
-        """Return the blocks of the longest kept prefix of at most `limit` tokens."""
-        blocks: list[int] = []
-        for digest in hashes[: limit // BLOCK]:
-            block = self._blocks.get(digest)
-            if block is None:
-                break
-            blocks.append(block)
+        """Return the indices of the blocks that hold the longest cached prefix of at most `limit` tokens."""
+        chain = hashes[: self.count(hashes, limit)]
         # Touched from the end, so that of one chain the last block is given away first and no block is unreachable.
-        for digest in reversed(hashes[: len(blocks)]):
+        for digest in reversed(chain):
             self._blocks.move_to_end(digest)
-        return tuple(blocks)
+        return tuple(self._blocks[digest] for digest in chain)
 
     def insert(self, hashes: Sequence[bytes]) -> list[tuple[int, int]]:
-        """Make room for the blocks of `hashes` that are missing.
+        """Allocate cache blocks for those of `hashes` that are missing; none are allocated if the cache is disabled.
 
         Returns:
-            (index in the sequence, block to fill) pairs; their content must be stored before the next `match` is used.
+            (index in the sequence, index in the cache) of each new block; fill them before the next `match`.
         """
         if not self.max_blocks:
             return []
@@ -104,7 +111,7 @@ class PrefixIndex:
         return filled
 
     def clear(self) -> None:
-        """Forget everything; storage may be given back."""
+        """Remove all blocks; their storage may be freed."""
         self._blocks.clear()
         self._free.clear()
         self.reserved = 0

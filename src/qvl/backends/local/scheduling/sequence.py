@@ -1,15 +1,22 @@
-"""One answer in the making: its tokens and how far they are computed. No torch."""
+"""The state of one sequence (a choice of a request): its tokens and how many of them are computed. No torch."""
 
 from __future__ import annotations
 
-from collections import Counter
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from qvl.backends.local.scheduling.lookup import PromptLookup, can_guess
 from qvl.backends.local.scheduling.prefix_cache import BlockHashes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
     from qvl.backends.local.scheduling.kv_cache import Slot
     from qvl.backends.local.text.grammar import Matcher
     from qvl.backends.local.text.processor import PreparedRequest
@@ -17,11 +24,37 @@ if TYPE_CHECKING:
 
 
 class SequenceStatus(Enum):
-    """WAITING has no row (new or preempted); RUNNING has one; FINISHED has given it back."""
+    """WAITING has no KV row (new or preempted); RUNNING has one; FINISHED has freed it."""
 
     WAITING = auto()
     RUNNING = auto()
     FINISHED = auto()
+
+
+class TokenOccurrences:
+    """The distinct tokens of a prompt and its answer, each with its count in the answer.
+
+    A penalty needs them at every step, and they grow by one token; to build them anew takes as long as the text is.
+    """
+
+    __slots__ = ("_counts", "_places", "_tokens")
+
+    def __init__(self, prompt: Iterable[int]) -> None:
+        self._places = {token: place for place, token in enumerate(dict.fromkeys(prompt))}
+        self._tokens = array("q", self._places)
+        self._counts = array("q", bytes(8 * len(self._tokens)))
+
+    def add(self, token: int) -> None:
+        """Count a token of the answer."""
+        place = self._places.setdefault(token, len(self._tokens))
+        if place == len(self._tokens):
+            self._tokens.append(token)
+            self._counts.append(0)
+        self._counts[place] += 1
+
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the tokens and their counts in the answer, as copies."""
+        return np.array(self._tokens), np.array(self._counts)
 
 
 @dataclass(slots=True, eq=False)
@@ -29,16 +62,16 @@ class Sequence:
     """Choice `index` of a request.
 
     Args:
-        group: whatever the engine keeps of the request; sequences of one request share it.
+        group: the engine's object for the request (an EngineRequest); sequences of one request share it.
         prepared: the prompt.
-        sampling: as asked for, with max_tokens filled in.
+        sampling: the request's parameters, with max_tokens filled in.
         arrival: order of arrival; smaller came earlier.
         leader: another choice of the same request whose prompt KV can be copied.
         tokens: prompt and answer so far.
         num_computed: how many of `tokens` have their KV in `slot`.
-        num_cached: of the prompt, how many came from the prefix cache when it first ran.
-        seed: of its random numbers, which depend on nothing but this and the position.
-        max_chunk: bound on a prefill chunk, lowered after the device ran out of memory.
+        num_cached: prompt tokens that came from the prefix cache when the sequence first ran.
+        seed: seed of the sequence's random numbers, which depend only on the seed and the position.
+        max_chunk: most tokens of a prefill chunk, lowered after the device ran out of memory.
     """
 
     group: object
@@ -59,11 +92,13 @@ class Sequence:
     memory_errors: int = 0
     max_chunk: int = 1 << 30
     hashes: BlockHashes = field(init=False)
-    counts: Counter[int] = field(default_factory=Counter)
+    _counts: TokenOccurrences | None = None
+    lookup: PromptLookup | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prepared.tokens)
         self.num_prompt = len(self.tokens)
+        self.lookup = PromptLookup() if self.matcher is None and can_guess(self.sampling) else None
         self.hashes = BlockHashes(self.prepared.pictures, self.prepared.salt)
 
     @property
@@ -72,23 +107,29 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Return the tokens that may still be generated."""
+        """Return how many more tokens may be generated."""
         return (self.sampling.max_tokens or 0) - self.num_output
 
     @property
     def prefilling(self) -> bool:
-        """True if more than the last token still waits for its KV."""
-        return self.num_computed < len(self.tokens) - 1 or self.num_output == 0
+        """True if the KV of part of the prompt is still to be computed."""
+        return self.num_computed < self.num_prompt
 
     @property
-    def ready(self) -> int:
-        """Return the index before which tokens can be computed now: a picture still being encoded ends them."""
-        for picture in self.prepared.pictures:
-            if picture.encoding is not None:
-                return picture.start
-        return len(self.tokens)
+    def num_pending(self) -> int:
+        """The number of tokens without KV; in decoding, the newest one and those that were forced behind it."""
+        return len(self.tokens) - self.num_computed
 
     def append(self, token: int) -> None:
-        """Append a sampled token."""
+        """Append a token that was sampled or forced."""
         self.tokens.append(token)
-        self.counts[token] += 1
+        if self._counts is not None:
+            self._counts.add(token)
+
+    def count_tokens(self) -> TokenOccurrences:
+        """Return the counts of prompt and answer, from now on kept up with every token."""
+        if self._counts is None:
+            self._counts = TokenOccurrences(self.tokens[: self.num_prompt])
+            for token in self.tokens[self.num_prompt :]:
+                self._counts.add(token)
+        return self._counts

@@ -1,1 +1,1 @@
-"""Requests as tokens, tokens as text, grammars."""
+"""Requests to tokens, tokens to text, and grammars that constrain answers."""

@@ -1,4 +1,4 @@
-"""From tokens to Chunks: bytes to text without broken characters, stop strings, reasoning and tool calls told apart."""
+"""Turns tokens into Chunks: bytes to whole characters, stop strings, and separate reasoning and tool calls."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 THINK, THINK_END = "<think>", "</think>"
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 # Between the calls of one block and behind them: commas, the end of a list or of a code fence, a brace too many.
-_LEFT_OVER: Final = " \t\r\n,]}`"
+_SEPARATORS: Final = " \t\r\n,]}`"
 
 
 class Vocabulary:
-    """The bytes that each token stands for (byte-level BPE, as all Qwen tokenizers are). Special tokens are silent."""
+    """The bytes of each token (byte-level BPE, as in all Qwen tokenizers); special tokens have none."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
@@ -51,7 +51,7 @@ class Vocabulary:
 
 
 def _byte_letters() -> dict[str, int]:
-    """Return the inverse of GPT-2's table, which gives every byte a visible letter."""
+    """Return the byte of each letter in GPT-2's table, which maps every byte to a visible letter."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {chr(byte): byte for byte in visible}
     hidden = [byte for byte in range(256) if byte not in set(visible)]
@@ -60,18 +60,18 @@ def _byte_letters() -> dict[str, int]:
 
 @dataclass(slots=True)
 class Detokenizer:
-    """The text side of one sequence.
+    """Turns the tokens of one sequence into Chunks.
 
     Args:
         vocabulary: bytes of tokens.
-        index: of the choice.
+        index: the choice's index.
         stop: strings that end the answer; they are not part of it.
-        reasoning: whether the prompt has opened a `<think>` already.
-        parse_tools: whether `<tool_call>` blocks are calls or mere text.
-        want_logprobs: whether tokens are listed.
-        free: whether the answer may begin with `<think>`; not one that must have a form.
-        only_call: whether the answer is the JSON of one call, without markup.
-        longest_run: how often the answer may repeat something; 0 where nobody counts.
+        reasoning: True if the prompt has opened a `<think>` already.
+        parse_tools: True if `<tool_call>` blocks are tool calls, not text.
+        want_logprobs: True if Chunks list tokens with logprobs.
+        free: True if the answer may begin with `<think>`: it has no grammar.
+        only_call: True if the answer is the JSON of one tool call, without markup.
+        longest_run: most repetitions in a row before the answer fails; 0 for no limit.
     """
 
     vocabulary: Vocabulary
@@ -101,7 +101,7 @@ class Detokenizer:
     def of(
         cls, request: ChatRequest, vocabulary: Vocabulary, index: int, *, reasoning: bool, marked_calls: bool
     ) -> Detokenizer:
-        """Return the output of a choice of `request`; `marked_calls` says whether a forced call has its markup."""
+        """Return the detokenizer of choice `index`; `marked_calls`: True if a forced call has `<tool_call>` markup."""
         form, forced = request.response_format, bool(request.forced_tools)
         calls = bool(request.tools) and request.tool_choice != "none" and (marked_calls or not forced)
         return cls(
@@ -121,10 +121,10 @@ class Detokenizer:
         return self._splitter.state == "reasoning"
 
     def push(self, sampled: Sampled) -> Chunk | None:
-        """Add a token of the answer (not one that ends it). `stopped` is set when a stop string is complete.
+        """Add a token (not an EOS) and return the Chunk it completes, if any; sets `stopped` after a stop string.
 
         Raises:
-            BackendResponseError: an answer that must have a form repeats itself without an end.
+            BackendResponseError: an answer under a grammar repeats itself endlessly.
         """
         if self.want_logprobs:
             self._logprobs.append(self.vocabulary.logprob(sampled.token, sampled.logprob, sampled.top))
@@ -136,7 +136,7 @@ class Detokenizer:
         return self._chunk(self._until_stop(text))
 
     def finish(self, reason: FinishReason) -> Chunk:
-        """Return the last chunk of the choice, with everything that was held back."""
+        """Return the last chunk of the choice, with all text that was withheld."""
         text = "" if self.stopped else self._until_stop(self._decoder.decode(b"", True))
         if not self.stopped:
             text, self._pending = text + self._pending, ""
@@ -146,7 +146,7 @@ class Detokenizer:
         return Chunk(chunk.text, self.index, chunk.reasoning, chunk.tool_calls, chunk.logprobs, reason)
 
     def _until_stop(self, text: str) -> str:
-        """Return what of the text can be shown now: nothing that is, or may become, a stop string."""
+        """Return the text that can be sent: up to anything that is, or may become, a stop string."""
         if not self.stop:
             return text
         text = self._pending + text
@@ -162,7 +162,7 @@ class Detokenizer:
         return text[: len(text) - keep]
 
     def _drop_logprobs(self, count: int) -> None:
-        """Drop the tokens that lie wholly within the last `count` bytes, which are no part of the answer."""
+        """Drop the logprobs of tokens wholly within the last `count` bytes, which are not part of the answer."""
         while self._logprobs and count >= (size := len(self._logprobs[-1].bytes)):
             count -= size
             self._logprobs.pop()
@@ -181,7 +181,7 @@ class Detokenizer:
         return Chunk(content, self.index, reasoning, tuple(deltas), logprobs)
 
     def _read(self, block: str, deltas: list[ToolCallDelta], *, whole: bool, last: bool) -> str:
-        """Add to `deltas` what `block` tells of its call; return the text that it turns out to be instead."""
+        """Add the new pieces of the tool call in `block` to `deltas`; return `block` as text if it is not a call."""
         call = self._call = self._call or CallReader()
         started = call.started
         arguments = call.feed(block, whole=whole)
@@ -196,10 +196,10 @@ class Detokenizer:
 
 
 class Splitter:
-    """Tells content, reasoning (`<think>`) and tool calls apart in a stream of text.
+    """Splits streamed text into content, reasoning (`<think>`) and tool calls.
 
-    `state` is start, reasoning, content or call. White space around the markup belongs to nobody. A call ends with its
-    JSON object, whatever its texts say; one that is not an object ends with `</tool_call>`. One block may hold several.
+    `state` is start, reasoning, content or call. White space around markup is dropped. A call ends with its JSON
+    object, whatever its strings contain; one that is not an object ends with `</tool_call>`. A block may hold several.
     """
 
     def __init__(self, reasoning: bool, parse_tools: bool, free: bool, *, only_call: bool = False) -> None:
@@ -210,7 +210,7 @@ class Splitter:
         self._fresh = reasoning  # white space behind markup is dropped
 
     def push(self, text: str, *, last: bool = False) -> tuple[str, str, list[str]]:
-        """Return (content, reasoning, bodies of finished tool calls) that are certain by now; all of it when `last`."""
+        """Return the new (content, reasoning, finished tool calls) that later text cannot change; `last`: all text."""
         self._buffer += text
         content, reasoning, calls = "", "", []
         while True:
@@ -248,15 +248,15 @@ class Splitter:
 
     @property
     def open_call(self) -> str:
-        """The body of the call that is being written."""
+        """The text so far of the unfinished tool call; defined only while `state` is "call"."""
         return self._buffer
 
     def _one_call(self, last: bool) -> tuple[str, str, str]:
-        """(body, what is behind it, whether that is content or another call); ("", "", "") until a call has ended."""
+        """Return (call, text behind it, state of that text: content or call); ("", "", "") until a call has ended."""
         self._object.feed(self._buffer)
         if self._object.end is not None:
             body, rest = self._buffer[: self._object.end], self._buffer[self._object.end :]
-            behind = rest.lstrip(_LEFT_OVER)
+            behind = rest.lstrip(_SEPARATORS)
             if behind.startswith(CALL_END):
                 return body, behind.removeprefix(CALL_END), "content"
             if CALL_END.startswith(behind):
@@ -272,7 +272,7 @@ class Splitter:
         self._object = ObjectScanner()
 
     def _take(self, mark: str | None, last: bool) -> tuple[str, bool]:
-        """Return the text up to `mark`, or as much of it as cannot be its beginning, and whether the mark was there."""
+        """Return (text up to `mark`, True), or (text that cannot be part of `mark`, False) if it is not found."""
         if self._fresh:
             self._buffer = self._buffer.lstrip()
             self._fresh = not self._buffer
@@ -295,7 +295,7 @@ class Splitter:
 
 
 def _overlap(text: str, word: str) -> int:
-    """Return the length of the longest end of `text` that is a true beginning of `word`."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `word`."""
     for size in range(min(len(text), len(word) - 1), 0, -1):
         if text.endswith(word[:size]):
             return size

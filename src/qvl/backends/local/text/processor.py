@@ -1,13 +1,13 @@
-"""From a ChatRequest to token ids, positions and resized pixels, without torch and without torchvision.
+"""Turns a ChatRequest into token ids, rotary positions and resized pixels, without torch and torchvision.
 
-Follows transformers' Qwen3VLProcessor token for token (a test compares them), but for what a user types: see `prompt`.
+Gives the tokens of transformers' Qwen3VLProcessor (a test compares them), except for typed markers: see `prompt`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from qvl.backends.local.text.prompt import PromptEncoder, PromptLimit
 from qvl.errors import ConfigError, MediaError, RequestError
@@ -22,42 +22,45 @@ if TYPE_CHECKING:
     from qvl.media.picture import Picture
     from qvl.types import ChatRequest, JsonObject
 
+_HINT: Final = "download the whole checkpoint"
+
 
 @dataclass(slots=True)
 class PreparedPicture:
-    """One picture at its place in the prompt.
+    """One picture of a prompt.
 
     Args:
-        key: equal for equal pixels of those who may share them: salt, source hash, canonical size and patch grid.
+        key: cache key of its features: salt, source hash, canonical size and patch grid.
         grid: rows and columns of patches, both multiples of the merge size.
         start: index of its first token in the prompt.
-        num_tokens: merged tokens it takes there.
+        num_tokens: its number of (merged) tokens in the prompt.
+        cost: cost of its encoding, in prompt tokens that take as many multiplications.
         pixels: uint8 [height, width, 3], already resized; None when `features` are known.
-        features: [1 + deepstack, num_tokens, hidden] on the device, once computed.
-        encoding: the vision tower at work on a large picture, until the features are there.
+        features: [1 + deepstack layers, num_tokens, hidden] on the device, once computed.
+        encoding: its unfinished encoding, together with small pictures behind it; None once `features` is set.
+        encoded: cost of the pieces of `encoding` that are done.
+        piece: cost of the next piece.
     """
 
     key: str
     grid: tuple[int, int]
     start: int
     num_tokens: int
+    cost: float = 0.0
     pixels: NDArray[np.uint8] | None = None
     features: Tensor | None = None
-    encoding: Iterator[None] | None = None
+    encoding: Iterator[float] | None = None
+    encoded: float = 0.0
+    piece: float = 0.0
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
 
-    @property
-    def pending(self) -> bool:
-        """True if it has neither features nor an encoding under way."""
-        return self.features is None and self.encoding is None
-
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request in the model's terms. `positions` is int64 [3, prompt length]: time, height and width of each token.
+    """A prompt as token ids, pictures and rotary `positions`, int64 [3, prompt length]: time, height and width.
 
     The token at index i >= prompt length has position i + `position_delta` on all three axes.
     """
@@ -76,7 +79,7 @@ class PreparedRequest:
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """The image processor's settings: sizes are in pixels, `min_pixels` and `max_pixels` of the resized picture."""
+    """The image processor's settings; `min_pixels` and `max_pixels` are height times width of the resized picture."""
 
     patch_size: int = 16
     merge_size: int = 2
@@ -89,10 +92,10 @@ class ImageRules:
 
     @classmethod
     def read(cls, config: JsonObject) -> ImageRules:
-        """Return the rules of settings as they are saved; older ones name the limits min_pixels and max_pixels.
+        """Return the rules from the image processor's JSON, older forms (with min_pixels and max_pixels) included.
 
         Raises:
-            ConfigError: a value is not a number, or a list not one of three.
+            ConfigError: a value is not a number, or a list does not have three.
         """
         try:
             size = dict(config.get("size") or {})
@@ -108,9 +111,9 @@ class ImageRules:
             rules = replace(cls(), **settings)
             mean, std = (tuple(map(float, config.get(key) or (0.5,) * 3)) for key in ("image_mean", "image_std"))
         except (TypeError, ValueError) as exc:
-            raise ConfigError(f"the checkpoint's picture settings cannot be read: {exc}") from exc
+            raise ConfigError(f"invalid image processor settings: {exc}", hint=_HINT) from exc
         if len(mean) != 3 or len(std) != 3 or rules.patch_size < 1 or rules.merge_size < 1:
-            raise ConfigError("the checkpoint's picture settings are not those of a Qwen3-VL")
+            raise ConfigError("the image processor settings are not those of a Qwen3-VL", hint=_HINT)
         return replace(rules, mean=mean, std=std)
 
     @property
@@ -118,31 +121,33 @@ class ImageRules:
         return self.patch_size * self.merge_size
 
     def resized(self, height: int, width: int, *, sized: bool = False) -> tuple[int, int]:
-        """Return height and width that the model sees (Qwen's smart_resize); a `sized` picture does not grow again.
+        """Return (height, width) after Qwen's smart_resize; `sized`: a request set the size, so it is not enlarged.
 
         Raises:
             MediaError: the longer side is more than 200 times the shorter.
         """
         if max(height, width) > MAX_ASPECT * min(height, width):
-            raise MediaError(f"a picture of {width}x{height} is too thin", hint=f"sides at most 1:{MAX_ASPECT}")
+            raise MediaError(f"picture of {width}x{height} is too narrow", hint=f"aspect ratio at most {MAX_ASPECT}:1")
         return smart_resize(height, width, self.factor, 0 if sized else self.min_pixels, self.max_pixels)
 
 
 @dataclass(slots=True)
 class Processor:
-    """Prepares requests; called from several threads at once.
+    """Prepares requests for the engine; thread-safe.
 
     Args:
         tokenizer: transformers' fast tokenizer with a chat template.
-        rules: how pictures are resized.
+        rules: the image processor's settings.
         image_token_id: the id that stands for one merged picture token.
-        known_features: features of a picture by key, when some cache still has them.
+        known_features: returns the cached features of a picture by key, or None.
+        cost: returns `PreparedPicture.cost`.
     """
 
     tokenizer: PreTrainedTokenizerFast
     rules: ImageRules
     image_token_id: int
     known_features: Callable[[str], Tensor | None] = lambda key: None
+    cost: Callable[[PreparedPicture], float] = lambda picture: 0.0
     _prompt: PromptEncoder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -151,22 +156,22 @@ class Processor:
     def prepare(
         self, request: ChatRequest, limit: PromptLimit | None = None, abandoned: Callable[[], bool] = lambda: False
     ) -> PreparedRequest:
-        """Return the request in the model's terms. Blocking, CPU-bound; `abandoned` ends it.
+        """Return the request as token ids, positions and pictures. Blocking, CPU-bound.
 
-        What does not fit `limit` is refused before any pixel is touched.
+        A prompt beyond `limit` is refused before any picture is decoded. Preparation stops once `abandoned()` is true.
 
         Raises:
-            MediaError: a picture is broken or too thin.
+            MediaError: a picture is broken or too narrow.
             ContextLengthError: the prompt does not fit.
             RequestError: the model's chat template refuses the messages.
-            AbandonedError: nobody waits any more.
+            AbandonedError: `abandoned()` became true.
         """
         ids, thinking = self._prompt.encode(request, limit, abandoned)
         placeholders = [index for index, token in enumerate(ids) if token == self.image_token_id]
         pictures = request.pictures
         if len(placeholders) != len(pictures):
             raise RequestError(
-                f"the model's chat template keeps {len(placeholders)} of {len(pictures)} pictures",
+                f"the model's chat template renders only {len(placeholders)} of {len(pictures)} pictures",
                 hint="put pictures into user messages",
                 param="messages",
             )
@@ -188,15 +193,17 @@ class Processor:
         return PreparedRequest(tokens, positions, delta, tuple(prepared), thinking, request.cache_salt)
 
     def _picture(self, picture: Picture, request: ChatRequest, start: int) -> PreparedPicture:
-        """Return where the picture stands and how large it is; no pixel is touched."""
+        """Return the picture with its key, patch grid and tokens from `start` on; pixels are not decoded yet."""
         width, height = _fitted(picture, request.max_pixels)
         rows, columns = self.rules.resized(height, width, sized=picture.sized)
         grid = (rows // self.rules.patch_size, columns // self.rules.patch_size)
         key = f"{request.cache_salt}/{picture.sha256}/{width}x{height}/{grid[0]}x{grid[1]}"
-        return PreparedPicture(key, grid, start, grid[0] * grid[1] // self.rules.merge_size**2)
+        ready = PreparedPicture(key, grid, start, grid[0] * grid[1] // self.rules.merge_size**2)
+        ready.cost = self.cost(ready)
+        return ready
 
     def _fill(self, ready: PreparedPicture, picture: Picture, max_pixels: int | None) -> None:
-        """Set features where they are known, else pixels."""
+        """Set the picture's features if they are cached, else its resized pixels."""
         ready.features = self.known_features(ready.key)
         if ready.features is not None:
             return
@@ -216,7 +223,7 @@ class Processor:
 
 
 def _fitted(picture: Picture, max_pixels: int | None) -> tuple[int, int]:
-    """Return width and height after `picture.fit(max_pixels)`, without decoding it."""
+    """Return (width, height) of `picture.fit(max_pixels)`, without decoding it."""
     if max_pixels is None:
         return picture.width, picture.height
     return budget(picture.width, picture.height, max_pixels)
@@ -225,11 +232,11 @@ def _fitted(picture: Picture, max_pixels: int | None) -> tuple[int, int]:
 def rope_positions(length: int, pictures: Sequence[PreparedPicture], merge_size: int) -> tuple[NDArray[np.int64], int]:
     """Return the multimodal rotary positions of a prompt (Qwen3-VL's get_rope_index, images only).
 
-    Text counts up on all three axes; a picture keeps one time and spreads over height and width, and the text behind
-    it goes on after the larger of the two.
+    Text counts up on all three axes; a picture has one time and spreads over height and width, and the text after it
+    continues from the larger of the two.
 
     Returns:
-        int64 [3, length], and what to add to the index of a later token to get its position.
+        (int64 [3, length], the number to add to the index of a later token to get its position).
     """
     import numpy as np
 
@@ -241,7 +248,7 @@ def rope_positions(length: int, pictures: Sequence[PreparedPicture], merge_size:
         position += text
         rows, columns = picture.grid[0] // merge_size, picture.grid[1] // merge_size
         if rows * columns != picture.num_tokens:
-            raise ConfigError("merge_size of preprocessor_config.json and of config.json differ")
+            raise ConfigError("merge_size of preprocessor_config.json and config.json differ", hint=_HINT)
         positions[0, picture.start : picture.end] = position
         positions[1, picture.start : picture.end] = position + np.repeat(np.arange(rows), columns)
         positions[2, picture.start : picture.end] = position + np.tile(np.arange(columns), rows)

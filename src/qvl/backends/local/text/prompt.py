@@ -1,8 +1,8 @@
-"""From messages and tools to token ids: the chat template's own markers as control tokens, all else as mere text.
+"""Turns messages and tools into token ids: only the chat template's own markers become control tokens.
 
-What a user types can never become a control token, so a typed `<|im_end|>` ends no turn, a typed `<|image_pad|>` moves
-no picture and a typed `<tool_response>` answers no call. For that, text is encoded by a copy of the tokenizer that has
-no added tokens at all, in pieces, so that a prompt beyond the context ends before it is read whole.
+Text of users never becomes a control token, so a typed `<|im_end|>` ends no turn, a typed `<|image_pad|>` moves no
+picture and a typed `<tool_response>` answers no call: it is encoded by a copy of the tokenizer without added tokens.
+Text is encoded in pieces, so that a prompt beyond the context is refused before all of it is encoded.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ PROBE: Final = "a system message between others"
 
 @dataclass(frozen=True, slots=True)
 class PromptLimit:
-    """The tokens that a prompt may have: those of the context less `max_tokens`, or less one."""
+    """The most tokens of a prompt: the context less `max_tokens` of the answer, by default less one."""
 
     context: int
     max_tokens: int | None = None
 
     def check(self, length: int, *, more: bool = False) -> None:
-        """Raise ContextLengthError when a prompt of `length` tokens (or `more`) does not fit."""
+        """Raise ContextLengthError if a prompt of `length` tokens does not fit; `more`: it has at least as many."""
         if length + (self.max_tokens or 1) <= self.context:
             return
         answer = f" and max_tokens={self.max_tokens}" if self.max_tokens else ""
         raise ContextLengthError(
             f"a prompt of {'at least ' if more else ''}{length} tokens{answer} does not fit the context of"
-            f" {self.context}",
+            f" {self.context} tokens",
             hint="fewer or smaller pictures, less text, or a smaller max_tokens",
             param="max_tokens" if self.max_tokens and length < self.context else "messages",
         )
 
     def answer_tokens(self, length: int) -> int:
-        """Return the tokens that the answer to a prompt of `length` tokens may have."""
+        """Return the most tokens of the answer to a prompt of `length` tokens."""
         return self.max_tokens or min(self.context - length, DEFAULT_MAX_TOKENS)
 
 
 class AbandonedError(RequestError):
-    """Nobody waits for this request any more."""
+    """The request was cancelled while it was prepared."""
 
 
 class PromptEncoder:
-    """Renders and encodes; called from several threads at once.
+    """Renders the chat template and encodes the prompt; thread-safe.
 
     Args:
         tokenizer: transformers' fast tokenizer with a chat template.
@@ -90,12 +90,12 @@ class PromptEncoder:
     def encode(
         self, request: ChatRequest, limit: PromptLimit | None = None, abandoned: Callable[[], bool] = lambda: False
     ) -> tuple[list[int], bool]:
-        """Return the prompt's ids, one placeholder for each picture, and True if the answer starts within a thought.
+        """Return (token ids with one placeholder for each picture, True if the prompt ends in an open `<think>`).
 
         Raises:
             ContextLengthError: the text alone is beyond the limit.
             RequestError: the chat template refuses the messages.
-            AbandonedError: `abandoned` says so.
+            AbandonedError: `abandoned()` became true.
         """
         texts = list(_texts(request))
         if limit is not None:
@@ -103,12 +103,12 @@ class PromptEncoder:
             limit.check(least, more=True)
         mark = next((mark for mark in MARKS if not any(mark in text for text in texts)), None)
         if mark is None:
-            raise RequestError("the messages hold characters that no text has (U+FDD0 to U+FDD3)", param="messages")
+            raise RequestError("the messages contain all four noncharacters U+FDD0 to U+FDD3", param="messages")
         rendered = self._render(request, mark)
         ids: list[int] = []
         for piece in self._pieces(rendered):
             if abandoned():
-                raise AbandonedError("nobody waits for this request any more")
+                raise AbandonedError("the request was cancelled")
             control = self._ids.get(piece)
             if control is not None:
                 ids.append(control)
@@ -135,7 +135,7 @@ class PromptEncoder:
             raise RequestError(f"the chat template refuses the messages: {first_line(exc)}", param="messages") from exc
 
     def _system_first(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Return later system messages joined to the first, for a template that would drop them in silence."""
+        """Return the messages with all system messages joined into one, for a template that would drop later ones."""
         if not any(message.role == "system" for message in messages[1:]) or not self._loses_later_system():
             return messages
         system = [message for message in messages if message.role == "system"]
@@ -155,7 +155,7 @@ class PromptEncoder:
         return self._drops_later_system
 
     def _pieces(self, rendered: str) -> Iterator[str]:
-        """Yield control tokens by themselves, and what stands between them in pieces of bounded length."""
+        """Yield each control token of the rendered prompt, and the text between them in pieces of bounded length."""
         start = scanned = 0
         while scanned < len(rendered):
             # In windows: one search through many megabytes would keep every other thread waiting.
@@ -198,7 +198,7 @@ class PromptEncoder:
         return entry
 
     def _typed_parts(self, parts: Sequence[Part], mark: str) -> list[tuple[Part, str]]:
-        """Return each part with its text. Neighbouring texts are joined first: a token may be typed across two."""
+        """Return (part, its text); adjacent text parts are joined first, since a typed marker may span two of them."""
         joined: list[Part] = []
         for part in parts:
             last = joined[-1] if joined else None
@@ -223,7 +223,7 @@ class PromptEncoder:
 
 
 def _texts(request: ChatRequest) -> Iterator[str]:
-    """Yield all that a request says in words."""
+    """Yield every text of a request: messages, tool calls and tools."""
     for message in request.messages:
         for part in message.parts:
             if isinstance(part, TextPart):
@@ -239,10 +239,10 @@ def _texts(request: ChatRequest) -> Iterator[str]:
 
 
 def _words(text: str, start: int, end: int) -> Iterator[str]:
-    """Yield text[start:end] in pieces of at most PIECE characters that are encoded as the whole would be.
+    """Yield text[start:end] in pieces of at most PIECE characters, cut where this does not change the tokens.
 
-    Before a space that follows another character the tokenizer starts anew in any case. A single word beyond PIECE is
-    cut all the same, where no composed character is.
+    That is before a space that follows another character. A single word beyond PIECE is cut too, but not within a
+    composed character.
     """
     while end - start > PIECE:
         last = start + PIECE

@@ -1,4 +1,4 @@
-"""A tool call as models of the Qwen family write it: `{"name": …, "arguments": …}`, read while it is being written."""
+"""Incremental parsing of tool calls in Qwen's format: `{"name": …, "arguments": …}`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LENIENT: Final = json.JSONDecoder(strict=False)
 
 
 class ObjectScanner:
-    """Finds the end of a JSON object in a text that grows; `feed` is given all of it each time.
+    """Finds the end of a JSON object in streamed text; `feed` takes the whole text so far, not the new piece.
 
-    `end` is the place behind the object, None until it is whole. `other` says that the text is not an object at all. A
-    code fence or the bracket of a list may stand before the object.
+    `end` is the index after the object, None until it is complete. `other` is True if the text is not an object. A
+    code fence or the bracket of a list may precede the object.
     """
 
     __slots__ = ("_at", "_depth", "_escaped", "_in_text", "end", "other")
@@ -57,15 +57,15 @@ class ObjectScanner:
 
 
 def lead_of(text: str) -> int:
-    """Return the length of what stands before a call that is not part of it."""
+    """Return the length of the code fence, brackets or white space that precede a call in `text`."""
     lead = _LEAD.match(text)
     return lead.end() if lead else 0
 
 
 class CallReader:
-    """Reads one call as it is written.
+    """Parses one tool call while it is streamed.
 
-    `started` is set once `name` is certain; from then on the pieces that `feed` returns are those of its arguments.
+    `started` is True once `name` is complete; from then on `feed` returns pieces of the arguments.
     """
 
     __slots__ = ("_arguments", "_at", "_begins", "_escaper", "name", "started")
@@ -79,7 +79,7 @@ class CallReader:
         self._escaper = ControlEscaper()
 
     def feed(self, body: str, *, whole: bool) -> str:
-        """Return the further piece of the arguments that `body`, all of the call that was written so far, tells."""
+        """Return the new piece of the arguments; `body`: the call's text so far; `whole`: True if it is complete."""
         if not self.started and (beginning := _BEGINNING.match(body)) and body[beginning.end()] == "{":
             self._begins = beginning.end()
             self.name, self.started = _LENIENT.decode(beginning.group(1)), True
@@ -96,7 +96,7 @@ class CallReader:
 
 
 class ControlEscaper:
-    """Writes JSON as it must be written: models put line ends into texts as they are."""
+    """Escapes control characters in strings of streamed JSON, where models write line breaks unescaped."""
 
     __slots__ = ("_escaped", "_in_text")
 
@@ -118,9 +118,9 @@ class ControlEscaper:
 
 
 def parse_call(block: str) -> tuple[str, str] | None:
-    """Return name and arguments, as the model wrote them, of the JSON inside a `<tool_call>`; None when it is not one.
+    """Return (name, arguments as the model's JSON text) of a `<tool_call>` block; None if it is not a call.
 
-    Arguments that are null, missing or empty are `{}`, also where they stand in a text of their own.
+    Arguments that are null, missing or empty are returned as `{}`; of a JSON string, its text is returned.
     """
     try:
         call = _LENIENT.decode(block[lead_of(block) :])

@@ -1,0 +1,135 @@
+"""The size of a Qwen3-VL by its config.json: weights, those that a token reads, and what it keeps as KV. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qvl.types import JsonObject
+
+_SMALL_TOWER: Final = {"hidden_size": 1024, "intermediate_size": 4096, "depth": 24}
+_LARGE_TOWER: Final = {"hidden_size": 1152, "intermediate_size": 4304, "depth": 27}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """The size of a model, in numbers: of the text layers, of the embedding and of the pictures' tower.
+
+    Args:
+        layers: weights of all text layers.
+        active: weights of text layers that one token uses; of a mixture, the router and the selected experts.
+        embedding: weights of the embedding; the head has as many, which every token reads.
+        tied: the head is the embedding.
+        tower: weights of the pictures' tower, with its mergers.
+        kv_per_token: numbers that a token keeps as keys and values.
+        longest: tokens of the longest context.
+    """
+
+    layers: int
+    active: int
+    embedding: int
+    tied: bool
+    tower: int
+    kv_per_token: int
+    longest: int
+
+    @property
+    def parameters(self) -> int:
+        return self.layers + self.embedding * (1 if self.tied else 2) + self.tower
+
+    @property
+    def mixture(self) -> bool:
+        return self.active < self.layers
+
+    @property
+    def read_per_token(self) -> int:
+        return self.active + self.embedding
+
+
+def size_of(config: JsonObject, name: str) -> ModelSize:
+    """Return the size of the checkpoint `name`.
+
+    Raises:
+        ConfigError: a size is missing in its config.json.
+    """
+    try:
+        return _size(config["text_config"], config["vision_config"], bool(config.get("tie_word_embeddings")))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
+        raise ConfigError(f"{name}: config.json does not say how large the model is: {exc!r}", param="model") from exc
+
+
+def _size(text: JsonObject, vision: JsonObject, tied: bool) -> ModelSize:
+    hidden, heads, kv_heads = text["hidden_size"], text["num_attention_heads"], text["num_key_value_heads"]
+    head = text.get("head_dim") or hidden // heads
+    attention = hidden * head * (2 * heads + 2 * kv_heads) + 2 * hidden + 2 * head
+    layers = active = 0
+    for layer in range(text["num_hidden_layers"]):
+        # transformers 5 saves the number under the second name.
+        experts = text.get("num_experts") or text.get("num_local_experts") or 0
+        if (
+            experts
+            and layer not in text.get("mlp_only_layers", ())
+            and not ((layer + 1) % text.get("decoder_sparse_step", 1))
+        ):
+            expert, router = 3 * hidden * text["moe_intermediate_size"], hidden * experts
+            layers += attention + router + experts * expert
+            active += attention + router + text["num_experts_per_tok"] * expert
+        else:
+            layers += attention + 3 * hidden * text["intermediate_size"]
+            active += attention + 3 * hidden * text["intermediate_size"]
+    return ModelSize(
+        layers=layers,
+        active=active,
+        embedding=text["vocab_size"] * hidden,
+        tied=tied,
+        tower=_tower(vision, text["hidden_size"]),
+        kv_per_token=2 * text["num_hidden_layers"] * kv_heads * head,
+        longest=text["max_position_embeddings"],
+    )
+
+
+def _tower(vision: JsonObject, out: int) -> int:
+    wide, merged = vision["hidden_size"], vision["hidden_size"] * vision["spatial_merge_size"] ** 2
+    block = 4 * wide * wide + 2 * wide * vision["intermediate_size"] + 9 * wide + vision["intermediate_size"]
+    patch = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
+    merger = merged * merged + merged * out + merged + out
+    mergers = 1 + len(vision["deepstack_visual_indexes"])
+    return int(vision["depth"] * block + (patch + vision["num_position_embeddings"]) * wide + mergers * merger)
+
+
+def _published(layers: int, hidden: int, heads: int, kv_heads: int, mlp: int, experts: int = 0) -> ModelSize:
+    small = hidden < 4096 and not experts
+    text = {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 128,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 262_144,
+        **({"num_experts": experts, "num_experts_per_tok": 8, "moe_intermediate_size": mlp} if experts else {}),
+        "intermediate_size": mlp,
+    }
+    vision = {
+        **(_SMALL_TOWER if small else _LARGE_TOWER),
+        "in_channels": 3,
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [0, 0, 0],
+    }
+    return _size(text, vision, tied=small)
+
+
+PUBLISHED: Final = {
+    "2B": _published(28, 2048, 16, 8, 6144),
+    "4B": _published(36, 2560, 32, 8, 9728),
+    "8B": _published(36, 4096, 32, 8, 12288),
+    "32B": _published(64, 5120, 64, 8, 25600),
+    "30B-A3B": _published(48, 2048, 32, 4, 768, experts=128),
+    "235B-A22B": _published(94, 4096, 64, 4, 1536, experts=128),
+}

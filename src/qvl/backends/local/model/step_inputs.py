@@ -1,0 +1,120 @@
+"""The integers of a step: token ids, positions, and where keys lie; gathered on the host, sent in one copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from qvl.backends.local.model.decoder import DecodeGroup
+from qvl.backends.local.model.device import to_device
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as ListLike
+
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class GroupShape(NamedTuple):
+    """A `DecodeGroup` without its tensors; `whole` where it has no `rows`, `full` where it has no `visible`."""
+
+    first: int
+    num_tokens: int
+    capacity: int
+    longest: int
+    num_rows: int
+    whole: bool
+    full: bool
+
+
+class GroupPlan(NamedTuple):
+    """A `DecodeGroup` on the host."""
+
+    shape: GroupShape
+    rows: NDArray[np.int64]
+    write: NDArray[np.int64]
+    visible: NDArray[np.int64]
+
+
+class StepShape(NamedTuple):
+    """The properties of a step that must equal those of a recording for it to be replayed.
+
+    Args:
+        tokens: all of the step.
+        kept: tokens whose hidden state leaves the last layer; None for all.
+        pictured: how many are parts of pictures.
+        heads: key heads.
+        groups: those that decode.
+    """
+
+    tokens: int
+    kept: int | None
+    pictured: int
+    heads: int
+    groups: tuple[GroupShape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """A step's integers on the device, int64 in one tensor: `packed`."""
+
+    shape: StepShape
+    packed: Tensor
+    ids: Tensor
+    positions: Tensor
+    kept: Tensor | None
+    pictured: Tensor
+    groups: list[DecodeGroup]
+
+    @classmethod
+    def of(cls, shape: StepShape, packed: Tensor) -> StepInputs:
+        """Return the parts of `packed`, which are views of it."""
+        import torch
+
+        sizes = [shape.tokens, 3 * shape.tokens, shape.kept or 0, shape.pictured]
+        for group in shape.groups:
+            sizes += [0 if group.whole else group.num_tokens, group.num_tokens * shape.heads]
+            sizes.append(0 if group.full else group.num_rows)
+        ids, positions, kept, pictured, *parts = torch.split(packed, sizes)
+        groups = []
+        for group, where, write, counts in zip(shape.groups, parts[::3], parts[1::3], parts[2::3], strict=True):
+            rows, visible = None if group.whole else where, None if group.full else counts
+            groups.append(DecodeGroup(*group[:5], rows, write, visible))
+        some = None if shape.kept is None else kept
+        return cls(shape, packed, ids, positions.view(3, -1), some, pictured, groups)
+
+    def clone(self) -> StepInputs:
+        """Return the same in memory of its own."""
+        return self.of(self.shape, self.packed.clone())
+
+
+def send(
+    ids: ListLike[int],
+    positions: ListLike[NDArray[np.int64]],
+    groups: ListLike[GroupPlan],
+    heads: int,
+    device: torch.device,
+    *,
+    kept: ListLike[int] | None = None,
+    pictured: ListLike[NDArray[np.int64]] = (),
+) -> StepInputs:
+    """Return the inputs on `device`.
+
+    Args:
+        ids: of all tokens.
+        positions: int64 [3, n] each; together of all tokens.
+        kept: see `StepShape`; None for all.
+        pictured: indices of tokens that are parts of pictures.
+    """
+    joined = np.concatenate(positions, axis=1)
+    parts = [np.array(ids, dtype=np.int64), joined.reshape(-1), np.array(kept or (), dtype=np.int64), *pictured]
+    for group in groups:
+        parts += [group.rows, group.write, group.visible]
+    num_pictured = sum(map(len, pictured))
+    shape = StepShape(
+        len(ids), None if kept is None else len(kept), num_pictured, heads, tuple(g.shape for g in groups)
+    )
+    return StepInputs.of(shape, to_device(np.concatenate(parts), device))

@@ -1,0 +1,314 @@
+"""Kernels for matrix products: the same numbers from all, the fastest by measurement, and 8 bits row by row."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from qvl.backends.local.backend import LocalBackend
+from qvl.backends.local.model import cpu, int8_store, kernel_times, unpack_weights
+from qvl.backends.local.model.int8_store import quantise
+from qvl.backends.local.model.kernel_times import ROWS, Times
+from qvl.backends.local.model.linear import SMALL, LinearPlan, best_layouts
+from qvl.backends.local.model.linear_kernels import INT8_KERNELS, KERNELS, LinearKernel
+from qvl.backends.local.model.linear_kernels import pack as pack_numbers
+from qvl.backends.local.model.model_runner import Runner
+from qvl.config import cache_folder
+from qvl.errors import ConfigError
+from tests.backends.local.checkpoints import random_mixture
+from tests.backends.local.reference import Reference
+from tests.backends.local.requests import ask
+from tests.backends.local.test_equals_generate import answer_all, check
+
+if TYPE_CHECKING:
+    from qvl.backends.local.model.loader import Checkpoint
+    from qvl.types import ChatRequest
+    from tests.backends.local.conftest import Opener
+
+TOLERANCE = {"plain": 1e-6, "onednn": 1e-6, "fbgemm": 1e-6, "onednn-int8": 0.02, "fbgemm-int8": 0.02}
+
+
+@pytest.fixture
+def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process; what this one measured comes back."""
+    monkeypatch.setattr(kernel_times, "_memo", {})
+
+
+def weights(out: int = 96, width: int = 64, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight and a bias whose numbers float16 and bfloat16 hold."""
+    dice = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn((out, width), generator=dice) * 0.1, torch.randn(out, generator=dice)
+    return weight.bfloat16().half().to(dtype), bias.bfloat16().to(dtype)
+
+
+def pack(name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearKernel | None:
+    return pack_numbers(name, quantise(weight) if name in INT8_KERNELS else weight, bias)
+
+
+def rows(count: int, width: int = 64) -> torch.Tensor:
+    return torch.randn((count, width), generator=torch.Generator().manual_seed(count))
+
+
+def error(out: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((out.float() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [*KERNELS, *INT8_KERNELS])
+def test_every_kernel_gives_the_product_at_every_number_of_rows(name: str, dtype: torch.dtype) -> None:
+    weight, bias = weights(dtype=dtype)
+    tolerance = max(TOLERANCE[name], 0.01 if dtype is torch.bfloat16 else 0)
+    for offset in (None, bias):
+        kernel = pack(name, weight, offset)
+        if kernel is None:
+            pytest.skip(f"this torch or processor has no {name}")
+        for count in (1, 2, 3, 5, 8, 33, 70):
+            x = rows(count).to(dtype)
+            exact = torch.nn.functional.linear(x.float(), weight.float(), None if offset is None else offset.float())
+            base = rows(count, 96).to(dtype)
+            assert kernel(x).dtype is dtype
+            assert error(kernel(x), exact) < tolerance
+            assert error(kernel.gelu(x, "tanh"), torch.nn.functional.gelu(exact, approximate="tanh")) < 2 * tolerance
+            assert error(kernel.added_to(base.clone(), x), exact + base.float()) < tolerance
+
+
+@pytest.mark.parametrize("name", INT8_KERNELS)
+def test_in_8_bits_a_row_depends_on_no_other_row(name: str) -> None:
+    weight, bias = weights()
+    kernel = pack(name, weight, bias)
+    if kernel is None:
+        pytest.skip(f"this torch or processor has no {name}")
+    x = rows(40)
+    x[7] *= 1000  # would take all steps of a scale that is shared
+    x[8] = 0
+    together = kernel(x)
+    for index in (0, 6, 7, 8, 39):
+        assert torch.equal(kernel(x[index : index + 1])[0], together[index])
+    assert error(together[7], torch.nn.functional.linear(x[7], weight, bias)) < 0.02
+    assert torch.equal(together[8], bias)
+
+
+def test_the_8_bits_are_7_where_sums_would_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qvl.backends.local.model.linear_kernels.has_vnni", lambda: False)
+    # Products of one sign and full size: pairs of them pass the range of 16 bits.
+    weight, x = torch.full((16, 64), 0.5), torch.full((3, 64), 2.0)
+    for name in INT8_KERNELS:
+        kernel = pack(name, weight, None)
+        if kernel is not None:
+            assert error(kernel(x), x @ weight.t()) < 0.02
+
+
+def test_weights_that_float16_does_not_hold_are_not_halved() -> None:
+    weight = torch.randn((64, 64), generator=torch.Generator().manual_seed(0))
+    assert pack("fbgemm", weight, None) is None
+    assert pack("fbgemm", torch.full((4, 4), 1e6), None) is None
+    # Without choice it is an error, with one another kernel is taken.
+    with pytest.raises(ConfigError, match="decode_kernel='fbgemm' does not work with these weights"):
+        LinearPlan("fbgemm").linear(weight, name="head")
+    linear = LinearPlan().linear(weight, name="head")
+    assert error(linear(rows(3)), rows(3) @ weight.t()) < 1e-6
+
+
+def times(**by_name: tuple[float, ...]) -> Times:
+    return {name: dict(zip(ROWS, of, strict=True)) for name, of in by_name.items()}
+
+
+def test_the_fastest_kernel_is_taken_at_each_number_of_rows() -> None:
+    measured = times(plain=(9, 9, 9, 9, 9, 9, 9, 90), fast=(1, 1, 2, 4, 8, 24, 48, 300), wide=(5, 5, 5, 5, 5, 5, 6, 50))
+    assert best_layouts(measured, second=True) == ("fast",) * 4 + ("wide",) * 4
+    # Memory for one layout: the one that loses least over all numbers of rows, relative to the best at each.
+    assert set(best_layouts(measured, second=False)) == {"wide"}
+    assert set(best_layouts(measured, second=False, tiled=True)) == {"wide"}
+
+
+def test_a_second_layout_must_be_worth_it() -> None:
+    nearly = times(plain=(10,) * 8, other=(9.5,) * 7 + (11,))
+    assert len(set(best_layouts(nearly, second=True))) == 1
+
+
+def test_nothing_is_slower_than_the_general_kernel_where_that_is_best() -> None:
+    measured = times(plain=(1,) * 8, other=(2,) * 8)
+    assert set(best_layouts(measured, second=True)) == {"plain"}
+
+
+def test_only_prompts_are_timed_for_a_weight_of_pictures() -> None:
+    measured: Times = {"plain": {256: 3.0}, "onednn": {256: 2.0}}
+    assert best_layouts(measured, second=False) == ("onednn",) * len(ROWS)
+
+
+@pytest.mark.usefixtures("_nothing_measured")
+class TestKeptTimes:
+    def test_they_are_measured_once_and_read_by_the_next_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        measured = kernel_times.kernel_times((64, 32), torch.float32, ("plain", "onednn"), (1, 8))
+        assert set(measured["plain"]) == {1, 8}
+        assert all(ms > 0 for of in measured.values() for ms in of.values())
+        monkeypatch.setattr(kernel_times, "_memo", {})
+        monkeypatch.setattr(kernel_times, "_measure", lambda *_: pytest.fail("measured again"))
+        assert kernel_times.kernel_times((64, 32), torch.float32, ("plain", "onednn"), (1, 8)) == measured
+
+    def test_a_broken_file_is_replaced(self) -> None:
+        file = cache_folder() / "kernels.json"
+        file.parent.mkdir(parents=True)
+        for text in ("{", "[]", '{"a": 1}', "\x00"):
+            file.write_text(text)
+            kernel_times._memo.clear()
+            assert kernel_times.kernel_times((64, 32), torch.float32, ("plain",), (1,))
+        assert json.loads(file.read_text())
+
+    def test_a_folder_that_cannot_be_written_costs_nothing_but_the_time(self) -> None:
+        cache_folder().parent.mkdir(parents=True)
+        cache_folder().write_text("a file")
+        assert kernel_times.kernel_times((64, 32), torch.float32, ("plain",), (1,))
+        assert kernel_times.read_bandwidth() > 0
+        assert kernel_times.known_bandwidth() == kernel_times.read_bandwidth()
+
+    def test_a_kernel_that_fails_is_not_taken_and_not_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(*_: object) -> object:
+            raise RuntimeError("could not create a primitive")
+
+        monkeypatch.setitem(KERNELS, "onednn", fails)
+        for _ in range(2):
+            assert set(kernel_times.kernel_times((64, 32), torch.float32, ("plain", "onednn"), (1,))) == {"plain"}
+
+    def test_auto_is_the_dtype_whose_kernels_are_faster(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(kernel_times, "has_bfloat16", lambda: True)
+        for faster in ("float32", "bfloat16"):
+            monkeypatch.setattr(kernel_times, "_memo", {})
+            (cache_folder() / "kernels.json").unlink(missing_ok=True)
+            assert kernel_times.known_dtype() is None
+
+            def measure(
+                size: tuple[int, int], dtype: torch.dtype, names: tuple[str, ...], counts: tuple[int, ...]
+            ) -> Times:
+                ms = 1.0 if str(dtype).endswith(faster) else 2.0  # noqa: B023 - called in this round
+                return {name: dict.fromkeys(counts, ms) for name in names}
+
+            monkeypatch.setattr(kernel_times, "_measure", measure)
+            assert kernel_times.faster_dtype() == kernel_times.known_dtype() == faster
+
+    def test_without_instructions_for_bfloat16_nothing_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(kernel_times, "has_bfloat16", lambda: False)
+        monkeypatch.setattr(kernel_times, "_measure", lambda *_: pytest.fail("measured"))
+        assert kernel_times.faster_dtype() == kernel_times.known_dtype() == "float32"
+
+
+def test_a_large_weight_has_measured_kernels_and_says_so() -> None:
+    plan = LinearPlan()
+    weight = weights(2048, SMALL // 2048)[0]
+    linear = plan.linear(weight, name="head")
+    for count in (1, 9, 300):
+        x = rows(count, weight.shape[1])
+        assert error(linear(x), x @ weight.t()) < 1e-5
+    assert "GB/s" in plan.describe()
+
+
+def test_the_processor_is_read_from_its_own_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "model name\t: Some Xeon\ncpu family\t: 6\nmodel\t\t: 143\nflags\t\t: fpu amx_bf16 amx_int8\n"
+    monkeypatch.setattr(cpu, "cpu_info", lambda: text)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert cpu.cpu_name() == "Some Xeon 6 143"
+    assert cpu.has_bfloat16()
+    assert cpu.has_vnni()
+    monkeypatch.setattr(cpu, "cpu_info", lambda: "model name\t: Old\nflags\t\t: fpu avx2\n")
+    assert not cpu.has_bfloat16()
+    assert not cpu.has_vnni()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_greedy_texts_are_the_same_with_every_kernel(
+    opened: Opener, bundled_reference: Reference, mixed_300: list[ChatRequest], kernel: str
+) -> None:
+    wanted = mixed_300[:10]
+    backend = opened(decode_kernel=kernel, max_num_batched_tokens=160)
+    assert kernel in backend.describe()
+    check(bundled_reference, answer_all(backend, wanted), [bundled_reference.generate(request) for request in wanted])
+
+
+def test_8_bits_leave_the_bundled_models_answers_as_they_are(
+    opened: Opener, bundled_reference: Reference, mixed_300: list[ChatRequest]
+) -> None:
+    backend = opened(quantize="int8")
+    assert backend.identity()["quantisation"] == "int8"
+    assert "int8" in backend.describe()
+    wanted = mixed_300[:24]
+    texts = [
+        bundled_reference.tokenizer.decode(bundled_reference.generate(request), skip_special_tokens=True)
+        for request in wanted
+    ]
+    results = answer_all(backend, wanted)
+    same = sum(result.text == text for result, text in zip(results, texts, strict=True))
+    assert same >= 0.9 * len(wanted)
+    # Alone or in company, the answer is the same.
+    assert asyncio.run(backend.generate(wanted[3])).text == results[3].text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decode_kernel": "mkl"}, "unknown decode_kernel 'mkl' (auto, plain, onednn, fbgemm)"),
+        ({"quantize": "int3"}, "unknown quantize 'int3' (int8, or leave it out)"),
+        ({"quantize": "int8", "decode_kernel": "fbgemm"}, "quantize excludes decode_kernel (leave one of them out)"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_once(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LocalBackend(**settings)  # type: ignore[arg-type]
+    assert str(caught.value) == message
+
+
+def int8_folder() -> Path:
+    (folder,) = (cache_folder() / "int8").iterdir()
+    return folder
+
+
+class TestWeightsKeptIn8Bits:
+    def test_the_next_start_reads_them_and_answers_alike(
+        self, opened: Opener, mixed_300: list[ChatRequest], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = answer_all(opened(quantize="int8"), mixed_300[:6])
+        assert not int8_folder().name.endswith(".part")
+        monkeypatch.setattr(int8_store, "quantise", lambda *_: pytest.fail("quantised again"))
+        second = answer_all(opened(quantize="int8"), mixed_300[:6])
+        assert [result.text for result in second] == [result.text for result in first]
+
+    def test_the_large_weights_are_then_not_read(self, opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened(quantize="int8")
+        read = []
+        take = unpack_weights._Tensors.take
+        monkeypatch.setattr(unpack_weights._Tensors, "take", lambda self, key: (read.append(key), take(self, key))[1])
+        opened(quantize="int8")
+        assert read
+        assert not [key for key in read if "_proj" in key and "language_model" in key]
+
+    def test_a_damaged_file_is_one_line_with_the_way_out(self, opened: Opener) -> None:
+        opened(quantize="int8")
+        file = int8_folder() / "0.qkv.safetensors"
+        file.write_bytes(file.read_bytes()[:40])
+        with pytest.raises(ConfigError, match=r"0.qkv.safetensors cannot be used: .* \(delete the folder"):
+            opened(quantize="int8")
+
+    def test_where_nothing_can_be_written_it_works_all_the_same(self, opened: Opener) -> None:
+        cache_folder().parent.mkdir(parents=True)
+        cache_folder().write_text("a file")
+        assert answer_all(opened(quantize="int8"), [ask("Say hello.")])[0].text
+
+    def test_what_a_failed_start_wrote_is_removed(self, monkeypatch: pytest.MonkeyPatch, opened: Opener) -> None:
+        def fails(self: Runner, checkpoint: Checkpoint, *_: object) -> None:
+            assert checkpoint.int8 is not None
+            checkpoint.int8.take("head", weights()[0])
+            assert list((cache_folder() / "int8").iterdir())
+            raise MemoryError
+
+        monkeypatch.setattr(Runner, "__init__", fails)
+        with pytest.raises(MemoryError):
+            opened(quantize="int8")
+        assert not list((cache_folder() / "int8").iterdir())
+
+    def test_mixtures_are_refused(self, opened: Opener, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"quantize='int8' takes no mixture of experts \(leave it out\)"):
+            opened(random_mixture(tmp_path / "mixture"), quantize="int8")

@@ -1,0 +1,197 @@
+"""Guessed tokens change the number of steps, and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from qvl.backends.local.model.sampler import sample
+from qvl.backends.local.scheduling.kv_cache import KvCache
+from qvl.backends.local.scheduling.lookup import MOST, PAUSE, PromptLookup, can_guess
+from qvl.backends.local.scheduling.prefix_cache import PrefixIndex
+from qvl.backends.local.scheduling.scheduler import Scheduler
+from qvl.backends.local.scheduling.sequence import Sequence
+from qvl.backends.local.text.processor import PreparedRequest
+from qvl.types import ResponseFormat as Format
+from qvl.types import Result, SamplingParams
+from tests.backends.local.requests import ask
+from tests.backends.local.test_backend import freed, run
+from tests.backends.local.test_equals_generate import check
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qvl.types import ChatRequest
+    from tests.backends.local.conftest import Opener
+    from tests.backends.local.reference import Reference
+
+
+def questions(count: int, **sampling: Any) -> list[ChatRequest]:
+    made = []
+    for place in range(count):
+        parts = [place] if place % 3 == 0 else []
+        made.append(ask(*parts, "red mug, blue shoe, " * (1 + place % 4), **{"max_tokens": 90, **sampling}))
+    return made
+
+
+def told(result: Result) -> list[Any]:
+    return [
+        (choice.text, choice.finish_reason, [token.token for token in choice.logprobs or ()])
+        for choice in result.choices
+    ]
+
+
+def test_greedy_answers_are_those_of_transformers(
+    opened: Opener, random_folder: Path, random_reference: Reference
+) -> None:
+    wanted = questions(5)
+    expected = [random_reference.generate(request) for request in wanted]
+    for speculate in ("on", "auto"):
+        backend = opened(random_folder, speculate=speculate, max_num_batched_tokens=64)
+        check(random_reference, run(backend, *wanted), expected)
+        check(random_reference, [run(backend, request)[0] for request in wanted[:2]], expected[:2])
+        stats = backend.stats()
+        assert 0 < stats["accepted_tokens"] < stats["drafted_tokens"]
+        freed(backend)
+
+
+def test_seeded_answers_logprobs_stops_and_choices_are_as_without(opened: Opener, random_folder: Path) -> None:
+    wanted = [
+        *questions(3, temperature=0.1, seed=5, logprobs=2, ignore_eos=True, n=2),
+        *questions(2, temperature=0.5, seed=4, top_k=4, top_p=0.9, min_p=0.05, max_tokens=60),
+        *questions(2, logprobs=0, max_tokens=61, ignore_eos=True),
+        *questions(2, presence_penalty=0.4, max_tokens=20),
+        *questions(2, repetition_penalty=1.2, max_tokens=20),
+        ask("Say hello.", max_tokens=40).replace(response_format=Format("regex", pattern="[a-c]{30}")),
+    ]
+    off, on = opened(random_folder, speculate="off"), opened(random_folder, speculate="on", max_num_seqs=4)
+    expected = run(off, *wanted)
+    # A stop string within what was guessed.
+    middle = expected[5].text[len(expected[5].text) // 2 :][:3]
+    stopped = ask("x", max_tokens=61, ignore_eos=True, stop=(middle,)).replace(messages=wanted[5].messages)
+    expected += run(off, stopped)
+    results = run(on, *wanted, stopped)
+    assert [told(result) for result in results] == [told(result) for result in expected]
+    assert [result.usage.completion_tokens for result in results] == [r.usage.completion_tokens for r in expected]
+    for result, other in zip(results, expected, strict=True):
+        assert [token.logprob for token in result.logprobs or ()] == pytest.approx(
+            [token.logprob for token in other.logprobs or ()], abs=1e-4
+        )
+    assert off.stats()["drafted_tokens"] == 0 < on.stats()["accepted_tokens"]
+    assert on.stats()["generated_tokens"] == off.stats()["generated_tokens"]
+
+
+def test_in_the_batch_invariant_mode_not_even_the_last_bit_changes(opened: Opener, random_folder: Path) -> None:
+    wanted = questions(3, logprobs=0, ignore_eos=True, max_tokens=60)
+    bits = []
+    for speculate in ("off", "on"):
+        backend = opened(random_folder, dtype="bfloat16", batch_invariant=True, speculate=speculate)
+        bits.append([[(t.token, t.logprob) for t in result.logprobs or ()] for result in run(backend, *wanted)])
+    assert bits[0] == bits[1]
+    assert backend.stats()["accepted_tokens"] > 0
+
+
+def test_sequences_that_give_way_lose_nothing(opened: Opener, random_folder: Path, random_reference: Reference) -> None:
+    backend = opened(
+        random_folder, kv_cache_bytes=780 * 768, max_model_len=512, prefix_cache=False, speculate="on", max_num_seqs=6
+    )
+    wanted = [ask(place, "Say hello. " * 10, max_tokens=160) for place in range(5)]
+    check(random_reference, run(backend, *wanted), [random_reference.generate(request) for request in wanted])
+    assert backend.stats()["num_preemptions"] > 0
+    assert backend.stats()["accepted_tokens"] > 0
+
+
+def test_a_guess_is_what_followed_the_last_three_tokens_where_they_stood_last() -> None:
+    lookup = PromptLookup()
+    text = [1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 1, 2]
+    assert lookup.guess(text, 9) == ()
+    text.append(3)
+    assert lookup.guess(text, 9) == (6, 7, 1)
+    assert lookup.guess(text, 2) == (6, 7)
+    assert lookup.guess([*text, 9], 0) == ()
+    lookup.learn(3, 3)
+    lookup.learn(6, 6)
+    assert len(lookup.guess([*text, 6, *range(10, 40), 2, 3, 6], 99)) == min(12, MOST)
+
+
+def test_who_guesses_wrongly_rests_and_longer_each_time() -> None:
+    lookup, text, rests = PromptLookup(), [1, 2, 3] * 3, []
+    for _ in range(4):
+        lookup.learn(3, 0)
+        rest = 0
+        while not lookup.guess(text, 3):
+            rest += 1
+        rests.append(rest)
+    assert rests == [PAUSE, 2 * PAUSE, 4 * PAUSE, 8 * PAUSE]
+    lookup.learn(3, 1)
+    assert lookup.guess(text, 3)
+
+
+def test_guesses_fill_up_small_steps_alone_and_never_grow_a_row() -> None:
+    scheduler = Scheduler(KvCache(4096, 256, smallest=32), PrefixIndex(0), 16, 64, draft_rows=8)
+
+    def sequence(place: int, max_tokens: int = 60) -> Sequence:
+        tokens = [1, 2, 3, 4] * 4
+        prepared = PreparedRequest(tokens, np.zeros((3, len(tokens)), dtype=np.int64), 0, ())
+        made = Sequence(None, 0, prepared, SamplingParams(max_tokens=max_tokens), place, 0)
+        scheduler.add(made)
+        return made
+
+    def decode(members: list[Sequence]) -> Any:
+        for member in members:
+            member.num_computed = len(member.tokens)
+            member.append(member.tokens[-4])
+        return scheduler.schedule()
+
+    first = sequence(0)
+    scheduler.schedule()
+    step = decode([first])
+    assert [(chunk.start, chunk.count, chunk.draft) for chunk in step.prefill] == [(16, 1, (2, 3, 4))]
+    assert not step.decode
+    assert step.num_tokens == 4
+    others = [sequence(place) for place in (1, 2, 3, 4)]
+    scheduler.schedule()
+    step = decode([first, *others])
+    assert step.num_tokens == 8
+    assert [len(chunk.draft) for chunk in step.prefill] == [3]
+    others += [sequence(place) for place in (5, 6, 7)]
+    scheduler.schedule()
+    step = decode([first, *others])
+    assert (len(step.decode), step.prefill) == (8, [])
+    for other in others:
+        scheduler.finish(other)
+    # Nor beyond what may still be written, nor beyond the row.
+    last = sequence(9, max_tokens=3)
+    scheduler.finish(first)
+    scheduler.schedule()
+    assert [len(chunk.draft) for chunk in decode([last]).prefill] == [1]
+    assert last.slot is not None
+    last.sampling = SamplingParams(max_tokens=200)
+    while len(last.tokens) < last.slot.capacity:
+        step = decode([last])
+        assert all(chunk.end + len(chunk.draft) <= last.slot.capacity for chunk in step.prefill)
+
+
+def test_rows_of_one_sequence_draw_the_numbers_of_positions_that_follow_each_other() -> None:
+    def sequence(answer: int) -> Sequence:
+        prepared = PreparedRequest([1, 2], np.zeros((3, 2), dtype=np.int64), 0, ())
+        made = Sequence(None, 0, prepared, SamplingParams(max_tokens=50, temperature=1.0), 0, 5)
+        for token in range(answer):
+            made.append(token)
+        return made
+
+    logits = torch.randn((6, 40), generator=torch.Generator().manual_seed(0)) * 2
+    one, other = sequence(2), sequence(7)
+    together = [sampled.token for sampled in sample(logits.clone(), [one, other, other, one, one, one])]
+    places = [2, 7, 8, 3, 4, 5]
+    alone = [sample(logits[row : row + 1].clone(), [sequence(place)])[0].token for row, place in enumerate(places)]
+    assert together == alone
+
+
+def test_penalties_are_not_guessed_for() -> None:
+    assert can_guess(SamplingParams(temperature=1.0, top_k=3, seed=1))
+    for penalty in ({"presence_penalty": 0.1}, {"frequency_penalty": -0.1}, {"repetition_penalty": 1.1}):
+        assert not can_guess(SamplingParams(**penalty))
