@@ -1,0 +1,207 @@
+"""The facts that differ between Ascend chips: names, number types, device nodes, mounts, images. No other table has them.
+
+Sources: vllm-ascend's installation page, quick start and tutorials (Qwen-VL-Dense, Qwen3.5-Dense), the chip types of
+its build, and the vendor's published source of npu-smi. The memory of a chip is in none of them: npu-smi tells it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+_DRIVER: Final = "/usr/local/Ascend/driver"
+TOOLS: Final = ("/usr/local/bin/npu-smi", "/usr/local/sbin/npu-smi")
+_MOUNTS: Final = ("/usr/local/dcmi", f"{_DRIVER}/lib64", f"{_DRIVER}/version.info", "/etc/ascend_install.info")
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """One kind of chip, and what a container on it needs. Nodes are names below /dev, mounts are paths of the host.
+
+    Args:
+        kind: the name that messages use, such as `910B`.
+        products: what the vendor sells with it.
+        names: a pattern of the name in npu-smi, without `Ascend`.
+        dtypes: what it computes in, the preferred one first.
+        control_nodes: the nodes beside /dev/davinciN that every process needs.
+        optional_nodes: nodes that a container gets if the host has them.
+        mounts: driver files that a container needs; npu-smi comes on top, from the first of `TOOLS` that exists.
+        optional_mounts: further files that a container gets if the host has them.
+        privileged: the vendor's container is privileged.
+        build: the device type in vllm-ascend's `_build_info.py`; "" if vllm-ascend does not run on the chip.
+        image_suffixes: endings of vllm-ascend's image tags for it, the usual one first; "" is a tag without one.
+        serves_from: the first vllm-ascend that serves Qwen3-VL on it.
+        graph_cann: the oldest CANN whose graphs run; below it vllm needs `--enforce-eager`. "" if any.
+        npugraph_ex: the graph option of that name works.
+        dies: dies on a card, which are /dev/davinciN each and are used together.
+        max_model_len: the context that vllm-ascend's recipe allows.
+        shm: the shared memory of its container, as docker writes it.
+        quantisation: the form of the published quantised weights, "" if plain ones are used.
+        why_not: the reason why qvl and vllm-ascend do not run on it; "" if they do.
+    """
+
+    kind: str
+    products: str
+    names: str
+    dtypes: tuple[str, ...] = ("bfloat16", "float16")
+    control_nodes: tuple[str, ...] = ("davinci_manager", "devmm_svm", "hisi_hdc")
+    optional_nodes: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = _MOUNTS
+    optional_mounts: tuple[str, ...] = ()
+    privileged: bool = False
+    build: str = ""
+    image_suffixes: tuple[str, ...] = ()
+    serves_from: str = ""
+    graph_cann: str = ""
+    npugraph_ex: bool = True
+    dies: int = 1
+    max_model_len: int = 32768
+    shm: str = "1g"
+    quantisation: str = ""
+    why_not: str = ""
+
+    @property
+    def supported(self) -> bool:
+        """True if vllm-ascend has a build for the chip, on which qvl relies."""
+        return not self.why_not
+
+    def fits_image(self, image: str) -> bool:
+        """Return whether vllm-ascend's image of this tag is for the chip; True for a tag of another kind."""
+        suffix = image_suffix(image)
+        return suffix is None or not self.image_suffixes or suffix in self.image_suffixes
+
+
+_PLAIN_310P: Final = ("float16",)
+CHIPS: Final = (
+    Chip(
+        kind="910B",
+        products="Atlas 800T/800I A2, 300I A2, 900 A2 PoD",
+        names=r"910B[1-4](C|-1)?",
+        build="A2",
+        image_suffixes=("",),
+        serves_from="0.11.0",
+    ),
+    Chip(
+        kind="A3",
+        products="Atlas 800T/800I A3, 900 A3 SuperPoD",
+        names=r"910(C|_93\d\d)?",
+        build="A3",
+        image_suffixes=("a3",),
+        serves_from="0.11.0",
+        dies=2,
+    ),
+    Chip(
+        kind="310P",
+        products="Atlas 300I Duo, 300I Pro, 300V",
+        names=r"310P\d?(vir\d+)?",
+        dtypes=_PLAIN_310P,
+        build="310P",
+        image_suffixes=("310p",),
+        serves_from="0.18.0",
+        graph_cann="9.0.0",
+        npugraph_ex=False,
+        max_model_len=16384,
+        shm="10g",
+    ),
+    Chip(
+        kind="310P RC",
+        products="Atlas 200I Pro and other 310P as root complex",
+        names=r"310P\d?(vir\d+)?",
+        dtypes=_PLAIN_310P,
+        control_nodes=("davinci_manager", "ascend_manager", "user_config"),
+        mounts=(
+            "/etc/sys_version.conf",
+            "/etc/ld.so.conf.d/mind_so.conf",
+            "/etc/hdcBasic.cfg",
+            "/etc/slog.conf",
+            "/var/dmp_daemon",
+            "/var/slogd",
+            f"{_DRIVER}/lib64",
+            "/usr/lib64/libmmpa.so",
+            "/usr/lib64/libcrypto.so.1.1",
+            "/usr/lib64/libstackcore.so",
+            "/usr/lib64/libtensorflow.so",
+        ),
+        optional_mounts=("/usr/lib64/libsemanage.so.2",),
+        privileged=True,
+        build="310P",
+        image_suffixes=("310p",),
+        serves_from="0.23.0rc1",
+        graph_cann="9.0.0",
+        npugraph_ex=False,
+        max_model_len=16384,
+        shm="10g",
+    ),
+    Chip(
+        kind="950",
+        products="Ascend 950PR and 950DT (Atlas 350, Atlas 850)",
+        names=r"950\w*",
+        control_nodes=("davinci_manager", "hisi_hdc", "ummu", "uburma"),
+        # The vendor's pages disagree on this node: it is used where the host has it, and not missed where not.
+        optional_nodes=("devmm_svm",),
+        mounts=("/usr/local/dcmi", _DRIVER, "/etc/ascend_install.info"),
+        optional_mounts=(
+            "/etc/hccl_rootinfo.json",
+            "/etc/hixlep",
+            "/usr/bin/urma_admin",
+            "/lib/route.conf",
+            "/usr/lib64",
+        ),
+        privileged=True,
+        build="A5",
+        image_suffixes=("a5", "950dt"),
+        serves_from="0.23.0rc1",
+        quantisation="w8a8-mxfp8",
+    ),
+    Chip(
+        kind="910A",
+        products="Atlas 300T, 800 (model 9000/9010)",
+        names=r"910(A|B|ProA|ProB|PremiumA)",
+        dtypes=("float16",),
+        why_not="vllm-ascend has no build for the first 910 (910A, 910ProA, 910ProB), which also has no bfloat16",
+    ),
+    Chip(
+        kind="310",
+        products="Atlas 300I (model 3000/3010), 200I DK A2, 310B",
+        names=r"310(B\d?)?",
+        dtypes=("float16",),
+        why_not="vllm-ascend has no build for 310 and 310B",
+    ),
+)
+DEFAULT: Final = CHIPS[0]
+SUFFIXES: Final = frozenset(suffix for chip in CHIPS for suffix in chip.image_suffixes if suffix)
+_TAG = re.compile(r"(?:^|/)vllm-ascend:([^@]+)")
+
+
+def find(name: str, nodes: Collection[str] = ()) -> Chip | None:
+    """Return the facts about a chip by its name in npu-smi; None if there is no row.
+
+    `nodes` are names below /dev: they tell a 310P as root complex from one on a card.
+    """
+    plain = re.sub(r"^\s*Ascend\s*", "", name, flags=re.IGNORECASE).strip()
+    rows = [chip for chip in CHIPS if re.fullmatch(chip.names, plain, re.IGNORECASE)]
+    own = [chip for chip in rows if set(chip.control_nodes) <= set(nodes)]
+    return next(iter(own or rows), None)
+
+
+def find_by_nodes(nodes: Collection[str]) -> Chip | None:
+    """Return the chip that a host's nodes below /dev show without npu-smi; None where they fit several kinds."""
+    if "uburma" in nodes or "ummu" in nodes:
+        return next(chip for chip in CHIPS if chip.kind == "950")
+    if "user_config" in nodes and "devmm_svm" not in nodes and "hisi_hdc" not in nodes:
+        return next(chip for chip in CHIPS if chip.kind == "310P RC")
+    return None
+
+
+def image_suffix(image: str) -> str | None:
+    """Return the chip's part of a tag of vllm-ascend's image (`v0.23.0-a3-openeuler` has `a3`, `v0.23.0` has "").
+
+    None for an image of another name, whose tags follow other rules.
+    """
+    match = _TAG.search(image)
+    if match is None:
+        return None
+    parts = match[1].lower().split("-")[1:]
+    return next((part for part in parts if part in SUFFIXES), "")
