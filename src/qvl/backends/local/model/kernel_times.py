@@ -7,6 +7,7 @@ import math
 import os
 import threading
 import time
+from bisect import bisect_left
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict
@@ -83,6 +84,13 @@ def kernel_times(shape: tuple[int, int], dtype: torch.dtype, names: Sequence[str
                 times[name] = times.get(name, {}) | {str(count): ms for count, ms in measured.items()}
             _write()
         return {name: {int(count): ms for count, ms in times[name].items()} for name in names if times[name]}
+
+
+def standard_times(dtype: torch.dtype, names: Sequence[str]) -> Times:
+    """Return `kernel_times` of the STANDARD weight at each of ROWS; numbers of rows that are not timed have the next's."""
+    times = kernel_times(STANDARD, dtype, names, STANDARD_ROWS)
+    timed = {count: STANDARD_ROWS[bisect_left(STANDARD_ROWS, count)] for count in ROWS}
+    return {name: {count: of[timed[count]] for count in ROWS} for name, of in times.items()}
 
 
 def read_bandwidth() -> float:

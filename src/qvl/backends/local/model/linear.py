@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.local.model.device import host_memory
-from qvl.backends.local.model.kernel_times import LARGEST, ROWS, Times, kernel_times, read_bandwidth
+from qvl.backends.local.model.kernel_times import LARGEST, ROWS, Times, kernel_times, read_bandwidth, standard_times
 from qvl.backends.local.model.linear_kernels import INT8_KERNELS, KERNELS, PlainKernel, pack
 from qvl.errors import ConfigError
 
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 # Rows of every product whose result may not depend on how many rows there are; as many cost a decode step little.
 TILE: Final = 32
-# Weights of fewer numbers stay in the processor's caches, where any kernel will do: they take these, unmeasured.
+# Weights of fewer numbers are not measured: they take what is best for the standard weight in bfloat16, which `auto`
+# has measured anyway, and these in float32.
 SMALL: Final = 1 << 20
-SMALL_KERNELS: Final = {"float32": ("fbgemm",) * 6 + ("onednn",) * 2, "bfloat16": ("plain",) * 8}
+SMALL_FLOAT32: Final = ("fbgemm",) * 6 + ("onednn",) * 2
+MEASURED: Final = ("float32", "bfloat16")
 # What a number of a weight takes in a kernel's layout, where that is not its dtype's size.
 NUM_BYTES: Final = {"fbgemm": 2, "onednn-int8": 1, "fbgemm-int8": 1}
 # A second layout of a weight must save this share of the time at some number of rows.
@@ -174,8 +176,11 @@ class LinearPlan:
         self, weight: Tensor, candidates: Sequence[str], times: Times, *, steps: bool, tiled: bool
     ) -> tuple[str, ...]:
         """Return the kernel for each of ROWS."""
+        dtype = _dtype_name(weight) if weight.device.type == "cpu" else ""
+        if not times and dtype == "bfloat16":
+            times = standard_times(weight.dtype, candidates)
         if not times:
-            fixed = SMALL_KERNELS.get(_dtype_name(weight), ()) if weight.device.type == "cpu" else ()
+            fixed = SMALL_FLOAT32 if dtype == "float32" else ()
             names = tuple(name if name in candidates else "plain" for name in fixed) or ("plain",) * len(ROWS)
         else:
             free, total = host_memory()
@@ -188,7 +193,7 @@ class LinearPlan:
     def _times(self, weight: Tensor, candidates: Sequence[str], *, steps: bool) -> Times:
         """Return the milliseconds of each kernel; nothing where there is no choice or the weight is small."""
         small = weight.numel() < SMALL and self.int8 is None
-        if weight.device.type != "cpu" or _dtype_name(weight) not in SMALL_KERNELS or small:
+        if weight.device.type != "cpu" or _dtype_name(weight) not in MEASURED or small:
             return {}
         shape = (weight.shape[0], weight.shape[1])
         return kernel_times(shape, weight.dtype, candidates, ROWS if steps else ROWS[-1:])
