@@ -70,6 +70,8 @@ class Backend(ABC):
     model: str = ""
     # Whether it asks pictures for their pixels. To one that hands their bytes on they come checked, not decoded.
     wants_pixels: bool = True
+    # Whether several processes may each open one: the model itself is elsewhere, and is loaded once.
+    shareable: bool = False
     # Whether a `</think>` without its `<think>` may end reasoning in its answers: the template is not ours to know.
     splits_thought: bool = False
 

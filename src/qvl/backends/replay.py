@@ -185,6 +185,7 @@ class ReplayBackend(Backend):
     """
 
     name = "replay"
+    shareable = True
     wants_pixels = False
 
     def __init__(self, model: str | PathLike[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -15,6 +17,8 @@ from qvl.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
     from qvl.server.pool_admin import Source
+    from qvl.server.settings import ServerSettings
+    from qvl.server.workers import Worker
     from qvl.types import JsonObject
 
 
@@ -58,24 +62,120 @@ def serve(ctx: typer.Context, settings: ServeSettings) -> None:
     Options come from arguments, then the environment, then the table [bold]serve[/bold] of the config file.
     """
     try:
-        from qvl.server.app import create_app
-        from qvl.server.auth import LOOPBACK, KeyRing, check_open
-        from qvl.server.run_uvicorn import bind, make_server, run_server
-        from qvl.server.tracing import exporting
+        from qvl.server.auth import KeyRing, check_open
+        from qvl.server.run_uvicorn import bind
+        from qvl.server.workers import Supervisor, bind_shared, check_divisible
     except ModuleNotFoundError as exc:
         from qvl.suggest import install_line
 
         raise MissingDependencyError(f"qvl-serve needs the package {exc.name!r}", hint=install_line("server")) from exc
-    from qvl.cli.banner import print_banner, shown_host
-    from qvl.pipeline.async_pipeline import AsyncPipeline
 
     check_open(settings.host, KeyRing(settings.api_keys, settings.api_key_file), allowed=settings.allow_unauthenticated)
     configure_logs(settings.log_level, settings.log_format)
     server_settings = settings.server_settings(ctx)
     endpoints = _endpoint_source(ctx, settings)
+    if settings.workers == 1:
+        listener = bind(settings.host, settings.port)
+        try:
+            _serve(settings, server_settings, endpoints, listener)
+        finally:
+            listener.close()
+        return
+    _check_workers(settings)
+    check_divisible(server_settings, settings.workers)
+    print(_said_limits(settings), file=sys.stderr, flush=True)
+    port = settings.port
+
+    def listen() -> socket.socket:
+        nonlocal port
+        listener = bind(settings.host, port, shared=True) if bound else bind_shared(settings.host, port, bind)
+        port = listener.getsockname()[1]
+        bound.append(port)
+        return listener
+
+    bound: list[int] = []
+
+    def work(worker: Worker) -> int:
+        from qvl.cli import one_line_errors
+
+        try:
+            with one_line_errors():
+                _serve(settings, server_settings, endpoints, worker.listener, worker)
+        except (SystemExit, typer.Exit) as exc:
+            code = exc.code if isinstance(exc, SystemExit) else exc.exit_code
+            return code if isinstance(code, int) else int(code is not None)
+        return 0
+
+    if code := Supervisor(settings.workers, listen, work).run():
+        sys.exit(code)
+
+
+def _check_workers(settings: ServeSettings) -> None:
+    """Check that several processes may serve this model.
+
+    Raises:
+        ConfigError: the model would be loaded by each of them, or the system cannot fork.
+    """
+    from qvl.plugins.host import PluginHost, resolve
+    from qvl.plugins.names import split_model
+
+    if not hasattr(os, "fork"):
+        raise ConfigError("--workers needs a system with fork, such as Linux", hint="leave --workers out")
+    if settings.replicas is not None:
+        if settings.ray_address is None:
+            raise ConfigError(
+                "--workers with --replicas needs a cluster that outlives each of them",
+                hint="ray start --head, then --ray-address auto",
+            )
+        return
+    factories = PluginHost().backends.factories
+    name = "local" if settings.model is None else split_model(settings.model, factories)[0]
+    if not getattr(resolve(factories[name], f"backend {name!r}"), "shareable", False):
+        raise ConfigError(
+            f"each of {settings.workers} workers would load a model of its own ({name})",
+            hint="leave --workers out, and for several devices take --replicas N; or put qvl-serve openai:NAME"
+            " --workers N in front of the engines",
+            param="workers",
+        )
+
+
+def _said_limits(settings: ServeSettings) -> str:
+    """Return the line that says how the limits of a server are kept by its workers."""
+    from qvl.server.shared_limits import is_redis
+
+    said = f"{settings.workers} workers: "
+    if is_redis(settings.cache):
+        return said + "they count requests together in the cache's Redis; what waits in memory is divided among them"
+    return said + "each has its part of every limit; with --cache redis://... they count together"
+
+
+def _serve(
+    settings: ServeSettings,
+    server_settings: ServerSettings,
+    endpoints: Source | None,
+    listener: socket.socket,
+    worker: Worker | None = None,
+) -> None:
+    """Serve in this process until a signal ends it; `worker` is its place among several."""
+    from qvl.cli.banner import print_banner, shown_host
+    from qvl.pipeline.async_pipeline import AsyncPipeline
+    from qvl.server.app import create_app
+    from qvl.server.auth import LOOPBACK
+    from qvl.server.limits import SharedSlots
+    from qvl.server.pool_admin import divided_source
+    from qvl.server.run_uvicorn import make_server, run_server
+    from qvl.server.shared_limits import SharedLimits, is_redis
+    from qvl.server.tracing import exporting
+    from qvl.server.worker_metrics import WorkerMetrics
+
+    whole = server_settings
+    if worker is not None:
+        server_settings = worker.divided(whole, shared=is_redis(settings.cache))
+        endpoints = divided_source(endpoints, worker.share) if endpoints else None
     model, options = _backend(settings, endpoints)
+    if worker is not None and isinstance(limit := options.get("limit"), int):
+        options["limit"] = max(1, worker.share(limit))
     traces = exporting(settings.otlp_traces_endpoint)
-    listener = bind(settings.host, settings.port)
     try:
         pipeline = AsyncPipeline(
             model,
@@ -93,18 +193,37 @@ def serve(ctx: typer.Context, settings: ServeSettings) -> None:
             root_path=settings.root_path,
             header_timeout=settings.header_timeout,
         )
-        server.core.endpoint_source = endpoints
+        core = server.core
+        core.endpoint_source = endpoints
         if settings.exit_on_engine_death:
             server.exit_on_death()
         scheme = "https" if settings.tls_cert else "http"
         address = f"{scheme}://{shown_host(settings.host)}:{listener.getsockname()[1]}"
-        server.when_settled = lambda: print_banner(server.core, address)
-        if settings.host not in LOOPBACK and not server.core.keys.required:
-            print("qvl-serve: WARNING: anybody who can reach this address can use it", file=sys.stderr)
-        print(f"loading {server.core.names[0]}; {address}/ready tells when it is done", file=sys.stderr, flush=True)
+        if pipeline.backend.shareable and settings.cache is not None and is_redis(settings.cache):
+            # Fronts with the same name are one service to whoever has a key; places at the backend are this server's.
+            shared = SharedLimits(settings.cache, ",".join(core.names))
+            core.key_limits.processes = worker.count if worker else 1
+            core.share_limits(
+                shared,
+                SharedSlots(shared, worker.folder.name, whole.max_concurrent, whole.max_queue) if worker else None,
+            )
+        speaks = worker is None or (worker.first and worker.number == 0)
+
+        def settled() -> None:
+            print_banner(core, address)
+            if worker is not None:
+                worker.settled()
+
+        if worker is not None:
+            core.worker_metrics = WorkerMetrics(worker.folder, worker.number, core.metrics.registry)
+            server.settle_first = not worker.first
+        if speaks:
+            server.when_settled = settled
+            if settings.host not in LOOPBACK and not core.keys.required:
+                print("qvl-serve: WARNING: anybody who can reach this address can use it", file=sys.stderr)
+            print(f"loading {core.names[0]}; {address}/ready tells when it is done", file=sys.stderr, flush=True)
         run_server(server, listener)
     finally:
-        listener.close()
         if traces is not None:
             traces.shutdown()
 

@@ -83,6 +83,7 @@ class ServeSettings:
     api_key_file: Annotated[str | None, _security(help="Keys, one a line; SIGHUP reads it again.")] = None
     allow_unauthenticated: Annotated[bool, _security(help="Serve other machines without a key.")] = False
     cors_origin: Annotated[list[str] | None, _security(help="Origin whose pages may call; may be repeated.")] = None
+    workers: Annotated[int, _load(min=1, help="Server processes at the port, in front of openai:NAME.")] = 1
     max_concurrent: Annotated[int, _load(help="Requests at the backend.")] = _SERVER.max_concurrent
     max_queue: Annotated[int, _load(help="Requests that may wait; the rest get 429.")] = _SERVER.max_queue
     max_queue_picture_tokens: Annotated[int, _load(help="Picture tokens that may wait.")] = (

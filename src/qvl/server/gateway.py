@@ -104,7 +104,7 @@ class Gateway:
         core.refuse_if_closed()
         if not core.admission.running:
             core.readiness.note_progress()
-        with core.key_limits.enter(exchange.tenant):
+        async with core.key_limits.enter(exchange.tenant):
             exchange.extra_headers += core.key_limits.headers(exchange.tenant)
             await operation.handler(exchange)
 

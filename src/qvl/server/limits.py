@@ -1,13 +1,17 @@
-"""Admission control: a bounded queue in front of the backend, and rate limits per API key."""
+"""Admission control: a bounded queue in front of the backend, and rate limits per API key.
+
+Both count in this process, or in Redis with those of other processes (`shared`); while Redis cannot be reached, in this
+process again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from qvl.errors import RateLimitError
 from qvl.server.errors import HttpError
@@ -15,11 +19,14 @@ from qvl.server.settings import MAX_RETRY_AFTER
 
 if TYPE_CHECKING:
     from qvl.pipeline.job import Job
+    from qvl.server.shared_limits import SharedLimits
 
 PIXELS_PER_TOKEN: Final = 32 * 32
 # Pillow holds RGB in four.
 BYTES_PER_PIXEL: Final = 4
 _SMOOTHING: Final = 0.1
+# How often the first who waits looks whether another process gave back a slot.
+_LOOK_SECONDS: Final = 0.025
 
 
 def picture_tokens(job: Job) -> int:
@@ -40,6 +47,53 @@ def decoded_bytes(job: Job, *, wants_pixels: bool) -> int:
         if wants_pixels or not picture.untouched or fitting < size:
             taken += BYTES_PER_PIXEL * fitting
     return taken
+
+
+class SharedSlots:
+    """The slots at the backend of a `group` of processes: `max_running` in all, and places in the queue."""
+
+    def __init__(self, shared: SharedLimits, group: str, max_running: int, max_waiting: int) -> None:
+        self._shared = shared
+        self._running, self._places = f"running:{group}", f"waiting:{group}"
+        self._max_running = max_running
+        self._max_waiting = max_waiting
+        # First come, first served among those of this process; the others' turns come as they look.
+        self._turn = asyncio.Lock()
+        self.waiting = 0
+
+    async def take(self) -> str | None:
+        """Return a ticket for `give_back`, waiting for a slot; None while Redis cannot be reached.
+
+        Raises:
+            QueueFullError: too many wait already.
+        """
+        if not self.waiting:
+            ticket = await self._shared.take(self._running, self._max_running)
+            if ticket != "":
+                return ticket
+        place = await self._shared.take(self._places, self._max_waiting)
+        if place == "":
+            raise QueueFullError
+        self.waiting += 1
+        try:
+            async with self._turn:
+                while True:
+                    ticket = await self._shared.take(self._running, self._max_running)
+                    if ticket != "":
+                        return ticket
+                    await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            self.waiting -= 1
+            if place:
+                self._shared.give_back(self._places, place)
+
+    def give_back(self, ticket: str) -> None:
+        """Free a slot."""
+        self._shared.give_back(self._running, ticket)
+
+
+class QueueFullError(Exception):
+    """Too many requests wait in all processes together."""
 
 
 class Admission:
@@ -71,11 +125,12 @@ class Admission:
         self.service_seconds: float | None = None
         self.on_wait: Callable[[float], None] = lambda seconds: None
         self.on_refusal: Callable[[str], None] = lambda reason: None
+        self.shared: SharedSlots | None = None
         self._queue: deque[tuple[asyncio.Future[None], int]] = deque()
 
     @property
     def waiting(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + (self.shared.waiting if self.shared else 0)
 
     def retry_after(self) -> float:
         """Return the estimated seconds until a slot is free, from the measured service time."""
@@ -100,7 +155,12 @@ class Admission:
                 code="request_too_large",
             )
         began = time.perf_counter()
-        await self._take(picture_tokens(job), size)
+        ticket = None if self.shared is None else await self._take_shared(self.shared, picture_tokens(job))
+        if ticket is None:
+            await self._take(picture_tokens(job), size)
+        else:
+            self.running += 1
+            self.running_bytes += size
         started = time.perf_counter()
         job.stages.queue += started - began
         self.on_wait(started - began)
@@ -110,7 +170,20 @@ class Admission:
             known = self.service_seconds
             self.service_seconds = took if known is None else known + _SMOOTHING * (took - known)
         finally:
+            if ticket and self.shared is not None:
+                self.shared.give_back(ticket)
             self._give_back(size)
+
+    async def _take_shared(self, slots: SharedSlots, tokens: int) -> str | None:
+        if slots.waiting and self.waiting_tokens + tokens > self.max_waiting_tokens:
+            self._refuse("picture_tokens", f"{self.waiting_tokens} picture tokens are already waiting")
+        self.waiting_tokens += tokens
+        try:
+            return await slots.take()
+        except QueueFullError:
+            self._refuse("queue_full", "too many requests are already waiting")
+        finally:
+            self.waiting_tokens -= tokens
 
     def _has_room(self, size: int) -> bool:
         # Alone every job passes, whatever the bounds are set to.
@@ -160,7 +233,7 @@ class Admission:
                 ticket.set_result(None)
             self._queue.popleft()
 
-    def _refuse(self, reason: str, message: str) -> None:
+    def _refuse(self, reason: str, message: str) -> NoReturn:
         self.on_refusal(reason)
         raise RateLimitError(message, hint="try again later", code="engine_overloaded", retry_after=self.retry_after())
 
@@ -174,48 +247,66 @@ class KeyLimits:
         self.per_minute = per_minute
         self.concurrent = concurrent
         self.on_refusal: Callable[[str], None] = lambda reason: None
+        self.shared: SharedLimits | None = None
+        self.processes = 1
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}
         self._under_way: dict[str, int] = {}
 
-    @contextmanager
-    def enter(self, tenant: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def enter(self, tenant: str) -> AsyncIterator[None]:
         """Count one request of `tenant` for the duration of the context.
 
         Raises:
             RateLimitError: too many requests per minute or at a time.
         """
-        if self.concurrent is not None and self._under_way.get(tenant, 0) >= self.concurrent:
-            self.on_refusal("key_concurrency")
-            raise RateLimitError(
-                f"{self.concurrent} requests of this key are running", hint="wait for one to finish", retry_after=1.0
-            )
-        if self.per_minute is not None:
-            self._take_from_bucket(tenant, self.per_minute)
-        if self.concurrent is None:
-            yield
-            return
-        self._under_way[tenant] = self._under_way.get(tenant, 0) + 1
+        ticket = None
+        if self.concurrent is not None:
+            if self.shared is not None:
+                ticket = await self.shared.take(f"key:{tenant}", self.concurrent)
+            if ticket == "" or (ticket is None and self._under_way.get(tenant, 0) >= self._part(self.concurrent)):
+                self.on_refusal("key_concurrency")
+                raise RateLimitError(
+                    f"{self.concurrent} requests of this key are running",
+                    hint="wait for one to finish",
+                    retry_after=1.0,
+                )
+            self._under_way[tenant] = self._under_way.get(tenant, 0) + 1
         try:
+            if self.per_minute is not None:
+                await self._draw(tenant, self.per_minute)
             yield
         finally:
-            under_way = self._under_way.pop(tenant) - 1
-            if under_way:
-                self._under_way[tenant] = under_way
+            if self.concurrent is not None:
+                under_way = self._under_way.pop(tenant) - 1
+                if under_way:
+                    self._under_way[tenant] = under_way
+            if ticket and self.shared is not None:
+                self.shared.give_back(f"key:{tenant}", ticket)
 
-    def _take_from_bucket(self, tenant: str, per_minute: int) -> None:
+    def _part(self, limit: int) -> int:
+        """Return this process's part of `limit`, which is all of it unless others count in the same Redis."""
+        return max(1, limit // self.processes) if self.shared is not None else limit
+
+    async def _draw(self, tenant: str, per_minute: int) -> None:
+        """Take a token from the tenant's bucket; raise RateLimitError if there is none."""
         now = self._clock()
-        tokens, then = self._buckets.get(tenant, (float(per_minute), now))
-        tokens = min(float(per_minute), tokens + (now - then) * per_minute / 60)
-        if tokens < 1:
-            self._buckets[tenant] = (tokens, now)
+        left = None if self.shared is None else await self.shared.draw(tenant, per_minute)
+        if left is None:
+            rate = self._part(per_minute)
+            tokens, then = self._buckets.get(tenant, (float(rate), now))
+            tokens = min(float(rate), tokens + (now - then) * rate / 60)
+            left = tokens - 1
+        else:
+            rate = per_minute
+        self._buckets[tenant] = (left if left >= 0 else left + 1, now)
+        if left < 0:
             self.on_refusal("key_rate")
             raise RateLimitError(
                 f"more than {per_minute} requests a minute with this key",
                 hint="wait, or send fewer",
-                retry_after=(1 - tokens) * 60 / per_minute,
+                retry_after=-left * 60 / rate,
             )
-        self._buckets[tenant] = (tokens - 1, now)
 
     def headers(self, tenant: str) -> list[tuple[bytes, bytes]]:
         """Return OpenAI's `x-ratelimit-…` headers for `tenant`; [] if no requests-per-minute limit is set."""

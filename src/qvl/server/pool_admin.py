@@ -89,6 +89,20 @@ def source_of(file: str | None, *, configured: bool) -> Source | None:
     return _configured if configured else None
 
 
+def divided_source(source: Source, share: Callable[[int], int]) -> Source:
+    """Return `source` with `share` of each endpoint's limit, at least 1, for one of several server processes."""
+
+    def divided() -> Sequence[str | Listed]:
+        from dataclasses import replace
+
+        return [
+            one if isinstance(one, str) or one.limit is None else replace(one, limit=max(1, share(one.limit)))
+            for one in source()
+        ]
+
+    return divided
+
+
 def _configured() -> Sequence[str | Listed]:
     from qvl import config
 

@@ -190,6 +190,8 @@ class GracefulServer(uvicorn.Server):
         self._reload_at_start = False
         self._draining: asyncio.Task[None] | None = None
         self.when_settled: Callable[[], None] = lambda: None
+        # True to accept connections only when requests can be answered; those that come earlier wait at the port.
+        self.settle_first = False
         core.readiness.on_failure = self.fail
         self._settling: asyncio.Task[None] | None = None
 
@@ -204,6 +206,11 @@ class GracefulServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        if self.settle_first:
+            self.core.start()
+            await self.core.readiness.settled.wait()
+        if self.core.worker_metrics is not None:
+            await self.core.worker_metrics.start()
         await super().startup(sockets)
         if self._reload_at_start:
             self.core.reload()
@@ -267,8 +274,8 @@ class GracefulServer(uvicorn.Server):
         self.should_exit = True
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Return a listening socket; `shared`: further ones of this user may listen at the same port (SO_REUSEPORT).
 
     Raises:
         ConfigError: the port is in use, or the host is not an address of this machine.
@@ -283,6 +290,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         listener.listen(2048)
     except OSError as exc:

@@ -21,8 +21,11 @@ from qvl.types import canonical_json
 if TYPE_CHECKING:
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.job import Job
+    from qvl.server.limits import SharedSlots
     from qvl.server.settings import ServerSettings
+    from qvl.server.shared_limits import SharedLimits
     from qvl.server.tracing import Tracing
+    from qvl.server.worker_metrics import WorkerMetrics
     from qvl.types import Chunk, Result
 
 
@@ -61,6 +64,9 @@ class ServerCore:
         self._fingerprint: str | None = None
         self.endpoint_source: Source | None = None
         self._reloads: set[asyncio.Task[None]] = set()
+        # Of one of several workers: the metrics of all.
+        self.worker_metrics: WorkerMetrics | None = None
+        self.shared_limits: SharedLimits | None = None
         self.admission.on_wait = self.metrics.queue.observe
         self.admission.on_refusal = lambda reason: self.metrics.rejections.labels(reason).inc()
         self.key_limits.on_refusal = self.admission.on_refusal
@@ -115,7 +121,17 @@ class ServerCore:
         return f"{base}/key-{tenant}" if tenant else base
 
     def start(self) -> None:
+        """Start loading, unless it was started."""
         self.readiness.start(lambda: self.admission.running)
+
+    def share_limits(self, shared: SharedLimits, slots: SharedSlots | None) -> None:
+        """Count the limits of API keys in Redis, and with `slots` those of the backend too."""
+        self.shared_limits = self.key_limits.shared = shared
+        self.admission.shared = slots
+
+    async def scrape(self) -> bytes:
+        """Return the metrics in Prometheus' text format, of all workers where there are several."""
+        return self.metrics.render() if self.worker_metrics is None else await self.worker_metrics.render()
 
     def refuse_if_closed(self) -> None:
         """Raise if the server is draining or loading, or its engine is dead."""
@@ -186,3 +202,7 @@ class ServerCore:
             task.cancel()
         await self.readiness.stop()
         await self.pipeline.aclose()
+        if self.shared_limits is not None:
+            await self.shared_limits.aclose()
+        if self.worker_metrics is not None:
+            await self.worker_metrics.stop()

@@ -60,6 +60,7 @@ class OpenAIBackend(Backend):
     """
 
     name = "openai"
+    shareable = True
     wants_pixels = False
     splits_thought = True
 

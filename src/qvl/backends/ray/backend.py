@@ -58,6 +58,7 @@ class RayBackend(Backend):
     """
 
     name = "ray"
+    shareable = True
     wants_pixels = False
 
     def __init__(

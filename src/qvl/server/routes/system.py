@@ -39,7 +39,7 @@ async def ready(exchange: Exchange) -> None:
 
 async def metrics(exchange: Exchange) -> None:
     """Answer with the metrics in Prometheus' text format."""
-    await exchange.respond(200, exchange.core.metrics.render(), [(b"content-type", CONTENT_TYPE.encode())])
+    await exchange.respond(200, await exchange.core.scrape(), [(b"content-type", CONTENT_TYPE.encode())])
 
 
 async def version(exchange: Exchange) -> None:
