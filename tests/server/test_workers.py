@@ -14,13 +14,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client import Counter as PrometheusCounter
-from prometheus_client import Gauge
 
 from qvl.server.settings import ServerSettings
-from qvl.server.worker_metrics import Tally, WorkerMetrics, families, merged, rendered
-from qvl.server.workers import Worker
+from qvl.server.worker_metrics import SupervisorMetrics, WorkerMetrics, families, merged, rendered
+from qvl.server.workers import ServerWorker
 from tests.caches.redis_server import RedisServer, find_server
 from tests.scripted_endpoint import Echo, ScriptedEndpoint
 from tests.server.conftest import question
@@ -35,7 +34,9 @@ def value(text: str, series: str) -> float:
 
 
 def children(process: Process) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text().split()]
+    return [
+        int(pid) for pid in Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text().split()
+    ]
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -60,10 +61,27 @@ def two() -> Iterator[tuple[Process, ScriptedEndpoint]]:
             process.end()
 
 
+@pytest.fixture
+def run() -> Iterator[Callable[..., Process]]:
+    """Starts `qvl-serve` processes that end with the test, and their workers with them."""
+    started: list[Process] = []
+
+    def make(*args: str, **env: str) -> Process:
+        started.append(launch(*args, **env))
+        return started[-1]
+
+    yield make
+    for process in started:
+        process.popen.terminate()
+    for process in started:
+        process.ended(60)
+        process.end()
+
+
 def test_each_limit_is_divided_without_a_remainder() -> None:
     whole = ServerSettings(max_concurrent=7, max_queue=1, requests_per_minute=10, concurrent_per_key=None)
     parts = [
-        Worker(number, 3, True, Path(), None, 0, 0).divided(whole, shared=False)  # type: ignore[arg-type]
+        ServerWorker(number, 3, True, Path(), None, 0, 0).divided(whole, shared=False)  # type: ignore[arg-type]
         for number in range(3)
     ]
     assert [part.max_concurrent for part in parts] == [3, 2, 2]
@@ -89,7 +107,7 @@ def test_counters_are_summed_with_those_of_the_dead_and_gauges_of_the_living_alo
     gone = json.dumps({"pid": 2**22 - 1, "families": list(families(registry(4, 5, 0)))})
     (tmp_path / f"worker-{2**22 - 1}.json").write_text(gone)
     before = asyncio.run(own.render()).decode()
-    Tally(tmp_path).died(2**22 - 1)
+    SupervisorMetrics(tmp_path).died(2**22 - 1)
     after = asyncio.run(own.render()).decode()
     for text in (before, after):
         assert value(text, "qvl_answers_total") == 7

@@ -18,7 +18,7 @@ from qvl.errors import ConfigError, MissingDependencyError
 if TYPE_CHECKING:
     from qvl.server.pool_admin import Source
     from qvl.server.settings import ServerSettings
-    from qvl.server.workers import Worker
+    from qvl.server.workers import ServerWorker
     from qvl.types import JsonObject
 
 
@@ -95,7 +95,7 @@ def serve(ctx: typer.Context, settings: ServeSettings) -> None:
 
     bound: list[int] = []
 
-    def work(worker: Worker) -> int:
+    def work(worker: ServerWorker) -> int:
         from qvl.cli import one_line_errors
 
         try:
@@ -154,7 +154,7 @@ def _serve(
     server_settings: ServerSettings,
     endpoints: Source | None,
     listener: socket.socket,
-    worker: Worker | None = None,
+    worker: ServerWorker | None = None,
 ) -> None:
     """Serve in this process until a signal ends it; `worker` is its place among several."""
     from qvl.cli.banner import print_banner, shown_host

@@ -88,7 +88,7 @@ class WorkerMetrics:
         writer.close()
 
 
-class Tally:
+class SupervisorMetrics:
     """What the supervisor adds to the metrics: how many workers there are, and what those that died had counted."""
 
     def __init__(self, folder: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Final
 from qvl.errors import ConfigError
 from qvl.log import logger
 from qvl.server.settings import ServerSettings
-from qvl.server.worker_metrics import Tally
+from qvl.server.worker_metrics import SupervisorMetrics
 
 # A worker that lived for longer is replaced at once; else its successor waits, twice as long each time.
 STEADY_SECONDS: Final = 10.0
@@ -33,7 +33,7 @@ log = logger("qvl.server")
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class ServerWorker:
     """One server process of several: its number from 0, and what the supervisor handed to it.
 
     `folder` is where the workers' metrics are. `first` is False for one that replaces another: it accepts connections
@@ -116,12 +116,12 @@ class Supervisor:
         work: runs in the new process; its result is the exit code.
     """
 
-    def __init__(self, count: int, listen: Callable[[], socket.socket], work: Callable[[Worker], int]) -> None:
+    def __init__(self, count: int, listen: Callable[[], socket.socket], work: Callable[[ServerWorker], int]) -> None:
         self.count = count
         self._listen = listen
         self._work = work
         self._folder = Path(tempfile.mkdtemp(prefix="qvl-"))
-        self._tally = Tally(self._folder)
+        self._tally = SupervisorMetrics(self._folder)
         self._listeners: list[socket.socket] = []
         self._pids: dict[int, tuple[int, float]] = {}
         self._early_deaths = 0
@@ -197,7 +197,7 @@ class Supervisor:
             os.close(self._settled_read)
             for other in self._listeners[:number] + self._listeners[number + 1 :]:
                 other.close()
-            worker = Worker(
+            worker = ServerWorker(
                 number, self.count, first, self._folder, self._listeners[number], self._settled_write, self._parent_read
             )
             worker.watch_supervisor()
