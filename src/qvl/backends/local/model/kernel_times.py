@@ -87,7 +87,7 @@ def kernel_times(shape: tuple[int, int], dtype: torch.dtype, names: Sequence[str
 
 
 def standard_times(dtype: torch.dtype, names: Sequence[str]) -> Times:
-    """Return `kernel_times` of the STANDARD weight at each of ROWS; numbers of rows that are not timed have the next's."""
+    """Return `kernel_times` of the STANDARD weight at each of ROWS; those that are not timed have the next one's."""
     times = kernel_times(STANDARD, dtype, names, STANDARD_ROWS)
     timed = {count: STANDARD_ROWS[bisect_left(STANDARD_ROWS, count)] for count in ROWS}
     return {name: {count: of[timed[count]] for count in ROWS} for name, of in times.items()}
