@@ -247,6 +247,16 @@ def test_8_bits_leave_the_bundled_models_answers_as_they_are(
     assert asyncio.run(backend.generate(wanted[3])).text == results[3].text
 
 
+@pytest.mark.parametrize(("kernel", "named"), [("auto", None), ("plain", "plain"), ("fbgemm", "fbgemm")])
+def test_a_kernel_that_was_forced_is_part_of_the_identity_and_the_measured_one_is_not(
+    opened: Opener, kernel: str, named: str | None
+) -> None:
+    peeked = LocalBackend(device="cpu", dtype="float32", decode_kernel=kernel).peek_identity()
+    assert peeked is not None
+    assert peeked.get("decode_kernel") == named
+    assert opened(decode_kernel=kernel).identity() == peeked
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -390,6 +390,8 @@ class LocalBackend(Backend):
             # Under a grammar, text without an alternative is spelt by the tokenizer and not by the model.
             "forced_tokens": True,
             **({"batch_invariant": True} if self._batch_invariant else {}),
+            # Which one a measurement chose is not named: it changes last bits alone, as the company of a batch does.
+            **({"decode_kernel": self._decode_kernel} if self._decode_kernel != "auto" else {}),
         }
 
     def peek_capabilities(self) -> Capabilities:
