@@ -63,3 +63,13 @@ def test_a_prefix_gives_each_option_a_variable(environment: dict[str, str], expe
 
 def test_a_value_of_a_variable_that_cannot_be_read_is_said_with_its_name() -> None:
     assert "(env var: 'CUP_TOP')" in run("tea", CUP_TOP="many")
+
+
+def test_several_variables_of_an_option_are_said_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qvl.cli import app
+
+    for variable in ("QVL_PORT", "SERVER_PORT"):
+        monkeypatch.setenv(variable, "many")
+        ran = CliRunner().invoke(app, ["serve"], prog_name="qvl")
+        assert "'--port' (env var: 'QVL_PORT', 'SERVER_PORT'): " in ran.stderr
+        monkeypatch.delenv(variable)

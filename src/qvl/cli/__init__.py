@@ -135,7 +135,7 @@ def one_line_errors() -> Iterator[None]:
         report(exc)
         raise typer.Exit(exit_code(exc)) from exc
     except UsageError as exc:
-        message = exc.format_message()
+        message = _with_variables(exc)
         if message:  # else it is the help of a group that was called alone
             from qvl.cli.failure import report
             from qvl.errors import ConfigError
@@ -158,6 +158,15 @@ def one_line_errors() -> Iterator[None]:
         report(write_failed("the output", exc))
         abandon_stdout()
         raise typer.Exit(FAILED) from exc
+
+
+def _with_variables(error: UsageError) -> str:
+    """Return the message of `error`, with several variables of an option named one by one, not as a Python list."""
+    message: str = error.format_message()
+    names = getattr(getattr(error, "param", None), "envvar", None)
+    if isinstance(names, list):
+        message = message.replace(f"'{names}'", ", ".join(map(repr, names)))
+    return message
 
 
 def _version(shown: bool) -> None:
