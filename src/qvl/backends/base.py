@@ -92,6 +92,10 @@ class Backend(ABC):
             BackendError: the model could not answer; possibly after some chunks.
         """
 
+    def refuse_missing(self) -> None:
+        """Raise what `open` would raise, as far as it is seen at once: no such folder, a package not installed."""
+        return
+
     async def open(self) -> None:
         """Load weights, open connections, probe. Does nothing if it is open."""
         return

@@ -22,6 +22,9 @@ class WrappingBackend(Backend):
     def capabilities(self) -> Capabilities:
         return self.inner.capabilities
 
+    def refuse_missing(self) -> None:
+        self.inner.refuse_missing()
+
     async def open(self) -> None:
         await self.inner.open()
         # An inner backend may learn its model's name only now.

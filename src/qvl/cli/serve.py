@@ -186,6 +186,7 @@ def _serve(
             media=server_settings.media,
             **options,
         )
+        pipeline.backend.refuse_missing()
         server = make_server(
             create_app(pipeline, server_settings, tracer_provider=traces),
             tls_cert=settings.tls_cert,

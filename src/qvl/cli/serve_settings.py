@@ -11,12 +11,22 @@ from typing import Annotated, ClassVar, Final
 import typer
 
 from qvl.cli.parse_args import backend_options
+from qvl.errors import ConfigError
 from qvl.media.policy import MediaPolicy
 from qvl.server.settings import ServerSettings
 from qvl.types import JsonObject
 
 MB: Final = 1024 * 1024
 _SERVER: Final = ServerSettings()
+# Options of the local engine alone, and of backends whose model runs in this process.
+ENGINE_OPTIONS: Final = ("quantize", "decode_kernel", "goal", "max_step_ms")
+PROCESS_OPTIONS: Final = ("device", "dtype", "max_model_len", "max_num_seqs")
+# Where else the weights' form is chosen.
+WEIGHTS_ELSEWHERE: Final = {
+    "openai": "set it at the server behind the endpoint",
+    "vllm": "vLLM's own is --option quantization=NAME",
+    "openvino": "choose it when the model is converted: --weight-format int8",
+}
 _model = partial(typer.Option, rich_help_panel="Model")
 _address = partial(typer.Option, rich_help_panel="Address")
 _cache = partial(typer.Option, rich_help_panel="Cache")
@@ -156,13 +166,29 @@ class ServeSettings:
         Raises:
             ConfigError: an `--option` without a name, or with that of a pipeline argument.
         """
-        names = ("device", "dtype", "max_model_len", "max_num_seqs", "quantize", "decode_kernel", "goal", "max_step_ms")
-        options = {name: getattr(self, name) for name in names}
+        options = {name: getattr(self, name) for name in (*PROCESS_OPTIONS, *ENGINE_OPTIONS)}
+        self._refuse_engine_options(options)
         if self.model and self.model.startswith("openai:"):
             options["api_key"] = self.upstream_key
         return {name: value for name, value in options.items() if value is not None} | backend_options(
             self.option or ()
         )
+
+    def _refuse_engine_options(self, options: JsonObject) -> None:
+        """Raise ConfigError for an option of an engine that the named model does not run on."""
+        backend, colon, _ = (self.model or "").partition(":")
+        if not colon or backend not in ("openai", "replay", "vllm", "openvino"):
+            return
+        inside = backend in ("vllm", "openvino")
+        for name in ENGINE_OPTIONS if inside else (*PROCESS_OPTIONS, *ENGINE_OPTIONS):
+            if options[name] is not None:
+                kind = "a local model" if name in ENGINE_OPTIONS else "a model that runs here"
+                elsewhere = WEIGHTS_ELSEWHERE.get(backend) if name == "quantize" else None
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is for {kind}, which {self.model} is not",
+                    hint=f"leave it out{', or ' + elsewhere if elsewhere else ''}",
+                    param=name,
+                )
 
 
 def source_of_value(ctx: typer.Context, name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.base import Backend, Capabilities
@@ -182,12 +183,16 @@ class LocalBackend(Backend):
     @property
     def capabilities(self) -> Capabilities:
         have = self._loaded
-        return Capabilities(
-            images=MAX_IMAGES,
-            max_context=have.max_model_len if have else self._max_model_len,
-            response_formats=RESPONSE_FORMATS,
-            tools=True,
-        )
+        return replace(self.peek_capabilities(), max_context=have.max_model_len if have else self._max_model_len)
+
+    def refuse_missing(self) -> None:
+        from qvl.backends.local.model.checkpoint_files import named_folder
+
+        if self._path is not None:
+            named_folder(self._path)
+        for package in ("torch", "transformers"):
+            if find_spec(package) is None:
+                raise MissingDependencyError(f"a local model needs {package}", hint=install_line("local"))
 
     async def open(self) -> None:
         await load_aside(self._open)

@@ -120,6 +120,14 @@ class OpenVinoBackend(Backend):
     def peek_capabilities(self) -> Capabilities:
         return self.capabilities
 
+    def refuse_missing(self) -> None:
+        from qvl.backends.local.model.checkpoint_files import named_folder
+
+        folder = named_folder(self.model)
+        if folder is not None:
+            library.refuse_unconverted(folder, self.model)
+        library.import_genai()
+
     async def open(self) -> None:
         """Load the model; seconds to minutes.
 
@@ -217,6 +225,7 @@ class OpenVinoBackend(Backend):
             self._num_preparing -= 1
 
     def _load(self) -> LoadedModel:
+        self.refuse_missing()
         _, genai = library.import_genai()
         from qvl.backends.local.model import loader
         from qvl.backends.local.model.checkpoint_files import read_json

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -86,6 +87,14 @@ class VllmBackend(Backend):
 
     def peek_capabilities(self) -> Capabilities:
         return self.capabilities
+
+    def refuse_missing(self) -> None:
+        from qvl.backends.local.model.checkpoint_files import named_folder
+
+        if self._path is not None:
+            named_folder(self._path)
+        if find_spec("vllm") is None:
+            import_vllm()
 
     async def open(self) -> None:
         """Load the model; seconds to minutes.
@@ -178,6 +187,7 @@ class VllmBackend(Backend):
             raise BackendUnavailableError("vLLM was closed while a request was running")
 
     def _load(self) -> Loaded:
+        self.refuse_missing()
         async_llm, engine_args = import_vllm()
         from qvl.backends.local.model import loader
         from qvl.backends.local.model.checkpoint_files import image_settings, read_json

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from qvl.config import in_home
 from qvl.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
@@ -41,6 +42,22 @@ _PART: Final = re.compile(
 )
 LARGEST_HEADER: Final = 100 << 20
 LARGEST_NAMED: Final = 3
+
+
+def named_folder(model: str) -> Path | None:
+    """Return the folder of the checkpoint `model`; None for what can only be a hub id.
+
+    Raises:
+        ConfigError: there is no such folder, or it has no config.json.
+    """
+    path = in_home(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{model} has no config.json", hint="name the folder of a Qwen3-VL checkpoint")
+        return path
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ConfigError(f"model {model!r} not found", hint="a folder, or a hub id such as Qwen/Qwen3-VL-2B-Instruct")
+    return None
 
 
 def read_json(path: Path, name: str) -> JsonObject:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict
 from qvl.backends.local.model.checkpoint_files import (
     chat_template,
     image_settings,
+    named_folder,
     read_json,
     refuse_incomplete,
     refuse_pickled,
@@ -279,14 +280,7 @@ def find_folder(model: str | None, revision: str | None, files: list[str] = FILE
         if not (folder / "config.json").is_file():
             raise ConfigError("the bundled model is not installed", hint="name a model, or install again")
         return folder
-    path = in_home(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ConfigError(f"{model} has no config.json", hint="name the folder of a Qwen3-VL checkpoint")
-        return path
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ConfigError(f"model {model!r} not found", hint="a folder, or a hub id such as Qwen/Qwen3-VL-2B-Instruct")
-    return _from_hub(model, revision, files)
+    return named_folder(model) or _from_hub(model, revision, files)
 
 
 def _from_hub(model: str, revision: str | None, files: list[str]) -> Path:
