@@ -287,19 +287,28 @@ class TestEnvironment:
         assert finding.status == status
         assert word in finding.summary
 
-    def test_a_container_counts_its_nodes_from_0_and_a_privileged_one_as_the_host(self, healthy: Machine) -> None:
+    def test_a_container_counts_its_nodes_from_0(self, healthy: Machine) -> None:
         for number in (0, 1):
             (healthy.root / f"dev/davinci{number}").unlink()
         healthy.write("/.dockerenv")
         healthy.environ["ASCEND_RT_VISIBLE_DEVICES"] = "2,3"
-        healthy.write("/proc/self/status", "CapBnd:\t00000000a80425fb\n")
         plain = only(healthy.host(), "visible-devices")
         healthy.write("/proc/self/status", "CapBnd:\t000001ffffffffff\n")
 
         assert plain.status == "fail"
         assert plain.fix == "ASCEND_RT_VISIBLE_DEVICES=0,1"
-        assert only(healthy.host(), "visible-devices").status == "ok"
         assert only(healthy.host(), "privileges").status == "warn"
+
+    def test_a_host_with_a_gap_in_its_slots_is_counted_from_0_too(self, healthy: Machine) -> None:
+        (healthy.root / "dev/davinci2").unlink()
+        healthy.write("/dev/davinci4").chmod(0o660)
+        healthy.environ["ASCEND_RT_VISIBLE_DEVICES"] = "0,1,3,4"
+
+        finding = only(healthy.host(), "visible-devices")
+
+        assert "4 is out of range" in finding.summary
+        assert "counts the nodes davinci0, davinci1, davinci3, davinci4 from 0" in finding.summary
+        assert finding.fix == "ASCEND_RT_VISIBLE_DEVICES=0,1,2,3"
 
     @pytest.mark.parametrize(
         ("name", "meant"),

@@ -35,6 +35,13 @@ def table(name: str) -> npu_smi.NpuSmi:
             "910B3",
             [(3401, 65536), (60012, 65536), (3399, 65536), (41109, 65536)],
         ),
+        ("25.7.rc1-950PR.txt", "25.7.rc1", (0, 1), "Ascend950PR", [(86120, 114688), (4218, 114688)]),
+        ("25.6.0-950DT.txt", "25.6.0", (0, 1), "Ascend950DT", [(5021, 98304), (71044, 98304)]),
+        ("26.0.rc2-910B3-in-container.txt", "26.0.rc2", (0, 1), "910B3", [(39120, 65536), (20611, 65536)]),
+        ("26.0.rc2-910-two-chips.txt", "26.0.rc2", (0, 1), "Ascend910", [(3419, 65536), (15874, 65536)]),
+        ("25.5.0-910B2-single-spaced.txt", "25.5.0", (0,), "910B2", [(3402, 65536)]),
+        ("22.0.4-910A.txt", "22.0.4", (0,), "910A", [(0, 32768)]),
+        ("21.0.4-310.txt", "21.0.4", (0, 1), "310", [(2703, 8192), (2703, 8192)]),
     ],
 )
 def test_every_driver_version_gives_device_numbers_names_and_memory(
@@ -46,6 +53,7 @@ def test_every_driver_version_gives_device_numbers_names_and_memory(
     assert tuple(npu.device_id for npu in parsed.npus) == devices
     assert {npu.name for npu in parsed.npus} == {chip}
     assert [(npu.memory_used_mb, npu.memory_total_mb) for npu in parsed.npus] == memory
+    assert parsed.unread == ()
 
 
 def test_health_power_and_temperature_are_read_and_a_dash_is_not_a_number() -> None:
@@ -77,6 +85,74 @@ def test_what_is_no_table_is_none(text: str) -> None:
     assert npu_smi.parse(text) is None
 
 
+def test_a_950_gives_health_power_and_the_process_that_holds_it() -> None:
+    held, idle = table("25.7.rc1-950PR.txt").npus
+
+    assert (held.health, held.power_w, held.temperature_c) == ("Alarm", 212.4, 51)
+    assert held.processes == (npu_smi.NpuProcess(481722, "VLLM::Worker", 81902),)
+    assert (idle.health, idle.processes) == ("OK", ())
+
+
+def test_the_number_in_the_container_is_read_where_npu_smi_prints_it() -> None:
+    parsed = table("26.0.rc2-910B3-in-container.txt")
+
+    assert parsed.in_container
+    assert [npu.processes for npu in parsed.npus] == [
+        (npu_smi.NpuProcess(485946, "qvl-serve", 35175, container_pid=212),),
+        (npu_smi.NpuProcess(502118, "pytest", 17101),),
+    ]
+    assert not table("25.2.0-910-two-chips.txt").in_container
+
+
+def test_a_half_printed_chip_is_told_and_does_not_shift_the_others() -> None:
+    parsed = table("24.1.0-310P3-half-printed.txt")
+
+    assert [(npu.device_id, npu.name, npu.health, npu.memory_total_mb) for npu in parsed.npus] == [
+        (1, "310P3", "OK", 21527)
+    ]
+    assert parsed.unread == ("NPU 3 (310P3, health Critical) has no second row, so no memory and no number",)
+
+
+def test_memory_that_is_not_known_is_none_and_the_chip_stays() -> None:
+    npu = table("23.0.6-310P3-memory-na.txt").npus[0]
+
+    assert (npu.memory_used_mb, npu.memory_total_mb, npu.memory_free_mb) == (None, 21527, None)
+    assert not npu.lost
+    assert not npu.used_by_hidden
+
+
+def test_a_card_without_any_figure_is_lost() -> None:
+    parsed = table("24.1.rc3-910B4-lost-card.txt")
+
+    assert [(npu.device_id, npu.lost, npu.health) for npu in parsed.npus] == [(0, False, "OK"), (1, True, "UNKNOWN")]
+    assert parsed.npu(1) is parsed.npus[1]
+    assert parsed.npu(7) is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| 0 | 910B4 | OK | 80.0 | 35 |",
+        "| zero  910B4 | OK | 80.0 35 0 / 0 |",
+        "| 0 | 0000:C1:00.0 | 0 0 / 0 2800 / 32768 |",
+    ],
+)
+def test_a_row_of_a_layout_to_come_is_told_and_not_passed_over(row: str) -> None:
+    parsed = npu_smi.parse(f"| npu-smi 99.0   Version: 99.0 |\n{row}\n")
+
+    assert parsed is not None
+    assert parsed.npus == ()
+    assert len(parsed.unread) == 1
+
+
+def test_npu_smis_own_warning_is_kept() -> None:
+    line = "[WARNING]The driver package may not be completely installed, please reinstall it."
+    parsed = npu_smi.parse(recording("24.1.rc3-910B4.txt") + line + "\n")
+
+    assert parsed is not None
+    assert parsed.warnings == (line,)
+
+
 def test_a_cut_off_table_gives_the_rows_that_are_whole() -> None:
     lines = recording("24.1.rc3-910B4.txt").splitlines()
     cut = next(index for index, line in enumerate(lines) if "| 2     910B4" in line) + 1
@@ -85,3 +161,4 @@ def test_a_cut_off_table_gives_the_rows_that_are_whole() -> None:
 
     assert parsed is not None
     assert [npu.device_id for npu in parsed.npus] == [0, 1]
+    assert parsed.unread == ("NPU 2 (910B4, health OK) has no second row, so no memory and no number",)

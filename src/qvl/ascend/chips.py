@@ -1,4 +1,4 @@
-"""What differs between Ascend chips: names, number types, device nodes, mounts, images; no other table has it.
+"""The facts that differ between Ascend chips, one row each: names, number types, nodes, mounts, images.
 
 Sources: vllm-ascend's installation page, quick start and tutorials (Qwen-VL-Dense, Qwen3.5-Dense), the chip types of
 its build, and the vendor's published source of npu-smi. The memory of a chip is in none of them: npu-smi tells it.
@@ -31,6 +31,7 @@ class Chip:
         optional_mounts: further files that a container gets if the host has them.
         privileged: the vendor's container is privileged.
         build: the device type in vllm-ascend's `_build_info.py`; "" if vllm-ascend does not run on the chip.
+        kernels: the chip's name in CANN's folder of kernels; further letters may follow it.
         image_suffixes: endings of vllm-ascend's image tags for it, the usual one first; "" is a tag without one.
         serves_from: the first vllm-ascend that serves Qwen3-VL on it.
         graph_cann: the oldest CANN whose graphs run; below it vllm needs `--enforce-eager`. "" if any.
@@ -52,6 +53,7 @@ class Chip:
     optional_mounts: tuple[str, ...] = ()
     privileged: bool = False
     build: str = ""
+    kernels: str = ""
     image_suffixes: tuple[str, ...] = ()
     serves_from: str = ""
     graph_cann: str = ""
@@ -80,6 +82,7 @@ CHIPS: Final = (
         products="Atlas 800T/800I A2, 300I A2, 900 A2 PoD",
         names=r"910B[1-4](C|-1)?",
         build="A2",
+        kernels="ascend910b",
         image_suffixes=("",),
         serves_from="0.11.0",
     ),
@@ -88,6 +91,7 @@ CHIPS: Final = (
         products="Atlas 800T/800I A3, 900 A3 SuperPoD",
         names=r"910(C|_93\d\d)?",
         build="A3",
+        kernels="ascend910_93",
         image_suffixes=("a3",),
         serves_from="0.11.0",
         dies=2,
@@ -98,6 +102,7 @@ CHIPS: Final = (
         names=r"310P\d?(vir\d+)?",
         dtypes=_PLAIN_310P,
         build="310P",
+        kernels="ascend310p",
         image_suffixes=("310p",),
         serves_from="0.18.0",
         graph_cann="9.0.0",
@@ -127,6 +132,7 @@ CHIPS: Final = (
         optional_mounts=("/usr/lib64/libsemanage.so.2",),
         privileged=True,
         build="310P",
+        kernels="ascend310p",
         image_suffixes=("310p",),
         serves_from="0.23.0rc1",
         graph_cann="9.0.0",
@@ -151,6 +157,7 @@ CHIPS: Final = (
         ),
         privileged=True,
         build="A5",
+        kernels="ascend950",
         image_suffixes=("a5", "950dt"),
         serves_from="0.23.0rc1",
         quantisation="w8a8-mxfp8",

@@ -6,11 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from qvl.ascend import npu_smi
+from qvl.ascend import chips, npu_smi
 from qvl.ascend.host import Host
 from qvl.errors import ConfigError
 
-CONTROL_NODES: Final = ("davinci_manager", "devmm_svm", "hisi_hdc")
 VISIBLE_DEVICES: Final = "ASCEND_RT_VISIBLE_DEVICES"
 _NODE = re.compile(r"davinci(\d+)")
 _CONTAINER_ID = re.compile(r"([0-9a-f]{64})")
@@ -36,16 +35,20 @@ class Visible:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that uses an NPU. `container` is a name or a short id, None for a process of the host itself."""
+    """A process that uses an NPU. `container` is a name or a short id, None for a process of the host itself.
+
+    `here` is True for a process of this container, whose `pid` is then its number in it.
+    """
 
     device_id: int
     pid: int | None
     process: str
     memory_mb: int
     container: str | None
+    here: bool = False
 
     def __str__(self) -> str:
-        where = f" in container {self.container}" if self.container else ""
+        where = f" in container {self.container}" if self.container else " in this container" if self.here else ""
         pid = f" (pid {self.pid})" if self.pid is not None else ""
         return f"NPU {self.device_id} is held by {self.process}{pid}{where}, {self.memory_mb} MiB"
 
@@ -80,6 +83,13 @@ def chip_name(host: Host, npus: tuple[int, ...]) -> str:
     return next((npu.name for npu in table.npus if npu.device_id in npus), "") if table else ""
 
 
+def chip_of(host: Host, table: npu_smi.NpuSmi | None) -> chips.Chip | None:
+    """Return the facts about the host's chips, by npu-smi's first name and the device nodes; None if neither tells."""
+    nodes = host.names("/dev")
+    named = (chips.find(npu.name, nodes) for npu in table.npus) if table else iter(())
+    return next((chip for chip in named if chip), None) or chips.find_by_nodes(nodes)
+
+
 def parse_visible(text: str) -> Visible:
     """Return the value of ASCEND_RT_VISIBLE_DEVICES, parsed as the Ascend runtime does.
 
@@ -91,12 +101,13 @@ def parse_visible(text: str) -> Visible:
     return Visible(tuple(int(number) for number in match[0].split(",")), text[match.end() :])
 
 
-def addressable(host: Host, nodes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the numbers by which processes on this host or in this container address the NPUs of device `nodes`.
+def addressable(nodes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the numbers by which processes address the NPUs of device `nodes`.
 
-    A container without `--privileged` numbers its nodes from 0, whatever their numbers on the host.
+    The runtime counts the nodes that it sees from 0, whatever their own numbers: on a host with davinci0, 1, 3 and 4,
+    and in a container that got davinci6 and 7.
     """
-    return tuple(range(len(nodes))) if host.in_container and not host.privileged else nodes
+    return tuple(range(len(nodes)))
 
 
 def parse_npus(text: str, present: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -128,6 +139,9 @@ def holders(host: Host, table: npu_smi.NpuSmi) -> tuple[Holder, ...]:
     containers: dict[str, str] | None = None
     for npu in table.npus:
         for process in npu.processes:
+            if table.in_container and host.in_container:
+                holding.append(_seen_inside(npu.device_id, process))
+                continue
             container = _container_of(host, process)
             if container and containers is None:
                 containers = _container_names(host)
@@ -136,8 +150,17 @@ def holders(host: Host, table: npu_smi.NpuSmi) -> tuple[Holder, ...]:
             holding.append(Holder(npu.device_id, process.pid, name, process.memory_mb, label))
         if npu.used_by_hidden:
             hidden = "a process of another container or of the host"
-            holding.append(Holder(npu.device_id, None, hidden, npu.memory_used_mb, None))
+            holding.append(Holder(npu.device_id, None, hidden, npu.memory_used_mb or 0, None))
     return tuple(holding)
+
+
+def _seen_inside(device_id: int, process: npu_smi.NpuProcess) -> Holder:
+    # npu-smi itself says which processes are of this container, so /proc need not be compared.
+    if process.container_pid is not None:
+        name = process.name or "a process without a name"
+        return Holder(device_id, process.container_pid, name, process.memory_mb, None, here=True)
+    name = f"{process.name or 'a process'} of another container or of the host"
+    return Holder(device_id, None, name, process.memory_mb, None)
 
 
 def _process_name(host: Host, pid: int) -> str | None:

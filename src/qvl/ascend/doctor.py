@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from qvl._version import __version__
 from qvl.ascend import devices, matrix
-from qvl.ascend.checks import driver, endpoint, ops, resources, settings, software, store, weights
+from qvl.ascend.checks import chip, driver, endpoint, ops, resources, settings, software, store, weights
 from qvl.ascend.host import Host
 from qvl.ascend.report import MARKS, DoctorReport, Finding
 from qvl.errors import ConfigError
@@ -97,9 +97,10 @@ def _plan(host: Host, options: Options, kind: str) -> Iterator[tuple[str, Callab
         yield "device-nodes", lambda: driver.device_nodes(host)
         yield "npu-smi", lambda: driver.smi(host)
         yield "driver", lambda: driver.firmware(host)
-        yield "dtype", lambda: driver.chip_dtypes(host, options.dtype)
+        yield "chip", lambda: chip.kind(host, options.dtype)
         if options.software:
             yield "cann", lambda: software.cann(host)
+            yield "chip-software", lambda: chip.software(host)
         yield "visible-devices", lambda: settings.visible_devices(host)
         yield "privileges", lambda: settings.privileges(host)
     elif kind == "cuda":

@@ -148,6 +148,16 @@ class Host:
                 versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
         return versions
 
+    def package_text(self, name: str, relative: str) -> str | None:
+        """Return the text of a file beside an installed distribution (`vllm_ascend/_build_info.py`), None if absent."""
+        path = sys.path if self.site is None else list(self.site)
+        for distribution in importlib.metadata.distributions(name=name, path=path):
+            try:
+                return Path(str(distribution.locate_file(relative))).read_text(encoding="utf-8", errors="replace")
+            except OSError:
+                continue
+        return None
+
     def cores(self) -> int:
         """Return the number of processor cores, from /proc/cpuinfo, else from Python."""
         return (self.read("/proc/cpuinfo") or "").count("processor\t") or os.cpu_count() or 1

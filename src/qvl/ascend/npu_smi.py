@@ -1,34 +1,46 @@
 """Parser of the table of `npu-smi info`.
 
-The table has two rows per chip, and its columns differ between driver versions: the second cell of the second row is
-absent (23.0 to 25.x on 910B), `Device` (310B, 310P) or `Phy-ID` (two chips per card); `HBM-Usage` is absent on chips
-without HBM. The number in `/dev/davinciN` is `Device` or `Phy-ID` if present, else the NPU number.
+The table has two rows per chip, and its columns differ between driver versions and chips: the second number of the
+second row is absent (910B), `Device` (310B, 310P) or `Phy-ID` (two dies per card); `HBM-Usage` is absent on chips
+without HBM; the 950 has a cell of its own for the NPU's number, and two empty cells in the second row. The number in
+`/dev/davinciN` is `Device` or `Phy-ID` if present, else the NPU's number. What the parser does not understand is
+listed in `NpuSmi.unread`, so that no chip disappears without a word.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from qvl.ascend import chips
 
 _VERSION = re.compile(r"npu-smi\s+(\S+)\s+Version:\s*(\S+)")
-_PAIR = re.compile(r"(\d+)\s*/\s*(\d+)")
+_PAIR = re.compile(r"(\d+|NA|N/A|-)\s*/\s*(\d+|NA|N/A|-)")
+_NAMED = re.compile(r"(\d+)\s+(\S.*)")
+_NUMBERS = re.compile(r"\d+(\s+(\d+|NA|-))?")
+_BUS = re.compile(r"[0-9A-Fa-f]{2,4}:[0-9A-Fa-f:.]+|NA|N/A|-|")
 _USED_FLOOR_MB = 6144
 _USED_SHARE = 0.15
 
 
 @dataclass(frozen=True, slots=True)
 class NpuProcess:
-    """A process that uses memory of a chip. `name` is "" if npu-smi does not know it (another container)."""
+    """A process that uses memory of a chip. `name` is "" if npu-smi does not know it (another container).
+
+    `pid` is the host's number. `container_pid` is the number in the container where npu-smi ran; None on a host, for
+    processes outside this container, and from an npu-smi without that column.
+    """
 
     pid: int
     name: str
     memory_mb: int
+    container_pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Npu:
-    """One chip. Memory is in MiB, of HBM if the chip has it; `power_w` and `temperature_c` are None if not measured."""
+    """One chip. Memory is in MiB, of HBM if the chip has it; every measure is None where npu-smi prints none."""
 
     npu_id: int
     chip_id: int
@@ -37,14 +49,21 @@ class Npu:
     health: str
     power_w: float | None
     temperature_c: int | None
-    memory_used_mb: int
-    memory_total_mb: int
+    memory_used_mb: int | None
+    memory_total_mb: int | None
     processes: tuple[NpuProcess, ...] = ()
 
     @property
-    def memory_free_mb(self) -> int:
-        """The free memory in MiB."""
+    def memory_free_mb(self) -> int | None:
+        """The free memory in MiB, None if npu-smi does not know it."""
+        if self.memory_total_mb is None or self.memory_used_mb is None:
+            return None
         return self.memory_total_mb - self.memory_used_mb
+
+    @property
+    def lost(self) -> bool:
+        """True if npu-smi lists the chip but gets no memory figure from it, as from a card that fell off the bus."""
+        return not self.memory_total_mb
 
     @property
     def used_by_hidden(self) -> bool:
@@ -52,16 +71,112 @@ class Npu:
 
         An idle chip has 3 to 4 GiB in use by the driver and the device's own system.
         """
-        limit = max(_USED_FLOOR_MB, _USED_SHARE * self.memory_total_mb)
+        if self.memory_used_mb is None:
+            return False
+        limit = max(_USED_FLOOR_MB, _USED_SHARE * (self.memory_total_mb or 0))
         return not self.processes and self.memory_used_mb > limit
 
 
 @dataclass(frozen=True, slots=True)
 class NpuSmi:
-    """The parsed table: the version of npu-smi, which is the driver's too, and the chips by device number."""
+    """The parsed table: the version of npu-smi, which is the driver's too, and the chips by device number.
+
+    `unread` describes each row that was not understood or not whole. `warnings` are npu-smi's own.
+    `in_container` is True if it names each process's number in the container.
+    """
 
     version: str
     npus: tuple[Npu, ...]
+    unread: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    in_container: bool = False
+
+    def npu(self, device_id: int) -> Npu | None:
+        """Return the chip of `/dev/davinciN`, None if the table does not list it."""
+        return next((npu for npu in self.npus if npu.device_id == device_id), None)
+
+
+@dataclass(slots=True)
+class _Table:
+    """The state of a parse: what was read so far, and the first row of a chip whose second row is to come."""
+
+    numbered: bool = False
+    upper: list[str] | None = None
+    columns: dict[str, int] | None = None
+    chips: list[Npu] = field(default_factory=list)
+    processes: dict[tuple[int, int], list[NpuProcess]] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+
+    def read(self, cells: list[str]) -> None:
+        """Take one row of the table."""
+        if "Process id" in cells:
+            self.half()
+            self.columns = {name: index for index, name in enumerate(cells)}
+        elif self.columns is not None:
+            self.process(cells)
+        elif _is_heading(cells):
+            self.numbered |= re.fullmatch(r"Chip\s+\S+", cells[0]) is not None
+        elif _is_upper(cells):
+            self.half()
+            self.upper = cells
+        elif self.upper is not None and _is_lower(cells):
+            self.whole(self.upper, cells)
+            self.upper = None
+        else:
+            self.unread.append(f"a row was not understood: {' | '.join(cells)}")
+
+    def half(self) -> None:
+        """Note the first row that is left without a second one."""
+        if self.upper is not None:
+            number, name, health, _ = self.upper
+            self.unread.append(f"NPU {number} ({name}, health {health}) has no second row, so no memory and no number")
+        self.upper = None
+
+    def whole(self, upper: list[str], lower: list[str]) -> None:
+        """Add the chip of two rows."""
+        number, name, health, measures = upper
+        numbers = lower[0].split()
+        pairs = _PAIR.findall(lower[-1])
+        if not pairs:
+            self.unread.append(f"NPU {number} ({name}, health {health}) has no memory column")
+            return
+        # Chips with DDR and HBM print both; HBM, the last, has 0 of 0 where there is none.
+        used, total = next((pair for pair in reversed(pairs) if pair[1] != "0"), pairs[-1])
+        device = int(numbers[1]) if self.numbered and len(numbers) > 1 and numbers[1].isdigit() else int(number)
+        first, second = [*measures.split(), "", ""][:2]
+        chip = Npu(
+            npu_id=int(number),
+            chip_id=int(numbers[0]) if numbers else 0,
+            device_id=device,
+            name=name,
+            health=health,
+            power_w=_number(first),
+            temperature_c=_whole(second),
+            memory_used_mb=_whole(used),
+            memory_total_mb=_whole(total),
+        )
+        self.chips.append(chip)
+
+    def process(self, cells: list[str]) -> None:
+        """Add a process, and pass over the lines that say that a chip has none."""
+        columns = self.columns or {}
+        numbers, at = cells[0].split(), columns["Process id"]
+        if len(cells) < 2 or cells[0].startswith("No running") or not any(cells):
+            return
+        whole = len(cells) == len(columns) and bool(numbers) and all(part.isdigit() for part in numbers)
+        if not whole or not cells[at].isdigit():
+            self.unread.append(f"a process was not understood: {' | '.join(cells)}")
+            return
+        chip = (int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0)
+        memory = next((index for name, index in columns.items() if name.startswith("Process memory")), -1)
+        inner = columns.get("Process id in container")
+        process = NpuProcess(
+            pid=int(cells[at]),
+            name=cells[columns.get("Process name", at + 1)],
+            memory_mb=_whole(cells[memory]) or 0,
+            container_pid=_whole(cells[inner]) if inner is not None else None,
+        )
+        self.processes.setdefault(chip, []).append(process)
 
 
 def parse(text: str) -> NpuSmi | None:
@@ -69,67 +184,50 @@ def parse(text: str) -> NpuSmi | None:
     version = _VERSION.search(text)
     if version is None:
         return None
-    chips: list[Npu] = []
-    processes: dict[tuple[int, int], list[NpuProcess]] = {}
-    upper: list[str] | None = None
-    numbered = in_processes = False
+    table = _Table()
     for cells in _rows(text):
-        if "Process id" in cells[1:2]:
-            in_processes = True
-        elif cells[0].startswith("Chip"):
-            numbered = len(cells[0].split()) > 1
-        elif in_processes:
-            _add_process(processes, cells)
-        elif upper is not None:
-            chip = _chip(upper, cells, numbered)
-            upper = None
-            if chip is not None:
-                chips.append(chip)
-        elif len(cells) == 3 and re.match(r"\d+\s+\S", cells[0]):
-            upper = cells
-    npus = (replace(chip, processes=tuple(processes.get((chip.npu_id, chip.chip_id), ()))) for chip in chips)
-    return NpuSmi(version[2], tuple(sorted(npus, key=lambda npu: npu.device_id)))
+        table.read(cells)
+    table.half()
+    npus = (
+        replace(chip, processes=tuple(table.processes.get((chip.npu_id, chip.chip_id), ()))) for chip in table.chips
+    )
+    return NpuSmi(
+        version=version[2],
+        npus=tuple(sorted(npus, key=lambda npu: npu.device_id)),
+        unread=tuple(table.unread),
+        warnings=tuple(line.strip() for line in text.splitlines() if line.strip().startswith("[WARNING]")),
+        in_container=bool(table.columns and "Process id in container" in table.columns),
+    )
 
 
 def _rows(text: str) -> Iterator[list[str]]:
     for line in text.splitlines():
         inside = line.strip()
-        if inside.startswith("|") and inside.endswith("|") and len(inside) > 1:
+        if inside.startswith("|") and inside.endswith("|") and len(inside) > 1 and not _VERSION.search(inside):
             cells = [cell.strip() for cell in inside[1:-1].split("|")]
-            if cells[0]:
-                yield cells
+            # The 950's cells of number and name become those of the other chips: one cell, and one with numbers.
+            if len(cells) == 4 and not cells[0] and not cells[1]:
+                cells = cells[1:]
+            if len(cells) == 3 and (named := _NAMED.fullmatch(cells[0])) and not _is_lower(cells):
+                cells = [named[1], named[2], *cells[1:]]
+            yield cells
 
 
-def _chip(upper: list[str], lower: list[str], numbered: bool) -> Npu | None:
-    npu_id, _, name = upper[0].partition(" ")
-    numbers = lower[0].split()
-    memory = _PAIR.findall(lower[2]) if len(lower) == 3 else []
-    if not memory or not numbers[0].isdigit():
-        return None
-    chip_id = int(numbers[0])
-    has_device = numbered and len(numbers) > 1 and numbers[1].isdigit()
-    measures = upper[2].split()
-    used, total = memory[-1]
-    return Npu(
-        npu_id=int(npu_id),
-        chip_id=chip_id,
-        device_id=int(numbers[1]) if has_device else int(npu_id),
-        name=name.strip(),
-        health=upper[1],
-        power_w=_number(measures[0]) if measures else None,
-        temperature_c=_whole(measures[1]) if len(measures) > 1 else None,
-        memory_used_mb=int(used),
-        memory_total_mb=int(total),
-    )
+def _is_heading(cells: list[str]) -> bool:
+    return cells[0].startswith(("NPU", "Chip")) or "Bus-Id" in cells
 
 
-def _add_process(processes: dict[tuple[int, int], list[NpuProcess]], cells: list[str]) -> None:
+def _is_upper(cells: list[str]) -> bool:
+    return len(cells) == 4 and cells[0].isdigit() and bool(cells[1])
+
+
+def _is_lower(cells: list[str]) -> bool:
+    if len(cells) != 3 or not _BUS.fullmatch(cells[1]):
+        return False
+    # A chip may be named by a number only: `0  310` begins a chip, `0  31` ends one.
     numbers = cells[0].split()
-    if len(cells) < 4 or not cells[1].isdigit() or not all(part.isdigit() for part in numbers):
-        return
-    chip = (int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0)
-    memory = _whole(cells[3])
-    processes.setdefault(chip, []).append(NpuProcess(int(cells[1]), cells[2], memory or 0))
+    named = len(numbers) == 2 and chips.find(numbers[1]) is not None
+    return not cells[0] or (_NUMBERS.fullmatch(cells[0]) is not None and not named)
 
 
 def _number(text: str) -> float | None:

@@ -1,22 +1,25 @@
-"""Checks of device nodes, driver and firmware, and of chip health, memory and processes; nvidia-smi on NVIDIA hosts."""
+"""Checks of device nodes, driver and firmware, of chip health, memory and processes; nvidia-smi on NVIDIA hosts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
-from qvl.ascend import devices, matrix, npu_smi
+from qvl.ascend import chips, devices, npu_smi
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding
 
 _TIGHT_MB = 8192
+FOLDERS: Final = ("uburma",)
 _RANGE = re.compile(r"\[([^\],]+),([^\]]+)\]")
 
 
 def device_nodes(host: Host) -> Iterator[Finding]:
-    """Check that `/dev/davinci*` and the three control nodes exist, are device nodes, and may be used by this user."""
+    """Check that `/dev/davinci*` and the chip's control nodes exist, are device nodes, and may be used by this user."""
     numbers = devices.device_numbers(host)
-    nodes = [*(f"davinci{number}" for number in numbers), *devices.CONTROL_NODES]
+    chip = devices.chip_of(host, devices.query(host)) or chips.DEFAULT
+    nodes = [*(f"davinci{number}" for number in numbers), *chip.control_nodes]
     if not numbers:
         yield Finding.fail(
             "device-nodes",
@@ -24,11 +27,15 @@ def device_nodes(host: Host) -> Iterator[Finding]:
             "host: install the Ascend driver and firmware, then reboot; container: start it with --device "
             "/dev/davinci0 (`qvl launch` writes the command)",
         )
-    missing = [name for name in devices.CONTROL_NODES if not host.path(f"/dev/{name}").exists()]
-    folders = [name for name in nodes if host.path(f"/dev/{name}").is_dir()]
-    closed = [name for name in nodes if name not in missing and not host.may_use(f"/dev/{name}")]
+    missing = [name for name in chip.control_nodes if not host.path(f"/dev/{name}").exists()]
+    folders = [name for name in nodes if name not in FOLDERS and host.path(f"/dev/{name}").is_dir()]
+    closed = [name for name in nodes if name not in (*missing, *FOLDERS) and not host.may_use(f"/dev/{name}")]
     for name in missing:
-        yield Finding.fail("device-nodes", f"/dev/{name} is missing", f"give the container --device /dev/{name}")
+        yield Finding.fail(
+            "device-nodes",
+            f"/dev/{name} is missing, which {chip.kind} needs",
+            f"container: give it --device /dev/{name}; host: install the driver of this chip, then reboot",
+        )
     for name in folders:
         yield Finding.fail(
             "device-nodes",
@@ -42,33 +49,33 @@ def device_nodes(host: Host) -> Iterator[Finding]:
             "add the user to the driver's group: usermod -aG HwHiAiUser USER, then log in again",
         )
     if numbers and not (missing or folders or closed):
-        yield Finding.ok("device-nodes", f"{len(numbers)} NPU nodes and the control nodes", {"npus": numbers})
+        text = f"{len(numbers)} NPU nodes and the control nodes of {chip.kind}"
+        yield Finding.ok("device-nodes", text, {"npus": numbers})
 
 
 def smi(host: Host) -> Iterator[Finding]:
-    """Check that `npu-smi info` runs; report each chip's health, memory and processes."""
+    """Check that `npu-smi info` runs and lists every NPU; report each chip's health, memory and processes."""
     if host.which("npu-smi") is None:
         yield Finding(
             "npu-smi",
             "warn" if host.in_container else "fail",
             "npu-smi is not on PATH",
-            fix="container: mount /usr/local/bin/npu-smi and /usr/local/dcmi; host: install the driver",
+            fix="container: mount the host's npu-smi (/usr/local/bin or /usr/local/sbin) and /usr/local/dcmi; "
+            "host: install the driver",
         )
         return
     done = host.run(["npu-smi", "info"])
     table = npu_smi.parse(done.stdout)
     if table is None:
-        reason = done.last_line
+        text = done.stdout + done.stderr
         yield Finding.fail(
             "npu-smi",
-            f"npu-smi info printed no table: {reason}",
-            _smi_fix(done.stdout + done.stderr),
+            f"npu-smi info printed no table: {done.last_line}{_held_elsewhere(text)}",
+            _smi_fix(host, text),
             {"exit_code": done.code},
         )
         return
-    names = sorted({npu.name for npu in table.npus})
-    summary = f"npu-smi {table.version}: {len(table.npus)} x {', '.join(names) or 'no chip'}"
-    yield Finding.ok("npu-smi", summary, {"version": table.version, "chips": names})
+    yield from _listed(host, table)
     yield from _health(table)
     yield from _memory(table)
     yield from _holders(host, table)
@@ -103,22 +110,6 @@ def firmware(host: Host) -> Iterator[Finding]:
             "install the firmware of the driver's own release, then reboot the host",
             detail,
         )
-
-
-def chip_dtypes(host: Host, dtype: str | None) -> Iterator[Finding]:
-    """Check that every chip can compute in `dtype`; None only reports the dtypes of chips that lack some."""
-    table = devices.query(host)
-    for name in sorted({npu.name for npu in table.npus} if table else ()):
-        allowed = matrix.load().chip(name).get("dtypes")
-        if allowed and dtype and dtype not in ("auto", *allowed):
-            yield Finding.fail(
-                "dtype",
-                f"{name} does not compute in {dtype}",
-                f"use --dtype {allowed[0]}",
-                {"chip": name, "allowed": allowed},
-            )
-        elif allowed:
-            yield Finding.ok("dtype", f"{name} computes in {', '.join(allowed)} only", {"allowed": allowed})
 
 
 def nvidia(host: Host) -> Iterator[Finding]:
@@ -164,17 +155,73 @@ def fields(text: str | None) -> dict[str, str]:
     return {match[1].lower(): match[2] for match in pairs if match}
 
 
-def _smi_fix(text: str) -> str:
-    if "-8005" in text or "-8020" in text or "dcmi" in text.lower():
+def _held_elsewhere(text: str) -> str:
+    if "-8020" in text:
+        return " (the NPU is used by another container)"
+    return " (most often the NPU is held by another container)" if "-8005" in text else ""
+
+
+def _smi_fix(host: Host, text: str) -> str:
+    held = "-8020" in text or "-8005" in text
+    if held and (host.in_container or "-8020" in text):
         return (
-            "the driver is not loaded, or firmware was upgraded without a reboot: reboot the host; container: give it "
-            "/dev/davinci_manager and mount /usr/local/dcmi and /usr/local/Ascend/driver"
+            "stop the other container (on the host: docker ps, npu-smi info), give this one another "
+            "--device /dev/davinciN, or share the NPU: npu-smi set -t device-share -i N -d 1; only if none holds it, "
+            "check /dev/davinci_manager and the mounts of /usr/local/dcmi and /usr/local/Ascend/driver"
+        )
+    if held or "dcmi" in text.lower():
+        return (
+            "see whether a container holds the NPUs (docker ps); if none does, the driver is not loaded, or firmware "
+            "was upgraded without a reboot: reboot the host"
         )
     return "run `npu-smi info` by hand as this user; the driver's log is under /var/log/ascend_seclog"
 
 
+def _listed(host: Host, table: npu_smi.NpuSmi) -> Iterator[Finding]:
+    names = sorted({npu.name for npu in table.npus})
+    detail = {"version": table.version, "chips": names, "unread": table.unread}
+    nodes = devices.device_numbers(host)
+    listed = tuple(npu.device_id for npu in table.npus)
+    again = "run `npu-smi info` by hand; if the table is whole, please report it: `qvl doctor --json` and the table"
+    for line in table.unread:
+        yield Finding.fail("npu-smi", f"npu-smi {table.version}: {line}", again, detail)
+    for line in table.warnings:
+        yield Finding.warn("npu-smi", line, "install the driver again, then reboot the host", detail)
+    if not table.npus:
+        if not table.unread:
+            yield Finding.fail("npu-smi", f"npu-smi {table.version} lists no chip", again, detail)
+        return
+    if len(nodes) > len(listed):
+        lost = [number for number in nodes if number not in listed] or list(nodes[len(listed) :])
+        yield Finding.fail(
+            "npu-smi",
+            f"{len(nodes)} NPU nodes but {len(listed)} chips in npu-smi: /dev/davinci{lost[0]} is a lost card",
+            "leave it out of --npus; on the host see `lspci | grep -i d80` and dmesg, reset or reseat the card",
+            {"nodes": nodes, "listed": listed},
+        )
+    elif nodes and len(nodes) < len(listed) and not host.in_container:
+        absent = [number for number in listed if number not in nodes] or list(listed[len(nodes) :])
+        yield Finding.fail(
+            "npu-smi",
+            f"npu-smi lists {len(listed)} chips but there are {len(nodes)} NPU nodes: no /dev/davinci{absent[0]}",
+            "install the driver again, then reboot the host",
+            {"nodes": nodes, "listed": listed},
+        )
+    elif not table.unread and not table.warnings:
+        yield Finding.ok("npu-smi", f"npu-smi {table.version}: {len(listed)} x {', '.join(names)}", detail)
+
+
 def _health(table: npu_smi.NpuSmi) -> Iterator[Finding]:
     ill = [npu for npu in table.npus if npu.health != "OK"]
+    for npu in table.npus:
+        if npu.lost:
+            yield Finding.fail(
+                "npu-health",
+                f"NPU {npu.device_id} ({npu.name}) gives no memory figure, health {npu.health}: a lost card",
+                "leave this NPU out of --npus; reset it (npu-smi set -t reset -i N -c 0) or reboot the host",
+                {"npu": npu.device_id, "health": npu.health},
+            )
+    ill = [npu for npu in ill if not npu.lost]
     for npu in ill:
         yield Finding(
             "npu-health",
@@ -183,13 +230,26 @@ def _health(table: npu_smi.NpuSmi) -> Iterator[Finding]:
             {"npu": npu.device_id, "health": npu.health, "temperature_c": npu.temperature_c},
             f"see `npu-smi info -t health -i {npu.npu_id}`; leave this NPU out of --npus until it says OK",
         )
-    if table.npus and not ill:
+    if table.npus and not ill and not table.unread and not any(npu.lost for npu in table.npus):
         yield Finding.ok("npu-health", f"all {len(table.npus)} NPUs report OK")
 
 
 def _memory(table: npu_smi.NpuSmi) -> Iterator[Finding]:
-    detail = {f"npu{npu.device_id}": f"{npu.memory_free_mb} of {npu.memory_total_mb} MiB free" for npu in table.npus}
-    tight = [npu for npu in table.npus if npu.memory_free_mb < _TIGHT_MB]
+    free = {npu.device_id: npu.memory_free_mb for npu in table.npus if npu.memory_free_mb is not None}
+    detail = {
+        f"npu{npu.device_id}": f"{npu.memory_free_mb} of {npu.memory_total_mb} MiB free"
+        for npu in table.npus
+        if npu.device_id in free
+    }
+    unknown = [npu for npu in table.npus if npu.device_id not in free and not npu.lost]
+    tight = [npu for npu in table.npus if free.get(npu.device_id, _TIGHT_MB) < _TIGHT_MB]
+    for npu in unknown:
+        yield Finding.warn(
+            "memory",
+            f"NPU {npu.device_id}: npu-smi does not say how much of {npu.memory_total_mb} MiB is in use",
+            f"run `npu-smi info -t usages -i {npu.npu_id}`; choose another NPU while it does not answer",
+            detail,
+        )
     for npu in tight:
         yield Finding.warn(
             "memory",
@@ -197,9 +257,8 @@ def _memory(table: npu_smi.NpuSmi) -> Iterator[Finding]:
             "stop what holds it, choose another NPU, or a smaller model",
             detail,
         )
-    if table.npus and not tight:
-        free = min(npu.memory_free_mb for npu in table.npus)
-        yield Finding.ok("memory", f"every NPU has at least {free} MiB free", detail)
+    if free and not tight and not unknown:
+        yield Finding.ok("memory", f"every NPU has at least {min(free.values())} MiB free", detail)
 
 
 def _holders(host: Host, table: npu_smi.NpuSmi) -> Iterator[Finding]:
@@ -208,8 +267,16 @@ def _holders(host: Host, table: npu_smi.NpuSmi) -> Iterator[Finding]:
         yield Finding.warn(
             "npu-holders",
             str(holder),
-            f"docker stop {holder.container}" if holder.container else "stop that process, or choose another NPU",
+            _free_it(holder),
             {"npu": holder.device_id, "pid": holder.pid, "container": holder.container, "memory_mb": holder.memory_mb},
         )
-    if table.npus and not holders:
+    if table.npus and not holders and not table.unread:
         yield Finding.ok("npu-holders", "no process holds an NPU")
+
+
+def _free_it(holder: devices.Holder) -> str:
+    if holder.container:
+        return f"docker stop {holder.container}"
+    if holder.here:
+        return f"kill {holder.pid} in this container, or choose another NPU"
+    return "stop that process, or choose another NPU"

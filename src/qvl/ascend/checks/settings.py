@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qvl.ascend import devices, environment
+from qvl.ascend import chips, devices, environment
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding
 
@@ -26,7 +26,7 @@ def visible_devices(host: Host) -> Iterator[Finding]:
             yield Finding.ok("visible-devices", f"{_NAME} is not set: all {len(nodes)} NPUs are visible")
         return
     visible = devices.parse_visible(text)
-    numbers = devices.addressable(host, nodes)
+    numbers = devices.addressable(nodes)
     detail = {"value": text, "read": visible.read, "addressable": numbers}
     if not visible.read or visible.dropped.strip(" "):
         kept = ",".join(map(str, visible.read)) or "nothing"
@@ -50,7 +50,7 @@ def visible_devices(host: Host) -> Iterator[Finding]:
         known = ",".join(map(str, numbers))
         reason = f"{_NAME}={text}: {outside[0]} is out of range; available NPUs: {known}"
         if nodes != numbers:
-            reason += f" (a container counts its nodes davinci{', davinci'.join(map(str, nodes))} from 0)"
+            reason += f" (the runtime counts the nodes davinci{', davinci'.join(map(str, nodes))} from 0)"
         yield Finding.fail("visible-devices", reason, f"{_NAME}={known}", detail)
     else:
         yield Finding.ok("visible-devices", f"{_NAME}={text}", detail)
@@ -99,12 +99,15 @@ def privileges(host: Host) -> Iterator[Finding]:
     if not host.in_container:
         yield Finding.skip("privileges", "not in a container")
         return
-    if host.privileged:
+    chip = devices.chip_of(host, devices.query(host))
+    if host.privileged and chip is not None and chip.privileged:
+        yield Finding.ok("privileges", f"privileged, as the vendor runs containers on {chip.kind}")
+    elif host.privileged:
+        nodes = ("davinci0", *(chip or chips.DEFAULT).control_nodes)
         yield Finding.warn(
             "privileges",
             "this container is privileged, which qvl does not need: it sees and numbers every NPU of the host",
-            "give it the nodes instead: --device /dev/davinci0 --device /dev/davinci_manager "
-            "--device /dev/devmm_svm --device /dev/hisi_hdc",
+            f"give it the nodes instead: {' '.join(f'--device /dev/{node}' for node in nodes)}",
         )
-        return
-    yield Finding.ok("privileges", "not privileged; --ipc=host is not needed with a large enough --shm-size")
+    else:
+        yield Finding.ok("privileges", "not privileged; --ipc=host is not needed with a large enough --shm-size")

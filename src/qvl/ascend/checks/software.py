@@ -58,12 +58,18 @@ def cann(host: Host) -> Iterator[Finding]:
         )
     else:
         yield Finding.ok("set-env", f"ASCEND_HOME_PATH is {host.environ['ASCEND_HOME_PATH']}")
-    if host.path("/usr/local/Ascend/nnal/atb").is_dir():
+    if host.path("/usr/local/Ascend/nnal/atb").is_dir() or host.environ.get("ATB_HOME_PATH"):
         if host.environ.get("ATB_HOME_PATH"):
             yield Finding.ok("set-env-atb", "nnal/atb is set up")
         else:
             text = "nnal/atb is installed but ATB_HOME_PATH is empty: libatb.so is not found"
             yield Finding.warn("set-env-atb", text, "source /usr/local/Ascend/nnal/atb/set_env.sh")
+    elif "vllm-ascend" in host.packages():
+        yield Finding.fail(
+            "set-env-atb",
+            "nnal/atb is not installed, whose libatb.so vllm-ascend loads",
+            f"install Ascend-cann-nnal {version}, then source /usr/local/Ascend/nnal/atb/set_env.sh",
+        )
 
 
 def versions(host: Host, kind: str) -> Iterator[Finding]:
@@ -174,9 +180,19 @@ def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matr
         )
     if plugin is None:
         return
-    known = next((item for item in table.vllm_ascend if matrix.release(item) == matrix.release(plugin)), None)
+    known = table_row(plugin, table)
     if known is None:
-        yield Finding.ok("vllm-ascend", f"vllm-ascend {plugin} is not in the matrix of {table.date}")
+        if vllm and matrix.release(vllm) != matrix.release(plugin):
+            base = ".".join(map(str, matrix.release(plugin)))
+            yield Finding.fail(
+                "vllm-ascend",
+                f"vllm-ascend {plugin} is incompatible with vllm {vllm}: it is built for vllm {base}",
+                f"use the vllm-ascend image v{plugin}, which holds the whole set, or pip install vllm=={base}",
+                {"matrix": table.date},
+            )
+        else:
+            text = f"vllm-ascend {plugin} is not in the matrix of {table.date}; its CANN was not compared"
+            yield Finding.ok("vllm-ascend", text)
         return
     row = table.vllm_ascend[known]
     toolkit = cann_version(host)
@@ -199,6 +215,17 @@ def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matr
         )
     else:
         yield Finding.ok("vllm-ascend", f"vllm-ascend {plugin} with vllm {vllm}", {"matrix": table.date})
+
+
+def table_row(version: str, table: matrix.Matrix) -> str | None:
+    """Return the matrix's spelling of a vllm-ascend version; None if it has no row.
+
+    A post release has its final's row, a release candidate none but its own: its CANN and torch differ.
+    """
+    exact = next((item for item in table.vllm_ascend if matrix.same(item, version)), None)
+    candidate = matrix.key(version)[3] < 0
+    finals = (item for item in table.vllm_ascend if matrix.release(item) == matrix.release(version))
+    return exact or (None if candidate else next((item for item in finals if matrix.key(item)[3] >= 0), None))
 
 
 def _set_env(host: Host, folder: str) -> str:
