@@ -1,4 +1,4 @@
-"""The facts that differ between Ascend chips, one row each: names, number types, nodes, mounts, images.
+"""What differs between Ascend chips: names, number types, device nodes, mounts, images; no other table has it.
 
 Sources: vllm-ascend's installation page, quick start and tutorials (Qwen-VL-Dense, Qwen3.5-Dense), the chip types of
 its build, and the vendor's published source of npu-smi. The memory of a chip is in none of them: npu-smi tells it.
