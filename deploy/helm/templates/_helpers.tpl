@@ -1,0 +1,74 @@
+{{- define "qvl.labels" -}}
+app.kubernetes.io/name: qvl
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .part }}
+{{- end }}
+
+{{- define "qvl.meta" -}}
+name: {{ .root.Release.Name }}-{{ .part }}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- include "qvl.labels" . | nindent 2 }}
+  app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+  app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+  helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
+{{- end }}
+
+{{- /* Pods of the profile "restricted"; with root, of "baseline". */ -}}
+{{- define "qvl.podSecurity" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  seccompProfile: {type: RuntimeDefault}
+  {{- if not .root }}
+  runAsNonRoot: true
+  runAsUser: {{ .user | default 10001 }}
+  runAsGroup: {{ .user | default 10001 }}
+  fsGroup: {{ .user | default 10001 }}
+  fsGroupChangePolicy: OnRootMismatch
+  {{- end }}
+{{- end }}
+
+{{- define "qvl.containerSecurity" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  {{- if not .root }}
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+  {{- end }}
+{{- end }}
+
+{{- define "qvl.key" -}}
+valueFrom:
+  secretKeyRef: {name: {{ . | quote }}, key: api-key}
+{{- end }}
+
+{{- /* /ready answers nobody without the key, which an httpGet probe cannot send. */ -}}
+{{- define "qvl.askReady" -}}
+exec:
+  command:
+    - python3
+    - -c
+    - >-
+      import os, urllib.request as r;
+      r.urlopen(r.Request('http://127.0.0.1:8000{{ .path }}',
+      headers={'Authorization': 'Bearer ' + os.environ['{{ .key }}']}), timeout=4)
+periodSeconds: 10
+timeoutSeconds: 5
+{{- end }}
+
+{{- define "qvl.engineKey" -}}
+{{ if eq .Values.engine.kind "vllm" }}VLLM_API_KEY{{ else }}QVL_API_KEY{{ end }}
+{{- end }}
+
+{{- define "qvl.model" -}}
+{{- if and .Values.weights.enabled (not (contains "/" .Values.engine.model)) -}}
+/models/{{ required "engine.model is needed with weights.enabled: the model's folder on the volume" .Values.engine.model }}
+{{- else -}}
+{{ .Values.engine.model }}
+{{- end -}}
+{{- end }}
+
+{{- define "qvl.claim" -}}
+{{ .Values.weights.claim | default (printf "%s-weights" .Release.Name) }}
+{{- end }}
