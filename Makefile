@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 # The stamp carries what it was made from, so that a changed requirement installs again and nothing else does.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 BUILD := build
+DEPLOY_TOOLS := helm-python-sdk kubernetes-validate promql-parser
 TORCH := 2.13.0
 PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
@@ -24,7 +25,7 @@ install = @set -o pipefail; began=$$SECONDS; echo "installing: $(2)"; \
 	-e 's/^Installing collected packages:.*/  unpacking them all: minutes, where torch is new/p' && \
 	echo "installed after $$((SECONDS - began)) s"
 
-.PHONY: help setup demo test quick lint fix docs slow pins test-compat test-ray test-vllm test-openvino bench-engine bench-server bench-cache bench-sdk bench-redis clean
+.PHONY: help setup demo test quick lint fix docs slow pins test-compat test-ray test-deploy test-vllm test-openvino bench-engine bench-server bench-cache bench-sdk bench-redis clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -77,6 +78,10 @@ test-ray: $(STAMP) ## replicas and datasets under Ray, which it installs
 	$(call install,$(BIN)/python,-c constraints.txt -e '.[dev$(comma)ray]')
 	$(PYTEST) tests/backends/ray
 
+test-deploy: $(STAMP) ## the Helm chart and the alerts, with Helm's library and promtool, where that is on the PATH
+	$(call install,$(BIN)/python,-c constraints.txt $(DEPLOY_TOOLS))
+	$(PYTEST) -q tests/ascend/test_helm.py
+
 bench-engine: $(STAMP) ## qvl-serve beside plain generate, transformers serve, vLLM and OpenVINO on 139 M random weights; gigabytes at first
 	$(BIN)/python benchmarks/bench_engine.py
 
@@ -97,7 +102,7 @@ docs: $(STAMP) ## write docs/cli.md from the commands, check every link between 
 
 pins: ## write constraints.txt anew: the newest versions of what dev pulls in, with this torch
 	rm -rf $(BUILD)/pins && $(PYTHON) -m venv $(BUILD)/pins
-	$(BUILD)/pins/bin/python -m pip install -q 'torch==$(TORCH)' '.[dev,ray]'
+	$(BUILD)/pins/bin/python -m pip install -q 'torch==$(TORCH)' '.[dev,ray]' $(DEPLOY_TOOLS)
 	{ sed -n '/^#/p' constraints.txt; $(BUILD)/pins/bin/python -m pip freeze --all --exclude qvl --exclude pip | \
 		sed 's/+cpu$$//'; } > $(BUILD)/constraints.txt
 	mv $(BUILD)/constraints.txt constraints.txt

@@ -1,8 +1,7 @@
-"""The compose file that `qvl launch` writes, the one that ships, and the Kubernetes manifests, as parsed YAML."""
+"""The compose file that `qvl launch` writes and the one that ships, as parsed YAML."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import subprocess
@@ -17,25 +16,11 @@ from qvl.ascend.recipe import ContainerPlan
 from qvl.errors import ConfigError
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 
 
 def plan(**changes: Any) -> ContainerPlan:
     base = {"model": "Qwen/Qwen3-VL-8B-Instruct", "image": "qvl-npu:0.1.0", "npus": (0,)}
     return ContainerPlan(**{**base, **changes})
-
-
-def documents() -> list[dict[str, Any]]:
-    texts = [path.read_text(encoding="utf-8") for path in MANIFESTS if path.name != "kustomization.yaml"]
-    return [document for text in texts for document in yaml.safe_load_all(text)]
-
-
-def of_kind(kind: str) -> dict[str, dict[str, Any]]:
-    return {item["metadata"]["name"]: item for item in documents() if item["kind"] == kind}
-
-
-def containers(workload: dict[str, Any]) -> dict[str, Any]:
-    return workload["spec"]["template"]["spec"]["containers"][0]
 
 
 class TestCompose:
@@ -103,8 +88,18 @@ class TestCompose:
         written = compose.files(plan(), (0, 1), pool_image="pool:1")
         jobs = yaml.safe_load(written["prometheus.yml"])["scrape_configs"]
         targets = [target for job in jobs for target in job["static_configs"][0]["targets"]]
+        mounts = compose.compose(plan(), (0, 1), pool_image="pool:1")["services"]["prometheus"]["volumes"]
 
         assert targets == ["pool:8000", "engine-0:8000", "engine-1:8000"]
+        assert all(job["authorization"]["credentials_file"] for job in jobs)
+        assert "./alerts.yml:/etc/prometheus/alerts.yml:ro" in mounts
+        assert yaml.safe_load(written["prometheus.yml"])["rule_files"] == ["alerts.yml"]
+
+    def test_dashboard_and_alerts_are_written_too(self) -> None:
+        written = compose.files(plan(), (0, 1), pool_image="pool:1")
+
+        assert json.loads(written["grafana/dashboards/qvl.json"])["panels"]
+        assert yaml.safe_load(written["alerts.yml"])["groups"]
 
     def test_the_shipped_example_is_what_launch_writes_for_eight_npus(self) -> None:
         for path, text in compose.files(plan(), tuple(range(8)), pool_image="qvl-npu:0.1.0").items():
@@ -130,61 +125,6 @@ class TestCompose:
         assert done.returncode == 0, done.stderr
 
 
-class TestKubernetes:
-    def test_kustomization_lists_every_manifest(self) -> None:
-        listed = yaml.safe_load((DEPLOY / "kubernetes/kustomization.yaml").read_text())["resources"]
-
-        assert sorted(listed) == [path.name for path in MANIFESTS if path.name != "kustomization.yaml"]
-
-    def test_selectors_find_their_pods(self) -> None:
-        pods = [item["spec"]["template"] for item in documents() if item["kind"] in ("Deployment", "StatefulSet")]
-        labels = [pod["metadata"]["labels"] for pod in pods]
-        for item in documents():
-            if item["kind"] == "Service":
-                assert any(item["spec"]["selector"].items() <= found.items() for found in labels), item["metadata"]
-            elif item["kind"] in ("Deployment", "StatefulSet", "PodDisruptionBudget"):
-                wanted = item["spec"]["selector"]["matchLabels"]
-                assert any(wanted.items() <= found.items() for found in labels), item["metadata"]
-
-    def test_the_pool_addresses_every_engine_replica(self) -> None:
-        engine = of_kind("StatefulSet")["engine"]
-        command = containers(of_kind("Deployment")["pool"])["command"]
-        urls = [value for flag, value in itertools.pairwise(command) if flag == "--base-url"]
-
-        assert engine["spec"]["serviceName"] in of_kind("Service")
-        assert urls == [f"http://engine-{index}.engine:8000/v1" for index in range(engine["spec"]["replicas"])]
-
-    def test_an_engine_has_one_npu_and_is_not_privileged(self) -> None:
-        spec = of_kind("StatefulSet")["engine"]["spec"]["template"]["spec"]
-        engine = spec["containers"][0]
-
-        assert engine["resources"]["limits"]["huawei.com/Ascend910"] == 1
-        assert "privileged" not in json.dumps(spec)
-        assert not any("hostPath" in volume for volume in spec["volumes"])
-        mounted = {mount["name"] for mount in engine["volumeMounts"]}
-        assert mounted == {volume["name"] for volume in spec["volumes"]}
-
-    def test_draining_ends_before_kubernetes_kills(self) -> None:
-        for workload in (of_kind("StatefulSet")["engine"], of_kind("Deployment")["pool"]):
-            words = " ".join([*containers(workload)["command"], *containers(workload).get("args", [])]).split()
-            drain = int(words[words.index("--drain-timeout") + 1])
-            assert drain < workload["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-
-    def test_probes_ask_the_paths_that_the_server_has(self) -> None:
-        for workload in (of_kind("StatefulSet")["engine"], of_kind("Deployment")["pool"]):
-            container = containers(workload)
-            assert container["livenessProbe"]["httpGet"]["path"] == "/health"
-            script = container["readinessProbe"]["exec"]["command"][-1]
-            assert f"8000{recipe.READY_PATHS['qvl']}" in script
-            compile(script, "probe", "exec")
-
-    def test_keys_come_from_a_secret(self) -> None:
-        for workload in (of_kind("StatefulSet")["engine"], of_kind("Deployment")["pool"]):
-            for entry in containers(workload)["env"]:
-                if entry["name"].endswith("KEY"):
-                    assert entry["valueFrom"]["secretKeyRef"] == {"name": "qvl", "key": "api-key"}
-
-
 def test_prometheus_for_one_server_parses() -> None:
     body = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
 
@@ -192,8 +132,7 @@ def test_prometheus_for_one_server_parses() -> None:
 
 
 def test_no_image_is_used_without_a_tag() -> None:
-    images = [containers(item)["image"] for item in documents() if item["kind"] in ("Deployment", "StatefulSet")]
     body = compose.compose(plan(), (0,), pool_image="qvl-npu:0.1.0")
-    images += [service["image"] for service in body["services"].values()]
+    images = [service["image"] for service in body["services"].values()]
 
     assert all(":" in image and not image.endswith(":latest") for image in images)

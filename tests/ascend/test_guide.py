@@ -26,7 +26,7 @@ RAY_FLAGS = {
     "get-auth-token": {"--generate"},
     "status": set(),
 }  # fmt: skip
-OTHERS = {"npu-smi", "ls", "cat", "sudo", "pip", "hf", "curl", "kubectl", "export"}
+OTHERS = {"npu-smi", "ls", "cat", "sudo", "pip", "hf", "curl", "kubectl", "helm", "export"}
 DOCKER_WORDS = {"build", "run", "exec", "images", "ps", "rm", "logs", "compose"}
 SERVE_FLAGS = {
     "--host", "--port", "--device", "--dtype", "--max-model-len", "--max-num-seqs", "--cache", "--api-key",
@@ -141,7 +141,7 @@ def test_checks_named_in_the_text_are_in_the_table() -> None:
 
 
 def test_files_and_anchors_named_in_the_text_exist() -> None:
-    for path in re.findall(r"\bdeploy/(?:Dockerfile|compose|kubernetes)\b", GUIDE):
+    for path in re.findall(r"\bdeploy/(?:Dockerfile|compose|helm)\b", GUIDE):
         assert (ROOT / path).exists()
     headings = {
         re.sub(r"[^\w -]", "", line.lstrip("# ")).strip().lower().replace(" ", "-")

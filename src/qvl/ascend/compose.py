@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from importlib.resources import files as files_of
 from typing import TYPE_CHECKING
 
 import yaml
@@ -19,14 +20,16 @@ _KEY = "${QVL_API_KEY:?set QVL_API_KEY in the environment or in a file .env}"
 
 
 def files(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, str]:
-    """Return the files for `docker compose up` by relative path: compose file, Prometheus and Grafana configuration."""
+    """Return the files for `docker compose up` by relative path: compose file, Prometheus with alerts, Grafana with a dashboard."""
     body = compose(plan, npus, pool_image=pool_image)
     engines = tuple(name for name in body["services"] if name.startswith("engine-"))
     return {
         "docker-compose.yml": to_yaml(body),
         "prometheus.yml": to_yaml(prometheus(engines)),
+        "alerts.yml": _packaged("alerts.yml"),
         "grafana/datasources/prometheus.yml": to_yaml(_DATASOURCE),
         "grafana/dashboards/qvl.yml": to_yaml(_DASHBOARDS),
+        "grafana/dashboards/qvl.json": _packaged("dashboard.json"),
     }
 
 
@@ -54,7 +57,11 @@ def compose(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> J
         "prometheus": {
             "image": "prom/prometheus:v2.55.1",
             "restart": plan.restart,
-            "volumes": ["./prometheus.yml:/etc/prometheus/prometheus.yml:ro", "prometheus:/prometheus"],
+            "volumes": [
+                "./prometheus.yml:/etc/prometheus/prometheus.yml:ro",
+                "./alerts.yml:/etc/prometheus/alerts.yml:ro",
+                "prometheus:/prometheus",
+            ],
             "secrets": ["qvl_key"],
         },
         "grafana": {
@@ -80,6 +87,7 @@ def prometheus(engines: tuple[str, ...]) -> JsonObject:
     key = {"authorization": {"type": "Bearer", "credentials_file": "/run/secrets/qvl_key"}}
     return {
         "global": {"scrape_interval": "15s", "evaluation_interval": "15s"},
+        "rule_files": ["alerts.yml"],
         "scrape_configs": [
             {"job_name": name, "static_configs": [{"targets": targets}], **key} for name, targets in jobs.items()
         ],
@@ -97,6 +105,10 @@ def to_yaml(value: object) -> str:
     """Return plain data (dicts, lists, strings, numbers, booleans) as YAML, in insertion order."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
     return text
+
+
+def _packaged(name: str) -> str:
+    return (files_of("qvl.ascend") / name).read_text(encoding="utf-8")
 
 
 def _engine(plan: ContainerPlan) -> JsonObject:
