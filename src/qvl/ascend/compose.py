@@ -20,7 +20,7 @@ _KEY = "${QVL_API_KEY:?set QVL_API_KEY in the environment or in a file .env}"
 
 
 def files(plan: ContainerPlan, npus: tuple[int, ...], *, pool_image: str) -> dict[str, str]:
-    """Return the files for `docker compose up` by relative path: Prometheus' alerts and Grafana's dashboard included."""
+    """Return the files for `docker compose up` by path, Prometheus' alerts and Grafana's dashboard."""
     body = compose(plan, npus, pool_image=pool_image)
     engines = tuple(name for name in body["services"] if name.startswith("engine-"))
     return {
