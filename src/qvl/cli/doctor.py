@@ -20,12 +20,18 @@ def doctor(
     folder: Annotated[Path, typer.Option(help="Where weights and answers will lie.")] = Path("/"),
     probe: Annotated[bool, typer.Option(help="Run Qwen3-VL's operations on every device (loads torch).")] = True,
     software: Annotated[bool, typer.Option(help="Look at CANN and Python packages (not for a container host).")] = True,
+    explain: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Only explain an error code, such as 207001, EI0006 or -8020.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Examine this host: driver, CANN, versions, environment, operations, weights, endpoint, cache.
 
     Exit code: 0 all ok, 1 warnings only, 2 at least one failure.
     """
+    if explain is not None:
+        _explain(explain, as_json=as_json)
+        return
     from qvl.ascend.doctor import Options, examine, render, verdict
     from qvl.ascend.host import Host
     from qvl.errors import ConfigError
@@ -57,3 +63,22 @@ def doctor(
         report = examine(Host(), options, on_finding=lambda finding: console.print(render(finding)))
         console.print(verdict(report), style="bold")
     raise typer.Exit(report.exit_code)
+
+
+def _explain(text: str, *, as_json: bool) -> None:
+    """Print what the error codes in `text` mean; exit code 2 if none is known."""
+    import json
+    from dataclasses import asdict
+
+    from qvl.ascend.explain import codes_in, explanations
+
+    found = explanations(text)
+    if not found:
+        shown = ", ".join(codes_in(text)) or repr(text[:80])
+        place = "the plog under ~/ascend/log names the operation and the first error"
+        typer.echo(f"qvl doctor: no explanation of {shown}: {place}", err=True)
+        raise typer.Exit(2)
+    if as_json:
+        typer.echo(json.dumps([asdict(item) for item in found], ensure_ascii=False, indent=2))
+    else:
+        typer.echo("\n".join(map(str, found)))
