@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from qvl._version import __version__
 from qvl.ascend import devices, matrix
-from qvl.ascend.checks import chip, driver, endpoint, ops, resources, settings, software, store, weights
+from qvl.ascend.checks import chip, driver, endpoint, fit, ops, resources, settings, software, store, weights
 from qvl.ascend.host import Host
 from qvl.ascend.report import MARKS, DoctorReport, Finding
 from qvl.errors import ConfigError
@@ -112,14 +112,19 @@ def _plan(host: Host, options: Options, kind: str) -> Iterator[tuple[str, Callab
     yield "environment", lambda: settings.names(host)
     yield "conflicts", lambda: settings.conflicts(host)
     yield "shm", lambda: resources.shared_memory(host)
+    if options.software:
+        yield "shm-ray", lambda: resources.ray_memory(host)
     yield "disk", lambda: resources.disk(host, options.folder)
     yield "open-files", lambda: resources.open_files(host)
     yield "ports", lambda: resources.ports(host, options.ports, len(devices.device_numbers(host)))
+    if kind == "npu":
+        yield "hccl-npu-ports", lambda: resources.hccl_ports(host)
     yield "clock", lambda: resources.clock(host)
     if options.probe and options.software:
         yield "op-probe", lambda: ops.probe(host, kind)
     if options.weights is not None:
         yield "weights", partial(weights.check, options.weights)
+        yield "fit", partial(fit.check, host, options.weights)
     if options.cache is not None:
         yield "cache-store", partial(store.check, host, options.cache)
     if options.url is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypedDict
 if TYPE_CHECKING:
     import torch
 
-OPERATIONS = ("matmul", "rms_norm", "conv3d", "sdpa", "isin")
+OPERATIONS = ("matmul", "rms_norm", "conv3d", "sdpa", "masked_assign", "isin")
 DTYPES = ("float16", "bfloat16")
 MARK = "QVL-PROBE "
 
@@ -71,6 +71,17 @@ def operation(name: str, device: str, dtype: torch.dtype) -> Callable[[], torch.
         query, keys, values = random(1, 8, 64, 64), random(1, 8, 64, 64), random(1, 8, 64, 64)
         mask = torch.ones(64, 64, dtype=torch.bool).tril().to(device)
         return lambda: functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    if name == "masked_assign":
+        # The picture's embeddings take the places of its tokens.
+        embeddings, pictures = random(64, 512), random(16, 512)
+        places = (torch.arange(64) % 4 == 0).to(device)
+
+        def assign() -> torch.Tensor:
+            mixed = embeddings.clone()
+            mixed[places] = pictures
+            return mixed
+
+        return assign
     tokens = torch.arange(64).to(device)
     stops = torch.tensor([3, 7]).to(device)
     return lambda: torch.isin(tokens, stops)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import qvl
 from qvl.ascend import devices
+from qvl.ascend.explain import explanations
 from qvl.ascend.host import Host
 from qvl.ascend.probe import MARK, OperationOutcome, ProbeResult
 from qvl.ascend.report import Finding
@@ -66,7 +67,9 @@ def _count(host: Host, count: int, error: str | None) -> Iterator[Finding]:
 def _outcome(body: ProbeResult) -> Iterator[Finding]:
     device = body["device"]
     if "operations" not in body:
-        yield Finding.fail("op-probe", f"{device}: {body.get('error', 'no answer')}", _fix_import(device), body)
+        yield Finding.fail(
+            "op-probe", f"{device}: {body.get('error', 'no answer')}", _fix_import(device, body.get("error", "")), body
+        )
         return
     failed = [item for item in body["operations"] if "error" in item]
     for item in failed:
@@ -93,8 +96,10 @@ def _outcome(body: ProbeResult) -> Iterator[Finding]:
         yield Finding.ok("op-probe", text, body)
 
 
-def _fix_import(device: str) -> str:
+def _fix_import(device: str, error: str) -> str:
     if device.startswith("npu"):
+        if found := explanations(error):
+            return f"{found[0].code}: {found[0].cause}; {found[0].fix}"
         return "source /usr/local/Ascend/ascend-toolkit/set_env.sh, then compare the versions above"
     if device.startswith("cuda"):
         return "install a torch built for this driver's CUDA, and give the container --gpus"
@@ -102,8 +107,15 @@ def _fix_import(device: str) -> str:
 
 
 def _fix_operation(device: str, item: OperationOutcome) -> str:
+    if device.startswith("npu") and item["op"] == "masked_assign":
+        return (
+            "pictures cannot enter the prompt with this torch_npu and CANN (310P: known below vllm-ascend 0.18): use the "
+            "newest vllm-ascend image of this chip, whole"
+        )
     if item["dtype"] == "bfloat16":
         return "this chip or CANN has no bfloat16 for it: use --dtype float16"
     if device.startswith("npu"):
+        if found := explanations(item["error"]):
+            return f"{found[0].code}: {found[0].cause}; {found[0].fix}"
         return "install the kernels package of this chip for the installed CANN, or a CANN that fits torch_npu"
     return "use --dtype float32, or another device"

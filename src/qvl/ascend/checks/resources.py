@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from qvl.ascend import matrix
+from qvl.ascend import devices, matrix
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding, Status
 from qvl.backends.local.model import kernel_times
@@ -19,6 +19,9 @@ _DISK_GIB = 20
 _OPEN_FILES = 4096
 _HCCL_BASE = 60000
 _HCCL_PORTS = 16
+_HCCL_NPU_PORT = 16666
+_RAY_SHARE = 0.3
+_RAY_LARGEST_GIB = 200
 
 
 def shared_memory(host: Host) -> Iterator[Finding]:
@@ -39,6 +42,46 @@ def shared_memory(host: Host) -> Iterator[Finding]:
             "start the container with --shm-size=1g (10g on 310P); --ipc=host is not needed then",
             {"bytes": space[0]},
         )
+
+
+def ray_memory(host: Host) -> Iterator[Finding]:
+    """Check that shared memory holds Ray's object store, if Ray is installed and is to join several NPUs.
+
+    Ray gives it 30 % of the memory; where /dev/shm is smaller it uses /tmp, which is slow, or does not start.
+    """
+    total = re.search(r"^MemTotal:\s*(\d+)", host.read("/proc/meminfo") or "", re.MULTILINE)
+    space = host.space(SHM)
+    several = "RAY_ADDRESS" in host.environ or len(devices.device_numbers(host)) > 1
+    if "ray" not in host.packages() or not several or total is None or space is None:
+        return
+    wanted = min(_RAY_SHARE * int(total[1]) * 1024, _RAY_LARGEST_GIB * GIB)
+    detail = {"bytes": space[0], "wanted": int(wanted)}
+    if space[0] >= wanted:
+        yield Finding.ok("shm-ray", f"{SHM} holds Ray's object store of {wanted / GIB:.0f} GiB", detail)
+    else:
+        yield Finding.warn(
+            "shm-ray",
+            f"{SHM} has {space[0] / GIB:.1f} GiB, and Ray's object store takes {wanted / GIB:.0f} GiB by default",
+            f"with Ray: start the container with --shm-size={math.ceil(wanted / GIB)}g, or ray start "
+            f"--object-store-memory={int(space[0] * 0.8)}",
+            detail,
+        )
+
+
+def hccl_ports(host: Host) -> Iterator[Finding]:
+    """Check the port that HCCL opens on each NPU's own network: one process per NPU, unless a range is set."""
+    table = devices.query(host)
+    name = "HCCL_NPU_SOCKET_PORT_RANGE"
+    held = devices.holders(host, table) if table else ()
+    if not held or host.environ.get(name) or len(devices.device_numbers(host)) < 2:
+        return
+    yield Finding.warn(
+        "hccl-npu-ports",
+        f"NPU {held[0].device_id} has a process already: HCCL of a second service there finds port {_HCCL_NPU_PORT} of "
+        "the NPU's own network taken (EI0020, EJ0003)",
+        f"export {name}=auto for both services, or give each service NPUs of its own",
+        {"held": sorted({holder.device_id for holder in held})},
+    )
 
 
 def disk(host: Host, folder: str) -> Iterator[Finding]:
