@@ -84,6 +84,11 @@ class Machine:
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
 
+    def replace_package(self, name: str, version: str) -> None:
+        for folder in self.site.glob(f"{name.replace('-', '_')}-*.dist-info"):
+            shutil.rmtree(folder)
+        self.package(name, version)
+
     def software(self, cann: str = "8.3.RC1", **packages: str) -> None:
         folder = "/usr/local/Ascend/ascend-toolkit/latest"
         text = recording("toolkit-8.3.RC1.install.info").replace("8.3.RC1", cann)
@@ -110,8 +115,14 @@ def machine(tmp_path: Path) -> Machine:
 
 
 @pytest.fixture
-def healthy(machine: Machine) -> Machine:
+def healthy(tmp_path: Path) -> Machine:
     """Four idle 910B4 with a driver, firmware, CANN and packages that go together."""
+    return healthy_machine(tmp_path)
+
+
+def healthy_machine(folder: Path) -> Machine:
+    """Build the machine of the fixture `healthy` in a folder."""
+    machine = Machine(folder)
     machine.nodes(0, 1, 2, 3)
     machine.npu_smi("24.1.rc3-910B4.txt")
     machine.write("/usr/local/Ascend/driver/version.info", recording("driver-24.1.rc3.version.info"))

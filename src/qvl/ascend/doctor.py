@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Final
 
 from qvl._version import __version__
 from qvl.ascend import devices, matrix
-from qvl.ascend.checks import chip, driver, endpoint, fit, ops, resources, settings, software, store, weights
+from qvl.ascend.checks import (
+    chip,
+    driver,
+    endpoint,
+    fit,
+    model_slim,
+    ops,
+    resources,
+    settings,
+    software,
+    store,
+    weights,
+)
 from qvl.ascend.host import Host
 from qvl.ascend.report import MARKS, DoctorReport, Finding
 from qvl.errors import ConfigError
@@ -124,6 +136,7 @@ def _plan(host: Host, options: Options, kind: str) -> Iterator[tuple[str, Callab
         yield "op-probe", lambda: ops.probe(host, kind)
     if options.weights is not None:
         yield "weights", partial(weights.check, options.weights)
+        yield "model-slim", partial(model_slim.check, options.weights)
         yield "fit", partial(fit.check, host, options.weights)
     if options.cache is not None:
         yield "cache-store", partial(store.check, host, options.cache)

@@ -1,4 +1,4 @@
-"""An estimate of what a checkpoint takes on an NPU: weights, the keys and values of one full context, a large picture."""
+"""An estimate of what a checkpoint takes on an NPU: weights, keys and values of one full context, a large picture."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def check(host: Host, folder: Path) -> Iterator[Finding]:
         "room_per_npu": int(room),
         "npus": len(npus),
     }
-    smaller = "--max-model-len 8192, fewer pixels a picture (--max-pixels), or quantised weights"
+    smaller = "--max-model-len 8192, smaller pictures (QVL_MAX_PIXELS), or quantised weights"
     if fitting is None:
         over = need.weights / len(npus) > room
         yield Finding(

@@ -109,8 +109,8 @@ def _fix_import(device: str, error: str) -> str:
 def _fix_operation(device: str, item: OperationOutcome) -> str:
     if device.startswith("npu") and item["op"] == "masked_assign":
         return (
-            "pictures cannot enter the prompt with this torch_npu and CANN (310P: known below vllm-ascend 0.18): use the "
-            "newest vllm-ascend image of this chip, whole"
+            "without it pictures do not enter the prompt: use the newest vllm-ascend image of this chip, whole (310P "
+            "needs 0.18 or newer)"
         )
     if item["dtype"] == "bfloat16":
         return "this chip or CANN has no bfloat16 for it: use --dtype float16"

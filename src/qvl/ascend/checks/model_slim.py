@@ -1,0 +1,43 @@
+"""The check of weights that msModelSlim quantised: their description must name every weight, as vllm-ascend reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from qvl.ascend.report import Finding
+
+_WEIGHT = ".weight"
+
+
+def check(folder: Path) -> Iterator[Finding]:
+    """Check that `quant_model_description.json` and the index of weights name the same weights."""
+    described = next(iter(sorted(folder.glob("quant_model_description*.json"))), None)
+    index = next(iter(sorted(folder.glob("quant_model_weight*.safetensors.index.json"))), None)
+    index = index or folder / "model.safetensors.index.json"
+    if described is None or not index.exists():
+        return
+    again = (
+        "take the published quantised weights of this model, or quantise it again with the msModelSlim that fits this "
+        "vllm-ascend"
+    )
+    try:
+        kinds = json.loads(described.read_text(encoding="utf-8"))
+        stored = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = {name for name in kinds if name.endswith(_WEIGHT)}
+        weights = {name for name in stored if name.endswith(_WEIGHT)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield Finding.fail("quantisation", f"{described.name} or {index.name} cannot be read: {error!r}", again)
+        return
+    unnamed, absent = sorted(weights - names), sorted(names - weights)
+    detail = {"description": described.name, "index": index.name, "unnamed": unnamed[:20], "absent": absent[:20]}
+    if unnamed:
+        text = f"{described.name} does not name {len(unnamed)} weights, such as {unnamed[0]}: vllm-ascend stops with a "
+        yield Finding.fail("quantisation", f"{text}KeyError", again, detail)
+    if absent:
+        text = f"{described.name} names {len(absent)} weights that are in no file, such as {absent[0]}"
+        yield Finding.fail("quantisation", text, again, detail)
+    if not unnamed and not absent:
+        kind = kinds.get("model_quant_type", "quantised")
+        yield Finding.ok("quantisation", f"{described.name} ({kind}) names all {len(weights)} weights", detail)
