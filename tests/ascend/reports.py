@@ -182,8 +182,7 @@ def _root_complex(machine: Machine) -> tuple[Options, dict[str, object]]:
     for name in ("davinci0", "davinci1", "davinci2", "devmm_svm", "hisi_hdc"):
         (machine.root / "dev" / name).unlink()
     machine.write("/.dockerenv")
-    for name in ("ascend_manager",):
-        machine.write(f"/dev/{name}").chmod(0o660)
+    machine.write("/dev/ascend_manager").chmod(0o660)
     machine.npu_smi("23.0.6-310P3-memory-na.txt")
     return QUIET, {}
 
@@ -257,7 +256,7 @@ REPORTS: Final = (
     Report("vllm-ascend #7276", "vllm and vllm-ascend differ", "vllm-ascend", "vllm 0.17.0", _mixed_candidates),
     Report("vllm-ascend #632", "-8020: the NPU is used elsewhere", "npu-smi", "another container", _used_elsewhere),
     Report("vllm-ascend #2698", "-8005 in a container", "npu-smi", "another container", _held_elsewhere),
-    Report("gpustack #3352", "visible device 4 of 2", "visible-devices", "out of range", _visible_beyond),
+    Report("gpustack #3352", "a visible device that is not there", "visible-devices", "out of range", _visible_beyond),
     Report("vllm-ascend #10227", "gap in the slots", "visible-devices", "from 0", _gap_in_slots),
     Report("vllm-ascend #449", "an old engine with visible devices 0,1,2,5"),
     Report("vllm-ascend #405", "HCCL's host port taken", "hccl-ports", "60000", _port_taken),
@@ -281,8 +280,8 @@ REPORTS: Final = (
 
 _HEAD: Final = """# Reports of failed bring-ups, and what `qvl doctor` says
 
-Made by the tests (`make docs`): each row is a public report, rebuilt as a made-up host from its words, and the line that
-`qvl doctor` (or `qvl doctor --explain CODE`) prints there. No NPU was used. The causes are those of the threads.
+Made by the tests (`make docs`): each row is a public report, rebuilt from its words as a made-up host, and the line
+that `qvl doctor` (or `qvl doctor --explain CODE`) prints there. No NPU was used. The causes are those of the threads.
 
 | report | cause | `qvl doctor` prints |
 |---|---|---|

@@ -189,15 +189,14 @@ def find(name: str, nodes: Collection[str] = ()) -> Chip | None:
     """
     plain = re.sub(r"^\s*Ascend\s*", "", name, flags=re.IGNORECASE).strip()
     rows = [chip for chip in CHIPS if re.fullmatch(chip.names, plain, re.IGNORECASE)]
-    own = [chip for chip in rows if set(chip.control_nodes) <= set(nodes)]
-    return next(iter(own or rows), None)
+    return max(rows, key=lambda chip: len(set(chip.control_nodes) & set(nodes)), default=None)
 
 
 def find_by_nodes(nodes: Collection[str]) -> Chip | None:
     """Return the chip that a host's nodes below /dev show without npu-smi; None where they fit several kinds."""
     if "uburma" in nodes or "ummu" in nodes:
         return next(chip for chip in CHIPS if chip.kind == "950")
-    if "user_config" in nodes and "devmm_svm" not in nodes and "hisi_hdc" not in nodes:
+    if not {"user_config", "ascend_manager"}.isdisjoint(nodes) and {"devmm_svm", "hisi_hdc"}.isdisjoint(nodes):
         return next(chip for chip in CHIPS if chip.kind == "310P RC")
     return None
 

@@ -96,7 +96,7 @@ def check(host: Host, folder: Path) -> Iterator[Finding]:
         yield Finding(
             "fit",
             "fail" if over else "warn",
-            f"{text}; {len(npus)} NPUs give {room / GIB:.1f} GiB each",
+            f"{text}; {'one NPU gives' if len(npus) == 1 else f'each of {len(npus)} NPUs gives'} {room / GIB:.1f} GiB",
             detail,
             f"use more NPUs, {'a smaller model or quantised weights' if over else smaller}",
         )

@@ -1,4 +1,4 @@
-"""The check of weights that msModelSlim quantised: their description must name every weight, as vllm-ascend reads it."""
+"""The check of weights that msModelSlim quantised: their description must name every weight for vllm-ascend."""
 
 from __future__ import annotations
 
@@ -33,11 +33,15 @@ def check(folder: Path) -> Iterator[Finding]:
     unnamed, absent = sorted(weights - names), sorted(names - weights)
     detail = {"description": described.name, "index": index.name, "unnamed": unnamed[:20], "absent": absent[:20]}
     if unnamed:
-        text = f"{described.name} does not name {len(unnamed)} weights, such as {unnamed[0]}: vllm-ascend stops with a "
-        yield Finding.fail("quantisation", f"{text}KeyError", again, detail)
+        text = f"{described.name} does not name {unnamed[0]}{_others(unnamed)}: vllm-ascend stops with a KeyError"
+        yield Finding.fail("quantisation", text, again, detail)
     if absent:
-        text = f"{described.name} names {len(absent)} weights that are in no file, such as {absent[0]}"
+        text = f"{described.name} names {absent[0]}{_others(absent)}, which is in no file"
         yield Finding.fail("quantisation", text, again, detail)
     if not unnamed and not absent:
         kind = kinds.get("model_quant_type", "quantised")
         yield Finding.ok("quantisation", f"{described.name} ({kind}) names all {len(weights)} weights", detail)
+
+
+def _others(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -1,0 +1,82 @@
+"""`qvl doctor --explain`: codes in whatever form they are pasted, and what is not known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from qvl.ascend.explain import codes_in, explanations, known
+from qvl.cli import app
+
+LOG = (
+    "NPU function error: c10_npu::SetDevice(device_id_), error code is 507033\n[ERROR] 2025-11-19-11:14:58 (PID:356, "
+    "Device:0, RankID:-1) ERR00100 PTA call acl api failed\nE30006: 2025-11-19-11:14:58.516.606 Failed to verify the OPP"
+)
+
+
+def test_at_least_forty_codes_have_a_cause_and_a_way_out_of_one_line_each() -> None:
+    assert len(known()) >= 40
+    for item in known().values():
+        assert codes_in(item.code) == (item.code,)
+        assert item.name
+        assert item.cause
+        assert item.fix
+        assert "\n" not in item.cause + item.fix
+
+
+def test_a_way_out_that_points_to_another_code_points_to_one_that_is_known() -> None:
+    pointing = {item.code: codes_in(item.fix.replace("for ", "")) for item in known().values() if "as for" in item.fix}
+
+    assert pointing
+    assert all(code in known() for codes in pointing.values() for code in codes)
+
+
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [
+        ("207001", ("207001",)),
+        ("error code is 207001.", ("207001",)),
+        ("ret is -8020", ("-8020",)),
+        ("ej0003", ("EJ0003",)),
+        ("EJ0003: [PID: 356] Failed to bind", ("EJ0003",)),
+        ("(ERR02200)", ("ERR02200",)),
+        ("pid 1207001, 2025-11-19", ()),
+        ("8005", ()),
+        ("", ()),
+    ],
+)
+def test_a_code_is_found_in_what_is_pasted(text: str, codes: tuple[str, ...]) -> None:
+    assert codes_in(text) == codes
+
+
+def test_of_several_codes_those_that_only_pass_an_error_on_come_last() -> None:
+    assert [item.code for item in explanations(LOG)] == ["507033", "E30006", "ERR00100"]
+
+
+@pytest.mark.parametrize("code", sorted(known()))
+def test_the_command_explains_every_code(code: str) -> None:
+    done = CliRunner().invoke(app, ["doctor", "--explain", code])
+
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"{code} (")
+    assert "fix: " in done.stdout
+
+
+def test_json_has_the_same_facts() -> None:
+    done = CliRunner().invoke(app, ["doctor", "--explain", "-8020", "--json"])
+
+    assert json.loads(done.stdout) == [
+        {name: getattr(known()["-8020"], name) for name in ("code", "name", "cause", "fix")}
+    ]
+
+
+@pytest.mark.parametrize("text", ["100000", "hello", "EI9998"])
+def test_an_unknown_code_is_one_line_and_exit_code_2(text: str) -> None:
+    done = CliRunner().invoke(app, ["doctor", "--explain", text])
+
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
