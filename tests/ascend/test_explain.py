@@ -12,7 +12,7 @@ from qvl.cli import app
 
 LOG = (
     "NPU function error: c10_npu::SetDevice(device_id_), error code is 507033\n[ERROR] 2025-11-19-11:14:58 (PID:356, "
-    "Device:0, RankID:-1) ERR00100 PTA call acl api failed\nE30006: 2025-11-19-11:14:58.516.606 Failed to verify the OPP"
+    "Device:0, RankID:-1) ERR00100 PTA call acl api failed\nE30006: 2025-11-19-11:14:58.516 Failed to verify the OPP"
 )
 
 
