@@ -197,6 +197,21 @@ class TestKeptTimes:
         assert kernel_times.faster_dtype() == kernel_times.known_dtype() == "float32"
 
 
+@pytest.mark.parametrize("lacking", [None, *INT8_KERNELS])
+def test_small_weights_in_8_bits_are_not_measured(monkeypatch: pytest.MonkeyPatch, lacking: str | None) -> None:
+    monkeypatch.setattr(kernel_times, "_measure", lambda *_: pytest.fail("measured"))
+    available = {name: INT8_KERNELS[name] for name in INT8_KERNELS if name != lacking}
+    monkeypatch.setattr("qvl.backends.local.model.linear.INT8_KERNELS", available)
+    plan = LinearPlan(int8=int8_store.Int8Store("sha256:small"))
+    for dtype in (torch.float32, torch.bfloat16):
+        weight, bias = weights(dtype=dtype)
+        linear = plan.linear(weight, bias, name=f"{dtype}")
+        exact = torch.nn.functional.linear(rows(3), weight.float(), bias.float())
+        assert error(linear(rows(3).to(dtype)), exact) < 0.02
+    assert "int8" in plan.describe()
+    assert "GB/s" not in plan.describe(), "what stays in the caches says nothing of the memory"
+
+
 def test_a_large_weight_has_measured_kernels_and_says_so() -> None:
     plan = LinearPlan()
     weight = weights(2048, SMALL // 2048)[0]

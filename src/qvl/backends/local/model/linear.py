@@ -31,6 +31,8 @@ TILE: Final = 32
 # has measured anyway, and these in float32.
 SMALL: Final = 1 << 20
 SMALL_FLOAT32: Final = ("fbgemm",) * 6 + ("onednn",) * 2
+# In 8 bits: one that is not there is replaced by the other.
+SMALL_INT8: Final = ("fbgemm-int8",) * 8
 MEASURED: Final = ("float32", "bfloat16")
 # What a number of a weight takes in a kernel's layout, where that is not its dtype's size.
 NUM_BYTES: Final = {"fbgemm": 2, "onednn-int8": 1, "fbgemm-int8": 1}
@@ -177,11 +179,13 @@ class LinearPlan:
     ) -> tuple[str, ...]:
         """Return the kernel for each of ROWS."""
         dtype = _dtype_name(weight) if weight.device.type == "cpu" else ""
-        if not times and dtype == "bfloat16":
+        int8 = self.int8 is not None and steps
+        if not times and dtype == "bfloat16" and not int8:
             times = standard_times(weight.dtype, candidates)
         if not times:
-            fixed = SMALL_FLOAT32 if dtype == "float32" else ()
-            names = tuple(name if name in candidates else "plain" for name in fixed) or ("plain",) * len(ROWS)
+            fixed = SMALL_INT8 if int8 else SMALL_FLOAT32 if dtype == "float32" else ()
+            other = candidates[0] if int8 else "plain"
+            names = tuple(name if name in candidates else other for name in fixed) or ("plain",) * len(ROWS)
         else:
             free, total = host_memory()
             second = self.int8 is None and steps and not tiled and free >= total // 4
@@ -192,7 +196,7 @@ class LinearPlan:
 
     def _times(self, weight: Tensor, candidates: Sequence[str], *, steps: bool) -> Times:
         """Return the milliseconds of each kernel; nothing where there is no choice or the weight is small."""
-        small = weight.numel() < SMALL and self.int8 is None
+        small = weight.numel() < SMALL
         if weight.device.type != "cpu" or _dtype_name(weight) not in MEASURED or small:
             return {}
         shape = (weight.shape[0], weight.shape[1])
