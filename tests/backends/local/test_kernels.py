@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.model import cpu, int8_store, kernel_times, unpack_weights
+from qvl.backends.local.model import cpu, int8_store, kernel_report, kernel_times, unpack_weights
 from qvl.backends.local.model.int8_store import quantise
 from qvl.backends.local.model.kernel_times import ROWS, Times
 from qvl.backends.local.model.linear import SMALL, LinearPlan, best_layouts
@@ -31,6 +32,32 @@ if TYPE_CHECKING:
     from tests.backends.local.conftest import Opener
 
 TOLERANCE = {"plain": 1e-6, "onednn": 1e-6, "fbgemm": 1e-6, "onednn-int8": 0.02, "fbgemm-int8": 0.02}
+
+
+# Valid JSON and other texts in the place of the measurements; HERE is this processor.
+HOSTILE_FILES = [
+    "",
+    "{",
+    "[]",
+    "7",
+    "null",
+    '{"a": 1}',
+    "\x00",
+    "[" * 100_000,
+    '{"HERE": []}',
+    '{"HERE": {"read_gb_s": "33", "dtype": "float64", "times": []}}',
+    '{"HERE": {"read_gb_s": NaN, "dtype": 1, "times": {"64x32 float32 1 thread": 5}}}',
+    '{"HERE": {"read_gb_s": -1, "dtype": ["float32"], "times": {"64x32 float32 1 thread": {"plain": 5}}}}',
+    '{"HERE": {"read_gb_s": true, "times": {"64x32": {"plain": {"1": 1}}, "axb float32 1 thread": {}}}}',
+    '{"HERE": {"times": {"1024x2048 float32 1 thread": {"plain": {}, "onednn": {}, "fbgemm": {}}}}}',
+    '{"HERE": {"times": {"1024x2048 float32 1 thread": {"plain": {"1": "2"}}}}}',
+    '{"HERE": {"times": {"1024x2048 float32 1 thread": {"plain": {"one": 2}}}}}',
+    '{"HERE": {"times": {"1024x2048 float32 1 thread": {"plain": {"1": 0}}}}}',
+    '{"HERE": {"times": {"1024x2048 float32 1 thread": {"other": {"1": 2, "8": 2, "32": 2, "256": 2}}}}}',
+    '{"HERE": {"times": {"1024x2048 float32 1 thread": {"plain": {"1": 1e999}}}}}',
+    '{"HERE": {"read_gb_s": ' + "9" * 5000 + "}}",
+    '{"HERE": {"read_gb_s": 33}, "pad": "' + "x" * (5 << 20) + '"}',
+]
 
 
 @pytest.fixture
@@ -151,14 +178,49 @@ class TestKeptTimes:
         monkeypatch.setattr(kernel_times, "_measure", lambda *_: pytest.fail("measured again"))
         assert kernel_times.kernel_times((64, 32), torch.float32, ("plain", "onednn"), (1, 8)) == measured
 
-    def test_a_broken_file_is_replaced(self) -> None:
+    @pytest.mark.parametrize("content", HOSTILE_FILES)
+    def test_a_file_that_holds_no_measurements_is_replaced(self, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+        def measure(size: object, dtype: object, names: tuple[str, ...], counts: tuple[int, ...]) -> Times:
+            return {name: dict.fromkeys(counts, 1.0) for name in names}
+
+        monkeypatch.setattr(kernel_times, "_measure", measure)
         file = cache_folder() / "kernels.json"
         file.parent.mkdir(parents=True)
-        for text in ("{", "[]", '{"a": 1}', "\x00"):
-            file.write_text(text)
-            kernel_times._memo.clear()
-            assert kernel_times.kernel_times((64, 32), torch.float32, ("plain",), (1,))
-        assert json.loads(file.read_text())
+        file.write_text(content.replace("HERE", kernel_times._processor()))
+        assert kernel_times.known_dtype() in (None, "float32")
+        assert kernel_report.summary() is None
+        assert kernel_times.known_bandwidth() is None
+        assert kernel_times.faster_dtype() in ("float32", "bfloat16")
+        assert kernel_times.kernel_times((64, 32), torch.float32, ("plain",), (1,))["plain"][1] > 0
+        assert LinearPlan().linear(weights()[0], name="head")(rows(2)).shape == (2, 96)
+        assert json.loads(file.read_text())[kernel_times._processor()]["times"]
+
+    def test_what_is_right_beside_it_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kernel_times.kernel_times((64, 32), torch.float32, ("plain",), (1,))
+        file = cache_folder() / "kernels.json"
+        saved = json.loads(file.read_text())
+        saved[kernel_times._processor()] |= {"read_gb_s": "fast", "later": {}}
+        file.write_text(json.dumps(saved | {"another processor": []}))
+        monkeypatch.setattr(kernel_times, "_memo", {})
+        monkeypatch.setattr(kernel_times, "_measure", lambda *_: pytest.fail("measured again"))
+        assert kernel_times.kernel_times((64, 32), torch.float32, ("plain",), (1,))
+        assert kernel_times.known_bandwidth() is None
+
+    @pytest.mark.parametrize("kind", ["folder", "pipe", "unreadable", "device"])
+    def test_what_cannot_be_read_is_passed_over(self, kind: str) -> None:
+        file = cache_folder() / "kernels.json"
+        file.parent.mkdir(parents=True)
+        if kind == "folder":
+            (file / "inner").mkdir(parents=True)
+        elif kind == "pipe":
+            os.mkfifo(file)
+        elif kind == "device":
+            file.symlink_to("/dev/zero")
+        else:
+            file.write_text("{}")
+            file.chmod(0)
+        assert kernel_times.kernel_times((64, 32), torch.float32, ("plain",), (1,))
+        assert not list(file.parent.glob(".kernels.json*")), "no draft stays behind"
 
     def test_a_folder_that_cannot_be_written_costs_nothing_but_the_time(self) -> None:
         cache_folder().parent.mkdir(parents=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from qvl.ascend import devices, matrix
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding, Status
-from qvl.backends.local.model import kernel_times
+from qvl.backends.local.model import kernel_report
 
 GIB = 2**30
 SHM = "/dev/shm"  # noqa: S108 - measured, nothing is written there
@@ -154,8 +154,8 @@ def processor(host: Host) -> Iterator[Finding]:
         yield Finding.warn("cpu", text, "the bundled model runs; a 2B model needs 8 GiB or more", {"memory": memory})
     else:
         yield Finding.ok("cpu", text, {"cores": cores, "memory": memory})
-    measured = kernel_times.summary()
+    measured = kernel_report.summary()
     if measured is not None:
-        yield Finding.ok("cpu-kernels", measured)
+        yield Finding.ok("cpu-kernels", *measured)
     else:
         yield Finding.skip("cpu-kernels", "not measured yet: opening a local model measures which are fastest")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import threading
 import time
 from bisect import bisect_left
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict
 
 from qvl.backends.local.model.bandwidth import host_bandwidth
 from qvl.backends.local.model.cpu import cpu_name, has_bfloat16
+from qvl.backends.local.model.linear_kernels import INT8_KERNELS, KERNELS
 from qvl.config import cache_folder
 from qvl.log import logger
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from qvl.backends.local.model.linear_kernels import LinearKernel
+    from qvl.types import JsonObject
 
 log = logger(__name__)
 
@@ -44,6 +47,12 @@ HOPELESS: Final = 1.6
 # The weight by which "auto" chooses between float32 and bfloat16, and the rows.
 STANDARD: Final = (1024, 2048)
 STANDARD_ROWS: Final = (1, 8, 32, 256)
+
+# The form of a weight's name in the file, the largest file that is read, and the range of what can be measured.
+WEIGHT: Final = r"[1-9][0-9]{0,9}x[1-9][0-9]{0,9} (float32|bfloat16) [1-9][0-9]{0,4} threads?"
+LARGEST_FILE: Final = 4 << 20
+LEAST: Final = 1e-6
+MOST: Final = 1e6
 
 Times: TypeAlias = dict[str, dict[int, float]]
 """Milliseconds by number of rows, by the kernel's name."""
@@ -69,7 +78,8 @@ def kernel_times(shape: tuple[int, int], dtype: torch.dtype, names: Sequence[str
     import torch
 
     size = (min(shape[0], max(1, LARGEST // shape[1])), shape[1])
-    key = f"{size[0]}x{size[1]} {str(dtype).removeprefix('torch.')} {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    key = f"{size[0]}x{size[1]} {str(dtype).removeprefix('torch.')} {threads} thread{'s' if threads != 1 else ''}"
     with _lock:
         times = _known().setdefault("times", {}).setdefault(key, {})
         # A kernel that does not work here has no times, and is not tried again.
@@ -110,8 +120,6 @@ def faster_dtype() -> str:
     """
     import torch
 
-    from qvl.backends.local.model.linear_kernels import KERNELS
-
     if not has_bfloat16():
         return "float32"
     with _lock:
@@ -140,28 +148,20 @@ def known_bandwidth() -> float | None:
         return _known().get("read_gb_s")
 
 
-def summary() -> str | None:
-    """Return one line: the dtype of "auto", the bandwidth and the fastest kernels of one row; None before any times."""
+def known_times() -> dict[str, Times]:
+    """Return what was measured here before, by weight, as "1024x2048 bfloat16 2 threads"; without torch."""
     with _lock:
-        known = _known()
-        dtype = known_dtype()
-        best = {
-            shape: min((of["1"], name) for name, of in times.items() if "1" in of)
-            for shape, times in known.get("times", {}).items()
-            if any("1" in of for of in times.values())
+        return {
+            weight: {name: {int(count): ms for count, ms in of.items()} for name, of in times.items() if of}
+            for weight, times in _known().get("times", {}).items()
         }
-    if not best:
-        return None
-    kernels = ", ".join(f"{name} {ms:.2f} ms for {shape}" for shape, (ms, name) in sorted(best.items()))
-    bandwidth = f"memory reads {known['read_gb_s']} GB/s; " if "read_gb_s" in known else ""
-    return f"auto is {dtype}; {bandwidth}fastest for one row: {kernels}"
 
 
 def _measure(size: tuple[int, int], dtype: torch.dtype, names: Sequence[str], rows: Sequence[int]) -> Times:
     import torch
 
     from qvl.backends.local.model.int8_store import quantise
-    from qvl.backends.local.model.linear_kernels import INT8_KERNELS, pack
+    from qvl.backends.local.model.linear_kernels import pack
 
     quick = size == STANDARD
     copies = min(4 if quick else 8, max(1, WORKING_SET // (size[0] * size[1] * dtype.itemsize)))
@@ -230,9 +230,51 @@ def _processor() -> str:
 def _known() -> _Processor:
     """Return the measurements of this processor, from the file at the first call."""
     if not _memo:
-        with suppress(OSError, ValueError, AttributeError):
-            _memo.update(json.loads(_path().read_text(encoding="utf-8")))
+        _memo.update(_read(_path()))
     return _memo.setdefault(_processor(), {})
+
+
+def _read(path: Path) -> dict[str, _Processor]:
+    """Return what the file holds by processor, without what is no measurement; nothing if it cannot be read."""
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            return {}
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {name: _usable(of) for name, of in saved.items() if isinstance(of, dict)} if isinstance(saved, dict) else {}
+
+
+def _usable(saved: JsonObject) -> _Processor:
+    """Return the measurements of one processor that have the right form."""
+    kept: _Processor = {"times": {}}
+    if _positive(saved.get("read_gb_s")):
+        kept["read_gb_s"] = float(saved["read_gb_s"])
+    if saved.get("dtype") in ("bfloat16", "float32"):
+        kept["dtype"] = saved["dtype"]
+    weights = saved.get("times")
+    if isinstance(weights, dict):
+        kept["times"] = {weight: times for weight, times in weights.items() if _measured(weight, times)}
+    return kept
+
+
+def _measured(weight: str, times: object) -> bool:
+    """True if these are times of kernels that there are, one of which works here: one that does not has no times."""
+    return (
+        re.fullmatch(WEIGHT, weight) is not None
+        and isinstance(times, dict)
+        and any(times.values())
+        and times.keys() <= {*KERNELS, *INT8_KERNELS}
+        and all(isinstance(of, dict) and all(map(_row, of.items())) for of in times.values())
+    )
+
+
+def _row(item: tuple[str, object]) -> bool:
+    return item[0] in map(str, ROWS) and _positive(item[1])
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and LEAST < value < MOST
 
 
 def _write() -> None:

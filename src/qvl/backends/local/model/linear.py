@@ -134,10 +134,7 @@ class LinearPlan:
         """Return one line: the kernels of most decode weights, and the share of the memory's bandwidth they reach."""
         if not self._numbers:
             return ""
-        names = self._numbers.most_common(1)[0][0]
-        ends = [index for index in range(len(ROWS)) if index + 1 == len(ROWS) or names[index] != names[index + 1]]
-        parts = [f"{names[end]} for up to {ROWS[end]} rows" for end in ends[:-1]]
-        line = ", ".join([*parts, f"{names[-1]} beyond" if parts else names[-1]])
+        line = by_rows(self._numbers.most_common(1)[0][0])
         if not self._milliseconds:
             return line
         reached, available = self._bytes / self._milliseconds / 1e6, read_bandwidth()
@@ -172,7 +169,7 @@ class LinearPlan:
             self._numbers[names] += weight.numel()
             if times:
                 self._milliseconds += times[names[0]][1] * max(1.0, weight.numel() / LARGEST)
-                self._bytes += weight.numel() * NUM_BYTES.get(names[0], weight.itemsize)
+                self._bytes += weight.numel() * bytes_read(names[0], weight.itemsize)
 
     def _names(
         self, weight: Tensor, candidates: Sequence[str], times: Times, *, steps: bool, tiled: bool
@@ -205,6 +202,18 @@ class LinearPlan:
 
 def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def bytes_read(kernel: str, itemsize: int) -> int:
+    """Return the bytes of a number in the layout of `kernel`, for a dtype of `itemsize` bytes."""
+    return NUM_BYTES.get(kernel, itemsize)
+
+
+def by_rows(names: Sequence[str]) -> str:
+    """Return in words which kernel is taken for how many rows; `names` has one for each of ROWS."""
+    ends = [index for index in range(len(ROWS)) if index + 1 == len(ROWS) or names[index] != names[index + 1]]
+    parts = [f"{names[end]} for up to {ROWS[end]} row{'s' if ROWS[end] > 1 else ''}" for end in ends[:-1]]
+    return ", ".join([*parts, f"{names[-1]} beyond" if parts else names[-1]])
 
 
 def best_layouts(times: Times, *, second: bool, tiled: bool = False) -> tuple[str, ...]:
