@@ -5,29 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.model import cpu, int8_store, kernel_report, kernel_times, unpack_weights
+from qvl.backends.local.model import cpu, int8_store, kernel_report, kernel_times
 from qvl.backends.local.model.int8_store import quantise
 from qvl.backends.local.model.kernel_times import ROWS, Times
 from qvl.backends.local.model.linear import SMALL, LinearPlan, best_layouts
 from qvl.backends.local.model.linear_kernels import INT8_KERNELS, KERNELS, LinearKernel
 from qvl.backends.local.model.linear_kernels import pack as pack_numbers
-from qvl.backends.local.model.model_runner import Runner
 from qvl.config import cache_folder
 from qvl.errors import ConfigError
-from tests.backends.local.checkpoints import random_mixture
 from tests.backends.local.reference import Reference
-from tests.backends.local.requests import ask
 from tests.backends.local.test_equals_generate import answer_all, check
 
 if TYPE_CHECKING:
-    from qvl.backends.local.model.loader import Checkpoint
     from qvl.types import ChatRequest
     from tests.backends.local.conftest import Opener
 
@@ -346,56 +341,3 @@ def test_settings_that_cannot_be_are_refused_at_once(settings: dict[str, str], m
     with pytest.raises(ConfigError) as caught:
         LocalBackend(**settings)  # type: ignore[arg-type]
     assert str(caught.value) == message
-
-
-def int8_folder() -> Path:
-    (folder,) = (cache_folder() / "int8").iterdir()
-    return folder
-
-
-class TestWeightsKeptIn8Bits:
-    def test_the_next_start_reads_them_and_answers_alike(
-        self, opened: Opener, mixed_300: list[ChatRequest], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        first = answer_all(opened(quantize="int8"), mixed_300[:6])
-        assert not int8_folder().name.endswith(".part")
-        monkeypatch.setattr(int8_store, "quantise", lambda *_: pytest.fail("quantised again"))
-        second = answer_all(opened(quantize="int8"), mixed_300[:6])
-        assert [result.text for result in second] == [result.text for result in first]
-
-    def test_the_large_weights_are_then_not_read(self, opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
-        opened(quantize="int8")
-        read = []
-        take = unpack_weights._Tensors.take
-        monkeypatch.setattr(unpack_weights._Tensors, "take", lambda self, key: (read.append(key), take(self, key))[1])
-        opened(quantize="int8")
-        assert read
-        assert not [key for key in read if "_proj" in key and "language_model" in key]
-
-    def test_a_damaged_file_is_one_line_with_the_way_out(self, opened: Opener) -> None:
-        opened(quantize="int8")
-        file = int8_folder() / "0.qkv.safetensors"
-        file.write_bytes(file.read_bytes()[:40])
-        with pytest.raises(ConfigError, match=r"0.qkv.safetensors cannot be used: .* \(delete the folder"):
-            opened(quantize="int8")
-
-    def test_where_nothing_can_be_written_it_works_all_the_same(self, opened: Opener) -> None:
-        cache_folder().parent.mkdir(parents=True)
-        cache_folder().write_text("a file")
-        assert answer_all(opened(quantize="int8"), [ask("Say hello.")])[0].text
-
-    def test_what_a_failed_start_wrote_is_removed(self, monkeypatch: pytest.MonkeyPatch, opened: Opener) -> None:
-        def fails(self: Runner, checkpoint: Checkpoint, *_: object) -> None:
-            assert checkpoint.int8 is not None
-            checkpoint.int8.take("head", weights()[0])
-            assert list((cache_folder() / "int8").iterdir())
-            raise MemoryError
-
-        monkeypatch.setattr(Runner, "__init__", fails)
-        with pytest.raises(MemoryError):
-            opened(quantize="int8")
-        assert not list((cache_folder() / "int8").iterdir())
-
-    def test_mixtures_are_refused(self, opened: Opener, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"quantize='int8' takes no mixture of experts \(leave it out\)"):
-            opened(random_mixture(tmp_path / "mixture"), quantize="int8")

@@ -167,14 +167,13 @@ class LocalBackend(Backend):
             raise ConfigError(f"kv_memory_share={share} is out of range", hint="above 0, at most 1")
         if self._vision_cache_bytes < 0 or self._watchdog_s <= 0:
             raise ConfigError("vision_cache_bytes must be 0 or more, and watchdog_s above 0")
-        if self._decode_graphs not in ("auto", "on", "off"):
-            raise ConfigError(f"invalid decode_graphs={self._decode_graphs!r}", hint="auto, on or off")
+        for name, switch in (("decode_graphs", self._decode_graphs), ("speculate", self._speculate)):
+            if switch not in ("auto", "on", "off"):
+                raise ConfigError(f"invalid {name}={switch!r}", hint="auto, on or off", param=name)
         if kernel not in (kernels := ("auto", *KERNELS)):
             raise ConfigError(f"unknown decode_kernel {kernel!r}", hint=", ".join(kernels))
         if self._quantize not in (None, "int8"):
             raise ConfigError(f"unknown quantize {self._quantize!r}", hint="int8, or leave it out", param="quantize")
-        if self._speculate not in ("auto", "on", "off"):
-            raise ConfigError(f"invalid speculate={self._speculate!r}", hint="auto, on or off", param="speculate")
         if self._quantize and kernel != "auto":
             raise ConfigError("quantize excludes decode_kernel", hint="leave one of them out", param="decode_kernel")
         if self._batch_invariant and self._decode_graphs == "on":
@@ -182,8 +181,8 @@ class LocalBackend(Backend):
 
     @property
     def capabilities(self) -> Capabilities:
-        have = self._loaded
-        return replace(self.peek_capabilities(), max_context=have.max_model_len if have else self._max_model_len)
+        context = self._loaded.max_model_len if self._loaded else self._max_model_len
+        return replace(self.peek_capabilities(), max_context=context)
 
     def refuse_missing(self) -> None:
         from qvl.backends.local.model.checkpoint_files import named_folder
@@ -223,28 +222,18 @@ class LocalBackend(Backend):
 
     def _build(self, device: Device) -> _Loaded:
         from qvl.backends.local.engine import Engine
-        from qvl.backends.local.model.loader import load
+        from qvl.backends.local.model.int8_store import again_if_damaged
         from qvl.backends.local.model.vision import FeatureCache
         from qvl.backends.local.scheduling.sizing import make_scheduler
         from qvl.backends.local.text.detokenizer import Vocabulary
         from qvl.backends.local.text.grammar import Grammars
         from qvl.backends.local.text.processor import Processor
 
-        if device.type != "cpu" and (self._quantize or self._decode_kernel != "auto"):
-            name = "quantize" if self._quantize else "decode_kernel"
+        name = "quantize" if self._quantize else "decode_kernel" if self._decode_kernel != "auto" else None
+        if device.type != "cpu" and name is not None:
             raise ConfigError(f"{name} works on a CPU, not on {device.type}", hint="leave it out", param=name)
-        checkpoint = load(
-            self._path,
-            device,
-            revision=self._revision,
-            trust_remote_code=self._trust_remote_code,
-            device_map=self._device_map,
-            quantize=self._quantize,
-        )
-        rules = checkpoint.family.rules(checkpoint.image_config)
         features = FeatureCache(self._vision_cache_bytes)
-        with checkpoint.int8 or nullcontext():
-            runner = self._runner(checkpoint, device, rules, features)
+        checkpoint, rules, runner = again_if_damaged(lambda: self._load(device, features))
         scheduler, max_model_len = make_scheduler(
             runner,
             checkpoint,
@@ -265,6 +254,21 @@ class LocalBackend(Backend):
         processor = Processor(checkpoint.tokenizer, rules, image_token, features.get, runner.picture_cost)
         vocabulary = Vocabulary(checkpoint.tokenizer)
         return _Loaded(device, checkpoint, processor, grammars, vocabulary, engine, max_model_len)
+
+    def _load(self, device: Device, features: FeatureCache) -> tuple[Checkpoint, ImageRules, Runner]:
+        from qvl.backends.local.model.loader import load
+
+        checkpoint = load(
+            self._path,
+            device,
+            revision=self._revision,
+            trust_remote_code=self._trust_remote_code,
+            device_map=self._device_map,
+            quantize=self._quantize,
+        )
+        rules = checkpoint.family.rules(checkpoint.image_config)
+        with checkpoint.int8 or nullcontext():
+            return checkpoint, rules, self._runner(checkpoint, device, rules, features)
 
     def _runner(self, checkpoint: Checkpoint, device: Device, rules: ImageRules, features: FeatureCache) -> Runner:
         """Return the runner; tests override it to inject failures."""
@@ -415,15 +419,11 @@ class LocalBackend(Backend):
     def unready(self) -> str | None:
         if self._closed:
             return "closed"
-        if self._loaded is None:
-            return "loading"
-        return self._loaded.engine.unready()
+        return "loading" if self._loaded is None else self._loaded.engine.unready()
 
     def stats(self) -> Mapping[str, float]:
-        if self._loaded is None:
-            return {}
-        numbers = self._loaded.engine.stats()
-        return {**numbers, "num_waiting": numbers["num_waiting"] + self._num_preparing}
+        numbers = self._loaded.engine.stats() if self._loaded else {}
+        return numbers and {**numbers, "num_waiting": numbers["num_waiting"] + self._num_preparing}
 
 
 def _num_characters(request: ChatRequest) -> int:

@@ -7,14 +7,20 @@ import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from qvl.config import cache_folder
 from qvl.errors import ConfigError, first_line
+from qvl.log import logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from torch import Tensor
 
+T = TypeVar("T")
+log = logger(__name__)
 # Changes with what is quantised, and how.
 RECIPE: Final = 1
 # The weights of the checkpoint that are kept here instead, but for the output layer where that is the embedding too.
@@ -23,12 +29,34 @@ _QUANTISED: Final = re.compile(
 )
 
 
+class DamagedInt8Error(ConfigError):
+    """A file in `folder` is damaged or of another weight. Without the folder all are read and quantised again."""
+
+    folder: Path
+
+
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
     """A weight [out, in] as int8 `codes` times float32 `scale` [out]."""
 
     codes: Tensor
     scale: Tensor
+
+
+def again_if_damaged(load: Callable[[], T]) -> T:
+    """Return what `load` returns; if kept weights are damaged, remove them and load once more.
+
+    Raises:
+        DamagedInt8Error: they cannot be removed.
+    """
+    try:
+        return load()
+    except DamagedInt8Error as exc:
+        shutil.rmtree(exc.folder, ignore_errors=True)
+        if exc.folder.exists():
+            raise
+        log.warning("int8_weights_damaged", error=exc.message, now="quantised again")
+    return load()
 
 
 def quantise(weight: Tensor) -> Int8Weight:
@@ -67,7 +95,7 @@ class Int8Store:
         """Return the weight `name` in 8 bits: as it was kept, else quantised now, and kept. Thread-safe.
 
         Raises:
-            ConfigError: a file is damaged or of another shape.
+            DamagedInt8Error: a file is absent, damaged, or of another weight.
         """
         from safetensors.torch import load_file, save_file
 
@@ -79,11 +107,17 @@ class Int8Store:
                 made = Int8Weight(kept["codes"], kept["scale"])
                 if made.codes.shape != weight.shape or made.scale.shape != weight.shape[:1]:
                     raise ValueError(f"a weight of {list(made.codes.shape)} instead of {list(weight.shape)}")
+                if (str(made.codes.dtype), str(made.scale.dtype)) != ("torch.int8", "torch.float32"):
+                    raise ValueError(f"numbers of {made.codes.dtype} and {made.scale.dtype}")
+                if not bool(((made.scale > 0) & made.scale.isfinite()).all()):
+                    raise ValueError("a scale that is none")
             except Exception as exc:
                 # Anything else that safetensors raises.
-                raise ConfigError(
+                error = DamagedInt8Error(
                     f"{path} cannot be used: {first_line(exc)}", hint=f"delete the folder {self._folder}"
-                ) from exc
+                )
+                error.folder = self._folder
+                raise error from exc
             return made
         made = quantise(weight)
         if self._writes:
