@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _LATENCY: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
 _FIRST: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 40.0, 160.0)
 _BETWEEN: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+# What the name alone does not say.
+HELP: Final = {
+    "backend_step_budget_seconds": "Seconds that the last step of the local engine was allowed to take; 0: no bound.",
+    "backend_step_seconds": "Seconds that the last step of the local engine took.",
+}
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -32,7 +37,7 @@ class BackendStats(Collector):
     def collect(self) -> Iterator[Metric]:
         for name, value in sorted(self._read().items()):
             full_name = f"qvl_{name}"
-            text = f"The pipeline's {name.replace('_', ' ')}."
+            text = HELP.get(name) or f"The pipeline's {name.replace('_', ' ')}."
             family: CounterMetricFamily | GaugeMetricFamily
             if name.endswith("_total"):
                 family = CounterMetricFamily(full_name.removesuffix("_total"), text)

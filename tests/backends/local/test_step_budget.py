@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -233,3 +235,23 @@ def test_the_time_of_a_step_is_split_by_what_it_did(asynchronous: bool) -> None:
     assert stats["step_seconds_total"] >= 3 * (2 * machine.decode(4) + 600 * machine.picture + 400 * machine.prompt)
     assert min(stats[f"step_{part}_seconds_total"] for part in ("decode", "prompt", "picture")) > 0
     assert stats["step_seconds"] <= stats["step_seconds_total"] / 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, ""),
+        ({"goal": "latency"}, "goal latency"),
+        ({"max_step_ms": 20.0}, "steps of 20 ms at most"),
+        ({"goal": "latency", "max_step_ms": 0.5}, "goal latency, steps of 0.5 ms at most"),
+    ],
+)
+def test_what_was_set_stands_in_the_line_of_a_ready_model(settings: dict[str, Any], said: str) -> None:
+    assert StepBudget(StepCosts(), **settings).describe() == said
+    backend = LocalBackend(device="cpu", dtype="float32", kv_cache_bytes=64 << 20, **settings)
+
+    async def described() -> str:
+        async with backend:
+            return backend.describe()
+
+    assert asyncio.run(described()).endswith(f"; {said}" if said else "beyond")

@@ -408,13 +408,13 @@ class LocalBackend(Backend):
         return Capabilities(images=MAX_IMAGES, response_formats=RESPONSE_FORMATS, tools=True)
 
     def describe(self) -> str:
-        """Return one line: device, dtype, why no better device is used, the form of quantised weights, and kernels."""
+        """Return one line: device, dtype, why no better device is used, form of weights, kernels, bounds of steps."""
         if self._loaded is None:
             return "not loaded"
         device, quantisation = self._loaded.device, self._loaded.checkpoint.quantisation
         unpacked = f"weights unpacked from {quantisation} to {device.dtype_name}" if quantisation else None
-        parts = (device.describe(), unpacked, self._quantize, self._loaded.engine.runner.plan.describe())
-        return "; ".join(part for part in parts if part)
+        kernels = self._loaded.engine.runner.plan.describe()
+        return "; ".join(filter(None, (device.describe(), unpacked, self._quantize, kernels, self._budget.describe())))
 
     def unready(self) -> str | None:
         if self._closed:

@@ -43,6 +43,11 @@ class StepBudget:
         self.max_step = None if max_step_ms is None else max_step_ms / 1e3
         self.seconds = float("inf")
 
+    def describe(self) -> str:
+        """Return in words what was set, such as "goal latency, steps of 20 ms at most"; empty by default."""
+        goal = "" if self.goal == GOALS[0] else f"goal {self.goal}"
+        return ", ".join(filter(None, (goal, f"steps of {self.max_step * 1e3:g} ms at most" if self.max_step else "")))
+
     def beside_decode(self, rows: int, present: int, backlog: float) -> float:
         """Return the seconds of a step that prompts and pictures may take; infinite while nothing decodes.
 
