@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from qvl.ascend import chips, npu_smi
@@ -74,7 +74,27 @@ def kind_of(host: Host) -> str:
 
 def query(host: Host) -> npu_smi.NpuSmi | None:
     """Return the parsed output of `npu-smi info`; None if the tool is missing or fails."""
-    return npu_smi.parse(host.run(["npu-smi", "info"]).stdout)
+    return table_of(host, host.run(["npu-smi", "info"]).stdout)
+
+
+def table_of(host: Host, text: str) -> npu_smi.NpuSmi | None:
+    """Return the table of npu-smi's output `text`, with the numbers of this host's device nodes; None without a table.
+
+    Where the table only has the NPUs' own numbers and they are no nodes (boards that count slots), `npu-smi info -m`
+    tells which node each is.
+    """
+    table = npu_smi.parse(text)
+    nodes = device_numbers(host)
+    if table is None or table.numbered or {npu.device_id for npu in table.npus} <= {*nodes}:
+        return table
+    mapping = npu_smi.parse_mapping(host.run(["npu-smi", "info", "-m"]).stdout)
+    npus = []
+    for npu in table.npus:
+        logic, number = mapping.get((npu.npu_id, npu.chip_id), (None, None))
+        if number is None and logic is not None and logic < len(nodes):
+            number = nodes[logic]
+        npus.append(npu if number is None else replace(npu, device_id=number))
+    return replace(table, npus=tuple(sorted(npus, key=lambda npu: npu.device_id)))
 
 
 def chip_name(host: Host, npus: tuple[int, ...]) -> str:

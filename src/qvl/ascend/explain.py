@@ -17,7 +17,7 @@ _CODE = re.compile(r"(?<![\w.-])(-8\d{3}|[1-5]\d{5}|E[A-Z]\d{4}|E\d{5}|ERR\d{5})
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What an error code means: its official name, the usual cause, and what to do, one line each."""
+    """The meaning of an error code: its official name, the usual cause, and what to do, one line each."""
 
     code: str
     name: str
@@ -36,7 +36,7 @@ def known() -> dict[str, Explanation]:
 
 
 def codes_in(text: str) -> tuple[str, ...]:
-    """Return what looks like an error code in a code, a line or a whole log, each once, in the text's order."""
+    """Return all that looks like an error code in a code, a line or a whole log, each once, in the text's order."""
     return tuple(dict.fromkeys(match.upper() for match in _CODE.findall(text)))
 
 

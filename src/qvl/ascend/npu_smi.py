@@ -20,6 +20,7 @@ _PAIR = re.compile(r"(\d+|NA|N/A|-)\s*/\s*(\d+|NA|N/A|-)")
 _NAMED = re.compile(r"(\d+)\s+(\S.*)")
 _NUMBERS = re.compile(r"\d+(\s+(\d+|NA|-))?")
 _BUS = re.compile(r"[0-9A-Fa-f]{2,4}:[0-9A-Fa-f:.]+|NA|N/A|-|")
+_MAPPING = re.compile(r"NPU ID|Slot ID|Chip ID|Chip Logic ID|Chip Phy-ID|Chip Name")
 _USED_FLOOR_MB = 6144
 _USED_SHARE = 0.15
 
@@ -82,7 +83,8 @@ class NpuSmi:
     """The parsed table: the version of npu-smi, which is the driver's too, and the chips by device number.
 
     `unread` describes each row that was not understood or not whole. `warnings` are npu-smi's own.
-    `in_container` is True if it names each process's number in the container.
+    `in_container` is True if it names each process's number in the container. `numbered` is True if the table itself
+    has the number of `/dev/davinciN`; else the NPU's own number stands for it, which on some boards is the slot's.
     """
 
     version: str
@@ -90,6 +92,7 @@ class NpuSmi:
     unread: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     in_container: bool = False
+    numbered: bool = False
 
     def npu(self, device_id: int) -> Npu | None:
         """Return the chip of `/dev/davinciN`, None if the table does not list it."""
@@ -197,7 +200,28 @@ def parse(text: str) -> NpuSmi | None:
         unread=tuple(table.unread),
         warnings=tuple(line.strip() for line in text.splitlines() if line.strip().startswith("[WARNING]")),
         in_container=bool(table.columns and "Process id in container" in table.columns),
+        numbered=table.numbered,
     )
+
+
+def parse_mapping(text: str) -> dict[tuple[int, int], tuple[int | None, int | None]]:
+    """Return (logic id, physical id) of each chip by (NPU id, chip id), from `npu-smi info -m`; None where not given.
+
+    The physical id is the N of `/dev/davinciN`, the logic id counts the chips from 0. {} if there is no such table.
+    """
+    found: dict[tuple[int, int], tuple[int | None, int | None]] = {}
+    columns: list[str] = []
+    for line in text.splitlines():
+        heading = _MAPPING.findall(line)
+        if "NPU ID" in heading:
+            columns = heading
+        elif columns:
+            row = dict(zip(columns, line.split(), strict=False))
+            npu, chip = _whole(row.get("NPU ID", "")), _whole(row.get("Chip ID", ""))
+            logic, physical = _whole(row.get("Chip Logic ID", "")), _whole(row.get("Chip Phy-ID", ""))
+            if npu is not None and chip is not None and (logic, physical) != (None, None):
+                found[npu, chip] = (logic, physical)
+    return found
 
 
 def _rows(text: str) -> Iterator[list[str]]:

@@ -65,7 +65,7 @@ def smi(host: Host) -> Iterator[Finding]:
         )
         return
     done = host.run(["npu-smi", "info"])
-    table = npu_smi.parse(done.stdout)
+    table = devices.table_of(host, done.stdout)
     if table is None:
         text = done.stdout + done.stderr
         yield Finding.fail(

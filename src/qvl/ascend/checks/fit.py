@@ -32,7 +32,7 @@ _TOWER_COPIES: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """What a model takes, in bytes: its files of weights, one context of `tokens`, and the largest picture allowed."""
+    """The bytes that a model takes: its files of weights, one context of `tokens`, and the largest picture allowed."""
 
     weights: int
     context: int
