@@ -72,6 +72,26 @@ class TestA950:
         assert only(host, "privileges").status == "ok"
 
 
+class TestRootComplex:
+    @pytest.fixture
+    def host(self, machine: Machine) -> Machine:
+        with_nodes(machine, "davinci0", "davinci_manager", "ascend_manager", "user_config", "shm/x")
+        machine.npu_smi("23.0.6-310P3-memory-na.txt")
+        return machine
+
+    def test_its_three_control_nodes_are_enough_and_it_has_no_version_info(self, host: Machine) -> None:
+        findings = report(host, Options(software=False)).findings
+
+        assert of(findings, "device-nodes")[0].status == "ok"
+        assert of(findings, "driver")[0].status == "skip"
+        assert not [item for item in findings if item.status == "fail"]
+
+    def test_a_container_gets_the_nodes_of_its_chip_in_the_fix(self, host: Machine) -> None:
+        (host.root / "dev/user_config").unlink()
+
+        assert "--device /dev/user_config" in (only(host, "device-nodes").fix or "")
+
+
 class TestListed:
     def test_a_lost_card_that_npu_smi_leaves_out_is_named_by_its_node(self, healthy: Machine) -> None:
         healthy.write("/dev/davinci4").chmod(0o660)
@@ -80,6 +100,8 @@ class TestListed:
 
         assert finding.status == "fail"
         assert finding.summary == "5 NPU nodes but 4 chips in npu-smi: /dev/davinci4 is a lost card"
+        healthy.write("/dev/davinci5").chmod(0o660)
+        assert only(healthy, "npu-smi").summary.endswith("/dev/davinci4, /dev/davinci5 are lost cards")
 
     def test_a_card_without_figures_is_lost_too(self, healthy: Machine) -> None:
         for number in (2, 3):
@@ -140,6 +162,15 @@ class TestListed:
 
         assert npu_smi.parse_mapping(text) == {(0, 0): (None, 4)}
         assert npu_smi.parse_mapping("There is no NPU card on this server.") == {}
+
+
+def test_npu_smi_runs_no_more_than_twice_in_an_examination(healthy: Machine) -> None:
+    calls = healthy.calls / "npu-smi"
+    healthy.program("npu-smi", f"echo >> {calls}\ncat <<'EOF'\n{recording('24.1.rc3-910B4.txt')}\nEOF")
+    report(healthy)
+    report(healthy)
+
+    assert calls.read_text().count("\n") == 4
 
 
 class TestHolders:
@@ -209,6 +240,14 @@ class TestBuilds:
         healthy.npu_smi("25.2.0-910-two-chips.txt")
 
         assert "2 dies a card" in only(healthy, "chip").summary
+
+    def test_one_die_without_the_other_warns(self, healthy: Machine) -> None:
+        (healthy.root / "dev/davinci3").unlink()
+        healthy.npu_smi("25.2.0-910-two-chips.txt")
+        found = of(report(healthy).findings, "chip")
+
+        assert [item.status for item in found] == ["ok", "warn"]
+        assert "/dev/davinci3 is not here" in found[1].summary
 
 
 class TestDriverWithCann:

@@ -65,6 +65,11 @@ class Chip:
     why_not: str = ""
 
     @property
+    def has_version_info(self) -> bool:
+        """True if the driver of the chip keeps its version in version.info; a root complex has it in its system."""
+        return bool({_DRIVER, f"{_DRIVER}/version.info"} & {*self.mounts})
+
+    @property
     def supported(self) -> bool:
         """True if vllm-ascend has a build for the chip, on which qvl relies."""
         return not self.why_not

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,6 +17,7 @@ VISIBLE_DEVICES: Final = "ASCEND_RT_VISIBLE_DEVICES"
 _NODE = re.compile(r"davinci(\d+)")
 _CONTAINER_ID = re.compile(r"([0-9a-f]{64})")
 _COMM_LENGTH = 15
+_LOOK: ContextVar[dict[int, npu_smi.NpuSmi | None] | None] = ContextVar("npu_smi_tables", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,22 @@ def kind_of(host: Host) -> str:
 
 def query(host: Host) -> npu_smi.NpuSmi | None:
     """Return the parsed output of `npu-smi info`; None if the tool is missing or fails."""
-    return table_of(host, host.run(["npu-smi", "info"]).stdout)
+    look = _LOOK.get()
+    if look is None:
+        return table_of(host, host.run(["npu-smi", "info"]).stdout)
+    if id(host) not in look:
+        look[id(host)] = table_of(host, host.run(["npu-smi", "info"]).stdout)
+    return look[id(host)]
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """Let `query` run npu-smi once per host inside the block: a call takes a second and more where there are many."""
+    token = _LOOK.set({})
+    try:
+        yield
+    finally:
+        _LOOK.reset(token)
 
 
 def table_of(host: Host, text: str) -> npu_smi.NpuSmi | None:

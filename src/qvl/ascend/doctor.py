@@ -71,11 +71,12 @@ def examine(
     options = options or Options()
     kind = devices.kind_of(host) if options.device == "auto" else options.device
     findings: list[Finding] = []
-    for name, check in _plan(host, options, kind):
-        for finding in _guarded(name, check):
-            findings.append(finding)
-            if on_finding is not None:
-                on_finding(finding)
+    with devices.one_look():
+        for name, check in _plan(host, options, kind):
+            for finding in _guarded(name, check):
+                findings.append(finding)
+                if on_finding is not None:
+                    on_finding(finding)
     facts = {
         "qvl": __version__,
         "device": kind,

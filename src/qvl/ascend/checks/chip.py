@@ -45,6 +45,15 @@ def kind(host: Host, dtype: str | None) -> Iterator[Finding]:
         if chip.quantisation:
             text += f"; quantised weights in {chip.quantisation} with --quantization ascend"
         yield Finding.ok("chip", text, detail)
+    nodes = devices.device_numbers(host)
+    alone = [number for number in nodes if chip.dies == 2 and number ^ 1 not in nodes]
+    for number in alone:
+        yield Finding.warn(
+            "chip",
+            f"/dev/davinci{number} is one of the two dies of a card, and /dev/davinci{number ^ 1} is not here",
+            f"give both to the container: --device /dev/davinci{number} --device /dev/davinci{number ^ 1}",
+            detail,
+        )
     if dtype and dtype not in ("auto", *chip.dtypes):
         text = f"{', '.join(names) or chip.kind} does not compute in {dtype}"
         yield Finding.fail("dtype", text, f"use --dtype {chip.dtypes[0]}", detail)

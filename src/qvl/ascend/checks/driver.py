@@ -49,7 +49,7 @@ def device_nodes(host: Host) -> Iterator[Finding]:
             "add the user to the driver's group: usermod -aG HwHiAiUser USER, then log in again",
         )
     if numbers and not (missing or folders or closed):
-        text = f"{len(numbers)} NPU nodes and the control nodes of {chip.kind}"
+        text = f"{_count(len(numbers), 'NPU node')} and the control nodes of {chip.kind}"
         yield Finding.ok("device-nodes", text, {"npus": numbers})
 
 
@@ -86,6 +86,10 @@ def firmware(host: Host) -> Iterator[Finding]:
     driver = fields(host.read("/usr/local/Ascend/driver/version.info"))
     installed = fields(host.read("/usr/local/Ascend/firmware/version.info"))
     version = driver.get("version")
+    chip = devices.chip_of(host, devices.query(host))
+    if version is None and chip is not None and not chip.has_version_info:
+        yield Finding.skip("driver", f"the driver of {chip.kind} is part of its system and keeps no version.info")
+        return
     if version is None:
         yield Finding(
             "driver",
@@ -193,9 +197,11 @@ def _listed(host: Host, table: npu_smi.NpuSmi) -> Iterator[Finding]:
         return
     if len(nodes) > len(listed):
         lost = [number for number in nodes if number not in listed] or list(nodes[len(listed) :])
+        named = ", ".join(f"/dev/davinci{number}" for number in lost)
         yield Finding.fail(
             "npu-smi",
-            f"{len(nodes)} NPU nodes but {len(listed)} chips in npu-smi: /dev/davinci{lost[0]} is a lost card",
+            f"{_count(len(nodes), 'NPU node')} but {_count(len(listed), 'chip')} in npu-smi: {named} "
+            f"{'is a lost card' if len(lost) == 1 else 'are lost cards'}",
             "leave it out of --npus; on the host see `lspci | grep -i d80` and dmesg, reset or reseat the card",
             {"nodes": nodes, "listed": listed},
         )
@@ -203,7 +209,7 @@ def _listed(host: Host, table: npu_smi.NpuSmi) -> Iterator[Finding]:
         absent = [number for number in listed if number not in nodes] or list(listed[len(nodes) :])
         yield Finding.fail(
             "npu-smi",
-            f"npu-smi lists {len(listed)} chips but there are {len(nodes)} NPU nodes: no /dev/davinci{absent[0]}",
+            f"npu-smi lists {_count(len(listed), 'chip')}, but there is no /dev/davinci{absent[0]}",
             "install the driver again, then reboot the host",
             {"nodes": nodes, "listed": listed},
         )
@@ -231,7 +237,8 @@ def _health(table: npu_smi.NpuSmi) -> Iterator[Finding]:
             f"see `npu-smi info -t health -i {npu.npu_id}`; leave this NPU out of --npus until it says OK",
         )
     if table.npus and not ill and not table.unread and not any(npu.lost for npu in table.npus):
-        yield Finding.ok("npu-health", f"all {len(table.npus)} NPUs report OK")
+        text = "the NPU reports OK" if len(table.npus) == 1 else f"all {len(table.npus)} NPUs report OK"
+        yield Finding.ok("npu-health", text)
 
 
 def _memory(table: npu_smi.NpuSmi) -> Iterator[Finding]:
@@ -272,6 +279,10 @@ def _holders(host: Host, table: npu_smi.NpuSmi) -> Iterator[Finding]:
         )
     if table.npus and not holders and not table.unread:
         yield Finding.ok("npu-holders", "no process holds an NPU")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _free_it(holder: devices.Holder) -> str:
