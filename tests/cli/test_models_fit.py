@@ -15,7 +15,7 @@ from qvl.backends.local.model.bandwidth import host_bandwidth
 from qvl.backends.local.model.device import open_device
 from qvl.backends.local.model.loader import bundled_folder
 from qvl.backends.local.model.model_size import ModelSize, size_of
-from qvl.cli.fit import Form, Place, device_bandwidth, fit, fit_all, host_forms, size_named
+from qvl.cli.fit import Form, Place, device_bandwidth, fit, fit_all, host_forms, in_16_bits, size_named
 from qvl.errors import ConfigError
 
 GB = 10**9
@@ -142,3 +142,26 @@ def test_of_a_hub_id_only_the_config_is_fetched(monkeypatch: pytest.MonkeyPatch)
     assert patterns == [["config.json"]]
     with pytest.raises(ConfigError, match="not found"):
         size_named("unknown")
+
+
+def test_both_tables_have_one_source_of_sizes_and_names_are_whole_at_80_columns(qvl, monkeypatch):
+    int8 = Form("openvino", "int8", 1.0, 1.0, 1.0, 1.0, mixtures=False)
+    own = in_16_bits()
+    monkeypatch.setattr("qvl.cli.models.places", lambda: [place(20.0, (own, int8))])
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = {
+        row["model"]: row for row in json.loads(qvl("models", "--fit", "--json").out)["fits"] if row["form"] != "int8"
+    }
+    for listed in json.loads(qvl("models", "--json").out)["published"]:
+        assert listed["memory_gb"] == rows[listed["model"]]["memory_gb"]
+    told = qvl("models", "--fit").out
+    for words in ("235B-A22B", "openvino:FOLDER", "-: this form takes no mixture", "the bundled model", "assumed"):
+        assert words in " ".join(told.split())
+
+
+def test_speed_is_that_of_the_kernels_where_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qvl.cli.fit.known_bandwidth", lambda: 40.0)
+    monkeypatch.setattr("qvl.cli.fit.one_row", lambda form: (2.0, 30.0) if form == "bfloat16" else None)
+    assert (in_16_bits().share, in_16_bits().measured) == (0.75, True)
+    assert fit("it", DENSE, in_16_bits(), place(100))["tokens_per_second"] == pytest.approx(0.75 * 9.9, abs=0.06)
+    assert [form.measured for form in host_forms() if form.name == "float32"] == [False]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 from qvl.backends.local.model.bandwidth import READ_SECONDS, best_pass, host_bandwidth
 from qvl.backends.local.model.cpu import has_bfloat16
+from qvl.backends.local.model.kernel_report import one_row
+from qvl.backends.local.model.kernel_times import known_bandwidth
 
 if TYPE_CHECKING:
     from qvl.backends.local.model.device import Device
@@ -36,6 +38,8 @@ class Form:
         kv: bytes of a number of KV.
         kv_share: of the memory that is free after loading, for the KV of running answers.
         mixtures: whether the backend has mixtures of experts in it.
+        share: of the memory's speed that a decode step reaches.
+        measured: whether `share` is that of kernels measured on this processor, not an assumption.
     """
 
     backend: str
@@ -45,6 +49,8 @@ class Form:
     kv: float
     kv_share: float
     mixtures: bool = True
+    share: float = USUAL_SHARE
+    measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +102,9 @@ def fit_all(models: Mapping[str, ModelSize], memories: Sequence[Place]) -> list[
 
 def fit(model: str, size: ModelSize, form: Form, place: Place) -> Fit:
     """Return whether and how fast the model runs; `memory_gb` must be free, `context` tokens have KV memory then."""
-    # On a processor the local engine lays the head out anew, and keeps the embedding as it is.
-    shared = size.tied and (form.backend, place.device) != ("local", "cpu")
-    head = 0 if shared else size.embedding
-    weights = (size.layers + head) * form.layers + (size.embedding + size.tower) * form.others
+    shared = _shares_head(size, form, place.device)
+    weights, memory = memory_of(size, form, place.device)
     kv = size.kv_per_token * form.kv
-    memory = weights + OVERHEAD + SHORTEST_CONTEXT * kv / form.kv_share
     context = int(min(max(0.0, place.free - weights - OVERHEAD) * form.kv_share / kv, size.longest))
     read = size.active * form.layers + size.embedding * (form.others if shared else form.layers)
     if (form.backend, form.name) == ("local", "float32") and _has_halves(size, place, weights):
@@ -116,9 +119,21 @@ def fit(model: str, size: ModelSize, form: Form, place: Place) -> Fit:
         "weights_gb": round(weights / 1e9, 1),
         "memory_gb": round(memory / 1e9, 1),
         "context": context,
-        "tokens_per_second": _two_digits(at_most * USUAL_SHARE),
+        "tokens_per_second": _two_digits(at_most * form.share),
         "tokens_per_second_at_most": _two_digits(at_most),
     }
+
+
+def memory_of(size: ModelSize, form: Form, device: str) -> tuple[float, float]:
+    """Return bytes: of the weights, and in all with the program and the memory that holds SHORTEST_CONTEXT of KV."""
+    head = 0 if _shares_head(size, form, device) else size.embedding
+    weights = (size.layers + head) * form.layers + (size.embedding + size.tower) * form.others
+    return weights, weights + OVERHEAD + SHORTEST_CONTEXT * size.kv_per_token * form.kv / form.kv_share
+
+
+def _shares_head(size: ModelSize, form: Form, device: str) -> bool:
+    """Return True if head and embedding are one: on a CPU the local engine lays the head out anew beside it."""
+    return size.tied and (form.backend, device) != ("local", "cpu")
 
 
 def _has_halves(size: ModelSize, place: Place, weights: float) -> bool:
@@ -181,7 +196,16 @@ def _local(device: str, name: str, layers: float, others: float | None = None) -
     from qvl.backends.local.scheduling.sizing import KV_SHARE, PREFIX_PART
 
     others = layers if others is None else others
-    return Form("local", name, layers, others, others, KV_SHARE[device] * (1 - PREFIX_PART))
+    form = Form("local", name, layers, others, others, KV_SHARE[device] * (1 - PREFIX_PART))
+    measured, bandwidth = one_row(name), known_bandwidth()
+    if device != "cpu" or measured is None or bandwidth is None:
+        return form
+    return replace(form, share=min(1.0, measured[1] / bandwidth), measured=True)
+
+
+def in_16_bits() -> Form:
+    """Return the form of the local engine with two bytes a weight, on a CPU."""
+    return _local("cpu", "bfloat16", 2.0)
 
 
 def host_forms() -> tuple[Form, ...]:

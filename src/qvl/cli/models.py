@@ -10,7 +10,7 @@ import typer
 
 from qvl.backends.local.model.model_size import PUBLISHED
 from qvl.cli import options
-from qvl.cli.fit import OVERHEAD, SHORTEST_CONTEXT, USUAL_SHARE, Fit, Place, fit_all, places, size_named
+from qvl.cli.fit import OVERHEAD, SHORTEST_CONTEXT, Fit, Form, Place, fit_all, in_16_bits, memory_of, places, size_named
 from qvl.cli.terminal import print_json
 from qvl.errors import ConfigError
 
@@ -109,7 +109,7 @@ def _show_known(bundle: Bundled, local: list[LocalModel], sizes: list[PublishedM
         active = f", {row['active']:g} B active" if row["active"] else ""
         table.add_row(row["model"], f"{row['parameters']:g} B{active}", f"{row['memory_gb']:.0f} GB")
     console.print(table)
-    console.print(f"Memory: weights and {OVERHEAD / 1e9:g} GB; longer contexts and many at once need more.")
+    console.print(f"Memory on a CPU, as in --fit: weights, {OVERHEAD / 1e9:g} GB, KV of {SHORTEST_CONTEXT:,} tokens.")
     console.print("What fits in this machine, and how fast: qvl models --fit")
 
 
@@ -128,26 +128,52 @@ def _show_fit(model: str | None, *, as_json: bool) -> None:
     from qvl.cli.console import stdout
 
     console = stdout()
+    short = {name: name for name in sizes} if model is not None else dict(zip(sizes, PUBLISHED, strict=True))
     for place in memories:
         free, total, speed = place.free / 1e9, place.total / 1e9, place.bandwidth / 1e9
         title = f"{place.name} ({place.device}): {free:.1f} GB free of {total:.1f}, read at {speed:.0f} GB/s"
-        table = Table(title=Text(title), title_justify="left")
-        table.add_column("--model", overflow="fold")
+        console.print(Text(title))
+        table = Table()
+        table.add_column("model", overflow="fold", no_wrap=model is None)
         for form in place.forms:
-            table.add_column(f"{form.backend}\n{form.name}", justify="right")
+            table.add_column(f"{form.backend}\n{form.name}", justify="right", no_wrap=True)
         for name in sizes:
             of = {
                 (row["backend"], row["form"]): _cell(row)
                 for row in rows
                 if (row["model"], row["device"]) == (name, place.device)
             }
-            table.add_row(Text(name), *(of.get((form.backend, form.name), Text("-")) for form in place.forms))
+            table.add_row(Text(short[name]), *(of.get((form.backend, form.name), Text("-")) for form in place.forms))
         console.print(table)
-    console.print(
-        f"GB that must be free (too large: are not): weights, {OVERHEAD / 1e9:g} GB, and KV memory for"
-        f" {SHORTEST_CONTEXT:,} tokens. Tokens a second are an estimate for one answer: {USUAL_SHARE:.0%} of what"
-        " reading the weights allows."
-    )
+    if model is None:
+        console.print("2B is --model Qwen/Qwen3-VL-2B-Instruct, …; the bundled model (no --model) fits anywhere.")
+    forms = [form for place in memories for form in place.forms]
+    for line in _legend(forms):
+        console.print(line)
+
+
+def _legend(forms: list[Form]) -> list[str]:
+    """Return what the cells of `forms` mean."""
+    kept = sorted({round(form.kv_share, 2) for form in forms if form.backend == "local"})
+    shares = " or ".join(f"{share:.0%}" for share in kept)
+    lines = [
+        f"GB that must be free (too large: are not): weights, {OVERHEAD / 1e9:g} GB, and as much that"
+        f" {SHORTEST_CONTEXT:,} tokens of KV fit into what the backend gives to it: local {shares} of what is"
+        " free then, openvino all.",
+        "~: about so many tokens a second, for one answer: what reading the weights allows, times "
+        + ", ".join(
+            f"{form.share:.0%} ({form.backend} {form.name}: {'measured here' if form.measured else 'assumed'})"
+            for form in forms
+        )
+        + ".",
+    ]
+    if any(form.name == "float32" for form in forms):
+        lines.append("float32 is read from copies in 16 bits where there is memory for them, else at half the speed.")
+    if not all(form.mixtures for form in forms):
+        lines.append("-: this form takes no mixture of experts.")
+    if any(form.backend == "openvino" for form in forms):
+        lines.append("openvino runs a folder that optimum-intel converted to this form: --model openvino:FOLDER.")
+    return lines
 
 
 def _cell(row: Fit) -> Text:
@@ -155,7 +181,7 @@ def _cell(row: Fit) -> Text:
 
     if not row["fits"]:
         return Text(f"too large:\n{row['memory_gb']:.1f} GB", style="dim")
-    return Text(f"{row['memory_gb']:.1f} GB\nabout {row['tokens_per_second']:g}/s")
+    return Text(f"{row['memory_gb']:.1f} GB\n~{row['tokens_per_second']:g}/s")
 
 
 def _memory(place: Place) -> Memory:
@@ -224,7 +250,7 @@ def _quantisation(snapshots: Iterable[Path]) -> tuple[str | None, bool]:
 
 
 def published() -> list[PublishedModel]:
-    """Return every published size with the memory it needs, in GB: bfloat16 takes two bytes a parameter."""
+    """Return every published size with the memory it needs in bfloat16 on a CPU, in GB, as `fit` does."""
     return [
         {
             "model": f"Qwen/Qwen3-VL-{name}-Instruct",
@@ -232,7 +258,7 @@ def published() -> list[PublishedModel]:
             "parameters": round(size.parameters / 1e9, 1),
             "active": float(name.partition("-A")[2].rstrip("B")) if "-A" in name else None,
             "weights_gb": round(size.parameters * 2 / 1e9, 1),
-            "memory_gb": round((size.parameters * 2 + OVERHEAD) / 1e9, 1),
+            "memory_gb": round(memory_of(size, in_16_bits(), "cpu")[1] / 1e9, 1),
         }
         for name, size in PUBLISHED.items()
     ]
