@@ -164,6 +164,14 @@ class TestListed:
         assert npu_smi.parse_mapping("There is no NPU card on this server.") == {}
 
 
+def test_an_npu_smi_in_sbin_is_found_where_path_lacks_it(healthy: Machine) -> None:
+    target = healthy.write("/usr/local/sbin/npu-smi", (healthy.bin / "npu-smi").read_text())
+    target.chmod(0o755)
+    (healthy.bin / "npu-smi").unlink()
+
+    assert only(healthy, "npu-smi").status == "ok"
+
+
 def test_npu_smi_runs_no_more_than_twice_in_an_examination(healthy: Machine) -> None:
     calls = healthy.calls / "npu-smi"
     healthy.program("npu-smi", f"echo >> {calls}\ncat <<'EOF'\n{recording('24.1.rc3-910B4.txt')}\nEOF")

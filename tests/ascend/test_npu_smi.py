@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qvl.ascend import npu_smi
-from tests.ascend.conftest import recording
+from tests.ascend.conftest import RECORDINGS, recording
 
 
 def table(name: str) -> npu_smi.NpuSmi:
@@ -162,3 +162,24 @@ def test_a_cut_off_table_gives_the_rows_that_are_whole() -> None:
     assert parsed is not None
     assert [npu.device_id for npu in parsed.npus] == [0, 1]
     assert parsed.unread == ("NPU 2 (910B4, health OK) has no second row, so no memory and no number",)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RECORDINGS.glob("[0-9]*.txt")))
+def test_a_line_that_is_lost_never_takes_a_chip_along_in_silence(name: str) -> None:
+    whole = table(name)
+    lines = recording(name).splitlines()
+    for index, line in enumerate(lines):
+        if "Version:" in line:
+            continue
+        parsed = npu_smi.parse("\n".join(lines[:index] + lines[index + 1 :]))
+
+        assert parsed is not None
+        assert len(parsed.npus) == len(whole.npus) or parsed.unread, line
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RECORDINGS.glob("[0-9]*.txt")))
+def test_a_table_that_ends_anywhere_is_read_without_an_error(name: str) -> None:
+    text = recording(name)
+    for end in range(0, len(text), 7):
+        npu_smi.parse(text[:end])
+        npu_smi.parse(text[:end].replace("|", "||"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from qvl.ascend import chips, npu_smi
-from qvl.ascend.host import Host
+from qvl.ascend.host import Completed, Host
 from qvl.errors import ConfigError
 
 VISIBLE_DEVICES: Final = "ASCEND_RT_VISIBLE_DEVICES"
@@ -68,9 +68,20 @@ def has_cuda(host: Host) -> bool:
     return host.path("/dev/nvidiactl").exists() or host.which("nvidia-smi") is not None
 
 
+def npu_smi_program(host: Host) -> str | None:
+    """Return the path of npu-smi, on PATH or where the driver installs it; None if it is absent."""
+    found = host.which("npu-smi")
+    return found or next((path for tool in chips.TOOLS if (path := host.which(str(host.path(tool))))), None)
+
+
+def run_npu_smi(host: Host, *arguments: str) -> Completed:
+    """Run npu-smi and return its outcome, code 127 if it is not installed."""
+    return host.run([npu_smi_program(host) or "npu-smi", *arguments])
+
+
 def kind_of(host: Host) -> str:
     """Return `npu`, `cuda` or `cpu`: the host's accelerator, by its device nodes and tools, not by torch."""
-    has_npu = bool(device_numbers(host)) or host.which("npu-smi") is not None
+    has_npu = bool(device_numbers(host)) or npu_smi_program(host) is not None
     if has_npu or host.path("/usr/local/Ascend/driver").exists():
         return "npu"
     return "cuda" if has_cuda(host) else "cpu"
@@ -80,9 +91,9 @@ def query(host: Host) -> npu_smi.NpuSmi | None:
     """Return the parsed output of `npu-smi info`; None if the tool is missing or fails."""
     look = _LOOK.get()
     if look is None:
-        return table_of(host, host.run(["npu-smi", "info"]).stdout)
+        return table_of(host, run_npu_smi(host, "info").stdout)
     if id(host) not in look:
-        look[id(host)] = table_of(host, host.run(["npu-smi", "info"]).stdout)
+        look[id(host)] = table_of(host, run_npu_smi(host, "info").stdout)
     return look[id(host)]
 
 
@@ -106,7 +117,7 @@ def table_of(host: Host, text: str) -> npu_smi.NpuSmi | None:
     nodes = device_numbers(host)
     if table is None or table.numbered or {npu.device_id for npu in table.npus} <= {*nodes}:
         return table
-    mapping = npu_smi.parse_mapping(host.run(["npu-smi", "info", "-m"]).stdout)
+    mapping = npu_smi.parse_mapping(run_npu_smi(host, "info", "-m").stdout)
     npus = []
     for npu in table.npus:
         logic, number = mapping.get((npu.npu_id, npu.chip_id), (None, None))

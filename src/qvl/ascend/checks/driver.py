@@ -55,16 +55,16 @@ def device_nodes(host: Host) -> Iterator[Finding]:
 
 def smi(host: Host) -> Iterator[Finding]:
     """Check that `npu-smi info` runs and lists every NPU; report each chip's health, memory and processes."""
-    if host.which("npu-smi") is None:
+    if devices.npu_smi_program(host) is None:
         yield Finding(
             "npu-smi",
             "warn" if host.in_container else "fail",
-            "npu-smi is not on PATH",
+            f"npu-smi is neither on PATH nor at {' or '.join(chips.TOOLS)}",
             fix="container: mount the host's npu-smi (/usr/local/bin or /usr/local/sbin) and /usr/local/dcmi; "
             "host: install the driver",
         )
         return
-    done = host.run(["npu-smi", "info"])
+    done = devices.run_npu_smi(host, "info")
     table = devices.table_of(host, done.stdout)
     if table is None:
         text = done.stdout + done.stderr
