@@ -22,7 +22,7 @@ from qvl.backends.local.model.checkpoint_files import (
 from qvl.backends.local.model.family import ModelFamily, family_of
 from qvl.backends.local.model.int8_store import Int8Store
 from qvl.backends.local.model.unpack_weights import unpacked_weights, weights_beside
-from qvl.backends.local.model.weight_form import weight_form
+from qvl.backends.local.model.weight_form import WeightForm, weight_form
 from qvl.config import in_home
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError, first_line
 from qvl.log import logger
@@ -104,7 +104,7 @@ def load(
     """
     try:
         import torch
-        import transformers
+        import transformers  # noqa: F401 - told apart here if it is absent
     except ImportError as exc:
         raise MissingDependencyError(f"a local model needs {exc.name}", hint=install_line("local")) from exc
     folder = find_folder(model, revision)
@@ -130,19 +130,7 @@ def load(
             "output_loading_info": True,
             **({"device_map": device_map} if device_map else {}),
         }
-        if int8 is not None and int8.complete and form is None:
-            tied = bool(model_config.tie_word_embeddings)
-            loaded, report = _from_weights(
-                folder, weights_beside(int8, folder, name, device.dtype, tied=tied), settings
-            )
-        elif form is None:
-            loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(
-                str(folder), trust_remote_code=trust_remote_code, local_files_only=True, **settings
-            )
-        else:
-            newer = int(transformers.__version__.split(".")[0]) >= 5
-            weights = unpacked_weights(folder, form, name, device.dtype, model_layout=newer)
-            loaded, report = _from_weights(folder, weights, settings)
+        loaded, report = _read_weights(folder, name, form, device, int8, settings, trust_remote_code)
         _check_weights(name, loaded, report)
         if device_map is None:
             loaded = loaded.to(device.torch)
@@ -160,6 +148,30 @@ def load(
         int8=int8,
         quantisation=form.name if form is not None else None,
     )
+
+
+def _read_weights(
+    folder: Path,
+    name: str,
+    form: WeightForm | None,
+    device: Device,
+    int8: Int8Store | None,
+    settings: JsonObject,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, LoadingInfo]:
+    """Return the model with its weights, unpacked if they have a `form`, without those that `int8` keeps; a report."""
+    import transformers
+
+    if form is not None:
+        newer = int(transformers.__version__.split(".")[0]) >= 5
+        return _from_weights(folder, unpacked_weights(folder, form, name, device.dtype, model_layout=newer), settings)
+    if int8 is not None and int8.complete:
+        tied = bool(settings["config"].tie_word_embeddings)
+        return _from_weights(folder, weights_beside(int8, folder, name, device.dtype, tied=tied), settings)
+    loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(
+        str(folder), trust_remote_code=trust_remote_code, local_files_only=True, **settings
+    )
+    return loaded, report
 
 
 def _from_weights(
