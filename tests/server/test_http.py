@@ -18,7 +18,7 @@ import pytest
 from qvl.media.inflate import MAX_MEMBERS
 from qvl.server.request_body import MAX_FIELDS
 from qvl.server.run_uvicorn import GuardedProtocol
-from tests.server.conftest import Running, question
+from tests.server.conftest import Running, data_url, question
 from tests.server.echo_backend import EchoBackend
 
 ROOT = Path(__file__).parents[2]
@@ -259,3 +259,25 @@ def test_a_server_with_a_worker_that_hangs_ends_after_its_drain_timeout() -> Non
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 1
+
+
+def test_a_request_with_too_many_pictures_is_refused_on_every_route(serve) -> None:
+    server = serve(max_images=2)
+    assert server.get("/v1/models").json()["data"][0]["capabilities"]["max_images"] == 2
+    url = data_url("red")
+    bodies = {
+        "/v1/chat/completions": lambda n: question("x", *[url] * n),
+        "/v1/responses": lambda n: {
+            "input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}] * n}]
+        },
+        "/v1/messages": lambda n: {
+            "max_tokens": 8,
+            "messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": url}}] * n}],
+        },
+        "/v1/analyze": lambda n: {"images": [url] * n},
+    }
+    for path, body in bodies.items():
+        assert server.post(path, body(2)).status_code == 200, path
+        refused = server.post(path, body(3))
+        assert refused.status_code == 400, path
+        assert "at most 2" in refused.json()["error"]["message"]

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from qvl.server.errors import HttpError
 from qvl.server.request_body import MAX_ITEMS, PIECE, checked_json
-from qvl.server.schemas import AnalyzeRequest, ChatCompletionRequest, CompletionRequest, ResponsesRequest
+from qvl.server.responses_schemas import ResponsesRequest
+from qvl.server.schemas import AnalyzeRequest, ChatCompletionRequest, CompletionRequest
 
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
 MANY = MAX_ITEMS - 10

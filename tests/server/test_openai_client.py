@@ -242,7 +242,7 @@ def test_unknown_fields_are_refused_by_name(client: openai.OpenAI) -> None:
             client.chat.completions.create(model="echo-vl", messages=messages("x"), extra_body=extra)
         assert caught.value.param == next(iter(extra))
     with pytest.raises(openai.BadRequestError):
-        client.responses.create(model="echo-vl", input="x", previous_response_id="resp_1")
+        client.responses.create(model="echo-vl", input="x", conversation="conv_1")
 
 
 def test_vllm_fields_are_honoured(client: openai.OpenAI) -> None:

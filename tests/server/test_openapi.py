@@ -12,6 +12,8 @@ from qvl.server import answers
 from tests.server.conftest import Running, question
 from tests.server.test_chat import events
 
+OF_TOKENS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
+
 
 def test_every_operation_is_documented_with_its_errors(server: Running) -> None:
     told = server.get("/openapi.json").json()
@@ -24,9 +26,10 @@ def test_every_operation_is_documented_with_its_errors(server: Running) -> None:
 
 def test_the_examples_are_answered(server: Running) -> None:
     told = server.get("/openapi.json").json()
+    # The echo has no tokens to tell; `test_tokens.py` asks those examples of a model that has.
     for path, methods in told["paths"].items():
         example = methods.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
-        if example:
+        if example and path not in OF_TOKENS:
             assert server.post(path, example["example"]).status_code == 200, path
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -59,6 +59,14 @@ class Capabilities:
         return "seed" in self.sampling
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt as token ids, a picture being as many as it takes, and the text of each token where that was asked."""
+
+    ids: tuple[int, ...]
+    texts: tuple[str, ...] | None = None
+
+
 class Backend(ABC):
     """Runs one chat request on a model and streams the answer.
 
@@ -103,6 +111,27 @@ class Backend(ABC):
     async def aclose(self) -> None:
         """Close promptly: requests in progress get a BackendError. Does nothing if it is closed."""
         return
+
+    async def tokenize(self, prompt: ChatRequest | str, *, texts: bool = False) -> Tokens:
+        """Return the tokens of a request's prompt, or of a plain text; `texts`: with the text of each.
+
+        Raises:
+            UnsupportedInputError: the backend does not tell its tokens.
+        """
+        raise self._tells_no_tokens()
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of the tokens `ids`.
+
+        Raises:
+            UnsupportedInputError: the backend does not tell its tokens.
+            RequestError: an id is not in the vocabulary.
+        """
+        raise self._tells_no_tokens()
+
+    def _tells_no_tokens(self) -> UnsupportedInputError:
+        hint = "a local model does, and an endpoint with /tokenize"
+        return UnsupportedInputError(f"{self.name}:{self.model} does not tell its tokens", hint=hint)
 
     def identity(self) -> JsonObject:
         """Return every fact of the backend that changes an answer: model, revision, dtype, processor, quantisation.

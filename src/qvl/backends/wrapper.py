@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
-from qvl.backends.base import Backend, Capabilities
+from qvl.backends.base import Backend, Capabilities, Tokens
 from qvl.types import ChatRequest, Chunk, JsonObject
 
 
@@ -32,6 +32,12 @@ class WrappingBackend(Backend):
 
     async def aclose(self) -> None:
         await self.inner.aclose()
+
+    async def tokenize(self, prompt: ChatRequest | str, *, texts: bool = False) -> Tokens:
+        return await self.inner.tokenize(prompt, texts=texts)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        return await self.inner.detokenize(ids)
 
     def identity(self) -> JsonObject:
         return self.inner.identity()

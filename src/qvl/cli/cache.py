@@ -31,6 +31,7 @@ SHORT: Final = 12
 PICTURE: Final = 8
 # How many keys an error names.
 SOME: Final = 4
+RECENT: Final = 64
 PREFIX: Final = "sha256-"
 
 
@@ -208,7 +209,8 @@ def _two(store: Cache, a: str | None, b: str | None) -> tuple[tuple[str, CacheEn
         return _find(store, a), _find(store, b)
     if a is not None:
         raise ConfigError("two keys are needed, got one", hint="two keys, or none for the two newest answers")
-    newest = store.find(limit=2)
+    # What a server keeps for conversations is no answer with a key to explain.
+    newest = [found for found in store.find(limit=RECENT) if found[1].manifest][:2]
     if len(newest) < 2:
         raise ConfigError(f"the cache {store.url} has fewer than two answers to compare", hint="see qvl cache list")
     return newest[1], newest[0]

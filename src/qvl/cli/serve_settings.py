@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -89,6 +90,9 @@ class ServeSettings:
     cache_mode: Annotated[str | None, _cache(help="auto (what must be the same again), always, off.")] = None
     cache_ttl: Annotated[float | None, _cache(help="Seconds to keep answers.")] = None
     namespace: Annotated[str | None, _cache(help="Keeps answers apart.")] = None
+    response_ttl: Annotated[float, _cache(help="Seconds to keep what previous_response_id names.")] = (
+        _SERVER.response_ttl
+    )
     api_key: Annotated[list[str] | None, _security(help="A key that clients send; may be repeated.")] = None
     api_key_file: Annotated[str | None, _security(help="Keys, one a line; SIGHUP reads it again.")] = None
     allow_unauthenticated: Annotated[bool, _security(help="Serve other machines without a key.")] = False
@@ -118,6 +122,12 @@ class ServeSettings:
     ] = None
     allowed_private: Annotated[
         list[str] | None, _pictures(help="Hosts or networks to fetch from though they are not public; may be repeated.")
+    ] = None
+    limit_mm_per_prompt: Annotated[
+        str | None, _pictures(help='Pictures of a request, as vLLM writes it: {"image": 4} or image=4.')
+    ] = None
+    limit_images: Annotated[
+        int | None, _pictures("--limit-mm-per-prompt.image", envvar=[], min=0, help="The same: 4.")
     ] = None
     media_timeout: Annotated[float, _pictures(help="Seconds to fetch a picture.")] = _SERVER.media.timeout
     log_level: Annotated[str, _logs(help="debug, info, warning, error.")] = "info"
@@ -152,7 +162,20 @@ class ServeSettings:
             max_decoded_bytes=self.max_decoded_mb * MB,
             cors_origins=_listed(self.cors_origin),
             media=self.media_policy(),
+            max_images=self.most_images(),
         )
+
+    def most_images(self) -> int | None:
+        """Return the most pictures of a request, from either form of the option.
+
+        Raises:
+            ConfigError: a malformed value, both forms, or another medium than pictures.
+        """
+        if self.limit_mm_per_prompt is None:
+            return self.limit_images
+        if self.limit_images is not None:
+            raise ConfigError("--limit-mm-per-prompt is given in two forms", hint='write one: {"image": 4}')
+        return read_mm_limits(self.limit_mm_per_prompt)
 
     def _served_model_names(self, ctx: typer.Context) -> tuple[str, ...]:
         """Return the served model names; the legacy variable MODEL_ID is one name, even with commas."""
@@ -189,6 +212,35 @@ class ServeSettings:
                     hint=f"leave it out{', or ' + elsewhere if elsewhere else ''}",
                     param=name,
                 )
+
+
+def read_mm_limits(text: str) -> int | None:
+    """Return the number of images in a `--limit-mm-per-prompt`: JSON, or `image=4,video=0`; None if it names none.
+
+    Raises:
+        ConfigError: the value is malformed, or allows a medium that is not supported.
+    """
+    param, hint = "limit_mm_per_prompt", 'write {"image": 4} or image=4'
+    limits: object
+    try:
+        limits = json.loads(text) if text.lstrip().startswith("{") else _pairs(text)
+    except ValueError as exc:
+        raise ConfigError(f"invalid --limit-mm-per-prompt {text!r}", hint=hint, param=param) from exc
+    assert isinstance(limits, dict)
+    for name, limit in limits.items():
+        # vLLM's longer form also has the sizes that memory is reserved for; here pictures are bounded by --max-pixels.
+        count = limit.get("count") if isinstance(limit, dict) and limit.keys() <= {"count"} else limit
+        if type(count) is not int or count < 0:
+            raise ConfigError(f"--limit-mm-per-prompt: invalid limit {limit!r} of {name}", hint=hint, param=param)
+        if name != "image" and count:
+            raise ConfigError(f"--limit-mm-per-prompt: {name!r} is not supported", hint="only image is", param=param)
+        limits[name] = count
+    return limits.get("image")
+
+
+def _pairs(text: str) -> dict[str, int]:
+    pairs = (pair.partition("=") for pair in text.split(","))
+    return {name.strip(): int(value) for name, _, value in pairs}
 
 
 def source_of_value(ctx: typer.Context, name: str) -> str:

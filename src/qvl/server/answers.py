@@ -218,7 +218,28 @@ class CallItem(TypedDict):
     status: ItemStatus
 
 
-OutputItem: TypeAlias = MessageItem | CallItem
+class ReasoningText(TypedDict):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class SummaryText(TypedDict):
+    type: Literal["summary_text"]
+    text: str
+
+
+class ReasoningItem(TypedDict):
+    """The model's reasoning: as `content`, or as the `summary` that a request asked for."""
+
+    id: str
+    type: Literal["reasoning"]
+    status: ItemStatus
+    summary: list[SummaryText]
+    content: list[ReasoningText]
+    encrypted_content: str | None
+
+
+OutputItem: TypeAlias = MessageItem | CallItem | ReasoningItem
 
 
 class InputDetails(PromptDetails):
@@ -231,6 +252,11 @@ class ResponseUsage(TypedDict):
     output_tokens: Count
     output_tokens_details: OutputDetails
     total_tokens: Count
+
+
+class ResponseText(TypedDict):
+    format: JsonMapping
+    verbosity: Literal["low", "medium", "high"]
 
 
 class Response(TypedDict):
@@ -249,17 +275,17 @@ class Response(TypedDict):
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool
-    previous_response_id: None
-    reasoning: dict[Literal["effort", "summary"], None]
+    previous_response_id: str | None
+    reasoning: dict[Literal["effort", "summary"], str | None]
     service_tier: Literal["default"]
-    store: Literal[False]
+    store: bool
     temperature: float
-    text: dict[Literal["format"], JsonMapping]
+    text: ResponseText
     tool_choice: str | JsonMapping
     tools: list[JsonObject]
     top_logprobs: Count
     top_p: float
-    truncation: Literal["disabled"]
+    truncation: Literal["auto", "disabled"]
     usage: ResponseUsage | None
     user: str | None
 
@@ -271,13 +297,30 @@ class ResponseEvent(TypedDict, total=False):
     output_index: int
     item_id: str
     content_index: int
+    summary_index: int
     item: OutputItem
-    part: OutputText
+    part: OutputText | ReasoningText | SummaryText
     delta: str
     text: str
     logprobs: list[EventToken]
     name: str
     arguments: str
+
+
+class DeletedResponse(TypedDict):
+    id: str
+    object: Literal["response.deleted"]
+    deleted: Literal[True]
+
+
+class InputItemList(TypedDict):
+    """The items that a response answers, newest first."""
+
+    object: Literal["list"]
+    data: list[JsonObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: Literal[False]
 
 
 class Analysis(TypedDict):
@@ -294,15 +337,41 @@ class Analysis(TypedDict):
     usage: TokenUsage
 
 
+class ModelCapabilities(TypedDict):
+    """The features that requests to a model may use: pictures, tools, logprobs, kinds of `response_format`."""
+
+    vision: bool
+    tools: bool
+    logprobs: bool
+    response_formats: list[str]
+    max_images: Count
+
+
 class Model(TypedDict):
-    """A model that requests may name; its limits are present once it is loaded."""
+    """A model that requests may name; its limits are present once it is loaded. `root` is the backend's own name."""
 
     id: str
     object: Literal["model"]
     created: Count
     owned_by: Literal["qvl"]
+    root: str
+    parent: None
     max_model_len: NotRequired[int | None]
     max_images: NotRequired[Count]
+    capabilities: NotRequired[ModelCapabilities]
+
+
+class TokenList(TypedDict):
+    """The tokens of a prompt, as vLLM tells them; `token_strs` where they were asked for."""
+
+    count: Count
+    max_model_len: int | None
+    tokens: list[Count]
+    token_strs: list[str] | None
+
+
+class DetokenizedText(TypedDict):
+    prompt: str
 
 
 class ModelList(TypedDict):

@@ -40,6 +40,14 @@ class KeyRing:
     def required(self) -> bool:
         return bool(self._digests)
 
+    @property
+    def signing_key(self) -> bytes:
+        """The key for what clients carry for the server, the same in every process with these API keys.
+
+        Without API keys it is no secret: a signature then only shows that nothing was changed by mistake.
+        """
+        return hashlib.sha256(b"qvl signs" + b"".join(sorted(self._digests))).digest()
+
     def reload(self) -> None:
         """Read the key file again; if it cannot be read, log it and keep the old keys."""
         if self._file is None:
@@ -51,18 +59,26 @@ class KeyRing:
         else:
             log.info("keys reloaded", count=len(self._digests))
 
-    def tenant(self, authorization: bytes | None) -> str:
-        """Return a tenant name derived from the key in the `Authorization` header; "" if no keys are configured.
+    def tenant(self, authorization: bytes | None, api_key: bytes | None = None) -> str:
+        """Return a tenant name derived from the key in the `Authorization` header, or in `X-Api-Key`.
+
+        "" if no keys are configured.
 
         Raises:
-            InvalidKeyError: the key is missing or not accepted.
+            InvalidKeyError: the key is missing or not accepted, or the two headers have different ones.
         """
         if not self._digests:
             return ""
         scheme, _, key = (authorization or b"").strip().partition(b" ")
-        if scheme.lower() != b"bearer" or not key.strip():
-            raise InvalidKeyError("missing API key", hint="send 'Authorization: Bearer <key>'")
-        sent = hashlib.sha256(key.strip()).digest()
+        if scheme.lower() != b"bearer":
+            key = b""
+        other = (api_key or b"").strip()
+        if other and authorization and key.strip() != other:
+            raise InvalidKeyError("Authorization and X-Api-Key have different keys", hint="send one of them")
+        key = key.strip() or other
+        if not key:
+            raise InvalidKeyError("missing API key", hint="send 'Authorization: Bearer <key>' or 'X-Api-Key: <key>'")
+        sent = hashlib.sha256(key).digest()
         # Every key is compared, where `any` would end early, so the time tells nothing about which one was near.
         if not sum(hmac.compare_digest(known, sent) for known in self._digests):
             raise InvalidKeyError("invalid API key", hint="check the key")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from pydantic import ValidationError
@@ -101,6 +102,22 @@ def error_of(error: QvlError) -> Error:
     elif isinstance(error, ConfigError) and status == 400 and code in ("invalid_config", "unknown_name"):
         code = "unsupported_parameter" if error.message.startswith("unknown parameter") else "invalid_value"
     return {"error": {"message": str(error), "type": kind, "param": error.param, "code": code}}
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """The form of errors in an API: status, body (with the request's id), and the type of that body.
+
+    `id_header` is where the API's clients look for the request's id, beside `x-request-id`.
+    """
+
+    status: Callable[[QvlError], int]
+    body: Callable[[QvlError, str], Mapping[str, object]]
+    answer: type
+    id_header: bytes | None = None
+
+
+OPENAI_ERRORS: Final = ErrorForm(status_of, lambda error, request_id: error_of(error), Error)
 
 
 def headers_of(error: QvlError) -> list[tuple[bytes, bytes]]:

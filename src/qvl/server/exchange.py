@@ -17,13 +17,14 @@ from qvl.ids import new_request_id
 from qvl.server.answers import data_event, dumps
 from qvl.server.errors import (
     CLIENT_CLOSED_REQUEST,
+    OPENAI_ERRORS,
     ClientGoneError,
     DeadlineError,
     DrainingError,
+    ErrorForm,
     HttpError,
     error_of,
     headers_of,
-    status_of,
 )
 from qvl.server.request_body import checked_json, coding_of, inflated
 from qvl.server.state import end_now
@@ -64,6 +65,7 @@ class Exchange:
         self.extra_headers: Headers = []
         self.traced: Traced | None = None
         self.picture_params: Callable[[], Sequence[str]] | None = None
+        self.errors: ErrorForm = OPENAI_ERRORS
         self.error_event: Callable[[QvlError], bytes] = error_event
         self.receive = receive
         self._send = send
@@ -236,6 +238,8 @@ class Exchange:
                 (b"x-request-id", self.request_id.encode("latin-1")),
                 *self.extra_headers,
             ]
+            if self.errors.id_header is not None:
+                event["headers"].append((self.errors.id_header, self.request_id.encode("latin-1")))
             if self.core.draining and not any(name == b"connection" for name, _ in event["headers"]):
                 event["headers"].append((b"connection", b"close"))
         await self._send(event)
@@ -279,13 +283,14 @@ class Exchange:
             error = MediaError(f"{param}: {error.message}", hint=error.hint, param=param, code=error.code)
         self.fields["error"] = error.code
         if not self.status:
-            status, body, headers = status_of(error), dumps(error_of(error)), [JSON, *headers_of(error)]
+            status, headers = self.errors.status(error), [JSON, *headers_of(error)]
+            body = dumps(self.errors.body(error, self.request_id))
             early = not self._body_complete and self.method in ("POST", "PUT", "PATCH")
             if early:
                 headers = [*(pair for pair in headers if pair[0] != b"connection"), (b"connection", b"close")]
             await self.respond(status, body, headers, early=early)
         elif self.streaming:
-            self.fields["error_status"] = status_of(error)
+            self.fields["error_status"] = self.errors.status(error)
             await self.end(self.error_event(error))
 
     def gone(self) -> None:

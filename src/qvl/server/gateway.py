@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 log = logger("qvl.server")
 
-_ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"content-encoding"})
+_ONCE: Final = frozenset(
+    {b"host", b"authorization", b"x-api-key", b"content-type", b"content-length", b"content-encoding"}
+)
 _QUIET: Final = frozenset({"/health", "/ready", "/metrics"})
 
 
@@ -65,13 +67,17 @@ class Gateway:
             self._note(exchange)
 
     async def _answer(self, exchange: Exchange) -> None:
-        _refuse_doubled(exchange.scope["headers"])
         methods = self.table.at(exchange.path)
         operation = None
         if methods is not None:
+            exchange.errors = next(iter(methods.values())).errors
+        _refuse_doubled(exchange.scope["headers"])
+        if methods is not None:
             operation = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
         if operation is None or not operation.open:
-            exchange.tenant = self.core.keys.tenant(exchange.headers.get(b"authorization"))
+            exchange.tenant = self.core.keys.tenant(
+                exchange.headers.get(b"authorization"), exchange.headers.get(b"x-api-key")
+            )
         if methods is None:
             await self._pass_on(exchange)
         elif operation is None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
-from qvl.server.answers import Error
 from qvl.server.route_table import OPERATIONS, Operation
 from qvl.types import JsonObject
 
@@ -18,7 +17,7 @@ _SCHEMAS: Final = "#/components/schemas/"
 _MEANINGS: Final = {
     400: "The request is invalid",
     401: "Missing or invalid API key",
-    404: "No such model",
+    404: "No such model, or nothing of this name",
     408: "The body was too slow",
     413: "The body is too large",
     415: "The body is not JSON",
@@ -27,6 +26,7 @@ _MEANINGS: Final = {
     502: "The model's answer was invalid",
     503: "Loading, shutting down, or the engine is dead",
     504: "No answer before the deadline",
+    529: "The queue is full: see Retry-After",
 }
 _STRING: Final = {"type": "string"}
 _EVENT: Final[JsonObject] = {
@@ -48,11 +48,12 @@ def _build(app: FastAPI) -> JsonObject:
     page = get_openapi(
         title="qvl",
         version=app.version,
-        description="Qwen3-VL behind OpenAI's API, with a cache. Every error has the body of `Error`.",
+        description="Qwen3-VL behind OpenAI's and Anthropic's APIs, with a cache. Errors have each API's own body.",
         routes=app.routes,
     )
     requests = sorted({op.request for op in OPERATIONS if op.request is not None}, key=lambda kind: kind.__name__)
-    answers = [Error, *(op.answer for op in OPERATIONS if op.answer is not None)]
+    errors = {op.errors.answer.__name__: op.errors.answer for op in OPERATIONS}
+    answers = [*errors.values(), *(op.answer for op in OPERATIONS if op.answer is not None)]
     _, defined = TypeAdapter.json_schemas(
         [
             *((kind, "validation", TypeAdapter(kind)) for kind in requests),
@@ -81,7 +82,7 @@ def _operation(operation: Operation) -> JsonObject:
     for status in operation.statuses:
         responses[str(status)] = {
             "description": _MEANINGS[status],
-            "content": {"application/json": {"schema": {"$ref": _SCHEMAS + "Error"}}},
+            "content": {"application/json": {"schema": {"$ref": _SCHEMAS + operation.errors.answer.__name__}}},
         }
     page: JsonObject = {
         "summary": operation.summary,

@@ -7,24 +7,27 @@ from typing import Final
 
 from qvl.pipeline.parse_fields import refuse_others, text_of, unknown, wrong
 from qvl.pipeline.parse_parts import read_content
+from qvl.server.signing import read_signed
 from qvl.types import JsonMapping, JsonObject
 
-KINDS: Final = ("message", "function_call", "function_call_output")
+KINDS: Final = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
 _ROLES: Final = ("user", "assistant", "system", "developer")
 _ECHOES: Final = frozenset(
     {"id", "status", "phase", "parsed_arguments", "metadata", "cache_control", "namespace", "caller", "created_by"}
 )
 
 
-def messages_of(items: Sequence[JsonMapping]) -> list[JsonObject]:
+def messages_of(items: Sequence[JsonMapping], key: bytes, name: str = "input") -> list[JsonObject]:
     """Return the chat messages with parsed parts; consecutive function calls become one assistant message.
 
+    What a model thought before an answer is not shown to it again; a signed copy of that is checked with `key`.
+
     Raises:
-        RequestError: an invalid item; the error names the item, the part and the field.
+        RequestError: an invalid item; the error names the item (of `name`), the part and the field.
     """
     messages: list[JsonObject] = []
     for number, item in enumerate(items):
-        where = f"input[{number}]"
+        where = f"{name}[{number}]"
         kind = item.get("type") or ("message" if "role" in item else None)
         if kind == "message":
             messages.append(_message(item, where))
@@ -40,8 +43,11 @@ def messages_of(items: Sequence[JsonMapping]) -> list[JsonObject]:
             messages.append({"role": "tool", "tool_call_id": text_of(item, "call_id", where), "content": output})
         elif kind is None:
             raise wrong(f"{where}.role", "is missing", f"known: {', '.join(_ROLES)}")
-        # What a model thought before an answer is not shown to it again.
-        elif kind != "reasoning":
+        elif kind == "reasoning":
+            if item.get("encrypted_content") is not None:
+                blob = text_of(item, "encrypted_content", where)
+                read_signed(blob, key, f"{where}.encrypted_content")
+        else:
             raise unknown(f"{where}.type", kind, KINDS)
     return messages
 

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pydantic import BaseModel
 
-from qvl.server import answers
-from qvl.server.routes import analyze, chat, completions, pages, responses, system
-from qvl.server.schemas import AnalyzeRequest, ChatCompletionRequest, CompletionRequest, ResponsesRequest
+from qvl.server import answers, messages_answers
+from qvl.server.errors import OPENAI_ERRORS, ErrorForm
+from qvl.server.messages_schemas import CountTokensRequest, MessagesRequest
+from qvl.server.responses_schemas import ResponsesRequest
+from qvl.server.routes import analyze, chat, completions, messages, pages, responses, system, tokens
+from qvl.server.schemas import (
+    AnalyzeRequest,
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
@@ -33,16 +42,28 @@ class Operation:
     works: bool = False
     events: bool = False
     documented: bool = True
+    errors: ErrorForm = OPENAI_ERRORS
 
 
 def _work(
-    path: str, handler: Handler, summary: str, request: type[BaseModel], answer: type, *, events: bool = True
+    path: str,
+    handler: Handler,
+    summary: str,
+    request: type[BaseModel],
+    answer: type,
+    *,
+    events: bool = True,
+    errors: ErrorForm = OPENAI_ERRORS,
 ) -> Operation:
     """Return an operation that needs the model."""
-    statuses = (400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504)
-    return Operation("POST", path, handler, summary, request, answer, statuses, works=True, events=events)
+    busy = () if errors is OPENAI_ERRORS else (messages.OVERLOADED,)
+    statuses = (400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504, *busy)
+    return Operation(
+        "POST", path, handler, summary, request, answer, statuses, works=True, events=events, errors=errors
+    )
 
 
+_KEPT: Final = (400, 401, 404, 503)
 OPERATIONS: Final = (
     _work(
         "/v1/chat/completions",
@@ -53,6 +74,39 @@ OPERATIONS: Final = (
     ),
     _work("/v1/completions", completions.completions, "Complete a prompt", CompletionRequest, answers.Completion),
     _work("/v1/responses", responses.responses, "Answer input items", ResponsesRequest, answers.Response),
+    Operation(
+        "GET", "/v1/responses/{id}", responses.retrieve, "A response that was kept", None, answers.Response, _KEPT
+    ),
+    Operation("DELETE", "/v1/responses/{id}", responses.delete, "Delete one", None, answers.DeletedResponse, _KEPT),
+    Operation(
+        "GET",
+        "/v1/responses/{id}/input_items",
+        responses.input_items,
+        "What it answers",
+        None,
+        answers.InputItemList,
+        _KEPT,
+    ),
+    Operation("POST", "/v1/responses/{id}/cancel", responses.cancel, documented=False),
+    _work(
+        "/v1/messages",
+        messages.messages,
+        "Answer a conversation, in Anthropic's form",
+        MessagesRequest,
+        messages_answers.AnsweredMessage,
+        errors=messages.MESSAGE_ERRORS,
+    ),
+    _work(
+        "/v1/messages/count_tokens",
+        messages.count_tokens,
+        "Count the tokens of a conversation",
+        CountTokensRequest,
+        messages_answers.TokenCount,
+        events=False,
+        errors=messages.MESSAGE_ERRORS,
+    ),
+    _work("/tokenize", tokens.tokenize, "Tokens of a prompt", TokenizeRequest, answers.TokenList, events=False),
+    _work("/detokenize", tokens.detokenize, "Text of tokens", DetokenizeRequest, answers.DetokenizedText, events=False),
     _work(
         "/v1/analyze", analyze.analyze, "Analyze a product on pictures", AnalyzeRequest, answers.Analysis, events=False
     ),
@@ -70,23 +124,26 @@ OPERATIONS: Final = (
 
 
 class Table:
-    """Finds the operation for a method and a path."""
+    """Finds the operation for a method and a path. `{name}` stands for the rest of a path, up to what follows it."""
 
     def __init__(self, operations: tuple[Operation, ...] = OPERATIONS) -> None:
         self._exact: dict[str, dict[str, Operation]] = {}
-        self._prefixed: list[tuple[str, dict[str, Operation]]] = []
+        self._open: dict[tuple[str, str], dict[str, Operation]] = {}
         for operation in operations:
-            prefix, brace, _ = operation.path.partition("{")
+            prefix, brace, rest = operation.path.partition("{")
             if brace:
-                self._prefixed.append((prefix, {operation.method: operation}))
+                ends = (prefix, rest.partition("}")[2])
+                self._open.setdefault(ends, {})[operation.method] = operation
             else:
                 self._exact.setdefault(operation.path, {})[operation.method] = operation
+        # `/v1/responses/{id}/input_items` before `/v1/responses/{id}`.
+        self._open = dict(sorted(self._open.items(), key=lambda item: -len(item[0][1])))
 
     def at(self, path: str) -> dict[str, Operation] | None:
         """Return the operations at `path` by method, or None for a path that the server does not have."""
         if path in self._exact:
             return self._exact[path]
-        for prefix, methods in self._prefixed:
-            if path.startswith(prefix) and len(path) > len(prefix):
+        for (prefix, suffix), methods in self._open.items():
+            if path.startswith(prefix) and path.endswith(suffix) and len(path) > len(prefix) + len(suffix):
                 return methods
         return None

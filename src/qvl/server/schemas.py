@@ -28,6 +28,7 @@ OPEN: Final = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 MAX_MESSAGES: Final = 4_096
 MAX_ITEMS: Final = 4_096
 MAX_TOOLS: Final = 1_024
+MAX_TOKENS: Final = 100_000
 MAX_IMAGES: Final = 256
 # One fault is told, so one is looked for: a body may hold any number of them. How many choices and prompts there may be
 # is said further on; texts are counted among the fields of a body.
@@ -39,20 +40,16 @@ Metadata: TypeAlias = Annotated[
 PIXEL: Final = "data:image/png;base64," + base64.b64encode(tiny_png()).decode("ascii")
 
 
-_TEXT: Final = {"type": "string"}
+TEXT: Final = {"type": "string"}
 _PART: Final = {
     "type": "object",
     "properties": {
         "type": {"enum": ["text", "image_url", "input_image", "image"]},
-        "text": _TEXT,
+        "text": TEXT,
         "image_url": {
             "anyOf": [
-                _TEXT,
-                {
-                    "type": "object",
-                    "properties": {"url": _TEXT, "detail": {"enum": list(DETAILS)}},
-                    "required": ["url"],
-                },
+                TEXT,
+                {"type": "object", "properties": {"url": TEXT, "detail": {"enum": list(DETAILS)}}, "required": ["url"]},
             ],
             "description": "An http(s) or data: URL.",
         },
@@ -60,12 +57,11 @@ _PART: Final = {
     },
     "required": ["type"],
 }
-_CONTENT: Final = {"anyOf": [_TEXT, {"type": "array", "items": _PART}, {"type": "null"}]}
+CONTENT: Final = {"anyOf": [TEXT, {"type": "array", "items": _PART}, {"type": "null"}]}
 
 
-def _read_by_hand(**properties: object) -> WithJsonSchema:
-    """The JSON schema of an object validated by `qvl.pipeline.parse_message` or `qvl.server.responses_input`, not by
-    pydantic."""
+def read_by_hand(**properties: object) -> WithJsonSchema:
+    """Return the JSON schema of an object that the pipeline's parsers validate, not pydantic."""
     return WithJsonSchema({"type": "object", "properties": properties})
 
 
@@ -73,33 +69,16 @@ ChatMessages: TypeAlias = Annotated[
     list[
         Annotated[
             JsonObject,
-            _read_by_hand(
+            read_by_hand(
                 role={"enum": ["system", "developer", "user", "assistant", "tool"]},
-                content=_CONTENT,
-                name=_TEXT,
+                content=CONTENT,
+                name=TEXT,
                 tool_calls={"type": "array", "items": {"type": "object"}},
-                tool_call_id=_TEXT,
+                tool_call_id=TEXT,
             ),
         ]
     ],
     Field(fail_fast=True),
-]
-InputItems: TypeAlias = Annotated[
-    list[
-        Annotated[
-            JsonObject,
-            _read_by_hand(
-                type={"enum": ["message", "function_call", "function_call_output"]},
-                role={"enum": ["system", "developer", "user", "assistant"]},
-                content=_CONTENT,
-                call_id=_TEXT,
-                name=_TEXT,
-                arguments=_TEXT,
-                output=_CONTENT,
-            ),
-        ]
-    ],
-    Field(max_length=4 * MAX_MESSAGES, fail_fast=True),
 ]
 
 
@@ -121,6 +100,9 @@ class FunctionTool(TypedDict):
     type: Literal["function"]
     function: FunctionDefinition
     cache_control: NotRequired[Label]
+
+
+Tools: TypeAlias = Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
 
 @with_config(STRICT)
@@ -290,7 +272,7 @@ class ChatCompletionRequest(Sampling):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     structured_outputs: Annotated[StructuredOutputs, BeforeValidator(without_switched_off)] | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
@@ -314,62 +296,27 @@ class CompletionRequest(Sampling):
     add_special_tokens: bool | None = None
 
 
-@with_config(STRICT)
-class ResponsesTool(FunctionDefinition):
-    type: Literal["function"]
+class TokenizeRequest(BaseModel):
+    """`POST /tokenize`: the tokens of `messages` (with `tools`), or of a `prompt`."""
+
+    model_config = OPEN | ConfigDict(json_schema_extra={"examples": [{"prompt": "What is shown?"}]})
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: ChatMessages | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    tools: Tools | None = None
+    return_token_strs: bool | None = None
+    # A text begins with no special token for a model of this family, so both are the same.
+    add_special_tokens: bool | None = None
 
 
-@with_config(STRICT)
-class ResponsesToolChoice(FunctionName):
-    type: Literal["function"]
+class DetokenizeRequest(BaseModel):
+    """`POST /detokenize`: the text of `tokens`."""
 
+    model_config = STRICT | ConfigDict(json_schema_extra={"examples": [{"tokens": [64, 65]}]})
 
-@with_config(STRICT)
-class ResponsesSchemaFormat(JsonSchema):
-    type: Literal["json_schema"]
-
-
-class TextOptions(BaseModel):
-    model_config = STRICT
-    verbosity: Literal["medium"] | None = None
-    format: (
-        Annotated[
-            PlainFormat | ResponsesSchemaFormat, Field(discriminator="type"), BeforeValidator(without_null_fields)
-        ]
-        | None
-    ) = None
-
-
-class ResponsesStreamOptions(BaseModel):
-    model_config = STRICT
-    include_obfuscation: Literal[False] | None = None
-
-
-class ResponsesRequest(QuestionFields):
-    """`POST /v1/responses`. Stateless: `store` must be false and `previous_response_id` null."""
-
-    model_config = {
-        **OPEN,
-        "json_schema_extra": {"examples": [{"input": "What can you see?", "max_output_tokens": 32}]},
-    }
-
-    input: str | InputItems
-    instructions: str | None = None
-    stream_options: ResponsesStreamOptions | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
-    temperature: Annotated[float | None, parameter_field("temperature")] = None
-    top_p: Annotated[float | None, parameter_field("top_p")] = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: (
-        Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=MAX_ITEMS, fail_fast=True)] | None
-    ) = None
-    text: TextOptions | None = None
-    tools: Annotated[list[ResponsesTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    previous_response_id: None = None
-    background: Literal[False] | None = None
-    truncation: Literal["disabled"] | None = None
+    model: str | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKENS, fail_fast=True)]
 
 
 class AnalyzeRequest(BaseModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -134,6 +134,7 @@ async def chat_request(
     refuse_extra(core, {name: value for name, value in fields.items() if name != "mm_processor_kwargs"})
     params["request_id"], params["extra"] = exchange.request_id, fields
     draft = draft_request(messages, **params)
+    core.refuse_many_images(len(draft.pictures))
     request = draft.finished(await load_pictures(draft.pictures, core.settings.media, digests=core.executor.digests))
     refuse_extra(core, request.extra)
     backend.refuse_unsupported(request)
@@ -174,8 +175,10 @@ def refuse_extra(core: ServerCore, extra: JsonMapping) -> None:
         raise RequestError(message, hint="leave it out", param=name[:100], code="unsupported_parameter")
 
 
-async def stream(served: ServedRequest, writer: AnswerWriter) -> None:
-    """Stream the answer as events encoded by `writer`."""
+async def stream(
+    served: ServedRequest, writer: AnswerWriter, settle: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Stream the answer as events encoded by `writer`; `settle` is called before its last events are sent."""
     exchange = served.exchange
     streaming = await exchange.core.executor.start(served.call())
     async with aclosing(streaming.items) as items:
@@ -186,6 +189,8 @@ async def stream(served: ServedRequest, writer: AnswerWriter) -> None:
                 await exchange.start_events(headers_for(streaming.origin, served.policy, streaming.created_at))
             if not isinstance(item, Chunk):
                 served.finished(item)
+                if settle is not None:
+                    await settle()
                 await exchange.end(events)
             elif events:
                 await exchange.write(events)

@@ -37,6 +37,8 @@ class ServerSettings:
         canary: True to answer a request about a tiny picture before the server is ready.
         hot_seconds: how long a cached answer that was read is also kept in memory; entries deleted by another process
             are served for that long. 0: never.
+        response_ttl: how long responses are kept for `previous_response_id`, in the cache.
+        max_images: the most pictures of a request; None: what the backend takes.
         cors_origins: origins whose pages may send requests; empty: none.
         media: the media policy for pictures in requests; `allow_files` must be False.
 
@@ -63,6 +65,8 @@ class ServerSettings:
     stall_timeout: float = 120.0
     canary: bool = True
     hot_seconds: float = 5.0
+    response_ttl: float = 30 * 24 * 3600.0
+    max_images: int | None = None
     cors_origins: tuple[str, ...] = ()
     media: MediaPolicy = field(default_factory=lambda: MediaPolicy(allow_files=False))
 
@@ -71,11 +75,12 @@ class ServerSettings:
             self._check(name, getattr(self, name) >= 1, "1 or more")
         for name in ("max_queue", "max_queue_picture_tokens", "drain_timeout", "hot_seconds"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("body_timeout", "request_timeout", "stall_timeout"):
+        for name in ("body_timeout", "request_timeout", "stall_timeout", "response_ttl"):
             self._check(name, getattr(self, name) > 0, "above 0, in seconds")
         for name in ("requests_per_minute", "concurrent_per_key"):
             value = getattr(self, name)
             self._check(name, value is None or value >= 1, "1 or more, or none")
+        self._check("max_images", self.max_images is None or self.max_images >= 0, "0 or more, or none")
         if self.media.allow_files:
             raise ConfigError("a server's media policy must not allow files", hint="MediaPolicy(allow_files=False)")
 

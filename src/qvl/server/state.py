@@ -9,13 +9,14 @@ import time
 from typing import TYPE_CHECKING
 
 from qvl._version import __version__
-from qvl.errors import MediaError, QvlError
+from qvl.errors import MediaError, QvlError, RequestError
 from qvl.server.auth import KeyRing
 from qvl.server.errors import DrainingError, HttpError
 from qvl.server.limits import Admission, KeyLimits
 from qvl.server.metrics import BackendStats, Metrics
 from qvl.server.pool_admin import EndpointStats, Source, reload_endpoints
 from qvl.server.readiness import Readiness
+from qvl.server.response_store import ResponseStore
 from qvl.types import canonical_json
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ServerCore:
         )
         self.key_limits = KeyLimits(settings.requests_per_minute, settings.concurrent_per_key)
         self.readiness = Readiness(pipeline, canary=settings.canary, stall_timeout=settings.stall_timeout)
+        self.responses = ResponseStore(pipeline.executor.store, ttl=settings.response_ttl)
         self.tracing: Tracing | None = None
         self.draining = False
         self.held_bytes = 0
@@ -82,6 +84,19 @@ class ServerCore:
     def names(self) -> tuple[str, ...]:
         """The model names that requests may use."""
         return self.settings.served_model_names or (self.pipeline.backend.model or self.pipeline.backend.name,)
+
+    @property
+    def max_images(self) -> int:
+        """The most pictures of a request. Valid once the model is loaded."""
+        most, limit = self.pipeline.backend.capabilities.images, self.settings.max_images
+        return most if limit is None else min(most, limit)
+
+    def refuse_many_images(self, count: int) -> None:
+        """Raise RequestError if `count` pictures are more than a request may have by the server's own limit."""
+        limit = self.settings.max_images
+        if limit is not None and count > limit:
+            what = f"{count} pictures in one request, where this server allows at most {limit}"
+            raise RequestError(what, hint="send fewer, or raise qvl-serve --limit-mm-per-prompt", param="messages")
 
     @property
     def version(self) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
-from qvl.backends.base import Backend, Capabilities
+from qvl.backends.base import Backend, Capabilities, Tokens
 from qvl.backends.grammar_schema import RESPONSE_FORMATS
 from qvl.backends.load_aside import load_aside
 from qvl.backends.local.model.linear_kernels import KERNELS
@@ -21,7 +21,6 @@ from qvl.backends.local.scheduling.step_costs import StepCosts
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError, RateLimitError
 from qvl.log import logger
 from qvl.suggest import install_line
-from qvl.types import TextPart
 
 if TYPE_CHECKING:
     from qvl.backends.local.engine import Engine
@@ -298,16 +297,14 @@ class LocalBackend(Backend):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        loaded = self._loaded
-        if loaded is None or self._pool is None:
-            raise BackendUnavailableError("the local model is not loaded", hint="await backend.open() first")
+        loaded = self._ready()
         self.refuse_unsupported(request)
         if self._num_preparing >= self._max_queue:
             raise RateLimitError(f"queue is full: {self._max_queue} requests are waiting", hint="try again later")
         loop = asyncio.get_running_loop()
         self._num_preparing += 1
         abandoned = threading.Event()
-        pool = self._long_pool if _num_characters(request) > LONG_PROMPT else self._pool
+        pool = self._pool_for(request)
         try:
             engine_request = await loop.run_in_executor(pool, self._engine_request, loaded, request, loop, abandoned)
         except RuntimeError as exc:
@@ -328,6 +325,23 @@ class LocalBackend(Backend):
                     return
         finally:
             loaded.engine.mailbox.abort(engine_request)
+
+    def _ready(self) -> _Loaded:
+        if self._loaded is None or self._pool is None:
+            raise BackendUnavailableError("the local model is not loaded", hint="await backend.open() first")
+        return self._loaded
+
+    def _pool_for(self, prompt: ChatRequest | str) -> ThreadPoolExecutor | None:
+        size = len(prompt) if isinstance(prompt, str) else sum(len(message.text) for message in prompt.messages)
+        return self._long_pool if size > LONG_PROMPT else self._pool
+
+    async def tokenize(self, prompt: ChatRequest | str, *, texts: bool = False) -> Tokens:
+        work = self._ready().processor.tokens
+        return await asyncio.get_running_loop().run_in_executor(self._pool_for(prompt), work, prompt, texts)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        work = self._ready().processor.text
+        return await asyncio.get_running_loop().run_in_executor(self._long_pool, work, ids)
 
     def _engine_request(
         self, loaded: _Loaded, request: ChatRequest, loop: asyncio.AbstractEventLoop, abandoned: threading.Event
@@ -424,7 +438,3 @@ class LocalBackend(Backend):
     def stats(self) -> Mapping[str, float]:
         numbers = self._loaded.engine.stats() if self._loaded else {}
         return numbers and {**numbers, "num_waiting": numbers["num_waiting"] + self._num_preparing}
-
-
-def _num_characters(request: ChatRequest) -> int:
-    return sum(len(part.text) for message in request.messages for part in message.parts if isinstance(part, TextPart))

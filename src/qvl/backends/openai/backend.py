@@ -7,6 +7,7 @@ are probed when the backend is opened, once a process for each (URL, model).
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Final
 
-from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
+from qvl.backends.base import CUT_OFF, Backend, Capabilities, Tokens, began
 from qvl.backends.endless import EndlessWatch
 from qvl.backends.openai.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url, split_urls
 from qvl.backends.openai.endpoint_list import Listed, by_name
@@ -22,7 +23,7 @@ from qvl.backends.openai.failures import Failed, Impact, Repeat
 from qvl.backends.openai.fleet import Attempts, Fleet, ProbedEndpoint
 from qvl.backends.openai.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
 from qvl.backends.openai.retry import RetryPolicy
-from qvl.backends.openai.wire import request_body
+from qvl.backends.openai.wire import Dialect, request_body
 from qvl.errors import BackendResponseError, BackendUnavailableError, QvlError
 from qvl.log import logger
 from qvl.media.gate import SMALL
@@ -31,6 +32,10 @@ from qvl.types import ChatRequest, Chunk, JsonObject, Timing
 log = logger("qvl.backends.openai")
 PATCH: Final = 32
 TEXT_PER_TOKEN: Final = 4
+# The fields of a request that shape its prompt.
+_OF_A_PROMPT: Final = frozenset(
+    {"model", "messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"}
+)
 
 
 class OpenAIBackend(Backend):
@@ -200,6 +205,27 @@ class OpenAIBackend(Backend):
             raise
         finally:
             self._running -= 1
+
+    async def tokenize(self, prompt: ChatRequest | str, *, texts: bool = False) -> Tokens:
+        fields: JsonObject = {"model": self.model, "prompt": prompt}
+        if isinstance(prompt, ChatRequest):
+            body = await asyncio.to_thread(request_body, prompt, self.model, Dialect())
+            fields = {name: value for name, value in json.loads(body).items() if name in _OF_A_PROMPT}
+        if texts:
+            fields["return_token_strs"] = True
+        answer = await self._fleet.ask("/tokenize", fields, timeout=self._timeouts.first_token)
+        ids, words = answer.get("tokens"), answer.get("token_strs")
+        if not isinstance(ids, list):
+            raise BackendResponseError("the endpoint's answer has no tokens", hint="is it an endpoint of vLLM's kind?")
+        return Tokens(tuple(ids), tuple(words) if texts and isinstance(words, list) else None)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        fields = {"model": self.model, "tokens": list(ids)}
+        answer = await self._fleet.ask("/detokenize", fields, timeout=self._timeouts.first_token)
+        text = answer.get("prompt", answer.get("text"))
+        if not isinstance(text, str):
+            raise BackendResponseError("the endpoint's answer has no prompt", hint="is it an endpoint of vLLM's kind?")
+        return text
 
     async def _answer(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the answer of the first endpoint that begins one; tries endpoints and rounds until then."""

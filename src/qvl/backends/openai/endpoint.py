@@ -34,7 +34,7 @@ from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigErro
 from qvl.http.connection import LateError
 from qvl.http.sse import EventReader, readable
 from qvl.log import logger
-from qvl.types import Chunk
+from qvl.types import Chunk, JsonObject
 
 MAX_IDLE_BYTES: Final = 4 * 2**20
 LINGER: Final = 0.5
@@ -272,6 +272,22 @@ class Endpoint:
         return self._closing(
             too_slow(f"{what} in {time.monotonic() - began:.1f} s", self.url, hint="see first_token_timeout")
         )
+
+    async def ask(self, path: str, fields: JsonObject) -> JsonObject:
+        """Return the JSON object that the endpoint answers to `fields` at `path`, which stands beside its `/v1`."""
+        assert self._sdk is not None
+        parts = urlsplit(self.base_url)
+        url = urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix("/v1") + path))
+        began = time.monotonic()
+        try:
+            answer = await self._sdk.ask(url, fields, began + self.timeouts.connect + self.timeouts.first_token)
+        except Failed as exc:
+            raise self._closing(exc) from exc.__cause__
+        except LateError as exc:
+            raise self._late("no answer", began) from exc
+        if not isinstance(answer, dict):
+            raise broken(f"{path} gave no JSON object", self.url)
+        return answer
 
     async def models(self) -> list[ListedModel]:
         """Return the models that GET /models lists."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Final
@@ -17,9 +18,19 @@ from qvl.backends.openai.failures import Failed, Impact, Repeat
 from qvl.backends.openai.pool import EndpointPool, EndpointState, Member
 from qvl.backends.openai.probe import ASSUMED, Findings, common, probe
 from qvl.backends.openai.retry import RetryPolicy
-from qvl.errors import BackendError, BackendUnavailableError, ConfigError, QvlError, RateLimitError, UnknownNameError
+from qvl.errors import (
+    BackendError,
+    BackendResponseError,
+    BackendUnavailableError,
+    ConfigError,
+    QvlError,
+    RateLimitError,
+    UnknownNameError,
+    UnsupportedInputError,
+)
 from qvl.log import logger
 from qvl.suggest import nearest
+from qvl.types import JsonObject
 
 log = logger("qvl.backends.openai")
 PROBED: Final[dict[tuple[str, str, str], Findings]] = {}
@@ -289,6 +300,28 @@ class Fleet:
     async def part_with(self, members: Iterable[Member[ProbedEndpoint]], *, timeout: float | None) -> None:
         """Remove draining members concurrently, each after its last request."""
         await asyncio.gather(*(self._retire(member, timeout) for member in members))
+
+    async def ask(self, path: str, fields: JsonObject, *, timeout: float) -> JsonObject:
+        """Return one endpoint's answer to `fields` at `path`, beside its `/v1`.
+
+        Raises:
+            UnsupportedInputError: the endpoint has no such path.
+            BackendError: no endpoint is free in time, or it fails.
+        """
+        ticket = await self.pool.acquire(cost=0.0, until=time.monotonic() + timeout)
+        if ticket is None:
+            raise BackendUnavailableError("no endpoint could answer", hint="see GET /ready")
+        name = ticket.member.name
+        try:
+            return await ticket.member.target.endpoint.ask(path, fields)
+        except Failed as failed:
+            lacks = isinstance(failed.error, BackendResponseError) and failed.untouched
+            if not lacks:
+                raise failed.error from failed.__cause__
+            what = f"{name} has no {path}, so its tokens are not known"
+            raise UnsupportedInputError(what, hint="an endpoint of vLLM, SGLang or qvl-serve has it") from failed
+        finally:
+            ticket.release()
 
     def verdict(self, attempts: Attempts) -> QvlError | Failed:
         """Return one error for a request that failed at all endpoints, naming each."""

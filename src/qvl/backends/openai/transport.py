@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import httpx
     from openai import AsyncAPIResponse, AsyncOpenAI
 
+    from qvl.types import JsonObject
+
 MAX_ANSWER_BYTES: Final = 256 * 2**20
 MAX_ERROR_BYTES: Final = 64 * 2**10
 # An error's status says most of it; what its body says besides comes soon or is left out.
@@ -213,6 +215,16 @@ class SdkTransport(Transport):
 
     async def models(self, deadline: float) -> Reply:
         return await self._begun(self._client.models.with_streaming_response.list(), deadline)
+
+    async def ask(self, url: str, fields: JsonObject, deadline: float) -> object:
+        """Return the JSON that the endpoint answers to `fields` at `url`, which need not be below the base URL.
+
+        Raises:
+            Failed: no connection, or a status of 400 and above.
+            LateError: no answer before the deadline.
+        """
+        with crossing(self._where), self.until(deadline):
+            return await self._client.post(url, cast_to=object, body=fields)
 
     async def _begun(
         self, sending: contextlib.AbstractAsyncContextManager[AsyncAPIResponse[T]], deadline: float

@@ -1,76 +1,175 @@
-"""`POST /v1/responses`: text, pictures and function calls in, output items out. Stateless."""
+"""`/v1/responses`: text, pictures and function calls in, output items out; kept, if the server has a cache."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import parse_qs, unquote
 
-from qvl.errors import QvlError, RequestError
+from qvl.errors import ContextLengthError, QvlError, RequestError
 from qvl.ids import new_id
-from qvl.server.answers import (
-    CallItem,
-    ChosenToken,
-    EventToken,
-    ItemStatus,
-    MessageItem,
-    OutputItem,
-    OutputText,
-    Response,
-    ResponseEvent,
-    ResponseUsage,
-    dumps,
-)
-from qvl.server.openai_format import read_logprobs
+from qvl.server.answers import DeletedResponse, InputItemList, OutputItem, Response, dumps
+from qvl.server.errors import HttpError
+from qvl.server.response_store import PREFIX, KeptResponse, not_found, not_kept
 from qvl.server.responses_input import messages_of
-from qvl.server.schemas import ResponsesRequest
+from qvl.server.responses_output import EventWriter, ItemMaker, finished
+from qvl.server.responses_schemas import ENCRYPTED, LOGPROBS, ResponsesRequest
 from qvl.server.serving import chat_request, picture_params, stream, validated
-from qvl.types import Choice, Chunk, FinishReason, JsonObject, Result, TokenLogprob, ToolCallDelta, Usage
+from qvl.types import ChatRequest, JsonObject
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
     from qvl.server.serving import ServedRequest
 
+T = TypeVar("T")
+PATH: Final = "/v1/responses/"
+_REFERENCE: Final = "item_reference"
+
 
 async def responses(exchange: Exchange) -> None:
-    """Answer one request of the Responses API, as JSON or as server-sent events."""
+    """Answer one request of the Responses API, as JSON or as server-sent events.
+
+    The response is kept for `previous_response_id`, unless `store` is false or the server has no cache.
+    """
     body = validated(ResponsesRequest, await exchange.body())
-    if not isinstance(body.input, str):
-        items = body.input
-        exchange.picture_params = lambda: picture_params("input", items, "content", "output")
-    served = await exchange.until_done(lambda: _read(exchange, body))
-    head = _head(body, served)
+    await exchange.until_done(lambda: _answer(exchange, body))
+
+
+async def _answer(exchange: Exchange, body: ResponsesRequest) -> None:
+    core = exchange.core
+    if body.background:
+        what = "background: responses are answered while you wait"
+        hint = "leave it out, or send a batch to /v1/batches"
+        raise RequestError(what, hint=hint, param="background", code="unsupported_parameter")
+    if body.store and not core.responses.available:
+        raise not_kept("store")
+    namespace = core.namespace(exchange.tenant)
+    items = await _items(exchange, body)
+    before = []
+    if body.previous_response_id is not None:
+        before = await core.responses.turns(namespace, body.previous_response_id)
+
+    def params() -> list[str]:
+        earlier = picture_params("previous_response_id", before, "content", "output")
+        return ["previous_response_id"] * len(earlier) + picture_params("input", items, "content", "output")
+
+    exchange.picture_params = params
+    served = await _read(exchange, body, before, items)
+    head = _head(body, served, kept=body.store is not False and core.responses.available)
+    reasoning = body.reasoning
+    maker = ItemMaker(
+        head["id"],
+        summary=reasoning is not None and (reasoning.summary or reasoning.generate_summary) is not None,
+        key=core.keys.signing_key if ENCRYPTED in (body.include or ()) else None,
+    )
+
+    async def keep(response: Response) -> None:
+        if response["store"]:
+            kept: KeptResponse = {"response": response, "input": items, "previous": body.previous_response_id}
+            await core.responses.keep(namespace, kept)
+
     if body.stream:
         exchange.error_event = _error_event
-        await exchange.until_done(lambda: stream(served, EventWriter(head)))
+        writer = EventWriter(head, maker)
+
+        async def settle() -> None:
+            assert writer.whole is not None
+            await keep(writer.whole)
+
+        await _fitting(served, body, lambda: stream(served, writer, settle))
         return
-    result = await exchange.until_done(served.answer)
-    output = _output(result.choices[0]) if result.choices else []
-    await exchange.respond_json(_finished(head, output, result), served.headers(result))
+    result = await _fitting(served, body, served.answer)
+    output: list[OutputItem] = maker.items(result.choices[0]) if result.choices else []
+    response = finished(head, output, result)
+    await keep(response)
+    await exchange.respond_json(response, served.headers(result))
 
 
-async def _read(exchange: Exchange, body: ResponsesRequest) -> ServedRequest:
+async def _fitting(served: ServedRequest, body: ResponsesRequest, run: Callable[[], Awaitable[T]]) -> T:
+    """Return what `run` gives; with truncation "auto", the oldest turns are left out until the rest fits."""
+    while True:
+        try:
+            return await run()
+        except ContextLengthError:
+            shorter = without_oldest(served.request) if body.truncation == "auto" else None
+            if shorter is None or served.exchange.streaming:
+                raise
+            served.request = shorter
+
+
+def without_oldest(request: ChatRequest) -> ChatRequest | None:
+    """Return the request without its oldest turn and the answers to it; None if it is the only one."""
+    messages = request.messages
+    start = next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
+    end = start + 1
+    while end < len(messages) and messages[end].role in ("assistant", "tool"):
+        end += 1
+    if not any(message.role != "system" for message in messages[end:]):
+        return None
+    return request.replace(messages=messages[:start] + messages[end:])
+
+
+async def _items(exchange: Exchange, body: ResponsesRequest) -> list[JsonObject]:
+    """Return the input as items, with each reference to an item replaced by the item."""
+    if isinstance(body.input, str):
+        return [{"type": "message", "role": "user", "content": body.input}]
+    core = exchange.core
+    items = []
+    for number, item in enumerate(body.input):
+        if item.get("type") == _REFERENCE or (item.keys() == {"id"} and isinstance(item["id"], str)):
+            param, ident = f"input[{number}].id", str(item.get("id"))
+            if not core.responses.available:
+                raise not_kept(param)
+            response = PREFIX + ident.partition("_")[2][:32]
+            kept = await core.responses.find(core.namespace(exchange.tenant), response, param)
+            found = next((one for one in kept["response"]["output"] if one["id"] == ident), None)
+            if found is None:
+                raise not_found(ident, param)
+            item = {**found}
+        items.append(item)
+    return items
+
+
+async def _read(
+    exchange: Exchange, body: ResponsesRequest, before: list[JsonObject], items: list[JsonObject]
+) -> ServedRequest:
     params = body.sampling()
+    fields: JsonObject = {**(body.model_extra or {})}
+    if body.reasoning is not None and body.reasoning.effort is not None:
+        fields["reasoning_effort"] = body.reasoning.effort
     if body.parallel_tool_calls is not None:
         params["parallel_tool_calls"] = body.parallel_tool_calls
     if body.max_output_tokens is not None:
         params["max_tokens"] = body.max_output_tokens
-    if body.include:
+    if LOGPROBS in (body.include or ()):
         params["logprobs"] = body.top_logprobs or 0
     elif body.top_logprobs:
-        raise RequestError(
-            "top_logprobs needs include: ['message.output_text.logprobs']", param="top_logprobs", code="invalid_value"
-        )
-    if body.tools:
-        params["tools"] = [{"type": "function", "function": tool} for tool in _tools(body)]
-    if body.tool_choice is not None:
-        choice = body.tool_choice
+        raise RequestError(f"top_logprobs needs include: ['{LOGPROBS}']", param="top_logprobs", code="invalid_value")
+    tools, choice = _tools(body), body.tool_choice
+    if choice is not None and not isinstance(choice, str) and choice["type"] == "allowed_tools":
+        allowed = {tool["name"] for tool in choice["tools"]}
+        if unknown := allowed - {tool["name"] for tool in tools}:
+            what = f"tool_choice.tools: no tool is called {min(unknown)!r}"
+            raise RequestError(what, param="tool_choice.tools", code="invalid_value")
+        tools = [tool for tool in tools if tool["name"] in allowed]
+        params["tool_choice"] = choice["mode"]
+    elif choice is not None:
         params["tool_choice"] = choice if isinstance(choice, str) else choice["name"]
+    if tools:
+        params["tools"] = [{"type": "function", "function": tool} for tool in tools]
     if body.text is not None and body.text.format is not None:
         form: JsonObject = {**body.text.format}
         if form["type"] == "json_schema":
             form = {"type": form.pop("type"), "json_schema": form}
         params["response_format"] = form
-    return await chat_request(exchange, body.model, _messages(body), params, body.model_extra)
+    key = exchange.core.keys.signing_key
+    messages: list[JsonObject] = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    messages += messages_of(before, key, "previous_response_id")
+    messages += messages_of(items, key)
+    if not messages:
+        raise RequestError("input is empty", param="input", code="invalid_value")
+    return await chat_request(exchange, body.model, messages, params, fields)
 
 
 def _tools(body: ResponsesRequest) -> list[JsonObject]:
@@ -81,18 +180,7 @@ def _tools(body: ResponsesRequest) -> list[JsonObject]:
     ]
 
 
-def _messages(body: ResponsesRequest) -> list[JsonObject]:
-    """Return the input as chat messages."""
-    messages: list[JsonObject] = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    if isinstance(body.input, str):
-        return [*messages, {"role": "user", "content": body.input}]
-    messages += messages_of(body.input)
-    if not messages:
-        raise RequestError("input is empty", param="input", code="invalid_value")
-    return messages
-
-
-def _head(body: ResponsesRequest, served: ServedRequest) -> Response:
+def _head(body: ResponsesRequest, served: ServedRequest, *, kept: bool) -> Response:
     """Return the response in progress, before it has any output."""
     sampling = served.request.sampling
     tools = [
@@ -112,195 +200,74 @@ def _head(body: ResponsesRequest, served: ServedRequest) -> Response:
         "model": served.model,
         "output": [],
         "parallel_tool_calls": served.request.parallel_tool_calls,
-        "previous_response_id": None,
-        "reasoning": {"effort": None, "summary": None},
+        "previous_response_id": body.previous_response_id,
+        "reasoning": {
+            "effort": body.reasoning.effort if body.reasoning is not None else None,
+            "summary": body.reasoning.summary if body.reasoning is not None else None,
+        },
         "service_tier": "default",
-        "store": False,
+        "store": kept,
         "temperature": sampling.temperature,
-        "text": {"format": (body.text.format if body.text is not None else None) or {"type": "text"}},
+        "text": {
+            "format": (body.text.format if body.text is not None else None) or {"type": "text"},
+            "verbosity": (body.text.verbosity if body.text is not None else None) or "medium",
+        },
         "tool_choice": body.tool_choice or "auto",
         "tools": tools,
         "top_logprobs": body.top_logprobs or 0,
         "top_p": sampling.top_p,
-        "truncation": "disabled",
+        "truncation": body.truncation or "disabled",
         "usage": None,
         "user": body.user,
     }
 
 
-def _status(reason: FinishReason) -> Literal["completed", "incomplete"]:
-    return "incomplete" if reason in ("length", "abort") else "completed"
+def _ident(exchange: Exchange, suffix: str = "") -> str:
+    return unquote(exchange.path.removeprefix(PATH).removesuffix(suffix))
 
 
-def _finished(head: Response, output: list[OutputItem], result: Result) -> Response:
-    status = _status(result.finish_reason)
-    return {
-        **head,
-        "status": status,
-        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-        "output": output,
-        "usage": _usage(result.usage),
-    }
+async def retrieve(exchange: Exchange) -> None:
+    """Answer with a response that was kept for this API key."""
+    if parse_qs(exchange.scope["query_string"].decode("latin-1")).get("stream", ["false"])[0] != "false":
+        what = "stream: a response that is kept is not streamed again"
+        raise RequestError(what, hint="leave it out", param="stream", code="unsupported_parameter")
+    kept = await exchange.core.responses.find(exchange.core.namespace(exchange.tenant), _ident(exchange))
+    await exchange.respond_json(kept["response"])
 
 
-def _usage(usage: Usage) -> ResponseUsage:
-    return {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {
-            "cached_tokens": usage.cached_tokens,
-            "cache_write_tokens": 0,
-            "image_tokens": usage.image_tokens,
-        },
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": usage.total_tokens,
-    }
+async def delete(exchange: Exchange) -> None:
+    """Delete a response that was kept for this API key; conversations that go on from it end there."""
+    ident = _ident(exchange)
+    await exchange.core.responses.delete(exchange.core.namespace(exchange.tenant), ident)
+    await exchange.respond_json(DeletedResponse(id=ident, object="response.deleted", deleted=True))
 
 
-def _output(choice: Choice) -> list[OutputItem]:
-    """Return the output items of a finished answer, without the reasoning, as OpenAI does."""
-    items: list[OutputItem] = []
-    status = _status(choice.finish_reason)
-    if choice.text or not choice.tool_calls:
-        items.append(_message_item(_item_id("msg"), choice.text, choice.logprobs, status))
-    items += [_call_item(call.id, call.name, call.arguments, status) for call in choice.tool_calls]
-    return items
+async def input_items(exchange: Exchange) -> None:
+    """Answer with the items that were sent for a response, newest first."""
+    ident = _ident(exchange, "/input_items")
+    kept = await exchange.core.responses.find(exchange.core.namespace(exchange.tenant), ident)
+    sent = [{"id": f"in_{ident.removeprefix(PREFIX)}{n:02x}", **_listed(item)} for n, item in enumerate(kept["input"])]
+    data = sent[::-1]
+    ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    answer: InputItemList = {"object": "list", "data": data, "first_id": ends[0], "last_id": ends[1], "has_more": False}
+    await exchange.respond_json(answer)
 
 
-def _item_id(prefix: str) -> str:
-    return f"{prefix}_{new_id()}"
+def _listed(item: JsonObject) -> JsonObject:
+    """Return an input item with what a client may leave out."""
+    if "role" not in item:
+        return item
+    content = item["content"]
+    kind = "output_text" if item["role"] == "assistant" else "input_text"
+    if isinstance(content, str):
+        part = {"type": kind, "text": content}
+        content = [part | {"annotations": []} if kind == "output_text" else part]
+    return {"type": "message", "status": "completed", **item, "content": content}
 
 
-def _text_part(text: str, logprobs: tuple[TokenLogprob, ...] | None) -> OutputText:
-    tokens = [] if logprobs is None else read_logprobs(logprobs)["content"]
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}
-
-
-def _message_item(ident: str, text: str, logprobs: tuple[TokenLogprob, ...] | None, status: ItemStatus) -> MessageItem:
-    content = [] if status == "in_progress" else [_text_part(text, logprobs)]
-    return {"id": ident, "type": "message", "role": "assistant", "status": status, "content": content}
-
-
-def _call_item(call_id: str, name: str, arguments: str, status: ItemStatus) -> CallItem:
-    return {
-        "id": _item_id("fc"),
-        "type": "function_call",
-        "call_id": call_id,
-        "name": name,
-        "arguments": arguments,
-        "status": status,
-    }
-
-
-class TextPosition(TypedDict):
-    """The item and content part that a text event belongs to."""
-
-    output_index: int
-    item_id: str
-    content_index: int
-
-
-class EventWriter:
-    """Writes the numbered events of a streamed response: each item is added, filled by deltas, and closed."""
-
-    def __init__(self, head: Response) -> None:
-        self._head = head
-        self._number = 0
-        self._text: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._items: list[OutputItem] = []
-        self._message: TextPosition | None = None
-        self._calls: dict[int, tuple[int, CallItem]] = {}
-
-    def event(self, kind: str, **fields: Unpack[ResponseEvent]) -> bytes:
-        """Return one event with the next sequence number."""
-        value = {"type": kind, "sequence_number": self._number, **fields}
-        self._number += 1
-        return b"event: %s\ndata: %s\n\n" % (kind.encode(), dumps(value))
-
-    def write(self, chunk: Chunk) -> bytes:
-        """Return the events of one chunk; the first call also opens the response."""
-        events = self._open() + (self._delta(chunk) if chunk.text or chunk.logprobs else b"")
-        return events + b"".join(map(self._call, chunk.tool_calls))
-
-    def _open(self) -> bytes:
-        if self._number:
-            return b""
-        opened = self.event("response.created", response=self._head)
-        return opened + self.event("response.in_progress", response=self._head)
-
-    def _delta(self, chunk: Chunk) -> bytes:
-        events = b""
-        if self._message is None:
-            item = _message_item(_item_id("msg"), "", None, "in_progress")
-            self._message = {"output_index": len(self._items), "item_id": item["id"], "content_index": 0}
-            self._items.append(item)
-            events = self.event("response.output_item.added", output_index=self._message["output_index"], item=item)
-            events += self.event("response.content_part.added", **self._message, part=_text_part("", None))
-        self._text.append(chunk.text)
-        self._logprobs += chunk.logprobs
-        tokens = _bare(read_logprobs(chunk.logprobs)["content"])
-        return events + self.event("response.output_text.delta", **self._message, delta=chunk.text, logprobs=tokens)
-
-    def _call(self, delta: ToolCallDelta) -> bytes:
-        events = b""
-        if delta.index not in self._calls:
-            item = _call_item(delta.id or "", delta.name or "", "", "in_progress")
-            self._calls[delta.index] = len(self._items), item
-            events = self.event("response.output_item.added", output_index=len(self._items), item=item)
-            self._items.append(item)
-        index, call = self._calls[delta.index]
-        if not delta.arguments:
-            return events
-        call["arguments"] += delta.arguments
-        return events + self.event(
-            "response.function_call_arguments.delta", output_index=index, item_id=call["id"], delta=delta.arguments
-        )
-
-    def close(self, result: Result) -> bytes:
-        """Return the closing events of every item and of the response."""
-        events = self._open()
-        if not self._items:
-            events += self._delta(Chunk())
-        status = _status(result.finish_reason)
-        output = [self._closed(item, status) for item in self._items]
-        events += b"".join(self._closing(index, item) for index, item in enumerate(output))
-        whole = _finished(self._head, output, result)
-        return events + self.event(f"response.{whole['status']}", response=whole)
-
-    def _closed(self, item: OutputItem, status: ItemStatus) -> OutputItem:
-        if item["type"] == "function_call":
-            return {**item, "status": status}
-        return _message_item(item["id"], "".join(self._text), tuple(self._logprobs) or None, status)
-
-    def _closing(self, index: int, item: OutputItem) -> bytes:
-        if item["type"] == "function_call":
-            events = self.event(
-                "response.function_call_arguments.done",
-                output_index=index,
-                item_id=item["id"],
-                name=item["name"],
-                arguments=item["arguments"],
-            )
-        else:
-            part = item["content"][0]
-            position: TextPosition = {"output_index": index, "item_id": item["id"], "content_index": 0}
-            tokens = _bare(part["logprobs"])
-            events = self.event("response.output_text.done", **position, text=part["text"], logprobs=tokens)
-            events += self.event("response.content_part.done", **position, part=part)
-        return events + self.event("response.output_item.done", output_index=index, item=item)
-
-
-def _bare(logprobs: list[ChosenToken]) -> list[EventToken]:
-    """Return logprobs for delta events, which have no `bytes`; the finished item has them."""
-    return [
-        {
-            "token": one["token"],
-            "logprob": one["logprob"],
-            "top_logprobs": [{"token": top["token"], "logprob": top["logprob"]} for top in one["top_logprobs"]],
-        }
-        for one in logprobs
-    ]
+async def cancel(exchange: Exchange) -> None:
+    """Refuse: only a response in the background can be cancelled, and there are none."""
+    raise HttpError(400, "only background responses can be cancelled, and there are none", code="invalid_request")
 
 
 def _error_event(error: QvlError) -> bytes:

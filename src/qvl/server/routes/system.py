@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from qvl.errors import RequestError
 from qvl.server.answers import Health, Model, ModelList, Ready, Unready, Version
+from qvl.server.messages_answers import AnthropicModel, AnthropicModelList
 from qvl.server.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -55,17 +57,51 @@ async def version(exchange: Exchange) -> None:
 
 
 def _model(core: ServerCore, name: str) -> Model:
-    model: Model = {"id": name, "object": "model", "created": core.created, "owned_by": "qvl"}
+    backend = core.pipeline.backend
+    model: Model = {
+        "id": name,
+        "object": "model",
+        "created": core.created,
+        "owned_by": "qvl",
+        "root": backend.model or backend.name,
+        "parent": None,
+    }
     if core.readiness.closed() is None:
-        capabilities = core.pipeline.backend.capabilities
+        capabilities = backend.capabilities
         model["max_model_len"] = capabilities.max_context
-        model["max_images"] = capabilities.images
+        model["max_images"] = core.max_images
+        model["capabilities"] = {
+            "vision": core.max_images > 0,
+            "tools": capabilities.tools,
+            "logprobs": capabilities.logprobs,
+            "response_formats": sorted({"text", *capabilities.response_formats}),
+            "max_images": core.max_images,
+        }
     return model
 
 
+def _anthropic_model(core: ServerCore, name: str) -> AnthropicModel:
+    loaded = core.readiness.closed() is None
+    return {
+        "type": "model",
+        "id": name,
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(core.created, UTC).isoformat(),
+        "max_input_tokens": core.pipeline.backend.capabilities.max_context if loaded else None,
+    }
+
+
 async def models(exchange: Exchange) -> None:
-    """Answer with the list of model names that requests may use."""
+    """Answer with the list of model names that requests may use.
+
+    In Anthropic's form to a client that names an `anthropic-version`.
+    """
     core = exchange.core
+    if b"anthropic-version" in exchange.headers:
+        known = [_anthropic_model(core, name) for name in core.names]
+        ends = known[0]["id"], known[-1]["id"]
+        await exchange.respond_json(AnthropicModelList(data=known, has_more=False, first_id=ends[0], last_id=ends[1]))
+        return
     await exchange.respond_json(ModelList(object="list", data=[_model(core, name) for name in core.names]))
 
 
@@ -75,4 +111,5 @@ async def model(exchange: Exchange) -> None:
     name = unquote(exchange.path.removeprefix("/v1/models/"))
     if not name:
         raise RequestError("the model's name is missing", param="model")
-    await exchange.respond_json(_model(core, core.served(name)))
+    form = _anthropic_model if b"anthropic-version" in exchange.headers else _model
+    await exchange.respond_json(form(core, core.served(name)))

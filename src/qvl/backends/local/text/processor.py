@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from qvl.backends.base import Tokens
 from qvl.backends.local.text.prompt import PromptEncoder, PromptLimit
-from qvl.errors import ConfigError, MediaError, RequestError
+from qvl.errors import ConfigError, ContextLengthError, MediaError, RequestError
 from qvl.media.smart_resize import MAX_ASPECT, budget, smart_resize
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from qvl.media.picture import Picture
     from qvl.types import ChatRequest, JsonObject
 
+# Of a prompt that is only counted.
+MAX_TOKENS: Final = 2**21
 _HINT: Final = "download the whole checkpoint"
 
 
@@ -167,6 +170,52 @@ class Processor:
             AbandonedError: `abandoned()` became true.
         """
         ids, thinking = self._prompt.encode(request, limit, abandoned)
+        tokens, prepared = self._with_pictures(ids, request)
+        if limit is not None:
+            limit.check(len(tokens))
+        for ready, picture in zip(prepared, request.pictures, strict=True):
+            self._fill(ready, picture, request.max_pixels)
+        positions, delta = rope_positions(len(tokens), prepared, self.rules.merge_size)
+        return PreparedRequest(tokens, positions, delta, tuple(prepared), thinking, request.cache_salt)
+
+    def tokens(self, prompt: ChatRequest | str, texts: bool = False) -> Tokens:
+        """Return the tokens of a request's prompt, or of a plain text; `texts`: with the text of each.
+
+        Control tokens have the text by which they are written. No picture is decoded.
+
+        Raises:
+            RequestError: more than MAX_TOKENS tokens (of a text: characters), or the chat template refuses the
+                messages.
+        """
+        from qvl.types import ChatRequest
+
+        if isinstance(prompt, ChatRequest):
+            try:
+                ids, _ = self._prompt.encode(prompt, PromptLimit(MAX_TOKENS))
+            except ContextLengthError as exc:
+                raise _too_many_tokens() from exc
+            ids = self._with_pictures(ids, prompt)[0]
+        elif len(prompt) > MAX_TOKENS:
+            raise _too_many_tokens()
+        else:
+            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return Tokens(tuple(ids), tuple(self.tokenizer.decode([token]) for token in ids) if texts else None)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens.
+
+        Raises:
+            RequestError: an id is not in the vocabulary.
+        """
+        size = len(self.tokenizer)
+        for number, token in enumerate(ids):
+            if not 0 <= token < size:
+                what = f"tokens[{number}]: {token} is not in the vocabulary of {size} tokens"
+                raise RequestError(what, param=f"tokens[{number}]", code="invalid_value")
+        return str(self.tokenizer.decode(list(ids)))
+
+    def _with_pictures(self, ids: Sequence[int], request: ChatRequest) -> tuple[list[int], list[PreparedPicture]]:
+        """Return (`ids` with each picture's placeholder repeated as often as it has tokens, the pictures)."""
         placeholders = [index for index, token in enumerate(ids) if token == self.image_token_id]
         pictures = request.pictures
         if len(placeholders) != len(pictures):
@@ -185,12 +234,7 @@ class Processor:
             prepared.append(ready)
             done = index + 1
         tokens += ids[done:]
-        if limit is not None:
-            limit.check(len(tokens))
-        for ready, picture in zip(prepared, pictures, strict=True):
-            self._fill(ready, picture, request.max_pixels)
-        positions, delta = rope_positions(len(tokens), prepared, self.rules.merge_size)
-        return PreparedRequest(tokens, positions, delta, tuple(prepared), thinking, request.cache_salt)
+        return tokens, prepared
 
     def _picture(self, picture: Picture, request: ChatRequest, start: int) -> PreparedPicture:
         """Return the picture with its key, patch grid and tokens from `start` on; pixels are not decoded yet."""
@@ -220,6 +264,11 @@ class Processor:
         if image.size != size:
             image = image.resize(size, Resampling(self.rules.resample))
         return np.array(image, dtype=np.uint8)
+
+
+def _too_many_tokens() -> RequestError:
+    what = f"the prompt is too long to count: more than {MAX_TOKENS} characters or tokens"
+    return RequestError(what, hint="ask about a shorter one", code="context_length_exceeded")
 
 
 def _fitted(picture: Picture, max_pixels: int | None) -> tuple[int, int]:

@@ -1,0 +1,107 @@
+"""/tokenize, /detokenize and counting, over the bundled model and over an endpoint in front of it."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import Running, data_url, picture, start
+from tests.server.test_openapi import OF_TOKENS
+
+pytest.importorskip("torch")
+
+from qvl.backends.local.backend import LocalBackend
+from qvl.backends.openai.backend import OpenAIBackend
+
+CONTENT = [{"type": "image_url", "image_url": {"url": data_url("red")}}, {"type": "text", "text": "What brand?"}]
+MESSAGES = [{"role": "user", "content": CONTENT}]
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[Running]:
+    running = start(LocalBackend(device="cpu"))
+    # Loading takes longer than `start` waits on a busy machine.
+    while running.get("/ready").status_code != 200:
+        threading.Event().wait(0.05)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def front(local: Running) -> Iterator[Running]:
+    """A server whose endpoint is the other one."""
+    running = start(OpenAIBackend(base_url=f"{local.url}/v1", api_key="none"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(params=["local", "front"])
+def server(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def test_a_prompt_is_split_and_put_together_again(server: Running) -> None:
+    told = server.post("/tokenize", {"prompt": "What brand is it?", "return_token_strs": True}).json()
+    assert told["count"] == len(told["tokens"]) == len(told["token_strs"]) > 1
+    assert "".join(told["token_strs"]) == "What brand is it?"
+    assert told["max_model_len"] > 0
+    assert server.post("/detokenize", {"tokens": told["tokens"]}).json() == {"prompt": "What brand is it?"}
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": [TOOL]}])
+def test_messages_count_as_they_do_in_an_answer(server: Running, fields: dict[str, Any]) -> None:
+    told = server.post("/tokenize", {"messages": MESSAGES, **fields}).json()
+    usage = server.post("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 1, **fields}).json()["usage"]
+    assert told["count"] == usage["prompt_tokens"]
+    assert told["token_strs"] is None
+
+
+def test_anthropics_count_is_that_of_its_message(server: Running) -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(picture("red")).decode()}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": "What brand?"}]
+    body = {"messages": [{"role": "user", "content": content}], "system": "be brief"}
+    told = server.post("/v1/messages/count_tokens", body).json()
+    usage = server.post("/v1/messages", {**body, "max_tokens": 1}).json()["usage"]
+    assert told == {"input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "messages"),
+        ("/tokenize", {"prompt": "a", "messages": MESSAGES}, "messages"),
+        ("/tokenize", {"prompt": "a", "frobnicate": 1}, "frobnicate"),
+        ("/tokenize", {"prompt": 1}, "prompt"),
+        ("/detokenize", {"tokens": [10**9]}, "tokens[0]"),
+        ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
+        ("/detokenize", {}, "tokens"),
+    ],
+)
+def test_faults_are_named(local: Running, path: str, body: dict[str, Any], param: str) -> None:
+    answer = local.post(path, body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+def test_the_examples_of_the_document_are_answered(local: Running) -> None:
+    paths = local.get("/openapi.json").json()["paths"]
+    for path in OF_TOKENS:
+        example = paths[path]["post"]["requestBody"]["content"]["application/json"]["example"]
+        assert local.post(path, example).status_code == 200, path
+
+
+def test_a_prompt_beyond_the_context_is_counted(local: Running) -> None:
+    told = local.post("/tokenize", {"prompt": "brand " * 20_000}).json()
+    assert told["count"] > told["max_model_len"]
+
+
+def test_an_endpoint_without_the_route_is_named(endpoint, serve) -> None:
+    server = serve(OpenAIBackend(base_url=f"{endpoint.url}", api_key="none", probe=False, model="m"))
+    answer = server.post("/tokenize", {"prompt": "a"})
+    assert answer.status_code == 400
+    assert "has no /tokenize" in answer.json()["error"]["message"]
