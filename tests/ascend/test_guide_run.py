@@ -89,8 +89,8 @@ def follow(machine: Machine, lines: list[str]) -> list[Step]:
         )
     (folder / "guide.sh").write_text("\n".join(text) + "\n")
     environ = {
-        "PATH": f"{machine.bin}:/usr/bin:/bin", "HOME": str(folder / "home"), "USER": "somebody", "MADE_UP": str(folder),
-        "REPOSITORY": str(PROJECT), "PYTHONPATH": f"{PROJECT}:{PROJECT / 'src'}", "OMP_NUM_THREADS": "1",
+        "PATH": f"{machine.bin}:/usr/bin:/bin", "HOME": str(folder / "home"), "USER": "somebody",
+        "MADE_UP": str(folder), "REPOSITORY": str(PROJECT), "PYTHONPATH": f"{PROJECT}:{PROJECT / 'src'}", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     words = ["unshare", "--net", sys.executable, "-c", UP, "bash", str(folder / "guide.sh")]
     try:
