@@ -90,7 +90,8 @@ def follow(machine: Machine, lines: list[str]) -> list[Step]:
     (folder / "guide.sh").write_text("\n".join(text) + "\n")
     environ = {
         "PATH": f"{machine.bin}:/usr/bin:/bin", "HOME": str(folder / "home"), "USER": "somebody",
-        "MADE_UP": str(folder), "REPOSITORY": str(PROJECT), "PYTHONPATH": f"{PROJECT}:{PROJECT / 'src'}", "OMP_NUM_THREADS": "1",
+        "MADE_UP": str(folder), "REPOSITORY": str(PROJECT), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{PROJECT}:{PROJECT / 'src'}",
     }  # fmt: skip
     words = ["unshare", "--net", sys.executable, "-c", UP, "bash", str(folder / "guide.sh")]
     try:
