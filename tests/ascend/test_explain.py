@@ -26,6 +26,13 @@ def test_at_least_forty_codes_have_a_cause_and_a_way_out_of_one_line_each() -> N
         assert "\n" not in item.cause + item.fix
 
 
+def test_a_reset_which_takes_all_npus_of_a_server_is_told_after_the_services_that_it_would_stop() -> None:
+    resets = [item.fix for item in known().values() if "reset" in item.fix]
+
+    assert resets
+    assert all("stop all services" in fix.partition("reset")[0] for fix in resets)
+
+
 def test_a_way_out_that_points_to_another_code_points_to_one_that_is_known() -> None:
     pointing = {item.code: codes_in(item.fix.replace("for ", "")) for item in known().values() if "as for" in item.fix}
 

@@ -170,8 +170,9 @@ def _smi_fix(host: Host, text: str) -> str:
     if held and (host.in_container or "-8020" in text):
         return (
             "stop the other container (on the host: docker ps, npu-smi info), give this one another "
-            "--device /dev/davinciN, or share the NPU: npu-smi set -t device-share -i N -d 1; only if none holds it, "
-            "check /dev/davinci_manager and the mounts of /usr/local/dcmi and /usr/local/Ascend/driver"
+            "--device /dev/davinciN, or share the NPU between containers of one user, before one uses it: "
+            "npu-smi set -t device-share -i N -d 1; only if none holds it, check /dev/davinci_manager and the mounts of "
+            "/usr/local/dcmi and /usr/local/Ascend/driver"
         )
     if held or "dcmi" in text.lower():
         return (
@@ -202,7 +203,7 @@ def _listed(host: Host, table: npu_smi.NpuSmi) -> Iterator[Finding]:
             "npu-smi",
             f"{_count(len(nodes), 'NPU node')} but {_count(len(listed), 'chip')} in npu-smi: {named} "
             f"{'is a lost card' if len(lost) == 1 else 'are lost cards'}",
-            "leave it out of --npus; on the host see `lspci | grep -i d80` and dmesg, reset or reseat the card",
+            "leave it out of --npus; on the host see dmesg and the slot; reboot when no service runs on the other NPUs",
             {"nodes": nodes, "listed": listed},
         )
     elif nodes and len(nodes) < len(listed) and not host.in_container:
@@ -224,7 +225,7 @@ def _health(table: npu_smi.NpuSmi) -> Iterator[Finding]:
             yield Finding.fail(
                 "npu-health",
                 f"NPU {npu.device_id} ({npu.name}) gives no memory figure, health {npu.health}: a lost card",
-                "leave this NPU out of --npus; reset it (npu-smi set -t reset -i N -c 0) or reboot the host",
+                "leave it out of --npus; on the host see dmesg and the slot; reboot when no service runs on the others",
                 {"npu": npu.device_id, "health": npu.health},
             )
     ill = [npu for npu in ill if not npu.lost]

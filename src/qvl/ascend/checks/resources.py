@@ -79,7 +79,7 @@ def hccl_ports(host: Host) -> Iterator[Finding]:
         "hccl-npu-ports",
         f"NPU {held[0].device_id} has a process already: HCCL of a second service there finds port {_HCCL_NPU_PORT} of "
         "the NPU's own network taken (EI0020, EJ0003)",
-        f"export {name}=auto for both services, or give each service NPUs of its own",
+        f"give each service NPUs of its own, or export {name}=auto for both (not on 910B with fused communication)",
         {"held": sorted({holder.device_id for holder in held})},
     )
 
