@@ -171,8 +171,8 @@ def _smi_fix(host: Host, text: str) -> str:
         return (
             "stop the other container (on the host: docker ps, npu-smi info), give this one another "
             "--device /dev/davinciN, or share the NPU between containers of one user, before one uses it: "
-            "npu-smi set -t device-share -i N -d 1; only if none holds it, check /dev/davinci_manager and the mounts of "
-            "/usr/local/dcmi and /usr/local/Ascend/driver"
+            "npu-smi set -t device-share -i N -d 1; only if none holds it, check /dev/davinci_manager and the mounts "
+            "of /usr/local/dcmi and /usr/local/Ascend/driver"
         )
     if held or "dcmi" in text.lower():
         return (
