@@ -101,6 +101,17 @@ def cache_folder() -> Path:
     return folder if folder.is_absolute() else Path("/.cache/qvl")
 
 
+def data_folder() -> Path:
+    """Return qvl's folder for what is kept; it may not exist yet."""
+    from platformdirs import user_data_path
+
+    try:
+        folder = user_data_path("qvl")
+    except RuntimeError:
+        folder = Path()
+    return folder if folder.is_absolute() else Path("/.local/share/qvl")
+
+
 def config_folder() -> Path:
     """Return qvl's folder for settings; it may not exist yet."""
     from platformdirs import user_config_path

@@ -29,7 +29,7 @@ def test_the_examples_are_answered(server: Running) -> None:
     # The echo has no tokens to tell; `test_tokens.py` asks those examples of a model that has.
     for path, methods in told["paths"].items():
         example = methods.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
-        if example and path not in OF_TOKENS:
+        if "example" in example and path not in OF_TOKENS:
             assert server.post(path, example["example"]).status_code == 200, path
 
 

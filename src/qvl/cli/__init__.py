@@ -29,6 +29,7 @@ else:
 COMMANDS: Final = {
     "analyze": "Product pictures in, typed analyses out.",
     "ask": "Ask a question about one or several pictures.",
+    "batch": "Answer a file of requests, line by line.",
     "cache": "Look into the cache of answers, or clear it.",
     "models": "The bundled model, those on this machine, and published ones.",
     "plugins": "Backends and caches, and the plugins they come from.",

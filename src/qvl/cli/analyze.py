@@ -11,8 +11,8 @@ from qvl.cli.expand import expand
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qvl.cli.batch import Answer
     from qvl.cli.parse_args import Pictures
+    from qvl.cli.run_pictures import Answer
 
 
 @expand
@@ -33,7 +33,7 @@ def analyze(
     Answers are kept in the cache: the same picture, model and settings are answered from there. Exit code: 0 all done,
     1 some failed, 2 wrong use.
     """
-    from qvl.cli import batch, parse_args
+    from qvl.cli import parse_args, run_pictures
 
     options.start_logs(run.verbose, run.as_json)
     work_items = parse_args.pictures(pictures, together=together)
@@ -47,4 +47,4 @@ def analyze(
         analysis = await pipeline.analyze_result(source, schema=schema_type, request_id=request_id, **request)
         return analysis, analysis.result
 
-    batch.run(pipeline, work_items, answer_one, run, title="qvl analyze")
+    run_pictures.run(pipeline, work_items, answer_one, run, title="qvl analyze")

@@ -18,8 +18,8 @@ from qvl.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qvl.cli.batch import Answer
     from qvl.cli.parse_args import Pictures
+    from qvl.cli.run_pictures import Answer
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.parse_request import RequestParams
     from qvl.types import JsonObject, Result
@@ -43,7 +43,7 @@ def ask(
     Greedy answers (the default, temperature 0) and seeded ones are kept in the cache. Exit code: 0 all done, 1 some
     failed, 2 wrong use.
     """
-    from qvl.cli import batch, parse_args
+    from qvl.cli import parse_args, run_pictures
 
     options.start_logs(run.verbose, run.as_json)
     _check_question(question, pictures or ())
@@ -57,7 +57,7 @@ def ask(
             return None, await _stream(pipeline, source, question, params, run.as_json)
         return None, await pipeline.ask(source, question, **params)
 
-    batch.run(pipeline, work_items, answer_one, run, title=f"qvl ask: {question}", streams=stream)
+    run_pictures.run(pipeline, work_items, answer_one, run, title=f"qvl ask: {question}", streams=stream)
 
 
 def _check_question(question: str, pictures: Sequence[str]) -> None:

@@ -1,145 +1,142 @@
-"""The run of `ask` and `analyze` over many pictures: concurrent work, answers printed in input order."""
+"""`qvl batch`: a file of requests in OpenAI's batch format, answered without a server."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qvl.cli import failure
-from qvl.cli.records import PictureRecord
-from qvl.errors import ConfigError, QvlError
-from qvl.log import logger
+from qvl.cli import failure, options
+from qvl.cli.expand import Without, expand
+from qvl.cli.run_pictures import progress_bar
+from qvl.errors import ConfigError, MissingDependencyError, write_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from qvl.analysis.product import AnalysisResult
-    from qvl.cli.options import RunOptions
-    from qvl.cli.parse_args import Pictures, WorkItem
-    from qvl.cli.sinks import RecordSink
-    from qvl.pipeline.async_pipeline import AsyncPipeline
-    from qvl.types import Result
-
-Answer: TypeAlias = "tuple[AnalysisResult[object] | None, Result]"
-AnswerOne: TypeAlias = "Callable[[Pictures, str], Awaitable[Answer]]"
-log = logger("qvl.cli")
+    from qvl.server.batches.outputs import Outputs
+    from qvl.server.state import ServerCore
 
 
+def register(app: typer.Typer) -> None:
+    """Add the group of commands to `app`."""
+    group = typer.Typer(no_args_is_help=True, help="Answer a file of requests, line by line.")
+    group.command("run")(run)
+    app.add_typer(group, name="batch")
+
+
+@expand
 def run(
-    pipeline: AsyncPipeline,
-    work_items: Sequence[WorkItem],
-    answer_one: AnswerOne,
-    options: RunOptions,
     *,
-    title: str,
-    streams: bool = False,
+    file: Annotated[Path, typer.Argument(help="JSON lines, each with custom_id, method, url and body.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Answers go here; default: FILE.output.jsonl.")
+    ] = None,
+    errors: Annotated[Path | None, typer.Option(help="Errors go here; default: OUTPUT.errors.jsonl.")] = None,
+    concurrency: Annotated[int | None, typer.Option("--concurrency", "-j", min=1, help="Lines under way.")] = None,
+    any_model_name: Annotated[bool, typer.Option(help="Answer lines that name another model too.")] = False,
+    settings: Annotated[options.PipelineOptions, Without("max_tokens", "param")],
+    verbose: options.Verbose = False,
 ) -> None:
-    """Answer every work item with `answer_one`, `options.iterations` times; exit with code 1 if one failed.
+    """Answer the requests of a file, as /v1/batches of qvl-serve does: chat, responses, completions and analyze.
 
-    `streams`: `answer_one` prints its answer itself; `title` heads the HTML report. Ctrl-C keeps what is finished.
-
-    Raises:
-        ConfigError: a setting is invalid; it would fail for every picture, so the first error ends the run.
+    An interrupted run goes on where it was when it is started again: lines with an answer in the output are not asked
+    again, those that failed are. Exit code 1 if a line failed, 2 if the file is not valid (nothing is asked then).
     """
-    from qvl.cli.sinks import RecordSink
-
-    many = len(work_items) > 1
-    output = RecordSink(
-        as_json=options.as_json, many=many and not streams, jsonl=options.output, html=options.html, title=title
-    )
-    # Not where JSON lines and the bar would share one terminal.
-    progress = many and not streams and not (options.as_json and sys.stdout.isatty())
-    # Streams would be mixed up on one stdout.
-    concurrency = 1 if streams else options.concurrency or pipeline.concurrency
-    total = len(work_items) * options.iterations
-
-    async def work() -> None:
-        try:
-            with _bar(progress, total) as advance:
-                for iteration in range(1, options.iterations + 1):
-                    await _once(work_items, answer_one, output, iteration, advance, concurrency, streams)
-        finally:
-            await pipeline.aclose()
-
+    options.start_logs(verbose)
     try:
-        asyncio.run(work())
-    except KeyboardInterrupt:
-        failure.stderr().print(f"interrupted: {len(output.records)} of {total} done", style="yellow")
-        raise
-    finally:
-        output.finish()
-    if output.failed:
+        from qvl.server.batches.outputs import Outputs
+        from qvl.server.settings import ServerSettings
+        from qvl.server.state import ServerCore
+    except ModuleNotFoundError as exc:
+        from qvl.suggest import install_line
+
+        message = f"qvl batch needs the package {exc.name!r}"
+        raise MissingDependencyError(message, hint=install_line("server")) from exc
+    if not file.is_file():
+        raise ConfigError(f"{file} is not a file", hint="a file of JSON lines", param="file")
+    output = output or file.with_suffix(".output.jsonl")
+    errors = errors or output.with_suffix(".errors.jsonl")
+    paths = [path.resolve() for path in (file, output, errors)]
+    if len(set(paths)) < len(paths):
+        raise ConfigError("input, output and errors must be three files", hint="--output answers.jsonl")
+    pipeline = settings.build(concurrency=concurrency)
+    outputs = Outputs(output, errors)
+    with _alone(output):
+        server = ServerSettings(
+            any_model_name=any_model_name,
+            media=replace(pipeline.executor.media, allow_files=False),
+            canary=False,
+            batch_concurrency=concurrency or pipeline.concurrency,
+        )
+        try:
+            asyncio.run(_answer(ServerCore(pipeline, server), file, outputs))
+        except KeyboardInterrupt:
+            failure.stderr().print(f"interrupted: {outputs.completed} answered; run it again to go on", style="yellow")
+            raise
+    told = f"{outputs.completed} answered in {output}"
+    if outputs.failed:
+        told += f", {outputs.failed} failed: see {errors}; run it again to ask those anew"
+    failure.stderr().print(told, soft_wrap=True, highlight=False)
+    if outputs.failed:
         raise typer.Exit(failure.FAILED)
 
 
-async def _once(
-    work_items: Sequence[WorkItem],
-    answer_one: AnswerOne,
-    output: RecordSink,
-    iteration: int,
-    advance: Callable[[], None],
-    concurrency: int,
-    streams: bool,
-) -> None:
-    from qvl.ids import new_request_id
-    from qvl.pipeline.map_in_order import map_in_order
+async def _answer(core: ServerCore, file: Path, outputs: Outputs) -> None:
+    from qvl.server.batches.lines import check_lines
+    from qvl.server.batches.run_file import FileRun, Turns
+    from qvl.server.route_table import questions
 
-    async def answer(numbered: tuple[WorkItem, str]) -> Answer:
-        try:
-            answered = await _logged(*numbered, answer_one)
-        except QvlError:
-            advance()
-            raise
-        # Not where the run was cut off: the bar counts what was done.
-        advance()
-        return answered
-
-    batch = [(work, new_request_id()) for work in work_items]
-    async with aclosing(map_in_order(batch, answer, concurrency, False)) as items:
-        async for item in items:
-            if isinstance(item.error, ConfigError):
-                raise item.error
-            work, request_id = batch[item.index]
-            record = PictureRecord(
-                index=item.index,
-                iteration=iteration,
-                picture=work.label,
-                request_id=request_id,
-                result=item.result,
-                analysis=item.value,
-                error=item.error,
+    routes = questions()
+    try:
+        count, _, problems = await check_lines(
+            file, routes.keys(), core.served, max_line=core.settings.max_body_bytes, max_lines=sys.maxsize
+        )
+        if problems:
+            for problem in problems:
+                place = f"{file}:{problem['line']}" if problem["line"] is not None else str(file)
+                failure.report(ConfigError(f"{place}: {problem['message']}"))
+            raise ConfigError(f"{file} is not a valid file of requests", hint="nothing was asked")
+        # What failed is asked again.
+        outputs.errors.unlink(missing_ok=True)
+        outputs.resume()
+        core.start()
+        await core.readiness.settled.wait()
+        if core.readiness.failure is not None:
+            raise core.readiness.failure
+        with progress_bar(sys.stderr.isatty(), count, "requests", outputs.completed) as advance:
+            await FileRun(core, routes, Turns(core, core.settings.batch_concurrency), outputs, advance=advance).run(
+                file
             )
-            output.add(record, streamed=streams)
-    output.end_iteration(iteration)
-
-
-async def _logged(work: WorkItem, request_id: str, answer_one: AnswerOne) -> Answer:
-    from structlog.contextvars import bound_contextvars
-
-    with bound_contextvars(request_id=request_id):
-        log.info("request started", picture=work.label)
-        try:
-            return await answer_one(work.source, request_id)
-        except QvlError as exc:
-            log.info("request failed", error=str(exc), code=exc.code)
-            raise
+        if (closed := core.readiness.closed()) is not None:
+            raise closed
+    finally:
+        await core.aclose()
 
 
 @contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on stderr and yield a function that advances it by one."""
-    if not shown:
-        yield lambda: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _alone(output: Path) -> Iterator[None]:
+    """Keep other runs from writing into `output`.
 
-    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Redirection would send JSON lines to stderr.
-    with Progress(*columns, console=failure.stderr(), redirect_stdout=False, redirect_stderr=False) as bar:
-        task = bar.add_task("pictures", total=total)
-        yield lambda: bar.advance(task)
+    Raises:
+        ConfigError: another does, or its folder does not exist.
+    """
+    from qvl.server.batches.database import ProcessLock
+
+    if not output.parent.is_dir():
+        raise write_failed(f"--output {output}", OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    path = output.with_name(output.name + ".lock")
+    lock = ProcessLock(path)
+    if not lock.take():
+        raise ConfigError(f"another run writes into {output}", hint="wait for it, or name another --output")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.give_back()

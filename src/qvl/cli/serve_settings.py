@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Annotated, ClassVar, Final
 
 import typer
@@ -31,6 +32,7 @@ WEIGHTS_ELSEWHERE: Final = {
 _model = partial(typer.Option, rich_help_panel="Model")
 _address = partial(typer.Option, rich_help_panel="Address")
 _cache = partial(typer.Option, rich_help_panel="Cache")
+_batches = partial(typer.Option, rich_help_panel="Batches")
 _security = partial(typer.Option, rich_help_panel="Security")
 _load = partial(typer.Option, rich_help_panel="Load")
 _pictures = partial(typer.Option, rich_help_panel="Pictures")
@@ -81,6 +83,16 @@ class ServeSettings:
         str | None,
         _replicas(help="Cluster to use: auto (this host's) or HOST:PORT; left out: one for this host alone."),
     ] = None
+    batch_dir: Annotated[
+        str | None, _batches(help="Folder of /v1/files and /v1/batches; left out: qvl's own; off: none.")
+    ] = None
+    batch_disk_mb: Annotated[int, _batches(min=1, help="For all files in it; a key may use half.")] = (
+        _SERVER.batch_disk_bytes // MB
+    )
+    max_batch_file_mb: Annotated[int, _batches(min=1, help="Largest upload.")] = _SERVER.max_batch_file_bytes // MB
+    batch_concurrency: Annotated[int, _batches(min=1, help="Lines at a time; one while others wait.")] = (
+        _SERVER.batch_concurrency
+    )
     host: Annotated[str, _address(envvar=["SERVER_HOST"], help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, _address(envvar=["SERVER_PORT"], min=0, max=65535, help="0 takes any.")] = 8000
     root_path: Annotated[str, _address(help="Path prefix of a proxy in front.")] = ""
@@ -155,11 +167,14 @@ class ServeSettings:
         shared: JsonObject = {
             field.name: getattr(self, field.name) for field in fields(ServerSettings) if hasattr(self, field.name)
         }
+        shared["batch_dir"] = self._batch_folder()
         return ServerSettings(
             **shared,
             served_model_names=self._served_model_names(ctx),
             max_body_bytes=int(self.max_body_mb * MB),
             max_decoded_bytes=self.max_decoded_mb * MB,
+            batch_disk_bytes=self.batch_disk_mb * MB,
+            max_batch_file_bytes=self.max_batch_file_mb * MB,
             cors_origins=_listed(self.cors_origin),
             media=self.media_policy(),
             max_images=self.most_images(),
@@ -176,6 +191,20 @@ class ServeSettings:
         if self.limit_images is not None:
             raise ConfigError("--limit-mm-per-prompt is given in two forms", hint='write one: {"image": 4}')
         return read_mm_limits(self.limit_mm_per_prompt)
+
+    def _batch_folder(self) -> Path | None:
+        """Return the folder of files and batches; None for "off"."""
+        from qvl.config import data_folder, in_home
+
+        if self.batch_dir == "off":
+            return None
+        if not self.batch_dir:
+            return data_folder() / "batches"
+        folder = in_home(self.batch_dir).absolute()
+        if not folder.parent.is_dir() or (folder.exists() and not folder.is_dir()):
+            hint = "make its parent first" if not folder.exists() else "it is a file: name a folder"
+            raise ConfigError(f"--batch-dir {self.batch_dir} cannot be used", hint=hint, param="batch_dir")
+        return folder
 
     def _served_model_names(self, ctx: typer.Context) -> tuple[str, ...]:
         """Return the served model names; the legacy variable MODEL_ID is one name, even with commas."""

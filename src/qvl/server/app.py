@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -18,9 +19,12 @@ from qvl.errors import QvlError
 from qvl.log import logger
 from qvl.server import tracing
 from qvl.server.answers import dumps
+from qvl.server.batches.runner import BatchRunner
+from qvl.server.batches.store import BatchStore
 from qvl.server.errors import HttpError, error_of, headers_of, status_of
 from qvl.server.gateway import Gateway
 from qvl.server.openapi import document
+from qvl.server.route_table import questions
 from qvl.server.settings import ServerSettings
 from qvl.server.state import ServerCore
 
@@ -51,11 +55,16 @@ def create_app(
     if core.executor.store is not None and core.settings.hot_seconds:
         core.executor.store.keep_hot(core.settings.hot_seconds)
 
+    runner = _batches(core)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         core.tracing = core.tracing or tracing.active_tracing()
         core.start()
+        core.wake_batches()
         yield
+        if runner is not None:
+            await runner.stop()
         await core.aclose()
 
     app = Application(core, lifespan)
@@ -77,6 +86,21 @@ def create_app(
         )
     core.executor.plugins.hook.register_routes(app=app, pipeline=pipeline)
     return app
+
+
+def _batches(core: ServerCore) -> BatchRunner | None:
+    """Give `core` its folder of batches; return what runs them, None for a server that has none."""
+    settings = core.settings
+    if settings.batch_dir is None:
+        return None
+    lane = hashlib.sha256("\n".join(sorted(core.names)).encode()).hexdigest()[:12]
+    store = BatchStore(
+        settings.batch_dir, lane, max_bytes=settings.batch_disk_bytes, max_file_bytes=settings.max_batch_file_bytes
+    )
+    routes = questions()
+    runner = BatchRunner(core, store, routes)
+    core.batch_store, core.batch_endpoints, core.wake_batches = store, frozenset(routes), runner.wake
+    return runner
 
 
 class Application(FastAPI):

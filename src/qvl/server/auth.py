@@ -84,6 +84,12 @@ class KeyRing:
             raise InvalidKeyError("invalid API key", hint="check the key")
         return sent.hex()[:16]
 
+    def accepts(self, tenant: str) -> bool:
+        """Return whether the key of `tenant` is accepted (still); "" is everybody where no keys are configured."""
+        if not self._digests:
+            return tenant == ""
+        return any(known.hex()[:16] == tenant for known in self._digests)
+
     def _read(self) -> tuple[bytes, ...]:
         assert self._file is not None
         try:

@@ -108,7 +108,31 @@ class Exchange:
         except TimeoutError:
             if not limit.expired():
                 raise
-        raise HttpError(408, "the body came too slowly", code="request_timeout", headers=((b"connection", b"close"),))
+        raise self._too_slow()
+
+    async def next_piece(self, size: int) -> tuple[bytes, bool]:
+        """Return the next piece of a body of which `size` bytes came, and whether it is the last, for large uploads.
+
+        Raises:
+            HttpError: 408, the body is too slow.
+            ClientGoneError: the client went away before the end.
+        """
+        settings = self.core.settings
+        taken = time.perf_counter() - self.started
+        try:
+            event = await asyncio.wait_for(
+                self.receive(), max(0.0, settings.body_timeout + size / settings.body_rate - taken)
+            )
+        except TimeoutError as exc:
+            raise self._too_slow() from exc
+        if event["type"] == "http.disconnect":
+            self._gone = True
+            raise ClientGoneError
+        self._body_complete = not event.get("more_body", False)
+        return bytes(event.get("body", b"")), self._body_complete
+
+    def _too_slow(self) -> HttpError:
+        return HttpError(408, "the body came too slowly", code="request_timeout", headers=((b"connection", b"close"),))
 
     async def _read(self, body: bytes) -> bytes:
         coding = coding_of(self.headers.get(b"content-encoding", b""))

@@ -79,6 +79,11 @@ class Metrics:
         self.rejections = Counter("qvl_admission_rejections", "Requests refused for overload.", ["reason"], registry=r)
         self.aborted = Counter("qvl_requests_aborted", "Requests whose client disconnected.", registry=r)
         self.http = Counter("qvl_http_requests", "HTTP answers.", ["route", "status"], registry=r)
+        self.batches = Gauge("qvl_batches", "Unfinished batches.", ["status"], registry=r)
+        self.batches_ended = Counter("qvl_batches_ended", "Batches that ended.", ["status"], registry=r)
+        self.batch_requests = Counter("qvl_batch_requests", "Lines of batches.", ["outcome"], registry=r)
+        self.batch_lines = Gauge("qvl_batch_requests_running", "Lines of batches under way.", registry=r)
+        self.batch_bytes = Gauge("qvl_batch_disk_bytes", "Bytes of all files of batches.", registry=r)
         self._http: dict[tuple[str, int], Counter] = {}
         self._success: dict[str, Counter] = {}
         self._cache = {state: self.cache.labels(state) for state in ("hit", "miss", "coalesced", "bypass")}

@@ -17,7 +17,9 @@ _SCHEMAS: Final = "#/components/schemas/"
 _MEANINGS: Final = {
     400: "The request is invalid",
     401: "Missing or invalid API key",
+    403: "Refused to pages of other sites",
     404: "No such model, or nothing of this name",
+    409: "Not possible any more, or not yet",
     408: "The body was too slow",
     413: "The body is too large",
     415: "The body is not JSON",
@@ -100,6 +102,10 @@ def _operation(operation: Operation) -> JsonObject:
         if operation.path == "/v1/analyze":
             body["image/*"] = {"schema": {"type": "string", "format": "binary"}}
         page["requestBody"] = {"required": True, "content": body}
+    if operation.path == "/v1/files" and operation.method == "POST":
+        form: JsonObject = {"file": _STRING | {"format": "binary"}, "purpose": _STRING | {"enum": ["batch"]}}
+        whole = {"type": "object", "properties": form, "required": list(form)}
+        page["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": whole}}}
     names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
     if names:
         page["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _STRING} for name in names]

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from pydantic import BaseModel
 
 from qvl.server import answers, messages_answers
+from qvl.server.batches import objects
 from qvl.server.errors import OPENAI_ERRORS, ErrorForm
 from qvl.server.messages_schemas import CountTokensRequest, MessagesRequest
 from qvl.server.responses_schemas import ResponsesRequest
-from qvl.server.routes import analyze, chat, completions, messages, pages, responses, system, tokens
+from qvl.server.routes import analyze, batches, chat, completions, files, messages, pages, responses, system, tokens
 from qvl.server.schemas import (
     AnalyzeRequest,
     ChatCompletionRequest,
@@ -64,6 +65,9 @@ def _work(
 
 
 _KEPT: Final = (400, 401, 404, 503)
+_STORED: Final = (400, 401, 404, 409, 500)
+_UPLOAD: Final = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
+
 OPERATIONS: Final = (
     _work(
         "/v1/chat/completions",
@@ -110,6 +114,21 @@ OPERATIONS: Final = (
     _work(
         "/v1/analyze", analyze.analyze, "Analyze a product on pictures", AnalyzeRequest, answers.Analysis, events=False
     ),
+    Operation("POST", "/v1/files", files.create_file, "Upload a file", None, objects.FileObject, _UPLOAD),
+    Operation("GET", "/v1/files", files.list_files, "List the files", None, objects.FileList, _STORED),
+    Operation("GET", "/v1/files/{file_id}", files.get_file, "One file", None, objects.FileObject, _STORED),
+    Operation("DELETE", "/v1/files/{file_id}", files.delete_file, "Delete a file", None, objects.FileDeleted, _STORED),
+    Operation("GET", "/v1/files/{file_id}/content", files.file_content, "What is in a file", None, None, _STORED),
+    Operation(
+        *("POST", "/v1/batches", batches.create_batch, "Begin a batch"),
+        *(objects.BatchRequest, objects.BatchObject, _UPLOAD),
+    ),
+    Operation("GET", "/v1/batches", batches.list_batches, "List the batches", None, objects.BatchList, _STORED),
+    Operation("GET", "/v1/batches/{batch_id}", batches.get_batch, "One batch", None, objects.BatchObject, _STORED),
+    Operation(
+        *("POST", "/v1/batches/{batch_id}/cancel", batches.cancel_batch, "Cancel a batch"),
+        *(None, objects.BatchObject, _STORED),
+    ),
     Operation("GET", "/v1/models", system.models, "List the models", None, answers.ModelList, (401, 429)),
     Operation("GET", "/v1/models/{model}", system.model, "One model", None, answers.Model, (400, 401, 404, 429)),
     Operation("GET", "/health", system.health, "Liveness", None, answers.Health, open=True),
@@ -147,3 +166,8 @@ class Table:
             if path.startswith(prefix) and path.endswith(suffix) and len(path) > len(prefix) + len(suffix):
                 return methods
         return None
+
+
+def questions() -> dict[str, Operation]:
+    """Return the operations that a line of a batch may name, by path: all that ask the model."""
+    return {operation.path: operation for operation in OPERATIONS if operation.works and operation.method == "POST"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from qvl.errors import ConfigError
@@ -39,6 +40,10 @@ class ServerSettings:
             are served for that long. 0: never.
         response_ttl: how long responses are kept for `previous_response_id`, in the cache.
         max_images: the most pictures of a request; None: what the backend takes.
+        batch_dir: the folder of files and batches; None: there are none, and their paths answer 404.
+        batch_disk_bytes: of all files there; half of it is for one key, where keys are required.
+        max_batch_file_bytes: of one uploaded file.
+        batch_concurrency: lines of batches at the backend at a time; one while other requests wait.
         cors_origins: origins whose pages may send requests; empty: none.
         media: the media policy for pictures in requests; `allow_files` must be False.
 
@@ -67,11 +72,17 @@ class ServerSettings:
     hot_seconds: float = 5.0
     response_ttl: float = 30 * 24 * 3600.0
     max_images: int | None = None
+    batch_dir: Path | None = None
+    batch_disk_bytes: int = 4 * 1024 * 1024 * 1024
+    max_batch_file_bytes: int = 200 * 1024 * 1024
+    batch_concurrency: int = 16
     cors_origins: tuple[str, ...] = ()
     media: MediaPolicy = field(default_factory=lambda: MediaPolicy(allow_files=False))
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "body_rate", "max_concurrent", "max_held_bytes", "max_decoded_bytes"):
+            self._check(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("batch_disk_bytes", "max_batch_file_bytes", "batch_concurrency"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
         for name in ("max_queue", "max_queue_picture_tokens", "drain_timeout", "hot_seconds"):
             self._check(name, getattr(self, name) >= 0, "0 or more")

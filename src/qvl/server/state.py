@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qvl._version import __version__
@@ -22,6 +23,7 @@ from qvl.types import canonical_json
 if TYPE_CHECKING:
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.job import Job
+    from qvl.server.batches.store import BatchStore
     from qvl.server.limits import SharedSlots
     from qvl.server.settings import ServerSettings
     from qvl.server.shared_limits import SharedLimits
@@ -62,6 +64,9 @@ class ServerCore:
         self.under_way: set[asyncio.Timeout] = set()
         self.requests_under_way = 0
         self._idle = asyncio.Event()
+        self.batch_store: BatchStore | None = None
+        self.batch_endpoints: frozenset[str] = frozenset()
+        self.wake_batches: Callable[[], None] = lambda: None
         self.created = int(time.time())
         self._fingerprint: str | None = None
         self.endpoint_source: Source | None = None

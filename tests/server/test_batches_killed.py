@@ -1,0 +1,151 @@
+"""Batches through the end of their process: kill -9, SIGTERM, and `qvl batch run` started again."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.scripted_endpoint import Echo, ScriptedEndpoint
+from tests.server.processes import CHAT, Process, remote
+
+CONCURRENCY = 8
+
+
+def lines(count: int, *, model: str = "echo") -> bytes:
+    found = [
+        {
+            "custom_id": f"line-{number}",
+            "method": "POST",
+            "url": CHAT,
+            "body": {"model": model, "messages": [{"role": "user", "content": f"say {number}"}]},
+        }
+        for number in range(count)
+    ]
+    return b"".join(json.dumps(one).encode() + b"\n" for one in found)
+
+
+def asked(endpoint: ScriptedEndpoint) -> Counter[str]:
+    """How often each line was asked."""
+    return Counter(received.body["messages"][-1]["content"] for received in endpoint.chats)
+
+
+def check(output: str, count: int) -> None:
+    """Each line has one answer, its own."""
+    answers = [json.loads(one) for one in output.splitlines()]
+    said = {one["custom_id"]: one["response"]["body"]["choices"][0]["message"]["content"] for one in answers}
+    assert len(answers) == count
+    assert said == {f"line-{number}": f"say {number}" for number in range(count)}
+
+
+def connect(process: Process) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{process.address}/v1", api_key="none", max_retries=0)
+
+
+def wait_for(found: Callable[[], Any]) -> None:
+    end = time.monotonic() + 120
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def through_kills(
+    endpoint: ScriptedEndpoint, run: Callable[..., Process], folder: Path, count: int, kills: int
+) -> None:
+    """A batch of `count` lines is complete after `kills` kills, and only what was under way was asked twice."""
+    settings = ["--batch-dir", str(folder), "--batch-concurrency", str(CONCURRENCY), "--cache", "off"]
+    server = run(*remote(endpoint), *settings).wait_ready()
+    with connect(server) as client:
+        sent = client.files.create(file=("in.jsonl", io.BytesIO(lines(count))), purpose="batch")
+        batch = client.batches.create(input_file_id=sent.id, endpoint=CHAT, completion_window="24h")
+    for number in range(1, kills + 1):
+        wait_for(lambda reached=count * number // (kills + 1): len(endpoint.chats) > reached)
+        server.popen.kill()
+        server.popen.wait(10)
+        server = run(*remote(endpoint), *settings).wait_ready()
+    with connect(server) as client:
+        wait_for(lambda: client.batches.retrieve(batch.id).status == "completed")
+        ended = client.batches.retrieve(batch.id)
+        assert ended.request_counts is not None
+        assert ended.request_counts.model_dump() == {"total": count, "completed": count, "failed": 0}
+        assert ended.error_file_id is None
+        assert ended.usage is not None
+        assert ended.usage.output_tokens >= count
+        check(client.files.content(ended.output_file_id or "").text, count)
+    times = asked(endpoint)
+    assert len(times) == count
+    assert sum(times.values()) <= count + kills * CONCURRENCY
+
+
+@pytest.fixture
+def slow() -> Any:
+    with ScriptedEndpoint(default=Echo(pause=0.02)) as found:
+        yield found
+
+
+def test_a_batch_goes_on_after_kill_9(slow: ScriptedEndpoint, run: Callable[..., Process], tmp_path: Path) -> None:
+    through_kills(slow, run, tmp_path, 240, 2)
+
+
+@pytest.mark.slow
+def test_two_thousand_lines_through_kill_9(
+    endpoint: ScriptedEndpoint, run: Callable[..., Process], tmp_path: Path
+) -> None:
+    through_kills(endpoint, run, tmp_path, 2000, 3)
+
+
+def test_a_drained_server_leaves_a_batch_for_the_next(
+    slow: ScriptedEndpoint, run: Callable[..., Process], tmp_path: Path
+) -> None:
+    settings = ["--batch-dir", str(tmp_path), "--batch-concurrency", "4", "--cache", "off", "--drain-timeout", "5"]
+    server = run(*remote(slow), *settings).wait_ready()
+    with connect(server) as client:
+        sent = client.files.create(file=("in.jsonl", io.BytesIO(lines(200))), purpose="batch")
+        batch = client.batches.create(input_file_id=sent.id, endpoint=CHAT, completion_window="24h")
+    wait_for(lambda: len(slow.chats) > 20)
+    server.popen.terminate()
+    assert server.ended(20) == 0
+    before = asked(slow)
+    assert len(before) < 200
+    server = run(*remote(slow), *settings).wait_ready()
+    with connect(server) as client:
+        wait_for(lambda: client.batches.retrieve(batch.id).status == "completed")
+        check(client.files.content(client.batches.retrieve(batch.id).output_file_id or "").text, 200)
+    # What was under way was finished first: nothing was asked twice.
+    assert set(asked(slow).values()) == {1}
+
+
+def command(endpoint: ScriptedEndpoint, *args: str) -> list[str]:
+    model = ["--model", "openai:echo", "--base-url", endpoint.url, "-O", "probe=false", "--cache", "off"]
+    return [sys.executable, "-m", "qvl.cli", "batch", "run", *args, *model]
+
+
+def test_a_run_without_a_server_goes_on_after_kill_9(slow: ScriptedEndpoint, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(lines(200))
+    args = command(slow, str(tmp_path / "in.jsonl"), "-j", str(CONCURRENCY))
+    for reached in (60, 120):
+        process = subprocess.Popen(args, stderr=subprocess.PIPE)
+        wait_for(lambda reached=reached: len(slow.chats) > reached)
+        other = subprocess.run(args, stderr=subprocess.PIPE, text=True)
+        assert other.returncode == 2
+        assert "another run writes into" in other.stderr
+        process.kill()
+        process.communicate()
+    # As a kill in the middle of a line leaves it.
+    with (tmp_path / "in.output.jsonl").open("ab") as output:
+        output.write(b'{"id":"batch_req_1","custom')
+    last = subprocess.run(args, stderr=subprocess.PIPE, text=True)
+    assert last.returncode == 0, last.stderr
+    assert "200 answered" in last.stderr
+    check((tmp_path / "in.output.jsonl").read_text(), 200)
+    assert sum(asked(slow).values()) <= 200 + 2 * CONCURRENCY
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "in.output.jsonl"]
