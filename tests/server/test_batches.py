@@ -115,6 +115,10 @@ def test_a_batch_goes_from_upload_to_its_answers(client: openai.OpenAI, running:
     [
         ("/v1/responses", {"model": "echo-vl", "input": "hello world"}),
         ("/v1/completions", {"model": "echo-vl", "prompt": "hello world"}),
+        (
+            "/v1/messages",
+            {"model": "echo-vl", "max_tokens": 9, "messages": [{"role": "user", "content": "hello world"}]},
+        ),
     ],
 )
 def test_every_route_that_asks_the_model_can_be_asked(client: openai.OpenAI, endpoint: str, body: Any) -> None:

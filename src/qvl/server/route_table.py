@@ -169,5 +169,5 @@ class Table:
 
 
 def questions() -> dict[str, Operation]:
-    """Return the operations that a line of a batch may name, by path: all that ask the model."""
+    """Return the operations that a line of a batch may name, by path: all that need the model."""
     return {operation.path: operation for operation in OPERATIONS if operation.works and operation.method == "POST"}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Refusals for overload and of an endpoint that is down end by themselves; an answer that failed is asked once or twice
 # more, as a client would.
-TRIES: Final = {429: 30, 503: 30, 408: 3, 500: 3, 502: 3, 504: 3}
+TRIES: Final = {429: 30, 503: 30, 529: 30, 408: 3, 500: 3, 502: 3, 504: 3}
 LONGEST_PAUSE: Final = 60.0
 log = logger("qvl.server")
 
@@ -65,7 +65,7 @@ async def ask(core: ServerCore, route: Operation, line: BatchLine, tenant: str) 
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     scope: Scope = {"type": "http", "method": "POST", "path": line.url, "headers": headers}
     exchange = Exchange(core, scope, receive, answer.send, line.url)
-    exchange.tenant = tenant
+    exchange.tenant, exchange.errors = tenant, route.errors
     answer.request_id = exchange.request_id
     core.requests_under_way += 1
     fetch.counter.set(exchange.hold_fetched)
