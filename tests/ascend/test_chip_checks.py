@@ -277,6 +277,12 @@ class TestDriverWithCann:
         assert finding.summary.endswith("is older than CANN 8.3.RC1 accepts: V100R001C15 to V100R001C23")
         assert "reboot" in (finding.fix or "")
 
+    def test_lines_are_ordered_as_numbers(self, healthy: Machine) -> None:
+        text = recording("driver-24.1.rc3.version.info").replace("V100R001C19SPC001B124", "V100R001C9SPC001B100")
+        healthy.write("/usr/local/Ascend/driver/version.info", text)
+
+        assert "is older than CANN" in only(healthy, "driver-cann").summary
+
     def test_files_without_lists_are_not_judged(self, healthy: Machine) -> None:
         healthy.write("/usr/local/Ascend/driver/version.info", "Version=26.0.rc1\n")
 

@@ -149,7 +149,7 @@ def _driver_with_cann(host: Host) -> Iterator[Finding]:
     if own in accepts or toolkit in takes:
         yield Finding.ok("driver-cann", f"driver {driver['version']} is one that CANN {found[0]} accepts", detail)
         return
-    older = own < min(accepts)
+    older = _order(own) < _order(accepts[0])
     text = f"driver {driver['version']} ({own}) is {'older' if older else 'other'} than CANN {found[0]} accepts"
     yield Finding.fail(
         "driver-cann",
@@ -177,4 +177,8 @@ def _line(text: str | None) -> str:
 
 
 def _lines(text: str | None) -> list[str]:
-    return sorted(_LINE.findall(text or ""))
+    return sorted(_LINE.findall(text or ""), key=_order)
+
+
+def _order(line: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", line))
