@@ -55,7 +55,7 @@ class TestA950:
     def test_a_node_of_its_own_that_is_missing_is_named(self, host: Machine) -> None:
         (host.root / "dev/ummu").unlink()
 
-        assert only(host, "device-nodes").summary == "/dev/ummu is missing, which 950 needs"
+        assert only(host, "device-nodes").summary == "the control node /dev/ummu of 950 is missing"
 
     def test_health_memory_and_holder_are_told(self, host: Machine) -> None:
         findings = report(host).findings

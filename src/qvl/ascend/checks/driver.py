@@ -18,7 +18,9 @@ _RANGE = re.compile(r"\[([^\],]+),([^\]]+)\]")
 def device_nodes(host: Host) -> Iterator[Finding]:
     """Check that `/dev/davinci*` and the chip's control nodes exist, are device nodes, and may be used by this user."""
     numbers = devices.device_numbers(host)
-    chip = devices.chip_of(host, devices.query(host)) or chips.DEFAULT
+    known = devices.chip_of(host, devices.query(host))
+    chip = known or chips.DEFAULT
+    of_chip = f" of {known.kind}" if known else ""
     nodes = [*(f"davinci{number}" for number in numbers), *chip.control_nodes]
     if not numbers:
         yield Finding.fail(
@@ -33,7 +35,7 @@ def device_nodes(host: Host) -> Iterator[Finding]:
     for name in missing:
         yield Finding.fail(
             "device-nodes",
-            f"/dev/{name} is missing, which {chip.kind} needs",
+            f"the control node /dev/{name}{of_chip} is missing",
             f"container: give it --device /dev/{name}; host: install the driver of this chip, then reboot",
         )
     for name in folders:
@@ -49,7 +51,7 @@ def device_nodes(host: Host) -> Iterator[Finding]:
             "add the user to the driver's group: usermod -aG HwHiAiUser USER, then log in again",
         )
     if numbers and not (missing or folders or closed):
-        text = f"{_count(len(numbers), 'NPU node')} and the control nodes of {chip.kind}"
+        text = f"{_count(len(numbers), 'NPU node')} and the control nodes{of_chip}"
         yield Finding.ok("device-nodes", text, {"npus": numbers})
 
 
