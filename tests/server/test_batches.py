@@ -434,6 +434,50 @@ def test_failures_of_the_backend_are_tried_again(serve: Callable[..., Running], 
     assert ended(client, batch).request_counts.completed == 2
 
 
+def test_a_key_that_is_withdrawn_stops_its_batch_and_a_returned_one_goes_on(
+    serve: Callable[..., Running], tmp_path: Path, connect: Any
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("one\ntwo\n")
+    folder = tmp_path / "batches"
+    running = serve(EchoBackend(pause=0.02), batch_dir=folder, api_keys=("zero",), api_key_file=str(keys), cache=None)
+    client = connect(running, "two")
+    batch = begin(client, jsonl(*(line(f"{number}", f"a b c {number}") for number in range(200))))
+    while not running.backend.started:
+        time.sleep(0.01)
+    keys.write_text("one\n")
+    running.core.keys.reload()
+    while running.backend.running:
+        time.sleep(0.01)
+    before = running.backend.started
+    time.sleep(1.5)
+    assert running.backend.started == before < 200
+    keys.write_text("one\ntwo\n")
+    running.core.keys.reload()
+    assert ended(client, batch).request_counts.completed == 200
+
+
+def test_servers_of_other_models_leave_a_batch_alone(
+    serve: Callable[..., Running], tmp_path: Path, connect: Any
+) -> None:
+    here = serve(batch_dir=tmp_path, cache=None)
+    there = serve(EchoBackend("other"), batch_dir=tmp_path, cache=None)
+    mine = ended(connect(here), begin(connect(here), jsonl(line("a"))))
+    theirs = ended(connect(there), begin(connect(there), jsonl(line("a", model="other"))))
+    assert mine.request_counts.completed == theirs.request_counts.completed == 1
+    assert (here.backend.started, there.backend.started) == (1, 1)
+
+
+def test_an_input_that_is_gone_fails_its_batch(client: openai.OpenAI, running: Running) -> None:
+    store = running.core.batch_store
+    assert store is not None
+    file_id = upload(client, jsonl(line("a")))
+    store.path(file_id).unlink()
+    batch = ended(client, client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h"))
+    assert batch.status == "failed"
+    assert batch.errors.data[0].code == "file_not_found"
+
+
 def test_a_server_without_a_folder_says_so(serve: Callable[..., Running], connect: Any) -> None:
     client = connect(serve())
     for call in (client.files.list, client.batches.list):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,8 +20,10 @@ import pytest
 
 from tests.scripted_endpoint import Echo, ScriptedEndpoint
 from tests.server.processes import CHAT, Process, remote
+from tests.server.test_workers import children, linux
 
 CONCURRENCY = 8
+PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
 
 
 def lines(count: int, *, model: str = "echo") -> bytes:
@@ -103,6 +108,7 @@ def test_two_thousand_lines_through_kill_9(
     through_kills(endpoint, run, tmp_path, 2000, 3)
 
 
+@pytest.mark.slow
 def test_a_drained_server_leaves_a_batch_for_the_next(
     slow: ScriptedEndpoint, run: Callable[..., Process], tmp_path: Path
 ) -> None:
@@ -122,6 +128,59 @@ def test_a_drained_server_leaves_a_batch_for_the_next(
         check(client.files.content(client.batches.retrieve(batch.id).output_file_id or "").text, 200)
     # What was under way was finished first: nothing was asked twice.
     assert set(asked(slow).values()) == {1}
+
+
+@linux
+@pytest.mark.slow
+def test_a_batch_goes_on_when_every_worker_is_killed(
+    slow: ScriptedEndpoint, run: Callable[..., Process], tmp_path: Path
+) -> None:
+    settings = ["--batch-dir", str(tmp_path), "--batch-concurrency", str(CONCURRENCY), "--cache", "off"]
+    server = run(*remote(slow), *settings, "--workers", "2").wait_ready()
+    wait_for(lambda: len(children(server)) == 2)
+    with connect(server) as client:
+        sent = client.files.create(file=("in.jsonl", io.BytesIO(lines(240))), purpose="batch")
+        batch = client.batches.create(input_file_id=sent.id, endpoint=CHAT, completion_window="24h")
+    wait_for(lambda: len(slow.chats) > 80)
+    for pid in children(server):
+        os.kill(pid, signal.SIGKILL)
+
+    def completed() -> bool:
+        try:
+            with connect(server) as client:
+                return client.batches.retrieve(batch.id).status == "completed"
+        except openai.APIConnectionError:
+            return False
+
+    wait_for(completed)
+    with connect(server) as client:
+        check(client.files.content(client.batches.retrieve(batch.id).output_file_id or "").text, 240)
+    assert sum(asked(slow).values()) <= 240 + CONCURRENCY
+    server.popen.terminate()
+    server.ended(60)
+
+
+@pytest.mark.slow
+def test_the_bundled_model_reads_the_pictures_of_a_batch(run: Callable[..., Process], tmp_path: Path) -> None:
+    server = run("--batch-dir", str(tmp_path)).wait_ready()
+    with connect(server) as client:
+        asked_now, requests = {}, []
+        for path in sorted(PICTURES.glob("*.png"))[:4]:
+            url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+            picture = {"type": "image_url", "image_url": {"url": url}}
+            question = [{"role": "user", "content": [picture, {"type": "text", "text": "What brand is it?"}]}]
+            body = {"model": client.models.list().data[0].id, "messages": question}
+            requests.append({"custom_id": path.name, "method": "POST", "url": CHAT, "body": body})
+        sent = client.files.create(file=("in.jsonl", "\n".join(map(json.dumps, requests)).encode()), purpose="batch")
+        batch = client.batches.create(input_file_id=sent.id, endpoint=CHAT, completion_window="24h")
+        wait_for(lambda: client.batches.retrieve(batch.id).status == "completed")
+        output = client.files.content(client.batches.retrieve(batch.id).output_file_id or "").text
+        for one in map(json.loads, output.splitlines()):
+            asked_now[one["custom_id"]] = one["response"]["body"]["choices"][0]["message"]["content"]
+        assert len(set(asked_now.values())) > 1
+        for request in requests:
+            now = client.chat.completions.create(**request["body"]).choices[0].message.content
+            assert asked_now[request["custom_id"]] == now
 
 
 def command(endpoint: ScriptedEndpoint, *args: str) -> list[str]:

@@ -106,10 +106,9 @@ async def _answer(core: ServerCore, file: Path, outputs: Outputs) -> None:
         # What failed is asked again.
         outputs.errors.unlink(missing_ok=True)
         outputs.resume()
+        await core.pipeline.open()
         core.start()
         await core.readiness.settled.wait()
-        if core.readiness.failure is not None:
-            raise core.readiness.failure
         with progress_bar(sys.stderr.isatty(), count, "requests", outputs.completed) as advance:
             await FileRun(core, routes, Turns(core, core.settings.batch_concurrency), outputs, advance=advance).run(
                 file

@@ -59,6 +59,15 @@ class BatchRun:
         Raises:
             QvlError: a file cannot be read or written.
         """
+        try:
+            await self._go_on()
+        except LineError as exc:
+            # The file was checked: somebody changed it, or this server has fewer routes than the one that checked it.
+            await self._end("failed", [exc.problem()])
+        except FileNotFoundError:
+            await self._end("failed", [LineError(None, "file_not_found", "the input file is gone").problem()])
+
+    async def _go_on(self) -> None:
         if self._status == "validating" and not self._expired:
             await self._validate()
             if self._status == "failed":

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 60.0
+# After a batch could not go on (a full disk): what was under way is asked again each time.
+PAUSE_SECONDS: Final = 30.0
 # Of one key at a time, and of all: further batches wait for their turn.
 MAX_ACTIVE_OF_KEY: Final = 2
 MAX_ACTIVE: Final = 16
@@ -110,7 +112,7 @@ class BatchRunner:
             await BatchRun(self.core, self.store, self._routes, self._turns, batch).run()
         except QvlError as exc:
             log.error("batch interrupted", batch=batch.id, error=str(exc))
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
         except Exception:
             log.exception("batch interrupted", batch=batch.id)
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from qvl.errors import RateLimitError, RequestError
 from qvl.ids import new_id
 from qvl.server.batches.database import Database, batch_object, file_object, storage_failed
-from qvl.server.batches.objects import DAY, LONGEST, UNFINISHED, window_seconds
+from qvl.server.batches.objects import DAY, HOUR, LONGEST, UNFINISHED, window_seconds
 from qvl.server.errors import HttpError
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ class BatchStore:
             database.execute(f"UPDATE batches SET {names} WHERE id = ?", (*columns.values(), batch.id))  # noqa: S608
 
     def sweep(self) -> None:
-        """Delete what has expired: files, batches that ended 30 days ago, and uploads that broke off."""
+        """Delete what has expired: files, old batches, and what a killed process left without an owner."""
         now = self.now()
         if not self.database.exists:
             return
@@ -322,11 +322,15 @@ class BatchStore:
             query = f"DELETE FROM files WHERE expires_at <= ? AND id NOT IN ({busy}) RETURNING id"  # noqa: S608
             gone = [row[0] for row in database.execute(query, (now,)).fetchall()]
             database.execute(f"DELETE FROM batches WHERE NOT {_OPEN} AND created_at < ?", (now - 2 * LONGEST,))  # noqa: S608
+        owned = {row[0] for row in self.database.rows("SELECT id FROM files")}
+        for row in self.database.rows(f"SELECT answers_id, errors_id FROM batches WHERE {_OPEN}"):  # noqa: S608
+            owned.update(row)
         with contextlib.suppress(OSError):
             for file_id in gone:
                 self.path(file_id).unlink(missing_ok=True)
-            for path in (self.folder / "uploads").iterdir():
-                if path.name not in self._arriving and time.time() - path.stat().st_mtime > DAY:
+            for path in [*(self.folder / "uploads").iterdir(), *(self.folder / "files").iterdir()]:
+                # What another process is about to give an owner is younger.
+                if path.name not in owned and time.time() - path.stat().st_mtime > HOUR:
                     path.unlink(missing_ok=True)
 
     def _page(
