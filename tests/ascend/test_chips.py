@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qvl.ascend import chips
+from tests.ascend import chip_page
 
 CARD = ("davinci0", "davinci_manager", "devmm_svm", "hisi_hdc")
 ROOT_COMPLEX = ("davinci0", "davinci_manager", "ascend_manager", "user_config")
@@ -78,3 +79,7 @@ def test_only_chips_with_a_build_are_supported_and_the_others_say_why() -> None:
     assert all(bool(chip.build) != bool(chip.why_not) for chip in chips.CHIPS)
     assert all(chip.serves_from and chip.image_suffixes for chip in chips.CHIPS if chip.supported)
     assert [chip.kind for chip in chips.CHIPS if "bfloat16" not in chip.dtypes] == ["310P", "310P RC", "910A", "310"]
+
+
+def test_the_page_of_chips_is_the_table() -> None:
+    assert chip_page.PAGE.read_text(encoding="utf-8") == chip_page.page(), "make docs writes it again"
