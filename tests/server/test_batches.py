@@ -478,6 +478,17 @@ def test_an_input_that_is_gone_fails_its_batch(client: openai.OpenAI, running: R
     assert batch.errors.data[0].code == "file_not_found"
 
 
+def test_a_folder_that_cannot_be_written_is_told_without_its_path(
+    serve: Callable[..., Running], tmp_path: Path, connect: Any
+) -> None:
+    (tmp_path / "file").write_text("")
+    client = connect(serve(batch_dir=tmp_path / "file" / "batches"))
+    with pytest.raises(openai.InternalServerError) as caught:
+        upload(client, jsonl(line("a")))
+    assert caught.value.code == "storage_failed"
+    assert str(tmp_path) not in str(caught.value)
+
+
 def test_a_server_without_a_folder_says_so(serve: Callable[..., Running], connect: Any) -> None:
     client = connect(serve())
     for call in (client.files.list, client.batches.list):

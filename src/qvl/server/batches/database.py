@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qvl.errors import QvlError
+from qvl.log import logger
 from qvl.server.batches.outputs import no_usage
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from qvl.types import JsonObject
 
 VERSION: Final = 1
+log = logger("qvl.server")
 _SCHEMA: Final = """
 CREATE TABLE files (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, tenant TEXT NOT NULL, filename TEXT NOT NULL,
@@ -149,8 +151,10 @@ class ProcessLock:
 
 
 def storage_failed(path: Path, exc: Exception) -> StorageError:
+    """Return the error for clients, who are not told where the folder is; the log is."""
     reason = getattr(exc, "strerror", None) or str(exc)
-    return StorageError(f"the folder of batches {path.parent} cannot be used: {reason}", hint="see --batch-dir")
+    log.error("the folder of batches cannot be used", path=str(path), reason=reason)
+    return StorageError(f"files of batches cannot be kept: {reason}", hint="qvl-serve --batch-dir FOLDER")
 
 
 def file_object(row: sqlite3.Row) -> FileObject:

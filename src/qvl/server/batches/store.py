@@ -89,6 +89,7 @@ class BatchStore:
         count = self.database.rows("SELECT count(*) FROM files WHERE tenant = ?", tenant)
         if count and count[0][0] >= MAX_FILES:
             raise _full("too_many_files", f"{MAX_FILES} files are stored already", "delete some of them")
+        self.refuse_if_full(tenant)
         file_id = f"file-{new_id()}"
         path = self.folder / "uploads" / file_id
         try:
@@ -97,7 +98,6 @@ class BatchStore:
         except OSError as exc:
             raise storage_failed(path, exc) from exc
         self._arriving[file_id] = 0
-        self.refuse_if_full(tenant)
         return file_id, path
 
     def count_upload(self, file_id: str, size: int) -> None:
