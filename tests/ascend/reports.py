@@ -8,6 +8,7 @@ where it cannot.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Report:
     """One row: the threads, the cause, the check that names it, the words it must use, and how to make the host.
 
     `make` changes a healthy host with four 910B4 and returns the options of the examination, and changes of the Host.
-    `explains` is a code for `--explain` instead of a check.
+    `explains` is a code for `--explain` instead of a check. `also` are checks that fail beside it for the same cause;
+    no other may.
     """
 
     threads: str
@@ -38,6 +40,14 @@ class Report:
     words: str = ""
     make: Callable[[Machine], tuple[Options, dict[str, object]]] | None = None
     explains: str = ""
+    also: tuple[str, ...] = ()
+
+    def failing(self, machine: Machine) -> set[str]:
+        """Return the checks that fail on the row's host."""
+        if self.make is None:
+            return set()
+        options, changes = self.make(machine)
+        return {item.check for item in examine(machine.host(**changes), options).findings if item.status == "fail"}
 
     def printed(self, machine: Machine) -> str:
         """Return the lines that the command prints about the cause; "" if it does not name it."""
@@ -63,6 +73,18 @@ def _no_set_env(machine: Machine) -> tuple[Options, dict[str, object]]:
     return QUIET, {}
 
 
+def _engine(machine: Machine, plugin: str, vllm: str, cann: str, torch: str) -> None:
+    machine.environ["ATB_HOME_PATH"] = "/usr/local/Ascend/nnal/atb/latest"
+    for name, version in (("vllm-ascend", plugin), ("vllm", vllm), ("torch", torch), ("torch-npu", torch)):
+        machine.replace_package(name, version)
+    machine.software(cann)
+
+
+def _keep_nodes(machine: Machine, *numbers: int) -> None:
+    for number in {0, 1, 2, 3} - {*numbers}:
+        (machine.root / f"dev/davinci{number}").unlink()
+
+
 def _no_nnal(machine: Machine) -> tuple[Options, dict[str, object]]:
     machine.package("vllm-ascend", "0.11.0")
     return QUIET, {}
@@ -74,13 +96,12 @@ def _old_transformers(machine: Machine) -> tuple[Options, dict[str, object]]:
 
 
 def _old_cann(machine: Machine) -> tuple[Options, dict[str, object]]:
-    machine.software("8.2.RC1", vllm="0.11.0", vllm_ascend="0.11.0")
+    _engine(machine, "0.11.0", "0.11.0", "8.2.RC1", "2.7.1")
     return QUIET, {}
 
 
 def _mixed_candidates(machine: Machine) -> tuple[Options, dict[str, object]]:
-    machine.package("vllm", "0.17.0")
-    machine.package("vllm-ascend", "0.16.0rc1")
+    _engine(machine, "0.16.0rc1", "0.17.0", "8.3.RC1", "2.7.1")
     return QUIET, {}
 
 
@@ -119,16 +140,14 @@ def _two_services(machine: Machine) -> tuple[Options, dict[str, object]]:
     return QUIET, {}
 
 
-def _duo(machine: Machine, **packages: str) -> None:
-    for number in (0, 1):
-        (machine.root / f"dev/davinci{number}").unlink()
+def _duo(machine: Machine) -> None:
+    _keep_nodes(machine, 2, 3)
     machine.npu_smi("24.1.0.1-310P3.txt")
-    for name, version in packages.items():
-        machine.package(name.replace("_", "-"), version)
 
 
 def _duo_old_image(machine: Machine) -> tuple[Options, dict[str, object]]:
-    _duo(machine, vllm="0.10.0", vllm_ascend="0.10.0rc1")
+    _duo(machine)
+    _engine(machine, "0.10.0rc1", "0.10.0", "8.3.RC1", "2.7.1")
     return QUIET, {}
 
 
@@ -142,18 +161,21 @@ def _duo_masked(machine: Machine) -> tuple[Options, dict[str, object]]:
 
 
 def _first_910(machine: Machine) -> tuple[Options, dict[str, object]]:
+    _keep_nodes(machine, 0)
     machine.npu_smi("22.0.4-910A.txt")
     return Options(probe=False, dtype="bfloat16"), {}
 
 
 def _pro_b(machine: Machine) -> tuple[Options, dict[str, object]]:
+    _keep_nodes(machine, 0)
     text = recording("22.0.4-910A.txt").replace("910A  ", "910ProB")
     machine.program("npu-smi", f"cat <<'EOF'\n{text}\nEOF")
     return QUIET, {}
 
 
 def _build_of_another_chip(machine: Machine) -> tuple[Options, dict[str, object]]:
-    _duo(machine, vllm_ascend="0.18.0", vllm="0.18.0")
+    _duo(machine)
+    _engine(machine, "0.18.0", "0.18.0", "8.5.1", "2.9.0")
     path = machine.site / "vllm_ascend/_build_info.py"
     path.parent.mkdir()
     path.write_text("__device_type__ = 'A2'\n")
@@ -161,8 +183,7 @@ def _build_of_another_chip(machine: Machine) -> tuple[Options, dict[str, object]
 
 
 def _old_driver(machine: Machine) -> tuple[Options, dict[str, object]]:
-    facts = recording("toolkit-8.3.RC1.install.info").replace("8.3.RC1", "8.5.0")
-    facts = facts.replace("[V100R001C15],[V100R001C18],[V100R001C19],", "")
+    facts = recording("toolkit-8.3.RC1.install.info").replace("[V100R001C15],[V100R001C18],[V100R001C19],", "")
     folder = "/usr/local/Ascend/ascend-toolkit/latest/aarch64-linux"
     machine.write(f"{folder}/ascend_toolkit_install.info", facts)
     return QUIET, {}
@@ -179,7 +200,8 @@ def _small_shm(machine: Machine) -> tuple[Options, dict[str, object]]:
 
 
 def _root_complex(machine: Machine) -> tuple[Options, dict[str, object]]:
-    for name in ("davinci0", "davinci1", "davinci2", "devmm_svm", "hisi_hdc"):
+    _keep_nodes(machine, 0)
+    for name in ("devmm_svm", "hisi_hdc"):
         (machine.root / "dev" / name).unlink()
     machine.write("/.dockerenv")
     machine.write("/dev/ascend_manager").chmod(0o660)
@@ -188,12 +210,11 @@ def _root_complex(machine: Machine) -> tuple[Options, dict[str, object]]:
 
 
 def _new_chip(machine: Machine) -> tuple[Options, dict[str, object]]:
-    for name in ("davinci2", "davinci3"):
-        (machine.root / "dev" / name).unlink()
+    _keep_nodes(machine, 0, 1)
     machine.npu_smi("25.6.0-950DT.txt")
     for name in ("ummu", "uburma"):
         machine.write(f"/dev/{name}").chmod(0o660)
-    machine.package("vllm-ascend", "0.18.0")
+    _engine(machine, "0.18.0", "0.18.0", "8.5.1", "2.9.0")
     machine.write("/usr/local/Ascend/ascend-toolkit/latest/opp/built-in/op_impl/ai_core/tbe/kernel/ascend910b/x.json")
     return QUIET, {}
 
@@ -224,13 +245,25 @@ def checkpoint(folder: Path, *, gib: float) -> Path:
     }
     body = {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision}
     (folder / "config.json").write_text(json.dumps(body))
-    with (folder / "model.safetensors").open("wb") as file:
-        file.truncate(int(gib * GIB))
+    for name in ("tokenizer_config.json", "preprocessor_config.json"):
+        (folder / name).write_text("{}")
+    _sparse_weights(folder / "model.safetensors", int(gib * GIB))
     return folder
 
 
+def _sparse_weights(path: Path, size: int) -> None:
+    """Write a safetensors file of `size` bytes that takes no space: a header, and a hole for its one tensor."""
+    text = '{"w":{"dtype":"I8","shape":[%d],"data_offsets":[0,%d]}}'
+    header = (text % ((size,) * 2)).encode()
+    count = size - 8 - len(header)
+    header = (text % ((count,) * 2)).encode().ljust(len(header))
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(size)
+
+
 def _too_large(machine: Machine) -> tuple[Options, dict[str, object]]:
-    machine.npu_smi("23.0.6-310P3-memory-na.txt")
+    _keep_nodes(machine, 0)
     text = recording("23.0.6-310P3-memory-na.txt").replace("NA   / 21527 ", "1510 / 21527 ")
     machine.program("npu-smi", f"cat <<'EOF'\n{text}\nEOF")
     return Options(probe=False, weights=checkpoint(machine.root / "8b", gib=16.3)), {}
@@ -243,7 +276,9 @@ def _described_in_part(machine: Machine) -> tuple[Options, dict[str, object]]:
     (folder / "quant_model_description.json").write_text(json.dumps({"model_quant_type": "W8A8", names[0]: "W8A8"}))
     index = {"weight_map": dict.fromkeys(names, "quant_model_weights-00001-of-00001.safetensors")}
     (folder / "quant_model_weights.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
+    checkpoint(folder / "plain", gib=0.001)
+    for path in sorted((folder / "plain").iterdir()):
+        path.rename(folder / path.name.replace("model.safetensors", "quant_model_weights-00001-of-00001.safetensors"))
     return Options(probe=False, weights=folder), {}
 
 
@@ -252,7 +287,14 @@ REPORTS: Final = (
     Report("vllm-ascend #262", "set_env.sh not sourced (libhccl.so)", "set-env", "not set", _no_set_env),
     Report("vllm-ascend #152", "nnal missing (libatb.so)", "set-env-atb", "libatb.so", _no_nnal),
     Report("vllm-ascend #3819", "transformers without qwen3_vl", "transformers", "Qwen3-VL", _old_transformers),
-    Report("vllm-ascend #3901", "CANN 8.2.RC1 under vllm-ascend 0.11", "vllm-ascend", "cann 8.2.RC1", _old_cann),
+    Report(
+        "vllm-ascend #3901",
+        "CANN 8.2.RC1 under vllm-ascend 0.11",
+        "vllm-ascend",
+        "cann 8.2.RC1",
+        _old_cann,
+        also=("torch-npu",),
+    ),
     Report("vllm-ascend #7276", "vllm and vllm-ascend differ", "vllm-ascend", "vllm 0.17.0", _mixed_candidates),
     Report("vllm-ascend #632", "-8020: the NPU is used elsewhere", "npu-smi", "another container", _used_elsewhere),
     Report("vllm-ascend #2698", "-8005 in a container", "npu-smi", "another container", _held_elsewhere),
@@ -263,7 +305,9 @@ REPORTS: Final = (
     Report("vllm-ascend #11968", "HCCL's port on the NPU taken", "hccl-npu-ports", "16666", _two_services),
     Report("vllm-ascend #5017", "300I Duo with an old image (conv3d)", "chip-release", "0.18.0", _duo_old_image),
     Report("vllm-ascend #4419", "310P: masked assignment", "op-probe", "masked_assign", _duo_masked),
-    Report("vllm-ascend #9294", "910A has no bfloat16", "dtype", "does not compute in bfloat16", _first_910),
+    Report(
+        "vllm-ascend #9294", "910A has no bfloat16", "dtype", "does not compute in bfloat16", _first_910, also=("chip",)
+    ),
     Report("vllm-ascend #1047", "910ProB is not supported", "chip", "no build", _pro_b),
     Report(
         "vllm-ascend #6676, #5599, #1500", "A2 build on 310P", "chip-build", "built for 910B", _build_of_another_chip
@@ -272,10 +316,24 @@ REPORTS: Final = (
     Report("gpustack #5014", "/dev/shm of 9 GB with Ray", "shm-ray", "Ray", _ray_and_small_shm),
     Report("vllm #1710", "/dev/shm of 64 MB", "shm", "64 MiB", _small_shm),
     Report("vllm-ascend #8981", "310P as root complex, nodes missing", "device-nodes", "user_config", _root_complex),
-    Report("vllm-ascend #12141, #9677, #13086", "950 with software of 910B", "cann-kernels", "none for 950", _new_chip),
+    Report(
+        "vllm-ascend #12141, #9677, #13086",
+        "950 with software of 910B",
+        "cann-kernels",
+        "none for 950",
+        _new_chip,
+        also=("chip-release",),
+    ),
     Report("vllm-ascend #11990", "graph capture fails with 207005", explains="error code is 207005"),
     Report("vllm-ascend #3965, #4678", "no memory left with pictures", "fit", "pictures", _too_large),
-    Report("vllm-ascend #7538, #8367", "W8A8: names missing", "quantisation", "does not name", _described_in_part),
+    Report(
+        "vllm-ascend #7538, #8367",
+        "W8A8: names missing",
+        "quantisation",
+        "does not name",
+        _described_in_part,
+        also=("weights",),
+    ),
 )
 
 _HEAD: Final = """# Reports of failed bring-ups, and what `qvl doctor` says

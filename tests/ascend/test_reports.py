@@ -23,6 +23,11 @@ def test_the_cause_of_a_public_report_is_named(row: Report, healthy: Machine) ->
     assert row.printed(healthy)
 
 
+@pytest.mark.parametrize("row", [row for row in NAMED if row.make], ids=lambda row: row.threads)
+def test_nothing_else_is_blamed(row: Report, healthy: Machine) -> None:
+    assert row.failing(healthy) <= {row.check, *row.also}
+
+
 def test_all_26_rows_are_here_and_at_least_22_are_named() -> None:
     assert len(reports.REPORTS) == 26
     assert len(NAMED) >= 22
