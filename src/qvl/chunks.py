@@ -8,7 +8,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from qvl.types import Choice, Chunk, FinishReason, Result, Timing, TokenLogprob, ToolCall, ToolCallDelta, Usage
+from qvl.types import (
+    Choice,
+    Chunk,
+    FinishReason,
+    PromptFacts,
+    Result,
+    Timing,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
 
 _END: Final = "</think>"
 _UNQUOTED_END: Final = re.compile(rf"(?<![`'\"“‘«]){_END}")
@@ -32,7 +43,9 @@ class Folder:
         "_reasoning",
         "_split_thought",
         "_text",
+        "_token_ids",
         "_want_logprobs",
+        "prompt",
         "timing",
         "usage",
     )
@@ -44,7 +57,9 @@ class Folder:
         self._logprobs: dict[int, list[TokenLogprob]] = {}
         self._calls: dict[int, dict[int, dict[str, str]]] = {}
         self._finish: dict[int, FinishReason] = {}
+        self._token_ids: dict[int, tuple[int, ...]] = {}
         self._want_logprobs = want_logprobs
+        self.prompt: PromptFacts | None = None
         self.usage = Usage()
         self.timing = Timing()
 
@@ -66,6 +81,9 @@ class Folder:
             call["arguments"] += delta.arguments
         if chunk.finish_reason is not None:
             self._finish[chunk.index] = chunk.finish_reason
+        if chunk.token_ids:
+            self._token_ids[chunk.index] = self._token_ids.get(chunk.index, ()) + chunk.token_ids
+        self.prompt = chunk.prompt or self.prompt
         self.usage = chunk.usage or self.usage
         self.timing = chunk.timing or self.timing
 
@@ -77,6 +95,7 @@ class Folder:
                 tool_calls=tuple(ToolCall(**call) for _, call in sorted(self._calls.get(index, {}).items())),
                 finish_reason=self._finish.get(index, "abort"),
                 logprobs=tuple(self._logprobs[index]) if self._want_logprobs else None,
+                token_ids=self._token_ids.get(index, ()),
             )
             for index in sorted(self._text)
         )
@@ -134,6 +153,8 @@ def join(chunks: Sequence[Chunk]) -> Chunk:
         reasoning="".join(chunk.reasoning for chunk in chunks),
         tool_calls=tuple(deltas),
         logprobs=tuple(token for chunk in chunks for token in chunk.logprobs),
+        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+        prompt=chunks[0].prompt,
     )
 
 
@@ -152,4 +173,6 @@ def unfold(result: Result) -> Iterable[Chunk]:
             finish_reason=choice.finish_reason,
             usage=result.usage if last else None,
             timing=result.timing if last else None,
+            token_ids=choice.token_ids,
+            prompt=result.prompt if choice is result.choices[0] else None,
         )

@@ -56,14 +56,23 @@ class Parameter:
         """True if the parameter's value is a list of strings, or one string."""
         return isinstance(self.example, tuple) and isinstance(self.example[0], str)
 
+    @property
+    def on_the_wire(self) -> object:
+        """The example as JSON."""
+        return list(self.example) if isinstance(self.example, tuple) else self.example
+
     def allows(self, value: object) -> bool:
-        """True if `value`, of the parameter's type, is in the range."""
+        """True if `value`, of the parameter's type, is in the range; of a list or a mapping, every item."""
         if isinstance(value, tuple):
-            return len(value) <= self.most and (
-                not self.texts or all(0 < len(item) <= MAX_STOP_CHARACTERS for item in value)
-            )
-        if not isinstance(value, int | float):
-            return True
+            if self.texts:
+                return len(value) <= self.most and all(0 < len(item) <= MAX_STOP_CHARACTERS for item in value)
+            return len(value) <= self.most and (self.low is None or all(item >= self.low for item in value))
+        if isinstance(value, Mapping):
+            inside = all(token >= 0 and self._bounds(amount) for token, amount in value.items())
+            return len(value) <= self.most and inside
+        return not isinstance(value, int | float) or self._bounds(value)
+
+    def _bounds(self, value: float) -> bool:
         if self.low is not None and not (value > self.low if self.above else value >= self.low):
             return False
         return self.high is None or value <= self.high
@@ -112,11 +121,55 @@ class SamplingParams:
     ] = None
     logprobs: Annotated[int | None, Parameter("from 0 to 20", 2, 0, 20, neutral=(False, 0), declared=False)] = None
     n: Annotated[int, Parameter("from 1 to 128", 2, 1, 128, declared=False)] = 1
+    min_tokens: Annotated[
+        int, Parameter("0 or more, at most max_tokens", 2, 0, about="No end of the answer before so many tokens.")
+    ] = 0
+    bad_words: Annotated[
+        tuple[str, ...],
+        Parameter("at most 256 texts", ("zq7",), most=256, about="Texts that the answer must not contain."),
+    ] = ()
+    allowed_token_ids: Annotated[
+        tuple[int, ...],
+        Parameter("ids from 0", (0, 1), 0, most=1 << 18, about="The answer is written with these tokens alone."),
+    ] = ()
+    logit_bias: Annotated[
+        Mapping[int, float] | None,
+        Parameter("token ids, each with a number from -100 to 100", {0: -1.0}, -100.0, 100.0, most=4096),
+    ] = None
+    include_stop_str_in_output: Annotated[
+        bool, Parameter("true or false", True, about="The stop string that ended the answer is a part of it.")
+    ] = False
+    skip_special_tokens: Annotated[
+        bool, Parameter("true or false", False, about="false: control tokens that the model writes are shown.")
+    ] = True
+    prompt_logprobs: Annotated[
+        int | None,
+        Parameter("from 0 to 20", 1, 0, 20, neutral=(False,), about="Alternatives for each token of the prompt."),
+    ] = None
+    logprob_token_ids: Annotated[
+        tuple[int, ...],
+        Parameter("at most 128 ids from 0", (0, 1), 0, most=128, about="With logprobs: of these tokens, not the best."),
+    ] = ()
+    return_token_ids: Annotated[
+        bool, Parameter("true or false", True, about="The token ids of prompt and answer come with the answer.")
+    ] = False
+    truncate_prompt_tokens: Annotated[
+        int | None,
+        Parameter(
+            "1 or more, or -1 for what fits", 4096, -1, about="Only so many tokens of the prompt's end are kept."
+        ),
+    ] = None
+    thinking_token_budget: Annotated[
+        int | None, Parameter("0 or more", 8, 0, about="Most tokens of reasoning before the answer begins.")
+    ] = None
 
     def __post_init__(self) -> None:
         for name, known in PARAMETERS.items():
             if (value := getattr(self, name)) is not None:
                 value = _READERS[known.kind]((value,) if isinstance(value, str) and known.texts else value)
+                if value is None:
+                    object.__setattr__(self, name, None)
+                    continue
                 if known.off is not None and value == known.off:
                     value = known.default
                 object.__setattr__(self, name, value)
@@ -128,6 +181,11 @@ class SamplingParams:
                 object.__setattr__(self, name, ())
             elif known.default is not None:
                 raise TypeError(f"{name} cannot be None")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            what = f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}"
+            raise ConfigError(what, hint="lower it, or leave one of them out", param="min_tokens")
+        if self.truncate_prompt_tokens == 0:
+            raise ConfigError("truncate_prompt_tokens=0 leaves no prompt", param="truncate_prompt_tokens")
 
     @classmethod
     def names(cls) -> frozenset[str]:
@@ -143,6 +201,11 @@ class SamplingParams:
     def deterministic(self) -> bool:
         """True if equal requests get equal answers: greedy, or sampled with a seed."""
         return self.temperature == 0.0 or self.seed is not None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """True if the answer's tokens come with their log-probabilities."""
+        return self.logprobs is not None or bool(self.logprob_token_ids)
 
     def changed(self) -> dict[str, object]:
         """Return the fields that differ from their defaults, by name."""
@@ -161,9 +224,16 @@ def _items(value: Iterable[str | int]) -> tuple[str | int, ...]:
     return tuple(value or ())
 
 
+def _amounts(value: Mapping[int | str, float]) -> Mapping[int, float] | None:
+    try:
+        return {int(token): float(amount) for token, amount in value.items()} or None
+    except (AttributeError, ValueError) as exc:
+        raise ConfigError("logit_bias must map token ids to numbers", param="logit_bias") from exc
+
+
 # One type for each, since 0 and 0.0 are one question, but two texts of JSON and so two keys.
 _READERS: Final[Mapping[type, Callable[..., object]]] = {
-    float: _real, int: _whole, tuple: _items, bool: lambda value: value,
+    float: _real, int: _whole, tuple: _items, bool: lambda value: value, Mapping: _amounts,
 }  # fmt: skip
 
 
@@ -173,7 +243,8 @@ def _parameters() -> Iterator[tuple[str, Parameter]]:
         annotation, known = get_args(hints[item.name])
         kind = annotation if isinstance(annotation, type) else (get_origin(annotation) or annotation)
         if kind not in _READERS:
-            kind = next(member for member in get_args(annotation) if member in _READERS)
+            members = [get_origin(member) or member for member in get_args(annotation)]
+            kind = next(member for member in members if member in _READERS)
         yield item.name, replace(known, kind=kind, default=item.default)
 
 

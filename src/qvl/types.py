@@ -28,6 +28,15 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "abort"]
 CacheState: TypeAlias = Literal["hit", "miss", "coalesced", "bypass"]
 ROLES: Final = ("system", "user", "assistant", "tool")
+EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh")
+PROMPT_FIELDS: Final[tuple[tuple[str, object], ...]] = (
+    ("chat_template_kwargs", {}),
+    ("add_generation_prompt", True),
+    ("continue_final_message", False),
+    ("reasoning_effort", None),
+    ("prompt", None),
+)
+"""The fields of a ChatRequest that shape its prompt beside the messages, with their defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +116,23 @@ class Message:
 class ResponseFormat:
     """The constraint on an answer's format. Exactly the field for its `kind` is set.
 
-    `json_object`: any JSON object. `json_schema`: `schema`. `regex`: `pattern`. `choice`: `choices`.
+    `json_object`: any JSON object. `json_schema`: `schema`. `regex`: `pattern`. `choice`: `choices`. `grammar`:
+    `pattern`, a grammar in GBNF (or EBNF), or in Lark's syntax.
     """
 
-    kind: Literal["text", "json_object", "json_schema", "regex", "choice"] = "text"
+    kind: Literal["text", "json_object", "json_schema", "regex", "choice", "grammar"] = "text"
     schema: JsonMapping | None = None
     pattern: str | None = None
     choices: tuple[str, ...] = ()
     name: str = "answer"
 
     def __post_init__(self) -> None:
-        need = {"json_schema": self.schema is not None, "regex": bool(self.pattern), "choice": bool(self.choices)}
+        need = {
+            "json_schema": self.schema is not None,
+            "regex": bool(self.pattern),
+            "choice": bool(self.choices),
+            "grammar": bool(self.pattern),
+        }
         if not need.get(self.kind, True):
             raise ConfigError(f"response_format {self.kind!r} lacks its {self.kind.removeprefix('json_')}")
 
@@ -127,8 +142,14 @@ class ChatRequest:
     """A chat request, independent of the backend.
 
     `tool_choice` is "none", "auto", "required" or the name of a tool. `max_pixels` limits every picture of the request
-    (None: the media gate's budget). Requests with different `cache_salt` share no prefix cache or picture features, so
-    that timing reveals nothing; it does not change answers. `extra` is passed on to backends that declare `extra_body`.
+    (None: the media gate's budget). Requests with different `cache_salt` share no cached answer, prefix or picture
+    features, so that timing reveals nothing. `extra` is passed on to backends that declare `extra_body`.
+
+    `chat_template_kwargs` are variables of the model's chat template, `add_generation_prompt` False leaves out the
+    opening of the answer's turn, and `continue_final_message` has the answer go on where the last message ends.
+    `reasoning_effort` is "none", "minimal", "low", "medium", "high" or "xhigh". `prompt` is text or token ids that the
+    answer continues as they stand, in place of the messages. Of waiting requests the one with the least `priority`
+    comes first.
     """
 
     messages: tuple[Message, ...]
@@ -141,8 +162,20 @@ class ChatRequest:
     cache_salt: str = ""
     request_id: str = ""
     extra: JsonMapping = field(default_factory=dict)
+    chat_template_kwargs: JsonMapping = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    reasoning_effort: str | None = None
+    prompt: str | tuple[int, ...] | None = None
+    priority: int = 0
 
     def __post_init__(self) -> None:
+        if self.reasoning_effort not in (None, *EFFORTS):
+            what = f"unknown reasoning_effort {self.reasoning_effort!r}"
+            raise ConfigError(what, hint=f"one of {', '.join(EFFORTS)}", param="reasoning_effort")
+        if self.continue_final_message and not (self.messages and self.messages[-1].text):
+            what = "continue_final_message needs text in the last message"
+            raise ConfigError(what, hint="end the messages with what is to go on", param="continue_final_message")
         if not self.messages:
             raise ConfigError("a request needs at least one message", param="messages")
         named = {tool.name for tool in self.tools}
@@ -158,6 +191,14 @@ class ChatRequest:
         """Return all pictures of the conversation, in order."""
         return tuple([picture for message in self.messages for picture in message.pictures])
 
+    def prompt_fields(self) -> JsonObject:
+        """Return those of the fields that shape a prompt and differ from their defaults, as JSON."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, default in PROMPT_FIELDS
+            if (value := getattr(self, name)) != default
+        }
+
     @property
     def forced_tools(self) -> tuple[Tool, ...]:
         """Return the tools of which one must be called; empty if the model may answer with text."""
@@ -171,13 +212,25 @@ class ChatRequest:
 class TokenLogprob:
     """One generated token: its text, bytes and log-probability (natural log).
 
-    `top` are the most likely alternatives at its position, best first, without alternatives of their own.
+    `top` are the most likely alternatives at its position, best first, without alternatives of their own. Of a prompt's
+    token, `id` is its id and `rank` its place among all, 1 being the likeliest; -1 and 0 where nobody asked for them.
     """
 
     token: str
     logprob: float
     bytes: bytes = b""
     top: tuple[TokenLogprob, ...] = ()
+    id: int = -1
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFacts:
+    """A prompt as the model read it: its token ids, their text, and their logprobs (None for the first) if wanted."""
+
+    token_ids: tuple[int, ...]
+    text: str = ""
+    logprobs: tuple[TokenLogprob | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +280,8 @@ class Chunk:
     """One streamed piece of choice `index`.
 
     The last chunk of a choice has its `finish_reason`; the last chunk of the stream has `usage` (and `timing`, where
-    known). If the request wants logprobs, each token appears in exactly one chunk.
+    known). If the request wants logprobs, each token appears in exactly one chunk; so with `token_ids`. The first chunk
+    has the `prompt`, if the request asks for that.
     """
 
     text: str = ""
@@ -238,6 +292,8 @@ class Chunk:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timing: Timing | None = None
+    token_ids: tuple[int, ...] = ()
+    prompt: PromptFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +306,7 @@ class Choice:
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: FinishReason = "stop"
     logprobs: tuple[TokenLogprob, ...] | None = None
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +328,7 @@ class Result:
     key: str | None = None
     notes: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = field(default=(), repr=False, compare=False)
+    prompt: PromptFacts | None = None
 
     @property
     def text(self) -> str:

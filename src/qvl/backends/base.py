@@ -36,6 +36,7 @@ class Capabilities:
     `images` is the most pictures of a request (0: none). `max_context` is in tokens, None if unknown. `sampling` are
     the SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while generating.
     `extra_body` is True if unknown request fields are passed on; `top_logprobs` is the most alternatives a token.
+    `fields` are those of `PROMPT_FIELDS`, and "priority", that have an effect.
     """
 
     images: int = 0
@@ -45,6 +46,7 @@ class Capabilities:
     tools: bool = False
     extra_body: bool = False
     top_logprobs: int = 20
+    fields: frozenset[str] = frozenset()
 
     @property
     def logprobs(self) -> bool:
@@ -172,6 +174,7 @@ class Backend(ABC):
             model=self.model,
             backend=self.name,
             created_at=time.time(),
+            prompt=folder.prompt,
         )
 
     @final
@@ -201,7 +204,7 @@ class Backend(ABC):
             _BEGAN.reset(token)
 
     async def _read(self, request: ChatRequest, on_chunk: Callable[[Chunk], None]) -> Folder:
-        folder = Folder(want_logprobs=request.sampling.logprobs is not None, split_thought=self.splits_thought)
+        folder = Folder(want_logprobs=request.sampling.wants_logprobs, split_thought=self.splits_thought)
         async with aclosing(self.stream(request)) as chunks:
             async for chunk in chunks:
                 folder.add(chunk)
@@ -230,6 +233,9 @@ class Backend(ABC):
             raise UnsupportedInputError(f"{me} does not enforce response_format {kind!r}", param="response_format")
         if request.tools and request.tool_choice != "none" and not have.tools:
             raise UnsupportedInputError(f"{me} does not support tools", param="tools")
+        for name in (*request.prompt_fields(), *(("priority",) if request.priority else ())):
+            if name not in have.fields:
+                raise UnsupportedInputError(f"{me} does not support {name}", hint="leave it out", param=name)
         if request.extra and not have.extra_body:
             names = ", ".join(sorted(request.extra))
             raise UnsupportedInputError(f"{me} does not support the fields {names}", param=next(iter(request.extra)))

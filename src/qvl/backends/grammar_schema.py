@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qvl.types import JsonMapping, JsonObject, Tool
 
 # Answers that have the form they must, since a grammar holds them to it.
-RESPONSE_FORMATS: Final = frozenset({"text", "json_object", "json_schema", "regex", "choice"})
+RESPONSE_FORMATS: Final = frozenset({"text", "json_object", "json_schema", "regex", "choice", "grammar"})
 MAX_STEPS: Final = 100_000
 # JSON Schema calls a format an annotation unless it is known; these the compiler knows.
 FORMATS: Final = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")

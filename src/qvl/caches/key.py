@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Final, NotRequired, TypeAlias, TypedDict
 
 from qvl.errors import CacheError, RequestError
-from qvl.sampling import PARAMETERS
+from qvl.sampling import PARAMETERS, SamplingParams
 from qvl.types import (
     ChatRequest,
     Choice,
@@ -21,6 +21,7 @@ from qvl.types import (
     JsonObject,
     MediaPart,
     Message,
+    PromptFacts,
     Result,
     TextPart,
     Timing,
@@ -86,6 +87,12 @@ class Manifest(TypedDict):
     tool_choice: str
     parallel_tool_calls: bool
     extra: JsonObject
+    chat_template_kwargs: NotRequired[JsonObject]
+    add_generation_prompt: NotRequired[bool]
+    continue_final_message: NotRequired[bool]
+    reasoning_effort: NotRequired[str]
+    prompt: NotRequired[str | list[int]]
+    cache_salt: NotRequired[str]
 
 
 def build_manifest(
@@ -113,12 +120,15 @@ def build_manifest(
         "backend": dict(identity),
         "max_pixels": min(max_pixels, request.max_pixels or max_pixels),
         "messages": [_message(message) for message in request.messages],
-        "sampling": {name: getattr(request.sampling, name) for name in PARAMETERS},
+        "sampling": _sampling(request.sampling),
         "response_format": _response_format(request),
         "tools": [asdict(tool) for tool in request.tools],
         "tool_choice": request.tool_choice if request.tools else "none",
         "parallel_tool_calls": request.parallel_tool_calls if request.tools else True,
         "extra": dict(request.extra),
+        # What most requests leave alone is named only where it says something, so that their keys stay.
+        **request.prompt_fields(),  # type: ignore[typeddict-item]
+        **({"cache_salt": request.cache_salt} if request.cache_salt else {}),
     }
 
 
@@ -176,6 +186,12 @@ def _media(part: MediaPart) -> TextManifest | PictureManifest:
     return entry
 
 
+def _sampling(params: SamplingParams) -> JsonObject:
+    """Return every parameter that each backend has, and of the others those that differ from their defaults."""
+    assumed = {name: getattr(params, name) for name, known in PARAMETERS.items() if not known.declared}
+    return assumed | params.changed()
+
+
 def _response_format(request: ChatRequest) -> FormatManifest:
     form = request.response_format
     return {
@@ -196,6 +212,7 @@ def result_to_json(result: Result) -> JsonObject:
         "backend": result.backend,
         "created_at": result.created_at,
         "notes": list(result.notes),
+        **({"prompt": _prompt_to_json(result.prompt)} if result.prompt is not None else {}),
     }
 
 
@@ -214,6 +231,7 @@ def result_from_json(data: JsonMapping) -> Result:
             backend=data["backend"],
             created_at=data["created_at"],
             notes=tuple(data["notes"]),
+            prompt=_prompt_from_json(data["prompt"]) if "prompt" in data else None,
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise CacheError(f"the cached answer cannot be read: {exc}") from exc
@@ -227,6 +245,7 @@ def _choice_to_json(choice: Choice) -> JsonObject:
         "finish_reason": choice.finish_reason,
         "tool_calls": [asdict(call) for call in choice.tool_calls],
         "logprobs": None if choice.logprobs is None else [_logprob_to_json(item) for item in choice.logprobs],
+        **({"token_ids": list(choice.token_ids)} if choice.token_ids else {}),
     }
 
 
@@ -239,7 +258,25 @@ def _choice_from_json(data: JsonMapping) -> Choice:
         finish_reason=data["finish_reason"],
         tool_calls=tuple(ToolCall(**call) for call in data["tool_calls"]),
         logprobs=None if logprobs is None else tuple(_logprob_from_json(item) for item in logprobs),
+        token_ids=tuple(data.get("token_ids", ())),
     )
+
+
+def _prompt_to_json(prompt: PromptFacts) -> JsonObject:
+    logprobs = [None if item is None else [*_logprob_to_json(item), item.id, item.rank] for item in prompt.logprobs]
+    tops = [[] if item is None else [[top.id, top.rank] for top in item.top] for item in prompt.logprobs]
+    return {"token_ids": list(prompt.token_ids), "text": prompt.text, "logprobs": logprobs, "tops": tops}
+
+
+def _prompt_from_json(data: JsonMapping) -> PromptFacts:
+    logprobs: list[TokenLogprob | None] = []
+    for stored, tops in zip(data["logprobs"], data["tops"], strict=True):
+        item = None if stored is None else _logprob_from_json(stored[:4])
+        if item is not None:
+            top = tuple(replace(one, id=ids[0], rank=ids[1]) for one, ids in zip(item.top, tops, strict=True))
+            item = replace(item, id=stored[4], rank=stored[5], top=top)
+        logprobs.append(item)
+    return PromptFacts(tuple(data["token_ids"]), data["text"], tuple(logprobs))
 
 
 def _logprob_to_json(item: TokenLogprob) -> StoredLogprob:

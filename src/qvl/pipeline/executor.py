@@ -398,6 +398,7 @@ class Executor:
                 model=self.backend.model,
                 backend=self.backend.name,
                 created_at=time.time(),
+                prompt=folder.prompt,
             )
         )
 

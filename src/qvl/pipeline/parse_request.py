@@ -52,6 +52,17 @@ class RequestParams(TypedDict, total=False):
     seed: int | None
     logprobs: int | None
     n: int | None
+    min_tokens: int | None
+    bad_words: str | Sequence[str] | None
+    allowed_token_ids: Sequence[int] | None
+    logit_bias: Mapping[int, float] | None
+    include_stop_str_in_output: bool | None
+    skip_special_tokens: bool | None
+    prompt_logprobs: int | None
+    logprob_token_ids: Sequence[int] | None
+    return_token_ids: bool | None
+    truncate_prompt_tokens: int | None
+    thinking_token_budget: int | None
     response_format: ResponseFormatLike | None
     tools: Sequence[ToolLike]
     tool_choice: str
@@ -61,6 +72,12 @@ class RequestParams(TypedDict, total=False):
     cache_salt: str
     request_id: str | None
     extra: JsonMapping | None
+    chat_template_kwargs: JsonMapping | None
+    add_generation_prompt: bool
+    continue_final_message: bool
+    reasoning_effort: str | None
+    prompt: str | Sequence[int] | None
+    priority: int
 
 
 class AnalyzeParams(RequestParams, total=False):
@@ -116,6 +133,12 @@ def draft_request(
     cache_salt: str = "",
     request_id: str | None = None,
     extra: JsonMapping | None = None,
+    chat_template_kwargs: JsonMapping | None = None,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    reasoning_effort: str | None = None,
+    prompt: str | Sequence[int] | None = None,
+    priority: int = 0,
     **sampling: object,
 ) -> Draft:
     """Return the draft of a request from its messages and parameters, validated; pictures are not loaded yet.
@@ -128,6 +151,9 @@ def draft_request(
         raise RequestError("messages must be a list", hint='[{"role": "user", "content": …}]', param="messages")
     params = sampling_params(sampling)
     own = own_extra(extra)
+    if chat_template_kwargs is None and isinstance(own.get("chat_template_kwargs"), Mapping):
+        # Where clients of endpoints put it.
+        chat_template_kwargs = own.pop("chat_template_kwargs")
     limits = request_limits(max_pixels, min_pixels, own)
     turns = tuple(_limited(read_turn(item, f"messages[{number}]"), limits) for number, item in enumerate(messages))
     pictures = tuple([part for _, parts in turns for part in parts if isinstance(part, UnreadPicture)])
@@ -135,6 +161,12 @@ def draft_request(
         raise RequestError(f"{len(pictures)} pictures in one request", hint=f"at most {MAX_PICTURES}", param="messages")
     request = ChatRequest(
         messages=tuple([message for message, _ in turns]),
+        chat_template_kwargs=own_extra(chat_template_kwargs, "chat_template_kwargs"),
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        reasoning_effort=reasoning_effort,
+        prompt=prompt if prompt is None or isinstance(prompt, str) else tuple(prompt),
+        priority=priority,
         sampling=params,
         response_format=read_response_format(response_format),
         tools=tuple(read_tool(tool) for tool in tools),
@@ -181,7 +213,11 @@ def request_limits(max_pixels: int | None, min_pixels: int | None, extra: JsonOb
     kwargs = extra.get("mm_processor_kwargs")
     if not isinstance(kwargs, Mapping):
         return named
-    rest = dict(kwargs)
+    rest = {name: value for name, value in kwargs.items() if value is not None}
+    for name in ("fps", "num_frames"):
+        if name in rest:
+            param = f"mm_processor_kwargs.{name}"
+            raise UnsupportedInputError(f"{param}: videos are not supported", hint="leave it out", param=param)
     limits = {name: rest.pop(name, None) for name in ("max_pixels", "min_pixels")}
     size = rest.get("size")
     if isinstance(size, Mapping) and size.keys() <= {"longest_edge", "shortest_edge"}:
@@ -228,8 +264,8 @@ def _limited(turn: Turn, limits: PixelLimits) -> Turn:
     return message, tuple(limited)
 
 
-def own_extra(extra: JsonMapping | None) -> JsonObject:
-    """Return a deep copy of `extra`, so that later changes by the caller do not affect the request or its key.
+def own_extra(extra: JsonMapping | None, name: str = "extra") -> JsonObject:
+    """Return a deep copy of `extra`, the parameter `name`, so that the caller's changes do not affect the request.
 
     Raises:
         RequestError: a value that JSON cannot represent.
@@ -239,7 +275,7 @@ def own_extra(extra: JsonMapping | None) -> JsonObject:
     try:
         return copy.deepcopy(dict(extra))
     except (TypeError, ValueError, RecursionError) as exc:
-        raise RequestError(f"extra cannot be sent: {exc}", hint="pass only JSON values", param="extra") from exc
+        raise RequestError(f"{name} cannot be sent: {exc}", hint="pass only JSON values", param=name) from exc
 
 
 def sampling_params(values: JsonMapping) -> SamplingParams:
@@ -295,7 +331,7 @@ def read_response_format(form: ResponseFormatLike | None) -> ResponseFormat:
         if not isinstance(inner, Mapping) or not isinstance(inner.get("schema"), Mapping):
             raise RequestError("response_format.json_schema.schema is missing", param="response_format")
         return ResponseFormat(kind, schema=inner["schema"], name=str(inner.get("name") or "answer"))
-    if kind == "regex":
+    if kind in ("regex", "grammar"):
         return ResponseFormat(kind, pattern=str(form.get("pattern") or ""))
     if kind == "choice":
         return ResponseFormat(kind, choices=tuple(str(choice) for choice in form.get("choices") or ()))

@@ -104,6 +104,15 @@ class AssistantMessage(TypedDict):
     annotations: list[JsonObject]
     tool_calls: NotRequired[list[FunctionCall]]
     reasoning_content: NotRequired[str]
+    reasoning: NotRequired[str]
+
+
+class PromptLogprob(TypedDict):
+    """A token at one place of a prompt; `rank` 1 is the likeliest of all."""
+
+    logprob: float
+    rank: Count
+    decoded_token: str
 
 
 class ChatChoice(TypedDict):
@@ -111,6 +120,7 @@ class ChatChoice(TypedDict):
     message: AssistantMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishWord
+    token_ids: NotRequired[list[Count]]
 
 
 class AnswerHead(TypedDict):
@@ -118,6 +128,8 @@ class AnswerHead(TypedDict):
     created: Count
     model: str
     system_fingerprint: str
+    prompt_token_ids: NotRequired[list[Count]]
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
 class ChatCompletion(AnswerHead):
@@ -132,6 +144,7 @@ class MessageDelta(TypedDict, total=False):
     content: str
     refusal: None
     reasoning_content: str
+    reasoning: str
     tool_calls: list[FunctionCall]
 
 
@@ -140,6 +153,7 @@ class ChunkChoice(TypedDict):
     delta: MessageDelta
     logprobs: ChatLogprobs | None
     finish_reason: FinishWord | None
+    token_ids: NotRequired[list[Count]]
 
 
 class ChatCompletionChunk(AnswerHead):
@@ -153,8 +167,8 @@ class TextLogprobs(TypedDict):
     """The older logprobs object: parallel lists, with each token's offset in the text."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[Count]
 
 
@@ -163,6 +177,9 @@ class TextChoice(TypedDict):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishWord
+    token_ids: NotRequired[list[Count]]
+    prompt_token_ids: NotRequired[list[Count]]
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
 class TextPiece(TypedDict):
@@ -170,6 +187,8 @@ class TextPiece(TypedDict):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishWord | None
+    token_ids: NotRequired[list[Count]]
+    prompt_token_ids: NotRequired[list[Count]]
 
 
 class Completion(AnswerHead):

@@ -6,15 +6,19 @@ API, of vLLM and of SGLang. At any other value the backend must support the fiel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Final, cast
 
 from qvl.sampling import PARAMETERS, Parameter
-from qvl.types import JsonMapping, JsonObject
+from qvl.types import PROMPT_FIELDS, JsonMapping, JsonObject
+
+if TYPE_CHECKING:
+    from qvl.pipeline.parse_request import RequestParams
 
 _NOTHING: Final[tuple[object, ...]] = ("", [], {})
 _OFF: Final[tuple[object, ...]] = (False,)
 _ON: Final[tuple[object, ...]] = (True,)
+PROMPT_NAMES: Final = frozenset(name for name, _ in PROMPT_FIELDS)
 _ONE: Final[tuple[object, ...]] = (1, 1.0)
 
 
@@ -55,7 +59,6 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "audio": _NOTHING,
     "function_call": ("none", "auto"),
     "functions": _NOTHING,
-    "logit_bias": _NOTHING,
     "moderation": _NOTHING,
     "prediction": _NOTHING,
     "prompt": _NOTHING,
@@ -65,8 +68,6 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "conversation": _NOTHING,
     "context_management": _NOTHING,
     # vLLM: sampling
-    "allowed_token_ids": _NOTHING,
-    "bad_words": _NOTHING,
     "best_of": (1,),
     "guided_choice": _NOTHING,
     "guided_grammar": _NOTHING,
@@ -74,11 +75,8 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "guided_whitespace_pattern": _NOTHING,
     "detokenize": _ON,
     "early_stopping": _OFF,
-    "include_stop_str_in_output": _OFF,
     "length_penalty": _ONE,
     "logits_processors": _NOTHING,
-    "min_tokens": (0,),
-    "skip_special_tokens": _ON,
     "spaces_between_special_tokens": _ON,
     "use_beam_search": _OFF,
     "vllm_xargs": _NOTHING,
@@ -96,8 +94,6 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "enable_response_messages": _OFF,
     "kv_transfer_params": _NOTHING,
     "priority": (0,),
-    "prompt_logprobs": _OFF,
-    "return_token_ids": _OFF,
     "return_tokens_as_token_ids": _OFF,
     "structural_tag": _NOTHING,
     # SGLang
@@ -135,6 +131,15 @@ def without_neutral(extra: JsonMapping, *, passed_on: bool) -> JsonObject:
         if not _is_neutral(name, value, NEUTRAL.get(name, ()))
         and (passed_on or not _is_neutral(name, value, NEUTRAL_WITHOUT_REASONING.get(name, ())))
     }
+
+
+def without_neutral_params(params: RequestParams, fields: Collection[str]) -> None:
+    """Remove parameters of the prompt at neutral values, in place, but those in `fields`, which the backend honours."""
+    given = cast("JsonObject", params)
+    for name in [*given]:
+        neutral = (*NEUTRAL.get(name, ()), *NEUTRAL_WITHOUT_REASONING.get(name, ()))
+        if name in PROMPT_NAMES and name not in fields and _is_neutral(name, given[name], neutral):
+            del given[name]
 
 
 def without_nulls(value: object) -> object:

@@ -16,10 +16,11 @@ from qvl.server.answers import (
     ChatLogprobs,
     FinishWord,
     FunctionCall,
+    PromptLogprob,
     TokenUsage,
     data_event,
 )
-from qvl.types import Choice, Chunk, FinishReason, Result, TokenLogprob, ToolCallDelta, Usage
+from qvl.types import Choice, Chunk, FinishReason, PromptFacts, Result, TokenLogprob, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
     from qvl.server.schemas import StreamOptions
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 DONE: Final = b"data: [DONE]\n\n"
 
 
-def answer_head(prefix: str, model: str, fingerprint: str, created: float = 0.0) -> AnswerHead:
-    """Return the fields that every answer begins with; `created` is seconds since the epoch, 0 for now."""
+def answer_head(prefix: str, model: str, fingerprint: str, created: float = 0.0, ident: str = "") -> AnswerHead:
+    """Return the fields that every answer begins with; `created` is seconds since the epoch, 0 for now.
+
+    `ident` is the id that the client gave the request.
+    """
     return {
-        "id": f"{prefix}-{new_id()}",
+        "id": f"{prefix}-{ident or new_id()}",
         "created": int(created or time.time()),
         "model": model,
         "system_fingerprint": fingerprint,
@@ -42,18 +46,33 @@ def finish_word(reason: FinishReason) -> FinishWord:
     return "length" if reason == "abort" else reason
 
 
-def message_of(choice: Choice) -> AssistantMessage:
-    """Return the assistant's message."""
-    message: AssistantMessage = {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []}
+def message_of(choice: Choice, echo: str = "", *, reasoning: bool = True) -> AssistantMessage:
+    """Return the assistant's message, behind the text `echo`, with its reasoning if that is wanted."""
+    text = echo + choice.text
+    message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
     if choice.tool_calls:
-        message["content"] = choice.text or None
+        message["content"] = text or None
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in choice.tool_calls
         ]
-    if choice.reasoning:
-        message["reasoning_content"] = choice.reasoning
+    if choice.reasoning and reasoning:
+        # Its name in DeepSeek's API, and in OpenRouter's, which vLLM took over.
+        message["reasoning_content"] = message["reasoning"] = choice.reasoning
     return message
+
+
+def prompt_scores(prompt: PromptFacts) -> list[dict[str, PromptLogprob] | None]:
+    """Return vLLM's `prompt_logprobs`: of each token of the prompt, the alternatives and itself by their ids."""
+    return [
+        None
+        if token is None
+        else {
+            str(one.id): {"logprob": max(one.logprob, -9999.0), "rank": one.rank, "decoded_token": one.token}
+            for one in (*token.top, token)
+        }
+        for token in prompt.logprobs
+    ]
 
 
 def tool_delta(call: ToolCallDelta) -> FunctionCall:

@@ -15,24 +15,26 @@ from typing_extensions import TypedDict
 from qvl.media.smart_resize import LIMIT_NAMES
 from qvl.pipeline.parse_parts import DETAILS
 from qvl.sampling import PARAMETERS, Parameter
+from qvl.server.format_schemas import STRICT as STRICT
+from qvl.server.format_schemas import JsonSchema as JsonSchema
+from qvl.server.format_schemas import PlainFormat as PlainFormat
+from qvl.server.format_schemas import ResponseFormat, Texts
+from qvl.server.format_schemas import StructuredOutputs as StructuredOutputs
 from qvl.server.neutral_fields import without_null_fields, without_switched_off
 from qvl.server.readiness import tiny_png
-from qvl.server.request_body import MAX_FIELDS
 from qvl.types import JsonObject
 
 if TYPE_CHECKING:
     from qvl.pipeline.parse_request import RequestParams
 
-STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 OPEN: Final = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 MAX_MESSAGES: Final = 4_096
 MAX_ITEMS: Final = 4_096
 MAX_TOOLS: Final = 1_024
 MAX_TOKENS: Final = 100_000
 MAX_IMAGES: Final = 256
-# One fault is told, so one is looked for: a body may hold any number of them. How many choices and prompts there may be
-# is said further on; texts are counted among the fields of a body.
-Texts: TypeAlias = Annotated[list[str], Field(max_length=MAX_FIELDS, fail_fast=True)]
+MAX_PROMPT_IDS: Final = 1 << 20
+TokenIds: TypeAlias = Annotated[list[int], Field(max_length=MAX_PROMPT_IDS, fail_fast=True)]
 # OpenAI's bounds.
 Metadata: TypeAlias = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -117,51 +119,15 @@ class NamedToolChoice(TypedDict):
 
 
 @with_config(STRICT)
-class JsonSchema(TypedDict):
-    name: str
-    schema: JsonObject
-    description: NotRequired[str | None]
-    strict: NotRequired[bool | None]
+class AllowedTools(TypedDict):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedToolChoice], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
 @with_config(STRICT)
-class SchemaFormat(TypedDict):
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-@with_config(STRICT)
-class PlainFormat(TypedDict):
-    type: Literal["text", "json_object"]
-
-
-@with_config(STRICT)
-class RegexFormat(TypedDict):
-    type: Literal["regex"]
-    pattern: str
-
-
-@with_config(STRICT)
-class ChoiceFormat(TypedDict):
-    type: Literal["choice"]
-    choices: Texts
-
-
-ResponseFormat: TypeAlias = Annotated[
-    PlainFormat | SchemaFormat | RegexFormat | ChoiceFormat,
-    Field(discriminator="type"),
-    BeforeValidator(without_null_fields),
-]
-
-
-@with_config(STRICT)
-class StructuredOutputs(TypedDict):
-    """vLLM's alternative to `response_format`; exactly one field must be set."""
-
-    json: NotRequired[JsonObject]
-    json_object: NotRequired[Literal[True]]
-    regex: NotRequired[str]
-    choice: NotRequired[Texts]
+class AllowedToolsChoice(TypedDict):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
 
 
 class StreamOptions(BaseModel):
@@ -188,7 +154,14 @@ class QuestionFields(BaseModel):
     max_pixels: int | None = Field(None, ge=1024, description="The most pixels of each picture.")
     min_pixels: int | None = Field(None, ge=1, description="Pictures with fewer pixels are upscaled.")
     cache_salt: str | None = Field(
-        None, min_length=1, max_length=256, description="Requests of one key with the same salt share prefixes."
+        None,
+        min_length=1,
+        max_length=256,
+        description="Requests of one key with the same salt share answers and prefixes.",
+    )
+    priority: int | None = Field(None, ge=-(2**31), le=2**31, description="Of waiting requests the least comes first.")
+    request_id: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9._:+/=@-]{1,128}$", description="Part of the answer's id, and its X-Request-Id."
     )
 
     def sampling(self) -> RequestParams:
@@ -201,6 +174,9 @@ class QuestionFields(BaseModel):
 def parameter_field(name: str) -> FieldInfo:
     """Return the pydantic field of a sampling parameter, with its bounds."""
     known = PARAMETERS[name]
+    if isinstance(known.example, tuple | dict):
+        # Their bounds are of each item, and the pipeline's.
+        return cast("FieldInfo", Field(description=known.about))
     low = known.low if known.off is None else known.off
     field: FieldInfo = Field(
         gt=low if known.above else None,
@@ -214,6 +190,8 @@ def parameter_field(name: str) -> FieldInfo:
 def _parameter_type(known: Parameter) -> object:
     # Some more than there may be, so that the error is mostly the pipeline's, which says how many.
     several = Field(max_length=4 * known.most, fail_fast=True)
+    if isinstance(known.example, dict):
+        return Annotated[dict[str, float], Field(max_length=known.most, fail_fast=True)] | None
     if isinstance(known.example, tuple):
         texts = isinstance(known.example[0], str)
         return str | Annotated[list[str], several] | None if texts else Annotated[list[int], several] | None
@@ -223,7 +201,14 @@ def _parameter_type(known: Parameter) -> object:
 # The length of an answer and its logprobs have names of their own on each route.
 _NAMED_BY_ROUTES: Final = frozenset({"max_tokens", "logprobs"})
 if TYPE_CHECKING:
-    Sampling: TypeAlias = QuestionFields
+
+    class Sampling(QuestionFields):
+        """Those of the fields made below that routes read by their names."""
+
+        n: int | None = None
+        prompt_logprobs: int | None = None
+        logprob_token_ids: list[int] | None = None
+        return_token_ids: bool | None = None
 else:
     Sampling = create_model(
         "Sampling",
@@ -238,6 +223,7 @@ SAMPLING_FIELDS: Final = (
     "max_pixels",
     "min_pixels",
     "cache_salt",
+    "priority",
     *(name for name in PARAMETERS if name not in _NAMED_BY_ROUTES),
 )
 
@@ -273,25 +259,31 @@ class ChatCompletionRequest(Sampling):
     response_format: ResponseFormat | None = None
     structured_outputs: Annotated[StructuredOutputs, BeforeValidator(without_switched_off)] | None = None
     tools: Tools | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolsChoice | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: JsonObject | None = Field(None, description="Variables of the model's chat template.")
+    add_generation_prompt: bool | None = Field(None, description="false: the prompt ends with the last message.")
+    continue_final_message: bool | None = Field(None, description="The answer goes on where the last message ends.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    include_reasoning: bool | None = Field(None, description="false: the reasoning is left out of the answer.")
+    echo: bool | None = Field(None, description="The answer begins with the last message, if that is an assistant's.")
     modalities: Annotated[list[Literal["text"]], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
 
 
 class CompletionRequest(Sampling):
-    """`POST /v1/completions`: each prompt becomes a user message."""
+    """`POST /v1/completions`: text becomes a user message; token ids, and text with `echo`, are continued."""
 
     model_config = OPEN | ConfigDict(
         json_schema_extra={"examples": [{"prompt": "What is shown on the picture?", "max_tokens": 16}]}
     )
 
-    prompt: str | Texts
+    prompt: str | Texts | TokenIds | Annotated[list[TokenIds], Field(max_length=MAX_ITEMS, fail_fast=True)]
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(16, ge=1)
+    max_tokens: int | None = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=20)
-    echo: Literal[False] | None = None
+    echo: bool | None = Field(None, description="The answer begins with the prompt, which is continued as it stands.")
     best_of: Literal[1] | None = None
-    suffix: Literal[""] | None = None
+    suffix: str | None = None
     # The prompt becomes a message, which the model's template sets up either way.
     add_special_tokens: bool | None = None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,12 +18,13 @@ from qvl.pipeline.parse_parts import is_picture, picture_field
 from qvl.pipeline.parse_request import draft_request
 from qvl.server.cache_headers import headers_for, policy_of
 from qvl.server.errors import from_validation
-from qvl.server.neutral_fields import without_neutral
-from qvl.types import ChatRequest, Chunk, JsonMapping, Result
+from qvl.server.neutral_fields import without_neutral, without_neutral_params
+from qvl.types import ChatRequest, Chunk, JsonMapping, JsonObject, Result
 
 if TYPE_CHECKING:
     from qvl.pipeline.parse_request import RequestParams
     from qvl.server.exchange import Exchange, Headers
+    from qvl.server.schemas import QuestionFields
     from qvl.server.state import ServerCore
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
@@ -34,6 +36,14 @@ class AnswerWriter(Protocol):
     def write(self, chunk: Chunk) -> bytes: ...
 
     def close(self, result: Result) -> bytes: ...
+
+
+class SeveralWriter(Protocol):
+    """Encodes the streamed answers of several requests; `write_of` is told the number of the request."""
+
+    def write_of(self, number: int, chunk: Chunk) -> bytes: ...
+
+    def close_all(self, results: Sequence[Result]) -> bytes: ...
 
 
 def validated(schema: type[BodyT], body: bytes) -> BodyT:
@@ -129,9 +139,15 @@ async def chat_request(
     core = exchange.core
     backend = core.pipeline.backend
     name = core.served(model)
-    fields = without_neutral(extra or {}, passed_on=backend.capabilities.extra_body)
+    fields = dict(extra or {})
+    for field in ("chat_template_kwargs", "reasoning_effort", "thinking_token_budget"):
+        # Of routes whose bodies do not name them.
+        if field in fields and field in backend.capabilities.fields | backend.capabilities.sampling:
+            cast("JsonObject", params)[field] = fields.pop(field)
+    fields = without_neutral(fields, passed_on=backend.capabilities.extra_body)
     # Of these the limits are honoured for every backend; what else they say is looked at when those are taken out.
     refuse_extra(core, {name: value for name, value in fields.items() if name != "mm_processor_kwargs"})
+    without_neutral_params(params, backend.capabilities.fields)
     params["request_id"], params["extra"] = exchange.request_id, fields
     draft = draft_request(messages, **params)
     core.refuse_many_images(len(draft.pictures))
@@ -155,6 +171,12 @@ def cache_policy(exchange: Exchange, *, deterministic: bool) -> CachePolicy:
     return policy if executor.store is not None else CachePolicy(read=False, write=False)
 
 
+def name_request(exchange: Exchange, body: QuestionFields) -> None:
+    """Give the exchange the request id of the body, if that has one."""
+    if body.request_id:
+        exchange.request_id = body.request_id
+
+
 def picture_params(name: str, items: Sequence[JsonMapping], *fields: str) -> list[str]:
     """Return the path of each picture in the request body, in order: `messages[0].content[1].image_url`."""
     return [
@@ -173,6 +195,41 @@ def refuse_extra(core: ServerCore, extra: JsonMapping) -> None:
         name = next(iter(extra))
         message = f"unsupported parameter {name[:100]!r}"
         raise RequestError(message, hint="leave it out", param=name[:100], code="unsupported_parameter")
+
+
+async def stream_together(several: Sequence[ServedRequest], writer: SeveralWriter) -> None:
+    """Stream the answers of several requests of one exchange as they come."""
+    exchange = several[0].exchange
+    arrived: asyncio.Queue[tuple[int, Chunk | Result | Exception]] = asyncio.Queue(maxsize=len(several))
+    results: list[Result | None] = [None] * len(several)
+
+    async def pump(number: int, served: ServedRequest) -> None:
+        try:
+            streaming = await exchange.core.executor.start(served.call())
+            async with aclosing(streaming.items) as items:
+                async for item in items:
+                    await arrived.put((number, item))
+        except Exception as exc:  # noqa: BLE001 - raised where they are read
+            await arrived.put((number, exc))
+
+    pumps = [asyncio.create_task(pump(number, served)) for number, served in enumerate(several)]
+    try:
+        while any(result is None for result in results):
+            number, item = await arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, Result):
+                results[number] = item
+                several[number].finished(item)
+            elif events := writer.write_of(number, item):
+                if not exchange.streaming:
+                    await exchange.start_events([])
+                await exchange.write(events)
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+    await exchange.end(writer.close_all([result for result in results if result is not None]))
 
 
 async def stream(

@@ -21,22 +21,22 @@ from qvl.backends.local.scheduling.step_costs import StepCosts
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError, RateLimitError
 from qvl.log import logger
 from qvl.suggest import install_line
+from qvl.types import PROMPT_FIELDS, SamplingParams
 
 if TYPE_CHECKING:
     from qvl.backends.local.engine import Engine
-    from qvl.backends.local.engine_request import EngineRequest
+    from qvl.backends.local.make_request import RequestMaker
     from qvl.backends.local.model.device import Device
     from qvl.backends.local.model.loader import Checkpoint, DeviceMap
     from qvl.backends.local.model.model_runner import Runner
     from qvl.backends.local.model.vision import FeatureCache
-    from qvl.backends.local.text.detokenizer import Vocabulary
-    from qvl.backends.local.text.grammar import Grammars
     from qvl.backends.local.text.processor import ImageRules, Processor
     from qvl.types import ChatRequest, Chunk, JsonObject
 
 log = logger(__name__)
 
 MAX_IMAGES: Final = 64
+FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS) | {"priority"}
 VISION_CACHE_BYTES: Final = 512 << 20
 # Characters from which a prompt is prepared on a thread for such alone, so that nobody else waits behind it.
 LONG_PROMPT: Final = 1 << 17
@@ -47,10 +47,9 @@ class _Loaded:
     device: Device
     checkpoint: Checkpoint
     processor: Processor
-    grammars: Grammars
-    vocabulary: Vocabulary
     engine: Engine
     max_model_len: int
+    maker: RequestMaker
 
 
 class LocalBackend(Backend):
@@ -149,7 +148,6 @@ class LocalBackend(Backend):
         self._pool: ThreadPoolExecutor | None = None
         self._long_pool: ThreadPoolExecutor | None = None
         self._num_preparing = 0
-        self._arrivals = 0
 
     def _check_arguments(self) -> None:
         for name, value in (
@@ -221,6 +219,7 @@ class LocalBackend(Backend):
 
     def _build(self, device: Device) -> _Loaded:
         from qvl.backends.local.engine import Engine
+        from qvl.backends.local.make_request import RequestMaker
         from qvl.backends.local.model.int8_store import again_if_damaged
         from qvl.backends.local.model.vision import FeatureCache
         from qvl.backends.local.scheduling.sizing import make_scheduler
@@ -252,7 +251,8 @@ class LocalBackend(Backend):
         image_token = checkpoint.model.config.image_token_id
         processor = Processor(checkpoint.tokenizer, rules, image_token, features.get, runner.picture_cost)
         vocabulary = Vocabulary(checkpoint.tokenizer)
-        return _Loaded(device, checkpoint, processor, grammars, vocabulary, engine, max_model_len)
+        maker = RequestMaker(checkpoint, device, processor, grammars, vocabulary, runner.vocab_size, max_model_len)
+        return _Loaded(device, checkpoint, processor, engine, max_model_len, maker)
 
     def _load(self, device: Device, features: FeatureCache) -> tuple[Checkpoint, ImageRules, Runner]:
         from qvl.backends.local.model.loader import load
@@ -306,7 +306,7 @@ class LocalBackend(Backend):
         abandoned = threading.Event()
         pool = self._pool_for(request)
         try:
-            engine_request = await loop.run_in_executor(pool, self._engine_request, loaded, request, loop, abandoned)
+            engine_request = await loop.run_in_executor(pool, loaded.maker.make, request, loop, abandoned.is_set)
         except RuntimeError as exc:
             if isinstance(exc, QvlError) or not self._closed:
                 raise
@@ -342,42 +342,6 @@ class LocalBackend(Backend):
     async def detokenize(self, ids: Sequence[int]) -> str:
         work = self._ready().processor.text
         return await asyncio.get_running_loop().run_in_executor(self._long_pool, work, ids)
-
-    def _engine_request(
-        self, loaded: _Loaded, request: ChatRequest, loop: asyncio.AbstractEventLoop, abandoned: threading.Event
-    ) -> EngineRequest:
-        """Return the request prepared for the engine; blocking, runs in the thread pool."""
-        from qvl.backends.local.engine_request import EngineRequest
-        from qvl.backends.local.scheduling.sequence import Sequence
-        from qvl.backends.local.text.detokenizer import Detokenizer
-        from qvl.backends.local.text.prompt import PromptLimit
-
-        matcher = loaded.grammars.matcher(request)
-        sampling = request.sampling
-        limit = PromptLimit(loaded.max_model_len, sampling.max_tokens)
-        prepared = loaded.processor.prepare(request, limit, abandoned.is_set)
-        sampling = replace(sampling, max_tokens=limit.answer_tokens(len(prepared.tokens)))
-        outputs = [
-            Detokenizer.of(request, loaded.vocabulary, index, reasoning=prepared.starts_thinking, marked_calls=True)
-            for index in range(sampling.n)
-        ]
-        engine_request = EngineRequest(prepared, outputs, loop, request.request_id)
-        seed = loaded.device.random_seed() if sampling.seed is None else sampling.seed
-        for index in range(sampling.n):
-            self._arrivals += 1
-            engine_request.sequences.append(
-                Sequence(
-                    group=engine_request,
-                    index=index,
-                    prepared=prepared,
-                    sampling=sampling,
-                    arrival=self._arrivals,
-                    seed=(seed + index * 0x632BE59BD9B4E019) % (1 << 64),
-                    leader=engine_request.sequences[0] if index else None,
-                    matcher=matcher.deep_copy() if matcher is not None and index else matcher,
-                )
-            )
-        return engine_request
 
     def identity(self) -> JsonObject:
         loaded = self._loaded
@@ -419,7 +383,13 @@ class LocalBackend(Backend):
 
     def peek_capabilities(self) -> Capabilities:
         """Return the capabilities without `max_context`, which depends on the weights and the memory."""
-        return Capabilities(images=MAX_IMAGES, response_formats=RESPONSE_FORMATS, tools=True)
+        return Capabilities(
+            images=MAX_IMAGES,
+            sampling=SamplingParams.names(),
+            response_formats=RESPONSE_FORMATS,
+            tools=True,
+            fields=FIELDS,
+        )
 
     def describe(self) -> str:
         """Return one line: device, dtype, why no better device is used, form of weights, kernels, bounds of steps."""

@@ -22,7 +22,7 @@ from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
 from qvl.backends.local.step_times import StepTimes
 from qvl.backends.local.text.grammar import consume
 from qvl.chunks import join
-from qvl.errors import BackendError, BackendUnavailableError, EngineDeadError, QvlError, first_line
+from qvl.errors import BackendError, BackendUnavailableError, EngineDeadError, QvlError, RequestError, first_line
 from qvl.log import logger
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qvl.backends.local.model.model_runner import Runner
     from qvl.backends.local.text.detokenizer import Detokenizer
     from qvl.backends.local.text.grammar import Grammars, Matcher
-    from qvl.types import FinishReason
+    from qvl.types import Chunk, FinishReason
 
 log = logger(__name__)
 
@@ -271,8 +271,10 @@ class Engine:
 
     def _force(self, sequence: Sequence) -> FinishReason | None:
         """Append the tokens that the grammar leaves no choice about; return why the answer ends with them, or None."""
-        matcher = _guide(sequence) if self.forces else None
-        reason: FinishReason | None = None
+        reason = self._close_thought(sequence) if sequence.thought is not None else None
+        # Rules about single tokens are the sampler's, and a prompt whose tokens are scored must be computed.
+        by_form = self.forces and sequence.rules is None and sequence.scores is None
+        matcher = _guide(sequence) if by_form else None
         while matcher is not None and reason is None and (tokens := self._grammars.forced(matcher)):
             for token in tokens:
                 self.counters.forced_tokens += 1
@@ -283,19 +285,37 @@ class Engine:
                     break
         return reason
 
+    def _close_thought(self, sequence: Sequence) -> FinishReason | None:
+        """End a thought that has had its tokens, with the closing words; return as `_force`."""
+        thought = sequence.thought
+        if thought is None or not _output(sequence).in_reasoning or not thought.spent(sequence.num_output):
+            return None
+        sequence.thought = None
+        for token in thought.closing:
+            self.counters.forced_tokens += 1
+            reason = self._append(sequence, Sampled(token))
+            if reason is not None:
+                return reason
+        return None
+
     def _append(self, sequence: Sequence, sampled: Sampled) -> FinishReason | None:
         """Append a token and note its text; return why the answer ends with it, or None."""
         request, output, matcher = request_of(sequence), _output(sequence), _guide(sequence)
+        if sampled.token < 0:
+            raise RequestError(
+                "no token may come next: the allowed tokens, bad words and the response format exclude each other",
+                hint="leave one of them out",
+                param="allowed_token_ids" if sequence.sampling.allowed_token_ids else "bad_words",
+            )
         self.counters.generated_tokens += 1
         sequence.append(sampled.token)
         if matcher is not None:
             consume(matcher, sampled.token)
-        if self._ends(sequence, sampled.token, guided=matcher is not None):
-            return "stop"
-        chunk = output.push(sampled)
+        ends = self._ends(sequence, sampled.token, guided=matcher is not None)
+        chunk = output.end(sampled) if ends else output.push(sampled)
         if chunk is not None:
             request.pieces[sequence.index].append(chunk)
-        stopped = output.stopped or (matcher is not None and matcher.is_stopped())
+        stopped = ends or output.stopped or (matcher is not None and matcher.is_stopped())
         return "stop" if stopped else "length" if sequence.remaining <= 0 else None
 
     def _send_pieces(self, sequence: Sequence, now: float) -> None:
@@ -304,7 +324,14 @@ class Engine:
         request.first_token = request.first_token or now
         pieces = request.pieces.pop(sequence.index, None)
         if pieces:
-            self.mailbox.send(request, join(pieces))
+            self._send(request, join(pieces))
+
+    def _send(self, request: EngineRequest, chunk: Chunk) -> None:
+        """Send a chunk; the first one tells of the prompt, where that is wanted."""
+        if request.facts is not None:
+            facts, request.facts = request.facts, None
+            chunk = replace(chunk, prompt=facts(request))
+        self.mailbox.send(request, chunk)
 
     def _ends(self, sequence: Sequence, token: int, *, guided: bool) -> bool:
         """True if `token` is an EOS or stop token, which ends the answer and is not part of it."""
@@ -324,7 +351,7 @@ class Engine:
         if request.done:
             last = replace(last, usage=request.usage(), timing=request.timing(now))
             self._end(request)
-        self.mailbox.send(request, last)
+        self._send(request, last)
 
     # Ends and faults.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qvl.types import Chunk, Timing, Usage
+from qvl.types import Chunk, PromptFacts, Timing, Usage
 
 if TYPE_CHECKING:
     from qvl.backends.local.scheduling.sequence import Sequence
@@ -27,6 +28,7 @@ class EngineRequest:
         loop: the event loop of the caller.
         request_id: for logs.
         pieces: the chunks of each choice in the current step; they are joined and sent at its end.
+        facts: returns what is told of the prompt, once; None if nobody asked for it.
     """
 
     prepared: PreparedRequest
@@ -39,6 +41,7 @@ class EngineRequest:
     scheduled: float = 0.0
     first_token: float = 0.0
     num_finished: int = 0
+    facts: Callable[[EngineRequest], PromptFacts] | None = None
     pieces: defaultdict[int, list[Chunk]] = field(default_factory=lambda: defaultdict(list))
 
     @property

@@ -20,7 +20,7 @@ from qvl.backends.openai.wire import WireChoice, WireEvent, WireLogprob, WireMes
 from qvl.chunks import lone_end
 from qvl.errors import RefusalError
 from qvl.http.sse import readable, shorten
-from qvl.types import Chunk, FinishReason, TokenLogprob, ToolCallDelta, Usage
+from qvl.types import Chunk, FinishReason, PromptFacts, TokenLogprob, ToolCallDelta, Usage
 
 _IMAGE_TOKENS: Final = ("image_tokens", "vision_tokens", "multimodal_tokens")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -182,6 +182,7 @@ class AnswerReader:
         self._opened = opened
         self._choices: dict[int, ChoiceReader] = {}
         self._last: Chunk | None = None
+        self._prompt: PromptFacts | None = None
         self.usage = Usage()
         self.done = False
 
@@ -206,6 +207,8 @@ class AnswerReader:
         try:
             if usage := event.get("usage"):
                 self.usage = read_usage(usage)
+            if ids := event.get("prompt_token_ids"):
+                self._prompt = PromptFacts(tuple(ids))
             for choice in event.get("choices") or ():
                 chunks += self._choice(choice)
         except (TypeError, ValueError, KeyError, AttributeError) as exc:
@@ -279,13 +282,25 @@ class AnswerReader:
             state.finished = True
         state.answered = state.answered or bool(text.strip() or calls)
         logprobs = tuple(map(_logprob, (choice.get("logprobs") or {}).get("content") or ()))
-        if not (text or reasoning or calls or logprobs or finish):
+        ids = tuple(choice.get("token_ids") or ())
+        if not (text or reasoning or calls or logprobs or finish or ids):
             return []
         return [
             Chunk(
-                text=text, index=index, reasoning=reasoning, tool_calls=calls, logprobs=logprobs, finish_reason=finish
+                text=text,
+                index=index,
+                reasoning=reasoning,
+                tool_calls=calls,
+                logprobs=logprobs,
+                finish_reason=finish,
+                token_ids=ids,
+                prompt=self._take_prompt(),
             )
         ]
+
+    def _take_prompt(self) -> PromptFacts | None:
+        prompt, self._prompt = self._prompt, None
+        return prompt
 
     def _finish(self, reason: str | None, state: ChoiceReader) -> FinishReason | None:
         meaning = meaning_of(reason)

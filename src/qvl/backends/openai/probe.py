@@ -23,8 +23,8 @@ from qvl.backends.openai.wire import Dialect, ListedModel, WirePart, encoded, fo
 from qvl.chunks import Folder
 from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
 from qvl.media import gate
-from qvl.sampling import PARAMETERS
-from qvl.types import Choice, ResponseFormat, Usage
+from qvl.sampling import PARAMETERS, SamplingParams
+from qvl.types import PROMPT_FIELDS, Choice, ResponseFormat, Usage
 
 MANY_PICTURES: Final = 256
 CANARY: Final = "zq7-Kestrel-41"
@@ -42,12 +42,18 @@ class Findings:
     models: tuple[str, ...] = ()
 
 
+# Nothing of the prompt comes with a streamed answer.
+UNREAD: Final = frozenset({"prompt_logprobs"})
+# Token ids are for another route of an endpoint.
+PASSED_ON: Final = frozenset(name for name, _ in PROMPT_FIELDS) - {"prompt"} | {"priority"}
 ASSUMED: Final = Findings(
     Capabilities(
         images=MANY_PICTURES,
-        response_formats=frozenset({"json_object", "json_schema", "regex", "choice"}),
+        sampling=SamplingParams.names() - UNREAD,
+        response_formats=frozenset({"json_object", "json_schema", "regex", "choice", "grammar"}),
         tools=True,
         extra_body=True,
+        fields=PASSED_ON,
     ),
     Dialect(),
 )
@@ -114,6 +120,12 @@ FORMATS: Final = (
         max_tokens=32,
     ),
     Feature(
+        "grammar",
+        format_fields(ResponseFormat("grammar", pattern=f'root ::= "{CANARY}"')),
+        lambda answer, base: answer.text == CANARY,
+        max_tokens=32,
+    ),
+    Feature(
         "choice",
         format_fields(ResponseFormat("choice", choices=(CANARY, f"{CANARY}9"))),
         lambda answer, base: bool(re.fullmatch(f"{CANARY}9?", answer.text)),
@@ -142,6 +154,39 @@ SAMPLING: Final = (
     # At temperature 2 an answer equal to the greedy one is next to impossible, unless one token is left to choose from.
     Feature("top_k", {"top_k": 1, "temperature": 2.0}, lambda answer, base: answer.text == base.text),
     Feature("min_p", {"min_p": 1.0, "temperature": 2.0}, lambda answer, base: answer.text == base.text),
+    Feature("bad_words", {"bad_words": ["1"]}, lambda answer, base: "1" not in answer.text),
+    # Whatever these tokens are, an answer of nothing else is another one.
+    Feature("allowed_token_ids", {"allowed_token_ids": [70, 71]}, lambda answer, base: answer.text != base.text),
+    Feature("logit_bias", {"logit_bias": {"70": 100}}, lambda answer, base: answer.text != base.text),
+    Feature(
+        "include_stop_str_in_output",
+        {"include_stop_str_in_output": True, "stop": ["1"]},
+        lambda answer, base: answer.text.endswith("1"),
+    ),
+    Feature(
+        "logprob_token_ids",
+        {"logprobs": True, "logprob_token_ids": [70, 71]},
+        lambda answer, base: any(choice.logprobs and len(choice.logprobs[0].top) >= 2 for choice in answer.choices),
+        max_tokens=2,
+    ),
+    Feature(
+        "return_token_ids",
+        {"return_token_ids": True},
+        lambda answer, base: any(choice.token_ids for choice in answer.choices),
+        max_tokens=2,
+    ),
+    Feature(
+        "truncate_prompt_tokens",
+        {"truncate_prompt_tokens": 4},
+        lambda answer, base: 0 < answer.usage.prompt_tokens <= 4 < base.usage.prompt_tokens,
+        max_tokens=2,
+    ),
+    Feature(
+        "min_tokens",
+        {"min_tokens": 24},
+        lambda answer, base: all(choice.finish_reason == "length" for choice in answer.choices),
+        max_tokens=24,
+    ),
     Feature(
         "ignore_eos",
         {"ignore_eos": True},
@@ -151,9 +196,9 @@ SAMPLING: Final = (
 )
 # Whether the others were obeyed cannot be seen in a few tokens: accepted counts as honoured.
 ACCEPTED: Final[Mapping[str, Mapping[str, object]]] = {
-    name: {name: list(known.example) if isinstance(known.example, tuple) else known.example}
+    name: {name: known.on_the_wire}
     for name, known in PARAMETERS.items()
-    if known.sent != "always" and name not in {"max_tokens", *(feature.name for feature in SAMPLING)}
+    if known.sent != "always" and name not in {"max_tokens", *UNREAD, *(feature.name for feature in SAMPLING)}
 }
 
 
@@ -183,6 +228,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
         response_formats=frozenset(have & {feature.name for feature in FORMATS}),
         tools="tools" in have,
         extra_body=True,
+        fields=PASSED_ON,
     )
     pinned = frozenset(name for name in sampling if PARAMETERS[name].sent == "pinned")
     return Findings(capabilities, replace(asker.dialect, pinned=pinned), names)
@@ -200,6 +246,7 @@ def common(findings: list[Findings]) -> Capabilities:
         tools=all(have.tools for have in every),
         extra_body=all(have.extra_body for have in every),
         top_logprobs=min(have.top_logprobs for have in every),
+        fields=frozenset.intersection(*(have.fields for have in every)),
     )
 
 

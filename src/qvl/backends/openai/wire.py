@@ -91,6 +91,7 @@ class WireChoice(TypedDict, total=False):
     message: WireMessage | None
     finish_reason: str | None
     logprobs: dict[str, list[WireLogprob] | None] | None
+    token_ids: list[int] | None
 
 
 class WireUsage(TypedDict, total=False):
@@ -105,6 +106,7 @@ class WireEvent(TypedDict, total=False):
     object: object
     choices: list[WireChoice] | None
     usage: WireUsage | None
+    prompt_token_ids: list[int] | None
     error: object
 
 
@@ -164,7 +166,9 @@ def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict
         if name in _RESERVED:
             raise UnsupportedInputError(f"{name!r} cannot be an extra field", hint="qvl itself sets it", param=name)
     form, tools = format_fields(request.response_format), _tools(request)
-    return {**fields, **dict(_sampling(request.sampling, dialect)), **form, **tools, **request.extra}
+    sampling = dict(_sampling(request.sampling, dialect))
+    prompt = request.prompt_fields() | ({"priority": request.priority} if request.priority else {})
+    return {**fields, **sampling, **form, **tools, **prompt, **request.extra}
 
 
 def _sampling(params: SamplingParams, dialect: Dialect) -> Iterator[tuple[str, object]]:
@@ -175,7 +179,7 @@ def _sampling(params: SamplingParams, dialect: Dialect) -> Iterator[tuple[str, o
             if dialect.sampled:
                 yield name, getattr(params, name)
         elif name == "logprobs":
-            if params.logprobs is not None:
+            if params.wants_logprobs:
                 yield name, True
             if params.logprobs:
                 yield "top_logprobs", params.logprobs
@@ -228,6 +232,8 @@ def format_fields(response_format: ResponseFormat) -> WireBody:
             return {"response_format": {"type": "json_schema", "json_schema": schema}}
         case "regex":
             return {"structured_outputs": {"regex": response_format.pattern}}
+        case "grammar":
+            return {"structured_outputs": {"grammar": response_format.pattern}}
         case "choice":
             return {"structured_outputs": {"choice": list(response_format.choices)}}
     return {}

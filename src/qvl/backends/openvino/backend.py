@@ -111,7 +111,7 @@ class OpenVinoBackend(Backend):
             images=MAX_IMAGES,
             max_context=have.max_model_len if have else self._bounds["max_model_len"],
             sampling=SAMPLING,
-            response_formats=RESPONSE_FORMATS,
+            response_formats=RESPONSE_FORMATS - {"grammar"},
             tools=True,
             # It tells the chosen token's logprob and no other.
             top_logprobs=0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qvl.errors import RequestError
@@ -20,15 +22,18 @@ from qvl.server.openai_format import (
     answer_head,
     finish_word,
     message_of,
+    prompt_scores,
     read_logprobs,
     tool_delta,
     usage_of,
 )
-from qvl.server.schemas import ChatCompletionRequest, StreamOptions, StructuredOutputs
-from qvl.server.serving import chat_request, picture_params, stream, validated
+from qvl.server.schemas import ChatCompletionRequest, StructuredOutputs
+from qvl.server.serving import chat_request, name_request, picture_params, stream, validated
+from qvl.server.tool_choice import choose_tools
 from qvl.types import Chunk, JsonObject, Result
 
 if TYPE_CHECKING:
+    from qvl.pipeline.parse_request import RequestParams
     from qvl.server.exchange import Exchange
     from qvl.server.serving import ServedRequest
 
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
 async def chat_completions(exchange: Exchange) -> None:
     """Answer one chat request, as JSON or as server-sent events."""
     body = validated(ChatCompletionRequest, await exchange.body())
+    name_request(exchange, body)
     exchange.picture_params = lambda: picture_params("messages", body.messages, "content")
     await exchange.until_done(lambda: _answer(exchange, body))
 
@@ -43,10 +49,10 @@ async def chat_completions(exchange: Exchange) -> None:
 async def _answer(exchange: Exchange, body: ChatCompletionRequest) -> None:
     served = await _read(exchange, body)
     if body.stream:
-        await stream(served, ChunkWriter(served, body.stream_options))
+        await stream(served, ChunkWriter(served, body))
     else:
         result = await served.answer()
-        await exchange.respond_json(_completion(result, served), served.headers(result))
+        await exchange.respond_json(_completion(result, served, body), served.headers(result))
 
 
 async def _read(exchange: Exchange, body: ChatCompletionRequest) -> ServedRequest:
@@ -60,11 +66,15 @@ async def _read(exchange: Exchange, body: ChatCompletionRequest) -> ServedReques
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
     if body.logprobs:
         params["logprobs"] = body.top_logprobs or 0
+    elif body.logprob_token_ids:
+        raise RequestError("logprob_token_ids needs logprobs: true", param="logprob_token_ids", code="invalid_value")
+    if body.stream and body.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs needs stream: false", param="prompt_logprobs", code="invalid_value")
+    params.update(_of_prompt(body))
     if body.tools:
         params["tools"] = body.tools
     if body.tool_choice is not None:
-        choice = body.tool_choice
-        params["tool_choice"] = choice if isinstance(choice, str) else choice["function"]["name"]
+        params.update(choose_tools(body.tools or (), body.tool_choice))
     if body.parallel_tool_calls is not None:
         params["parallel_tool_calls"] = body.parallel_tool_calls
     if body.response_format is not None:
@@ -72,7 +82,7 @@ async def _read(exchange: Exchange, body: ChatCompletionRequest) -> ServedReques
     if body.structured_outputs:
         if body.response_format is not None or len(body.structured_outputs) != 1:
             raise RequestError(
-                "structured_outputs must be one of json, json_object, regex, choice, without response_format",
+                "structured_outputs must be one of json, json_object, regex, choice, grammar, without response_format",
                 param="structured_outputs",
                 code="invalid_value",
             )
@@ -80,22 +90,52 @@ async def _read(exchange: Exchange, body: ChatCompletionRequest) -> ServedReques
     return await chat_request(exchange, body.model, body.messages, params, body.model_extra)
 
 
+def _of_prompt(body: ChatCompletionRequest) -> RequestParams:
+    """Return the parameters that shape the prompt beside the messages."""
+    params: RequestParams = {}
+    if body.chat_template_kwargs is not None:
+        params["chat_template_kwargs"] = body.chat_template_kwargs
+    if body.reasoning_effort is not None:
+        params["reasoning_effort"] = body.reasoning_effort
+    if body.add_generation_prompt is not None:
+        params["add_generation_prompt"] = body.add_generation_prompt
+    if body.continue_final_message is not None:
+        params["continue_final_message"] = body.continue_final_message
+    if body.continue_final_message and body.add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt exclude each other",
+            hint="set add_generation_prompt to false",
+            param="add_generation_prompt",
+            code="invalid_value",
+        )
+    return params
+
+
+def _echoed(served: ServedRequest, body: ChatCompletionRequest) -> str:
+    """Return the text that the answer begins with."""
+    last = served.request.messages[-1]
+    return last.text if body.echo and last.role == "assistant" else ""
+
+
 def _response_format(outputs: StructuredOutputs) -> JsonObject:
     if "json" in outputs:
         return {"type": "json_schema", "json_schema": {"name": "answer", "schema": outputs["json"]}}
     if "regex" in outputs:
         return {"type": "regex", "pattern": outputs["regex"]}
+    if "grammar" in outputs:
+        return {"type": "grammar", "pattern": outputs["grammar"]}
     return {"type": "choice", "choices": outputs["choice"]} if "choice" in outputs else {"type": "json_object"}
 
 
-def _completion(result: Result, served: ServedRequest) -> ChatCompletion:
-    return {
-        **answer_head("chatcmpl", served.model, served.fingerprint, result.created_at),
+def _completion(result: Result, served: ServedRequest, body: ChatCompletionRequest) -> ChatCompletion:
+    echo, reasoning = _echoed(served, body), body.include_reasoning is not False
+    whole: ChatCompletion = {
+        **answer_head("chatcmpl", served.model, served.fingerprint, result.created_at, body.request_id or ""),
         "object": "chat.completion",
         "choices": [
             {
                 "index": choice.index,
-                "message": message_of(choice),
+                "message": message_of(choice, echo, reasoning=reasoning),
                 "logprobs": None if choice.logprobs is None else read_logprobs(choice.logprobs),
                 "finish_reason": finish_word(choice.finish_reason),
             }
@@ -104,18 +144,30 @@ def _completion(result: Result, served: ServedRequest) -> ChatCompletion:
         "usage": usage_of(result.usage),
         "service_tier": "default",
     }
+    if body.return_token_ids:
+        for written, choice in zip(whole["choices"], result.choices, strict=True):
+            written["token_ids"] = list(choice.token_ids)
+    if result.prompt is not None:
+        if body.return_token_ids:
+            whole["prompt_token_ids"] = list(result.prompt.token_ids)
+        if body.prompt_logprobs is not None:
+            whole["prompt_logprobs"] = prompt_scores(result.prompt)
+    return whole
 
 
 class ChunkWriter:
     """Writes `chat.completion.chunk` events."""
 
-    def __init__(self, served: ServedRequest, options: StreamOptions | None) -> None:
-        self._usage = StreamUsage(options)
+    def __init__(self, served: ServedRequest, body: ChatCompletionRequest) -> None:
+        self._usage = StreamUsage(body.stream_options)
         self._head: ChatCompletionChunk = {
-            **answer_head("chatcmpl", served.model, served.fingerprint),
+            **answer_head("chatcmpl", served.model, served.fingerprint, ident=body.request_id or ""),
             "object": "chat.completion.chunk",
             "choices": [],
         }
+        self._echo = _echoed(served, body)
+        self._reasoning = body.include_reasoning is not False
+        self._ids = bool(body.return_token_ids)
         self._begun: set[int] = set()
 
     def write(self, chunk: Chunk) -> bytes:
@@ -124,24 +176,39 @@ class ChunkWriter:
         usage = self._usage.after(chunk)
         if chunk.index not in self._begun:
             self._begun.add(chunk.index)
-            events = self._event(chunk.index, {"role": "assistant", "content": "", "refusal": None}, usage)
+            opening: MessageDelta = {"role": "assistant", "content": "", "refusal": None}
+            if self._ids and chunk.prompt is not None:
+                told = {**usage, "prompt_token_ids": list(chunk.prompt.token_ids)}
+                events = self._event(chunk.index, opening, told)
+            else:
+                events = self._event(chunk.index, opening, usage)
+            if self._echo:
+                events += self._event(chunk.index, {"content": self._echo}, usage)
+        if chunk.reasoning and not self._reasoning:
+            chunk = replace(chunk, reasoning="")
         if chunk.text or chunk.logprobs or chunk.tool_calls or chunk.reasoning:
             logprobs = read_logprobs(chunk.logprobs) if chunk.logprobs else None
-            events += self._event(chunk.index, _delta(chunk), usage, logprobs=logprobs)
+            ids = chunk.token_ids
+            events += self._event(chunk.index, _delta(chunk), usage, logprobs=logprobs, token_ids=ids)
+            chunk = replace(chunk, token_ids=()) if ids else chunk
         if chunk.finish_reason is not None:
-            events += self._event(chunk.index, {}, usage, finish_reason=finish_word(chunk.finish_reason))
+            finish = finish_word(chunk.finish_reason)
+            events += self._event(chunk.index, {}, usage, finish_reason=finish, token_ids=chunk.token_ids)
         return events
 
     def _event(
         self,
         index: int,
         delta: MessageDelta,
-        usage: dict[str, TokenUsage | None],
+        usage: Mapping[str, TokenUsage | list[int] | None],
         *,
         logprobs: ChatLogprobs | None = None,
         finish_reason: FinishWord | None = None,
+        token_ids: Sequence[int] = (),
     ) -> bytes:
         choice: ChunkChoice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        if token_ids and self._ids:
+            choice["token_ids"] = list(token_ids)
         return data_event({**self._head, "choices": [choice], **usage})
 
     def close(self, result: Result) -> bytes:
@@ -154,7 +221,7 @@ def _delta(chunk: Chunk) -> MessageDelta:
     if chunk.text:
         delta["content"] = chunk.text
     if chunk.reasoning:
-        delta["reasoning_content"] = chunk.reasoning
+        delta["reasoning_content"] = delta["reasoning"] = chunk.reasoning
     if chunk.tool_calls:
         delta["tool_calls"] = [tool_delta(call) for call in chunk.tool_calls]
     return delta

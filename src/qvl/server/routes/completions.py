@@ -1,18 +1,23 @@
-"""`POST /v1/completions`: the legacy API, without pictures; each prompt becomes one user message."""
+"""`POST /v1/completions`: the legacy API, without pictures.
+
+A prompt of text becomes one user message. Token ids, and text that the answer is to repeat (`echo`), are continued as
+they stand.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, cast
 
 from qvl.errors import RequestError
 from qvl.server.answers import Completion, CompletionChunk, TextChoice, TextLogprobs, TextPiece, data_event
-from qvl.server.openai_format import StreamUsage, answer_head, finish_word, usage_of
-from qvl.server.schemas import CompletionRequest, StreamOptions
-from qvl.server.serving import chat_request, stream, validated
-from qvl.types import Choice, Chunk, Result, TokenLogprob, Usage
+from qvl.server.openai_format import StreamUsage, answer_head, finish_word, prompt_scores, usage_of
+from qvl.server.schemas import CompletionRequest
+from qvl.server.serving import chat_request, name_request, stream, stream_together, validated
+from qvl.types import Choice, Chunk, PromptFacts, Result, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
@@ -24,96 +29,202 @@ MAX_PROMPTS: Final = 64
 async def completions(exchange: Exchange) -> None:
     """Answer one or several prompts, as JSON or as server-sent events."""
     body = validated(CompletionRequest, await exchange.body())
+    name_request(exchange, body)
+    _check(body)
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    prompts = _prompts(body)
     if not 1 <= len(prompts) <= MAX_PROMPTS:
         problem = f"the request has {len(prompts)} prompts"
         raise RequestError(problem, hint=f"send 1 to {MAX_PROMPTS}", param="prompt", code="invalid_value")
     served = await exchange.until_done(lambda: _read(exchange, body, prompts))
     if body.stream:
+        writer = CompletionWriter(served, body)
         if len(served) > 1:
-            raise RequestError("a stream must have one prompt", hint="send one request per prompt", param="prompt")
-        await exchange.until_done(lambda: stream(served[0], CompletionWriter(served[0], body.stream_options)))
+            await exchange.until_done(lambda: stream_together(served, writer))
+        else:
+            await exchange.until_done(lambda: stream(served[0], writer))
         return
     results = await exchange.until_done(lambda: asyncio.gather(*(one.answer() for one in served)))
     headers = [one.headers(result) for one, result in zip(served, results, strict=True)]
-    await exchange.respond_json(_completion(results, served[0]), headers[0])
+    await exchange.respond_json(_completion(results, served, body), headers[0])
 
 
-async def _read(exchange: Exchange, body: CompletionRequest, prompts: Sequence[str]) -> list[ServedRequest]:
+def _check(body: CompletionRequest) -> None:
+    if body.suffix:
+        raise RequestError(
+            "suffix: text behind the answer is not supported",
+            hint="leave it out",
+            param="suffix",
+            code="unsupported_parameter",
+        )
+    if body.max_tokens == 0 and not body.echo:
+        raise RequestError("max_tokens: must be 1 or more without echo", param="max_tokens", code="invalid_value")
+    if body.stream and body.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs needs stream: false", param="prompt_logprobs", code="invalid_value")
+    if body.logprob_token_ids and body.logprobs is None:
+        raise RequestError("logprob_token_ids needs logprobs", param="logprob_token_ids", code="invalid_value")
+
+
+def _prompts(body: CompletionRequest) -> list[str] | list[list[int]]:
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and isinstance(prompt[0], int):
+        return [prompt]
+    return cast("list[str] | list[list[int]]", prompt)
+
+
+async def _read(exchange: Exchange, body: CompletionRequest, prompts: Sequence[str | list[int]]) -> list[ServedRequest]:
     params = body.sampling()
-    params["max_tokens"] = body.max_tokens or 16
+    params["max_tokens"] = body.max_tokens or (1 if body.echo else 16)
     if body.logprobs is not None:
         params["logprobs"] = body.logprobs
-    return [
-        await chat_request(exchange, body.model, [{"role": "user", "content": prompt}], params, body.model_extra)
-        for prompt in prompts
-    ]
+    if body.echo:
+        # What the answer repeats is told by whoever read it.
+        params["return_token_ids"] = True
+        if body.logprobs is not None:
+            params["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
+    served = []
+    for prompt in prompts:
+        given, text = params.copy(), prompt if isinstance(prompt, str) else ""
+        if body.echo or not isinstance(prompt, str):
+            if "prompt" not in exchange.core.pipeline.backend.capabilities.fields:
+                name = "echo" if isinstance(prompt, str) else "prompt"
+                what = f"{name}: the backend takes no prompt but messages"
+                raise RequestError(what, hint="send text, without echo", param=name, code="unsupported_parameter")
+            given["prompt"] = prompt
+        message = {"role": "user", "content": text}
+        served.append(await chat_request(exchange, body.model, [message], given, body.model_extra))
+    return served
 
 
-def _completion(results: Sequence[Result], served: ServedRequest) -> Completion:
+def _completion(results: Sequence[Result], served: Sequence[ServedRequest], body: CompletionRequest) -> Completion:
     usage = Usage(
         prompt_tokens=sum(result.usage.prompt_tokens for result in results),
         completion_tokens=sum(result.usage.completion_tokens for result in results),
         cached_tokens=sum(result.usage.cached_tokens for result in results),
     )
-    choices = [choice for result in results for choice in result.choices]
+    if body.max_tokens == 0:
+        usage = replace(usage, completion_tokens=0)
+    choices = [(choice, result) for result in results for choice in result.choices]
+    model, fingerprint = served[0].model, served[0].fingerprint
     return {
-        **answer_head("cmpl", served.model, served.fingerprint, results[0].created_at),
+        **answer_head("cmpl", model, fingerprint, results[0].created_at, body.request_id or ""),
         "object": "text_completion",
-        "choices": [_choice(index, choice) for index, choice in enumerate(choices)],
+        "choices": [_choice(index, choice, result.prompt, body) for index, (choice, result) in enumerate(choices)],
         "usage": usage_of(usage),
     }
 
 
-def _choice(index: int, choice: Choice) -> TextChoice:
-    return {
+def _choice(index: int, choice: Choice, prompt: PromptFacts | None, body: CompletionRequest) -> TextChoice:
+    if body.max_tokens == 0:
+        logprobs = None if choice.logprobs is None else ()
+        choice = replace(choice, text="", logprobs=logprobs, token_ids=(), finish_reason="length")
+    echoed = prompt if body.echo else None
+    written: TextChoice = {
         "index": index,
-        "text": choice.text,
-        "logprobs": None if choice.logprobs is None else _logprobs(choice.logprobs, 0),
+        "text": choice.text if echoed is None else echoed.text + choice.text,
+        "logprobs": None if choice.logprobs is None else _logprobs(choice.logprobs, 0, echoed),
         "finish_reason": finish_word(choice.finish_reason),
     }
+    if body.return_token_ids:
+        written["token_ids"] = list(choice.token_ids)
+    if prompt is not None and body.return_token_ids:
+        written["prompt_token_ids"] = list(prompt.token_ids)
+    if prompt is not None and body.prompt_logprobs is not None:
+        written["prompt_logprobs"] = prompt_scores(prompt)
+    return written
 
 
-def _logprobs(tokens: Sequence[TokenLogprob], offset: int) -> TextLogprobs:
+def _logprobs(tokens: Sequence[TokenLogprob], offset: int, echoed: PromptFacts | None = None) -> TextLogprobs:
+    """Return the logprobs of `tokens`, behind those of the prompt that the answer repeats."""
     offsets = []
-    for token in tokens:
+    names: list[str] = []
+    values: list[float | None] = []
+    tops: list[dict[str, float] | None] = []
+    before: Sequence[TokenLogprob | None] = () if echoed is None else echoed.logprobs
+    for place, token in enumerate((*before, *tokens)):
         offsets.append(offset)
-        offset += len(token.token)
-    return {
-        "tokens": [token.token for token in tokens],
-        "token_logprobs": [max(token.logprob, -9999.0) for token in tokens],
-        "top_logprobs": [{top.token: max(top.logprob, -9999.0) for top in token.top} for token in tokens],
-        "text_offset": offsets,
-    }
+        if token is None:
+            assert echoed is not None
+            # The text of the first token is what the others leave of the prompt.
+            rest = sum(len(one.token) for one in before[1:] if one is not None)
+            names.append(echoed.text[: len(echoed.text) - rest])
+            values.append(None)
+            tops.append(None)
+        else:
+            names.append(token.token)
+            value = max(token.logprob, -9999.0)
+            values.append(value)
+            alternatives = {top.token: max(top.logprob, -9999.0) for top in token.top}
+            own = {token.token: value} if place < len(before) else {}
+            tops.append(alternatives | own)
+        offset += len(names[-1])
+    return {"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
 class CompletionWriter:
     """Writes the events of a streamed completion."""
 
-    def __init__(self, served: ServedRequest, options: StreamOptions | None) -> None:
-        self._usage = StreamUsage(options)
+    def __init__(self, served: Sequence[ServedRequest], body: CompletionRequest) -> None:
+        self._body = body
+        self._usage = StreamUsage(body.stream_options)
         self._head: CompletionChunk = {
-            **answer_head("cmpl", served.model, served.fingerprint),
+            **answer_head("cmpl", served[0].model, served[0].fingerprint, ident=body.request_id or ""),
             "object": "text_completion",
             "choices": [],
         }
         self._offsets: Counter[int] = Counter()
+        self._choices = body.n or 1
+        self._prompts: dict[int, PromptFacts] = {}
+        self._begun: set[int] = set()
+
+    def write_of(self, number: int, chunk: Chunk) -> bytes:
+        """Return the events of a chunk of the prompt `number`: the choices of each follow those of the one before."""
+        usage = None if chunk.usage is None else Usage()
+        if chunk.prompt is not None:
+            self._prompts[number] = chunk.prompt
+        return self._write(replace(chunk, index=number * self._choices + chunk.index, usage=usage), number)
+
+    def close_all(self, results: Sequence[Result]) -> bytes:
+        """Return the usage of all prompts together, if requested, and `[DONE]`."""
+        usage = Usage(
+            prompt_tokens=sum(result.usage.prompt_tokens for result in results),
+            completion_tokens=sum(result.usage.completion_tokens for result in results),
+            cached_tokens=sum(result.usage.cached_tokens for result in results),
+        )
+        return self.close(replace(results[0], usage=usage))
 
     def write(self, chunk: Chunk) -> bytes:
         """Return the event of one chunk; b"" if it has nothing that this API can represent."""
+        if chunk.prompt is not None:
+            self._prompts[0] = chunk.prompt
+        return self._write(chunk, 0)
+
+    def _write(self, chunk: Chunk, number: int) -> bytes:
         usage = self._usage.after(chunk)
         if not chunk.text and not chunk.logprobs and chunk.finish_reason is None:
             return b""
+        if self._body.max_tokens == 0:
+            chunk = replace(chunk, text="", logprobs=(), token_ids=())
+        first, prompt = chunk.index not in self._begun, self._prompts.get(number)
+        self._begun.add(chunk.index)
+        echoed = prompt if self._body.echo and first else None
         offset = self._offsets[chunk.index]
-        self._offsets[chunk.index] += len(chunk.text)
+        text = chunk.text if echoed is None else echoed.text + chunk.text
+        self._offsets[chunk.index] += len(text)
+        listed = chunk.logprobs or (echoed is not None and echoed.logprobs)
         piece: TextPiece = {
             "index": chunk.index,
-            "text": chunk.text,
-            "logprobs": _logprobs(chunk.logprobs, offset) if chunk.logprobs else None,
+            "text": text,
+            "logprobs": _logprobs(chunk.logprobs, offset, echoed) if listed else None,
             "finish_reason": None if chunk.finish_reason is None else finish_word(chunk.finish_reason),
         }
+        if self._body.return_token_ids:
+            piece["token_ids"] = list(chunk.token_ids)
+            if first and prompt is not None:
+                piece["prompt_token_ids"] = list(prompt.token_ids)
         return data_event({**self._head, "choices": [piece], **usage})
 
     def close(self, result: Result) -> bytes:

@@ -13,6 +13,7 @@ from qvl.backends.local.model.device import to_device
 from qvl.backends.local.model.graphs import DecodeGraphs, padded_count, padded_length
 from qvl.backends.local.model.kv_storage import Storage
 from qvl.backends.local.model.linear import LinearPlan
+from qvl.backends.local.model.prompt_scores import note_scores, num_scored
 from qvl.backends.local.model.step_inputs import GroupPlan, GroupShape, StepInputs, send
 from qvl.backends.local.model.vision import FeatureCache
 from qvl.backends.local.scheduling.kv_cache import Resize
@@ -152,6 +153,10 @@ class Runner:
                 newest = packed.first + chunk.count - 1
                 sampled += [chunk.sequence] * (1 + len(chunk.draft))
                 rows += range(newest, newest + 1 + len(chunk.draft))
+        scored = [chunk for chunk in step.prefill if num_scored(chunk)]
+        if scored:
+            for chunk, packed in zip(step.prefill, chunks, strict=True):
+                rows += range(packed.first, packed.first + num_scored(chunk))
         pictured, features = _features(step.prefill, chunks)
         inputs = send(
             ids,
@@ -159,7 +164,7 @@ class Runner:
             [] if self.decoder.batch_invariant else self._groups(decode),
             self.decoder.num_kv_heads,
             self._input_device,
-            kept=None if len(rows) == len(ids) else rows,
+            kept=None if len(rows) == len(ids) and not scored else rows,
             pictured=pictured,
         )
         hidden = self.decoder.embed(inputs.ids)
@@ -172,6 +177,9 @@ class Runner:
             _write_features(hidden, inputs.pictured, features),
             inputs.kept,
         )
+        if scored:
+            note_scores(scored, self.decoder.logits(hidden[len(sampled) :]))
+            hidden = hidden[: len(sampled)]
         if not sampled:
             return [], hidden.new_empty((0, self.vocab_size), dtype=torch.float32)
         return sampled, self.decoder.logits(hidden)

@@ -1,9 +1,9 @@
 """Chooses the next token of every sequence of a step, each by its own SamplingParams, in tensor operations.
 
-Order of operations (vLLM's): grammar mask, logprobs, penalties, temperature, min_p, top_k, top_p, draw. A draw's random
-number is a hash of the sequence's seed and the token's position, so it depends neither on the rest of the batch nor on
-a preemption. The logits may: in bfloat16 and float16 their last bits depend on the number of rows of a matrix product,
-unless the backend is `batch_invariant`.
+Order of operations (vLLM's): grammar mask, logprobs, rules about single tokens, penalties, temperature, min_p, top_k,
+top_p, draw. A draw's random number is a hash of the sequence's seed and the token's position, so it depends neither on
+the rest of the batch nor on a preemption. The logits may: in bfloat16 and float16 their last bits depend on the number
+of rows of a matrix product, unless the backend is `batch_invariant`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -29,13 +30,17 @@ LIKELIEST: Final = 256
 # A draw as near to a border between two tokens as this share of all is decided by the sort: the sums of probabilities
 # in two orders differ by 1.4e-5 at most, of any distribution that was tried.
 BORDER: Final = 1e-4
+_RULES: Final = attrgetter("rules")
 # Dividing by less than this overflows; the answer is the greedy one anyway.
 GREEDY_BELOW: Final = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A chosen token; `logprob` and `top` ((token, logprob) pairs, best first) if the request wants logprobs."""
+    """A chosen token; `logprob` and `top` ((token, logprob) pairs, best first) if the request wants logprobs.
+
+    A token below 0 says that none may come: what the request allows and its grammar exclude each other.
+    """
 
     token: int
     logprob: float = 0.0
@@ -61,6 +66,7 @@ def sample(logits: Tensor, sequences: ListLike[Sequence], mask: Tensor | None = 
     if mask is not None:
         logits.masked_fill_(mask, float("-inf"))
     logprobs = _logprobs(logits, sequences)
+    barred = _apply_rules(logits, sequences) if any(map(_RULES, sequences)) else ()
     _penalise(logits, sequences)
     chosen = _best(logits)
     drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature >= GREEDY_BELOW]
@@ -76,8 +82,44 @@ def sample(logits: Tensor, sequences: ListLike[Sequence], mask: Tensor | None = 
         chosen[again] = _draw_sorted(logits.index_select(0, again), settings.index_select(1, places))
         tokens = chosen.tolist()
     if logprobs is None:
-        return [Sampled(token) for token in tokens]
-    return _with_logprobs(logprobs, chosen, tokens, sequences)
+        result = [Sampled(token) for token in tokens]
+    else:
+        result = _with_logprobs(logprobs, chosen, tokens, sequences)
+    for row in barred:
+        result[row] = Sampled(-1)
+    return result
+
+
+def _apply_rules(logits: Tensor, sequences: ListLike[Sequence]) -> list[int]:
+    """Apply, in place, the rules about single tokens; return the rows in which no token is left."""
+    import torch
+
+    barred: list[int] = []
+    lowest = float("-inf")
+    for row, sequence in enumerate(sequences):
+        rules = sequence.rules
+        if rules is None:
+            continue
+        own = logits[row]
+        if rules.allowed is not None:
+            allowed = to_device(rules.allowed, logits.device)
+            kept = own.index_select(0, allowed)
+            own.fill_(lowest).index_copy_(0, allowed, kept)
+        if len(rules.biased):
+            own.index_add_(0, to_device(rules.biased, logits.device), to_device(rules.bias, logits.device))
+        output = sequence.tokens[sequence.num_prompt :] if rules.bad_words else []
+        own.index_fill_(0, to_device(rules.forbidden(output), logits.device), lowest)
+        if sequence.num_output < rules.min_tokens:
+            ends = to_device(rules.ends, logits.device)
+            kept = own.index_select(0, ends)
+            own.index_fill_(0, ends, lowest)
+            # A grammar at its end leaves nothing else.
+            if bool(torch.isneginf(own.max())):
+                own.index_copy_(0, ends, kept)
+        if bool(torch.isneginf(own.max())):
+            barred.append(row)
+            own.zero_()
+    return barred
 
 
 def _best(logits: Tensor) -> Tensor:
@@ -93,7 +135,7 @@ def _logprobs(logits: Tensor, sequences: ListLike[Sequence]) -> tuple[dict[int, 
     """Return (index by row, log-softmax) of the rows whose requests want logprobs, before penalties; None if none."""
     import torch
 
-    rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
+    rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.wants_logprobs]
     if not rows:
         return None
     whole = len(rows) == len(sequences)
@@ -115,7 +157,14 @@ def _with_logprobs(
         if index is None:
             result.append(Sampled(token))
             continue
-        count = sequences[row].sampling.logprobs or 0
+        sampling = sequences[row].sampling
+        if sampling.logprob_token_ids:
+            named = to_device(np.array(sampling.logprob_token_ids), table.device)
+            listed = table[index].index_select(0, named).tolist()
+            ranked = sorted(zip(sampling.logprob_token_ids, listed, strict=True), key=lambda pair: -pair[1])
+            result.append(Sampled(token, own[index], tuple(ranked)))
+            continue
+        count = sampling.logprobs or 0
         pairs = zip(tops[index][:count], values[index][:count], strict=True)
         # A grammar may leave fewer choices than were asked for.
         top = tuple((other, value) for other, value in pairs if value != float("-inf"))

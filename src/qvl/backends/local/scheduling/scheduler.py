@@ -9,9 +9,12 @@ The unit of all this work is one token of a prompt; a picture counts as many as 
 
 from __future__ import annotations
 
+from bisect import insort, insort_left
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
+from math import inf
+from operator import attrgetter
 from typing import Final
 
 from qvl.backends.local.scheduling.kv_cache import KvCache, Slot
@@ -26,6 +29,7 @@ HEADROOM: Final = 64
 AHEAD: Final = 2
 # Tokens of a prefix under computation for which another prompt waits: for fewer it starts at once and computes its own.
 WORTH_WAITING: Final = 4 * BLOCK
+ORDER: Final = attrgetter("order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +105,18 @@ class _Remaining:
         units: prompt and picture work together that the time allows.
         picture_price: measured cost of a unit of picture work, in units of prompt work.
         reserved: units kept for pictures, where prompts that arrived later are concerned.
-        since: arrival of the first sequence that waits for pictures.
+        since: place in the order of the first sequence that waits for pictures.
     """
 
     tokens: int
     units: float
     picture_price: float
     reserved: float
-    since: float
+    since: tuple[float, float]
 
     def for_prompt(self, sequence: Sequence, step: Step, grain: int) -> float:
         """Return the units that a prompt may take: at least `grain`, or 0; the earliest one always gets `grain`."""
-        earliest = sequence.arrival < self.since
+        earliest = sequence.order < self.since
         units = self.units if earliest else self.units - self.reserved
         if units < grain:
             units = grain if earliest and not step.has_prompt else 0.0
@@ -157,8 +161,8 @@ class Scheduler:
         self._key_cost = key_cost
 
     def add(self, sequence: Sequence) -> None:
-        """Append a new sequence to the waiting queue."""
-        self.waiting.append(sequence)
+        """Put a new sequence into the waiting queue, behind those of its priority."""
+        insort(self.waiting, sequence, key=ORDER)
 
     def finish(self, sequence: Sequence) -> None:
         """Remove a sequence that ended or was aborted, and free its KV row. Does nothing if it is already removed."""
@@ -177,8 +181,7 @@ class Scheduler:
         sequence.num_preempted += 1
         self.num_preemptions += 1
         # Two preempted ones must come back in their order of arrival.
-        index = sum(1 for other in self.waiting if other.arrival < sequence.arrival)
-        self.waiting.insert(index, sequence)
+        insort_left(self.waiting, sequence, key=ORDER)
 
     def schedule(self) -> Step:
         """Return the next step; an empty one if nothing can run."""
@@ -251,7 +254,7 @@ class Scheduler:
             if slot is not None:
                 sequence.slot = slot
                 return True
-            youngest = max(self.running, key=lambda other: other.arrival)
+            youngest = max(self.running, key=ORDER)
             self.preempt(youngest)
             if youngest is sequence:
                 return False
@@ -297,7 +300,7 @@ class Scheduler:
         relative = picture_price / price if price else 1.0
         # Prompts that came later leave half to the pictures that came before them, so that neither waits for ever.
         reserved = min(picture_units * relative, max(units / 2, self.grain * relative))
-        since = next((sequence.arrival for sequence, pictures in candidates if pictures), float("inf"))
+        since = next((sequence.order for sequence, pictures in candidates if pictures), (inf, inf))
         return _Remaining(tokens, units, relative, reserved, since)
 
     def _chunk(self, step: Step, sequence: Sequence, remaining: _Remaining) -> None:
@@ -341,7 +344,7 @@ class Scheduler:
         leader = sequence.leader
         if leader is not None and leader.status is not SequenceStatus.FINISHED:
             return leader.num_computed < leader.num_prompt
-        limit = len(sequence.tokens) - 1
+        limit = len(sequence.tokens) - 1 if sequence.scores is None else 0
         soon = 0
         for other in self.running:
             if other.prefilling:
@@ -361,7 +364,7 @@ class Scheduler:
     def _donor(self, sequence: Sequence) -> tuple[Sequence | None, int]:
         """Return the running sequence whose row holds the most of this one's KV, and how many tokens that are."""
         donor, known = None, 0
-        for other in self.running:
+        for other in self.running if sequence.scores is None else ():
             common = min(other.num_computed, len(sequence.tokens) - 1)
             if common > known:
                 common = min(common, self._common(sequence, other))
@@ -371,7 +374,7 @@ class Scheduler:
 
     def _num_kept(self, sequence: Sequence) -> int:
         """Return the tokens of this sequence's KV that are kept as prefixes."""
-        if not self.prefixes.max_blocks:
+        if not self.prefixes.max_blocks or sequence.scores is not None:
             return 0
         return self.prefixes.count(sequence.hashes.extend(sequence.tokens), len(sequence.tokens) - 1) * BLOCK
 
@@ -384,8 +387,7 @@ class Scheduler:
         sequence.slot = slot
         sequence.status = SequenceStatus.RUNNING
         sequence.num_computed = self._reuse(sequence, slot)
-        index = sum(1 for other in self.running if other.arrival < sequence.arrival)
-        self.running.insert(index, sequence)
+        insort_left(self.running, sequence, key=ORDER)
         return True
 
     def _reuse(self, sequence: Sequence, slot: Slot) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from qvl.backends.local.scheduling.lookup import PromptLookup, can_guess
 from qvl.backends.local.scheduling.prefix_cache import BlockHashes
+from qvl.backends.local.scheduling.token_rules import PromptScores, ThoughtLimit, TokenRules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from qvl.backends.local.text.grammar import Matcher
     from qvl.backends.local.text.processor import PreparedRequest
     from qvl.types import SamplingParams
+
+
+# Of each the logits of the whole vocabulary are there at once, 0.6 MB.
+SCORED_AT_ONCE: Final = 128
 
 
 class SequenceStatus(Enum):
@@ -72,6 +77,10 @@ class Sequence:
         num_cached: prompt tokens that came from the prefix cache when the sequence first ran.
         seed: seed of the sequence's random numbers, which depend only on the seed and the position.
         max_chunk: most tokens of a prefill chunk, lowered after the device ran out of memory.
+        priority: sequences with a smaller one come first, whenever they arrived.
+        rules: what the request says about single tokens.
+        thought: the bound of the reasoning, until that has ended by it.
+        scores: of the prompt's tokens, if they are wanted of this sequence.
     """
 
     group: object
@@ -82,6 +91,10 @@ class Sequence:
     seed: int
     leader: Sequence | None = None
     matcher: Matcher | None = None
+    priority: int = 0
+    rules: TokenRules | None = None
+    thought: ThoughtLimit | None = None
+    scores: PromptScores | None = None
     tokens: list[int] = field(init=False)
     num_prompt: int = field(init=False)
     status: SequenceStatus = SequenceStatus.WAITING
@@ -98,8 +111,16 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = list(self.prepared.tokens)
         self.num_prompt = len(self.tokens)
-        self.lookup = PromptLookup() if self.matcher is None and can_guess(self.sampling) else None
+        free = self.matcher is None and self.rules is None and self.thought is None
+        self.lookup = PromptLookup() if free and can_guess(self.sampling) else None
+        if self.scores is not None:
+            self.max_chunk = SCORED_AT_ONCE
         self.hashes = BlockHashes(self.prepared.pictures, self.prepared.salt)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What says who comes first: the smaller one."""
+        return self.priority, self.arrival
 
     @property
     def num_output(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.endless import RunWatch, endless, longest_run
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from qvl.backends.local.model.sampler import Sampled
+    from qvl.backends.local.scheduling.token_rules import Score
     from qvl.types import ChatRequest, FinishReason
 
 THINK, THINK_END = "<think>", "</think>"
@@ -36,13 +37,29 @@ class Vocabulary:
         }
         self._names = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
 
-    def bytes(self, token: int) -> bytes:
+    def bytes(self, token: int, *, special: bool = False) -> bytes:
+        """Return the bytes of a token; of a control token none, unless `special`."""
+        if special and token in self._names:
+            return str(self._names[token]).encode()
         known = self._known.get(token)
         if known is None:
             # Rows of the embedding beyond the tokenizer stand for nothing.
             letters = self._tokenizer.convert_ids_to_tokens(token) or ""
             known = self._known[token] = bytes(self._letters[c] for c in letters if c in self._letters)
         return known
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, with control tokens as they are written."""
+        return b"".join([self.bytes(token, special=True) for token in tokens]).decode("utf-8", errors="replace")
+
+    def scored(self, token: int, score: Score) -> TokenLogprob:
+        """Return a prompt's token with its score."""
+        known = self.logprob(token, score.logprob)
+        top = tuple(
+            replace(self.logprob(other, value), id=other, rank=place)
+            for place, (other, value) in enumerate(score.top, start=1)
+        )
+        return replace(known, id=token, rank=score.rank, top=top)
 
     def logprob(self, token: int, value: float, top: tuple[tuple[int, float], ...] = ()) -> TokenLogprob:
         data = self.bytes(token)
@@ -72,6 +89,10 @@ class Detokenizer:
         free: True if the answer may begin with `<think>`: it has no grammar.
         only_call: True if the answer is the JSON of one tool call, without markup.
         longest_run: most repetitions in a row before the answer fails; 0 for no limit.
+        min_tokens: stop strings among so many first tokens do not end the answer.
+        with_stop: True if the stop string or token that ends the answer is a part of it.
+        special: True if control tokens are shown.
+        want_ids: True if Chunks list their token ids.
     """
 
     vocabulary: Vocabulary
@@ -83,12 +104,18 @@ class Detokenizer:
     free: bool = True
     only_call: bool = False
     longest_run: int = 0
+    min_tokens: int = 0
+    with_stop: bool = False
+    special: bool = False
+    want_ids: bool = False
     num_calls: int = 0
     stopped: bool = False
     _decoder: codecs.IncrementalDecoder = field(init=False)
     _pending: str = ""  # behind the stop filter: may become a stop string
     _splitter: Splitter = field(init=False)
     _logprobs: list[TokenLogprob] = field(default_factory=list)
+    _ids: list[int] = field(default_factory=list)
+    _count: int = 0
     _call: CallReader | None = None  # the call that is being written
     _watch: RunWatch = field(init=False)
 
@@ -110,10 +137,14 @@ class Detokenizer:
             request.sampling.stop,
             reasoning=reasoning,
             parse_tools=calls,
-            want_logprobs=request.sampling.logprobs is not None,
+            want_logprobs=request.sampling.wants_logprobs,
             free=form.kind == "text" and not forced,
             only_call=forced and not marked_calls,
             longest_run=longest_run(request),
+            min_tokens=request.sampling.min_tokens,
+            with_stop=request.sampling.include_stop_str_in_output,
+            special=not request.sampling.skip_special_tokens,
+            want_ids=request.sampling.return_token_ids,
         )
 
     @property
@@ -121,19 +152,30 @@ class Detokenizer:
         return self._splitter.state == "reasoning"
 
     def push(self, sampled: Sampled) -> Chunk | None:
-        """Add a token (not an EOS) and return the Chunk it completes, if any; sets `stopped` after a stop string.
+        """Add a token and return the Chunk it completes, if any; sets `stopped` after a stop string.
 
         Raises:
             BackendResponseError: an answer under a grammar repeats itself endlessly.
         """
         if self.want_logprobs:
             self._logprobs.append(self.vocabulary.logprob(sampled.token, sampled.logprob, sampled.top))
-        text = self._decoder.decode(self.vocabulary.bytes(sampled.token))
+        if self.want_ids:
+            self._ids.append(sampled.token)
+        self._count += 1
+        text = self._decoder.decode(self.vocabulary.bytes(sampled.token, special=self.special))
         if not text:
             return None
         if self.longest_run and not self.in_reasoning and (repeated := self._watch.feed(text)):
             raise endless(repeated, self.longest_run)
         return self._chunk(self._until_stop(text))
+
+    def end(self, sampled: Sampled) -> Chunk | None:
+        """Add the EOS or stop token that ends the answer, which is a part of it only `with_stop`; returns as `push`."""
+        if self.with_stop:
+            return self.push(sampled)
+        if self.want_ids:
+            self._ids.append(sampled.token)
+        return None
 
     def finish(self, reason: FinishReason) -> Chunk:
         """Return the last chunk of the choice, with all text that was withheld."""
@@ -143,17 +185,22 @@ class Detokenizer:
         chunk = self._chunk(text, last=True, cut_off=reason == "length") or Chunk(index=self.index)
         if reason == "stop" and self.num_calls:
             reason = "tool_calls"
-        return Chunk(chunk.text, self.index, chunk.reasoning, chunk.tool_calls, chunk.logprobs, reason)
+        return replace(chunk, finish_reason=reason)
 
     def _until_stop(self, text: str) -> str:
         """Return the text that can be sent: up to anything that is, or may become, a stop string."""
         if not self.stop:
             return text
         text = self._pending + text
+        if self._count <= self.min_tokens:
+            self._pending = ""
+            return text
         matches = [(start, word) for word in self.stop if (start := text.find(word)) >= 0]
         if matches:
             self.stopped, self._pending = True, ""
-            start = min(matches)[0]
+            start, word = min(matches)
+            if self.with_stop:
+                start += len(word)
             # What waits in the decoder is a part of what came behind the stop string.
             self._drop_logprobs(len(text[start:].encode()) + len(self._decoder.getstate()[0]))
             return text[:start]
@@ -175,10 +222,11 @@ class Detokenizer:
             self._call = None
         if self._splitter.state == "call":
             content += self._read(self._splitter.open_call, deltas, whole=False, last=last and not cut_off)
-        if not (content or reasoning or deltas or (last and self._logprobs)):
+        if not (content or reasoning or deltas or (last and (self._logprobs or self._ids))):
             return None
         logprobs, self._logprobs = tuple(self._logprobs), []
-        return Chunk(content, self.index, reasoning, tuple(deltas), logprobs)
+        ids, self._ids = tuple(self._ids), []
+        return Chunk(content, self.index, reasoning, tuple(deltas), logprobs, token_ids=ids)
 
     def _read(self, block: str, deltas: list[ToolCallDelta], *, whole: bool, last: bool) -> str:
         """Add the new pieces of the tool call in `block` to `deltas`; return `block` as text if it is not a call."""

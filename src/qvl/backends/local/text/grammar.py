@@ -133,6 +133,8 @@ class Grammars:
                 return LLMatcher.grammar_from_json_schema(ready, overrides=SPACING), "response_format"
             if form.kind == "regex":
                 return LLMatcher.grammar_from_regex(form.pattern or ""), "response_format"
+            if form.kind == "grammar":
+                return lark_of(form.pattern or ""), "response_format"
         except ValueError as exc:
             if isinstance(exc, RequestError):
                 raise
@@ -194,6 +196,20 @@ class Grammars:
         places = 2 ** torch.arange(8, device=device).to(torch.uint8)
         spread = torch.bitwise_and(to_device(allowed, device).unsqueeze(-1), places)
         return (spread == 0).flatten(1)[:, : self._vocab_size]
+
+
+def lark_of(grammar: str) -> str:
+    """Return a grammar in Lark's syntax, from that or from GBNF (EBNF).
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+
+    try:
+        return str(any_to_lark(grammar))
+    except (GbnfToLarkError, IndexError, KeyError, RecursionError) as exc:
+        raise ValueError(f"invalid grammar: {first_line(exc)}") from exc
 
 
 def _refused(reason: str, param: str) -> RequestError:

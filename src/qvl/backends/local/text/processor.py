@@ -169,11 +169,15 @@ class Processor:
             RequestError: the model's chat template refuses the messages.
             AbandonedError: `abandoned()` became true.
         """
-        ids, thinking = self._prompt.encode(request, limit, abandoned)
+        keep, pictures = request.sampling.truncate_prompt_tokens, request.pictures
+        ids, thinking = self._prompt.encode(request, None if keep else limit, abandoned)
         tokens, prepared = self._with_pictures(ids, request)
+        if keep:
+            kept = keep if keep > 0 or limit is None else limit.room
+            pictures = pictures[_truncate(tokens, prepared, kept) :]
         if limit is not None:
             limit.check(len(tokens))
-        for ready, picture in zip(prepared, request.pictures, strict=True):
+        for ready, picture in zip(prepared, pictures, strict=True):
             self._fill(ready, picture, request.max_pixels)
         positions, delta = rope_positions(len(tokens), prepared, self.rules.merge_size)
         return PreparedRequest(tokens, positions, delta, tuple(prepared), thinking, request.cache_salt)
@@ -218,6 +222,9 @@ class Processor:
         """Return (`ids` with each picture's placeholder repeated as often as it has tokens, the pictures)."""
         placeholders = [index for index, token in enumerate(ids) if token == self.image_token_id]
         pictures = request.pictures
+        if request.prompt is not None and placeholders:
+            what = f"the prompt's token {self.image_token_id} stands for a picture, which a prompt cannot bring"
+            raise RequestError(what, hint="send pictures in messages", param="prompt")
         if len(placeholders) != len(pictures):
             raise RequestError(
                 f"the model's chat template renders only {len(placeholders)} of {len(pictures)} pictures",
@@ -269,6 +276,23 @@ class Processor:
 def _too_many_tokens() -> RequestError:
     what = f"the prompt is too long to count: more than {MAX_TOKENS} characters or tokens"
     return RequestError(what, hint="ask about a shorter one", code="context_length_exceeded")
+
+
+def _truncate(tokens: list[int], prepared: list[PreparedPicture], keep: int) -> int:
+    """Cut all but the last `keep` of `tokens`, with the pictures in front, in place; return how many pictures that are.
+
+    Raises:
+        RequestError: a picture would be cut in two.
+    """
+    cut = max(0, len(tokens) - keep)
+    gone = sum(picture.end <= cut for picture in prepared)
+    if any(picture.start < cut < picture.end for picture in prepared):
+        what = f"truncate_prompt_tokens={keep} would cut a picture in two"
+        raise RequestError(what, hint="keep more, or fewer", param="truncate_prompt_tokens")
+    del tokens[:cut], prepared[:gone]
+    for picture in prepared:
+        picture.start -= cut
+    return gone
 
 
 def _fitted(picture: Picture, max_pixels: int | None) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from qvl.backends.local.text.template_options import NO_THOUGHT, TemplateOptions
 from qvl.errors import ContextLengthError, RequestError, first_line
 from qvl.types import ImagePart, Message, Part, TextPart
 
@@ -53,6 +54,11 @@ class PromptLimit:
             param="max_tokens" if self.max_tokens and length < self.context else "messages",
         )
 
+    @property
+    def room(self) -> int:
+        """The most tokens of a prompt."""
+        return self.context - (self.max_tokens or 1)
+
     def answer_tokens(self, length: int) -> int:
         """Return the most tokens of the answer to a prompt of `length` tokens."""
         return self.max_tokens or min(self.context - length, DEFAULT_MAX_TOKENS)
@@ -84,6 +90,7 @@ class PromptEncoder:
         # The tokenizer works on bytes, so a token's length is that of its bytes.
         self._longest = max(map(len, self._plain.get_vocab()))
         template = json.dumps(tokenizer.chat_template)
+        self._options = TemplateOptions(str(tokenizer.chat_template))
         self._splits_thoughts = "reasoning_content" in template and "</think>" in template
         self._drops_later_system: bool | None = None
 
@@ -97,6 +104,8 @@ class PromptEncoder:
             RequestError: the chat template refuses the messages.
             AbandonedError: `abandoned()` became true.
         """
+        if isinstance(request.prompt, tuple):
+            return self._checked(request.prompt), False
         texts = list(_texts(request))
         if limit is not None:
             least = sum(len(text) // (self._longest * (1 if text.isascii() else COMPOSED)) for text in texts)
@@ -104,9 +113,25 @@ class PromptEncoder:
         mark = next((mark for mark in MARKS if not any(mark in text for text in texts)), None)
         if mark is None:
             raise RequestError("the messages contain all four noncharacters U+FDD0 to U+FDD3", param="messages")
+        if request.prompt is not None:
+            return self._encoded(_words(request.prompt, 0, len(request.prompt)), mark, limit, abandoned), False
         rendered = self._render(request, mark)
+        ids = self._encoded(self._pieces(rendered), mark, limit, abandoned)
+        return ids, rendered[-64:].rstrip().endswith("<think>")
+
+    def _checked(self, prompt: tuple[int, ...]) -> list[int]:
+        """Return token ids that a request brings itself, each known to be the model's."""
+        wrong = next((token for token in prompt if not 0 <= token < len(self._tokenizer)), None)
+        if wrong is not None or not prompt:
+            what = "the prompt is empty" if wrong is None else f"the prompt's token {wrong} is not in the vocabulary"
+            raise RequestError(what, hint=f"ids from 0 to {len(self._tokenizer) - 1}", param="prompt")
+        return list(prompt)
+
+    def _encoded(
+        self, pieces: Iterator[str], mark: str, limit: PromptLimit | None, abandoned: Callable[[], bool]
+    ) -> list[int]:
         ids: list[int] = []
-        for piece in self._pieces(rendered):
+        for piece in pieces:
             if abandoned():
                 raise AbandonedError("the request was cancelled")
             control = self._ids.get(piece)
@@ -117,18 +142,42 @@ class PromptEncoder:
             ids += self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
             if limit is not None:
                 limit.check(len(ids), more=True)
-        return ids, rendered[-64:].rstrip().endswith("<think>")
+        return ids
 
     def _render(self, request: ChatRequest, mark: str) -> str:
         messages = self._system_first(request.messages)
         tools = [self._tool(tool, mark) for tool in request.tools] if request.tool_choice != "none" else []
-        return self._apply([self._message(message, mark) for message in messages], tools)
+        variables, thinks = self._options.read(request)
+        variables = {name: self._typed_deep(value, mark) for name, value in variables.items()}
+        entries = [self._message(message, mark) for message in messages]
+        if request.continue_final_message:
+            return self._continued(entries, tools, variables, mark)
+        rendered = self._apply(entries, tools, variables, opens=request.add_generation_prompt)
+        if thinks is False and rendered[-64:].rstrip().endswith("<think>"):
+            # A template that opens the thought whatever it is told: closed at once, as templates with a switch do it.
+            return rendered.rstrip() + NO_THOUGHT
+        return rendered
 
-    def _apply(self, messages: list[JsonObject], tools: list[JsonObject]) -> str:
+    def _continued(self, entries: list[JsonObject], tools: list[JsonObject], variables: JsonObject, mark: str) -> str:
+        """Return the prompt up to the end of the last message's text, whatever the template writes behind it."""
+        last, end = entries[-1], 2 * mark
+        if isinstance(last["content"], str):
+            last["content"] += end
+        else:
+            last["content"].append({"type": "text", "text": end})
+        rendered, found, _ = self._apply(entries, tools, variables, opens=False).rpartition(end)
+        if not found:
+            what = "the model's chat template leaves out the message that is to be continued"
+            raise RequestError(what, param="continue_final_message")
+        return rendered
+
+    def _apply(
+        self, messages: list[JsonObject], tools: list[JsonObject], variables: JsonObject, *, opens: bool = True
+    ) -> str:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    messages, tools=tools or None, tokenize=False, add_generation_prompt=True
+                    messages, tools=tools or None, tokenize=False, add_generation_prompt=opens, **variables
                 )
             )
         except Exception as exc:
@@ -149,7 +198,7 @@ class PromptEncoder:
         if self._drops_later_system is None:
             messages = [{"role": "user", "content": "a"}, {"role": "system", "content": PROBE}]
             try:
-                self._drops_later_system = PROBE not in self._apply([*messages, messages[0]], [])
+                self._drops_later_system = PROBE not in self._apply([*messages, messages[0]], [], {})
             except RequestError:
                 self._drops_later_system = True
         return self._drops_later_system
@@ -223,7 +272,12 @@ class PromptEncoder:
 
 
 def _texts(request: ChatRequest) -> Iterator[str]:
-    """Yield every text of a request: messages, tool calls and tools."""
+    """Yield every text of a request: messages, tool calls, tools and variables of the template; or a bare prompt."""
+    if isinstance(request.prompt, str):
+        yield request.prompt
+        return
+    if request.chat_template_kwargs:
+        yield json.dumps(dict(request.chat_template_kwargs), ensure_ascii=False, default=str)
     for message in request.messages:
         for part in message.parts:
             if isinstance(part, TextPart):
