@@ -62,6 +62,14 @@ CHANGES = {
     "parallel": BASE.replace(parallel_tool_calls=False),
     "max_pixels": BASE.replace(max_pixels=512),
     "extra": BASE.replace(extra={"x": 1}),
+    "template": BASE.replace(chat_template_kwargs={"add_vision_id": True}),
+    "no opening": BASE.replace(add_generation_prompt=False),
+    "going on": BASE.replace(continue_final_message=True),
+    "effort": BASE.replace(reasoning_effort="low"),
+    "prompt": BASE.replace(prompt="q"),
+    "token ids": BASE.replace(prompt=(1, 2)),
+    "salt": BASE.replace(cache_salt="s"),
+    "grammar": BASE.replace(response_format=ResponseFormat("grammar", pattern="a+")),
 }
 SAMPLING: dict[str, Any] = {
     "temperature": 0.5,
@@ -78,6 +86,17 @@ SAMPLING: dict[str, Any] = {
     "seed": 3,
     "logprobs": 2,
     "n": 2,
+    "min_tokens": 2,
+    "bad_words": ("x",),
+    "allowed_token_ids": (3,),
+    "logit_bias": {3: 1.0},
+    "include_stop_str_in_output": True,
+    "skip_special_tokens": False,
+    "prompt_logprobs": 1,
+    "logprob_token_ids": (3,),
+    "return_token_ids": True,
+    "truncate_prompt_tokens": 100,
+    "thinking_token_budget": 8,
 }
 
 

@@ -82,7 +82,8 @@ def test_an_answer_over_http_is_the_answer_in_process(served: Running) -> None:
     [
         {"structured_outputs": {"regex": "a", "choice": ["b"]}},
         {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
-        {"structured_outputs": {"grammar": "start: /a/"}},
+        {"structured_outputs": {"grammar": "start: /a/", "regex": "a"}},
+        {"structured_outputs": {"structural_tag": "x"}},
     ],
 )
 def test_what_structured_outputs_cannot_mean_is_refused_by_name(served: Running, fields: dict[str, Any]) -> None:

@@ -189,6 +189,7 @@ class TextPiece(TypedDict):
     finish_reason: FinishWord | None
     token_ids: NotRequired[list[Count]]
     prompt_token_ids: NotRequired[list[Count]]
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
 
 
 class Completion(AnswerHead):

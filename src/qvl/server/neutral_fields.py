@@ -26,7 +26,7 @@ def _default(known: Parameter) -> tuple[object, ...]:
     """The neutral values of a sampling parameter, at which it has no effect."""
     if known.neutral is not None:
         return known.neutral
-    if known.kind is tuple:
+    if known.kind in (tuple, Mapping):
         return _NOTHING
     if isinstance(known.default, float):
         return (int(known.default), known.default)

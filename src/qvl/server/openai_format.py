@@ -69,7 +69,7 @@ def prompt_scores(prompt: PromptFacts) -> list[dict[str, PromptLogprob] | None]:
         if token is None
         else {
             str(one.id): {"logprob": max(one.logprob, -9999.0), "rank": one.rank, "decoded_token": one.token}
-            for one in (*token.top, token)
+            for one in (*(top for top in token.top if top.id != token.id), token)
         }
         for token in prompt.logprobs
     ]

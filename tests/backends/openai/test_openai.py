@@ -67,6 +67,17 @@ class TestRequest:
             "seed": 5,
             "logprobs": 3,
             "n": 2,
+            "min_tokens": 2,
+            "bad_words": ("x",),
+            "allowed_token_ids": (3,),
+            "logit_bias": {3: 1.0},
+            "include_stop_str_in_output": True,
+            "skip_special_tokens": False,
+            "prompt_logprobs": 1,
+            "logprob_token_ids": (3,),
+            "return_token_ids": True,
+            "truncate_prompt_tokens": 100,
+            "thinking_token_budget": 8,
         }
         assert values.keys() == SamplingParams.names()
         body = await sent(endpoint, ask("one two three", **values))

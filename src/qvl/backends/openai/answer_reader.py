@@ -16,7 +16,16 @@ from typing import Final
 from qvl.backends.openai.call_assembler import CallAssembler
 from qvl.backends.openai.failures import Failed, Impact, Repeat, broken, cut_off, from_event
 from qvl.backends.openai.finish_words import meaning_of
-from qvl.backends.openai.wire import WireChoice, WireEvent, WireLogprob, WireMessage, WirePart, WireToolCall, WireUsage
+from qvl.backends.openai.wire import (
+    WireChoice,
+    WireEvent,
+    WireLogprob,
+    WireMessage,
+    WirePart,
+    WirePromptLogprob,
+    WireToolCall,
+    WireUsage,
+)
 from qvl.chunks import lone_end
 from qvl.errors import RefusalError
 from qvl.http.sse import readable, shorten
@@ -207,8 +216,9 @@ class AnswerReader:
         try:
             if usage := event.get("usage"):
                 self.usage = read_usage(usage)
-            if ids := event.get("prompt_token_ids"):
-                self._prompt = PromptFacts(tuple(ids))
+            if event.get("prompt_token_ids") or event.get("prompt_logprobs"):
+                scores = tuple(map(_prompt_token, event.get("prompt_logprobs") or ()))
+                self._prompt = PromptFacts(tuple(event.get("prompt_token_ids") or ()), logprobs=scores)
             for choice in event.get("choices") or ():
                 chunks += self._choice(choice)
         except (TypeError, ValueError, KeyError, AttributeError) as exc:
@@ -335,6 +345,19 @@ def _content(content: str | list[WirePart] | None) -> tuple[str, str]:
     if content is None or isinstance(content, str):
         return content or "", ""
     return "".join(part.get("text") or "" for part in content), "".join(part.get("refusal") or "" for part in content)
+
+
+def _prompt_token(alternatives: dict[str, WirePromptLogprob] | None) -> TokenLogprob | None:
+    """Return the token of one place of a prompt, which comes last, with its alternatives."""
+    if not alternatives:
+        return None
+    read = [
+        TokenLogprob(
+            one["decoded_token"], one["logprob"], one["decoded_token"].encode(), id=int(ident), rank=one["rank"]
+        )
+        for ident, one in alternatives.items()
+    ]
+    return replace(read[-1], top=tuple(sorted(read, key=lambda token: token.rank)))
 
 
 def _logprob(item: WireLogprob) -> TokenLogprob:

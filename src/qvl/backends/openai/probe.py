@@ -24,7 +24,7 @@ from qvl.chunks import Folder
 from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
 from qvl.media import gate
 from qvl.sampling import PARAMETERS, SamplingParams
-from qvl.types import PROMPT_FIELDS, Choice, ResponseFormat, Usage
+from qvl.types import PROMPT_FIELDS, Choice, PromptFacts, ResponseFormat, Usage
 
 MANY_PICTURES: Final = 256
 CANARY: Final = "zq7-Kestrel-41"
@@ -42,14 +42,12 @@ class Findings:
     models: tuple[str, ...] = ()
 
 
-# Nothing of the prompt comes with a streamed answer.
-UNREAD: Final = frozenset({"prompt_logprobs"})
 # Token ids are for another route of an endpoint.
 PASSED_ON: Final = frozenset(name for name, _ in PROMPT_FIELDS) - {"prompt"} | {"priority"}
 ASSUMED: Final = Findings(
     Capabilities(
         images=MANY_PICTURES,
-        sampling=SamplingParams.names() - UNREAD,
+        sampling=SamplingParams.names(),
         response_formats=frozenset({"json_object", "json_schema", "regex", "choice", "grammar"}),
         tools=True,
         extra_body=True,
@@ -65,6 +63,7 @@ class Answered:
 
     choices: tuple[Choice, ...]
     usage: Usage
+    prompt: PromptFacts | None = None
 
     @property
     def text(self) -> str:
@@ -158,10 +157,17 @@ SAMPLING: Final = (
     # Whatever these tokens are, an answer of nothing else is another one.
     Feature("allowed_token_ids", {"allowed_token_ids": [70, 71]}, lambda answer, base: answer.text != base.text),
     Feature("logit_bias", {"logit_bias": {"70": 100}}, lambda answer, base: answer.text != base.text),
+    # One of these comes in any answer, and without the field none would be left of it.
     Feature(
         "include_stop_str_in_output",
-        {"include_stop_str_in_output": True, "stop": ["1"]},
-        lambda answer, base: answer.text.endswith("1"),
+        {"include_stop_str_in_output": True, "stop": ["1", "e", "a", "i", "n", "o", "t", "."]},
+        lambda answer, base: any(mark in answer.text for mark in "1eainot."),
+    ),
+    Feature(
+        "prompt_logprobs",
+        {"prompt_logprobs": 1},
+        lambda answer, base: answer.prompt is not None and bool(answer.prompt.logprobs),
+        max_tokens=2,
     ),
     Feature(
         "logprob_token_ids",
@@ -198,7 +204,7 @@ SAMPLING: Final = (
 ACCEPTED: Final[Mapping[str, Mapping[str, object]]] = {
     name: {name: known.on_the_wire}
     for name, known in PARAMETERS.items()
-    if known.sent != "always" and name not in {"max_tokens", *UNREAD, *(feature.name for feature in SAMPLING)}
+    if known.sent != "always" and name not in {"max_tokens", *(feature.name for feature in SAMPLING)}
 }
 
 
@@ -379,7 +385,7 @@ class _Asker:
         async with aclosing(self._endpoint.stream(encoded(body))) as chunks:
             async for chunk in chunks:
                 folder.add(chunk)
-        return Answered(folder.choices(), folder.usage)
+        return Answered(folder.choices(), folder.usage, folder.prompt)
 
 
 def _picture() -> str:

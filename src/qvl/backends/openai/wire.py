@@ -83,6 +83,12 @@ class WireLogprob(TypedDict, total=False):
     top_logprobs: list[WireLogprob] | None
 
 
+class WirePromptLogprob(TypedDict):
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
 class WireChoice(TypedDict, total=False):
     """One choice of an event."""
 
@@ -107,6 +113,7 @@ class WireEvent(TypedDict, total=False):
     choices: list[WireChoice] | None
     usage: WireUsage | None
     prompt_token_ids: list[int] | None
+    prompt_logprobs: list[dict[str, WirePromptLogprob] | None] | None
     error: object
 
 

@@ -14,7 +14,6 @@ from qvl.server.answers import (
     ChunkChoice,
     FinishWord,
     MessageDelta,
-    TokenUsage,
     data_event,
 )
 from qvl.server.openai_format import (
@@ -68,8 +67,6 @@ async def _read(exchange: Exchange, body: ChatCompletionRequest) -> ServedReques
         params["logprobs"] = body.top_logprobs or 0
     elif body.logprob_token_ids:
         raise RequestError("logprob_token_ids needs logprobs: true", param="logprob_token_ids", code="invalid_value")
-    if body.stream and body.prompt_logprobs is not None:
-        raise RequestError("prompt_logprobs needs stream: false", param="prompt_logprobs", code="invalid_value")
     params.update(_of_prompt(body))
     if body.tools:
         params["tools"] = body.tools
@@ -101,6 +98,13 @@ def _of_prompt(body: ChatCompletionRequest) -> RequestParams:
         params["add_generation_prompt"] = body.add_generation_prompt
     if body.continue_final_message is not None:
         params["continue_final_message"] = body.continue_final_message
+    if body.echo and body.messages[-1].get("role") != "assistant":
+        raise RequestError(
+            "echo: the last message is not an assistant's, so there is nothing that the answer could begin with",
+            hint="leave it out",
+            param="echo",
+            code="invalid_value",
+        )
     if body.continue_final_message and body.add_generation_prompt:
         raise RequestError(
             "continue_final_message and add_generation_prompt exclude each other",
@@ -113,8 +117,7 @@ def _of_prompt(body: ChatCompletionRequest) -> RequestParams:
 
 def _echoed(served: ServedRequest, body: ChatCompletionRequest) -> str:
     """Return the text that the answer begins with."""
-    last = served.request.messages[-1]
-    return last.text if body.echo and last.role == "assistant" else ""
+    return served.request.messages[-1].text if body.echo else ""
 
 
 def _response_format(outputs: StructuredOutputs) -> JsonObject:
@@ -168,6 +171,7 @@ class ChunkWriter:
         self._echo = _echoed(served, body)
         self._reasoning = body.include_reasoning is not False
         self._ids = bool(body.return_token_ids)
+        self._scores = body.prompt_logprobs is not None
         self._begun: set[int] = set()
 
     def write(self, chunk: Chunk) -> bytes:
@@ -177,11 +181,7 @@ class ChunkWriter:
         if chunk.index not in self._begun:
             self._begun.add(chunk.index)
             opening: MessageDelta = {"role": "assistant", "content": "", "refusal": None}
-            if self._ids and chunk.prompt is not None:
-                told = {**usage, "prompt_token_ids": list(chunk.prompt.token_ids)}
-                events = self._event(chunk.index, opening, told)
-            else:
-                events = self._event(chunk.index, opening, usage)
+            events = self._event(chunk.index, opening, {**usage, **self._of_prompt(chunk)})
             if self._echo:
                 events += self._event(chunk.index, {"content": self._echo}, usage)
         if chunk.reasoning and not self._reasoning:
@@ -196,11 +196,20 @@ class ChunkWriter:
             events += self._event(chunk.index, {}, usage, finish_reason=finish, token_ids=chunk.token_ids)
         return events
 
+    def _of_prompt(self, chunk: Chunk) -> dict[str, object]:
+        """Return what the first event tells of the prompt, where that was asked for."""
+        told: dict[str, object] = {}
+        if chunk.prompt is not None and self._ids:
+            told["prompt_token_ids"] = list(chunk.prompt.token_ids)
+        if chunk.prompt is not None and self._scores:
+            told["prompt_logprobs"] = prompt_scores(chunk.prompt)
+        return told
+
     def _event(
         self,
         index: int,
         delta: MessageDelta,
-        usage: Mapping[str, TokenUsage | list[int] | None],
+        usage: Mapping[str, object],
         *,
         logprobs: ChatLogprobs | None = None,
         finish_reason: FinishWord | None = None,

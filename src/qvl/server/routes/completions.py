@@ -60,8 +60,6 @@ def _check(body: CompletionRequest) -> None:
         )
     if body.max_tokens == 0 and not body.echo:
         raise RequestError("max_tokens: must be 1 or more without echo", param="max_tokens", code="invalid_value")
-    if body.stream and body.prompt_logprobs is not None:
-        raise RequestError("prompt_logprobs needs stream: false", param="prompt_logprobs", code="invalid_value")
     if body.logprob_token_ids and body.logprobs is None:
         raise RequestError("logprob_token_ids needs logprobs", param="logprob_token_ids", code="invalid_value")
 
@@ -225,6 +223,8 @@ class CompletionWriter:
             piece["token_ids"] = list(chunk.token_ids)
             if first and prompt is not None:
                 piece["prompt_token_ids"] = list(prompt.token_ids)
+        if first and prompt is not None and self._body.prompt_logprobs is not None:
+            piece["prompt_logprobs"] = prompt_scores(prompt)
         return data_event({**self._head, "choices": [piece], **usage})
 
     def close(self, result: Result) -> bytes:
