@@ -18,9 +18,10 @@ from qvl.sampling import PARAMETERS, Parameter
 from qvl.server.format_schemas import STRICT as STRICT
 from qvl.server.format_schemas import JsonSchema as JsonSchema
 from qvl.server.format_schemas import PlainFormat as PlainFormat
-from qvl.server.format_schemas import ResponseFormat, Texts
+from qvl.server.format_schemas import ResponseFormat
 from qvl.server.format_schemas import StructuredOutputs as StructuredOutputs
-from qvl.server.neutral_fields import without_null_fields, without_switched_off
+from qvl.server.format_schemas import Texts as Texts
+from qvl.server.neutral_fields import without_switched_off
 from qvl.server.readiness import tiny_png
 from qvl.types import JsonObject
 

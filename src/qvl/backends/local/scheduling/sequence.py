@@ -119,7 +119,7 @@ class Sequence:
 
     @property
     def order(self) -> tuple[int, int]:
-        """What says who comes first: the smaller one."""
+        """Return what says who comes first: the smaller one."""
         return self.priority, self.arrival
 
     @property
