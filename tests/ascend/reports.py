@@ -312,7 +312,13 @@ REPORTS: Final = (
     Report(
         "vllm-ascend #6676, #5599, #1500", "A2 build on 310P", "chip-build", "built for 910B", _build_of_another_chip
     ),
-    Report("vllm-ascend #5468, #3190", "driver older than CANN accepts", "driver-cann", "older", _old_driver),
+    Report(
+        "vllm-ascend #5468, #3190",
+        "driver older than CANN accepts (with altered lists: those of 24.1 and 8.3.RC1 agree)",
+        "driver-cann",
+        "older",
+        _old_driver,
+    ),
     Report("gpustack #5014", "/dev/shm of 9 GB with Ray", "shm-ray", "Ray", _ray_and_small_shm),
     Report("vllm #1710", "/dev/shm of 64 MB", "shm", "64 MiB", _small_shm),
     Report("vllm-ascend #8981", "310P as root complex, nodes missing", "device-nodes", "user_config", _root_complex),
