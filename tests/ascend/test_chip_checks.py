@@ -293,9 +293,9 @@ class TestReleases:
     @pytest.mark.parametrize(
         ("vllm", "plugin", "status"),
         [
-            ("0.16.0", "0.16.0rc1", "ok"),
-            ("0.17.0", "0.16.0rc1", "fail"),
-            ("0.17.0+empty", "0.17.0rc1", "ok"),
+            ("0.28.0", "0.28.0rc1", "ok"),
+            ("0.29.0", "0.28.0rc1", "fail"),
+            ("0.29.0+empty", "0.29.0rc1", "ok"),
             ("0.99.0", "0.99.0", "ok"),
         ],
     )

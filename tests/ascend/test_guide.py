@@ -84,10 +84,14 @@ def test_variables_are_those_that_the_doctor_knows() -> None:
 
 
 def test_the_table_of_versions_is_the_matrix() -> None:
-    rows = re.findall(r"^\| (0\.\d+\.0) \| (\S+) \| (\S+) \| (\S+) \|", GUIDE, re.MULTILINE)
+    rows = re.findall(r"^\| (0\.\d+\.\d+) \|(.*)\|(.*)\|(.*)\|(.*)\|$", GUIDE, re.MULTILINE)
+    known = matrix.load().vllm_ascend
+    columns = ("vllm", "cann", "torch", "torch_npu")
 
-    assert {version: (vllm, cann, torch) for version, vllm, cann, torch in rows} == {
-        version: (row["vllm"], row["cann"], row["torch"]) for version, row in matrix.load().vllm_ascend.items()
+    assert {version: tuple(cell.strip() for cell in cells) for version, *cells in rows} == {
+        version: tuple(str(row.get(column, "not known")) for column in columns)
+        for version, row in known.items()
+        if re.fullmatch(r"[\d.]+", version)
     }
 
 

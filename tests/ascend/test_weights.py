@@ -118,3 +118,21 @@ def test_a_processor_saved_by_transformers_5_counts(checkpoint: Path) -> None:
     (checkpoint / "preprocessor_config.json").unlink()
     (checkpoint / "processor_config.json").write_text('{"image_processor": {}}')
     assert not bad(checkpoint)
+
+
+def test_the_files_of_modelslim_are_found_and_named_for_what_they_are(checkpoint: Path) -> None:
+    for path in sorted(checkpoint.glob("model*")):
+        text = path.name.replace("model", "quant_model_weights", 1)
+        path.rename(checkpoint / text)
+    index = checkpoint / "quant_model_weights.safetensors.index.json"
+    body = json.loads(index.read_text())
+    renamed = {key: name.replace("model", "quant_model_weights", 1) for key, name in body["weight_map"].items()}
+    index.write_text(json.dumps({"weight_map": renamed}))
+    (checkpoint / "quant_model_description.json").write_text(json.dumps({"model_quant_type": "W8A8"}))
+
+    (finding,) = bad(checkpoint)
+    assert "quantised (W8A8), which the local backend cannot run" in finding.summary
+    assert not [finding for finding in weights.check(checkpoint, engine="vllm") if finding.status != "ok"]
+
+    (checkpoint / "quant_model_weights-00002-of-00002.safetensors").unlink()
+    assert any("is missing" in finding.summary for finding in bad(checkpoint))

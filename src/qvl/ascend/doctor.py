@@ -24,6 +24,7 @@ from qvl.ascend.checks import (
     settings,
     software,
     store,
+    version_matrix,
     weights,
 )
 from qvl.ascend.host import Host
@@ -83,6 +84,7 @@ def examine(
         "python": host.python_version,
         "container": host.in_container,
         "matrix": matrix.load().date,
+        "matrix_origin": matrix.load().origin,
     }
     return DoctorReport(tuple(findings), facts)
 
@@ -102,11 +104,14 @@ def verdict(report: DoctorReport) -> str:
     """Return the last line of the output: the number of findings by status, and the date of the version matrix."""
     fails, warns = report.count("fail"), report.count("warn")
     counts = f"{report.count('ok')} ok, {warns} warnings, {fails} failures"
-    return f"{counts} (version matrix of {report.facts.get('matrix')})"
+    origin = report.facts.get("matrix_origin")
+    source = "" if origin == matrix.SHIPPED else f", from {origin}"
+    return f"{counts} (version matrix of {report.facts.get('matrix')}{source})"
 
 
 def _plan(host: Host, options: Options, kind: str) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
     if kind == "npu":
+        yield "matrix", version_matrix.age
         yield "device-nodes", lambda: driver.device_nodes(host)
         yield "npu-smi", lambda: driver.smi(host)
         yield "driver", lambda: driver.firmware(host)
@@ -136,7 +141,8 @@ def _plan(host: Host, options: Options, kind: str) -> Iterator[tuple[str, Callab
     if options.probe and options.software:
         yield "op-probe", lambda: ops.probe(host, kind)
     if options.weights is not None:
-        yield "weights", partial(weights.check, options.weights)
+        has = host.packages().get("transformers") if options.software else None
+        yield "weights", partial(weights.check, options.weights, transformers=has)
         yield "model-slim", partial(model_slim.check, options.weights)
         yield "fit", partial(fit.check, host, options.weights)
     if options.cache is not None:

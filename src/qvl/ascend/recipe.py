@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from qvl.ascend import matrix
+from qvl.ascend import chips
 from qvl.config import in_home
 from qvl.errors import ConfigError
 
@@ -104,7 +104,12 @@ class ContainerPlan:
     @property
     def shm_size(self) -> str:
         """The size of shared memory as docker writes it: the plan's own, else the recipe's for the chip."""
-        return self.shm or str(matrix.load().chip(self.chip).get("shm", "1g"))
+        return self.shm or self.chip_facts.shm
+
+    @property
+    def chip_facts(self) -> chips.Chip:
+        """The row of the chip, of 910B if the chip is not known."""
+        return chips.find(self.chip) or chips.DEFAULT
 
     @property
     def visible(self) -> str:
@@ -181,8 +186,7 @@ def _qvl(plan: ContainerPlan) -> list[str]:
     # With the code mounted there is no console script of it; the module is the same program.
     program = ["python3", "-m", "qvl.cli.serve"] if plan.code else ["qvl-serve"]
     words = [*program, plan.inner_model, "--host", "0.0.0.0", "--port", str(INNER_PORT), "--device", "npu"]  # noqa: S104
-    dtypes = matrix.load().chip(plan.chip).get("dtypes")
-    words += ["--dtype", dtypes[0] if dtypes else "bfloat16", "--served-model-name", plan.label]
+    words += ["--dtype", plan.chip_facts.dtypes[0], "--served-model-name", plan.label]
     if plan.answers:
         words += ["--cache", f"sqlite:///{CACHE_FOLDER}/answers.db"]
     if not plan.with_key:
@@ -191,16 +195,15 @@ def _qvl(plan: ContainerPlan) -> list[str]:
 
 
 def _vllm(plan: ContainerPlan) -> list[str]:
-    chip = matrix.load().chip(plan.chip)
-    dtypes = chip.get("dtypes")
+    chip = plan.chip_facts
     graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}
     words = ["vllm", "serve", plan.inner_model, "--host", "0.0.0.0", "--port", str(INNER_PORT)]  # noqa: S104
-    words += ["--served-model-name", plan.label, "--dtype", dtypes[0] if dtypes else "bfloat16"]
-    words += ["--tensor-parallel-size", str(len(plan.npus)), "--max-model-len", str(chip.get("max_model_len", 32768))]
+    words += ["--served-model-name", plan.label, "--dtype", chip.dtypes[0]]
+    words += ["--tensor-parallel-size", str(len(plan.npus)), "--max-model-len", str(chip.max_model_len)]
     words += ["--max-num-seqs", "128", "--max-num-batched-tokens", "16384", "--gpu-memory-utilization", "0.91"]
     # vllm-ascend's recipe switches both caches off for Qwen3-VL: they have given garbled answers on NPUs.
     words += ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0", "--async-scheduling"]
     words += ["--compilation-config", json.dumps(graphs)]
-    if chip:
+    if not chip.npugraph_ex:
         words += ["--additional-config", json.dumps({"ascend_compilation_config": {"enable_npugraph_ex": False}})]
     return [*words, *plan.extra]

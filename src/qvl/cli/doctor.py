@@ -23,6 +23,9 @@ def doctor(
     explain: Annotated[
         str | None, typer.Option(metavar="CODE", help="Only explain an error code, such as 207001, EI0006 or -8020.")
     ] = None,
+    matrix: Annotated[
+        str | None, typer.Option(metavar="FILE|URL", help="A newer matrix of versions than the one of this qvl.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Examine this host: driver, CANN, versions, environment, operations, weights, endpoint, cache.
@@ -32,11 +35,17 @@ def doctor(
     if explain is not None:
         _explain(explain, as_json=as_json)
         return
+    from contextlib import AbstractContextManager, nullcontext
+
+    from qvl.ascend import matrix as versions
     from qvl.ascend.doctor import Options, examine, render, verdict
     from qvl.ascend.host import Host
-    from qvl.errors import ConfigError
+    from qvl.errors import QvlError
 
     try:
+        table: AbstractContextManager[None] = nullcontext()
+        if matrix is not None:
+            table = versions.use(versions.read(matrix))
         options = Options(
             device=device,
             url=url,
@@ -50,18 +59,19 @@ def doctor(
             probe=probe,
             software=software,
         )
-    except ConfigError as error:
+    except QvlError as error:
         typer.echo(f"qvl doctor: {error}", err=True)
         raise typer.Exit(2) from error
-    if as_json:
-        report = examine(Host(), options)
-        typer.echo(report.to_json())
-    else:
-        from qvl.cli.console import PlainConsole
+    with table:
+        if as_json:
+            report = examine(Host(), options)
+            typer.echo(report.to_json())
+        else:
+            from qvl.cli.console import PlainConsole
 
-        console = PlainConsole(soft_wrap=True, highlight=False)
-        report = examine(Host(), options, on_finding=lambda finding: console.print(render(finding)))
-        console.print(verdict(report), style="bold")
+            console = PlainConsole(soft_wrap=True, highlight=False)
+            report = examine(Host(), options, on_finding=lambda finding: console.print(render(finding)))
+            console.print(verdict(report), style="bold")
     raise typer.Exit(report.exit_code)
 
 

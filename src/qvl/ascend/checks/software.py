@@ -153,10 +153,14 @@ def _torch_npu(packages: Mapping[str, str], cann: str | None, table: matrix.Matr
         yield Finding.ok("torch-npu", f"torch_npu {npu}; its CANN was not compared: {reason}")
         return
     fitting_cann = table.cann_for_torch_npu[known]
+    if fitting_cann is None:
+        text = f"torch_npu {npu}; its CANN is not known to the matrix of {table.date}"
+        yield Finding.ok("torch-npu", text, {"matrix": table.date})
+        return
     if matrix.same(fitting_cann, cann):
         yield Finding.ok("torch-npu", f"torch_npu {npu} with CANN {cann}", {"matrix": table.date})
         return
-    fitting = [item for item, version in table.cann_for_torch_npu.items() if matrix.same(version, cann)]
+    fitting = [item for item, version in table.cann_for_torch_npu.items() if version and matrix.same(version, cann)]
     same_torch = [item for item in fitting if matrix.release(item) == matrix.release(npu)]
     line = f"pip install torch-npu=={same_torch[0]}" if same_torch else f"install CANN {fitting_cann}"
     # A patch release of CANN keeps what its minor release promised; another minor release does not.
@@ -180,7 +184,7 @@ def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matr
         )
     if plugin is None:
         return
-    known = table_row(plugin, table)
+    known = table.release(plugin)
     if known is None:
         if vllm and matrix.release(vllm) != matrix.release(plugin):
             base = ".".join(map(str, matrix.release(plugin)))
@@ -197,14 +201,15 @@ def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matr
     row = table.vllm_ascend[known]
     toolkit = cann_version(host)
     pairs = (
-        ("vllm", vllm, row["vllm"]),
-        ("torch", packages.get("torch"), row["torch"]),
-        ("cann", toolkit[0] if toolkit else None, row["cann"]),
+        ("vllm", vllm, row.get("vllm")),
+        ("torch", packages.get("torch"), row.get("torch")),
+        ("cann", toolkit[0] if toolkit else None, row.get("cann")),
+        ("triton-ascend", packages.get("triton-ascend"), row.get("triton_ascend")),
     )
     wrong = [
         f"{name} {version} (wants {fitting})"
         for name, version, fitting in pairs
-        if version and matrix.release(version) != matrix.release(fitting)
+        if version and fitting and matrix.release(version) != matrix.release(fitting)
     ]
     if wrong:
         yield Finding.fail(
@@ -214,18 +219,11 @@ def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matr
             {"matrix": table.date, "row": row},
         )
     else:
-        yield Finding.ok("vllm-ascend", f"vllm-ascend {plugin} with vllm {vllm}", {"matrix": table.date})
-
-
-def table_row(version: str, table: matrix.Matrix) -> str | None:
-    """Return the matrix's spelling of a vllm-ascend version; None if it has no row.
-
-    A post release has its final's row, a release candidate none but its own: its CANN and torch differ.
-    """
-    exact = next((item for item in table.vllm_ascend if matrix.same(item, version)), None)
-    candidate = matrix.key(version)[3] < 0
-    finals = (item for item in table.vllm_ascend if matrix.release(item) == matrix.release(version))
-    return exact or (None if candidate else next((item for item in finals if matrix.key(item)[3] >= 0), None))
+        unknown = [name for name, version, fitting in pairs if version and fitting is None]
+        text = f"vllm-ascend {plugin} with vllm {vllm}"
+        if unknown:
+            text += f"; its {' and '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} not known to the matrix"
+        yield Finding.ok("vllm-ascend", text, {"matrix": table.date, "row": row})
 
 
 def _set_env(host: Host, folder: str) -> str:

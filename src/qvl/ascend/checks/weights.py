@@ -1,4 +1,8 @@
-"""Checks of a checkpoint folder: the model type, and that every shard of the index exists with the right size."""
+"""Checks of a checkpoint folder: the model type, and that every shard of the index exists with the right size.
+
+Besides the names that transformers writes, those of ModelSlim are known (quant_model_weights.safetensors.index.json and
+quant_model_description.json), the vendor's quantisation for NPUs.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from pathlib import Path
 from qvl.ascend import matrix
 from qvl.ascend.report import Finding
 from qvl.backends.local.model.checkpoint_files import image_settings, quantisation
+from qvl.backends.local.model.family import FAMILIES
 from qvl.backends.local.model.weight_form import readable
 from qvl.errors import ConfigError
 
@@ -45,8 +50,33 @@ def shard_problem(path: Path) -> str | None:
     return None
 
 
-def check(folder: Path) -> Iterator[Finding]:
-    """Yield findings about the checkpoint in `folder`."""
+def model_slim(folder: Path) -> str | None:
+    """Return the form of weights that ModelSlim quantised, such as "W8A8"; None for all others."""
+    for path in sorted(folder.glob("quant_model_description*.json")):
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            body = {}
+        kind = body.get("model_quant_type") if isinstance(body, dict) else None
+        return str(kind or "by ModelSlim")
+    return None
+
+
+def is_sparse(folder: Path) -> bool:
+    """Return whether the checkpoint is a mixture of experts, by its config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and str(config.get("model_type", "")).endswith("_moe")
+
+
+def check(folder: Path, *, engine: str = "", transformers: str | None = None) -> Iterator[Finding]:
+    """Yield findings about the checkpoint in `folder`.
+
+    `engine` is the one that is to serve it, `qvl` or `vllm`; "" judges both. `transformers` is the version that this
+    host has, which must know the model type.
+    """
     again = f"download it again: hf download MODEL --local-dir {folder}"
     if not folder.is_dir():
         yield Finding.fail("weights", f"{folder} is not a folder", "give the folder that holds config.json")
@@ -56,7 +86,7 @@ def check(folder: Path) -> Iterator[Finding]:
     except (OSError, ValueError) as error:
         yield Finding.fail("weights", f"{folder}/config.json cannot be read: {error}", again)
         return
-    yield _model_type(config, folder)
+    yield _model_type(config, folder, engine, transformers)
     shards, problem = _shards(folder)
     if problem:
         yield Finding.fail("weights", problem, again)
@@ -78,8 +108,12 @@ def check(folder: Path) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding.warn("weights", error.message, again)
     settings = config if isinstance(config, dict) else {}
-    kind = quantisation(folder, settings)
-    if kind is not None and readable(folder, settings):
+    slim = model_slim(folder)
+    kind = slim or quantisation(folder, settings)
+    if slim is not None and engine == "vllm":
+        text = f"the weights are quantised by ModelSlim ({slim}); vllm-ascend needs --quantization ascend for them"
+        yield Finding.ok("weights", text, {"quantisation": slim})
+    elif slim is None and kind is not None and readable(folder, settings):
         text = (
             f"the weights are quantised ({kind}); the local backend unpacks them, which takes the memory of plain ones"
         )
@@ -99,26 +133,58 @@ def check(folder: Path) -> Iterator[Finding]:
         yield Finding.ok("weights", text, {"shards": shards, "bytes": total})
 
 
-def _model_type(config: object, folder: Path) -> Finding:
-    known = matrix.load().model_types
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind in known:
-        return Finding.ok("model-type", f"model_type {kind}", {"transformers": known[str(kind)]})
+def _model_type(config: object, folder: Path, engine: str, transformers: str | None) -> Finding:
+    table = matrix.load()
+    kind = str(config.get("model_type")) if isinstance(config, dict) else "none"
+    local = [name for family in FAMILIES for name in family.model_types]
+    takes = {"qvl": kind in local, "vllm": kind in table.model_types}
+    oldest = table.model_types.get(kind)
+    detail = {"local": takes["qvl"], "vllm": takes["vllm"], "transformers": oldest}
+    if transformers and oldest and matrix.key(transformers) < matrix.key(oldest):
+        text = f"model_type {kind} is in transformers {oldest} and newer, but {transformers} is installed"
+        fix = f"pip install 'transformers>={oldest},<{table.transformers['max']}'"
+        return Finding.fail("model-type", text, fix, detail)
+    if takes["qvl"] and takes["vllm"]:
+        return Finding.ok("model-type", f"model_type {kind}, for the local engine and for vllm", detail)
+    if engine == "vllm" and not takes["vllm"]:
+        # vllm itself knows more than a hundred types; only those of the matrix were looked up for an NPU.
+        text = (
+            f"model_type {kind} is not in the matrix of {table.date}: whether vllm-ascend serves it is not known here"
+        )
+        return Finding.warn("model-type", text, "see vllm-ascend's list of supported models", detail)
+    if takes.get(engine) or (not engine and takes["qvl"]):
+        return Finding.ok("model-type", f"model_type {kind}", detail)
+    if takes["vllm"]:
+        text = f"model_type {kind} is served by vllm only; the local engine (qvl-serve FOLDER) runs {', '.join(local)}"
+        fix = f"use 'vllm:{folder}', or qvl launch --engine vllm"
+        return (
+            Finding.fail("model-type", text, fix, detail) if engine else Finding.warn("model-type", text, fix, detail)
+        )
+    known = ", ".join(sorted(table.model_types))
     return Finding.fail(
         "model-type",
-        f"{folder}/config.json has model_type {kind!r}; qvl supports {', '.join(sorted(known))}",
+        f"{folder}/config.json has model_type {kind!r}; the local engine runs {', '.join(local)}, and vllm-ascend is "
+        f"known to serve {known}",
         "give the folder of a Qwen3-VL checkpoint",
+        detail,
     )
 
 
 def _shards(folder: Path) -> tuple[list[str], str | None]:
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        if (folder / "model.safetensors").exists():
+    """Return the names of the files with weights, and what is wrong with the list of them."""
+    names = sorted(path.name for path in folder.glob("*.safetensors.index.json"))
+    index = next((folder / name for name in ("model.safetensors.index.json", *names) if name in names), None)
+    if index is None:
+        single = sorted(path.name for path in folder.glob("*.safetensors"))
+        if "model.safetensors" in single:
             return ["model.safetensors"], None
-        return [], f"{folder} has neither model.safetensors nor model.safetensors.index.json"
+        if single and (len(single) == 1 or model_slim(folder) is not None):
+            return single, None
+        if single:
+            return [], f"{folder} has {len(single)} files of weights and no index (*.safetensors.index.json)"
+        return [], f"{folder} has neither model.safetensors nor an index of weights (*.safetensors.index.json)"
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return [], f"{index.name} cannot be read: {error}"
-    return (names, None) if names else ([], f"{index.name} lists no files")
+    return (listed, None) if listed else ([], f"{index.name} lists no files")
