@@ -1,8 +1,8 @@
 """The programs of a made-up Ascend host, each of which fails where the real one would; qvl is the real one.
 
 Run as `python -m tests.ascend.scripted_tools NAME ARGUMENTS`. The folder of the host is in MADE_UP: `root` is its file
-tree, `state.json` what was installed, pulled and started. A container that serves a model is a real qvl-serve with the
-bundled model.
+tree, `first.json` what was installed, pulled and started, `other.json` the same of another host like it. A container
+that serves a model is a real qvl-serve with the bundled model.
 """
 
 from __future__ import annotations
@@ -48,10 +48,13 @@ class ToolError(Exception):
 
 @contextlib.contextmanager
 def state() -> Any:
-    path = MADE_UP / "state.json"
+    first, path = MADE_UP / "first.json", MADE_UP / f"{os.environ.get('MADE_UP_HOST', 'first')}.json"
     kept: dict[str, Any] = {"pip": [], "images": [], "pushed": [], "containers": {}, "kubernetes": []}
     if path.exists():
         kept = json.loads(path.read_text())
+    elif first.exists():
+        # Another host, on which the same was installed, and nothing runs.
+        kept |= {"images": json.loads(first.read_text())["images"]}
     yield kept
     path.write_text(json.dumps(kept))
 

@@ -24,9 +24,10 @@ GUIDE = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8")
 OWN = {"GRAFANA_PASSWORD", "USER"}
 
 
-def commands(text: str = GUIDE) -> list[str]:
+def commands(text: str = GUIDE, kind: str = "bash(?: other)?") -> list[str]:
+    """The commands of the page; `bash other` are those for another host than the first."""
     found: list[str] = []
-    for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    for block in re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         lines = block.replace("\\\n", " ").splitlines()
         found += [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
     return found

@@ -97,7 +97,7 @@ def follow(machine: Machine, lines: list[str]) -> list[Step]:
     try:
         subprocess.run(words, env=environ, check=True, timeout=900)
     finally:
-        kept = folder / "state.json"
+        kept = folder / "first.json"
         for one in json.loads(kept.read_text())["containers"].values() if kept.exists() else ():
             if one["pid"]:
                 os.kill(one["pid"], signal.SIGKILL)

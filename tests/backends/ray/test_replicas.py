@@ -16,6 +16,7 @@ from qvl.errors import BackendError, ConfigError
 from qvl.testing import EchoBackend
 from qvl.testing.asking import ask, collect, square
 from tests.backends.ray.engines import WHO, Broken, Marked, Unopenable
+from tests.server.test_dashboard import OF_RAY
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 LONG = "Count: " + " ".join(f"number-{n}" for n in range(40))
@@ -45,6 +46,10 @@ def test_a_picture_goes_to_the_same_replica_and_different_ones_to_all(opened: An
     assert others == [first, first]
     assert set(first) == {about.pid for about in backend.replicas()}
     assert len(set(first)) == 2
+
+
+def test_the_series_of_the_dashboard_exist(opened: Any) -> None:
+    assert {f"qvl_backend_{name}" for name in opened(make=Marked).stats()} >= OF_RAY
 
 
 def test_a_killed_replica_loses_no_request_and_another_takes_its_place(opened: Any) -> None:
