@@ -83,7 +83,9 @@ def follow(machine: Machine, lines: list[str]) -> list[Step]:
     """Run the commands in one shell, as a person would; each one's exit code and output are kept."""
     folder = machine.root.parent
     text = [f"cd {folder}/work"]
+    elsewhere = commands(kind="bash other")
     for number, line in enumerate(lines):
+        text.append(f"export MADE_UP_HOST={'other' if line in elsewhere else 'first'}")
         text.append(
             f"{{ {here(line, machine)}\n}} > {folder}/out-{number} 2>&1 < /dev/null; echo $? > {folder}/code-{number}"
         )
