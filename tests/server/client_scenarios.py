@@ -12,6 +12,7 @@ import asyncio
 import base64
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +66,22 @@ class Application:
         assert found.usage.prompt_tokens_details.cached_tokens is not None
         assert found.usage.prompt_tokens + found.usage.completion_tokens == found.usage.total_tokens
         return text
+
+    def batch(self) -> None:
+        body = {"model": self.model, "messages": self.messages()}
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        sent = self.client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+        made = self.client.batches.create(
+            input_file_id=sent.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        while made.status not in ("completed", "failed"):
+            time.sleep(0.1)
+            made = self.client.batches.retrieve(made.id)
+        answer = json.loads(self.client.files.content(made.output_file_id).text)
+        assert answer["response"]["body"]["choices"][0]["message"]["content"] == self.chat()
+        assert made.id in [one.id for one in self.client.batches.list()]
+        assert {sent.id, made.output_file_id} <= {one.id for one in self.client.files.list()}
+        assert self.client.files.delete(sent.id).deleted
 
     def stream(self) -> None:
         asked = self.client.chat.completions.create(
@@ -188,6 +205,7 @@ class Application:
 SCENARIOS = (
     Application.models,
     Application.chat,
+    Application.batch,
     Application.stream,
     Application.stream_helper,
     Application.choices_and_logprobs,

@@ -132,9 +132,9 @@ def run() -> Iterator[Callable[..., Process]]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One server for the tests of a module that change nothing in it."""
-    running = start()
+    running = start(batch_dir=tmp_path_factory.mktemp("server") / "batches")
     yield running
     running.stop()
 
