@@ -25,7 +25,7 @@ install = @set -o pipefail; began=$$SECONDS; echo "installing: $(2)"; \
 	-e 's/^Installing collected packages:.*/  unpacking them all: minutes, where torch is new/p' && \
 	echo "installed after $$((SECONDS - began)) s"
 
-.PHONY: help setup demo test quick lint fix docs slow pins test-compat test-ray test-deploy test-vllm test-openvino bench-engine bench-server bench-cache bench-sdk bench-redis clean
+.PHONY: help setup demo test quick lint fix docs slow pins test-compat test-ray test-deploy test-vllm test-openvino bench-engine bench-server bench-gateway bench-cache bench-sdk bench-redis clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -87,6 +87,9 @@ bench-engine: $(STAMP) ## qvl-serve beside plain generate, transformers serve, v
 
 bench-server: $(STAMP) ## what qvl-serve costs in front of an endpoint, beside LiteLLM's proxy; needs wrk
 	$(BIN)/python benchmarks/bench_server.py
+
+bench-gateway: $(STAMP) ## pictures through qvl-serve and other gateways; needs wrk and npm; BENCH=--quick for 5 minutes
+	$(BIN)/python benchmarks/bench_gateway.py $(BENCH)
 
 bench-cache: $(STAMP) ## a hit and a miss for 2 MB pictures, beside LangChain's, LiteLLM's caches and diskcache
 	$(BIN)/python benchmarks/bench_cache.py

@@ -68,19 +68,33 @@ class Upstream(asyncio.Protocol):
     )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport, self.buffer = transport, b""
+        self.transport = transport
+        self.begin()
+
+    def begin(self) -> None:
+        self.head, self.body, self.length = b"", bytearray(), -1
 
     def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
-            head = self.buffer[:end].lower()
-            figures = re.search(rb"content-length: *(\d+)", head)
-            size = end + 4 + (int(figures[1]) if figures else 0)
-            if len(self.buffer) < size:
+        # Megabytes are looked at once: this must not be what is measured.
+        while data:
+            if self.length < 0:
+                self.head += data
+                end = self.head.find(b"\r\n\r\n")
+                if end < 0:
+                    return
+                data, self.head = self.head[end + 4 :], self.head[:end].lower()
+                figures = re.search(rb"content-length: *(\d+)", self.head)
+                self.length = int(figures[1]) if figures else 0
+            missing = self.length - len(self.body)
+            self.body += data[:missing]
+            data = data[missing:]
+            if len(self.body) < self.length:
                 return
-            body, self.buffer = self.buffer[end + 4 : size], self.buffer[size:]
-            streamed = b'"stream":true' in body.replace(b" ", b"")
-            self.transport.write(self.models if head.startswith(b"get") else self.events if streamed else self.whole)
+            ends = self.body[:1000] + self.body[-1000:]
+            streamed = b'"stream":true' in ends.replace(b" ", b"")
+            listed = self.head.startswith(b"get")
+            self.transport.write(self.models if listed else self.events if streamed else self.whole)
+            self.begin()
 
 
 async def serve_upstream(port: int) -> None:

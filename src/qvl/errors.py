@@ -128,7 +128,7 @@ class MediaError(RequestError):
 
     default_code = "invalid_image"
     codes: ClassVar[frozenset[str]] = frozenset(
-        {"image_decode_failed", "image_fetch_failed", "image_too_large", "image_url_blocked"}
+        {"image_decode_failed", "image_fetch_failed", "image_quarantined", "image_too_large", "image_url_blocked"}
     )
     picture: int | None = None
 

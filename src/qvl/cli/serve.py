@@ -175,6 +175,8 @@ def _serve(
     model, options = _backend(settings, endpoints)
     if worker is not None and isinstance(limit := options.get("limit"), int):
         options["limit"] = max(1, worker.share(limit))
+    if worker is not None and model is not None and model.startswith("openai:"):
+        options.setdefault("quarantine", str(worker.folder / "quarantine.json"))
     traces = exporting(settings.otlp_traces_endpoint)
     try:
         pipeline = AsyncPipeline(

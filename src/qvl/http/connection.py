@@ -98,11 +98,11 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def send(self, data: bytes) -> None:
-        """Queue the bytes of a request for sending, without waiting."""
+    def send(self, *pieces: bytes) -> None:
+        """Queue the bytes of a request for sending, without waiting. Pieces are not joined, since one may be large."""
         assert self._transport is not None
         self.reusable = False
-        self._transport.write(data)
+        self._transport.writelines(pieces)
 
     async def head(self, deadline: float | None = None) -> tuple[float, int, dict[str, str]]:
         """Return (time of the first byte, status, headers in lower case); `deadline` is a time.monotonic().

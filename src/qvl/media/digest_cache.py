@@ -40,18 +40,23 @@ class DigestCache:
 
     def encoded(self, data: bytes) -> Encoded:
         """Return `data` with its hash; the earlier object if equal bytes are still in the cache."""
+        known = self.known(data)
+        if known is not None:
+            return known
+        made = Encoded(data)
+        if len(data) <= self._max_bytes // 2:
+            self._hold(_sample(data), made)
+        return made
+
+    def known(self, data: bytes) -> Encoded | None:
+        """Return the earlier object of equal bytes, if it is still in the cache."""
         # A few bytes find the candidate, all of them decide.
-        sample = (len(data), data[:: max(1, len(data) // SAMPLES)])
+        sample = _sample(data)
         with self._lock:
             known = self._entries.get(sample)
             if known is not None:
                 self._entries.move_to_end(sample)
-        if known is not None and known.data == data:
-            return known
-        made = Encoded(data)
-        if len(data) <= self._max_bytes // 2:
-            self._hold(sample, made)
-        return made
+        return known if known is not None and known.data == data else None
 
     def clear(self) -> None:
         """Remove all entries."""
@@ -68,3 +73,7 @@ class DigestCache:
             while self._bytes > self._max_bytes:
                 _, gone = self._entries.popitem(last=False)
                 self._bytes -= len(gone.data)
+
+
+def _sample(data: bytes) -> _Sample:
+    return len(data), data[:: max(1, len(data) // SAMPLES)]

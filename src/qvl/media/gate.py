@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio.from_thread
 
+from qvl.media import base64_codec
 from qvl.media.decode_threads import in_worker
 from qvl.media.digest_cache import DigestCache, Encoded
 from qvl.media.picture import LazyPixels, Picture, PictureSource, _deferred
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 # Encoded bytes, or characters of base64, that are hashed in less time than a change of thread takes.
 SMALL: Final = 64 * 1024
+# Checking all codes of one so small takes less time than that, too.
+TINY: Final = 16 * 1024
+TINY_PIXELS: Final = 256 * 256
+# The same for those that are copied and compared alone, as pictures are that were seen before.
+MEDIUM: Final = 4 * 1024 * 1024
 
 
 def load(
@@ -82,11 +88,14 @@ def load_now(source: PictureSource, policy: MediaPolicy, *, digests: DigestCache
     """
     if isinstance(source, Picture):
         return source.under(policy) if _is_small(source, policy) else None
-    if not _is_small(source, policy):
+    small = _is_small(source, policy)
+    if not small and (digests is None or not _is_medium(source)):
         return None
     from qvl.media import image_header, sources
 
     data, name = sources.read(source, policy)
+    if not small and (digests is None or digests.known(data) is None):
+        return None
     return _from_bytes(data, policy, name, False, digests) if image_header.is_cheap(data) else None
 
 
@@ -108,6 +117,8 @@ async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: boo
     """
     if picture.at_hand and not pixels and (max_pixels is None or picture.width * picture.height <= max_pixels):
         return picture
+    if picture.tiny and not pixels and max_pixels is None:
+        return picture.checked()
     return await in_worker(lambda: ready(picture, max_pixels, pixels=pixels), large=picture.large)
 
 
@@ -150,6 +161,17 @@ def _is_small(source: object, policy: MediaPolicy) -> bool:
     return isinstance(source, (bytes, bytearray, memoryview)) and len(source) <= SMALL
 
 
+def _is_medium(source: object) -> bool:
+    """True if `source` is a data: URL that an event loop can decode and compare with pictures that it knows."""
+    return (
+        isinstance(source, str)
+        and base64_codec.FAST
+        and len(source) <= MEDIUM
+        and source[:5] == "data:"
+        and source.find(";base64,", 5, 64) > 0
+    )
+
+
 def _load_local(source: PictureSource, policy: MediaPolicy, decode: bool, digests: DigestCache | None) -> Picture:
     """Return a Picture of any source but an http(s) URL."""
     if isinstance(source, Picture):
@@ -186,6 +208,7 @@ def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, diges
         decode=lambda: pixels.decode(data, header, policy, name),
         check=(lambda: pixels.check(data, header, policy, name)) if header.plain else None,
         large=header.large,
+        tiny=header.plain and len(data) <= TINY and header.width * header.height <= TINY_PIXELS,
     )
     if decode:
         lazy.verify(keep=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 import threading
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+from qvl.media import base64_codec
 from qvl.media.digest_cache import Encoded
 from qvl.media.policy import MediaPolicy, canonical_size
 from qvl.media.smart_resize import budget
@@ -82,7 +82,7 @@ class Picture:
 
     def data_url(self) -> str:
         """Return the canonical bytes (`data`) as a base64 `data:` URL."""
-        return f"data:{self.media_type};base64,{base64.b64encode(self.data).decode('ascii')}"
+        return f"data:{self.media_type};base64,{base64_codec.encoded(self.data).decode('ascii')}"
 
     def thumbnail(self, edge: int = 256) -> Picture:
         """Return a JPEG copy whose longer side is at most `edge` pixels; itself if it is small enough."""
@@ -143,6 +143,11 @@ class Picture:
         return self._pixels is not None and self._pixels.large
 
     @property
+    def tiny(self) -> bool:
+        """True if it is checked faster than a thread is changed."""
+        return self._pixels is not None and self._pixels.tiny
+
+    @property
     def at_hand(self) -> bool:
         """True if `data` returns immediately, without encoding or checking."""
         return self._pixels is None or self._pixels.at_hand
@@ -187,9 +192,10 @@ class LazyPixels:
         decode: decodes the bytes.
         check: set if the bytes are passed on unchanged: verifies them for less than `decode`, with the same errors.
         large: only one such picture is to be decoded at a time.
+        tiny: its bytes are verified faster than a thread is changed.
     """
 
-    __slots__ = ("_check", "_decode", "_encoded", "_lock", "_rgb", "large")
+    __slots__ = ("_check", "_decode", "_encoded", "_lock", "_rgb", "large", "tiny")
 
     def __init__(
         self,
@@ -199,8 +205,10 @@ class LazyPixels:
         decode: Callable[[], Image.Image] | None = None,
         check: Callable[[], None] | None = None,
         large: bool = False,
+        tiny: bool = False,
     ) -> None:
         self.large = large
+        self.tiny = tiny
         self._lock = threading.RLock()
         self._rgb = rgb
         self._encoded = encoded

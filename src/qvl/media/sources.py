@@ -14,6 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 from qvl.errors import MediaError
+from qvl.media import base64_codec
 from qvl.media.image_header import sniff
 
 if TYPE_CHECKING:
@@ -166,9 +167,11 @@ def _read_data_url(url: str, policy: MediaPolicy) -> tuple[bytes, str]:
 
     The media type matters only if the bytes are not a picture.
     """
-    meta, comma, payload = url[len("data:") :].partition(",")
-    if not comma:
+    # Not by partition, which would copy megabytes once more.
+    comma = url.find(",")
+    if comma < 0:
         raise MediaError("a data: URL needs a comma before its data", hint="data:image/png;base64,...")
+    meta, payload = url[len("data:") : comma], url[comma + 1 :]
     if len(meta) > MAX_LABEL:
         problem = f"a data: URL has {len(meta)} characters before its comma, more than {MAX_LABEL}"
         raise MediaError(problem, hint="data:image/png;base64,...")
@@ -193,7 +196,7 @@ def _unpacked(payload: str, policy: MediaPolicy, name: str) -> bytes:
     if len(payload) * 3 // 4 <= policy.max_bytes:
         # As nearly everybody writes it; what is not so strict is put in order below, which takes longer than decoding.
         with suppress(ValueError):
-            return base64.b64decode(payload, validate=True)
+            return base64_codec.decoded(payload)
     try:
         text = _unquoted(payload, policy, name, 4 / 3) if "%" in payload else _ascii(payload)
         text = text.translate(_URL_SAFE, _BLANKS).rstrip(b"=")

@@ -31,6 +31,13 @@ class Pooled(Protocol):
     async def set_endpoints(self, base_url: Iterable[str | Listed]) -> None: ...
 
 
+@runtime_checkable
+class Quarantining(Protocol):
+    """A backend that refuses pictures which killed engines."""
+
+    def release_pictures(self) -> None: ...
+
+
 def pooled(backend: Backend) -> Pooled | None:
     """Return `backend` or the backend it wraps, whichever is a pool; else None."""
     while isinstance(backend, WrappingBackend):
@@ -73,6 +80,14 @@ class EndpointStats(Collector):
             for name in STATES:
                 gauge.add_metric([state.url, name], float(state.state == name))
         yield gauge
+
+
+def release_pictures(backend: Backend) -> None:
+    """Release the pictures that `backend`, or the one it wraps, keeps in quarantine."""
+    while isinstance(backend, WrappingBackend):
+        backend = backend.inner
+    if isinstance(backend, Quarantining):
+        backend.release_pictures()
 
 
 def source_of(file: str | None, *, configured: bool) -> Source | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SMALL_BODY: Final = 64 * 1024
 # Reading and checking one takes some microseconds, and the event loop waits for all of them.
 MAX_FIELDS: Final = 40_000
+FEW: Final = 1_000
 PIECE: Final = 2**20
 MAX_ITEMS: Final = 100_000
 # The end of a key, or of a text in a list; a quotation mark behind an odd number of backslashes is part of a text.
@@ -75,7 +76,8 @@ async def checked_json(body: bytes) -> bytes:
         if body.startswith(mark):
             raise HttpError(400, f"the body is {name}", hint="send JSON as UTF-8", code="invalid_json")
     body = body.removeprefix(codecs.BOM_UTF8)
-    if len(body) > SMALL_BODY:
+    # A few megabytes of base64 have few of these, and finding them one by one is ten times as fast as counting.
+    if len(body) > SMALL_BODY and not (_has_few(body, b",") and _has_few(body, b":")):
         # As below: only then it is worth to tell those in texts apart.
         if body.count(b",") > MAX_ITEMS:
             await _count_items(body)
@@ -83,6 +85,15 @@ async def checked_json(body: bytes) -> bytes:
         if body.count(b":") + body.count(b",") > MAX_FIELDS:
             await _count_fields(body)
     return body
+
+
+def _has_few(body: bytes, sign: bytes) -> bool:
+    at = -1
+    for _ in range(FEW):
+        at = body.find(sign, at + 1)
+        if at < 0:
+            return True
+    return False
 
 
 async def _count_items(body: bytes) -> None:

@@ -15,7 +15,7 @@ from qvl.server.auth import KeyRing
 from qvl.server.errors import DrainingError, HttpError
 from qvl.server.limits import Admission, KeyLimits
 from qvl.server.metrics import BackendStats, Metrics
-from qvl.server.pool_admin import EndpointStats, Source, reload_endpoints
+from qvl.server.pool_admin import EndpointStats, Source, release_pictures, reload_endpoints
 from qvl.server.readiness import Readiness
 from qvl.server.response_store import ResponseStore
 from qvl.types import canonical_json
@@ -163,8 +163,12 @@ class ServerCore:
             raise closed
 
     def reload(self) -> None:
-        """Read the key file and the list of endpoints again. Must be called on the server's event loop."""
+        """Read the key file and the list of endpoints again, and release pictures from quarantine.
+
+        Must be called on the server's event loop.
+        """
         self.keys.reload()
+        release_pictures(self.pipeline.backend)
         if self.endpoint_source is not None:
             task = asyncio.ensure_future(reload_endpoints(self.pipeline.backend, self.endpoint_source))
             self._reloads.add(task)

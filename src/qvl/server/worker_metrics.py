@@ -19,7 +19,7 @@ Family: TypeAlias = tuple[str, str, str, list[tuple[str, dict[str, str], float]]
 
 
 class SavedMetrics(TypedDict):
-    """What one process counted; `merged` names the file of a dead worker that is in these sums."""
+    """The counts of one process; `merged` names the file of a dead worker that is in these sums."""
 
     pid: int
     families: list[Family]
@@ -89,7 +89,7 @@ class WorkerMetrics:
 
 
 class SupervisorMetrics:
-    """What the supervisor adds to the metrics: how many workers there are, and what those that died had counted."""
+    """The supervisor's part of the metrics: the number of workers, and the counts of those that died."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -7,35 +7,29 @@ are probed when the backend is opened, once a process for each (URL, model).
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Final
 
 from qvl.backends.base import CUT_OFF, Backend, Capabilities, Tokens, began
 from qvl.backends.endless import EndlessWatch
-from qvl.backends.openai.endpoint import OPENAI_URL, Endpoint, Timeouts, read_url, shown_url, split_urls
-from qvl.backends.openai.endpoint_list import Listed, by_name
+from qvl.backends.openai.endpoint import Endpoint, Timeouts, read_url, shown_url
+from qvl.backends.openai.endpoint_list import Listed, by_name, listed_endpoints
 from qvl.backends.openai.failures import Failed, Impact, Repeat
 from qvl.backends.openai.fleet import Attempts, Fleet, ProbedEndpoint
 from qvl.backends.openai.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
+from qvl.backends.openai.request_traits import is_small, picture_tokens, prompt_fields, repeatable
 from qvl.backends.openai.retry import RetryPolicy
-from qvl.backends.openai.wire import Dialect, request_body
+from qvl.backends.openai.wire import request_body
+from qvl.backends.quarantine import Quarantine
+from qvl.backends.resume import Continuation, Diverged
 from qvl.errors import BackendResponseError, BackendUnavailableError, QvlError
 from qvl.log import logger
-from qvl.media.gate import SMALL
 from qvl.types import ChatRequest, Chunk, JsonObject, Timing
 
 log = logger("qvl.backends.openai")
-PATCH: Final = 32
-TEXT_PER_TOKEN: Final = 4
-# The fields of a request that shape its prompt.
-_OF_A_PROMPT: Final = frozenset(
-    {"model", "messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"}
-)
 
 
 class OpenAIBackend(Backend):
@@ -48,7 +42,8 @@ class OpenAIBackend(Backend):
         api_key: default `OPENAI_API_KEY`.
         connect_timeout: seconds; `first_token_timeout`, `token_timeout` (between tokens) and `total_timeout` (with all
             retries) likewise.
-        max_retries: further rounds over the endpoints after a temporary failure; never after the first token.
+        max_retries: further rounds over the endpoints after a temporary failure; after the first token only of answers
+            that are greedy or have a seed, and only if the repeated answer is the same up to there.
         probe: False skips the probe: every capability is assumed, and unsupported requests fail at the endpoint.
         extra_headers: headers sent with every request.
         policy: `least_outstanding` picture tokens, `round_robin`, or `affinity` (same picture, same endpoint).
@@ -59,6 +54,8 @@ class OpenAIBackend(Backend):
         identity: name of the deployment behind the endpoints, for cache keys. By default the set of base URLs,
             because equal model names at different URLs need not be equal models; a name keeps the cache valid when
             endpoints change.
+        quarantine: refuse a picture for an hour once two engines died with it; a path keeps such pictures in a file
+            for all processes that name it; False tries them on every engine.
 
         Raises:
             ConfigError: an argument is invalid.
@@ -88,6 +85,7 @@ class OpenAIBackend(Backend):
         verify: bool | str = True,
         health_interval: float | None = 10.0,
         identity: str | None = None,
+        quarantine: bool | str = True,
     ) -> None:
         self.model = model
         self._timeouts = Timeouts(connect_timeout, first_token_timeout, token_timeout, total_timeout)
@@ -98,7 +96,7 @@ class OpenAIBackend(Backend):
         self._limit = limit
         self._identity = identity
         self._health_interval = health_interval
-        endpoints = by_name(self._listed(base_url))
+        endpoints = by_name(listed_endpoints(base_url, self._limit))
         if weights is not None:
             if isinstance(weights, Mapping):
                 weights = {shown_url(read_url(url)): weight for url, weight in weights.items()}
@@ -117,17 +115,9 @@ class OpenAIBackend(Backend):
         self._opening = asyncio.Lock()
         self._changing = asyncio.Lock()
         self._health: asyncio.Task[None] | None = None
+        self._quarantine = Quarantine(quarantine if isinstance(quarantine, str) else None, on=bool(quarantine))
         self._running = 0
-        self._counts = dict.fromkeys(("requests", "retries", "failovers", "failures"), 0)
-
-    def _listed(self, base_url: str | Iterable[str | Listed] | None) -> list[Listed]:
-        """Return the endpoints of `base_url`, each with its weight and limit."""
-        if base_url is None:
-            base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
-        if isinstance(base_url, str):
-            base_url = split_urls(base_url)
-        listed = [one if isinstance(one, Listed) else Listed(one) for one in base_url]
-        return [replace(one, limit=one.limit or self._limit) for one in listed]
+        self._counts = dict.fromkeys(("requests", "retries", "failovers", "continued", "failures"), 0)
 
     def _member(self, listed: Listed) -> Member[ProbedEndpoint]:
         endpoint = Endpoint(
@@ -207,10 +197,7 @@ class OpenAIBackend(Backend):
             self._running -= 1
 
     async def tokenize(self, prompt: ChatRequest | str, *, texts: bool = False) -> Tokens:
-        fields: JsonObject = {"model": self.model, "prompt": prompt}
-        if isinstance(prompt, ChatRequest):
-            body = await asyncio.to_thread(request_body, prompt, self.model, Dialect())
-            fields = {name: value for name, value in json.loads(body).items() if name in _OF_A_PROMPT}
+        fields = await asyncio.to_thread(prompt_fields, prompt, self.model)
         if texts:
             fields["return_token_strs"] = True
         answer = await self._fleet.ask("/tokenize", fields, timeout=self._timeouts.first_token)
@@ -228,48 +215,95 @@ class OpenAIBackend(Backend):
         return text
 
     async def _answer(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer of the first endpoint that begins one; tries endpoints and rounds until then."""
+        """Yield the answer of the first endpoint that begins one; tries endpoints and rounds until then.
+
+        An answer that breaks off later goes on at another endpoint, if that gives the same answer up to there.
+        """
+        quarantine = self._quarantine
+        quarantine.refuse(request)
         deadline = began() + self._timeouts.total
         key = request.pictures[0].sha256 if request.pictures else None
         cost = picture_tokens(request)
-        repeatable = _repeatable(request)
+        may_repeat = repeatable(request)
+        others = len(self._pool) > 1 and self._retry.max_retries > 0
+        resumable = may_repeat and request.sampling.deterministic and others
+        continuation = Continuation() if resumable else None
+        begun = False
+        cut: Failed | None = None
         attempts, rounds = Attempts(), 0
         while True:
             queued = time.monotonic()
-            ticket = await self._pool.acquire(cost=cost, key=key, exclude=attempts.exclude, until=deadline)
+            suspect = quarantine.suspects(request)
+            exclude = attempts.exclude | quarantine.trying if suspect else attempts.exclude
+            ticket = await self._pool.acquire(cost=cost, key=key, exclude=exclude, until=deadline)
             if ticket is None:
-                await self._next_round(attempts, rounds, deadline)
+                if suspect and await quarantine.one_was_tried(deadline):
+                    continue
+                try:
+                    await self._next_round(attempts, rounds, deadline)
+                except (Failed, QvlError):
+                    # The error of the answer that began says more than that of its repetition.
+                    if cut is not None:
+                        raise cut from None
+                    raise
                 rounds += 1
                 continue
+            name = ticket.member.name
+            if suspect and name in quarantine.trying:
+                # It was free when the wait for a ticket began.
+                ticket.release()
+                continue
             if attempts.failures:
-                elsewhere = ticket.member.name not in attempts.failures
-                self._counts["failovers" if elsewhere else "retries"] += 1
+                self._counts["failovers" if name not in attempts.failures else "retries"] += 1
             waited = time.monotonic() - queued
-            handed_on = False
+            answering = False
+            if suspect:
+                quarantine.trying.add(name)
             try:
                 async with aclosing(self._attempt(ticket, request, deadline)) as chunks:
                     async for chunk in chunks:
-                        if not handed_on:
-                            handed_on = True
+                        if not answering:
+                            answering = True
                             ticket.first_token()
-                        yield replace(chunk, timing=Timing(queue=waited)) if chunk.usage is not None else chunk
+                            begun = True
+                        rest = chunk if continuation is None else continuation.rest(chunk)
+                        if rest is not None:
+                            yield replace(rest, timing=Timing(queue=waited)) if rest.usage is not None else rest
+                if cut is not None:
+                    self._counts["continued"] += 1
+                quarantine.cleared(request)
                 return
+            except Diverged:
+                assert cut is not None
+                raise cut from None
             except Failed as failed:
                 ticket.failed(failed)
-                if handed_on and failed.repeat is Repeat.ANYWHERE and repeatable and self._retry.max_retries:
-                    # Not ours to repeat, but a caller that has shown nothing to anybody may.
-                    failed.error.code = CUT_OFF
-                if handed_on or failed.repeat is Repeat.NEVER:
+                if request.pictures and await ticket.member.target.endpoint.died(failed):
+                    quarantine.killed(request, name, suspect=suspect)
+                    quarantine.refuse(request)
+                if begun:
+                    again = failed.repeat is Repeat.ANYWHERE and may_repeat and self._retry.max_retries
+                    if again:
+                        # Not ours to repeat, but a caller that has shown nothing to anybody may.
+                        failed.error.code = CUT_OFF
+                    if not again or continuation is None:
+                        raise cut or failed from None
+                    cut = cut or failed
+                    continuation.again()
+                elif failed.repeat is Repeat.NEVER:
                     raise
-                attempts.note(ticket.member.name, failed, repeatable=repeatable)
+                attempts.note(name, failed, repeatable=may_repeat)
                 log.info(
                     "endpoint failed",
-                    endpoint=ticket.member.name,
+                    endpoint=name,
                     request_id=request.request_id,
+                    begun=begun,
                     error=type(failed.error).__name__,
                 )
             finally:
                 ticket.release()
+                if suspect:
+                    quarantine.tried(name)
 
     async def _attempt(
         self, ticket: Ticket[ProbedEndpoint], request: ChatRequest, deadline: float
@@ -288,14 +322,14 @@ class OpenAIBackend(Backend):
             return request_body(request, self.model, findings.dialect)
 
         # Scaling and encoding megapixels would hold up every other stream.
-        body = written() if _is_small(request) else await asyncio.to_thread(written)
+        body = written() if is_small(request) else await asyncio.to_thread(written)
         async with aclosing(
             line.endpoint.stream(
                 body,
                 n=request.sampling.n,
                 deadline=deadline,
                 request_id=request.request_id,
-                repeatable=_repeatable(request),
+                repeatable=repeatable(request),
                 thinks="thinking" in self.model.lower(),
             )
         ) as chunks:
@@ -335,7 +369,7 @@ class OpenAIBackend(Backend):
             BackendError: it does not answer, or its answer is invalid.
         """
         async with self._changing:
-            (listed,) = self._listed([Listed(url, weight, limit)])
+            (listed,) = listed_endpoints([Listed(url, weight, limit)], self._limit)
             await self._fleet.add(listed, probe_now=self._is_open)
             self._watch()
 
@@ -361,7 +395,7 @@ class OpenAIBackend(Backend):
         Raises:
             ConfigError: the list is empty, or has a duplicate or invalid endpoint; the pool is unchanged.
         """
-        listed = by_name(self._listed(base_url))
+        listed = by_name(listed_endpoints(base_url, self._limit))
         async with self._changing:
             added = await self._fleet.take_in(listed, probe_now=self._is_open)
             self._watch()
@@ -378,32 +412,16 @@ class OpenAIBackend(Backend):
             **{f"{name}_total": count for name, count in self._counts.items()},
             "endpoints": len(states),
             "endpoints_up": sum(state.state in ("up", "busy", "trial") for state in states),
+            "pictures_quarantined": len(self._quarantine),
+            "quarantine_refusals_total": self._quarantine.refused,
             "picture_tokens_running": sum(state.picture_tokens for state in states),
         }
+
+    def release_pictures(self) -> None:
+        """Release all pictures from quarantine."""
+        self._quarantine.release()
 
     def unready(self) -> str | None:
         if not self._is_open:
             return "not open"
         return self._pool.unavailable_reason()
-
-
-def _repeatable(request: ChatRequest) -> bool:
-    """True if the request has no side effects at the endpoint, so that it may be sent once more."""
-    return not request.extra.get("store")
-
-
-def _is_small(request: ChatRequest) -> bool:
-    """True if the request can be encoded on the event loop: its pictures are ready and small."""
-    most = request.max_pixels
-    return all(
-        picture.at_hand and len(picture.data) <= SMALL and (most is None or picture.width * picture.height <= most)
-        for picture in request.pictures
-    )
-
-
-def picture_tokens(request: ChatRequest) -> float:
-    """Return the estimated prompt tokens: one for each 32 x 32 pixels of pictures and each 4 characters of text."""
-    characters = sum(len(message.text) for message in request.messages)
-    areas = [picture.width * picture.height for picture in request.pictures]
-    pixels = sum(min(area, request.max_pixels or area) for area in areas)
-    return 1.0 + characters / TEXT_PER_TOKEN + pixels / (PATCH * PATCH)

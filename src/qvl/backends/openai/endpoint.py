@@ -14,7 +14,17 @@ from typing import Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from qvl.backends.openai.answer_reader import AnswerReader
-from qvl.backends.openai.failures import Failed, Impact, Repeat, broken, down, http_library, import_openai, too_slow
+from qvl.backends.openai.failures import (
+    Failed,
+    Impact,
+    Repeat,
+    broken,
+    down,
+    http_library,
+    import_openai,
+    names_dead_engine,
+    too_slow,
+)
 from qvl.backends.openai.transport import (
     MAX_ERROR_BYTES,
     NotStraightError,
@@ -288,6 +298,18 @@ class Endpoint:
         if not isinstance(answer, dict):
             raise broken(f"{path} gave no JSON object", self.url)
         return answer
+
+    async def died(self, failed: Failed) -> bool:
+        """Return True if the engine died in the middle of an answer: it says so, or does not listen any more."""
+        if names_dead_engine(failed):
+            return True
+        if not failed.broke:
+            return False
+        try:
+            await self.models()
+        except Failed as asked:
+            return asked.impact is Impact.DOWN
+        return False
 
     async def models(self) -> list[ListedModel]:
         """Return the models that GET /models lists."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from qvl.backends.openai.endpoint import read_url, shown_url
+from qvl.backends.openai.endpoint import OPENAI_URL, read_url, shown_url, split_urls
 from qvl.errors import ConfigError
 
 _HINT: Final = "http://host:8000/v1 weight=2 limit=16, one a line"
@@ -36,6 +37,16 @@ class Listed:
     def name(self) -> str:
         """Return the name of the endpoint in errors, logs and metrics: the URL without secrets."""
         return shown_url(self.url)
+
+
+def listed_endpoints(base_url: str | Iterable[str | Listed] | None, limit: int | None) -> list[Listed]:
+    """Return the endpoints of `base_url`, each with its weight and limit; None: of the environment, or OpenAI's own."""
+    if base_url is None:
+        base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+    if isinstance(base_url, str):
+        base_url = split_urls(base_url)
+    listed = [one if isinstance(one, Listed) else Listed(one) for one in base_url]
+    return [replace(one, limit=one.limit or limit) for one in listed]
 
 
 def by_name(listed: Iterable[Listed]) -> dict[str, Listed]:

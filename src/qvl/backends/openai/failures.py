@@ -26,6 +26,7 @@ from qvl.errors import (
     BackendUnavailableError,
     ContextLengthError,
     DeviceMemoryError,
+    EngineDeadError,
     MediaError,
     MissingDependencyError,
     QvlError,
@@ -49,6 +50,7 @@ _UNSUPPORTED: Final = re.compile(
 )
 _PICTURE: Final = re.compile(r"(invalid|decode|load|fetch|corrupt|truncated).{0,40}(image|picture)", re.I)
 _MEMORY: Final = re.compile(r"out of memory|OutOfMemory|NPU OOM|\bOOM\b")
+_DEAD: Final = re.compile(r"EngineCore encountered an issue|EngineDead|engine (?:is|was) dead", re.IGNORECASE)
 _TAG: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]{0,2000}>", re.S | re.I)
 
 
@@ -74,6 +76,7 @@ class Failed(Exception):
     """The failure of one attempt at one endpoint. Internal to the backend: callers get `error`.
 
     `untouched`: the endpoint certainly did no work, so that even a request with side effects may be repeated.
+    `broke`: the connection ended while the endpoint was at work, as when its engine dies.
     """
 
     error: QvlError
@@ -81,6 +84,7 @@ class Failed(Exception):
     impact: Impact
     retry_after: float | None = None
     untouched: bool = False
+    broke: bool = False
 
     def __str__(self) -> str:
         return str(self.error)
@@ -93,12 +97,17 @@ def broken(message: str, where: str, *, hint: str | None = None) -> Failed:
 
 def cut_off(message: str, where: str) -> Failed:
     """Return the failure of a connection that ended before the answer did."""
-    return Failed(BackendResponseError(f"{where}: {message}"), Repeat.ANYWHERE, Impact.FAULT)
+    return Failed(BackendResponseError(f"{where}: {message}"), Repeat.ANYWHERE, Impact.FAULT, broke=True)
 
 
 def down(message: str, where: str, *, hint: str | None = None, untouched: bool = True) -> Failed:
     error = BackendUnavailableError(f"{where}: {message}", hint=hint)
-    return Failed(error, Repeat.ANYWHERE, Impact.DOWN, untouched=untouched)
+    return Failed(error, Repeat.ANYWHERE, Impact.DOWN, untouched=untouched, broke=not untouched)
+
+
+def names_dead_engine(failed: Failed) -> bool:
+    """Return True if the endpoint itself says that its engine died, as vLLM and qvl-serve do before they end."""
+    return failed.error.code == EngineDeadError.default_code or bool(_DEAD.search(failed.error.message))
 
 
 def too_slow(message: str, where: str, *, hint: str | None = None) -> Failed:

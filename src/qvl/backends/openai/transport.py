@@ -103,13 +103,13 @@ class StraightTransport(Transport):
 
     async def chat(self, body: bytes, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
         own = "".join(f"{name}: {value}\r\n" for name, value in _own_headers(request_id).items())
-        request = b"%s%sContent-Length: %d\r\n\r\n%s" % (self._chat, own.encode(), len(body), body)
-        return await self._send(request, deadline, repeatable=repeatable)
+        head = b"%s%sContent-Length: %d\r\n\r\n" % (self._chat, own.encode(), len(body))
+        return await self._send((head, body), deadline, repeatable=repeatable)
 
     async def models(self, deadline: float) -> Reply:
-        return await self._send(self._models, deadline, repeatable=True)
+        return await self._send((self._models,), deadline, repeatable=True)
 
-    async def _send(self, request: bytes, deadline: float, *, repeatable: bool) -> Reply:
+    async def _send(self, request: tuple[bytes, ...], deadline: float, *, repeatable: bool) -> Reply:
         """Return the reply to a request sent on an idle connection, or on a new one if that was closed meanwhile."""
         try:
             return await self._send_once(request, deadline)
@@ -122,14 +122,14 @@ class StraightTransport(Transport):
         self._pool.drop_idle()
         return await self._send_once(request, deadline)
 
-    async def _send_once(self, request: bytes, deadline: float) -> Reply:
+    async def _send_once(self, request: tuple[bytes, ...], deadline: float) -> Reply:
         try:
             connection = await self._pool.take(deadline)
         except NoConnectionError as exc:
             raise self._no_connection(exc) from exc
         self._busy.add(connection)
         try:
-            connection.send(request)
+            connection.send(*request)
             _, status, headers = await connection.head(deadline)
             body = Body(status, headers)
             if status >= 400:

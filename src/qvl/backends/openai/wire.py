@@ -6,7 +6,6 @@ varies is an `object`.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Final, Required, TypedDict
 
 from qvl.backends.grammar_schema import enforceable
 from qvl.errors import RequestError, UnsupportedInputError
+from qvl.media import base64_codec
 from qvl.sampling import PARAMETERS, SamplingParams
 from qvl.types import ChatRequest, Message, ResponseFormat, map_parts
 
@@ -153,7 +153,7 @@ def request_body(request: ChatRequest, model: str, dialect: Dialect) -> bytes:
     pieces = [text]
     for picture, rest in zip(request.pictures, behind, strict=True):
         fitting = picture if request.max_pixels is None else picture.fit(request.max_pixels)
-        pieces += (f'"data:{fitting.media_type};base64,'.encode(), base64.b64encode(fitting.data), b'"', rest)
+        pieces += (f'"data:{fitting.media_type};base64,'.encode(), base64_codec.encoded(fitting.data), b'"', rest)
     return b"".join(pieces)
 
 

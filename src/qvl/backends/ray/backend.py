@@ -7,6 +7,7 @@ request whose replica is lost is repeated on another one, and its stream continu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -16,8 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
+from qvl.backends.quarantine import Quarantine
 from qvl.backends.ray import cluster
-from qvl.backends.ray.resume import Continuation, Diverged
+from qvl.backends.resume import Continuation, Diverged
 from qvl.errors import BackendError, BackendUnavailableError, ConfigError, EngineDeadError, QvlError
 from qvl.log import logger
 from qvl.types import ChatRequest, Chunk, JsonObject
@@ -48,6 +50,8 @@ class RayBackend(Backend):
         object_store_bytes: shared memory of a cluster started by this backend.
         total_timeout: seconds for one request, repetitions included.
         drain_timeout: seconds for a replica's running requests when it is removed.
+        quarantine: refuse a picture for an hour once two replicas died with it; a path keeps such pictures in a file
+            for all processes that name it; False tries them on every replica.
         options: options of each replica's backend.
 
         A deterministic answer (greedy, or with a seed) survives the loss of its replica at any point; requests that
@@ -74,6 +78,7 @@ class RayBackend(Backend):
         object_store_bytes: int = cluster.OBJECT_STORE_BYTES,
         total_timeout: float = 600.0,
         drain_timeout: float = 30.0,
+        quarantine: bool | str = True,
         **options: object,
     ) -> None:
         cluster.check_settings(replicas, devices, ray_address)
@@ -109,6 +114,9 @@ class RayBackend(Backend):
         self._closed = asyncio.Event()
         self._running = 0
         self._counts = dict.fromkeys(("requests", "moved", "failures"), 0)
+        self._quarantine = Quarantine(quarantine if isinstance(quarantine, str) else None, on=bool(quarantine))
+        self._one_suspect = asyncio.Lock()
+        self._headless: str | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -192,14 +200,22 @@ class RayBackend(Backend):
                 await asyncio.to_thread(_stop, deployment)
 
     async def _watch(self, deployment: Deployment) -> None:
-        """Poll the number of running replicas, for `unready()` and the counters."""
+        """Poll the cluster's head and the number of running replicas, for `unready()` and the counters."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            self._alive = await asyncio.to_thread(deployment.running)
+            problem = await asyncio.to_thread(cluster.head_problem)
+            if problem != self._headless:
+                self._headless = problem
+                (log.info if problem is None else log.error)("ray_head", problem=problem)
+            # Without a head nobody knows, and the question would wait for an answer.
+            if problem is None:
+                self._alive = await asyncio.to_thread(deployment.running)
 
     def unready(self) -> str | None:
         if self._deployment is None:
             return "closed" if self._closed.is_set() else "not open"
+        if self._headless is not None:
+            return self._headless
         return None if self._alive else "no replica is running; Ray is starting another"
 
     def stats(self) -> Mapping[str, float]:
@@ -207,8 +223,14 @@ class RayBackend(Backend):
             "num_running": self._running,
             "replicas": len(self._about),
             "replicas_running": self._alive,
+            "pictures_quarantined": len(self._quarantine),
+            "quarantine_refusals_total": self._quarantine.refused,
             **{f"{name}_total": count for name, count in self._counts.items()},
         }
+
+    def release_pictures(self) -> None:
+        """Release all pictures from quarantine."""
+        self._quarantine.release()
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         deployment = self._deployment
@@ -238,6 +260,7 @@ class RayBackend(Backend):
 
     async def _answer(self, deployment: Deployment, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the answer, continued by another replica whenever one is lost."""
+        self._quarantine.refuse(request)
         deadline = began() + self._total_timeout
         key = request.pictures[0].sha256 if request.pictures else None
         continuation = Continuation()
@@ -247,6 +270,10 @@ class RayBackend(Backend):
                 self._counts["moved"] += 1
                 continuation.again()
                 await asyncio.sleep(min(FIRST_PAUSE * 2 ** (attempt - 1), 5.0))
+            # Alone among its kind, so that one that kills this replica too is known for certain.
+            suspect = self._quarantine.suspects(request)
+            turn = self._one_suspect if suspect else contextlib.nullcontext()
+            await turn.__aenter__()
             call = deployment.call(key, frozenset(lost), request)
             try:
                 async for bundle in call.bundles(deadline, self._closed):
@@ -254,6 +281,7 @@ class RayBackend(Backend):
                         new = continuation.rest(chunk)
                         if new is not None:
                             yield new
+                self._quarantine.cleared(request)
                 return
             except Diverged:
                 raise BackendError(
@@ -262,6 +290,9 @@ class RayBackend(Backend):
                     code=CUT_OFF,
                 ) from None
             except (BackendUnavailableError, EngineDeadError) as exc:
+                if call.died:
+                    self._quarantine.killed(request, str(call.replica), suspect=suspect)
+                    self._quarantine.refuse(request)
                 if self._closed.is_set() or attempt == ATTEMPTS - 1 or time.monotonic() > deadline:
                     raise
                 log.warning(
@@ -275,6 +306,7 @@ class RayBackend(Backend):
                     lost.add(call.replica)
             finally:
                 call.end()
+                await turn.__aexit__(None, None, None)
 
 
 def _stop(deployment: Deployment) -> None:

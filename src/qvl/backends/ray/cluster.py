@@ -66,6 +66,9 @@ def require_ray(module: str = "ray") -> ModuleType:
     # process that asked for none.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray ends a process that has not reached the head for so long, requests and all; a minute by default, in which no
+    # head comes back on another host.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as exc:
@@ -169,6 +172,17 @@ def _knock(address: str) -> None:
         raise BackendUnavailableError(
             f"no Ray cluster answers at {address!r}: {exc.strerror or exc}", hint="on the head: ray start --head"
         ) from exc
+
+
+def head_problem() -> str | None:
+    """Return why the cluster's head cannot be reached, or None; it may take CONNECT_SECONDS."""
+    address = require_ray().get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as exc:
+        return f"the Ray cluster's head at {address} does not answer: {exc.strerror or exc}"
+    return None
 
 
 def room(replicas: int, devices: str, cpus: float | None = None) -> Share:

@@ -13,7 +13,14 @@ from qvl.backends.base import Backend
 from qvl.backends.ray import cluster
 from qvl.backends.ray.replica import About, EngineReplica
 from qvl.backends.ray.router import Route
-from qvl.errors import BackendError, BackendResponseError, BackendTimeoutError, BackendUnavailableError, QvlError
+from qvl.errors import (
+    BackendError,
+    BackendResponseError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+    EngineDeadError,
+    QvlError,
+)
 from qvl.ids import new_id
 from qvl.log import logger
 from qvl.types import ChatRequest, Chunk, canonical_json
@@ -152,6 +159,8 @@ class ReplicaCall:
 
     def __init__(self, response: DeploymentResponseGenerator) -> None:
         self.replica: str | None = None
+        # True if the replica's process or its engine died with this request.
+        self.died = False
         self._response = response
         self._over = False
 
@@ -163,7 +172,7 @@ class ReplicaCall:
             BackendTimeoutError: the deadline passed.
             QvlError: an error of the replica's backend.
         """
-        from ray.exceptions import RayError
+        from ray.exceptions import RayActorError, RayError
         from ray.serve.exceptions import RayServeException
 
         ending = asyncio.create_task(closed.wait())
@@ -173,6 +182,7 @@ class ReplicaCall:
                 if isinstance(item, str):
                     self.replica = item
                 elif isinstance(item, QvlError):
+                    self.died = isinstance(item, EngineDeadError)
                     raise item
                 else:
                     yield item
@@ -180,6 +190,7 @@ class ReplicaCall:
             self._over = True
         except (RayError, RayServeException) as exc:
             self._over = True
+            self.died = self.replica is not None and isinstance(exc, RayActorError)
             raise _translated(exc, self.replica, closed.is_set()) from exc
         finally:
             ending.cancel()

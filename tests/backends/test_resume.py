@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvl.backends.ray.resume import Continuation, Diverged
+from qvl.backends.resume import Continuation, Diverged
 from qvl.chunks import fold
 from qvl.types import Chunk, TokenLogprob, ToolCallDelta, Usage
 

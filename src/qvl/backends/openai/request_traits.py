@@ -1,0 +1,48 @@
+"""What the openai backend asks of a request before it sends it."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from qvl.backends.openai.wire import Dialect, request_body
+from qvl.media.base64_codec import FAST
+from qvl.media.gate import MEDIUM, SMALL
+from qvl.types import ChatRequest, JsonObject
+
+# The fields of a request that shape its prompt.
+_OF_A_PROMPT: Final = frozenset(
+    {"model", "messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"}
+)
+PATCH: Final = 32
+TEXT_PER_TOKEN: Final = 4
+
+
+def repeatable(request: ChatRequest) -> bool:
+    """Return True if the request has no side effects at the endpoint, so that it may be sent once more."""
+    return not request.extra.get("store")
+
+
+def is_small(request: ChatRequest) -> bool:
+    """Return True if the request can be encoded on the event loop: its pictures are ready and small."""
+    most, room = request.max_pixels, MEDIUM if FAST else SMALL
+    ready = all(
+        picture.at_hand and (most is None or picture.width * picture.height <= most) for picture in request.pictures
+    )
+    return ready and sum(len(picture.data) for picture in request.pictures) <= room
+
+
+def picture_tokens(request: ChatRequest) -> float:
+    """Return the estimated prompt tokens: one for each 32 x 32 pixels of pictures and each 4 characters of text."""
+    characters = sum(len(message.text) for message in request.messages)
+    areas = [picture.width * picture.height for picture in request.pictures]
+    pixels = sum(min(area, request.max_pixels or area) for area in areas)
+    return 1.0 + characters / TEXT_PER_TOKEN + pixels / (PATCH * PATCH)
+
+
+def prompt_fields(prompt: ChatRequest | str, model: str) -> JsonObject:
+    """Return the fields of a request to `/tokenize`; encodes pictures, so it is for a thread."""
+    if isinstance(prompt, str):
+        return {"model": model, "prompt": prompt}
+    fields = json.loads(request_body(prompt, model, Dialect()))
+    return {name: value for name, value in fields.items() if name in _OF_A_PROMPT}

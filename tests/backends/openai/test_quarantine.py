@@ -1,0 +1,142 @@
+"""A picture that killed two engines is refused, and an answer that broke off goes on elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qvl.backends.base import CUT_OFF
+from qvl.backends.openai.backend import OpenAIBackend
+from qvl.backends.quarantine import Quarantine
+from qvl.errors import BackendResponseError, MediaError
+from qvl.media.gate import load
+from qvl.testing.asking import ask
+from qvl.types import ChatRequest
+from tests.scripted_endpoint import CutOff, ScriptedEndpoint, Text
+from tests.server.conftest import picture
+
+pytestmark = pytest.mark.anyio
+POISON = picture("black", (64, 64))
+
+
+def about(colour: str, text: str = "what is it") -> ChatRequest:
+    return ask(text, load(POISON if colour == "poison" else picture(colour)))
+
+
+@pytest.fixture
+def engines() -> Iterator[Callable[[int], list[str]]]:
+    """Starts engines that the poison kills; returns their URLs."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(count: int) -> list[str]:
+        command = [sys.executable, "-m", "tests.backends.openai.dying_engine", hashlib.sha256(POISON).hexdigest()]
+        started.extend(subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count))
+        return [process.stdout.readline().strip() for process in started[-count:] if process.stdout is not None]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+async def test_the_third_engine_lives_and_nobody_else_is_refused(
+    engines: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "quarantine.json"
+    urls = engines(3)
+    options = {"probe": False, "health_interval": None, "max_retries": 8}
+    async with OpenAIBackend("echo", base_url=urls, quarantine=str(file), **options) as backend:
+        innocent = [
+            asyncio.ensure_future(backend.generate(about(colour, f"{number} words to say")))
+            for number, colour in enumerate(["red", "green", "blue", "white"] * 6)
+        ]
+        await asyncio.sleep(0.1)
+        with pytest.raises(MediaError, match="quarantine") as caught:
+            await backend.generate(about("poison"))
+        assert caught.value.code == "image_quarantined"
+        assert caught.value.picture == 0
+        assert [result.text for result in await asyncio.gather(*innocent)]
+        assert backend.stats()["pictures_quarantined"] == 1
+        # The third one answers everybody but it, and a second client with the same file is not tried with it either.
+        assert (await backend.generate(about("red"))).text
+        with pytest.raises(MediaError):
+            await backend.generate(about("poison", "another question"))
+        assert backend.stats()["quarantine_refusals_total"] == 2
+        async with OpenAIBackend("echo", base_url=urls[2], quarantine=str(file), probe=False) as other:
+            with pytest.raises(MediaError):
+                await other.generate(about("poison"))
+            assert (await other.generate(about("red"))).text
+            # What is deleted from the file is released, in every process.
+            file.write_text("{}")
+            assert other.stats()["pictures_quarantined"] == 0
+            assert backend.stats()["pictures_quarantined"] == 0
+
+
+def test_one_that_is_answered_elsewhere_is_cleared() -> None:
+    held = Quarantine()
+    # Two requests with it broke off, at one death.
+    held.killed(about("red"), "a", suspect=False)
+    held.killed(about("red"), "a", suspect=False)
+    assert held.suspects(about("red"))
+    held.refuse(about("red"))
+    held.cleared(about("red"))
+    assert not held.suspects(about("red"))
+    held.killed(about("red"), "b", suspect=False)
+    held.refuse(about("red"))
+    held.killed(about("red"), "c", suspect=True)
+    with pytest.raises(MediaError):
+        held.refuse(about("red"))
+    held.release()
+    held.refuse(about("red"))
+
+
+def test_it_is_bounded_and_ends_by_itself(tmp_path: Path) -> None:
+    now = [1000.0]
+    held = Quarantine(tmp_path / "held.json", seconds=60, most=2, clock=lambda: now[0])
+    for colour in ("red", "green", "blue"):
+        held.killed(about(colour), "a", suspect=False)
+        held.killed(about(colour), "b", suspect=True)
+    assert len(held) == 2
+    held.refuse(about("red"))
+    with pytest.raises(MediaError, match="1 min"):
+        held.refuse(about("blue"))
+    assert len(json.loads((tmp_path / "held.json").read_text())) == 2
+    now[0] += 61
+    held.refuse(about("blue"))
+    assert len(held) == 0
+
+
+def sampled(request: ChatRequest, **fields: object) -> ChatRequest:
+    return request.replace(sampling=replace(request.sampling, **fields))
+
+
+async def test_an_answer_that_breaks_off_goes_on_at_another_endpoint_without_a_word_twice() -> None:
+    request = sampled(ask("a long row of words to say"), temperature=0.0)
+    with ScriptedEndpoint(CutOff(after=4)) as one, ScriptedEndpoint() as other:
+        async with OpenAIBackend("echo", base_url=other.url, probe=False) as alone:
+            whole = (await alone.generate(request)).text
+        async with OpenAIBackend("echo", base_url=[one.url, other.url], probe=False, policy="round_robin") as backend:
+            pieces = [chunk.text async for chunk in backend.stream(request)]
+            assert "".join(pieces) == whole
+            assert len(one.chats) == 1
+            assert backend.stats()["continued_total"] == 1
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 1.0}, {"temperature": 0.0}])
+async def test_where_that_is_not_exact_the_error_is_that_of_the_break(fields: dict[str, float]) -> None:
+    request = sampled(ask("a long row of words to say"), **fields)
+    with ScriptedEndpoint(CutOff(after=4)) as one, ScriptedEndpoint(default=Text("Other words than those")) as other:
+        async with OpenAIBackend("echo", base_url=[one.url, other.url], probe=False, policy="round_robin") as backend:
+            with pytest.raises(BackendResponseError, match="broke off") as caught:
+                _ = [chunk async for chunk in backend.stream(request)]
+            assert caught.value.code == CUT_OFF
+            assert len(other.chats) == (1 if fields["temperature"] == 0.0 else 0)
+            assert backend.stats()["continued_total"] == 0
