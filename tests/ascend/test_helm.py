@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "everything": EVERYTHING,
     "hpa": {"autoscaling": {"enabled": True, "kind": "hpa"}},
+    "hub": {"weights": {"enabled": False}, "engine": {"model": "Qwen/Qwen3-VL-8B-Instruct"}},
     "bare": {"redis": {"enabled": False}, "networkPolicy": {"enabled": False}},
 }
 # Kinds that an operator brings; Kubernetes' own schemas do not have them.
@@ -196,7 +197,7 @@ def test_keys_come_from_the_secret_and_every_image_has_a_tag(host: str, options:
 @pytest.mark.parametrize("host", HOSTS)
 def test_probes_ask_the_paths_that_the_engine_has(host: str) -> None:
     kind = "vllm" if host == "a3" else "qvl"
-    container = containers(of_kind("StatefulSet", host)["shop-engine"])[0]
+    container = containers(of_kind("StatefulSet", host)["shop-engine"])[-1]
 
     assert container["livenessProbe"]["httpGet"]["path"] == "/health"
     for probe in ("startupProbe", "readinessProbe"):
@@ -210,7 +211,7 @@ def test_probes_ask_the_paths_that_the_engine_has(host: str) -> None:
 @pytest.mark.parametrize(("host", "resource", "count"), [("910b", "Ascend910", 1), ("a3", "Ascend910", 2)])
 def test_an_engine_on_npus_has_what_launch_gives_it(host: str, resource: str, count: int) -> None:
     engine = "vllm" if host == "a3" else "qvl"
-    model = containers(of_kind("StatefulSet", host)["shop-engine"])[0]
+    model = containers(of_kind("StatefulSet", host)["shop-engine"])[-1]
     plan = ContainerPlan(
         model=f"Qwen/{values(host, {})['engine']['model']}", image="a:1", npus=tuple(range(count)), engine=engine,
         chip="910B3" if host == "910b" else "Ascend910", with_key=True,
@@ -257,12 +258,29 @@ def test_prometheus_gets_the_key_and_the_alerts() -> None:
     }
 
 
-def test_weights_are_downloaded_where_the_engine_reads_them() -> None:
-    for host in HOSTS:
-        job = of_kind("Job", host)["shop-download"]
-        line = containers(job)[0]["args"]
-        assert line[:2] == ["hf", "download"]
-        assert line[-1] in words(of_kind("StatefulSet", host)["shop-engine"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_engines_wait_for_weights_that_a_job_downloads_where_they_read_them(host: str) -> None:
+    (job,) = of_kind("Job", host).values()
+    script, repository, folder = containers(job)[0]["args"]
+    wait, engine = containers(of_kind("StatefulSet", host)["shop-engine"])
+
+    assert script.startswith("hf download")
+    assert repository.endswith(Path(folder).name)
+    assert "/.complete" in script
+    assert wait["args"][-1] == folder
+    assert "/.complete" in wait["args"][0]
+    assert folder in engine["args"]
+
+
+def test_another_download_is_another_job_since_none_can_be_changed() -> None:
+    def name(**download: str) -> str:
+        texts = render(values("910b", {"weights": {"download": download}}))
+        return str(
+            [one for one in yaml.safe_load_all(texts["qvl/templates/weights.yaml"]) if one][-1]["metadata"]["name"]
+        )
+
+    assert name(repo="a/b") == name(repo="a/b") != name(repo="a/c")
+    assert name(repo="a/b", hub="modelscope") != name(repo="a/b")
 
 
 @pytest.mark.parametrize(
@@ -273,6 +291,7 @@ def test_weights_are_downloaded_where_the_engine_reads_them() -> None:
         ({"engine": {"device": "tpu"}}, "device"),
         ({"autoscaling": {"kind": "cron"}}, "kind"),
         ({"weights": {"enabled": True}}, "engine.model is needed"),
+        ({"weights": {"enabled": True}, "engine": {"model": "Qwen/M"}}, "engine.model is Qwen/M"),
         ({"weights": {"enabled": True, "download": {"enabled": True}}, "engine": {"model": "m"}}, "download.repo"),
         ({"engine": {"devices": 1}}, "engine.resource is needed"),
     ],

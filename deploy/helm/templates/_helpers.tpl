@@ -62,7 +62,10 @@ timeoutSeconds: 5
 {{- end }}
 
 {{- define "qvl.model" -}}
-{{- if and .Values.weights.enabled (not (contains "/" .Values.engine.model)) -}}
+{{- if .Values.weights.enabled -}}
+{{- if contains "/" .Values.engine.model -}}
+{{- fail (printf "engine.model is %s; with weights.enabled it is the name of a folder on the volume" .Values.engine.model) -}}
+{{- end -}}
 /models/{{ required "engine.model is needed with weights.enabled: the model's folder on the volume" .Values.engine.model }}
 {{- else -}}
 {{ .Values.engine.model }}
