@@ -226,6 +226,7 @@ def test_an_engine_on_npus_has_what_launch_gives_it(host: str, resource: str, co
         k: v for k, v in recipe.environment(plan).items() if k != "ASCEND_RT_VISIBLE_DEVICES"
     }.items() <= given.items()
     assert set(recipe.command(plan)) - own <= set(line)
+    assert line[2] == recipe.shell(plan)[1][1]
 
 
 def test_scaling_follows_the_queue_of_the_pool() -> None:
