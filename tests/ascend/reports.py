@@ -101,7 +101,7 @@ def _old_cann(machine: Machine) -> tuple[Options, dict[str, object]]:
 
 
 def _mixed_candidates(machine: Machine) -> tuple[Options, dict[str, object]]:
-    _engine(machine, "0.16.0rc1", "0.17.0", "8.3.RC1", "2.7.1")
+    _engine(machine, "0.16.0rc1", "0.17.0", "8.5.1", "2.9.0")
     return QUIET, {}
 
 
