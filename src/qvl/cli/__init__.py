@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "serve": "Serve an OpenAI-compatible API.",
     "endpoints": "Examine a pool of OpenAI-compatible endpoints.",
     "bench": "Load an endpoint and measure it.",
+    "tune": "Measure settings of a server on this host; keep the best.",
     "agent": "Analyze products and search a catalogue.",
     "mcp": "Offer qvl's tools over the Model Context Protocol.",
     "doctor": "Find out what is wrong with this host.",
