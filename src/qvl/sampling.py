@@ -126,7 +126,9 @@ class SamplingParams:
     ] = 0
     bad_words: Annotated[
         tuple[str, ...],
-        Parameter("at most 256 texts", ("zq7",), most=256, about="Texts that the answer must not contain."),
+        Parameter(
+            "at most 256 texts", ("zq7",), most=256, about="Texts that do not come, as the tokenizer spells them."
+        ),
     ] = ()
     allowed_token_ids: Annotated[
         tuple[int, ...],

@@ -173,9 +173,6 @@ class ChatRequest:
         if self.reasoning_effort not in (None, *EFFORTS):
             what = f"unknown reasoning_effort {self.reasoning_effort!r}"
             raise ConfigError(what, hint=f"one of {', '.join(EFFORTS)}", param="reasoning_effort")
-        if self.continue_final_message and not (self.messages and self.messages[-1].text):
-            what = "continue_final_message needs text in the last message"
-            raise ConfigError(what, hint="end the messages with what is to go on", param="continue_final_message")
         if not self.messages:
             raise ConfigError("a request needs at least one message", param="messages")
         named = {tool.name for tool in self.tools}

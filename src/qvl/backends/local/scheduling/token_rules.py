@@ -70,12 +70,12 @@ class TokenRules:
 
 
 def _spellings(word: str, encode: Callable[[str], list[int]]) -> Iterable[tuple[int, ...]]:
-    """Yield the tokens of a word at the beginning of a text and behind a space, as vLLM reads `bad_words`."""
+    """Yield the tokens of a word at the beginning of a text and behind a space."""
     bare = tuple(encode(word.lstrip()))
     spaced = tuple(encode(" " + word.lstrip()))
     if bare:
         yield bare
-    if spaced and spaced[:1] != bare[:1] and len(spaced) == len(bare):
+    if spaced and spaced != bare:
         yield spaced
 
 

@@ -204,11 +204,11 @@ def lark_of(grammar: str) -> str:
     Raises:
         ValueError: it cannot be read.
     """
-    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+    from llguidance.gbnf_to_lark import any_to_lark
 
     try:
         return str(any_to_lark(grammar))
-    except (GbnfToLarkError, IndexError, KeyError, RecursionError) as exc:
+    except Exception as exc:
         raise ValueError(f"invalid grammar: {first_line(exc)}") from exc
 
 

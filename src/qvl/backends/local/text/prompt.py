@@ -151,6 +151,9 @@ class PromptEncoder:
         variables = {name: self._typed_deep(value, mark) for name, value in variables.items()}
         entries = [self._message(message, mark) for message in messages]
         if request.continue_final_message:
+            if not request.messages[-1].text:
+                what = "continue_final_message: the last message has no text that could go on"
+                raise RequestError(what, hint="leave it out", param="continue_final_message")
             return self._continued(entries, tools, variables, mark)
         rendered = self._apply(entries, tools, variables, opens=request.add_generation_prompt)
         if thinks is False and rendered[-64:].rstrip().endswith("<think>"):
