@@ -1,4 +1,4 @@
-"""What `qvl launch`, the compose file and the manifests write for qvl-serve is what qvl-serve takes and does."""
+"""What `qvl launch` and the compose file write for qvl-serve is what qvl-serve takes and does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import typer
 
 from qvl.ascend import compose, environment, recipe
 from qvl.ascend.checks import endpoint
-from tests.ascend.test_deploy import containers, of_kind, plan
+from tests.ascend.test_deploy import plan
 from tests.ascend.test_endpoint import Rules, serve  # noqa: F401 - serve is a fixture
 from tests.ascend.test_guide import commands
 
@@ -68,14 +68,6 @@ def test_the_pool_of_the_compose_file_and_its_engines_are_taken() -> None:
     pool = parsed(services["pool"]["command"])
     assert list(pool["base_url"]) == ["http://engine-0:8000/v1", "http://engine-1:8000/v1"]
     assert parsed(services["engine-0"]["command"])["cache"] == "off"
-
-
-def test_the_commands_of_the_manifests_are_taken() -> None:
-    engine = containers(of_kind("StatefulSet")["engine"])["args"][0]
-    pool = containers(of_kind("Deployment")["pool"])["command"]
-
-    assert parsed(shlex.split(engine[engine.index("qvl-serve") :]))["device"] == "npu"
-    assert len(parsed(pool)["base_url"]) == 2
 
 
 def test_every_variable_of_qvl_serve_is_known_to_the_doctor() -> None:
