@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest
 # Three workers for two cores, since many tests wait. Each has one thread: several a core only wait for each other.
 WORKERS ?= $(shell echo $$(( ($$(nproc 2>/dev/null || echo 2) * 3 + 1) / 2 )))
 PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-FAST := not slow and not vllm and not openvino and not browser and not ray
+FAST := not slow and not vllm and not openvino and not browser and not ray and not clients
 # What separates the arguments of a call cannot be written in one.
 comma := ,
 # $(call install,PYTHON,WHAT): pip's steps with the names of the packages, and the seconds it took.
@@ -25,7 +25,7 @@ install = @set -o pipefail; began=$$SECONDS; echo "installing: $(2)"; \
 	-e 's/^Installing collected packages:.*/  unpacking them all: minutes, where torch is new/p' && \
 	echo "installed after $$((SECONDS - began)) s"
 
-.PHONY: help setup demo test quick lint fix docs slow pins test-compat test-ray test-deploy test-vllm test-openvino bench-engine bench-server bench-gateway bench-cache bench-sdk bench-redis clean
+.PHONY: help setup demo test quick lint fix docs slow pins test-compat test-clients test-ray test-deploy test-vllm test-openvino bench-engine bench-server bench-gateway bench-cache bench-sdk bench-redis clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -73,6 +73,9 @@ test-vllm: ## the vLLM backend on vLLM's CPU build, in an environment of its own
 
 test-openvino: ## the OpenVINO backend on models that optimum-intel converts, in an environment of its own
 	$(PYTHON) tests/backends/environment.py openvino .venv-openvino
+
+test-clients: $(STAMP) ## real clients of Python and Node, in environments of their own; WRITE=1 writes docs/clients.md
+	$(if $(WRITE),QVL_WRITE_CLIENTS=1) $(PYTEST) tests/clients
 
 test-ray: $(STAMP) ## replicas and datasets under Ray, which it installs
 	$(call install,$(BIN)/python,-c constraints.txt -e '.[dev$(comma)ray]')

@@ -15,7 +15,6 @@ StopReason: TypeAlias = Literal["end_turn", "max_tokens", "stop_sequence", "tool
 class TextBlock(TypedDict):
     type: Literal["text"]
     text: str
-    citations: None
 
 
 class ThinkingBlock(TypedDict):

@@ -174,7 +174,7 @@ class MessageForm:
             thought = "" if self.hidden else choice.reasoning
             content.append({"type": "thinking", "thinking": thought, "signature": self.signature(choice.reasoning)})
         if choice.text:
-            content.append({"type": "text", "text": choice.text, "citations": None})
+            content.append({"type": "text", "text": choice.text})
         for call in choice.tool_calls:
             content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)})
         return {**self.head(), "content": content, "stop_reason": stop_reason(result), "usage": usage_of(result.usage)}
@@ -236,7 +236,7 @@ class MessageWriter:
             if not self._form.hidden:
                 events += self._delta({"type": "thinking_delta", "thinking": chunk.reasoning})
         if chunk.text:
-            events += self._start("text", {"type": "text", "text": "", "citations": None})
+            events += self._start("text", {"type": "text", "text": ""})
             events += self._delta({"type": "text_delta", "text": chunk.text})
         return events + b"".join(map(self._call, chunk.tool_calls))
 
