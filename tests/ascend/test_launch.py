@@ -214,8 +214,17 @@ class TestChecks:
         docker(healthy)
         with service(200) as (port, _):
             pass
+        launcher = Launcher(healthy.host())
 
-        Launcher(healthy.host()).check(plan(port=port))
+        with pytest.raises(LaunchError, match="docker would make folders"):
+            launcher.check(plan(port=port))
+        with pytest.raises(ConfigError, match="skip-check"):
+            launcher.check(plan(port=port), skip=["npu"])
+        launcher.check(plan(port=port), skip=["mounts"])
+        for path in recipe.DRIVER_MOUNTS:
+            if not healthy.host().path(path).exists():
+                healthy.write(path)
+        launcher.check(plan(port=port))
 
     def test_a_held_npu_is_refused_by_naming_the_holder(self, healthy: Machine) -> None:
         identity = "7c" * 32

@@ -112,15 +112,20 @@ def _packaged(name: str) -> str:
 
 
 def _engine(plan: ContainerPlan) -> JsonObject:
-    if plan.privileged:
+    if plan.network or plan.docker_args:
+        raise ConfigError("--network and --docker-arg are for docker run", hint="edit the compose file, or drop them")
+    if plan.privileged or plan.chip_facts.privileged:
         raise ConfigError("--privileged with --compose would show every NPU to every engine", hint="drop --privileged")
     entrypoint, arguments = recipe.shell(plan)
     return {
         "image": plan.image,
         "restart": plan.restart,
         "devices": [f"{node}:{node}" for node in recipe.devices(plan)],
-        "volumes": [f"{source}:{target}{':ro' if ro else ''}" for source, target, ro in recipe.volumes(plan)],
-        "environment": {**recipe.environment(plan), recipe.KEY_NAMES[plan.engine]: _KEY},
+        "volumes": [
+            *(f"{source}:{target}{':ro' if ro else ''}" for source, target, ro in recipe.volumes(plan)),
+            *plan.mounts,
+        ],
+        "environment": {**recipe.environment(plan), **_further(plan.env), recipe.KEY_NAMES[plan.engine]: _KEY},
         "shm_size": plan.shm_size,
         "ulimits": {"nofile": {"soft": 65536, "hard": 65536}},
         "entrypoint": [entrypoint],
@@ -128,6 +133,12 @@ def _engine(plan: ContainerPlan) -> JsonObject:
         "command": [word.replace("$", "$$") for word in arguments],
         "healthcheck": _health(["CMD", "python3", "-c", recipe.ready_script(plan.engine)], start="15m"),
     }
+
+
+def _further(env: tuple[str, ...]) -> dict[str, str]:
+    """Return --env as compose writes it: a name alone is the value of the shell that starts it."""
+    pairs = (text.partition("=") for text in env)
+    return {name: value if given else f"${{{name}:-}}" for name, given, value in pairs}
 
 
 def _pool(plan: ContainerPlan, engines: tuple[str, ...], image: str) -> JsonObject:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from qvl.ascend import devices, recipe
 from qvl.ascend.checks import weights
-from qvl.errors import QvlError
+from qvl.errors import ConfigError, QvlError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ class LaunchError(QvlError):
 def docker_arguments(plan: ContainerPlan) -> list[str]:
     """Return the `docker run` command as an argument list, the program first."""
     words = ["docker", "run", "--detach", "--name", plan.container, "--restart", plan.restart]
-    if plan.privileged:
+    if plan.privileged or plan.chip_facts.privileged:
         words.append("--privileged")
     for node in recipe.devices(plan):
         words += ["--device", node]
@@ -51,9 +51,17 @@ def docker_arguments(plan: ContainerPlan) -> list[str]:
     if plan.with_key:
         # By name only: docker takes the value from this process, so it stands in no command line.
         words += ["--env", recipe.KEY_NAMES[plan.engine]]
+    for text in plan.env:
+        words += ["--env", text]
+    for text in plan.mounts:
+        words += ["--volume", text]
     words += ["--shm-size", plan.shm_size, "--ulimit", "nofile=65536:65536"]
     address = f"[{plan.host}]" if ":" in plan.host else plan.host
-    words += ["--publish", f"{address}:{plan.port}:{recipe.INNER_PORT}"]
+    if plan.network:
+        words += ["--network", plan.network]
+    if plan.network != "host":
+        words += ["--publish", f"{address}:{plan.port}:{recipe.INNER_PORT}"]
+    words += plan.docker_args
     entrypoint, arguments = recipe.shell(plan)
     return [*words, "--entrypoint", entrypoint, plan.image, *arguments]
 
@@ -79,12 +87,21 @@ class Launcher:
     say: Callable[[str], None] = field(default=lambda line: None)
     poll: float = 2.0
 
-    def check(self, plan: ContainerPlan, *, share: bool = False) -> None:
-        """Check that NPUs exist and are free (unless `share`), the port is free, image and weights are complete."""
-        self.check_npus(plan.npus, share=share)
-        self.check_port(plan.host, plan.port)
-        self.check_image(plan.image)
-        self.check_weights(plan)
+    def check(self, plan: ContainerPlan, *, share: bool = False, skip: Sequence[str] = ()) -> None:
+        """Run every check that is not in `skip`; `share` allows NPUs that are held."""
+        steps: dict[str, Callable[[], None]] = {
+            "npus": lambda: self.check_npus(plan.npus, share=share),
+            "mounts": lambda: self.check_mounts(plan),
+            "port": lambda: self.check_port(plan.host, plan.port),
+            "image": lambda: self.check_image(plan.image),
+            "weights": lambda: self.check_weights(plan),
+        }
+        for name in skip:
+            if name not in steps:
+                raise ConfigError(f"unknown --skip-check {name!r}", hint=f"one of {', '.join(steps)}")
+        for name, step in steps.items():
+            if name not in skip:
+                step()
 
     def check_npus(self, npus: tuple[int, ...], *, share: bool = False) -> None:
         """Check that the device nodes exist, and (unless `share`) that no process uses the NPUs."""
@@ -93,9 +110,17 @@ class Launcher:
         if absent:
             have = ", ".join(map(str, present)) or "none"
             raise LaunchError(f"NPU {absent[0]} not found on this host, which has: {have}", hint="see `qvl doctor`")
+        table = devices.query(self.host)
+        for number in npus if table else ():
+            npu = table.npu(number) if table else None
+            if npu is None or npu.lost:
+                raise LaunchError(f"NPU {number} is lost: npu-smi does not read it", hint="leave it out of --npus")
+            if npu.health not in ("OK", "Warning"):
+                raise LaunchError(f"NPU {number} has health {npu.health}", hint="leave it out of --npus; `qvl doctor`")
+            if npu.health == "Warning":
+                self.say(f"warning: NPU {number} has health Warning: npu-smi info -t health -i {npu.npu_id}")
         if share:
             return
-        table = devices.query(self.host)
         if table is None:
             raise LaunchError("cannot tell which NPUs are free: npu-smi info has no table", hint="see `qvl doctor`")
         holders = devices.holders(self.host, table)
@@ -104,6 +129,18 @@ class Launcher:
                 free = sorted(set(present) - {item.device_id for item in holders})
                 choice = f"free NPUs: {', '.join(map(str, free))}" if free else "no NPU is free"
                 raise LaunchError(str(holder), hint=f"{choice}; --share starts beside it")
+
+    def check_mounts(self, plan: ContainerPlan) -> None:
+        """Check that the driver's files are there: docker would make a folder of the host for each that is not."""
+        absent = [
+            source for source, _, _ in recipe.volumes(plan) if source.startswith("/usr/local") or source[:5] == "/etc/"
+        ]
+        absent = [source for source in absent if not self.host.path(source).exists()]
+        if absent:
+            raise LaunchError(
+                f"{', '.join(absent)}: not on this host, and docker would make folders of them",
+                hint="install the driver, or see `qvl doctor --no-software`; --skip-check mounts starts anyway",
+            )
 
     def check_port(self, address: str, port: int) -> None:
         """Check that nothing listens on the port to publish."""
@@ -136,7 +173,7 @@ class Launcher:
         """Check that the plan's local checkpoint is complete; a hub id is not checked."""
         if plan.weights is None:
             return
-        for finding in weights.check(plan.weights):
+        for finding in weights.check(plan.weights, engine=plan.engine):
             if finding.status == "fail":
                 raise LaunchError(f"weights: {finding.summary}", hint=finding.fix or "see `qvl doctor --weights`")
 

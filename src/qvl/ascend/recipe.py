@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from qvl.ascend import chips
+from qvl.ascend import chips, matrix
+from qvl.ascend.checks import weights as checkpoints
 from qvl.config import in_home
 from qvl.errors import ConfigError
 
@@ -43,7 +44,9 @@ class ContainerPlan:
     """One container: model, engine, NPUs, image, and the published address.
 
     `model` is a folder of this host or a hub id. `host` is the address on which the port is published.
-    `chip` is npu-smi's name, if known. `extra` are further arguments of the engine.
+    `chip` is npu-smi's name, if known; `nodes` are the host's names below /dev, which tell kinds of one name apart, and
+    `tool` is the host's npu-smi. `env` are NAME=VALUE, or NAME to take the host's value; `mounts` are HOST:CONTAINER
+    with an optional :ro; `docker_args` are further arguments of docker run; `extra` those of the engine.
     Raises ConfigError for invalid values.
     """
 
@@ -63,6 +66,12 @@ class ContainerPlan:
     restart: str = "no"
     privileged: bool = False
     with_key: bool = False
+    nodes: tuple[str, ...] = ()
+    tool: str = chips.TOOLS[0]
+    env: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()
+    docker_args: tuple[str, ...] = ()
+    network: str = ""
     extra: tuple[str, ...] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
@@ -74,6 +83,22 @@ class ContainerPlan:
             raise ConfigError(f"invalid --port {self.port}", hint="1 to 65535")
         if not re.fullmatch(r"[^\s:]+(:\d+/[^\s:]+)?(:[\w][\w.-]*|@sha256:[0-9a-f]{64})", self.image):
             raise ConfigError(f"--image {self.image!r} has no tag", hint="name one, such as vllm-ascend:v0.23.0")
+        for text in self.env:
+            if not re.fullmatch(r"[A-Za-z_]\w*(=.*)?", text, re.DOTALL):
+                raise ConfigError(f"--env {text!r} cannot be read", hint="as --env NAME=VALUE, or --env NAME")
+        for text in self.mounts:
+            if not re.fullmatch(r"/[^:]*:/[^:]*(:ro|:rw)?", text):
+                raise ConfigError(f"--mount {text!r} cannot be read", hint="as --mount /on/host:/in/container:ro")
+        own = {"MODEL": str(self.weights or ""), "--hub-cache": self.hub_cache, "--answers": self.answers}
+        for option, path in {**own, "--code": self.code}.items():
+            if ":" in path:
+                raise ConfigError(f"{option} {path}: docker cannot mount a path with ':'", hint="rename it, or link it")
+        if self.chip_facts.why_not:
+            raise ConfigError(f"{self.chip}: {self.chip_facts.why_not}", hint="--chip names another, if this is wrong")
+        if self.engine == "vllm" and len(self.npus) % self.chip_facts.dies:
+            raise ConfigError(
+                f"{self.chip} works in pairs of dies, but --npus names {len(self.npus)}", hint="give both: 0,1"
+            )
         if self.engine == "qvl" and len(self.npus) > 1 and "--replicas" not in self.extra:
             raise ConfigError(
                 f"qvl-serve uses one NPU, but --npus names {len(self.npus)}",
@@ -109,7 +134,20 @@ class ContainerPlan:
     @property
     def chip_facts(self) -> chips.Chip:
         """The row of the chip, of 910B if the chip is not known."""
-        return chips.find(self.chip) or chips.DEFAULT
+        return chips.find(self.chip, self.nodes) or chips.DEFAULT
+
+    @property
+    def eager(self) -> bool:
+        """Whether the chip's graphs do not run on the CANN of the image, by the matrix and the image's tag."""
+        match = re.search(r"vllm-ascend:v?([\w.]+)", self.image)
+        row = matrix.load().release(match[1]) if match and self.chip_facts.graph_cann else None
+        cann = matrix.load().vllm_ascend[row].get("cann") if row else None
+        return cann is not None and matrix.key(cann) < matrix.key(self.chip_facts.graph_cann)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the model is a mixture of experts: by its config.json, or a hub id such as Qwen3-VL-30B-A3B."""
+        return checkpoints.is_sparse(self.weights) if self.weights else bool(re.search(r"\dB-A\d+B", self.model))
 
     @property
     def visible(self) -> str:
@@ -117,7 +155,7 @@ class ContainerPlan:
 
         An ordinary container numbers its NPUs from 0, a privileged one as the host does.
         """
-        numbers = self.npus if self.privileged else range(len(self.npus))
+        numbers = self.npus if self.privileged or self.chip_facts.privileged else range(len(self.npus))
         return ",".join(map(str, numbers))
 
 
@@ -138,7 +176,10 @@ def environment(plan: ContainerPlan) -> dict[str, str]:
 
 def volumes(plan: ContainerPlan) -> list[tuple[str, str, bool]]:
     """Return (host folder, container folder, read-only) of each mount, the driver's first."""
-    mounts = [(path, path, True) for path in DRIVER_MOUNTS]
+    chip = plan.chip_facts
+    paths = DRIVER_MOUNTS if chip.mounts == chips.DEFAULT.mounts else (*chip.mounts, chips.TOOLS[0])
+    # The tool is where this host has it; in the container its place is the usual one.
+    mounts = [(plan.tool if path == chips.TOOLS[0] else path, path, True) for path in paths]
     if plan.weights:
         mounts.append((str(plan.weights), plan.inner_model, True))
     mounts.append((plan.hub_cache, "/root/.cache", False))
@@ -157,7 +198,9 @@ def absent_folders(plan: ContainerPlan) -> list[tuple[str, str]]:
 
 def devices(plan: ContainerPlan) -> list[str]:
     """Return the device nodes of the plan's NPUs, and the control nodes."""
-    return [*(f"/dev/davinci{number}" for number in plan.npus), *DEVICE_NODES]
+    chip = plan.chip_facts
+    names = (*chip.control_nodes, *(node for node in chip.optional_nodes if node in plan.nodes))
+    return [*(f"/dev/davinci{number}" for number in plan.npus), *(f"/dev/{name}" for name in names)]
 
 
 def command(plan: ContainerPlan) -> list[str]:
@@ -191,7 +234,7 @@ def _qvl(plan: ContainerPlan) -> list[str]:
         words += ["--cache", f"sqlite:///{CACHE_FOLDER}/answers.db"]
     if not plan.with_key:
         words.append("--allow-unauthenticated")
-    return [*words, *plan.extra]
+    return [*_without(words, plan.extra), *plan.extra]
 
 
 def _vllm(plan: ContainerPlan) -> list[str]:
@@ -202,8 +245,25 @@ def _vllm(plan: ContainerPlan) -> list[str]:
     words += ["--tensor-parallel-size", str(len(plan.npus)), "--max-model-len", str(chip.max_model_len)]
     words += ["--max-num-seqs", "128", "--max-num-batched-tokens", "16384", "--gpu-memory-utilization", "0.91"]
     # vllm-ascend's recipe switches both caches off for Qwen3-VL: they have given garbled answers on NPUs.
-    words += ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0", "--async-scheduling"]
-    words += ["--compilation-config", json.dumps(graphs)]
+    # Its table keeps them for mixtures of experts.
+    words += [] if plan.sparse else ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0"]
+    words += ["--async-scheduling", "--limit-mm-per-prompt.video", "0"]
+    words += ["--enforce-eager"] if plan.eager else ["--compilation-config", json.dumps(graphs)]
+    if plan.weights and checkpoints.model_slim(plan.weights) is not None:
+        words += ["--quantization", "ascend"]
     if not chip.npugraph_ex:
         words += ["--additional-config", json.dumps({"ascend_compilation_config": {"enable_npugraph_ex": False}})]
-    return [*words, *plan.extra]
+    return [*_without(words, plan.extra), *plan.extra]
+
+
+def _without(words: list[str], extra: tuple[str, ...]) -> list[str]:
+    """Return `words` without the flags, and their values, that `extra` gives again."""
+    given = {word.partition("=")[0] for word in extra if word.startswith("--")}
+    kept: list[str] = []
+    skipping = False
+    for word in words:
+        if word.startswith("--"):
+            skipping = word in given or word.replace("--no-", "--", 1) in given or f"--no-{word[2:]}" in given
+        if not skipping:
+            kept.append(word)
+    return kept

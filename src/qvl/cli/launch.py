@@ -47,7 +47,12 @@ class LaunchOptions:
     chip: Annotated[str, _inside(help="310P, 910B... Default: what npu-smi says.")] = ""
     shm_size: Annotated[str, _inside(help="Shared memory. Default: the chip's recipe.")] = ""
     restart: Annotated[str, _inside(help="docker's restart policy.")] = "no"
+    env: Annotated[list[str] | None, _inside(metavar="NAME=VALUE", help="Or NAME: the host's value.")] = None
+    mount: Annotated[list[str] | None, _inside(metavar="HOST:INSIDE[:ro]", help="A further folder.")] = None
+    network: Annotated[str, _inside(help="docker's network; host: no port is published.")] = ""
+    docker_arg: Annotated[list[str] | None, _inside(help="A further argument of docker run.")] = None
     privileged: Annotated[bool, _inside("--privileged", help="Show it every NPU. Not needed.")] = False
+    skip_check: Annotated[list[str] | None, _way(help="npus, mounts, port, image or weights.")] = None
     share: Annotated[bool, _way("--share", help="Start on NPUs that are held, too.")] = False
     allow_unauthenticated: Annotated[bool, _way("--allow-unauthenticated", help="Publish without a key.")] = False
     dry_run: Annotated[bool, _way("--dry-run", help="Print the command and do nothing.")] = False
@@ -68,6 +73,7 @@ class LaunchOptions:
     def plan(self, host: Host, npus: tuple[int, ...], extra: Sequence[str]) -> ContainerPlan:
         """Return the container's plan; with --compose it has only the first of `npus`."""
         from qvl.ascend import devices
+        from qvl.ascend.chips import TOOLS
         from qvl.ascend.recipe import KEY_NAMES, ContainerPlan
 
         return ContainerPlan(
@@ -87,6 +93,12 @@ class LaunchOptions:
             restart=self.restart,
             privileged=self.privileged,
             with_key=bool(host.environ.get(KEY_NAMES.get(self.engine, ""))),
+            nodes=host.names("/dev"),
+            tool=next((path for path in TOOLS if host.path(path).exists()), TOOLS[0]),
+            env=(*_of_host(host), *(self.env or ())),
+            mounts=tuple(self.mount or ()),
+            docker_args=tuple(self.docker_arg or ()),
+            network=self.network,
             extra=tuple(extra),
         )
 
@@ -135,7 +147,14 @@ def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
         raise ConfigError(
             f"--host {plan.host} needs an API key", hint=f"set {KEY_NAMES[plan.engine]}, or --allow-unauthenticated"
         )
-    _run(host, plan, share=options.share, dry_run=options.dry_run, wait=options.wait)
+    _run(host, plan, share=options.share, skip=options.skip_check or (), dry_run=options.dry_run, wait=options.wait)
+
+
+def _of_host(host: Host) -> list[str]:
+    """Return the names of the hub's settings and proxies that this host has; docker takes their values by name."""
+    names = ("QVL_HUB", "VLLM_USE_MODELSCOPE", "MODELSCOPE_API_TOKEN", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE")
+    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+    return [name for name in (*names, *proxies) if host.environ.get(name)]
 
 
 def _in_home(folder: Path) -> Path:
@@ -148,14 +167,14 @@ def _in_home(folder: Path) -> Path:
     return path
 
 
-def _run(host: Host, plan: ContainerPlan, *, share: bool, dry_run: bool, wait: float) -> None:
+def _run(host: Host, plan: ContainerPlan, *, share: bool, skip: Sequence[str], dry_run: bool, wait: float) -> None:
     from qvl.ascend.launch import Launcher, as_text, docker_arguments
 
     if dry_run:
         typer.echo(as_text(docker_arguments(plan)))
         return
     launcher = Launcher(host, say=lambda line: typer.echo(f"  {line}", err=True))
-    launcher.check(plan, share=share)
+    launcher.check(plan, share=share, skip=skip)
     identity = launcher.start(plan)
     typer.echo(f"started {plan.container} ({identity[:12]}) on NPU {','.join(map(str, plan.npus))}", err=True)
     if wait > 0:
