@@ -399,3 +399,32 @@ class TestBounds:
                 Allows(tiny, response_format=form)
             assert "parse error" not in str(caught.value)
             assert "\n" not in str(caught.value)
+
+
+WEATHER: Final = Tool(
+    "f0", "", {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}, strict=True
+)
+LOOSE: Final = Tool("f1", "", {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]})
+
+
+def test_a_strict_tool_that_may_be_called_is_called_by_its_schema(tiny: LocalBackend) -> None:
+    allows = Allows(tiny, tools=(WEATHER, LOOSE))
+    assert allows("Just text, and <b>no call</b>.")
+    assert allows(call({"a": 1}))
+    assert allows("First this: " + call({"a": 2}) + "\nthen " + call({"b": "anything"}, "f1") + "\n")
+    assert not allows(call({"a": 3}))
+    assert not allows(call({}))
+    assert not allows(call({"a": 1}, "f2"))
+    assert not allows("<tool_call>no call at all</tool_call>")
+
+
+def test_without_parallel_calls_the_first_is_the_end(tiny: LocalBackend) -> None:
+    allows = Allows(tiny, tools=(LOOSE,), parallel_tool_calls=False)
+    assert allows("Text.")
+    assert allows("Text. " + call({"any": 1}, "f1"))
+    assert not allows(call({}, "f1") + "\n" + call({}, "f1"))
+
+
+def test_tools_without_a_form_have_no_grammar(tiny: LocalBackend) -> None:
+    assert tiny._loaded is not None
+    assert tiny._loaded.grammars.matcher(ChatRequest(QUESTION, tools=(LOOSE,))) is None

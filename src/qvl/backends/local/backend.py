@@ -25,11 +25,13 @@ from qvl.types import PROMPT_FIELDS, SamplingParams
 
 if TYPE_CHECKING:
     from qvl.backends.local.engine import Engine
+    from qvl.backends.local.engine_request import EngineRequest
     from qvl.backends.local.make_request import RequestMaker
     from qvl.backends.local.model.device import Device
     from qvl.backends.local.model.loader import Checkpoint, DeviceMap
     from qvl.backends.local.model.model_runner import Runner
     from qvl.backends.local.model.vision import FeatureCache
+    from qvl.backends.local.text.grammar import Grammars
     from qvl.backends.local.text.processor import ImageRules, Processor
     from qvl.types import ChatRequest, Chunk, JsonObject
 
@@ -47,6 +49,7 @@ class _Loaded:
     device: Device
     checkpoint: Checkpoint
     processor: Processor
+    grammars: Grammars
     engine: Engine
     max_model_len: int
     maker: RequestMaker
@@ -252,7 +255,7 @@ class LocalBackend(Backend):
         processor = Processor(checkpoint.tokenizer, rules, image_token, features.get, runner.picture_cost)
         vocabulary = Vocabulary(checkpoint.tokenizer)
         maker = RequestMaker(checkpoint, device, processor, grammars, vocabulary, runner.vocab_size, max_model_len)
-        return _Loaded(device, checkpoint, processor, engine, max_model_len, maker)
+        return _Loaded(device, checkpoint, processor, grammars, engine, max_model_len, maker)
 
     def _load(self, device: Device, features: FeatureCache) -> tuple[Checkpoint, ImageRules, Runner]:
         from qvl.backends.local.model.loader import load
@@ -306,7 +309,7 @@ class LocalBackend(Backend):
         abandoned = threading.Event()
         pool = self._pool_for(request)
         try:
-            engine_request = await loop.run_in_executor(pool, loaded.maker.make, request, loop, abandoned.is_set)
+            engine_request = await loop.run_in_executor(pool, self._engine_request, loaded, request, loop, abandoned)
         except RuntimeError as exc:
             if isinstance(exc, QvlError) or not self._closed:
                 raise
@@ -342,6 +345,12 @@ class LocalBackend(Backend):
     async def detokenize(self, ids: Sequence[int]) -> str:
         work = self._ready().processor.text
         return await asyncio.get_running_loop().run_in_executor(self._long_pool, work, ids)
+
+    def _engine_request(
+        self, loaded: _Loaded, request: ChatRequest, loop: asyncio.AbstractEventLoop, abandoned: threading.Event
+    ) -> EngineRequest:
+        """Return the request prepared for the engine; blocking. Tests override it to look at what is made."""
+        return loaded.maker.make(request, loop, abandoned.is_set)
 
     def identity(self) -> JsonObject:
         loaded = self._loaded

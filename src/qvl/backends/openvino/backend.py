@@ -25,7 +25,7 @@ from qvl.backends.openvino.engine import Deliver, Piece, StepLoop
 from qvl.backends.openvino.request import LoadedModel, OpenVinoRequest
 from qvl.errors import BackendUnavailableError, ConfigError, QvlError
 from qvl.log import logger
-from qvl.types import ChatRequest, Chunk, JsonObject, SamplingParams, Timing
+from qvl.types import PROMPT_FIELDS, ChatRequest, Chunk, JsonObject, SamplingParams, Timing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,12 @@ log = logger("qvl.backends.openvino")
 MAX_IMAGES: Final = 64
 # Of these penalties the library leaves out the prompt (repetition), or adds them to a negative logit instead of
 # subtracting them, which makes the token likelier (presence, frequency).
-SAMPLING: Final = SamplingParams.assumed() - {"repetition_penalty", "presence_penalty", "frequency_penalty"}
+SAMPLING: Final = (
+    SamplingParams.assumed() - {"repetition_penalty", "presence_penalty", "frequency_penalty"}
+    # These our own code sees to.
+    | {"include_stop_str_in_output", "skip_special_tokens", "truncate_prompt_tokens"}
+)
+FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS)
 GIB: Final = 1 << 30
 
 
@@ -115,6 +120,7 @@ class OpenVinoBackend(Backend):
             tools=True,
             # It tells the chosen token's logprob and no other.
             top_logprobs=0,
+            fields=FIELDS,
         )
 
     def peek_capabilities(self) -> Capabilities:

@@ -46,10 +46,12 @@ class OpenVinoRequest:
     def __init__(self, loaded: LoadedModel, request: ChatRequest, abandoned: Callable[[], bool]) -> None:
         from qvl.backends.local.text.detokenizer import Detokenizer
         from qvl.backends.local.text.prompt import PromptLimit
+        from qvl.backends.local.text.template_options import refuse_efforts
 
         openvino, _ = import_genai()
         self._loaded = loaded
         self._request = request
+        refuse_efforts(request)
         structured = loaded.grammars.config(request)
         limit = PromptLimit(loaded.max_model_len, request.sampling.max_tokens)
         prepared = loaded.processor.prepare(request, limit, abandoned)
@@ -106,9 +108,9 @@ class OpenVinoRequest:
 
         tokens = piece.tokens
         self._completion += len(tokens)
-        if piece.finish_reason == "stop":
-            # The token that ends an answer is not part of it.
-            tokens = tokens[:-1]
+        ending = tokens[-1:] if piece.finish_reason == "stop" else []
+        # The token that ends an answer is a part of it only where that is asked for.
+        tokens = tokens[: len(tokens) - len(ending)]
         for number, token in enumerate(tokens):
             chunk = output.push(Sampled(token, min(piece.logprobs[number], 0.0) if piece.logprobs else 0.0))
             if chunk is not None:
@@ -118,6 +120,10 @@ class OpenVinoRequest:
                 self._ended.add(output.index)
                 yield output.finish("stop")
                 return
+        for token in ending:
+            chunk = output.end(Sampled(token))
+            if chunk is not None:
+                yield chunk
         if piece.finish_reason is not None:
             self._ended.add(output.index)
             yield output.finish(piece.finish_reason)

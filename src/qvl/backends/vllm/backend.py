@@ -29,13 +29,16 @@ from qvl.backends.vllm.engine import crossing, import_vllm, read_engine_args
 from qvl.backends.vllm.request import Loaded, VllmRequest
 from qvl.errors import BackendError, BackendUnavailableError
 from qvl.log import logger
-from qvl.types import ChatRequest, Chunk, JsonObject, Timing
+from qvl.types import PROMPT_FIELDS, ChatRequest, Chunk, JsonObject, SamplingParams, Timing
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 log = logger("qvl.backends.vllm")
 DEFAULT_IMAGES: Final = 8
+# What needs more of the engine: named tokens' logprobs a newer one, a bound of the reasoning its configuration.
+SAMPLING: Final = SamplingParams.names() - {"logprob_token_ids", "thinking_token_budget"}
+FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS)
 
 
 class VllmBackend(Backend):
@@ -80,9 +83,11 @@ class VllmBackend(Backend):
         return Capabilities(
             images=self._limits["image"],
             max_context=have.max_model_len if have else None,
+            sampling=SAMPLING,
             response_formats=RESPONSE_FORMATS,
             tools=True,
             top_logprobs=min(20, have.max_logprobs) if have else 20,
+            fields=FIELDS | {"priority"} if have is not None and have.by_priority else FIELDS,
         )
 
     def peek_capabilities(self) -> Capabilities:
@@ -151,9 +156,9 @@ class VllmBackend(Backend):
         try:
             answer = await asyncio.to_thread(VllmRequest, loaded, request, abandoned.is_set)
             first = 0.0
-            results = loaded.engine.generate(
-                answer.prompt, answer.params, f"{request.request_id or 'qvl'}-{uuid.uuid4().hex}"
-            )
+            ident = f"{request.request_id or 'qvl'}-{uuid.uuid4().hex}"
+            order = {"priority": request.priority} if request.priority else {}
+            results = loaded.engine.generate(answer.prompt, answer.params, ident, **order)
             async with aclosing(results):
                 while not answer.done:
                     with self._guard():
@@ -222,6 +227,7 @@ class VllmBackend(Backend):
             int(config.max_model_len),
             int(config.max_logprobs),
             facts,
+            getattr(engine.vllm_config.scheduler_config, "policy", "fcfs") == "priority",
         )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from qvl.backends.local.scheduling.token_rules import Score
 from qvl.backends.vllm.engine import crossing
 from qvl.errors import BackendError
 from qvl.sampling import PARAMETERS
-from qvl.types import ChatRequest, Chunk, FinishReason, JsonObject, Usage
+from qvl.types import ChatRequest, Chunk, FinishReason, JsonObject, PromptFacts, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -41,11 +43,15 @@ class VllmOutput(Protocol):
 
     outputs: Sequence[VllmCompletion]
     num_cached_tokens: int | None
+    prompt_logprobs: Sequence[Mapping[int, VllmLogprob] | None] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model loaded in vLLM, with the processor for its requests. `facts` are part of the identity."""
+    """A model loaded in vLLM, with the processor for its requests. `facts` are part of the identity.
+
+    `by_priority`: True if the engine schedules by the priority of requests.
+    """
 
     engine: AsyncLLM
     processor: Processor
@@ -53,6 +59,7 @@ class Loaded:
     max_model_len: int
     max_logprobs: int
     facts: JsonObject
+    by_priority: bool = False
 
 
 class VllmRequest:
@@ -61,9 +68,11 @@ class VllmRequest:
     def __init__(self, loaded: Loaded, request: ChatRequest, abandoned: Callable[[], bool]) -> None:
         from qvl.backends.local.text.detokenizer import Detokenizer
         from qvl.backends.local.text.prompt import PromptLimit
+        from qvl.backends.local.text.template_options import refuse_efforts
 
         self._loaded = loaded
         self._request = request
+        refuse_efforts(request)
         limit = PromptLimit(loaded.max_model_len, request.sampling.max_tokens)
         prepared = loaded.processor.prepare(request, limit, abandoned)
         self.prompt = _prompt(prepared, loaded.processor.image_token_id)
@@ -77,6 +86,8 @@ class VllmRequest:
         self._completion = 0
         self._cached = 0
         self._prepared = prepared
+        self._told = False
+        self._scores: Sequence[Mapping[int, VllmLogprob] | None] = ()
 
     @property
     def done(self) -> bool:
@@ -99,9 +110,11 @@ class VllmRequest:
     def read(self, result: VllmOutput) -> Iterator[Chunk]:
         """Yield the chunks of one of vLLM's outputs."""
         self._cached = result.num_cached_tokens or self._cached
+        self._scores = result.prompt_logprobs or self._scores
         for index, part in self._parts(result):
             if index not in self._ended:
-                for chunk in self._part(index, part):
+                for made in self._part(index, part):
+                    chunk = self._with_prompt(made)
                     if self._last is not None:
                         yield self._last
                         self._last = None
@@ -109,6 +122,21 @@ class VllmRequest:
                         yield chunk
                     else:
                         self._last = chunk
+
+    def _with_prompt(self, chunk: Chunk) -> Chunk:
+        """Return the chunk, the first one with what is told of the prompt where that is asked for."""
+        sampling, vocabulary, tokens = self._request.sampling, self._loaded.vocabulary, self._prepared.tokens
+        if self._told or not (sampling.return_token_ids or sampling.prompt_logprobs is not None):
+            return chunk
+        self._told = True
+        scored: list[TokenLogprob | None] = []
+        for token, note in zip(tokens, self._scores, strict=False):
+            if note is None:
+                scored.append(None)
+                continue
+            logprob, top = _alternatives(note, token, sampling.prompt_logprobs)
+            scored.append(vocabulary.scored(token, Score(logprob, note[token].rank, top)))
+        return replace(chunk, prompt=PromptFacts(tuple(tokens), vocabulary.text(tokens), tuple(scored)))
 
     def _parts(self, result: VllmOutput) -> Iterator[tuple[int, VllmCompletion]]:
         """Yield (choice index, output). Greedy choices are equal, so vLLM computes only one, yielded for each."""
@@ -123,18 +151,21 @@ class VllmRequest:
         tokens = list(part.token_ids)
         notes = list(part.logprobs or ())
         self._completion += len(tokens)
-        if part.finish_reason == "stop" and tokens:
-            # The token that ends an answer is not part of it.
-            tokens.pop()
+        # The token that ends an answer is a part of it only where that is asked for.
+        ending = [tokens.pop()] if part.finish_reason == "stop" and tokens else []
         for number, token in enumerate(tokens):
-            logprob, top = _alternatives(notes[number], token, self._request.sampling.logprobs) if notes else (0.0, ())
-            chunk = output.push(Sampled(token, logprob, top))
+            told = _told(notes[number : number + 1], token, self._request.sampling.logprobs)
+            chunk = output.push(Sampled(token, *told))
             if chunk is not None:
                 yield chunk
             if output.stopped:
                 self._completion -= len(tokens) - number - 1
                 yield self._finished(output, "stop")
                 return
+        for token in ending:
+            chunk = output.end(Sampled(token, *_told(notes[-1:], token, self._request.sampling.logprobs)))
+            if chunk is not None:
+                yield chunk
         if part.finish_reason is not None:
             if part.finish_reason not in ("stop", "length"):
                 raise BackendError(f"vLLM ended the answer early, with finish_reason {part.finish_reason!r}")
@@ -151,8 +182,10 @@ class VllmRequest:
         sampling = self._request.sampling
         defaults = {name: known.default for name, known in PARAMETERS.items() if not known.declared}
         own = defaults | sampling.changed()
-        # Text ends where our own code finds a stop string.
-        del own["stop"]
+        # Text ends where our own code finds a stop string, prompts are cut and tokens told by ours too.
+        for name in ("stop", "truncate_prompt_tokens", "return_token_ids", "include_stop_str_in_output"):
+            own.pop(name, None)
+        own |= {name: list(value) for name, value in own.items() if isinstance(value, tuple)}
         own["stop_token_ids"] = list(sampling.stop_token_ids)
         with crossing():
             return SamplingParams(
@@ -190,7 +223,7 @@ def _structured(request: ChatRequest) -> StructuredOutputsParams | None:
     from vllm.sampling_params import StructuredOutputsParams
 
     from qvl.backends.grammar_schema import call_schema, enforceable
-    from qvl.backends.local.text.grammar import SPACING
+    from qvl.backends.local.text.grammar import SPACING, calls_within_text, held_calls, lark_of
     from qvl.backends.schema_bounds import check_format
 
     form = request.response_format
@@ -208,11 +241,22 @@ def _structured(request: ChatRequest) -> StructuredOutputsParams | None:
         rules["json"] = {**schema, "x-guidance": SPACING}
     elif form.kind == "regex":
         rules["regex"] = form.pattern
+    elif form.kind == "grammar":
+        rules["grammar"] = lark_of(form.pattern or "")
     elif form.kind == "choice":
         rules["choice"] = list(form.choices)
+    elif held_calls(request):
+        rules["grammar"] = calls_within_text(request, json.dumps("<tool_call>"), json.dumps("</tool_call>"))
     else:
         return None
     return StructuredOutputsParams(**rules)
+
+
+def _told(
+    note: Sequence[Mapping[int, VllmLogprob]], token: int, count: int | None
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Return the logprob and the alternatives of a token from the note about its place, if there is one."""
+    return _alternatives(note[0], token, count) if note else (0.0, ())
 
 
 def _alternatives(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import numpy as np
@@ -141,6 +142,8 @@ class Grammars:
             raise _refused(compiler_reason(str(exc)), "response_format") from exc
         if form.kind == "choice":
             return "start: " + " | ".join(json.dumps(choice) for choice in form.choices), "response_format"
+        if held_calls(request):
+            return calls_within_text(request, self._markup("<tool_call>"), self._markup("</tool_call>")), "tools"
         return None, ""
 
     def _calls(self, tools: Sequence[Tool], several: bool) -> str:
@@ -196,6 +199,27 @@ class Grammars:
         places = 2 ** torch.arange(8, device=device).to(torch.uint8)
         spread = torch.bitwise_and(to_device(allowed, device).unsqueeze(-1), places)
         return (spread == 0).flatten(1)[:, : self._vocab_size]
+
+
+def held_calls(request: ChatRequest) -> bool:
+    """Return True if the model may call a tool, and its calls are held to a form: strict, or one alone."""
+    may_call = bool(request.tools) and request.tool_choice == "auto" and request.response_format.kind == "text"
+    return may_call and (any(tool.strict for tool in request.tools) or not request.parallel_tool_calls)
+
+
+def calls_within_text(request: ChatRequest, first: str, last: str) -> str:
+    """Return a Lark grammar of text that may hold calls, those of strict tools with arguments by their schemas.
+
+    `first` and `last` are the markup around a call, in Lark's syntax. Without parallel calls the first one is the end.
+    """
+    tools = [tool if tool.strict else replace(tool, parameters={"type": "object"}) for tool in request.tools]
+    body = json.dumps({**call_schema(tools), "x-guidance": SPACING})
+    start = "TEXT? (call TEXT?)*" if request.parallel_tool_calls else "TEXT? call?"
+    return (
+        f"start: {start}\n"
+        "TEXT: /(.|\\n)+/ & ~/(?s:.*)<tool_call>(?s:.*)/\n"
+        f'call: {first} "\\n" body "\\n" {last}\nbody: %json {body}\n'
+    )
 
 
 def lark_of(grammar: str) -> str:

@@ -29,6 +29,17 @@ def thinking_budget(request: ChatRequest, answer_tokens: int) -> int | None:
     return None if budget is None else min(budget, answer_tokens * 3 // 4)
 
 
+def refuse_efforts(request: ChatRequest) -> None:
+    """Refuse a bound of the reasoning, for an engine that cannot end a thought.
+
+    Raises:
+        UnsupportedInputError: the request has an effort other than none.
+    """
+    if request.reasoning_effort not in (None, "none"):
+        what = f"reasoning_effort={request.reasoning_effort!r}: this engine cannot bound the reasoning"
+        raise UnsupportedInputError(what, hint='"none", or chat_template_kwargs', param="reasoning_effort")
+
+
 class TemplateOptions:
     """The variables that a chat template, Jinja's text, reads, so that those of requests can be checked."""
 
