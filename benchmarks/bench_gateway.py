@@ -215,6 +215,9 @@ def table(cells: list[Cell]) -> str:
             for cell in cells:
                 if (cell.size, cell.clients) != (size, clients):
                     continue
+                if not cell.rate:
+                    lines.append(f"| {size} | {clients} | {cell.gateway} | no answer in time | | | | |")
+                    continue
                 alone = direct[size, clients]
                 added = ("", "") if cell is alone else (f"{cell.p50 - alone.p50:.1f}", f"{cell.p99 - alone.p99:.1f}")
                 core = "" if cell is alone else f"{cell.per_cpu_second:.0f}"
@@ -235,7 +238,7 @@ def verdict(cells: list[Cell]) -> str:
             ratios = [
                 f"{name} {own.per_cpu_second / other.per_cpu_second:.1f} x"
                 for name in others
-                if own is not None and (other := by_name.get((name, size))) is not None
+                if own is not None and (other := by_name.get((name, size))) is not None and other.per_cpu_second
             ]
             if ratios:
                 lines.append(f"  {size}{kind or ', new pictures'}: {', '.join(ratios)}")
@@ -245,14 +248,14 @@ def verdict(cells: list[Cell]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one second each and 16 clients alone: under 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="two seconds each and 16 clients alone: under 5 minutes")
     parser.add_argument("--only", nargs="*", help="gateways whose names contain one of these")
     parser.add_argument("--tools", type=Path, default=Path(tempfile.gettempdir()) / "qvl-bench-gateways")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("bench_gateway needs wrk: apt-get install wrk")
-    seconds, clients = (1, (16,)) if arguments.quick else (arguments.seconds, CLIENTS)
+    seconds, clients = (2, (16,)) if arguments.quick else (arguments.seconds, CLIENTS)
     with tempfile.TemporaryDirectory() as name:
         cells = compare(Path(name), arguments, seconds, clients)
     if arguments.json:

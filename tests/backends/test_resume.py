@@ -20,7 +20,12 @@ def chunks_of(text: str, cuts: list[int], *, index: int = 0, last: bool = True, 
     places = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
     pieces = [text[a:b] for a, b in pairwise(places)]
     found = [
-        Chunk(text=piece, index=index, logprobs=tuple(TokenLogprob(letter, -0.5) for letter in piece))
+        Chunk(
+            text=piece,
+            index=index,
+            logprobs=tuple(TokenLogprob(letter, -0.5) for letter in piece),
+            token_ids=tuple(map(ord, piece)),
+        )
         for piece in pieces
     ]
     found += [

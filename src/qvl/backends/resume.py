@@ -38,6 +38,8 @@ class _Choice:
     calls: dict[int, _Part] = field(default_factory=dict)
     logprobs: int = 0
     logprobs_to_skip: int = 0
+    token_ids: int = 0
+    token_ids_to_skip: int = 0
     finished: bool = False
 
 
@@ -50,6 +52,7 @@ class Continuation:
 
     def __init__(self) -> None:
         self._choices: dict[int, _Choice] = {}
+        self._prompt_came = False
 
     @property
     def begun(self) -> bool:
@@ -62,6 +65,7 @@ class Continuation:
             for part in (choice.text, choice.reasoning, *choice.calls.values()):
                 part.again()
             choice.logprobs_to_skip = choice.logprobs
+            choice.token_ids_to_skip = choice.token_ids
 
     def rest(self, chunk: Chunk) -> Chunk | None:
         """Return the part of `chunk` that the caller has not received yet; None if it has received all of it.
@@ -72,6 +76,8 @@ class Continuation:
         choice = self._choices.setdefault(chunk.index, _Choice())
         skip = min(choice.logprobs_to_skip, len(chunk.logprobs))
         choice.logprobs_to_skip -= skip
+        ids = min(choice.token_ids_to_skip, len(chunk.token_ids))
+        choice.token_ids_to_skip -= ids
         finish = None if choice.finished else chunk.finish_reason
         new = replace(
             chunk,
@@ -79,11 +85,16 @@ class Continuation:
             reasoning=choice.reasoning.rest(chunk.reasoning),
             tool_calls=tuple(delta for call in chunk.tool_calls if (delta := _call(choice, call)) is not None),
             logprobs=chunk.logprobs[skip:],
+            token_ids=chunk.token_ids[ids:],
+            prompt=None if self._prompt_came else chunk.prompt,
             finish_reason=finish,
         )
         choice.logprobs += len(new.logprobs)
+        choice.token_ids += len(new.token_ids)
+        self._prompt_came = self._prompt_came or new.prompt is not None
         choice.finished = choice.finished or finish is not None
-        empty = not (new.text or new.reasoning or new.tool_calls or new.logprobs or finish or new.usage)
+        said = new.text or new.reasoning or new.tool_calls or new.logprobs or new.token_ids or new.prompt
+        empty = not (said or finish or new.usage)
         return None if empty and new != chunk else new
 
 

@@ -32,7 +32,7 @@ DEAD: Final = "dead.json"
 SUPERVISOR: Final = "supervisor.json"
 # Gauges are summed, but for those of which the sum says nothing.
 _LEAST: Final = frozenset({"qvl_ready"})
-_MOST: Final = ("_seconds", "_weight", "_state")
+_MOST: Final = ("_seconds", "_weight", "_state", "_perc")
 
 
 class WorkerMetrics:

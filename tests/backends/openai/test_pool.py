@@ -317,3 +317,16 @@ def test_no_place_is_ever_lost(steps: list[str], rng: random.Random) -> None:
         assert await pool.acquire(until=clock() + 1) is not None
 
     asyncio.run(walk())
+
+
+async def test_a_popular_picture_gets_a_second_home_before_its_first_is_much_busier_than_the_others() -> None:
+    pool = pool_of("a", "b", "c", "d", policy="affinity")
+    tickets = [await take(pool, key="sha256:popular") for _ in range(60)]
+    load = Counter(ticket.member.name for ticket in tickets)
+    # A quarter and four more than the mean, which is 15.
+    assert max(load.values()) <= 1.25 * 15 + 5
+    home = tickets[0].member.name
+    assert load[home] == max(load.values())
+    for ticket in tickets:
+        ticket.release()
+    assert {(await take(pool, key="sha256:popular")).member.name for _ in range(4)} == {home}

@@ -104,6 +104,7 @@ class Engine:
             "num_waiting": len(scheduler.waiting),
             "num_preemptions": scheduler.num_preemptions,
             "kv_budget_tokens": kv.budget,
+            "kv_cache_usage_perc": kv.reserved / max(1, kv.budget),
             "kv_reserved_tokens": kv.reserved,
             "kv_used_tokens": kv.allocated_tokens,
             "kv_slots": kv.num_slots,

@@ -46,7 +46,8 @@ class OpenAIBackend(Backend):
             that are greedy or have a seed, and only if the repeated answer is the same up to there.
         probe: False skips the probe: every capability is assumed, and unsupported requests fail at the endpoint.
         extra_headers: headers sent with every request.
-        policy: `least_outstanding` picture tokens, `round_robin`, or `affinity` (same picture, same endpoint).
+        policy: `least_outstanding` picture tokens, `round_robin`, or `affinity` (same picture, same
+            endpoint, unless that is much busier than the others).
         weights: weights of the endpoints, by URL or in their order; 1 by default.
         limit: most concurrent requests of an endpoint; further ones wait in the client.
         verify: False trusts any certificate; a path is a file of certificate authorities.

@@ -26,6 +26,9 @@ FIRST_REST: Final = 1.0
 LONGEST_REST: Final = 60.0
 FAULTS_IN_A_ROW: Final = 3
 BUSY_REST: Final = 0.5
+# How much busier than the others an endpoint may be before its pictures go to the next one.
+BUSIER: Final = 1.25
+SLACK: Final = 4
 
 T = TypeVar("T")
 
@@ -230,8 +233,14 @@ class EndpointPool(Generic[T]):
 
     def _best(self, free: list[Member[T]], key: str | None) -> Member[T]:
         if self.policy == "affinity" and key is not None:
-            names = {member.name for member in free}
-            return self._members[next(name for name in self._ring.order(key) if name in names)]
+            # Consistent hashing with bounded loads (Mirrokni et al. 2018): a popular picture has more than one home.
+            by_name = {member.name: member for member in free}
+            share = BUSIER * sum(member.running for member in free) / sum(member.weight for member in free)
+            order = (by_name[name] for name in self._ring.order(key) if name in by_name)
+            first = next(order)
+            if first.running <= share * first.weight + SLACK:
+                return first
+            return next((member for member in order if member.running <= share * member.weight + SLACK), first)
         if self.policy == "round_robin":
             return min(free, key=lambda m: m.turn)
         return min(free, key=lambda m: (m.cost / m.weight, m.turn))
