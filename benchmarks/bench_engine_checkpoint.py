@@ -95,7 +95,7 @@ def write(
     from safetensors.torch import save_file
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    from qvl.backends.local.model.loader import bundled_folder
+    from qvl.backends.local.model.model_folder import bundled_folder
 
     recipe = (
         f"{RECIPE} {shape} {dtype}" + (f" {layers} layers" if layers else "") + (f" {tokenizer}" if tokenizer else "")

@@ -25,7 +25,7 @@ from bench_engine_checkpoint import SHAPES, write
 from PIL import Image
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.model.loader import bundled_folder
+from qvl.backends.local.model.model_folder import bundled_folder
 from qvl.media.gate import load
 from qvl.types import ChatRequest, ImagePart, Message, SamplingParams, TextPart
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -29,3 +30,13 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def _fresh_probes() -> None:
     """Ports are reused between tests: what was found out about one server says nothing about the next."""
     fleet.PROBED.clear()
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """The loop of a module's one engine."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()

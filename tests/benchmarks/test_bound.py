@@ -27,7 +27,7 @@ def device_bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_bytes_of_weights_are_those_of_the_language_model_and_its_output_layer(device_bench: Any) -> None:
     from safetensors import safe_open
 
-    from qvl.backends.local.model.loader import bundled_folder
+    from qvl.backends.local.model.model_folder import bundled_folder
 
     folder = bundled_folder()
     text = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_config"]

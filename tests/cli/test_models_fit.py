@@ -13,7 +13,7 @@ import pytest
 from qvl.backends.local import backend as local_backend
 from qvl.backends.local.model.bandwidth import host_bandwidth
 from qvl.backends.local.model.device import open_device
-from qvl.backends.local.model.loader import bundled_folder
+from qvl.backends.local.model.model_folder import bundled_folder
 from qvl.backends.local.model.model_size import ModelSize, size_of
 from qvl.cli.fit import Form, Place, device_bandwidth, fit, fit_all, host_forms, in_16_bits, size_named
 from qvl.errors import ConfigError

@@ -67,7 +67,7 @@ def test_a_package_that_is_not_installed_is_said_before_anything_is_loaded(qvl, 
 
 
 def test_a_checkpoint_that_is_not_converted_is_said_before_openvino_is_looked_for() -> None:
-    from qvl.backends.local.model.loader import bundled_folder
+    from qvl.backends.local.model.model_folder import bundled_folder
 
     with pytest.raises(ConfigError, match="is not in OpenVINO's form"):
         OpenVinoBackend(str(bundled_folder())).refuse_missing()

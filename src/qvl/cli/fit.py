@@ -174,7 +174,7 @@ def size_named(model: str) -> ModelSize:
     match = re.fullmatch(r"Qwen/Qwen3-VL-(.+?)-(Instruct|Thinking)(-FP8)?", model)
     if match is not None and match[1] in PUBLISHED:
         return PUBLISHED[match[1]]
-    from qvl.backends.local.model.loader import find_folder
+    from qvl.backends.local.model.model_folder import find_folder
 
     config = read_json(find_folder(model, None, ["config.json"]) / "config.json", model)
     family_of(config.get("model_type"), model)

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from qvl.backends.local.model.loader import bundled_folder
+from qvl.backends.local.model.model_folder import bundled_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.json")
 

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from qvl.backends.local.backend import LocalBackend  # noqa: E402 - skipped without torch
-from qvl.backends.local.model.loader import bundled_folder  # noqa: E402
+from qvl.backends.local.model.model_folder import bundled_folder  # noqa: E402
 from qvl.types import ChatRequest  # noqa: E402
 from tests.backends.local import requests  # noqa: E402
 from tests.backends.local.checkpoints import random_checkpoint  # noqa: E402

@@ -1,16 +1,21 @@
-"""Requests of every kind, from a seed."""
+"""Requests of every kind, from a seed; asking them, and looking whether anything is left of them."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from qvl.media.gate import load
 from qvl.media.picture import Picture
-from qvl.types import ChatRequest, ImagePart, Message, Part, SamplingParams, TextPart
+from qvl.types import ChatRequest, ImagePart, Message, Part, Result, SamplingParams, TextPart
+
+if TYPE_CHECKING:
+    from qvl.backends.local.backend import LocalBackend
 
 SIZES = ((128, 128), (64, 64), (200, 90), (96, 224), (300, 300), (40, 160))
 QUESTIONS = (
@@ -70,3 +75,26 @@ def mixed(count: int, dice: random.Random) -> list[ChatRequest]:
             turns.append(Message("user", tuple(parts)))
         made.append(ChatRequest(tuple(turns), SamplingParams(max_tokens=dice.randrange(1, 20))))
     return made
+
+
+def run(backend: LocalBackend, *requests: ChatRequest) -> list[Result]:
+    async def all_of_them() -> list[Result]:
+        return await asyncio.gather(*(backend.generate(request) for request in requests))
+
+    return asyncio.run(all_of_them())
+
+
+def freed(backend: LocalBackend) -> None:
+    """Nothing is held: rows, jobs, sequences."""
+
+    async def quiet() -> None:
+        for _ in range(200):
+            if not backend.stats()["num_running"] + backend.stats()["num_waiting"] + backend.stats()["kv_slots"]:
+                return
+            await asyncio.sleep(0.02)
+
+    asyncio.run(quiet())
+    stats = backend.stats()
+    assert {stats[name] for name in ("num_running", "num_waiting", "kv_slots", "kv_used_tokens")} == {0}
+    assert backend._loaded is not None
+    assert backend._loaded.engine.mailbox.requests() == []

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from qvl.errors import ConfigError, ContextLengthError, RateLimitError, RequestError
-from qvl.types import ChatRequest, Result, Tool
-from qvl.types import ResponseFormat as Format
-from tests.backends.local.requests import ask, picture
+from qvl.errors import ConfigError, ContextLengthError, RateLimitError
+from qvl.types import Result, Tool
+from tests.backends.local.requests import ask, freed, picture, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,40 +21,6 @@ if TYPE_CHECKING:
     from qvl.backends.local.backend import LocalBackend
     from tests.backends.local.conftest import Opener
     from tests.backends.local.reference import Reference
-
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "kind": {"enum": ["mug", "shoe", "bag"]},
-        "count": {"type": "integer", "minimum": 0, "maximum": 99},
-        "tags": {"type": "array", "items": {"type": "string", "maxLength": 5}, "maxItems": 3},
-    },
-    "required": ["kind", "count", "tags"],
-    "additionalProperties": False,
-}
-
-
-def run(backend: LocalBackend, *requests: ChatRequest) -> list[Result]:
-    async def all_of_them() -> list[Result]:
-        return await asyncio.gather(*(backend.generate(request) for request in requests))
-
-    return asyncio.run(all_of_them())
-
-
-def freed(backend: LocalBackend) -> None:
-    """Nothing is held: rows, jobs, sequences."""
-
-    async def quiet() -> None:
-        for _ in range(200):
-            if not backend.stats()["num_running"] + backend.stats()["num_waiting"] + backend.stats()["kv_slots"]:
-                return
-            await asyncio.sleep(0.02)
-
-    asyncio.run(quiet())
-    stats = backend.stats()
-    assert {stats[name] for name in ("num_running", "num_waiting", "kv_slots", "kv_used_tokens")} == {0}
-    assert backend._loaded is not None
-    assert backend._loaded.engine.mailbox.requests() == []
 
 
 def test_streams_piece_by_piece_and_ends_with_usage_and_timing(tiny: LocalBackend) -> None:
@@ -166,71 +131,6 @@ def test_stop_token_ids_add_to_the_end_tokens(tiny: LocalBackend, bundled_refere
     assert stopped.finish_reason == "stop"
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_schema_always_parses_in_the_spelling_of_json_dumps(opened: Opener, random_folder: Path, seed: int) -> None:
-    backend = opened(random_folder)
-    form = Format("json_schema", schema=SCHEMA)
-    wanted = [
-        ask(seed, "Describe the picture.", max_tokens=200, temperature=1.0, seed=seed).replace(response_format=form),
-        ask("Say hello.", max_tokens=20),
-        ask("Say hello.", max_tokens=200).replace(response_format=form),
-    ]
-    results = run(backend, *wanted)
-    for result in (results[0], results[2]):
-        value = json.loads(result.text)
-        assert value["kind"] in ("mug", "shoe", "bag")
-        assert 0 <= value["count"] <= 99
-        assert result.text == json.dumps(value, ensure_ascii=False)
-        assert result.finish_reason == "stop"
-
-
-def test_regex_choice_and_json_object_are_kept(opened: Opener, random_folder: Path) -> None:
-    backend = opened(random_folder)
-    regex, choice, free = run(
-        backend,
-        ask("Say hello.", max_tokens=60).replace(response_format=Format("regex", pattern=r"[0-9]{3}-[a-f]{2}")),
-        ask("Say hello.", max_tokens=60).replace(response_format=Format("choice", choices=("red mug", 'a "b"'))),
-        ask("Say hello.", max_tokens=12).replace(response_format=Format("json_object")),
-    )
-    import re
-
-    assert re.fullmatch(r"[0-9]{3}-[a-f]{2}", regex.text)
-    assert choice.text in ("red mug", 'a "b"')
-    assert free.text.startswith("{")
-
-
-def test_constrained_logprobs_are_of_the_constrained_choice(opened: Opener, random_folder: Path) -> None:
-    backend = opened(random_folder)
-    form = Format("choice", choices=("a", "b"))
-    result = run(backend, ask("Say hello.", logprobs=5, max_tokens=5).replace(response_format=form))[0]
-    assert result.logprobs is not None
-    first = result.logprobs[0]
-    assert {top.token for top in first.top} == {"a", "b"}
-    assert sum(2.718281828**top.logprob for top in first.top) == pytest.approx(1, abs=1e-4)
-
-
-def test_a_bad_schema_ends_its_own_request_alone(tiny: LocalBackend) -> None:
-    async def both() -> tuple[Any, Result]:
-        bad = ask("x").replace(response_format=Format("regex", pattern="[0-9"))
-        return await asyncio.gather(tiny.generate(bad), tiny.generate(ask("x")), return_exceptions=True)  # type: ignore[return-value]
-
-    error, good = asyncio.run(both())
-    assert isinstance(error, RequestError)
-    assert "\n" not in str(error)
-    assert isinstance(good, Result)
-
-
-@pytest.mark.parametrize("start", ["{\n", "{  ", " {", '{"a":1', '{"a" : 1'])
-def test_white_space_beyond_that_of_json_dumps_is_no_json(tiny: LocalBackend, start: str) -> None:
-    assert tiny._loaded is not None
-    tokens = tiny._loaded.checkpoint.tokenizer(start)["input_ids"]
-    for form in (Format("json_object"), Format("json_schema", schema={"type": "object"})):
-        matcher = tiny._loaded.grammars.matcher(ask("x").replace(response_format=form))
-        assert matcher.deep_copy().try_consume_tokens(tokens) < len(tokens)
-        good = tiny._loaded.checkpoint.tokenizer('{"a": 1}')["input_ids"]
-        assert matcher.try_consume_tokens(good) == len(good)
-
-
 def test_tools_that_may_not_be_called_are_not_shown(tiny: LocalBackend) -> None:
     base = ask("x", max_tokens=1)
     tools = base.replace(tools=(Tool("find", "Finds things.", parameters={"type": "object"}),))
@@ -241,7 +141,7 @@ def test_tools_that_may_not_be_called_are_not_shown(tiny: LocalBackend) -> None:
 def test_a_template_that_opens_the_thinking_gives_reasoning_first(opened: Opener, tmp_path: Path) -> None:
     from shutil import copytree
 
-    from qvl.backends.local.model.loader import bundled_folder
+    from qvl.backends.local.model.model_folder import bundled_folder
 
     folder = copytree(bundled_folder(), tmp_path / "thinking")
     opens = "{% if add_generation_prompt %}{{ '<think>\\n' }}{% endif %}"
@@ -256,22 +156,6 @@ def test_a_template_that_opens_the_thinking_gives_reasoning_first(opened: Opener
     result = run(opened(folder), ask(0, "What brand is it?", max_tokens=8, ignore_eos=True))[0]
     assert result.reasoning
     assert result.text == ""
-
-
-def test_a_required_tool_is_called_with_arguments_of_its_schema(opened: Opener, random_folder: Path) -> None:
-    backend = opened(random_folder)
-    tools = (
-        Tool("find", parameters={"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"],
-                                 "additionalProperties": False}),
-        Tool("ends", parameters={"type": "object", "properties": {}, "additionalProperties": False}),
-    )  # fmt: skip
-    base = ask("Find it.", max_tokens=120).replace(tools=tools, parallel_tool_calls=False)
-    required, named = run(backend, base.replace(tool_choice="required"), base.replace(tool_choice="find"))
-    assert required.finish_reason == named.finish_reason == "tool_calls"
-    assert required.tool_calls[0].name in ("find", "ends")
-    assert named.tool_calls[0].name == "find"
-    assert json.loads(named.tool_calls[0].arguments)["n"] in (1, 2)
-    assert named.text == ""
 
 
 def test_a_prompt_that_cannot_fit_is_refused_before_any_work(opened: Opener) -> None:
@@ -398,7 +282,7 @@ def test_a_checkpoint_of_another_model_or_with_files_missing_is_one_line(
 def test_identity_names_the_weights_and_not_their_place(opened: Opener, tmp_path: Path) -> None:
     from shutil import copytree
 
-    from qvl.backends.local.model.loader import bundled_folder
+    from qvl.backends.local.model.model_folder import bundled_folder
 
     copytree(bundled_folder(), tmp_path / "copy")
     here, there = opened(), opened(tmp_path / "copy")

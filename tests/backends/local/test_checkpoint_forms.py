@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.model import loader
+from qvl.backends.local.model import loader, model_folder
 from qvl.backends.local.model.device import open_device
 from qvl.errors import ConfigError
 from tests.backends.local.requests import ask
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:transformers")
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    return shutil.copytree(loader.bundled_folder(), tmp_path / "copy")
+    return shutil.copytree(model_folder.bundled_folder(), tmp_path / "copy")
 
 
 def change(file: Path, **changes: Any) -> None:

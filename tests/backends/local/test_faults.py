@@ -14,8 +14,7 @@ from qvl.backends.local.backend import LocalBackend
 from qvl.backends.local.model.model_runner import Runner
 from qvl.errors import BackendError, BackendUnavailableError, DeviceMemoryError, EngineDeadError, RequestError
 from qvl.types import ResponseFormat, Result
-from tests.backends.local.requests import ask
-from tests.backends.local.test_backend import freed, run
+from tests.backends.local.requests import ask, freed, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

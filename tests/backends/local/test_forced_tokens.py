@@ -13,8 +13,7 @@ from qvl.backends.local.backend import LocalBackend
 from qvl.backends.local.model.model_runner import Runner
 from qvl.types import ChatRequest, Result, Tool
 from qvl.types import ResponseFormat as Format
-from tests.backends.local.requests import ask
-from tests.backends.local.test_backend import freed, run
+from tests.backends.local.requests import ask, freed, run
 
 if TYPE_CHECKING:
     from pathlib import Path

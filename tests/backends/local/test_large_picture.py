@@ -19,8 +19,7 @@ from qvl.media.gate import load
 from qvl.media.picture import Picture
 from tests.backends.local.checkpoints import random_checkpoint
 from tests.backends.local.reference import Reference
-from tests.backends.local.requests import ask
-from tests.backends.local.test_backend import freed, run
+from tests.backends.local.requests import ask, freed, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

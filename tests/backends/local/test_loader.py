@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from qvl.backends.local.model import loader
+from qvl.backends.local.model import loader, model_folder
 from qvl.backends.local.model.device import open_device
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
 
@@ -37,7 +37,7 @@ def modelscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     (package / "__init__.py").write_text(FAKE_MODELSCOPE)
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.setenv("ASKED", str(tmp_path / "asked.json"))
-    monkeypatch.setenv("FOLDER", str(loader.bundled_folder()))
+    monkeypatch.setenv("FOLDER", str(model_folder.bundled_folder()))
     monkeypatch.setenv("QVL_HUB", "modelscope")
     yield tmp_path / "asked.json"
     sys.modules.pop("modelscope", None)
@@ -52,7 +52,7 @@ def test_modelscope_is_asked_where_the_environment_says_so(modelscope: Path, rev
     assert model_id == HUB_ID
     assert asked.pop("allow_patterns") == loader.FILES
     assert asked == ({"revision": revision} if revision else {})
-    assert checkpoint.fingerprint == loader.fingerprint(loader.bundled_folder())
+    assert checkpoint.fingerprint == model_folder.fingerprint(model_folder.bundled_folder())
 
 
 def test_modelscope_that_is_not_installed_is_named_with_its_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_offline_without_the_files_says_that_it_is_offline(monkeypatch: pytest.M
 def test_a_checkpoint_that_fits_no_set_of_devices_is_refused_and_not_fetched_from_the_disk(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     parts = {"model.visual": "cpu", "model.language_model": "cpu", "lm_head": "cpu"}
-    folder = shutil.copytree(loader.bundled_folder(), tmp_path / "copy")
+    folder = shutil.copytree(model_folder.bundled_folder(), tmp_path / "copy")
     loader.load(str(folder), open_device("cpu", "float32"), device_map=parts)
     with pytest.raises(ConfigError) as caught:
         loader.load(str(folder), open_device("cpu", "float32"), device_map={**parts, "model.visual": "disk"})
@@ -117,7 +117,7 @@ def test_a_checkpoint_that_fits_no_set_of_devices_is_refused_and_not_fetched_fro
 
 
 def test_picture_settings_that_cannot_be_read_are_refused_before_the_weights_are_loaded(tmp_path: Path) -> None:
-    folder = shutil.copytree(loader.bundled_folder(), tmp_path / "copy")
+    folder = shutil.copytree(model_folder.bundled_folder(), tmp_path / "copy")
     (folder / "preprocessor_config.json").write_text('{"image_mean": 5}')
     with pytest.raises(ConfigError, match="invalid image processor settings"):
         loader.peek(str(folder))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qvl.backends.local.model.loader import bundled_folder
+from qvl.backends.local.model.model_folder import bundled_folder
 from qvl.backends.local.model.model_size import PUBLISHED, size_of
 from tests.backends.local.checkpoints import random_mixture
 

@@ -15,7 +15,7 @@ from PIL import Image
 from qvl import AsyncPipeline, Pipeline
 from qvl.analysis.parse_answer import build_messages
 from qvl.analysis.product import ProductAnalysis
-from qvl.backends.local.model.loader import bundled_folder
+from qvl.backends.local.model.model_folder import bundled_folder
 from qvl.media.gate import load
 from qvl.tiny import render
 from qvl.types import ChatRequest, ImagePart, Message, SamplingParams, TextPart

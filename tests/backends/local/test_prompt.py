@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qvl.backends.local.model import loader
+from qvl.backends.local.model import loader, model_folder
 from qvl.backends.local.text.prompt import PIECE, AbandonedError, PromptEncoder, PromptLimit
 from qvl.errors import ContextLengthError, RequestError
 from qvl.types import ChatRequest, Message, TextPart, Tool, ToolCall
@@ -36,7 +36,7 @@ THINKS = (
 
 @pytest.fixture(scope="module")
 def bundled() -> Any:
-    return loader.load_tokenizer(loader.bundled_folder(), "the bundled model")
+    return loader.load_tokenizer(model_folder.bundled_folder(), "the bundled model")
 
 
 def with_template(bundled: Any, template: str) -> Any:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.model import loader
+from qvl.backends.local.model import loader, model_folder
 from qvl.backends.local.model.checkpoint_files import read_json
 from qvl.backends.local.model.device import open_device
 from qvl.backends.local.model.unpack_weights import unpacked_weights
@@ -78,7 +78,7 @@ FORMS: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 def pair(tmp_path: Path, form: str) -> tuple[Path, Path]:
     """The bundled model in a form, and as the plain numbers that the form stands for."""
-    plain = shutil.copytree(loader.bundled_folder(), tmp_path / "plain")
+    plain = shutil.copytree(model_folder.bundled_folder(), tmp_path / "plain")
     pack, settings, _ = FORMS[form]
     return quantise.write_pair(plain, tmp_path / "quantised", pack, settings), plain
 

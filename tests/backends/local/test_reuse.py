@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qvl.types import Message, TextPart
-from tests.backends.local.requests import ask
-from tests.backends.local.test_backend import run
+from tests.backends.local.requests import ask, run
 
 if TYPE_CHECKING:
     from tests.backends.local.conftest import Opener

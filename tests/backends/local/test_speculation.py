@@ -17,8 +17,7 @@ from qvl.backends.local.scheduling.sequence import Sequence
 from qvl.backends.local.text.processor import PreparedRequest
 from qvl.types import ResponseFormat as Format
 from qvl.types import Result, SamplingParams
-from tests.backends.local.requests import ask
-from tests.backends.local.test_backend import freed, run
+from tests.backends.local.requests import ask, freed, run
 from tests.backends.local.test_equals_generate import check
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from qvl.backends.openvino.backend import OpenVinoBackend
+from tests.backends.token_engines import mark
 
 # What leaves no room for rounding, so that answers can be compared with those of the local backend.
 EXACT: dict[str, Any] = {"dtype": "float32", "kv_cache_dtype": "float32"}
@@ -21,13 +21,13 @@ Export = Callable[[Path, str], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    absent = importlib.util.find_spec("openvino_genai") is None or importlib.util.find_spec("optimum") is None
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.openvino)
-            item.add_marker(pytest.mark.timeout(600))
-            if absent:
-                item.add_marker(pytest.mark.skip(reason="OpenVINO GenAI is not installed: make test-openvino"))
+    mark(
+        items,
+        Path(__file__).parent,
+        "openvino",
+        ("openvino_genai", "optimum"),
+        "OpenVINO GenAI is not installed: make test-openvino",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -48,18 +48,9 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
 @pytest.fixture(scope="session")
 def exported(export: Export) -> Path:
     """The bundled model in OpenVINO's form, its weights as they are."""
-    from qvl.backends.local.model.loader import bundled_folder
+    from qvl.backends.local.model.model_folder import bundled_folder
 
     return export(bundled_folder(), "fp16")
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from safetensors.torch import save_file
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    from qvl.backends.local.model.loader import bundled_folder
+    from qvl.backends.local.model.model_folder import bundled_folder
 
     folder = tmp_path_factory.mktemp("random")
     for path in bundled_folder().iterdir():

@@ -4,73 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qvl import media
-from qvl.backends.base import Backend
-from qvl.backends.local.backend import LocalBackend
 from qvl.backends.openvino.backend import OpenVinoBackend
 from qvl.errors import ConfigError, EngineDeadError, RequestError, UnsupportedInputError
 from qvl.media.smart_resize import PixelLimits
-from qvl.pipeline.async_pipeline import AsyncPipeline
 from qvl.testing.asking import ask, collect, drain, idle, square
 from qvl.tiny import render
-from qvl.types import ChatRequest, ResponseFormat, Tool
+from qvl.types import ResponseFormat, Tool
 from tests.backends.openvino.conftest import EXACT
-
-Loop = asyncio.AbstractEventLoop
-LANGUAGES = ("en", "zh", "pt", "es")
-QUESTIONS = ("What colour is it?", "What brand is it?", "Describe the product.", "品牌是什么?")
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"shop": {"enum": ["Acme", "Zenith"]}, "price": {"type": "integer", "minimum": 10, "maximum": 99}},
-    "required": ["shop", "price"],
-    "additionalProperties": False,
-}
-
-
-def both(loop: Loop, engine: OpenVinoBackend, requests: list[ChatRequest]) -> tuple[list[Any], list[Any]]:
-    """The results of the local backend and of OpenVINO's, which are asked at once."""
-
-    async def answers(backend: Backend) -> list[Any]:
-        return list(await asyncio.gather(*map(backend.generate, requests)))
-
-    async def local() -> list[Any]:
-        async with LocalBackend(dtype="float32", device="cpu", kv_cache_bytes=64 << 20) as backend:
-            return await answers(backend)
-
-    return loop.run_until_complete(local()), loop.run_until_complete(answers(engine))
-
+from tests.backends.token_engines import (
+    QUESTIONS,
+    SCHEMA,
+    Loop,
+    analyses_that_differ,
+    both,
+    check_form,
+    check_logprobs,
+    guided,
+    start_and_leave,
+)
 
 # The same answers as the local backend
 
 
 def test_greedy_analyses_equal_those_of_the_local_backend(engine: OpenVinoBackend, loop: Loop) -> None:
-    """An offline batch of drawn pictures in float32: at least 99 of 100 the same, but for the spelling of the JSON."""
-    pictures = [media.load(render.sample(seed)[1]) for seed in range(5000, 5100)]
-
-    async def analyses(backend: Backend) -> list[str]:
-        pipeline = AsyncPipeline(backend=backend, cache="off", concurrency=16)
-        texts = []
-        for place, language in enumerate(LANGUAGES):
-            async for item in pipeline.map(pictures[place::4], language=language):
-                assert item.error is None, item.error
-                assert item.result is not None
-                texts.append(item.result.text)
-        return texts
-
-    async def local() -> list[str]:
-        async with LocalBackend(dtype="float32", device="cpu", kv_cache_bytes=64 << 20) as backend:
-            return await analyses(backend)
-
-    ours, its = loop.run_until_complete(local()), loop.run_until_complete(analyses(engine))
-    different = [(a, b) for a, b in zip(ours, its, strict=True) if a != b]
-    assert len({*its}) > 50
+    different = analyses_that_differ(loop, engine)
     assert len(different) <= 1, different
 
 
@@ -98,12 +62,7 @@ def test_penalties_that_the_library_gets_wrong_are_refused(engine: OpenVinoBacke
 
 
 def test_logprobs_are_those_of_the_local_backend(engine: OpenVinoBackend, loop: Loop) -> None:
-    picture = media.load(render.sample(5001)[1])
-    (ours,), (its,) = both(loop, engine, [ask("Describe the product.", picture, max_tokens=12, logprobs=0)])
-    assert [note.token for note in its.logprobs] == [note.token for note in ours.logprobs]
-    for own, other in zip(ours.logprobs, its.logprobs, strict=True):
-        assert own.logprob == pytest.approx(other.logprob, abs=2e-3)
-        assert other.top == ()
+    check_logprobs(loop, engine, 0)
 
 
 def test_sampling_follows_the_probabilities(engine: OpenVinoBackend, loop: Loop) -> None:
@@ -126,24 +85,13 @@ def test_sampling_follows_the_probabilities(engine: OpenVinoBackend, loop: Loop)
 # What OpenVINO is told, and what it is not
 
 
-@pytest.mark.parametrize(
-    ("form", "fits"),
-    [
-        (ResponseFormat("json_schema", schema=SCHEMA), r'\{"shop": "(Acme|Zenith)", "price": [1-9]\d\}'),
-        (ResponseFormat("regex", pattern="[A-C]{3}-(x|y)[0-9]{4}"), "[A-C]{3}-(x|y)[0-9]{4}"),
-        (ResponseFormat("choice", choices=('a "green" hat\n', "红 shoe")), '(?s)a "green" hat\n|红 shoe'),
-    ],
-    ids=lambda value: value.kind if isinstance(value, ResponseFormat) else "",
-)
+@guided
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_openvino_itself_guides_the_output(
     engine: OpenVinoBackend, loop: Loop, form: ResponseFormat, fits: str, temperature: float
 ) -> None:
     request = ask("Say something.", square(), max_tokens=60, temperature=temperature, n=4, ignore_eos=True)
-    result = loop.run_until_complete(engine.generate(request.replace(response_format=form)))
-    for choice in result.choices:
-        assert re.fullmatch(fits, choice.text), choice.text
-        assert choice.finish_reason == "stop"
+    check_form(loop, engine, request.replace(response_format=form), fits)
 
 
 def test_a_choice_of_tools_is_a_call_of_one(engine: OpenVinoBackend, loop: Loop) -> None:
@@ -206,22 +154,18 @@ def test_stop_token_ids_end_an_answer_also_where_the_models_own_are_ignored(
 
 
 def test_closing_streams_aborts_them_in_the_pipeline(engine: OpenVinoBackend, loop: Loop) -> None:
-    """Of eight answers of 1,500 tokens, OpenVINO makes no more once nobody reads them, and lets go of their memory."""
+    """OpenVINO makes no more of an answer once nobody reads it, and lets go of its memory."""
     pipeline = engine._loaded.engine._pipeline
 
-    async def start_and_leave() -> None:
-        for _ in range(8):
-            request = ask("Count to a thousand.", max_tokens=1500, ignore_eos=True)
-            async with aclosing(engine.stream(request)) as chunks:
-                await anext(chunks)
-        await idle(engine)
+    async def leave() -> None:
+        await start_and_leave(engine)
         for _ in range(400):
             if not pipeline.has_non_finished_requests():
                 return
             await asyncio.sleep(0.01)
         pytest.fail("requests that nobody reads are still in the pipeline")
 
-    loop.run_until_complete(start_and_leave())
+    loop.run_until_complete(leave())
 
 
 # A model and its settings

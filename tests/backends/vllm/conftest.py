@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from qvl.backends.vllm.backend import VllmBackend
+from tests.backends.token_engines import mark
 
 SETTINGS: dict[str, Any] = {
     "max_model_len": 2048,
@@ -25,22 +25,7 @@ LIMIT = 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    absent = importlib.util.find_spec("vllm") is None
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.vllm)
-            item.add_marker(pytest.mark.timeout(600))
-            if absent:
-                item.add_marker(pytest.mark.skip(reason="vLLM is not installed: make test-vllm"))
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
+    mark(items, Path(__file__).parent, "vllm", ("vllm",), "vLLM is not installed: make test-vllm")
 
 
 @pytest.fixture(scope="module")

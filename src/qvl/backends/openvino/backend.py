@@ -233,13 +233,13 @@ class OpenVinoBackend(Backend):
     def _load(self) -> LoadedModel:
         self.refuse_missing()
         _, genai = library.import_genai()
-        from qvl.backends.local.model import loader
+        from qvl.backends.local.model import loader, model_folder
         from qvl.backends.local.model.checkpoint_files import read_json
         from qvl.backends.local.text.detokenizer import Vocabulary
         from qvl.backends.local.text.processor import Processor
         from qvl.backends.openvino.grammar import GrammarCheck
 
-        folder = loader.find_folder(self.model, self._revision, library.FILES)
+        folder = model_folder.find_folder(self.model, self._revision, library.FILES)
         library.refuse_unconverted(folder, self.model)
         rules = self._rules(folder)
         facts = self._facts(folder, rules)
@@ -282,13 +282,13 @@ class OpenVinoBackend(Backend):
 
     def _facts(self, folder: Path, rules: ImageRules) -> JsonObject:
         """Return every fact that changes an answer."""
-        from qvl.backends.local.model import loader
+        from qvl.backends.local.model import model_folder
 
         return {
             "backend": self.name,
             "model": self.model,
             "revision": self._revision,
-            "weights": loader.fingerprint(folder, library.WEIGHTS),
+            "weights": model_folder.fingerprint(folder, library.WEIGHTS),
             "quantisation": library.quantisation(folder, self.model),
             **library.device_facts(self._device, self._properties),
             "processor": dataclasses.asdict(rules),

@@ -6,10 +6,11 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from qvl.backends.token_engine import translated
 from qvl.errors import BackendError, ConfigError, DeviceMemoryError, MissingDependencyError, QvlError
 from qvl.suggest import install_line
 
@@ -141,20 +142,18 @@ def quantisation(folder: Path, name: str) -> str | None:
     return f"int{bits}" if bits else str(saved.get("dtype") or "") or None
 
 
-@contextmanager
-def crossing(*, opening: bool = False) -> Iterator[None]:
+def crossing(*, opening: bool = False) -> AbstractContextManager[None]:
     """Raise OpenVINO's exceptions as ours; `opening` says that the model is being loaded."""
-    try:
-        yield
-    except QvlError:
-        raise
-    except Exception as exc:
-        text = one_line(exc)
-        if isinstance(exc, MemoryError) or "alloc" in text.lower() or "out of memory" in text.lower():
-            raise DeviceMemoryError(f"the memory does not suffice: {text}", hint="a smaller model, or int4") from exc
-        if opening:
-            raise ConfigError(f"OpenVINO did not load the model: {text}", hint="are all its files there?") from exc
-        raise BackendError(f"OpenVINO failed: {text}") from exc
+    return translated(lambda exc: _ours(exc, opening))
+
+
+def _ours(exc: Exception, opening: bool) -> QvlError:
+    text = one_line(exc)
+    if isinstance(exc, MemoryError) or "alloc" in text.lower() or "out of memory" in text.lower():
+        return DeviceMemoryError(f"the memory does not suffice: {text}", hint="a smaller model, or int4")
+    if opening:
+        return ConfigError(f"OpenVINO did not load the model: {text}", hint="are all its files there?")
+    return BackendError(f"OpenVINO failed: {text}")
 
 
 def one_line(exc: BaseException) -> str:

@@ -194,12 +194,12 @@ class VllmBackend(Backend):
     def _load(self) -> Loaded:
         self.refuse_missing()
         async_llm, engine_args = import_vllm()
-        from qvl.backends.local.model import loader
+        from qvl.backends.local.model import loader, model_folder
         from qvl.backends.local.model.checkpoint_files import image_settings, read_json
         from qvl.backends.local.text.detokenizer import Vocabulary
         from qvl.backends.local.text.processor import ImageRules, Processor
 
-        folder = loader.find_folder(self._path, self._revision)
+        folder = model_folder.find_folder(self._path, self._revision)
         settings = {
             "model": str(folder),
             "limit_mm_per_prompt": self._limits,
@@ -215,7 +215,7 @@ class VllmBackend(Backend):
         image_token = read_json(folder / "config.json", self.model)["image_token_id"]
         config = engine.model_config if hasattr(engine, "model_config") else engine.vllm_config.model_config
         facts = {
-            "weights": loader.fingerprint(folder),
+            "weights": model_folder.fingerprint(folder),
             "dtype": str(config.dtype).removeprefix("torch."),
             "quantisation": config.quantization,
             "processor": dataclasses.asdict(rules),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from glob import glob
 from typing import TYPE_CHECKING, NoReturn
 
+from qvl.backends.token_engine import translated
 from qvl.errors import (
     BackendError,
     ConfigError,
@@ -91,23 +92,17 @@ def _parse(engine_args: type[AsyncEngineArgs], texts: Mapping[str, str]) -> Name
     return read
 
 
-@contextmanager
-def crossing(*, opening: bool = False) -> Iterator[None]:
-    """Turn vLLM's exceptions into qvl's; `opening`: the engine is being built."""
-    try:
-        yield
-    except QvlError:
-        raise
-    except (ValueError, TypeError, NotImplementedError) as exc:
-        if opening:
-            raise ConfigError(f"vLLM cannot load the model with these engine arguments: {_one_line(exc)}") from exc
-        raise RequestError(f"vLLM refuses the request: {_one_line(exc)}") from exc
-    except Exception as exc:
-        raise _engine_error(exc, opening) from exc
+def crossing(*, opening: bool = False) -> AbstractContextManager[None]:
+    """Raise vLLM's exceptions as ours; `opening` says that the engine is being built."""
+    return translated(lambda exc: _ours(exc, opening))
 
 
-def _engine_error(exc: Exception, opening: bool) -> QvlError:
+def _ours(exc: Exception, opening: bool) -> QvlError:
     name, text = type(exc).__name__, _one_line(exc)
+    if isinstance(exc, ValueError | TypeError | NotImplementedError):
+        if opening:
+            return ConfigError(f"vLLM cannot load the model with these engine arguments: {text}")
+        return RequestError(f"vLLM refuses the request: {text}")
     if "out of memory" in text.lower() or name == "OutOfMemoryError":
         return DeviceMemoryError(f"out of device memory: {text}", hint="see gpu_memory_utilization")
     if name == "EngineDeadError":

@@ -1,19 +1,16 @@
-"""Loads a checkpoint from a folder or hub id into memory; every failure is an error of one line."""
+"""Loads a checkpoint into memory; every failure is an error of one line."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 from qvl.backends.local.model.checkpoint_files import (
     chat_template,
     image_settings,
-    named_folder,
     read_json,
     refuse_incomplete,
     refuse_pickled,
@@ -21,10 +18,11 @@ from qvl.backends.local.model.checkpoint_files import (
 )
 from qvl.backends.local.model.family import ModelFamily, family_of
 from qvl.backends.local.model.int8_store import Int8Store
+from qvl.backends.local.model.model_folder import bundled_folder, find_folder, fingerprint, need
 from qvl.backends.local.model.unpack_weights import unpacked_weights, weights_beside
 from qvl.backends.local.model.weight_form import WeightForm, weight_form
 from qvl.config import in_home
-from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError, QvlError, first_line
+from qvl.errors import ConfigError, MissingDependencyError, QvlError, first_line
 from qvl.log import logger
 from qvl.suggest import install_line
 
@@ -37,9 +35,6 @@ if TYPE_CHECKING:
     from qvl.types import JsonObject
 
 log = logger(__name__)
-
-FILES: Final = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
-
 
 DeviceMap: TypeAlias = str | dict[str, int | str]
 """accelerate's: "auto", or the device of each module by name."""
@@ -79,13 +74,6 @@ class Checkpoint:
     int8: Int8Store | None = None
 
 
-def bundled_folder() -> Path:
-    """Return the folder of the checkpoint that comes with the package."""
-    import qvl
-
-    return Path(str(qvl.__file__)).parent / "tiny" / "weights"
-
-
 def load(
     model: str | None,
     device: Device,
@@ -118,7 +106,7 @@ def load(
         raise ConfigError(f"quantize={quantize!r} takes no mixture of experts", hint="leave it out", param="quantize")
     int8 = Int8Store(digest) if quantize else None
     if device_map is not None:
-        _need("accelerate", "device_map", "pip install accelerate")
+        need("accelerate", "device_map", "pip install accelerate")
     with _one_line(name, device), _quiet():
         model_config = _model_config(folder, config, trust_remote_code)
         settings: JsonObject = {
@@ -285,55 +273,6 @@ def peek(model: str | None) -> tuple[str, ImageRules, str | None] | None:
     return digest, family.rules(settings), form.name if form is not None else None
 
 
-def find_folder(model: str | None, revision: str | None, files: list[str] = FILES) -> Path:
-    """Return the folder of `model` (None: the bundled one); of a hub id, `files` (name patterns) are downloaded."""
-    if model is None:
-        folder = bundled_folder()
-        if not (folder / "config.json").is_file():
-            raise ConfigError("the bundled model is not installed", hint="name a model, or install again")
-        return folder
-    return named_folder(model) or _from_hub(model, revision, files)
-
-
-def _from_hub(model: str, revision: str | None, files: list[str]) -> Path:
-    hub = os.environ.get("QVL_HUB", "huggingface").strip().lower()
-    if hub not in ("huggingface", "hf", "modelscope"):
-        raise ConfigError(f"unknown QVL_HUB {hub!r}", hint="huggingface or modelscope")
-    if hub == "modelscope":
-        _need("modelscope", "QVL_HUB=modelscope", "pip install modelscope")
-        from modelscope import snapshot_download as download  # type: ignore[import-not-found,unused-ignore]
-    else:
-        from huggingface_hub import snapshot_download as download
-    try:
-        # Each hub has a default of its own for the revision.
-        where = download(model, allow_patterns=files, **({"revision": revision} if revision else {}))
-    except Exception as exc:
-        raise _hub_error(model, revision, exc) from exc
-    return Path(where)
-
-
-def _hub_error(model: str, revision: str | None, exc: Exception) -> QvlError:
-    kind = type(exc).__name__
-    at = f" at revision {revision}" if revision else ""
-    if kind in ("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError", "NotExistError"):
-        return ConfigError(f"model {model!r}{at} not found on the hub, or private", hint="check the name; log in")
-    if kind == "GatedRepoError":
-        return ConfigError(f"{model} is gated", hint="accept its terms on the hub and log in")
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return ConfigError(f"{model}{at} is not in the local cache", hint="HF_HUB_OFFLINE is set: unset it once")
-    return BackendUnavailableError(
-        f"{model} cannot be downloaded: {first_line(exc)}",
-        hint="name a local folder, set HF_ENDPOINT to a mirror, or QVL_HUB=modelscope",
-    )
-
-
-def _need(module: str, what: str, line: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec(module) is None:
-        raise MissingDependencyError(f"{what} needs {module}", hint=line)
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from writing progress and reports to stdout and stderr, which belong to the program."""
@@ -370,33 +309,3 @@ def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[in
     for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
         tokens += [] if value is None else [value] if isinstance(value, int) else list(value)
     return tuple(dict.fromkeys(tokens))
-
-
-def fingerprint(folder: Path, weights: Sequence[str] = (".safetensors",)) -> str:
-    """Return a sha256 over the small files and, of each file of `weights`, its header, size, and samples of its bytes.
-
-    Hashing 17 GB would delay every start by a minute; headers, sizes and 64 samples of 4 KiB tell two checkpoints
-    apart.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".jinja", ".txt") and path.is_file():
-            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-        elif path.suffix in weights:
-            digest.update(path.name.encode() + b"\0" + _sampled(path))
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _sampled(path: Path, samples: int = 64, width: int = 4096) -> bytes:
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        header = file.read(8)
-        digest.update(header + file.read(min(int.from_bytes(header, "little"), 16 << 20)))
-        if size <= 16 << 20:
-            digest.update(file.read())
-            return digest.digest()
-        for step in range(samples):
-            file.seek(step * (size - width) // (samples - 1))
-            digest.update(file.read(width))
-    return digest.digest()
