@@ -50,7 +50,7 @@ def test_modelscope_is_asked_where_the_environment_says_so(modelscope: Path, rev
     checkpoint = loader.load(HUB_ID, open_device("cpu", "float32"), revision=revision)
     model_id, asked = json.loads(modelscope.read_text())
     assert model_id == HUB_ID
-    assert asked.pop("allow_patterns") == loader.FILES
+    assert asked.pop("allow_patterns") == model_folder.FILES
     assert asked == ({"revision": revision} if revision else {})
     assert checkpoint.fingerprint == model_folder.fingerprint(model_folder.bundled_folder())
 
