@@ -111,7 +111,7 @@ class TokenEngineRequest:
 
     def _push(self, output: Detokenizer, tokens: Sequence[Sampled], reason: FinishReason | None) -> Iterator[Chunk]:
         self._completion_tokens += len(tokens)
-        # The token that ends an answer is not part of it.
+        # The token that ends an answer is part of it only where that is asked for.
         text = tokens[:-1] if reason == "stop" else tokens
         for number, token in enumerate(text):
             chunk = output.push(token)
@@ -121,6 +121,11 @@ class TokenEngineRequest:
                 self._completion_tokens -= len(text) - number - 1
                 reason = "stop"
                 break
+        else:
+            for token in tokens[len(text) :]:
+                chunk = output.end(token)
+                if chunk is not None:
+                    yield chunk
         if reason is not None:
             self._ended.add(output.index)
             yield output.finish(reason)

@@ -14,11 +14,13 @@ from qvl.backends.local.backend import LocalBackend
 from qvl.backends.local.model.model_runner import Runner
 from qvl.errors import BackendError, BackendUnavailableError, DeviceMemoryError, EngineDeadError, RequestError
 from qvl.types import ResponseFormat, Result
+from tests.backends.local.intercepted import Intercepted
 from tests.backends.local.requests import ask, freed, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qvl.backends.local.engine_request import EngineRequest
     from qvl.backends.local.scheduling.scheduler import Step
     from qvl.backends.local.text.processor import PreparedPicture
     from tests.backends.local.conftest import Opener
@@ -125,14 +127,12 @@ class Refusing:
         return "lexer too complex"
 
 
-class GrammarFails(LocalBackend):
+class GrammarFails(Intercepted):
     """The grammar of requests whose id is "fails" breaks down while they run: the mask cannot be made of it."""
 
-    def _engine_request(self, *arguments: Any) -> Any:
-        request = super()._engine_request(*arguments)
+    def arrives(self, request: EngineRequest) -> None:
         if request.request_id == "fails":
-            request.sequences[0].matcher = Refusing(request.sequences[0].matcher, 2)
-        return request
+            request.sequences[0].matcher = Refusing(request.sequences[0].matcher, 2)  # type: ignore[assignment]
 
 
 def test_a_grammar_that_fails_while_it_runs_ends_its_own_request(opened: Opener) -> None:

@@ -13,11 +13,13 @@ from qvl.backends.local.backend import LocalBackend
 from qvl.backends.local.model.model_runner import Runner
 from qvl.types import ChatRequest, Result, Tool
 from qvl.types import ResponseFormat as Format
+from tests.backends.local.intercepted import Intercepted
 from tests.backends.local.requests import ask, freed, run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qvl.backends.local.engine_request import EngineRequest
     from qvl.backends.local.scheduling.scheduler import Step
     from qvl.backends.local.scheduling.sequence import Sequence
     from tests.backends.local.conftest import Opener
@@ -43,15 +45,13 @@ TOOLS = (
 LONELY = "QZXJ"
 
 
-class Watched(LocalBackend):
+class Watched(Intercepted):
     """Keeps the sequences of its requests, in order of arrival, to see their tokens."""
 
     sequences: list[Sequence]
 
-    def _engine_request(self, *arguments: Any) -> Any:
-        request = super()._engine_request(*arguments)
+    def arrives(self, request: EngineRequest) -> None:
         self.sequences = [*getattr(self, "sequences", ()), *request.sequences]
-        return request
 
 
 def forcing(backend: LocalBackend, on: bool) -> LocalBackend:
@@ -80,7 +80,7 @@ def test_every_free_token_is_the_best_of_transformers_and_every_other_one_is_for
     asked = [guided(place) for place in range(6)]
     results = run(backend, *asked)
     assert backend._loaded is not None
-    grammars = backend._loaded.grammars
+    grammars = backend._loaded.maker.grammars
     for sequence in backend.sequences:
         place = next(
             n for n in range(6) if len(backend._loaded.processor.prepare(asked[n]).tokens) == sequence.num_prompt
@@ -209,7 +209,7 @@ def test_a_stream_brings_each_step_as_one_piece_and_nothing_before_the_first(
     assert 0 < last.timing.first_token < last.timing.total
 
 
-class Thinking(LocalBackend):
+class Thinking(Intercepted):
     """The prompt has opened the thoughts, and the model thinks "hm" and ends them."""
 
     def _runner(self, *arguments: Any) -> Runner:
@@ -225,12 +225,10 @@ class Thinking(LocalBackend):
 
         return Ends(*arguments)
 
-    def _engine_request(self, *arguments: Any) -> Any:
-        request = super()._engine_request(*arguments)
+    def arrives(self, request: EngineRequest) -> None:
         for output in request.outputs:
             output.reasoning = True
             output.__post_init__()
-        return request
 
 
 def test_thoughts_are_free_and_the_form_begins_behind_them(opened: Opener, random_folder: Path) -> None:

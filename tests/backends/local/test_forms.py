@@ -89,7 +89,7 @@ def test_white_space_beyond_that_of_json_dumps_is_no_json(tiny: LocalBackend, st
     assert tiny._loaded is not None
     tokens = tiny._loaded.checkpoint.tokenizer(start)["input_ids"]
     for form in (Format("json_object"), Format("json_schema", schema={"type": "object"})):
-        matcher = tiny._loaded.grammars.matcher(ask("x").replace(response_format=form))
+        matcher = tiny._loaded.maker.grammars.matcher(ask("x").replace(response_format=form))
         assert matcher.deep_copy().try_consume_tokens(tokens) < len(tokens)
         good = tiny._loaded.checkpoint.tokenizer('{"a": 1}')["input_ids"]
         assert matcher.try_consume_tokens(good) == len(good)

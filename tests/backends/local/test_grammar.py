@@ -28,7 +28,7 @@ class Allows:
     def __init__(self, tiny: LocalBackend, **request: Any) -> None:
         assert tiny._loaded is not None
         self._tokenizer = tiny._loaded.checkpoint.tokenizer
-        self._matcher = tiny._loaded.grammars.matcher(ChatRequest(QUESTION, **request))
+        self._matcher = tiny._loaded.maker.grammars.matcher(ChatRequest(QUESTION, **request))
 
     def __call__(self, value: Any) -> bool:
         text = value if isinstance(value, str) else json.dumps(value)
