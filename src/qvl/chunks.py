@@ -42,6 +42,7 @@ class Folder:
         "_logprobs",
         "_reasoning",
         "_split_thought",
+        "_stops",
         "_text",
         "_token_ids",
         "_want_logprobs",
@@ -57,6 +58,7 @@ class Folder:
         self._logprobs: dict[int, list[TokenLogprob]] = {}
         self._calls: dict[int, dict[int, dict[str, str]]] = {}
         self._finish: dict[int, FinishReason] = {}
+        self._stops: dict[int, str | None] = {}
         self._token_ids: dict[int, tuple[int, ...]] = {}
         self._want_logprobs = want_logprobs
         self.prompt: PromptFacts | None = None
@@ -81,6 +83,7 @@ class Folder:
             call["arguments"] += delta.arguments
         if chunk.finish_reason is not None:
             self._finish[chunk.index] = chunk.finish_reason
+            self._stops[chunk.index] = chunk.stop_string
         if chunk.token_ids:
             self._token_ids[chunk.index] = self._token_ids.get(chunk.index, ()) + chunk.token_ids
         self.prompt = chunk.prompt or self.prompt
@@ -96,6 +99,7 @@ class Folder:
                 finish_reason=self._finish.get(index, "abort"),
                 logprobs=tuple(self._logprobs[index]) if self._want_logprobs else None,
                 token_ids=self._token_ids.get(index, ()),
+                stop_string=self._stops.get(index),
             )
             for index in sorted(self._text)
         )
@@ -171,6 +175,7 @@ def unfold(result: Result) -> Iterable[Chunk]:
             ),
             logprobs=choice.logprobs or (),
             finish_reason=choice.finish_reason,
+            stop_string=choice.stop_string,
             usage=result.usage if last else None,
             timing=result.timing if last else None,
             token_ids=choice.token_ids,

@@ -276,9 +276,9 @@ class ToolCallDelta:
 class Chunk:
     """One streamed piece of choice `index`.
 
-    The last chunk of a choice has its `finish_reason`; the last chunk of the stream has `usage` (and `timing`, where
-    known). If the request wants logprobs, each token appears in exactly one chunk; so with `token_ids`. The first chunk
-    has the `prompt`, if the request asks for that.
+    The last chunk of a choice has its `finish_reason`, and the `stop_string` that ended it, if one did; the last chunk
+    of the stream has `usage` (and `timing`, where known). If the request wants logprobs, each token appears in exactly
+    one chunk; so with `token_ids`. The first chunk has the `prompt`, if the request asks for that.
     """
 
     text: str = ""
@@ -291,6 +291,7 @@ class Chunk:
     timing: Timing | None = None
     token_ids: tuple[int, ...] = ()
     prompt: PromptFacts | None = None
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +305,7 @@ class Choice:
     finish_reason: FinishReason = "stop"
     logprobs: tuple[TokenLogprob, ...] | None = None
     token_ids: tuple[int, ...] = ()
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

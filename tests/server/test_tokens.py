@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import pytest
 
 from tests.server.conftest import Running, data_url, picture, start
@@ -86,6 +87,39 @@ def test_faults_are_named(local: Running, path: str, body: dict[str, Any], param
     answer = local.post(path, body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_stop_sequence_is_told(server: Running, streamed: bool) -> None:
+    client = anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+    asked: Any = {"model": "bundled", "max_tokens": 16, "messages": [{"role": "user", "content": "What brand is it?"}]}
+    if streamed:
+        with client.messages.stream(**asked, stop_sequences=["zzz", " picture"]) as stream:
+            answer = stream.get_final_message()
+    else:
+        answer = client.messages.create(**asked, stop_sequences=["zzz", " picture"])
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", " picture")
+    assert answer.content[0].text == "I need a"  # type: ignore[union-attr]
+    whole = client.messages.create(**asked, stop_sequences=["zzz"])
+    assert (whole.stop_reason, whole.stop_sequence) == ("end_turn", None)
+
+
+def test_an_answer_goes_on_from_its_beginning(server: Running) -> None:
+    body = {"max_tokens": 16, "messages": [{"role": "user", "content": "What brand is it?"}]}
+    body["messages"] += [{"role": "assistant", "content": "I need"}]  # type: ignore[operator]
+    answer = server.post("/v1/messages", body).json()
+    assert answer["content"][0]["text"] == " a picture."
+    told = server.post("/v1/messages/count_tokens", {"messages": body["messages"]}).json()
+    assert told["input_tokens"] == answer["usage"]["input_tokens"] + answer["usage"]["cache_read_input_tokens"]
+
+
+def test_thinking_is_refused_where_the_model_cannot(local: Running) -> None:
+    body = {"max_tokens": 16, "messages": [{"role": "user", "content": "What brand is it?"}]}
+    assert local.post("/v1/messages", {**body, "thinking": {"type": "disabled"}}).status_code == 200
+    for fields in ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"output_config": {"effort": "high"}}):
+        answer = local.post("/v1/messages", {**body, **fields})
+        assert answer.status_code == 400
+        assert "cannot think" in answer.json()["error"]["message"]
 
 
 def test_the_examples_of_the_document_are_answered(local: Running) -> None:

@@ -246,6 +246,7 @@ def _choice_to_json(choice: Choice) -> JsonObject:
         "tool_calls": [asdict(call) for call in choice.tool_calls],
         "logprobs": None if choice.logprobs is None else [_logprob_to_json(item) for item in choice.logprobs],
         **({"token_ids": list(choice.token_ids)} if choice.token_ids else {}),
+        **({"stop_string": choice.stop_string} if choice.stop_string is not None else {}),
     }
 
 
@@ -259,6 +260,7 @@ def _choice_from_json(data: JsonMapping) -> Choice:
         tool_calls=tuple(ToolCall(**call) for call in data["tool_calls"]),
         logprobs=None if logprobs is None else tuple(_logprob_from_json(item) for item in logprobs),
         token_ids=tuple(data.get("token_ids", ())),
+        stop_string=data.get("stop_string"),
     )
 
 

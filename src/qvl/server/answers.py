@@ -120,6 +120,7 @@ class ChatChoice(TypedDict):
     message: AssistantMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishWord
+    stop_reason: NotRequired[str]
     token_ids: NotRequired[list[Count]]
 
 
@@ -153,6 +154,7 @@ class ChunkChoice(TypedDict):
     delta: MessageDelta
     logprobs: ChatLogprobs | None
     finish_reason: FinishWord | None
+    stop_reason: NotRequired[str]
     token_ids: NotRequired[list[Count]]
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from qvl.server.schemas import QuestionFields
     from qvl.server.state import ServerCore
 
+# What routes whose bodies do not name these may ask for all the same.
+OF_THE_PROMPT: Final = (
+    "chat_template_kwargs",
+    "reasoning_effort",
+    "thinking_token_budget",
+    "continue_final_message",
+    "add_generation_prompt",
+)
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
@@ -140,8 +148,7 @@ async def chat_request(
     backend = core.pipeline.backend
     name = core.served(model)
     fields = dict(extra or {})
-    for field in ("chat_template_kwargs", "reasoning_effort", "thinking_token_budget"):
-        # Of routes whose bodies do not name them.
+    for field in OF_THE_PROMPT:
         if field in fields and field in backend.capabilities.fields | backend.capabilities.sampling:
             cast("JsonObject", params)[field] = fields.pop(field)
     fields = without_neutral(fields, passed_on=backend.capabilities.extra_body)

@@ -303,6 +303,7 @@ class AnswerReader:
                 tool_calls=calls,
                 logprobs=logprobs,
                 finish_reason=finish,
+                stop_string=stop if finish == "stop" and isinstance(stop := choice.get("stop_reason"), str) else None,
                 token_ids=ids,
                 prompt=self._take_prompt(),
             )

@@ -96,6 +96,7 @@ class WireChoice(TypedDict, total=False):
     delta: WireMessage | None
     message: WireMessage | None
     finish_reason: str | None
+    stop_reason: str | int | None
     logprobs: dict[str, list[WireLogprob] | None] | None
     token_ids: list[int] | None
 

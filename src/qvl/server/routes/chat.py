@@ -147,9 +147,11 @@ def _completion(result: Result, served: ServedRequest, body: ChatCompletionReque
         "usage": usage_of(result.usage),
         "service_tier": "default",
     }
-    if body.return_token_ids:
-        for written, choice in zip(whole["choices"], result.choices, strict=True):
+    for written, choice in zip(whole["choices"], result.choices, strict=True):
+        if body.return_token_ids:
             written["token_ids"] = list(choice.token_ids)
+        if choice.stop_string is not None:
+            written["stop_reason"] = choice.stop_string
     if result.prompt is not None:
         if body.return_token_ids:
             whole["prompt_token_ids"] = list(result.prompt.token_ids)
@@ -193,7 +195,9 @@ class ChunkWriter:
             chunk = replace(chunk, token_ids=()) if ids else chunk
         if chunk.finish_reason is not None:
             finish = finish_word(chunk.finish_reason)
-            events += self._event(chunk.index, {}, usage, finish_reason=finish, token_ids=chunk.token_ids)
+            events += self._event(
+                chunk.index, {}, usage, finish_reason=finish, token_ids=chunk.token_ids, stop=chunk.stop_string
+            )
         return events
 
     def _of_prompt(self, chunk: Chunk) -> dict[str, object]:
@@ -214,8 +218,11 @@ class ChunkWriter:
         logprobs: ChatLogprobs | None = None,
         finish_reason: FinishWord | None = None,
         token_ids: Sequence[int] = (),
+        stop: str | None = None,
     ) -> bytes:
         choice: ChunkChoice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        if stop is not None:
+            choice["stop_reason"] = stop
         if token_ids and self._ids:
             choice["token_ids"] = list(token_ids)
         return data_event({**self._head, "choices": [choice], **usage})

@@ -177,17 +177,18 @@ class MessageForm:
             content.append({"type": "text", "text": choice.text})
         for call in choice.tool_calls:
             content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)})
-        return {**self.head(), "content": content, "stop_reason": stop_reason(result), "usage": usage_of(result.usage)}
+        return {**self.head(), "content": content, **stop_of(result), "usage": usage_of(result.usage)}
 
 
-def stop_reason(result: Result) -> StopReason:
+def stop_of(result: Result) -> StopDelta:
     """Return why the answer ended, in Anthropic's words."""
     reason: str = result.finish_reason
-    if reason in ("length", "abort"):
-        return "max_tokens"
-    if reason == "tool_calls":
-        return "tool_use"
-    return "refusal" if reason == "content_filter" else "end_turn"
+    stopped = result.choices[0].stop_string if result.choices else None
+    if stopped is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": stopped}
+    words: dict[str, StopReason] = {"length": "max_tokens", "abort": "max_tokens", "tool_calls": "tool_use"}
+    words["content_filter"] = "refusal"
+    return {"stop_reason": words.get(reason, "end_turn"), "stop_sequence": None}
 
 
 def usage_of(usage: Usage) -> MessageUsage:
@@ -243,8 +244,7 @@ class MessageWriter:
     def close(self, result: Result) -> bytes:
         """Return the events that end the message."""
         events = self.write(Chunk()) + self._stop()
-        stop: StopDelta = {"stop_reason": stop_reason(result), "stop_sequence": None}
-        events += self._event("message_delta", delta=stop, usage=usage_of(result.usage))
+        events += self._event("message_delta", delta=stop_of(result), usage=usage_of(result.usage))
         return events + self._event("message_stop")
 
     def _event(self, kind: str, **fields: Unpack[MessageEvent]) -> bytes:

@@ -110,6 +110,7 @@ class Detokenizer:
     want_ids: bool = False
     num_calls: int = 0
     stopped: bool = False
+    stop_string: str | None = None  # the one that ended the answer
     _decoder: codecs.IncrementalDecoder = field(init=False)
     _pending: str = ""  # behind the stop filter: may become a stop string
     _splitter: Splitter = field(init=False)
@@ -185,7 +186,7 @@ class Detokenizer:
         chunk = self._chunk(text, last=True, cut_off=reason == "length") or Chunk(index=self.index)
         if reason == "stop" and self.num_calls:
             reason = "tool_calls"
-        return replace(chunk, finish_reason=reason)
+        return replace(chunk, finish_reason=reason, stop_string=self.stop_string if reason == "stop" else None)
 
     def _until_stop(self, text: str) -> str:
         """Return the text that can be sent: up to anything that is, or may become, a stop string."""
@@ -199,6 +200,7 @@ class Detokenizer:
         if matches:
             self.stopped, self._pending = True, ""
             start, word = min(matches)
+            self.stop_string = word
             if self.with_stop:
                 start += len(word)
             # What waits in the decoder is a part of what came behind the stop string.
