@@ -158,6 +158,35 @@ def test_a_form_without_a_choice_takes_no_step(opened: Opener, random_folder: Pa
     freed(backend)
 
 
+@pytest.mark.parametrize("words", [("certainly",), ("certainly", "by no means")])
+def test_a_scored_prompt_changes_no_choice_and_is_told_with_the_first(
+    opened: Opener, random_folder: Path, words: tuple[str, ...]
+) -> None:
+    backend = opened(random_folder, max_num_batched_tokens=16)
+    form = Format("choice", choices=words)
+    plain, scored = (
+        ask("Say it.", n=3, max_tokens=20, **more).replace(response_format=form)
+        for more in ({}, {"prompt_logprobs": 1})
+    )
+    expected, result = run(backend, plain, scored)
+    assert told(result) == told(expected)
+    assert result.prompt is not None
+    assert len(result.prompt.logprobs) == result.usage.prompt_tokens
+    freed(backend)
+
+
+def test_a_thought_that_is_cut_off_at_once_waits_for_the_scores_of_its_prompt(
+    opened: Opener, random_folder: Path
+) -> None:
+    backend = opened(random_folder, kind=Thinking)
+    wanted = ask("Say it.", max_tokens=1, thinking_token_budget=0, prompt_logprobs=0)
+    (result,) = run(backend, wanted)
+    assert (result.finish_reason, result.usage.completion_tokens) == ("length", 1)
+    assert result.prompt is not None
+    assert len(result.prompt.logprobs) == result.usage.prompt_tokens
+    freed(backend)
+
+
 def test_a_call_takes_a_fifth_of_the_steps_and_is_the_same_call(opened: Opener, random_folder: Path) -> None:
     backend = opened(random_folder)
     asked = ask("Find it.", max_tokens=120).replace(tools=TOOLS, tool_choice="find_product", parallel_tool_calls=False)

@@ -244,10 +244,14 @@ class Engine:
 
     def _open(self, request: EngineRequest) -> None:
         """Have an answer begin with what its grammar forces; that is computed with the prompt, and sent after it."""
+        scored = any(sequence.scores is not None for sequence in request.sequences)
         try:
             for sequence in request.sequences:
                 reason = self._force(sequence)
-                if reason is not None:
+                if scored:
+                    # A prompt whose tokens are scored is computed in any case, and its scores come first.
+                    sequence.ending = reason
+                elif reason is not None:
                     self._finish(sequence, reason, time.perf_counter())
         except QvlError as exc:
             self._fail(request, exc)
@@ -255,6 +259,9 @@ class Engine:
     def _accept(self, sequence: Sequence, sampled: list[Sampled], draft: tuple[int, ...]) -> None:
         """Take the first of `sampled`, and each that follows a token which was guessed rightly."""
         now = time.perf_counter()
+        if sequence.ending is not None:
+            self._finish(sequence, sequence.ending, now)
+            return
         right = next((at for at, guess in enumerate(draft) if sampled[at].token != guess), len(draft))
         if draft and sequence.lookup is not None:
             self.counters.drafted_tokens += len(draft)
@@ -273,9 +280,8 @@ class Engine:
     def _force(self, sequence: Sequence) -> FinishReason | None:
         """Append the tokens that the grammar leaves no choice about; return why the answer ends with them, or None."""
         reason = self._close_thought(sequence) if sequence.thought is not None else None
-        # Rules about single tokens are the sampler's, and a prompt whose tokens are scored must be computed.
-        by_form = self.forces and sequence.rules is None and sequence.scores is None
-        matcher = _guide(sequence) if by_form else None
+        # Rules about single tokens are the sampler's.
+        matcher = _guide(sequence) if self.forces and sequence.rules is None else None
         while matcher is not None and reason is None and (tokens := self._grammars.forced(matcher)):
             for token in tokens:
                 self.counters.forced_tokens += 1
@@ -351,8 +357,10 @@ class Engine:
         request.num_finished += 1
         if request.done:
             last = replace(last, usage=request.usage(), timing=request.timing(now))
-            self._end(request)
+        # In this order: whoever has ended is told of no fault any more.
         self._send(request, last)
+        if request.done:
+            self._end(request)
 
     # Ends and faults.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qvl.backends.local.scheduling.kv_cache import Slot
     from qvl.backends.local.text.grammar import Matcher
     from qvl.backends.local.text.processor import PreparedRequest
-    from qvl.types import SamplingParams
+    from qvl.types import FinishReason, SamplingParams
 
 
 # Of each the logits of the whole vocabulary are there at once, 0.6 MB.
@@ -81,6 +81,7 @@ class Sequence:
         rules: what the request says about single tokens.
         thought: the bound of the reasoning, until that has ended by it.
         scores: of the prompt's tokens, if they are wanted of this sequence.
+        ending: why the answer ends, if that is known before the prompt is computed.
     """
 
     group: object
@@ -95,6 +96,7 @@ class Sequence:
     rules: TokenRules | None = None
     thought: ThoughtLimit | None = None
     scores: PromptScores | None = None
+    ending: FinishReason | None = None
     tokens: list[int] = field(init=False)
     num_prompt: int = field(init=False)
     status: SequenceStatus = SequenceStatus.WAITING
