@@ -157,6 +157,22 @@ def test_a_grammar_that_gives_up_is_no_end_of_an_answer(opened: Opener) -> None:
     assert backend.unready() is None
 
 
+@pytest.mark.parametrize("token", [10**7, 1 << 70, -1])
+def test_a_stop_token_that_is_not_in_the_vocabulary_ends_nothing_and_nobody(opened: Opener, token: int) -> None:
+    backend = opened()
+    odd, same = settle(
+        backend, ask("x", max_tokens=4, min_tokens=2, stop_token_ids=(token,)), ask("x", max_tokens=4, min_tokens=2)
+    )
+    assert odd.text == same.text
+    assert backend.unready() is None
+
+
+def test_a_bad_word_that_no_text_can_hold_is_refused(opened: Opener) -> None:
+    (refused,) = settle(opened(), ask("x", bad_words=("\ud800",)))
+    assert isinstance(refused, RequestError)
+    assert refused.param == "bad_words"
+
+
 def test_a_dead_loop_reaches_every_waiter_and_readiness(faulty: FaultyBackend) -> None:
     faulty.runner.dies = True
     results = settle(faulty, *(ask(place, "x", max_tokens=50) for place in range(5)))

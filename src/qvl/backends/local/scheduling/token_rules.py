@@ -41,7 +41,7 @@ class TokenRules:
         """Return the rules of a request, None if it has none.
 
         Raises:
-            RequestError: a token is not in the vocabulary.
+            RequestError: a token is not in the vocabulary, or a bad word is no Unicode text.
         """
         biases = sampling.logit_bias or {}
         named = {"allowed_token_ids": sampling.allowed_token_ids, "logit_bias": biases}
@@ -50,6 +50,8 @@ class TokenRules:
             if wrong is not None:
                 what = f"{param}: the token {wrong} is not in the vocabulary"
                 raise RequestError(what, hint=f"ids from 0 to {vocab_size - 1}", param=param)
+        if any("\ud800" <= letter <= "\udfff" for word in sampling.bad_words for letter in word):
+            raise RequestError("bad_words: half of a surrogate pair is no text", hint="Unicode", param="bad_words")
         if not (sampling.allowed_token_ids or biases or sampling.bad_words or sampling.min_tokens):
             return None
         return cls(
@@ -57,7 +59,10 @@ class TokenRules:
             np.array(list(biases), dtype=np.int64),
             np.array(list(biases.values()), dtype=np.float32),
             tuple(spelt for word in sampling.bad_words for spelt in _spellings(word, encode)),
-            np.array(sorted({*eos, *sampling.stop_token_ids}), dtype=np.int64),
+            # A token that is not in the vocabulary ends nothing.
+            np.array(
+                sorted(token for token in {*eos, *sampling.stop_token_ids} if 0 <= token < vocab_size), dtype=np.int64
+            ),
             sampling.min_tokens,
         )
 
