@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, final
 
+from qvl.backends.token_table import TokenTable
 from qvl.chunks import Folder
 from qvl.errors import BackendError, UnsupportedInputError
 from qvl.types import ChatRequest, Chunk, JsonObject, Result, SamplingParams
@@ -36,7 +37,7 @@ class Capabilities:
     `images` is the most pictures of a request (0: none). `max_context` is in tokens, None if unknown. `sampling` are
     the SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while generating.
     `extra_body` is True if unknown request fields are passed on; `top_logprobs` is the most alternatives a token.
-    `fields` are those of `PROMPT_FIELDS`, and "priority", that have an effect.
+    `fields` are those of `PROMPT_FIELDS`, "priority" and "prefill", that have an effect.
     """
 
     images: int = 0
@@ -130,6 +131,10 @@ class Backend(ABC):
             RequestError: an id is not in the vocabulary.
         """
         raise self._tells_no_tokens()
+
+    async def token_table(self) -> TokenTable | None:
+        """Return the model's tokens by their bytes, where the backend knows them: its requests may have a `prefill`."""
+        return None
 
     def _tells_no_tokens(self) -> UnsupportedInputError:
         hint = "a local model does, and an endpoint with /tokenize"
@@ -233,7 +238,8 @@ class Backend(ABC):
             raise UnsupportedInputError(f"{me} does not enforce response_format {kind!r}", param="response_format")
         if request.tools and request.tool_choice != "none" and not have.tools:
             raise UnsupportedInputError(f"{me} does not support tools", param="tools")
-        for name in (*request.prompt_fields(), *(("priority",) if request.priority else ())):
+        others = [name for name in ("priority", "prefill") if getattr(request, name)]
+        for name in (*request.prompt_fields(), *others):
             if name not in have.fields:
                 raise UnsupportedInputError(f"{me} does not support {name}", hint="leave it out", param=name)
         if request.extra and not have.extra_body:

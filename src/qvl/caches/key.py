@@ -93,6 +93,7 @@ class Manifest(TypedDict):
     reasoning_effort: NotRequired[str]
     prompt: NotRequired[str | list[int]]
     cache_salt: NotRequired[str]
+    prefill: NotRequired[list[int]]
 
 
 def build_manifest(
@@ -129,6 +130,7 @@ def build_manifest(
         # What most requests leave alone is named only where it says something, so that their keys stay.
         **request.prompt_fields(),  # type: ignore[typeddict-item]
         **({"cache_salt": request.cache_salt} if request.cache_salt else {}),
+        **({"prefill": list(request.prefill)} if request.prefill else {}),
     }
 
 

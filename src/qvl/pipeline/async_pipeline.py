@@ -35,7 +35,10 @@ from qvl.types import Chunk, JsonMapping, Result
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
+    from qvl.decisions.answers import Decisions
+    from qvl.decisions.questions import QuestionLike
     from qvl.media.policy import MediaPolicy
+    from qvl.pipeline.decide_call import DecideParams
     from qvl.pipeline.parse_parts import Pictures, Sources
 
 A = TypeVar("A", default=ProductAnalysis)
@@ -264,6 +267,32 @@ class AsyncPipeline:
             cache=params.get("cache"),
             params=params,
         )
+
+    async def decide(
+        self,
+        pictures: Pictures,
+        questions: QuestionLike | Iterable[QuestionLike],
+        context: str | Sequence[MessageLike] | None = None,
+        *,
+        cache: CacheMode | None = None,
+        **params: Unpack[DecideParams],
+    ) -> Decisions:
+        """Return how probable each possible answer to each question is, in the order of the questions.
+
+        Args:
+            pictures: one, several, or none (`[]`).
+            questions: one or up to 400 of `qvl.decisions.Predicate`, `Choice` and `Score`, a text (a Predicate), or a
+                mapping in OpenAI's form. Each is kept in the cache for itself.
+            context: text, or messages, that all questions are asked about beside the pictures.
+            params: `max_pixels`, `min_pixels`, `extra`, `request_id` and others as in `ask`.
+
+        Raises:
+            RequestError: a question or a picture cannot be used.
+            BackendError: the model could not answer.
+        """
+        from qvl.pipeline.decide import decide
+
+        return await decide(self.executor, pictures, questions, context, cache, params)
 
     @overload
     def map(

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
     from qvl.analysis.product import AnalysisResult
     from qvl.caches.policy import CacheMode
+    from qvl.decisions.answers import Decisions
+    from qvl.decisions.questions import QuestionLike
     from qvl.media.policy import MediaPolicy
+    from qvl.pipeline.decide_call import DecideParams
     from qvl.pipeline.parse_message import MessageLike
     from qvl.pipeline.parse_parts import Pictures, Sources
 
@@ -146,6 +149,21 @@ class Pipeline:
     ) -> AnalysisResult[object]:
         return self._execute(self.pipeline.analyze_call(pictures, schema, params))
 
+    def decide(
+        self,
+        pictures: Pictures,
+        questions: QuestionLike | Iterable[QuestionLike],
+        context: str | Sequence[MessageLike] | None = None,
+        *,
+        cache: CacheMode | None = None,
+        **params: Unpack[DecideParams],
+    ) -> Decisions:
+        async def decide() -> Decisions:
+            return await self.pipeline.decide(pictures, questions, context, cache=cache, **params)
+
+        self._loop.claim()
+        return self._loop.call(decide)
+
     @overload
     def map(
         self, sources: Sources, question: str, **params: Unpack[MapParams]
@@ -209,7 +227,7 @@ class Pipeline:
             self._loop.end(items)
 
 
-for _name in ("open", "ask", "stream", "chat", "stream_chat", "analyze", "analyze_result", "map", "stats"):
+for _name in ("open", "ask", "stream", "chat", "stream_chat", "analyze", "analyze_result", "decide", "map", "stats"):
     getattr(Pipeline, _name).__doc__ = getattr(AsyncPipeline, _name).__doc__
 
 if hasattr(os, "register_at_fork"):

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
@@ -33,12 +34,13 @@ if TYPE_CHECKING:
     from qvl.backends.local.model.vision import FeatureCache
     from qvl.backends.local.text.grammar import Grammars
     from qvl.backends.local.text.processor import ImageRules, Processor
+    from qvl.backends.token_table import TokenTable
     from qvl.types import ChatRequest, Chunk, JsonObject
 
 log = logger(__name__)
 
 MAX_IMAGES: Final = 64
-FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS) | {"priority"}
+FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS) | {"priority", "prefill"}
 VISION_CACHE_BYTES: Final = 512 << 20
 # Characters from which a prompt is prepared on a thread for such alone, so that nobody else waits behind it.
 LONG_PROMPT: Final = 1 << 17
@@ -351,6 +353,11 @@ class LocalBackend(Backend):
     ) -> EngineRequest:
         """Return the request prepared for the engine; blocking. Tests override it to look at what is made."""
         return loaded.maker.make(request, loop, abandoned.is_set)
+
+    async def token_table(self) -> TokenTable:
+        loaded = self._ready()
+        work = partial(loaded.maker.vocabulary.table, loaded.checkpoint.eos_token_ids)
+        return await asyncio.get_running_loop().run_in_executor(self._long_pool, work)
 
     def identity(self) -> JsonObject:
         loaded = self._loaded

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from qvl.backends.local.scheduling.token_rules import Score
+from qvl.backends.local.scheduling.token_rules import TokenScore
 from qvl.backends.token_engine import TokenEngineRequest
 from qvl.backends.vllm.engine import crossing
 from qvl.errors import BackendError
@@ -106,7 +106,7 @@ class VllmRequest(TokenEngineRequest):
                 scored.append(None)
                 continue
             logprob, top = _alternatives(note, token, sampling.prompt_logprobs or 0)
-            scored.append(vocabulary.scored(token, Score(logprob, note[token].rank, top)))
+            scored.append(vocabulary.scored(token, TokenScore(logprob, note[token].rank, top)))
         return replace(chunk, prompt=PromptFacts(tuple(tokens), vocabulary.text(tokens), tuple(scored)))
 
     def _sampled(self, part: VllmCompletion) -> list[Sampled]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as ListLike
 from typing import TYPE_CHECKING
 
-from qvl.backends.local.scheduling.token_rules import Score
+from qvl.backends.local.scheduling.token_rules import TokenScore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,4 +40,4 @@ def note_scores(scored: ListLike[ScheduledTokens], logits: Tensor) -> None:
         for number, (logprob, rank, ids, best) in enumerate(rows):
             # What is computed again after a preemption is known already.
             if chunk.start + number == len(found):
-                found.append(Score(logprob, rank, tuple(zip(ids, best, strict=True))))
+                found.append(TokenScore(logprob, rank, tuple(zip(ids, best, strict=True))))

@@ -100,7 +100,7 @@ class ThoughtLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class TokenScore:
     """A prompt's token after what stands before it: logprob, rank (1 is the likeliest), the best (token, logprob)."""
 
     logprob: float
@@ -115,4 +115,4 @@ class PromptScores:
 
     def __init__(self, top: int) -> None:
         self.top = top
-        self.found: list[Score] = []
+        self.found: list[TokenScore] = []

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 from qvl.backends.endless import RunWatch, endless, longest_run
 from qvl.backends.local.text.tool_call import CallReader, ObjectScanner, parse_call
+from qvl.backends.token_table import TokenTable
 from qvl.types import Chunk, TokenLogprob, ToolCallDelta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from qvl.backends.local.model.sampler import Sampled
-    from qvl.backends.local.scheduling.token_rules import Score
+    from qvl.backends.local.scheduling.token_rules import TokenScore
     from qvl.types import ChatRequest, FinishReason
 
 THINK, THINK_END = "<think>", "</think>"
@@ -35,6 +36,7 @@ class Vocabulary:
             index: b"" if token.special else token.content.encode()
             for index, token in tokenizer.added_tokens_decoder.items()
         }
+        self._table: TokenTable | None = None
         self._names = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
 
     def bytes(self, token: int, *, special: bool = False) -> bytes:
@@ -48,11 +50,18 @@ class Vocabulary:
             known = self._known[token] = bytes(self._letters[c] for c in letters if c in self._letters)
         return known
 
+    def table(self, ends: Sequence[int]) -> TokenTable:
+        """Return the tokens by their bytes; `ends` are those that end an answer. Made once, slowly."""
+        if self._table is None:
+            tokens = [(token, self.bytes(token)) for token in range(len(self._tokenizer))]
+            self._table = TokenTable(tokens, [(token, self._names.get(token, "")) for token in ends])
+        return self._table
+
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, with control tokens as they are written."""
         return b"".join([self.bytes(token, special=True) for token in tokens]).decode("utf-8", errors="replace")
 
-    def scored(self, token: int, score: Score) -> TokenLogprob:
+    def scored(self, token: int, score: TokenScore) -> TokenLogprob:
         """Return a prompt's token with its score."""
         known = self.logprob(token, score.logprob)
         top = tuple(

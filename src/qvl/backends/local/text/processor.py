@@ -175,6 +175,7 @@ class Processor:
         if keep:
             kept = keep if keep > 0 or limit is None else limit.room
             pictures = pictures[_truncate(tokens, prepared, kept) :]
+        tokens += request.prefill
         if limit is not None:
             limit.check(len(tokens))
         for ready, picture in zip(prepared, pictures, strict=True):

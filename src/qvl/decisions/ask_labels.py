@@ -1,0 +1,168 @@
+"""Asks a backend for the probability of each label, by the best of the ways it has."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import string
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from qvl.decisions.questions import Label, Predicate, Question, options_text, orders
+from qvl.decisions.read_labels import read_top, read_tree
+from qvl.errors import BackendResponseError, UnsupportedInputError
+from qvl.types import ChatRequest, ResponseFormat, Result, SamplingParams, TextPart, TokenLogprob, Usage
+
+if TYPE_CHECKING:
+    from qvl.backends.base import Capabilities
+    from qvl.backends.token_table import TokenTable
+
+Send: TypeAlias = "Callable[[ChatRequest], Awaitable[Result]]"
+# Most ids that one request may name in logprob_token_ids.
+IDS: Final = 128
+LETTERS: Final = string.ascii_uppercase
+MAX_ANSWER: Final = 64
+
+
+@dataclass(slots=True)
+class LabelAsker:
+    """Asks one question in each of its orders and averages what comes.
+
+    Args:
+        question: the question.
+        request: its request, whose last text part lists the options; `send` sends it.
+        have, table: what the backend can do, and its tokens if it tells them.
+    """
+
+    question: Question
+    request: ChatRequest
+    have: Capabilities
+    table: TokenTable | None
+    send: Send
+    method: str = ""
+    notes: list[str] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+
+    async def ask(self) -> tuple[list[float] | None, int | None, float | None]:
+        """Return (the probability of each of the question's labels, the likeliest label, label mass).
+
+        Probabilities and mass are None from a backend that tells none.
+
+        Raises:
+            BackendResponseError: the answers say nothing about the labels.
+        """
+        labels = self.question.labels
+        if self.table is not None and self.have.logprobs:
+            self.method = "logits" if "logprob_token_ids" in self.have.sampling else "top_logprobs"
+            read = self._tree
+        elif self.have.logprobs and self.have.top_logprobs:
+            self.method = "top_logprobs"
+            if len(labels) > self.have.top_logprobs:
+                what = f"{len(labels)} options, but this endpoint tells only the {self.have.top_logprobs} likeliest"
+                raise UnsupportedInputError(what, hint="ask with fewer options, or a local model", param="questions")
+            read = self._top
+        else:
+            self.method = "choice"
+            return None, await self._chosen(labels), None
+        # The first alone, so that what the orders share is computed once, where only whole prompts are kept.
+        ways = orders(self.question)
+        if self.table is None or self.method != "logits":
+            first, rest = [await read(ways[0])], ways[1:]
+        else:
+            first, rest = [], ways
+        found = first + list(await asyncio.gather(*(read(way) for way in rest)))
+        place = {label.text: index for index, label in enumerate(labels)}
+        total = [0.0] * len(labels)
+        masses = []
+        for way, shares in zip(ways, found, strict=True):
+            mass = math.fsum(shares)
+            masses.append(mass)
+            if not mass > 0 or not math.isfinite(mass):
+                what = "none of the possible answers is among what the model would say"
+                raise BackendResponseError(what, hint="ask otherwise, or another model")
+            for label, share in zip(way, shares, strict=True):
+                total[place[label.text]] += share / mass
+        whole = math.fsum(total)
+        probabilities = [share / whole for share in total]
+        return probabilities, probabilities.index(max(probabilities)), math.fsum(masses) / len(masses)
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens of all requests so far."""
+        counts = [result.usage for result in self.results]
+        return Usage(
+            sum(usage.prompt_tokens for usage in counts),
+            sum(usage.completion_tokens for usage in counts),
+            sum(usage.image_tokens for usage in counts),
+            sum(usage.cached_tokens for usage in counts),
+        )
+
+    async def _tree(self, way: Sequence[Label]) -> list[float]:
+        request = self._shown(way)
+        table = self.table
+        assert table is not None
+
+        async def ask(prefill: tuple[int, ...], tokens: Sequence[int]) -> Mapping[int, float]:
+            behind = request.replace(prefill=prefill)
+            # Without a list of tokens, of the likeliest.
+            pieces: list[Sequence[int]] = [()]
+            if self.method == "logits":
+                pieces = [tokens[start : start + IDS] for start in range(0, len(tokens), IDS)]
+            tops = await asyncio.gather(*(self._first(behind, tuple(piece)) for piece in pieces))
+            found: dict[int, float] = {}
+            for item in (item for top in tops for item in top):
+                wanted = [token for token in table.ids(item.token, item.bytes) if token in tokens]
+                found |= {token: math.exp(item.logprob) for token in wanted[:1]}
+            return found
+
+        return await read_tree([label.text for label in way], table, ask)
+
+    async def _top(self, way: Sequence[Label]) -> list[float]:
+        texts = [label.text for label in way]
+        if isinstance(self.question, Predicate):
+            shares = read_top(texts, await self._first(self._shown(way)))
+        else:
+            # Letters, each of which is one token: behind a token that two options begin with nothing could be asked.
+            letters = LETTERS[: len(way)]
+            shares = read_top(letters, await self._first(self._shown(way, letters)))
+            if not self.notes:
+                self.notes.append("the options were asked for by letters: the endpoint tells no more than first tokens")
+        assert shares is not None
+        return shares
+
+    async def _first(self, request: ChatRequest, tokens: tuple[int, ...] = ()) -> Sequence[TokenLogprob]:
+        """Return the logprobs at the first token of the answer: of `tokens`, else of the likeliest."""
+        sampling = SamplingParams(
+            max_tokens=1,
+            logprobs=0 if tokens else self.have.top_logprobs,
+            logprob_token_ids=tokens,
+            ignore_eos=self.table is not None,
+        )
+        result = await self.send(request.replace(sampling=sampling))
+        self.results.append(result)
+        if not result.logprobs:
+            raise BackendResponseError("the answer has no logprobs", hint="another endpoint, or a local model")
+        return result.logprobs[0].top
+
+    async def _chosen(self, labels: Sequence[Label]) -> int:
+        """Return the label that the model answers with."""
+        texts = [label.text for label in labels]
+        request = self._shown(labels).replace(sampling=SamplingParams(max_tokens=MAX_ANSWER))
+        if "choice" in self.have.response_formats:
+            request = request.replace(response_format=ResponseFormat("choice", choices=tuple(texts)))
+        result = await self.send(request)
+        self.results.append(result)
+        self.notes.append("this backend tells no probabilities: the answer stands alone, and has no confidence")
+        said = result.text.strip().strip(".\"'`*").casefold()
+        index = next((index for index, text in enumerate(texts) if text.casefold() == said), None)
+        if index is None:
+            what = f"the model answered {result.text.strip()[:80]!r}, which is none of the possible answers"
+            raise BackendResponseError(what, hint="ask otherwise, or a backend that enforces a choice")
+        return index
+
+    def _shown(self, way: Sequence[Label], marks: Sequence[str] = ()) -> ChatRequest:
+        """Return the request with the options in the order `way`."""
+        *before, last = self.request.messages
+        parts = (*last.parts[:-1], TextPart(options_text(self.question, way, marks)))
+        return self.request.replace(messages=(*before, replace(last, parts=parts)))

@@ -1,0 +1,81 @@
+"""Reads the probability of whole labels from the probabilities of tokens, through the tree of their beginnings.
+
+A token that only one label begins with decides for that label. One that several begin with is followed: the question
+is asked again behind it. So a label of three tokens is as likely as its text, whatever its spelling in tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from qvl.backends.token_table import TokenTable
+    from qvl.types import TokenLogprob
+
+Ask: TypeAlias = "Callable[[tuple[int, ...], Sequence[int]], Awaitable[Mapping[int, float]]]"
+"""Returns the probability of each token of the second argument behind those of the first."""
+NEGLIGIBLE: Final = 1e-4
+"""A token that several labels begin with is not followed if it has less than this part of what all tokens of
+labels have there: each label gets the same of it."""
+FULL_STOPS: Final = (b"\n", b".")
+"""What a model may write behind a whole label instead of the end of the answer."""
+
+
+async def read_tree(labels: Sequence[str], table: TokenTable, ask: Ask) -> list[float]:
+    """Return the probability of each label as the model's whole answer, in the order of `labels`.
+
+    They add up to at most 1: to as much as the labels have together.
+    """
+    texts = [label.encode() for label in labels]
+    found = [0.0] * len(texts)
+
+    async def follow(begun: bytes, tokens: tuple[int, ...], whom: Sequence[int], share: float) -> None:
+        candidates: dict[int, bytes] = {}
+        for index in whom:
+            rest = texts[index][len(begun) :]
+            if rest:
+                candidates |= dict(table.beginnings(rest))
+        if any(texts[index] == begun for index in whom):
+            stops = [pair for stop in FULL_STOPS for pair in table.beginnings(stop)]
+            candidates = dict.fromkeys(table.ends, b"") | {token: b"" for token, _ in stops} | candidates
+        shares = await ask(tokens, [*candidates])
+        whole = share * math.fsum(shares.values())
+        onward = []
+        for token, data in candidates.items():
+            part = share * shares.get(token, 0.0)
+            if part <= 0.0:
+                continue
+            now = begun + data
+            fits = [i for i in whom if (texts[i].startswith(now) if data else texts[i] == begun)]
+            if len(fits) == 1:
+                found[fits[0]] += part
+            elif part < NEGLIGIBLE * whole:
+                for index in fits:
+                    found[index] += part / len(fits)
+            else:
+                onward.append(follow(now, (*tokens, token), fits, part))
+        await asyncio.gather(*onward)
+
+    await follow(b"", (), range(len(texts)), 1.0)
+    return found
+
+
+def read_top(labels: Sequence[str], top: Sequence[TokenLogprob]) -> list[float] | None:
+    """Return the probability of each label from the likeliest first tokens of an answer.
+
+    None if a listed token begins several labels, so that it does not decide.
+    """
+    found = [0.0] * len(labels)
+    for item in top:
+        text = item.token.strip().casefold()
+        if not text:
+            continue
+        fits = [index for index, label in enumerate(labels) if label.casefold().startswith(text)]
+        if len(fits) > 1:
+            return None
+        if fits and math.isfinite(item.logprob):
+            found[fits[0]] += math.exp(item.logprob)
+    return found
