@@ -290,9 +290,12 @@ class AsyncPipeline:
             RequestError: a question or a picture cannot be used.
             BackendError: the model could not answer.
         """
+        from qvl.decisions.questions import read_questions
         from qvl.pipeline.decide import decide
+        from qvl.pipeline.decide_call import shared_messages
 
-        return await decide(self.executor, pictures, questions, context, cache, params)
+        messages, asked = shared_messages(pictures, context), read_questions(questions)
+        return (await decide(self.executor, messages, asked, cache, params))[0]
 
     @overload
     def map(

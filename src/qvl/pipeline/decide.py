@@ -3,67 +3,90 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from qvl.decisions.answers import Decision, Decisions
-from qvl.decisions.questions import QuestionLike, read_questions
 from qvl.errors import ConfigError
 from qvl.ids import new_request_id
-from qvl.pipeline.decide_call import DecideCall, DecideParams, shared_messages
+from qvl.pipeline.decide_call import DecideCall, DecideParams
 from qvl.pipeline.load_pictures import load_pictures
-from qvl.pipeline.parse_request import draft_request
-from qvl.types import Result
+from qvl.pipeline.parse_parts import UnreadPicture, read_part
+from qvl.pipeline.parse_request import draft_request, request_limits
+from qvl.types import ImagePart, Result, TextPart
 
 if TYPE_CHECKING:
-    from qvl.caches.policy import CacheMode
+    from qvl.caches.policy import CacheMode, CachePolicy
+    from qvl.decisions.questions import Question
+    from qvl.media.policy import MediaPolicy
     from qvl.pipeline.executor import Executor
     from qvl.pipeline.parse_message import MessageLike
-    from qvl.pipeline.parse_parts import Pictures
+    from qvl.pipeline.parse_parts import ContentPart
+
+# Questions of one request at a time: each is several requests to the backend, whose queue is everybody's.
+AT_ONCE: Final = 32
 
 
 async def decide(
     executor: Executor,
-    pictures: Pictures,
-    questions: QuestionLike | Iterable[QuestionLike],
-    context: str | Sequence[MessageLike] | None,
-    cache: CacheMode | None,
+    messages: Sequence[MessageLike],
+    questions: Sequence[Question],
+    cache: CacheMode | CachePolicy | None,
     params: DecideParams,
-) -> Decisions:
-    """Return the answers of `AsyncPipeline.decide`."""
+    *,
+    namespace: str | None = None,
+    policy: MediaPolicy | None = None,
+) -> tuple[Decisions, list[Result]]:
+    """Return the answers, and the Result of each; pictures of `messages` and questions are read once, together.
+
+    The last of `messages` is the user's, behind which the questions are asked. The first question that cannot be
+    answered ends the others.
+
+    Raises:
+        ConfigError: a parameter that `decide` does not have.
+        RequestError: a question, a message or a picture cannot be used.
+        BackendError: the model could not answer.
+    """
     for name in params:
         if name not in DecideParams.__annotations__:
             what = f"decide() has no parameter {name!r}"
             raise ConfigError(what, hint=f"known: {', '.join(sorted(DecideParams.__annotations__))}", param=name)
-    asked = read_questions(questions)
-    messages = shared_messages(pictures, context)
     params = {**params, "request_id": params.get("request_id") or new_request_id()}
-    # Read once, not once a question.
     draft = draft_request(messages, **params)
-    loaded = await load_pictures(draft.pictures, executor.media, digests=executor.digests)
-    request = draft.finished(loaded)
-    shared: list[MessageLike] = [*request.messages[:-1]]
-    shared.append({"role": "user", "content": list(request.messages[-1].parts)})
-    calls = [DecideCall(shared, question, executor, cache, params) for question in asked]
-    answered = await run_all(executor, calls)
-    return Decisions(
-        tuple([decision for decision, _ in answered]),
-        model=answered[0][1].model,
-        backend=answered[0][1].backend,
-        pictures=tuple(loaded),
-    )
+    limits = request_limits(params.pop("max_pixels", None), params.pop("min_pixels", None), {})
+    asked = [_parts(question, f"questions[{number}].instructions") for number, question in enumerate(questions)]
+    shown = [part for parts in asked for part in parts if isinstance(part, UnreadPicture)]
+    unread = [*draft.pictures, *(dataclasses.replace(part, limits=part.limits.over(limits)) for part in shown)]
+    loaded = await load_pictures(unread, policy or executor.media, digests=executor.digests)
+    shared = draft.finished(loaded[: len(draft.pictures)]).messages
+    last: MessageLike = {"role": shared[-1].role, "content": list(shared[-1].parts)}
+    rest = iter(loaded[len(draft.pictures) :])
+    turn = asyncio.Semaphore(AT_ONCE)
 
+    async def answer(call: DecideCall) -> tuple[Decision, Result]:
+        async with turn:
+            return await executor.execute(call)
 
-async def run_all(executor: Executor, calls: Sequence[DecideCall]) -> list[tuple[Decision, Result]]:
-    """Return what each call gives, in their order; the first that fails ends the others.
-
-    Raises:
-        QvlError: a question could not be answered.
-    """
-    tasks = [asyncio.ensure_future(executor.execute(call)) for call in calls]
+    calls = []
+    for question, parts in zip(questions, asked, strict=True):
+        whole = [ImagePart(next(rest)) if isinstance(part, UnreadPicture) else part for part in parts]
+        before = [*shared[:-1], last]
+        calls.append(DecideCall(before, question, whole, executor, cache, params, namespace=namespace, policy=policy))
+    tasks = [asyncio.ensure_future(answer(call)) for call in calls]
     try:
-        return list(await asyncio.gather(*tasks))
+        answered = await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    first = answered[0][1]
+    decisions = Decisions(tuple([decision for decision, _ in answered]), first.model, first.backend, tuple(loaded))
+    return decisions, [result for _, result in answered]
+
+
+def _parts(question: Question, where: str) -> list[ContentPart]:
+    asked = question.instructions
+    if isinstance(asked, str):
+        return [TextPart(asked.strip())]
+    return [read_part(part, f"{where}[{number}]") for number, part in enumerate(asked)]

@@ -16,7 +16,7 @@ from qvl.pipeline.job import Outcome
 from qvl.pipeline.parse_parts import PARTS
 from qvl.pipeline.parse_request import draft_request, listed
 from qvl.pipeline.single_flight import Written
-from qvl.types import Choice, ImagePart, JsonObject, Result, TextPart, canonical_json
+from qvl.types import Choice, JsonObject, Part, Result, canonical_json
 
 if TYPE_CHECKING:
     from qvl.backends.base import Capabilities
@@ -46,7 +46,10 @@ class DecideParams(TypedDict, total=False):
 
 
 class DecideCall(Call[tuple[Decision, Result]]):
-    """The call of one question behind `messages`, the last of which is the user's; `params` as of `decide`."""
+    """The call of one question behind `messages`, the last of which is the user's; `params` as of `decide`.
+
+    `parts` are the question's instructions, its pictures loaded.
+    """
 
     task = "decide"
     needs_capabilities = True
@@ -55,6 +58,7 @@ class DecideCall(Call[tuple[Decision, Result]]):
         self,
         messages: Sequence[MessageLike],
         question: Question,
+        parts: Sequence[Part],
         executor: Executor,
         cache: CacheMode | CachePolicy | None,
         params: DecideParams,
@@ -66,7 +70,7 @@ class DecideCall(Call[tuple[Decision, Result]]):
         self.question = question
         self._executor = executor
         self.prompt_version = f"decide-{DECIDE_VERSION}-{MAX_ORDERS}-{canonical_json(question_json(question))}"
-        self._draft = draft_request(with_question(messages, question), **params)
+        self._draft = draft_request(_with_question(messages, question, parts), **params)
         self.pictures = self._draft.pictures
 
     def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
@@ -162,15 +166,9 @@ def shared_messages(
     return [*(context or ()), {"role": "user", "content": content}]
 
 
-def with_question(messages: Sequence[MessageLike], question: Question) -> list[MessageLike]:
+def _with_question(messages: Sequence[MessageLike], question: Question, parts: Sequence[Part]) -> list[MessageLike]:
     """Return `messages`, whose last is a mapping, with the question at the end of it, its options last of all."""
     *before, last = messages
     assert isinstance(last, Mapping)
-    asked = question.instructions
-    parts = [{"type": "text", "text": asked.strip()}] if isinstance(asked, str) else [_part(part) for part in asked]
     options = {"type": "text", "text": options_text(question, question.labels)}
     return [*before, {**last, "content": [*last["content"], *parts, options]}]
-
-
-def _part(part: object) -> object:
-    return part if isinstance(part, str | Mapping | TextPart | ImagePart) else {"type": "image", "image": part}

@@ -12,8 +12,21 @@ from qvl.server import answers, messages_answers
 from qvl.server.batches import objects
 from qvl.server.errors import OPENAI_ERRORS, ErrorForm
 from qvl.server.messages_schemas import CountTokensRequest, MessagesRequest
+from qvl.server.openai_decisions_3_57 import DecisionAnswers, DecisionRequest
 from qvl.server.responses_schemas import ResponsesRequest
-from qvl.server.routes import analyze, batches, chat, completions, files, messages, pages, responses, system, tokens
+from qvl.server.routes import (
+    analyze,
+    batches,
+    chat,
+    completions,
+    decisions,
+    files,
+    messages,
+    pages,
+    responses,
+    system,
+    tokens,
+)
 from qvl.server.schemas import (
     AnalyzeRequest,
     ChatCompletionRequest,
@@ -113,6 +126,14 @@ OPERATIONS: Final = (
     _work("/detokenize", tokens.detokenize, "Text of tokens", DetokenizeRequest, answers.DetokenizedText, events=False),
     _work(
         "/v1/analyze", analyze.analyze, "Analyze a product on pictures", AnalyzeRequest, answers.Analysis, events=False
+    ),
+    _work(
+        "/v1/decisions",
+        decisions.decisions,
+        "How probable each possible answer to a question is",
+        DecisionRequest,
+        DecisionAnswers,
+        events=False,
     ),
     Operation("POST", "/v1/files", files.create_file, "Upload a file", None, objects.FileObject, _UPLOAD),
     Operation("GET", "/v1/files", files.list_files, "List the files", None, objects.FileList, _STORED),

@@ -1,0 +1,238 @@
+"""The wire of OpenAI's decisions, as of openai-python 3.57: requests to messages and questions, decisions to answers.
+
+It is in beta and has changed within minor releases of the client, so all that is said about it stands in this module.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Final, Literal, NotRequired, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+from qvl.decisions.answers import Decision, Decisions
+from qvl.decisions.questions import MAX_QUESTIONS, Score
+from qvl.errors import UnsupportedInputError
+from qvl.pipeline.parse_fields import refuse_others, text_of, unknown, wrong
+from qvl.server.responses_input import messages_of
+from qvl.server.schemas import CONTENT, MAX_MESSAGES, STRICT, TEXT, read_by_hand
+from qvl.types import JsonMapping, JsonObject, Usage
+
+KINDS: Final = ("message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output")
+_CALLS: Final = {"function_call_output": "function_call", "custom_tool_call_output": "custom_tool_call"}
+_ECHOES: Final = frozenset({"id", "status", "namespace"})
+
+Items: TypeAlias = Annotated[
+    list[
+        Annotated[
+            JsonObject,
+            read_by_hand(
+                type={"enum": list(KINDS)},
+                role={"enum": ["user", "developer", "system", "assistant"]},
+                content=CONTENT,
+                call_id=TEXT,
+                name=TEXT,
+                arguments=TEXT,
+                input=TEXT,
+                output=CONTENT,
+            ),
+        ]
+    ],
+    Field(min_length=1, max_length=4 * MAX_MESSAGES, fail_fast=True),
+]
+Questions: TypeAlias = Annotated[
+    list[
+        Annotated[
+            JsonObject,
+            read_by_hand(
+                type={"enum": ["predicate", "choice", "score"]},
+                name=TEXT,
+                instructions=CONTENT,
+                choices={"type": "array", "items": {"type": "object"}, "minItems": 2, "maxItems": 255},
+                levels={"type": "array", "items": {"type": "object"}, "minItems": 2, "maxItems": 255},
+            ),
+        ]
+    ],
+    Field(min_length=1, max_length=MAX_QUESTIONS, fail_fast=True),
+]
+
+
+@with_config(STRICT)
+class PromptCacheOptions(TypedDict):
+    """What OpenAI's prompt cache is told. A server of one's own keeps prefixes by itself, so it says nothing here."""
+
+    mode: NotRequired[Literal["implicit", "explicit"] | None]
+    ttl: NotRequired[Literal["30m"]]
+
+
+class DecisionRequest(BaseModel):
+    """`POST /v1/decisions`: questions with a fixed set of answers about one input."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str
+    input: str | Items
+    questions: Questions
+    prompt_cache_key: str | None = Field(None, description="Computed prefixes are kept apart by it.")
+    prompt_cache_options: PromptCacheOptions | None = None
+    safety_identifier: str | None = Field(None, max_length=512)
+
+
+class DecisionInputDetails(TypedDict):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class DecisionOutputDetails(TypedDict):
+    reasoning_tokens: int
+
+
+class DecisionUsage(TypedDict):
+    input_tokens: int
+    input_tokens_details: DecisionInputDetails
+    output_tokens: int
+    output_tokens_details: DecisionOutputDetails
+    total_tokens: int
+
+
+class DecisionAnswers(TypedDict):
+    """The answers in the order of the questions, with `label_mass` and `method` beside OpenAI's fields."""
+
+    answers: list[JsonObject]
+    model: str
+    usage: DecisionUsage
+
+
+def messages_from(given: str | Sequence[JsonObject]) -> list[JsonObject]:
+    """Return the input as messages whose last is the user's, behind which the questions are asked.
+
+    Raises:
+        RequestError: an invalid item; the error names the item, the part and the field.
+    """
+    if isinstance(given, str):
+        if not given.strip():
+            raise wrong("input", "is empty")
+        return [{"role": "user", "content": [{"type": "text", "text": given + "\n\n"}]}]
+    called: dict[object, str] = {}
+    items = []
+    for number, item in enumerate(given):
+        where, kind = f"input[{number}]", item.get("type") or ("message" if "role" in item else None)
+        if kind not in KINDS:
+            raise wrong(f"{where}.type", "is missing") if kind is None else unknown(f"{where}.type", kind, KINDS)
+        if kind in _CALLS:
+            if called.get(item.get("call_id")) != _CALLS[kind]:
+                raise wrong(f"{where}.call_id", f"names no {_CALLS[kind]} before it")
+        elif kind != "message":
+            called[item.get("call_id")] = kind
+        items.append(_item(item, kind, where))
+    messages = messages_of(items, b"", "input")
+    if messages[-1]["role"] != "user":
+        messages.append({"role": "user", "content": []})
+    elif messages[-1]["content"]:
+        messages[-1]["content"].append({"type": "text", "text": "\n\n"})
+    return messages
+
+
+def _item(item: JsonObject, kind: str, where: str) -> JsonObject:
+    """Return the item as one of the Responses API."""
+    if kind == "custom_tool_call":
+        refuse_others(item, ("type", "call_id", "name", "input"), _ECHOES, where)
+        arguments = json.dumps({"input": text_of(item, "input", where)}, ensure_ascii=False)
+        return {
+            "type": "function_call",
+            "call_id": item.get("call_id"),
+            "name": item.get("name"),
+            "arguments": arguments,
+        }
+    field = "content" if kind == "message" else "output"
+    parts = item.get(field)
+    if isinstance(parts, list):
+        item = {**item, field: [_part(part, f"{where}.{field}[{number}]") for number, part in enumerate(parts)]}
+    return {**item, "type": kind.replace("custom_tool_call", "function_call")}
+
+
+def _part(part: object, where: str) -> object:
+    if not isinstance(part, Mapping):
+        return part
+    if part.get("type") == "input_json":
+        refuse_others(part, ("type", "json"), frozenset({"prompt_cache_breakpoint"}), where)
+        if "json" not in part:
+            raise wrong(f"{where}.json", "is missing")
+        return {"type": "input_text", "text": json.dumps(part["json"], ensure_ascii=False)}
+    if part.get("file_id") is not None:
+        what = f"{where}.file_id: pictures are not read from files"
+        raise UnsupportedInputError(what, hint="send image_url", param=f"{where}.file_id")
+    return part
+
+
+def picture_paths(body: DecisionRequest) -> list[str]:
+    """Return the path of each picture in the body, those of the input first."""
+    found = []
+    for number, item in enumerate(body.input if not isinstance(body.input, str) else ()):
+        for field in ("content", "output"):
+            found += _paths(item.get(field), f"input[{number}].{field}")
+    for number, question in enumerate(body.questions):
+        found += _paths(question.get("instructions"), f"questions[{number}].instructions")
+    return found
+
+
+def _paths(parts: object, where: str) -> list[str]:
+    if not isinstance(parts, list):
+        return []
+    shown = [
+        index for index, part in enumerate(parts) if isinstance(part, Mapping) and part.get("type") == "input_image"
+    ]
+    return [f"{where}[{index}].image_url" for index in shown]
+
+
+def questions_from(questions: Sequence[JsonMapping]) -> list[JsonObject]:
+    """Return the questions as `read_questions` takes them, their parts checked."""
+    found = []
+    for number, question in enumerate(questions):
+        parts = question.get("instructions")
+        if isinstance(parts, list):
+            where = f"questions[{number}].instructions"
+            parts = [_part(part, f"{where}[{index}]") for index, part in enumerate(parts)]
+        found.append({**question, "instructions": parts})
+    return found
+
+
+def answers_from(decisions: Decisions, model: str) -> DecisionAnswers:
+    """Return the body of the answer.
+
+    Raises:
+        UnsupportedInputError: the backend tells no probabilities, which the wire must have.
+    """
+    return {"answers": [_answer(answer) for answer in decisions], "model": model, "usage": _usage(decisions.usage)}
+
+
+def _answer(answer: Decision) -> JsonObject:
+    if answer.refused:
+        return {"type": "refusal", "name": answer.name}
+    shares = answer.probabilities
+    if shares is None:
+        what = "this model's backend tells no probabilities, which /v1/decisions must have"
+        raise UnsupportedInputError(what, hint="a local model, vLLM, or an endpoint with logprobs", param="model")
+    head = {"type": answer.type, "name": answer.name, "label_mass": answer.label_mass, "method": answer.method}
+    if answer.type == "predicate":
+        return {**head, "probability": shares[True]}
+    if isinstance(answer.question, Score):
+        levels = [
+            {"label": label, "probability": share, "value": value}
+            for value, (label, share) in enumerate(shares.items())
+        ]
+        return {**head, "score": answer.score, "confidence": answer.confidence, "probabilities": levels}
+    options = [{"value": value, "probability": share} for value, share in shares.items()]
+    return {**head, "choice": answer.value, "confidence": answer.confidence, "probabilities": options}
+
+
+def _usage(usage: Usage) -> DecisionUsage:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.total_tokens,
+    }
