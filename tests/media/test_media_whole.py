@@ -12,15 +12,23 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from qvl import media
 from qvl.errors import MediaError
+from qvl.media.jpeg_integrity import skeleton
 from qvl.media.png_integrity import whole_png
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PLAIN = ("plain.png", "plain.jpg", "progressive.jpg", "lossy.webp", "lossless.webp")
 WIDTH, HEIGHT = 6, 4
+JPEGS: dict[str, dict[str, int]] = {
+    "JPEG": {},
+    "progressive": {"progressive": 1},
+    "restarts": {"restart_marker_blocks": 3},
+    "progressive with restarts": {"progressive": 1, "restart_marker_rows": 1},
+    "full colour": {"subsampling": 0, "quality": 95},
+}
 ROWS = b"".join(b"\x00" + bytes(range(row, row + 3 * WIDTH)) for row in range(HEIGHT))
 
 
@@ -136,8 +144,18 @@ def _adam7() -> bytes:
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_checking_refuses_exactly_what_decoding_refuses(draw: st.DataObject) -> None:
-    data = bytearray(_noisy(draw.draw(st.sampled_from(["PNG", "JPEG", "progressive"]))))
-    if draw.draw(st.booleans()):
+    data = bytearray(_noisy(draw.draw(st.sampled_from(["PNG", *JPEGS]))))
+    made = draw.draw(st.sampled_from(["cut", "bytes", "marker", "gap", "fill", "two in one"]))
+    at = draw.draw(st.integers(40, len(data) - 2))
+    if made == "marker":
+        data[at:at] = bytes([255, draw.draw(st.integers(0, 255))]) + draw.draw(st.binary(max_size=6))
+    elif made == "gap":
+        del data[at : at + draw.draw(st.integers(1, 300))]
+    elif made == "fill":
+        data[at:at] = bytes([draw.draw(st.sampled_from([0, 255]))]) * draw.draw(st.integers(1, 300))
+    elif made == "two in one":
+        data[at:] = _noisy(draw.draw(st.sampled_from(list(JPEGS))))[draw.draw(st.integers(2, 700)) :]
+    elif made == "cut":
         del data[draw.draw(st.integers(40, len(data))) :]
         if draw.draw(st.booleans()):
             data += b"\xff\xd9" if data[:1] == b"\xff" else chunk(b"IEND", b"")
@@ -155,9 +173,42 @@ def test_checking_refuses_exactly_what_decoding_refuses(draw: st.DataObject) -> 
 def _noisy(form: str) -> bytes:
     values = np.random.default_rng(5).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     out = io.BytesIO()
-    options = {"progressive": True} if form == "progressive" else {}
-    Image.fromarray(values).save(out, "PNG" if form == "PNG" else "JPEG", **options)
+    Image.fromarray(values).save(out, "PNG" if form == "PNG" else "JPEG", **JPEGS.get(form, {}))
     return out.getvalue()
+
+
+@pytest.mark.parametrize("form", JPEGS)
+def test_of_a_whole_jpeg_a_decoder_sees_the_segments_alone(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _noisy(form)
+    bare = skeleton(data)
+    assert bare is not None
+    assert len(bare) < len(data)
+    loaded = []
+    load = JpegImagePlugin.JpegImageFile.load
+
+    def noted(image: JpegImagePlugin.JpegImageFile) -> object:
+        loaded.append(image.size)
+        return load(image)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", noted)
+    assert media.load(data, decode=False).checked().data == data
+    assert loaded == [(1, 1)]
+
+
+@pytest.mark.parametrize("form", JPEGS)
+def test_a_jpeg_without_its_end_is_left_to_a_decoder(form: str) -> None:
+    data = _noisy(form)
+    for percent in range(100):
+        assert skeleton(data[: len(data) * percent // 100]) is None
+
+
+def test_a_jpeg_larger_than_decoders_take_is_left_to_them() -> None:
+    data = bytearray(_noisy("JPEG"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 1_000, 65_501)
+    assert skeleton(bytes(data)) is None
+    with pytest.raises(MediaError, match="cut short or broken"):
+        media.load(bytes(data), decode=False).checked()
 
 
 @pytest.mark.parametrize("name", PLAIN)

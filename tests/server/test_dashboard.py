@@ -57,6 +57,18 @@ def test_endpoints_fail_overs_and_replicas_are_shown() -> None:
     assert wanted <= series(alert_expressions())
 
 
+def test_batches_are_shown() -> None:
+    wanted = {
+        "qvl_batches",
+        "qvl_batches_ended_total",
+        "qvl_batch_requests_total",
+        "qvl_batch_requests_running",
+        "qvl_batch_disk_bytes",
+    }
+
+    assert wanted <= series(dashboard_expressions())
+
+
 def test_panels_do_not_cover_each_other() -> None:
     cells: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:

@@ -154,7 +154,7 @@ def _colour_jpeg(data: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def open_image(data: bytes, policy: MediaPolicy, name: str) -> Image.Image:
+def open_image(data: bytes, policy: MediaPolicy, name: str) -> ImageFile.ImageFile:
     """Return the opened picture, not decoded; only the policy's decoders are tried.
 
     Not `Image.open`: its size check warns or raises by a process-wide setting, where the limit here is the policy's.

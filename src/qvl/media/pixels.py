@@ -31,6 +31,7 @@ from qvl.media.image_header import (
     reading,
     words_of,
 )
+from qvl.media.jpeg_integrity import skeleton
 from qvl.media.png_integrity import whole_png
 from qvl.media.policy import canonical_size
 
@@ -84,11 +85,33 @@ def check(data: bytes, header: Header, policy: MediaPolicy, name: str) -> None:
     if header.format != "JPEG":
         decode(data, header, policy, name)
         return
+    if _whole_jpeg(data, header, policy, name):
+        return
     with _turn(header), open_image(data, policy, name) as image, reading(name, header.format):
         _check_scans(data, image, name)
         # At an eighth of the size the decoder reads every code, and leaves out only what it would do with them.
         image.draft(None, (max(1, header.width // 8), max(1, header.height // 8)))
         image.load()
+
+
+def _whole_jpeg(data: bytes, header: Header, policy: MediaPolicy, name: str) -> bool:
+    """True if a decoder is certain to accept `data`; False means that only decoding it can tell.
+
+    Raises:
+        MediaError: it has too many parts.
+    """
+    if (bare := skeleton(data)) is None:
+        return False
+    if file_structure.jpeg_frame(data)[0]:
+        file_structure.check_scans(data, header.width * header.height, name)
+    try:
+        with open_image(bare, policy, name) as image, reading(name, "JPEG"):
+            # At once, so that the decoder sees the segments behind the last scan as well.
+            image.decodermaxblock = len(bare)
+            image.load()
+    except MediaError:
+        return False
+    return True
 
 
 def _turn(header: Header) -> AbstractContextManager[object]:
