@@ -1,4 +1,4 @@
-"""The 26 rows of public reports of failed bring-ups: what the host looked like, and what names the cause.
+"""The rows of public reports of failed bring-ups: what the host looked like, and what names the cause.
 
 Every host is made up from the report's words; none was seen. A row is "named" where `qvl doctor` prints the cause as a
 warning or failure, "explained" where `qvl doctor --explain` does for the code that the report shows, and "not named"
@@ -314,7 +314,7 @@ REPORTS: Final = (
     ),
     Report(
         "vllm-ascend #5468, #3190",
-        "driver older than CANN accepts (with altered lists: those of 24.1 and 8.3.RC1 agree)",
+        "driver older than CANN accepts (made up here: CANN's list of drivers starts later than in the report)",
         "driver-cann",
         "older",
         _old_driver,
@@ -344,8 +344,9 @@ REPORTS: Final = (
 
 _HEAD: Final = """# Reports of failed bring-ups, and what `qvl doctor` says
 
-Made by the tests (`make docs`): each row is a public report, rebuilt from its words as a made-up host, and the line
-that `qvl doctor` (or `qvl doctor --explain CODE`) prints there. No NPU was used. The causes are those of the threads.
+Made by the tests (`make docs`): {rows} rows for {threads} public threads. Each is rebuilt from its words as a made-up
+host, beside the line that `qvl doctor` (or `qvl doctor --explain CODE`) prints there. {named} of the {rows} causes are
+named; the others say "not named". No NPU was used. The causes are those of the threads.
 
 | report | cause | `qvl doctor` prints |
 |---|---|---|
@@ -362,7 +363,10 @@ def page(folder: Path) -> str:
         command = "`--explain`: " if row.explains else f"`{row.check}`: " if row.check else ""
         said = printed.replace(str(place), "").replace("|", "/") or "not named"
         lines.append(f"| {row.threads} | {row.cause} | {command}{said} |")
-    return _HEAD + "\n".join(lines) + "\n"
+    threads = sum(len(row.threads.split(",")) for row in REPORTS)
+    named = sum(not line.endswith("| not named |") for line in lines)
+    head = _HEAD.format(rows=len(REPORTS), threads=threads, named=named)
+    return head + "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

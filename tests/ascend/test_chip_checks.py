@@ -10,7 +10,7 @@ from qvl.ascend import devices, npu_smi
 from qvl.ascend.checks.chip import built_for
 from qvl.ascend.doctor import Options, examine
 from qvl.ascend.report import DoctorReport
-from tests.ascend.conftest import of, recording
+from tests.ascend.conftest import GIB, of, recording
 
 if TYPE_CHECKING:
     from qvl.ascend.report import Finding
@@ -309,6 +309,13 @@ class TestReleases:
 
 
 class TestNeeds:
+    def test_rays_store_is_never_wanted_larger_than_200_gib(self, healthy: Machine) -> None:
+        healthy.package("ray", "2.48.0")
+        healthy.write("/proc/meminfo", f"MemTotal: {2000 * 2**20} kB\n")
+        for size, status in ((200 * GIB, "ok"), (200 * GIB - 1, "warn")):
+            found = of(report(healthy, sizes={"/dev/shm": (size, size)}).findings, "shm-ray")
+            assert [item.status for item in found] == [status]
+
     def test_ray_is_content_with_enough_shared_memory_and_silent_without_ray(self, healthy: Machine) -> None:
         healthy.write("/proc/meminfo", "MemTotal: 263921664 kB\n")
         without = of(report(healthy).findings, "shm-ray")

@@ -101,6 +101,13 @@ class TestDeviceNodes:
         assert {finding.status for finding in found} == {"fail"}
         assert "--device /dev/davinci0" in (found[0].fix or "")
 
+    def test_no_npu_is_one_failure_with_all_that_is_missing_and_not_all_0_npus_visible(self, machine: Machine) -> None:
+        host, options = machine.host(), Options(device="npu", probe=False)
+
+        nodes = only(host, "device-nodes", options)
+        assert all(name in nodes.summary for name in ("/dev/davinciN", "/dev/davinci_manager", "/dev/hisi_hdc"))
+        assert only(host, "visible-devices", options).status == "skip"
+
     def test_a_missing_control_node_is_named(self, healthy: Machine) -> None:
         (healthy.root / "dev/devmm_svm").unlink()
 
@@ -168,6 +175,17 @@ class TestNpuSmi:
         healthy.write("/proc/91822/cgroup", f"0::/docker/{'ab' * 32}\n")
 
         assert "container" not in only(healthy.host(), "npu-holders").summary
+
+    def test_a_table_without_its_list_of_processes_does_not_say_that_none_holds_an_npu(self, healthy: Machine) -> None:
+        whole = only(healthy.host(), "npu-holders")
+        lines = recording("24.1.rc3-910B4.txt").splitlines()
+        cut = next(index for index, line in enumerate(lines) if "Process id" in line)
+        healthy.program("npu-smi", "cat <<'EOF'\n" + "\n".join(lines[:cut]) + "\nEOF")
+        finding = only(healthy.host(), "npu-holders")
+
+        assert (whole.status, whole.summary) == ("ok", "no process holds an NPU")
+        assert finding.status == "warn"
+        assert "no list of processes" in finding.summary
 
     def test_a_holder_that_is_not_seen_is_told_by_its_memory(self, healthy: Machine) -> None:
         healthy.npu_smi("25.5.2-910B3.txt")

@@ -52,6 +52,16 @@ def test_a_way_out_that_points_to_another_code_points_to_one_that_is_known() -> 
         ("pid 1207001, 2025-11-19", ()),
         ("8005", ()),
         ("", ()),
+        ("错误码507018，请检查", ("507018",)),
+        ("错误EI0006：建立连接失败", ("EI0006",)),
+        ("返回-8020。", ("-8020",)),
+        ("ret:8020", ("-8020",)),
+        ("dcmi init failed, ret is 8005", ("-8005",)),
+        ("error code 8020", ("-8020",)),
+        ("error: port 8020", ()),
+        ("http://host:8020/v1, ret_8020", ()),
+        ("5070180", ()),
+        ("٥٠٧٠١٨", ()),
     ],
 )
 def test_a_code_is_found_in_what_is_pasted(text: str, codes: tuple[str, ...]) -> None:
@@ -77,6 +87,30 @@ def test_json_has_the_same_facts() -> None:
     assert json.loads(done.stdout) == [
         {name: getattr(known()["-8020"], name) for name in ("code", "name", "cause", "fix")}
     ]
+
+
+def test_an_unknown_code_beside_a_known_one_is_told() -> None:
+    done = CliRunner().invoke(app, ["doctor", "--explain", "107002 and 599999"])
+
+    assert done.exit_code == 2
+    assert done.stdout.startswith("107002 (")
+    assert "no explanation of 599999" in done.stderr
+
+
+def test_what_has_no_code_is_called_so() -> None:
+    done = CliRunner().invoke(app, ["doctor", "--explain", "nonsense"])
+
+    assert done.exit_code == 2
+    assert "'nonsense' is not an error code" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [["--device", "banana"], ["--device", "auto"], ["--no-probe"], ["--port", "1"]])
+def test_options_of_an_examination_are_refused_beside_explain(more: list[str]) -> None:
+    done = CliRunner().invoke(app, ["doctor", "--explain", "107002", *more])
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert more[0].replace("--no-", "--") in done.stderr
 
 
 @pytest.mark.parametrize("text", ["100000", "hello", "EI9998"])

@@ -68,6 +68,18 @@ def test_only_visible_npus_count(healthy: Machine, tmp_path: Path) -> None:
     assert "one NPU gives 29.1 GiB" in finding.summary
 
 
+def test_npus_beyond_the_largest_count_that_can_share_do_not_help(healthy: Machine, tmp_path: Path) -> None:
+    healthy.environ["ASCEND_RT_VISIBLE_DEVICES"] = "0,1,2"
+    finding = estimate(healthy, checkpoint(tmp_path / "32b", gib=62))
+
+    assert finding.status == "fail"
+    assert "a smaller model or quantised weights" in (finding.fix or "")
+
+
+def test_several_npus_are_for_vllm(healthy: Machine, tmp_path: Path) -> None:
+    assert "with --engine vllm it fits on 4 NPUs" in estimate(healthy, checkpoint(tmp_path / "32b", gib=62)).summary
+
+
 def test_weights_that_fit_with_too_little_beside_warn(healthy: Machine, tmp_path: Path) -> None:
     healthy.environ["ASCEND_RT_VISIBLE_DEVICES"] = "0"
     finding = estimate(healthy, checkpoint(tmp_path / "13b", gib=26))

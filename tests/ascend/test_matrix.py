@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,7 +62,7 @@ def test_every_row_of_a_known_set_agrees_with_the_table_of_torch_npu() -> None:
         cann = table.cann_for_torch_npu.get(npu or "")
         if cann and "cann" in row:
             # Candidates, and 0.18.0, ran with another patch of CANN than torch_npu's own page asks for.
-            assert abs(matrix.key(cann)[0] - matrix.key(row["cann"])[0]) == 0, version
+            assert matrix.release(cann)[:2] == matrix.release(row["cann"])[:2], version
 
 
 def test_what_is_not_known_of_a_release_is_left_out_and_said(machine: Machine) -> None:
@@ -89,6 +90,9 @@ def test_what_is_not_known_of_a_release_is_left_out_and_said(machine: Machine) -
         ("0.23.0.post1", "0.23.0.post1"),
         ("0.23.0.post7", "0.23.0"),
         ("0.30.0rc9", None),
+        ("0.23.0.dev3", None),
+        ("0.23.0b1", None),
+        ("0.23.1.dev4+g0f3c2d1", None),
         ("0.12.0", None),
         ("9.9", None),
     ],
@@ -134,6 +138,15 @@ def test_a_newer_matrix_is_read_from_a_file_and_from_a_url(tmp_path: Path) -> No
         (changed(vllm_ascend={"0.30.0": {"vlm": "0.30.0"}}), "vlm"),
         (changed(vllm_ascend={"latest": {"vllm": "0.30.0"}}), "latest"),
         (changed(cann_for_torch_npu={"2.9.0": 9}), "cann_for_torch_npu"),
+        (changed(python={"min": "banana", "max": "3.12"}), "python.min.*banana"),
+        (changed(python=[]), "python"),
+        (changed(transformers={"min": "4.57.0", "max": "six"}), "transformers.max.*six"),
+        (changed(vllm_ascend={"0.30.0": {"vllm": "garbage"}}), "vllm.*garbage"),
+        (changed(vllm_ascend={"0.30.0": {"python": []}}), "python"),
+        (changed(vllm_ascend={"0.30.0": {"python": ["3.10", "x"]}}), "python"),
+        (changed(cann_for_torch_npu={"2.9.0": "banana"}), "cann_for_torch_npu.*banana"),
+        (changed(cann_for_torch_npu={"2.9.0": "8" * 5000}), "not a version"),
+        (changed(model_types={"qwen3_vl": "soon"}), "model_types.*soon"),
         (b" " * (matrix.LARGEST + 1), "1 MiB"),
     ],
 )
@@ -154,6 +167,40 @@ def test_a_source_that_is_not_there_is_told(tmp_path: Path) -> None:
         matrix.read(url)
     with pytest.raises(BackendUnavailableError, match="ConnectError"):
         matrix.read("http://127.0.0.1:1/matrix.json")
+
+
+def test_a_device_and_a_pipe_are_refused_and_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for source in ("/dev/zero", str(tmp_path / "pipe")):
+        with pytest.raises(ConfigError, match="not a regular file"):
+            matrix.read(source)
+    with pytest.raises(ConfigError, match="names no file"):
+        matrix.read("")
+
+
+def test_a_byte_order_mark_and_a_scheme_in_capitals_are_read(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_bytes(b"\xef\xbb\xbf" + changed(date="2027-01-02"))
+    assert matrix.read(str(tmp_path / "m.json")).date == "2027-01-02"
+    with web(changed(date="2027-01-02")) as url:
+        assert matrix.read(url.replace("http://", "HTTP://")).date == "2027-01-02"
+
+
+def test_versions_are_in_the_order_in_which_they_come_out() -> None:
+    order = ["0.22.1", "0.23.0.dev3", "0.23.0a1", "0.23.0b1", "0.23.0rc1.dev2", "0.23.0rc1", "0.23.0", "0.23.0.post1"]
+
+    keys = [matrix.key(text) for text in order]
+    assert keys == sorted(set(keys))
+    assert matrix.same("8.3.RC1", "8.3.rc1")
+    assert [matrix.untagged(text) for text in ("0.1.dev1+g0f3c2d1", "0.23.0.dev3", "0.1.0")] == [True, False, False]
+
+
+def test_a_matrix_of_a_day_to_come_is_not_taken_for_fresh() -> None:
+    day = matrix.load().day()
+    (today,) = version_matrix.age(day)
+    (ahead,) = version_matrix.age(day - datetime.timedelta(days=1))
+
+    assert (today.status, ahead.status) == ("ok", "warn")
+    assert "1 days from now" in ahead.summary
 
 
 def test_a_matrix_of_91_days_is_old_and_one_of_90_is_not() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from qvl.ascend import npu_smi
@@ -183,3 +185,51 @@ def test_a_table_that_ends_anywhere_is_read_without_an_error(name: str) -> None:
     for end in range(0, len(text), 7):
         npu_smi.parse(text[:end])
         npu_smi.parse(text[:end].replace("|", "||"))
+
+
+def table_text(*rows: str) -> str:
+    return "\n".join(["| npu-smi 24.1.rc3   Version: 24.1.rc3 |", *rows])
+
+
+UPPER, LOWER = "| 0  910B4 | OK | 80.0  35  0 / 0 |", "| 0 | 0000:C1:00.0 | 0  0 / 0  2800 / 32768 |"
+HEADING = "| NPU  Chip | Process id | Process name | Process memory(MB) |"
+
+
+@pytest.mark.parametrize("figure", ["3²", "٣", "१", "9" * 5000])
+def test_a_figure_that_int_does_not_take_is_told_and_raises_nothing(figure: str) -> None:
+    rows = table_text(UPPER, LOWER, HEADING, "| 0 0 | 4711 | python | 99 |")
+    for cell in ("| 0  910B4", "| 0 | 0000", "2800", "32768", "| 0 0 |", "4711"):
+        number = next(word for word in cell.split() if word.isdecimal())
+        parsed = npu_smi.parse(rows.replace(cell, cell.replace(number, figure, 1), 1))
+
+        assert parsed is not None
+        assert parsed.unread, cell
+
+
+def test_what_a_terminal_or_a_log_does_to_a_table_raises_nothing() -> None:
+    chance = random.Random(7)
+    texts = [recording(path.name) for path in sorted(RECORDINGS.glob("[0-9]*.txt"))]
+    for _ in range(400):
+        letters = list(chance.choice(texts))
+        for _ in range(chance.randint(1, 30)):
+            letters[chance.randrange(len(letters))] = chance.choice("|²٣ \t/-N9\n\x00é")
+        npu_smi.parse("".join(letters))
+
+
+def test_rows_whose_end_is_cut_off_are_told_with_the_process_that_has_no_chip_then() -> None:
+    parsed = npu_smi.parse(table_text(UPPER[:-1], LOWER[:-1], HEADING, "| 0 0 | 4711 | python | 99 |"))
+
+    assert parsed is not None
+    assert parsed.npus == ()
+    assert [line.partition(":")[0] for line in parsed.unread[:2]] == ["a row is cut off", "a row is cut off"]
+    assert parsed.unread[2] == "process 4711 is on NPU 0, chip 0, which has no whole rows"
+
+
+@pytest.mark.parametrize(
+    ("used", "total", "hidden"), [(6144, 32768, False), (6145, 32768, True), (9830, 65536, False), (9831, 65536, True)]
+)
+def test_memory_in_use_tells_of_a_hidden_process_over_both_bounds(used: int, total: int, hidden: bool) -> None:
+    parsed = npu_smi.parse(table_text(UPPER, LOWER.replace("2800 / 32768", f"{used} / {total}"), HEADING))
+
+    assert parsed is not None
+    assert parsed.npus[0].used_by_hidden is hidden

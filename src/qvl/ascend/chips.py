@@ -39,6 +39,7 @@ class Chip:
         dies: dies on a card, which are /dev/davinciN each and are used together.
         max_model_len: the context that vllm-ascend's recipe allows.
         shm: the shared memory of its container, as docker writes it.
+        port_range_limit: where HCCL_NPU_SOCKET_PORT_RANGE does not work on it; "" if it works everywhere.
         quantisation: the form of the published quantised weights, "" if plain ones are used.
         why_not: the reason why qvl and vllm-ascend do not run on it; "" if they do.
     """
@@ -61,6 +62,7 @@ class Chip:
     dies: int = 1
     max_model_len: int = 32768
     shm: str = "1g"
+    port_range_limit: str = ""
     quantisation: str = ""
     why_not: str = ""
 
@@ -80,21 +82,24 @@ class Chip:
         return suffix is None or not self.image_suffixes or suffix in self.image_suffixes
 
 
+# A part of a chip that is divided (vNPU), such as vir04_3c.
+_PART: Final = r"(vir\w+)?"
 _PLAIN_310P: Final = ("float16",)
 CHIPS: Final = (
     Chip(
         kind="910B",
         products="Atlas 800T/800I A2, 300I A2, 900 A2 PoD",
-        names=r"910B[1-4](C|-1)?",
+        names=rf"910B[1-4](C|-1)?{_PART}",
         build="A2",
         kernels="ascend910b",
         image_suffixes=("",),
+        port_range_limit="not with fused communication",
         serves_from="0.11.0",
     ),
     Chip(
         kind="A3",
         products="Atlas 800T/800I A3, 900 A3 SuperPoD",
-        names=r"910(C|_93\d\d)?",
+        names=rf"910(C|_93\d\d)?{_PART}",
         build="A3",
         kernels="ascend910_93",
         image_suffixes=("a3",),
@@ -104,7 +109,7 @@ CHIPS: Final = (
     Chip(
         kind="310P",
         products="Atlas 300I Duo, 300I Pro, 300V",
-        names=r"310P\d?(vir\d+)?",
+        names=rf"310P\d?{_PART}",
         dtypes=_PLAIN_310P,
         build="310P",
         kernels="ascend310p",
@@ -118,7 +123,7 @@ CHIPS: Final = (
     Chip(
         kind="310P RC",
         products="Atlas 200I Pro and other 310P as root complex",
-        names=r"310P\d?(vir\d+)?",
+        names=rf"310P\d?{_PART}",
         dtypes=_PLAIN_310P,
         control_nodes=("davinci_manager", "ascend_manager", "user_config"),
         mounts=(
@@ -183,6 +188,9 @@ CHIPS: Final = (
     ),
 )
 DEFAULT: Final = CHIPS[0]
+# The context of a step and the share of memory of vllm-ascend's recipe for Qwen3-VL.
+STEP_TOKENS: Final = 16384
+MEMORY_SHARE: Final = 0.91
 SUFFIXES: Final = frozenset(suffix for chip in CHIPS for suffix in chip.image_suffixes if suffix)
 _TAG = re.compile(r"(?:^|/)vllm-ascend:([^@]+)")
 
@@ -204,6 +212,12 @@ def find_by_nodes(nodes: Collection[str]) -> Chip | None:
     if not {"user_config", "ascend_manager"}.isdisjoint(nodes) and {"devmm_svm", "hisi_hdc"}.isdisjoint(nodes):
         return next(chip for chip in CHIPS if chip.kind == "310P RC")
     return None
+
+
+def kinds() -> str:
+    """Return the supported kinds for a sentence: `910B, A3, 310P, 310P RC or 950`."""
+    *names, last = [chip.kind for chip in CHIPS if chip.supported]
+    return f"{', '.join(names)} or {last}"
 
 
 def image_suffix(image: str) -> str | None:

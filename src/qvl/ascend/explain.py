@@ -12,7 +12,13 @@ from functools import lru_cache
 from importlib import resources
 
 # A number of three or fewer digits is HCCL's or a program's own, which says nothing without its place.
-_CODE = re.compile(r"(?<![\w.-])(-8\d{3}|[1-5]\d{5}|E[A-Z]\d{4}|E\d{5}|ERR\d{5})(?![\w-])", re.IGNORECASE)
+# Letters of other scripts may stand beside a code, as in a sentence without blanks.
+_CODE = re.compile(
+    r"(?<![A-Za-z0-9_.-])(-8[0-9]{3}|[1-5][0-9]{5}|E[A-Z][0-9]{4}|E[0-9]{5}|ERR[0-9]{5})(?![A-Za-z0-9_-])"
+    # dcmi's codes are negative; where the text names one without its sign, a word before it says that it is one.
+    r"|\b(?:ret|error|code|dcmi)[a-z_ ]*(?:=|:|is|\s)\s*(8[0-9]{3})(?![A-Za-z0-9_-]|\.[0-9])",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,8 @@ def known() -> dict[str, Explanation]:
 
 def codes_in(text: str) -> tuple[str, ...]:
     """Return all that looks like an error code in a code, a line or a whole log, each once, in the text's order."""
-    return tuple(dict.fromkeys(match.upper() for match in _CODE.findall(text)))
+    found = ((code or f"-{unsigned}").upper() for code, unsigned in _CODE.findall(text))
+    return tuple(dict.fromkeys(found))
 
 
 def explanations(text: str) -> tuple[Explanation, ...]:

@@ -6,17 +6,20 @@ as wrong. A newer file can take its place for one examination: `read` it, and ex
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from qvl.errors import BackendUnavailableError, ConfigError, first_line
@@ -24,6 +27,18 @@ from qvl.errors import BackendUnavailableError, ConfigError, first_line
 LARGEST: Final = 2**20
 STALE_DAYS: Final = 90
 SHIPPED: Final = "the one of this version of qvl"
+_VERSION: Final = r"v?[0-9]{1,9}(\.[0-9]{1,9})*([._-]?(dev|a|alpha|b|beta|rc|post)[._-]?[0-9]{0,9})*(\+[0-9a-z.]+)?"
+_STAGES: Final = {"dev": -4, "a": -3, "alpha": -3, "b": -2, "beta": -2, "rc": -1, "post": 1}
+_NO_DEV: Final = 10**9
+
+
+def _as_version(text: str) -> str:
+    if not re.fullmatch(_VERSION, text, re.IGNORECASE):
+        raise PydanticCustomError("version", "{text} is not a version", {"text": repr(text[:40])})
+    return text
+
+
+Version: TypeAlias = Annotated[str, AfterValidator(_as_version)]
 
 
 class VllmAscendRelease(TypedDict, total=False):
@@ -31,12 +46,12 @@ class VllmAscendRelease(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
-    vllm: str
-    cann: str
-    torch: str
-    torch_npu: str
-    triton_ascend: str
-    python: list[str]
+    vllm: Version
+    cann: Version
+    torch: Version
+    torch_npu: Version
+    triton_ascend: Version
+    python: Annotated[list[Version], Field(min_length=2, max_length=2)]
 
 
 class VersionRange(TypedDict):
@@ -44,8 +59,8 @@ class VersionRange(TypedDict):
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
-    min: str
-    max: str
+    min: Version
+    max: Version
 
 
 class Matrix(BaseModel):
@@ -62,9 +77,9 @@ class Matrix(BaseModel):
     sources: tuple[str, ...] = Field(min_length=1)
     python: VersionRange
     transformers: VersionRange
-    cann_for_torch_npu: dict[str, str | None]
-    vllm_ascend: dict[str, VllmAscendRelease]
-    model_types: dict[str, str]
+    cann_for_torch_npu: dict[Version, Version | None]
+    vllm_ascend: dict[Version, VllmAscendRelease]
+    model_types: dict[str, Version]
     origin: str = SHIPPED
 
     def day(self) -> datetime.date:
@@ -80,8 +95,8 @@ class Matrix(BaseModel):
         own = next((name for name in self.vllm_ascend if same(name, vllm_ascend)), None)
         if own is not None or key(vllm_ascend)[3] < 0:
             return own
-        final = (*key(vllm_ascend)[:3], 0, 0)
-        return next((name for name in self.vllm_ascend if key(name) == final), None)
+        final = ".".join(map(str, release(vllm_ascend)))
+        return next((name for name in self.vllm_ascend if same(name, final)), None)
 
 
 _CURRENT: ContextVar[Matrix | None] = ContextVar("matrix", default=None)
@@ -114,7 +129,9 @@ def read(source: str) -> Matrix:
         BackendUnavailableError: the URL gives no answer, or one that is not 200.
         ConfigError: the file cannot be read, is over 1 MiB, or is not a matrix.
     """
-    return parse(_fetch(source) if re.match(r"https?://", source) else _open(source), source)
+    if not source:
+        raise ConfigError("--matrix names no file", hint="name a file, or an http(s) URL")
+    return parse(_fetch(source) if re.match(r"https?://", source, re.IGNORECASE) else _open(source), source)
 
 
 def parse(text: bytes, origin: str) -> Matrix:
@@ -125,11 +142,8 @@ def parse(text: bytes, origin: str) -> Matrix:
     """
     hint = "take a matrix.json as qvl ships it: a date, its sources, and rows of versions"
     try:
-        table = Matrix.model_validate_json(text).model_copy(update={"origin": origin})
+        table = Matrix.model_validate_json(text.removeprefix(codecs.BOM_UTF8)).model_copy(update={"origin": origin})
         table.day()
-        for version in (*table.cann_for_torch_npu, *table.vllm_ascend, *table.model_types.values()):
-            if not re.match(r"v?\d", version):
-                raise ConfigError(f"the matrix of {origin}: {version!r} is not a version", hint=hint)
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -144,9 +158,14 @@ def parse(text: bytes, origin: str) -> Matrix:
 def _open(source: str) -> bytes:
     path = Path(source).expanduser()
     try:
-        if path.stat().st_size > LARGEST:
+        # Looked at before it is opened: a pipe would wait for a writer, and a device may have no end.
+        if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"--matrix {source} is not a regular file", hint="name a matrix.json, or an http(s) URL")
+        with path.open("rb") as stream:
+            body = stream.read(LARGEST + 1)
+        if len(body) > LARGEST:
             raise ConfigError(f"--matrix {source} is over 1 MiB", hint="name a matrix.json")
-        return path.read_bytes()
+        return body
     except OSError as exc:
         raise ConfigError(
             f"--matrix {source} cannot be read: {exc.strerror or exc}", hint="name a file, or an http(s) URL"
@@ -174,14 +193,24 @@ def _fetch(url: str) -> bytes:
 
 
 def key(version: str) -> tuple[int, ...]:
-    """Return a sort key of a version: `8.3.RC1` < `8.3.RC2` < `8.3.0`, `2.9` < `2.9.post2`; `+cpu` is ignored."""
+    """Return a sort key of a version: major, minor, patch, stage, its number, and that of a dev build of the stage.
+
+    `0.23.0.dev3` < `0.23.0b1` < `0.23.0rc1.dev2` < `0.23.0rc1` < `0.23.0`; `8.3.RC1` < `8.3.0`, `2.9` < `2.9.post2`;
+    `+cpu` is ignored.
+    """
     text = version.split("+")[0].lower().lstrip("v")
-    match = re.match(r"(\d+(?:\.\d+)*)", text)
-    numbers = [int(part) for part in match[1].split(".")] if match else []
-    stage = re.search(r"\.?(rc|alpha|beta|post)\.?(\d*)", text)
-    order = {"alpha": -3, "beta": -2, "rc": -1, "post": 1}
-    tail = (order[stage[1]], int(stage[2] or 0)) if stage else (0, 0)
-    return (*[*numbers, 0, 0, 0][:3], *tail)
+    match = re.match(r"[0-9]{1,9}(?:\.[0-9]{1,9})*", text)
+    numbers = [int(part) for part in match[0].split(".")] if match else []
+    parts = re.findall(r"(dev|alpha|beta|post|rc|a|b)[._-]?([0-9]{0,9})", text[match.end() :] if match else "")
+    stages = [(_STAGES[name], int(number or 0)) for name, number in parts]
+    stage = stages[0] if stages else (0, 0)
+    dev = next((number for order, number in stages[1:] if order == _STAGES["dev"]), _NO_DEV)
+    return (*[*numbers, 0, 0, 0][:3], *stage, dev)
+
+
+def untagged(version: str) -> bool:
+    """True for the version of a source tree without tags (`0.1.dev1+g0f3c2d1`), which says nothing of its release."""
+    return re.match(r"v?0\.[01](\.0)?\.dev", version) is not None
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -10,19 +10,23 @@ listed in `NpuSmi.unread`, so that no chip disappears without a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from qvl.ascend import chips
 
 _VERSION = re.compile(r"npu-smi\s+(\S+)\s+Version:\s*(\S+)")
-_PAIR = re.compile(r"(\d+|NA|N/A|-)\s*/\s*(\d+|NA|N/A|-)")
-_NAMED = re.compile(r"(\d+)\s+(\S.*)")
-_NUMBERS = re.compile(r"\d+(\s+(\d+|NA|-))?")
+# No figure of the table is longer; `isdigit` and \d also take characters that `int` does not, or that are no figures.
+_FIGURE = r"[0-9]{1,9}"
+_PAIR = re.compile(rf"(?<!\S)({_FIGURE}|NA|N/A|-)\s*/\s*({_FIGURE}|NA|N/A|-)(?!\S)")
+_NAMED = re.compile(rf"({_FIGURE})\s+(\S.*)")
+_NUMBERS = re.compile(rf"{_FIGURE}(\s+({_FIGURE}|NA|-))?")
 _BUS = re.compile(r"[0-9A-Fa-f]{2,4}:[0-9A-Fa-f:.]+|NA|N/A|-|")
 _MAPPING = re.compile(r"NPU ID|Slot ID|Chip ID|Chip Logic ID|Chip Phy-ID|Chip Name")
+# Estimates: idle chips of the recorded tables have 1.5 to 5.0 GiB in use, which no published text bounds. The share is
+# for chips with so much memory that the driver's own part may grow with it.
 _USED_FLOOR_MB = 6144
 _USED_SHARE = 0.15
+_SHOWN = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,8 @@ class Npu:
     def used_by_hidden(self) -> bool:
         """True if much memory is in use but no process is listed: processes of other containers are hidden.
 
-        An idle chip has 3 to 4 GiB in use by the driver and the device's own system.
+        Much is over 6 GiB and over 15 % of the memory, an estimate: what driver and the device's own system use of an
+        idle chip is in no published text.
         """
         if self.memory_used_mb is None:
             return False
@@ -82,9 +87,12 @@ class Npu:
 class NpuSmi:
     """The parsed table: the version of npu-smi, which is the driver's too, and the chips by device number.
 
-    `unread` describes each row that was not understood or not whole. `warnings` are npu-smi's own.
+    `unread` describes each row that was not understood or not whole, and each process of a chip that is not
+    listed. `warnings` are npu-smi's own.
     `in_container` is True if it names each process's number in the container. `numbered` is True if the table itself
     has the number of `/dev/davinciN`; else the NPU's own number stands for it, which on some boards is the slot's.
+    `lists_processes` is True if the table has a part for them: those of old drivers and of 310B have none, and one that
+    was cut off lost it.
     """
 
     version: str
@@ -93,6 +101,7 @@ class NpuSmi:
     warnings: tuple[str, ...] = ()
     in_container: bool = False
     numbered: bool = False
+    lists_processes: bool = False
 
     def npu(self, device_id: int) -> Npu | None:
         """Return the chip of `/dev/davinciN`, None if the table does not list it."""
@@ -110,8 +119,15 @@ class _Table:
     processes: dict[tuple[int, int], list[NpuProcess]] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
 
-    def read(self, cells: list[str]) -> None:
-        """Take one row of the table."""
+    def read(self, line: str) -> None:
+        """Take one line of the table; those that only draw it hold nothing."""
+        inside = line.strip()
+        if not inside.startswith("|") or _VERSION.search(inside):
+            return
+        if len(inside) < 2 or not inside.endswith("|"):
+            self.unread.append(f"a row is cut off: {inside[:_SHOWN]}")
+            return
+        cells = _cells(inside)
         if "Process id" in cells:
             self.half()
             self.columns = {name: index for index, name in enumerate(cells)}
@@ -126,7 +142,7 @@ class _Table:
             self.whole(self.upper, cells)
             self.upper = None
         else:
-            self.unread.append(f"a row was not understood: {' | '.join(cells)}")
+            self.unread.append(f"a row was not understood: {' | '.join(cells)[:_SHOWN]}")
 
     def half(self) -> None:
         """Note the first row that is left without a second one."""
@@ -138,19 +154,20 @@ class _Table:
     def whole(self, upper: list[str], lower: list[str]) -> None:
         """Add the chip of two rows."""
         number, name, health, measures = upper
-        numbers = lower[0].split()
+        numbers = [_whole(part) for part in lower[0].split()]
+        npu_id = _whole(number)
         pairs = _PAIR.findall(lower[-1])
-        if not pairs:
-            self.unread.append(f"NPU {number} ({name}, health {health}) has no memory column")
+        if not pairs or npu_id is None or "/" in _PAIR.sub("", lower[-1]):
+            self.unread.append(f"NPU {number} ({name}, health {health}) has no memory column that can be read")
             return
         # Chips with DDR and HBM print both; HBM, the last, has 0 of 0 where there is none.
         used, total = next((pair for pair in reversed(pairs) if pair[1] != "0"), pairs[-1])
-        device = int(numbers[1]) if self.numbered and len(numbers) > 1 and numbers[1].isdigit() else int(number)
+        own = numbers[1] if self.numbered and len(numbers) > 1 else None
         first, second = [*measures.split(), "", ""][:2]
         chip = Npu(
-            npu_id=int(number),
-            chip_id=int(numbers[0]) if numbers else 0,
-            device_id=device,
+            npu_id=npu_id,
+            chip_id=(numbers[0] if numbers else None) or 0,
+            device_id=npu_id if own is None else own,
             name=name,
             health=health,
             power_w=_number(first),
@@ -163,23 +180,33 @@ class _Table:
     def process(self, cells: list[str]) -> None:
         """Add a process, and pass over the lines that say that a chip has none."""
         columns = self.columns or {}
-        numbers, at = cells[0].split(), columns["Process id"]
+        numbers, at = [_whole(part) for part in cells[0].split()], columns["Process id"]
         if len(cells) < 2 or cells[0].startswith("No running") or not any(cells):
             return
-        whole = len(cells) == len(columns) and bool(numbers) and all(part.isdigit() for part in numbers)
-        if not whole or not cells[at].isdigit():
-            self.unread.append(f"a process was not understood: {' | '.join(cells)}")
+        known = [part for part in numbers if part is not None]
+        pid = _whole(cells[at]) if len(cells) == len(columns) else None
+        if pid is None or not known or len(known) < len(numbers):
+            self.unread.append(f"a process was not understood: {' | '.join(cells)[:_SHOWN]}")
             return
-        chip = (int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0)
+        chip = (known[0], known[1] if len(known) > 1 else 0)
         memory = next((index for name, index in columns.items() if name.startswith("Process memory")), -1)
         inner = columns.get("Process id in container")
         process = NpuProcess(
-            pid=int(cells[at]),
+            pid=pid,
             name=cells[columns.get("Process name", at + 1)],
             memory_mb=_whole(cells[memory]) or 0,
             container_pid=_whole(cells[inner]) if inner is not None else None,
         )
         self.processes.setdefault(chip, []).append(process)
+
+    def end(self) -> None:
+        """Note what the end of the table leaves open: a half chip, and processes of no chip."""
+        self.half()
+        listed = {(chip.npu_id, chip.chip_id) for chip in self.chips}
+        for (npu, chip), processes in self.processes.items():
+            if (npu, chip) not in listed:
+                pids = ", ".join(str(process.pid) for process in processes)
+                self.unread.append(f"process {pids} is on NPU {npu}, chip {chip}, which has no whole rows")
 
 
 def parse(text: str) -> NpuSmi | None:
@@ -188,9 +215,9 @@ def parse(text: str) -> NpuSmi | None:
     if version is None:
         return None
     table = _Table()
-    for cells in _rows(text):
-        table.read(cells)
-    table.half()
+    for line in text.splitlines():
+        table.read(line)
+    table.end()
     npus = (
         replace(chip, processes=tuple(table.processes.get((chip.npu_id, chip.chip_id), ()))) for chip in table.chips
     )
@@ -201,6 +228,7 @@ def parse(text: str) -> NpuSmi | None:
         warnings=tuple(line.strip() for line in text.splitlines() if line.strip().startswith("[WARNING]")),
         in_container=bool(table.columns and "Process id in container" in table.columns),
         numbered=table.numbered,
+        lists_processes=table.columns is not None,
     )
 
 
@@ -224,17 +252,14 @@ def parse_mapping(text: str) -> dict[tuple[int, int], tuple[int | None, int | No
     return found
 
 
-def _rows(text: str) -> Iterator[list[str]]:
-    for line in text.splitlines():
-        inside = line.strip()
-        if inside.startswith("|") and inside.endswith("|") and len(inside) > 1 and not _VERSION.search(inside):
-            cells = [cell.strip() for cell in inside[1:-1].split("|")]
-            # The 950's cells of number and name become those of the other chips: one cell, and one with numbers.
-            if len(cells) == 4 and not cells[0] and not cells[1]:
-                cells = cells[1:]
-            if len(cells) == 3 and (named := _NAMED.fullmatch(cells[0])) and not _is_lower(cells):
-                cells = [named[1], named[2], *cells[1:]]
-            yield cells
+def _cells(row: str) -> list[str]:
+    cells = [cell.strip() for cell in row[1:-1].split("|")]
+    # The 950's cells of number and name become those of the other chips: one cell, and one with numbers.
+    if len(cells) == 4 and not cells[0] and not cells[1]:
+        cells = cells[1:]
+    if len(cells) == 3 and (named := _NAMED.fullmatch(cells[0])) and not _is_lower(cells):
+        cells = [named[1], named[2], *cells[1:]]
+    return cells
 
 
 def _is_heading(cells: list[str]) -> bool:
@@ -242,7 +267,7 @@ def _is_heading(cells: list[str]) -> bool:
 
 
 def _is_upper(cells: list[str]) -> bool:
-    return len(cells) == 4 and cells[0].isdigit() and bool(cells[1])
+    return len(cells) == 4 and _whole(cells[0]) is not None and bool(cells[1])
 
 
 def _is_lower(cells: list[str]) -> bool:
@@ -262,4 +287,4 @@ def _number(text: str) -> float | None:
 
 
 def _whole(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
+    return int(text) if re.fullmatch(_FIGURE, text) else None

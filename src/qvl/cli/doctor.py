@@ -9,6 +9,7 @@ import typer
 
 
 def doctor(
+    context: typer.Context,
     device: Annotated[str, typer.Option(help="auto, npu, cuda or cpu: what the host is meant to compute on.")] = "auto",
     url: Annotated[str | None, typer.Option(help="Also examine an OpenAI-compatible endpoint.")] = None,
     model: Annotated[str | None, typer.Option(help="The endpoint's model, where it serves several.")] = None,
@@ -30,9 +31,16 @@ def doctor(
 ) -> None:
     """Examine this host: driver, CANN, versions, environment, operations, weights, endpoint, cache.
 
-    Exit code: 0 all ok, 1 warnings only, 2 at least one failure.
+    Exit code: 0 all ok, 1 warnings only, 2 at least one failure. With --explain: 0 explained, 2 a code is not known.
     """
     if explain is not None:
+        # Where each value is from: one that was typed would go unheard, even if it is the default.
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        typed = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+        if others := sorted(typed - {"explain", "as_json"}):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+            typer.echo(f"qvl doctor: --explain examines no host: {flags} has no meaning with it", err=True)
+            raise typer.Exit(2)
         _explain(explain, as_json=as_json)
         return
     from contextlib import AbstractContextManager, nullcontext
@@ -76,19 +84,23 @@ def doctor(
 
 
 def _explain(text: str, *, as_json: bool) -> None:
-    """Print what the error codes in `text` mean; exit code 2 if none is known."""
+    """Print what the error codes in `text` mean; exit code 2 if one is not known, or there is none."""
     import json
     from dataclasses import asdict
 
-    from qvl.ascend.explain import codes_in, explanations
+    from qvl.ascend.explain import codes_in, explanations, known
 
-    found = explanations(text)
-    if not found:
-        shown = ", ".join(codes_in(text)) or repr(text[:80])
-        place = "the plog under ~/ascend/log names the operation and the first error"
-        typer.echo(f"qvl doctor: no explanation of {shown}: {place}", err=True)
+    codes = codes_in(text)
+    if not codes:
+        shape = "an error code looks like 207001, EI0006, ERR00100 or -8020"
+        typer.echo(f"qvl doctor: {text[:80]!r} is not an error code, and has none in it: {shape}", err=True)
         raise typer.Exit(2)
-    if as_json:
-        typer.echo(json.dumps([asdict(item) for item in found], ensure_ascii=False, indent=2))
-    else:
-        typer.echo("\n".join(map(str, found)))
+    if found := explanations(text):
+        if as_json:
+            typer.echo(json.dumps([asdict(item) for item in found], ensure_ascii=False, indent=2))
+        else:
+            typer.echo("\n".join(map(str, found)))
+    if unknown := [code for code in codes if code not in known()]:
+        place = "the plog under ~/ascend/log names the operation and the first error"
+        typer.echo(f"qvl doctor: no explanation of {', '.join(unknown)}: {place}", err=True)
+        raise typer.Exit(2)

@@ -35,7 +35,7 @@ def kind(host: Host, dtype: str | None) -> Iterator[Finding]:
         yield Finding.fail(
             "chip",
             f"{', '.join(names) or chip.kind}: {chip.why_not}",
-            "use a host with 910B, A3, 310P or 950, or reach a model elsewhere: qvl-serve --base-url",
+            f"use a host with {chips.kinds()}, or reach a model elsewhere: qvl-serve --base-url",
             detail,
         )
     else:
@@ -75,7 +75,10 @@ def _plugin(host: Host, chip: chips.Chip) -> Iterator[Finding]:
     version = host.packages().get("vllm-ascend")
     if version is None:
         return
-    if matrix.key(version) < matrix.key(chip.serves_from):
+    if matrix.untagged(version):
+        untagged = f"vllm-ascend {version} is built from a source tree without tags, so its release is not known"
+        yield Finding.skip("chip-release", untagged)
+    elif matrix.key(version) < matrix.key(chip.serves_from):
         yield Finding.fail(
             "chip-release",
             f"vllm-ascend {version} does not serve Qwen3-VL on {chip.kind}: {chip.serves_from} or newer does",

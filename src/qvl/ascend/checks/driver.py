@@ -22,17 +22,19 @@ def device_nodes(host: Host) -> Iterator[Finding]:
     chip = known or chips.DEFAULT
     of_chip = f" of {known.kind}" if known else ""
     nodes = [*(f"davinci{number}" for number in numbers), *chip.control_nodes]
+    missing = [name for name in chip.control_nodes if not host.path(f"/dev/{name}").exists()]
     if not numbers:
         yield Finding.fail(
             "device-nodes",
-            "no /dev/davinciN: no NPU found on this host",
+            "no /dev/davinciN: no NPU found on this host"
+            + (f", nor {', '.join(f'/dev/{name}' for name in missing)}" if missing else ""),
             "host: install the Ascend driver and firmware, then reboot; container: start it with --device "
             "/dev/davinci0 (`qvl launch` writes the command)",
         )
-    missing = [name for name in chip.control_nodes if not host.path(f"/dev/{name}").exists()]
     folders = [name for name in nodes if name not in FOLDERS and host.path(f"/dev/{name}").is_dir()]
     closed = [name for name in nodes if name not in (*missing, *FOLDERS) and not host.may_use(f"/dev/{name}")]
-    for name in missing:
+    # Without an NPU they have the same cause, and are in its line.
+    for name in missing if numbers else ():
         yield Finding.fail(
             "device-nodes",
             f"the control node /dev/{name}{of_chip} is missing",
@@ -280,7 +282,14 @@ def _holders(host: Host, table: npu_smi.NpuSmi) -> Iterator[Finding]:
             _free_it(holder),
             {"npu": holder.device_id, "pid": holder.pid, "container": holder.container, "memory_mb": holder.memory_mb},
         )
-    if table.npus and not holders and not table.unread:
+    if table.npus and not holders and not table.unread and not table.lists_processes:
+        yield Finding.warn(
+            "npu-holders",
+            f"npu-smi {table.version} printed no list of processes: what holds the NPUs is not known, though none has "
+            "much memory in use",
+            "run `npu-smi info` by hand: the table was cut off, unless the driver is older than 23 or the chip a 310B",
+        )
+    elif table.npus and not holders and not table.unread:
         yield Finding.ok("npu-holders", "no process holds an NPU")
 
 

@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 GIB: Final = 2**30
 _BYTES: Final = 2
-# vllm-ascend's recipe: the share of the memory that the engine may use, and the tokens of one step.
-_SHARE: Final = 0.91
-_STEP_TOKENS: Final = 16384
 _PARALLEL: Final = (1, 2, 4, 8, 16)
 _PUBLISHED_PIXELS: Final = 16_777_216
-# The tower keeps the input, the output and the widened numbers of a layer at a time.
+# An estimate, not measured on an NPU: the tower keeps the input, the output and the widened numbers of a layer at a
+# time, and a step keeps eight rows of the hidden size for each of its tokens.
+_STEP_COPIES: Final = 8
 _TOWER_COPIES: Final = 3
 
 
@@ -62,7 +61,7 @@ def need_of(folder: Path, tokens: int) -> MemoryNeed | None:
     return MemoryNeed(
         weights=stored,
         context=size.kv_per_token * context * _BYTES,
-        picture=patches * wide * _BYTES * _TOWER_COPIES + _STEP_TOKENS * hidden * _BYTES * 8,
+        picture=patches * wide * _BYTES * _TOWER_COPIES + chips.STEP_TOKENS * hidden * _BYTES * _STEP_COPIES,
         tokens=context,
     )
 
@@ -75,7 +74,7 @@ def check(host: Host, folder: Path) -> Iterator[Finding]:
     need = need_of(folder, chip.max_model_len) if npus else None
     if need is None:
         return
-    room = min(npu.memory_total_mb or 0 for npu in npus) * 2**20 * _SHARE
+    room = min(npu.memory_total_mb or 0 for npu in npus) * 2**20 * chips.MEMORY_SHARE
     free = sorted((npu.memory_free_mb or 0 for npu in npus), reverse=True)
     fitting = next((count for count in _PARALLEL if count <= len(npus) and need.on_each(count) <= room), None)
     text = (
@@ -92,7 +91,7 @@ def check(host: Host, folder: Path) -> Iterator[Finding]:
     }
     smaller = "--max-model-len 8192, smaller pictures (QVL_MAX_PIXELS), or quantised weights"
     if fitting is None:
-        over = need.weights / len(npus) > room
+        over = need.weights / max(count for count in _PARALLEL if count <= len(npus)) > room
         yield Finding(
             "fit",
             "fail" if over else "warn",
@@ -101,12 +100,14 @@ def check(host: Host, folder: Path) -> Iterator[Finding]:
             f"use more NPUs, {'a smaller model or quantised weights' if over else smaller}",
         )
         return
+    # qvl's own engine uses one NPU; several share a model in vllm only.
+    with_engine = "it" if fitting == 1 else "with --engine vllm it"
     where = "on one NPU" if fitting == 1 else f"on {fitting} NPUs together (tensor parallel {fitting})"
     if need.on_each(fitting) > free[fitting - 1] * 2**20:
-        text += f"; it fits {where}, but {free[fitting - 1] / 1024:.1f} GiB are free"
+        text += f"; {with_engine} fits {where}, but {free[fitting - 1] / 1024:.1f} GiB are free"
         yield Finding.warn("fit", text, f"stop what holds the memory, or {smaller}", detail)
     else:
-        yield Finding.ok("fit", f"{text}; it fits {where}", detail)
+        yield Finding.ok("fit", f"{text}; {with_engine} fits {where}", detail)
 
 
 def _visible(host: Host, table: npu_smi.NpuSmi | None) -> list[npu_smi.Npu]:

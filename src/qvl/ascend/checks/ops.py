@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import qvl
-from qvl.ascend import devices
+from qvl.ascend import chips, devices
 from qvl.ascend.explain import explanations
 from qvl.ascend.host import Host
 from qvl.ascend.probe import MARK, OperationOutcome, ProbeResult
@@ -108,9 +108,10 @@ def _fix_import(device: str, error: str) -> str:
 
 def _fix_operation(device: str, item: OperationOutcome) -> str:
     if device.startswith("npu") and item["op"] == "masked_assign":
+        releases = ", ".join(f"{chip.kind}: {chip.serves_from} or newer" for chip in chips.CHIPS if chip.supported)
         return (
-            "without it pictures do not enter the prompt: use the newest vllm-ascend image of this chip, whole (310P "
-            "needs 0.18 or newer)"
+            "without it pictures do not enter the prompt: use the newest vllm-ascend image of this chip, whole "
+            f"({releases})"
         )
     if item["dtype"] == "bfloat16":
         return "this chip or CANN has no bfloat16 for it: use --dtype float16"

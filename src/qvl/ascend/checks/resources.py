@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from qvl.ascend import devices, matrix
+from qvl.ascend import chips, devices, matrix
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding, Status
 from qvl.backends.local.model import kernel_report
@@ -27,9 +27,10 @@ _RAY_LARGEST_GIB = 200
 def shared_memory(host: Host) -> Iterator[Finding]:
     """Check for 1 GiB of shared memory: docker's default of 64 MiB is too small for tensor parallel workers."""
     space = host.space(SHM)
+    chip = devices.chip_of(host, devices.query(host)) or chips.DEFAULT
     if space is None or not host.path(SHM).exists():
         status: Status = "warn" if host.in_container else "skip"
-        yield Finding("shm", status, f"{SHM} is missing", fix="start the container with --shm-size=1g")
+        yield Finding("shm", status, f"{SHM} is missing", fix=f"start the container with --shm-size={chip.shm}")
         return
     size = space[0] / GIB
     # A file system a few pages short of a round size is what --shm-size=1g makes on some kernels.
@@ -39,7 +40,7 @@ def shared_memory(host: Host) -> Iterator[Finding]:
         yield Finding.warn(
             "shm",
             f"{SHM} has {space[0] // 2**20} MiB",
-            "start the container with --shm-size=1g (10g on 310P); --ipc=host is not needed then",
+            f"start the container with --shm-size={chip.shm}; --ipc=host is not needed then",
             {"bytes": space[0]},
         )
 
@@ -75,11 +76,13 @@ def hccl_ports(host: Host) -> Iterator[Finding]:
     held = devices.holders(host, table) if table else ()
     if not held or host.environ.get(name) or len(devices.device_numbers(host)) < 2:
         return
+    chip = devices.chip_of(host, table)
+    limit = f" ({chip.port_range_limit})" if chip and chip.port_range_limit else ""
     yield Finding.warn(
         "hccl-npu-ports",
         f"NPU {held[0].device_id} has a process already: HCCL of a second service there finds port {_HCCL_NPU_PORT} of "
         "the NPU's own network taken (EI0020, EJ0003)",
-        f"give each service NPUs of its own, or export {name}=auto for both (not on 910B with fused communication)",
+        f"give each service NPUs of its own, or export {name}=auto for both{limit}",
         {"held": sorted({holder.device_id for holder in held})},
     )
 

@@ -22,6 +22,8 @@ def visible_devices(host: Host) -> Iterator[Finding]:
                 "ASCEND_VISIBLE_DEVICES is read by the Ascend docker runtime only; processes here ignore it",
                 f"set {_NAME} instead",
             )
+        elif not nodes:
+            yield Finding.skip("visible-devices", f"{_NAME} is not set, and there is no NPU to see")
         else:
             yield Finding.ok("visible-devices", f"{_NAME} is not set: all {len(nodes)} NPUs are visible")
         return

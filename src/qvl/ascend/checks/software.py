@@ -185,6 +185,10 @@ def _vllm(host: Host, packages: Mapping[str, str], kind: str, table: matrix.Matr
     if plugin is None:
         return
     known = table.release(plugin)
+    if matrix.untagged(plugin):
+        text = f"vllm-ascend {plugin} is built from a source tree without tags: its release is not known, nor compared"
+        yield Finding.skip("vllm-ascend", text)
+        return
     if known is None:
         if vllm and matrix.release(vllm) != matrix.release(plugin):
             base = ".".join(map(str, matrix.release(plugin)))
