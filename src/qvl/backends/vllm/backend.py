@@ -34,11 +34,13 @@ from qvl.types import PROMPT_FIELDS, ChatRequest, Chunk, JsonObject, SamplingPar
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from qvl.backends.token_table import TokenTable
+
 log = logger("qvl.backends.vllm")
 DEFAULT_IMAGES: Final = 8
 # What needs more of the engine: named tokens' logprobs a newer one, a bound of the reasoning its configuration.
 SAMPLING: Final = SamplingParams.names() - {"logprob_token_ids", "thinking_token_budget"}
-FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS)
+FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS) | {"prefill"}
 
 
 class VllmBackend(Backend):
@@ -128,6 +130,12 @@ class VllmBackend(Backend):
             del loaded
             # vLLM's objects refer to each other; left to the interpreter's end they complain that it is gone.
             gc.collect()
+
+    async def token_table(self) -> TokenTable:
+        loaded = self._loaded
+        if loaded is None:
+            raise BackendUnavailableError("vLLM is not loaded", hint="await backend.open() first")
+        return await asyncio.to_thread(loaded.vocabulary.table, loaded.ends)
 
     def identity(self) -> JsonObject:
         facts = {"backend": self.name, "model": self.model, "revision": self._revision}
@@ -228,6 +236,7 @@ class VllmBackend(Backend):
             int(config.max_logprobs),
             facts,
             getattr(engine.vllm_config.scheduler_config, "policy", "fcfs") == "priority",
+            (int(tokenizer.eos_token_id),),
         )
 
 

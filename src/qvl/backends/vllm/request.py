@@ -52,7 +52,7 @@ class VllmOutput(Protocol):
 class Loaded:
     """A model loaded in vLLM, with the processor for its requests. `facts` are part of the identity.
 
-    `by_priority`: True if the engine schedules by the priority of requests.
+    `by_priority`: True if the engine schedules by the priority of requests. `ends`: the tokens that end an answer.
     """
 
     engine: AsyncLLM
@@ -62,6 +62,7 @@ class Loaded:
     max_logprobs: int
     facts: JsonObject
     by_priority: bool = False
+    ends: tuple[int, ...] = ()
 
 
 class VllmRequest(TokenEngineRequest):
