@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from qvl.backends.base import Backend, Capabilities, Tokens
+from qvl.backends.token_table import TokenTable
 from qvl.types import ChatRequest, Chunk, JsonObject
 
 
@@ -38,6 +39,9 @@ class WrappingBackend(Backend):
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         return await self.inner.detokenize(ids)
+
+    async def token_table(self) -> TokenTable | None:
+        return await self.inner.token_table()
 
     def identity(self) -> JsonObject:
         return self.inner.identity()

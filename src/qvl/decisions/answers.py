@@ -23,10 +23,10 @@ class Decision:
             labels of a Score; they add up to 1. None if the backend tells no probabilities.
         value: the likeliest of them; None if the model declined to answer.
         confidence: the probability of `value`; None if the backend tells none.
-        label_mass: how much probability the possible answers had together, before they were made to add up to 1; a
-            model that would rather say something else has little. None if that is unknown.
-        method: "logits" (of every token that can begin an answer), "top_logprobs" (of those that an endpoint lists),
-            "choice" (the answer alone), or "decisions" (asked of the endpoint's own /v1/decisions).
+        label_mass: how much probability what begins one of the possible answers had, before it was made to add up to
+            1; a model that would rather say something else has little. None if that is unknown.
+        method: "logits" (of every token that can begin an answer), "top_logprobs" (of the likeliest tokens that a
+            backend lists), or "choice" (the answer alone).
         notes: what was done otherwise than asked.
         refused: True if the model declined to answer.
     """

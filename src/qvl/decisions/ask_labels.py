@@ -111,9 +111,7 @@ class LabelAsker:
                 pieces = [tokens[start : start + IDS] for start in range(0, len(tokens), IDS)]
             tops = await asyncio.gather(*(self._first(behind, tuple(piece)) for piece in pieces))
             if not any(pieces) and not self.notes:
-                self.notes.append(
-                    f"what is not among the {self.have.top_logprobs} likeliest tokens counts as impossible"
-                )
+                self.notes.append(f"a token beyond the {self.have.top_logprobs} likeliest counts as impossible")
             found: dict[int, float] = {}
             for item in (item for top in tops for item in top):
                 wanted = [token for token in table.ids(item.token, item.bytes) if token in tokens]

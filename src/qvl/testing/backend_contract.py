@@ -374,9 +374,8 @@ class BackendContract:
         )
         try:
             shares, best, mass = await asker.ask()
-        except BackendResponseError as exc:
+        except BackendResponseError:
             # A model that would say something else: told, not hidden behind equal parts.
-            assert "possible answers" in exc.message
             return
         assert best is not None
         assert asker.usage.prompt_tokens > 0
@@ -400,7 +399,8 @@ class BackendContract:
         request = ask(question, max_tokens=2).replace(prefill=begun)
         if "prefill" not in backend.capabilities.fields:
             assert table is None
-            return await refused(backend, request, "prefill")
+            await refused(backend, request, "prefill")
+            return
         plain = await backend.generate(request.replace(prefill=()))
         assert (await backend.generate(request)).usage.prompt_tokens == plain.usage.prompt_tokens + 1
 
