@@ -105,6 +105,7 @@ def test_something_else_under_our_key_is_a_miss_and_is_replaced(shared_redis: Re
 # Many processes
 
 
+@pytest.mark.slow
 def test_of_sixteen_processes_one_computes(redis_url: str, start: Start, tmp_path: Path) -> None:
     log = tmp_path / "computed"
     askers = [start("single_flight", redis_url, log, index) for index in range(16)]

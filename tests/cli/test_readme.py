@@ -33,8 +33,13 @@ def test_every_command_line_is_one(line, monkeypatch):
     if inner:
         # `qvl bench --url …` is `qvl bench run --url …`.
         command, rest = (inner["run"], rest) if rest[0].startswith("-") else (inner[rest[0]], rest[1:])
-    options = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in rest if re.match(r"-{1,2}[a-z]", word)} <= options
+    parameters = {option: parameter for parameter in command.params for option in parameter.opts}
+    words = iter(rest)
+    for word in words:
+        if re.match(r"-{1,2}[a-z]", word):
+            assert word in parameters
+            if not parameters[word].is_flag:
+                next(words)
     for word in rest:
         if word.startswith("examples/"):
             assert list(ROOT.glob(word)), word

@@ -138,7 +138,7 @@ class ContainerPlan:
 
     @property
     def eager(self) -> bool:
-        """Whether the chip's graphs do not run on the CANN of the image, by the matrix and the image's tag."""
+        """Return whether the chip's graphs do not run on the image's CANN, by the matrix and the image's tag."""
         match = re.search(r"vllm-ascend:v?([\w.]+)", self.image)
         row = matrix.load().release(match[1]) if match and self.chip_facts.graph_cann else None
         cann = matrix.load().vllm_ascend[row].get("cann") if row else None
@@ -146,7 +146,7 @@ class ContainerPlan:
 
     @property
     def sparse(self) -> bool:
-        """Whether the model is a mixture of experts: by its config.json, or a hub id such as Qwen3-VL-30B-A3B."""
+        """Return whether the model is a mixture of experts: by its config.json, or a hub id like Qwen3-VL-30B-A3B."""
         return checkpoints.is_sparse(self.weights) if self.weights else bool(re.search(r"\dB-A\d+B", self.model))
 
     @property

@@ -95,7 +95,7 @@ class Measurement(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TunePlan:
-    """What is measured: the server's command (None: the endpoint at `target.urls` as it is), axes, load, input.
+    """A plan of measurements: the server's command (None: the endpoint at `target.urls` as it is), axes, load, input.
 
     `command` has `{port}` where the server takes its port, and may have `{flags}` where the flags go, else they come
     last. `stop` is a command that ends a server which outlives its own, such as a container. `wait` is in seconds.

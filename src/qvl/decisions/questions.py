@@ -120,7 +120,7 @@ class ChoiceQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How much, on a scale? 2 to 255 levels from the lowest to the highest, given as labels or as Levels.
+    """A question for a place on a scale: 2 to 255 levels, the lowest first, given as labels or as Levels.
 
     Raises:
         RequestError: too few, too many or equal levels, or empty instructions.

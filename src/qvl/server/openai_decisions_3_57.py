@@ -61,7 +61,7 @@ Questions: TypeAlias = Annotated[
 
 @with_config(STRICT)
 class PromptCacheOptions(TypedDict):
-    """What OpenAI's prompt cache is told. A server of one's own keeps prefixes by itself, so it says nothing here."""
+    """The options of OpenAI's prompt cache, accepted and unused: a server of one's own keeps prefixes by itself."""
 
     mode: NotRequired[Literal["implicit", "explicit"] | None]
     ttl: NotRequired[Literal["30m"]]

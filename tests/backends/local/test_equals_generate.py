@@ -50,13 +50,16 @@ def expected_random(random_reference: Reference, mixed_300: list[ChatRequest]) -
     return [random_reference.generate(request) for request in mixed_300[:100]]
 
 
+CACHES = [pytest.param(True, id="caches"), pytest.param(False, id="no-caches", marks=pytest.mark.slow)]
+
+
 def check(reference: Reference, results: list[Result], expected: list[list[int]]) -> None:
     texts = [reference.tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
     assert [result.text for result in results] == texts
     assert [result.usage.completion_tokens for result in results] == [len(ids) for ids in expected]
 
 
-@pytest.mark.parametrize("caches", [True, False], ids=["caches", "no-caches"])
+@pytest.mark.parametrize("caches", CACHES)
 def test_300_mixed_requests_on_the_bundled_model(
     opened: Opener,
     bundled_reference: Reference,
@@ -71,7 +74,7 @@ def test_300_mixed_requests_on_the_bundled_model(
     assert bool(backend.stats()["vision_cache_bytes"]) is caches
 
 
-@pytest.mark.parametrize("caches", [True, False], ids=["caches", "no-caches"])
+@pytest.mark.parametrize("caches", CACHES)
 def test_100_mixed_requests_on_a_random_model(
     opened: Opener,
     random_folder: object,

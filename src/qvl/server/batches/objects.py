@@ -52,7 +52,7 @@ class FileDeleted(TypedDict):
 
 
 class LineProblem(TypedDict):
-    """What is wrong with one line of an input file; `line` counts from 1, None for the whole file."""
+    """An error in one line of an input file; `line` counts from 1, None for the whole file."""
 
     code: str
     line: int | None
