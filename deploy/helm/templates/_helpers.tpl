@@ -75,3 +75,20 @@ timeoutSeconds: 5
 {{- define "qvl.claim" -}}
 {{ .Values.weights.claim | default (printf "%s-weights" .Release.Name) }}
 {{- end }}
+
+{{- /* An engine takes minutes to start: it is given up slowly. */ -}}
+{{- define "qvl.scaleDown" -}}
+scaleDown:
+  stabilizationWindowSeconds: 900
+  policies:
+    - {type: Pods, value: 1, periodSeconds: 300}
+{{- end }}
+
+{{- /* What a download job was told. A job cannot be changed: other settings are another job, and another mark. */ -}}
+{{- define "qvl.settings" -}}
+{{ list .Values.weights.download .Values.pool.image .Values.engine.model | toJson | sha256sum | trunc 8 }}
+{{- end }}
+
+{{- define "qvl.mark" -}}
+.complete-{{ include "qvl.settings" . }}
+{{- end }}
