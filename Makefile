@@ -83,7 +83,7 @@ test-ray: $(STAMP) ## replicas and datasets under Ray, which it installs
 
 test-deploy: $(STAMP) ## the Helm chart and the alerts, with Helm's library and promtool, where that is on the PATH
 	$(call install,$(BIN)/python,-c constraints.txt $(DEPLOY_TOOLS))
-	$(PYTEST) -q tests/ascend/test_helm.py tests/cli/test_scaling_manifests.py
+	$(PYTEST) -q tests/ascend/test_helm.py tests/ascend/test_helm_values.py tests/cli/test_scaling_manifests.py
 
 bench-engine: $(STAMP) ## qvl-serve beside plain generate, transformers serve, vLLM and OpenVINO on 139 M random weights; gigabytes at first
 	$(BIN)/python benchmarks/bench_engine.py
