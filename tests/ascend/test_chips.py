@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import yaml
 
 from qvl.ascend import chips
 from tests.ascend import chip_page
@@ -88,3 +91,11 @@ def test_only_chips_with_a_build_are_supported_and_the_others_say_why() -> None:
 
 def test_the_page_of_chips_is_the_table() -> None:
     assert chip_page.PAGE.read_text(encoding="utf-8") == chip_page.page(), "make docs writes it again"
+
+
+def test_the_values_of_a3_have_the_share_and_the_step_of_the_table() -> None:
+    words = yaml.safe_load((chip_page.PAGE.parents[1] / "deploy/helm/values-a3.yaml").read_text(encoding="utf-8"))
+    flags = json.dumps(words).replace('"', "")
+
+    assert f"--max-num-batched-tokens, {chips.STEP_TOKENS}" in flags
+    assert f"--gpu-memory-utilization, {chips.MEMORY_SHARE}" in flags

@@ -149,3 +149,84 @@ def test_compose_with_vllm_wants_an_image_for_the_pool(app: typer.Typer, tmp_pat
 
     assert result.exit_code == 2
     assert "--pool-image" in result.stderr
+
+
+DRY = [*LAUNCH, "--image", "qvl-npu:0.1.0", "--dry-run"]
+
+
+@pytest.mark.parametrize("engine", ["qvl", "vllm"])
+def test_in_the_hosts_network_the_engine_listens_on_the_address_and_port_of_the_plan_only(
+    app: typer.Typer, engine: str
+) -> None:
+    words = [*DRY, "--engine", engine, "--network", "host", "--port", "9000"]
+    own, open_to_all = run(app, words), run(app, [*words, "--host", "0.0.0.0"])
+
+    assert "--host 127.0.0.1" in own.stdout
+    assert "--port 9000" in own.stdout
+    assert "0.0.0.0" not in own.stdout
+    assert "8000" not in own.stdout
+    assert open_to_all.exit_code == 2
+    assert "needs an API key" in open_to_all.stderr
+
+
+@pytest.mark.parametrize(
+    ("chip", "words"),
+    [
+        ("910B", "--dtype bfloat16"),
+        ("a3", "--dtype bfloat16"),
+        ("310P", "--dtype float16"),
+        ("310P RC", "/dev/user_config"),
+        ("950", "/dev/ummu"),
+        ("910B4", "--dtype bfloat16"),
+        ("310P3vir04_3c", "--dtype float16"),
+    ],
+)
+def test_a_chip_is_told_by_its_kind_or_by_its_name(app: typer.Typer, chip: str, words: str) -> None:
+    result = run(app, [*DRY, "--chip", chip])
+
+    assert result.exit_code == 0
+    assert words in result.stdout.replace(" \\\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--chip", "nonsense"], "one of 910B, A3, 310P, 310P RC, 950"),
+        (["--chip", "910A"], "no build"),
+        (["--env", "ASCEND_RT_VISIBLE_DEVICES=3"], "--npus"),
+        (["--env", "QVL_API_KEY=hush"], "export QVL_API_KEY"),
+        (["--env", "VLLM_API_KEY=hush"], "export VLLM_API_KEY"),
+        (["--env", "1X=hush"], "'1X'"),
+        (["--mount", "/tmp:/root/.cache"], "--hub-cache"),
+        (["--mount", "/tmp:/root/.cache/:ro"], "--hub-cache"),
+        (["--mount", "/tmp:/usr/local/dcmi"], "/usr/local/dcmi"),
+        (["--docker-arg", "image2"], "no option"),
+        (["--docker-arg=--"], "no option"),
+        (["--docker-arg=--network=host"], "--network"),
+        (["--skip-check", "npu"], "npus, mounts"),
+        (["extra"], "'extra'"),
+        (["--npus", "0-99999999"], "0-99999999"),
+        (["--npus", "9" * 5000], "NPU number"),
+        (["--shm-size", "banana"], "banana"),
+        (["--shm-size", "0"], "--shm-size"),
+        (["--restart", "sometimes"], "unless-stopped"),
+        (["--name", "bad name"], "bad name"),
+        (["--name", "-x"], "letters"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(app: typer.Typer, words: list[str], said: str) -> None:
+    result = run(app, [*DRY, *words])
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert "hush" not in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_recommended_value_is_replaced_and_not_given_twice(app: typer.Typer) -> None:
+    words = ["--env", "OMP_NUM_THREADS=4", "--shm-size", "2GiB", "--restart", "on-failure:3"]
+    result = run(app, [*DRY, *words, "--docker-arg=--ulimit=core=0", "--mount", "/tmp:/root/.cache/x"])
+
+    assert result.exit_code == 0
+    assert "OMP_NUM_THREADS=4" in result.stdout
+    assert "OMP_NUM_THREADS=1" not in result.stdout

@@ -195,6 +195,11 @@ SUFFIXES: Final = frozenset(suffix for chip in CHIPS for suffix in chip.image_su
 _TAG = re.compile(r"(?:^|/)vllm-ascend:([^@]+)")
 
 
+def named(kind: str) -> Chip | None:
+    """Return the row of a kind, such as `310P RC`, in either case; None if there is none of that name."""
+    return next((chip for chip in CHIPS if chip.kind.lower() == kind.strip().lower()), None)
+
+
 def find(name: str, nodes: Collection[str] = ()) -> Chip | None:
     """Return the facts about a chip by its name in npu-smi; None if there is no row.
 

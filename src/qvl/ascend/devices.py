@@ -172,7 +172,7 @@ def parse_npus(text: str, present: tuple[int, ...] = ()) -> tuple[int, ...]:
         return present
     numbers: list[int] = []
     for piece in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", piece)
+        match = re.fullmatch(r"\s*([0-9]{1,3})(?:-([0-9]{1,3}))?\s*", piece)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise ConfigError(
                 f"--npus {text!r}: {piece.strip()!r} is not an NPU number", hint="write 0,1 or 0-3 or all"

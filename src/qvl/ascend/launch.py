@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from qvl.ascend import devices, recipe
 from qvl.ascend.checks import weights
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qvl.ascend.host import Host
     from qvl.ascend.recipe import ContainerPlan
 
+CHECKS: Final = ("npus", "mounts", "port", "image", "weights")
 _LOG_LINES = 60
 
 
@@ -46,7 +47,9 @@ def docker_arguments(plan: ContainerPlan) -> list[str]:
         words += ["--device", node]
     for source, target, read_only in recipe.volumes(plan):
         words += ["--volume", f"{source}:{target}:ro" if read_only else f"{source}:{target}"]
-    for name, value in recipe.environment(plan).items():
+    given = {text.partition("=")[0] for text in plan.env}
+    own = {name: value for name, value in recipe.environment(plan).items() if name not in given}
+    for name, value in own.items():
         words += ["--env", f"{name}={value}"]
     if plan.with_key:
         # By name only: docker takes the value from this process, so it stands in no command line.
@@ -64,6 +67,13 @@ def docker_arguments(plan: ContainerPlan) -> list[str]:
     words += plan.docker_args
     entrypoint, arguments = recipe.shell(plan)
     return [*words, "--entrypoint", entrypoint, plan.image, *arguments]
+
+
+def refuse_unknown(skip: Sequence[str]) -> None:
+    """Raise ConfigError if a name in `skip` is no check."""
+    for name in skip:
+        if name not in CHECKS:
+            raise ConfigError(f"unknown --skip-check {name!r}", hint=f"one of {', '.join(CHECKS)}")
 
 
 def as_text(words: Sequence[str]) -> str:
@@ -88,7 +98,7 @@ class Launcher:
     poll: float = 2.0
 
     def check(self, plan: ContainerPlan, *, share: bool = False, skip: Sequence[str] = ()) -> None:
-        """Run every check that is not in `skip`; `share` allows NPUs that are held."""
+        """Run every check that is not in `skip`, names of `CHECKS`; `share` allows NPUs that are held."""
         steps: dict[str, Callable[[], None]] = {
             "npus": lambda: self.check_npus(plan.npus, share=share),
             "mounts": lambda: self.check_mounts(plan),
@@ -96,9 +106,7 @@ class Launcher:
             "image": lambda: self.check_image(plan.image),
             "weights": lambda: self.check_weights(plan),
         }
-        for name in skip:
-            if name not in steps:
-                raise ConfigError(f"unknown --skip-check {name!r}", hint=f"one of {', '.join(steps)}")
+        refuse_unknown(skip)
         for name, step in steps.items():
             if name not in skip:
                 step()

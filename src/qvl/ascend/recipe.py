@@ -30,6 +30,7 @@ READY_PATHS: Final = {"qvl": "/ready", "vllm": "/health"}
 INNER_PORT: Final = 8000
 CODE_FOLDER: Final = "/workspace/qvl"
 CACHE_FOLDER: Final = "/var/cache/qvl"
+_OWN_OPTIONS: Final = ("--entrypoint", "--name", "--net", "--network")
 _DRIVER_LIBRARIES = "/usr/local/Ascend/driver/lib64"
 # A container's command does not go through a login shell, so an image's ~/.bashrc, which sources these, is not read.
 _PREAMBLE = (
@@ -44,7 +45,8 @@ class ContainerPlan:
     """One container: model, engine, NPUs, image, and the published address.
 
     `model` is a folder of this host or a hub id. `host` is the address on which the port is published.
-    `chip` is npu-smi's name, if known; `nodes` are the host's names below /dev, which tell kinds of one name apart, and
+    `kind` is that of the chip's row, or "" to find it by `chip`, npu-smi's name, if known;
+    `nodes` are the host's names below /dev, which tell kinds of one name apart, and
     `tool` is the host's npu-smi. `env` are NAME=VALUE, or NAME to take the host's value; `mounts` are HOST:CONTAINER
     with an optional :ro; `docker_args` are further arguments of docker run; `extra` those of the engine.
     Raises ConfigError for invalid values.
@@ -59,6 +61,7 @@ class ContainerPlan:
     port: int = 8000
     served_name: str = ""
     chip: str = ""
+    kind: str = ""
     shm: str = ""
     hub_cache: str = "/root/.cache"
     answers: str = ""
@@ -83,12 +86,18 @@ class ContainerPlan:
             raise ConfigError(f"invalid --port {self.port}", hint="1 to 65535")
         if not re.fullmatch(r"[^\s:]+(:\d+/[^\s:]+)?(:[\w][\w.-]*|@sha256:[0-9a-f]{64})", self.image):
             raise ConfigError(f"--image {self.image!r} has no tag", hint="name one, such as vllm-ascend:v0.23.0")
-        for text in self.env:
-            if not re.fullmatch(r"[A-Za-z_]\w*(=.*)?", text, re.DOTALL):
-                raise ConfigError(f"--env {text!r} cannot be read", hint="as --env NAME=VALUE, or --env NAME")
-        for text in self.mounts:
-            if not re.fullmatch(r"/[^:]*:/[^:]*(:ro|:rw)?", text):
-                raise ConfigError(f"--mount {text!r} cannot be read", hint="as --mount /on/host:/in/container:ro")
+        if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]+", self.name):
+            raise ConfigError(
+                f"--name {self.name!r} is no name for docker", hint="letters, digits and _ . -, 2 or more"
+            )
+        if self.shm and not re.fullmatch(r"[1-9][0-9]{0,14}([.][0-9]{1,3})?([kmgt]i?)?b?", self.shm, re.I):
+            raise ConfigError(f"--shm-size {self.shm!r} is no size", hint="a number and b, k, m or g, such as 10g")
+        if not re.fullmatch(r"no|always|unless-stopped|on-failure(:[0-9]{1,9})?", self.restart):
+            raise ConfigError(
+                f"unknown --restart {self.restart!r}",
+                hint="one of no, always, unless-stopped, on-failure, on-failure:5",
+            )
+        self._check_further()
         own = {"MODEL": str(self.weights or ""), "--hub-cache": self.hub_cache, "--answers": self.answers}
         for option, path in {**own, "--code": self.code}.items():
             if ":" in path:
@@ -105,6 +114,35 @@ class ContainerPlan:
                 hint="--compose for one instance per NPU, --engine vllm for tensor parallel, or pass -- --replicas",
             )
 
+    def _check_further(self) -> None:
+        """Refuse what cannot be read in --env, --mount and --docker-arg, and what qvl launch sets itself."""
+        for text in self.env:
+            name = text.partition("=")[0]
+            # Not the text itself: its value may be a key.
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(=.*)?", text, re.DOTALL):
+                raise ConfigError(f"--env {name!r} cannot be read", hint="as --env NAME=VALUE, or --env NAME")
+            if name in KEY_NAMES.values():
+                hint = f"export {name} in this shell: it is passed on by name, so that no command line shows the key"
+                raise ConfigError(f"--env {name}: the key is not for the command line", hint=hint)
+            if name == "ASCEND_RT_VISIBLE_DEVICES":
+                raise ConfigError(f"--env {name} is set by qvl launch itself", hint="--npus chooses the NPUs")
+        own_targets = {target for _, target, _ in volumes(self)}
+        for text in self.mounts:
+            if not re.fullmatch(r"/[^:]*:/[^:]*(:ro|:rw)?", text):
+                raise ConfigError(f"--mount {text!r} cannot be read", hint="as --mount /on/host:/in/container:ro")
+            target = text.split(":")[1]
+            if target.rstrip("/") in own_targets:
+                hint = "mount it elsewhere; --hub-cache, --answers and --code name what is mounted there"
+                raise ConfigError(f"--mount {target} is mounted by qvl launch itself", hint=hint)
+        for text in self.docker_args:
+            if text.partition("=")[0] in _OWN_OPTIONS:
+                raise ConfigError(f"--docker-arg {text} is set by qvl launch itself", hint="see --name and --network")
+            if not re.match(r"--?[A-Za-z]", text):
+                raise ConfigError(
+                    f"--docker-arg {text!r} is no option: docker would take it for the image",
+                    hint="write option and value as one: --docker-arg=--ulimit=core=0",
+                )
+
     @property
     def container(self) -> str:
         """The container's name: `name` if set, else engine and port, which are unique: `qvl-vllm-8000`."""
@@ -115,6 +153,16 @@ class ContainerPlan:
         """The model's folder on this host, None for a hub id."""
         path = in_home(self.model)
         return path.resolve() if path.is_dir() or self.model.startswith(("/", "./", "../", "~")) else None
+
+    @property
+    def inner_host(self) -> str:
+        """The address that the engine listens on: all of the container, or the plan's own in the host's network."""
+        return self.host if self.network == "host" else "0.0.0.0"  # noqa: S104
+
+    @property
+    def inner_port(self) -> int:
+        """The port that the engine listens on: the published one in the host's network, which publishes none."""
+        return self.port if self.network == "host" else INNER_PORT
 
     @property
     def inner_model(self) -> str:
@@ -134,7 +182,7 @@ class ContainerPlan:
     @property
     def chip_facts(self) -> chips.Chip:
         """The row of the chip, of 910B if the chip is not known."""
-        return chips.find(self.chip, self.nodes) or chips.DEFAULT
+        return chips.named(self.kind) or chips.find(self.chip, self.nodes) or chips.DEFAULT
 
     @property
     def eager(self) -> bool:
@@ -228,7 +276,7 @@ def ready_script(engine: str) -> str:
 def _qvl(plan: ContainerPlan) -> list[str]:
     # With the code mounted there is no console script of it; the module is the same program.
     program = ["python3", "-m", "qvl.cli.serve"] if plan.code else ["qvl-serve"]
-    words = [*program, plan.inner_model, "--host", "0.0.0.0", "--port", str(INNER_PORT), "--device", "npu"]  # noqa: S104
+    words = [*program, plan.inner_model, "--host", plan.inner_host, "--port", str(plan.inner_port), "--device", "npu"]
     words += ["--dtype", plan.chip_facts.dtypes[0], "--served-model-name", plan.label]
     if plan.answers:
         words += ["--cache", f"sqlite:///{CACHE_FOLDER}/answers.db"]
@@ -240,10 +288,11 @@ def _qvl(plan: ContainerPlan) -> list[str]:
 def _vllm(plan: ContainerPlan) -> list[str]:
     chip = plan.chip_facts
     graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}
-    words = ["vllm", "serve", plan.inner_model, "--host", "0.0.0.0", "--port", str(INNER_PORT)]  # noqa: S104
+    words = ["vllm", "serve", plan.inner_model, "--host", plan.inner_host, "--port", str(plan.inner_port)]
     words += ["--served-model-name", plan.label, "--dtype", chip.dtypes[0]]
     words += ["--tensor-parallel-size", str(len(plan.npus)), "--max-model-len", str(chip.max_model_len)]
-    words += ["--max-num-seqs", "128", "--max-num-batched-tokens", "16384", "--gpu-memory-utilization", "0.91"]
+    words += ["--max-num-seqs", "128", "--max-num-batched-tokens", str(chips.STEP_TOKENS)]
+    words += ["--gpu-memory-utilization", str(chips.MEMORY_SHARE)]
     # vllm-ascend's recipe switches both caches off for Qwen3-VL: they have given garbled answers on NPUs.
     # Its table keeps them for mixtures of experts.
     words += [] if plan.sparse else ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0"]

@@ -44,13 +44,13 @@ class LaunchOptions:
     answers: Annotated[Path | None, _host(help="Folder in which cached answers are kept.")] = None
     code: Annotated[Path | None, _host(help="A source tree of qvl to run in place of the image's.")] = None
     served_model_name: Annotated[str, _inside(help="Name in the API. Default: the model's.")] = ""
-    chip: Annotated[str, _inside(help="310P, 910B... Default: what npu-smi says.")] = ""
+    chip: Annotated[str, _inside(help="910B, A3, 310P, 310P RC, 950, or npu-smi's name, which is the default.")] = ""
     shm_size: Annotated[str, _inside(help="Shared memory. Default: the chip's recipe.")] = ""
     restart: Annotated[str, _inside(help="docker's restart policy.")] = "no"
     env: Annotated[list[str] | None, _inside(metavar="NAME=VALUE", help="Or NAME: the host's value.")] = None
     mount: Annotated[list[str] | None, _inside(metavar="HOST:INSIDE[:ro]", help="A further folder.")] = None
     network: Annotated[str, _inside(help="docker's network; host: no port is published.")] = ""
-    docker_arg: Annotated[list[str] | None, _inside(help="A further argument of docker run.")] = None
+    docker_arg: Annotated[list[str] | None, _inside(help="A further option of docker run, as --option=value.")] = None
     privileged: Annotated[bool, _inside("--privileged", help="Show it every NPU. Not needed.")] = False
     skip_check: Annotated[list[str] | None, _way(help="npus, mounts, port, image or weights.")] = None
     share: Annotated[bool, _way("--share", help="Start on NPUs that are held, too.")] = False
@@ -72,7 +72,7 @@ class LaunchOptions:
 
     def plan(self, host: Host, npus: tuple[int, ...], extra: Sequence[str]) -> ContainerPlan:
         """Return the container's plan; with --compose it has only the first of `npus`."""
-        from qvl.ascend import devices
+        from qvl.ascend import chips, devices
         from qvl.ascend.chips import TOOLS
         from qvl.ascend.recipe import KEY_NAMES, ContainerPlan
 
@@ -86,6 +86,7 @@ class LaunchOptions:
             port=self.port,
             served_name=self.served_model_name,
             chip=self.chip or devices.chip_name(host, npus),
+            kind=known.kind if (known := chips.named(self.chip)) else "",
             shm=self.shm_size,
             hub_cache=str(_in_home(self.hub_cache).resolve()),
             answers=str(self.answers.resolve()) if self.answers else "",
@@ -123,7 +124,8 @@ def launch(context: typer.Context, options: LaunchOptions) -> None:
 
 
 def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
-    from qvl.ascend import devices
+    from qvl.ascend import chips, devices
+    from qvl.ascend.launch import refuse_unknown
     from qvl.ascend.recipe import KEY_NAMES, absent_folders
 
     # All at once, and not one a try, as the options' own check would.
@@ -131,6 +133,13 @@ def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
         raise ConfigError(
             f"missing: {', '.join(missing)}", hint="qvl launch Qwen/Qwen3-VL-8B-Instruct --image qvl-npu:0.1.0 --npus 0"
         )
+    # Without -- an option would not be known, so what comes first can only be one word too many.
+    if extra and not extra[0].startswith("-"):
+        raise ConfigError(f"unexpected {extra[0]!r}", hint="flags of the engine stand after --")
+    refuse_unknown(options.skip_check or ())
+    if options.chip and not (chips.named(options.chip) or chips.find(options.chip)):
+        hint = f"one of {', '.join(chip.kind for chip in chips.CHIPS)}, or the name in npu-smi, such as 910B4"
+        raise ConfigError(f"unknown --chip {options.chip!r}", hint=hint)
     npus = devices.parse_npus(options.npus, devices.device_numbers(host))
     plan = options.plan(host, npus, extra)
     if options.hub_cache == HUB_CACHE and options.compose is None and not options.dry_run:
