@@ -74,8 +74,16 @@ async def aload(
     url = _web_url(source)
     if url is not None:
         return await _load_url(url, policy, decode, digests, resolver)
-    if not decode and (picture := load_now(source, policy, digests=digests)) is not None:
-        return picture
+    if not decode and not isinstance(source, Picture) and _is_at_once(source, policy, digests):
+        from qvl.media import sources
+
+        # Read once, whether it is known or not: a second copy of megabytes takes as long as its check.
+        data, name = sources.read(source, policy)
+        if (known := _now(data, name, source, policy, digests)) is not None:
+            return known
+        return await in_worker(lambda: _from_bytes(data, policy, name, False, digests))
+    if not decode and isinstance(source, Picture) and (now := load_now(source, policy)) is not None:
+        return now
     picture = await in_worker(lambda: _load_local(source, policy, False, digests))
     return await _verified(picture) if decode else picture
 
@@ -88,13 +96,23 @@ def load_now(source: PictureSource, policy: MediaPolicy, *, digests: DigestCache
     """
     if isinstance(source, Picture):
         return source.under(policy) if _is_small(source, policy) else None
-    small = _is_small(source, policy)
-    if not small and (digests is None or not _is_medium(source)):
+    if not _is_at_once(source, policy, digests):
         return None
-    from qvl.media import image_header, sources
+    from qvl.media import sources
 
-    data, name = sources.read(source, policy)
-    if not small and (digests is None or digests.known(data) is None):
+    return _now(*sources.read(source, policy), source, policy, digests)
+
+
+def _is_at_once(source: object, policy: MediaPolicy, digests: DigestCache | None) -> bool:
+    """True if an event loop can read the bytes of `source`."""
+    return _is_small(source, policy) or (digests is not None and _is_medium(source))
+
+
+def _now(data: bytes, name: str, source: object, policy: MediaPolicy, digests: DigestCache | None) -> Picture | None:
+    """Return the Picture of the bytes read from `source`; None if hashing or probing them takes too long for a loop."""
+    from qvl.media import image_header
+
+    if not _is_small(source, policy) and (digests is None or digests.known(data) is None):
         return None
     return _from_bytes(data, policy, name, False, digests) if image_header.is_cheap(data) else None
 
