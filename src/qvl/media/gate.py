@@ -77,7 +77,7 @@ async def aload(
     if not decode and not isinstance(source, Picture) and _is_at_once(source, policy, digests):
         from qvl.media import sources
 
-        # Read once, whether it is known or not: decoding megabytes of base64 again takes as long as their check.
+        # Read once, whether it is known or not: the worker would decode the megabytes of base64 again.
         data, name = sources.read(source, policy)
         if (known := _now(data, name, source, policy, digests)) is not None:
             return known
