@@ -309,6 +309,22 @@ class TestReleases:
 
 
 class TestNeeds:
+    def test_a_build_of_a_source_tree_without_tags_is_not_taken_for_an_old_release(self, healthy: Machine) -> None:
+        healthy.package("vllm-ascend", "0.1.dev1+g0f3c2d1")
+        found = report(healthy).findings
+
+        assert [item.status for item in of(found, "chip-release")] == ["skip"]
+        assert [item.status for item in of(found, "vllm-ascend")] == ["skip"]
+
+    def test_the_size_to_give_is_that_of_the_chip(self, healthy: Machine) -> None:
+        small = {"/dev/shm": (64 * 2**20, 64 * 2**20)}
+        usual = of(report(healthy, sizes=small).findings, "shm")[0].fix
+        healthy.npu_smi("24.1.0.1-310P3.txt")
+        duo = of(report(healthy, sizes=small).findings, "shm")[0].fix
+
+        assert "--shm-size=1g" in str(usual)
+        assert "--shm-size=10g" in str(duo)
+
     def test_rays_store_is_never_wanted_larger_than_200_gib(self, healthy: Machine) -> None:
         healthy.package("ray", "2.48.0")
         healthy.write("/proc/meminfo", f"MemTotal: {2000 * 2**20} kB\n")
