@@ -88,13 +88,18 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; its text and picture parts keep their order."""
+    """One turn of a conversation; its text and picture parts keep their order.
+
+    `reasoning` is what the model thought before an earlier answer; templates of Thinking models show it again where
+    they need it.
+    """
 
     role: Role
     parts: tuple[Part, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    reasoning: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

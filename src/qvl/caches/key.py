@@ -52,13 +52,14 @@ class PictureManifest(TypedDict):
 
 
 class MessageManifest(TypedDict):
-    """A message in a manifest, its parts in their order."""
+    """A message in a manifest, its parts in their order; `reasoning` only where there is one."""
 
     role: str
     parts: list[TextManifest | PictureManifest]
     tool_calls: list[JsonObject]
     tool_call_id: str | None
     name: str | None
+    reasoning: NotRequired[str]
 
 
 class FormatManifest(TypedDict):
@@ -166,13 +167,16 @@ def _differences(path: str, a: object, b: object) -> Iterator[tuple[str, object,
 
 
 def _message(message: Message) -> MessageManifest:
-    return {
+    manifest: MessageManifest = {
         "role": message.role,
         "parts": map_parts(message.parts, _text, _media),
         "tool_calls": [asdict(call) for call in message.tool_calls],
         "tool_call_id": message.tool_call_id,
         "name": message.name,
     }
+    if message.reasoning:
+        manifest["reasoning"] = message.reasoning
+    return manifest
 
 
 def _text(part: TextPart) -> TextManifest | PictureManifest:

@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 from pydantic import BaseModel
 
 from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
-from qvl.pipeline.parse_parts import ContentPart, read_content
+from qvl.pipeline.parse_parts import ContentPart, read_content, thoughts_of
 from qvl.types import JsonMapping, Message, TextPart, ToolCall
 
 MessageLike: TypeAlias = Message | JsonMapping
@@ -23,13 +23,15 @@ _ROLES: Final[Mapping[str, Literal["system", "user", "assistant", "tool"]]] = {
 }
 _FIELDS: Final = ("role", "content", "name")
 _OWN: Final[Mapping[str, tuple[str, ...]]] = {"assistant": ("tool_calls", "refusal"), "tool": ("tool_call_id",)}
-# What comes with an answer and is sent back with it. None of it is shown to the model again.
+# Where clients send back what a model thought before its answer.
+_THOUGHTS: Final = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
+# What comes with an answer and is sent back with it. None of it but the reasoning is shown to the model again.
 _ECHOES: Final = frozenset(
     {"id", "status", "metadata", "cache_control", "phase", "index", "created", "model"}
     | {"native_finish_reason", "extra_content", "content_filter_results", "context", "executed_tools"}
     | {"is_error", "artifact", "citations"}
     | {"parsed", "annotations", "provider_specific_fields", "logprobs", "finish_reason", "stop_reason", "token_ids"}
-    | {"thinking", "reasoning", "reasoning_content", "reasoning_details", "reasoning_text", "thinking_blocks"}
+    | {*_THOUGHTS, "reasoning_details", "thinking_blocks"}
 )
 # Fields that say nothing at these values, as clients fill them in.
 _EMPTY: Final[Mapping[str, object]] = {"images": [], "tool_calls": [], "audio": {}, "prefix": False}
@@ -64,12 +66,20 @@ def read_turn(message: object, where: str) -> Turn:
         tool_calls=calls,
         tool_call_id=text_of(message, "tool_call_id", where) if role == "tool" else None,
         name=text_of(message, "name", where) if message.get("name") is not None else None,
+        reasoning=_reasoning(message, where) if role == "assistant" else "",
     )
     return turn, tuple(parts)
 
 
 def _is_empty(name: str, value: object) -> bool:
     return type(value) is type(_EMPTY[name]) and bool(value == _EMPTY[name])
+
+
+def _reasoning(message: JsonMapping, where: str) -> str:
+    if message.get("reasoning_content") is not None:
+        return text_of(message, "reasoning_content", where)
+    told = next((value for name in _THOUGHTS if (value := message.get(name)) and isinstance(value, str)), "")
+    return told or thoughts_of(message.get("content"))
 
 
 def _parts(message: JsonMapping, role: str, where: str) -> Sequence[ContentPart]:

@@ -35,7 +35,7 @@ _LABELS: Final = frozenset(
     {"type", "id", "index", "uuid", "metadata", "_meta", "extras", "annotations", "citations", "logprobs"}
     | {"cache_control", "prompt_cache_breakpoint", "parsed", "provider_specific_fields"}
 )
-# What a model thought before its answer, as clients send it back beside that; it is not shown to it again.
+# What a model thought before its answer, as clients send it back beside that.
 _THOUGHTS: Final = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "reasoning_content")
 _SOURCES: Final = ("image", "image_url", "base64", "data", "url", "source")
 _MEDIA_TYPES: Final = ("mime_type", "mimeType", "mediaType", "media_type")
@@ -101,6 +101,18 @@ def read_part(part: object, where: str) -> ContentPart:
 def _is_thought(part: object) -> bool:
     kind = part.get("type") if isinstance(part, Mapping) else getattr(part, "type", None)
     return kind in _THOUGHTS
+
+
+def thoughts_of(content: object) -> str:
+    """Return the text of the reasoning parts of an assistant's content; "" if there are none."""
+    if isinstance(content, str | bytes | Mapping) or not isinstance(content, Sequence):
+        return ""
+    texts = []
+    for part in filter(_is_thought, content):
+        fields = part if isinstance(part, Mapping) else part.model_dump(warnings=False)
+        told = [fields.get(name) for name in ("thinking", "reasoning", "reasoning_content", "text")]
+        texts.append(next((text for text in told if text and isinstance(text, str)), ""))
+    return "".join(texts)
 
 
 def is_picture(part: object) -> bool:

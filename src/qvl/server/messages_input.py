@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
-from qvl.pipeline.parse_parts import ContentPart, UnreadPicture, read_part
+from qvl.pipeline.parse_parts import ContentPart, UnreadPicture, read_part, thoughts_of
 from qvl.types import JsonMapping, JsonObject, TextPart
 
 _ROLES: Final = ("user", "assistant", "system")
@@ -20,8 +20,8 @@ _LABELS: Final = frozenset({"cache_control", "caller", "citations"})
 class Conversation:
     """Messages in the form of chat completions, and where in the request each picture stands.
 
-    A `tool_result` becomes a turn of its own, at its place among the other blocks. What a model thought is not shown
-    to it again.
+    A `tool_result` becomes a turn of its own, at its place among the other blocks. What a model thought goes with its
+    answer.
 
     Raises:
         RequestError: an invalid message or block; the error names it.
@@ -86,6 +86,7 @@ class Conversation:
             return
         parts: list[ContentPart] = []
         calls: list[JsonObject] = []
+        fields: JsonObject = {"reasoning_content": thought} if (thought := thoughts_of(content)) else {}
         for number, block in enumerate(content):
             at = f"{where}[{number}]"
             kind = _kind(block, at, _ASSISTANT)
@@ -94,7 +95,7 @@ class Conversation:
                 parts.append(self._part(block, at))
             elif kind == "tool_use":
                 calls.append(_call(block, at))
-        self._add("assistant", parts, **({"tool_calls": calls} if calls else {}))
+        self._add("assistant", parts, **fields, **({"tool_calls": calls} if calls else {}))
 
     def _parts(self, content: object, where: str, kinds: Sequence[str]) -> list[ContentPart]:
         if isinstance(content, str):

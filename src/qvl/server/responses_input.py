@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from qvl.pipeline.parse_fields import refuse_others, text_of, unknown, wrong
@@ -20,23 +20,26 @@ _ECHOES: Final = frozenset(
 def messages_of(items: Sequence[JsonMapping], key: bytes, name: str = "input") -> list[JsonObject]:
     """Return the chat messages with parsed parts; consecutive function calls become one assistant message.
 
-    What a model thought before an answer is not shown to it again; a signed copy of that is checked with `key`.
+    What a model thought before an answer goes with that answer; a signed copy of it is checked with `key`.
 
     Raises:
         RequestError: an invalid item; the error names the item (of `name`), the part and the field.
     """
     messages: list[JsonObject] = []
+    thought = ""
     for number, item in enumerate(items):
         where = f"{name}[{number}]"
         kind = item.get("type") or ("message" if "role" in item else None)
         if kind == "message":
-            messages.append(_message(item, where))
+            messages.append(_message(item, where) | _thought(item.get("role"), thought))
         elif kind == "function_call":
             call = _call(item, where)
             if messages and messages[-1]["role"] == "assistant":
                 messages[-1].setdefault("tool_calls", []).append(call)
+                messages[-1] = _thought("assistant", thought) | messages[-1]
             else:
-                messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+                message = {"role": "assistant", "content": None, "tool_calls": [call]}
+                messages.append(message | _thought("assistant", thought))
         elif kind == "function_call_output":
             refuse_others(item, ("type", "call_id", "output"), _ECHOES, where)
             output = read_content(item.get("output"), f"{where}.output")
@@ -44,12 +47,30 @@ def messages_of(items: Sequence[JsonMapping], key: bytes, name: str = "input") -
         elif kind is None:
             raise wrong(f"{where}.role", "is missing", f"known: {', '.join(_ROLES)}")
         elif kind == "reasoning":
-            if item.get("encrypted_content") is not None:
-                blob = text_of(item, "encrypted_content", where)
-                read_signed(blob, key, f"{where}.encrypted_content")
+            thought += _reasoning(item, key, where)
         else:
             raise unknown(f"{where}.type", kind, KINDS)
+        if kind != "reasoning":
+            thought = ""
     return messages
+
+
+def _reasoning(item: JsonMapping, key: bytes, where: str) -> str:
+    """Return the text of a reasoning item: what is signed, else its content, else its summary."""
+    if item.get("encrypted_content") is not None:
+        blob = text_of(item, "encrypted_content", where)
+        return read_signed(blob, key, f"{where}.encrypted_content")
+    for name in ("content", "summary"):
+        parts = item.get(name) or []
+        if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
+            raise wrong(f"{where}.{name}", "must be a list of parts")
+        if parts:
+            return "".join(text_of(part, "text", f"{where}.{name}[{n}]") for n, part in enumerate(parts))
+    return ""
+
+
+def _thought(role: object, thought: str) -> JsonObject:
+    return {"reasoning_content": thought} if role == "assistant" and thought else {}
 
 
 def _message(item: JsonMapping, where: str) -> JsonObject:

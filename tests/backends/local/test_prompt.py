@@ -6,6 +6,7 @@ import copy
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 from qvl.backends.local.model import loader, model_folder
 from qvl.backends.local.text.prompt import PIECE, AbandonedError, PromptEncoder, PromptLimit
 from qvl.errors import ContextLengthError, RequestError
+from qvl.pipeline.parse_message import read_turn
+from qvl.server.messages_input import Conversation
+from qvl.server.responses_input import messages_of
 from qvl.types import ChatRequest, Message, TextPart, Tool, ToolCall
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -214,3 +218,28 @@ def test_prompt_and_answer_fit_together(length: int, max_tokens: int | None, fit
         return
     with pytest.raises(ContextLengthError):
         limit.check(length)
+
+
+def test_reasoning_sent_back_in_any_form_is_shown_to_a_template_that_has_a_place_for_it(bundled: Any) -> None:
+    encoder = PromptEncoder(with_template(bundled, THINKS))
+    parts = [{"type": "thinking", "thinking": "let me <think> see"}, {"type": "text", "text": "four"}]
+    for message in (
+        {"role": "assistant", "content": "four", "reasoning_content": "let me <think> see"},
+        {"role": "assistant", "content": "four", "reasoning": "let me <think> see"},
+        {"role": "assistant", "content": parts},
+        messages_of(
+            [
+                {
+                    "type": "reasoning",
+                    "summary": [],
+                    "content": [{"type": "reasoning_text", "text": parts[0]["thinking"]}],
+                },
+                {"role": "assistant", "content": "four"},
+            ],
+            b"",
+        )[0],
+        Conversation([{"role": "assistant", "content": parts}], None).messages[0],
+    ):
+        turn, read = read_turn(message, "messages[0]")
+        shown = encoder.encode(ChatRequest((replace(turn, parts=read), text("user", "b"))))[0]
+        assert "<think>\nlet me <think> see\n</think>\n\nfour" in encoder._tokenizer.decode(shown)

@@ -162,7 +162,7 @@ def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict
     """Return the body before encoding, with `mark` in place of every picture."""
     fields: WireBody = {
         "model": model,
-        "messages": [_message(message, mark) for message in request.messages],
+        "messages": [_message(message, mark, reasoned=bool(dialect.pinned)) for message in request.messages],
         "stream": True,
     }
     if dialect.stream_options:
@@ -208,7 +208,8 @@ def encoded(body: Mapping[str, object]) -> bytes:
         raise RequestError(f"the request is not valid JSON: {exc}", hint="pass only JSON values") from exc
 
 
-def _message(message: Message, mark: str) -> WireMessage:
+def _message(message: Message, mark: str, *, reasoned: bool) -> WireMessage:
+    """Return the message; with its reasoning for endpoints that know vLLM's fields, others refuse what they do not."""
     content: str | list[WirePart] | None = None if message.tool_calls and not message.parts else message.text
     if message.pictures:
         content = map_parts(
@@ -226,6 +227,9 @@ def _message(message: Message, mark: str) -> WireMessage:
         wire["tool_call_id"] = message.tool_call_id
     if message.name is not None:
         wire["name"] = message.name
+    if message.reasoning and reasoned:
+        # The name of SGLang and of vLLM's older versions, and that of its newer ones.
+        wire["reasoning_content"] = wire["reasoning"] = message.reasoning
     return wire
 
 

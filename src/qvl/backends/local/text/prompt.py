@@ -233,7 +233,14 @@ class PromptEncoder:
                 {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": t}
                 for part, t in self._typed_parts(message.parts, mark)
             ]
-        elif message.role == "assistant" and self._splits_thoughts and "</think>" in message.text:
+        if message.reasoning and self._splits_thoughts:
+            entry["reasoning_content"] = self._typed(message.reasoning, mark)
+        elif (
+            message.role == "assistant"
+            and self._splits_thoughts
+            and not message.pictures
+            and "</think>" in message.text
+        ):
             # The template would look for the markers that are no longer there; this is how it reads them.
             thought, content = message.text.split("</think>")[0], message.text.split("</think>")[-1]
             entry["reasoning_content"] = self._typed(thought.rstrip("\n").split("<think>")[-1].lstrip("\n"), mark)
@@ -282,6 +289,7 @@ def _texts(request: ChatRequest) -> Iterator[str]:
     if request.chat_template_kwargs:
         yield json.dumps(dict(request.chat_template_kwargs), ensure_ascii=False, default=str)
     for message in request.messages:
+        yield message.reasoning
         for part in message.parts:
             if isinstance(part, TextPart):
                 yield part.text
