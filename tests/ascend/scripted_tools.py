@@ -1,14 +1,12 @@
 """The programs of a made-up Ascend host, each of which fails where the real one would; qvl is the real one.
 
-Run as `python -m tests.ascend.scripted_tools NAME ARGUMENTS`. The folder of the host is in MADE_UP: `root` is its file
-tree, `first.json` what was installed, pulled and started, `other.json` the same of another host like it. A container
-that serves a model is a real qvl-serve with the bundled model.
+Run as `python -m tests.ascend.scripted_tools NAME ARGUMENTS`. A container that serves a model is a real qvl-serve with
+the bundled model: it has its port, and npu-smi shows it on the NPUs that the container was given.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -16,63 +14,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-HERE = Path(__file__).parent
-PROJECT = HERE.parents[1]
-MADE_UP = Path(os.environ["MADE_UP"])
-ROOT = MADE_UP / "root"
+from tests.ascend.scripted_host import HERE, MADE_UP, PROJECT, ToolError, at, need, option, state
+
 PULLED = {"redis:7.4-alpine", "prom/prometheus:v2.55.1", "grafana/grafana:11.3.1"}
 RUN_SWITCHES = {"--detach", "--privileged", "--rm"}
 RUN_VALUES = {
     "--name", "--restart", "--device", "--volume", "--env", "--shm-size", "--ulimit", "--publish", "--entrypoint",
     "--network",
 }  # fmt: skip
-# Those of Ray 2.60.
-RAY_FLAGS = {
-    "--head", "--port", "--address", "--node-manager-port", "--object-manager-port", "--runtime-env-agent-port",
-    "--dashboard-agent-grpc-port", "--metrics-export-port", "--disable-usage-stats", "--block",
-}  # fmt: skip
 SERVE = [sys.executable, "-m", "qvl.cli.serve"]
-
-
-class ToolError(Exception):
-    """What a program says before it ends with `code`."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@contextlib.contextmanager
-def state() -> Any:
-    first, path = MADE_UP / "first.json", MADE_UP / f"{os.environ.get('MADE_UP_HOST', 'first')}.json"
-    kept: dict[str, Any] = {"pip": [], "images": [], "pushed": [], "containers": {}, "kubernetes": []}
-    if path.exists():
-        kept = json.loads(path.read_text())
-    elif first.exists():
-        # Another host, on which the same was installed, and nothing runs.
-        kept |= {"images": json.loads(first.read_text())["images"]}
-    yield kept
-    path.write_text(json.dumps(kept))
-
-
-def need(condition: object, message: str, code: int = 1) -> None:
-    if not condition:
-        raise ToolError(message, code)
-
-
-def at(path: str) -> Path:
-    """A path of the made-up host, which the test has already put below its root, or not."""
-    return Path(path) if path.startswith(str(MADE_UP)) else ROOT / path.lstrip("/")
-
-
-def option(words: list[str], *names: str) -> list[str]:
-    """The values of an option that may be repeated."""
-    found = [words[place + 1] for place, word in enumerate(words[:-1]) if word in names]
-    return found + [word.partition("=")[2] for word in words if word.partition("=")[0] in names and "=" in word]
 
 
 # --- docker
@@ -163,7 +116,10 @@ def run(words: list[str]) -> None:
             source = volume.partition(":")[0]
             need(at(source).exists(), f"{source} is not there: docker would make an empty folder of it", 125)
         pid = start(arguments, environ, given.get("--publish", []))
-        kept["containers"][name] = {"image": image, "pid": pid, "environ": environ, "ports": given.get("--publish", [])}
+        kept["containers"][name] = {
+            "image": image, "pid": pid, "environ": environ, "ports": given.get("--publish", []),
+            "npus": re.findall(r"/davinci(\d+)", " ".join(given.get("--device", []))),
+        }  # fmt: skip
     print("0123456789abcdef")
 
 
@@ -268,7 +224,16 @@ def compose(words: list[str]) -> None:
             pool = services["pool"]
             label = option(pool["command"], "--served-model-name")[0]
             pid = serve(pool["ports"][0].rsplit(":", 1)[0], label, os.environ["QVL_API_KEY"])
-            kept["containers"]["qvl-pool-1"] = {"image": pool["image"], "pid": pid, "environ": {}, "ports": []}
+            kept["containers"]["qvl-pool-1"] = {
+                "image": pool["image"],
+                "pid": pid,
+                "environ": {},
+                "ports": [],
+                "npus": [],
+            }
+            for service in services.values():
+                given = " ".join(service.get("devices", []))
+                kept["containers"]["qvl-pool-1"]["npus"] += re.findall(r"/davinci(\d+)", given)
             wait_ready("http://127.0.0.1:8000/ready")
         elif command == "down":
             end(kept["containers"].pop("qvl-pool-1")["pid"])
@@ -335,7 +300,7 @@ def modelscope(words: list[str]) -> None:
     download("modelscope", *option(words, "--model"), option(words, "--local_dir"))
 
 
-# --- the driver, Ray, Kubernetes
+# --- the driver
 
 
 def npu_smi(words: list[str]) -> None:
@@ -346,76 +311,24 @@ def npu_smi(words: list[str]) -> None:
         # A container has one of its two NPUs.
         text = re.sub(r"^\| 1     910B3.*\n.*\n.*\n", "", text, flags=re.M)
         text = re.sub(r"^\| 1       0 .*\n.*\n", "", text, flags=re.M)
+    else:
+        text = with_processes(text)
     print(text)
+
+
+def with_processes(text: str) -> str:
+    """What npu-smi prints where containers serve on NPUs."""
+    with state() as kept:
+        serving = [one for one in kept["containers"].values() if one["pid"]]
+    for one in serving:
+        for number in one["npus"]:
+            row = f"| {number}       0                 | {one['pid']:<14}| python3                  | 30000                   |"
+            text = re.sub(rf"^\| No running processes found in NPU {number} .*$", row, text, flags=re.M)
+    return text
 
 
 def sudo(words: list[str]) -> None:
     need(words[:2] == ["usermod", "-aG"] and set(words[2].split(",")) == {"HwHiAiUser", "docker"}, f"sudo: {words}")
-
-
-def ray(words: list[str]) -> None:
-    head = MADE_UP / "ray-head"
-    if words == ["status"]:
-        need(head.exists(), "ConnectionError: Could not find any running Ray instance.")
-        return
-    need(words[0] == "start", f"Error: No such command '{words[0]}'.", 2)
-    for word in words[1:]:
-        need(word.partition("=")[0] in RAY_FLAGS, f"Error: No such option: {word}", 2)
-    need(
-        os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"),
-        "no authentication token was found",
-    )
-    if "--head" in words:
-        head.write_text(os.environ["RAY_AUTH_TOKEN"])
-    else:
-        need(head.exists() and head.read_text() == os.environ["RAY_AUTH_TOKEN"], "InvalidAuthToken")
-        need(option(words, "--address")[0].endswith(":6379"), "Failed to connect to GCS")
-
-
-def kubectl(words: list[str]) -> None:
-    with state() as kept:
-        made: list[str] = kept["kubernetes"]
-        rest = words[2:] if words[0] == "-n" else words
-        need(rest == words or f"namespace/{words[1]}" in made, f'namespaces "{words[1]}" not found')
-        match rest:
-            case ["create", "namespace", name]:
-                made.append(f"namespace/{name}")
-            case ["label", "namespace", name, label]:
-                need(f"namespace/{name}" in made and "=" in label, f'namespaces "{name}" not found')
-            case ["create", "secret", "generic", name, literal]:
-                need(re.fullmatch(r"--from-literal=api-key=\S+", literal), f"the key is empty: {literal}")
-                made.append(f"secret/{name}")
-            case ["rollout", "status", what]:
-                need(what in made, f'statefulsets.apps "{what}" not found')
-            case _:
-                raise ToolError(f"error: unknown command {words}")
-
-
-def helm(words: list[str]) -> None:
-    need(words[0] == "install", f"Error: unknown command {words[0]}")
-    name, chart = words[1:3]
-    (space,), (file,) = option(words, "--namespace"), option(words, "--values")
-    sets = dict(pair.split("=", 1) for text in option(words, "--set") for pair in text.split(","))
-    need((Path(chart) / "Chart.yaml").is_file(), f"Error: path {chart} not found")
-    need(Path(file).is_file(), f"Error: open {file}: no such file or directory")
-    values = yaml.safe_load(Path(file).read_text())
-    for key, value in sets.items():
-        part, leaf = key.split(".")
-        values.setdefault(part, {})[leaf] = value
-    with state() as kept:
-        need(
-            {f"namespace/{space}", "secret/qvl"} <= set(kept["kubernetes"]),
-            "pods wait for the namespace and the Secret qvl",
-        )
-        for part in ("engine", "pool"):
-            need(values[part]["image"] in kept["pushed"], f"ImagePullBackOff: {values[part]['image']}")
-        with contextlib.suppress(ImportError):
-            import helm_python
-
-            with helm_python.Chart.load(chart) as loaded:
-                loaded.validate_schema(values)
-                loaded.render(values, name=name, namespace=space)
-        kept["kubernetes"].append(f"statefulset/{name}-engine")
 
 
 # --- qvl itself, on this host
@@ -429,8 +342,12 @@ def qvl(words: list[str]) -> None:
         within = bool(os.environ.get("MADE_UP_INSIDE"))
         need(within or "qvl" in kept["pip"], "qvl: command not found", 127)
     if "--ray-address" in words:
-        # Ray is not here: the words alone are examined.
+        # Ray is not here: the words are examined, and what would be replicas on every NPU is one server.
         parse_serve(words[1:])
+        key = os.environ.get("QVL_API_KEY")
+        need(key, "qvl: --host 0.0.0.0 wants a key: QVL_API_KEY")
+        with state() as kept:
+            kept["containers"]["ray"]["pid"] = serve("0.0.0.0:8000", "ray", key)
         return
 
     class MadeUpHost(real.Host):

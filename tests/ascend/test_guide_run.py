@@ -28,7 +28,7 @@ UP = (
     "fcntl.ioctl(s, 0x8914, struct.pack('16sh', b'lo', 73)); os.execvp(sys.argv[1], sys.argv[1:])"
 )
 # On the page a measurement takes the pictures it should; here it is run, not believed.
-FEWER = {"--synthetic 200 --size 1024x768": "--synthetic 4 --size 64x48"}
+FEWER = {"--synthetic 200 --size 1024x768": "--synthetic 4 --size 64x48", "--retry-delay 10": "--retry-delay 1"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def fresh_host(folder: Path) -> Machine:
     for name in TOOLS:
         words = [sys.executable, "-m", "tests.ascend.scripted_tools", name]
         machine.program(name, f'exec {shlex.join(words)} "$@"')
-    for place in (machine.root / "data", folder / "home", folder / "work"):
+    for place in (machine.root / "data", machine.root / "tmp", folder / "home", folder / "work"):
         place.mkdir()
     return machine
 
@@ -75,7 +75,7 @@ def here(line: str, machine: Machine) -> str:
     for old, new in FEWER.items():
         line = line.replace(old, new)
     return re.sub(
-        r"(?<![\w./-])(/+)(?=(dev|data|usr/local|etc)/)", lambda found: f"{found[1][:-1]}{machine.root}/", line
+        r"(?<![\w./-])(/+)(?=(dev|data|usr/local|etc|tmp)/)", lambda found: f"{found[1][:-1]}{machine.root}/", line
     )
 
 
@@ -115,6 +115,25 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> list[Step]:
     if unshare is None or subprocess.run([unshare, "--net", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespace can be made here, and the guide's ports are fixed")
     return follow(fresh_host(tmp_path_factory.mktemp("host")), commands(GUIDE))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+def test_without_the_line_that_ends_ray_its_npus_and_port_are_not_free(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("no network namespace can be made here")
+    lines = commands(GUIDE)
+    section = lines.index("docker rm -f ray")
+    start = next(n for n, line in enumerate(lines) if "ray start --head" in line)
+    serve = next(n for n, line in enumerate(lines) if "--ray-address" in line and line.startswith("docker exec"))
+    launch = next(line for line in lines[section:] if line.startswith("qvl launch"))
+    needed = ("git clone", "cd qvl", "pip install .", "pip install hug", "hf ", "docker pull", "docker build", "export")
+    begun = [line for line in lines[:start] if line.startswith(needed)]
+    steps = follow(fresh_host(tmp_path), [*begun, lines[start], lines[serve], launch])
+
+    assert [step.code for step in steps[:-1]] == [0] * (len(steps) - 1), [step for step in steps if step.code]
+    assert steps[-1].code != 0
+    assert "NPU 0" in steps[-1].printed
 
 
 def expected(line: str) -> set[int]:
