@@ -224,16 +224,11 @@ def compose(words: list[str]) -> None:
             pool = services["pool"]
             label = option(pool["command"], "--served-model-name")[0]
             pid = serve(pool["ports"][0].rsplit(":", 1)[0], label, os.environ["QVL_API_KEY"])
+            given = " ".join(node for service in services.values() for node in service.get("devices", []))
+            npus = re.findall(r"/davinci(\d+)", given)
             kept["containers"]["qvl-pool-1"] = {
-                "image": pool["image"],
-                "pid": pid,
-                "environ": {},
-                "ports": [],
-                "npus": [],
-            }
-            for service in services.values():
-                given = " ".join(service.get("devices", []))
-                kept["containers"]["qvl-pool-1"]["npus"] += re.findall(r"/davinci(\d+)", given)
+                "image": pool["image"], "pid": pid, "environ": {}, "ports": [], "npus": npus,
+            }  # fmt: skip
             wait_ready("http://127.0.0.1:8000/ready")
         elif command == "down":
             end(kept["containers"].pop("qvl-pool-1")["pid"])
@@ -322,7 +317,7 @@ def with_processes(text: str) -> str:
         serving = [one for one in kept["containers"].values() if one["pid"]]
     for one in serving:
         for number in one["npus"]:
-            row = f"| {number}       0                 | {one['pid']:<14}| python3                  | 30000                   |"
+            row = f"| {number}       0                 | {one['pid']:<14}| python3{' ' * 18}| 30000{' ' * 19}|"
             text = re.sub(rf"^\| No running processes found in NPU {number} .*$", row, text, flags=re.M)
     return text
 
