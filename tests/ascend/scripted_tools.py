@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.ascend.scripted_cluster import helm, kubectl, ray
 from tests.ascend.scripted_host import HERE, MADE_UP, PROJECT, ToolError, at, need, option, state
 
 PULLED = {"redis:7.4-alpine", "prom/prometheus:v2.55.1", "grafana/grafana:11.3.1"}
@@ -25,6 +26,7 @@ RUN_VALUES = {
     "--name", "--restart", "--device", "--volume", "--env", "--shm-size", "--ulimit", "--publish", "--entrypoint",
     "--network",
 }  # fmt: skip
+CLUSTER = {"helm": helm, "kubectl": kubectl, "ray": ray}
 SERVE = [sys.executable, "-m", "qvl.cli.serve"]
 
 
@@ -369,7 +371,7 @@ def qvl(words: list[str]) -> None:
 def main() -> None:
     name, words = sys.argv[1].replace("npu-smi", "npu_smi"), sys.argv[2:]
     try:
-        globals()[name](words)
+        (CLUSTER.get(name) or globals()[name])(words)
     except ToolError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.code) from error

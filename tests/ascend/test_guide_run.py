@@ -131,7 +131,7 @@ def test_without_the_line_that_ends_ray_its_npus_and_port_are_not_free(tmp_path:
     begun = [line for line in lines[:start] if line.startswith(needed)]
     steps = follow(fresh_host(tmp_path), [*begun, lines[start], lines[serve], launch])
 
-    assert [step.code for step in steps[:-1]] == [0] * (len(steps) - 1), [step for step in steps if step.code]
+    assert not [step.printed for step in steps[:-1] if step.code]
     assert steps[-1].code != 0
     assert "NPU 0" in steps[-1].printed
 
