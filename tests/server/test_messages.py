@@ -304,3 +304,10 @@ def test_models_are_listed_for_anthropics_client(client: Any) -> None:
 def test_counting_needs_a_backend_that_tells_its_tokens(client: Any) -> None:
     with pytest.raises(anthropic.BadRequestError, match="does not tell its tokens"):
         client.messages.count_tokens(model="echo-vl", messages=[{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize("path", ["/v1/messages/batches", "/v1/messages/x/y"])
+def test_a_path_that_there_is_not_is_told_in_the_same_form(server: Running, path: str) -> None:
+    answer = server.get(path)
+    assert (answer.status_code, answer.json()["type"]) == (404, "error")
+    assert answer.json()["error"] == {"type": "not_found_error", "message": "path not found"}

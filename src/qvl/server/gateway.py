@@ -12,6 +12,7 @@ from qvl.media import fetch
 from qvl.server.errors import ClientGoneError, HttpError, InternalError
 from qvl.server.exchange import Exchange
 from qvl.server.route_table import Operation, Table
+from qvl.server.routes.messages import MESSAGE_ERRORS
 from qvl.server.state import ServerCore
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ class Gateway:
         operation = None
         if methods is not None:
             exchange.errors = next(iter(methods.values())).errors
+        elif exchange.path.startswith("/v1/messages/"):
+            # Anthropic's clients read errors of their own form alone, even of what there is not.
+            exchange.errors = MESSAGE_ERRORS
         _refuse_doubled(exchange.scope["headers"])
         if methods is not None:
             operation = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
@@ -78,6 +82,8 @@ class Gateway:
             exchange.tenant = self.core.keys.tenant(
                 exchange.headers.get(b"authorization"), exchange.headers.get(b"x-api-key")
             )
+        if methods is None and exchange.errors is MESSAGE_ERRORS:
+            raise HttpError(404, "path not found", code="not_found")
         if methods is None:
             await self._pass_on(exchange)
         elif operation is None:
