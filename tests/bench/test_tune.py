@@ -36,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self): self.answer({"object": "list", "data": [{"id": "m", "object": "model"}]})
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"])); time.sleep(pause)
+        if "--refuse" in words:
+            self.send_response(400); self.send_header("Content-Length", "0"); self.end_headers(); return
         chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [
             {"index": 0, "delta": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}]}
         usage = {**chunk, "choices": [], "usage": {"prompt_tokens": 300, "completion_tokens": 1, "total_tokens": 301}}
@@ -105,6 +107,15 @@ def test_a_setting_with_which_the_server_dies_is_passed_over_with_its_last_line(
     assert alone.exit_code == 1
     assert "no setting could be measured" in alone.stderr
     assert "cannot allocate 3 GiB" in alone.stderr
+
+
+def test_settings_that_answer_too_few_requests_give_one_clear_line(server: str, tmp_path: Path) -> None:
+    result = run("--launch", f"{server} --refuse", "--vary", "--pause=0.01,0.02", *small(tmp_path / "out"))
+
+    assert result.exit_code == 1
+    assert "no setting answered 99% of its requests; the best answered 0.0%" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out" / tune.RECIPE).exists()
 
 
 @pytest.mark.parametrize(

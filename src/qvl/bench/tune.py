@@ -183,6 +183,10 @@ class Tuning:
                 if found is not None and (best is None or found["score"] > best["score"] * LEAST_GAIN):
                     best, chosen = found, tried
         if best is None:
+            rates = [item["success_rate"] or 0.0 for item in self.measured if "error" not in item]
+            if rates:
+                said = f"no setting answered {LEAST_SUCCESS:.0%} of its requests; the best answered {max(rates):.1%}"
+                raise QvlError(said, hint=f"fewer --concurrency, or see the answers in {self.out}")
             errors = [item["error"] for item in self.measured if "error" in item]
             raise QvlError(f"no setting could be measured: {errors[0]}", hint=f"see the logs in {self.out}")
         recipe: dict[str, object] = {
