@@ -24,7 +24,7 @@ PULLED = {"redis:7.4-alpine", "prom/prometheus:v2.55.1", "grafana/grafana:11.3.1
 RUN_SWITCHES = {"--detach", "--privileged", "--rm"}
 RUN_VALUES = {
     "--name", "--restart", "--device", "--volume", "--env", "--shm-size", "--ulimit", "--publish", "--entrypoint",
-    "--network",
+    "--network", "--label",
 }  # fmt: skip
 CLUSTER = {"helm": helm, "kubectl": kubectl, "ray": ray}
 SERVE = [sys.executable, "-m", "qvl.cli.serve"]

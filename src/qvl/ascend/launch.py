@@ -6,6 +6,7 @@ container and waits for its readiness; every failure is a LaunchError of one lin
 
 from __future__ import annotations
 
+import re
 import shlex
 import socket
 import time
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 CHECKS: Final = ("npus", "mounts", "port", "image", "weights")
 _LOG_LINES = 60
+# What a container that qvl started bears; its value is the engine.
+LABEL: Final = "qvl.launch"
+_PULL_SECONDS: Final = 4 * 3600.0
+_END_SECONDS: Final = 120.0
 
 
 class LaunchError(QvlError):
@@ -40,7 +45,8 @@ class LaunchError(QvlError):
 
 def docker_arguments(plan: ContainerPlan) -> list[str]:
     """Return the `docker run` command as an argument list, the program first."""
-    words = ["docker", "run", "--detach", "--name", plan.container, "--restart", plan.restart]
+    words = ["docker", "run", "--detach", "--name", plan.container]
+    words += ["--label", f"{LABEL}={plan.engine}", "--restart", plan.restart]
     if plan.privileged or plan.chip_facts.privileged:
         words.append("--privileged")
     for node in recipe.devices(plan):
@@ -67,6 +73,16 @@ def docker_arguments(plan: ContainerPlan) -> list[str]:
     words += plan.docker_args
     entrypoint, arguments = recipe.shell(plan)
     return [*words, "--entrypoint", entrypoint, plan.image, *arguments]
+
+
+def script(plan: ContainerPlan, *, pull: bool = False, replace: bool = False) -> str:
+    """Return what a launch would run as text for a shell, the pull and the old container's end first."""
+    lines = ["docker pull " + shlex.quote(plan.image)] if pull else []
+    if replace:
+        chosen = ["docker", "ps", "--all", "--quiet", "--filter", f"name=^{re.escape(plan.container)}$"]
+        ended = 'xargs -r sh -c \'docker stop "$@" && docker rm "$@"\' --'
+        lines.append(f"{shlex.join([*chosen, '--filter', f'label={LABEL}'])} | {ended}")
+    return "\n".join([*lines, as_text(docker_arguments(plan))])
 
 
 def refuse_unknown(skip: Sequence[str]) -> None:
@@ -97,10 +113,15 @@ class Launcher:
     say: Callable[[str], None] = field(default=lambda line: None)
     poll: float = 2.0
 
-    def check(self, plan: ContainerPlan, *, share: bool = False, skip: Sequence[str] = ()) -> None:
-        """Run every check that is not in `skip`, names of `CHECKS`; `share` allows NPUs that are held."""
+    def check(
+        self, plan: ContainerPlan, *, share: bool = False, skip: Sequence[str] = (), replacing: bool = False
+    ) -> None:
+        """Run every check that is not in `skip`, names of `CHECKS`.
+
+        `share` allows NPUs that are held, `replacing` those that the container of the plan's name holds.
+        """
         steps: dict[str, Callable[[], None]] = {
-            "npus": lambda: self.check_npus(plan.npus, share=share),
+            "npus": lambda: self.check_npus(plan.npus, share=share, ending=plan.container if replacing else ""),
             "mounts": lambda: self.check_mounts(plan),
             "port": lambda: self.check_port(plan.host, plan.port),
             "image": lambda: self.check_image(plan.image),
@@ -111,8 +132,11 @@ class Launcher:
             if name not in skip:
                 step()
 
-    def check_npus(self, npus: tuple[int, ...], *, share: bool = False) -> None:
-        """Check that the device nodes exist, and (unless `share`) that no process uses the NPUs."""
+    def check_npus(self, npus: tuple[int, ...], *, share: bool = False, ending: str = "") -> None:
+        """Check that the device nodes exist, and (unless `share`) that no process uses the NPUs.
+
+        `ending` names a container that is about to end: its processes, and those npu-smi hides, are passed over.
+        """
         present = devices.device_numbers(self.host)
         absent = [number for number in npus if number not in present]
         if absent:
@@ -133,7 +157,7 @@ class Launcher:
             raise LaunchError("cannot tell which NPUs are free: npu-smi info has no table", hint="see `qvl doctor`")
         holders = devices.holders(self.host, table)
         for holder in holders:
-            if holder.device_id in npus:
+            if holder.device_id in npus and not (ending and (holder.container == ending or holder.pid is None)):
                 free = sorted(set(present) - {item.device_id for item in holders})
                 choice = f"free NPUs: {', '.join(map(str, free))}" if free else "no NPU is free"
                 raise LaunchError(str(holder), hint=f"{choice}; --share starts beside it")
@@ -174,7 +198,7 @@ class Launcher:
             return
         repository = image.partition("@")[0] if "@" in image else image.rpartition(":")[0]
         others = sorted(tag for tag in tags if tag.rpartition(":")[0].split("/")[-1] == repository.split("/")[-1])
-        have = f"other tags on this host: {', '.join(others)}" if others else f"docker pull {image}"
+        have = f"other tags on this host: {', '.join(others)}" if others else f"docker pull {image}, or --pull"
         raise LaunchError(f"image {image} not found on this host", hint=have)
 
     def check_weights(self, plan: ContainerPlan) -> None:
@@ -185,12 +209,45 @@ class Launcher:
             if finding.status == "fail":
                 raise LaunchError(f"weights: {finding.summary}", hint=finding.fix or "see `qvl doctor --weights`")
 
+    def pull(self, image: str) -> None:
+        """Pull the image with docker, which may take an hour."""
+        self.say(f"docker pull {image}")
+        done = self.host.run(["docker", "pull", image], timeout=_PULL_SECONDS)
+        if done.code != 0:
+            hint = "see its name and tag, this host's network, and `docker login` if the registry wants it"
+            raise LaunchError(f"docker pull {image}: {done.last_line}", hint=hint)
+
+    def replaceable(self, plan: ContainerPlan) -> bool:
+        """Return whether there is a container of the plan's name; raise LaunchError if qvl launch did not start it."""
+        template = f'{{{{index .Config.Labels "{LABEL}"}}}}'
+        done = self.host.run(["docker", "container", "inspect", "--format", template, plan.container])
+        if done.code != 0:
+            if "no such container" in done.stderr.lower():
+                return False
+            raise LaunchError(f"docker inspect: {done.last_line}", hint="see that docker runs and this user may use it")
+        if done.stdout.strip() in ("", "<no value>"):
+            raise LaunchError(
+                f"container {plan.container} was not started by qvl launch: it has no label {LABEL}",
+                hint=f"another --name, or docker rm -f {plan.container} if it is yours",
+            )
+        return True
+
+    def remove(self, plan: ContainerPlan) -> None:
+        """Stop the container of the plan's name, so that it may finish its requests, and remove it."""
+        for word in ("stop", "rm"):
+            done = self.host.run(["docker", word, plan.container], timeout=_END_SECONDS)
+            # One that was started with docker's --rm is gone once it has stopped.
+            if done.code != 0 and "no such container" not in done.stderr.lower():
+                raise LaunchError(f"docker {word}: {done.last_line}", hint=f"docker rm -f {plan.container}")
+        self.say(f"removed the old container {plan.container}")
+
     def start(self, plan: ContainerPlan) -> str:
         """Start the container and return its id."""
         words = docker_arguments(plan)
         done = self.host.run(words, timeout=120)
         if done.code != 0:
-            raise LaunchError(f"docker run: {done.last_line}", hint=f"an old container? docker rm -f {plan.container}")
+            hint = f"an old container? docker rm -f {plan.container}, or --replace"
+            raise LaunchError(f"docker run: {done.last_line}", hint=hint)
         return done.stdout.strip()
 
     def wait(self, plan: ContainerPlan, *, timeout: float) -> float:

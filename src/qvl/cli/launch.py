@@ -54,6 +54,8 @@ class LaunchOptions:
     privileged: Annotated[bool, _inside("--privileged", help="Show it every NPU. Not needed.")] = False
     skip_check: Annotated[list[str] | None, _way(help="npus, mounts, port, image or weights.")] = None
     share: Annotated[bool, _way("--share", help="Start on NPUs that are held, too.")] = False
+    pull: Annotated[bool, _way("--pull", help="Pull the image first.")] = False
+    replace: Annotated[bool, _way("--replace", help="End qvl's container of this name first.")] = False
     allow_unauthenticated: Annotated[bool, _way("--allow-unauthenticated", help="Publish without a key.")] = False
     dry_run: Annotated[bool, _way("--dry-run", help="Print the command and do nothing.")] = False
     compose: Annotated[Path | None, _way(help="Write a compose file, one engine an NPU, into this folder.")] = None
@@ -149,6 +151,9 @@ def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
     for option, folder in absent_folders(plan):
         typer.echo(f"warning: {option} {folder} does not exist; docker would mount an empty folder of root's", err=True)
     if options.compose is not None:
+        if options.pull or options.replace:
+            option = "--pull" if options.pull else "--replace"
+            raise ConfigError(f"{option} does not go with --compose", hint="docker compose pull, docker compose up -d")
         _write_compose(plan, npus, options.pool_image, options.compose)
         return
     local = plan.host in ("127.0.0.1", "::1", "localhost")
@@ -156,7 +161,7 @@ def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
         raise ConfigError(
             f"--host {plan.host} needs an API key", hint=f"set {KEY_NAMES[plan.engine]}, or --allow-unauthenticated"
         )
-    _run(host, plan, share=options.share, skip=options.skip_check or (), dry_run=options.dry_run, wait=options.wait)
+    _run(host, plan, options)
 
 
 def _of_host(host: Host) -> list[str]:
@@ -176,18 +181,26 @@ def _in_home(folder: Path) -> Path:
     return path
 
 
-def _run(host: Host, plan: ContainerPlan, *, share: bool, skip: Sequence[str], dry_run: bool, wait: float) -> None:
-    from qvl.ascend.launch import Launcher, as_text, docker_arguments
+def _run(host: Host, plan: ContainerPlan, options: LaunchOptions) -> None:
+    from qvl.ascend.launch import Launcher, script
 
-    if dry_run:
-        typer.echo(as_text(docker_arguments(plan)))
+    if options.dry_run:
+        typer.echo(script(plan, pull=options.pull, replace=options.replace))
         return
     launcher = Launcher(host, say=lambda line: typer.echo(f"  {line}", err=True))
-    launcher.check(plan, share=share, skip=skip)
+    skip = [*(options.skip_check or ()), *(["image"] if options.pull else [])]
+    old = options.replace and launcher.replaceable(plan)
+    # The old container may hold NPU and port itself: what it hides is asked when it has ended, all else before.
+    launcher.check(plan, share=options.share, skip=[*skip, "port"] if old else skip, replacing=old)
+    if options.pull:
+        launcher.pull(plan.image)
+    if old:
+        launcher.remove(plan)
+        launcher.check(plan, share=options.share, skip=[*skip, "mounts", "image", "weights"])
     identity = launcher.start(plan)
     typer.echo(f"started {plan.container} ({identity[:12]}) on NPU {','.join(map(str, plan.npus))}", err=True)
-    if wait > 0:
-        typer.echo(f"ready after {launcher.wait(plan, timeout=wait):.0f} s", err=True)
+    if options.wait > 0:
+        typer.echo(f"ready after {launcher.wait(plan, timeout=options.wait):.0f} s", err=True)
     typer.echo(f"http://{plan.host}:{plan.port}/v1  model {plan.label}")
 
 

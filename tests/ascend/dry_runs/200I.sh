@@ -1,6 +1,7 @@
 docker run \
   --detach \
   --name qvl-vllm-8000 \
+  --label qvl.launch=vllm \
   --restart no \
   --privileged \
   --device /dev/davinci0 \

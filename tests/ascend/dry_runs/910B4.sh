@@ -1,6 +1,7 @@
 docker run \
   --detach \
   --name qvl-vllm-8000 \
+  --label qvl.launch=vllm \
   --restart no \
   --device /dev/davinci2 \
   --device /dev/davinci_manager \
