@@ -70,7 +70,7 @@ def test_log_lines_do_not_command_the_terminal(as_json: bool, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("command", ["version", "cache stats", "agent --all", "--help", "nonsense"])
-@pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize("closed", [pytest.param(">&-", marks=pytest.mark.slow), ">&- 2>&- <&-"])
 def test_a_closed_stream_ends_no_command_in_a_traceback(command: str, closed: str) -> None:
     done = sh(f"qvl {command} {closed}")
     assert done.returncode == (2 if command == "nonsense" else 0)

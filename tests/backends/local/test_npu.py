@@ -73,7 +73,7 @@ def test_a_checkpoint_spread_over_two_cards_gives_the_same_answers() -> None:
     assert counted("3", "random", "two-cards", "decode_graphs=on")["graph_replays"] == 0
 
 
-@pytest.mark.parametrize("chip", ["unfused", "wrong"])
+@pytest.mark.parametrize("chip", [pytest.param("unfused", marks=pytest.mark.slow), "wrong"])
 def test_fused_kernels_that_fail_or_lie_are_not_used(chip: str) -> None:
     stats = counted("1", "random", FAKE_NPU=chip)
     assert all(stats.get(name, 0) <= 1 for name in FUSED), "tried once, at the start"
@@ -90,8 +90,8 @@ def test_a_chip_without_bfloat16_takes_float16() -> None:
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
-        ({"FAKE_NPU": "count0"}, "sees no NPU"),
-        ({"FAKE_NPU": "broken"}, "does not import: libhccl.so"),
+        pytest.param({"FAKE_NPU": "count0"}, "sees no NPU", marks=pytest.mark.slow),
+        pytest.param({"FAKE_NPU": "broken"}, "does not import: libhccl.so", marks=pytest.mark.slow),
         ({"ASCEND_RT_VISIBLE_DEVICES": "1,0"}, "not in ascending order"),
     ],
 )
