@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qvl.ascend.host import Host
     from qvl.ascend.recipe import ContainerPlan
 
-CHECKS: Final = ("npus", "mounts", "port", "image", "weights")
+CHECKS: Final = ("flags", "npus", "mounts", "port", "image", "weights")
 _LOG_LINES = 60
 # What a container that qvl started bears; its value is the engine.
 LABEL: Final = "qvl.launch"
@@ -116,7 +116,7 @@ class Launcher:
     def check(
         self, plan: ContainerPlan, *, share: bool = False, skip: Sequence[str] = (), replacing: bool = False
     ) -> None:
-        """Run every check that is not in `skip`, names of `CHECKS`.
+        """Run every check of the host that is not in `skip`, names of `CHECKS`; "flags" needs no host (see `flags`).
 
         `share` allows NPUs that are held, `replacing` those that the container of the plan's name holds.
         """

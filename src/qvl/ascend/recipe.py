@@ -31,6 +31,8 @@ INNER_PORT: Final = 8000
 CODE_FOLDER: Final = "/workspace/qvl"
 CACHE_FOLDER: Final = "/var/cache/qvl"
 _OWN_OPTIONS: Final = ("--entrypoint", "--name", "--net", "--network")
+# What follows the address and port of the plan; another value would leave the published port without a server.
+_OWN_FLAGS: Final = ("--host", "--port", "--uds", "--headless")
 _DRIVER_LIBRARIES = "/usr/local/Ascend/driver/lib64"
 # A container's command does not go through a login shell, so an image's ~/.bashrc, which sources these, is not read.
 _PREAMBLE = (
@@ -115,7 +117,7 @@ class ContainerPlan:
             )
 
     def _check_further(self) -> None:
-        """Refuse what cannot be read in --env, --mount and --docker-arg, and what qvl launch sets itself."""
+        """Refuse what cannot be read in --env, --mount and --docker-arg, and what qvl launch sets, also after --."""
         for text in self.env:
             name = text.partition("=")[0]
             # Not the text itself: its value may be a key.
@@ -141,6 +143,15 @@ class ContainerPlan:
                 raise ConfigError(
                     f"--docker-arg {text!r} is no option: docker would take it for the image",
                     hint="write option and value as one: --docker-arg=--ulimit=core=0",
+                )
+
+        for word in self.extra:
+            flag = word.partition("=")[0].replace("_", "-")
+            # vLLM's parser also takes the beginning of a flag.
+            if len(flag) > 3 and any(own.startswith(flag) for own in _OWN_FLAGS):
+                raise ConfigError(
+                    f"-- {flag}: the published port would lead nowhere",
+                    hint="--port and --host before -- choose where the service is published",
                 )
 
     @property

@@ -52,7 +52,7 @@ class LaunchOptions:
     network: Annotated[str, _inside(help="docker's network; host: no port is published.")] = ""
     docker_arg: Annotated[list[str] | None, _inside(help="A further option of docker run, as --option=value.")] = None
     privileged: Annotated[bool, _inside("--privileged", help="Show it every NPU. Not needed.")] = False
-    skip_check: Annotated[list[str] | None, _way(help="npus, mounts, port, image or weights.")] = None
+    skip_check: Annotated[list[str] | None, _way(help="flags, npus, mounts, port, image or weights.")] = None
     share: Annotated[bool, _way("--share", help="Start on NPUs that are held, too.")] = False
     pull: Annotated[bool, _way("--pull", help="Pull the image first.")] = False
     replace: Annotated[bool, _way("--replace", help="End qvl's container of this name first.")] = False
@@ -126,7 +126,7 @@ def launch(context: typer.Context, options: LaunchOptions) -> None:
 
 
 def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
-    from qvl.ascend import chips, devices
+    from qvl.ascend import chips, devices, flags
     from qvl.ascend.launch import refuse_unknown
     from qvl.ascend.recipe import KEY_NAMES, absent_folders
 
@@ -144,6 +144,8 @@ def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
         raise ConfigError(f"unknown --chip {options.chip!r}", hint=hint)
     npus = devices.parse_npus(options.npus, devices.device_numbers(host))
     plan = options.plan(host, npus, extra)
+    if extra and "flags" not in (options.skip_check or ()):
+        flags.check(plan.engine, extra, _flags_of(plan.engine))
     if options.hub_cache == HUB_CACHE and options.compose is None and not options.dry_run:
         # Nobody named it, so there is nothing to warn of on a fresh machine; made here, it is not root's.
         with contextlib.suppress(OSError):
@@ -162,6 +164,22 @@ def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
             f"--host {plan.host} needs an API key", hint=f"set {KEY_NAMES[plan.engine]}, or --allow-unauthenticated"
         )
     _run(host, plan, options)
+
+
+def _flags_of(engine: str) -> frozenset[str]:
+    """Return the flags that the engine's program takes."""
+    from qvl.ascend import flags
+
+    if engine == "vllm":
+        return flags.of_vllm()[1]
+    from qvl.cli.serve import serve
+
+    # Not as qvl registers it, which would read this host's config file.
+    app = typer.Typer(add_completion=False)
+    app.command()(serve)
+    options = typer.main.get_command(app).params
+    names = [name for option in options for name in (*option.opts, *option.secondary_opts)]
+    return frozenset(["--help", *(name for name in names if name.startswith("-"))])
 
 
 def _of_host(host: Host) -> list[str]:
