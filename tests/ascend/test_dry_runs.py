@@ -1,4 +1,5 @@
-"""What `qvl launch --dry-run` would start on six kinds of host, whole, to be read by a person: `dry_runs/*.sh`.
+"""What `qvl launch --dry-run` would start on six kinds of host, whole, to be read by a person: `dry_runs/*.sh`,
+and 910A.txt for the one that is refused.
 
 No NPU is here: chips are named by what their npu-smi prints, nodes by what their hosts have. `python -m
 tests.ascend.test_dry_runs` writes the files anew.
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from qvl.ascend.launch import as_text, docker_arguments
 from qvl.ascend.recipe import ContainerPlan
+from qvl.cli import launch
 from qvl.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "dry_runs"
@@ -56,9 +60,24 @@ def test_the_command_is_the_one_that_was_read(name: str) -> None:
     assert command(name) == (FOLDER / f"{name}.sh").read_text(encoding="utf-8")
 
 
-def test_the_first_910_is_refused_by_name() -> None:
+def refusal() -> str:
+    """What a host with the first 910 is told, as it stands on its terminal."""
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    launch.register(app)
+    words = ["launch", DENSE, "--engine", "vllm", "--image", IMAGE, "--chip", "910A", "--dry-run"]
+    result = CliRunner().invoke(app, words, env={"VLLM_API_KEY": None})
+    return f"{result.stdout}{result.stderr}exit code {result.exit_code}\n"
+
+
+@pytest.mark.parametrize("chip", ["910A", "910ProA", "910ProB", "Ascend 910A"])
+def test_the_first_910_is_refused_by_name(chip: str) -> None:
     with pytest.raises(ConfigError, match="no build for the first 910"):
-        ContainerPlan(model=DENSE, image=IMAGE, npus=(0,), chip="910A")
+        ContainerPlan(model=DENSE, image=IMAGE, npus=(0,), chip=chip)
+
+
+def test_the_refusal_is_the_one_that_was_read() -> None:
+    assert refusal() == (FOLDER / "910A.txt").read_text(encoding="utf-8")
 
 
 def test_half_a_card_of_a3_a_colon_and_unreadable_options_are_refused() -> None:
@@ -101,3 +120,4 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for kind in HOSTS:
         (FOLDER / f"{kind}.sh").write_text(command(kind), encoding="utf-8")
+    (FOLDER / "910A.txt").write_text(refusal(), encoding="utf-8")
