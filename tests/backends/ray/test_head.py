@@ -15,13 +15,14 @@ import pytest
 from tests.backends.ray.conftest import free_ports
 from tests.server.processes import launch
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[str]:
     """The address of a cluster of one host, of its own."""
+    pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
     (port,) = free_ports(1)
     folder = Path("/tmp") / f"qvl-ray-{os.getpid()}"
     command = [RAY, "start", "--head", f"--port={port}", "--num-cpus=2", f"--temp-dir={folder}"]
