@@ -6,14 +6,13 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from typer.testing import CliRunner
 
 from qvl.bench import tune
 from qvl.cli import app
-from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
     from click.testing import Result
@@ -145,15 +144,6 @@ def test_what_cannot_be_tuned_is_refused_in_one_line(words: list[str], said: str
     assert result.exit_code in (1, 2)
     assert said in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_every_grid_can_be_read_and_starts_from_the_recipe_of_launch() -> None:
-    for rows in tune.GRIDS.values():
-        assert all(tune.Axis.read(row).values for row in rows)
-    graphs: Any = tune.Axis.read('--compilation-config={"a":1,"b":2};{"a":2}')
-    assert graphs.values == ('{"a":1,"b":2}', '{"a":2}')
-    with pytest.raises(ConfigError):
-        tune.Axis.read("--x")
 
 
 @pytest.mark.slow

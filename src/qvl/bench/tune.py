@@ -23,59 +23,20 @@ from typing import IO, TYPE_CHECKING, Final, TypedDict
 
 from qvl.bench.record import SUMMARY, write_json
 from qvl.bench.run import Run, Target
+from qvl.bench.tune_grid import SHORT, refuse_more_than
 from qvl.errors import ConfigError, QvlError, write_failed
 
 if TYPE_CHECKING:
     from qvl.bench.dataset import Dataset
     from qvl.bench.plan import LoadPlan
     from qvl.bench.summary import SummaryData
+    from qvl.bench.tune_grid import Axis
 
 STATE: Final = "tune.json"
 RECIPE: Final = "recipe.json"
-PRESENT, ABSENT = "+", "-"
 LEAST_SUCCESS: Final = 0.99
 # Better by less is noise: then the setting that was there first stays.
 LEAST_GAIN: Final = 1.02
-GRIDS: Final = {
-    "vllm": (
-        "--max-num-seqs=128,64,256",
-        "--max-num-batched-tokens=16384,8192,32768",
-        "--enforce-eager=-,+",
-        "--no-enable-prefix-caching=+,-",
-        "--mm-processor-cache-gb=0,4",
-    ),
-    "vllm-2": ("--tensor-parallel-size=2,1", "--data-parallel-size=1,2", "--mm-encoder-tp-mode=weights,data"),
-    "qvl": ("--max-num-seqs=16,8,32", "--goal=throughput,latency"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """A flag of the server and its values, the one to start from first; `+` is the flag alone, `-` is without it."""
-
-    flag: str
-    values: tuple[str, ...]
-
-    @classmethod
-    def read(cls, text: str) -> Axis:
-        """Return the axis in a text such as `--max-num-seqs=8,16` or `--enforce-eager=-,+`.
-
-        A value with commas, such as JSON, stands between semicolons: `--compilation-config={"a":1,"b":2};{"a":2}`.
-
-        Raises:
-            ConfigError: no flag, no value, or a value twice.
-        """
-        flag, given, rest = text.partition("=")
-        values = tuple(value.strip() for value in rest.split(";" if ";" in rest else ","))
-        if not given or not flag.startswith("--") or len(flag) < 3 or not all(values):
-            raise ConfigError(f"--vary {text!r} cannot be read", hint="as --vary --max-num-seqs=8,16,32")
-        if len(set(values)) != len(values):
-            raise ConfigError(f"--vary {text!r} has a value twice", hint="name each once")
-        return cls(flag, values)
-
-    def words(self, value: str) -> list[str]:
-        """Return the words of the command line for one value."""
-        return [] if value == ABSENT else [self.flag] if value == PRESENT else [self.flag, value]
 
 
 class Measurement(TypedDict, total=False):
@@ -99,6 +60,7 @@ class TunePlan:
 
     `command` has `{port}` where the server takes its port, and may have `{flags}` where the flags go, else they come
     last. `stop` is a command that ends a server which outlives its own, such as a container. `wait` is in seconds.
+    `npus` is how many a server may take, 0 for unknown.
     """
 
     target: Target
@@ -109,6 +71,7 @@ class TunePlan:
     axes: tuple[Axis, ...] = ()
     stop: str | None = None
     wait: float = 600.0
+    npus: int = 0
 
     def __post_init__(self) -> None:
         if not self.clients or any(level < 1 for level in self.clients):
@@ -121,11 +84,13 @@ class TunePlan:
             if "{port}" not in self.command and not self.target.urls:
                 raise ConfigError("--launch has no {port}", hint="write {port} in it, or name its address with --url")
             self.words(0, [])
-        flags = [axis.flag for axis in self.axes]
+        flags = [flag for axis in self.axes for flag in axis.flags]
         if twice := next((flag for flag in flags if flags.count(flag) > 1), None):
             raise ConfigError(f"{twice} is varied twice", hint="give all its values at once")
-        if given := next((flag for flag in flags if flag in (self.command or "").split()), None):
+        if given := next((flag for flag in flags if flag in given_flags(self.command)), None):
             raise ConfigError(f"{given} is both varied and in --launch", hint="leave it out of --launch")
+        if self.npus and self.command is not None:
+            refuse_more_than(self.npus, self.axes, self.words(0, []))
 
     def words(self, port: int, flags: Sequence[str]) -> list[str]:
         """Return the server's command line with a port and flags."""
@@ -154,6 +119,12 @@ class TunePlan:
             "clients": list(self.clients),
             "load": self.load.facts(),
         }
+
+
+def given_flags(command: str | None) -> frozenset[str]:
+    """Return the flags in a command line, short names of vLLM's parallel sizes as their long ones."""
+    names = [word.partition("=")[0] for word in (command or "").split()]
+    return frozenset(SHORT.get(name, name) for name in names if name.startswith("-"))
 
 
 @dataclass

@@ -33,7 +33,10 @@ class TuneOptions:
     vary: Annotated[
         list[str] | None, typer.Option(metavar="FLAG=A,B", help="Values to try, + alone, - without; may be repeated.")
     ] = None
-    grid: Annotated[str | None, typer.Option(help="Flags to vary: vllm, vllm-2 (two NPUs) or qvl.")] = None
+    grid: Annotated[str | None, typer.Option(help="Flags to vary: vllm or qvl.")] = None
+    npus: Annotated[
+        int | None, typer.Option(min=1, help="NPUs a server may take. Default: of --launch's --npus, or this host.")
+    ] = None
     stop: Annotated[str | None, typer.Option(metavar="COMMAND", help="Ends what --launch leaves running.")] = None
     wait: Annotated[float, typer.Option(min=1, help="Seconds until a server must be ready.")] = 600.0
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default: the first that it lists.")] = None
@@ -52,13 +55,14 @@ class TuneOptions:
 
     def plan(self) -> TunePlan:
         """Return what is to be measured."""
-        from qvl.bench.tune import GRIDS, Axis, TunePlan
+        from qvl.bench.tune import TunePlan, given_flags
+        from qvl.bench.tune_grid import Axis, grid
 
-        if self.grid is not None and self.grid not in GRIDS:
-            raise ConfigError(f"unknown --grid {self.grid!r}", hint=f"one of {', '.join(GRIDS)}")
+        npus = self._npus()
         own = [Axis.read(text) for text in self.vary or ()]
-        usual = [Axis.read(text) for text in GRIDS[self.grid]] if self.grid else []
-        named = {axis.flag for axis in own}
+        usual = grid(self.grid, npus) if self.grid else []
+        # What --launch or --vary says stands.
+        named = {flag for axis in own for flag in axis.flags} | given_flags(self.launch)
         bench = BenchOptions(
             url=[self.url] if self.url else None,
             model=self.model,
@@ -81,10 +85,30 @@ class TuneOptions:
             load=bench.plan(),
             clients=tuple(sorted({int(level) for level in levels})),
             command=self.launch,
-            axes=(*own, *(axis for axis in usual if axis.flag not in named)),
+            axes=(*own, *(axis for axis in usual if named.isdisjoint(axis.flags))),
             stop=self.stop,
             wait=self.wait,
+            npus=npus,
         )
+
+    def _npus(self) -> int:
+        """Return how many NPUs a server may take; 0 if that is unknown, as it is without NPUs.
+
+        Raises:
+            ConfigError: --npus names more than this host has.
+        """
+        import re
+
+        from qvl.ascend import devices
+        from qvl.ascend.host import Host
+
+        numbers = devices.device_numbers(Host())
+        if self.npus is not None:
+            if numbers and self.npus > len(numbers):
+                raise ConfigError(f"--npus {self.npus}: this host has {len(numbers)}", hint=f"--npus {len(numbers)}")
+            return self.npus
+        launched = re.search(r"\blaunch\b.*?\s--npus[ =]([\w,-]+)", self.launch or "")
+        return len(devices.parse_npus(launched[1], numbers)) if launched else len(numbers)
 
 
 @expand
