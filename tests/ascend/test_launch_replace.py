@@ -164,7 +164,7 @@ def test_a_dry_run_shows_both_and_its_script_does_the_same(machine: Machine) -> 
     result = run(machine, "--dry-run", "--pull", "--replace")
     first, second, third = result.stdout.split("\n", 2)
 
-    assert first == "docker pull qvl-npu:0.1.0"
+    assert first == "docker pull qvl-npu:0.1.0 &&"
     assert "--filter 'name=^catalog$' --filter label=qvl.launch |" in second
     assert third.startswith("docker run")
     assert not (machine.calls / "docker").exists()
@@ -175,6 +175,9 @@ def test_a_dry_run_shows_both_and_its_script_does_the_same(machine: Machine) -> 
     said = (machine.calls / "said").read_text().splitlines()
     assert [line.split()[0] for line in said] == ["pull", "ps", "stop", "rm", "run"]
     assert said[2:4] == ["stop 0123", "rm 0123"]
+    machine.program("docker", 'echo "$*" >> "$CALLS"; exit 1')
+    assert machine.host().run(["bash", "-c", result.stdout], environ={"CALLS": str(machine.calls / "failed")}).code == 1
+    assert (machine.calls / "failed").read_text() == "pull qvl-npu:0.1.0\n"
 
 
 @pytest.mark.parametrize("option", ["--pull", "--replace"])

@@ -6,7 +6,6 @@ container and waits for its readiness; every failure is a LaunchError of one lin
 
 from __future__ import annotations
 
-import re
 import shlex
 import socket
 import time
@@ -76,13 +75,16 @@ def docker_arguments(plan: ContainerPlan) -> list[str]:
 
 
 def script(plan: ContainerPlan, *, pull: bool = False, replace: bool = False) -> str:
-    """Return what a launch would run as text for a shell, the pull and the old container's end first."""
+    """Return what a launch would run as text for a shell, the pull and the old container's end first.
+
+    What fails ends it, so that no container is removed for an image that could not be pulled.
+    """
     lines = ["docker pull " + shlex.quote(plan.image)] if pull else []
     if replace:
-        chosen = ["docker", "ps", "--all", "--quiet", "--filter", f"name=^{re.escape(plan.container)}$"]
+        chosen = ["docker", "ps", "--all", "--quiet", "--filter", f"name=^{plan.container.replace('.', '[.]')}$"]
         ended = 'xargs -r sh -c \'docker stop "$@" && docker rm "$@"\' --'
         lines.append(f"{shlex.join([*chosen, '--filter', f'label={LABEL}'])} | {ended}")
-    return "\n".join([*lines, as_text(docker_arguments(plan))])
+    return " &&\n".join([*lines, as_text(docker_arguments(plan))])
 
 
 def refuse_unknown(skip: Sequence[str]) -> None:
