@@ -169,7 +169,7 @@ class Application:
         for change, kind, param in (
             ({"model": "gpt-7"}, openai.NotFoundError, "model"),
             ({"temperature": -1}, openai.BadRequestError, "temperature"),
-            ({"extra_body": {"logit_bias": {"1": 5}}}, openai.BadRequestError, "logit_bias"),
+            ({"extra_body": {"logit_bias": {"1": 101}}}, openai.BadRequestError, "logit_bias"),
         ):
             found: Any = None
             try:
