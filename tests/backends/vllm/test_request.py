@@ -23,6 +23,7 @@ class Absent(MetaPathFinder):
 def test_without_vllm_the_error_is_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("qvl.backends.vllm.backend.find_spec", lambda name: None)
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
     with pytest.raises(MissingDependencyError, match=r"vLLM is not installed \(pip install"):
         asyncio.run(VllmBackend("some/model").open())
