@@ -14,7 +14,7 @@ PRESENT, ABSENT = "+", "-"
 TENSOR, DATA = "--tensor-parallel-size", "--data-parallel-size"
 SHORT: Final = {"-tp": TENSOR, "-dp": DATA}
 GRAPH_MODES: Final = ("FULL_DECODE_ONLY", "PIECEWISE", "NONE", "FULL", "FULL_AND_PIECEWISE")
-# FULL_DECODE_ONLY with these sizes is what `qvl launch` starts; an NPU has no FULL_AND_PIECEWISE.
+# FULL_DECODE_ONLY with these sizes is what `qvl launch` starts. The grid tries the first three modes.
 _SIZES: Final = [1, 2, 4, 8, 16, 32]
 _GRAPHS: Final = ";".join(
     json.dumps({"cudagraph_mode": mode} | ({} if mode == "NONE" else {"cudagraph_capture_sizes": _SIZES}))
