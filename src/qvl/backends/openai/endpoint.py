@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -46,6 +47,8 @@ from qvl.http.sse import EventReader, readable
 from qvl.log import logger
 from qvl.types import Chunk, JsonObject
 
+# Seconds before each look whether an engine that broke an answer off is still there.
+DYING_PAUSES: Final = (0.0, 0.05, 0.2, 0.5)
 MAX_IDLE_BYTES: Final = 4 * 2**20
 LINGER: Final = 0.5
 OPENAI_URL: Final = "https://api.openai.com/v1"
@@ -305,11 +308,19 @@ class Endpoint:
             return True
         if not failed.broke:
             return False
-        try:
-            await self.models()
-        except Failed as asked:
-            return asked.impact is Impact.DOWN
-        return False
+        # A process that is ending may still accept a connection, and break it off.
+        for pause in DYING_PAUSES:
+            await asyncio.sleep(pause)
+            try:
+                await self.models()
+            except Failed as asked:
+                if asked.impact is Impact.DOWN:
+                    return True
+                if not asked.broke:
+                    return False
+            else:
+                return False
+        return True
 
     async def models(self) -> list[ListedModel]:
         """Return the models that GET /models lists."""
