@@ -120,7 +120,13 @@ class StraightTransport(Transport):
                 raise failed from exc
         # What made this one stale (a restart, a limit on idling) has most likely ended the others as well.
         self._pool.drop_idle()
-        return await self._send_once(request, deadline)
+        try:
+            return await self._send_once(request, deadline)
+        except Failed as failed:
+            # Or the endpoint died of this very request, which then did arrive.
+            if failed.impact is Impact.DOWN:
+                failed.untouched, failed.broke = False, True
+            raise
 
     async def _send_once(self, request: tuple[bytes, ...], deadline: float) -> Reply:
         try:
