@@ -11,7 +11,7 @@ import time
 from bisect import bisect_left
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypedDict
 
 from qvl.backends.local.model.bandwidth import host_bandwidth
 from qvl.backends.local.model.cpu import cpu_name, has_bfloat16
@@ -46,6 +46,8 @@ RACE_S: Final = 0.05
 HOPELESS: Final = 1.6
 # The weight by which "auto" chooses between float32 and bfloat16, and the rows.
 STANDARD: Final = (1024, 2048)
+# How many times as long as float32 bfloat16 must take, in the geometric mean, for "auto" to be float32.
+CLEARLY: Final = 1.15
 STANDARD_ROWS: Final = (1, 8, 32, 256)
 
 # The form of a weight's name in the file, the largest file that is read, and the range of what can be measured.
@@ -114,9 +116,11 @@ def read_bandwidth() -> float:
 
 
 def faster_dtype() -> str:
-    """Return "bfloat16" or "float32": the one whose best kernels take less time over STANDARD_ROWS here.
+    """Return "bfloat16", or "float32" if its best kernels take CLEARLY less time over STANDARD_ROWS here.
 
-    Without instructions for bfloat16 it is emulated, several times slower, and not measured.
+    Where both take about as long, noise would choose, and answers of two processes would not be each other's in a
+    cache; bfloat16 takes half the memory. Without instructions for it, bfloat16 is emulated, several times slower, and
+    not measured.
     """
     import torch
 
@@ -129,7 +133,10 @@ def faster_dtype() -> str:
             for dtype in (torch.bfloat16, torch.float32):
                 times = kernel_times(STANDARD, dtype, tuple(KERNELS), STANDARD_ROWS).values()
                 costs[dtype] = sum(math.log(min(of[count] for of in times)) for count in STANDARD_ROWS)
-            known["dtype"] = str(min(costs, key=lambda dtype: costs[dtype])).removeprefix("torch.")
+            saved = (costs[torch.bfloat16] - costs[torch.float32]) / len(STANDARD_ROWS)
+            measured: Literal["float32", "bfloat16"] = "float32" if saved > math.log(CLEARLY) else "bfloat16"
+            # Another process that started beside this one may have decided first.
+            known["dtype"] = _read(_path()).get(_processor(), {}).get("dtype", measured)
             _write()
         return known["dtype"]
 
