@@ -32,7 +32,7 @@ LONGEST = (
     "cli/test_bundled.py",
     "bench/test_figures.py",
     "server/test_load.py",
-    "server/test_batches_killed.py",
+    "server/batches/test_batches_killed.py",
     "bench/test_load.py",
     "pipeline/test_bundled.py",
     "ascend/test_endpoint.py",

@@ -28,6 +28,7 @@ class EchoBackend(Backend):
         self.fail_open = fail_open
         self.running = 0
         self.started = 0
+        self.refused = 0
         self.aborted = 0
         self.dead = False
         self.not_ready: str | None = None
@@ -56,6 +57,7 @@ class EchoBackend(Backend):
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         self.refuse_unsupported(request)
         if self.not_ready:
+            self.refused += 1
             raise BackendUnavailableError(self.not_ready)
         self.requests.append(request)
         asked = await asyncio.to_thread(_asked, request)

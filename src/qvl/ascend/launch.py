@@ -88,7 +88,7 @@ def script(plan: ContainerPlan, *, pull: bool = False, replace: bool = False) ->
 
 
 def refuse_unknown(skip: Sequence[str]) -> None:
-    """Raise ConfigError if a name in `skip` is no check."""
+    """Raise ConfigError if a name in `skip` is not the name of a check."""
     for name in skip:
         if name not in CHECKS:
             raise ConfigError(f"unknown --skip-check {name!r}", hint=f"one of {', '.join(CHECKS)}")

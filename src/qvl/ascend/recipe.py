@@ -90,10 +90,10 @@ class ContainerPlan:
             raise ConfigError(f"--image {self.image!r} has no tag", hint="name one, such as vllm-ascend:v0.23.0")
         if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]+", self.name):
             raise ConfigError(
-                f"--name {self.name!r} is no name for docker", hint="letters, digits and _ . -, 2 or more"
+                f"--name {self.name!r} is not a name for docker", hint="letters, digits and _ . -, 2 or more"
             )
         if self.shm and not re.fullmatch(r"[1-9][0-9]{0,14}([.][0-9]{1,3})?([kmgt]i?)?b?", self.shm, re.I):
-            raise ConfigError(f"--shm-size {self.shm!r} is no size", hint="a number and b, k, m or g, such as 10g")
+            raise ConfigError(f"--shm-size {self.shm!r} is not a size", hint="a number and b, k, m or g, such as 10g")
         if not re.fullmatch(r"no|always|unless-stopped|on-failure(:[0-9]{1,9})?", self.restart):
             raise ConfigError(
                 f"unknown --restart {self.restart!r}",
@@ -141,7 +141,7 @@ class ContainerPlan:
                 raise ConfigError(f"--docker-arg {text} is set by qvl launch itself", hint="see --name and --network")
             if not re.match(r"--?[A-Za-z]", text):
                 raise ConfigError(
-                    f"--docker-arg {text!r} is no option: docker would take it for the image",
+                    f"--docker-arg {text!r} is not an option: docker would take it for the image",
                     hint="write option and value as one: --docker-arg=--ulimit=core=0",
                 )
 

@@ -110,7 +110,7 @@ class Int8Store:
                 if (str(made.codes.dtype), str(made.scale.dtype)) != ("torch.int8", "torch.float32"):
                     raise ValueError(f"numbers of {made.codes.dtype} and {made.scale.dtype}")
                 if not bool(((made.scale > 0) & made.scale.isfinite()).all()):
-                    raise ValueError("a scale that is none")
+                    raise ValueError("a scale that is not a positive number")
             except Exception as exc:
                 # Anything else that safetensors raises.
                 error = DamagedInt8Error(

@@ -23,7 +23,7 @@ from tests.server.processes import CHAT, Process, remote
 from tests.server.test_workers import children, linux
 
 CONCURRENCY = 8
-PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
+PICTURES = Path(__file__).parents[3] / "examples" / "pictures"
 
 
 def lines(count: int, *, model: str = "echo") -> bytes:
