@@ -34,12 +34,14 @@ def test_a_drawn_mug_is_analyzed_and_then_remembered(shell):
     assert "--model" in first.err
 
 
-def test_what_cannot_fit_is_refused_with_the_limit(shell):
-    for arguments in (["Q", "--max-tokens", "10000000"], ["why? " * 20_000]):
-        ran = shell("ask", MUG, *arguments, "--json")
-        assert ran.code == 1
-        assert ran.lines[0]["error"]["code"] == "context_length_exceeded"
-        assert "context" in ran.error
+@pytest.mark.parametrize(
+    "arguments", [["Q", "--max-tokens", "10000000"], pytest.param(["why? " * 20_000], marks=pytest.mark.slow)]
+)
+def test_what_cannot_fit_is_refused_with_the_limit(shell, arguments):
+    ran = shell("ask", MUG, *arguments, "--json")
+    assert ran.code == 1
+    assert ran.lines[0]["error"]["code"] == "context_length_exceeded"
+    assert "context" in ran.error
 
 
 def test_pictures_in_their_order(shell):

@@ -81,7 +81,7 @@ class TestWeightsKeptIn8Bits:
         assert read
         assert not [key for key in read if "_proj" in key and "language_model" in key]
 
-    @pytest.mark.parametrize("damage", ["cut off", "absent"])
+    @pytest.mark.parametrize("damage", [pytest.param("cut off", marks=pytest.mark.slow), "absent"])
     def test_damaged_files_are_made_again(self, opened: Opener, damage: str) -> None:
         right = answer_all(opened(quantize="int8"), [ask("Say hello.")])[0].text
         file = int8_folder() / "0.qkv.safetensors"

@@ -188,6 +188,7 @@ def command(endpoint: ScriptedEndpoint, *args: str) -> list[str]:
     return [sys.executable, "-m", "qvl.cli", "batch", "run", *args, *model]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_server_goes_on_after_kill_9(slow: ScriptedEndpoint, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(lines(200))
     args = command(slow, str(tmp_path / "in.jsonl"), "-j", str(CONCURRENCY))
