@@ -12,7 +12,7 @@ DEPLOY_TOOLS := helm-python-sdk kubernetes-validate promql-parser
 TORCH := 2.13.0
 PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
-# Three workers for two cores, since many tests wait. Each has one thread: several a core only wait for each other.
+# Four workers for two cores, since many tests wait. Each has one thread: several a core only wait for each other.
 WORKERS ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 2 )))
 PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FAST := not slow and not vllm and not openvino and not browser and not ray and not clients
