@@ -115,9 +115,16 @@ def test_every_brand_can_be_written_and_glyphs_differ() -> None:
 def test_the_command_writes_pictures_and_labels(tmp_path: Path) -> None:
     assert render.main([str(tmp_path), "--n", "3", "--seed", "40"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["file"] for line in lines] == ["000040.png", "000041.png", "000042.png"]
-    assert all((tmp_path / line["file"]).is_file() for line in lines)
-    assert set(lines[0]) == {"file", "brand", "category", "attributes"}
+    assert [line["image"] for line in lines] == ["000040.png", "000041.png", "000042.png"]
+    assert all((tmp_path / line["image"]).is_file() for line in lines)
+    assert set(lines[0]["expected"]) == {"brand", "category", "attributes"}
+
+
+def test_a_share_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--difficulty", "--unknown-brands"):
+        with pytest.raises(SystemExit):
+            render.main([str(tmp_path), option, "nan"])
+        assert f"{option} nan: must be 0 to 1" in capsys.readouterr().err
 
 
 def test_drawing_needs_neither_torch_nor_transformers() -> None:

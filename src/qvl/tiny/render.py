@@ -1,9 +1,11 @@
 """Draws product pictures from a seed, for the training and the tests of the bundled model.
 
     python -m qvl.tiny.render OUT_DIR --n 12 --seed 0
+    python -m qvl.tiny.render OUT_DIR --n 600 --difficulty 0.8 --unknown-brands 0.15
 
 A picture shows one to four identical products of one category and colour, with the brand on a large plate above or
-below them. The same product, seed and size give the same pixels on every machine.
+below them. The same product, seed and size give the same pixels on every machine. `difficulty` lays noise and other
+things over them (`harder`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import json
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from qvl.tiny import font
+from qvl.tiny.harder import make_harder, unknown_brand
 from qvl.tiny.shapes import SHAPES, Pen, Rgb
 
 CATEGORIES: Final = tuple(SHAPES)
@@ -135,10 +138,20 @@ def draw(product: DrawnProduct | None, seed: int, size: tuple[int, int] = (512, 
     return image
 
 
-def sample(seed: int, size: tuple[int, int] = (512, 512)) -> tuple[DrawnProduct | None, Image.Image]:
-    """Return a random product and its picture; every field is uniform and independent of the others."""
+def sample(
+    seed: int, size: tuple[int, int] = (512, 512), *, difficulty: float = 0.0, unknown_brands: float = 0.0
+) -> tuple[DrawnProduct | None, Image.Image]:
+    """Return a random product and its picture; every field is uniform and independent of the others.
+
+    Args:
+        difficulty: 0 to 1, as of `make_harder`.
+        unknown_brands: the share of brands that are replaced by words which no training has shown, 0 to 1.
+    """
     product = sample_product(random.Random(f"product-{seed}"))
-    return product, draw(product, seed, size)
+    dice = random.Random(f"brand-{seed}")
+    if product is not None and product.brand is not None and dice.random() < unknown_brands:
+        product = replace(product, brand=unknown_brand(dice, BRANDS))
+    return product, make_harder(draw(product, seed, size), seed, difficulty)
 
 
 def sample_product(dice: random.Random) -> DrawnProduct | None:
@@ -249,19 +262,24 @@ def _mix(colour: Rgb, other: Rgb, share: float) -> Rgb:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write `--n` pictures and `labels.jsonl` (file, the analysis in English) into a folder."""
+    """Write `--n` pictures and `labels.jsonl` (image, and the analysis in English as expected) into a folder."""
     parser = argparse.ArgumentParser(prog="python -m qvl.tiny.render", description="Draw labelled product pictures.")
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--n", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--difficulty", type=float, default=0.0, help="noise and things in the way, 0 to 1")
+    parser.add_argument("--unknown-brands", type=float, default=0.0, help="share of brands never trained on, 0 to 1")
     options = parser.parse_args(arguments)
+    for name in ("difficulty", "unknown_brands"):
+        if not 0.0 <= getattr(options, name) <= 1.0:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 0 to 1")
     options.out_dir.mkdir(parents=True, exist_ok=True)
     with (options.out_dir / "labels.jsonl").open("w", encoding="utf-8") as lines:
         for seed in range(options.seed, options.seed + options.n):
-            product, image = sample(seed)
+            product, image = sample(seed, difficulty=options.difficulty, unknown_brands=options.unknown_brands)
             name = f"{seed:06d}.png"
             image.save(options.out_dir / name)
-            lines.write(json.dumps({"file": name, **labels(product)}, ensure_ascii=False) + "\n")
+            lines.write(json.dumps({"image": name, "expected": labels(product)}, ensure_ascii=False) + "\n")
     return 0
 
 
