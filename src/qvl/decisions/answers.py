@@ -21,14 +21,14 @@ class Decision:
         question: what was asked.
         probabilities: of every value in the caller's order: True and False of a Predicate, the values of a Choice, the
             labels of a Score; they add up to 1. None if the backend tells no probabilities.
-        value: the likeliest of them; None if the model declined to answer.
+        value: the likeliest of them; None if the question was refused.
         confidence: the probability of `value`; None if the backend tells none.
         label_mass: how much probability what begins one of the possible answers had, before it was made to add up to
             1; a model that would rather say something else has little. None if that is unknown.
         method: "logits" (of every token that can begin an answer), "top_logprobs" (of the likeliest tokens that a
             backend lists), or "choice" (the answer alone).
         notes: what was done otherwise than asked.
-        refused: True if the model declined to answer.
+        refused: True if the model declined to answer, or would say none of the possible answers; `notes` say which.
     """
 
     question: Question
