@@ -74,9 +74,32 @@ class PromptCacheOptions(TypedDict):
 class DecisionRequest(BaseModel):
     """`POST /v1/decisions`: questions with a fixed set of answers about one input."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "input": "A red mug, scratched at the handle.",
+                    "questions": [
+                        {"type": "predicate", "name": "new", "instructions": "Is it new?"},
+                        {
+                            "type": "choice",
+                            "instructions": "Which colour has it?",
+                            "choices": [{"value": "red"}, {"value": "blue", "description": "any kind of blue"}],
+                        },
+                        {
+                            "type": "score",
+                            "instructions": "How worn is it?",
+                            "levels": [{"label": "not"}, {"label": "very"}],
+                        },
+                    ],
+                }
+            ]
+        },
+    )
 
-    model: str
+    model: str | None = None
     input: str | Items
     questions: Questions
     prompt_cache_key: str | None = Field(None, description="Computed prefixes are kept apart by it.")
@@ -181,7 +204,10 @@ def _json_text(data: object, where: str) -> str:
         values += len(level)
         level = [inner for item in level for inner in _inner(item)]
     # Not written as text before it is known to be shallow.
-    text = "" if level or values > MAX_JSON_VALUES else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text = "" if level or values > MAX_JSON_VALUES else json.dumps(data, ensure_ascii=False, allow_nan=False)
+    except ValueError as exc:
+        raise wrong(where, "has NaN or Infinity, which JSON does not know") from exc
     if not text or len(text.encode("utf-8", "replace")) > MAX_JSON_BYTES:
         raise wrong(where, f"has more than {MAX_JSON_LEVELS} levels, {MAX_JSON_VALUES:,} values or 256 KiB")
     return text
