@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
+from qvl.decisions.questions import asked_text
 from qvl.types import CacheState, JsonObject, Usage
 
 if TYPE_CHECKING:
@@ -87,16 +88,7 @@ class Decision:
     @property
     def asked(self) -> str:
         """The text of the instructions, with "[picture]" for each picture."""
-        asked = self.question.instructions
-        if isinstance(asked, str):
-            return asked
-        texts = [part if isinstance(part, str) else _text(part) for part in asked]
-        return " ".join(texts)
-
-
-def _text(part: object) -> str:
-    text = part.get("text") if isinstance(part, Mapping) else getattr(part, "text", None)
-    return text if isinstance(text, str) else "[picture]"
+        return asked_text(self.question.instructions)
 
 
 @dataclass(frozen=True, slots=True)
