@@ -6,17 +6,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from qvl.ascend.chips import CHIPS, TOOLS, Chip
+from qvl.ascend.chips import CHIPS, Chip
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "ascend-chips.md"
-_HEAD: Final = f"""# Ascend chips
+_HEAD: Final = """# Ascend chips
 
 Made by `make docs` from the table that `qvl doctor` and `qvl launch` read (`ascend/chips.py`). The facts are those of
 vllm-ascend's pages and of the published source of npu-smi; no chip was at hand. How much memory a chip has is not here:
-`npu-smi info` tells it. Every container also gets npu-smi, from {" or ".join(f"`{tool}`" for tool in TOOLS)}.
+`npu-smi info` tells it.
 
 | chip | products | computes in | image tag | Qwen3-VL from vllm-ascend | remarks |
 |---|---|---|---|---|---|
@@ -38,8 +38,9 @@ def _remarks(chip: Chip) -> str:
     remarks = [chip.why_not]
     remarks += [f"{chip.dies} dies a card, used together"] if chip.dies > 1 else []
     remarks += [f"graphs from CANN {chip.graph_cann}, below it `--enforce-eager`"] if chip.graph_cann else []
-    remarks += [f"context {chip.max_model_len}, `--shm-size {chip.shm}`"] if chip.shm != "1g" else []
-    remarks += [f"quantised weights in {chip.quantisation}"] if chip.quantisation else []
+    if chip.shm != "1g":
+        remarks.append(f"context {chip.max_model_len}, {chip.max_num_seqs} requests at once, `--shm-size {chip.shm}`")
+    remarks += [f"served with quantised weights ({chip.quantisation})"] if chip.quantisation else []
     return "; ".join(filter(None, remarks))
 
 
@@ -48,8 +49,12 @@ def _section(chip: Chip) -> str:
     if chip.optional_nodes:
         lines.append(f"- nodes where the host has them: {_code(f'/dev/{node}' for node in chip.optional_nodes)}\n")
     lines.append(f"- mounts: {_code(chip.mounts)}\n")
+    for target, places in chip.placed_mounts:
+        lines.append(f"- mounted at `{target}`, from the first that there is of {_code(places)}\n")
     if chip.optional_mounts:
         lines.append(f"- mounts where the host has them: {_code(chip.optional_mounts)}\n")
+    if chip.entrypoint:
+        lines.append(f"- starts by the image's `{chip.entrypoint}`\n")
     lines.append(f"- privileged: {'as the vendor runs it' if chip.privileged else 'no'}\n")
     return "".join(lines)
 

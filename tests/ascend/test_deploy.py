@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qvl.ascend import compose, recipe
+from qvl.ascend import chips, compose
 from qvl.ascend.recipe import ContainerPlan
 from qvl.errors import ConfigError
 
@@ -47,7 +47,7 @@ class TestCompose:
         for number in (1, 4):
             service = engines[f"engine-{number}"]
             nodes = [entry.partition(":")[0] for entry in service["devices"]]
-            assert nodes == [f"/dev/davinci{number}", *recipe.DEVICE_NODES]
+            assert nodes == [f"/dev/davinci{number}", *(f"/dev/{node}" for node in chips.DEFAULT.control_nodes)]
             assert service["environment"]["ASCEND_RT_VISIBLE_DEVICES"] == "0"
             assert "ports" not in service
             assert "privileged" not in service

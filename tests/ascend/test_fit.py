@@ -46,6 +46,29 @@ def test_a_smaller_limit_of_pixels_takes_less(tmp_path: Path) -> None:
     assert small.picture < large.picture / 2
 
 
+def test_a_published_model_is_known_by_its_hub_id() -> None:
+    plain = fit.need_of("Qwen/Qwen3-VL-8B-Instruct", 32768)
+    packed = fit.need_of("Eco-Tech/Qwen3-VL-8B-Instruct-w8a8-mxfp8", 32768)
+
+    assert plain is not None
+    assert packed is not None
+    assert plain.weights / GIB == pytest.approx(16.3, abs=0.1)
+    assert packed.weights / GIB == pytest.approx(9.9, abs=0.2)
+    assert plain.per_token == packed.per_token == 2 * 36 * 8 * 128 * 2
+    for unknown in ("Qwen/Qwen3-VL-8B-Instruct-AWQ", "Qwen/Qwen3-VL-9B-Instruct", "Qwen/Qwen3.5-4B", ""):
+        assert fit.need_of(unknown, 32768) is None
+
+
+def test_tokens_that_fit_are_what_weights_and_pictures_leave(tmp_path: Path) -> None:
+    need = fit.need_of(checkpoint(tmp_path / "8b", gib=16.3), 16384)
+
+    assert need is not None
+    tokens = need.tokens_in(2, 19 * GIB)
+    assert need.weights + 2 * need.picture + tokens * need.per_token <= 2 * 19 * GIB
+    assert need.weights + 2 * need.picture + (tokens + 1) * need.per_token > 2 * 19 * GIB
+    assert need.tokens_in(1, 1.0) == 0
+
+
 def test_what_fits_one_npu_is_ok(healthy: Machine, tmp_path: Path) -> None:
     finding = estimate(healthy, checkpoint(tmp_path / "8b", gib=16.3))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qvl.ascend import recipe
+from qvl.ascend import chips, recipe
 from qvl.ascend.devices import parse_npus
 from qvl.ascend.launch import Launcher, LaunchError, as_text, docker_arguments
 from qvl.ascend.recipe import ContainerPlan
@@ -102,7 +102,7 @@ class TestArguments:
     def test_driver_mounts_are_read_only_and_hub_cache_is_not(self) -> None:
         mounts = values(docker_arguments(plan(hub_cache="/data/hub")), "--volume")
 
-        for path in recipe.DRIVER_MOUNTS:
+        for path in (*chips.DEFAULT.mounts, chips.TOOLS[0]):
             assert f"{path}:{path}:ro" in mounts
         assert "/data/hub:/root/.cache" in mounts
 
@@ -139,6 +139,64 @@ class TestArguments:
         assert values(words, "--shm-size") == ["10g"]
         assert values(words, "--max-model-len") == ["16384"]
         assert values(docker_arguments(plan(chip="910B4")), "--shm-size") == ["1g"]
+
+    @pytest.mark.parametrize(
+        ("npus", "memory", "longest", "most"),
+        [
+            ((2,), 0, "16384", "32"),
+            ((2,), 44280, "16384", "32"),
+            ((2, 3), 21527, "16384", "32"),
+            ((2,), 24576, "8192", "7"),
+            ((2,), 21527, "4096", "1"),
+        ],
+    )
+    def test_the_memory_of_the_npus_sets_context_and_requests(
+        self, npus: tuple[int, ...], memory: int, longest: str, most: str
+    ) -> None:
+        limited = plan(engine="vllm", chip="310P3", npus=npus, memory_mb=memory)
+        words = docker_arguments(limited)
+
+        assert (values(words, "--max-model-len"), values(words, "--max-num-seqs")) == ([longest], [most])
+        said = " ".join(recipe.notes(limited))
+        assert (f"--max-num-seqs {most} and not 32" in said) == (most != "32")
+        assert (f"--max-model-len {longest} and not 16384" in said) == (longest != "16384")
+
+    def test_own_limits_win_over_those_of_the_memory(self) -> None:
+        words = docker_arguments(plan(engine="vllm", memory_mb=32768, extra=("--max-num-seqs", "7")))
+
+        assert values(words, "--max-num-seqs") == ["7"]
+
+    @pytest.mark.parametrize(
+        ("model", "quantised"),
+        [
+            ("Eco-Tech/Qwen3-VL-8B-Instruct-w8a8-mxfp8", True),
+            ("vllm-ascend/Qwen3-VL-8B-Instruct-W8A8", True),
+            ("RedHatAI/Qwen3-VL-8B-Instruct-w8a8", False),
+            ("Qwen/Qwen3-VL-8B-Instruct", False),
+        ],
+    )
+    def test_weights_of_modelslim_are_known_by_their_hub_id(self, model: str, quantised: bool) -> None:
+        one = plan(model=model, engine="vllm", chip="Ascend950PR")
+
+        assert values(docker_arguments(one), "--quantization") == (["ascend"] if quantised else [])
+        assert any("w8a8-mxfp8" in note for note in recipe.notes(one)) is not quantised
+        assert recipe.notes(plan(model=model, engine="vllm", chip="910B3")) == []
+
+    def test_several_npus_divide_the_experts_of_a_mixture(self) -> None:
+        mixture: dict[str, Any] = {"model": "Qwen/Qwen3-VL-30B-A3B-Instruct", "engine": "vllm"}
+
+        assert "--enable-expert-parallel" in docker_arguments(plan(npus=(0, 1), **mixture))
+        assert "--enable-expert-parallel" not in docker_arguments(plan(npus=(0,), **mixture))
+        assert "--enable-expert-parallel" not in docker_arguments(plan(npus=(0, 1), chip="310P3", **mixture))
+        assert "--enable-expert-parallel" not in docker_arguments(plan(npus=(0, 1), engine="vllm"))
+
+    def test_several_310p_capture_two_graphs_only(self) -> None:
+        def sizes(*npus: int) -> object:
+            words = docker_arguments(plan(engine="vllm", chip="310P3", npus=npus, image="vllm-ascend:v0.23.0-310p"))
+            return json.loads(values(words, "--compilation-config")[0])["cudagraph_capture_sizes"]
+
+        assert sizes(0) == [1, 2, 4, 8, 16]
+        assert sizes(0, 1) == [1, 8]
 
     def test_a_key_is_handed_over_by_name_only(self) -> None:
         with_key = docker_arguments(plan(with_key=True))
@@ -221,7 +279,7 @@ class TestChecks:
         with pytest.raises(ConfigError, match="skip-check"):
             launcher.check(plan(port=port), skip=["npu"])
         launcher.check(plan(port=port), skip=["mounts"])
-        for path in recipe.DRIVER_MOUNTS:
+        for path in (*chips.DEFAULT.mounts, chips.TOOLS[0]):
             if not healthy.host().path(path).exists():
                 healthy.write(path)
         launcher.check(plan(port=port))
@@ -269,6 +327,25 @@ class TestChecks:
     def test_no_docker_is_told(self, machine: Machine) -> None:
         with pytest.raises(LaunchError, match="not found on PATH"):
             Launcher(machine.host()).check_image("a:1")
+
+    def test_weights_that_no_npu_holds_are_refused_before_the_start(self, machine: Machine) -> None:
+        large: dict[str, Any] = {"model": "Qwen/Qwen3-VL-32B-Instruct", "engine": "vllm", "memory_mb": 32768}
+
+        with pytest.raises(LaunchError) as caught:
+            Launcher(machine.host()).check_memory(plan(npus=(0, 1), **large))
+        assert "weights 62." in str(caught.value)
+        assert "each of 2 NPUs gives 29.1 GiB" in str(caught.value)
+        assert "--skip-check memory" in str(caught.value)
+        Launcher(machine.host()).check_memory(plan(npus=(0, 1, 2, 3), **large))
+        Launcher(machine.host()).check_memory(plan(npus=(0, 1), **large | {"memory_mb": 0}))
+
+    def test_every_file_of_the_driver_that_is_absent_is_named(self, machine: Machine) -> None:
+        root = plan(engine="vllm", kind="310P RC")
+
+        with pytest.raises(LaunchError) as caught:
+            Launcher(machine.host()).check_mounts(root)
+        for path in ("/var/slogd", "/usr/lib64/libmmpa.so", "/usr/lib/aarch64-linux-gnu/libyaml-0.so.2"):
+            assert path in str(caught.value)
 
     def test_a_broken_checkpoint_is_refused_before_the_start(self, machine: Machine, tmp_path: Path) -> None:
         folder = tmp_path / "weights"

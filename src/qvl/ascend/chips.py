@@ -14,6 +14,8 @@ from typing import Final
 _DRIVER: Final = "/usr/local/Ascend/driver"
 TOOLS: Final = ("/usr/local/bin/npu-smi", "/usr/local/sbin/npu-smi")
 _MOUNTS: Final = ("/usr/local/dcmi", f"{_DRIVER}/lib64", f"{_DRIVER}/version.info", "/etc/ascend_install.info")
+_TOOL: Final = (TOOLS[0], TOOLS)
+_YAML: Final = "/usr/lib64/libyaml-0.so.2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +29,29 @@ class Chip:
         dtypes: what it computes in, the preferred one first.
         control_nodes: the nodes beside /dev/davinciN that every process needs.
         optional_nodes: nodes that a container gets if the host has them.
-        mounts: driver files that a container needs; npu-smi comes on top, from the first of `TOOLS` that exists.
+        mounts: driver files that a container needs.
+        placed_mounts: those that hosts keep in different places: (place in the container, places on a host), of which
+            the first that exists is mounted.
         optional_mounts: further files that a container gets if the host has them.
         privileged: the vendor's container is privileged.
+        entrypoint: the program of vllm-ascend's image that must start first, with the command as its arguments; "" if
+            none has to.
+        libraries: folders in the container that the loader needs beside the driver's.
         build: the device type in vllm-ascend's `_build_info.py`; "" if vllm-ascend does not run on the chip.
         kernels: the chip's name in CANN's folder of kernels; further letters may follow it.
         image_suffixes: endings of vllm-ascend's image tags for it, the usual one first; "" is a tag without one.
         serves_from: the first vllm-ascend that serves Qwen3-VL on it.
         graph_cann: the oldest CANN whose graphs run; below it vllm needs `--enforce-eager`. "" if any.
         npugraph_ex: the graph option of that name works.
+        expert_parallel: several NPUs may divide the experts of a mixture among them.
         dies: dies on a card, which are /dev/davinciN each and are used together.
         max_model_len: the context that vllm-ascend's recipe allows.
+        max_num_seqs: the requests at once that it allows.
+        graph_sizes: the sizes of batches that it captures as graphs.
+        parallel_graph_sizes: those where several NPUs share the model, if they are fewer.
         shm: the shared memory of its container, as docker writes it.
         port_range_limit: where HCCL_NPU_SOCKET_PORT_RANGE does not work on it; "" if it works everywhere.
-        quantisation: the form of the published quantised weights, "" if plain ones are used.
+        quantisation: the form of the quantised weights that vllm-ascend's recipe serves; "" if it serves plain ones.
         why_not: the reason why qvl and vllm-ascend do not run on it; "" if they do.
     """
 
@@ -51,16 +62,23 @@ class Chip:
     control_nodes: tuple[str, ...] = ("davinci_manager", "devmm_svm", "hisi_hdc")
     optional_nodes: tuple[str, ...] = ()
     mounts: tuple[str, ...] = _MOUNTS
+    placed_mounts: tuple[tuple[str, tuple[str, ...]], ...] = (_TOOL,)
     optional_mounts: tuple[str, ...] = ()
     privileged: bool = False
+    entrypoint: str = ""
+    libraries: tuple[str, ...] = ()
     build: str = ""
     kernels: str = ""
     image_suffixes: tuple[str, ...] = ()
     serves_from: str = ""
     graph_cann: str = ""
     npugraph_ex: bool = True
+    expert_parallel: bool = True
     dies: int = 1
     max_model_len: int = 32768
+    max_num_seqs: int = 128
+    graph_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    parallel_graph_sizes: tuple[int, ...] = ()
     shm: str = "1g"
     port_range_limit: str = ""
     quantisation: str = ""
@@ -85,6 +103,11 @@ class Chip:
 # A part of a chip that is divided (vNPU), such as vir04_3c.
 _PART: Final = r"(vir\w+)?"
 _PLAIN_310P: Final = ("float16",)
+# Its tutorials disagree (8, 32 and 128 requests at once); these numbers are from the one for all products with the
+# chip. With several NPUs its driver has events for two graphs only.
+_REQUESTS_310P: Final = 32
+_GRAPHS_310P: Final = (1, 2, 4, 8, 16)
+_PARALLEL_GRAPHS_310P: Final = (1, 8)
 CHIPS: Final = (
     Chip(
         kind="910B",
@@ -117,7 +140,11 @@ CHIPS: Final = (
         serves_from="0.18.0",
         graph_cann="9.0.0",
         npugraph_ex=False,
+        expert_parallel=False,
         max_model_len=16384,
+        max_num_seqs=_REQUESTS_310P,
+        graph_sizes=_GRAPHS_310P,
+        parallel_graph_sizes=_PARALLEL_GRAPHS_310P,
         shm="10g",
     ),
     Chip(
@@ -139,15 +166,24 @@ CHIPS: Final = (
             "/usr/lib64/libstackcore.so",
             "/usr/lib64/libtensorflow.so",
         ),
+        # Ubuntu and openEuler keep libyaml in different places; the driver's tools look for it in this one.
+        placed_mounts=(_TOOL, (_YAML, ("/usr/lib/aarch64-linux-gnu/libyaml-0.so.2", _YAML, f"{_YAML}.0.9"))),
         optional_mounts=("/usr/lib64/libsemanage.so.2",),
         privileged=True,
+        # Without a card on PCIe it starts slogd and dmp_daemon, which the driver needs there.
+        entrypoint="/usr/local/bin/entrypoint.sh",
+        libraries=("/usr/lib64", "/root/aicpu_kernels/0/aicpu_kernels_device/sand_box"),
         build="310P",
         kernels="ascend310p",
         image_suffixes=("310p",),
         serves_from="0.23.0rc1",
         graph_cann="9.0.0",
         npugraph_ex=False,
+        expert_parallel=False,
         max_model_len=16384,
+        max_num_seqs=_REQUESTS_310P,
+        graph_sizes=_GRAPHS_310P,
+        parallel_graph_sizes=_PARALLEL_GRAPHS_310P,
         shm="10g",
     ),
     Chip(
@@ -158,13 +194,8 @@ CHIPS: Final = (
         # The vendor's pages disagree on this node: it is used where the host has it, and not missed where not.
         optional_nodes=("devmm_svm",),
         mounts=("/usr/local/dcmi", _DRIVER, "/etc/ascend_install.info"),
-        optional_mounts=(
-            "/etc/hccl_rootinfo.json",
-            "/etc/hixlep",
-            "/usr/bin/urma_admin",
-            "/lib/route.conf",
-            "/usr/lib64",
-        ),
+        # Some of the vendor's pages mount all of /usr/lib64 too, newer ones do not: it hides the image's libraries.
+        optional_mounts=("/etc/hccl_rootinfo.json", "/etc/hixlep", "/usr/bin/urma_admin", "/lib/route.conf"),
         privileged=True,
         build="A5",
         kernels="ascend950",
@@ -217,6 +248,12 @@ def find_by_nodes(nodes: Collection[str]) -> Chip | None:
     if not {"user_config", "ascend_manager"}.isdisjoint(nodes) and {"devmm_svm", "hisi_hdc"}.isdisjoint(nodes):
         return next(chip for chip in CHIPS if chip.kind == "310P RC")
     return None
+
+
+def looked_for() -> tuple[str, ...]:
+    """Return every file of the table that is mounted only if, or from where, a host has it."""
+    placed = [place for chip in CHIPS for _, places in chip.placed_mounts for place in places]
+    return tuple(dict.fromkeys([*placed, *(path for chip in CHIPS for path in chip.optional_mounts)]))
 
 
 def kinds() -> str:

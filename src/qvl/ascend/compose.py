@@ -114,7 +114,12 @@ def _packaged(name: str) -> str:
 def _engine(plan: ContainerPlan) -> JsonObject:
     if plan.network or plan.docker_args:
         raise ConfigError("--network and --docker-arg are for docker run", hint="edit the compose file, or drop them")
-    if plan.privileged or plan.chip_facts.privileged:
+    if plan.chip_facts.privileged:
+        raise ConfigError(
+            f"containers on {plan.chip_facts.kind} are privileged: with --compose every engine would see every NPU",
+            hint="one container for all NPUs: -- --replicas N --devices npu, or --engine vllm",
+        )
+    if plan.privileged:
         raise ConfigError("--privileged with --compose would show every NPU to every engine", hint="drop --privileged")
     entrypoint, arguments = recipe.shell(plan)
     return {

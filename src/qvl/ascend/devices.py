@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -59,7 +59,12 @@ class Holder:
 
 def device_numbers(host: Host) -> tuple[int, ...]:
     """Return the N of every `/dev/davinciN`, ascending."""
-    matches = (_NODE.fullmatch(name) for name in host.names("/dev"))
+    return numbers_of(host.names("/dev"))
+
+
+def numbers_of(nodes: Iterable[str]) -> tuple[int, ...]:
+    """Return the N of every `davinciN` among names below /dev, ascending."""
+    matches = (_NODE.fullmatch(name) for name in nodes)
     return tuple(sorted(int(match[1]) for match in matches if match))
 
 
@@ -131,6 +136,13 @@ def chip_name(host: Host, npus: tuple[int, ...]) -> str:
     """Return the chip name that npu-smi shows for the first of `npus`; "" if unknown."""
     table = query(host)
     return next((npu.name for npu in table.npus if npu.device_id in npus), "") if table else ""
+
+
+def smallest_memory(host: Host, npus: tuple[int, ...]) -> int:
+    """Return the memory in MiB of the one of `npus` that has least, by npu-smi; 0 if it is not known of all."""
+    table = query(host)
+    sizes = [npu.memory_total_mb or 0 for npu in table.npus if npu.device_id in npus] if table else []
+    return min(sizes) if sizes and len(sizes) == len(npus) else 0
 
 
 def chip_of(host: Host, table: npu_smi.NpuSmi | None) -> chips.Chip | None:

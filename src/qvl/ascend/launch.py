@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from qvl.ascend import devices, recipe
-from qvl.ascend.checks import weights
+from qvl.ascend.checks import fit, weights
 from qvl.errors import ConfigError, QvlError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qvl.ascend.host import Host
     from qvl.ascend.recipe import ContainerPlan
 
-CHECKS: Final = ("flags", "npus", "mounts", "port", "image", "weights")
+CHECKS: Final = ("flags", "npus", "mounts", "port", "image", "weights", "memory")
 _LOG_LINES = 60
 # What a container that qvl started bears; its value is the engine.
 LABEL: Final = "qvl.launch"
@@ -128,6 +128,7 @@ class Launcher:
             "port": lambda: self.check_port(plan.host, plan.port),
             "image": lambda: self.check_image(plan.image),
             "weights": lambda: self.check_weights(plan),
+            "memory": lambda: self.check_memory(plan),
         }
         refuse_unknown(skip)
         for name, step in steps.items():
@@ -166,10 +167,8 @@ class Launcher:
 
     def check_mounts(self, plan: ContainerPlan) -> None:
         """Check that the driver's files are there: docker would make a folder of the host for each that is not."""
-        absent = [
-            source for source, _, _ in recipe.volumes(plan) if source.startswith("/usr/local") or source[:5] == "/etc/"
-        ]
-        absent = [source for source in absent if not self.host.path(source).exists()]
+        sources = (source for source, _ in recipe.driver_mounts(plan))
+        absent = [source for source in sources if not self.host.path(source).exists()]
         if absent:
             raise LaunchError(
                 f"{', '.join(absent)}: not on this host, and docker would make folders of them",
@@ -210,6 +209,15 @@ class Launcher:
         for finding in weights.check(plan.weights, engine=plan.engine):
             if finding.status == "fail":
                 raise LaunchError(f"weights: {finding.summary}", hint=finding.fix or "see `qvl doctor --weights`")
+
+    def check_memory(self, plan: ContainerPlan) -> None:
+        """Check that the weights alone fit the NPUs, as far as the size of both is known."""
+        need, room = plan.need, fit.room_in(plan.memory_mb)
+        if need is not None and need.weights / plan.sharing > room:
+            raise LaunchError(
+                f"{need}; {fit.given(plan.sharing, room)}",
+                hint="more --npus with --engine vllm, or a smaller model or quantised weights; --skip-check memory",
+            )
 
     def pull(self, image: str) -> None:
         """Pull the image with docker, which may take an hour."""

@@ -12,19 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from qvl.ascend import chips, matrix
+from qvl.ascend.checks import fit
 from qvl.ascend.checks import weights as checkpoints
+from qvl.ascend.devices import numbers_of
 from qvl.config import in_home
 from qvl.errors import ConfigError
 
 ENGINES: Final = ("qvl", "vllm")
-DEVICE_NODES: Final = ("/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
-DRIVER_MOUNTS: Final = (
-    "/usr/local/dcmi",
-    "/usr/local/bin/npu-smi",
-    "/usr/local/Ascend/driver/lib64",
-    "/usr/local/Ascend/driver/version.info",
-    "/etc/ascend_install.info",
-)
 KEY_NAMES: Final = {"qvl": "QVL_API_KEY", "vllm": "VLLM_API_KEY"}
 READY_PATHS: Final = {"qvl": "/ready", "vllm": "/health"}
 INNER_PORT: Final = 8000
@@ -33,13 +27,9 @@ CACHE_FOLDER: Final = "/var/cache/qvl"
 _OWN_OPTIONS: Final = ("--entrypoint", "--name", "--net", "--network")
 # What follows the address and port of the plan; another value would leave the published port without a server.
 _OWN_FLAGS: Final = ("--host", "--port", "--uds", "--headless")
-_DRIVER_LIBRARIES = "/usr/local/Ascend/driver/lib64"
-# A container's command does not go through a login shell, so an image's ~/.bashrc, which sources these, is not read.
-_PREAMBLE = (
-    f"d={_DRIVER_LIBRARIES}; export LD_LIBRARY_PATH=$d:$d/common:$d/driver:$LD_LIBRARY_PATH; "
-    "for f in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh "
-    '/usr/local/Ascend/nnal/atb/set_env.sh; do if [ -f "$f" ]; then . "$f"; fi; done; exec "$@"'
-)
+_DRIVER_LIBRARIES: Final = "/usr/local/Ascend/driver/lib64"
+# Whose quantised checkpoints on the hubs are by ModelSlim; others that are named so have another form.
+_MODEL_SLIM_OWNERS: Final = ("eco-tech", "vllm-ascend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +37,11 @@ class ContainerPlan:
     """One container: model, engine, NPUs, image, and the published address.
 
     `model` is a folder of this host or a hub id. `host` is the address on which the port is published.
-    `kind` is that of the chip's row, or "" to find it by `chip`, npu-smi's name, if known;
-    `nodes` are the host's names below /dev, which tell kinds of one name apart, and
-    `tool` is the host's npu-smi. `env` are NAME=VALUE, or NAME to take the host's value; `mounts` are HOST:CONTAINER
-    with an optional :ro; `docker_args` are further arguments of docker run; `extra` those of the engine.
+    `kind` is that of the chip's row, or "" to find it by `chip`, npu-smi's name, if known; `nodes` are the host's names
+    below /dev, which tell kinds of one name apart, `files` those of `chips.looked_for()` that it has, and `memory_mb`
+    is the memory of the smallest of `npus` in MiB, 0 if unknown. `env` are NAME=VALUE, or NAME to take the host's
+    value; `mounts` are HOST:CONTAINER with an optional :ro; `docker_args` are further arguments of docker run; `extra`
+    those of the engine.
     Raises ConfigError for invalid values.
     """
 
@@ -72,7 +63,8 @@ class ContainerPlan:
     privileged: bool = False
     with_key: bool = False
     nodes: tuple[str, ...] = ()
-    tool: str = chips.TOOLS[0]
+    files: tuple[str, ...] = ()
+    memory_mb: int = 0
     env: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
     docker_args: tuple[str, ...] = ()
@@ -209,13 +201,44 @@ class ContainerPlan:
         return checkpoints.is_sparse(self.weights) if self.weights else bool(re.search(r"\dB-A\d+B", self.model))
 
     @property
+    def need(self) -> fit.MemoryNeed | None:
+        """The doctor's estimate of the model's memory; None if the model or the NPUs' memory is not known."""
+        return fit.need_of(self.weights or self.model, self.chip_facts.max_model_len) if self.memory_mb else None
+
+    @property
+    def sharing(self) -> int:
+        """The number of NPUs that share the model: all in vllm, one in qvl-serve."""
+        return len(self.npus) if self.engine == "vllm" else 1
+
+    @property
+    def longest_and_most(self) -> tuple[int, int]:
+        """(tokens of the longest context, requests at once) of the chip's recipe; fewer if the memory holds fewer."""
+        chip, need = self.chip_facts, self.need
+        if need is None:
+            return chip.max_model_len, chip.max_num_seqs
+        tokens = need.tokens_in(self.sharing, fit.room_in(self.memory_mb))
+        longest = max(tokens // 1024 * 1024, fit.SHORTEST_CONTEXT)
+        return min(longest, chip.max_model_len), max(1, min(tokens // fit.REQUEST_TOKENS, chip.max_num_seqs))
+
+    @property
     def visible(self) -> str:
         """The value of ASCEND_RT_VISIBLE_DEVICES inside the container, such as "0,1".
 
-        An ordinary container numbers its NPUs from 0, a privileged one as the host does.
+        It counts the nodes that the container has: those given to it, or in a privileged one all of the host's, among
+        which there may be gaps.
         """
-        numbers = self.npus if self.privileged or self.chip_facts.privileged else range(len(self.npus))
-        return ",".join(map(str, numbers))
+        if not (self.privileged or self.chip_facts.privileged):
+            return ",".join(map(str, range(len(self.npus))))
+        nodes = numbers_of(self.nodes)
+        return ",".join(str(nodes.index(number) if number in nodes else number) for number in self.npus)
+
+    @property
+    def model_slim(self) -> bool:
+        """Return whether ModelSlim quantised the weights: by its file in the folder, or by a publisher's hub id."""
+        if self.weights:
+            return checkpoints.model_slim(self.weights) is not None
+        owner, _, name = self.model.partition("/")
+        return owner.lower() in _MODEL_SLIM_OWNERS and re.search(r"w\d+a\d+", name, re.IGNORECASE) is not None
 
 
 def environment(plan: ContainerPlan) -> dict[str, str]:
@@ -233,12 +256,18 @@ def environment(plan: ContainerPlan) -> dict[str, str]:
     return {**variables, "PYTHONPATH": f"{CODE_FOLDER}/src"} if plan.code else variables
 
 
+def driver_mounts(plan: ContainerPlan) -> list[tuple[str, str]]:
+    """Return (host file, container file) of each driver file; of those that hosts may lack, the ones that exist."""
+    chip = plan.chip_facts
+    mounts = [(path, path) for path in chip.mounts]
+    for target, places in chip.placed_mounts:
+        mounts.append((next((place for place in places if place in plan.files), places[0]), target))
+    return [*mounts, *((path, path) for path in chip.optional_mounts if path in plan.files)]
+
+
 def volumes(plan: ContainerPlan) -> list[tuple[str, str, bool]]:
     """Return (host folder, container folder, read-only) of each mount, the driver's first."""
-    chip = plan.chip_facts
-    paths = DRIVER_MOUNTS if chip.mounts == chips.DEFAULT.mounts else (*chip.mounts, chips.TOOLS[0])
-    # The tool is where this host has it; in the container its place is the usual one.
-    mounts = [(plan.tool if path == chips.TOOLS[0] else path, path, True) for path in paths]
+    mounts = [(source, target, True) for source, target in driver_mounts(plan)]
     if plan.weights:
         mounts.append((str(plan.weights), plan.inner_model, True))
     mounts.append((plan.hub_cache, "/root/.cache", False))
@@ -247,6 +276,25 @@ def volumes(plan: ContainerPlan) -> list[tuple[str, str, bool]]:
     if plan.code:
         mounts.append((plan.code, CODE_FOLDER, True))
     return mounts
+
+
+def notes(plan: ContainerPlan) -> list[str]:
+    """Return what a person should know before the start: limits that the memory sets, and weights of another form."""
+    chip = plan.chip_facts
+    said: list[str] = []
+    if plan.engine != "vllm":
+        return said
+    longest, most = plan.longest_and_most
+    fewer = [f"--max-model-len {longest} and not {chip.max_model_len}"] if longest < chip.max_model_len else []
+    fewer += [f"--max-num-seqs {most} and not {chip.max_num_seqs}"] if most < chip.max_num_seqs else []
+    if plan.need is not None and fewer:
+        said.append(f"{plan.need}; {fit.given(plan.sharing, fit.room_in(plan.memory_mb))}: {', '.join(fewer)}")
+    if chip.quantisation and not plan.model_slim:
+        said.append(
+            f"vllm-ascend's recipe for {chip.kind} serves Qwen3-VL in {chip.quantisation}, and {plan.model} has plain "
+            f"weights: Eco-Tech/Qwen3-VL-8B-Instruct-{chip.quantisation} and its kin on ModelScope have that form"
+        )
+    return said
 
 
 def absent_folders(plan: ContainerPlan) -> list[tuple[str, str]]:
@@ -268,8 +316,22 @@ def command(plan: ContainerPlan) -> list[str]:
 
 
 def shell(plan: ContainerPlan) -> tuple[str, list[str]]:
-    """Return (entrypoint, arguments): a shell, not the image's own, that sets up CANN and runs the command."""
-    return "bash", ["-c", _PREAMBLE, "--", *command(plan)]
+    """Return (entrypoint, arguments): a shell that sets up CANN and runs the command, not what the image has there.
+
+    Where the chip needs a program of the image first, that is the entrypoint, and the shell is its argument.
+    """
+    words = ["bash", "-c", _preamble(plan.chip_facts), "--", *command(plan)]
+    return (plan.chip_facts.entrypoint, words) if plan.chip_facts.entrypoint else (words[0], words[1:])
+
+
+def _preamble(chip: chips.Chip) -> str:
+    # A container's command does not go through a login shell, so the image's ~/.bashrc, which does this, is not read.
+    further = "".join(f":{folder}" for folder in chip.libraries)
+    return (
+        f"d={_DRIVER_LIBRARIES}; export LD_LIBRARY_PATH=$d:$d/common:$d/driver{further}:$LD_LIBRARY_PATH; "
+        "for f in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh "
+        '/usr/local/Ascend/nnal/atb/set_env.sh; do if [ -f "$f" ]; then . "$f"; fi; done; exec "$@"'
+    )
 
 
 def ready_script(engine: str) -> str:
@@ -298,18 +360,21 @@ def _qvl(plan: ContainerPlan) -> list[str]:
 
 def _vllm(plan: ContainerPlan) -> list[str]:
     chip = plan.chip_facts
-    graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}
+    longest, most = plan.longest_and_most
+    sizes = (chip.parallel_graph_sizes if len(plan.npus) > 1 else ()) or chip.graph_sizes
+    graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
     words = ["vllm", "serve", plan.inner_model, "--host", plan.inner_host, "--port", str(plan.inner_port)]
     words += ["--served-model-name", plan.label, "--dtype", chip.dtypes[0]]
-    words += ["--tensor-parallel-size", str(len(plan.npus)), "--max-model-len", str(chip.max_model_len)]
-    words += ["--max-num-seqs", "128", "--max-num-batched-tokens", str(chips.STEP_TOKENS)]
+    words += ["--tensor-parallel-size", str(len(plan.npus)), "--max-model-len", str(longest)]
+    words += ["--max-num-seqs", str(most), "--max-num-batched-tokens", str(chips.STEP_TOKENS)]
     words += ["--gpu-memory-utilization", str(chips.MEMORY_SHARE)]
     # vllm-ascend's recipe switches both caches off for Qwen3-VL: they have given garbled answers on NPUs.
     # Its table keeps them for mixtures of experts.
     words += [] if plan.sparse else ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0"]
+    words += ["--enable-expert-parallel"] if plan.sparse and chip.expert_parallel and len(plan.npus) > 1 else []
     words += ["--async-scheduling", "--limit-mm-per-prompt.video", "0"]
     words += ["--enforce-eager"] if plan.eager else ["--compilation-config", json.dumps(graphs)]
-    if plan.weights and checkpoints.model_slim(plan.weights) is not None:
+    if plan.model_slim:
         words += ["--quantization", "ascend"]
     if not chip.npugraph_ex:
         words += ["--additional-config", json.dumps({"ascend_compilation_config": {"enable_npugraph_ex": False}})]

@@ -52,7 +52,7 @@ class LaunchOptions:
     network: Annotated[str, _inside(help="docker's network; host: no port is published.")] = ""
     docker_arg: Annotated[list[str] | None, _inside(help="A further option of docker run, as --option=value.")] = None
     privileged: Annotated[bool, _inside("--privileged", help="Show it every NPU. Not needed.")] = False
-    skip_check: Annotated[list[str] | None, _way(help="flags, npus, mounts, port, image or weights.")] = None
+    skip_check: Annotated[list[str] | None, _way(help="flags, npus, mounts, port, image, weights, memory.")] = None
     share: Annotated[bool, _way("--share", help="Start on NPUs that are held, too.")] = False
     pull: Annotated[bool, _way("--pull", help="Pull the image first.")] = False
     replace: Annotated[bool, _way("--replace", help="End qvl's container of this name first.")] = False
@@ -75,19 +75,22 @@ class LaunchOptions:
     def plan(self, host: Host, npus: tuple[int, ...], extra: Sequence[str]) -> ContainerPlan:
         """Return the container's plan; with --compose it has only the first of `npus`."""
         from qvl.ascend import chips, devices
-        from qvl.ascend.chips import TOOLS
         from qvl.ascend.recipe import KEY_NAMES, ContainerPlan
 
+        if self.compose is not None:
+            npus = npus[:1]
+        with devices.one_look():
+            chip, memory = self.chip or devices.chip_name(host, npus), devices.smallest_memory(host, npus)
         return ContainerPlan(
             model=self.model,
             image=self.image,
-            npus=npus if self.compose is None else npus[:1],
+            npus=npus,
             engine=self.engine,
             name=self.name,
             host=self.host,
             port=self.port,
             served_name=self.served_model_name,
-            chip=self.chip or devices.chip_name(host, npus),
+            chip=chip,
             kind=known.kind if (known := chips.named(self.chip)) else "",
             shm=self.shm_size,
             hub_cache=str(_in_home(self.hub_cache).resolve()),
@@ -97,7 +100,8 @@ class LaunchOptions:
             privileged=self.privileged,
             with_key=bool(host.environ.get(KEY_NAMES.get(self.engine, ""))),
             nodes=host.names("/dev"),
-            tool=next((path for path in TOOLS if host.path(path).exists()), TOOLS[0]),
+            files=tuple(path for path in chips.looked_for() if host.path(path).exists()),
+            memory_mb=memory,
             env=(*_of_host(host), *(self.env or ())),
             mounts=tuple(self.mount or ()),
             docker_args=tuple(self.docker_arg or ()),
@@ -128,7 +132,7 @@ def launch(context: typer.Context, options: LaunchOptions) -> None:
 def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
     from qvl.ascend import chips, devices, flags
     from qvl.ascend.launch import refuse_unknown
-    from qvl.ascend.recipe import KEY_NAMES, absent_folders
+    from qvl.ascend.recipe import KEY_NAMES, absent_folders, notes
 
     # All at once, and not one a try, as the options' own check would.
     if missing := options.missing():
@@ -150,6 +154,8 @@ def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
         # Nobody named it, so there is nothing to warn of on a fresh machine; made here, it is not root's.
         with contextlib.suppress(OSError):
             Path(plan.hub_cache).mkdir(exist_ok=True)
+    for note in notes(plan):
+        typer.echo(f"note: {note}", err=True)
     for option, folder in absent_folders(plan):
         typer.echo(f"warning: {option} {folder} does not exist; docker would mount an empty folder of root's", err=True)
     if options.compose is not None:

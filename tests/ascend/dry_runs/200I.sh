@@ -19,7 +19,9 @@ docker run \
   --volume /usr/lib64/libcrypto.so.1.1:/usr/lib64/libcrypto.so.1.1:ro \
   --volume /usr/lib64/libstackcore.so:/usr/lib64/libstackcore.so:ro \
   --volume /usr/lib64/libtensorflow.so:/usr/lib64/libtensorflow.so:ro \
-  --volume /usr/local/bin/npu-smi:/usr/local/bin/npu-smi:ro \
+  --volume /usr/local/sbin/npu-smi:/usr/local/bin/npu-smi:ro \
+  --volume /usr/lib64/libyaml-0.so.2.0.9:/usr/lib64/libyaml-0.so.2:ro \
+  --volume /usr/lib64/libsemanage.so.2:/usr/lib64/libsemanage.so.2:ro \
   --volume /root/.cache:/root/.cache \
   --env ASCEND_RT_VISIBLE_DEVICES=0 \
   --env PYTORCH_NPU_ALLOC_CONF=expandable_segments:True \
@@ -31,19 +33,19 @@ docker run \
   --shm-size 10g \
   --ulimit nofile=65536:65536 \
   --publish 127.0.0.1:8000:8000 \
-  --entrypoint bash quay.io/ascend/vllm-ascend:v0.23.0-310p -c 'd=/usr/local/Ascend/driver/lib64; export LD_LIBRARY_PATH=$d:$d/common:$d/driver:$LD_LIBRARY_PATH; for f in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh /usr/local/Ascend/nnal/atb/set_env.sh; do if [ -f "$f" ]; then . "$f"; fi; done; exec "$@"' -- vllm serve Qwen/Qwen3-VL-8B-Instruct \
+  --entrypoint /usr/local/bin/entrypoint.sh quay.io/ascend/vllm-ascend:v0.23.0-310p bash -c 'd=/usr/local/Ascend/driver/lib64; export LD_LIBRARY_PATH=$d:$d/common:$d/driver:/usr/lib64:/root/aicpu_kernels/0/aicpu_kernels_device/sand_box:$LD_LIBRARY_PATH; for f in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh /usr/local/Ascend/nnal/atb/set_env.sh; do if [ -f "$f" ]; then . "$f"; fi; done; exec "$@"' -- vllm serve Qwen/Qwen3-VL-4B-Instruct \
   --host 0.0.0.0 \
   --port 8000 \
-  --served-model-name Qwen3-VL-8B-Instruct \
+  --served-model-name Qwen3-VL-4B-Instruct \
   --dtype float16 \
   --tensor-parallel-size 1 \
   --max-model-len 16384 \
-  --max-num-seqs 128 \
+  --max-num-seqs 32 \
   --max-num-batched-tokens 16384 \
   --gpu-memory-utilization 0.91 \
   --no-enable-prefix-caching \
   --mm-processor-cache-gb 0 \
   --async-scheduling \
   --limit-mm-per-prompt.video 0 \
-  --compilation-config '{"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}' \
+  --compilation-config '{"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16]}' \
   --additional-config '{"ascend_compilation_config": {"enable_npugraph_ex": false}}'

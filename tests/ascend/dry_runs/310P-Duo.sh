@@ -3,17 +3,18 @@ docker run \
   --name qvl-vllm-8000 \
   --label qvl.launch=vllm \
   --restart no \
-  --device /dev/davinci0 \
+  --device /dev/davinci2 \
+  --device /dev/davinci3 \
   --device /dev/davinci_manager \
   --device /dev/devmm_svm \
   --device /dev/hisi_hdc \
   --volume /usr/local/dcmi:/usr/local/dcmi:ro \
-  --volume /usr/local/bin/npu-smi:/usr/local/bin/npu-smi:ro \
   --volume /usr/local/Ascend/driver/lib64:/usr/local/Ascend/driver/lib64:ro \
   --volume /usr/local/Ascend/driver/version.info:/usr/local/Ascend/driver/version.info:ro \
   --volume /etc/ascend_install.info:/etc/ascend_install.info:ro \
+  --volume /usr/local/bin/npu-smi:/usr/local/bin/npu-smi:ro \
   --volume /root/.cache:/root/.cache \
-  --env ASCEND_RT_VISIBLE_DEVICES=0 \
+  --env ASCEND_RT_VISIBLE_DEVICES=0,1 \
   --env PYTORCH_NPU_ALLOC_CONF=expandable_segments:True \
   --env TASK_QUEUE_ENABLE=1 \
   --env OMP_PROC_BIND=false \
@@ -23,19 +24,19 @@ docker run \
   --shm-size 10g \
   --ulimit nofile=65536:65536 \
   --publish 127.0.0.1:8000:8000 \
-  --entrypoint bash quay.io/ascend/vllm-ascend:v0.18.0-310p -c 'd=/usr/local/Ascend/driver/lib64; export LD_LIBRARY_PATH=$d:$d/common:$d/driver:$LD_LIBRARY_PATH; for f in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh /usr/local/Ascend/nnal/atb/set_env.sh; do if [ -f "$f" ]; then . "$f"; fi; done; exec "$@"' -- vllm serve Qwen/Qwen3-VL-8B-Instruct \
+  --entrypoint bash quay.io/ascend/vllm-ascend:v0.23.0-310p -c 'd=/usr/local/Ascend/driver/lib64; export LD_LIBRARY_PATH=$d:$d/common:$d/driver:$LD_LIBRARY_PATH; for f in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh /usr/local/Ascend/nnal/atb/set_env.sh; do if [ -f "$f" ]; then . "$f"; fi; done; exec "$@"' -- vllm serve Qwen/Qwen3-VL-8B-Instruct \
   --host 0.0.0.0 \
   --port 8000 \
   --served-model-name Qwen3-VL-8B-Instruct \
   --dtype float16 \
-  --tensor-parallel-size 1 \
+  --tensor-parallel-size 2 \
   --max-model-len 16384 \
-  --max-num-seqs 128 \
+  --max-num-seqs 32 \
   --max-num-batched-tokens 16384 \
   --gpu-memory-utilization 0.91 \
   --no-enable-prefix-caching \
   --mm-processor-cache-gb 0 \
   --async-scheduling \
   --limit-mm-per-prompt.video 0 \
-  --enforce-eager \
+  --compilation-config '{"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 8]}' \
   --additional-config '{"ascend_compilation_config": {"enable_npugraph_ex": false}}'

@@ -5,7 +5,6 @@ docker run \
   --restart no \
   --privileged \
   --device /dev/davinci0 \
-  --device /dev/davinci1 \
   --device /dev/davinci_manager \
   --device /dev/hisi_hdc \
   --device /dev/ummu \
@@ -14,23 +13,27 @@ docker run \
   --volume /usr/local/Ascend/driver:/usr/local/Ascend/driver:ro \
   --volume /etc/ascend_install.info:/etc/ascend_install.info:ro \
   --volume /usr/local/sbin/npu-smi:/usr/local/bin/npu-smi:ro \
+  --volume /etc/hccl_rootinfo.json:/etc/hccl_rootinfo.json:ro \
+  --volume /etc/hixlep:/etc/hixlep:ro \
+  --volume /usr/bin/urma_admin:/usr/bin/urma_admin:ro \
+  --volume /lib/route.conf:/lib/route.conf:ro \
   --volume /root/.cache:/root/.cache \
-  --env ASCEND_RT_VISIBLE_DEVICES=0,1 \
+  --env ASCEND_RT_VISIBLE_DEVICES=0 \
   --env PYTORCH_NPU_ALLOC_CONF=expandable_segments:True \
   --env TASK_QUEUE_ENABLE=1 \
   --env OMP_PROC_BIND=false \
   --env OMP_NUM_THREADS=1 \
   --env HCCL_OP_EXPANSION_MODE=AIV \
-  --env HF_TOKEN \
+  --env VLLM_USE_MODELSCOPE \
   --shm-size 1g \
   --ulimit nofile=65536:65536 \
   --publish 127.0.0.1:8000:8000 \
-  --entrypoint bash quay.io/ascend/vllm-ascend:v0.23.0-950dt -c 'd=/usr/local/Ascend/driver/lib64; export LD_LIBRARY_PATH=$d:$d/common:$d/driver:$LD_LIBRARY_PATH; for f in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh /usr/local/Ascend/nnal/atb/set_env.sh; do if [ -f "$f" ]; then . "$f"; fi; done; exec "$@"' -- vllm serve Qwen/Qwen3-VL-8B-Instruct \
+  --entrypoint bash quay.io/ascend/vllm-ascend:v0.23.0-950dt -c 'd=/usr/local/Ascend/driver/lib64; export LD_LIBRARY_PATH=$d:$d/common:$d/driver:$LD_LIBRARY_PATH; for f in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh /usr/local/Ascend/nnal/atb/set_env.sh; do if [ -f "$f" ]; then . "$f"; fi; done; exec "$@"' -- vllm serve Eco-Tech/Qwen3-VL-8B-Instruct-w8a8-mxfp8 \
   --host 0.0.0.0 \
   --port 8000 \
-  --served-model-name Qwen3-VL-8B-Instruct \
+  --served-model-name Qwen3-VL-8B-Instruct-w8a8-mxfp8 \
   --dtype bfloat16 \
-  --tensor-parallel-size 2 \
+  --tensor-parallel-size 1 \
   --max-model-len 32768 \
   --max-num-seqs 128 \
   --max-num-batched-tokens 16384 \
@@ -39,4 +42,5 @@ docker run \
   --mm-processor-cache-gb 0 \
   --async-scheduling \
   --limit-mm-per-prompt.video 0 \
-  --compilation-config '{"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}'
+  --compilation-config '{"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}' \
+  --quantization ascend

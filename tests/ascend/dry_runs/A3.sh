@@ -9,10 +9,10 @@ docker run \
   --device /dev/devmm_svm \
   --device /dev/hisi_hdc \
   --volume /usr/local/dcmi:/usr/local/dcmi:ro \
-  --volume /usr/local/bin/npu-smi:/usr/local/bin/npu-smi:ro \
   --volume /usr/local/Ascend/driver/lib64:/usr/local/Ascend/driver/lib64:ro \
   --volume /usr/local/Ascend/driver/version.info:/usr/local/Ascend/driver/version.info:ro \
   --volume /etc/ascend_install.info:/etc/ascend_install.info:ro \
+  --volume /usr/local/bin/npu-smi:/usr/local/bin/npu-smi:ro \
   --volume /root/.cache:/root/.cache \
   --env ASCEND_RT_VISIBLE_DEVICES=0,1 \
   --env PYTORCH_NPU_ALLOC_CONF=expandable_segments:True \
@@ -34,6 +34,7 @@ docker run \
   --max-num-seqs 128 \
   --max-num-batched-tokens 16384 \
   --gpu-memory-utilization 0.91 \
+  --enable-expert-parallel \
   --async-scheduling \
   --limit-mm-per-prompt.video 0 \
   --compilation-config '{"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}'

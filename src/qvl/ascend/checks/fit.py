@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,25 @@ from qvl.ascend import chips, devices, npu_smi
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding
 from qvl.backends.local.model.checkpoint_files import image_settings
-from qvl.backends.local.model.model_size import size_of
+from qvl.backends.local.model.model_size import PUBLISHED_CONFIGS, size_of
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from qvl.backends.local.model.model_size import ModelSize
     from qvl.types import JsonObject
 
 GIB: Final = 2**30
+# Tokens of context below which a model is of no use: a picture, a question and an answer.
+SHORTEST_CONTEXT: Final = 4096
+# What a request is reckoned to keep at once: a picture of one megapixel (1024), a question and an answer.
+REQUEST_TOKENS: Final = 1280
 _BYTES: Final = 2
 _PARALLEL: Final = (1, 2, 4, 8, 16)
 _PUBLISHED_PIXELS: Final = 16_777_216
+# A published model by its hub id; of other quantised forms the size is not known.
+_PUBLISHED = re.compile(
+    r"(?:.*/)?Qwen3-VL-(.+?)-(?:Instruct|Thinking)(?P<one_byte>-FP8|-w8a8(?:-mxfp8)?)?", re.IGNORECASE
+)
 # An estimate, not measured on an NPU: the tower keeps the input, the output and the widened numbers of a layer at a
 # time, and a step keeps eight rows of the hidden size for each of its tokens.
 _STEP_COPIES: Final = 8
@@ -31,38 +41,76 @@ _TOWER_COPIES: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """The bytes that a model takes: its files of weights, one context of `tokens`, and the largest picture allowed."""
+    """The bytes that a model takes: its files of weights, keys and values of a token, and the largest picture allowed.
+
+    `tokens` is the context that is reckoned with.
+    """
 
     weights: int
-    context: int
+    per_token: int
     picture: int
     tokens: int
+
+    @property
+    def context(self) -> int:
+        """The bytes of one context of `tokens`."""
+        return self.per_token * self.tokens
 
     def on_each(self, npus: int) -> float:
         """Return the bytes on each of `npus` that share weights and context; the picture's part is not shared."""
         return (self.weights + self.context) / npus + self.picture
 
+    def tokens_in(self, npus: int, room: float) -> int:
+        """Return the tokens whose keys and values `npus` hold at once beside all else, each with `room` bytes."""
+        return max(0, int((npus * (room - self.picture) - self.weights) / self.per_token))
 
-def need_of(folder: Path, tokens: int) -> MemoryNeed | None:
-    """Return an estimate for the checkpoint in `folder` with a context of `tokens`; None if its config lacks sizes."""
+    def __str__(self) -> str:
+        return (
+            f"about {self.on_each(1) / GIB:.1f} GiB: weights {self.weights / GIB:.1f}, a context of {self.tokens} "
+            f"tokens {self.context / GIB:.1f}, pictures {self.picture / GIB:.1f}"
+        )
+
+
+def room_in(memory_mb: int) -> float:
+    """Return the bytes that vllm takes of an NPU with `memory_mb` MiB, by the recipe's share."""
+    return memory_mb * 2**20 * chips.MEMORY_SHARE
+
+
+def given(npus: int, room: float) -> str:
+    """Return a clause that says how much room there is: `one NPU gives 19.1 GiB`."""
+    return f"{'one NPU gives' if npus == 1 else f'each of {npus} NPUs gives'} {room / GIB:.1f} GiB"
+
+
+def need_of(model: Path | str, tokens: int) -> MemoryNeed | None:
+    """Return an estimate for a checkpoint's folder or a hub id, with a context of `tokens`; None if it is not known.
+
+    Known are folders whose config.json has sizes, and the ids of published Qwen3-VL.
+    """
+    if isinstance(model, str):
+        match = _PUBLISHED.fullmatch(model)
+        config = PUBLISHED_CONFIGS.get(match[1].upper()) if match else None
+        if match is None or config is None:
+            return None
+        size = size_of(config, model)
+        packed = size.layers if match["one_byte"] else 0
+        return _need(config, size, size.parameters * _BYTES - packed, _PUBLISHED_PIXELS, tokens)
     try:
-        config: JsonObject = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        size = size_of(config, folder.name)
-        vision, text = config["vision_config"], config["text_config"]
-        wide, patch = int(vision["intermediate_size"]) + 4 * int(vision["hidden_size"]), int(vision["patch_size"])
-        hidden = int(text["hidden_size"])
-    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        stored = sum(path.stat().st_size for path in model.glob("*.safetensors") if path.is_file())
+        return _need(config, size_of(config, model.name), stored, _largest_pixels(model), tokens) if stored else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, ConfigError):
         return None
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
-    if not stored:
-        return None
-    patches = _largest_pixels(folder) // (patch * patch)
-    context = min(tokens, size.longest)
+
+
+def _need(config: JsonObject, size: ModelSize, weights: int, pixels: int, tokens: int) -> MemoryNeed:
+    vision, hidden = config["vision_config"], int(config["text_config"]["hidden_size"])
+    wide, patch = int(vision["intermediate_size"]) + 4 * int(vision["hidden_size"]), int(vision["patch_size"])
+    patches = pixels // (patch * patch)
     return MemoryNeed(
-        weights=stored,
-        context=size.kv_per_token * context * _BYTES,
+        weights=weights,
+        per_token=size.kv_per_token * _BYTES,
         picture=patches * wide * _BYTES * _TOWER_COPIES + chips.STEP_TOKENS * hidden * _BYTES * _STEP_COPIES,
-        tokens=context,
+        tokens=min(tokens, size.longest),
     )
 
 
@@ -74,13 +122,10 @@ def check(host: Host, folder: Path) -> Iterator[Finding]:
     need = need_of(folder, chip.max_model_len) if npus else None
     if need is None:
         return
-    room = min(npu.memory_total_mb or 0 for npu in npus) * 2**20 * chips.MEMORY_SHARE
+    room = room_in(min(npu.memory_total_mb or 0 for npu in npus))
     free = sorted((npu.memory_free_mb or 0 for npu in npus), reverse=True)
     fitting = next((count for count in _PARALLEL if count <= len(npus) and need.on_each(count) <= room), None)
-    text = (
-        f"about {need.on_each(1) / GIB:.1f} GiB: weights {need.weights / GIB:.1f}, a context of {need.tokens} tokens "
-        f"{need.context / GIB:.1f}, pictures {need.picture / GIB:.1f}"
-    )
+    text = str(need)
     detail = {
         "weights": need.weights,
         "context": need.context,
@@ -95,7 +140,7 @@ def check(host: Host, folder: Path) -> Iterator[Finding]:
         yield Finding(
             "fit",
             "fail" if over else "warn",
-            f"{text}; {'one NPU gives' if len(npus) == 1 else f'each of {len(npus)} NPUs gives'} {room / GIB:.1f} GiB",
+            f"{text}; {given(len(npus), room)}",
             detail,
             f"use more NPUs, {'a smaller model or quantised weights' if over else smaller}",
         )

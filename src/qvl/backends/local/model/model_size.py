@@ -100,7 +100,7 @@ def _tower(vision: JsonObject, out: int) -> int:
     return int(vision["depth"] * block + (patch + vision["num_position_embeddings"]) * wide + mergers * merger)
 
 
-def _published(layers: int, hidden: int, heads: int, kv_heads: int, mlp: int, experts: int = 0) -> ModelSize:
+def _config(layers: int, hidden: int, heads: int, kv_heads: int, mlp: int, experts: int = 0) -> JsonObject:
     small = hidden < 4096 and not experts
     text = {
         "num_hidden_layers": layers,
@@ -122,14 +122,16 @@ def _published(layers: int, hidden: int, heads: int, kv_heads: int, mlp: int, ex
         "num_position_embeddings": 2304,
         "deepstack_visual_indexes": [0, 0, 0],
     }
-    return _size(text, vision, tied=small)
+    return {"text_config": text, "vision_config": vision, "tie_word_embeddings": small}
 
 
-PUBLISHED: Final = {
-    "2B": _published(28, 2048, 16, 8, 6144),
-    "4B": _published(36, 2560, 32, 8, 9728),
-    "8B": _published(36, 4096, 32, 8, 12288),
-    "32B": _published(64, 5120, 64, 8, 25600),
-    "30B-A3B": _published(48, 2048, 32, 4, 768, experts=128),
-    "235B-A22B": _published(94, 4096, 64, 4, 1536, experts=128),
+# The sizes in the config.json of each published Qwen3-VL, by the part of its name that says how large it is.
+PUBLISHED_CONFIGS: Final = {
+    "2B": _config(28, 2048, 16, 8, 6144),
+    "4B": _config(36, 2560, 32, 8, 9728),
+    "8B": _config(36, 4096, 32, 8, 12288),
+    "32B": _config(64, 5120, 64, 8, 25600),
+    "30B-A3B": _config(48, 2048, 32, 4, 768, experts=128),
+    "235B-A22B": _config(94, 4096, 64, 4, 1536, experts=128),
 }
+PUBLISHED: Final = {name: size_of(config, name) for name, config in PUBLISHED_CONFIGS.items()}

@@ -1,0 +1,42 @@
+# note: vllm-ascend's recipe for 950 serves Qwen3-VL in w8a8-mxfp8, and Qwen/Qwen3-VL-8B-Instruct has plain weights: Eco-Tech/Qwen3-VL-8B-Instruct-w8a8-mxfp8 and its kin on ModelScope have that form
+docker run \
+  --detach \
+  --name qvl-vllm-8000 \
+  --label qvl.launch=vllm \
+  --restart no \
+  --privileged \
+  --device /dev/davinci0 \
+  --device /dev/davinci_manager \
+  --device /dev/hisi_hdc \
+  --device /dev/ummu \
+  --device /dev/uburma \
+  --volume /usr/local/dcmi:/usr/local/dcmi:ro \
+  --volume /usr/local/Ascend/driver:/usr/local/Ascend/driver:ro \
+  --volume /etc/ascend_install.info:/etc/ascend_install.info:ro \
+  --volume /usr/local/sbin/npu-smi:/usr/local/bin/npu-smi:ro \
+  --volume /root/.cache:/root/.cache \
+  --env ASCEND_RT_VISIBLE_DEVICES=0 \
+  --env PYTORCH_NPU_ALLOC_CONF=expandable_segments:True \
+  --env TASK_QUEUE_ENABLE=1 \
+  --env OMP_PROC_BIND=false \
+  --env OMP_NUM_THREADS=1 \
+  --env HCCL_OP_EXPANSION_MODE=AIV \
+  --env HF_TOKEN \
+  --shm-size 1g \
+  --ulimit nofile=65536:65536 \
+  --publish 127.0.0.1:8000:8000 \
+  --entrypoint bash quay.io/ascend/vllm-ascend:v0.23.0-a5 -c 'd=/usr/local/Ascend/driver/lib64; export LD_LIBRARY_PATH=$d:$d/common:$d/driver:$LD_LIBRARY_PATH; for f in /usr/local/Ascend/ascend-toolkit/set_env.sh /usr/local/Ascend/cann/set_env.sh /usr/local/Ascend/nnal/atb/set_env.sh; do if [ -f "$f" ]; then . "$f"; fi; done; exec "$@"' -- vllm serve Qwen/Qwen3-VL-8B-Instruct \
+  --host 0.0.0.0 \
+  --port 8000 \
+  --served-model-name Qwen3-VL-8B-Instruct \
+  --dtype bfloat16 \
+  --tensor-parallel-size 1 \
+  --max-model-len 32768 \
+  --max-num-seqs 128 \
+  --max-num-batched-tokens 16384 \
+  --gpu-memory-utilization 0.91 \
+  --no-enable-prefix-caching \
+  --mm-processor-cache-gb 0 \
+  --async-scheduling \
+  --limit-mm-per-prompt.video 0 \
+  --compilation-config '{"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}'
