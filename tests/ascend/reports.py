@@ -129,6 +129,19 @@ def _gap_in_slots(machine: Machine) -> tuple[Options, dict[str, object]]:
     return QUIET, {}
 
 
+def _gap_in_choice(machine: Machine) -> tuple[Options, dict[str, object]]:
+    lines = recording("24.1.rc3-910B4.txt").splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("| 0     910B4"))
+    rows = [line.replace(f"| {number}     910B4", f"| {number + 4}     910B4") for number in range(4)
+            for line in lines[first + 3 * number : first + 3 * number + 3]]  # fmt: skip
+    text = "\n".join([*lines[: first + 12], *rows, *lines[first + 12 :]])
+    machine.program("npu-smi", f"cat <<'EOF'\n{text}\nEOF")
+    machine.nodes(*range(8))
+    machine.package("vllm-ascend", "0.7.3rc2")
+    machine.environ |= {"ATB_HOME_PATH": "/usr/local/Ascend/nnal/atb/latest", "ASCEND_RT_VISIBLE_DEVICES": "0,1,2,5"}
+    return QUIET, {}
+
+
 def _port_taken(machine: Machine) -> tuple[Options, dict[str, object]]:
     row = "   0: 0100007F:EA60 00000000:0000 0A\n"
     machine.write("/proc/net/tcp", f"  sl  local_address rem_address   st\n{row}")
@@ -183,9 +196,7 @@ def _build_of_another_chip(machine: Machine) -> tuple[Options, dict[str, object]
 
 
 def _old_driver(machine: Machine) -> tuple[Options, dict[str, object]]:
-    facts = recording("toolkit-8.3.RC1.install.info").replace("[V100R001C15],[V100R001C18],[V100R001C19],", "")
-    folder = "/usr/local/Ascend/ascend-toolkit/latest/aarch64-linux"
-    machine.write(f"{folder}/ascend_toolkit_install.info", facts)
+    _engine(machine, "0.11.0", "0.11.0", "8.3.RC2", "2.7.1")
     return QUIET, {}
 
 
@@ -300,7 +311,14 @@ REPORTS: Final = (
     Report("vllm-ascend #2698", "-8005 in a container", "npu-smi", "another container", _held_elsewhere),
     Report("gpustack #3352", "a visible device that is not there", "visible-devices", "out of range", _visible_beyond),
     Report("vllm-ascend #10227", "gap in the slots", "visible-devices", "from 0", _gap_in_slots),
-    Report("vllm-ascend #449", "an old engine with visible devices 0,1,2,5"),
+    Report(
+        "vllm-ascend #449",
+        "V1 engine with visible devices 0,1,2,5 (vllm-ascend of that day)",
+        "visible-devices",
+        "Invalid device id",
+        _gap_in_choice,
+        also=("chip-release",),
+    ),
     Report("vllm-ascend #405", "HCCL's host port taken", "hccl-ports", "60000", _port_taken),
     Report("vllm-ascend #11968", "HCCL's port on the NPU taken", "hccl-npu-ports", "16666", _two_services),
     Report("vllm-ascend #5017", "300I Duo with an old image (conv3d)", "chip-release", "0.18.0", _duo_old_image),
@@ -314,9 +332,9 @@ REPORTS: Final = (
     ),
     Report(
         "vllm-ascend #5468, #3190",
-        "driver older than CANN accepts (made up here: CANN's list of drivers starts later than in the report)",
+        "driver 24.1 under CANN 8.3: 507014 (#3190 names such a driver and shows no log)",
         "driver-cann",
-        "older",
+        "drivers 24.1",
         _old_driver,
     ),
     Report("gpustack #5014", "/dev/shm of 9 GB with Ray", "shm-ray", "Ray", _ray_and_small_shm),
@@ -346,7 +364,7 @@ _HEAD: Final = """# Reports of failed bring-ups, and what `qvl doctor` says
 
 Made by the tests (`make docs`): {rows} rows for {threads} public threads. Each is rebuilt from its words as a made-up
 host, beside the line that `qvl doctor` (or `qvl doctor --explain CODE`) prints there. {named} of the {rows} causes are
-named; the others say "not named". No NPU was used. The causes are those of the threads.
+named{others}. No NPU was used. The causes are those of the threads.
 
 | report | cause | `qvl doctor` prints |
 |---|---|---|
@@ -365,7 +383,8 @@ def page(folder: Path) -> str:
         lines.append(f"| {row.threads} | {row.cause} | {command}{said} |")
     threads = sum(len(row.threads.split(",")) for row in REPORTS)
     named = sum(not line.endswith("| not named |") for line in lines)
-    head = _HEAD.format(rows=len(REPORTS), threads=threads, named=named)
+    others = '; the others say "not named"' if named < len(lines) else ""
+    head = _HEAD.format(rows=len(REPORTS), threads=threads, named=named, others=others)
     return head + "\n".join(lines) + "\n"
 
 

@@ -277,6 +277,27 @@ class TestDriverWithCann:
         assert finding.summary.endswith("is older than CANN 8.3.RC1 accepts: V100R001C15 to V100R001C23")
         assert "reboot" in (finding.fix or "")
 
+    @pytest.mark.parametrize(
+        ("driver", "cann", "plugin", "status"),
+        [
+            ("24.1.rc3", "8.3.RC2", "0.11.0", "warn"),
+            ("24.1.0.3", "8.5.1", "0.18.0", "warn"),
+            ("24.1.rc3", "8.2.RC1", "0.10.0rc1", "ok"),
+            ("25.3.rc1", "8.3.RC2", "0.11.0", "ok"),
+            ("24.1.rc3", "8.3.RC2", "", "ok"),
+        ],
+    )
+    def test_a_driver_known_for_timeouts_warns_though_the_lists_take_it(
+        self, healthy: Machine, driver: str, cann: str, plugin: str, status: str
+    ) -> None:
+        text = recording("driver-24.1.rc3.version.info").replace("24.1.rc3", driver)
+        healthy.write("/usr/local/Ascend/driver/version.info", text)
+        healthy.software(cann)
+        if plugin:
+            healthy.package("vllm-ascend", plugin)
+
+        assert only(healthy, "driver-cann").status == status
+
     def test_lines_are_ordered_as_numbers(self, healthy: Machine) -> None:
         text = recording("driver-24.1.rc3.version.info").replace("V100R001C19SPC001B124", "V100R001C9SPC001B100")
         healthy.write("/usr/local/Ascend/driver/version.info", text)

@@ -49,6 +49,27 @@ class TestEnvironment:
         assert finding.status == status
         assert word in finding.summary
 
+    @pytest.mark.parametrize(
+        ("value", "plugin", "status"),
+        [
+            ("0,2", "0.8.4rc1", "warn"),
+            ("1", "0.7.3", "warn"),
+            ("0,1", "0.8.4rc1", "ok"),
+            ("0,2", "0.9.0rc1", "ok"),
+            ("0,2", "0.23.0", "ok"),
+            ("0,2", "0.1.dev1+g0f3c2d1", "ok"),
+            ("0,2", "", "ok"),
+        ],
+    )
+    def test_gaps_in_the_choice_are_for_a_vllm_ascend_that_counts_by_itself(
+        self, healthy: Machine, value: str, plugin: str, status: str
+    ) -> None:
+        healthy.environ["ASCEND_RT_VISIBLE_DEVICES"] = value
+        if plugin:
+            healthy.package("vllm-ascend", plugin)
+
+        assert only(healthy.host(), "visible-devices").status == status
+
     def test_a_container_counts_its_nodes_from_0(self, healthy: Machine) -> None:
         for number in (0, 1):
             (healthy.root / f"dev/davinci{number}").unlink()

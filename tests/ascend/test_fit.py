@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qvl.ascend.checks import fit, model_slim
+from qvl.ascend.doctor import Options, examine
 from qvl.ascend.report import Finding
-from tests.ascend.conftest import GIB, recording
+from tests.ascend.conftest import GIB, of, recording
 from tests.ascend.reports import checkpoint
 
 if TYPE_CHECKING:
@@ -101,6 +102,20 @@ def test_npus_beyond_the_largest_count_that_can_share_do_not_help(healthy: Machi
 
 def test_several_npus_are_for_vllm(healthy: Machine, tmp_path: Path) -> None:
     assert "with --engine vllm it fits on 4 NPUs" in estimate(healthy, checkpoint(tmp_path / "32b", gib=62)).summary
+
+
+def test_plain_weights_on_a_chip_that_is_served_quantised_ones_warn(healthy: Machine, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "8b", gib=0.5)
+    options = Options(probe=False, software=False, weights=folder)
+    assert not of(examine(healthy.host(), options).findings, "quantisation")
+
+    healthy.npu_smi("25.7.rc1-950PR.txt")
+    found = of(examine(healthy.host(), options).findings, "quantisation")
+
+    assert [item.status for item in found] == ["warn"]
+    assert "8b is not in w8a8-mxfp8, in which vllm-ascend's recipe for 950 serves Qwen3-VL" in found[0].summary
+    (folder / "quant_model_description.json").write_text('{"w": "W8A8"}')
+    assert not of(examine(healthy.host(), options).findings, "quantisation")
 
 
 def test_weights_that_fit_with_too_little_beside_warn(healthy: Machine, tmp_path: Path) -> None:

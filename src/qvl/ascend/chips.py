@@ -94,6 +94,15 @@ class Chip:
         """True if vllm-ascend has a build for the chip, on which qvl relies."""
         return not self.why_not
 
+    def on_other_weights(self, model: str) -> str:
+        """Return what to say where ModelSlim did not quantise `model`; "" if the chip's recipe serves plain weights."""
+        if not self.quantisation:
+            return ""
+        return (
+            f"{model} is not in {self.quantisation}, in which vllm-ascend's recipe for {self.kind} serves Qwen3-VL; "
+            f"ModelScope has such weights: Eco-Tech/Qwen3-VL-8B-Instruct-{self.quantisation}"
+        )
+
     def fits_image(self, image: str) -> bool:
         """Return whether vllm-ascend's image of this tag is for the chip; True for a tag of another kind."""
         suffix = image_suffix(image)

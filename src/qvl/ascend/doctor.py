@@ -143,7 +143,8 @@ def _plan(host: Host, options: Options, kind: str) -> Iterator[tuple[str, Callab
     if options.weights is not None:
         has = host.packages().get("transformers") if options.software else None
         yield "weights", partial(weights.check, options.weights, transformers=has)
-        yield "model-slim", partial(model_slim.check, options.weights)
+        known = devices.chip_of(host, devices.query(host)) if kind == "npu" else None
+        yield "model-slim", partial(model_slim.check, options.weights, known)
         yield "fit", partial(fit.check, host, options.weights)
     if options.cache is not None:
         yield "cache-store", partial(store.check, host, options.cache)

@@ -289,11 +289,8 @@ def notes(plan: ContainerPlan) -> list[str]:
     fewer += [f"--max-num-seqs {most} and not {chip.max_num_seqs}"] if most < chip.max_num_seqs else []
     if plan.need is not None and fewer:
         said.append(f"{plan.need}; {fit.given(plan.sharing, fit.room_in(plan.memory_mb))}: {', '.join(fewer)}")
-    if chip.quantisation and not plan.model_slim:
-        said.append(
-            f"vllm-ascend's recipe for {chip.kind} serves Qwen3-VL in {chip.quantisation}, and {plan.model} has plain "
-            f"weights: Eco-Tech/Qwen3-VL-8B-Instruct-{chip.quantisation} and its kin on ModelScope have that form"
-        )
+    if not plan.model_slim and (text := chip.on_other_weights(plan.model)):
+        said.append(text)
     return said
 
 

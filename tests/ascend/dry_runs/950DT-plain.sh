@@ -1,4 +1,4 @@
-# note: vllm-ascend's recipe for 950 serves Qwen3-VL in w8a8-mxfp8, and Qwen/Qwen3-VL-8B-Instruct has plain weights: Eco-Tech/Qwen3-VL-8B-Instruct-w8a8-mxfp8 and its kin on ModelScope have that form
+# note: Qwen/Qwen3-VL-8B-Instruct is not in w8a8-mxfp8, in which vllm-ascend's recipe for 950 serves Qwen3-VL; ModelScope has such weights: Eco-Tech/Qwen3-VL-8B-Instruct-w8a8-mxfp8
 docker run \
   --detach \
   --name qvl-vllm-8000 \

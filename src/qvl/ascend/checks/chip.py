@@ -13,6 +13,8 @@ from qvl.ascend.report import Finding
 
 _KERNELS = ("opp/built-in/op_impl/ai_core/tbe/kernel", "opp/built-in/op_impl/ai_core/tbe/kernel/config")
 _LINE = re.compile(r"(V\d{3}R\d{3}C\d+)")
+# CANN's list accepts these drivers; vllm-ascend's maintainers know that operations time out with them all the same.
+_TIMING_OUT, _SINCE_CANN = "24.1", "8.3"
 _BUILDS = {chip.build: chip.kind.split()[0] for chip in chips.CHIPS if chip.build}
 
 
@@ -148,6 +150,16 @@ def _driver_with_cann(host: Host) -> Iterator[Finding]:
     toolkit, accepts = _line(facts.get("innerversion")), _lines(facts.get("compatible_version"))
     detail = {"driver": driver["version"], "driver_line": own, "cann": found[0], "cann_accepts": accepts}
     if not own or not accepts:
+        return
+    timing_out = driver["version"].startswith(_TIMING_OUT) and matrix.key(found[0])[:2] >= matrix.key(_SINCE_CANN)[:2]
+    if timing_out and "vllm-ascend" in host.packages() and (own in accepts or toolkit in takes):
+        yield Finding.warn(
+            "driver-cann",
+            f"driver {driver['version']} is one that CANN {found[0]} accepts, but drivers {_TIMING_OUT} are known for "
+            "operations that time out with it under vllm-ascend (507014)",
+            "host: install the driver and firmware that came with this CANN, then reboot; or an image with CANN 8.2",
+            detail,
+        )
         return
     if own in accepts or toolkit in takes:
         yield Finding.ok("driver-cann", f"driver {driver['version']} is one that CANN {found[0]} accepts", detail)

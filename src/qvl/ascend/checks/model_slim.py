@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qvl.ascend.report import Finding
+
+if TYPE_CHECKING:
+    from qvl.ascend.chips import Chip
 
 _WEIGHT = ".weight"
 
 
-def check(folder: Path) -> Iterator[Finding]:
-    """Check that `quant_model_description.json` and the index of weights name the same weights."""
+def check(folder: Path, chip: Chip | None = None) -> Iterator[Finding]:
+    """Check that `quant_model_description.json` and the index of weights name the same weights.
+
+    Without that file, check that the recipe for `chip` serves plain weights.
+    """
     described = next(iter(sorted(folder.glob("quant_model_description*.json"))), None)
     index = next(iter(sorted(folder.glob("quant_model_weight*.safetensors.index.json"))), None)
     index = index or folder / "model.safetensors.index.json"
+    if described is None and chip is not None and folder.is_dir() and (text := chip.on_other_weights(folder.name)):
+        yield Finding.warn(
+            "quantisation", text, "download those, or see with `qvl bench` that these are right and fast enough"
+        )
     if described is None or not index.exists():
         return
     again = (

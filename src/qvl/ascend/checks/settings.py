@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qvl.ascend import chips, devices, environment
+from qvl.ascend import chips, devices, environment, matrix
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding
 
 _NAME = devices.VISIBLE_DEVICES
+# The oldest vllm-ascend whose V1 engine was read to count the visible NPUs itself.
+_COUNTS_FROM = "0.9.0rc1"
 
 
 def visible_devices(host: Host) -> Iterator[Finding]:
@@ -54,6 +56,18 @@ def visible_devices(host: Host) -> Iterator[Finding]:
         if nodes != numbers:
             reason += f" (the runtime counts the nodes davinci{', davinci'.join(map(str, nodes))} from 0)"
         yield Finding.fail("visible-devices", reason, f"{_NAME}={known}", detail)
+        return
+    plugin = host.packages().get("vllm-ascend")
+    gaps = visible.read != tuple(range(len(visible.read)))
+    if gaps and plugin and not matrix.untagged(plugin) and matrix.key(plugin) < matrix.key(_COUNTS_FROM):
+        yield Finding.warn(
+            "visible-devices",
+            f"{_NAME}={text} with vllm-ascend {plugin}: its V1 engine takes these numbers for its own, which count "
+            "from 0, and ends with 'Invalid device id'",
+            f"use vllm-ascend {_COUNTS_FROM} or newer, or the NPUs from 0 on: "
+            f"{_NAME}={','.join(map(str, range(len(visible.read))))}",
+            detail,
+        )
     else:
         yield Finding.ok("visible-devices", f"{_NAME}={text}", detail)
 
