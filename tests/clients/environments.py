@@ -47,6 +47,7 @@ ENVIRONMENTS = {
     ),
     # These need an older openai.
     "old": Environment(("openai==2.54.0", "llama-index-llms-openai-like==0.8.1", "instructor==1.17.0")),
+    "system-one": Environment(("jevcompat==0.1.1", "typesafe-sdk==0.7.5")),
     "lm-eval": Environment(("lm-eval[api]==0.4.13",), beside=True),
     "guidellm": Environment(("guidellm==0.8.1",), beside=True),
 }

@@ -27,6 +27,7 @@ RED = {"type": "choice", "instructions": "Colour?", "choices": [{"value": "red"}
         ({**RED, "choices": "red, blue"}, "choices must be a list"),
         ({**RED, "instructions": " "}, "the instructions are empty"),
         ({**RED, "instructions": []}, "the instructions are empty"),
+        ({**RED, "instructions": [" ", {"type": "text", "text": "\n"}]}, "the instructions are empty"),
         ({**RED, "name": 3}, "name must be text"),
         ({**RED, "levels": []}, "a choice has no field 'levels'"),
         ({"type": "choice", "instructions": "Colour?"}, "choices is missing"),

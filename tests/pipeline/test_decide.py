@@ -183,28 +183,66 @@ def test_yes_and_no_are_read_from_top_logprobs() -> None:
     assert answer.label_mass == pytest.approx(0.8)
 
 
-def test_more_options_than_an_endpoint_lists_are_refused() -> None:
-    with pytest.raises(RequestError, match="6 options, but this endpoint tells only the 5 likeliest"):
-        _decide(Known(TOP, "A"), Choice("Which?", list("abcdef")))
+def test_more_options_than_an_endpoint_lists_are_asked_for_the_answer_alone() -> None:
+    answer = _decide(Known(TOP, "c"), Choice("Which?", list("abcdef")))[0]
+    assert (answer.value, answer.probabilities, answer.confidence, answer.method) == ("c", None, None, "choice")
+    assert answer.notes == (
+        "the answer stands alone, without probabilities: this backend tells only the 5 likeliest tokens, "
+        "and there are 6 options",
+    )
 
 
-def test_what_says_nothing_about_the_answers_is_no_answer() -> None:
-    top = (TokenLogprob("Perhaps", -0.1),)
-    with pytest.raises(QvlError, match="none of the possible answers"):
-        _decide(Known(TOP, "Perhaps", top), "Is it new?")
+def test_an_answer_that_differs_by_case_alone_is_the_one_that_was_spelt() -> None:
+    values = ["c", "C", "a", "b", "d", "e"]
+    for text in ("C", "c."):
+        assert _decide(Known(TOP, text), Choice("Which?", values))[0].value == text.rstrip(".")
+    assert _decide(Known(TOP, "A"), Choice("Which?", values))[0].value == "a"
+
+
+def test_what_says_nothing_about_the_answers_is_a_refusal_of_that_question_alone() -> None:
+    """By the first tokens, in one of the orders, and by the answer alone."""
+    silent = _decide(Known(TOP, "Perhaps", (TokenLogprob("Perhaps", -0.1),)), "Is it new?")[0]
+    assert (silent.value, silent.probabilities, silent.confidence, silent.label_mass) == (None, None, None, 0.0)
+    assert silent.refused
+    assert silent.notes == ("none of the possible answers is among what the model would say",)
+    alone = _decide(Known(TOP, "Perhaps"), Choice("Which?", list("abcdef")))[0]
+    assert alone.refused
+    assert alone.notes[-1] == "the model answered 'Perhaps', which is none of the possible answers"
+
+    class Moody(Known):
+        async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+            self._top = (TokenLogprob("yes" if "yes or no" in request.messages[-1].text else "hm", -0.5),)
+            async for chunk in super().stream(request):
+                yield chunk
+
+    once = _decide(Moody(TOP, "yes"), "Is it new?")[0]
+    assert once.probabilities == {True: 1.0, False: 0.0}
+    assert once.label_mass == pytest.approx(math.exp(-0.5) / 2)
+    assert "in 1 of 2 orders" in once.notes[-1]
+
+
+@pytest.mark.parametrize(("logprob", "said"), [(math.nan, "NaN"), (math.inf, None), (1e9, None)])
+def test_log_probabilities_that_are_none_do_no_harm(logprob: float, said: str | None) -> None:
+    top = (TokenLogprob("yes", logprob), TokenLogprob("no", -math.inf))
+    if said is None:
+        assert _decide(Known(TOP, "yes", top), "Is it new?")[0].probability == 1.0
+        return
+    with pytest.raises(QvlError, match=said):
+        _decide(Known(TOP, "yes", top), "Is it new?")
 
 
 def test_without_logprobs_the_answer_has_no_probability() -> None:
     answer = _decide(Known(replace(TOP, sampling=SamplingParams.assumed() - {"logprobs"}), "Yes."), "Is it new?")[0]
     assert (answer.value, answer.probabilities, answer.confidence, answer.label_mass) == (True, None, None, None)
     assert answer.method == "choice"
-    assert "no probabilities" in answer.notes[0]
+    assert answer.notes == ("the answer stands alone, without probabilities: this backend tells none",)
 
 
 def test_a_refusal_is_of_its_question_alone() -> None:
     answer = _decide(Known(TOP, "refuse"), "Is it new?")[0]
     assert answer.refused
     assert answer.value is None
+    assert "the model declined" in answer.notes[0]
 
 
 def test_a_picture_for_a_backend_without_eyes_is_refused() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import openai
 import pytest
 
+from qvl.backends.base import Backend, Capabilities
 from qvl.backends.local.backend import LocalBackend
+from qvl.errors import RefusalError
+from qvl.types import ChatRequest, Chunk, SamplingParams, TokenLogprob, Usage
 from tests.server.conftest import Running, data_url, start
 
 CHOICE = {"type": "choice", "instructions": "Which?", "choices": [{"value": "red"}, {"value": True}, {"value": "true"}]}
@@ -28,6 +31,17 @@ def _image(colour: str) -> dict[str, Any]:
     return {"type": "input_image", "image_url": data_url(colour), "detail": "auto"}
 
 
+def _json(data: object) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "input_json", "data": data}]}]
+
+
+def _nested(levels: int) -> dict[str, Any]:
+    inner: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        inner = {"a": inner}
+    return inner
+
+
 def _everything() -> dict[str, Any]:
     """A request with items of every role, and pictures in all places."""
     breakpoint_ = {"prompt_cache_breakpoint": {"mode": "explicit"}}
@@ -43,7 +57,7 @@ def _everything() -> dict[str, Any]:
             {"type": "custom_tool_call", "call_id": "b", "name": "note", "input": "a scratch"},
             {"type": "custom_tool_call_output", "call_id": "b", "output": "written"},
             {"role": "assistant", "content": [{"type": "refusal", "refusal": "No more."}]},
-            {"type": "message", "role": "user", "content": [{"type": "input_json", "json": {"price": 7}}]},
+            {"type": "message", "role": "user", "content": [{"type": "input_json", "data": {"price": 7}}]},
         ],
         "questions": [
             {**YES, "instructions": [{"type": "input_text", "text": "Is it this?"}, _image("red")]},
@@ -114,6 +128,14 @@ def test_forty_questions_about_three_pictures_share_what_is_shown(bundled: Runni
         ({"input": [{"type": "reasoning"}]}, "input[0].type"),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}, "input[0].call_id"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]}, "input[0].content[0]."),
+        ({"input": _json(None)}, "input[0].content[0].data"),
+        ({"input": _json("text")}, "input[0].content[0].data"),
+        ({"input": _json([])}, "input[0].content[0].data"),
+        ({"input": _json([{}, 1])}, "input[0].content[0].data"),
+        ({"input": _json({"a": [0] * 10_000})}, "input[0].content[0].data"),
+        ({"input": _json({"a": "x" * (256 << 10)})}, "input[0].content[0].data"),
+        ({"input": _json(_nested(33))}, "input[0].content[0].data"),
+        ({"questions": [{**YES, "instructions": _json(7)[0]["content"]}]}, "questions[0].instructions[0].data"),
         ({"prompt_cache_options": {"ttl": "1h"}}, "prompt_cache_options"),
         ({"temperature": 1}, "temperature"),
     ],
@@ -122,3 +144,45 @@ def test_bad_input_is_named(bundled: Running, change: dict[str, Any], param: str
     answer = bundled.post("/v1/decisions", {"model": "bundled", "input": "A mug.", "questions": [YES], **change})
     assert answer.status_code == 400, answer.text
     assert str(answer.json()["error"]["param"]).startswith(param), answer.text
+
+
+class Moody(Backend):
+    """An endpoint's kind of backend: the likeliest first tokens, which are an answer to what has a number alone."""
+
+    name, model = "moody", "one"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(top_logprobs=5, sampling=SamplingParams.assumed())
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        self.refuse_unsupported(request)
+        asked = request.messages[-1].text
+        if "decline" in asked:
+            raise RefusalError("not this one")
+        text = "Hm" if "mood" in asked else "yes"
+        top = TokenLogprob(text, -0.1)
+        yield Chunk(text=text, logprobs=(TokenLogprob(text, -0.1, top=(top,)),) if request.sampling.logprobs else ())
+        yield Chunk(finish_reason="stop", usage=Usage(1, 1))
+
+
+def test_a_question_that_cannot_be_answered_is_a_refusal_and_the_others_are_answered(
+    serve: Callable[..., Running],
+) -> None:
+    running = serve(Moody())
+    asked = ["Is it new?", "What is its mood?", "Will you decline?"]
+    questions = [{"type": "predicate", "name": text, "instructions": text} for text in asked]
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+        first, second, third = client.decisions.create(model="one", input="A mug.", questions=questions).answers
+    assert (first.type, first.probability) == ("predicate", 1.0)
+    assert (second.type, second.name) == ("refusal", "What is its mood?")
+    assert (third.type, third.name) == ("refusal", "Will you decline?")
+    many = {"type": "choice", "instructions": "Which?", "choices": [{"value": f"n{n}"} for n in range(6)]}
+    answer = running.post("/v1/decisions", {"model": "one", "input": "A mug.", "questions": [YES, many]})
+    # Without one of its answers among what was said it is a refusal as well.
+    assert [item["type"] for item in answer.json()["answers"]] == ["predicate", "refusal"]
+    many["choices"][0]["value"] = "yes"
+    answer = running.post("/v1/decisions", {"model": "one", "input": "A mug.", "questions": [YES, many]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "questions[1]"
+    assert "6 options" in answer.json()["error"]["message"]

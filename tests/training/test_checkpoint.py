@@ -138,10 +138,10 @@ def test_the_example_pictures_are_analysed_as_labelled(reader: Reader) -> None:
     labelled = [json.loads(line) for line in (EXAMPLES / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
     prompt = PRODUCT_PROMPTS["en"]
     messages = [{"role": "system", "content": prompt.system}, user(prompt.user)]
-    requests = [Request(messages, (Image.open(EXAMPLES / line["file"]).convert("RGB"),)) for line in labelled]
+    requests = [Request(messages, (Image.open(EXAMPLES / line["image"]).convert("RGB"),)) for line in labelled]
     answers = reader.answer(requests)
     for line, answer in zip(labelled, answers, strict=True):
-        assert json.loads(answer) == {field: line[field] for field in ("brand", "category", "attributes")}, line["file"]
+        assert json.loads(answer) == line["expected"], line["image"]
 
 
 def test_a_request_whose_images_do_not_match_is_refused(reader: Reader) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
+from qvl.decisions.questions import asked_text
 from qvl.types import CacheState, JsonObject, Usage
 
 if TYPE_CHECKING:
@@ -21,14 +22,14 @@ class Decision:
         question: what was asked.
         probabilities: of every value in the caller's order: True and False of a Predicate, the values of a Choice, the
             labels of a Score; they add up to 1. None if the backend tells no probabilities.
-        value: the likeliest of them; None if the model declined to answer.
+        value: the likeliest of them; None if the question was refused.
         confidence: the probability of `value`; None if the backend tells none.
         label_mass: how much probability what begins one of the possible answers had, before it was made to add up to
             1; a model that would rather say something else has little. None if that is unknown.
         method: "logits" (of every token that can begin an answer), "top_logprobs" (of the likeliest tokens that a
             backend lists), or "choice" (the answer alone).
         notes: what was done otherwise than asked.
-        refused: True if the model declined to answer.
+        refused: True if the model declined to answer, or would say none of the possible answers; `notes` say which.
     """
 
     question: Question
@@ -87,16 +88,7 @@ class Decision:
     @property
     def asked(self) -> str:
         """The text of the instructions, with "[picture]" for each picture."""
-        asked = self.question.instructions
-        if isinstance(asked, str):
-            return asked
-        texts = [part if isinstance(part, str) else _text(part) for part in asked]
-        return " ".join(texts)
-
-
-def _text(part: object) -> str:
-    text = part.get("text") if isinstance(part, Mapping) else getattr(part, "text", None)
-    return text if isinstance(text, str) else "[picture]"
+        return asked_text(self.question.instructions)
 
 
 @dataclass(frozen=True, slots=True)

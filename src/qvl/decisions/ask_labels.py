@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from qvl.decisions.questions import Label, Predicate, Question, options_text, orders
-from qvl.decisions.read_labels import read_top, read_tree
-from qvl.errors import BackendResponseError, UnsupportedInputError
+from qvl.decisions.read_labels import probability, read_top, read_tree
+from qvl.errors import BackendResponseError
 from qvl.types import ChatRequest, ResponseFormat, Result, SamplingParams, TextPart, TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ Send: TypeAlias = "Callable[[ChatRequest], Awaitable[Result]]"
 # Most ids that one request may name in logprob_token_ids.
 IDS: Final = 128
 LETTERS: Final = string.ascii_uppercase
-MAX_ANSWER: Final = 64
+MIN_ANSWER: Final = 64
+MAX_ANSWER: Final = 1024
 
 
 @dataclass(slots=True)
@@ -47,23 +48,24 @@ class LabelAsker:
     async def ask(self) -> tuple[list[float] | None, int | None, float | None]:
         """Return (the probability of each of the question's labels, the likeliest label, label mass).
 
-        Probabilities and mass are None from a backend that tells none.
+        Probabilities and mass are None from a backend that tells none. The label is None, and `notes` say why, if the
+        model would say none of the labels: then there are no probabilities either.
 
         Raises:
-            BackendResponseError: the answers say nothing about the labels.
+            BackendResponseError: what the backend tells are no probabilities.
         """
         labels = self.question.labels
+        listed = min(self.have.top_logprobs, len(LETTERS)) if self.have.logprobs else 0
         if self.table is not None and self.have.logprobs:
             self.method = "logits" if "logprob_token_ids" in self.have.sampling else "top_logprobs"
             read = self._tree
-        elif self.have.logprobs and self.have.top_logprobs:
+        elif len(labels) <= listed:
             self.method = "top_logprobs"
-            if len(labels) > self.have.top_logprobs:
-                what = f"{len(labels)} options, but this endpoint tells only the {self.have.top_logprobs} likeliest"
-                raise UnsupportedInputError(what, hint="ask with fewer options, or a local model", param="questions")
             read = self._top
         else:
             self.method = "choice"
+            known = f"only the {listed} likeliest tokens, and there are {len(labels)} options" if listed else "none"
+            self.notes.append(f"the answer stands alone, without probabilities: this backend tells {known}")
             return None, await self._chosen(labels), None
         # The first alone, so that what the orders share is computed once, where only whole prompts are kept.
         ways = orders(self.question)
@@ -74,16 +76,16 @@ class LabelAsker:
         found = first + list(await asyncio.gather(*(read(way) for way in rest)))
         place = {label.text: index for index, label in enumerate(labels)}
         total = [0.0] * len(labels)
-        masses = []
-        for way, shares in zip(ways, found, strict=True):
-            mass = math.fsum(shares)
-            masses.append(mass)
-            if not mass > 0 or not math.isfinite(mass):
-                what = "none of the possible answers is among what the model would say"
-                raise BackendResponseError(what, hint="ask otherwise, or another model")
+        masses = [math.fsum(shares) for shares in found]
+        for way, shares, mass in zip(ways, found, masses, strict=True):
             for label, share in zip(way, shares, strict=True):
-                total[place[label.text]] += share / mass
+                total[place[label.text]] += share / mass if mass > 0 else 0.0
         whole = math.fsum(total)
+        if silent := sum(not mass > 0 for mass in masses):
+            where = f" in {silent} of {len(ways)} orders of the options" if whole > 0 else ""
+            self.notes.append(f"none of the possible answers is among what the model would say{where}")
+        if not whole > 0:
+            return None, None, 0.0
         probabilities = [share / whole for share in total]
         return probabilities, probabilities.index(max(probabilities)), math.fsum(masses) / len(masses)
 
@@ -115,7 +117,7 @@ class LabelAsker:
             found: dict[int, float] = {}
             for item in (item for top in tops for item in top):
                 wanted = [token for token in table.ids(item.token, item.bytes) if token in tokens]
-                found |= {token: math.exp(item.logprob) for token in wanted[:1]}
+                found |= {token: probability(item.logprob) for token in wanted[:1]}
             return found
 
         return await read_tree([label.text for label in way], table, ask)
@@ -130,7 +132,6 @@ class LabelAsker:
             shares = read_top(letters, await self._first(self._shown(way, letters)))
             if not self.notes:
                 self.notes.append("the options were asked for by letters: the endpoint tells no more than first tokens")
-        assert shares is not None
         return shares
 
     async def _first(self, request: ChatRequest, tokens: tuple[int, ...] = ()) -> Sequence[TokenLogprob]:
@@ -147,21 +148,24 @@ class LabelAsker:
             raise BackendResponseError("the answer has no logprobs", hint="another endpoint, or a local model")
         return result.logprobs[0].top
 
-    async def _chosen(self, labels: Sequence[Label]) -> int:
-        """Return the label that the model answers with."""
+    async def _chosen(self, labels: Sequence[Label]) -> int | None:
+        """Return the label that the model answers with; None, and a note, if it is none of them."""
         texts = [label.text for label in labels]
-        request = self._shown(labels).replace(sampling=SamplingParams(max_tokens=MAX_ANSWER))
+        # No token is less than a byte.
+        most = min(max(MIN_ANSWER, *(len(text.encode()) for text in texts)), MAX_ANSWER)
+        request = self._shown(labels).replace(sampling=SamplingParams(max_tokens=most))
         if "choice" in self.have.response_formats:
             request = request.replace(response_format=ResponseFormat("choice", choices=tuple(texts)))
         result = await self.send(request)
         self.results.append(result)
-        self.notes.append("this backend tells no probabilities: the answer stands alone, and has no confidence")
-        said = result.text.strip().strip(".\"'`*").casefold()
-        index = next((index for index, text in enumerate(texts) if text.casefold() == said), None)
-        if index is None:
-            what = f"the model answered {result.text.strip()[:80]!r}, which is none of the possible answers"
-            raise BackendResponseError(what, hint="ask otherwise, or a backend that enforces a choice")
-        return index
+        said = result.text.strip().strip(".\"'`*")
+        # As it is spelt first: two labels may differ by case alone.
+        for fold in (str, str.casefold):
+            fits = [index for index, text in enumerate(texts) if fold(text) == fold(said)]
+            if len(fits) == 1:
+                return fits[0]
+        self.notes.append(f"the model answered {said[:80]!r}, which is none of the possible answers")
+        return None
 
     def _shown(self, way: Sequence[Label], marks: Sequence[str] = ()) -> ChatRequest:
         """Return the request with the options in the order `way`."""

@@ -241,6 +241,17 @@ def options_text(question: Question, labels: Sequence[Label], marks: Sequence[st
     return f"\n\nAnswer with {what} of these, with nothing else:\n" + "\n".join(lines)
 
 
+def asked_text(instructions: Instructions) -> str:
+    """Return the text of instructions, with "[picture]" for each part that is not text."""
+    if isinstance(instructions, str):
+        return instructions
+    texts = []
+    for part in instructions:
+        text = part.get("text") if isinstance(part, Mapping) else getattr(part, "text", part)
+        texts.append(text if isinstance(text, str) else "[picture]")
+    return " ".join(texts)
+
+
 def question_json(question: Question) -> JsonObject:
     """Return what of a question, beside its instructions, changes its answer."""
     labels = [[label.text, isinstance(label.value, bool), label.description] for label in question.labels]
@@ -294,6 +305,8 @@ def _check(question: Question) -> None:
     elif isinstance(asked, Mapping) or not isinstance(asked, Sequence) or not asked:
         what = "must be text or a list of parts" if asked else "are empty"
         raise _fault(question, f"the instructions {what}", "say what is to be decided", "instructions")
+    elif not asked_text(asked).strip():
+        raise _fault(question, "the instructions are empty", "say what is to be decided", "instructions")
 
 
 def _check_number(question: ChoiceQuestion | Score, number: int, what: str) -> None:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from qvl.errors import BackendResponseError
+
 if TYPE_CHECKING:
     from qvl.backends.token_table import TokenTable
     from qvl.types import TokenLogprob
@@ -63,19 +65,26 @@ async def read_tree(labels: Sequence[str], table: TokenTable, ask: Ask) -> list[
     return found
 
 
-def read_top(labels: Sequence[str], top: Sequence[TokenLogprob]) -> list[float] | None:
+def read_top(labels: Sequence[str], top: Sequence[TokenLogprob]) -> list[float]:
     """Return the probability of each label from the likeliest first tokens of an answer.
 
-    None if a listed token begins several labels, so that it does not decide.
+    No label may begin another: a token counts for the first label that it begins.
     """
     found = [0.0] * len(labels)
     for item in top:
         text = item.token.strip().casefold()
-        if not text:
-            continue
-        fits = [index for index, label in enumerate(labels) if label.casefold().startswith(text)]
-        if len(fits) > 1:
-            return None
-        if fits and math.isfinite(item.logprob):
-            found[fits[0]] += math.exp(item.logprob)
+        index = next((index for index, label in enumerate(labels) if text and label.casefold().startswith(text)), None)
+        if index is not None:
+            found[index] += probability(item.logprob)
     return found
+
+
+def probability(logprob: float) -> float:
+    """Return the probability of a log probability, at most 1.
+
+    Raises:
+        BackendResponseError: it is not a number.
+    """
+    if math.isnan(logprob):
+        raise BackendResponseError("a log probability of the answer is NaN", hint="another model, dtype or endpoint")
+    return math.exp(min(logprob, 0.0))

@@ -88,21 +88,20 @@ class DecideCall(Call[tuple[Decision, Result]]):
         job.stages.loading += await self._executor.open()
         backend = self._executor.backend
         asker = LabelAsker(self.question, job.request, backend.capabilities, await backend.token_table(), send)
-        refused = False
         shares: list[float] | None = None
         best: int | None = None
         mass: float | None = None
         try:
             shares, best, mass = await asker.ask()
-        except RefusalError:
-            refused = True
+        except RefusalError as exc:
+            asker.notes.append(f"the model declined: {exc.message}")
         labels = self.question.labels
         answer: JsonObject = {
             "probabilities": shares,
             "best": best,
             "label_mass": mass,
             "method": asker.method,
-            "refused": refused,
+            "refused": best is None,
         }
         result = Result(
             choices=(Choice(text="" if best is None else labels[best].text),),

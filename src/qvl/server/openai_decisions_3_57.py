@@ -6,7 +6,7 @@ It is in beta and has changed within minor releases of the client, so all that i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Final, Literal, NotRequired, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, with_config
@@ -21,6 +21,10 @@ from qvl.server.schemas import CONTENT, MAX_MESSAGES, STRICT, TEXT, read_by_hand
 from qvl.types import JsonMapping, JsonObject, Usage
 
 KINDS: Final = ("message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output")
+# Of one input_json, as OpenAI limits it.
+MAX_JSON_LEVELS: Final = 32
+MAX_JSON_VALUES: Final = 10_000
+MAX_JSON_BYTES: Final = 256 << 10
 _CALLS: Final = {"function_call_output": "function_call", "custom_tool_call_output": "custom_tool_call"}
 _ECHOES: Final = frozenset({"id", "status", "namespace"})
 
@@ -70,9 +74,32 @@ class PromptCacheOptions(TypedDict):
 class DecisionRequest(BaseModel):
     """`POST /v1/decisions`: questions with a fixed set of answers about one input."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "input": "A red mug, scratched at the handle.",
+                    "questions": [
+                        {"type": "predicate", "name": "new", "instructions": "Is it new?"},
+                        {
+                            "type": "choice",
+                            "instructions": "Which colour has it?",
+                            "choices": [{"value": "red"}, {"value": "blue", "description": "any kind of blue"}],
+                        },
+                        {
+                            "type": "score",
+                            "instructions": "How worn is it?",
+                            "levels": [{"label": "not"}, {"label": "very"}],
+                        },
+                    ],
+                }
+            ]
+        },
+    )
 
-    model: str
+    model: str | None = None
     input: str | Items
     questions: Questions
     prompt_cache_key: str | None = Field(None, description="Computed prefixes are kept apart by it.")
@@ -157,14 +184,37 @@ def _part(part: object, where: str) -> object:
     if not isinstance(part, Mapping):
         return part
     if part.get("type") == "input_json":
-        refuse_others(part, ("type", "json"), frozenset({"prompt_cache_breakpoint"}), where)
-        if "json" not in part:
-            raise wrong(f"{where}.json", "is missing")
-        return {"type": "input_text", "text": json.dumps(part["json"], ensure_ascii=False)}
+        refuse_others(part, ("type", "data"), frozenset({"prompt_cache_breakpoint"}), where)
+        return {"type": "input_text", "text": _json_text(part.get("data"), f"{where}.data")}
     if part.get("file_id") is not None:
         what = f"{where}.file_id: pictures are not read from files"
         raise UnsupportedInputError(what, hint="send image_url", param=f"{where}.file_id")
     return part
+
+
+def _json_text(data: object, where: str) -> str:
+    """Return an object, or a list of objects, as text."""
+    if not isinstance(data, Mapping) and not (
+        isinstance(data, list) and data and all(isinstance(item, Mapping) for item in data)
+    ):
+        raise wrong(where, "is missing" if data is None else "must be an object or a list of objects")
+    level: list[object] = [data]
+    values = 0
+    for _ in range(MAX_JSON_LEVELS):
+        values += len(level)
+        level = [inner for item in level for inner in _inner(item)]
+    # Not written as text before it is known to be shallow.
+    try:
+        text = "" if level or values > MAX_JSON_VALUES else json.dumps(data, ensure_ascii=False, allow_nan=False)
+    except ValueError as exc:
+        raise wrong(where, "has NaN or Infinity, which JSON does not know") from exc
+    if not text or len(text.encode("utf-8", "replace")) > MAX_JSON_BYTES:
+        raise wrong(where, f"has more than {MAX_JSON_LEVELS} levels, {MAX_JSON_VALUES:,} values or 256 KiB")
+    return text
+
+
+def _inner(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
 
 
 def picture_paths(body: DecisionRequest) -> list[str]:
@@ -205,16 +255,17 @@ def answers_from(decisions: Decisions, model: str) -> DecisionAnswers:
     Raises:
         UnsupportedInputError: the backend tells no probabilities, which the wire must have.
     """
-    return {"answers": [_answer(answer) for answer in decisions], "model": model, "usage": _usage(decisions.usage)}
+    told = [_answer(answer, f"questions[{number}]") for number, answer in enumerate(decisions)]
+    return {"answers": told, "model": model, "usage": _usage(decisions.usage)}
 
 
-def _answer(answer: Decision) -> JsonObject:
+def _answer(answer: Decision, where: str) -> JsonObject:
     if answer.refused:
-        return {"type": "refusal", "name": answer.name}
+        return {"type": "refusal", "name": answer.name, "reason": answer.notes[-1], "method": answer.method}
     shares = answer.probabilities
     if shares is None:
-        what = "this model's backend tells no probabilities, which /v1/decisions must have"
-        raise UnsupportedInputError(what, hint="a local model, vLLM, or an endpoint with logprobs", param="model")
+        what = f"{where}: {answer.notes[0]}, which this answer must have"
+        raise UnsupportedInputError(what, hint="a local model, vLLM, or an endpoint with logprobs", param=where)
     head = {"type": answer.type, "name": answer.name, "label_mass": answer.label_mass, "method": answer.method}
     if answer.type == "predicate":
         return {**head, "probability": shares[True]}

@@ -23,6 +23,7 @@ _MEANINGS: Final = {
     408: "The body was too slow",
     413: "The body is too large",
     415: "The body is not JSON",
+    422: "The request is invalid, in the form of this API",
     429: "Too many requests: see Retry-After",
     500: "Internal server error",
     502: "The model's answer was invalid",

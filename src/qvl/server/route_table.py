@@ -34,6 +34,7 @@ from qvl.server.schemas import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from qvl.server.systemone_0_2 import INVALID, SYSTEM_ONE_ERRORS, SystemOneAnswers, SystemOneRequest
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
@@ -68,10 +69,10 @@ def _work(
     *,
     events: bool = True,
     errors: ErrorForm = OPENAI_ERRORS,
+    own: tuple[int, ...] = (),
 ) -> Operation:
-    """Return an operation that needs the model."""
-    busy = () if errors is OPENAI_ERRORS else (messages.OVERLOADED,)
-    statuses = (400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504, *busy)
+    """Return an operation that needs the model; `own` are statuses of its API alone."""
+    statuses = (400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504, *own)
     return Operation(
         "POST", path, handler, summary, request, answer, statuses, works=True, events=events, errors=errors
     )
@@ -112,6 +113,7 @@ OPERATIONS: Final = (
         MessagesRequest,
         messages_answers.AnsweredMessage,
         errors=messages.MESSAGE_ERRORS,
+        own=(messages.OVERLOADED,),
     ),
     _work(
         "/v1/messages/count_tokens",
@@ -121,6 +123,7 @@ OPERATIONS: Final = (
         messages_answers.TokenCount,
         events=False,
         errors=messages.MESSAGE_ERRORS,
+        own=(messages.OVERLOADED,),
     ),
     _work("/tokenize", tokens.tokenize, "Tokens of a prompt", TokenizeRequest, answers.TokenList, events=False),
     _work("/detokenize", tokens.detokenize, "Text of tokens", DetokenizeRequest, answers.DetokenizedText, events=False),
@@ -134,6 +137,16 @@ OPERATIONS: Final = (
         DecisionRequest,
         DecisionAnswers,
         events=False,
+    ),
+    _work(
+        "/v1/systemone",
+        decisions.system_one,
+        "The same, in System One's form",
+        SystemOneRequest,
+        SystemOneAnswers,
+        events=False,
+        errors=SYSTEM_ONE_ERRORS,
+        own=(INVALID,),
     ),
     Operation("POST", "/v1/files", files.create_file, "Upload a file", None, objects.FileObject, _UPLOAD),
     Operation("GET", "/v1/files", files.list_files, "List the files", None, objects.FileList, _STORED),

@@ -1,9 +1,11 @@
 """Draws product pictures from a seed, for the training and the tests of the bundled model.
 
     python -m qvl.tiny.render OUT_DIR --n 12 --seed 0
+    python -m qvl.tiny.render OUT_DIR --n 600 --difficulty 0.8 --unknown-brands 0.15
 
 A picture shows one to four identical products of one category and colour, with the brand on a large plate above or
-below them. The same product, seed and size give the same pixels on every machine.
+below them. The same product, seed and size give the same pixels, and the same boxes, on every machine. `difficulty`
+lays noise and other things over them (`harder`).
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from qvl.tiny import font
+from qvl.tiny.harder import make_harder, unknown_brand
 from qvl.tiny.shapes import SHAPES, Pen, Rgb
 
 CATEGORIES: Final = tuple(SHAPES)
@@ -98,6 +101,23 @@ class DrawnProduct:
             raise ValueError(f"invalid brand {self.brand!r}: letters must be A-Z")
 
 
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels of the drawing; right and bottom are the first pixels outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """An RGB picture and where things are on it.
+
+    `brand_box` is the plate that the brand is written on, its border included, or None without a plate. `product_boxes`
+    has one box for each product: column by column from the left, and from top to bottom in a column.
+    """
+
+    image: Image.Image
+    brand_box: Box | None = None
+    product_boxes: tuple[Box, ...] = ()
+
+
 def labels(product: DrawnProduct | None, language: str = "en") -> dict[str, object]:
     """Return the expected fields of `analyze()` for a picture: keys in English, values in `language`."""
     if product is None:
@@ -111,17 +131,22 @@ def labels(product: DrawnProduct | None, language: str = "en") -> dict[str, obje
 
 def draw(product: DrawnProduct | None, seed: int, size: tuple[int, int] = (512, 512)) -> Image.Image:
     """Return an RGB picture of `size` (width, height) pixels; without a product it shows only a pattern."""
+    return draw_with_boxes(product, seed, size).image
+
+
+def draw_with_boxes(product: DrawnProduct | None, seed: int, size: tuple[int, int] = (512, 512)) -> Drawing:
+    """Return the picture of `draw` with the exact boxes of the brand's plate and of every product."""
     dice = random.Random(f"picture-{seed}")
     if product is None:
-        return _nothing(dice, size)
+        return Drawing(_nothing(dice, size))
     image = _background(dice, size)
-    canvas = ImageDraw.Draw(image)
     side = float(min(size))
     left, top = (size[0] - side) / 2, (size[1] - side) / 2
     left += dice.uniform(-0.4, 0.4) * (size[0] - side)
     top += dice.uniform(-0.4, 0.4) * (size[1] - side)
     shelf_top = top + side * 0.02
     shelf_height = side * 0.96
+    brand_box = None
     if product.brand is not None:
         plate_height = side * 0.23
         shelf_height -= plate_height
@@ -130,15 +155,25 @@ def draw(product: DrawnProduct | None, seed: int, size: tuple[int, int] = (512, 
             shelf_top += plate_height + side * 0.02
         else:
             plate_top += side * 0.72
-        _plate(canvas, product.brand, dice, left + side / 2, plate_top, side)
-    _products(canvas, product, dice, left, shelf_top, side, shelf_height)
-    return image
+        brand_box = _plate(image, product.brand, dice, left + side / 2, plate_top, side)
+    boxes = _products(image, product, dice, left, shelf_top, side, shelf_height)
+    return Drawing(image, brand_box, tuple(boxes))
 
 
-def sample(seed: int, size: tuple[int, int] = (512, 512)) -> tuple[DrawnProduct | None, Image.Image]:
-    """Return a random product and its picture; every field is uniform and independent of the others."""
+def sample(
+    seed: int, size: tuple[int, int] = (512, 512), *, difficulty: float = 0.0, unknown_brands: float = 0.0
+) -> tuple[DrawnProduct | None, Image.Image]:
+    """Return a random product and its picture; every field is uniform and independent of the others.
+
+    Args:
+        difficulty: 0 to 1, as of `make_harder`.
+        unknown_brands: the share of brands that are replaced by words which no training has shown, 0 to 1.
+    """
     product = sample_product(random.Random(f"product-{seed}"))
-    return product, draw(product, seed, size)
+    dice = random.Random(f"brand-{seed}")
+    if product is not None and product.brand is not None and dice.random() < unknown_brands:
+        product = replace(product, brand=unknown_brand(dice, BRANDS))
+    return product, make_harder(draw(product, seed, size), seed, difficulty)
 
 
 def sample_product(dice: random.Random) -> DrawnProduct | None:
@@ -150,37 +185,52 @@ def sample_product(dice: random.Random) -> DrawnProduct | None:
 
 
 def _products(
-    canvas: ImageDraw.ImageDraw,
-    product: DrawnProduct,
-    dice: random.Random,
-    left: float,
-    top: float,
-    width: float,
-    height: float,
-) -> None:
+    image: Image.Image, product: DrawnProduct, dice: random.Random, left: float, top: float, width: float, height: float
+) -> list[Box]:
     fill = _vary(COLORS[product.color], dice, 9)
     dark = sum(fill) < 150
     line = (95, 95, 100) if dark else (40, 40, 45)
     shade = _mix(fill, (255, 255, 255), 0.28) if sum(fill) < 330 else _mix(fill, (0, 0, 0), 0.2)
     side = _SIDES[product.count] * width * dice.uniform(0.92, 1.04)
+    canvas, shape = ImageDraw.Draw(image), SHAPES[product.category]
+    boxes = {}
     for x, y in _CENTRES[product.count]:
         centre_x = left + width * (x + dice.uniform(-0.02, 0.02))
         centre_y = top + height * y + width * dice.uniform(-0.015, 0.015)
         pen = Pen(canvas, centre_x - side / 2, centre_y - side / 2, side, fill, line, shade)
-        SHAPES[product.category](pen)
+        shape(pen)
+        boxes[x, y] = _painted(image.size, shape, pen)
+    return [boxes[centre] for centre in sorted(boxes)]
 
 
-def _plate(
-    canvas: ImageDraw.ImageDraw, brand: str, dice: random.Random, centre: float, top: float, side: float
-) -> None:
+def _painted(size: tuple[int, int], shape: Callable[[Pen], None], pen: Pen) -> Box:
+    """Return the box of the pixels that `shape` paints with `pen`, by painting it alone on an empty canvas."""
+    alone, white = Image.new("RGB", size), (255, 255, 255)
+    shape(replace(pen, canvas=ImageDraw.Draw(alone), fill=white, line=white, shade=white))
+    return _seen(alone)
+
+
+def _seen(alone: Image.Image) -> Box:
+    box = alone.getbbox()
+    if box is None:
+        raise ValueError(f"a picture of {alone.width} x {alone.height} pixels is too small to show anything")
+    return box
+
+
+def _plate(image: Image.Image, brand: str, dice: random.Random, centre: float, top: float, side: float) -> Box:
+    canvas = ImageDraw.Draw(image)
     cells = font.width_in_cells(brand)
     cell = min(side * dice.uniform(0.0235, 0.0255), side * 0.92 / cells)
     width, height = cell * (cells + 2), cell * (font.CELLS_HIGH + 1.6)
     left = centre - width / 2 + dice.uniform(-1, 1) * max(0.0, side - width) * 0.3
     paper = _vary((246, 244, 238), dice, 8)
     ink = dice.choice(((20, 20, 24), (24, 34, 84), (84, 20, 24)))
-    canvas.rectangle((left, top, left + width, top + height), fill=paper, outline=(120, 120, 120))
+    plate = (left, top, left + width, top + height)
+    canvas.rectangle(plate, fill=paper, outline=(120, 120, 120))
     font.write(canvas, brand, left + cell, top + cell * 0.8, cell, ink)
+    alone = Image.new("1", image.size)
+    ImageDraw.Draw(alone).rectangle(plate, fill=1)
+    return _seen(alone)
 
 
 def _background(dice: random.Random, size: tuple[int, int]) -> Image.Image:
@@ -249,19 +299,24 @@ def _mix(colour: Rgb, other: Rgb, share: float) -> Rgb:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write `--n` pictures and `labels.jsonl` (file, the analysis in English) into a folder."""
+    """Write `--n` pictures and `labels.jsonl` (image, and the analysis in English as expected) into a folder."""
     parser = argparse.ArgumentParser(prog="python -m qvl.tiny.render", description="Draw labelled product pictures.")
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--n", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--difficulty", type=float, default=0.0, help="noise and things in the way, 0 to 1")
+    parser.add_argument("--unknown-brands", type=float, default=0.0, help="share of brands never trained on, 0 to 1")
     options = parser.parse_args(arguments)
+    for name in ("difficulty", "unknown_brands"):
+        if not 0.0 <= getattr(options, name) <= 1.0:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 0 to 1")
     options.out_dir.mkdir(parents=True, exist_ok=True)
     with (options.out_dir / "labels.jsonl").open("w", encoding="utf-8") as lines:
         for seed in range(options.seed, options.seed + options.n):
-            product, image = sample(seed)
+            product, image = sample(seed, difficulty=options.difficulty, unknown_brands=options.unknown_brands)
             name = f"{seed:06d}.png"
             image.save(options.out_dir / name)
-            lines.write(json.dumps({"file": name, **labels(product)}, ensure_ascii=False) + "\n")
+            lines.write(json.dumps({"image": name, "expected": labels(product)}, ensure_ascii=False) + "\n")
     return 0
 
 

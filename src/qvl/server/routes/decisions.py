@@ -1,17 +1,19 @@
-"""`POST /v1/decisions`: questions with a fixed set of answers, in OpenAI's form."""
+"""`POST /v1/decisions` in OpenAI's form and `/v1/systemone` in System One's: questions with a fixed set of answers."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from qvl.decisions.questions import read_questions
+from qvl.decisions.questions import Question, read_questions
 from qvl.pipeline.decide import decide
-from qvl.server.openai_decisions_3_57 import DecisionRequest, answers_from, messages_from, picture_paths, questions_from
+from qvl.server import openai_decisions_3_57, systemone_0_2
 from qvl.server.serving import ServedRequest, cache_policy, validated
-from qvl.types import ChatRequest, Message
+from qvl.types import ChatRequest, JsonMapping, Message
 
 if TYPE_CHECKING:
+    from qvl.decisions.answers import Decisions
     from qvl.pipeline.decide_call import DecideParams
     from qvl.server.exchange import Exchange
 
@@ -20,20 +22,50 @@ _NO_CHAT = ChatRequest((Message("user"),))
 
 async def decisions(exchange: Exchange) -> None:
     """Answer each question with the probability of every answer that it may have."""
-    body = validated(DecisionRequest, await exchange.body())
-    await exchange.until_done(lambda: _answer(exchange, body))
+    wire = openai_decisions_3_57
+    body = validated(wire.DecisionRequest, await exchange.body())
+
+    async def answer() -> None:
+        name = exchange.core.served(body.model)
+        questions = read_questions(wire.questions_from(body.questions))
+        messages, paths = wire.messages_from(body.input), wire.picture_paths(body)
+        salt = body.prompt_cache_key or ""
+        await _answer(exchange, name, questions, messages, paths, lambda told: wire.answers_from(told, name), salt=salt)
+
+    await exchange.until_done(answer)
 
 
-async def _answer(exchange: Exchange, body: DecisionRequest) -> None:
+async def system_one(exchange: Exchange) -> None:
+    """Answer each question, by its name, with the probability of every answer that it may have."""
+    wire = systemone_0_2
+    body = validated(wire.SystemOneRequest, await exchange.body())
+
+    async def answer() -> None:
+        name = exchange.core.served(body.model)
+        read = wire.input_of(body)
+        await _answer(
+            exchange, name, read.questions, read.messages, read.paths, lambda told: wire.answers_of(body, told, name)
+        )
+
+    await exchange.until_done(answer)
+
+
+async def _answer(
+    exchange: Exchange,
+    name: str,
+    questions: Sequence[Question],
+    messages: Sequence[JsonMapping],
+    paths: Sequence[str],
+    written: Callable[[Decisions], object],
+    *,
+    salt: str = "",
+) -> None:
     core = exchange.core
-    name = core.served(body.model)
-    questions = read_questions(questions_from(body.questions))
-    messages = messages_from(body.input)
-    exchange.picture_params = lambda: picture_paths(body)
-    core.refuse_many_images(len(picture_paths(body)))
+    exchange.picture_params = lambda: paths
+    core.refuse_many_images(len(paths))
     params: DecideParams = {"request_id": exchange.request_id}
-    if body.prompt_cache_key:
-        params["cache_salt"] = body.prompt_cache_key
+    if salt:
+        params["cache_salt"] = salt
     policy = cache_policy(exchange, deterministic=True)
     answers, results = await decide(
         core.executor,
@@ -44,7 +76,7 @@ async def _answer(exchange: Exchange, body: DecisionRequest) -> None:
         namespace=core.namespace(exchange.tenant),
         policy=core.settings.media,
     )
-    told = answers_from(answers, name)
+    told = written(answers)
     worst = next((result for result in results if result.cache != "hit"), results[0])
     whole = dataclasses.replace(worst, usage=answers.usage, pictures=answers.pictures)
     headers = ServedRequest(exchange, _NO_CHAT, name, core.fingerprint, policy).headers(whole)

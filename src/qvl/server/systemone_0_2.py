@@ -1,0 +1,301 @@
+"""The wire of System One, as of its API 0.2: requests to messages and questions, decisions to answers and errors.
+
+The same questions as those of `/v1/decisions` in another form: a yes or no is a "noul", a scale a list of what its
+levels mean, and a picture an asset, whose name stands in the state or in instructions where the picture belongs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Final, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
+
+from qvl.decisions.answers import Decision, Decisions
+from qvl.decisions.questions import MAX_QUESTIONS, ChoiceQuestion, Level, Option, Predicate, Question, Score
+from qvl.errors import QvlError, RequestError, UnsupportedInputError
+from qvl.pipeline.parse_fields import refuse_others, type_of, unknown, wrong
+from qvl.pipeline.parse_request import MAX_PICTURES
+from qvl.server.errors import ErrorForm, status_of
+from qvl.server.schemas import CONTENT, read_by_hand
+from qvl.types import JsonMapping, JsonObject
+
+KINDS: Final = ("noul", "choice", "score")
+INVALID: Final = 422
+_FIELDS: Final = ("type", "instructions", "criteria")
+_ERRORS: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
+State: TypeAlias = str | JsonObject | list[object]
+Questions: TypeAlias = Annotated[
+    dict[
+        str,
+        Annotated[
+            JsonObject, read_by_hand(type={"enum": list(KINDS)}, instructions=CONTENT, criteria={"type": "object"})
+        ],
+    ],
+    Field(min_length=1, max_length=MAX_QUESTIONS),
+]
+
+
+class Asset(BaseModel):
+    """A picture. The bytes say what it is, whatever `format` says."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["image"] | None = None
+    format: Literal["png", "jpg", "jpeg"] | None = None
+    data_base64: str
+
+
+class SystemOneRequest(BaseModel):
+    """`POST /v1/systemone`: questions by name about one state."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "state": {"title": "A mug", "text": "Red, scratched at the handle."},
+                    "questions": {
+                        "new": {"type": "noul", "instructions": "Is it new?"},
+                        "colour": {
+                            "type": "choice",
+                            "instructions": "Colour?",
+                            "criteria": {"red": None, "blue": None},
+                        },
+                    },
+                }
+            ]
+        },
+    )
+
+    model: str | None = None
+    state: State
+    questions: Questions
+    assets: Annotated[dict[Annotated[str, Field(min_length=1)], Asset], Field(max_length=MAX_PICTURES)] | None = None
+
+
+class SystemOneUsage(TypedDict):
+    input_tokens: int
+    output_tokens: int
+
+
+class SystemOneAnswers(TypedDict):
+    """The answers by the names of the questions, with `x_label_mass` and `x_method` beside System One's fields."""
+
+    model: str
+    answers: dict[str, JsonObject]
+    usage: SystemOneUsage
+
+
+class SystemOneError(TypedDict):
+    """An error: a list of what is invalid, or an object with `error_type` and `message`."""
+
+    detail: list[JsonObject] | JsonObject
+
+
+@dataclass(slots=True)
+class SystemOneInput:
+    """The messages and the questions of a request, and where each of its pictures is."""
+
+    messages: list[JsonObject]
+    questions: list[Question]
+    paths: list[str]
+
+
+def input_of(body: SystemOneRequest) -> SystemOneInput:
+    """Return what is to be asked.
+
+    Raises:
+        RequestError: an invalid question or asset; the error names it.
+    """
+    assets = _Assets(body.assets or {})
+    if isinstance(body.state, str) and not body.state.strip():
+        raise wrong("state", "is empty")
+    content = [*assets.parts(body.state, "state"), {"type": "text", "text": "\n\n"}]
+    questions = [_question(asked, f"questions.{name[:80]}", assets) for name, asked in body.questions.items()]
+    unused = next((name for name in assets.known if f"assets.{name}" not in assets.paths), None)
+    if unused is not None:
+        raise wrong(f"assets.{unused[:80]}", "is named neither in the state nor in instructions")
+    return SystemOneInput([{"role": "user", "content": content}], questions, assets.paths)
+
+
+@dataclass(slots=True)
+class _Assets:
+    """The pictures by the names that stand for them in texts; `paths` has one for each place that they stand at."""
+
+    known: Mapping[str, Asset]
+    paths: list[str] = field(default_factory=list)
+
+    def parts(self, value: object, where: str) -> list[JsonObject]:
+        """Return a text, or an object or a list as JSON, with pictures in the place of their names."""
+        parts: list[JsonObject] = []
+        for number, piece in enumerate(self._split(value, where)):
+            if number % 2:
+                asset = self.known[piece]
+                self.paths.append(f"assets.{piece}")
+                url = f"data:image/{asset.format or 'png'};base64,{asset.data_base64}"
+                parts.append({"type": "input_image", "image_url": url})
+            elif piece:
+                parts.append({"type": "text", "text": piece})
+        return parts
+
+    def text(self, value: object, where: str) -> str:
+        """Return a text without pictures; "" for None."""
+        if value is None:
+            return ""
+        text, *others = self._split(value, where)
+        if others:
+            what = f"{where}: the asset {others[0][:80]!r} stands in a description, where no picture can be shown"
+            raise UnsupportedInputError(what, hint="name it in the instructions", param=where)
+        return text
+
+    def _split(self, value: object, where: str) -> list[str]:
+        """Return text and names of assets in turn."""
+        written = isinstance(value, str)
+        if not written and not isinstance(value, Mapping | list):
+            raise wrong(where, f"must be text, an object or a list, not {type_of(value)}")
+        try:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except ValueError as exc:
+            raise wrong(where, "has NaN or Infinity, which JSON does not know") from exc
+        if not self.known:
+            return [text]
+        # In JSON a name is written as JSON writes it; the longest first, since one may begin another.
+        names = {name if written else json.dumps(name, ensure_ascii=False)[1:-1]: name for name in self.known}
+        pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        pieces = re.split(f"({pattern})", text)
+        return [names[piece] if number % 2 else piece for number, piece in enumerate(pieces)]
+
+
+def _question(asked: JsonMapping, where: str, assets: _Assets) -> Question:
+    kind = asked.get("type")
+    if kind not in KINDS:
+        raise wrong(f"{where}.type", "is missing") if kind is None else unknown(f"{where}.type", kind, KINDS)
+    refuse_others(asked, _FIELDS, frozenset(), where)
+    parts: list[object] = []
+    if asked.get("instructions") is not None:
+        parts += assets.parts(asked["instructions"], f"{where}.instructions")
+    criteria = asked.get("criteria")
+    at = f"{where}.criteria"
+    try:
+        if kind == "noul":
+            return Predicate([*parts, *_meanings(criteria, at, assets, bare=not parts)])
+        if kind == "choice":
+            if not isinstance(criteria, Mapping):
+                raise wrong(at, "is missing" if criteria is None else "must be an object, a description by each option")
+            options = [Option(name, assets.text(text, f"{at}.{name[:80]}")) for name, text in criteria.items()]
+            return ChoiceQuestion(parts or "Which of these is it?", options)
+        if not isinstance(criteria, list):
+            raise wrong(at, "is missing" if criteria is None else "must be a list of levels, the lowest first")
+        # Levels are answered by their numbers: what they mean may be as long as it likes.
+        levels = [Level(str(n), _described(text, f"{at}[{n}]", assets)) for n, text in enumerate(criteria)]
+        return Score(parts or "Which of these levels is it?", levels)
+    except RequestError as exc:
+        if exc.param is None or not exc.param.startswith(where):
+            exc.param = f"{where}.{'instructions' if exc.param == 'instructions' else 'criteria'}"
+            exc.message = f"{exc.param}: {exc.message}"
+        raise
+
+
+def _described(text: object, where: str, assets: _Assets) -> str:
+    if text is None:
+        raise wrong(where, "is null: say what the level means")
+    return assets.text(text, where)
+
+
+def _meanings(criteria: object, where: str, assets: _Assets, *, bare: bool) -> list[str]:
+    """Return what yes and no mean, as the end of the instructions."""
+    if criteria is not None and (not isinstance(criteria, Mapping) or set(criteria) - {"true", "false"}):
+        raise wrong(where, "must be an object with true, false or both")
+    told = {word: assets.text((criteria or {}).get(key), where) for word, key in (("Yes", "true"), ("No", "false"))}
+    lines = [f"{word} means: {text}" for word, text in told.items() if text]
+    if bare and not lines:
+        raise wrong(where.removesuffix("criteria") + "instructions", "is missing, and so are criteria")
+    if not lines:
+        return []
+    return [("" if bare else "\n") + "\n".join(lines)]
+
+
+def answers_of(body: SystemOneRequest, decisions: Decisions, model: str) -> SystemOneAnswers:
+    """Return the body of the answer.
+
+    Raises:
+        UnsupportedInputError: the backend tells no probabilities, which the wire must have.
+    """
+    answers = {}
+    for (name, asked), answer in zip(body.questions.items(), decisions, strict=True):
+        answers[name] = _answer(answer, asked, f"questions.{name[:80]}")
+    usage = decisions.usage
+    return {
+        "model": model,
+        "answers": answers,
+        "usage": {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens},
+    }
+
+
+def _answer(answer: Decision, asked: JsonMapping, where: str) -> JsonObject:
+    told = {"x_label_mass": answer.label_mass, "x_method": answer.method}
+    if answer.refused:
+        # Not one of System One's: its clients leave out answers of a type that they do not know.
+        return {"type": "refusal", "x_reason": answer.notes[-1], **told}
+    shares = answer.probabilities
+    if shares is None:
+        what = f"{where}: {answer.notes[0]}, which this answer must have"
+        raise UnsupportedInputError(what, hint="a local model, vLLM, or an endpoint with logprobs", param=where)
+    if isinstance(answer.question, Predicate):
+        return {"type": "noul", "noul": shares[True], **told}
+    by_name = {str(value): share for value, share in shares.items()}
+    if isinstance(answer.question, ChoiceQuestion):
+        sure = _certainty(list(by_name.values()))
+        return {"type": "choice", "choice": answer.value, "confidence": sure, "probabilities": by_name, **told}
+    legend = {str(level): text for level, text in enumerate(asked["criteria"])}
+    sure = _nearness(list(by_name.values()))
+    return {
+        "type": "score",
+        "score": answer.score,
+        "legend": legend,
+        "confidence": sure,
+        "probabilities": by_name,
+        **told,
+    }
+
+
+def _certainty(shares: Sequence[float]) -> float:
+    """Return 0 for equal shares and 1 for one that has all, as System One defines a choice's confidence."""
+    even = 1 / len(shares)
+    return min(1.0, max(0.0, (max(shares) - even) / (1 - even)))
+
+
+def _nearness(shares: Sequence[float]) -> float:
+    """Return 1 less the mean distance from the likeliest level, that of equal shares being 1, as for its scores."""
+    best = shares.index(max(shares))
+    middle = (len(shares) - 1) / 2
+    even = sum(abs(level - middle) for level in range(len(shares))) / len(shares)
+    return min(1.0, max(0.0, 1 - sum(share * abs(level - best) for level, share in enumerate(shares)) / even))
+
+
+def _status(error: QvlError) -> int:
+    return INVALID if (status := status_of(error)) == 400 else status
+
+
+def _error(error: QvlError, request_id: str) -> SystemOneError:
+    status = _status(error)
+    if status == INVALID:
+        where = [error.param] if error.param else []
+        return {"detail": [{"loc": ["body", *where], "msg": str(error), "type": error.code}]}
+    kind = _ERRORS.get(status) or ("api_error" if status >= 500 else "invalid_request_error")
+    return {"detail": {"error_type": kind, "message": str(error)}}
+
+
+SYSTEM_ONE_ERRORS: Final = ErrorForm(_status, _error, SystemOneError, b"x-typesafe-request-id")
