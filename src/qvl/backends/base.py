@@ -17,7 +17,7 @@ from typing import Final, final
 from qvl.backends.token_table import TokenTable
 from qvl.chunks import Folder
 from qvl.errors import BackendError, UnsupportedInputError
-from qvl.types import ChatRequest, Chunk, JsonObject, Result, SamplingParams
+from qvl.types import ChatRequest, Chunk, JsonMapping, JsonObject, Result, SamplingParams, Usage
 
 # The code of an error that ends a stream in the middle of an answer which the same request may well get whole.
 CUT_OFF: Final = "stream_cut_off"
@@ -68,6 +68,27 @@ class Tokens:
 
     ids: tuple[int, ...]
     texts: tuple[str, ...] | None = None
+
+
+class OwnDecisions(ABC):
+    """A backend's own way of answering questions with a fixed set of answers; `images`: also about pictures."""
+
+    def __init__(self) -> None:
+        self.images = False
+
+    @abstractmethod
+    async def ask(
+        self, request: ChatRequest, questions: Sequence[JsonMapping]
+    ) -> tuple[Sequence[Mapping[str | bool, float] | None], Usage]:
+        """Return the probability of each value by question (None: declined), and what all of them took.
+
+        Args:
+            request: what the questions are about.
+            questions: in OpenAI's form, of the types predicate, choice and score.
+
+        Raises:
+            QvlError: it cannot, or what it says is no answer.
+        """
 
 
 class Backend(ABC):
@@ -134,6 +155,10 @@ class Backend(ABC):
 
     async def token_table(self) -> TokenTable | None:
         """Return the model's tokens by their bytes, where the backend knows them: its requests may have a `prefill`."""
+        return None
+
+    async def own_decisions(self) -> OwnDecisions | None:
+        """Return the backend's own way of deciding; None if it has none. Asked of an open backend, at first use."""
         return None
 
     def _tells_no_tokens(self) -> UnsupportedInputError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
-from qvl.backends.base import Backend, Capabilities, Tokens
+from qvl.backends.base import Backend, Capabilities, OwnDecisions, Tokens
 from qvl.backends.token_table import TokenTable
 from qvl.types import ChatRequest, Chunk, JsonObject
 
@@ -42,6 +42,9 @@ class WrappingBackend(Backend):
 
     async def token_table(self) -> TokenTable | None:
         return await self.inner.token_table()
+
+    async def own_decisions(self) -> OwnDecisions | None:
+        return await self.inner.own_decisions()
 
     def identity(self) -> JsonObject:
         return self.inner.identity()

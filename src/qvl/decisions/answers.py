@@ -27,7 +27,7 @@ class Decision:
         label_mass: how much probability what begins one of the possible answers had, before it was made to add up to
             1; a model that would rather say something else has little. None if that is unknown.
         method: "logits" (of every token that can begin an answer), "top_logprobs" (of the likeliest tokens that a
-            backend lists), or "choice" (the answer alone).
+            backend lists), "decisions" (what an endpoint's own `/v1/decisions` says), or "choice" (the answer alone).
         notes: what was done otherwise than asked.
         refused: True if the model declined to answer, or would say none of the possible answers; `notes` say which.
     """

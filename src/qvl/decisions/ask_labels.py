@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from qvl.decisions.questions import Label, Predicate, Question, options_text, orders
+from qvl.decisions.questions import ChoiceQuestion, Label, Predicate, Question, options_text, orders, question_form
 from qvl.decisions.read_labels import probability, read_top, read_tree
-from qvl.errors import BackendResponseError
+from qvl.errors import BackendResponseError, QvlError, RefusalError
 from qvl.types import ChatRequest, ResponseFormat, Result, SamplingParams, TextPart, TokenLogprob, Usage
 
 if TYPE_CHECKING:
-    from qvl.backends.base import Capabilities
+    from qvl.backends.base import Capabilities, OwnDecisions
     from qvl.backends.token_table import TokenTable
 
 Send: TypeAlias = "Callable[[ChatRequest], Awaitable[Result]]"
@@ -33,17 +33,20 @@ class LabelAsker:
     Args:
         question: the question.
         request: its request, whose last text part lists the options; `send` sends it.
-        have, table: what the backend can do, and its tokens if it tells them.
+        parts: how many parts before that one are the question's instructions.
+        have, table, own: what the backend can do, its tokens if it tells them, and its own decisions if it has some.
     """
 
     question: Question
     request: ChatRequest
+    parts: int
     have: Capabilities
     table: TokenTable | None
+    own: OwnDecisions | None
     send: Send
     method: str = ""
     notes: list[str] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
+    usages: list[Usage] = field(default_factory=list)
 
     async def ask(self) -> tuple[list[float] | None, int | None, float | None]:
         """Return (the probability of each of the question's labels, the likeliest label, label mass).
@@ -55,6 +58,13 @@ class LabelAsker:
             BackendResponseError: what the backend tells are no probabilities.
         """
         labels = self.question.labels
+        if self.own is not None and (self.own.images or not self.request.pictures):
+            try:
+                return await self._own(self.own)
+            except RefusalError:
+                raise
+            except QvlError as exc:
+                self.notes.append(f"the endpoint's own decisions failed, so it was asked otherwise: {exc.message}")
         listed = min(self.have.top_logprobs, len(LETTERS)) if self.have.logprobs else 0
         if self.table is not None and self.have.logprobs:
             self.method = "logits" if "logprob_token_ids" in self.have.sampling else "top_logprobs"
@@ -92,13 +102,34 @@ class LabelAsker:
     @property
     def usage(self) -> Usage:
         """The tokens of all requests so far."""
-        counts = [result.usage for result in self.results]
+        counts = self.usages
         return Usage(
             sum(usage.prompt_tokens for usage in counts),
             sum(usage.completion_tokens for usage in counts),
             sum(usage.image_tokens for usage in counts),
             sum(usage.cached_tokens for usage in counts),
         )
+
+    async def _own(self, own: OwnDecisions) -> tuple[list[float], int, None]:
+        """Return what the backend itself says, its options in every order too."""
+        *before, last = self.request.messages
+        split = len(last.parts) - 1 - self.parts
+        about = self.request.replace(messages=(*before, replace(last, parts=last.parts[:split])))
+        ways = orders(self.question) if isinstance(self.question, ChoiceQuestion) else [self.question.labels]
+        asked = [question_form(self.question, last.parts[split:-1], way) for way in ways]
+        told, usage = await own.ask(about, asked)
+        self.usages.append(usage)
+        self.method = "decisions"
+        answered = [shares for shares in told if shares is not None]
+        if not answered:
+            raise RefusalError("the endpoint declined to answer")
+        values = [label.value for label in self.question.labels]
+        total = [math.fsum(shares[value] for shares in answered) for value in values]
+        whole = math.fsum(total)
+        if not whole > 0:
+            raise BackendResponseError("the endpoint's probabilities add up to nothing")
+        probabilities = [share / whole for share in total]
+        return probabilities, probabilities.index(max(probabilities)), None
 
     async def _tree(self, way: Sequence[Label]) -> list[float]:
         request = self._shown(way)
@@ -143,7 +174,7 @@ class LabelAsker:
             ignore_eos=self.table is not None,
         )
         result = await self.send(request.replace(sampling=sampling))
-        self.results.append(result)
+        self.usages.append(result.usage)
         if not result.logprobs:
             raise BackendResponseError("the answer has no logprobs", hint="another endpoint, or a local model")
         return result.logprobs[0].top
@@ -157,7 +188,7 @@ class LabelAsker:
         if "choice" in self.have.response_formats:
             request = request.replace(response_format=ResponseFormat("choice", choices=tuple(texts)))
         result = await self.send(request)
-        self.results.append(result)
+        self.usages.append(result.usage)
         said = result.text.strip().strip(".\"'`*")
         # As it is spelt first: two labels may differ by case alone.
         for fold in (str, str.casefold):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from qvl.errors import RequestError
-from qvl.types import JsonMapping, JsonObject
+from qvl.types import JsonMapping, JsonObject, Part, TextPart, map_parts
 
 MIN_CHOICES: Final = 2
 MAX_CHOICES: Final = 255
@@ -239,6 +239,25 @@ def options_text(question: Question, labels: Sequence[Label], marks: Sequence[st
         lines.append(f"{mark}{label.text}{': ' + label.description if label.description else ''}")
     what = "the letter of one" if marks else "one"
     return f"\n\nAnswer with {what} of these, with nothing else:\n" + "\n".join(lines)
+
+
+def question_form(question: Question, parts: Sequence[Part], labels: Sequence[Label]) -> JsonObject:
+    """Return the question in OpenAI's form, its options in the order of `labels`; `parts` are its instructions."""
+    instructions: object = "\n".join(part.text for part in parts if isinstance(part, TextPart))
+    if not all(isinstance(part, TextPart) for part in parts):
+        # As text where it is nothing else, since some read no parts.
+        instructions = map_parts(
+            parts,
+            lambda part: {"type": "input_text", "text": part.text},
+            lambda media: {"type": "input_image", "image_url": media.picture.data_url()},
+        )
+    form: JsonObject = {"type": question.type, "instructions": instructions}
+    described = [(label.value, {"description": label.description} if label.description else {}) for label in labels]
+    if isinstance(question, ChoiceQuestion):
+        form["choices"] = [{"value": value, **more} for value, more in described]
+    elif isinstance(question, Score):
+        form["levels"] = [{"label": value, **more} for value, more in described]
+    return form
 
 
 def asked_text(instructions: Instructions) -> str:

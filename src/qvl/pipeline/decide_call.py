@@ -69,6 +69,7 @@ class DecideCall(Call[tuple[Decision, Result]]):
         super().__init__(cache, namespace=namespace, policy=policy)
         self.question = question
         self._executor = executor
+        self._parts = len(parts)
         self.prompt_version = f"decide-{DECIDE_VERSION}-{MAX_ORDERS}-{canonical_json(question_json(question))}"
         self._draft = draft_request(_with_question(messages, question, parts), **params)
         self.pictures = self._draft.pictures
@@ -87,7 +88,15 @@ class DecideCall(Call[tuple[Decision, Result]]):
 
         job.stages.loading += await self._executor.open()
         backend = self._executor.backend
-        asker = LabelAsker(self.question, job.request, backend.capabilities, await backend.token_table(), send)
+        asker = LabelAsker(
+            self.question,
+            job.request,
+            self._parts,
+            backend.capabilities,
+            await backend.token_table(),
+            await backend.own_decisions(),
+            send,
+        )
         shares: list[float] | None = None
         best: int | None = None
         mass: float | None = None

@@ -19,18 +19,16 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 
 from qvl.backends.base import Backend
 from qvl.chunks import fold
-from qvl.decisions.ask_labels import LabelAsker
-from qvl.decisions.questions import ChoiceQuestion as Choice
 from qvl.errors import BackendError, ContextLengthError, QvlError
 from qvl.sampling import PARAMETERS
 from qvl.testing.asking import Sight, ask, collect, drain, endless, idle, in_loop, refused, square
+from qvl.testing.decision_contract import DecisionContract
 from qvl.types import ChatRequest, JsonObject, Message, ResponseFormat, SamplingParams, TextPart, Tool
 
 SCHEMA: JsonObject = {
@@ -41,7 +39,7 @@ SCHEMA: JsonObject = {
 }
 
 
-class BackendContract:
+class BackendContract(DecisionContract):
     """The contract suite: subclass it, define `make_backend`, run it with pytest."""
 
     patience: ClassVar[float] = 120.0
@@ -357,52 +355,6 @@ class BackendContract:
             pictures = [sight.pictures[name] for name in order]
             result = await backend.generate(ask(sight.question, *pictures, max_tokens=64))
             assert sight.names_in(result.text) == order, result.text
-
-    # Questions with a fixed set of answers
-
-    @in_loop
-    async def test_probabilities_of_labels_are_whole_or_not_claimed(self, backend: Backend, question: str) -> None:
-        asked = Choice(question, ["red", "red wine", "blue"])
-        request = ask(question)
-        shown = replace(request.messages[0], parts=(*request.messages[0].parts, TextPart("")))
-        asker = LabelAsker(
-            asked,
-            request.replace(messages=(shown,)),
-            backend.capabilities,
-            await backend.token_table(),
-            backend.generate,
-        )
-        shares, best, mass = await asker.ask()
-        if best is None:
-            # A model that would say something else: told, not hidden behind equal parts.
-            assert shares is None
-            assert asker.notes
-            return
-        assert asker.usage.prompt_tokens > 0
-        assert asker.method in ("logits", "top_logprobs", "choice")
-        if asker.method == "choice":
-            assert (shares, mass) == (None, None)
-            assert asker.notes
-            return
-        assert shares is not None
-        assert mass is not None
-        assert sum(shares) == pytest.approx(1)
-        assert shares[best] == max(shares)
-        assert 0 < mass <= 1 + 1e-3
-
-    @in_loop
-    async def test_an_answer_goes_on_behind_its_beginning_or_that_is_refused(
-        self, backend: Backend, question: str
-    ) -> None:
-        table = await backend.token_table()
-        begun = tuple(token for token, _ in table.beginnings(b"red")[:1]) if table is not None else (1,)
-        request = ask(question, max_tokens=2).replace(prefill=begun)
-        if "prefill" not in backend.capabilities.fields:
-            assert table is None
-            await refused(backend, request, "prefill")
-            return
-        plain = await backend.generate(request.replace(prefill=()))
-        assert (await backend.generate(request)).usage.prompt_tokens == plain.usage.prompt_tokens + 1
 
     # Bad requests
 

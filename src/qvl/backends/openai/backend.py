@@ -13,8 +13,9 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from qvl.backends.base import CUT_OFF, Backend, Capabilities, Tokens, began
+from qvl.backends.base import CUT_OFF, Backend, Capabilities, OwnDecisions, Tokens, began
 from qvl.backends.endless import EndlessWatch
+from qvl.backends.openai.decisions_3_57 import DecisionsProbe
 from qvl.backends.openai.endpoint import Endpoint, Timeouts, read_url, shown_url
 from qvl.backends.openai.endpoint_list import Listed, by_name, listed_endpoints
 from qvl.backends.openai.failures import Failed, Impact, Repeat
@@ -46,8 +47,7 @@ class OpenAIBackend(Backend):
             that are greedy or have a seed, and only if the repeated answer is the same up to there.
         probe: False skips the probe: every capability is assumed, and unsupported requests fail at the endpoint.
         extra_headers: headers sent with every request.
-        policy: `least_outstanding` picture tokens, `round_robin`, or `affinity` (same picture, same
-            endpoint, unless that is much busier than the others).
+        policy: `least_outstanding` picture tokens, `round_robin`, or `affinity` (same picture, same endpoint).
         weights: weights of the endpoints, by URL or in their order; 1 by default.
         limit: most concurrent requests of an endpoint; further ones wait in the client.
         verify: False trusts any certificate; a path is a file of certificate authorities.
@@ -93,8 +93,7 @@ class OpenAIBackend(Backend):
         self._retry = RetryPolicy(max_retries)
         self._api_key = api_key
         self._headers = dict(extra_headers or {})
-        self._verify = verify
-        self._limit = limit
+        self._verify, self._limit = verify, limit
         self._identity = identity
         self._health_interval = health_interval
         endpoints = by_name(listed_endpoints(base_url, self._limit))
@@ -113,10 +112,10 @@ class OpenAIBackend(Backend):
             account=api_key or os.environ.get("OPENAI_API_KEY", ""),
         )
         self._is_open = False
-        self._opening = asyncio.Lock()
-        self._changing = asyncio.Lock()
+        self._opening, self._changing = asyncio.Lock(), asyncio.Lock()
         self._health: asyncio.Task[None] | None = None
         self._quarantine = Quarantine(quarantine if isinstance(quarantine, str) else None, on=bool(quarantine))
+        self._decisions = DecisionsProbe(self._fleet, first_token_timeout)
         self._running = 0
         self._counts = dict.fromkeys(("requests", "retries", "failovers", "continued", "failures"), 0)
 
@@ -214,6 +213,9 @@ class OpenAIBackend(Backend):
         if not isinstance(text, str):
             raise BackendResponseError("the endpoint's answer has no prompt", hint="is it an endpoint of vLLM's kind?")
         return text
+
+    async def own_decisions(self) -> OwnDecisions | None:
+        return await self._decisions.found()
 
     async def _answer(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the answer of the first endpoint that begins one; tries endpoints and rounds until then.

@@ -318,8 +318,8 @@ class Fleet:
             lacks = isinstance(failed.error, BackendResponseError) and failed.untouched
             if not lacks:
                 raise failed.error from failed.__cause__
-            what = f"{name} has no {path}, so its tokens are not known"
-            raise UnsupportedInputError(what, hint="an endpoint of vLLM, SGLang or qvl-serve has it") from failed
+            hint = "an endpoint of vLLM, SGLang or qvl-serve has it"
+            raise UnsupportedInputError(f"{name} has no {path}", hint=hint) from failed
         finally:
             ticket.release()
 

@@ -332,7 +332,7 @@ class _Asker:
     async def sees(self, base: Answered) -> bool:
         """True if a picture is accepted and makes the prompt longer than that of `base`, without a picture."""
         parts: list[WirePart] = [
-            {"type": "image_url", "image_url": {"url": _picture()}},
+            {"type": "image_url", "image_url": {"url": small_picture()}},
             {"type": "text", "text": _WORDS},
         ]
         answer = await self._ask_unless_refused(parts, {}, max_tokens=1)
@@ -388,7 +388,7 @@ class _Asker:
         return Answered(folder.choices(), folder.usage, folder.prompt)
 
 
-def _picture() -> str:
+def small_picture() -> str:
     """Return a picture of a red square as a data URL."""
     from PIL import Image
 
