@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         UnknownNameError,
         UnsupportedInputError,
     )
+    from qvl.evidence.located import Locations
+    from qvl.evidence.shapes import Box, Located, Point
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.async_pipeline import AsyncPipeline
@@ -67,6 +69,7 @@ __all__ = [
     "BackendResponseError",
     "BackendTimeoutError",
     "BackendUnavailableError",
+    "Box",
     "Cache",
     "CacheEntry",
     "CacheError",
@@ -81,6 +84,8 @@ __all__ = [
     "EngineDeadError",
     "ImagePart",
     "Lease",
+    "Located",
+    "Locations",
     "MapItem",
     "MediaError",
     "MediaPolicy",
@@ -89,6 +94,7 @@ __all__ = [
     "Picture",
     "Pipeline",
     "PluginError",
+    "Point",
     "ProductAnalysis",
     "QvlError",
     "RateLimitError",
@@ -137,6 +143,8 @@ __getattr__ = _lazy(
             "UnknownNameError",
             "UnsupportedInputError",
         ),
+        "qvl.evidence.located": ("Locations",),
+        "qvl.evidence.shapes": ("Box", "Located", "Point"),
         "qvl.media.picture": ("Picture",),
         "qvl.media.policy": ("MediaPolicy",),
         "qvl.pipeline.async_pipeline": ("AsyncPipeline",),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Final
@@ -64,35 +66,55 @@ def _walk(text: str, i: int, path: str) -> Iterator[_Span]:
 
 
 def confidences(
-    text: str, logprobs: Sequence[TokenLogprob] | None, start: int | None = None
+    text: str,
+    logprobs: Sequence[TokenLogprob] | None,
+    start: int | None = None,
+    *,
+    wholes: Collection[str] = (),
+    beside: Collection[str] = (),
 ) -> tuple[float | None, dict[str, float]]:
     """Return the confidence (0 to 1) in the answer `text`, and in each scalar by path (see `value_spans`).
 
     It is (None, {}) if `logprobs` do not spell `text`. A token that spells parts of two values counts for both. Quotes
     belong to their value, since the opening one decides between a string and null. Keys are not counted.
+
+    Args:
+        start: where the JSON object or list begins; None is the first object.
+        wholes: paths of objects and lists that count as one value each, such as a box of four numbers.
+        beside: paths among `wholes` that do not count for the confidence in the whole answer.
     """
-    if not logprobs:
+    tokens = _tokens(text, logprobs)
+    if logprobs is None or tokens is None:
         return None, {}
-    spelt = b"".join(item.bytes or item.token.encode() for item in logprobs)
-    raw = text.encode()
-    offset = spelt.find(raw)
-    if offset < 0:
-        return None, {}
-    fields: dict[str, float] = {}
-    total = 0.0
-    counted: set[int] = set()
+    spelling: dict[str, set[int]] = {}
     for span in value_spans(text, start):
-        start = offset + len(text[: span.start].encode())
-        end = offset + len(text[: span.end].encode())
-        log = 0.0
-        position = 0
-        for number, item in enumerate(logprobs):
-            after = position + len(item.bytes or item.token.encode())
-            if position < end and after > start:
-                log += item.logprob
-                if number not in counted:
-                    counted.add(number)
-                    total += item.logprob
-            position = after
-        fields[span.path] = math.exp(min(0.0, log))
-    return (math.exp(min(0.0, total)) if fields else None), fields
+        name = _whole(span.path, wholes)
+        spelling.setdefault(name, set()).update(_between(tokens, text, span))
+    counted = set().union(*(numbers for name, numbers in spelling.items() if name not in beside))
+    fields = {name: _product(logprobs, numbers) for name, numbers in spelling.items()}
+    return (_product(logprobs, counted) if counted else None), fields
+
+
+def _whole(path: str, wholes: Collection[str]) -> str:
+    """Return the one of `wholes` that the value at `path` is part of, else `path`."""
+    steps = path.split(".") if wholes else ()
+    return next((name for end in range(1, len(steps)) if (name := ".".join(steps[:end])) in wholes), path)
+
+
+def _tokens(text: str, logprobs: Sequence[TokenLogprob] | None) -> list[int] | None:
+    """Return the position in the UTF-8 of `text` where each token ends; None if the tokens do not spell `text`."""
+    if not logprobs:
+        return None
+    pieces = [item.bytes or item.token.encode() for item in logprobs]
+    offset = b"".join(pieces).find(text.encode())
+    return None if offset < 0 else [end - offset for end in itertools.accumulate(map(len, pieces))]
+
+
+def _between(ends: Sequence[int], text: str, span: _Span) -> range:
+    """Return the numbers of the tokens that spell at least a part of `span`."""
+    start, end = (len(text[:at].encode()) for at in (span.start, span.end))
+    return range(bisect.bisect_right(ends, start), bisect.bisect_left(ends, end) + 1)
+
+
+def _product(logprobs: Sequence[TokenLogprob], numbers: Iterable[int]) -> float:
+    return math.exp(min(0.0, sum(logprobs[number].logprob for number in numbers)))

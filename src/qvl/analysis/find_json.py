@@ -28,6 +28,15 @@ class JsonMatch:
     exact: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class ValueMatch:
+    """A JSON object or list, the position in the text where it starts, and `exact`, as of a JsonMatch."""
+
+    value: object
+    start: int
+    exact: bool = True
+
+
 def find_object(text: str, *, complete: bool, fits: Fits) -> JsonMatch:
     """Return the JSON object in `text`; of several, one for which `fits` is true, then the valid, largest or last one.
 
@@ -61,6 +70,33 @@ def find_object(text: str, *, complete: bool, fits: Fits) -> JsonMatch:
         if (item.exact, len(item.value)) >= (best.exact, len(best.value)):
             best = item
     return JsonMatch(best.value, best.start + offset, best.exact)
+
+
+def find_values(text: str) -> list[ValueMatch]:
+    """Return the objects and lists in `text` that are in no other, in order; of a broken list, what is whole in it.
+
+    The text may be one JSON string that holds them.
+    """
+    offset = _behind_thought(text)
+    body = text[offset:]
+    if body.lstrip()[:1] == '"' and isinstance(whole := _loaded(body), str):
+        return [ValueMatch(match.value, len(text), False) for match in find_values(whole)]
+    matches: list[ValueMatch] = []
+    at = 0
+    for _ in range(MOST_OPENINGS):
+        start = _opening(body, at)
+        if start is None:
+            break
+        try:
+            value, at = _DECODER.raw_decode(body, start)
+        except (ValueError, RecursionError):
+            at = start + 1
+            if body[start] == "{" and (end := _end(body, start)) is not None:
+                at = end
+                matches.append(ValueMatch(_mended(body[start:end]), len(text), False))
+        else:
+            matches.append(ValueMatch(value, start + offset))
+    return matches
 
 
 def _behind_thought(text: str) -> int:

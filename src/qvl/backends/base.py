@@ -17,6 +17,7 @@ from typing import Final, final
 from qvl.backends.token_table import TokenTable
 from qvl.chunks import Folder
 from qvl.errors import BackendError, UnsupportedInputError
+from qvl.evidence.coordinates import Coordinates, coordinates_of
 from qvl.types import ChatRequest, Chunk, JsonMapping, JsonObject, Result, SamplingParams, Usage
 
 # The code of an error that ends a stream in the middle of an answer which the same request may well get whole.
@@ -37,6 +38,7 @@ class Capabilities:
     `images` is the most pictures of a request (0: none). `max_context` is in tokens, None if unknown. `sampling` are
     the SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while generating.
     `extra_body` is True if unknown request fields are passed on; `top_logprobs` is the most alternatives a token.
+    `lists` is False if a schema must have an object on top, as endpoints demand.
     `fields` are those of `PROMPT_FIELDS`, "priority" and "prefill", that have an effect.
     """
 
@@ -48,6 +50,7 @@ class Capabilities:
     extra_body: bool = False
     top_logprobs: int = 20
     fields: frozenset[str] = frozenset()
+    lists: bool = True
 
     @property
     def logprobs(self) -> bool:
@@ -111,6 +114,11 @@ class Backend(ABC):
     @abstractmethod
     def capabilities(self) -> Capabilities:
         """Return the supported features. Valid after `open()`."""
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Return how the model writes boxes and points; here by its name. Cheap, and valid before `open()`."""
+        return coordinates_of(self.model)
 
     @abstractmethod
     def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 from qvl.backends.base import Backend, Capabilities, OwnDecisions, Tokens
 from qvl.backends.token_table import TokenTable
+from qvl.evidence.coordinates import Coordinates
 from qvl.types import ChatRequest, Chunk, JsonObject
 
 
@@ -22,6 +23,10 @@ class WrappingBackend(Backend):
     @property
     def capabilities(self) -> Capabilities:
         return self.inner.capabilities
+
+    @property
+    def coordinates(self) -> Coordinates:
+        return self.inner.coordinates
 
     def refuse_missing(self) -> None:
         self.inner.refuse_missing()

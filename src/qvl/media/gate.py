@@ -209,9 +209,9 @@ def _load_local(source: PictureSource, policy: MediaPolicy, decode: bool, digest
 def _from_image(image: Image.Image, policy: MediaPolicy, name: str, digests: DigestCache | None) -> Picture:
     from qvl.media import pixels
 
-    rgb, sized = pixels.canonical(image, policy, name)
+    rgb, original, sized = pixels.canonical(image, policy, name)
     lazy = LazyPixels(rgb=rgb.copy() if rgb is image else rgb)
-    return _deferred(pixels.fingerprint(image, digests), rgb.size, name, lazy, untouched=False, sized=sized)
+    return _deferred(pixels.fingerprint(image, digests), rgb.size, name, lazy, original, untouched=False, sized=sized)
 
 
 def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, digests: DigestCache | None) -> Picture:
@@ -231,4 +231,6 @@ def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, diges
     if decode:
         lazy.verify(keep=False)
     size = (header.width, header.height)
-    return _deferred(encoded.sha256, size, name, lazy, header.media_type, untouched=header.plain, sized=header.sized)
+    return _deferred(
+        encoded.sha256, size, name, lazy, header.original, header.media_type, untouched=header.plain, sized=header.sized
+    )

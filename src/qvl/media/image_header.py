@@ -46,6 +46,7 @@ _BLOCK: Final = 16 * 1024
 class Header:
     """The header of an encoded picture. `width` and `height` are the canonical ones.
 
+    `original`: (width, height) of the source, upright.
     `sized`: a request set the size.
     `plain`: every decoder decodes these bytes to the canonical pixels, so they may be passed on unchanged.
     `large`: decoding takes so much time or memory that only one such picture is decoded at a time.
@@ -54,6 +55,7 @@ class Header:
     format: str
     width: int
     height: int
+    original: tuple[int, int]
     orientation: int
     plain: bool
     sized: bool
@@ -120,7 +122,7 @@ def _header(
     upright = size[::-1] if orientation >= 5 else size
     width, height, sized = canonical_size(*upright, policy)
     plain = simple and form in PORTABLE and orientation == 1 and (width, height) == upright
-    return Header(form, width, height, orientation, plain, sized, large)
+    return Header(form, width, height, upright, orientation, plain, sized, large)
 
 
 def _colour_jpeg(data: bytes) -> tuple[int, int, int] | None:

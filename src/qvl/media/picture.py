@@ -51,6 +51,7 @@ class Picture:
     source: str = field(compare=False)
     untouched: bool = field(compare=False)
     sized: bool = False
+    _original: tuple[int, int] | None = field(default=None, repr=False, compare=False)
     _pixels: LazyPixels | None = field(default=None, repr=False, compare=False)
 
     if not TYPE_CHECKING:
@@ -65,7 +66,12 @@ class Picture:
     def __reduce__(self) -> tuple[type[Picture], tuple[object, ...]]:
         # Locks and open images do not pickle; the canonical bytes say everything.
         state = (self.sha256, self.width, self.height, self.data, self.media_type, self.source, self.untouched)
-        return Picture, (*state, self.sized)
+        return Picture, (*state, self.sized, self.original)
+
+    @property
+    def original(self) -> tuple[int, int]:
+        """(width, height) of the source in pixels, after EXIF and before any budget; the canonical size if unknown."""
+        return self._original or (self.width, self.height)
 
     def rgb(self) -> Image.Image:
         """Return the canonical picture decoded, in mode RGB, as a copy for the caller.
@@ -93,7 +99,7 @@ class Picture:
         scale = edge / max(self.width, self.height)
         size = (max(1, round(self.width * scale)), max(1, round(self.height * scale)))
         data = pixels.encode_jpeg(pixels.resized(self.rgb(), size))
-        return Picture(self.sha256, *size, data, "image/jpeg", self.source, untouched=False)
+        return Picture(self.sha256, *size, data, "image/jpeg", self.source, untouched=False, _original=self.original)
 
     def fit(self, max_pixels: int) -> Picture:
         """Return a copy downscaled to `max_pixels` with its aspect ratio kept; itself if it fits already."""
@@ -109,11 +115,14 @@ class Picture:
 
         if size != (self.width, self.height):
             lazy = LazyPixels(rgb=pixels.resized(self.rgb(), size))
-            return _deferred(self.sha256, size, self.source, lazy, untouched=False, sized=sized)
+            return _deferred(self.sha256, size, self.source, lazy, self.original, untouched=False, sized=sized)
         if sized == self.sized:
             return self
         lazy = self._pixels or LazyPixels(rgb=self.rgb())
-        return _deferred(self.sha256, size, self.source, lazy, self.media_type, untouched=self.untouched, sized=sized)
+        media_type, untouched = self.media_type, self.untouched
+        return _deferred(
+            self.sha256, size, self.source, lazy, self.original, media_type, untouched=untouched, sized=sized
+        )
 
     def decoded(self) -> Picture:
         """Return itself, with the source bytes verified (by decoding, which makes the next `rgb()` free).
@@ -158,6 +167,7 @@ def _deferred(
     size: tuple[int, int],
     source: str,
     lazy: LazyPixels,
+    original: tuple[int, int],
     media_type: str = "image/png",
     *,
     untouched: bool,
@@ -173,6 +183,7 @@ def _deferred(
         ("source", source),
         ("untouched", untouched),
         ("sized", sized),
+        ("_original", original),
         ("_pixels", lazy),
     ):
         object.__setattr__(picture, name, value)

@@ -123,8 +123,8 @@ def _check_scans(data: bytes, image: Image.Image, name: str) -> None:
         file_structure.check_scans(data, image.width * image.height, name)
 
 
-def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> tuple[Image.Image, bool]:
-    """Return (canonical RGB picture of an open image, with its EXIF orientation applied; its `Picture.sized`).
+def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> tuple[Image.Image, tuple[int, int], bool]:
+    """Return (canonical RGB picture of an open image, EXIF orientation applied; its `Picture.original` and `sized`).
 
     Raises:
         MediaError: its pixels cannot be read or it breaks a limit of `policy`.
@@ -135,12 +135,14 @@ def canonical(image: Image.Image, policy: MediaPolicy, name: str) -> tuple[Image
         image.load()
         orientation = _image_orientation(image)
         across, down = image.size
+        original = (across, down)
         if orientation >= 5:
-            height, width, sized = canonical_size(down, across, policy)
+            original = (down, across)
+            height, width, sized = canonical_size(*original, policy)
         else:
             width, height, sized = canonical_size(across, down, policy)
         rgb = resized(to_rgb(image, name), (width, height))
-        return _oriented(rgb, orientation), sized
+        return _oriented(rgb, orientation), original, sized
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
     from qvl.decisions.answers import Decisions
     from qvl.decisions.questions import QuestionLike
+    from qvl.evidence.located import Locations
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.decide_call import DecideParams
-    from qvl.pipeline.parse_parts import Pictures, Sources
+    from qvl.pipeline.locate_call import LocateParams
+    from qvl.pipeline.parse_parts import PictureLike, Pictures, Sources
 
 A = TypeVar("A", default=ProductAnalysis)
 TINY_NOTICE: Final = (
@@ -296,6 +298,36 @@ class AsyncPipeline:
 
         messages, asked = shared_messages(pictures, context), read_questions(questions)
         return (await decide(self.executor, messages, asked, cache, params))[0]
+
+    async def locate(
+        self,
+        picture: PictureLike,
+        targets: str | Iterable[str],
+        *,
+        points: bool = False,
+        cache: CacheMode | None = None,
+        **params: Unpack[LocateParams],
+    ) -> Locations:
+        """Return where on the picture the targets are: a list of `Located`, each with a box (or point) and confidence.
+
+        Boxes are in pixels of the original picture, EXIF applied. One that reaches beyond the picture is cut at its
+        edges and `clipped`; one that lies outside is left out. Either way a note of the result says so.
+
+        Args:
+            picture: one.
+            targets: a text such as "the brand", or up to 100 of them, asked together in one request.
+            points: ask for a point on each instead of a box around it.
+            params: `max_tokens`, `max_pixels`, `min_pixels`, `extra`, `request_id` and others as in `ask`.
+
+        Raises:
+            RequestError: the picture cannot be used, or the backend takes none.
+            AnalysisError: the answer has no boxes.
+            BackendError: the model could not answer.
+        """
+        from qvl.pipeline.locate_call import LocateCall
+
+        call = LocateCall(picture, targets, self.backend, cache, params, points=points)
+        return await self.executor.execute(call)
 
     @overload
     def map(

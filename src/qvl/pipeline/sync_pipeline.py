@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from qvl.caches.policy import CacheMode
     from qvl.decisions.answers import Decisions
     from qvl.decisions.questions import QuestionLike
+    from qvl.evidence.located import Locations
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.decide_call import DecideParams
+    from qvl.pipeline.locate_call import LocateParams
     from qvl.pipeline.parse_message import MessageLike
-    from qvl.pipeline.parse_parts import Pictures, Sources
+    from qvl.pipeline.parse_parts import PictureLike, Pictures, Sources
 
 A = TypeVar("A", default=ProductAnalysis)
 R = TypeVar("R")
@@ -164,6 +166,19 @@ class Pipeline:
         self._loop.claim()
         return self._loop.call(decide)
 
+    def locate(
+        self,
+        picture: PictureLike,
+        targets: str | Iterable[str],
+        *,
+        points: bool = False,
+        cache: CacheMode | None = None,
+        **params: Unpack[LocateParams],
+    ) -> Locations:
+        from qvl.pipeline.locate_call import LocateCall
+
+        return self._execute(LocateCall(picture, targets, self.pipeline.backend, cache, params, points=points))
+
     @overload
     def map(
         self, sources: Sources, question: str, **params: Unpack[MapParams]
@@ -227,7 +242,19 @@ class Pipeline:
             self._loop.end(items)
 
 
-for _name in ("open", "ask", "stream", "chat", "stream_chat", "analyze", "analyze_result", "decide", "map", "stats"):
+for _name in (
+    "open",
+    "ask",
+    "stream",
+    "chat",
+    "stream_chat",
+    "analyze",
+    "analyze_result",
+    "decide",
+    "locate",
+    "map",
+    "stats",
+):
     getattr(Pipeline, _name).__doc__ = getattr(AsyncPipeline, _name).__doc__
 
 if hasattr(os, "register_at_fork"):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from qvl.backends.local.text.grammar import Grammars
     from qvl.backends.local.text.processor import ImageRules, Processor
     from qvl.backends.token_table import TokenTable
+    from qvl.evidence.coordinates import Coordinates
     from qvl.types import ChatRequest, Chunk, JsonObject
 
 log = logger(__name__)
@@ -128,6 +129,7 @@ class LocalBackend(Backend):
         self._revision = revision
         self._trust_remote_code = trust_remote_code
         self._peeked: JsonObject | None = None
+        self._coordinates: Coordinates | None = None
         self._max_model_len = max_model_len
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -180,6 +182,10 @@ class LocalBackend(Backend):
             raise ConfigError("quantize excludes decode_kernel", hint="leave one of them out", param="decode_kernel")
         if self._batch_invariant and self._decode_graphs == "on":
             raise ConfigError("batch_invariant excludes decode_graphs='on'", hint="use 'off'", param="decode_graphs")
+
+    @property
+    def coordinates(self) -> Coordinates:
+        return self._coordinates or super().coordinates
 
     @property
     def capabilities(self) -> Capabilities:
@@ -271,6 +277,7 @@ class LocalBackend(Backend):
             quantize=self._quantize,
         )
         rules = checkpoint.family.rules(checkpoint.image_config)
+        self._coordinates = checkpoint.family.coordinates(rules)
         with checkpoint.int8 or nullcontext():
             return checkpoint, rules, self._runner(checkpoint, device, rules, features)
 
@@ -377,7 +384,9 @@ class LocalBackend(Backend):
             peeked = peek(self._path) if dtype is not None else None
             if dtype is None or peeked is None:
                 return None
-            self._peeked = self._identity(peeked[0], dtype, peeked[1], peeked[2])
+            digest, rules, form, family = peeked
+            self._peeked = self._identity(digest, dtype, rules, form)
+            self._coordinates = family.coordinates(rules)
         return self._peeked
 
     def _identity(self, fingerprint: str, dtype: str, rules: ImageRules, quantisation: str | None) -> JsonObject:

@@ -27,6 +27,7 @@ from qvl.backends.openai.wire import request_body
 from qvl.backends.quarantine import Quarantine
 from qvl.backends.resume import Continuation, Diverged
 from qvl.errors import BackendResponseError, BackendUnavailableError, QvlError
+from qvl.evidence.coordinates import Coordinates, coordinates_named
 from qvl.log import logger
 from qvl.types import ChatRequest, Chunk, JsonObject, Timing
 
@@ -55,6 +56,8 @@ class OpenAIBackend(Backend):
         identity: name of the deployment behind the endpoints, for cache keys. By default the set of base URLs,
             because equal model names at different URLs need not be equal models; a name keeps the cache valid when
             endpoints change.
+        box_convention: how the model writes boxes and points, where its name does not tell: "0-1000" (Qwen3-VL and
+            later) or "pixels" of the resized picture (Qwen2.5-VL).
         quarantine: refuse a picture for an hour once two engines died with it; a path keeps such pictures in a file
             for all processes that name it; False tries them on every engine.
 
@@ -86,6 +89,7 @@ class OpenAIBackend(Backend):
         verify: bool | str = True,
         health_interval: float | None = 10.0,
         identity: str | None = None,
+        box_convention: str | None = None,
         quarantine: bool | str = True,
     ) -> None:
         self.model = model
@@ -95,6 +99,7 @@ class OpenAIBackend(Backend):
         self._headers = dict(extra_headers or {})
         self._verify, self._limit = verify, limit
         self._identity = identity
+        self._coordinates = None if box_convention is None else coordinates_named(box_convention)
         self._health_interval = health_interval
         endpoints = by_name(listed_endpoints(base_url, self._limit))
         if weights is not None:
@@ -124,6 +129,10 @@ class OpenAIBackend(Backend):
             listed.url, api_key=self._api_key, timeouts=self._timeouts, headers=self._headers, verify=self._verify
         )
         return Member(endpoint.url, ProbedEndpoint(endpoint), weight=listed.weight, limit=listed.limit)
+
+    @property
+    def coordinates(self) -> Coordinates:
+        return self._coordinates or super().coordinates
 
     @property
     def capabilities(self) -> Capabilities:

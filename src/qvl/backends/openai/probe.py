@@ -52,6 +52,7 @@ ASSUMED: Final = Findings(
         tools=True,
         extra_body=True,
         fields=PASSED_ON,
+        lists=False,
     ),
     Dialect(),
 )
@@ -235,6 +236,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
         tools="tools" in have,
         extra_body=True,
         fields=PASSED_ON,
+        lists=False,
     )
     pinned = frozenset(name for name in sampling if PARAMETERS[name].sent == "pinned")
     return Findings(capabilities, replace(asker.dialect, pinned=pinned), names)
@@ -253,6 +255,7 @@ def common(findings: list[Findings]) -> Capabilities:
         extra_body=all(have.extra_body for have in every),
         top_logprobs=min(have.top_logprobs for have in every),
         fields=frozenset.intersection(*(have.fields for have in every)),
+        lists=all(have.lists for have in every),
     )
 
 

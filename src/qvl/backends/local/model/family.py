@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qvl.errors import ConfigError
+from qvl.evidence.coordinates import Coordinates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -14,23 +15,30 @@ if TYPE_CHECKING:
     from qvl.backends.local.model.linear import LinearPlan
     from qvl.backends.local.model.vision import VisionTower
     from qvl.backends.local.text.processor import ImageRules
+    from qvl.evidence.prompts import Convention
     from qvl.types import JsonObject
 
 
 class ModelFamily:
     """Builds the parts of a model when it is loaded; this family is Qwen3-VL, dense and mixture of experts.
 
-    Another family overrides the parts that differ. `model_types` are the values of `model_type` in config.json.
+    Another family overrides the parts that differ. `model_types` are the values of `model_type` in config.json,
+    `convention` is how its models write boxes and points.
     """
 
     name: str = "Qwen3-VL"
     model_types: tuple[str, ...] = ("qwen3_vl", "qwen3_vl_moe")
+    convention: Convention = "0-1000"
 
     def rules(self, settings: JsonObject) -> ImageRules:
         """Return the rules for resizing pictures and cutting them into patches, from the image processor's settings."""
         from qvl.backends.local.text.processor import ImageRules
 
         return ImageRules.read(settings)
+
+    def coordinates(self, rules: ImageRules) -> Coordinates:
+        """Return how its models write boxes and points; in pixels, of the picture as `rules` resize it."""
+        return Coordinates(self.convention, rules.factor, rules.min_pixels, rules.max_pixels)
 
     def decoder(
         self, model: PreTrainedModel, kernels: Kernels, plan: LinearPlan, *, batch_invariant: bool

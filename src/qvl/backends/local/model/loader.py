@@ -251,8 +251,8 @@ def _check_weights(name: str, loaded: PreTrainedModel, report: LoadingInfo) -> N
         log.warning("weights_not_used", model=name, count=len(unused), first=unused[:3])
 
 
-def peek(model: str | None) -> tuple[str, ImageRules, str | None] | None:
-    """Return (fingerprint, picture rules, quantisation) of a checkpoint in a folder, read without torch.
+def peek(model: str | None) -> tuple[str, ImageRules, str | None, ModelFamily] | None:
+    """Return (fingerprint, picture rules, quantisation, family) of a checkpoint in a folder, read without torch.
 
     None for anything else, and for what `load` would refuse.
 
@@ -270,7 +270,7 @@ def peek(model: str | None) -> tuple[str, ImageRules, str | None] | None:
         digest, settings = fingerprint(folder), image_settings(folder, str(model))
     except (OSError, QvlError):
         return None
-    return digest, family.rules(settings), form.name if form is not None else None
+    return digest, family.rules(settings), form.name if form is not None else None, family
 
 
 @contextmanager

@@ -1,0 +1,182 @@
+"""What `locate()` is asked for, the schema of its answer, and the reading of that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from qvl.analysis.confidence import confidences
+from qvl.analysis.find_json import find_values
+from qvl.errors import AnalysisError, ConfigError
+from qvl.evidence.coordinates import THOUSAND, Frame
+from qvl.evidence.read_shapes import Form, RawShape, raw_shapes, shapes_in_text
+from qvl.evidence.shapes import Located
+from qvl.types import JsonObject
+
+if TYPE_CHECKING:
+    from qvl.types import TokenLogprob
+
+MOST_TARGETS: Final = 100
+LONGEST_TARGET: Final = 200
+
+
+def read_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
+    """Return what is to be located, each text trimmed, its white space single.
+
+    Raises:
+        ConfigError: none, too many, one that is empty, not text, too long, named twice, or has a semicolon.
+    """
+    hint = 'name what to locate, such as "the brand" or ["the cap", "the label"]'
+    if isinstance(targets, str):
+        targets = [targets]
+    if isinstance(targets, bytes) or not isinstance(targets, Iterable):
+        raise ConfigError(f"the targets are a {type(targets).__name__}", hint=hint, param="targets")
+    found: list[str] = []
+    for number, target in enumerate(targets):
+        param = f"targets[{number}]"
+        if not isinstance(target, str):
+            raise ConfigError(f"{param} is a {type(target).__name__}, not text", hint=hint, param=param)
+        words = " ".join(target.split())
+        if not words:
+            raise ConfigError(f"{param} is empty", hint=hint, param=param)
+        if not words.isprintable():
+            raise ConfigError(f"{param} has a control character", hint="plain words", param=param)
+        if len(words) > LONGEST_TARGET:
+            what = f"{param} has {len(words)} characters"
+            raise ConfigError(what, hint=f"at most {LONGEST_TARGET}", param=param)
+        if ";" in words:
+            # The prompt puts one between two targets.
+            raise ConfigError(f"{param} has a semicolon", hint="list several targets one by one", param=param)
+        if words.casefold() in map(str.casefold, found):
+            raise ConfigError(f"{param} {words!r} is named twice", hint="name each target once", param=param)
+        found.append(words)
+        if len(found) > MOST_TARGETS:
+            raise ConfigError("too many targets", hint=f"at most {MOST_TARGETS} to a request", param="targets")
+    if not found:
+        raise ConfigError("no target is named", hint=hint, param="targets")
+    return tuple(found)
+
+
+def locate_schema(targets: Sequence[str], frame: Frame, *, points: bool, list_on_top: bool) -> JsonObject:
+    """Return the schema of the answer to `locate_prompt`; without `list_on_top`, of an object whose `answer` it is."""
+    name = "point_2d" if points else "bbox_2d"
+    item: JsonObject = {
+        "type": "object",
+        "properties": {name: coordinates_schema(frame, "point" if points else "box"), "label": {"enum": list(targets)}},
+        "required": [name, "label"],
+        "additionalProperties": False,
+    }
+    several: JsonObject = {"type": "array", "items": item}
+    if list_on_top:
+        return several
+    return {"type": "object", "properties": {"answer": several}, "required": ["answer"], "additionalProperties": False}
+
+
+def coordinates_schema(frame: Frame, form: Form) -> JsonObject:
+    """Return the schema of the coordinates of a box or point, in the model's own numbers."""
+    most = THOUSAND if frame.right == frame.bottom == THOUSAND else int(max(frame.right, frame.bottom))
+    size = 4 if form == "box" else 2
+    number = {"type": "integer", "minimum": 0, "maximum": most}
+    return {"type": "array", "items": number, "minItems": size, "maxItems": size}
+
+
+def read_located(
+    text: str,
+    logprobs: Sequence[TokenLogprob] | None,
+    targets: Sequence[str],
+    frame: Frame,
+    *,
+    points: bool,
+    complete: bool,
+) -> tuple[list[Located], list[str]]:
+    """Return (what was located, in the order of the targets; notes on what was left out or changed).
+
+    Raises:
+        AnalysisError: the answer has no list of boxes or points; `raw` keeps it.
+    """
+    form: Form = "point" if points else "box"
+    read: list[tuple[RawShape, float | None]] = []
+    matches = find_values(text)
+    for match in matches:
+        shapes = raw_shapes(match.value, form)
+        sure: dict[str, float] = {}
+        if match.exact and shapes:
+            _, sure = confidences(text, logprobs, match.start, wholes={shape.path for shape in shapes if shape.path})
+        whole = confidences(text, logprobs, match.start)[0] if match.exact and not all(s.path for s in shapes) else None
+        read += [(shape, sure.get(shape.path) if shape.path else whole) for shape in shapes]
+    if not read:
+        read = [(shape, None) for shape in shapes_in_text(text)]
+    if not read and not any(isinstance(match.value, list | dict) and not _says(match.value) for match in matches):
+        if not complete:
+            raise AnalysisError("the answer was cut off", raw=text, hint="raise max_tokens")
+        what = "points" if points else "boxes"
+        raise AnalysisError(f"the answer has no list of {what}: {_brief(text)}", raw=text)
+    found, notes = _placed(read, targets, frame, points)
+    if not complete:
+        notes.append(f"the answer was cut off by max_tokens after {len(found)} of its {form}s")
+    order = {target: number for number, target in enumerate(targets)}
+    return sorted(found, key=lambda item: order[item.label]), notes
+
+
+def _placed(
+    read: Sequence[tuple[RawShape, float | None]], targets: Sequence[str], frame: Frame, points: bool
+) -> tuple[list[Located], list[str]]:
+    found: list[Located] = []
+    notes: list[str] = []
+    for raw, sure in read:
+        label = _target(raw.label, targets)
+        if label is None:
+            notes.append(f"left out a {raw.form} labelled {str(raw.label)[:40]!r}: that was not asked for")
+            continue
+        box = frame.box(raw.values) if raw.form == "box" and raw.values is not None else None
+        point = frame.point(raw.values) if raw.form == "point" and raw.values is not None else None
+        if box is None and point is None:
+            notes.append(f"left out {_brief(raw.written)} for {label!r}: {_fault(raw)}")
+        elif box is not None and points:
+            notes.append(f"{label!r} was answered with a box; its middle is the point")
+            found.append(Located(label, point=box.center, confidence=sure))
+        elif box is None and not points:
+            notes.append(f"left out {_brief(raw.written)} for {label!r}: a point, not a box")
+        else:
+            if box is not None and box.clipped:
+                notes.append(f"cut {_brief(raw.written)} for {label!r} at the picture's edges")
+            found.append(Located(label, box, point, sure))
+    return found, notes
+
+
+def _fault(raw: RawShape) -> str:
+    size = 4 if raw.form == "box" else 2
+    if raw.values is None or len(raw.values) != size:
+        return f"a {raw.form} needs {size} numbers"
+    if any(value != value for value in raw.values):
+        return "not a number"
+    outside = "it is outside of the picture"
+    return outside if raw.form == "point" else f"{outside} or has no area"
+
+
+def _target(label: str | None, targets: Sequence[str]) -> str | None:
+    """Return the target that a label stands for; None if none does, or several may."""
+    if len(targets) == 1:
+        return targets[0]
+    words = " ".join((label or "").split()).casefold().strip("'\"")
+    if not words:
+        return None
+    known = {target.casefold(): target for target in targets}
+    if words in known:
+        return known[words]
+    near = [target for name, target in known.items() if words in name or name in words]
+    return near[0] if len(near) == 1 else None
+
+
+def _says(value: object) -> bool:
+    """True if a JSON value says something that is no box: an empty list, or empty lists in objects, say "none"."""
+    if isinstance(value, list):
+        return any(map(_says, value))
+    if isinstance(value, dict):
+        return any(map(_says, value.values()))
+    return value is not None
+
+
+def _brief(written: object) -> str:
+    text = " ".join(str(written).split())
+    return text if len(text) <= 60 else f"{text[:57]}…"

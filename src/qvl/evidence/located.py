@@ -1,0 +1,32 @@
+"""The result of `locate()`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from qvl.evidence.shapes import Located
+from qvl.types import JsonObject, Result
+
+if TYPE_CHECKING:
+    from qvl.media.picture import Picture
+
+
+class Locations(list[Located]):
+    """What was located, in the order of the targets; empty if nothing was. `result` has notes, cache state and times.
+
+    `result.notes` tell what the model wrote and was left out or cut: a box outside of the picture, a label nobody
+    asked for.
+    """
+
+    def __init__(self, located: Iterable[Located], result: Result) -> None:
+        super().__init__(located)
+        self.result = result
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return self.result.pictures
+
+    def to_json(self) -> JsonObject:
+        """Return label, box or point, and confidence of each as JSON values, with the notes."""
+        return {"located": [item.to_json() for item in self], "notes": list(self.result.notes)}
