@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -120,6 +121,18 @@ def test_more_parts_than_any_real_picture_has_are_refused(data: bytes, words: st
     assert "limit" in str(caught.value)
     assert caught.value.hint
     assert caught.value.code == "image_too_large"
+
+
+def test_codes_that_begin_like_a_fill_are_none() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    values[:16, :16] = 0
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, "JPEG", quality=98)
+    data = out.getvalue()
+    scan = data.find(b"\xff\xda")
+    assert data[scan + 2 + int.from_bytes(data[scan + 2 : scan + 4]) :][:2] == b"\xff\x00"
+    assert len(data) > structure.MAX_FILL
+    assert media.load(data).width == 160
 
 
 def test_the_scans_of_a_large_picture_are_counted_by_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ THOUSAND: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Coordinates:
-    """How a model writes coordinates, and, for "pixels", how it resizes a picture: Qwen's smart_resize by these limits.
+    """The coordinates that a model writes; for "pixels", with the limits of Qwen's smart_resize of its pictures.
 
     `assumed`: nothing tells the model's convention, so it is taken at the word of the prompt.
     """

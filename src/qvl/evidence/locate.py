@@ -150,8 +150,9 @@ def _fault(raw: RawShape) -> str:
         return f"a {raw.form} needs {size} numbers"
     if any(value != value for value in raw.values):
         return "not a number"
-    outside = "it is outside of the picture"
-    return outside if raw.form == "point" else f"{outside} or has no area"
+    if size == 4 and (raw.values[0] == raw.values[2] or raw.values[1] == raw.values[3]):
+        return "it has no area"
+    return "it is outside of the picture"
 
 
 def _target(label: str | None, targets: Sequence[str]) -> str | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Locations(list[Located]):
-    """What was located, in the order of the targets; empty if nothing was. `result` has notes, cache state and times.
+    """The targets that were located, in their order; empty if none was. `result` has notes, cache state and times.
 
     `result.notes` tell what the model wrote and was left out or cut: a box outside of the picture, a label nobody
     asked for.

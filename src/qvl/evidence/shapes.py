@@ -22,7 +22,7 @@ _DERIVED: Final = frozenset({"relative"})
 
 
 class Shape:
-    """What `Box` and `Point` share: a size that coordinates are checked against, JSON, and their use in schemas.
+    """The common part of `Box` and `Point`: coordinates checked against a size, JSON, and their use in schemas.
 
     A class or dataclass with a field of such a type is a schema of `analyze()`; in a JSON schema of a user's it is
     `{"format": "box"}` or `{"format": "point"}`.

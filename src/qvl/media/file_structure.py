@@ -154,7 +154,7 @@ def _jpeg_segments(data: bytes) -> Iterator[int]:
 
 
 def _check_jpeg(data: bytes, name: str) -> None:
-    exif = fill = photoshop = 0
+    exif = fill = photoshop = marker = 0
     end = 2
     for segments, at in enumerate(_jpeg_segments(data), 1):
         fill += max(0, at - end)
@@ -169,7 +169,8 @@ def _check_jpeg(data: bytes, name: str) -> None:
         _bound(fill, MAX_FILL, "bytes of fill in front of a JPEG's pixels", name)
         _bound(exif, MAX_EXIF_SEGMENTS, "EXIF segments", name)
         _bound(photoshop, MAX_PHOTOSHOP_RECORDS, "Photoshop records", name)
-    if data[end : end + 2] in (b"\xff\xff", b"\xff\x00"):
+    # Behind the start of a scan come its codes, which may begin with the byte of a fill.
+    if marker != _START_OF_SCAN and data[end : end + 2] in (b"\xff\xff", b"\xff\x00"):
         _bound(len(data) - end, MAX_FILL, "bytes of fill in front of a JPEG's pixels", name)
 
 
