@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +17,11 @@ from typer.testing import CliRunner
 
 from qvl.bench import tune
 from qvl.cli import app
+from tests.server.processes import launch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from click.testing import Result
 
 # A small OpenAI-compatible server whose pace its flag sets; it logs each start, and dies where it is told to.
@@ -66,6 +73,13 @@ def starts(folder: Path) -> list[str]:
     return (folder / "starts").read_text().splitlines()
 
 
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_the_fastest_value_is_found_and_written_as_a_recipe_that_can_be_run(server: str, tmp_path: Path) -> None:
     result = run("--launch", server, "--vary", "--pause=0.3,0.01", "--vary", "--quiet=-,+", *small(tmp_path / "out"))
 
@@ -94,6 +108,41 @@ def test_a_tuning_goes_on_where_it_stopped(server: str, tmp_path: Path) -> None:
     other = run("--launch", server, "--vary", "--pause=0.1,0.02", *small(tmp_path / "out"), "--resume")
     assert other.exit_code == 2
     assert "measured something else: axes" in other.stderr
+
+
+def test_ctrl_c_within_a_level_ends_the_server_and_resume_measures_that_level_anew(server: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--launch", f"{server} --tuned {{port}}", "--vary", "--pause=0.01,0.1", "--synthetic", "2"]
+    words += ["--size", "64x64", "-n", "24", "-c", "1,2", "--out", str(out)]
+    command = [sys.executable, "-m", "qvl.cli", "tune", *words]
+    half = out / "setting-1/clients-1/results.jsonl"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: process.poll() is not None or (half.exists() and half.read_text().count("\n") >= 4))
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].endswith(f"--out {out} --resume goes on")
+    assert not (out / tune.RECIPE).exists()
+    assert not (out / "setting-1/clients-1/summary.json").exists()
+    ports = [line.split()[1] for line in starts(tmp_path)]
+    assert len(ports) == 2
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", int(port)), timeout=5)
+
+    again = run(*words, "--resume")
+
+    assert again.exit_code == 0, again.stderr
+    # The first setting was whole; the second is asked from the start, by a server of its own.
+    assert [line.split()[-1] for line in starts(tmp_path)] == ["0.01", "0.1", "0.1"]
+    assert "--pause 0.01: measured before" in again.stderr
+    ids = [json.loads(line)["id"] for line in half.read_text().splitlines()]
+    assert len([name for name in ids if not name.startswith("warmup")]) == 24
+    recipe = json.loads((out / tune.RECIPE).read_text())
+    assert [item["clients"] for item in recipe["measured"]] == [1, 2, 1, 2]
+    assert recipe["best"]["flags"] == ["--pause", "0.01"]
 
 
 def test_a_setting_with_which_the_server_dies_is_passed_over_with_its_last_line(server: str, tmp_path: Path) -> None:
@@ -160,3 +209,29 @@ def test_qvl_serve_with_the_bundled_model_is_tuned(tmp_path: Path) -> None:
     assert all(item["success_rate"] == 1 for item in recipe["measured"])
     assert recipe["best"]["flags"] in (["--max-num-seqs", "1"], ["--max-num-seqs", "8"])
     assert "--port 8000" in recipe["command"]
+
+
+@pytest.mark.slow
+def test_a_running_qvl_serve_is_measured_at_each_number_of_clients(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--synthetic", "4", "--size", "64x64", "-n", "8", "-c", "4,1", "--max-tokens", "8", "--out", str(out)]
+    process = launch("--device", "cpu", "--cache", "off", "--max-num-seqs", "4")
+    try:
+        process.wait_ready()
+        result = run("--url", f"{process.address}/v1", "--slo", "e2e=60s", *words)
+        again = run("--url", f"{process.address}/v1", "--slo", "e2e=60s", *words, "--resume", "--json")
+    finally:
+        process.end()
+
+    assert result.exit_code == 0, result.stderr
+    recipe = json.loads((out / tune.RECIPE).read_text())
+    assert [item["clients"] for item in recipe["measured"]] == [1, 4]
+    assert all(item["flags"] == [] and item["success_rate"] == 1 for item in recipe["measured"])
+    assert recipe["command"] is None
+    assert recipe["score"] == "goodput_requests_per_second"
+    assert recipe["best"]["score"] == max(item["score"] for item in recipe["measured"]) > 0
+    assert "best: as it is" in result.stdout
+    # Nothing is left to ask.
+    assert again.exit_code == 0, again.stderr
+    assert "measured before" in again.stderr
+    assert json.loads(again.stdout)["measured"] == recipe["measured"]

@@ -124,7 +124,11 @@ def tune(options: TuneOptions) -> None:
     if options.resume and options.out is None:
         raise ConfigError("--resume needs the folder of a tuning", hint="name it with --out")
     folder = options.out or Path(f"tune-{datetime.now():%Y%m%d-%H%M%S}")
-    recipe = Tuning(plan, folder, options.resume, lambda line: typer.echo(line, err=True)).work()
+    try:
+        recipe = Tuning(plan, folder, options.resume, lambda line: typer.echo(line, err=True)).work()
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: the same command with --out {folder} --resume goes on", err=True)
+        raise
     if options.as_json:
         print_json(recipe)
     else:
