@@ -26,12 +26,13 @@ from qvl.server.errors import (
     error_of,
     headers_of,
 )
-from qvl.server.request_body import checked_json, coding_of, inflated
+from qvl.server.request_body import READ_BODY, SMALL_BODY, checked_json, coding_of, inflated
 from qvl.server.state import end_now
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
+    from qvl.server.request_body import ReadBody
     from qvl.server.state import ServerCore
     from qvl.server.tracing import Traced
 
@@ -85,30 +86,42 @@ class Exchange:
         announced = self.headers.get(b"content-length", b"")
         if announced.isdigit() and int(announced) > settings.max_body_bytes:
             raise self._too_large()
-        pieces: list[bytes] = []
-        size = 0
         now = asyncio.get_running_loop().time()
+        size = 0
+
+        def came(more: int) -> None:
+            nonlocal size
+            size += more
+            self._hold(more)
+            if size > settings.max_body_bytes:
+                raise self._too_large()
+            limit.reschedule(now + settings.body_timeout + size / settings.body_rate)
+
         try:
             async with asyncio.timeout_at(now + settings.body_timeout) as limit:
-                while True:
-                    event = await self.receive()
-                    if event["type"] == "http.disconnect":
-                        self._gone = True
-                        raise ClientGoneError
-                    piece = event.get("body", b"")
-                    size += len(piece)
-                    self._hold(len(piece))
-                    if size > settings.max_body_bytes:
-                        raise self._too_large()
-                    if not event.get("more_body", False):
-                        self._body_complete = True
-                        return await self._read(b"".join((*pieces, piece)) if pieces else bytes(piece))
-                    pieces.append(bytes(piece))
-                    limit.reschedule(now + settings.body_timeout + size / settings.body_rate)
+                body = await self._whole(announced, came)
+                self._body_complete = True
+                return await self._read(body)
         except TimeoutError:
             if not limit.expired():
                 raise
         raise self._too_slow()
+
+    async def _whole(self, announced: bytes, came: Callable[[int], None]) -> bytes:
+        read_body: ReadBody | None = self.scope.get("extensions", {}).get(READ_BODY, {}).get("read")
+        if read_body is not None and announced.isdigit() and int(announced) > SMALL_BODY:
+            return await read_body(int(announced), came)
+        pieces: list[bytes] = []
+        more = True
+        while more:
+            event = await self.receive()
+            if event["type"] == "http.disconnect":
+                self._gone = True
+                raise ClientGoneError
+            pieces.append(bytes(event.get("body", b"")))
+            came(len(pieces[-1]))
+            more = event.get("more_body", False)
+        return b"".join(pieces)
 
     async def next_piece(self, size: int) -> tuple[bytes, bool]:
         """Return the next piece of a body of which `size` bytes came, and whether it is the last, for large uploads.

@@ -6,14 +6,19 @@ import asyncio
 import codecs
 import re
 import zlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from qvl.media import inflate
 from qvl.server.errors import HttpError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
+    # Returns the body of a request, given its length and what is to be called with the size of each piece.
+    ReadBody: TypeAlias = Callable[[int, Callable[[int], None]], Awaitable[bytes]]
+
+# The name of the ASGI extension by which a server reads a large body at once.
+READ_BODY: Final = "qvl.body"
 SMALL_BODY: Final = 64 * 1024
 # Reading and checking one takes some microseconds, and the event loop waits for all of them.
 MAX_FIELDS: Final = 40_000

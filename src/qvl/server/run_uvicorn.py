@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
@@ -23,11 +24,16 @@ from qvl.errors import ConfigError, EngineDeadError, QvlError, RequestError
 from qvl.log import logger
 from qvl.server.answers import dumps
 from qvl.server.errors import error_of
+from qvl.server.request_body import READ_BODY
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as _Protocol
+
+    from qvl.server.intake import SCRATCH, Intake
 except ImportError:  # httptools has no wheel for every platform
     from uvicorn.protocols.http.h11_impl import H11Protocol as _Protocol  # type: ignore[assignment]
+
+    SCRATCH = 0  # type: ignore[misc]
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -100,12 +106,17 @@ class GuardedProtocol(_Protocol):
 
     header_timeout = 10.0
     probe_seconds = 1.0
+    scratch = bytearray(SCRATCH)
+    _intake: Intake | None = None
     _head_timer: asyncio.TimerHandle | None = None
     _probe_timer: asyncio.TimerHandle | None = None
     _refusal = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(CorkedTransport(transport, self.loop))  # type: ignore[arg-type]
+        if self.scratch:
+            self._intake = Intake(self, self.scratch)
+            transport.set_protocol(self._intake)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -119,6 +130,8 @@ class GuardedProtocol(_Protocol):
             self._refusal = "missing Host header"
             raise ValueError(self._refusal)
         super().on_headers_complete()
+        if self._intake is not None:
+            self.scope["extensions"] = {READ_BODY: {"read": partial(self._intake.read_body, self.cycle)}}
         if self.scope["http_version"] == "1.0":
             self.cycle.waiting_for_100_continue = False
             self.cycle.chunked_encoding = False
@@ -319,7 +332,9 @@ def make_server(
     """
     if tls_cert or tls_key:
         _check_tls(tls_cert, tls_key)
-    protocol = type("Protocol", (GuardedProtocol,), {"header_timeout": header_timeout})
+    # Its own, since other servers of this process may run in other threads.
+    fields = {"header_timeout": header_timeout, "scratch": bytearray(SCRATCH)}
+    protocol = type("Protocol", (GuardedProtocol,), fields)
     config = uvicorn.Config(
         app,
         http=protocol,

@@ -1,0 +1,121 @@
+"""Reads what a connection receives: heads and small bodies through the HTTP parser, large bodies past it.
+
+Through the parser every piece of a body is copied four times and wakes whoever waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import httptools
+import numpy as np
+
+from qvl.errors import QvlError
+from qvl.server.errors import ClientGoneError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+SCRATCH: Final = 64 * 1024
+# So much more than has come is made ready, so that who announces megabytes and sends none takes no memory.
+_AHEAD: Final = 3
+
+
+class Intake(asyncio.BufferedProtocol):
+    """The protocol of a connection, in front of uvicorn's `http`. `scratch` is shared by all of one event loop."""
+
+    def __init__(self, http: HttpToolsProtocol, scratch: bytearray) -> None:
+        self._http = http
+        self._handler: asyncio.Protocol = http
+        self._scratch = memoryview(scratch)
+        # Bytes of the body that do not go through the parser; without a reader they are dropped.
+        self._missing = 0
+        self._pieces: list[memoryview] = []
+        self._at = 0
+        self._came: Callable[[int], None] = lambda size: None
+        self._whole: asyncio.Future[None] | None = None
+
+    async def read_body(self, cycle: RequestResponseCycle, length: int, came: Callable[[int], None]) -> bytes:
+        """Return the body, of `length` bytes, of the request of `cycle`; `came(size)` is called for each piece.
+
+        Raises:
+            ClientGoneError: the client went away before the end.
+            QvlError: what `came` raised.
+        """
+        if cycle.disconnected:
+            raise ClientGoneError
+        if cycle.waiting_for_100_continue:
+            self._http.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        begun, cycle.body = bytes(cycle.body), bytearray()
+        cycle.message_event.clear()
+        came(len(begun))
+        if not cycle.more_body:
+            return begun
+        self._pieces, self._missing = [memoryview(begun)], length - len(begun)
+        self._came, self._whole = came, asyncio.get_running_loop().create_future()
+        self._make_room()
+        self._http.flow.resume_reading()
+        try:
+            await self._whole
+            return b"".join(self._pieces)
+        finally:
+            self._whole, self._pieces = None, []
+
+    def _make_room(self) -> None:
+        had = sum(map(len, self._pieces))
+        self._pieces.append(np.empty(min(self._missing, max(SCRATCH, _AHEAD * had)), np.uint8).data)
+        self._at = 0
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if not self._missing:
+            return self._scratch
+        if self._whole is None or self._whole.done():
+            return self._scratch[: self._missing]
+        return self._pieces[-1][self._at :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if not self._missing:
+            self._http.data_received(self._scratch[:nbytes])  # type: ignore[arg-type]  # it reads any buffer
+            return
+        self._missing -= nbytes
+        whole = self._whole
+        if whole is not None and not whole.done():
+            self._at += nbytes
+            try:
+                self._came(nbytes)
+            except QvlError as exc:
+                whole.set_exception(exc)
+            else:
+                if self._missing and self._at == len(self._pieces[-1]):
+                    self._make_room()
+        if not self._missing:
+            self._end_body()
+
+    def _end_body(self) -> None:
+        """Have the parser expect another request, and tell whoever reads this one."""
+        http = self._http
+        http.parser = httptools.HttpRequestParser(http)
+        http.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        http.cycle.more_body = False
+        if self._whole is None or self._whole.done():
+            http.cycle.message_event.set()
+        else:
+            self._whole.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._whole is not None and not self._whole.done():
+            self._whole.set_exception(ClientGoneError())
+        self._http.connection_lost(exc)
+
+    def eof_received(self) -> bool | None:
+        return self._handler.eof_received()
+
+    def pause_writing(self) -> None:
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._http.resume_writing()
