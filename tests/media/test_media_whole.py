@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -179,7 +180,9 @@ def _noisy(form: str) -> bytes:
 
 @pytest.mark.parametrize("form", JPEGS)
 def test_of_a_whole_jpeg_a_decoder_sees_the_segments_alone(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A segment of its own, since what was accepted before is not asked of the decoder again.
     data = _noisy(form)
+    data = data[:2] + b"\xff\xe9\x00\x0a" + os.urandom(8) + data[2:]
     bare = skeleton(data)
     assert bare is not None
     assert len(bare) < len(data)
@@ -193,6 +196,12 @@ def test_of_a_whole_jpeg_a_decoder_sees_the_segments_alone(form: str, monkeypatc
     monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", noted)
     assert media.load(data, decode=False).checked().data == data
     assert loaded == [(1, 1)]
+    commented = data[:2] + b"\xff\xfe\x00\x08a text" + data[2:]
+    assert media.load(commented, decode=False).checked().data == commented
+    assert loaded == [(1, 1), (1, 1)]
+    other = data.replace(b"\xff\xe9\x00\x0a", b"\xff\xfe\x00\x03z" + b"\xff\xe9\x00\x0a") + b"behind"
+    assert media.load(other, decode=False).checked().data == other
+    assert loaded == [(1, 1), (1, 1)]
 
 
 @pytest.mark.parametrize("form", JPEGS)

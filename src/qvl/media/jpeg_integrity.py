@@ -6,6 +6,7 @@ pixels. So the codes are left out, and the decoder judges the rest.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -14,8 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FRAMES: Final = (0xC0, 0xC2)
+# With one component.
+_MIN_FRAME: Final = 11
 _SCAN: Final = 0xDA
 _END: Final = 0xD9
+_COMMENT: Final = 0xFE
+_NO_COMMENT: Final = b"\xff\xfe\x00\x02"
 # The upper five bits of all eight.
 _RESTARTS: Final = 0xD0
 _FILL: Final = 0xFF
@@ -31,16 +36,16 @@ def skeleton(data: bytes) -> bytes | None:
     """Return the JPEG of one pixel made of all segments of `data` and none of its codes; None if its end is missing.
 
     A decoder that accepts it accepts `data`, too: it reads the same segments in the same order, and for codes that are
-    missing, too many or wrong it only warns. None also for what `image_header` leaves to Pillow, and for junk between
-    the segments in front of the first scan.
+    missing, too many or wrong it only warns. Comments are empty, since no decoder looks into them. None also for what
+    `image_header` leaves to Pillow, and for junk between the segments in front of the first scan.
 
     Source: ITU-T T.81, annex B; libjpeg's jdmarker.c and jdinput.c.
     """
     head = _head(data)
     if head is None:
         return None
-    size, at = head
-    parts = [data[:size], _ONE_PIXEL, data[size + 4 : at]]
+    front, at = head
+    parts = [front]
     for start in _markers(data, at):
         if start < at:
             continue
@@ -53,29 +58,33 @@ def skeleton(data: bytes) -> bytes | None:
         at += length
         if length < 2 or at > len(data):
             return None
-        parts.append(data[start:at])
+        parts.append(_NO_COMMENT if marker == _COMMENT else data[start:at])
         if len(parts) > _MAX_SEGMENTS:
             return None
     return None
 
 
-def _head(data: bytes) -> tuple[int, int] | None:
-    """Return (index of the frame's height and width, index behind the first scan's header)."""
-    at, size = 2, 0
+def _head(data: bytes) -> tuple[bytes, int] | None:
+    """Return (the segments up to the first scan's header, index behind that)."""
+    at, framed = 2, False
+    parts = [data[:2]]
     for _ in range(_MAX_SEGMENTS):
         if data[:2] != b"\xff\xd8" or len(data) < at + 10 or data[at] != _FILL:
             return None
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        start, marker, length = at, data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 2 + length
         if length < 2:
             return None
         if marker in _FRAMES:
-            height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-            if size or not (0 < height <= _MAX_EDGE and 0 < width <= _MAX_EDGE):
+            height, width = struct.unpack_from(">HH", data, start + 5)
+            if framed or length < _MIN_FRAME or not (0 < height <= _MAX_EDGE and 0 < width <= _MAX_EDGE):
                 return None
-            size = at + 5
-        at += 2 + length
+            framed = True
+            parts += (data[start : start + 5], _ONE_PIXEL, data[start + 9 : at])
+        else:
+            parts.append(_NO_COMMENT if marker == _COMMENT else data[start:at])
         if marker == _SCAN:
-            return (size, at) if size and at < len(data) else None
+            return (b"".join(parts), at) if framed and at < len(data) else None
     return None
 
 
@@ -84,5 +93,9 @@ def _markers(data: bytes, at: int) -> Iterator[int]:
     values = np.frombuffer(data, np.uint8)
     for start in range(at, len(data) - 1, _PIECE):
         first, second = values[start : start + _PIECE], values[start + 1 : start + 1 + _PIECE]
-        marked = (first[: second.size] == _FILL) & (second != 0) & (second != _FILL) & (second & 0xF8 != _RESTARTS)
-        yield from (np.flatnonzero(marked) + start).tolist()
+        marked = (first[: second.size] == _FILL) & (second != 0)
+        # Most pieces have none, and listing takes longer than finding that out.
+        if marked.any():
+            found = np.flatnonzero(marked)
+            kind = second[found]
+            yield from (found[(kind != _FILL) & (kind & 0xF8 != _RESTARTS)] + start).tolist()

@@ -7,6 +7,7 @@ with.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import struct
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 # The memory of the process is one, whatever threads and pipelines there are.
 _one_large: Final = threading.Lock()
 
+# Without EXIF data and profiles, which are large, and the former different in each picture.
+_USUAL_SEGMENTS: Final = 4096
 _ENCODED: Final = (str, bytes, bytearray, memoryview, os.PathLike)
 _CHANNELS: Final = (1, 3, 4)
 TRANSPOSE: Final = {
@@ -105,13 +108,23 @@ def _whole_jpeg(data: bytes, header: Header, policy: MediaPolicy, name: str) -> 
     if file_structure.jpeg_frame(data)[0]:
         file_structure.check_scans(data, header.width * header.height, name)
     try:
-        with open_image(bare, policy, name) as image, reading(name, "JPEG"):
-            # At once, so that the decoder sees the segments behind the last scan as well.
-            image.decodermaxblock = len(bare)
-            image.load()
+        (_accepted if len(bare) <= _USUAL_SEGMENTS else _accepted.__wrapped__)(bare, policy)
     except MediaError:
         return False
     return True
+
+
+@functools.lru_cache(maxsize=64)
+def _accepted(bare: bytes, policy: MediaPolicy) -> None:
+    """Verify that a decoder accepts the JPEG `bare`; what one camera or encoder writes differs in its codes alone.
+
+    Raises:
+        MediaError: it does not.
+    """
+    with open_image(bare, policy, "") as image, reading("", "JPEG"):
+        # At once, so that the decoder sees the segments behind the last scan as well.
+        image.decodermaxblock = len(bare)
+        image.load()
 
 
 def _turn(header: Header) -> AbstractContextManager[object]:
