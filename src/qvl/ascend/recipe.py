@@ -102,10 +102,24 @@ class ContainerPlan:
             raise ConfigError(
                 f"{self.chip} works in pairs of dies, but --npus names {len(self.npus)}", hint="give both: 0,1"
             )
+        self._check_sharing()
         if self.engine == "qvl" and len(self.npus) > 1 and "--replicas" not in self.extra:
             raise ConfigError(
                 f"qvl-serve uses one NPU, but --npus names {len(self.npus)}",
                 hint="--compose for one instance per NPU, --engine vllm for tensor parallel, or pass -- --replicas",
+            )
+
+    def _check_sharing(self) -> None:
+        """Refuse a number of NPUs among which vllm cannot divide the model's attention heads."""
+        count, own = len(self.npus), [word.partition("=")[0].replace("_", "-") for word in self.extra]
+        if self.engine != "vllm" or count == 1 or not {"-tp", "--tensor-parallel-size"}.isdisjoint(own):
+            return
+        heads = fit.heads_of(self.weights or self.model)
+        if heads is not None and heads % count:
+            fewer = next(number for number in range(count - 1, 0, -1) if heads % number == 0)
+            raise ConfigError(
+                f"{count} NPUs cannot share the {heads} attention heads of {self.model}",
+                hint=f"--npus for {fewer} of them, or -- --tensor-parallel-size 1 --data-parallel-size {count}",
             )
 
     def _check_further(self) -> None:

@@ -86,20 +86,38 @@ def need_of(model: Path | str, tokens: int) -> MemoryNeed | None:
 
     Known are folders whose config.json has sizes, and the ids of published Qwen3-VL.
     """
-    if isinstance(model, str):
-        match = _PUBLISHED.fullmatch(model)
-        config = PUBLISHED_CONFIGS.get(match[1].upper()) if match else None
-        if match is None or config is None:
-            return None
-        size = size_of(config, model)
-        packed = size.layers if match["one_byte"] else 0
-        return _need(config, size, size.parameters * _BYTES - packed, _PUBLISHED_PIXELS, tokens)
+    config = config_of(model)
+    if config is None:
+        return None
     try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        size = size_of(config, str(model))
+        if isinstance(model, str):
+            match = _PUBLISHED.fullmatch(model)
+            packed = size.layers if match and match["one_byte"] else 0
+            return _need(config, size, size.parameters * _BYTES - packed, _PUBLISHED_PIXELS, tokens)
         stored = sum(path.stat().st_size for path in model.glob("*.safetensors") if path.is_file())
-        return _need(config, size_of(config, model.name), stored, _largest_pixels(model), tokens) if stored else None
+        return _need(config, size, stored, _largest_pixels(model), tokens) if stored else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, ConfigError):
         return None
+
+
+def config_of(model: Path | str) -> JsonObject | None:
+    """Return config.json of a checkpoint's folder, or what it has of sizes for a published hub id; None if unknown."""
+    if isinstance(model, str):
+        match = _PUBLISHED.fullmatch(model)
+        return PUBLISHED_CONFIGS.get(match[1].upper()) if match else None
+    try:
+        body = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def heads_of(model: Path | str) -> int | None:
+    """Return the number of attention heads, which tensor parallel workers divide among them; None if unknown."""
+    text = (config_of(model) or {}).get("text_config")
+    heads = text.get("num_attention_heads") if isinstance(text, dict) else None
+    return heads if isinstance(heads, int) and heads > 0 else None
 
 
 def _need(config: JsonObject, size: ModelSize, weights: int, pixels: int, tokens: int) -> MemoryNeed:
