@@ -21,9 +21,11 @@ from qvl.analysis.find_json import Fits, JsonMatch, find_object
 from qvl.analysis.product import ProductAnalysis, ProductFields
 from qvl.analysis.prompts import LANGUAGES, PRODUCT_PROMPTS, PROMPT_VERSION, RETRY_PROMPTS, SCHEMA_PROMPTS
 from qvl.errors import AnalysisError, ConfigError
+from qvl.evidence.answer_form import form_of
 from qvl.types import ImagePart, JsonMapping, JsonObject, Message, Part, ResponseFormat, TextPart
 
 if TYPE_CHECKING:
+    from qvl.evidence.answer_form import AnswerForm
     from qvl.media.picture import Picture
 
 T = TypeVar("T", bound=BaseModel)
@@ -55,7 +57,10 @@ def boxed(schema: type[BaseModel]) -> type[BaseModel] | None:
 
     Endpoints accept only objects at the top of a schema.
     """
-    if not issubclass(schema, RootModel) or _top(schema.model_json_schema()).get("type") == "object":
+    if not issubclass(schema, RootModel):
+        return None
+    top = _top(schema.model_json_schema())
+    if top.get("type") == "object" and form_of(top) is None:
         return None
     return create_model(schema_name(schema), __doc__=schema.__doc__, answer=(schema, ...))
 
@@ -78,20 +83,30 @@ def prompt_version(schema: type[BaseModel]) -> str:
 
 
 def build_messages(
-    pictures: Sequence[Picture], *, schema: type[BaseModel], language: str, spell_out_schema: bool
+    pictures: Sequence[Picture],
+    *,
+    schema: type[BaseModel],
+    language: str,
+    spell_out_schema: bool,
+    asked: JsonObject | None = None,
+    evidence: str = "",
 ) -> tuple[Message, ...]:
     """Return the system and user turn of an analysis, pictures first.
 
-    `spell_out_schema` puts the schema into the prompt, for a custom schema or a backend without guided decoding.
+    Args:
+        spell_out_schema: put the schema into the prompt, for a custom schema or a backend without guided decoding.
+        asked: the schema that the answer must follow, where it is not `generation_schema(schema)`.
+        evidence: the sentence that asks for evidence.
     """
     if schema is ProductAnalysis:
         prompt = PRODUCT_PROMPTS[language]
-        text = prompt.user
+        text = " ".join(filter(None, (prompt.user, evidence)))
         if spell_out_schema:
-            text += "\n" + json.dumps(generation_schema(schema), ensure_ascii=False)
+            text += "\n" + json.dumps(asked or generation_schema(schema), ensure_ascii=False)
     else:
         prompt = SCHEMA_PROMPTS[language]
-        text = prompt.user.format(schema=json.dumps(generation_schema(schema), ensure_ascii=False))
+        text = prompt.user.format(schema=json.dumps(asked or generation_schema(schema), ensure_ascii=False))
+        text = "\n".join(filter(None, (text, evidence)))
     parts: tuple[Part, ...] = (*(ImagePart(picture) for picture in pictures), TextPart(text))
     return Message("system", (TextPart(prompt.system),)), Message("user", parts)
 
@@ -105,11 +120,12 @@ def retry_messages(messages: Sequence[Message], raw: str, error: AnalysisError, 
     )
 
 
-def response_format(schema: type[BaseModel]) -> ResponseFormat:
+def response_format(schema: type[BaseModel], asked: JsonObject | None = None) -> ResponseFormat:
+    """Return the format of an answer that follows `asked`, by default `generation_schema(schema)`."""
     from qvl.backends.grammar_schema import without_what_is_checked_afterwards
 
     # `parse` checks these once the answer is there; no grammar could, and some refuse the whole schema for them.
-    enforced = without_what_is_checked_afterwards(generation_schema(schema))
+    enforced = without_what_is_checked_afterwards(asked or generation_schema(schema))
     return ResponseFormat("json_schema", schema=enforced, name=schema_name(schema))
 
 
@@ -118,17 +134,23 @@ def schema_name(schema: type[BaseModel]) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", schema.__name__).strip("_")[:64] or "answer"
 
 
-def parse(text: str, schema: type[T], *, complete: bool = True) -> T:
+def parse(text: str, schema: type[T], *, complete: bool = True, form: AnswerForm | None = None) -> T:
     """Return the model's answer as an instance of `schema`; unambiguous faults (fences, commas, quotes) are repaired.
 
-    `complete` False means that the answer was cut off by max_tokens; such text is never repaired.
+    `complete` False means that the answer was cut off by max_tokens; such text is never repaired. `form` is that of an
+    answer with boxes and points in it, which are mapped before it is validated.
 
     Raises:
         AnalysisError: the answer does not fit `schema`; `raw` keeps the text.
     """
     model: type[BaseModel] = ProductFields if schema is ProductAnalysis else schema
     try:
-        data = find(text, schema, complete=complete).value
+        data = find(text, schema, complete=complete, form=form).value
+        if form is not None:
+            read = form.read(data)
+            if read.faults:
+                raise AnalysisError(read.faults[0], raw=text)
+            data = read.value
         if not _is_about(data, names := _names(model)):
             raise AnalysisError(f"the answer has none of the fields {', '.join(sorted(names))}", raw=text)
         value = validate(data, model)
@@ -150,8 +172,10 @@ def validate(data: object, schema: type[T]) -> T:
     return schema.model_validate_json(json.dumps(data))
 
 
-def find(text: str, schema: type[BaseModel], *, complete: bool) -> JsonMatch:
+def find(text: str, schema: type[BaseModel], *, complete: bool, form: AnswerForm | None = None) -> JsonMatch:
     """Return the JSON object in the model's answer, unvalidated; long numbers for Decimal fields become strings.
+
+    Boxes and points are in it as the model wrote them.
 
     Raises:
         AnalysisError: the answer has no JSON object.
@@ -159,8 +183,11 @@ def find(text: str, schema: type[BaseModel], *, complete: bool) -> JsonMatch:
     model = ProductFields if schema is ProductAnalysis else schema
     names = _names(model)
 
+    def own(data: JsonObject) -> JsonObject:
+        return data if form is None else form.read(data).value
+
     def fits(data: JsonObject) -> bool:
-        return _is_about(data, names) and _value(data, model) is not None
+        return _is_about(data, names) and _value(own(data), model) is not None
 
     try:
         match = find_object(text, complete=complete, fits=fits)
@@ -170,7 +197,7 @@ def find(text: str, schema: type[BaseModel], *, complete: bool) -> JsonMatch:
             raise
     except RecursionError as exc:
         raise AnalysisError("the answer is nested too deeply", raw=text) from exc
-    return _with_all_digits(bare or match, text, model)
+    return _with_all_digits(bare or match, text, model, own)
 
 
 def _value(data: object, schema: type[T]) -> T | None:
@@ -180,7 +207,9 @@ def _value(data: object, schema: type[T]) -> T | None:
         return None
 
 
-def _with_all_digits(match: JsonMatch, text: str, schema: type[BaseModel]) -> JsonMatch:
+def _with_all_digits(
+    match: JsonMatch, text: str, schema: type[BaseModel], own: Callable[[JsonObject], JsonObject]
+) -> JsonMatch:
     """`match` with numbers as strings where a float would lose digits that a Decimal of `schema` keeps.
 
     pydantic parses every JSON fraction as a float. A number stays one if its string would validate as something else.
@@ -193,14 +222,14 @@ def _with_all_digits(match: JsonMatch, text: str, schema: type[BaseModel]) -> Js
     except (ValueError, ArithmeticError, RecursionError):
         return match
     numbers = {number for number in fractions if number != Decimal(repr(float(number)))}
-    value = _value(match.value, schema) if numbers and _each_decimal(exact, float) == match.value else None
+    value = _value(own(match.value), schema) if numbers and _each_decimal(exact, float) == match.value else None
     if value is None:
         return match
     texts: set[Decimal] = set()
     for more in (numbers, *({number} for number in sorted(numbers)[:MOST_DECIMALS])):
         known = texts | more
         data = _each_decimal(exact, partial(_spelt, texts=known))
-        if _same_but_for_digits(data, value):
+        if _same_but_for_digits(own(cast("JsonObject", data)), value):
             texts, match = known, replace(match, value=cast("JsonObject", data))
         if texts == numbers:
             break

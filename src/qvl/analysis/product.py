@@ -9,6 +9,7 @@ from typing import Final, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from qvl.analysis.prompts import PROMPT_VERSION
+from qvl.evidence.shapes import Located
 from qvl.types import Result
 
 V_co = TypeVar("V_co", covariant=True)
@@ -46,7 +47,8 @@ class ProductAnalysis(ProductFields):
     """The default analysis of a product picture.
 
     `confidence` is of the whole answer, `field_confidence` per field ("brand", "attributes.color"), both from 0 to 1
-    and by `confidence_method`; all three are empty or None where the backend gives no probabilities.
+    and by `confidence_method`; all three are empty or None where the backend gives no probabilities. `evidence`, if it
+    was asked for, has the box where each of brand, category and attributes is seen, or None.
     """
 
     confidence: float | None = None
@@ -56,6 +58,7 @@ class ProductAnalysis(ProductFields):
     model: str = ""
     prompt_version: str = PROMPT_VERSION
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    evidence: dict[str, Located | None] | None = Field(default=None, exclude_if=lambda value: value is None)
 
     _origin: _Origin = PrivateAttr(default_factory=_Origin)
 
@@ -81,10 +84,21 @@ class ProductAnalysis(ProductFields):
 
 @dataclass(frozen=True, slots=True)
 class AnalysisResult(Generic[V_co]):
-    """The value that `analyze()` returns, with its Result, confidence and timing."""
+    """The value that `analyze()` returns, with its Result, confidence and timing.
+
+    `evidence` has the box where each field is seen, or None where it is not visible; empty unless it was asked for.
+    `shapes` are the boxes and points that are fields of the value, their paths as labels.
+    """
 
     value: V_co
     result: Result
     confidence: float | None = None
     field_confidence: dict[str, float] = field(default_factory=dict)
     confidence_method: str | None = None
+    evidence: dict[str, Located | None] = field(default_factory=dict)
+    shapes: tuple[Located, ...] = ()
+
+    @property
+    def located(self) -> list[Located]:
+        """Everything that has a place: the evidence that there is, and the boxes and points of the value."""
+        return [*(item for item in self.evidence.values() if item is not None), *self.shapes]

@@ -21,6 +21,7 @@ from referencing import Registry
 from qvl.backends.grammar_schema import compiler_reason, enforceable
 from qvl.backends.schema_bounds import bound, plain
 from qvl.errors import AnalysisError, RequestError
+from qvl.evidence.answer_form import with_told_shapes
 from qvl.types import JsonMapping, JsonObject
 
 # Alternatives of alternatives double with each level of an answer, and the schema comes from anybody.
@@ -47,7 +48,7 @@ def model_of(schema: JsonMapping) -> type[_Answer]:
     """
     if not isinstance(schema, Mapping):
         raise _refused("must be an object")
-    own_schema = with_object_on_top(schema)
+    own_schema = with_told_shapes(with_object_on_top(schema))
     if own_schema.get("type") != "object":
         hint = '{"type": "object", "properties": {…}}'
         raise RequestError("schema must be of type object", hint=hint, param="schema", code="invalid_schema")

@@ -82,10 +82,12 @@ class Frame:
     height: int
     right: float
     bottom: float
+    relative: bool
 
     @classmethod
     def of(cls, number: int, picture: Picture, coordinates: Coordinates) -> Frame:
-        return cls(number, *picture.original, *coordinates.scale(picture))
+        relative = coordinates.convention == "0-1000"
+        return cls(number, *picture.original, *coordinates.scale(picture), relative)
 
     def box(self, values: Sequence[float]) -> Box | None:
         """Return the box of the model's (x1, y1, x2, y2), corners in any order; None if it is off the picture.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from qvl.analysis.confidence import confidences
 from qvl.analysis.find_json import find_values
 from qvl.errors import AnalysisError, ConfigError
-from qvl.evidence.coordinates import THOUSAND, Frame
+from qvl.evidence.coordinates import Frame
 from qvl.evidence.read_shapes import Form, RawShape, raw_shapes, shapes_in_text
 from qvl.evidence.shapes import Located
 from qvl.types import JsonObject
@@ -74,7 +74,7 @@ def locate_schema(targets: Sequence[str], frame: Frame, *, points: bool, list_on
 
 def coordinates_schema(frame: Frame, form: Form) -> JsonObject:
     """Return the schema of the coordinates of a box or point, in the model's own numbers."""
-    most = THOUSAND if frame.right == frame.bottom == THOUSAND else int(max(frame.right, frame.bottom))
+    most = int(max(frame.right, frame.bottom))
     size = 4 if form == "box" else 2
     number = {"type": "integer", "minimum": 0, "maximum": most}
     return {"type": "array", "items": number, "minItems": size, "maxItems": size}
@@ -110,7 +110,7 @@ def read_located(
         if not complete:
             raise AnalysisError("the answer was cut off", raw=text, hint="raise max_tokens")
         what = "points" if points else "boxes"
-        raise AnalysisError(f"the answer has no list of {what}: {_brief(text)}", raw=text)
+        raise AnalysisError(f"the answer has no list of {what}: {brief(text)}", raw=text)
     found, notes = _placed(read, targets, frame, points)
     if not complete:
         notes.append(f"the answer was cut off by max_tokens after {len(found)} of its {form}s")
@@ -131,20 +131,21 @@ def _placed(
         box = frame.box(raw.values) if raw.form == "box" and raw.values is not None else None
         point = frame.point(raw.values) if raw.form == "point" and raw.values is not None else None
         if box is None and point is None:
-            notes.append(f"left out {_brief(raw.written)} for {label!r}: {_fault(raw)}")
+            notes.append(f"left out {brief(raw.written)} for {label!r}: {fault_of(raw)}")
         elif box is not None and points:
             notes.append(f"{label!r} was answered with a box; its middle is the point")
             found.append(Located(label, point=box.center, confidence=sure))
         elif box is None and not points:
-            notes.append(f"left out {_brief(raw.written)} for {label!r}: a point, not a box")
+            notes.append(f"left out {brief(raw.written)} for {label!r}: a point, not a box")
         else:
             if box is not None and box.clipped:
-                notes.append(f"cut {_brief(raw.written)} for {label!r} at the picture's edges")
+                notes.append(f"cut {brief(raw.written)} for {label!r} at the picture's edges")
             found.append(Located(label, box, point, sure))
     return found, notes
 
 
-def _fault(raw: RawShape) -> str:
+def fault_of(raw: RawShape) -> str:
+    """Return why a box or point that no Frame maps is none."""
     size = 4 if raw.form == "box" else 2
     if raw.values is None or len(raw.values) != size:
         return f"a {raw.form} needs {size} numbers"
@@ -178,6 +179,7 @@ def _says(value: object) -> bool:
     return value is not None
 
 
-def _brief(written: object) -> str:
+def brief(written: object) -> str:
+    """Return what a model wrote, short enough for a note."""
     text = " ".join(str(written).split())
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -13,16 +13,20 @@ from qvl import analysis
 from qvl.analysis.product import AnalysisResult, ProductAnalysis
 from qvl.analysis.schema_types import schema_type
 from qvl.errors import AnalysisError, ConfigError
+from qvl.evidence.answer_form import EVIDENCE, AnswerForm, ReadAnswer, evidence_fields, has_shapes, shapes_in
+from qvl.evidence.coordinates import Frame
+from qvl.evidence.prompts import EVIDENCE_VERSION, evidence_sentence
+from qvl.evidence.shapes import Box, Located, Point
 from qvl.ids import new_request_id
 from qvl.pipeline.call import Call, Generate
 from qvl.pipeline.job import Confidence, Outcome
 from qvl.pipeline.parse_request import OF_REQUEST, own_extra, request_limits, sampling_params, unread_pictures
 from qvl.pipeline.single_flight import Written
-from qvl.types import ChatRequest, ResponseFormat, Result, Usage
+from qvl.types import ChatRequest, JsonObject, ResponseFormat, Result, Usage
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
-    from qvl.backends.base import Capabilities
+    from qvl.backends.base import Backend, Capabilities
     from qvl.caches.policy import CacheMode, CachePolicy
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
@@ -46,6 +50,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         *,
         schema: SchemaLike,
         language: str,
+        backend: Backend,
         cache: CacheMode | CachePolicy | None,
         params: AnalyzeParams,
         namespace: str | None = None,
@@ -67,6 +72,15 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         if not sources:
             raise ConfigError("an analysis needs a picture", hint="give a path, URL, bytes or picture")
         self.prompt_version = analysis.prompt_version(self.schema)
+        self._backend = backend
+        evidence = params.get("evidence", False)
+        if not isinstance(evidence, bool):
+            raise ConfigError(f"evidence={str(evidence)[:40]!r} is neither True nor False", param="evidence")
+        plain = self.schema is ProductAnalysis and not evidence
+        self._asked: JsonObject = {} if plain else analysis.generation_schema(self.schema)
+        self._fields = evidence_fields(self._asked) if evidence else ()
+        self._placed = bool(self._fields) or has_shapes(self._asked)
+        self._form: AnswerForm | None = None
 
     def value(self, outcome: Outcome, finish: Callable[[], Result]) -> AnalysisResult[object]:
         try:
@@ -77,27 +91,48 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         if isinstance(value, ProductAnalysis):
             value.came_from(result)
         fields = dict(outcome.confidence.get("field_confidence") or {})
+        evidence = _evidence(outcome.confidence)
+        if isinstance(value, ProductAnalysis) and self._fields:
+            value.evidence = evidence
+        shapes = shapes_in(outcome.analysis, self._asked) if self._placed else ()
         return AnalysisResult(
             value=self._type.value(value),
             result=result,
             confidence=outcome.confidence.get("confidence"),
-            field_confidence={
-                path.removeprefix("answer.") if self._type.boxed else path: sure for path, sure in fields.items()
-            },
+            field_confidence={self._shown(path): sure for path, sure in fields.items()},
             confidence_method=outcome.confidence.get("confidence_method"),
+            evidence=evidence,
+            shapes=tuple([_located(self._shown(path), shape, fields.get(path)) for path, shape in shapes]),
         )
+
+    def _shown(self, path: str) -> str:
+        return path.removeprefix("answer.") if self._type.boxed else path
 
     def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
         assert have is not None
         sampling = self._sampling
         if have.logprobs and sampling.logprobs is None:
             sampling = dataclasses.replace(sampling, logprobs=0)
+        asked, sentence = None, ""
+        if self._placed:
+            coordinates = self._backend.coordinates
+            frames = tuple([Frame.of(number, picture, coordinates) for number, picture in enumerate(pictures)])
+            self._form = AnswerForm(self._asked, frames, self._fields)
+            asked = self._form.asked()
+            sentence = evidence_sentence(self.language, coordinates.convention) if self._fields else ""
+            version = f"places-{EVIDENCE_VERSION}-{coordinates.convention}"
+            self.prompt_version = f"{analysis.prompt_version(self.schema)}-{version}"
         return ChatRequest(
             messages=analysis.build_messages(
-                list(pictures), schema=self.schema, language=self.language, spell_out_schema=not have.json_schema
+                list(pictures),
+                schema=self.schema,
+                language=self.language,
+                spell_out_schema=not have.json_schema,
+                asked=asked,
+                evidence=sentence,
             ),
             sampling=sampling,
-            response_format=analysis.response_format(self.schema) if have.json_schema else ResponseFormat(),
+            response_format=analysis.response_format(self.schema, asked) if have.json_schema else ResponseFormat(),
             request_id=self._request_id,
             extra=self._extra,
         )
@@ -116,8 +151,14 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             second = (await generate(dataclasses.replace(job, request=again), emit)).result
             value, result = self._parse(second), _with_usage_of(first, second)
             notes += (f"retried once: {error.message}",)
-        match = analysis.find(result.text, self.schema, complete=result.finish_reason != "length")
-        whole, fields = analysis.confidences(result.text, result.logprobs, match.start)
+        match = analysis.find(result.text, self.schema, complete=result.finish_reason != "length", form=self._form)
+        read = ReadAnswer(match.value) if self._form is None else self._form.read(match.value)
+        beside = {name: f"{EVIDENCE}.{name}" for name in self._fields}
+        whole, fields = analysis.confidences(
+            result.text, result.logprobs, match.start, wholes=read.wholes, beside=beside.values()
+        )
+        sure = {name: fields.pop(path, None) for name, path in beside.items()}
+        notes += tuple(dict.fromkeys(read.notes))
         choice = dataclasses.replace(result.choices[0], logprobs=None)
         confidence: Confidence = {
             "confidence": whole,
@@ -129,7 +170,12 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             kept = value.model_dump(mode="json")
         else:
             # The answer itself: what a model dumps (aliases, computed and excluded fields) it need not read again.
-            kept = match.value
+            kept = read.value
+        if self._fields:
+            confidence["evidence"] = {
+                name: None if item is None else dataclasses.replace(item, confidence=sure[name]).to_json()
+                for name, item in read.evidence.items()
+            }
         return Outcome(
             dataclasses.replace(result, choices=(choice,), notes=result.notes + notes, created_at=time.time()),
             analysis=kept,
@@ -138,7 +184,8 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
 
     def _parse(self, result: Result) -> BaseModel:
         try:
-            return analysis.parse(result.text, self.schema, complete=result.finish_reason != "length")
+            complete = result.finish_reason != "length"
+            return analysis.parse(result.text, self.schema, complete=complete, form=self._form)
         except AnalysisError as error:
             if result.model == BUNDLED and self.schema is not ProductAnalysis:
                 # More tokens, or another try, would not help it.
@@ -147,6 +194,18 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
                     "such as Qwen/Qwen3-VL-4B-Instruct"
                 )
             raise
+
+
+def _located(label: str, shape: Box | Point, sure: float | None) -> Located:
+    return Located(label, **{shape.form: shape}, confidence=sure)  # type: ignore[arg-type]
+
+
+def _evidence(kept: Confidence) -> dict[str, Located | None]:
+    told = kept.get("evidence") or {}
+    try:
+        return {name: None if item is None else Located.from_json(item) for name, item in told.items()}
+    except ConfigError as exc:
+        raise AnalysisError("the kept evidence cannot be read", raw=str(told)) from exc
 
 
 def _with_usage_of(first: Result, second: Result) -> Result:

@@ -234,7 +234,8 @@ class AsyncPipeline:
         Args:
             schema: a pydantic class, a dataclass, a TypedDict, another type that pydantic reads, or a JSON schema,
                 whose answers are plain dictionaries. None is `ProductAnalysis`.
-            params: `language` (the pipeline's unless named), `cache`, and parameters as in `ask`.
+            params: `language` (the pipeline's unless named), `cache`, and parameters as in `ask`. `evidence=True` asks
+                in the same answer for the box of each field: `evidence` of a ProductAnalysis and of `analyze_result`.
 
         Raises:
             AnalysisError: the answer does not fit the schema, nor does a second one.
@@ -266,6 +267,7 @@ class AsyncPipeline:
             listed(pictures),
             schema=ProductAnalysis if schema is None else schema,
             language=params.get("language") or self.language,
+            backend=self.backend,
             cache=params.get("cache"),
             params=params,
         )

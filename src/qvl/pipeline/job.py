@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, TypedDict
 
 from qvl.caches.key import Manifest
 from qvl.caches.policy import CachePolicy
-from qvl.types import CacheState, ChatRequest, Chunk, JsonMapping, Result
+from qvl.types import CacheState, ChatRequest, Chunk, JsonMapping, JsonObject, Result
 
 
 @dataclasses.dataclass(slots=True)
@@ -69,6 +69,7 @@ class Confidence(TypedDict, total=False):
     confidence: float | None
     field_confidence: dict[str, float]
     confidence_method: str | None
+    evidence: dict[str, JsonObject | None]
 
 
 @dataclass(frozen=True, slots=True)

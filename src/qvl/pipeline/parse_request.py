@@ -30,7 +30,7 @@ ToolLike: TypeAlias = Tool | JsonMapping
 ResponseFormatLike: TypeAlias = ResponseFormat | JsonMapping | type[BaseModel]
 MAX_PICTURES: Final = 256
 # Parameters of an analysis that are not SamplingParams.
-OF_REQUEST: Final = frozenset({"request_id", "extra", "max_pixels", "min_pixels", "language", "cache"})
+OF_REQUEST: Final = frozenset({"request_id", "extra", "max_pixels", "min_pixels", "language", "cache", "evidence"})
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()
 
@@ -85,6 +85,7 @@ class AnalyzeParams(RequestParams, total=False):
 
     language: str | None
     cache: CacheMode | None
+    evidence: bool
 
 
 class MapParams(AnalyzeParams, total=False):

@@ -87,6 +87,7 @@ async def _analyze(
             sources,
             schema=schema,
             language=language,
+            backend=core.executor.backend,
             cache=cache_policy(exchange, deterministic=True),
             params=params,
             namespace=core.namespace(exchange.tenant),
