@@ -206,6 +206,19 @@ def test_the_bundled_model_answers_in_form_with_confidences() -> None:
     assert answer == "[]" or answer.startswith('[{"bbox_2d"')
 
 
+def test_map_locates_on_each_picture(endpoint: ScriptedEndpoint, pipe: Pipeline) -> None:
+    endpoint.say(Text('[{"bbox_2d": [250, 125, 500, 375]}]'), Text("[]"))
+    items = list(pipe.map([square(), square(edge=90), "lost.png"], locate="it", concurrency=1))
+    assert [item.value for item in items] == [[Located("it", WHERE)], [], None]
+    assert items[0].value is not None
+    assert items[0].value.result.pictures == ()
+    assert items[2].error is not None
+    with pytest.raises(ConfigError, match="one of question, schema and locate"):
+        next(pipe.map([square()], "What?", locate="it"))  # type: ignore[call-overload]
+    (item,) = pipe.map([square()], "What?", evidence=True)
+    assert "evidence" in str(item.error)
+
+
 def test_shapes_check_themselves() -> None:
     for values, message in (
         ((0, 0, 70, 10, 64, 64), "x2=70 of a box is outside of the picture of 64 x 64"),

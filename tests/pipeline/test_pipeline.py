@@ -360,7 +360,19 @@ def test_sync_and_async_have_the_same_signatures() -> None:
         return {name: member for name, member in inspect.getmembers(cls, callable) if not name.startswith("_")}
 
     sync = public(Pipeline)
-    verbs = ["analyze", "analyze_result", "ask", "chat", "decide", "map", "open", "stats", "stream", "stream_chat"]
+    verbs = [
+        "analyze",
+        "analyze_result",
+        "ask",
+        "chat",
+        "decide",
+        "locate",
+        "map",
+        "open",
+        "stats",
+        "stream",
+        "stream_chat",
+    ]
     assert sorted(set(sync) - {"close"}) == verbs
     for name in [*verbs, "__init__"]:
         ours, theirs = (inspect.signature(getattr(cls, name)) for cls in (Pipeline, AsyncPipeline))

@@ -6,7 +6,6 @@ signatures for programs without an event loop.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from os import PathLike
@@ -19,19 +18,18 @@ from qvl import analysis, config
 from qvl.analysis.product import AnalysisResult, ProductAnalysis
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
-from qvl.caches.open import cache_named, open_cache
+from qvl.caches.open import cache_named
 from qvl.caches.policy import CacheMode
-from qvl.errors import CacheError, ConfigError
-from qvl.log import logger
+from qvl.errors import ConfigError
 from qvl.pipeline.cache_store import Store
 from qvl.pipeline.call import Call, ChatCall
 from qvl.pipeline.executor import Executor
-from qvl.pipeline.map_in_order import MapItem, loaded_for, map_in_order
+from qvl.pipeline.make_parts import make_backend, make_cache
+from qvl.pipeline.map_in_order import Answered, MapItem, map_in_order, unwrapped
 from qvl.pipeline.parse_message import MessageLike
 from qvl.pipeline.parse_request import AnalyzeParams, MapParams, RequestParams, listed, question_messages
 from qvl.plugins.host import PluginHost
-from qvl.plugins.names import split_model
-from qvl.types import Chunk, JsonMapping, Result
+from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
@@ -51,7 +49,8 @@ TINY_NOTICE: Final = (
 )
 # An engine of others may look up each of these by its name.
 ENGINE_DEFAULTS: Final[MapParams] = {"language": None, "keep_pictures": False, "cache": None}
-log = logger("qvl.pipeline")
+# Parameters that a question or the targets of `map` do without.
+_OF_ANALYSES: Final = frozenset({"language", "cache", "system"})
 
 
 class AsyncPipeline:
@@ -126,8 +125,8 @@ class AsyncPipeline:
         self.language = analysis.check_language(settings.language)
         self.concurrency = settings.concurrency
         budget = MediaPolicy().with_sizes(settings.max_pixels, settings.min_pixels)
-        self.backend = _make_backend(host, settings.model, backend, options)
-        opened = _make_cache(host, settings.cache) if instance is None else instance
+        self.backend = make_backend(host, settings.model, backend, options)
+        opened = make_cache(host, settings.cache) if instance is None else instance
         self.executor = Executor(
             self.backend,
             None if opened is None else Store(opened, ttl=settings.cache_ttl, owned=instance is None),
@@ -341,6 +340,10 @@ class AsyncPipeline:
     ) -> AsyncGenerator[MapItem[A], None]: ...
     @overload
     def map(
+        self, sources: Sources, *, locate: str | Sequence[str], points: bool = False, **params: Unpack[MapParams]
+    ) -> AsyncGenerator[MapItem[Locations], None]: ...
+    @overload
+    def map(
         self, sources: Sources, question: str | None = None, *, schema: SchemaLike | None, **params: Unpack[MapParams]
     ) -> AsyncGenerator[MapItem[Any], None]: ...
     async def map(
@@ -349,9 +352,11 @@ class AsyncPipeline:
         question: str | None = None,
         *,
         schema: SchemaLike | None = None,
+        locate: str | Sequence[str] | None = None,
+        points: bool = False,
         **params: Unpack[MapParams],
     ) -> AsyncGenerator[MapItem[object], None]:
-        """Yield an item per picture, analyzed or (with `question`) asked about, in input order.
+        """Yield an item per picture in input order: analyzed, asked `question`, or with what `locate` names located.
 
         An item that fails has its `error`; the others continue. Earlier answers come from the cache, so an
         interrupted run can be resumed. `progress` shows a progress bar. Results drop their pictures to save memory,
@@ -368,13 +373,20 @@ class AsyncPipeline:
             raise ConfigError("concurrency must be 1 or more", param="concurrency")
         if isinstance(sources, str | bytes | PathLike):
             raise ConfigError("map needs several pictures", hint="a list of them; analyze() or ask() takes one")
+        if locate is not None and (question is not None or schema is not None):
+            raise ConfigError("map takes one of question, schema and locate", param="locate")
         if engine is not None:
+            task = {
+                "question": question,
+                "schema": schema,
+                **({} if locate is None else {"locate": locate, "points": points}),
+            }
             async with aclosing(
                 self.executor.plugins.map_engines.build(
                     engine,
                     self,
                     sources,
-                    {"question": question, "schema": schema, **ENGINE_DEFAULTS, **params},
+                    {**task, **ENGINE_DEFAULTS, **params},
                     concurrency=concurrency or self.concurrency,
                     replicas=replicas,
                     ray_address=ray_address,
@@ -390,47 +402,27 @@ class AsyncPipeline:
 
         keep_pictures = params.pop("keep_pictures", False)
         # A question is asked in the language that it is written in.
-        asking = cast("RequestParams", {name: value for name, value in params.items() if name != "language"})
+        asking = {name: value for name, value in params.items() if name not in _OF_ANALYSES}
 
-        def let_go(result: Result) -> Result:
-            result = loaded_for(result, loading.pop()) if loading else result
-            return result if keep_pictures else dataclasses.replace(result, pictures=())
+        def call_of(source: Pictures) -> Call[Any]:
+            if locate is not None:
+                from qvl.pipeline.locate_call import LocateCall
 
-        async def one(source: Pictures) -> tuple[object, Result]:
+                wanted, cache = cast("LocateParams", asking), params.get("cache")
+                return LocateCall(cast("PictureLike", source), locate, self.backend, cache, wanted, points=points)
             if question is not None:
-                result = let_go(await self.ask(source, question, **asking))
-                return result, result
-            analysis = await self.executor.execute(self.analyze_call(source, schema, params))
-            result = let_go(analysis.result)
-            if isinstance(analysis.value, ProductAnalysis):
-                analysis.value.came_from(result)
-            return analysis.value, result
+                messages = question_messages(source, question, params.get("system"))
+                return ChatCall(messages, params.get("cache"), cast("RequestParams", asking))
+            return self.analyze_call(source, schema, params)
+
+        async def one(source: Pictures) -> tuple[Answered, Result]:
+            answered: Answered = await self.executor.execute(call_of(source))
+            return answered, answered if isinstance(answered, Result) else answered.result
 
         async with aclosing(map_in_order(sources, one, concurrency or self.concurrency, progress)) as items:
             async for item in items:
-                yield item
+                yield unwrapped(item, loading.pop() if loading and item.ok else 0.0, keep_pictures=keep_pictures)
 
     def stats(self) -> dict[str, float]:
         """Return the counters of backend (`backend_…`) and cache (`cache_…`) and `num_flights`, the running flights."""
         return self.executor.stats()
-
-
-def _make_backend(host: PluginHost, model: str | None, backend: Backend | None, options: JsonMapping) -> Backend:
-    if backend is not None:
-        if options:
-            raise ConfigError(
-                f"option {next(iter(options))!r} has no effect on a backend instance", hint="give it to the backend"
-            )
-        return backend
-    if model is None:
-        return cast("Backend", host.backends.build("local", None, **options))
-    name, rest = split_model(model, host.backends.factories)
-    return cast("Backend", host.backends.build(name, rest, **options))
-
-
-def _make_cache(host: PluginHost, url: str | None) -> Cache | None:
-    try:
-        return open_cache(url, host.caches)
-    except CacheError as exc:
-        log.warning("cache cannot be opened, continuing without it", error=str(exc))
-        return None

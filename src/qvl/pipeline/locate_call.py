@@ -71,7 +71,7 @@ class LocateCall(Call[Locations]):
                 what = f"locate() has no parameter {name!r}"
                 raise ConfigError(what, hint=f"known: {', '.join(sorted(LocateParams.__annotations__))}", param=name)
         if isinstance(picture, list | tuple):
-            raise ConfigError("locate() takes one picture", hint="call it for each, or use map(…, locate=…)")
+            raise ConfigError("locate() takes one picture", hint="call it for each, or use map(pictures, locate=…)")
         self.targets = read_targets(targets)
         self.points = points
         self._backend = backend

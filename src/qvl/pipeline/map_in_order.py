@@ -5,27 +5,36 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sized
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sized
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeAlias, TypeVar
 
+from qvl.analysis.product import AnalysisResult, ProductAnalysis
 from qvl.errors import QvlError
+from qvl.evidence.located import Locations
+from qvl.evidence.shapes import Located
 from qvl.types import Result
 
 S = TypeVar("S")
 V = TypeVar("V")
 T_co = TypeVar("T_co", covariant=True)
+Answered: TypeAlias = "Result | AnalysisResult[object] | Locations"
+"""The answer of the pipeline to one picture."""
 
 
 @dataclass(frozen=True, slots=True)
 class MapItem(Generic[T_co]):
-    """One picture of a `map`: its `value` (an analysis or a Result) or its `error`."""
+    """One picture of a `map`: its `value` (an analysis, a Result or Locations) or its `error`.
+
+    `evidence` is the box of each field of an analysis, where that was asked for.
+    """
 
     index: int
     source: object
     value: T_co | None = None
     result: Result | None = None
     error: QvlError | None = None
+    evidence: Mapping[str, Located | None] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -33,10 +42,27 @@ class MapItem(Generic[T_co]):
         return self.error is None
 
 
-def loaded_for(result: Result, seconds: float) -> Result:
-    """Return `result` with `seconds` as its time of model loading."""
+def unwrapped(item: MapItem[Answered], loading: float, *, keep_pictures: bool) -> MapItem[object]:
+    """Return `item` with the value that its user gets; without its pictures, unless `keep_pictures`.
+
+    `loading` are seconds of model loading to add to its times.
+    """
+    answered, result = item.value, item.result
+    if answered is None or result is None:
+        return replace(item, value=None)
     timing = result.timing
-    return replace(result, timing=replace(timing, loading=timing.loading + seconds, total=timing.total + seconds))
+    if loading:
+        timing = replace(timing, loading=timing.loading + loading, total=timing.total + loading)
+    result = replace(result, timing=timing, pictures=result.pictures if keep_pictures else ())
+    value: object = result
+    evidence: Mapping[str, Located | None] = {}
+    if isinstance(answered, AnalysisResult):
+        value, evidence = answered.value, answered.evidence
+        if isinstance(value, ProductAnalysis):
+            value.came_from(result)
+    elif isinstance(answered, Locations):
+        value = Locations(answered, result)
+    return MapItem(item.index, item.source, value, result, evidence=evidence)
 
 
 async def map_in_order(

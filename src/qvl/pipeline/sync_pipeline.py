@@ -189,6 +189,10 @@ class Pipeline:
     ) -> Generator[MapItem[A], None, None]: ...
     @overload
     def map(
+        self, sources: Sources, *, locate: str | Sequence[str], points: bool = False, **params: Unpack[MapParams]
+    ) -> Generator[MapItem[Locations], None, None]: ...
+    @overload
+    def map(
         self, sources: Sources, question: str | None = None, *, schema: SchemaLike | None, **params: Unpack[MapParams]
     ) -> Generator[MapItem[Any], None, None]: ...
     def map(
@@ -197,9 +201,12 @@ class Pipeline:
         question: str | None = None,
         *,
         schema: SchemaLike | None = None,
+        locate: str | Sequence[str] | None = None,
+        points: bool = False,
         **params: Unpack[MapParams],
     ) -> Generator[MapItem[object], None, None]:
-        return self._iterate(self.pipeline.map(sources, question, schema=schema, **params))
+        wanted = {"question": question, "schema": schema, "locate": locate, "points": points, **params}
+        return self._iterate(self.pipeline.map(sources, **wanted))  # type: ignore[call-overload]
 
     def stats(self) -> Mapping[str, float]:
         return self.pipeline.stats()
