@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qvl.agent.catalog.product import Changes, Hit, Problem, Product, Query, SearchHits
     from qvl.agent.free_agent import build_agent, build_tools
     from qvl.agent.integrations.langchain import QvlCache, QvlChatModel
+    from qvl.agent.integrations.langchain_decisions import QvlDecisionModel
     from qvl.agent.steps import Recommendation, StepError
     from qvl.agent.workflow import Recommender
 
@@ -27,6 +28,7 @@ __all__ = [
     "Query",
     "QvlCache",
     "QvlChatModel",
+    "QvlDecisionModel",
     "Recommendation",
     "Recommender",
     "Retriever",
@@ -41,6 +43,7 @@ __getattr__ = lazy(
         ".catalog.catalog": ("Catalog", "Retriever"),
         ".catalog.product": ("Changes", "Hit", "Problem", "Product", "Query", "SearchHits"),
         ".integrations.langchain": ("QvlCache", "QvlChatModel"),
+        ".integrations.langchain_decisions": ("QvlDecisionModel",),
         ".steps": ("Recommendation", "StepError"),
         ".workflow": ("Recommender",),
         ".free_agent": ("build_agent", "build_tools"),

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from qvl.decisions.answers import Decision, Decisions
-from qvl.decisions.questions import MAX_QUESTIONS, ChoiceQuestion, Level, Option, Predicate, Question, Score
+from qvl.decisions.questions import MAX_QUESTIONS, ChoiceQuestion, Option, Predicate, Question
+from qvl.decisions.rubrics import one_of, scale, yes_or_no
 from qvl.errors import QvlError, RequestError, UnsupportedInputError
 from qvl.pipeline.parse_fields import refuse_others, type_of, unknown, wrong
 from qvl.pipeline.parse_request import MAX_PICTURES
@@ -190,17 +191,18 @@ def _question(asked: JsonMapping, where: str, assets: _Assets) -> Question:
     at = f"{where}.criteria"
     try:
         if kind == "noul":
-            return Predicate([*parts, *_meanings(criteria, at, assets, bare=not parts)])
+            if criteria is not None and (not isinstance(criteria, Mapping) or set(criteria) - {"true", "false"}):
+                raise wrong(at, "must be an object with true, false or both")
+            means = [assets.text((criteria or {}).get(key), at) for key in ("true", "false")]
+            return yes_or_no(parts, *means)
         if kind == "choice":
             if not isinstance(criteria, Mapping):
                 raise wrong(at, "is missing" if criteria is None else "must be an object, a description by each option")
             options = [Option(name, assets.text(text, f"{at}.{name[:80]}")) for name, text in criteria.items()]
-            return ChoiceQuestion(parts or "Which of these is it?", options)
+            return one_of(parts, options)
         if not isinstance(criteria, list):
             raise wrong(at, "is missing" if criteria is None else "must be a list of levels, the lowest first")
-        # Levels are answered by their numbers: what they mean may be as long as it likes.
-        levels = [Level(str(n), _described(text, f"{at}[{n}]", assets)) for n, text in enumerate(criteria)]
-        return Score(parts or "Which of these levels is it?", levels)
+        return scale(parts, [_described(text, f"{at}[{n}]", assets) for n, text in enumerate(criteria)])
     except RequestError as exc:
         if exc.param is None or not exc.param.startswith(where):
             exc.param = f"{where}.{'instructions' if exc.param == 'instructions' else 'criteria'}"
@@ -212,19 +214,6 @@ def _described(text: object, where: str, assets: _Assets) -> str:
     if text is None:
         raise wrong(where, "is null: say what the level means")
     return assets.text(text, where)
-
-
-def _meanings(criteria: object, where: str, assets: _Assets, *, bare: bool) -> list[str]:
-    """Return what yes and no mean, as the end of the instructions."""
-    if criteria is not None and (not isinstance(criteria, Mapping) or set(criteria) - {"true", "false"}):
-        raise wrong(where, "must be an object with true, false or both")
-    told = {word: assets.text((criteria or {}).get(key), where) for word, key in (("Yes", "true"), ("No", "false"))}
-    lines = [f"{word} means: {text}" for word, text in told.items() if text]
-    if bare and not lines:
-        raise wrong(where.removesuffix("criteria") + "instructions", "is missing, and so are criteria")
-    if not lines:
-        return []
-    return [("" if bare else "\n") + "\n".join(lines)]
 
 
 def answers_of(body: SystemOneRequest, decisions: Decisions, model: str) -> SystemOneAnswers:

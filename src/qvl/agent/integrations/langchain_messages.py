@@ -68,7 +68,7 @@ def _content(content: str | Sequence[object], skipped: frozenset[str], where: st
         if isinstance(block, Mapping) and kind == "tool_result":
             parts += _tool_result(block.get("content"), skipped, f"{where}[{number}].content")
         elif not isinstance(kind, str) or kind not in skipped:
-            parts.append(_part(block, f"{where}[{number}]"))
+            parts.append(part_of(block, f"{where}[{number}]"))
     return parts
 
 
@@ -80,7 +80,12 @@ def _tool_result(inner: object, skipped: frozenset[str], where: str) -> list[Con
     return [TextPart("" if inner is None else inner if isinstance(inner, str) else json.dumps(inner))]
 
 
-def _part(block: object, where: str) -> ContentPart:
+def part_of(block: object, where: str) -> ContentPart:
+    """Return a content block as a part.
+
+    Raises:
+        RequestError: it is neither text nor a picture, or a picture that is a file.
+    """
     part = read_part(block, where)
     source = part.source if isinstance(part, UnreadPicture) else None
     if isinstance(source, str | PathLike) and not is_address(source):
