@@ -207,6 +207,12 @@ class ChatRequest:
         """Return the tools of which one must be called; empty if the model may answer with text."""
         return tuple([tool for tool in self.tools if self.tool_choice in ("required", tool.name)])
 
+    @property
+    def holds_calls(self) -> bool:
+        """True if a tool may be called, but need not, and its calls are held to a form: strict, or one alone."""
+        may_call = bool(self.tools) and self.tool_choice == "auto" and self.response_format.kind == "text"
+        return may_call and (any(tool.strict for tool in self.tools) or not self.parallel_tool_calls)
+
     def replace(self, **changes: Any) -> ChatRequest:
         return dataclasses.replace(self, **changes)
 
@@ -238,16 +244,26 @@ class PromptFacts:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts. `image_tokens` and `cached_tokens` are parts of `prompt_tokens`."""
+    """Token counts. `image_tokens` and `cached_tokens` are parts of `prompt_tokens`, `reasoning_tokens` of the rest.
+
+    `reasoning_tokens` are those between the marks of a thought; 0 where an endpoint does not tell them.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     image_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    @classmethod
+    def sum(cls, usages: Iterable[Usage]) -> Usage:
+        """Return the counts of several requests together."""
+        counts = [dataclasses.astuple(usage) for usage in usages]
+        return cls(*(sum(column) for column in zip(*counts, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

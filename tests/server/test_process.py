@@ -275,3 +275,34 @@ def test_the_bundled_model_answers_about_a_picture(run, tmp_path: Path) -> None:
     assert found["category"].lower() == category
     assert colour in json.dumps(found["attributes"]).lower()
     assert answer.json()["usage"]["prompt_tokens_details"]["image_tokens"] > 0
+
+
+def test_a_server_starts_before_its_engines_and_is_ready_when_one_is(run, endpoint: ScriptedEndpoint) -> None:
+    endpoint.stop()
+    process = run("openai:echo", "--base-url", endpoint.url, "--base-url", "http://127.0.0.1:1/v1", "--cache", "off")
+    said = process.wait_for("qvl-serve: waiting for an engine: ")
+    assert str(endpoint.port) in said
+    assert "127.0.0.1:1" in said
+    process.address = process.wait_for("loading ").split()[2].removesuffix("/ready")
+    ready = process.get("/ready")
+    assert ready.status_code == 503
+    assert "no engine answers yet" in ready.text
+    refused = process.post({"messages": [{"role": "user", "content": "a"}]})
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"]
+    assert process.get("/health").status_code == 200
+    endpoint.start()
+    process.wait_ready()
+    assert process.get("/ready").status_code == 200
+    assert process.post({"messages": [{"role": "user", "content": "a"}]}).status_code == 200
+    assert len([line for line in process.lines if line.startswith("qvl-serve: waiting")]) == 1
+    process.popen.terminate()
+    assert process.ended(30) == 0
+
+
+def test_a_server_that_waits_for_its_engines_ends_when_told(run) -> None:
+    process = run("openai:echo", "--base-url", "http://127.0.0.1:1/v1", "--cache", "off")
+    process.wait_for("qvl-serve: waiting for an engine: ")
+    process.popen.terminate()
+    assert process.ended(30) == 0
+    assert not any("Traceback" in line for line in process.lines)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from qvl.caches.open import open_cache
 from qvl.plugins.host import PluginHost
+from tests.caches.redis_server import RedisServer, find_server
 from tests.server.conftest import Running, data_url, start
 from tests.server.test_messages import Thinker
 from tests.server.test_openai_client import WEATHER
@@ -175,8 +178,9 @@ def test_only_allowed_tools_are_offered(client: openai.OpenAI, server: Running) 
     told = server.backend.requests[-1]
     assert ([tool.name for tool in told.tools], told.tool_choice) == (["two"], "required")
     allowed["tools"][0]["name"] = "three"
-    with pytest.raises(openai.BadRequestError, match="no tool is called 'three'"):
+    with pytest.raises(openai.BadRequestError, match="unknown tool 'three'") as caught:
         client.responses.create(model="echo-vl", input="x", tools=tools, tool_choice=allowed)
+    assert caught.value.param == "tool_choice.tools[0].name"
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +259,57 @@ def test_a_long_conversation_is_shortened_where_that_is_asked_for(serve) -> None
     assert last.response.usage.input_tokens == answer.usage.input_tokens
     with pytest.raises(openai.BadRequestError):
         client.responses.create(model="bundled", input="brand " * 500, max_output_tokens=8, truncation="auto")
+
+
+@pytest.mark.skipif(find_server() is None, reason="no redis-server")
+def test_a_redis_keeps_them_for_every_server_and_as_long_as_told(serve, tmp_path: Path) -> None:
+    with closing(RedisServer(tmp_path)) as redis:
+        keys = {"api_keys": ("one", "two")}
+        first = serve(cache=redis.url, response_ttl=1000.0, **keys)
+        second = serve(cache=redis.url, response_ttl=1000.0, **keys)
+        client, other, stranger = client_of(first, "one"), client_of(second, "one"), client_of(second, "two")
+        asked = client.responses.create(model="echo-vl", input="the first")
+        ident = asked.id
+        assert other.responses.retrieve(ident).output_text == "the first"
+        again = other.responses.create(model="echo-vl", input="and then", previous_response_id=ident)
+        assert [message.text for message in second.backend.requests[-1].messages] == ["the first"] * 2 + ["and then"]
+        assert [item.id for item in other.responses.input_items.list(again.id)]
+        for call in (stranger.responses.retrieve, stranger.responses.delete):
+            with pytest.raises(openai.NotFoundError):
+                call(ident)
+        with pytest.raises(openai.NotFoundError):
+            stranger.responses.create(model="echo-vl", input="x", previous_response_id=ident)
+        lengths = {int(redis.command(b"TTL " + key)[1:]) for key in kept_in(redis)}
+        assert lengths
+        assert all(900 < seconds <= 1000 for seconds in lengths)
+        client.responses.delete(ident)
+        for one in (client, other):
+            with pytest.raises(openai.NotFoundError):
+                one.responses.retrieve(ident)
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.responses.create(model="echo-vl", input="x", previous_response_id=again.id)
+        assert caught.value.code == "previous_response_not_found"
+        # What has expired is gone from Redis and from every server.
+        brief = serve(cache=redis.url, response_ttl=1.0, **keys)
+        short = client_of(brief, "one").responses.create(model="echo-vl", input="not for long").id
+        end = time.monotonic() + 30
+        while True:
+            try:
+                other.responses.retrieve(short)
+            except openai.NotFoundError:
+                break
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        redis.kill()
+        with pytest.raises(openai.APIStatusError) as down:
+            client.responses.retrieve(again.id)
+        assert down.value.status_code == 503
+        # Its copy is lost, the answer is not.
+        assert client.responses.create(model="echo-vl", input="all the same").output_text == "all the same"
+
+
+def kept_in(redis: RedisServer) -> list[bytes]:
+    """The keys of all entries."""
+    words = redis.command(b"KEYS *").split(b"\r\n")
+    names = [word for word in words if word and word[:1] not in (b"*", b"$")]
+    return [name for name in names if redis.command(b"TTL " + name) != b":-1\r\n"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -355,3 +356,33 @@ def test_variables_reach_the_template(thinking: Running) -> None:
     plain = chat(thinking, shown, max_tokens=2).usage.prompt_tokens
     numbered = chat(thinking, shown, extra={"chat_template_kwargs": {"add_vision_id": True}}, max_tokens=2)
     assert numbered.usage.prompt_tokens > plain
+
+
+def test_tokens_of_the_thought_are_counted(thinking: Running) -> None:
+    """They are those before the mark that ends it, whichever route tells them."""
+    mark = thinking.post("/tokenize", {"prompt": "</think>"}).json()["tokens"]
+    assert len(mark) == 1
+    budget = {"thinking_token_budget": 6}
+    whole = chat(thinking, extra={**budget, "return_token_ids": True}, max_tokens=24)
+    count = told(whole.choices[0], "token_ids").index(mark[0])
+    assert count > 3
+    assert whole.usage.completion_tokens_details.reasoning_tokens == count
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    events = list(chat(thinking, extra=budget, max_tokens=24, stream=True, stream_options=options))
+    running = [event.usage.completion_tokens_details.reasoning_tokens for event in events]
+    assert running == sorted(running)
+    assert running[-1] == count
+    ask, model = client(thinking).responses.create, client(thinking).models.list().data[0].id
+    asked: Any = {"model": model, "input": QUESTION, "max_output_tokens": 24, "extra_body": budget}
+    assert ask(**asked).usage.output_tokens_details.reasoning_tokens == count
+    assert [*ask(**asked, stream=True)][-1].response.usage.output_tokens_details.reasoning_tokens == count
+    thought: Any = {"type": "enabled", "budget_tokens": 6}
+    body: Any = {"max_tokens": 24, "messages": QUESTION, "model": model, "thinking": thought}
+    with anthropic.Anthropic(base_url=thinking.url, api_key="none") as claude:
+        assert claude.messages.create(**body).usage.output_tokens_details.thinking_tokens == count
+        with claude.messages.stream(**body) as stream:
+            assert stream.get_final_message().usage.output_tokens_details.thinking_tokens == count
+    two = chat(thinking, extra=budget, max_tokens=24, n=2, seed=5, temperature=0.1).usage
+    assert two.completion_tokens_details.reasoning_tokens > count
+    quick = chat(thinking, max_tokens=8, reasoning_effort="none").usage
+    assert quick.completion_tokens_details.reasoning_tokens == 0

@@ -123,6 +123,7 @@ def test_counters_are_summed_with_those_of_the_dead_and_gauges_of_the_living_alo
         ([], "--replicas"),
         (["openai:echo", "--replicas", "2"], "--ray-address"),
         (["openai:echo", "--base-url", "http://127.0.0.1:1", "--max-concurrent", "1"], "--max-concurrent 2"),
+        (["openai:echo", "--base-url", "http://127.0.0.1:1", "--cache", "memory:"], "previous_response_id"),
     ],
 )
 def test_what_cannot_be_divided_is_refused_in_one_line(run, arguments: list[str], said: str) -> None:
@@ -133,10 +134,10 @@ def test_what_cannot_be_divided_is_refused_in_one_line(run, arguments: list[str]
 
 
 @linux
-def test_a_failure_at_the_start_is_told_once(run) -> None:
-    process = run("openai:echo", "--base-url", "http://127.0.0.1:1/v1", "--cache", "off", "--workers", "3")
-    assert process.ended(60) == 1
-    assert len([line for line in process.lines if "127.0.0.1:1" in line and not line.startswith("{")]) == 1
+def test_a_failure_at_the_start_is_told_once(run, endpoint: ScriptedEndpoint) -> None:
+    process = run("openai:other", "--base-url", endpoint.url, "--cache", "off", "--workers", "3")
+    assert process.ended(60) == 2
+    assert len([line for line in process.lines if "`other`" in line and not line.startswith("{")]) == 1
 
 
 @linux

@@ -85,6 +85,7 @@ class TokenEngineRequest:
             completion_tokens=self._completion_tokens,
             image_tokens=self.prepared.image_tokens,
             cached_tokens=self.cached_tokens,
+            reasoning_tokens=sum(output.reasoning_tokens for output in self._outputs),
         )
 
     def last(self) -> Chunk:

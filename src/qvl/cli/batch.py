@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +46,8 @@ def run(
     """Answer the requests of a file, as /v1/batches of qvl-serve does: chat, responses, completions and analyze.
 
     An interrupted run goes on where it was when it is started again: lines with an answer in the output are not asked
-    again, those that failed are. Exit code 1 if a line failed, 2 if the file is not valid (nothing is asked then).
+    again, those that failed are. Pictures may be files of this machine, by their paths. Exit code 1 if a line failed,
+    2 if the file is not valid (nothing is asked then).
     """
     options.start_logs(verbose)
     try:
@@ -71,7 +71,7 @@ def run(
     with _alone(output):
         server = ServerSettings(
             any_model_name=any_model_name,
-            media=replace(pipeline.executor.media, allow_files=False),
+            media=pipeline.executor.media,
             canary=False,
             batch_concurrency=concurrency or pipeline.concurrency,
         )

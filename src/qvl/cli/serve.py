@@ -13,7 +13,7 @@ import typer
 
 from qvl.cli.expand import expand
 from qvl.cli.serve_settings import ServeSettings, source_of_value
-from qvl.errors import ConfigError, MissingDependencyError
+from qvl.errors import ConfigError, MissingDependencyError, QvlError
 
 if TYPE_CHECKING:
     from qvl.server.pool_admin import Source
@@ -121,6 +121,13 @@ def _check_workers(settings: ServeSettings) -> None:
 
     if not hasattr(os, "fork"):
         raise ConfigError("--workers needs a system with fork, such as Linux", hint="leave --workers out")
+    if settings.cache is not None and settings.cache.partition(":")[0] == "memory":
+        raise ConfigError(
+            f"each of {settings.workers} workers would keep answers of its own in {settings.cache}, and find no"
+            " response (previous_response_id) that another one stored",
+            hint="--cache sqlite:///answers.db or redis://host for all of them, or --cache off",
+            param="cache",
+        )
     if settings.replicas is not None:
         if settings.ray_address is None:
             raise ConfigError(
@@ -222,6 +229,7 @@ def _serve(
             server.settle_first = not worker.first
         if speaks:
             server.when_settled = settled
+            core.readiness.on_absence = _say_absence
             if settings.host not in LOOPBACK and not core.keys.required:
                 print("qvl-serve: WARNING: anybody who can reach this address can use it", file=sys.stderr)
             print(f"loading {core.names[0]}; {address}/ready tells when it is done", file=sys.stderr, flush=True)
@@ -229,6 +237,10 @@ def _serve(
     finally:
         if traces is not None:
             traces.shutdown()
+
+
+def _say_absence(error: QvlError) -> None:
+    print(f"qvl-serve: waiting for an engine: {error}", file=sys.stderr, flush=True)
 
 
 def _endpoint_source(ctx: typer.Context, settings: ServeSettings) -> Source | None:

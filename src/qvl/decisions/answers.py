@@ -103,13 +103,7 @@ class Decisions:
     @property
     def usage(self) -> Usage:
         """The tokens of all questions; what was asked earlier and kept counts as when it was asked."""
-        counts = [answer.usage for answer in self.answers]
-        return Usage(
-            sum(usage.prompt_tokens for usage in counts),
-            sum(usage.completion_tokens for usage in counts),
-            sum(usage.image_tokens for usage in counts),
-            sum(usage.cached_tokens for usage in counts),
-        )
+        return Usage.sum(answer.usage for answer in self.answers)
 
     def __len__(self) -> int:
         return len(self.answers)

@@ -102,13 +102,7 @@ class LabelAsker:
     @property
     def usage(self) -> Usage:
         """The tokens of all requests so far."""
-        counts = self.usages
-        return Usage(
-            sum(usage.prompt_tokens for usage in counts),
-            sum(usage.completion_tokens for usage in counts),
-            sum(usage.image_tokens for usage in counts),
-            sum(usage.cached_tokens for usage in counts),
-        )
+        return Usage.sum(self.usages)
 
     async def _own(self, own: OwnDecisions) -> tuple[list[float], int, None]:
         """Return what the backend itself says, its options in every order too."""

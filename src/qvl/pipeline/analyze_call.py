@@ -210,5 +210,4 @@ def _evidence(kept: Confidence) -> dict[str, Located | None]:
 
 def _with_usage_of(first: Result, second: Result) -> Result:
     """Return `second` with the token counts of both answers."""
-    counts = zip(dataclasses.astuple(first.usage), dataclasses.astuple(second.usage), strict=True)
-    return dataclasses.replace(second, usage=Usage(*(a + b for a, b in counts)))
+    return dataclasses.replace(second, usage=Usage.sum((first.usage, second.usage)))

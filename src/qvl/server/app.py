@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qvl._version import __version__
-from qvl.errors import QvlError
+from qvl.errors import ConfigError, QvlError
 from qvl.log import logger
 from qvl.server import tracing
 from qvl.server.answers import dumps
@@ -48,9 +48,12 @@ def create_app(
     before the application starts.
 
     Raises:
-        ConfigError: the key file cannot be read.
+        ConfigError: the key file cannot be read, or requests could name files of this machine.
     """
-    core = ServerCore(pipeline, settings or ServerSettings())
+    settings = settings or ServerSettings()
+    if settings.media.allow_files:
+        raise ConfigError("a server's media policy must not allow files", hint="MediaPolicy(allow_files=False)")
+    core = ServerCore(pipeline, settings)
     core.tracing = tracing.active_tracing(tracer_provider)
     if core.executor.store is not None and core.settings.hot_seconds:
         core.executor.store.keep_hot(core.settings.hot_seconds)

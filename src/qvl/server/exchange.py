@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import anyio
@@ -26,6 +26,7 @@ from qvl.server.errors import (
     error_of,
     headers_of,
 )
+from qvl.server.field_names import named_as_sent
 from qvl.server.request_body import READ_BODY, SMALL_BODY, checked_json, coding_of, inflated
 from qvl.server.state import end_now
 
@@ -66,6 +67,8 @@ class Exchange:
         self.extra_headers: Headers = []
         self.traced: Traced | None = None
         self.picture_params: Callable[[], Sequence[str]] | None = None
+        # The client's names of what the pipeline calls otherwise, for errors.
+        self.field_names: Mapping[str, str] = {}
         self.errors: ErrorForm = OPENAI_ERRORS
         self.error_event: Callable[[QvlError], bytes] = error_event
         self.receive = receive
@@ -318,6 +321,8 @@ class Exchange:
         if isinstance(error, MediaError) and error.picture is not None and self.picture_params is not None:
             param = self.picture_params()[error.picture]
             error = MediaError(f"{param}: {error.message}", hint=error.hint, param=param, code=error.code)
+        else:
+            error = named_as_sent(error, self.field_names)
         self.fields["error"] = error.code
         if not self.status:
             status, headers = self.errors.status(error), [JSON, *headers_of(error)]

@@ -35,6 +35,10 @@ class ToolUseBlock(TypedDict):
 AnswerBlock: TypeAlias = TextBlock | ThinkingBlock | ToolUseBlock
 
 
+class ThinkingTokens(TypedDict):
+    thinking_tokens: Count
+
+
 class MessageUsage(TypedDict):
     """Token counts; `input_tokens` are those that were not read from a prefix cache."""
 
@@ -42,6 +46,7 @@ class MessageUsage(TypedDict):
     cache_creation_input_tokens: Count
     cache_read_input_tokens: Count
     output_tokens: Count
+    output_tokens_details: ThinkingTokens
 
 
 class AnsweredMessage(TypedDict):

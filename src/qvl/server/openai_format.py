@@ -106,7 +106,7 @@ def usage_of(usage: Usage) -> TokenUsage:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "image_tokens": usage.image_tokens},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 
@@ -127,8 +127,9 @@ class StreamUsage:
         if not self._continuous:
             return {"usage": None} if self._included else {}
         tokens = len(chunk.logprobs) or int(bool(chunk.text or chunk.reasoning or chunk.tool_calls))
-        so_far = replace(self._usage, completion_tokens=self._usage.completion_tokens + tokens)
-        self._usage = chunk.usage or so_far
+        said, thought = self._usage.completion_tokens, self._usage.reasoning_tokens
+        thought += tokens if chunk.reasoning and not chunk.text else 0
+        self._usage = chunk.usage or replace(self._usage, completion_tokens=said + tokens, reasoning_tokens=thought)
         return {"usage": usage_of(self._usage)}
 
     def close(self, head: Mapping[str, object], result: Result) -> bytes:

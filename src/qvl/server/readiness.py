@@ -9,13 +9,16 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from qvl.errors import BackendUnavailableError, EngineDeadError, QvlError
+from qvl.errors import BackendTimeoutError, BackendUnavailableError, EngineDeadError, QvlError
 from qvl.log import logger
 
 if TYPE_CHECKING:
     from qvl.pipeline.async_pipeline import AsyncPipeline
 
 CANARY_SECONDS: Final = 120.0
+# Between two looks whether an engine that was not there at the start has come.
+FIRST_LOOK: Final = 1.0
+LONGEST_LOOK: Final = 10.0
 log = logger("qvl.server")
 
 
@@ -36,7 +39,12 @@ class Readiness:
         self._dead: str | None = None
         self._progress = time.monotonic()
         self._running: Callable[[], int] = lambda: 0
+        # Tells whoever runs the server that it waits for engines that are not there.
+        self.on_absence: Callable[[QvlError], None] = lambda error: None
+        self._absence: QvlError | None = None
         self.settled = asyncio.Event()
+        # Set as soon as requests get an answer, be it that no engine is there yet.
+        self.told = asyncio.Event()
 
     def start(self, running: Callable[[], int]) -> None:
         """Start loading in the background, unless started already; `running` returns the number of requests."""
@@ -51,7 +59,7 @@ class Readiness:
 
     async def _open(self) -> None:
         try:
-            await self.pipeline.open()
+            await self._open_when_there()
             self._opened = True
             if self._canary:
                 await self._ask_canary()
@@ -68,6 +76,28 @@ class Readiness:
                 self.on_failure(self.failure)
         finally:
             self.settled.set()
+            self.told.set()
+
+    async def _open_when_there(self) -> None:
+        """Open the pipeline; wait for engines elsewhere that are not there yet, which may start after this server."""
+        pause = FIRST_LOOK
+        while True:
+            try:
+                await self.pipeline.open()
+                break
+            except (BackendUnavailableError, BackendTimeoutError) as exc:
+                if not self.pipeline.backend.shareable:
+                    raise
+                if self._absence is None:
+                    log.warning("no engine answers yet", error=str(exc))
+                    self.on_absence(exc)
+                self._absence = exc
+            self.told.set()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2.0, LONGEST_LOOK)
+        if self._absence is not None:
+            self._absence = None
+            log.info("an engine answers")
 
     async def _ask_canary(self) -> None:
         """Generate one token about a tiny picture, to test the path from pixels to text before the server is ready."""
@@ -109,6 +139,8 @@ class Readiness:
             return self.failure
         if self._dead is not None:
             return EngineDeadError(self._dead, hint="the server must be restarted")
+        if self._absence is not None:
+            return BackendUnavailableError(f"no engine answers yet: {self._absence.message}", hint="try again later")
         if not self._opened:
             return BackendUnavailableError("the model is being loaded", hint="try again in a while")
         return None

@@ -114,7 +114,7 @@ def _usage(usage: Usage) -> ResponseUsage:
             "image_tokens": usage.image_tokens,
         },
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.total_tokens,
     }
 

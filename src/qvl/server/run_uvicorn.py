@@ -203,7 +203,7 @@ class GracefulServer(uvicorn.Server):
         self._reload_at_start = False
         self._draining: asyncio.Task[None] | None = None
         self.when_settled: Callable[[], None] = lambda: None
-        # True to accept connections only when requests can be answered; those that come earlier wait at the port.
+        # True to accept connections only when requests get an answer; those that come earlier wait at the port.
         self.settle_first = False
         core.readiness.on_failure = self.fail
         self._settling: asyncio.Task[None] | None = None
@@ -221,7 +221,7 @@ class GracefulServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         if self.settle_first:
             self.core.start()
-            await self.core.readiness.settled.wait()
+            await self.core.readiness.told.wait()
         if self.core.worker_metrics is not None:
             await self.core.worker_metrics.start()
         await super().startup(sockets)

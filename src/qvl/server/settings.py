@@ -45,7 +45,7 @@ class ServerSettings:
         max_batch_file_bytes: of one uploaded file.
         batch_concurrency: lines of batches at the backend at a time; one while other requests wait.
         cors_origins: origins whose pages may send requests; empty: none.
-        media: the media policy for pictures in requests; `allow_files` must be False.
+        media: the media policy for pictures in requests; `allow_files` is for requests that are not from outside.
 
     Raises:
         ConfigError: a value out of range.
@@ -92,8 +92,6 @@ class ServerSettings:
             value = getattr(self, name)
             self._check(name, value is None or value >= 1, "1 or more, or none")
         self._check("max_images", self.max_images is None or self.max_images >= 0, "0 or more, or none")
-        if self.media.allow_files:
-            raise ConfigError("a server's media policy must not allow files", hint="MediaPolicy(allow_files=False)")
 
     def _check(self, name: str, ok: bool, allowed: str) -> None:
         if not ok:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from qvl.pipeline.parse_request import RequestParams, ToolLike
 
 
-def choose_tools(tools: Sequence[Mapping[str, object]], choice: str | Mapping[str, object]) -> RequestParams:
-    """Return the parameters for a `tool_choice` in the form of chat completions.
+def choose_tools(tools: Sequence[ToolLike], choice: str | Mapping[str, object]) -> RequestParams:
+    """Return the parameters for a `tool_choice` in the form of chat completions, or of responses, which nests less.
 
     With `allowed_tools` the model is shown those tools alone, so that it can call no other.
 
@@ -23,17 +23,17 @@ def choose_tools(tools: Sequence[Mapping[str, object]], choice: str | Mapping[st
         return {"tool_choice": choice}
     if choice["type"] != "allowed_tools":
         return {"tool_choice": _name(choice)}
-    allowed = cast("Mapping[str, object]", choice["allowed_tools"])
+    nested = "allowed_tools" in choice
+    allowed = cast("Mapping[str, object]", choice["allowed_tools"] if nested else choice)
     names = [_name(tool) for tool in cast("Sequence[Mapping[str, object]]", allowed["tools"])]
-    known = {_name(tool): tool for tool in tools}
+    known = {_name(cast("Mapping[str, object]", tool)): tool for tool in tools}
     for number, name in enumerate(names):
         if name not in known:
-            param = f"tool_choice.allowed_tools.tools[{number}].function.name"
-            hint = f"known: {', '.join(known) or 'none'}"
+            where = f"allowed_tools.tools[{number}].function" if nested else f"tools[{number}]"
+            param, hint = f"tool_choice.{where}.name", f"known: {', '.join(known) or 'none'}"
             raise RequestError(f"{param}: unknown tool {name!r}", hint=hint, param=param, code="invalid_value")
-    shown: list[ToolLike] = [tool for name, tool in known.items() if name in names]
-    return {"tools": shown, "tool_choice": str(allowed["mode"])}
+    return {"tools": [tool for name, tool in known.items() if name in names], "tool_choice": str(allowed["mode"])}
 
 
 def _name(tool: Mapping[str, object]) -> str:
-    return str(cast("Mapping[str, object]", tool["function"])["name"])
+    return str(cast("Mapping[str, object]", tool.get("function", tool))["name"])

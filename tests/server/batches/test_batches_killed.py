@@ -183,6 +183,40 @@ def test_the_bundled_model_reads_the_pictures_of_a_batch(run: Callable[..., Proc
             assert asked_now[request["custom_id"]] == now
 
 
+@pytest.mark.slow
+def test_paths_of_pictures_through_kill_9(tmp_path: Path) -> None:
+    """The bundled model reads files of this machine for `qvl batch run`, each once."""
+    paths = sorted(PICTURES.glob("*.png"))
+    requests = []
+    for number in range(24):
+        path = paths[number % len(paths)]
+        named = str(path) if number % 2 else path.as_uri()
+        picture = {"type": "image_url", "image_url": {"url": named}}
+        question = {"role": "user", "content": [picture, {"type": "text", "text": f"What brand is it? ({number})"}]}
+        body = {"model": "bundled", "messages": [question], "max_tokens": 12}
+        requests.append({"custom_id": f"{number}", "method": "POST", "url": CHAT, "body": body})
+    requests[7]["body"]["messages"][0]["content"][0]["image_url"]["url"] = str(tmp_path / "not-there.png")
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in requests))
+    output = tmp_path / "in.output.jsonl"
+    args = [sys.executable, "-m", "qvl.cli", "batch", "run", str(tmp_path / "in.jsonl"), "--cache", "off", "-j", "4"]
+    with subprocess.Popen(args, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 2)
+        process.kill()
+    before = output.read_text()
+    assert before.count("\n") < 23
+    last = subprocess.run(args, stderr=subprocess.PIPE, text=True)
+    assert last.returncode == 1
+    assert "23 answered" in last.stderr
+    after = output.read_text()
+    assert after.startswith(before[: before.rindex("\n") + 1])
+    answers = [json.loads(one) for one in after.splitlines()]
+    assert sorted(int(one["custom_id"]) for one in answers) == [n for n in range(24) if n != 7]
+    assert len({one["response"]["body"]["choices"][0]["message"]["content"] for one in answers}) > 1
+    (error,) = map(json.loads, (tmp_path / "in.output.errors.jsonl").read_text().splitlines())
+    assert error["custom_id"] == "7"
+    assert error["response"]["body"]["error"]["param"] == "messages[0].content[0].image_url"
+
+
 def command(endpoint: ScriptedEndpoint, *args: str) -> list[str]:
     model = ["--model", "openai:echo", "--base-url", endpoint.url, "-O", "probe=false", "--cache", "off"]
     return [sys.executable, "-m", "qvl.cli", "batch", "run", *args, *model]

@@ -54,6 +54,7 @@ class EngineRequest:
             completion_tokens=sum(sequence.num_output for sequence in self.sequences),
             image_tokens=self.prepared.image_tokens,
             cached_tokens=self.sequences[0].num_cached,
+            reasoning_tokens=sum(output.reasoning_tokens for output in self.outputs),
         )
 
     def timing(self, now: float) -> Timing:

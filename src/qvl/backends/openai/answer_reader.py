@@ -333,11 +333,14 @@ class AnswerReader:
 def read_usage(usage: WireUsage) -> Usage:
     """Return the token counts of an OpenAI usage object; missing ones are 0."""
     details = usage.get("prompt_tokens_details") or {}
+    said = usage.get("completion_tokens_details") or {}
     return Usage(
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),
         image_tokens=int(next((count for name in _IMAGE_TOKENS if (count := details.get(name))), 0)),
         cached_tokens=int(details.get("cached_tokens") or 0),
+        # SGLang has it beside the others.
+        reasoning_tokens=int(said.get("reasoning_tokens") or usage.get("reasoning_tokens") or 0),
     )
 
 

@@ -105,6 +105,8 @@ class WireUsage(TypedDict, total=False):
     prompt_tokens: int | None
     completion_tokens: int | None
     prompt_tokens_details: dict[str, int | None] | None
+    completion_tokens_details: dict[str, int | None] | None
+    reasoning_tokens: int | None
 
 
 class WireEvent(TypedDict, total=False):

@@ -12,7 +12,7 @@ from qvl.backends.grammar_schema import call_schema, enforceable
 from qvl.backends.openvino.ebnf import SchemaGrammar
 from qvl.backends.openvino.library import crossing, import_genai, one_line
 from qvl.backends.schema_bounds import check_format
-from qvl.errors import RequestError
+from qvl.errors import RequestError, UnsupportedInputError
 
 if TYPE_CHECKING:
     from qvl.types import ChatRequest
@@ -42,6 +42,14 @@ def structure(request: ChatRequest) -> dict[str, str]:
         return {"regex": form.pattern or ""}
     if form.kind == "choice":
         return {"grammar": "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in form.choices)}
+    if request.holds_calls:
+        strict = any(tool.strict for tool in request.tools)
+        raise UnsupportedInputError(
+            f"{'strict tools' if strict else 'parallel_tool_calls=false'}: openvino holds calls to a form only"
+            " where one is forced",
+            hint='tool_choice="required", or leave it out',
+            param="tools" if strict else "parallel_tool_calls",
+        )
     return {}
 
 

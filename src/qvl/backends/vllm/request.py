@@ -160,7 +160,7 @@ def _structured(request: ChatRequest) -> StructuredOutputsParams | None:
     from vllm.sampling_params import StructuredOutputsParams
 
     from qvl.backends.grammar_schema import call_schema, enforceable
-    from qvl.backends.local.text.grammar import SPACING, calls_within_text, held_calls, lark_of
+    from qvl.backends.local.text.grammar import SPACING, calls_within_text, lark_of
     from qvl.backends.schema_bounds import check_format
 
     form = request.response_format
@@ -182,7 +182,7 @@ def _structured(request: ChatRequest) -> StructuredOutputsParams | None:
         rules["grammar"] = lark_of(form.pattern or "")
     elif form.kind == "choice":
         rules["choice"] = list(form.choices)
-    elif held_calls(request):
+    elif request.holds_calls:
         rules["grammar"] = calls_within_text(request, json.dumps("<tool_call>"), json.dumps("</tool_call>"))
     else:
         return None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pydantic_core import from_json
 
-from qvl.errors import BackendUnavailableError, QvlError
+from qvl.errors import BackendUnavailableError, QvlError, RefusalError, RequestError
 from qvl.log import logger
 from qvl.media import fetch
 from qvl.server.answers import dumps
 from qvl.server.errors import InternalError, headers_of, status_of
 from qvl.server.exchange import Exchange
+from qvl.server.readiness import CANARY_SECONDS
 
 if TYPE_CHECKING:
     from starlette.types import Message, Scope
@@ -22,10 +24,15 @@ if TYPE_CHECKING:
     from qvl.server.route_table import Operation
     from qvl.server.state import ServerCore
 
-# Refusals for overload and of an endpoint that is down end by themselves; an answer that failed is asked once or twice
-# more, as a client would.
-TRIES: Final = {429: 30, 503: 30, 529: 30, 408: 3, 500: 3, 502: 3, 504: 3}
+# After so many tries, it is looked whether the backend answers at all.
+TRIES: Final = 3
+AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504, 529})
+# What a backend that is down or full answers, whatever it is asked.
+OUTAGES: Final = frozenset({429, 502, 503, 504, 529})
+FULL: Final = frozenset({429, 529})
 LONGEST_PAUSE: Final = 60.0
+# A batch ends earlier; where nothing else ends a run, an outage does not keep it for good.
+LONGEST_OUTAGE: Final = 24 * 3600.0
 log = logger("qvl.server")
 
 
@@ -36,6 +43,7 @@ class LineAnswer:
         self.status = 0
         self.request_id = ""
         self.pause: float | None = None
+        self.error = ""
         self._pieces: list[bytes] = []
 
     async def send(self, event: Message) -> None:
@@ -76,7 +84,7 @@ async def ask(core: ServerCore, route: Operation, line: BatchLine, tenant: str) 
         await route.handler(exchange)
     except QvlError as exc:
         core.note_error(exc)
-        answer.pause = _pause(exc)
+        answer.pause, answer.error = _pause(exc), str(exc)
         await exchange.fail(exc)
     except Exception:
         log.exception("internal error", request_id=exchange.request_id)
@@ -95,23 +103,67 @@ def _pause(error: QvlError) -> float | None:
     return int(told) / 1000 if told is not None else None
 
 
+class Outage:
+    """Whether the backend is said to be down, for all lines under way."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def over(self) -> None:
+        if self._said:
+            self._said = False
+            log.info("the backend answers again")
+
+    def say(self, error: str) -> None:
+        """Log once that batches wait, however many lines learn it."""
+        if not self._said:
+            self._said = True
+            log.warning("the backend does not answer, batches wait for it", error=error)
+
+
+async def _answers(core: ServerCore) -> bool:
+    """Return whether the backend answers a question of a few words."""
+    asking = core.pipeline.chat([{"role": "user", "content": "Answer with 1."}], cache="off", max_tokens=1)
+    try:
+        await asyncio.wait_for(asking, CANARY_SECONDS)
+    except (RequestError, RefusalError):
+        return True
+    except (TimeoutError, QvlError):
+        return False
+    return True
+
+
 async def ask_patiently(
-    core: ServerCore, route: Operation, line: BatchLine, tenant: str, stopping: Callable[[], bool]
+    core: ServerCore, route: Operation, line: BatchLine, tenant: str, stopping: Callable[[], bool], outage: Outage
 ) -> LineAnswer | None:
-    """Return the final answer to one line, after as many tries as its failures are worth.
+    """Return the final answer to one line: an error only if it is the line's own.
+
+    A backend that is down or full is waited for, for a day at most. It is not down if the line fails between two small
+    questions of our own that are answered.
 
     None: the server shuts down, or `stopping()` became true, before there was one; the line is to be asked again.
     """
-    tries = 0
+    tries, began, was_up = 0, time.monotonic(), False
     while True:
         answer = await ask(core, route, line, tenant)
         tries += 1
         if answer.status < 400:
+            outage.over()
             return answer
         if core.draining or core.readiness.closed() is not None:
             return None
-        if tries >= TRIES.get(answer.status, 1):
+        if answer.status not in AGAIN:
             return answer
+        if tries >= TRIES:
+            if answer.status not in OUTAGES or time.monotonic() - began > LONGEST_OUTAGE:
+                return answer
+            if answer.status not in FULL:
+                up = await _answers(core)
+                if up and was_up:
+                    return answer
+                was_up = up
+                if not up:
+                    outage.say(answer.error)
         pause = max(answer.pause or 0.0, min(0.25 * 2.0**tries, LONGEST_PAUSE))
         waited = 0.0
         while waited < min(pause, LONGEST_PAUSE):

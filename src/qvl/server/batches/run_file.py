@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import anyio.to_thread
 
 from qvl.errors import ConfigError, QvlError
-from qvl.server.batches.ask_line import ask_patiently
+from qvl.server.batches.ask_line import Outage, ask_patiently
 from qvl.server.batches.lines import BatchLine, LineReader, parse_line
 from qvl.server.batches.outputs import Outputs, answered, line_id, unanswered
 from qvl.server.request_body import SMALL_BODY, checked_json
@@ -28,6 +28,7 @@ class Turns:
     def __init__(self, core: ServerCore, most: int) -> None:
         self.core = core
         self.running = 0
+        self.outage = Outage()
         self._slots = asyncio.Semaphore(most)
 
     async def take(self, stopping: Callable[[], bool]) -> bool:
@@ -144,7 +145,8 @@ class FileRun:
     async def _one(self, line: BatchLine, identity: str) -> None:
         """Ask one line and write its answer."""
         try:
-            answer = await ask_patiently(self.core, self._routes[line.url], line, self._tenant, self._stopping)
+            route = self._routes[line.url]
+            answer = await ask_patiently(self.core, route, line, self._tenant, self._stopping, self._turns.outage)
             if answer is None:
                 self._dropped = True
                 return

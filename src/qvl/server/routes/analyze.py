@@ -40,6 +40,8 @@ async def analyze(exchange: Exchange) -> None:
         body, sources = _from_query(exchange), [data]
     else:
         body = validated(AnalyzeRequest, data)
+        shown = "image" if body.images is None else "images"
+        exchange.field_names = {"messages": shown, "response_format": "schema"}
         sources = _sources(body)
         several = body.images or ()
         exchange.picture_params = lambda: [f"images[{number}]" for number, _ in enumerate(several)] or ["image"]

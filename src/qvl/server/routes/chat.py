@@ -41,6 +41,7 @@ async def chat_completions(exchange: Exchange) -> None:
     """Answer one chat request, as JSON or as server-sent events."""
     body = validated(ChatCompletionRequest, await exchange.body())
     name_request(exchange, body)
+    exchange.field_names = _names(body)
     exchange.picture_params = lambda: picture_params("messages", body.messages, "content")
     await exchange.until_done(lambda: _answer(exchange, body))
 
@@ -52,6 +53,16 @@ async def _answer(exchange: Exchange, body: ChatCompletionRequest) -> None:
     else:
         result = await served.answer()
         await exchange.respond_json(_completion(result, served, body), served.headers(result))
+
+
+def _names(body: ChatCompletionRequest) -> dict[str, str]:
+    """Return which of two names for the same the client used."""
+    names = {"max_completion_tokens": "max_tokens"}
+    if body.max_completion_tokens is not None:
+        names = {"max_tokens": "max_completion_tokens"}
+    if body.structured_outputs and body.response_format is None:
+        names["response_format"] = f"structured_outputs.{next(iter(body.structured_outputs))}"
+    return names
 
 
 async def _read(exchange: Exchange, body: ChatCompletionRequest) -> ServedRequest:

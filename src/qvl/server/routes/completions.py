@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     from qvl.server.serving import ServedRequest
 
 MAX_PROMPTS: Final = 64
+_NAMES: Final = {"messages": "prompt", "top_logprobs": "logprobs", "max_completion_tokens": "max_tokens"}
 
 
 async def completions(exchange: Exchange) -> None:
     """Answer one or several prompts, as JSON or as server-sent events."""
     body = validated(CompletionRequest, await exchange.body())
     name_request(exchange, body)
+    exchange.field_names = _NAMES
+    if body.echo:
+        # What it is made of.
+        made = {name: "echo" for name in ("return_token_ids", "prompt_logprobs") if getattr(body, name) is None}
+        exchange.field_names = {**_NAMES, **made}
     _check(body)
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
@@ -98,11 +104,7 @@ async def _read(exchange: Exchange, body: CompletionRequest, prompts: Sequence[s
 
 
 def _completion(results: Sequence[Result], served: Sequence[ServedRequest], body: CompletionRequest) -> Completion:
-    usage = Usage(
-        prompt_tokens=sum(result.usage.prompt_tokens for result in results),
-        completion_tokens=sum(result.usage.completion_tokens for result in results),
-        cached_tokens=sum(result.usage.cached_tokens for result in results),
-    )
+    usage = Usage.sum(result.usage for result in results)
     if body.max_tokens == 0:
         usage = replace(usage, completion_tokens=0)
     choices = [(choice, result) for result in results for choice in result.choices]
@@ -187,12 +189,7 @@ class CompletionWriter:
 
     def close_all(self, results: Sequence[Result]) -> bytes:
         """Return the usage of all prompts together, if requested, and `[DONE]`."""
-        usage = Usage(
-            prompt_tokens=sum(result.usage.prompt_tokens for result in results),
-            completion_tokens=sum(result.usage.completion_tokens for result in results),
-            cached_tokens=sum(result.usage.cached_tokens for result in results),
-        )
-        return self.close(replace(results[0], usage=usage))
+        return self.close(replace(results[0], usage=Usage.sum(result.usage for result in results)))
 
     def write(self, chunk: Chunk) -> bytes:
         """Return the event of one chunk; b"" if it has nothing that this API can represent."""

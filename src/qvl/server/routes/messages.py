@@ -9,6 +9,7 @@ from qvl.errors import QvlError, RateLimitError, RequestError
 from qvl.ids import new_id
 from qvl.server.answers import dumps
 from qvl.server.errors import ErrorForm, status_of
+from qvl.server.in_turn import InTurn, Piece
 from qvl.server.messages_answers import (
     AnswerBlock,
     AnsweredMessage,
@@ -43,6 +44,20 @@ _KINDS: Final = {
     OVERLOADED: "overloaded_error",
 }
 _EFFORTS: Final = {"max": "xhigh"}
+# What stands for it in a request, unless it is there by its own name.
+_SENT: Final = {
+    "reasoning_effort": "output_config.effort",
+    "thinking_token_budget": "thinking.budget_tokens",
+    "chat_template_kwargs.enable_thinking": "thinking.type",
+    "chat_template_kwargs": "thinking",
+}
+_NAMES: Final = {
+    "messages": "messages",
+    "max_completion_tokens": "max_tokens",
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+}
 
 
 def message_status(error: QvlError) -> int:
@@ -56,7 +71,9 @@ def message_error(error: QvlError, request_id: str) -> MessageError:
     """Return the body of `error`."""
     status = message_status(error)
     kind = _KINDS.get(status) or ("api_error" if status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": str(error)}, "request_id": request_id}
+    # Errors in this form have no field for the field at fault.
+    where = "" if error.param is None or error.param in str(error) else f"{error.param}: "
+    return {"type": "error", "error": {"type": kind, "message": f"{where}{error}"}, "request_id": request_id}
 
 
 MESSAGE_ERRORS: Final = ErrorForm(message_status, message_error, MessageError, b"request-id")
@@ -95,7 +112,9 @@ async def _read(exchange: Exchange, body: CountTokensRequest) -> ServedRequest:
     talk = Conversation(body.messages, body.system)
     exchange.picture_params = lambda: talk.picture_params
     params = body.sampling()
-    fields: JsonObject = {**(body.model_extra or {}), **_thinking(body)}
+    extra = body.model_extra or {}
+    fields: JsonObject = {**extra, **_thinking(body)}
+    exchange.field_names = {**_NAMES, **{name: sent for name, sent in _SENT.items() if name not in extra}}
     if isinstance(body, MessagesRequest):
         params["max_tokens"] = body.max_tokens
         if body.stop_sequences:
@@ -124,6 +143,8 @@ async def _read(exchange: Exchange, body: CountTokensRequest) -> ServedRequest:
     if talk.is_prefilled:
         # The answer goes on where the last message ends.
         fields |= {"continue_final_message": True, "add_generation_prompt": False}
+        last = f"messages[{len(body.messages) - 1}]"
+        exchange.field_names |= {"continue_final_message": last, "add_generation_prompt": last}
     return await chat_request(exchange, body.model, talk.messages, params, fields)
 
 
@@ -198,6 +219,7 @@ def usage_of(usage: Usage) -> MessageUsage:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
     }
 
 
@@ -224,6 +246,7 @@ class MessageWriter:
         # The block that is open: its type, or the number of the call that it holds.
         self._open: str | int | None = None
         self._thought: list[str] = []
+        self._turns = InTurn()
 
     def write(self, chunk: Chunk) -> bytes:
         """Return the events of one chunk; the first call also starts the message."""
@@ -231,19 +254,11 @@ class MessageWriter:
         if not self._begun:
             self._begun = True
             events = self._event("message_start", message=self._form.head()) + _event("ping", {"type": "ping"})
-        if chunk.reasoning:
-            events += self._start("thinking", {"type": "thinking", "thinking": "", "signature": ""})
-            self._thought.append(chunk.reasoning)
-            if not self._form.hidden:
-                events += self._delta({"type": "thinking_delta", "thinking": chunk.reasoning})
-        if chunk.text:
-            events += self._start("text", {"type": "text", "text": ""})
-            events += self._delta({"type": "text_delta", "text": chunk.text})
-        return events + b"".join(map(self._call, chunk.tool_calls))
+        return events + b"".join(map(self._piece, self._turns.take(chunk)))
 
     def close(self, result: Result) -> bytes:
         """Return the events that end the message."""
-        events = self.write(Chunk()) + self._stop()
+        events = self.write(Chunk()) + b"".join(map(self._piece, self._turns.rest())) + self._stop()
         events += self._event("message_delta", delta=stop_of(result), usage=usage_of(result.usage))
         return events + self._event("message_stop")
 
@@ -272,6 +287,16 @@ class MessageWriter:
             self._thought.clear()
         self._open = None
         return events + self._event("content_block_stop", index=self._count - 1)
+
+    def _piece(self, piece: Piece) -> bytes:
+        if isinstance(piece, ToolCallDelta):
+            return self._call(piece)
+        kind, text = piece
+        if kind == "text":
+            return self._start("text", {"type": "text", "text": ""}) + self._delta({"type": "text_delta", "text": text})
+        events = self._start("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+        self._thought.append(text)
+        return events if self._form.hidden else events + self._delta({"type": "thinking_delta", "thinking": text})
 
     def _call(self, delta: ToolCallDelta) -> bytes:
         block: ToolUseBlock = {"type": "tool_use", "id": delta.id or "", "name": delta.name or "", "input": {}}

@@ -16,6 +16,7 @@ from qvl.server.responses_input import messages_of
 from qvl.server.responses_output import EventWriter, ItemMaker, finished
 from qvl.server.responses_schemas import ENCRYPTED, LOGPROBS, ResponsesRequest
 from qvl.server.serving import chat_request, picture_params, stream, validated
+from qvl.server.tool_choice import choose_tools
 from qvl.types import ChatRequest, JsonObject
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATH: Final = "/v1/responses/"
 _REFERENCE: Final = "item_reference"
+_NAMES: Final = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+}
+_EFFORT: Final = {"reasoning_effort": "reasoning.effort"}
 
 
 async def responses(exchange: Exchange) -> None:
@@ -33,6 +41,7 @@ async def responses(exchange: Exchange) -> None:
     The response is kept for `previous_response_id`, unless `store` is false or the server has no cache.
     """
     body = validated(ResponsesRequest, await exchange.body())
+    exchange.field_names = _NAMES if "reasoning_effort" in (body.model_extra or ()) else _NAMES | _EFFORT
     await exchange.until_done(lambda: _answer(exchange, body))
 
 
@@ -146,18 +155,10 @@ async def _read(
         params["logprobs"] = body.top_logprobs or 0
     elif body.top_logprobs:
         raise RequestError(f"top_logprobs needs include: ['{LOGPROBS}']", param="top_logprobs", code="invalid_value")
-    tools, choice = _tools(body), body.tool_choice
-    if choice is not None and not isinstance(choice, str) and choice["type"] == "allowed_tools":
-        allowed = {tool["name"] for tool in choice["tools"]}
-        if unknown := allowed - {tool["name"] for tool in tools}:
-            what = f"tool_choice.tools: no tool is called {min(unknown)!r}"
-            raise RequestError(what, param="tool_choice.tools", code="invalid_value")
-        tools = [tool for tool in tools if tool["name"] in allowed]
-        params["tool_choice"] = choice["mode"]
-    elif choice is not None:
-        params["tool_choice"] = choice if isinstance(choice, str) else choice["name"]
-    if tools:
-        params["tools"] = [{"type": "function", "function": tool} for tool in tools]
+    if body.tools:
+        params["tools"] = [{"type": "function", "function": tool} for tool in _tools(body)]
+    if body.tool_choice is not None:
+        params.update(choose_tools(params.get("tools", ()), body.tool_choice))
     if body.text is not None and body.text.format is not None:
         form: JsonObject = {**body.text.format}
         if form["type"] == "json_schema":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.endless import RunWatch, endless, longest_run
+from qvl.backends.local.text.thought_tokens import THINK, THINK_END, ThoughtTokens
 from qvl.backends.local.text.tool_call import CallReader, ObjectScanner, parse_call
 from qvl.backends.token_table import TokenTable
 from qvl.types import Chunk, TokenLogprob, ToolCallDelta
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from qvl.backends.local.scheduling.token_rules import TokenScore
     from qvl.types import ChatRequest, FinishReason
 
-THINK, THINK_END = "<think>", "</think>"
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 # Between the calls of one block and behind them: commas, the end of a list or of a code fence, a brace too many.
 _SEPARATORS: Final = " \t\r\n,]}`"
@@ -128,11 +128,13 @@ class Detokenizer:
     _count: int = 0
     _call: CallReader | None = None  # the call that is being written
     _watch: RunWatch = field(init=False)
+    _thought: ThoughtTokens = field(init=False)
 
     def __post_init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._watch = RunWatch(self.longest_run)
         self._splitter = Splitter(self.reasoning, self.parse_tools, self.free, only_call=self.only_call)
+        self._thought = ThoughtTokens(opened=self.reasoning, free=self.free)
 
     @classmethod
     def of(
@@ -161,12 +163,21 @@ class Detokenizer:
     def in_reasoning(self) -> bool:
         return self._splitter.state == "reasoning"
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """The number of tokens of the reasoning so far, without those of its marks."""
+        return self._thought.count
+
     def push(self, sampled: Sampled) -> Chunk | None:
         """Add a token and return the Chunk it completes, if any; sets `stopped` after a stop string.
 
         Raises:
             BackendResponseError: an answer under a grammar repeats itself endlessly.
         """
+        self._thought.push(self.vocabulary.bytes(sampled.token, special=self.special))
+        return self._push(sampled)
+
+    def _push(self, sampled: Sampled) -> Chunk | None:
         if self.want_logprobs:
             self._logprobs.append(self.vocabulary.logprob(sampled.token, sampled.logprob, sampled.top))
         if self.want_ids:
@@ -182,7 +193,7 @@ class Detokenizer:
     def end(self, sampled: Sampled) -> Chunk | None:
         """Add the EOS or stop token that ends the answer, which is a part of it only `with_stop`; returns as `push`."""
         if self.with_stop:
-            return self.push(sampled)
+            return self._push(sampled)
         if self.want_ids:
             self._ids.append(sampled.token)
         return None

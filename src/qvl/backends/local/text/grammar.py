@@ -142,7 +142,7 @@ class Grammars:
             raise _refused(compiler_reason(str(exc)), "response_format") from exc
         if form.kind == "choice":
             return "start: " + " | ".join(json.dumps(choice) for choice in form.choices), "response_format"
-        if held_calls(request):
+        if request.holds_calls:
             return calls_within_text(request, self._markup("<tool_call>"), self._markup("</tool_call>")), "tools"
         return None, ""
 
@@ -199,12 +199,6 @@ class Grammars:
         places = 2 ** torch.arange(8, device=device).to(torch.uint8)
         spread = torch.bitwise_and(to_device(allowed, device).unsqueeze(-1), places)
         return (spread == 0).flatten(1)[:, : self._vocab_size]
-
-
-def held_calls(request: ChatRequest) -> bool:
-    """Return True if the model may call a tool, and its calls are held to a form: strict, or one alone."""
-    may_call = bool(request.tools) and request.tool_choice == "auto" and request.response_format.kind == "text"
-    return may_call and (any(tool.strict for tool in request.tools) or not request.parallel_tool_calls)
 
 
 def calls_within_text(request: ChatRequest, first: str, last: str) -> str:
