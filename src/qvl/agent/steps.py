@@ -45,6 +45,7 @@ class StepFacts(TypedDict, total=False):
     query: QueryRecord
     hits: int
     ids: list[str]
+    fits: list[str]
     skipped: str
     refused: str
     written_by: str
@@ -112,7 +113,7 @@ class Recommendation:
                 "url": hit.product.url or "",
                 "price": hit.product.price_text,
                 "id": hit.product.id,
-                "why": ", ".join(hit.why),
+                "why": ", ".join((*hit.why, *(() if hit.fit is None else (f"fits the wish {hit.fit:.0%}",)))),
             }
             for hit in self.products
         ]

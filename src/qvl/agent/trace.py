@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
 MAX_VALUE: Final = 160
-WHO: Final = {"analyze": "model: look at the picture", "search": "tool: search the catalogue", "answer": "answer"}
+WHO: Final = {
+    "analyze": "model: look at the picture",
+    "search": "tool: search the catalogue",
+    "judge": "model: which of them fit the wish",
+    "answer": "answer",
+}
 _QUIET: Final = ("cache", "tokens", "failed")
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast
 
-from qvl.agent import grounding
+from qvl.agent import grounding, judge
 from qvl.agent.catalog.index import facets
 from qvl.agent.catalog.parse_wish import read_wish, relaxed
 from qvl.agent.catalog.product import AnalysisRecord, Hit, Product, Query
@@ -71,6 +71,7 @@ class Recommender:
             bundled one, which can only analyze.
         checkpoints: a SQLite file that keeps the threads (conversations) after the process ends; None: memory only.
         language: the language of the analysis; None takes the pipeline's.
+        judge: True to ask the model of each hit whether it fits the wish, and to order them by that.
 
     Raises:
         MissingDependencyError: langgraph is not installed.
@@ -85,6 +86,7 @@ class Recommender:
         writes: bool | None = None,
         checkpoints: str | Path | None = None,
         language: str | None = None,
+        judge: bool = False,
     ) -> None:
         from qvl.pipeline.sync_pipeline import Pipeline
 
@@ -95,8 +97,10 @@ class Recommender:
         self.catalog = catalog
         self.limit = limit
         self.language = language
+        self.judge = judge
         backend = self.pipeline.backend
-        self.writes = (backend.name, backend.model) != ("local", "bundled") if writes is None else writes
+        self._bundled = (backend.name, backend.model) == ("local", "bundled")
+        self.writes = not self._bundled if writes is None else writes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._db: sqlite3.Connection | None = None
         self._graph = self._build(checkpoints)
@@ -297,9 +301,32 @@ class Recommender:
             near = "; these come near" if matches.hits else ""
             notes.append(f"no product is {conditions}{' at that price' if priced else ''}{near}")
         hits = [hit for hit in matches.hits if not _has_any(hit, wish.without)][: self.limit]
+        if self.judge and hits:
+            hits = self._judged(state, hits, note, notes)
         record = query.to_json()
         note.end(query=record, hits=len(hits), ids=[hit.product.id for hit in hits])
         return {"query": record, "hits": [hit.to_json() for hit in hits], "notes": notes}
+
+    def _judged(self, state: State, hits: Sequence[Hit], note: Note, notes: list[str]) -> list[Hit]:
+        """Return the hits by how probably they fit the wish; as they are, with a note, if the model cannot say."""
+        call = note.call("judge")
+        about = judge.context(state["analysis"], state.get("wish", ""))
+        ask = partial(self.pipeline.decide, state["picture"], judge.questions(hits), about)
+        try:
+            answers = self._wait(partial(ask, request_id=state["request_id"]))
+        except QvlError as exc:
+            call.fail(exc)
+            notes.append(f"judge failed: {exc}; the products are in the order of the search")
+            return list(hits)
+        ordered = judge.ordered(hits, answers)
+        new = [answer for answer in answers if answer.cache != "hit"]
+        call.end(
+            cache=new[0].cache if new else "hit",
+            tokens=sum(answer.usage.total_tokens for answer in new),
+            fits=[f"{hit.product.id} {'unknown' if hit.fit is None else f'{hit.fit:.0%}'}" for hit in ordered],
+        )
+        notes += [judge.UNLEARNT] * self._bundled
+        return ordered
 
     def _answer(self, state: State, note: Note) -> State:
         analysis, hits = state["analysis"], list(map(Hit.from_json, state.get("hits", [])))

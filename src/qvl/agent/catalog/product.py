@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 from qvl.errors import ConfigError
 from qvl.types import JsonMapping, JsonObject
@@ -39,6 +39,7 @@ class HitRecord(TypedDict):
     product: JsonObject
     score: float
     why: list[str]
+    fit: NotRequired[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +114,26 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A matching product. `why` has the reasons for the match in the catalogue's words, the most important first."""
+    """A matching product. `why` has the reasons for the match in the catalogue's words, the most important first.
+
+    `fit` is how probably it fits the wish, where a model was asked.
+    """
 
     product: Product
     score: float
     why: tuple[str, ...] = ()
+    fit: float | None = None
 
     def to_json(self) -> HitRecord:
-        return {"product": self.product.to_json(), "score": round(self.score, 4), "why": list(self.why)}
+        record: HitRecord = {"product": self.product.to_json(), "score": round(self.score, 4), "why": list(self.why)}
+        if self.fit is not None:
+            record["fit"] = round(self.fit, 4)
+        return record
 
     @classmethod
     def from_json(cls, record: HitRecord) -> Hit:
         """Return the hit from its `to_json()` form."""
-        return cls(Product.from_json(record["product"]), record["score"], tuple(record["why"]))
+        return cls(Product.from_json(record["product"]), record["score"], tuple(record["why"]), record.get("fit"))
 
 
 @dataclass(frozen=True, slots=True)
