@@ -53,8 +53,8 @@ with pytest.raises(ConfigError, match="did you mean 'sharpness'|sharpness"):
 keys = {hash_manifest(build_manifest(ask("x", sharpness=value), identity={}, max_pixels=1)) for value in (0, 1, 2)}
 assert len(keys) == 3
 
-assert json.loads(request_body(request, "m", Dialect()))["sharpness"] == 2.0
-assert "sharpness" not in json.loads(request_body(ask("x"), "m", Dialect()))
+assert json.loads(b"".join(request_body(request, "m", Dialect())))["sharpness"] == 2.0
+assert "sharpness" not in json.loads(b"".join(request_body(ask("x"), "m", Dialect())))
 assert ACCEPTED["sharpness"] == {"sharpness": 0.5}
 assert "sharpness" in PARAMS
 assert without_neutral({"sharpness": 0}, passed_on=False) == {}

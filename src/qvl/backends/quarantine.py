@@ -65,6 +65,11 @@ class Quarantine:
         self._refresh()
         return len(self._held)
 
+    def watches(self) -> bool:
+        """Return True if there are pictures in quarantine or suspects, so that hashes matter."""
+        self._refresh()
+        return bool(self._held or self._suspects)
+
     def refuse(self, request: ChatRequest) -> None:
         """Check that no picture of the request is in quarantine.
 

@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def send(self, *pieces: bytes) -> None:
+    def send(self, *pieces: bytes | memoryview) -> None:
         """Queue the bytes of a request for sending, without waiting. Pieces are not joined, since one may be large."""
         assert self._transport is not None
         self.reusable = False

@@ -1,4 +1,4 @@
-"""Caches hashes of recent pictures: equal bytes are compared instead of hashed and verified again.
+"""Keeps recent pictures: equal bytes are compared instead of hashed and verified again.
 
 Several questions about one picture are the rule, and comparing takes a twentieth of hashing.
 """
@@ -11,18 +11,32 @@ from collections import OrderedDict
 from typing import Final, TypeAlias
 
 SAMPLES: Final = 64
+# Hashed in less time than a change of thread takes.
+FEW: Final = 64 * 1024
 _Sample: TypeAlias = tuple[int, bytes]
 
 
 class Encoded:
     """Encoded bytes, their hash, and a flag that they were verified to be decodable."""
 
-    __slots__ = ("data", "sha256", "sound")
+    __slots__ = ("_sha256", "data", "sound")
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.sha256 = f"sha256:{hashlib.sha256(data).hexdigest()}"
         self.sound = False
+        self._sha256 = ""
+
+    @property
+    def hashed(self) -> bool:
+        """True if `sha256` returns immediately: it is known, or that of few bytes."""
+        return bool(self._sha256) or len(self.data) <= FEW
+
+    @property
+    def sha256(self) -> str:
+        """`sha256:` and the hex digest of the bytes, computed on first use."""
+        if not self._sha256:
+            self._sha256 = f"sha256:{hashlib.sha256(self.data).hexdigest()}"
+        return self._sha256
 
 
 class DigestCache:

@@ -89,18 +89,27 @@ def check(data: bytes, form: str, max_frames: int, name: str) -> None:
         look(data, name)
 
 
+def has_few_scans(data: bytes, pixels: int) -> bool:
+    """True if a progressive JPEG is certain to have no more scans than allowed, False if that needs a closer look."""
+    # In pieces, so that other threads get their turn.
+    rough = sum(data.count(b"\xff\xda", at, at + _PIECE + 1) for at in range(0, len(data), _PIECE))
+    return rough <= _allowed_scans(pixels)
+
+
+def _allowed_scans(pixels: int) -> int:
+    return min(MAX_SCANS, max(1, MAX_SCAN_PIXELS // pixels))
+
+
 def check_scans(data: bytes, pixels: int, name: str) -> None:
     """Check the number of scans of a progressive JPEG, each of which goes over all pixels.
 
     Raises:
         MediaError: there are more than any encoder writes, or too many for so many pixels.
     """
-    allowed = min(MAX_SCANS, max(1, MAX_SCAN_PIXELS // pixels))
-    # In pieces, so that other threads get their turn. What is counted in vain, as in a film behind a picture of a
-    # phone, is looked at closely below.
-    rough = sum(data.count(b"\xff\xda", at, at + _PIECE + 1) for at in range(0, len(data), _PIECE))
-    if rough <= allowed:
+    # What is counted in vain, as in a film behind a picture of a phone, is looked at closely below.
+    if has_few_scans(data, pixels):
         return
+    allowed = _allowed_scans(pixels)
     scans = 0
     at = _next_marker(data, 2)
     while at + 4 <= len(data) and (marker := data[at + 1]) != _END:

@@ -12,23 +12,26 @@ from typing import TYPE_CHECKING, Final
 import anyio.from_thread
 
 from qvl.media import base64_codec
+from qvl.media.base64_codec import Base64Picture
 from qvl.media.decode_threads import in_worker
 from qvl.media.digest_cache import DigestCache, Encoded
 from qvl.media.picture import LazyPixels, Picture, PictureSource, _deferred
 from qvl.media.policy import DEFAULT_POLICY, MediaPolicy, canonical_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL import Image
 
     from qvl.media.fetch import Resolver
 
 
-# Encoded bytes, or characters of base64, that are hashed in less time than a change of thread takes.
+# Encoded bytes, or characters of base64, that are decoded and hashed in less time than a change of thread takes.
 SMALL: Final = 64 * 1024
 # Checking all codes of one so small takes less time than that, too.
 TINY: Final = 16 * 1024
 TINY_PIXELS: Final = 256 * 256
-# The same for those that are copied and compared alone, as pictures are that were seen before.
+# The same for those that are decoded by pybase64, compared and searched for markers alone.
 MEDIUM: Final = 4 * 1024 * 1024
 
 
@@ -79,9 +82,10 @@ async def aload(
 
         # Read once, whether it is known or not: the worker would decode the megabytes of base64 again.
         data, name = sources.read(source, policy)
-        if (known := _now(data, name, source, policy, digests)) is not None:
-            return known
-        return await in_worker(lambda: _from_bytes(data, policy, name, False, digests))
+        if (now := _now(data, name, source, policy, digests)) is not None:
+            return now
+        text = _text_of(source)
+        return await in_worker(lambda: _from_bytes(data, policy, name, False, digests, text))
     if not decode and isinstance(source, Picture) and (now := load_now(source, policy)) is not None:
         return now
     picture = await in_worker(lambda: _load_local(source, policy, False, digests))
@@ -109,12 +113,17 @@ def _is_at_once(source: object, policy: MediaPolicy, digests: DigestCache | None
 
 
 def _now(data: bytes, name: str, source: object, policy: MediaPolicy, digests: DigestCache | None) -> Picture | None:
-    """Return the Picture of the bytes read from `source`; None if hashing or probing them takes too long for a loop."""
+    """Return the Picture of the bytes read from `source`; None if probing them takes too long for a loop."""
     from qvl.media import image_header
 
-    if not _is_small(source, policy) and (digests is None or digests.known(data) is None):
+    return _from_bytes(data, policy, name, False, digests, _text_of(source)) if image_header.is_cheap(data) else None
+
+
+def _text_of(source: object) -> memoryview | None:
+    """Return the base64 of `source` that can be passed on as it is."""
+    if not isinstance(source, Base64Picture) or not base64_codec.is_canonical(source.text, source.data):
         return None
-    return _from_bytes(data, policy, name, False, digests) if image_header.is_cheap(data) else None
+    return source.text
 
 
 async def _verified(picture: Picture) -> Picture:
@@ -123,6 +132,12 @@ async def _verified(picture: Picture) -> Picture:
     if lazy is not None:
         await in_worker(lambda: lazy.verify(keep=False), large=lazy.large)
     return picture
+
+
+async def hash_pictures(pictures: Sequence[Picture]) -> None:
+    """Compute the hashes of `pictures`; of large ones in a thread."""
+    if not all(picture.hashed for picture in pictures):
+        await in_worker(lambda: [picture.sha256 for picture in pictures])
 
 
 async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
@@ -135,8 +150,8 @@ async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: boo
     """
     if picture.at_hand and not pixels and (max_pixels is None or picture.width * picture.height <= max_pixels):
         return picture
-    if picture.tiny and not pixels and max_pixels is None:
-        return picture.checked()
+    if not pixels and max_pixels is None and picture.checked_at_once():
+        return picture
     return await in_worker(lambda: ready(picture, max_pixels, pixels=pixels), large=picture.large)
 
 
@@ -180,8 +195,8 @@ def _is_small(source: object, policy: MediaPolicy) -> bool:
 
 
 def _is_medium(source: object) -> bool:
-    """True if `source` is a data: URL that an event loop can decode and compare with pictures that it knows."""
-    return (
+    """True if `source` is a data: URL that an event loop can decode, or was decoded before."""
+    return isinstance(source, Base64Picture) or (
         isinstance(source, str)
         and base64_codec.FAST
         and len(source) <= MEDIUM
@@ -203,7 +218,7 @@ def _load_local(source: PictureSource, policy: MediaPolicy, decode: bool, digest
     if (array := pixels.array_of(source)) is not None:
         return _from_image(pixels.from_array(array), policy, "<array>", digests)
     data, name = sources.read(source, policy)
-    return _from_bytes(data, policy, name, decode, digests)
+    return _from_bytes(data, policy, name, decode, digests, _text_of(source))
 
 
 def _from_image(image: Image.Image, policy: MediaPolicy, name: str, digests: DigestCache | None) -> Picture:
@@ -214,23 +229,32 @@ def _from_image(image: Image.Image, policy: MediaPolicy, name: str, digests: Dig
     return _deferred(pixels.fingerprint(image, digests), rgb.size, name, lazy, original, untouched=False, sized=sized)
 
 
-def _from_bytes(data: bytes, policy: MediaPolicy, name: str, decode: bool, digests: DigestCache | None) -> Picture:
+def _from_bytes(
+    data: bytes,
+    policy: MediaPolicy,
+    name: str,
+    decode: bool,
+    digests: DigestCache | None,
+    text: memoryview | None = None,
+) -> Picture:
     from qvl.media import image_header, pixels
 
     header = image_header.probe(data, policy, name)
     encoded = Encoded(data) if digests is None else digests.encoded(data)
     # Not `data`, which is a second copy of equal bytes in the cache.
     data = encoded.data
+    tiny = len(data) <= TINY and header.width * header.height <= TINY_PIXELS
     lazy = LazyPixels(
         encoded=encoded,
         decode=lambda: pixels.decode(data, header, policy, name),
         check=(lambda: pixels.check(data, header, policy, name)) if header.plain else None,
+        at_once=None if tiny else lambda: len(data) <= MEDIUM and pixels.surely_whole(data, header, policy),
         large=header.large,
-        tiny=header.plain and len(data) <= TINY and header.width * header.height <= TINY_PIXELS,
+        text=text,
     )
     if decode:
         lazy.verify(keep=False)
     size = (header.width, header.height)
     return _deferred(
-        encoded.sha256, size, name, lazy, header.original, header.media_type, untouched=header.plain, sized=header.sized
+        None, size, name, lazy, header.original, header.media_type, untouched=header.plain, sized=header.sized
     )

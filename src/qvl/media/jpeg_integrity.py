@@ -27,6 +27,8 @@ _FILL: Final = 0xFF
 # Decoders refuse more than 65,500, which the patched size would hide.
 _MAX_EDGE: Final = 2**14
 _MAX_SEGMENTS: Final = 1_000
+# Most of them within segments; looking at so many takes a millisecond.
+_MAX_MARKERS: Final = 10_000
 # Fits the CPU cache, and bounds the memory for a file of nothing but markers.
 _PIECE: Final = 2**17
 _ONE_PIXEL: Final = b"\x00\x01\x00\x01"
@@ -46,7 +48,9 @@ def skeleton(data: bytes) -> bytes | None:
         return None
     front, at = head
     parts = [front]
-    for start in _markers(data, at):
+    for number, start in enumerate(_markers(data, at)):
+        if number > _MAX_MARKERS:
+            return None
         if start < at:
             continue
         marker, at = data[start + 1], start + 2

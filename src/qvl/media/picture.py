@@ -28,7 +28,7 @@ PictureSource: TypeAlias = (
 class Picture:
     """A picture that passed the media gate. Equal if the source and the canonical size are equal.
 
-    Thread-safe. `data` may be computed (checked or encoded) on first use.
+    Thread-safe. `sha256` and `data` may be computed (hashed, checked or encoded) on first use.
 
     Args:
         sha256: `sha256:` and the hex digest, of the source bytes for encoded pictures, of mode, size and pixels for
@@ -57,10 +57,13 @@ class Picture:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name):
-            # Reached for `data` alone, whose slot stays empty until the bytes are needed.
+            # Reached for these two alone, whose slots stay empty until they are needed.
             if name == "data" and self._pixels is not None:
                 object.__setattr__(self, "data", self._pixels.encoded())
                 return self.data
+            if name == "sha256" and self._pixels is not None:
+                object.__setattr__(self, "sha256", self._pixels.sha256)
+                return self.sha256
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __reduce__(self) -> tuple[type[Picture], tuple[object, ...]]:
@@ -89,6 +92,18 @@ class Picture:
     def data_url(self) -> str:
         """Return the canonical bytes (`data`) as a base64 `data:` URL."""
         return f"data:{self.media_type};base64,{base64_codec.encoded(self.data).decode('ascii')}"
+
+    def base64(self) -> bytes | memoryview:
+        """Return the canonical bytes (`data`) as base64: the very text that the picture came as, where it is that.
+
+        Raises:
+            MediaError: the source bytes are cut short or broken.
+        """
+        text = None if self._pixels is None else self._pixels.text
+        if text is None or not self.untouched:
+            return base64_codec.encoded(self.data)
+        self.checked()
+        return text
 
     def thumbnail(self, edge: int = 256) -> Picture:
         """Return a JPEG copy whose longer side is at most `edge` pixels; itself if it is small enough."""
@@ -151,10 +166,18 @@ class Picture:
         """True if decoding takes so much time or memory that only one such picture is decoded at a time."""
         return self._pixels is not None and self._pixels.large
 
+    def checked_at_once(self) -> bool:
+        """Verify the source bytes if that takes less time than a change of thread; False: it may take longer.
+
+        Raises:
+            MediaError: the source bytes are cut short or broken.
+        """
+        return self._pixels is None or self._pixels.verify_at_once()
+
     @property
-    def tiny(self) -> bool:
-        """True if it is checked faster than a thread is changed."""
-        return self._pixels is not None and self._pixels.tiny
+    def hashed(self) -> bool:
+        """True if `sha256` returns immediately: it is known, or that of few bytes."""
+        return self._pixels is None or self._pixels.hashed
 
     @property
     def at_hand(self) -> bool:
@@ -163,7 +186,7 @@ class Picture:
 
 
 def _deferred(
-    sha256: str,
+    sha256: str | None,
     size: tuple[int, int],
     source: str,
     lazy: LazyPixels,
@@ -173,10 +196,11 @@ def _deferred(
     untouched: bool,
     sized: bool,
 ) -> Picture:
-    """Return a Picture whose `data` is computed on first use."""
+    """Return a Picture whose `data` is computed on first use, and `sha256` too if it is None."""
     picture = object.__new__(Picture)
+    if sha256 is not None:
+        object.__setattr__(picture, "sha256", sha256)
     for name, value in (
-        ("sha256", sha256),
         ("width", size[0]),
         ("height", size[1]),
         ("media_type", media_type),
@@ -202,11 +226,13 @@ class LazyPixels:
         encoded: the bytes of a source that can be decoded again, with the flag that they were verified.
         decode: decodes the bytes.
         check: set if the bytes are passed on unchanged: verifies them for less than `decode`, with the same errors.
+        at_once: returns True if the bytes are sure to be whole, within the time of a change of thread; None: `check`
+            takes no longer than that.
         large: only one such picture is to be decoded at a time.
-        tiny: its bytes are verified faster than a thread is changed.
+        text: the bytes as base64.
     """
 
-    __slots__ = ("_check", "_decode", "_encoded", "_lock", "_rgb", "large", "tiny")
+    __slots__ = ("_at_once", "_check", "_decode", "_encoded", "_lock", "_rgb", "large", "text")
 
     def __init__(
         self,
@@ -215,11 +241,13 @@ class LazyPixels:
         encoded: Encoded | None = None,
         decode: Callable[[], Image.Image] | None = None,
         check: Callable[[], None] | None = None,
+        at_once: Callable[[], bool] | None = None,
         large: bool = False,
-        tiny: bool = False,
+        text: memoryview | None = None,
     ) -> None:
         self.large = large
-        self.tiny = tiny
+        self.text = text
+        self._at_once = at_once
         self._lock = threading.RLock()
         self._rgb = rgb
         self._encoded = encoded
@@ -230,6 +258,17 @@ class LazyPixels:
     def at_hand(self) -> bool:
         """True if `encoded()` returns immediately, without checking or encoding."""
         return self._check is not None and self._sound
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the bytes."""
+        assert self._encoded is not None
+        return self._encoded.sha256
+
+    @property
+    def hashed(self) -> bool:
+        """True if `sha256` was computed."""
+        return self._encoded is None or self._encoded.hashed
 
     @property
     def _sound(self) -> bool:
@@ -257,6 +296,17 @@ class LazyPixels:
             else:
                 image = self._decoded()
                 self._rgb = image if keep else None
+
+    def verify_at_once(self) -> bool:
+        """Verify the bytes if that takes less time than a change of thread; False: it may take longer."""
+        if self._check is None:
+            return False
+        if not self._sound:
+            if self._at_once is None:
+                self.verify(keep=True)
+            elif self._encoded is not None:
+                self._encoded.sound = self._at_once()
+        return self._sound
 
     def encoded(self) -> bytes:
         """Return the canonical picture as bytes: the source's, once verified, or a PNG."""

@@ -15,6 +15,7 @@ from urllib.request import url2pathname
 
 from qvl.errors import MediaError
 from qvl.media import base64_codec
+from qvl.media.base64_codec import Base64Picture
 from qvl.media.image_header import sniff
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def read(source: object, policy: MediaPolicy) -> tuple[bytes, str]:
     """
     if isinstance(source, str):
         return _read_text(source, policy)
+    if isinstance(source, Base64Picture):
+        kind, _, name = _label(source.head)
+        return _as_picture(source.data, kind, name, policy), name
     if isinstance(source, os.PathLike):
         return _read_path(os.fsdecode(source), policy)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -171,20 +175,35 @@ def _read_data_url(url: str, policy: MediaPolicy) -> tuple[bytes, str]:
     comma = url.find(",")
     if comma < 0:
         raise MediaError("a data: URL needs a comma before its data", hint="data:image/png;base64,...")
-    meta, payload = url[len("data:") : comma], url[comma + 1 :]
+    kind, options, name = _label(url[:comma])
+    payload = url[comma + 1 :]
+    if len(payload) > policy.max_bytes * 4:
+        raise too_large(name, policy)
+    data = _unpacked(payload, policy, name) if "base64" in options else _unquoted(payload, policy, name)
+    return _as_picture(data, kind, name, policy), name
+
+
+def _label(head: str) -> tuple[str, list[str], str]:
+    """Return (media type, options, short display name) of a `data:` URL's part in front of its comma."""
+    meta = head[len("data:") :]
     if len(meta) > MAX_LABEL:
         problem = f"a data: URL has {len(meta)} characters before its comma, more than {MAX_LABEL}"
         raise MediaError(problem, hint="data:image/png;base64,...")
     kind, *options = (piece.strip().lower() for piece in meta.split(";"))
-    name = f"data:{short(kind)[:60]}"
-    if len(payload) > policy.max_bytes * 4:
-        raise too_large(name, policy)
-    data = _unpacked(payload, policy, name) if "base64" in options else _unquoted(payload, policy, name)
+    return kind, options, f"data:{short(kind)[:60]}"
+
+
+def is_base64(head: str) -> bool:
+    """True if `head` is the part in front of the comma of a `data:` URL of base64."""
+    return head.startswith("data:") and len(head) <= MAX_LABEL and "," not in head and "base64" in _label(head)[1]
+
+
+def _as_picture(data: bytes, kind: str, name: str, policy: MediaPolicy) -> bytes:
     if not is_label_of_picture(kind) and not sniff(data):
         raise MediaError(
             f"a data: URL of {short(kind)[:60]} is not a picture", hint="use image/*", code="image_url_blocked"
         )
-    return _limited(data, policy, name), name
+    return _limited(data, policy, name)
 
 
 def is_label_of_picture(kind: str) -> bool:

@@ -172,7 +172,7 @@ class Executor:
         manifest: key.Manifest | None = None
         if policy.used:
             identity = self.backend.identity() if self._opened else self.backend.peek_identity()
-            if identity is None:
+            if identity is None or not (may_wait or all(picture.hashed for picture in request.pictures)):
                 return None
             manifest = key.build_manifest(
                 request,

@@ -23,12 +23,14 @@ from qvl.backends.openai.fleet import Attempts, Fleet, ProbedEndpoint
 from qvl.backends.openai.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
 from qvl.backends.openai.request_traits import is_small, picture_tokens, prompt_fields, repeatable
 from qvl.backends.openai.retry import RetryPolicy
+from qvl.backends.openai.transport import Pieces
 from qvl.backends.openai.wire import request_body
 from qvl.backends.quarantine import Quarantine
 from qvl.backends.resume import Continuation, Diverged
 from qvl.errors import BackendResponseError, BackendUnavailableError, QvlError
 from qvl.evidence.coordinates import Coordinates, coordinates_named
 from qvl.log import logger
+from qvl.media.gate import hash_pictures
 from qvl.types import ChatRequest, Chunk, JsonObject, Timing
 
 log = logger("qvl.backends.openai")
@@ -232,9 +234,12 @@ class OpenAIBackend(Backend):
         An answer that breaks off later goes on at another endpoint, if that gives the same answer up to there.
         """
         quarantine = self._quarantine
+        by_picture = bool(request.pictures) and self._pool.policy == "affinity"
+        if by_picture or quarantine.watches():
+            await hash_pictures(request.pictures)
         quarantine.refuse(request)
         deadline = began() + self._timeouts.total
-        key = request.pictures[0].sha256 if request.pictures else None
+        key = request.pictures[0].sha256 if by_picture else None
         cost = picture_tokens(request)
         may_repeat = repeatable(request)
         others = len(self._pool) > 1 and self._retry.max_retries > 0
@@ -330,7 +335,7 @@ class OpenAIBackend(Backend):
                 # It has less than the others: this request, which they can serve, goes past it.
                 raise Failed(exc, Repeat.ELSEWHERE, Impact.NONE) from None
 
-        def written() -> bytes:
+        def written() -> Pieces:
             return request_body(request, self.model, findings.dialect)
 
         # Scaling and encoding megapixels would hold up every other stream.

@@ -29,6 +29,7 @@ from qvl.backends.openai.failures import (
 from qvl.backends.openai.transport import (
     MAX_ERROR_BYTES,
     NotStraightError,
+    Pieces,
     Reply,
     SdkTransport,
     StraightTransport,
@@ -193,7 +194,7 @@ class Endpoint:
 
     async def stream(
         self,
-        body: bytes,
+        body: Pieces,
         *,
         n: int = 1,
         deadline: float | None = None,

@@ -385,7 +385,7 @@ class _Asker:
 
     async def _once(self, body: Mapping[str, object]) -> Answered:
         folder = Folder(want_logprobs=True)
-        async with aclosing(self._endpoint.stream(encoded(body))) as chunks:
+        async with aclosing(self._endpoint.stream((encoded(body),))) as chunks:
             async for chunk in chunks:
                 folder.add(chunk)
         return Answered(folder.choices(), folder.usage, folder.prompt)

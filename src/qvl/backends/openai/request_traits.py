@@ -44,5 +44,5 @@ def prompt_fields(prompt: ChatRequest | str, model: str) -> JsonObject:
     """Return the fields of a request to `/tokenize`; encodes pictures, so it is for a thread."""
     if isinstance(prompt, str):
         return {"model": model, "prompt": prompt}
-    fields = json.loads(request_body(prompt, model, Dialect()))
+    fields = json.loads(b"".join(request_body(prompt, model, Dialect())))
     return {name: value for name, value in fields.items() if name in _OF_A_PROMPT}

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -39,6 +39,8 @@ MAX_ERROR_BYTES: Final = 64 * 2**10
 # An error's status says most of it; what its body says besides comes soon or is left out.
 ERROR_SECONDS: Final = 2.0
 T = TypeVar("T")
+# A body: megabytes are not joined to be sent.
+Pieces: TypeAlias = Sequence[bytes | memoryview]
 
 
 class NotStraightError(Exception):
@@ -66,7 +68,7 @@ class Transport(ABC):
     """Sends requests to one base URL."""
 
     @abstractmethod
-    async def chat(self, body: bytes, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
+    async def chat(self, body: Pieces, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
         """POST /chat/completions; return its reply. `deadline` (time.monotonic()) is for the head of the response.
 
         `repeatable`: the request may be sent once more if it is unknown whether it arrived.
@@ -101,15 +103,15 @@ class StraightTransport(Transport):
         self._models = self._pool.head("GET", "/models", headers) + b"\r\n"
         self._busy: set[Connection] = set()
 
-    async def chat(self, body: bytes, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
+    async def chat(self, body: Pieces, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
         own = "".join(f"{name}: {value}\r\n" for name, value in _own_headers(request_id).items())
-        head = b"%s%sContent-Length: %d\r\n\r\n" % (self._chat, own.encode(), len(body))
-        return await self._send((head, body), deadline, repeatable=repeatable)
+        head = b"%s%sContent-Length: %d\r\n\r\n" % (self._chat, own.encode(), sum(map(len, body)))
+        return await self._send((head, *body), deadline, repeatable=repeatable)
 
     async def models(self, deadline: float) -> Reply:
         return await self._send((self._models,), deadline, repeatable=True)
 
-    async def _send(self, request: tuple[bytes, ...], deadline: float, *, repeatable: bool) -> Reply:
+    async def _send(self, request: Pieces, deadline: float, *, repeatable: bool) -> Reply:
         """Return the reply to a request sent on an idle connection, or on a new one if that was closed meanwhile."""
         try:
             return await self._send_once(request, deadline)
@@ -128,7 +130,7 @@ class StraightTransport(Transport):
                 failed.untouched, failed.broke = False, True
             raise
 
-    async def _send_once(self, request: tuple[bytes, ...], deadline: float) -> Reply:
+    async def _send_once(self, request: Pieces, deadline: float) -> Reply:
         try:
             connection = await self._pool.take(deadline)
         except NoConnectionError as exc:
@@ -205,8 +207,8 @@ class SdkTransport(Transport):
         self._where = where
         self._scopes: set[anyio.CancelScope] = set()
 
-    async def chat(self, body: bytes, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
-        fields = json.loads(body)
+    async def chat(self, body: Pieces, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
+        fields = json.loads(b"".join(body))
         return await self._begun(
             # As extra_body, the body is sent as it is: no walk through every part by the client's types.
             self._client.chat.completions.with_streaming_response.create(

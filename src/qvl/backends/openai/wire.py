@@ -14,7 +14,6 @@ from typing import Final, Required, TypedDict
 
 from qvl.backends.grammar_schema import enforceable
 from qvl.errors import RequestError, UnsupportedInputError
-from qvl.media import base64_codec
 from qvl.sampling import PARAMETERS, SamplingParams
 from qvl.types import ChatRequest, Message, ResponseFormat, map_parts
 
@@ -141,10 +140,11 @@ class Dialect:
     pinned: frozenset[str] = frozenset()
 
 
-def request_body(request: ChatRequest, model: str, dialect: Dialect) -> bytes:
-    """Return the encoded body of a streamed chat completion.
+def request_body(request: ChatRequest, model: str, dialect: Dialect) -> list[bytes | memoryview]:
+    """Return the encoded body of a streamed chat completion, in pieces.
 
-    Pictures are inserted after the JSON encoding, as bytes, which is faster than encoding megabytes of base64.
+    Pictures are inserted after the JSON encoding, as bytes, which is faster than encoding megabytes of base64; those
+    that came as base64 are passed on without a copy.
 
     Raises:
         UnsupportedInputError: `request.extra` has a field that qvl sets.
@@ -153,11 +153,11 @@ def request_body(request: ChatRequest, model: str, dialect: Dialect) -> bytes:
     # Nobody can have written this in a text of theirs.
     mark = os.urandom(16).hex()
     text, *behind = encoded(_body(request, model, dialect, mark)).split(f'"{mark}"'.encode())
-    pieces = [text]
+    pieces: list[bytes | memoryview] = [text]
     for picture, rest in zip(request.pictures, behind, strict=True):
         fitting = picture if request.max_pixels is None else picture.fit(request.max_pixels)
-        pieces += (f'"data:{fitting.media_type};base64,'.encode(), base64_codec.encoded(fitting.data), b'"', rest)
-    return b"".join(pieces)
+        pieces += (f'"data:{fitting.media_type};base64,'.encode(), fitting.base64(), b'"' + rest)
+    return pieces
 
 
 def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict[str, object]:

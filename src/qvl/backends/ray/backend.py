@@ -22,6 +22,7 @@ from qvl.backends.ray import cluster
 from qvl.backends.resume import Continuation, Diverged
 from qvl.errors import BackendError, BackendUnavailableError, ConfigError, EngineDeadError, QvlError
 from qvl.log import logger
+from qvl.media.gate import hash_pictures
 from qvl.types import ChatRequest, Chunk, JsonObject
 
 if TYPE_CHECKING:
@@ -260,6 +261,7 @@ class RayBackend(Backend):
 
     async def _answer(self, deployment: Deployment, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the answer, continued by another replica whenever one is lost."""
+        await hash_pictures(request.pictures)
         self._quarantine.refuse(request)
         deadline = began() + self._total_timeout
         key = request.pictures[0].sha256 if request.pictures else None
