@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic_core import to_jsonable_python
 
 from qvl.analysis.prompts import PROMPT_VERSION
+from qvl.evidence.overlay import Overlaid
 from qvl.evidence.shapes import Located
 from qvl.types import Result
+
+if TYPE_CHECKING:
+    from qvl.media.picture import Picture
 
 V_co = TypeVar("V_co", covariant=True)
 
@@ -43,7 +49,7 @@ class ProductFields(BaseModel):
     attributes: dict[str, str] = Field(default_factory=dict)
 
 
-class ProductAnalysis(ProductFields):
+class ProductAnalysis(Overlaid, ProductFields):
     """The default analysis of a product picture.
 
     `confidence` is of the whole answer, `field_confidence` per field ("brand", "attributes.color"), both from 0 to 1
@@ -67,7 +73,8 @@ class ProductAnalysis(ProductFields):
 
         rows = [(label, value, self.field_confidence.get(path)) for label, path, value in self.rows()]
         result = self._origin.result
-        return fields_html(result.pictures, rows, result.facts) if result else fields_html((), rows)
+        pictures, located = self._places()
+        return fields_html(pictures, rows, result.facts if result else "", located)
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return (label, path in `field_confidence`, value) for each field, with one row per attribute."""
@@ -77,13 +84,18 @@ class ProductAnalysis(ProductFields):
         ]
         return rows + [(name, f"attributes.{name}", value) for name, value in self.attributes.items()]
 
+    def _places(self) -> tuple[Sequence[Picture], Sequence[Located]]:
+        result = self._origin.result
+        located = [item for item in (self.evidence or {}).values() if item is not None]
+        return result.pictures if result else (), located
+
     def came_from(self, result: Result) -> None:
         """Remember the Result, so that a notebook can show the picture beside the fields."""
         self._origin.result = result
 
 
 @dataclass(frozen=True, slots=True)
-class AnalysisResult(Generic[V_co]):
+class AnalysisResult(Overlaid, Generic[V_co]):
     """The value that `analyze()` returns, with its Result, confidence and timing.
 
     `evidence` has the box where each field is seen, or None where it is not visible; empty unless it was asked for.
@@ -102,3 +114,18 @@ class AnalysisResult(Generic[V_co]):
     def located(self) -> list[Located]:
         """Everything that has a place: the evidence that there is, and the boxes and points of the value."""
         return [*(item for item in self.evidence.values() if item is not None), *self.shapes]
+
+    def _places(self) -> tuple[Sequence[Picture], Sequence[Located]]:
+        return self.result.pictures, self.located
+
+    def _repr_html_(self) -> str:
+        from qvl.html.cards import fields_html
+
+        if isinstance(self.value, ProductAnalysis):
+            rows = self.value.rows()
+        else:
+            told = to_jsonable_python(self.value)
+            fields = told.items() if isinstance(told, dict) else [("answer", told)]
+            rows = [(str(name), str(name), str(value)) for name, value in fields]
+        shown = [(label, value, self.field_confidence.get(path)) for label, path, value in rows]
+        return fields_html(self.result.pictures, shown, self.result.facts, self.located)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from qvl.evidence.overlay import Overlaid
 from qvl.evidence.shapes import Located
 from qvl.types import JsonObject, Result
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from qvl.media.picture import Picture
 
 
-class Locations(list[Located]):
+class Locations(Overlaid, list[Located]):
     """The targets that were located, in their order; empty if none was. `result` has notes, cache state and times.
 
     `result.notes` tell what the model wrote and was left out or cut: a box outside of the picture, a label nobody
@@ -26,6 +27,14 @@ class Locations(list[Located]):
     @property
     def pictures(self) -> tuple[Picture, ...]:
         return self.result.pictures
+
+    def _places(self) -> tuple[Sequence[Picture], Sequence[Located]]:
+        return self.pictures, self
+
+    def _repr_html_(self) -> str:
+        from qvl.html.cards import located_html
+
+        return located_html(self.pictures, self, self.result.facts, self.result.notes)
 
     def to_json(self) -> JsonObject:
         """Return label, box or point, and confidence of each as JSON values, with the notes."""

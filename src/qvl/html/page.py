@@ -16,6 +16,8 @@ article{border-top:1px solid #8886;padding:1rem 0}
 img{border-radius:6px}
 .pictures{flex:0 0 200px;display:flex;flex-direction:column;gap:.4rem}
 .pictures img{max-width:192px;max-height:192px}
+.pictures:has(svg){flex-basis:456px}
+.pictures svg{max-width:100%;height:auto}
 .answer{flex:1 1 24rem;min-width:0}
 .answer p,p.answer{white-space:pre-wrap;margin:.2rem 0}
 table{border-collapse:collapse;margin:.5rem 0}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis
-from qvl.html.cards import thumbnail_html
+from qvl.html.cards import pictures_html
 from qvl.html.page import page_html
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class HtmlReport:
         else:
             self._done += 1
             self._hits += row.result.cache == "hit"
-            pictures = "".join(thumbnail_html(picture) for picture in row.result.pictures)
+            located = () if row.analysis is None else row.analysis.located
+            pictures = pictures_html(row.result.pictures, located)
             texts = "".join(f"<p>{escape(_printable(choice.text))}</p>" for choice in row.result.choices)
             facts = [f"{row.result.facts} · {row.result.request_id}", *(f"note: {note}" for note in row.result.notes)]
             answer = texts if row.analysis is None else _analysis(row.analysis)
