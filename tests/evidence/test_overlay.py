@@ -14,7 +14,7 @@ from qvl import Box, Located, Locations, Pipeline, Point
 from qvl.errors import ConfigError
 from qvl.evidence.marks import COLOURS
 from qvl.media import gate
-from qvl.types import Choice, Result
+from qvl.types import ChatRequest, Choice, Result
 from tests.evidence.drawn import drawn
 from tests.pipeline.conftest import TalkingBackend
 
@@ -80,8 +80,12 @@ def test_labels_are_words_and_no_markup() -> None:
 
 def test_an_analysis_draws_its_evidence_and_a_report_shows_it() -> None:
     answer = {"brand": "NORVIK", "category": None, "attributes": {}}
-    answer["evidence"] = {"brand": [100, 100, 500, 500], "category": None, "attributes": None}
-    backend = TalkingBackend("Qwen3-VL-8B", reply=lambda request: json.dumps(answer))
+    evidence = {"brand": [100, 100, 500, 500], "category": None, "attributes": None}
+
+    def reply(request: ChatRequest) -> str:
+        return json.dumps({**answer, **({"evidence": evidence} if "evidence" in request.messages[-1].text else {})})
+
+    backend = TalkingBackend("Qwen3-VL-8B", reply=reply)
     image = Image.new("RGB", (400, 400), "gray")
     with Pipeline(backend=backend, cache="off") as pipe:
         result = pipe.analyze_result(image, evidence=True)

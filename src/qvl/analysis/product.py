@@ -69,7 +69,7 @@ class ProductAnalysis(Overlaid, ProductFields):
     _origin: _Origin = PrivateAttr(default_factory=_Origin)
 
     def _repr_html_(self) -> str:
-        from qvl.html.cards import fields_html
+        from qvl.html.overlays import fields_html
 
         rows = [(label, value, self.field_confidence.get(path)) for label, path, value in self.rows()]
         result = self._origin.result
@@ -119,7 +119,7 @@ class AnalysisResult(Overlaid, Generic[V_co]):
         return self.result.pictures, self.located
 
     def _repr_html_(self) -> str:
-        from qvl.html.cards import fields_html
+        from qvl.html.overlays import fields_html
 
         if isinstance(self.value, ProductAnalysis):
             rows = self.value.rows()

@@ -32,7 +32,7 @@ class Locations(Overlaid, list[Located]):
         return self.pictures, self
 
     def _repr_html_(self) -> str:
-        from qvl.html.cards import located_html
+        from qvl.html.overlays import located_html
 
         return located_html(self.pictures, self, self.result.facts, self.result.notes)
 

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qvl.errors import QvlError
-from qvl.evidence.marks import marks_of, printable
-from qvl.evidence.overlay_svg import overlay_svg
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from qvl.evidence.shapes import Located
-
-# The longer side of a picture with marks, in pixels of the page.
-OVERLAY: Final = 448
 _CARD = "display:flex;gap:1em;align-items:flex-start;font-family:sans-serif"
 
 
@@ -53,51 +47,11 @@ def table_html(rows: Iterable[tuple[str, object]]) -> str:
 def answer_html(pictures: Sequence[ShownPicture], texts: Iterable[str], facts: str) -> str:
     """Return a card: pictures beside the answers, and below them a line of `facts`."""
     answers = "".join(f'<p style="white-space:pre-wrap">{escape(text)}</p>' for text in texts)
-    return _card(pictures, answers, facts)
+    return card_html("".join(map(thumbnail_html, pictures)), answers, facts)
 
 
-def fields_html(
-    pictures: Sequence[ShownPicture],
-    fields: Iterable[tuple[str, str, float | None]],
-    facts: str = "",
-    located: Sequence[Located] = (),
-) -> str:
-    """Return a card: pictures with what is `located` on them, a table of (label, value, confidence), and `facts`."""
-    table = table_html((label, f"{value}  {_percent(sure)}") for label, value, sure in fields)
-    return _card(pictures, table, facts, located)
-
-
-def located_html(pictures: Sequence[ShownPicture], located: Sequence[Located], facts: str, notes: Iterable[str]) -> str:
-    """Return a card: pictures with what is `located` on them beside a table of it, `facts` and `notes`."""
-    rows = [(printable(item.label), f"{place_of(item)}  {_percent(item.confidence)}") for item in located]
-    content = table_html(rows) if rows else "<p>nothing located</p>"
-    return _card(pictures, content + "".join(f"<p>{escape(note)}</p>" for note in notes), facts, located)
-
-
-def place_of(item: Located) -> str:
-    """Return the pixels of a box or point in a few characters: "120, 40 – 300, 90"."""
-    shape = item.shape
-    numbers = [f"{getattr(shape, name):.0f}" for name in shape.names]
-    return " – ".join(", ".join(numbers[at : at + 2]) for at in range(0, len(numbers), 2))
-
-
-def pictures_html(pictures: Sequence[ShownPicture], located: Sequence[Located]) -> str:
-    """Return the pictures as thumbnails; with marks, and larger, where something is located."""
-    images = []
-    for number, picture in enumerate(pictures):
-        marks = marks_of(located, number)
-        if not marks:
-            images.append(thumbnail_html(picture))
-            continue
-        try:
-            images.append(overlay_svg(picture.thumbnail(2 * OVERLAY), marks, shown=OVERLAY))
-        except QvlError as exc:
-            images.append(f"<span>{escape(exc.message)}</span>")
-    return "".join(images)
-
-
-def _card(pictures: Sequence[ShownPicture], content: str, facts: str, located: Sequence[Located] = ()) -> str:
-    images = pictures_html(pictures, located)
+def card_html(images: str, content: str, facts: str) -> str:
+    """Return a card of HTML: `images` beside `content`, and below it a line of `facts`, which are text."""
     line = f'<p style="color:gray;font-size:smaller">{escape(facts)}</p>' if facts else ""
     return f'<div style="{_CARD}"><div>{images}</div><div>{content}{line}</div></div>'
 
@@ -124,7 +78,3 @@ def products_html(rows: Sequence[Mapping[str, str]]) -> str:
         price, number, why = escape(row["price"]), escape(row["id"]), escape(row["why"])
         lines.append(f"<tr><td>{name}</td><td class=price>{price}</td><td>{number}</td><td>{why}</td></tr>")
     return f"<table><tr><th>product<th>price<th>id<th>why</tr>{''.join(lines)}</table>"
-
-
-def _percent(confidence: float | None) -> str:
-    return "" if confidence is None else f"({confidence:.0%})"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis
-from qvl.html.cards import pictures_html
+from qvl.html.overlays import pictures_html
 from qvl.html.page import page_html
 
 if TYPE_CHECKING:
