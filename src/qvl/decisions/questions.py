@@ -188,7 +188,7 @@ def _question(item: object, where: str) -> Question:
         raise RequestError(what, hint="a text, Predicate, Choice or Score", param=where, code="invalid_type")
     kinds = {"predicate": (), "choice": ("choices",), "score": ("levels",)}
     kind = item.get("type")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         what = f"{where}.type: unknown value {str(kind)[:80]!r}" if kind is not None else f"{where}.type is missing"
         raise RequestError(what, hint=f"one of {', '.join(kinds)}", param=f"{where}.type", code="invalid_value")
     known = {"type", "instructions", "name", *kinds[kind]}

@@ -154,11 +154,14 @@ async def ask_patiently(
             return None
         if answer.status not in AGAIN:
             return answer
+        down = core.pipeline.backend.unready() if answer.status in OUTAGES else None
+        if down is not None:
+            outage.say(down)
         if tries >= TRIES:
             if answer.status not in OUTAGES or time.monotonic() - began > LONGEST_OUTAGE:
                 return answer
             if answer.status not in FULL:
-                up = await _answers(core)
+                up = down is None and await _answers(core)
                 if up and was_up:
                     return answer
                 was_up = up
