@@ -14,6 +14,8 @@ from typing import Final
 from qvl.types import TokenLogprob
 
 CONFIDENCE_METHOD: Final = "token_probability_product"
+CALIBRATED: Final = "calibrated"
+"""The method of confidences that came through a calibration."""
 
 
 @dataclass(frozen=True, slots=True)

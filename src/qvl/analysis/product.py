@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic_core import to_jsonable_python
 
+from qvl.analysis.confidence import CALIBRATED
 from qvl.analysis.prompts import PROMPT_VERSION
 from qvl.evidence.overlay import Overlaid
 from qvl.evidence.shapes import Located
-from qvl.types import Result
+from qvl.types import JsonObject, Result
 
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
@@ -53,13 +54,18 @@ class ProductAnalysis(Overlaid, ProductFields):
     """The default analysis of a product picture.
 
     `confidence` is of the whole answer, `field_confidence` per field ("brand", "attributes.color"), both from 0 to 1
-    and by `confidence_method`; all three are empty or None where the backend gives no probabilities. `evidence`, if it
-    was asked for, has the box where each of brand, category and attributes is seen, or None.
+    and by `confidence_method`; all three are empty or None where the backend gives no probabilities. With a calibration
+    they say how often such answers are right, and the model's own stand in `raw_confidence` and `raw_field_confidence`.
+    `abstained` has the reason for each field that was too unsure to be told: it is None, or a left out attribute.
+    `evidence`, if it was asked for, has the box where each of brand, category and attributes is seen, or None.
     """
 
     confidence: float | None = None
     field_confidence: dict[str, float] = Field(default_factory=dict)
     confidence_method: str | None = None
+    raw_confidence: float | None = None
+    raw_field_confidence: dict[str, float] = Field(default_factory=dict)
+    abstained: dict[str, str] = Field(default_factory=dict)
     language: str = "en"
     model: str = ""
     prompt_version: str = PROMPT_VERSION
@@ -96,7 +102,7 @@ class ProductAnalysis(Overlaid, ProductFields):
 
 @dataclass(frozen=True, slots=True)
 class AnalysisResult(Overlaid, Generic[V_co]):
-    """The value that `analyze()` returns, with its Result, confidence and timing.
+    """The value that `analyze()` returns, with its Result, timing and confidences, as of ProductAnalysis.
 
     `evidence` has the box where each field is seen, or None where it is not visible; empty unless it was asked for.
     `shapes` are the boxes and points that are fields of the value, their paths as labels.
@@ -107,6 +113,9 @@ class AnalysisResult(Overlaid, Generic[V_co]):
     confidence: float | None = None
     field_confidence: dict[str, float] = field(default_factory=dict)
     confidence_method: str | None = None
+    raw_confidence: float | None = None
+    raw_field_confidence: dict[str, float] = field(default_factory=dict)
+    abstained: dict[str, str] = field(default_factory=dict)
     evidence: dict[str, Located | None] = field(default_factory=dict)
     shapes: tuple[Located, ...] = ()
 
@@ -114,6 +123,21 @@ class AnalysisResult(Overlaid, Generic[V_co]):
     def located(self) -> list[Located]:
         """Everything that has a place: the evidence that there is, and the boxes and points of the value."""
         return [*(item for item in self.evidence.values() if item is not None), *self.shapes]
+
+    def sureness(self) -> JsonObject:
+        """Return the confidences as JSON; the raw ones and abstentions only where there is a calibration."""
+        told: JsonObject = {
+            "confidence": self.confidence,
+            "field_confidence": self.field_confidence,
+            "confidence_method": self.confidence_method,
+        }
+        if self.confidence_method == CALIBRATED or self.abstained:
+            told |= {
+                "raw_confidence": self.raw_confidence,
+                "raw_field_confidence": self.raw_field_confidence,
+                "abstained": self.abstained,
+            }
+        return told
 
     def _places(self) -> tuple[Sequence[Picture], Sequence[Located]]:
         return self.result.pictures, self.located

@@ -101,7 +101,7 @@ def plots(summary: Summary) -> dict[str, str]:
         "Timeline": _timeline(Figure(figsize=(9, 4.4), layout="constrained"), summary.points),
         "Throughput against concurrency": _throughput(Figure(figsize=(9, 3.4), layout="constrained"), summary, names),
     }
-    return {title: _svg(figure) for title, figure in drawn.items()}
+    return {title: svg(figure) for title, figure in drawn.items()}
 
 
 def _latencies(figure: Figure, points: Points, names: list[str]) -> Figure:
@@ -175,7 +175,8 @@ def _throughput(figure: Figure, summary: Summary, names: list[str]) -> Figure:
     return figure
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG text that can stand in a page; equal figures give equal text."""
     import matplotlib as mpl
 
     out = io.StringIO()

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "analyze": "Product pictures in, typed analyses out.",
     "ask": "Ask a question about one or several pictures.",
     "decide": "How probable each possible answer to a question is.",
+    "calibrate": "How often answers are right, by labelled pictures.",
     "batch": "Answer a file of requests, line by line.",
     "cache": "Look into the cache of answers, or clear it.",
     "models": "The bundled model, those on this machine, and published ones.",

@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 def analyze(
     pictures: Annotated[list[str], typer.Argument(help="Files, globs, URLs, data: URLs, or - for stdin.")],
     *,
-    schema: Annotated[
-        str | None,
-        typer.Option("--schema", metavar="SCHEMA", help="Your own: bill.json, bills.py:Bill or module:Bill."),
-    ] = None,
-    language: Annotated[str | None, typer.Option("--language", "-l", help="en, zh, pt or es.")] = None,
+    schema: options.SchemaName = None,
+    language: options.Language = None,
     together: options.Together = False,
     settings: options.PipelineOptions,
     run: options.RunOptions,

@@ -11,7 +11,7 @@ import typer
 
 from qvl._printable import plain
 from qvl.cli import options
-from qvl.cli.expand import expand
+from qvl.cli.expand import Without, expand
 from qvl.cli.terminal import json_line
 from qvl.errors import ConfigError
 
@@ -35,7 +35,7 @@ def ask(
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is written.")] = False,
     together: options.Together = False,
-    settings: options.PipelineOptions,
+    settings: Annotated[options.PipelineOptions, Without("calibration", "abstain")],
     run: options.RunOptions,
 ) -> None:
     """Ask QUESTION about each picture, or with --together about all of them at once.

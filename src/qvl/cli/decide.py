@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from qvl.cli.parse_args import WorkItem
     from qvl.decisions import Decisions
-    from qvl.decisions.questions import QuestionLike
+    from qvl.decisions.questions import Question, QuestionLike
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.types import JsonObject
 
@@ -29,16 +29,10 @@ def decide(
         list[str] | None, typer.Argument(help="Files, globs, URLs, data: URLs, or - for stdin; none is allowed.")
     ] = None,
     *,
-    question: Annotated[
-        list[str] | None, typer.Option("--question", "-q", help="Yes or no? May be repeated, as the next two.")
-    ] = None,
-    choice: Annotated[list[str] | None, typer.Option("--choice", help='"colour: red, blue, green"')] = None,
-    score: Annotated[
-        list[str] | None, typer.Option("--score", help='"condition: poor, fair, good", low first.')
-    ] = None,
-    questions: Annotated[
-        Path | None, typer.Option("--questions", metavar="FILE", help="More, a JSON list in OpenAI's form.")
-    ] = None,
+    question: options.QuestionTexts = None,
+    choice: options.ChoiceTexts = None,
+    score: options.ScoreTexts = None,
+    questions: options.QuestionsFile = None,
     context: Annotated[str | None, typer.Option("--context", help="Text that is shown beside the pictures.")] = None,
     together: options.Together = False,
     settings: options.PipelineOptions,
@@ -54,26 +48,37 @@ def decide(
     from qvl.cli import parse_args
 
     options.start_logs(verbose, as_json)
-    asked: list[QuestionLike] = [
-        *(question or ()),
-        *(_listed(text, "--choice") for text in choice or ()),
-        *(_listed(text, "--score") for text in score or ()),
-        *(_from_file(questions) if questions is not None else ()),
-    ]
-    if not asked:
+    checked = asked_questions(question, choice, score, questions)
+    if not checked:
         raise ConfigError("no question", hint='-q "Is it new?" or --choice "colour: red, blue"')
-    try:
-        from qvl.decisions.questions import read_questions
-
-        checked = read_questions(asked)
-    except QvlError as exc:
-        raise ConfigError(exc.message, hint=exc.hint) from exc
     work = parse_args.pictures(pictures or (), together=together) or [parse_args.WorkItem("(no picture)", [])]
     request = settings.request()
     pipeline = settings.build()
     failed = asyncio.run(_run(pipeline, work, checked, context, request, as_json, html))
     if failed:
         raise typer.Exit(failure.FAILED)
+
+
+def asked_questions(
+    question: Sequence[str] | None, choice: Sequence[str] | None, score: Sequence[str] | None, file: Path | None
+) -> tuple[Question, ...]:
+    """Return the questions of the options, in their order; none if there is no option.
+
+    Raises:
+        ConfigError: one that cannot be asked.
+    """
+    from qvl.decisions.questions import read_questions
+
+    asked: list[QuestionLike] = [
+        *(question or ()),
+        *(_listed(text, "--choice") for text in choice or ()),
+        *(_listed(text, "--score") for text in score or ()),
+        *(_from_file(file) if file is not None else ()),
+    ]
+    try:
+        return read_questions(asked) if asked else ()
+    except QvlError as exc:
+        raise ConfigError(exc.message, hint=exc.hint) from exc
 
 
 async def _run(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from qvl.cli import parse_args
-from qvl.errors import ConfigError
+from qvl.errors import ConfigError, write_failed
 
 if TYPE_CHECKING:
+    from qvl.calibration.abstain import Thresholds
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.types import JsonObject
 
@@ -30,6 +34,24 @@ CatalogFile: TypeAlias = Annotated[
     Path | None, typer.Option("--catalog", "-c", help="JSON, JSONL or CSV; default: QVL_CATALOG, else a sample.")
 ]
 IndexFile: TypeAlias = Annotated[Path | None, typer.Option("--index", help="Keep the index in this SQLite file.")]
+
+
+labels_option = partial(typer.Option, rich_help_panel="Labels")
+Language: TypeAlias = Annotated[str | None, typer.Option("--language", "-l", help="en, zh, pt or es.")]
+SchemaName: TypeAlias = Annotated[
+    str | None, typer.Option("--schema", metavar="SCHEMA", help="Your own: bill.json, bills.py:Bill or module:Bill.")
+]
+QuestionTexts: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--question", "-q", help="Yes or no? May be repeated, as the next two.")
+]
+ChoiceTexts: TypeAlias = Annotated[list[str] | None, typer.Option("--choice", help='"colour: red, blue, green"')]
+ScoreTexts: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--score", help='"condition: poor, fair, good", low first.')
+]
+QuestionsFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--questions", metavar="FILE", help="More, a JSON list in OpenAI's form.")
+]
+Concurrency: TypeAlias = Annotated[int | None, _output("--concurrency", "-j", min=1, help="Pictures under way.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +75,11 @@ class PipelineOptions:
         list[str] | None, _answer("--param", "-p", metavar="NAME=VALUE", help="temperature=0.2, seed=1 …")
     ] = None
     allowed_private: Annotated[list[str] | None, _answer(metavar="HOST", help="A private host to fetch from.")] = None
+    calibration: Annotated[Path | None, _answer(help="What qvl calibrate wrote for this model.")] = None
+    abstain: Annotated[
+        list[str] | None,
+        _answer(metavar="[FIELD=]0.9", help="Tell nothing that is less sure, of all or a field; needs --calibration."),
+    ] = None
 
     def request(self) -> JsonObject:
         """Return the parameters of every request: sampling, extra fields, `cache`.
@@ -107,8 +134,14 @@ class PipelineOptions:
             min_pixels=self.min_pixels,
             media=media,
             concurrency=concurrency,
+            calibration=self.calibration,
+            abstain=self.thresholds(),
             **options,
         )
+
+    def thresholds(self) -> Thresholds | None:
+        """Return the least confidences that `--abstain` names."""
+        return read_thresholds(self.abstain or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +149,57 @@ class RunOptions:
     """The options of a run of `ask` or `analyze` over its pictures."""
 
     iterations: Iterations = 1
-    concurrency: Annotated[int | None, _output("--concurrency", "-j", min=1, help="Pictures under way.")] = None
+    concurrency: Concurrency = None
     as_json: AsJson = False
     output: Annotated[Path | None, _output("--output", "-o", help="Write JSON lines here too.")] = None
     html: Annotated[Path | None, _output(help="Write a report with thumbnails.")] = None
     verbose: Verbose = False
+
+
+def read_thresholds(texts: Sequence[str]) -> Thresholds | None:
+    """Return `0.9` and `brand=0.95` as Thresholds; None for no text.
+
+    Raises:
+        ConfigError: a text that cannot be read, or one name twice.
+    """
+    from qvl.calibration.abstain import Thresholds
+
+    every: float | None = None
+    named: dict[str, float] = {}
+    for text in texts:
+        # The last one, since a question may have one too.
+        name, _, number = text.rpartition("=")
+        try:
+            least = float(number)
+        except ValueError:
+            least = -1.0
+        if not 0.0 <= least <= 1.0:
+            raise ConfigError(f"--abstain {text!r} cannot be read", hint="--abstain 0.9 or --abstain brand=0.95")
+        if name in named or (not name and every is not None):
+            raise ConfigError(f"--abstain {text!r}: {name or 'all'} is named twice", hint="name each once")
+        if name:
+            named[name] = least
+        else:
+            every = least
+    return Thresholds(every, named) if texts else None
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Check that a file can be written, before work is done for it.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    folder = path.parent
+    number = 0
+    if path.is_dir():
+        number = errno.EISDIR
+    elif not folder.is_dir():
+        number = errno.ENOTDIR if folder.exists() else errno.ENOENT
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        number = errno.EACCES
+    if number:
+        raise write_failed(f"{option} {path}", OSError(number, os.strerror(number)))
 
 
 def start_logs(verbose: bool, as_json: bool = False) -> None:

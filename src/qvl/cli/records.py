@@ -62,12 +62,7 @@ def _answer(result: Result, analysis: AnalysisResult[object] | None) -> dict[str
     if analysis is None:
         texts = [choice.text for choice in result.choices]
         return {"text": result.text, **({"texts": texts} if len(texts) > 1 else {})}
-    return {
-        "analysis": to_jsonable_python(analysis.value),
-        "confidence": analysis.confidence,
-        "field_confidence": analysis.field_confidence,
-        "confidence_method": analysis.confidence_method,
-    }
+    return {"analysis": to_jsonable_python(analysis.value), **analysis.sureness()}
 
 
 def _facts(result: Result) -> dict[str, object]:

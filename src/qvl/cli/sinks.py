@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from qvl.cli import failure
+from qvl.cli.options import check_writable
 from qvl.errors import write_failed
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class RecordSink:
         if html is not None:
             from qvl.html.report import HtmlReport
 
-            _check_writable(html, "--html")
+            check_writable(html, "--html")
             self._report = HtmlReport(title)
         if jsonl is not None:
             try:
@@ -104,16 +103,3 @@ class RecordSink:
             except OSError as exc:
                 raise write_failed(f"--html {self._html}", exc) from exc
             self._report = None
-
-
-def _check_writable(path: Path, option: str) -> None:
-    folder = path.parent
-    number = 0
-    if path.is_dir():
-        number = errno.EISDIR
-    elif not folder.is_dir():
-        number = errno.ENOTDIR if folder.exists() else errno.ENOENT
-    elif not os.access(path if path.exists() else folder, os.W_OK):
-        number = errno.EACCES
-    if number:
-        raise write_failed(f"{option} {path}", OSError(number, os.strerror(number)))

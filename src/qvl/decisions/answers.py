@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
+from qvl.analysis.confidence import CALIBRATED
 from qvl.decisions.questions import asked_text
 from qvl.types import CacheState, JsonObject, Usage
 
@@ -23,13 +24,17 @@ class Decision:
         probabilities: of every value in the caller's order: True and False of a Predicate, the values of a Choice, the
             labels of a Score; they add up to 1. None if the backend tells no probabilities.
         value: the likeliest of them; None if the question was refused.
-        confidence: the probability of `value`; None if the backend tells none.
+        confidence: the probability of `value`; None if the backend tells none. With a calibration, how often such
+            answers are right.
         label_mass: how much probability what begins one of the possible answers had, before it was made to add up to
             1; a model that would rather say something else has little. None if that is unknown.
         method: "logits" (of every token that can begin an answer), "top_logprobs" (of the likeliest tokens that a
             backend lists), "decisions" (what an endpoint's own `/v1/decisions` says), or "choice" (the answer alone).
         notes: what was done otherwise than asked.
         refused: True if the model declined to answer, or would say none of the possible answers; `notes` say which.
+        raw_confidence: the probability of the likeliest value, in any case.
+        confidence_method: "label_probability" or "calibrated".
+        abstained: why the answer is not told, so that `value` is None: "below_threshold".
     """
 
     question: Question
@@ -42,6 +47,9 @@ class Decision:
     usage: Usage = field(default_factory=Usage)
     notes: tuple[str, ...] = ()
     refused: bool = False
+    raw_confidence: float | None = None
+    confidence_method: str | None = None
+    abstained: str | None = None
 
     @property
     def name(self) -> str | None:
@@ -76,7 +84,7 @@ class Decision:
             "instructions": self.asked,
             "value": self.value,
             **({"score": self.score} if self.type == "score" else {}),
-            "confidence": self.confidence,
+            **self.sureness(),
             "probabilities": shares,
             "label_mass": self.label_mass,
             "method": self.method,
@@ -84,6 +92,13 @@ class Decision:
             **({"refused": True} if self.refused else {}),
             "notes": list(self.notes),
         }
+
+    def sureness(self) -> JsonObject:
+        """Return the confidence as JSON; the raw one and an abstention only where there is a calibration."""
+        told: JsonObject = {"confidence": self.confidence}
+        if self.confidence_method == CALIBRATED:
+            told |= {"raw_confidence": self.raw_confidence, "confidence_method": self.confidence_method}
+        return told | ({} if self.abstained is None else {"abstained": self.abstained})
 
     @property
     def asked(self) -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 from pydantic import BaseModel, ValidationError
 
 from qvl import analysis
-from qvl.analysis.product import AnalysisResult, ProductAnalysis
+from qvl.analysis.product import AnalysisResult, ProductAnalysis, ProductFields
 from qvl.analysis.schema_types import schema_type
+from qvl.calibration.calibrator import AnalysisJudge, Sureness, check_abstain
 from qvl.errors import AnalysisError, ConfigError
 from qvl.evidence.answer_form import EVIDENCE, AnswerForm, ReadAnswer, evidence_fields, has_shapes, shapes_in
 from qvl.evidence.coordinates import Frame
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
     from qvl.backends.base import Backend, Capabilities
     from qvl.caches.policy import CacheMode, CachePolicy
+    from qvl.calibration.calibrator import Calibrator
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.job import Job
@@ -56,6 +58,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         namespace: str | None = None,
         policy: MediaPolicy | None = None,
         started: float | None = None,
+        calibrator: Calibrator | None = None,
     ) -> None:
         super().__init__(cache, namespace=namespace, policy=policy, started=started)
         self._type = schema_type(schema)
@@ -81,28 +84,61 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         self._fields = evidence_fields(self._asked) if evidence else ()
         self._placed = bool(self._fields) or has_shapes(self._asked)
         self._form: AnswerForm | None = None
+        self._calibrator = calibrator
+        self._abstain = params.get("abstain")
+        check_abstain(self._abstain, calibrator)
+        self._judge: AnalysisJudge | None = None
 
     def value(self, outcome: Outcome, finish: Callable[[], Result]) -> AnalysisResult[object]:
+        data, sure = outcome.analysis, self._raw(outcome)
+        if self._judge is not None and data is not None:
+            own = ProductFields.model_fields if self.schema is ProductAnalysis else data
+            sure, told = self._judge.judge(sure, {name: data[name] for name in own if name in data})
+            data = {**data, **told}
         try:
-            value = analysis.validate(outcome.analysis, self.schema)
+            value = analysis.validate(data, self.schema)
         except ValidationError as exc:
             raise AnalysisError("the answer does not fit the schema", raw=outcome.result.text) from exc
         result = finish()
+        facts = {item.name: getattr(sure, item.name) for item in dataclasses.fields(sure)}
         if isinstance(value, ProductAnalysis):
+            if self._judge is not None:
+                value = value.model_copy(update=facts)
             value.came_from(result)
-        fields = dict(outcome.confidence.get("field_confidence") or {})
         evidence = _evidence(outcome.confidence)
         if isinstance(value, ProductAnalysis) and self._fields:
             value.evidence = evidence
-        shapes = shapes_in(outcome.analysis, self._asked) if self._placed else ()
+        shapes = shapes_in(data, self._asked) if self._placed and data is not None else ()
+        fields = sure.field_confidence
         return AnalysisResult(
             value=self._type.value(value),
             result=result,
-            confidence=outcome.confidence.get("confidence"),
-            field_confidence={self._shown(path): sure for path, sure in fields.items()},
-            confidence_method=outcome.confidence.get("confidence_method"),
             evidence=evidence,
-            shapes=tuple([_located(self._shown(path), shape, fields.get(path)) for path, shape in shapes]),
+            shapes=tuple([_located(self._shown(path), shape, fields.get(self._shown(path))) for path, shape in shapes]),
+            **facts,
+        )
+
+    def _raw(self, outcome: Outcome) -> Sureness:
+        """Return the model's own confidences, by the paths that the user sees."""
+        kept = outcome.confidence
+        fields = {self._shown(path): sure for path, sure in (kept.get("field_confidence") or {}).items()}
+        whole = kept.get("confidence")
+        return Sureness(whole, fields, kept.get("confidence_method"), whole, fields)
+
+    def _judged(self) -> AnalysisJudge | None:
+        """Return what judges the answer; None without a calibration of analyses."""
+        calibrator = self._calibrator
+        if calibrator is None or (calibrator.calibration.analysis is None and self._abstain is None):
+            return None
+        # Before an answer is paid for.
+        calibrator.check()
+        return AnalysisJudge(
+            calibrator,
+            prompt_version=self.prompt_version,
+            language=self.language,
+            schema=self._asked or analysis.generation_schema(self.schema),
+            boxed=self._type.boxed,
+            abstain=self._abstain,
         )
 
     def _shown(self, path: str) -> str:
@@ -122,6 +158,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             sentence = evidence_sentence(self.language, coordinates.convention) if self._fields else ""
             version = f"places-{EVIDENCE_VERSION}-{coordinates.convention}"
             self.prompt_version = f"{analysis.prompt_version(self.schema)}-{version}"
+        self._judge = self._judged()
         return ChatRequest(
             messages=analysis.build_messages(
                 list(pictures),

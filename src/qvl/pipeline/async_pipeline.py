@@ -33,6 +33,8 @@ from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
+    from qvl.calibration.abstain import AbstainLike
+    from qvl.calibration.calibration_file import Calibration
     from qvl.decisions.answers import Decisions
     from qvl.decisions.questions import QuestionLike
     from qvl.evidence.located import Locations
@@ -73,6 +75,9 @@ class AsyncPipeline:
         min_pixels: pictures with fewer pixels are upscaled, as by Qwen's smart_resize.
         media: the whole media policy, instead of `max_pixels` and `min_pixels`.
         concurrency: the number of pictures that `map` works on at a time.
+        calibration: what `qvl calibrate` wrote, for this model: confidences then say how often such answers are right.
+        abstain: the least confidence at which an answer is told, for every field and question or for each named one;
+            needs a calibration.
         plugins: hook implementations beside those of installed packages.
         options: passed to the backend, such as `device="npu"` or `base_url=[…]`.
 
@@ -95,9 +100,12 @@ class AsyncPipeline:
         min_pixels: int | None = None,
         media: MediaPolicy | None = None,
         concurrency: int | None = None,
+        calibration: str | PathLike[str] | Calibration | None = None,
+        abstain: AbstainLike | None = None,
         plugins: Iterable[object] = (),
         **options: object,
     ) -> None:
+        from qvl.calibration.calibrator import open_calibrator
         from qvl.media.policy import MediaPolicy
 
         instance = cache if isinstance(cache, Cache) else None
@@ -126,6 +134,8 @@ class AsyncPipeline:
         self.concurrency = settings.concurrency
         budget = MediaPolicy().with_sizes(settings.max_pixels, settings.min_pixels)
         self.backend = make_backend(host, settings.model, backend, options)
+        # Before the cache is opened, which nobody would close.
+        calibrator = open_calibrator(calibration, abstain, self.backend.peek_identity)
         opened = make_cache(host, settings.cache) if instance is None else instance
         self.executor = Executor(
             self.backend,
@@ -136,6 +146,9 @@ class AsyncPipeline:
             cache_mode=settings.cache_mode,
             notice=TINY_NOTICE if settings.model is None and backend is None else "",
         )
+        if calibrator is not None:
+            calibrator.identity = self.executor.identity
+            self.executor.calibrator = calibrator
 
     def __repr__(self) -> str:
         store = self.executor.store
@@ -235,6 +248,7 @@ class AsyncPipeline:
                 whose answers are plain dictionaries. None is `ProductAnalysis`.
             params: `language` (the pipeline's unless named), `cache`, and parameters as in `ask`. `evidence=True` asks
                 in the same answer for the box of each field: `evidence` of a ProductAnalysis and of `analyze_result`.
+                `abstain` is the least confidence to be told; `calibrated` as of `AnalyzeParams`.
 
         Raises:
             AnalysisError: the answer does not fit the schema, nor does a second one.
@@ -269,6 +283,7 @@ class AsyncPipeline:
             backend=self.backend,
             cache=params.get("cache"),
             params=params,
+            calibrator=self.executor.calibrator if params.get("calibrated", True) else None,
         )
 
     async def decide(
@@ -287,7 +302,8 @@ class AsyncPipeline:
             questions: one or up to 400 of `qvl.decisions.Predicate`, `Choice` and `Score`, a text (a Predicate), or a
                 mapping in OpenAI's form. Each is kept in the cache for itself.
             context: text, or messages, that all questions are asked about beside the pictures.
-            params: `max_pixels`, `min_pixels`, `extra`, `request_id` and others as in `ask`.
+            params: `max_pixels`, `min_pixels`, `extra`, `request_id` and others as in `ask`; `abstain`, the least
+                confidence to be told, of every question or by name.
 
         Raises:
             RequestError: a question or a picture cannot be used.

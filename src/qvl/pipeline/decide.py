@@ -53,6 +53,7 @@ async def decide(
             what = f"decide() has no parameter {name!r}"
             raise ConfigError(what, hint=f"known: {', '.join(sorted(DecideParams.__annotations__))}", param=name)
     params = {**params, "request_id": params.get("request_id") or new_request_id()}
+    abstain = params.pop("abstain", None)
     draft = draft_request(messages, **params)
     limits = request_limits(params.pop("max_pixels", None), params.pop("min_pixels", None), {})
     asked = [_parts(question, f"questions[{number}].instructions") for number, question in enumerate(questions)]
@@ -63,6 +64,7 @@ async def decide(
     last: MessageLike = {"role": shared[-1].role, "content": list(shared[-1].parts)}
     rest = iter(loaded[len(draft.pictures) :])
     turn = asyncio.Semaphore(AT_ONCE)
+    params["abstain"] = abstain
 
     async def answer(call: DecideCall) -> tuple[Decision, Result]:
         async with turn:

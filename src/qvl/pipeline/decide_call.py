@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypedDict
 
+from qvl.calibration.calibrator import check_abstain
 from qvl.decisions.answers import Decision
 from qvl.decisions.ask_labels import LabelAsker
 from qvl.decisions.questions import MAX_ORDERS, Question, options_text, question_json
@@ -21,6 +22,7 @@ from qvl.types import Choice, JsonObject, Part, Result, canonical_json
 if TYPE_CHECKING:
     from qvl.backends.base import Capabilities
     from qvl.caches.policy import CacheMode, CachePolicy
+    from qvl.calibration.abstain import AbstainLike
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.executor import Executor
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 # Raised with every change of the wording or of how probabilities are read, since kept answers no longer hold.
 DECIDE_VERSION: Final = "1"
+PROMPT_VERSION: Final = f"decide-{DECIDE_VERSION}-{MAX_ORDERS}"
+PROBABILITY: Final = "label_probability"
 
 
 class DecideParams(TypedDict, total=False):
@@ -43,6 +47,7 @@ class DecideParams(TypedDict, total=False):
     extra: JsonMapping | None
     chat_template_kwargs: JsonMapping | None
     priority: int
+    abstain: AbstainLike | None
 
 
 class DecideCall(Call[tuple[Decision, Result]]):
@@ -66,16 +71,23 @@ class DecideCall(Call[tuple[Decision, Result]]):
         namespace: str | None = None,
         policy: MediaPolicy | None = None,
     ) -> None:
+        params = params.copy()
         super().__init__(cache, namespace=namespace, policy=policy)
         self.question = question
         self._executor = executor
         self._parts = len(parts)
-        self.prompt_version = f"decide-{DECIDE_VERSION}-{MAX_ORDERS}-{canonical_json(question_json(question))}"
+        self.prompt_version = f"{PROMPT_VERSION}-{canonical_json(question_json(question))}"
+        self._calibrator = executor.calibrator
+        self._abstain = params.pop("abstain", None)
+        check_abstain(self._abstain, self._calibrator)
         self._draft = draft_request(_with_question(messages, question, parts), **params)
         self.pictures = self._draft.pictures
 
     def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
         assert have is not None
+        if self._calibrator is not None:
+            # Before an answer is paid for.
+            self._calibrator.check_question(self.question, PROMPT_VERSION, self._abstain)
         request = self._draft.finished(pictures)
         if "reasoning_effort" in have.fields:
             # The first token of the answer is read, so nothing may stand before it.
@@ -144,7 +156,11 @@ class DecideCall(Call[tuple[Decision, Result]]):
             usage=result.usage,
             notes=result.notes,
             refused=bool(kept["refused"]),
+            raw_confidence=None if shares is None or best is None else shares[best],
+            confidence_method=None if shares is None else PROBABILITY,
         )
+        if self._calibrator is not None:
+            decision = self._calibrator.decided(decision, PROMPT_VERSION, self._abstain)
         return decision, result
 
 

@@ -26,9 +26,10 @@ from qvl.pipeline.job import CacheHit, CacheMiss, Job, Outcome, Streaming
 from qvl.pipeline.load_pictures import decode_pictures, is_one_local, load_pictures, naming, read_pictures
 from qvl.pipeline.single_flight import CLOSE_SECONDS, Flight, FlightBoard, Written, within
 from qvl.plugins.host import PluginHost
-from qvl.types import CacheState, Chunk, Result, Timing
+from qvl.types import CacheState, Chunk, JsonObject, Result, Timing
 
 if TYPE_CHECKING:
+    from qvl.calibration.calibrator import Calibrator
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.call import Call
 
@@ -68,6 +69,7 @@ class Executor:
         self.cache_mode: CacheMode = cache_mode
         self.admit: Admission = _admit_all
         self.on_chunk: Callable[[Job, Chunk], None] | None = None
+        self.calibrator: Calibrator | None = None
         self.digests = DigestCache()
         self._notice = notice
         self._board = FlightBoard()
@@ -92,8 +94,14 @@ class Executor:
             began = time.perf_counter()
             await self.backend.open()
             self._opened = True
+            if self.calibrator is not None:
+                self.calibrator.check()
             self._loading = (began, time.perf_counter())
             return self._loading[1] - began
+
+    def identity(self) -> JsonObject | None:
+        """Return what of the backend changes its answers; None as long as that is not known."""
+        return self.backend.identity() if self._opened else self.backend.peek_identity()
 
     async def aclose(self) -> None:
         """Cancel running work and close backend and cache; see `AsyncPipeline.aclose`."""
@@ -171,7 +179,7 @@ class Executor:
         namespace = self.namespace if call.namespace is None else call.namespace
         manifest: key.Manifest | None = None
         if policy.used:
-            identity = self.backend.identity() if self._opened else self.backend.peek_identity()
+            identity = self.identity()
             if identity is None or not (may_wait or all(picture.hashed for picture in request.pictures)):
                 return None
             manifest = key.build_manifest(

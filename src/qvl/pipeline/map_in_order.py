@@ -66,7 +66,7 @@ def unwrapped(item: MapItem[Answered], loading: float, *, keep_pictures: bool) -
 
 
 async def map_in_order(
-    sources: Iterable[S], one: Callable[[S], Awaitable[tuple[V, Result]]], concurrency: int, progress: bool
+    sources: Iterable[S], one: Callable[[S], Awaitable[tuple[V, Result | None]]], concurrency: int, progress: bool
 ) -> AsyncGenerator[MapItem[V], None]:
     """Run `one` over `sources`, at most `concurrency` at a time, and yield the items in input order.
 

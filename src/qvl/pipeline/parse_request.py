@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from qvl.analysis.parse_answer import schema_name
 from qvl.backends.grammar_schema import without_what_is_checked_afterwards
 from qvl.caches.policy import CacheMode
+from qvl.calibration.abstain import AbstainLike
 from qvl.errors import ConfigError, RequestError, UnsupportedInputError
 from qvl.ids import new_request_id
 from qvl.media.smart_resize import NO_LIMITS, PixelLimits, read_limits
@@ -30,7 +31,9 @@ ToolLike: TypeAlias = Tool | JsonMapping
 ResponseFormatLike: TypeAlias = ResponseFormat | JsonMapping | type[BaseModel]
 MAX_PICTURES: Final = 256
 # Parameters of an analysis that are not SamplingParams.
-OF_REQUEST: Final = frozenset({"request_id", "extra", "max_pixels", "min_pixels", "language", "cache", "evidence"})
+OF_REQUEST: Final = frozenset(
+    {"request_id", "extra", "max_pixels", "min_pixels", "language", "cache", "evidence", "abstain", "calibrated"}
+)
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()
 
@@ -81,11 +84,17 @@ class RequestParams(TypedDict, total=False):
 
 
 class AnalyzeParams(RequestParams, total=False):
-    """Keyword arguments of `analyze()`."""
+    """Keyword arguments of `analyze()`.
+
+    `abstain` is the least confidence to be told, of every field or of each that it names; `calibrated=False` asks for
+    the raw confidences of a pipeline with a calibration, for a schema that it is not of.
+    """
 
     language: str | None
     cache: CacheMode | None
     evidence: bool
+    abstain: AbstainLike | None
+    calibrated: bool
 
 
 class MapParams(AnalyzeParams, total=False):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from qvl.caches.policy import CacheMode
+    from qvl.calibration.abstain import Thresholds
+    from qvl.calibration.calibration_file import Calibration
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.parse_parts import Pictures
@@ -48,6 +50,8 @@ class Recipe:
     namespace: str
     language: str
     media: MediaPolicy
+    calibration: Calibration | None
+    abstain: Thresholds | None
 
     @classmethod
     def of(cls, pipeline: AsyncPipeline) -> Recipe:
@@ -73,6 +77,8 @@ class Recipe:
             namespace=executor.namespace,
             language=pipeline.language,
             media=executor.media,
+            calibration=None if executor.calibrator is None else executor.calibrator.calibration,
+            abstain=None if executor.calibrator is None else executor.calibrator.abstain,
         )
 
 
@@ -95,6 +101,8 @@ class Worker:
             namespace=recipe.namespace,
             language=recipe.language,
             media=recipe.media,
+            calibration=recipe.calibration,
+            abstain=recipe.abstain,
             plugins=recipe.plugins,
         )
 

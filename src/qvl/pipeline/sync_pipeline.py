@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
     from qvl.analysis.product import AnalysisResult
     from qvl.caches.policy import CacheMode
+    from qvl.calibration.abstain import AbstainLike
+    from qvl.calibration.calibration_file import Calibration
     from qvl.decisions.answers import Decisions
     from qvl.decisions.questions import QuestionLike
     from qvl.evidence.located import Locations
@@ -65,6 +67,8 @@ class Pipeline:
         min_pixels: int | None = None,
         media: MediaPolicy | None = None,
         concurrency: int | None = None,
+        calibration: str | os.PathLike[str] | Calibration | None = None,
+        abstain: AbstainLike | None = None,
         plugins: Iterable[object] = (),
         **options: object,
     ) -> None:
@@ -80,6 +84,8 @@ class Pipeline:
             min_pixels=min_pixels,
             media=media,
             concurrency=concurrency,
+            calibration=calibration,
+            abstain=abstain,
             plugins=plugins,
             **options,
         )

@@ -120,9 +120,7 @@ def _answer(analysis: AnalysisResult[object], name: str, language: str) -> Analy
         "model": name,
         "language": language,
         "analysis": fields,
-        "confidence": analysis.confidence,
-        "field_confidence": dict(analysis.field_confidence),
-        "confidence_method": analysis.confidence_method,
+        **analysis.sureness(),  # type: ignore[typeddict-item]
         "notes": list(result.notes),
         "usage": usage_of(result.usage),
     }

@@ -1,0 +1,1 @@
+"""Answers against labels: reads labelled pictures, asks, compares, measures, and fits calibrations."""

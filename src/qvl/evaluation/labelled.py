@@ -1,0 +1,84 @@
+"""Labelled pictures: JSON lines in the forms of `qvl.bench.dataset`, each with the right answer in `expected`.
+
+    {"image": "shelf/17.jpg", "expected": {"brand": "NORVIK", "attributes": {"color": "red"}}}
+    {"images": ["front.jpg", "back.jpg"], "id": "sku-18", "expected": {"brand": null, "Is it new?": true}}
+
+`expected` is an object. A name in it that is a question's is the right value of that question; everything else is a
+part of the right analysis, in the form of the schema. What is left out is not compared. Paths of pictures are relative
+to the file; texts and messages of a line are not used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qvl.bench.dataset import BadLine, Files
+from qvl.errors import ConfigError
+from qvl.types import JsonObject
+
+_REMOTE: Final = ("http://", "https://", "data:")
+_FORM: Final = '{"image": "a.png", "expected": {"brand": "NORVIK"}}'
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One line: the pictures of one request (paths, http(s) or data: URLs) and the right answer, as `expected`."""
+
+    id: str
+    pictures: tuple[str, ...]
+    expected: JsonObject
+    where: str
+
+
+def read_labelled(patterns: Sequence[str]) -> list[Labelled]:
+    """Return the lines of the files and globs `patterns`, in order.
+
+    Raises:
+        ConfigError: no file, no line, or a line that is no labelled picture; the line is named.
+    """
+    found: list[Labelled] = []
+    seen: dict[str, str] = {}
+    for item in Files(patterns, on_bad=_refuse):
+        pictures = tuple(_picture(part["image_url"]["url"], item.base, item.where) for part in item.picture_parts())
+        if not pictures:
+            raise _fault(item.where, "no picture", _FORM)
+        if not isinstance(item.expected, dict) or not item.expected:
+            what = "no right answer in `expected`" if item.expected is None else "`expected` must be an object"
+            raise _fault(item.where, what, _FORM)
+        _check_numbers(item.expected, item.where, "expected")
+        if item.id in seen:
+            raise _fault(item.where, f"the id {item.id!r} stands in {seen[item.id]} too", "each line needs its own")
+        seen[item.id] = item.where
+        found.append(Labelled(item.id, pictures, item.expected, item.where))
+    if not found:
+        raise ConfigError(f"no labelled picture in {', '.join(patterns)}", hint=_FORM)
+    return found
+
+
+def _refuse(bad: BadLine) -> None:
+    raise _fault(bad.where, bad.reason, _FORM)
+
+
+def _fault(where: str, what: str, hint: str) -> ConfigError:
+    return ConfigError(f"{where}: {what}", hint=hint)
+
+
+def _picture(source: str, base: Path | None, where: str) -> str:
+    if source.startswith(_REMOTE):
+        return source
+    path = (base or Path()) / source
+    if not path.is_file():
+        raise _fault(where, f"no picture {path}", "paths are relative to the file of labels")
+    return str(path)
+
+
+def _check_numbers(value: object, where: str, path: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _fault(where, f"{path} is {value}", "a number, a text, true, false or null")
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_numbers(inner, where, f"{path}.{name}")
