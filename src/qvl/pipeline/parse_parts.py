@@ -6,7 +6,7 @@ Qwen's `image`, OpenAI's `image_url` and `input_image`, Anthropic's `image` with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
@@ -118,6 +118,17 @@ def thoughts_of(content: object) -> str:
 def is_picture(part: object) -> bool:
     """Return True if `read_part` would return a picture for `part`."""
     return isinstance(part, Mapping) and _bare_kind(part) in _PICTURES
+
+
+def picture_texts(items: Iterable[JsonMapping], field: str) -> Iterator[str]:
+    """Yield the texts of each item's `field` (a list of parts) that `read_part` may take for a picture's source."""
+    for item in items:
+        parts = item.get(field)
+        for part in filter(is_picture, parts) if isinstance(parts, list) else ():
+            for name in _SOURCES:
+                value = part.get(name)
+                inner = [value.get(key) for key in _SOURCES] if isinstance(value, Mapping) else [value]
+                yield from (text for text in inner if isinstance(text, str))
 
 
 def picture_field(part: JsonMapping) -> str:

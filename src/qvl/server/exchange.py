@@ -33,6 +33,7 @@ from qvl.server.state import end_now
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
+    from qvl.server.lift_pictures import Lifted
     from qvl.server.request_body import ReadBody
     from qvl.server.state import ServerCore
     from qvl.server.tracing import Traced
@@ -66,6 +67,7 @@ class Exchange:
         self.fields: dict[str, object] = {}
         self.extra_headers: Headers = []
         self.traced: Traced | None = None
+        self.lifted: Lifted | None = None
         self.picture_params: Callable[[], Sequence[str]] | None = None
         # The client's names of what the pipeline calls otherwise, for errors.
         self.field_names: Mapping[str, str] = {}
@@ -81,7 +83,16 @@ class Exchange:
         """Return the whole body, decompressed, and without a byte order mark if it is JSON.
 
         Raises:
-            HttpError: 413 too large, 408 too slow, 415 an unknown Content-Encoding, 400 not UTF-8 or too many fields.
+            HttpError: as `raw_body`, and 400 not UTF-8 or too many fields.
+        """
+        body = await self.raw_body()
+        return body if self.media_type.startswith(b"image/") else await checked_json(body)
+
+    async def raw_body(self) -> bytes:
+        """Return the whole body, decompressed.
+
+        Raises:
+            HttpError: 413 too large, 408 too slow, 415 an unknown Content-Encoding.
             RateLimitError: the bodies of all requests exceed `max_held_bytes`.
             ClientGoneError: the client went away before the end.
         """
@@ -104,7 +115,7 @@ class Exchange:
             async with asyncio.timeout_at(now + settings.body_timeout) as limit:
                 body = await self._whole(announced, came)
                 self._body_complete = True
-                return await self._read(body)
+                return await self._inflated(body)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -150,7 +161,7 @@ class Exchange:
     def _too_slow(self) -> HttpError:
         return HttpError(408, "the body came too slowly", code="request_timeout", headers=((b"connection", b"close"),))
 
-    async def _read(self, body: bytes) -> bytes:
+    async def _inflated(self, body: bytes) -> bytes:
         coding = coding_of(self.headers.get(b"content-encoding", b""))
         if coding is not None:
             packed = len(body)
@@ -167,9 +178,7 @@ class Exchange:
             # However small it is: what it becomes may be large.
             body = await anyio.to_thread.run_sync(inflated, body, coding, counted)
             self._hold(-packed)
-        if self.media_type.startswith(b"image/"):
-            return body
-        return await checked_json(body)
+        return body
 
     @property
     def media_type(self) -> bytes:

@@ -12,13 +12,18 @@ from pydantic import BaseModel, ValidationError
 
 from qvl.caches.policy import CachePolicy
 from qvl.errors import RequestError
+from qvl.media import base64_codec
+from qvl.media.decode_threads import in_worker
+from qvl.media.gate import MEDIUM, SMALL
 from qvl.pipeline.call import RequestCall
 from qvl.pipeline.load_pictures import load_pictures
-from qvl.pipeline.parse_parts import is_picture, picture_field
+from qvl.pipeline.parse_parts import is_picture, picture_field, picture_texts
 from qvl.pipeline.parse_request import draft_request
 from qvl.server.cache_headers import headers_for, policy_of
 from qvl.server.errors import from_validation
+from qvl.server.lift_pictures import lift
 from qvl.server.neutral_fields import without_neutral, without_neutral_params
+from qvl.server.request_body import checked_json
 from qvl.types import ChatRequest, Chunk, JsonMapping, JsonObject, Result
 
 if TYPE_CHECKING:
@@ -64,6 +69,30 @@ def validated(schema: type[BodyT], body: bytes) -> BodyT:
         return schema.model_validate_json(body)
     except ValidationError as exc:
         raise from_validation(exc, body) from exc
+
+
+async def read_request(
+    exchange: Exchange, schema: type[BodyT], messages: Callable[[BodyT], Sequence[JsonMapping]]
+) -> BodyT:
+    """Return the body of the request in the form `schema`, with marks in its `messages`; see `Exchange.lifted`.
+
+    Raises:
+        RequestError: invalid JSON or fields; the error names the field.
+    """
+    raw = await exchange.raw_body()
+    max_bytes = exchange.core.settings.media.max_bytes
+    at_once = len(raw) <= (MEDIUM if base64_codec.FAST else SMALL)
+    lifted = lift(raw, max_bytes) if at_once else await in_worker(lambda: lift(raw, max_bytes))
+    if lifted is not None:
+        try:
+            body = schema.model_validate_json(await checked_json(lifted.body))
+        except ValidationError:
+            # Of which the whole body tells more.
+            return validated(schema, await checked_json(raw))
+        if lifted.are_all_in(picture_texts(messages(body), "content")):
+            exchange.lifted = lifted
+            return body
+    return validated(schema, await checked_json(raw))
 
 
 @dataclass(slots=True)
@@ -158,7 +187,10 @@ async def chat_request(
     params["request_id"], params["extra"] = exchange.request_id, fields
     draft = draft_request(messages, **params)
     core.refuse_many_images(len(draft.pictures))
-    request = draft.finished(await load_pictures(draft.pictures, core.settings.media, digests=core.executor.digests))
+    pictures = draft.pictures
+    if exchange.lifted is not None:
+        pictures = tuple([exchange.lifted.put_back(picture) for picture in pictures])
+    request = draft.finished(await load_pictures(pictures, core.settings.media, digests=core.executor.digests))
     refuse_extra(core, request.extra)
     backend.refuse_unsupported(request)
     policy = cache_policy(exchange, deterministic=request.sampling.deterministic)

@@ -27,7 +27,7 @@ from qvl.server.openai_format import (
     usage_of,
 )
 from qvl.server.schemas import ChatCompletionRequest, StructuredOutputs
-from qvl.server.serving import chat_request, name_request, picture_params, stream, validated
+from qvl.server.serving import chat_request, name_request, picture_params, read_request, stream
 from qvl.server.tool_choice import choose_tools
 from qvl.types import Chunk, JsonObject, Result
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 async def chat_completions(exchange: Exchange) -> None:
     """Answer one chat request, as JSON or as server-sent events."""
-    body = validated(ChatCompletionRequest, await exchange.body())
+    body = await read_request(exchange, ChatCompletionRequest, lambda body: body.messages)
     name_request(exchange, body)
     exchange.field_names = _names(body)
     exchange.picture_params = lambda: picture_params("messages", body.messages, "content")

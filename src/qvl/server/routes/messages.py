@@ -24,7 +24,7 @@ from qvl.server.messages_answers import (
 )
 from qvl.server.messages_input import Conversation
 from qvl.server.messages_schemas import CountTokensRequest, MessagesRequest
-from qvl.server.serving import chat_request, stream, validated
+from qvl.server.serving import chat_request, read_request, stream, validated
 from qvl.server.signing import signature_of
 from qvl.types import Choice, Chunk, JsonObject, Result, ToolCallDelta, Usage
 
@@ -81,7 +81,7 @@ MESSAGE_ERRORS: Final = ErrorForm(message_status, message_error, MessageError, b
 
 async def messages(exchange: Exchange) -> None:
     """Answer a conversation, as JSON or as server-sent events, in the form of Anthropic's Messages API."""
-    body = validated(MessagesRequest, await exchange.body())
+    body = await read_request(exchange, MessagesRequest, lambda body: body.messages)
     await exchange.until_done(lambda: _answer(exchange, body))
 
 

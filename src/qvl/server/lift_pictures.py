@@ -1,0 +1,88 @@
+"""Takes the base64 of pictures out of a JSON body, so that it is parsed without megabytes, and puts it back as it came.
+
+Each is replaced by a mark in the text, decoded, and handed to the media gate in the place of the mark. What is not
+plainly the base64 of a picture part stays where it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, cast
+
+from qvl.media import base64_codec, sources
+from qvl.media.base64_codec import Base64Picture
+from qvl.pipeline.parse_parts import UnreadPicture
+
+if TYPE_CHECKING:
+    from qvl.media.picture import PictureSource
+
+LONG: Final = 16 * 1024
+# Texts that are looked at: a body of more has long been read before they are all found.
+MOST_TEXTS: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Lifted:
+    """A body with marks in the place of base64, and what stood there."""
+
+    body: bytes
+    key: str
+    found: list[tuple[memoryview, bytes]] = field(default_factory=list)
+
+    def mark(self, number: int) -> str:
+        return f"{self.key}{number:04d}"
+
+    def are_all_in(self, texts: Iterable[str]) -> bool:
+        """True if every mark ends one of `texts`; none is anywhere else then, since each stands once in the body."""
+        ends = {text[-len(self.mark(0)) :] for text in texts}
+        return all(self.mark(number) in ends for number in range(len(self.found)))
+
+    def put_back(self, picture: UnreadPicture) -> UnreadPicture:
+        """Return the picture with what stood in the place of a mark at the end of its source."""
+        source, length = picture.source, len(self.mark(0))
+        if not isinstance(source, str) or source[-length:-4] != self.key:
+            return picture
+        text, data = self.found[int(source[-4:])]
+        head = source[:-length]
+        if head.endswith(",") and sources.is_base64(head[:-1]):
+            own: object = Base64Picture(head[:-1], text, data)
+        else:
+            own = head + bytes(text).decode("ascii")
+        return UnreadPicture(cast("PictureSource", own), picture.limits)
+
+
+def lift(body: bytes, max_bytes: int) -> Lifted | None:
+    """Return `body` without its long texts of strict base64 of at most `max_bytes`; None if there are none."""
+    found: list[tuple[memoryview, bytes]] = []
+    pieces: list[bytes | memoryview] = []
+    # Nobody can have written this in a text of theirs.
+    key = os.urandom(12).hex()
+    view = memoryview(body)
+    done, start = 0, body.find(b'"')
+    for _ in range(MOST_TEXTS):
+        end = body.find(b'"', start + 1)
+        if end < 0:
+            break
+        if end - start > LONG and (read := _read(body, view, start + 1, end, max_bytes)) is not None:
+            at, data = read
+            pieces += (view[done:at], f"{key}{len(found):04d}".encode())
+            found.append((view[at:end], data))
+            done = end
+        start = end
+    if not found:
+        return None
+    return Lifted(b"".join((*pieces, view[done:])), key, found)
+
+
+def _read(body: bytes, view: memoryview, start: int, end: int, max_bytes: int) -> tuple[int, bytes] | None:
+    """Return (index where the base64 of the text from `start` to `end` begins, its bytes); None if there is none."""
+    # Behind the label of a data: URL, or all of it.
+    at = body.find(b",", start, min(end, start + sources.MAX_LABEL)) + 1 or start
+    if (end - at) * 3 // 4 > max_bytes:
+        return None
+    try:
+        return at, base64_codec.decoded(view[at:end])
+    except ValueError:
+        return None

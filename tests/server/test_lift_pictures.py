@@ -1,0 +1,176 @@
+"""The base64 of large pictures is taken out before the JSON is read, and nobody can tell."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qvl.backends.openai.backend import OpenAIBackend
+from qvl.server.lift_pictures import LONG, lift
+from tests.scripted_endpoint import ScriptedEndpoint
+from tests.server.conftest import Running, start
+from tests.server.processes import CHAT
+
+MiB = 2**20
+
+
+def noise(form: str, seed: int = 1, edge: int = 200) -> bytes:
+    held = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 255, (edge, edge, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(held, form)
+    return held.getvalue()
+
+
+def text_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+JPEG, PNG = text_of(noise("JPEG")), text_of(noise("PNG"))
+
+
+def user(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+def image(url: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, **more}}
+
+
+TEXT = {"type": "text", "text": "What is it?"}
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[ScriptedEndpoint]:
+    with ScriptedEndpoint() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def front(upstream: ScriptedEndpoint) -> Iterator[Running]:
+    running = start(OpenAIBackend("echo", base_url=upstream.url, probe=False), cache="off")
+    yield running
+    running.stop()
+
+
+def sent(front: Running, upstream: ScriptedEndpoint, body: dict[str, Any]) -> list[dict[str, Any]]:
+    answer = front.post(CHAT, body)
+    assert answer.status_code == 200, answer.text
+    return upstream.chats[-1].body["messages"][-1]["content"]
+
+
+def test_pictures_are_passed_on_as_they_came(front: Running, upstream: ScriptedEndpoint) -> None:
+    urls = [f"data:image/jpeg;base64,{JPEG}", f"data:image/png;base64,{PNG}", f"data:image/jpeg;base64,{JPEG}"]
+    parts = sent(front, upstream, user(TEXT, *map(image, urls)))
+    assert [part["image_url"]["url"] for part in parts[1:]] == urls
+
+
+def test_one_larger_than_a_loop_decodes_is_passed_on_as_well(front: Running, upstream: ScriptedEndpoint) -> None:
+    url = f"data:image/png;base64,{text_of(noise('PNG', edge=1200))}"
+    assert len(url) > 4 * MiB
+    assert sent(front, upstream, user(image(url)))[0]["image_url"]["url"] == url
+
+
+def test_what_is_not_quite_the_base64_of_its_bytes_is_put_right(front: Running, upstream: ScriptedEndpoint) -> None:
+    data = noise("JPEG") + b"\0" * (-len(noise("JPEG")) % 3 + 1)
+    text = text_of(data)
+    assert text.endswith("AA==")
+    parts = sent(front, upstream, user(image(f"data:image/jpeg;base64,{text[:-3]}B==")))
+    assert parts[0]["image_url"]["url"] == f"data:image/jpeg;base64,{text}"
+
+
+def test_the_label_of_the_bytes_counts_and_not_that_of_the_url(front: Running, upstream: ScriptedEndpoint) -> None:
+    parts = sent(front, upstream, user(image(f"data:image/png;base64,{JPEG}")))
+    assert parts[0]["image_url"]["url"] == f"data:image/jpeg;base64,{JPEG}"
+
+
+def test_base64_that_is_no_picture_stays_where_it_is(front: Running, upstream: ScriptedEndpoint) -> None:
+    long = JPEG[: 4 * LONG]
+    parts = sent(front, upstream, user(image(f"data:image/png;base64,{PNG}"), {"type": "text", "text": long}))
+    assert parts[1]["text"] == long
+    assert parts[0]["image_url"]["url"] == f"data:image/png;base64,{PNG}"
+
+
+def test_anthropics_form_is_read_in_the_same_way(front: Running, upstream: ScriptedEndpoint) -> None:
+    source = {"type": "base64", "media_type": "image/jpeg", "data": JPEG}
+    body = user(TEXT, {"type": "image", "source": source})
+    answer = front.post("/v1/messages", {"model": "echo", "max_tokens": 5, **body})
+    assert answer.status_code == 200, answer.text
+    assert upstream.chats[-1].body["messages"][-1]["content"][1]["image_url"]["url"] == f"data:image/jpeg;base64,{JPEG}"
+
+
+def test_python_s_escaped_slashes_are_read_as_ever(front: Running, upstream: ScriptedEndpoint) -> None:
+    url = f"data:image/jpeg;base64,{JPEG}"
+    with front.client() as client:
+        escaped = json.dumps(user(image(url))).replace("/", "\\/")
+        answer = client.post(CHAT, content=escaped, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200
+    assert upstream.chats[-1].body["messages"][-1]["content"][0]["image_url"]["url"] == url
+
+
+SHORT = text_of(noise("JPEG", edge=8))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda text: user(image(f"data:text/plain;base64,{text_of(b'no picture ' * (len(text) // 8))}")),
+        lambda text: user(image(f"data:image/jpeg;base64,{text[: len(text) // 8 * 4]}")),
+        lambda text: user(image(f"data:image/jpeg;base64,{text[:-8]}*{text[-7:]}")),
+        lambda text: user(image(text)),
+        lambda text: user(image(f"https,{text}")),
+        lambda text: user(image(f"data:image/jpeg,{text}")),
+        lambda text: user(image(f"data:image/jpeg;base64,{text}", detail=f"{text}")),
+        lambda text: user({"type": "image_url", "image_url": f"data:image/jpeg;base64,{text}", "image": text}),
+        lambda text: user({"type": "image", "image": text}),
+        lambda text: user({"type": "video", "video": f"data:image/jpeg;base64,{text}"}),
+        lambda text: user(image(f"data:image/jpeg;base64,{text}"), TEXT) | {"metadata": {"a": text}},
+        lambda text: user(image(f"data:image/jpeg;base64,{text}"), TEXT) | {"temperature": "warm"},
+        lambda text: user(image(f"data:image/jpeg;base64,{text}"), TEXT) | {"max_tokens": text},
+        lambda text: {"messages": [{"role": text, "content": [image(f"data:image/jpeg;base64,{text}")]}]},
+        lambda text: user(TEXT, image(f"data:image/jpeg;base64,{text}", max_pixels=-1)),
+    ],
+)
+def test_what_is_refused_is_refused_in_the_same_words(front: Running, make: Any, monkeypatch: Any) -> None:
+    lifted = front.post(CHAT, make(JPEG))
+    monkeypatch.setattr("qvl.server.serving.lift", lambda body, max_bytes: None)
+    plain = front.post(CHAT, make(JPEG))
+    assert plain.status_code >= 400
+    assert (lifted.status_code, lifted.json()) == (plain.status_code, plain.json())
+
+
+@pytest.mark.parametrize("cut", [100, 5_000, 30_000, -1])
+def test_json_that_is_broken_is_told_by_its_place_in_the_body(front: Running, cut: int) -> None:
+    body = json.dumps(user(image(f"data:image/jpeg;base64,{JPEG}"), TEXT)).encode()
+    with front.client() as client:
+        answer = client.post(CHAT, content=body[:cut], headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert f"column {len(body[:cut])}" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_marks_stand_where_base64_stood_and_nothing_else_is_changed(indent: int | None) -> None:
+    body = json.dumps(user(TEXT, image(f"data:a;base64,{JPEG}"), image(PNG), TEXT), indent=indent).encode()
+    lifted = lift(body, MiB)
+    assert lifted is not None
+    short = lifted.body
+    assert len(short) < 1000
+    for number, (text, data) in enumerate(lifted.found):
+        assert data == base64.b64decode(text)
+        short = short.replace(lifted.mark(number).encode(), bytes(text))
+    assert short == body
+
+
+@pytest.mark.parametrize("body", [b"", b'"', b"{", b'{"a": 1}', b'"' * 5000, b'"' + b"A" * 70_000, b"A" * 70_000])
+def test_a_body_without_any_is_left_alone(body: bytes) -> None:
+    assert lift(body, MiB) is None
+
+
+def test_what_is_larger_than_a_picture_may_be_is_left_to_the_gate() -> None:
+    assert lift(json.dumps(user(image(f"data:image/jpeg;base64,{JPEG}"))).encode(), 1000) is None
