@@ -151,7 +151,7 @@ def test_the_convention_is_that_of_the_model_or_named(endpoint: ScriptedEndpoint
     assert asked["shop",][:2] == (False, 3.58)
     assert "'shop'" in asked["shop",][2][0]
     assert "box_convention" in asked["shop",][2][0]
-    with pytest.raises(ConfigError, match=r"unknown box convention 'feet' \(0-1000 .* or pixels"):
+    with pytest.raises(ConfigError, match=r"unknown box convention 'feet' \(0-1000, .* or pixels"):
         Pipeline("openai:shop", base_url=endpoint.url, box_convention="feet")
 
 

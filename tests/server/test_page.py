@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipeline.conftest import TalkingBackend
 from tests.server.conftest import Running, picture
 from tests.server.echo_backend import EchoBackend
 
@@ -80,6 +81,33 @@ def test_drop_ask_analyze_and_the_second_time_from_the_cache(page, serve) -> Non
     page.screenshot(path=str(SHOTS / "analyze.png"))
     page.click("#analyze")
     page.locator("#facts", has_text="hit").wait_for()
+
+
+def test_what_is_located_is_drawn_on_the_picture(page, serve) -> None:
+    answer = '[{"bbox_2d": [100, 200, 700, 900], "label": "the <b>cap"}]'
+    evidence = '{"brand": "NORVIK", "category": null, "attributes": {}, "evidence": {"brand": [100, 200, 700, 900]}}'
+    replies = {"Locate": answer, "Give b": evidence}
+    server: Running = serve(TalkingBackend("Qwen3-VL", reply=lambda asked: replies[asked.messages[-1].text[:6]]))
+    page.goto(server.url)
+    page.wait_for_selector("#state.ready")
+    page.evaluate(DROP, ["shoe.png", list(picture("red", (120, 90)))])
+    page.wait_for_selector("#pictures img")
+    page.click("#tab-locate")
+    page.fill("#targets", "the <b>cap")
+    page.click("#locate")
+    page.wait_for_selector("#answer .overlay")
+    page.wait_for_function("document.querySelector('#answer .overlay').naturalWidth > 0")
+    assert "12, 18, 84, 81" in page.inner_text("#answer .field")
+    assert "the <b>cap" in page.inner_text("#answer .field")
+    page.screenshot(path=str(SHOTS / "locate.png"))
+    page.focus("#tab-locate")
+    page.keyboard.press("ArrowLeft")
+    assert page.get_attribute("#tab-analyze", "aria-selected") == "true"
+    page.check("#where")
+    page.click("#analyze")
+    page.wait_for_selector("#answer .field meter")
+    page.wait_for_function("document.querySelector('#answer .overlay').naturalWidth > 0")
+    page.screenshot(path=str(SHOTS / "evidence.png"))
 
 
 def test_a_picture_that_is_still_being_read_is_waited_for_and_sent(page, serve) -> None:

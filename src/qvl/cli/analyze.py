@@ -21,6 +21,7 @@ def analyze(
     *,
     schema: options.SchemaName = None,
     language: options.Language = None,
+    evidence: Annotated[bool, typer.Option("--evidence", help="Also the box where each field is seen.")] = False,
     together: options.Together = False,
     settings: options.PipelineOptions,
     run: options.RunOptions,
@@ -37,7 +38,7 @@ def analyze(
     if not work_items:
         raise ConfigError("no picture given", hint="name a file, a glob, a URL, or - for stdin")
     schema_type = parse_args.schema(schema) if schema is not None else None
-    request = settings.request()
+    request = settings.request() | ({"evidence": True} if evidence else {})
     pipeline = settings.build(language=language, concurrency=run.concurrency)
 
     async def answer_one(source: Pictures, request_id: str) -> Answer:

@@ -11,6 +11,7 @@ from pydantic_core import to_jsonable_python
 from qvl.analysis.product import ProductAnalysis
 from qvl.cli import failure
 from qvl.cli.terminal import json_line
+from qvl.evidence.located import Locations
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PictureRecord:
-    """The outcome of one picture in one iteration: an answer, an analysis with its answer, or an error."""
+    """The outcome of one picture in one iteration: an answer, alone or with an analysis or locations, or an error."""
 
     index: int
     iteration: int
@@ -28,6 +29,7 @@ class PictureRecord:
     request_id: str
     result: Result | None = None
     analysis: AnalysisResult[object] | None = None
+    located: Locations | None = None
     error: QvlError | None = None
 
     @property
@@ -39,6 +41,8 @@ class PictureRecord:
         if self.result is None:
             return self
         result = dataclasses.replace(self.result, pictures=())
+        if self.located is not None:
+            return dataclasses.replace(self, result=result, located=Locations(self.located, result))
         if self.analysis is None:
             return dataclasses.replace(self, result=result)
         if isinstance(self.analysis.value, ProductAnalysis):
@@ -55,14 +59,25 @@ class PictureRecord:
         if self.error is not None:
             return {**head, "error": failure.as_json(self.error)}
         assert self.result is not None
-        return {**head, **_answer(self.result, self.analysis), **_facts(self.result)}
+        answer = _answer(self.result, self.analysis) if self.located is None else self.located.to_json()
+        return {**head, **answer, **_facts(self.result)}
 
 
 def _answer(result: Result, analysis: AnalysisResult[object] | None) -> dict[str, object]:
     if analysis is None:
         texts = [choice.text for choice in result.choices]
         return {"text": result.text, **({"texts": texts} if len(texts) > 1 else {})}
-    return {"analysis": to_jsonable_python(analysis.value), **analysis.sureness()}
+    return {
+        "analysis": to_jsonable_python(analysis.value, exclude={"evidence"} if analysis.evidence else None),
+        **analysis.sureness(),
+        **_places(analysis),
+    }
+
+
+def _places(analysis: AnalysisResult[object]) -> dict[str, object]:
+    if not analysis.evidence:
+        return {}
+    return {"evidence": {name: item and item.to_json() for name, item in analysis.evidence.items()}}
 
 
 def _facts(result: Result) -> dict[str, object]:

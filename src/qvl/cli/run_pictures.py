@@ -1,4 +1,4 @@
-"""The run of `ask` and `analyze` over many pictures: concurrent work, answers printed in input order."""
+"""The run of `ask`, `analyze` and `locate` over many pictures: concurrent work, answers printed in input order."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from qvl.cli.options import RunOptions
     from qvl.cli.parse_args import Pictures, WorkItem
     from qvl.cli.sinks import RecordSink
+    from qvl.evidence.located import Locations
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.types import Result
 
-Answer: TypeAlias = "tuple[AnalysisResult[object] | None, Result]"
+Answer: TypeAlias = "tuple[AnalysisResult[object] | Locations | None, Result]"
 AnswerOne: TypeAlias = "Callable[[Pictures, str], Awaitable[Answer]]"
 log = logger("qvl.cli")
 
@@ -86,6 +87,8 @@ async def _once(
     concurrency: int,
     streams: bool,
 ) -> None:
+    from qvl.analysis.product import AnalysisResult
+    from qvl.evidence.located import Locations
     from qvl.ids import new_request_id
     from qvl.pipeline.map_in_order import map_in_order
 
@@ -111,7 +114,8 @@ async def _once(
                 picture=work.label,
                 request_id=request_id,
                 result=item.result,
-                analysis=item.value,
+                analysis=item.value if isinstance(item.value, AnalysisResult) else None,
+                located=item.value if isinstance(item.value, Locations) else None,
                 error=item.error,
             )
             output.add(record, streamed=streams)

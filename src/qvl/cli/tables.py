@@ -12,10 +12,12 @@ from rich.text import Text
 from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis
 from qvl.cli.console import stdout
+from qvl.html.overlays import place_of
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
     from qvl.cli.records import PictureRecord
+    from qvl.evidence.located import Locations
     from qvl.types import Result
 
 SHOWN_LOADING: Final = 0.05
@@ -25,6 +27,7 @@ _NARROW: Final = 100
 def took(record: PictureRecord) -> str:
     assert record.result is not None
     subject = "answer" if record.analysis is None else "image analysis"
+    subject = subject if record.located is None else "locating"
     return f"{subject} took {record.result.timing.total:.2f} s (cache {record.result.cache})"
 
 
@@ -49,7 +52,11 @@ def show_one(record: PictureRecord) -> None:
     """Print answer, confidences and timing of one picture."""
     assert record.result is not None
     console = stdout()
-    if record.analysis is not None:
+    if record.located is not None:
+        console.print(Text(f"{record.picture} · {record.result.backend}:{record.result.model}", style="italic"))
+        console.print(_located(record.located))
+        stages(record)
+    elif record.analysis is not None:
         # Not the table's title, which would be folded to the table's width.
         console.print(Text(f"{record.picture} · {record.result.backend}:{record.result.model}", style="italic"))
         console.print(_analysis(record))
@@ -59,6 +66,21 @@ def show_one(record: PictureRecord) -> None:
         stages(record)
     notes(record.result)
     console.print(Text(took(record)))
+
+
+def _located(located: Locations) -> Table:
+    table = Table()
+    table.add_column("target", overflow="fold")
+    table.add_column("pixels", overflow="fold")
+    table.add_column("of width and height", overflow="fold")
+    table.add_column("confidence", justify="right")
+    for item in located:
+        shares = ", ".join(f"{share:.1%}" for share in item.shape.relative)
+        place = place_of(item) + (" (cut at the edge)" if item.shape.clipped else "")
+        table.add_row(Text(item.label), Text(place), Text(shares), percent(item.confidence) or "unknown")
+    if not located:
+        table.add_row("nothing located", "", "", "")
+    return table
 
 
 def stages(record: PictureRecord) -> None:
@@ -103,8 +125,14 @@ def _analysis(record: PictureRecord) -> Table:
     table.add_column("field")
     table.add_column("value", overflow="fold")
     table.add_column("confidence", justify="right")
+    evidence = record.analysis.evidence
+    if evidence:
+        table.add_column("seen at", overflow="fold")
     for label, value, confidence in fields(record.analysis):
-        table.add_row(Text(label), Text(value), percent(confidence))
+        seen = evidence.get(label)
+        table.add_row(Text(label), Text(value), percent(confidence), "" if seen is None else place_of(seen))
+    if (seen := evidence.get("attributes")) is not None:
+        table.add_row("attributes", "", "", place_of(seen))
     table.add_row("all fields", "", percent(record.analysis.confidence) or "unknown", style="bold")
     table.add_section()
     for label, spent in timed(record):
@@ -154,6 +182,8 @@ def counted(records: Sequence[PictureRecord]) -> str:
 def _short(record: PictureRecord) -> str:
     if record.analysis is not None:
         return ", ".join(f"{label}: {value}" for label, value, _ in fields(record.analysis))
+    if record.located is not None:
+        return "; ".join(f"{item.label} {place_of(item)}" for item in record.located) or "nothing located"
     assert record.result is not None
     text = " ".join(record.result.text.split())
     return text if len(text) <= _NARROW else f"{text[: _NARROW - 1]}…"

@@ -68,7 +68,7 @@ def coordinates_named(convention: str) -> Coordinates:
             return Coordinates(known)
     raise ConfigError(
         f"unknown box convention {str(convention)[:40]!r}",
-        hint="0-1000 (thousandths of width and height, as Qwen3-VL) or pixels (of the resized picture, as Qwen2.5-VL)",
+        hint="0-1000, thousandths of the picture as Qwen3-VL writes, or pixels of the resized one as Qwen2.5-VL",
         param="box_convention",
     )
 

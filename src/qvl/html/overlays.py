@@ -33,10 +33,15 @@ def fields_html(
 
 def located_html(pictures: Sequence[ShownPicture], located: Sequence[Located], facts: str, notes: Iterable[str]) -> str:
     """Return a card: pictures with what is `located` on them beside a table of it, `facts` and `notes`."""
-    rows = [(printable(item.label), f"{place_of(item)}  {_percent(item.confidence)}") for item in located]
-    content = table_html(rows) if rows else "<p>nothing located</p>"
+    content = places_html(located)
     content += "".join(f"<p>{escape(note)}</p>" for note in notes)
     return card_html(pictures_html(pictures, located), content, facts)
+
+
+def places_html(located: Sequence[Located]) -> str:
+    """Return a table of labels, places and confidences."""
+    rows = [(printable(item.label), f"{place_of(item)}  {_percent(item.confidence)}") for item in located]
+    return table_html(rows) if rows else "<p>nothing located</p>"
 
 
 def place_of(item: Located) -> str:

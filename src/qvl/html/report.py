@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis
-from qvl.html.overlays import pictures_html
+from qvl.html.overlays import pictures_html, places_html
 from qvl.html.page import page_html
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from qvl.analysis.product import AnalysisResult
     from qvl.errors import QvlError
+    from qvl.evidence.located import Locations
     from qvl.types import Result
 
 
@@ -34,6 +35,8 @@ class ReportRow(Protocol):
     def result(self) -> Result | None: ...
     @property
     def analysis(self) -> AnalysisResult[object] | None: ...
+    @property
+    def located(self) -> Locations | None: ...
     @property
     def error(self) -> QvlError | None: ...
 
@@ -56,11 +59,12 @@ class HtmlReport:
         else:
             self._done += 1
             self._hits += row.result.cache == "hit"
-            located = () if row.analysis is None else row.analysis.located
+            located = row.located or ([] if row.analysis is None else row.analysis.located)
             pictures = pictures_html(row.result.pictures, located)
             texts = "".join(f"<p>{escape(_printable(choice.text))}</p>" for choice in row.result.choices)
             facts = [f"{row.result.facts} · {row.result.request_id}", *(f"note: {note}" for note in row.result.notes)]
             answer = texts if row.analysis is None else _analysis(row.analysis)
+            answer = answer if row.located is None else places_html(row.located)
             answer += "".join(f'<p class="facts">{escape(fact)}</p>' for fact in facts)
         name = f'<span class="name">{escape(_printable(row.picture))}</span>'
         self._articles.append(

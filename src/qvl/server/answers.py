@@ -357,6 +357,8 @@ class Analysis(TypedDict):
     confidence_method: str | None
     notes: list[str]
     usage: TokenUsage
+    evidence: NotRequired[dict[str, JsonObject | None]]
+    overlay: NotRequired[str]
 
 
 class ModelCapabilities(TypedDict):

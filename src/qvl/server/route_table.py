@@ -21,6 +21,7 @@ from qvl.server.routes import (
     completions,
     decisions,
     files,
+    locate,
     messages,
     pages,
     responses,
@@ -32,6 +33,7 @@ from qvl.server.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
+    LocateRequest,
     TokenizeRequest,
 )
 from qvl.server.systemone_0_2 import INVALID, SYSTEM_ONE_ERRORS, SystemOneAnswers, SystemOneRequest
@@ -129,6 +131,14 @@ OPERATIONS: Final = (
     _work("/detokenize", tokens.detokenize, "Text of tokens", DetokenizeRequest, answers.DetokenizedText, events=False),
     _work(
         "/v1/analyze", analyze.analyze, "Analyze a product on pictures", AnalyzeRequest, answers.Analysis, events=False
+    ),
+    _work(
+        "/v1/locate",
+        locate.locate,
+        "Locate things on a picture: boxes or points",
+        LocateRequest,
+        locate.LocatedObjects,
+        events=False,
     ),
     _work(
         "/v1/decisions",

@@ -131,6 +131,9 @@ class AllowedToolsChoice(TypedDict):
     allowed_tools: AllowedTools
 
 
+OverlayForm: TypeAlias = Literal["png", "svg"]
+
+
 class StreamOptions(BaseModel):
     model_config = STRICT
     include_usage: bool | None = None
@@ -312,6 +315,22 @@ class DetokenizeRequest(BaseModel):
     tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKENS, fail_fast=True)]
 
 
+class LocateRequest(BaseModel):
+    """`POST /v1/locate`: where on a picture something is."""
+
+    model_config = STRICT | ConfigDict(json_schema_extra={"examples": [{"image": PIXEL, "targets": ["the brand"]}]})
+
+    model: str | None = None
+    image: str = Field(description="An http(s) or data: URL.")
+    targets: str | list[str] = Field(description="What to locate: one text, or up to 100, in one request.")
+    points: bool = Field(False, description="A point on each instead of a box around it.")
+    overlay: OverlayForm | None = Field(None, description="The picture with everything drawn on it, as a data: URL.")
+    max_tokens: Annotated[int | None, parameter_field("max_tokens")] = None
+    max_pixels: int | None = Field(None, ge=1024)
+    min_pixels: int | None = Field(None, ge=1)
+    seed: Annotated[int | None, parameter_field("seed")] = None
+
+
 class AnalyzeRequest(BaseModel):
     """`POST /v1/analyze`: one product, shown on one or several pictures."""
 
@@ -329,6 +348,8 @@ class AnalyzeRequest(BaseModel):
         None, min_length=1, description="Several pictures of the same product."
     )
     language: str | None = Field(None, description="en, zh, pt or es.")
+    evidence: bool = Field(False, description="Also the box where each field is seen, or null.")
+    overlay: OverlayForm | None = Field(None, description="The first picture with these boxes drawn, as a data: URL.")
     schema_: JsonObject | None = Field(
         None, alias="schema", description="A JSON schema of type object; left out: brand, category, attributes."
     )

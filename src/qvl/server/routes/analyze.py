@@ -17,6 +17,7 @@ from qvl.pipeline.analyze_call import AnalyzeCall
 from qvl.server.answers import Analysis
 from qvl.server.errors import from_validation
 from qvl.server.openai_format import usage_of
+from qvl.server.routes.locate import overlay_url
 from qvl.server.schemas import AnalyzeRequest
 from qvl.server.serving import ServedRequest, cache_policy, validated
 from qvl.types import ChatRequest, JsonMapping, Message
@@ -53,7 +54,10 @@ async def analyze(exchange: Exchange) -> None:
     analysis = await exchange.until_done(lambda: _analyze(exchange, body, sources, schema, language))
     policy = cache_policy(exchange, deterministic=True)
     headers = ServedRequest(exchange, _NO_CHAT, name, exchange.core.fingerprint, policy).headers(analysis.result)
-    await exchange.respond_json(_answer(analysis, name, language), headers)
+    answer = _answer(analysis, name, language)
+    if body.overlay is not None:
+        answer["overlay"] = await overlay_url(analysis, body.overlay)
+    await exchange.respond_json(answer, headers)
 
 
 def _from_query(exchange: Exchange) -> AnalyzeRequest:
@@ -81,6 +85,7 @@ async def _analyze(
         "min_pixels": body.min_pixels,
         "seed": body.seed,
         "temperature": body.temperature,
+        "evidence": body.evidence,
     }
     if body.max_tokens is not None:
         params["max_tokens"] = body.max_tokens
@@ -113,7 +118,7 @@ def _answer(analysis: AnalysisResult[object], name: str, language: str) -> Analy
     else:
         assert isinstance(value, BaseModel)
         fields = value.model_dump(mode="json")
-    return {
+    told: Analysis = {
         "id": f"analysis-{new_id()}",
         "object": "analysis",
         "created": int(result.created_at or time.time()),
@@ -124,3 +129,6 @@ def _answer(analysis: AnalysisResult[object], name: str, language: str) -> Analy
         "notes": list(result.notes),
         "usage": usage_of(result.usage),
     }
+    if analysis.evidence:
+        told["evidence"] = {name: None if item is None else item.to_json() for name, item in analysis.evidence.items()}
+    return told

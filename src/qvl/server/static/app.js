@@ -95,7 +95,7 @@ document.addEventListener("paste", (event) => { if (event.clipboardData.files.le
 
 // Tabs, by arrows too
 
-const tabs = [$("tab-ask"), $("tab-analyze")];
+const tabs = [$("tab-ask"), $("tab-analyze"), $("tab-locate")];
 function choose(tab) {
   for (const other of tabs) {
     const chosen = other === tab;
@@ -108,7 +108,8 @@ for (const tab of tabs) {
   tab.onclick = () => choose(tab);
   tab.onkeydown = (event) => {
     if (event.key !== "ArrowRight" && event.key !== "ArrowLeft") return;
-    const other = tabs[(tabs.indexOf(tab) + 1) % tabs.length];
+    const step = event.key === "ArrowRight" ? 1 : tabs.length - 1;
+    const other = tabs[(tabs.indexOf(tab) + step) % tabs.length];
     choose(other);
     other.focus();
   };
@@ -261,6 +262,8 @@ async function analyze(picture, list, signal) {
     model: $("model").value || undefined,
     image: picture.url,
     language: $("language").value,
+    evidence: $("where").checked,
+    overlay: $("where").checked ? "svg" : undefined,
   }, $("fresh-analysis").checked, signal);
   if (!answer.ok) throw new Error(named(await errorOf(answer), [picture]));
   const found = await answer.json();
@@ -269,22 +272,52 @@ async function analyze(picture, list, signal) {
   const rows = leaves(found.analysis).map((leaf) => field(leaf, found.field_confidence[leaf[0]]));
   facts({ cache, total: seconds(total), tokens: tokens(found.usage) }, list);
   remember(Object.values(found.analysis).filter((value) => typeof value === "string").join(", "), total, cache, picture);
-  return [...rows, field(["all together", ""], found.confidence)];
+  return [...drawn(found, picture), ...rows, field(["all together", ""], found.confidence)];
 }
 
-$("panel-analyze").addEventListener("submit", (event) => {
-  event.preventDefault();
+// The picture with what was located on it, if it came.
+function drawn(found, picture) {
+  return found.overlay ? [element("img", { className: "overlay", src: found.overlay, alt: `${picture.name}, with boxes` })] : [];
+}
+
+async function locate(picture, list, signal) {
+  const started = performance.now();
+  const targets = ($("targets").value.trim() || $("targets").placeholder).split("\n").filter((line) => line.trim());
+  const answer = await post("v1/locate", {
+    model: $("model").value || undefined,
+    image: picture.url,
+    targets,
+    points: $("points").checked,
+    overlay: "svg",
+  }, $("fresh-places").checked, signal);
+  if (!answer.ok) throw new Error(named(await errorOf(answer), [picture]));
+  const found = await answer.json();
+  const total = performance.now() - started;
+  const cache = answer.headers.get("x-qvl-cache");
+  const rows = found.located.map(({ label, box, point, confidence }) => {
+    const place = box ? [box.x1, box.y1, box.x2, box.y2] : [point.x, point.y];
+    return field([label, place.map(Math.round).join(", ")], confidence);
+  });
+  if (!rows.length) rows.push(element("p", { textContent: "nothing located" }));
+  rows.push(...found.notes.map((note) => element("p", { className: "how", textContent: note })));
+  facts({ cache, total: seconds(total), tokens: tokens(found.usage) }, list);
+  remember(`${targets.join(", ")}: ${found.located.length}`, total, cache, picture);
+  return [...drawn(found, picture), ...rows];
+}
+
+// One request for each picture; `work` returns what to show of it.
+function eachPicture(button, work) {
   if (!pictures.length) return fail("Add a picture first.");
-  guarded($("analyze"), async ({ sent, signal }) => {
+  return guarded(button, async ({ sent, signal }) => {
     if (sent.length === 1) {
-      $("answer").append(...(await analyze(sent[0], $("facts"), signal)));
+      $("answer").append(...(await work(sent[0], $("facts"), signal)));
       return;
     }
     for (const picture of sent) {
       const list = element("dl", { className: "facts" });
       const section = element("section", { className: "analysis" }, element("h3", { textContent: picture.name }));
       try {
-        section.append(...(await analyze(picture, list, signal)), list);
+        section.append(...(await work(picture, list, signal)), list);
       } catch (error) {
         if (error.name === "AbortError") throw error;
         section.append(element("p", { className: "failed", textContent: error.message }));
@@ -292,7 +325,14 @@ $("panel-analyze").addEventListener("submit", (event) => {
       $("answer").append(section);
     }
   });
-});
+}
+
+for (const [what, work] of [["analyze", analyze], ["locate", locate]]) {
+  $(`panel-${what}`).addEventListener("submit", (event) => {
+    event.preventDefault();
+    eachPicture($(what), work);
+  });
+}
 
 // The server
 

@@ -1,0 +1,102 @@
+"""`POST /v1/locate`: `locate()` of the pipeline over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from typing import TYPE_CHECKING, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from qvl.errors import ConfigError, RequestError
+from qvl.ids import new_id
+from qvl.pipeline.locate_call import LocateCall
+from qvl.server.answers import Count, TokenUsage
+from qvl.server.openai_format import usage_of
+from qvl.server.schemas import LocateRequest
+from qvl.server.serving import ServedRequest, cache_policy, validated
+from qvl.types import ChatRequest, JsonObject, Message
+
+if TYPE_CHECKING:
+    from qvl.evidence.located import Locations
+    from qvl.evidence.overlay import Overlaid
+    from qvl.pipeline.locate_call import LocateParams
+    from qvl.server.exchange import Exchange
+
+_NO_CHAT = ChatRequest((Message("user"),))
+
+
+class LocatedObjects(TypedDict):
+    """The things that were located: label, `box` or `point` in pixels of the original and relative, confidence."""
+
+    id: str
+    object: Literal["located"]
+    created: Count
+    model: str
+    located: list[JsonObject]
+    notes: list[str]
+    usage: TokenUsage
+    overlay: NotRequired[str]
+
+
+async def locate(exchange: Exchange) -> None:
+    """Answer with a box (or point) in pixels of the original picture, and a confidence, for everything located."""
+    body = validated(LocateRequest, await exchange.body())
+    exchange.picture_params = lambda: ["image"]
+    exchange.core.refuse_many_images(1)
+    name = exchange.core.served(body.model)
+    found = await exchange.until_done(lambda: _locate(exchange, body))
+    answer: LocatedObjects = {
+        "id": f"locate-{new_id()}",
+        "object": "located",
+        "created": int(found.result.created_at or time.time()),
+        "model": name,
+        "located": [item.to_json() for item in found],
+        "notes": list(found.result.notes),
+        "usage": usage_of(found.result.usage),
+    }
+    if body.overlay is not None:
+        answer["overlay"] = await overlay_url(found, body.overlay)
+    policy = cache_policy(exchange, deterministic=True)
+    headers = ServedRequest(exchange, _NO_CHAT, name, exchange.core.fingerprint, policy).headers(found.result)
+    await exchange.respond_json(answer, headers)
+
+
+async def _locate(exchange: Exchange, body: LocateRequest) -> Locations:
+    core = exchange.core
+    params: LocateParams = {
+        "request_id": exchange.request_id,
+        "max_tokens": body.max_tokens,
+        "max_pixels": body.max_pixels,
+        "min_pixels": body.min_pixels,
+        "seed": body.seed,
+    }
+    try:
+        call = LocateCall(
+            body.image,
+            body.targets,
+            core.executor.backend,
+            cache_policy(exchange, deterministic=True),
+            params,
+            points=body.points,
+            namespace=core.namespace(exchange.tenant),
+            policy=core.settings.media,
+            started=exchange.started,
+        )
+    except ConfigError as exc:
+        raise RequestError(exc.message, hint=exc.hint, param=exc.param, code="invalid_value") from exc
+    return await core.executor.execute(call)
+
+
+async def overlay_url(result: Overlaid, form: Literal["png", "svg"]) -> str:
+    """Return the overlay of a result's first picture as a data: URL, drawn in another thread."""
+
+    def drawn() -> str:
+        if form == "svg":
+            kind, data = "image/svg+xml", result.overlay_svg().encode()
+        else:
+            kind, data = "image/png", result.overlay()
+        return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+    return await asyncio.to_thread(drawn)
