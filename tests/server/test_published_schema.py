@@ -18,8 +18,9 @@ from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.shared import ErrorObject
 from pydantic import BaseModel, TypeAdapter
 
-from tests.server.conftest import Running, data_url, question
+from tests.server.conftest import Running, data_url, question, start
 from tests.server.test_chat import events
+from tests.server.test_messages import Thinker
 from tests.server.test_openai_client import WEATHER
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -74,6 +75,7 @@ def fits(kind: Any, value: Any, name: str) -> None:
         assert not missing, (path, missing)
 
 
+ENCRYPTED = "reasoning.encrypted_content"
 TEXT = question("one two three")
 PICTURE = question("which", data_url("red"), data_url("blue"))
 TOOLS = {**question("use get_weather"), "tools": [WEATHER], "tool_choice": "required"}
@@ -131,6 +133,26 @@ def test_responses(server: Running, name: str) -> None:
     for event in told:
         fits(ResponseStreamEvent, event, "event")
     fits(Response, told[-1]["response"], "Response")
+
+
+@pytest.mark.parametrize("summary", [None, "auto"])
+def test_reasoning_is_closed_before_the_answer_begins(summary: str | None) -> None:
+    running = start(Thinker())
+    try:
+        body = {"input": "x", "stream": True, "reasoning": {"summary": summary}, "include": [ENCRYPTED]}
+        lines = running.post(RESPONSES, body).text.splitlines()
+    finally:
+        running.stop()
+    told = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    assert [event["sequence_number"] for event in told] == list(range(len(told)))
+    for event in told:
+        fits(ResponseStreamEvent, event, "event")
+    items = [(event["type"], event["output_index"]) for event in told if "output_item" in event["type"]]
+    added, done = "response.output_item.added", "response.output_item.done"
+    assert items == [(added, 0), (done, 0), (added, 1), (done, 1)]
+    closed = [event["item"] for event in told if event["type"] == done]
+    assert closed == told[-1]["response"]["output"]
+    assert closed[0]["encrypted_content"]
 
 
 def test_models_and_errors(server: Running) -> None:

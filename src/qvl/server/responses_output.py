@@ -168,7 +168,9 @@ class EventWriter:
         events = self._open() + (self._think(chunk.reasoning) if chunk.reasoning else b"")
         # The tokens of reasoning have logprobs too, and no item to stand in.
         if chunk.text or (chunk.logprobs and not chunk.reasoning):
-            events += self._delta(chunk)
+            events += self._thought_out() + self._delta(chunk)
+        if chunk.tool_calls:
+            events += self._thought_out()
         return events + b"".join(map(self._call, chunk.tool_calls))
 
     def _open(self) -> bytes:
@@ -189,6 +191,17 @@ class EventWriter:
         if self._maker.summary:
             return events + self.event("response.reasoning_summary_text.delta", **self._place_of_thought(), delta=text)
         return events + self.event("response.reasoning_text.delta", **self._place_of_thought(), delta=text)
+
+    def _thought_out(self) -> bytes:
+        """Return the closing events of the reasoning, if it is open: it ends where the answer begins."""
+        if self._reasoning is None:
+            return b""
+        item = self._maker.thought(self._items[self._reasoning], "".join(self._thought))  # type: ignore[arg-type]
+        self._items[self._reasoning] = item
+        events = self._closing(self._reasoning, item)
+        self._reasoning = None
+        self._thought.clear()
+        return events
 
     def _place_of_thought(self) -> ThoughtPosition:
         assert self._reasoning is not None
@@ -234,12 +247,12 @@ class EventWriter:
 
     def close(self, result: Result) -> bytes:
         """Return the closing events of every item and of the response."""
-        events = self._open()
+        events = self._open() + self._thought_out()
         if self._message is None and not self._calls:
             events += self._delta(Chunk())
         status = _status(result.finish_reason)
         output = [self._closed(item, status) for item in self._items]
-        events += b"".join(self._closing(index, item) for index, item in enumerate(output))
+        events += b"".join(self._closing(at, item) for at, item in enumerate(output) if item["type"] != "reasoning")
         self.whole = finished(self._head, output, result)
         return events + self.event(f"response.{self.whole['status']}", response=self.whole)
 
@@ -247,7 +260,7 @@ class EventWriter:
         if item["type"] == "function_call":
             return {**item, "status": status}
         if item["type"] == "reasoning":
-            return self._maker.thought(item, "".join(self._thought))
+            return item
         part = _text_part("".join(self._text), tuple(self._logprobs) or None)
         return {**item, "status": status, "content": [part]}
 
