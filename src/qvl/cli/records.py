@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 from qvl.analysis.product import ProductAnalysis
 from qvl.cli import failure
 from qvl.cli.terminal import json_line
-from qvl.evidence.located import Locations
+from qvl.evidence.located import Locations, size_of
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
@@ -77,7 +77,8 @@ def _answer(result: Result, analysis: AnalysisResult[object] | None) -> dict[str
 def _places(analysis: AnalysisResult[object]) -> dict[str, object]:
     if not analysis.evidence:
         return {}
-    return {"evidence": {name: item and item.to_json() for name, item in analysis.evidence.items()}}
+    evidence = {name: item and item.to_json() for name, item in analysis.evidence.items()}
+    return {"evidence": evidence, **size_of(analysis.result.pictures)}
 
 
 def _facts(result: Result) -> dict[str, object]:

@@ -37,5 +37,14 @@ class Locations(Overlaid, list[Located]):
         return located_html(self.pictures, self, self.result.facts, self.result.notes)
 
     def to_json(self) -> JsonObject:
-        """Return label, box or point, and confidence of each as JSON values, with the notes."""
-        return {"located": [item.to_json() for item in self], "notes": list(self.result.notes)}
+        """Return label, box or point, and confidence of each as JSON values, with the picture's size and the notes."""
+        located = [item.to_json() for item in self]
+        return {"located": located, **size_of(self.pictures), "notes": list(self.result.notes)}
+
+
+def size_of(pictures: Sequence[Picture]) -> dict[str, int]:
+    """Return `width` and `height` of a single picture's original in pixels; nothing of several, or none."""
+    if len(pictures) != 1:
+        return {}
+    width, height = pictures[0].original
+    return {"width": width, "height": height}

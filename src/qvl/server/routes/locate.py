@@ -35,6 +35,8 @@ class LocatedObjects(TypedDict):
     created: Count
     model: str
     located: list[JsonObject]
+    width: Count
+    height: Count
     notes: list[str]
     usage: TokenUsage
     overlay: NotRequired[str]
@@ -53,6 +55,8 @@ async def locate(exchange: Exchange) -> None:
         "created": int(found.result.created_at or time.time()),
         "model": name,
         "located": [item.to_json() for item in found],
+        "width": found.pictures[0].original[0],
+        "height": found.pictures[0].original[1],
         "notes": list(found.result.notes),
         "usage": usage_of(found.result.usage),
     }
