@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from qvl.ascend import matrix
+from qvl.ascend import matrix, recipe
+from qvl.ascend.devices import parse_npus
 from qvl.ascend.launch import Launcher
 from qvl.cli import launch
 from qvl.cli.launch import LaunchOptions
@@ -104,6 +105,67 @@ def test_npus_that_cannot_share_the_heads_are_refused(healthy: Machine, tmp_path
 def test_all_npus_of_a_host_without_one_is_refused(machine: Machine, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no /dev/davinciN on this host"):
         dry_run(machine, tmp_path, npus="all")
+
+
+@pytest.mark.parametrize(
+    ("npus", "extra", "said"),
+    [
+        ("0", ("--tensor-parallel-size", "2"), "takes 2 NPUs, but --npus names 1"),
+        ("0,1", ("-tp", "2", "-dp=2"), "takes 4 NPUs, but --npus names 2"),
+        ("0,1", ("--pipeline_parallel_size", "3"), "takes 3 NPUs"),
+        ("0-3", ("-tp", "3"), "3 NPUs cannot share the 32 attention heads"),
+    ],
+)
+def test_sizes_that_the_npus_cannot_have_are_refused(
+    npus: str, extra: tuple[str, ...], said: str, healthy: Machine
+) -> None:
+    options = LaunchOptions(model="Qwen/Qwen3-VL-8B-Instruct", image=IMAGE, engine="vllm")
+
+    with pytest.raises(ConfigError, match=said):
+        options.plan(healthy.host(), parse_npus(npus), extra)
+    options.plan(healthy.host(), parse_npus(npus), ("--nnodes", "2", "-tp", "4"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "tensor"), [(("-dp", "2"), "2"), (("--data-parallel-size=4",), "1"), ((), "4"), (("-pp", "2"), "2")]
+)
+def test_what_other_sizes_leave_is_tensor_parallel(extra: tuple[str, ...], tensor: str, healthy: Machine) -> None:
+    options = LaunchOptions(model="Qwen/Qwen3-VL-8B-Instruct", image=IMAGE, engine="vllm")
+    words = recipe.command(options.plan(healthy.host(), (0, 1, 2, 3), extra))
+
+    assert words[words.index("--tensor-parallel-size") + 1] == tensor
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (f"{IMAGE}-a3", "another chip than 910B, whose tags end in no chip"),
+        (f"{IMAGE}-310p-openeuler", "another chip"),
+        ("vllm-ascend:v0.10.0rc1", "does not serve Qwen3-VL on 910B: 0.11.0 or newer does"),
+    ],
+)
+def test_an_image_of_another_chip_or_too_old_is_refused(
+    image: str, said: str, healthy: Machine, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        dry_run(healthy, tmp_path, image=image)
+    assert dry_run(healthy, tmp_path, image=image, skip_check=["image"])[0]
+
+
+def test_an_image_of_ones_own_and_an_unknown_chip_are_not_judged(healthy: Machine, tmp_path: Path) -> None:
+    assert dry_run(healthy, tmp_path, image="registry:5000/own-a3:1")[0]
+    healthy.npu_smi("error-8005.txt", code=1)
+    assert dry_run(healthy, tmp_path, image=f"{IMAGE}-a3")[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"host": "no host"}, {"network": "x y"}, {"model": "a\nb"}, {"wait": float("nan")}, {"wait": -1.0}, {"host": ""}],
+)
+def test_odd_options_are_one_line(options: dict[str, Any], healthy: Machine, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        dry_run(healthy, tmp_path, allow_unauthenticated=True, **options)
+    assert "\n" not in str(caught.value)
 
 
 def slim(folder: Path, *, index: bool = True) -> Path:

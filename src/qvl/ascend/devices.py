@@ -133,9 +133,17 @@ def table_of(host: Host, text: str) -> npu_smi.NpuSmi | None:
 
 
 def chip_name(host: Host, npus: tuple[int, ...]) -> str:
-    """Return the chip name that npu-smi shows for the first of `npus`; "" if unknown."""
-    table = query(host)
-    return next((npu.name for npu in table.npus if npu.device_id in npus), "") if table else ""
+    """Return the chip name that npu-smi shows for `npus`; "" if unknown.
+
+    Raises:
+        ConfigError: they are of several kinds, which need containers of different images.
+    """
+    table, nodes = query(host), host.names("/dev")
+    names = list(dict.fromkeys(npu.name for npu in table.npus if npu.device_id in npus)) if table else []
+    if len({chips.find(name, nodes) for name in names}) > 1:
+        hint = "one container for each kind: --npus names those of one"
+        raise ConfigError(f"the NPUs of --npus are of several kinds: {', '.join(names)}", hint=hint)
+    return names[0] if names else ""
 
 
 def smallest_memory(host: Host, npus: tuple[int, ...]) -> int:

@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _FULL_CAPABILITIES = 38
+# A program may print without end; what is shown of it is a line.
+_LONGEST_TAIL = 4096
+_LONGEST_LINE = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,12 @@ class Completed:
 
     @property
     def last_line(self) -> str:
-        """The last non-empty line of stderr, or of stdout: usually the reason of a failure."""
-        lines = [line.strip() for line in f"{self.stdout}\n{self.stderr}".splitlines() if line.strip()]
-        return lines[-1] if lines else f"exit code {self.code}"
+        """The last non-empty line of stderr, or of stdout, not too long: usually the reason of a failure."""
+        for text in (self.stderr, self.stdout):
+            lines = text[-_LONGEST_TAIL:].strip().splitlines()
+            if lines:
+                return lines[-1].strip()[:_LONGEST_LINE]
+        return f"exit code {self.code}"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ _MAPPING = re.compile(r"NPU ID|Slot ID|Chip ID|Chip Logic ID|Chip Phy-ID|Chip Na
 _USED_FLOOR_MB = 6144
 _USED_SHARE = 0.15
 _SHOWN = 120
+_NOTED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,14 @@ class _Table:
     chips: list[Npu] = field(default_factory=list)
     processes: dict[tuple[int, int], list[NpuProcess]] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    more: int = 0
+
+    def note(self, text: str) -> None:
+        """Keep what is not right with the table; of very many rows the first, and how many more there are."""
+        if len(self.unread) < _NOTED:
+            self.unread.append(text)
+        else:
+            self.more += 1
 
     def read(self, line: str) -> None:
         """Take one line of the table; those that only draw it hold nothing."""
@@ -125,7 +134,7 @@ class _Table:
         if not inside.startswith("|") or _VERSION.search(inside):
             return
         if len(inside) < 2 or not inside.endswith("|"):
-            self.unread.append(f"a row is cut off: {inside[:_SHOWN]}")
+            self.note(f"a row is cut off: {inside[:_SHOWN]}")
             return
         cells = _cells(inside)
         if "Process id" in cells:
@@ -142,13 +151,13 @@ class _Table:
             self.whole(self.upper, cells)
             self.upper = None
         else:
-            self.unread.append(f"a row was not understood: {' | '.join(cells)[:_SHOWN]}")
+            self.note(f"a row was not understood: {' | '.join(cells)[:_SHOWN]}")
 
     def half(self) -> None:
         """Note the first row that is left without a second one."""
         if self.upper is not None:
             number, name, health, _ = self.upper
-            self.unread.append(f"NPU {number} ({name}, health {health}) has no second row, so no memory and no number")
+            self.note(f"NPU {number} ({name}, health {health}) has no second row, so no memory and no number")
         self.upper = None
 
     def whole(self, upper: list[str], lower: list[str]) -> None:
@@ -158,7 +167,7 @@ class _Table:
         npu_id = _whole(number)
         pairs = _PAIR.findall(lower[-1])
         if not pairs or npu_id is None or "/" in _PAIR.sub("", lower[-1]):
-            self.unread.append(f"NPU {number} ({name}, health {health}) has no memory column that can be read")
+            self.note(f"NPU {number} ({name}, health {health}) has no memory column that can be read")
             return
         # Chips with DDR and HBM print both; HBM, the last, has 0 of 0 where there is none.
         used, total = next((pair for pair in reversed(pairs) if pair[1] != "0"), pairs[-1])
@@ -186,7 +195,7 @@ class _Table:
         known = [part for part in numbers if part is not None]
         pid = _whole(cells[at]) if len(cells) == len(columns) else None
         if pid is None or not known or len(known) < len(numbers):
-            self.unread.append(f"a process was not understood: {' | '.join(cells)[:_SHOWN]}")
+            self.note(f"a process was not understood: {' | '.join(cells)[:_SHOWN]}")
             return
         chip = (known[0], known[1] if len(known) > 1 else 0)
         memory = next((index for name, index in columns.items() if name.startswith("Process memory")), -1)
@@ -203,10 +212,14 @@ class _Table:
         """Note what the end of the table leaves open: a half chip, and processes of no chip."""
         self.half()
         listed = {(chip.npu_id, chip.chip_id) for chip in self.chips}
+        if len(listed) < len(self.chips):
+            self.note(f"{len(self.chips)} chips have rows, but only {len(listed)} different numbers")
         for (npu, chip), processes in self.processes.items():
             if (npu, chip) not in listed:
                 pids = ", ".join(str(process.pid) for process in processes)
-                self.unread.append(f"process {pids} is on NPU {npu}, chip {chip}, which has no whole rows")
+                self.note(f"process {pids} is on NPU {npu}, chip {chip}, which has no whole rows")
+        if self.more:
+            self.unread.append(f"{self.more} more rows are not as they should be")
 
 
 def parse(text: str) -> NpuSmi | None:

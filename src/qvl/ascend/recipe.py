@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from qvl.ascend import chips, matrix
+from qvl.ascend import chips, matrix, parallel
 from qvl.ascend.checks import fit
 from qvl.ascend.checks import weights as checkpoints
 from qvl.ascend.devices import numbers_of
@@ -76,6 +76,13 @@ class ContainerPlan:
             raise ConfigError(f"unknown --engine {self.engine!r}", hint=f"one of {', '.join(ENGINES)}")
         if not self.npus:
             raise ConfigError("no NPU given", hint="--npus 0")
+        for option, text in {"MODEL": self.model, "--host": self.host, "--network": self.network}.items():
+            if (
+                not text.isprintable()
+                or (option == "--host" and not text)
+                or (option != "MODEL" and re.search(r"[^\w.:-]", text))
+            ):
+                raise ConfigError(f"{option} {text!r} cannot be read", hint="without blanks and control characters")
         if not 0 < self.port < 65536:
             raise ConfigError(f"invalid --port {self.port}", hint="1 to 65535")
         if not re.fullmatch(r"[^\s:]+(:\d+/[^\s:]+)?(:[\w][\w.-]*|@sha256:[0-9a-f]{64})", self.image):
@@ -102,24 +109,12 @@ class ContainerPlan:
             raise ConfigError(
                 f"{self.chip} works in pairs of dies, but --npus names {len(self.npus)}", hint="give both: 0,1"
             )
-        self._check_sharing()
+        if self.engine == "vllm":
+            parallel.check(len(self.npus), self.extra, heads=fit.heads_of(self.weights or self.model), model=self.model)
         if self.engine == "qvl" and len(self.npus) > 1 and "--replicas" not in self.extra:
             raise ConfigError(
                 f"qvl-serve uses one NPU, but --npus names {len(self.npus)}",
                 hint="--compose for one instance per NPU, --engine vllm for tensor parallel, or pass -- --replicas",
-            )
-
-    def _check_sharing(self) -> None:
-        """Refuse a number of NPUs among which vllm cannot divide the model's attention heads."""
-        count, own = len(self.npus), [word.partition("=")[0].replace("_", "-") for word in self.extra]
-        if self.engine != "vllm" or count == 1 or not {"-tp", "--tensor-parallel-size"}.isdisjoint(own):
-            return
-        heads = fit.heads_of(self.weights or self.model)
-        if heads is not None and heads % count:
-            fewer = next(number for number in range(count - 1, 0, -1) if heads % number == 0)
-            raise ConfigError(
-                f"{count} NPUs cannot share the {heads} attention heads of {self.model}",
-                hint=f"--npus for {fewer} of them, or -- --tensor-parallel-size 1 --data-parallel-size {count}",
             )
 
     def _check_further(self) -> None:
@@ -221,8 +216,8 @@ class ContainerPlan:
 
     @property
     def sharing(self) -> int:
-        """The number of NPUs that share the model: all in vllm, one in qvl-serve."""
-        return len(self.npus) if self.engine == "vllm" else 1
+        """The number of NPUs that share the model: in vllm all that its sizes let, one in qvl-serve."""
+        return parallel.spread(len(self.npus), self.extra).sharing if self.engine == "vllm" else 1
 
     @property
     def longest_and_most(self) -> tuple[int, int]:
@@ -308,6 +303,24 @@ def notes(plan: ContainerPlan) -> list[str]:
     return said
 
 
+def refuse_other_image(plan: ContainerPlan) -> None:
+    """Raise ConfigError if the image's tag says that it is of another chip, or too old for the chip."""
+    chip, match = plan.chip_facts, re.search(r"vllm-ascend:v?(\d[\w.]*)", plan.image)
+    if not (plan.kind or plan.chip):
+        return
+    if not chip.fits_image(plan.image):
+        endings = " or ".join(f"-{suffix}" if suffix else "no chip" for suffix in chip.image_suffixes)
+        raise ConfigError(
+            f"--image {plan.image} is for another chip than {chip.kind}, whose tags end in {endings}",
+            hint="take the image of this chip; --skip-check image takes this one",
+        )
+    if match and matrix.key(match[1]) < matrix.key(chip.serves_from):
+        raise ConfigError(
+            f"--image {plan.image} does not serve Qwen3-VL on {chip.kind}: {chip.serves_from} or newer does",
+            hint="take a newer image; --skip-check image takes this one",
+        )
+
+
 def absent_folders(plan: ContainerPlan) -> list[tuple[str, str]]:
     """Return (option, folder) of each host folder to mount that does not exist."""
     folders = {"MODEL": plan.weights, "--hub-cache": plan.hub_cache, "--answers": plan.answers, "--code": plan.code}
@@ -372,11 +385,12 @@ def _qvl(plan: ContainerPlan) -> list[str]:
 def _vllm(plan: ContainerPlan) -> list[str]:
     chip = plan.chip_facts
     longest, most = plan.longest_and_most
-    sizes = (chip.parallel_graph_sizes if len(plan.npus) > 1 else ()) or chip.graph_sizes
-    graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
+    sizes = parallel.spread(len(plan.npus), plan.extra)
+    batches = (chip.parallel_graph_sizes if sizes.tensor > 1 else ()) or chip.graph_sizes
+    graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": batches}
     words = ["vllm", "serve", plan.inner_model, "--host", plan.inner_host, "--port", str(plan.inner_port)]
     words += ["--served-model-name", plan.label, "--dtype", chip.dtypes[0]]
-    words += ["--tensor-parallel-size", str(len(plan.npus)), "--max-model-len", str(longest)]
+    words += ["--tensor-parallel-size", str(sizes.tensor), "--max-model-len", str(longest)]
     words += ["--max-num-seqs", str(most), "--max-num-batched-tokens", str(chips.STEP_TOKENS)]
     words += ["--gpu-memory-utilization", str(chips.MEMORY_SHARE)]
     # vllm-ascend's recipe switches both caches off for Qwen3-VL: they have given garbled answers on NPUs.

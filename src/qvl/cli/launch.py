@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,10 +78,10 @@ class LaunchOptions:
         from qvl.ascend import chips, devices
         from qvl.ascend.recipe import KEY_NAMES, ContainerPlan
 
-        if self.compose is not None:
-            npus = npus[:1]
         with devices.one_look():
             chip, memory = self.chip or devices.chip_name(host, npus), devices.smallest_memory(host, npus)
+        if self.compose is not None:
+            npus = npus[:1]
         return ContainerPlan(
             model=self.model,
             image=self.image,
@@ -132,7 +133,7 @@ def launch(context: typer.Context, options: LaunchOptions) -> None:
 def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
     from qvl.ascend import chips, devices, flags
     from qvl.ascend.launch import refuse_unknown
-    from qvl.ascend.recipe import KEY_NAMES, absent_folders, notes
+    from qvl.ascend.recipe import KEY_NAMES, absent_folders, notes, refuse_other_image
 
     # All at once, and not one a try, as the options' own check would.
     if missing := options.missing():
@@ -143,11 +144,15 @@ def _launch(host: Host, options: LaunchOptions, extra: Sequence[str]) -> None:
     if extra and not extra[0].startswith("-"):
         raise ConfigError(f"unexpected {extra[0]!r}", hint="flags of the engine stand after --")
     refuse_unknown(options.skip_check or ())
+    if not 0 <= options.wait < math.inf:
+        raise ConfigError(f"invalid --wait {options.wait:g}", hint="seconds, or 0 for not to wait")
     if options.chip and not (chips.named(options.chip) or chips.find(options.chip)):
         hint = f"one of {', '.join(chip.kind for chip in chips.CHIPS)}, or the name in npu-smi, such as 910B4"
         raise ConfigError(f"unknown --chip {options.chip!r}", hint=hint)
     npus = devices.parse_npus(options.npus, devices.device_numbers(host))
     plan = options.plan(host, npus, extra)
+    if "image" not in (options.skip_check or ()):
+        refuse_other_image(plan)
     if extra and "flags" not in (options.skip_check or ()):
         flags.check(plan.engine, extra, _flags_of(plan.engine))
     if options.hub_cache == HUB_CACHE and options.compose is None and not options.dry_run:

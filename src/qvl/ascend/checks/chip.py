@@ -32,6 +32,13 @@ def kind(host: Host, dtype: str | None) -> Iterator[Finding]:
                 {"chip": name},
             )
         return
+    if len({chips.find(name, host.names("/dev")) for name in names}) > 1:
+        yield Finding.warn(
+            "chip",
+            f"chips of several kinds: {', '.join(names)}; all is judged here by the facts of {chip.kind}",
+            "launch NPUs of one kind together, with the image of that kind",
+            {"names": names},
+        )
     detail = {"chip": chip.kind, "names": names, "products": chip.products, "dtypes": chip.dtypes}
     if not chip.supported:
         yield Finding.fail(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from qvl.ascend import chips, devices, npu_smi
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding
-from qvl.backends.local.model.checkpoint_files import image_settings
+from qvl.backends.local.model.checkpoint_files import image_settings, read_json
 from qvl.backends.local.model.model_size import PUBLISHED_CONFIGS, size_of
 from qvl.errors import ConfigError
 
@@ -107,17 +106,16 @@ def config_of(model: Path | str) -> JsonObject | None:
         match = _PUBLISHED.fullmatch(model)
         return PUBLISHED_CONFIGS.get(match[1].upper()) if match else None
     try:
-        body = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(model / "config.json", model.name)
+    except ConfigError:
         return None
-    return body if isinstance(body, dict) else None
 
 
 def heads_of(model: Path | str) -> int | None:
     """Return the number of attention heads, which tensor parallel workers divide among them; None if unknown."""
     text = (config_of(model) or {}).get("text_config")
     heads = text.get("num_attention_heads") if isinstance(text, dict) else None
-    return heads if isinstance(heads, int) and heads > 0 else None
+    return heads if isinstance(heads, int) and not isinstance(heads, bool) and heads > 0 else None
 
 
 def _need(config: JsonObject, size: ModelSize, weights: int, pixels: int, tokens: int) -> MemoryNeed:
@@ -186,4 +184,6 @@ def _largest_pixels(folder: Path) -> int:
         return _PUBLISHED_PIXELS
     size = settings.get("size")
     pixels = settings.get("max_pixels") or (size.get("longest_edge") if isinstance(size, dict) else None)
-    return int(pixels) if isinstance(pixels, int | float) and math.isfinite(pixels) else _PUBLISHED_PIXELS
+    if isinstance(pixels, int | float) and math.isfinite(pixels) and pixels > 0:
+        return int(pixels)
+    return _PUBLISHED_PIXELS

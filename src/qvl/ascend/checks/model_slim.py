@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvl.ascend.report import Finding
+from qvl.backends.local.model.checkpoint_files import read_json
+from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
     from qvl.ascend.chips import Chip
@@ -34,11 +35,11 @@ def check(folder: Path, chip: Chip | None = None) -> Iterator[Finding]:
         "vllm-ascend"
     )
     try:
-        kinds = json.loads(described.read_text(encoding="utf-8"))
-        stored = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        kinds = read_json(described, folder.name)
+        stored = read_json(index, folder.name)["weight_map"]
         names = {name for name in kinds if name.endswith(_WEIGHT)}
         weights = {name for name in stored if name.endswith(_WEIGHT)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ConfigError, KeyError, TypeError, AttributeError) as error:
         yield Finding.fail("quantisation", f"{described.name} or {index.name} cannot be read: {error!r}", again)
         return
     unnamed, absent = sorted(weights - names), sorted(names - weights)

@@ -10,13 +10,17 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qvl.ascend import matrix
 from qvl.ascend.report import Finding
-from qvl.backends.local.model.checkpoint_files import image_settings, quantisation
+from qvl.backends.local.model.checkpoint_files import image_settings, quantisation, read_json
 from qvl.backends.local.model.family import FAMILIES
 from qvl.backends.local.model.weight_form import readable
 from qvl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qvl.types import JsonObject
 
 _POINTER = b"version https://git-lfs"
 _LARGEST_HEADER = 2**28
@@ -41,7 +45,7 @@ def shard_problem(path: Path) -> str | None:
                 return "has no safetensors header (cut off, or another format)"
             header = json.loads(file.read(length))
         ends = [facts["data_offsets"][1] for name, facts in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"cannot be read: {error}"
     expected = 8 + length + max(ends, default=0)
     if size != expected:
@@ -54,10 +58,9 @@ def model_slim(folder: Path) -> str | None:
     """Return the form of weights that ModelSlim quantised, such as "W8A8"; None for all others."""
     for path in sorted(folder.glob("quant_model_description*.json")):
         try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            body = {}
-        kind = body.get("model_quant_type") if isinstance(body, dict) else None
+            kind = read_json(path, folder.name).get("model_quant_type")
+        except ConfigError:
+            kind = None
         return str(kind or "by ModelSlim")
     return None
 
@@ -65,10 +68,10 @@ def model_slim(folder: Path) -> str | None:
 def is_sparse(folder: Path) -> bool:
     """Return whether the checkpoint is a mixture of experts, by its config.json."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json", folder.name)
+    except ConfigError:
         return False
-    return isinstance(config, dict) and str(config.get("model_type", "")).endswith("_moe")
+    return str(config.get("model_type", "")).endswith("_moe")
 
 
 def check(folder: Path, *, engine: str = "", transformers: str | None = None) -> Iterator[Finding]:
@@ -82,9 +85,9 @@ def check(folder: Path, *, engine: str = "", transformers: str | None = None) ->
         yield Finding.fail("weights", f"{folder} is not a folder", "give the folder that holds config.json")
         return
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        yield Finding.fail("weights", f"{folder}/config.json cannot be read: {error}", again)
+        config = read_json(folder / "config.json", str(folder))
+    except ConfigError as error:
+        yield Finding.fail("weights", error.message, again)
         return
     yield _model_type(config, folder, engine, transformers)
     shards, problem = _shards(folder)
@@ -107,13 +110,12 @@ def check(folder: Path, *, engine: str = "", transformers: str | None = None) ->
         image_settings(folder, "the checkpoint")
     except ConfigError as error:
         yield Finding.warn("weights", error.message, again)
-    settings = config if isinstance(config, dict) else {}
     slim = model_slim(folder)
-    kind = slim or quantisation(folder, settings)
+    kind = slim or quantisation(folder, config)
     if slim is not None and engine == "vllm":
         text = f"the weights are quantised by ModelSlim ({slim}); vllm-ascend needs --quantization ascend for them"
         yield Finding.ok("weights", text, {"quantisation": slim})
-    elif slim is None and kind is not None and readable(folder, settings):
+    elif slim is None and kind is not None and readable(folder, config):
         text = (
             f"the weights are quantised ({kind}); the local backend unpacks them, which takes the memory of plain ones"
         )
@@ -133,9 +135,9 @@ def check(folder: Path, *, engine: str = "", transformers: str | None = None) ->
         yield Finding.ok("weights", text, {"shards": shards, "bytes": total})
 
 
-def _model_type(config: object, folder: Path, engine: str, transformers: str | None) -> Finding:
+def _model_type(config: JsonObject, folder: Path, engine: str, transformers: str | None) -> Finding:
     table = matrix.load()
-    kind = str(config.get("model_type")) if isinstance(config, dict) else "none"
+    kind = str(config.get("model_type"))
     local = [name for family in FAMILIES for name in family.model_types]
     takes = {"qvl": kind in local, "vllm": kind in table.model_types}
     oldest = table.model_types.get(kind)
@@ -184,7 +186,9 @@ def _shards(folder: Path) -> tuple[list[str], str | None]:
             return [], f"{folder} has {len(single)} files of weights and no index (*.safetensors.index.json)"
         return [], f"{folder} has neither model.safetensors nor an index of weights (*.safetensors.index.json)"
     try:
-        listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        listed = sorted(set(read_json(index, folder.name)["weight_map"].values()))
+    except ConfigError as error:
+        return [], error.message
+    except (KeyError, AttributeError, TypeError) as error:
         return [], f"{index.name} cannot be read: {error}"
     return (listed, None) if listed else ([], f"{index.name} lists no files")

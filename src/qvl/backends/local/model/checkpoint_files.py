@@ -70,7 +70,7 @@ def read_json(path: Path, name: str) -> JsonObject:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ConfigError(f"{name} lacks {path.name}", hint="download the whole checkpoint") from exc
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise ConfigError(f"{name}: {path.name} cannot be read: {first_line(exc)}") from exc
     if not isinstance(content, dict):
         raise ConfigError(f"{name}: {path.name} is not a JSON object", hint="download the whole checkpoint")

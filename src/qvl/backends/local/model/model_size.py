@@ -12,6 +12,17 @@ if TYPE_CHECKING:
 
 _SMALL_TOWER: Final = {"hidden_size": 1024, "intermediate_size": 4096, "depth": 24}
 _LARGE_TOWER: Final = {"hidden_size": 1152, "intermediate_size": 4304, "depth": 27}
+_TEXT_SIZES: Final = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_VISION_SIZES: Final = ("hidden_size", "intermediate_size", "depth", "patch_size", "spatial_merge_size")
+_LARGEST: Final = 2**31
+_MOST_LAYERS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +67,19 @@ def size_of(config: JsonObject, name: str) -> ModelSize:
         ConfigError: a size is missing in its config.json.
     """
     try:
+        _check_sizes(config["text_config"], _TEXT_SIZES)
+        _check_sizes(config["vision_config"], _VISION_SIZES)
         return _size(config["text_config"], config["vision_config"], bool(config.get("tie_word_embeddings")))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
         raise ConfigError(f"{name}: config.json does not say how large the model is: {exc!r}", param="model") from exc
+
+
+def _check_sizes(body: JsonObject, names: tuple[str, ...]) -> None:
+    """Raise ValueError for a size that is not a whole number of a model: a file may say anything."""
+    for name in names:
+        size, most = body[name], _MOST_LAYERS if name in ("num_hidden_layers", "depth") else _LARGEST
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= most:
+            raise ValueError(f"{name} is {str(size)[:40]}")
 
 
 def _size(text: JsonObject, vision: JsonObject, tied: bool) -> ModelSize:
