@@ -167,7 +167,10 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, known in PARAMETERS.items():
-            if (value := getattr(self, name)) is not None:
+            # Most of them are left alone.
+            if (value := getattr(self, name)) is known.default:
+                continue
+            if value is not None:
                 value = _READERS[known.kind]((value,) if isinstance(value, str) and known.texts else value)
                 if value is None:
                     object.__setattr__(self, name, None)

@@ -113,8 +113,7 @@ class Message:
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """Return the message's pictures, in order."""
-        shown = map_parts(self.parts, lambda text: (), lambda media: (media.picture,))
-        return tuple([picture for pictures in shown for picture in pictures])
+        return tuple([part.picture for part in self.parts if not isinstance(part, TextPart)])
 
 
 @dataclass(frozen=True, slots=True)

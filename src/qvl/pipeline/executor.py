@@ -381,7 +381,7 @@ class Executor:
         began = time.perf_counter()
         request = await decode_pictures(job.request, pixels=self.backend.wants_pixels)
         job.stages.decoding += time.perf_counter() - began
-        return dataclasses.replace(job, request=request)
+        return job if request is job.request else dataclasses.replace(job, request=request)
 
     async def _generate(self, job: Job, emit: Written) -> Outcome:
         """Stream the backend's chunks into `emit`, and return the complete outcome."""
@@ -393,7 +393,9 @@ class Executor:
             if self.on_chunk is not None:
                 self.on_chunk(job, chunk)
 
-        request = job.request.replace(cache_salt=job.salt)
+        request, salt = job.request, job.salt
+        if salt != request.cache_salt:
+            request = request.replace(cache_salt=salt)
         folder = await self.backend.fold(request, on_chunk=on_chunk, take_back=partial(emit.take_back, before))
         timing = folder.timing
         if not timing.total:
