@@ -46,7 +46,7 @@ def results(tmp_path: Path) -> Path:
 def test_coco_has_pixels_from_the_corner(qvl, results: Path, tmp_path: Path) -> None:
     ran = qvl("export", str(results), "--format", "coco", "-o", str(tmp_path / "coco.json"))
     assert ran.code == 0
-    assert ran.err.startswith("3 pictures, 4 places, 3 labels, 1 results left out")
+    assert ran.err.startswith("3 pictures, 4 places, 3 labels, 1 left out")
     data = json.loads((tmp_path / "coco.json").read_text(encoding="utf-8"))
     assert [image["file_name"] for image in data["images"]] == ["a/one.jpg", "two.jpg", "three.jpg"]
     assert {(image["width"], image["height"]) for image in data["images"]} == {(200, 100)}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qvl.agent.free_agent import build_agent, build_tools
     from qvl.agent.integrations.langchain import QvlCache, QvlChatModel
     from qvl.agent.integrations.langchain_decisions import QvlDecisionModel
+    from qvl.agent.integrations.langchain_tools import locate_tool
     from qvl.agent.steps import Recommendation, StepError
     from qvl.agent.workflow import Recommender
 
@@ -36,6 +37,7 @@ __all__ = [
     "StepError",
     "build_agent",
     "build_tools",
+    "locate_tool",
 ]
 __getattr__ = lazy(
     __name__,
@@ -44,6 +46,7 @@ __getattr__ = lazy(
         ".catalog.product": ("Changes", "Hit", "Problem", "Product", "Query", "SearchHits"),
         ".integrations.langchain": ("QvlCache", "QvlChatModel"),
         ".integrations.langchain_decisions": ("QvlDecisionModel",),
+        ".integrations.langchain_tools": ("locate_tool",),
         ".steps": ("Recommendation", "StepError"),
         ".workflow": ("Recommender",),
         ".free_agent": ("build_agent", "build_tools"),

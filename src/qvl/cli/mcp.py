@@ -37,7 +37,7 @@ def mcp(
     settings: Annotated[options.PipelineOptions, Without("cache_mode", "max_tokens", "param")],
     verbose: options.Verbose = False,
 ) -> None:
-    """Serve analyze, ask and search over the Model Context Protocol.
+    """Serve analyze, ask, locate and search over the Model Context Protocol.
 
     Over stdio the tools may open files, as the host runs as the same user. Over http, at /mcp, they open only URLs;
     clients on other machines (--host) need a key.

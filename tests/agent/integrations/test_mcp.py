@@ -40,7 +40,7 @@ async def drive(server: Any, picture: str, *, files: bool) -> None:
     """What an agent host does, over any transport."""
     async with Client(server) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-        assert set(tools) == {"analyze", "ask", "search"}
+        assert set(tools) == {"analyze", "ask", "locate", "search"}
         assert tools["analyze"].description
         data = "data:image/png;base64," + base64.b64encode(Path(picture).read_bytes()).decode()
         seen = read(await client.call_tool("analyze", {"picture": picture if files else data}))

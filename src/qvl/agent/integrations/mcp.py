@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import os
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 from pydantic import Field
 
 from qvl.agent.catalog.product import Query
-from qvl.errors import MediaError, MissingDependencyError, QvlError
-from qvl.media.sources import is_address
-from qvl.pipeline.parse_parts import UnreadPicture, read_part
+from qvl.agent.integrations.tool_pictures import ToolPicture, checked
+from qvl.errors import MissingDependencyError, QvlError
 from qvl.suggest import install_line
-from qvl.types import JsonObject
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
@@ -30,17 +26,10 @@ INSTRUCTIONS = (
     "Analyze a product picture first, then search the catalogue with what it shows. Name only products that search "
     "returned, with the ids and prices as they are there."
 )
-Picture = Annotated[
-    str | JsonObject,
-    Field(
-        description="A URL, a data: URL with base64, a file path where files are allowed, or image content with "
-        "data and mimeType."
-    ),
-]
 
 
 def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> MCPServer[object]:
-    """Return a server with the tools analyze, ask and, with a catalogue, search.
+    """Return a server with the tools analyze, ask, locate and, with a catalogue, search.
 
     Args:
         files: True if tools may open files of this machine; safe for stdio, where the host runs as the same user,
@@ -52,6 +41,8 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
     try:
         from mcp.server import MCPServer
         from mcp.server.mcpserver.exceptions import ToolError
+
+        from qvl.agent.integrations.mcp_locate import locate_tool
     except ModuleNotFoundError as exc:
         raise MissingDependencyError(f"MCP needs the package {exc.name!r}", hint=install_line("agent")) from exc
     from qvl._version import __version__
@@ -70,9 +61,9 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
 
         server.add_tool(answer, structured_output=False)
 
-    async def analyze(picture: Picture, language: str = "en") -> object:
+    async def analyze(picture: ToolPicture, language: str = "en") -> object:
         """Brand, category and attributes of the product on a picture, as JSON; language is en, zh, pt or es."""
-        outcome = await pipeline.analyze_result(_checked(picture, files), language=language)
+        outcome = await pipeline.analyze_result(checked(picture, files), language=language)
         return {
             **outcome.value.model_dump(mode="json", include={"brand", "category", "attributes"}),
             "confidence": outcome.confidence,
@@ -80,13 +71,14 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
             "request_id": outcome.result.request_id,
         }
 
-    async def ask(question: str, pictures: Annotated[list[Picture], Field(max_length=8)]) -> object:
+    async def ask(question: str, pictures: Annotated[list[ToolPicture], Field(max_length=8)]) -> object:
         """Answers a question about one or several pictures."""
-        result = await pipeline.ask([_checked(picture, files) for picture in pictures], question)
+        result = await pipeline.ask([checked(picture, files) for picture in pictures], question)
         return {"text": result.text, "cache": result.cache, "request_id": result.request_id}
 
     add(analyze)
     add(ask)
+    server.add_tool(locate_tool(pipeline, files=files))
     if catalog is not None:
         add(_search_of(catalog))
     return server
@@ -109,21 +101,3 @@ def _search_of(catalog: Catalog) -> Callable[..., Awaitable[object]]:
         return {"products": [hit.to_json() for hit in matches.hits], "notes": list(matches.notes)}
 
     return search
-
-
-def _checked(picture: str | JsonObject, files: bool) -> UnreadPicture:
-    """Return the picture of a URL, data: URL or path, or of an MCP content block.
-
-    Raises:
-        RequestError: a block that is not a picture.
-        MediaError: a file path, and not `files`.
-    """
-    part = read_part(picture, "picture") if isinstance(picture, dict) else UnreadPicture(picture)
-    if not isinstance(part, UnreadPicture):
-        raise MediaError("the content block is not a picture", hint="send a block of type image")
-    source = str(part.source)
-    if is_address(source):
-        return part
-    if not files:
-        raise MediaError("the server opens no files over this transport", hint="send a URL or a data: URL")
-    return replace(part, source=os.path.expanduser(source))
