@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qvl.backends.local.scheduling.scheduler import Step
     from qvl.backends.local.scheduling.sequence import Sequence
+    from qvl.backends.local.scheduling.step import Step
 
 BUILD: Final = Path(__file__).parents[1] / "build" / "forced-tokens"
 ANALYSIS: Final = {

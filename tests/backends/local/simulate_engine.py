@@ -10,8 +10,9 @@ import numpy as np
 
 from qvl.backends.local.scheduling.kv_cache import KvCache
 from qvl.backends.local.scheduling.prefix_cache import PrefixIndex
-from qvl.backends.local.scheduling.scheduler import Scheduler, Step
+from qvl.backends.local.scheduling.scheduler import Scheduler
 from qvl.backends.local.scheduling.sequence import Sequence
+from qvl.backends.local.scheduling.step import Step
 from qvl.backends.local.scheduling.step_budget import StepBudget
 from qvl.backends.local.scheduling.step_costs import Work
 from qvl.backends.local.text.processor import PreparedPicture, PreparedRequest
@@ -85,7 +86,8 @@ class Simulation:
         slow_first: float = 1.0,
     ) -> None:
         self.machine = machine
-        self.scheduler = Scheduler(KvCache(kv, 8192), PrefixIndex(0), seqs, tokens, budget)
+        rows = KvCache(kv, 8192)
+        self.scheduler = Scheduler(rows, PrefixIndex(rows, 0), seqs, tokens, budget)
         self.outcome = Outcome()
         self.now = 0.0
         self.last: dict[int, float] = {}

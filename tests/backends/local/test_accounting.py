@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qvl
-from qvl.backends.local.scheduling.kv_cache import Copy, KvCache, LoadBlocks, Resize, Slot, capacities
-from qvl.backends.local.scheduling.prefix_cache import BLOCK, BlockHashes, PrefixIndex
-from qvl.backends.local.scheduling.scheduler import Scheduler, Step
+from qvl.backends.local.scheduling.kv_cache import Copy, KvCache, Part, Resize, Slot, capacities
+from qvl.backends.local.scheduling.prefix_cache import BLOCK, BlockHashes, Prefix, PrefixIndex
+from qvl.backends.local.scheduling.scheduler import Scheduler
 from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
+from qvl.backends.local.scheduling.step import Step
 from qvl.backends.local.text.processor import PreparedPicture, PreparedRequest
 from qvl.types import SamplingParams
 
@@ -46,46 +47,53 @@ def right(member: Sequence, step: Step, dice: random.Random) -> None:
 
 @dataclass
 class Memory:
-    """Plays the runner: what each row and block really holds, so that a lost or mixed-up copy shows."""
+    """Plays the runner: what each row really holds, so that a lost or mixed-up prefix shows."""
 
     rows: dict[tuple[int, int], list[int | None]] = field(default_factory=dict)
-    blocks: dict[int, list[int | None]] = field(default_factory=dict)
 
     def apply(self, kv: KvCache) -> None:
         for op in kv.take_ops():
             if isinstance(op, Resize):
-                for key in [key for key in self.rows if key[0] == op.capacity and key[1] >= op.rows]:
+                for key in [key for key in self.rows if key[0] == op.pool and key[1] >= op.rows]:
                     del self.rows[key]
                 for row in range(op.rows):
-                    self.rows.setdefault((op.capacity, row), [None] * op.capacity)
+                    self.rows.setdefault((op.pool, row), [None] * abs(op.pool))
             elif isinstance(op, Copy):
-                self.rows[op.target][: op.tokens] = self.rows[op.source][: op.tokens]
-            elif isinstance(op, LoadBlocks):
-                held = [token for block in op.blocks for token in self.blocks[block]]
-                self.rows[op.target][: len(held)] = held
+                self.rows[op.target][op.start : op.start + op.tokens] = self.rows[op.source][: op.tokens]
+
+    def held(self, member: Sequence, end: int) -> list[int | None]:
+        """What lies where the first `end` tokens of a sequence are looked for."""
+        assert member.slot is not None
+        own = Part(member.slot, end - member.base)
+        return [token for slot, tokens in (*member.shared, own) for token in self.rows[slot.pool, slot.row][:tokens]]
 
     def run(self, step: Step) -> list[Sequence]:
-        """Writes the KV of the step; every earlier position must hold this sequence's own token."""
+        """Writes the KV of the step; behind it, every position must hold the sequence's own token."""
         drafts = {chunk.sequence: chunk.draft for chunk in step.prefill}
         parts = [(s, len(s.tokens) - 1, len(s.tokens)) for s in step.decode]
         parts += [(chunk.sequence, chunk.start, chunk.end) for chunk in step.prefill]
-        sampled = []
         for member, start, end in parts:
             assert member.slot is not None
-            assert end <= member.slot.capacity
-            row = self.rows[member.slot.capacity, member.slot.row]
-            assert row[:start] == member.tokens[:start]
-            row[start:end] = member.tokens[start:end]
-            row[end : end + len(drafts.get(member, ()))] = drafts.get(member, ())
+            base = member.base
+            assert base <= start
+            assert end - base <= member.slot.capacity
+            row = self.rows[member.slot.pool, member.slot.row]
+            row[start - base : end - base] = member.tokens[start:end]
+            row[end - base : end - base + len(drafts.get(member, ()))] = drafts.get(member, ())
+        sampled = []
+        for member, _, end in parts:
+            assert self.held(member, end) == member.tokens[:end]
             member.num_computed = end
             if end == len(member.tokens):
                 sampled.append(member)
         return sampled
 
-    def save(self, prefixes: PrefixIndex, member: Sequence) -> None:
-        hashes = member.hashes.extend(member.tokens[: member.num_computed])[: member.num_computed // BLOCK]
-        for index, block in prefixes.insert(hashes):
-            self.blocks[block] = member.tokens[index * BLOCK : (index + 1) * BLOCK]
+
+def scheduler_of(
+    budget: int, longest: int, seqs: int, batched: int, *, kept: int = 0, smallest: int = 256, shares: bool = True
+) -> Scheduler:
+    kv = KvCache(budget, longest, smallest)
+    return Scheduler(kv, PrefixIndex(kv, kept), seqs, batched, shares=shares)
 
 
 requests = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=24)
@@ -97,17 +105,25 @@ requests = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 60)), min_size
     budget=st.integers(384, 4000),
     seqs=st.integers(1, 8),
     batched=st.integers(9, 200),
-    blocks=st.sampled_from([0, 3, 40]),
+    kept=st.sampled_from([0, 100, 1300, 4000]),
+    shares=st.booleans(),
     guesses=st.sampled_from([0, 8, 32]),
     seed=st.integers(0, 2**32),
 )
 def test_every_request_ends_and_nothing_leaks_whatever_happens(
-    wanted: list[tuple[int, int]], budget: int, seqs: int, batched: int, blocks: int, guesses: int, seed: int
+    wanted: list[tuple[int, int]],
+    budget: int,
+    seqs: int,
+    batched: int,
+    kept: int,
+    shares: bool,
+    guesses: int,
+    seed: int,
 ) -> None:
     dice = random.Random(seed)
     kv = KvCache(budget, max_tokens=360, smallest=32)
-    prefixes = PrefixIndex(blocks, step=4)
-    scheduler = Scheduler(kv, prefixes, seqs, batched, draft_rows=guesses)
+    prefixes = PrefixIndex(kv, kept)
+    scheduler = Scheduler(kv, prefixes, seqs, batched, draft_rows=guesses, shares=shares)
     memory = Memory()
     todo = [sequence(n, m, place, first=dice.randrange(3)) for place, (n, m) in enumerate(wanted)]
     living: list[Sequence] = []
@@ -119,18 +135,26 @@ def test_every_request_ends_and_nothing_leaks_whatever_happens(
         if living and dice.random() < 0.02:
             aborted = living.pop(dice.randrange(len(living)))
             scheduler.finish(aborted)
-            assert aborted.slot is None
+            assert (aborted.slot, aborted.shared) == (None, ())
         step = scheduler.schedule()
         assert step.num_tokens <= batched
         assert len(scheduler.running) <= seqs
         assert kv.reserved <= kv.budget
-        assert kv.num_slots == len(scheduler.running)
-        held = [(s.slot.capacity, s.slot.row) for s in scheduler.running if s.slot is not None]
-        assert len(set(held)) == len(held) == len(scheduler.running)
+        assert kv.allocated_tokens <= kv.reserved
+        assert prefixes.num_tokens <= kept
+        written = {s.slot for s in scheduler.running if s.slot is not None}
+        read = {part.slot for s in scheduler.running for part in s.shared}
+        assert len(written) == len(scheduler.running), "each writes a row of its own"
+        assert kv.num_slots == len(written | read) + prefixes.num_idle
+        assert shares or not read
         assert step or not (scheduler.waiting or scheduler.running), "something waits and nothing runs"
         memory.apply(kv)
+        if dice.random() < 0.03:  # the device ran out of memory in this step
+            scheduler.release_prefixes()
+            for member in step.joined:
+                scheduler.preempt(member)
+            continue
         for member in memory.run(step):
-            memory.save(prefixes, member)
             right(member, step, dice)
             member.append(dice.randrange(50))
             force(member, dice)
@@ -143,6 +167,9 @@ def test_every_request_ends_and_nothing_leaks_whatever_happens(
     assert not living
     assert not scheduler.waiting
     assert not scheduler.running
+    assert kv.num_slots == prefixes.num_idle
+    assert kv.allocated_tokens == prefixes.idle_tokens == prefixes.num_tokens
+    prefixes.clear()
     assert kv.num_slots == 0
     kv.release_unused()
     assert kv.reserved == 0
@@ -171,22 +198,60 @@ def test_rows_double_up_to_the_longest_sequence() -> None:
     assert capacities(100) == (256,)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 1), min_size=0, max_size=6), max_size=20), st.integers(1, 8))
-def test_a_kept_prefix_is_the_longest_one_and_holds_its_own_tokens(chains: list[list[int]], size: int) -> None:
-    index = PrefixIndex(size, step=2)
-    content: dict[int, tuple[int, ...]] = {}
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=0, max_size=6), max_size=20), st.integers(1, 8), st.integers(0, 31)
+)
+def test_a_kept_prefix_is_the_longest_one_and_holds_its_own_tokens(
+    chains: list[list[int]], size: int, more: int
+) -> None:
+    kv = KvCache(100_000, 512, smallest=256)
+    index = PrefixIndex(kv, 256 * size)
+    kept: list[list[int]] = []
     for chain in chains:
-        tokens = [word for word in chain for _ in range(BLOCK)]
-        hashes = BlockHashes(()).extend(tokens)
-        found = index.match(hashes, len(tokens))
-        for place, block in enumerate(found):
-            assert content[block] == tuple(chain[: place + 1])
-        for place, block in index.insert(hashes):
-            content[block] = tuple(chain[: place + 1])
+        tokens = [word for word in chain for _ in range(BLOCK)] + [7] * more
+        hashes = BlockHashes(())
+        found, known = index.find(hashes, tokens, len(tokens))
+        if found is not None:
+            assert found.tokens[:known] == tokens[:known]
+            assert known >= BLOCK
+        slot = kv.allocate(max(1, len(tokens)))
+        assert slot is not None
+        index.keep(Prefix(tokens, len(tokens), hashes, (Part(slot, len(tokens)),)))
+        kept.append(tokens)
         assert len(index) <= size
-        assert index.match(hashes, len(tokens)) == tuple(block for block in index.match(hashes, len(tokens)))
-        assert len(index.match(hashes, len(tokens))) == min(len(chain), size)
+        assert kv.num_slots == len(index), "what is not kept is free"
+        if len(tokens) >= BLOCK:
+            assert index.find(BlockHashes(()), tokens, len(tokens))[1] >= len(tokens) // BLOCK * BLOCK
+    index.clear()
+    assert kv.num_slots == 0
+
+
+def test_a_prefix_is_given_away_before_those_whose_rows_it_reads_and_these_stay_while_they_are_read() -> None:
+    kv = KvCache(4096, 1024, smallest=32)
+    index = PrefixIndex(kv, 4096)
+    long = [*range(320)]
+    first = kv.allocate(320)
+    assert first is not None
+    index.keep(Prefix(long, 320, BlockHashes(()), (Part(first, 320),)))
+    for place in range(3):
+        found, known = index.find(BlockHashes(()), long, 320)
+        assert (found is not None, known) == (True, 320)
+        own = kv.allocate(32)
+        assert own is not None
+        kv.hold(first)
+        tokens = long + [1000 + place] * 32
+        index.keep(Prefix(tokens, 352, BlockHashes(()), (Part(first, 320), Part(own, 32))))
+    assert first.holders == 4
+    kv.hold(first)  # a sequence that runs
+    assert index.make_room(32)
+    assert len(index) == 3
+    assert index.find(BlockHashes(()), long, 320)[1] == 320
+    assert index.make_room(1024)
+    assert len(index) == 0
+    assert (first.holders, kv.num_slots) == (1, 1), "what is read is not given away"
+    kv.free(first)
+    assert kv.num_slots == 0
 
 
 def test_another_picture_or_another_place_is_another_prefix() -> None:
@@ -201,7 +266,7 @@ def test_another_picture_or_another_place_is_another_prefix() -> None:
 
 
 def test_a_long_prompt_does_not_stall_running_answers() -> None:
-    scheduler = Scheduler(KvCache(60_000, 20_000), PrefixIndex(0), 4, 64)
+    scheduler = scheduler_of(60_000, 20_000, 4, 64)
     memory = Memory()
     short, long = sequence(10, 500, 0), sequence(16_384, 4, 1)
     scheduler.add(short)
@@ -219,7 +284,7 @@ def test_a_long_prompt_does_not_stall_running_answers() -> None:
 
 
 def test_forced_tokens_pass_in_one_step_with_the_token_that_they_follow_and_before_prompts() -> None:
-    scheduler = Scheduler(KvCache(4096, 1024, smallest=32), PrefixIndex(0), 4, 16)
+    scheduler = scheduler_of(4096, 1024, 4, 16, smallest=32)
     memory = Memory()
     first, second = sequence(8, 200, 0), sequence(8, 200, 1)
     for member in (first, second):
@@ -253,7 +318,7 @@ def test_forced_tokens_pass_in_one_step_with_the_token_that_they_follow_and_befo
 
 
 def test_a_prompt_whose_picture_is_being_encoded_takes_nothing_from_the_others() -> None:
-    scheduler = Scheduler(KvCache(10_000, 1000), PrefixIndex(0), 8, 64)
+    scheduler = scheduler_of(10_000, 1000, 8, 64)
     memory = Memory()
     picture = PreparedPicture("a", (16, 16), 30, 64, cost=90.0)
     seeing = sequence(200, 5, 0)
@@ -281,11 +346,11 @@ def test_a_prompt_whose_picture_is_being_encoded_takes_nothing_from_the_others()
         memory.apply(scheduler.kv)
         for member in memory.run(step):
             member.append(3)
-    assert scheduler.schedule().prefill[0].sequence is choice
+    assert choice.num_output == 1, "its choices join it in the same step"
 
 
 def test_choices_of_one_request_share_one_prefill() -> None:
-    scheduler = Scheduler(KvCache(10_000, 1000), PrefixIndex(0), 8, 256)
+    scheduler = scheduler_of(10_000, 1000, 8, 256)
     memory = Memory()
     leader = sequence(200, 5, 0)
     others = [sequence(200, 5, place) for place in (1, 2)]
@@ -304,44 +369,98 @@ def test_choices_of_one_request_share_one_prefill() -> None:
     assert computed == 200 + 1 + 1
 
 
-def prompt(common: int, own: int, arrival: int, salt: str = "") -> Sequence:
+def prompt(common: int, own: int, arrival: int, salt: str = "", answer: int = 5) -> Sequence:
     """A prompt of `common` tokens that all begin with and `own` tokens that no other has."""
     tokens = [*range(common), *(1000 * (arrival + 1) + place for place in range(own))]
     prepared = PreparedRequest(tokens, np.zeros((3, len(tokens)), dtype=np.int64), 0, (), salt=salt)
-    return Sequence(None, 0, prepared, SamplingParams(max_tokens=5), arrival, seed=0)
+    return Sequence(None, 0, prepared, SamplingParams(max_tokens=answer), arrival, seed=0)
 
 
-def prefilled(members: list[Sequence], blocks: int = 100, batched: int = 4000) -> tuple[int, Scheduler]:
-    """Run all to their first token; return how many prompt tokens were computed."""
-    scheduler, memory, computed = Scheduler(KvCache(20_000, 1000), PrefixIndex(blocks), 8, batched), Memory(), 0
+@dataclass
+class Ran:
+    """What running some prompts took."""
+
+    computed: int = 0
+    copied: int = 0
+    steps: int = 0
+    most_rows: int = 0
+
+
+def run_all(scheduler: Scheduler, members: list[Sequence], memory: Memory | None = None) -> Ran:
+    """Run all to their ends."""
+    memory, ran = memory or Memory(), Ran()
     for member in members:
         scheduler.add(member)
-    for _ in range(40):
+    while scheduler.waiting or scheduler.running:
         step = scheduler.schedule()
+        ran.copied += sum(op.tokens for op in scheduler.kv.ops if isinstance(op, Copy))
+        ran.most_rows = max(ran.most_rows, scheduler.kv.allocated_tokens)
         memory.apply(scheduler.kv)
-        computed += sum(chunk.count for chunk in step.prefill)
+        ran.computed += sum(chunk.count for chunk in step.prefill)
+        ran.steps += 1
         for member in memory.run(step):
-            memory.save(scheduler.prefixes, member)
-            member.append(3)
+            member.append(3 + member.arrival)
             if member.remaining <= 0:
                 scheduler.finish(member)
-    assert all(member.num_output for member in members)
-    return computed, scheduler
+    return ran
 
 
-def test_prompts_that_arrive_together_compute_their_common_prefix_once() -> None:
+def test_prompts_that_start_in_one_step_compute_their_common_prefix_once_and_hold_it_once() -> None:
     members = [prompt(300, 20, place) for place in range(6)]
-    computed, scheduler = prefilled(members)
-    assert computed == 320 + 5 * (320 - 288), "whole blocks are shared"
-    assert [member.num_cached for member in members] == [0, *[288] * 5]
-    assert scheduler.prefixes.hit_tokens == 5 * 288
+    scheduler = scheduler_of(20_000, 1000, 8, 4000, kept=2000)
+    ran = run_all(scheduler, members)
+    assert (ran.computed, ran.copied) == (320 + 5 * 20, 0), "to the token, and nothing is copied"
+    assert ran.steps == 5, "in the first step already"
+    assert ran.most_rows == 512 + 5 * 256
+    assert [member.num_cached for member in members] == [0, *[300] * 5]
+    assert scheduler.prefixes.hit_tokens == 5 * 300
+
+
+def test_where_rows_cannot_be_shared_prefixes_are_copied_one_step_later() -> None:
+    members = [prompt(300, 20, place) for place in range(6)]
+    scheduler = scheduler_of(20_000, 1000, 8, 4000, kept=4000, shares=False)
+    memory = Memory()
+    ran = run_all(scheduler, members, memory)
+    assert (ran.computed, ran.copied) == (320 + 5 * 20, 5 * 300 + 324), "and the first was kept"
+    again = prompt(300, 20, 2)
+    assert run_all(scheduler, [again], memory).computed == 1
+    assert again.num_cached == 319
+
+
+def test_short_prefixes_are_copied_unless_the_answer_is_shorter() -> None:
+    scheduler, memory = scheduler_of(20_000, 1000, 8, 4000, kept=4000), Memory()
+    run_all(scheduler, [prompt(200, 40, 0)], memory)
+    assert run_all(scheduler, [prompt(200, 40, 1, answer=250)], memory).copied == 200
+    assert run_all(scheduler, [prompt(200, 40, 2, answer=1)], memory).copied == 0
+
+
+def test_a_conversation_goes_on_in_its_own_row() -> None:
+    scheduler, memory = scheduler_of(20_000, 4000, 8, 4000, kept=9000), Memory()
+    first = prompt(300, 20, 0)
+    run_all(scheduler, [first], memory)
+    tokens = [*first.tokens, *range(5000, 5040)]
+    prepared = PreparedRequest(tokens, np.zeros((3, len(tokens)), dtype=np.int64), 0, ())
+    second = Sequence(None, 0, prepared, SamplingParams(max_tokens=5), 1, seed=0)
+    ran = run_all(scheduler, [second], memory)
+    assert (ran.computed, ran.copied, ran.most_rows) == (41, 0, 512)
+    assert second.num_cached == 324
+
+
+def test_a_row_that_others_read_stays_when_its_sequence_outgrows_it() -> None:
+    scheduler, memory = scheduler_of(20_000, 4000, 8, 4000, kept=0), Memory()
+    first, second = prompt(400, 20, 0, answer=200), prompt(400, 20, 1, answer=200)
+    second.prepared = first.prepared
+    second.tokens, second.leader = list(first.tokens), first
+    ran = run_all(scheduler, [first, second], memory)
+    assert (ran.computed, ran.copied, ran.most_rows) == (421, 0, 512 + 2 * 256)
+    assert first.num_output == second.num_output == 200
 
 
 def test_a_prompt_starts_as_soon_as_the_prefix_that_it_waits_for_is_there() -> None:
     """And not only when all of the other prompt is."""
-    first, second = prompt(200, 700, 0), prompt(200, 20, 1)
+    first, second = prompt(400, 700, 0), prompt(400, 20, 1)
     first.max_chunk = 60
-    scheduler, memory = Scheduler(KvCache(20_000, 1000), PrefixIndex(100), 8, 100), Memory()
+    scheduler, memory = scheduler_of(20_000, 1200, 8, 100, kept=3200), Memory()
     scheduler.add(first)
     scheduler.add(second)
     starts: dict[int, int] = {}
@@ -353,15 +472,32 @@ def test_a_prompt_starts_as_soon_as_the_prefix_that_it_waits_for_is_there() -> N
         for member in memory.run(step):
             member.append(3)
     assert starts[1] < first.num_prompt, "long before the first was done"
-    assert second.num_cached == 120, "what is still missing of 192 is not worth another step"
+    assert second.num_cached == 360, "what is still missing of 400 is not worth another step"
 
 
 def test_other_tenants_and_short_prefixes_are_not_waited_for() -> None:
-    for members in ([prompt(300, 20, 0, "a"), prompt(300, 20, 1, "b")], [prompt(100, 20, 0), prompt(100, 20, 1)]):
-        computed, scheduler = prefilled(members)
-        assert computed == sum(member.num_prompt for member in members)
+    for members in (
+        [prompt(300, 20, 0, "a"), prompt(300, 20, 1, "b")],
+        [prompt(100, 20, 0, answer=200), prompt(100, 20, 1, answer=200)],
+    ):
+        scheduler = scheduler_of(20_000, 1000, 8, 4000, kept=3200)
+        assert run_all(scheduler, members).computed == sum(member.num_prompt for member in members)
         assert not scheduler.prefixes.hit_tokens
-    assert prefilled([prompt(300, 20, place) for place in range(2)], blocks=0)[0] == 640, "switched off"
+    off = scheduler_of(20_000, 1000, 8, 4000)
+    assert run_all(off, [prompt(300, 20, place) for place in range(2)]).computed == 640, "switched off"
+
+
+def test_what_joined_a_step_that_failed_is_computed_again() -> None:
+    scheduler, memory = scheduler_of(20_000, 1000, 8, 4000, kept=3200), Memory()
+    members = [prompt(300, 20, place) for place in range(3)]
+    for member in members:
+        scheduler.add(member)
+    step = scheduler.schedule()
+    assert step.joined == members[1:]
+    memory.apply(scheduler.kv)
+    for member in step.joined:
+        scheduler.preempt(member)
+    assert run_all(scheduler, [], memory).computed == 320 + 2 * 20
 
 
 def test_devices_are_spoken_to_in_one_file_alone() -> None:

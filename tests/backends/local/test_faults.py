@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qvl.backends.local.engine_request import EngineRequest
-    from qvl.backends.local.scheduling.scheduler import Step
+    from qvl.backends.local.scheduling.step import Step
     from qvl.backends.local.text.processor import PreparedPicture
     from tests.backends.local.conftest import Opener
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qvl.backends.local.engine_request import EngineRequest
-    from qvl.backends.local.scheduling.scheduler import Step
     from qvl.backends.local.scheduling.sequence import Sequence
+    from qvl.backends.local.scheduling.step import Step
     from tests.backends.local.conftest import Opener
     from tests.backends.local.reference import Reference
 

@@ -24,7 +24,7 @@ from tests.backends.local.requests import ask, freed, run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qvl.backends.local.scheduling.scheduler import Step
+    from qvl.backends.local.scheduling.step import Step
     from qvl.backends.local.text.processor import PreparedPicture
     from qvl.types import Result
     from tests.backends.local.conftest import Opener

@@ -130,7 +130,8 @@ def test_who_guesses_wrongly_rests_and_longer_each_time() -> None:
 
 
 def test_guesses_fill_up_small_steps_alone_and_never_grow_a_row() -> None:
-    scheduler = Scheduler(KvCache(4096, 256, smallest=32), PrefixIndex(0), 16, 64, draft_rows=8)
+    kv = KvCache(4096, 256, smallest=32)
+    scheduler = Scheduler(kv, PrefixIndex(kv, 0), 16, 64, draft_rows=8)
 
     def sequence(place: int, max_tokens: int = 60) -> Sequence:
         tokens = [1, 2, 3, 4] * 4

@@ -16,9 +16,9 @@ from qvl.backends.local.mailbox import Mailbox
 from qvl.backends.local.model.sampler import Sampled, sample
 from qvl.backends.local.out_of_memory import OutOfMemoryPolicy, memory_error
 from qvl.backends.local.picture_encoder import PictureEncoder
-from qvl.backends.local.scheduling.prefix_cache import BLOCK
-from qvl.backends.local.scheduling.scheduler import Scheduler, Step
+from qvl.backends.local.scheduling.scheduler import Scheduler
 from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
+from qvl.backends.local.scheduling.step import Step
 from qvl.backends.local.step_times import StepTimes
 from qvl.backends.local.text.grammar import consume
 from qvl.chunks import join
@@ -96,7 +96,7 @@ class Engine:
     def stats(self) -> Mapping[str, float]:
         """Return the counters and times so far, and the numbers of sequences, tokens and bytes at present."""
         runner, scheduler = self.runner, self.scheduler
-        features, kv = runner.features, scheduler.kv
+        features, kv, prefixes = runner.features, scheduler.kv, scheduler.prefixes
         return {
             **asdict(self.counters),
             **self.times.stats(scheduler),
@@ -106,12 +106,13 @@ class Engine:
             "kv_budget_tokens": kv.budget,
             "kv_cache_usage_perc": kv.reserved / max(1, kv.budget),
             "kv_reserved_tokens": kv.reserved,
-            "kv_used_tokens": kv.allocated_tokens,
-            "kv_slots": kv.num_slots,
+            "kv_used_tokens": kv.allocated_tokens - prefixes.idle_tokens,
+            "kv_slots": kv.num_slots - prefixes.num_idle,
             "kv_bytes": runner.storage.num_bytes,
-            "prefix_blocks": len(scheduler.prefixes),
-            "prefix_hit_tokens": scheduler.prefixes.hit_tokens,
-            "prefix_evictions": scheduler.prefixes.evictions,
+            "prefixes": len(prefixes),
+            "prefix_tokens": prefixes.num_tokens,
+            "prefix_hit_tokens": prefixes.hit_tokens,
+            "prefix_evictions": prefixes.evictions,
             "vision_cache_bytes": features.num_bytes,
             "vision_cache_hits": features.hits,
             "vision_cache_misses": features.misses,
@@ -199,7 +200,7 @@ class Engine:
             self._last_token = time.monotonic()
 
     def _execute(self, step: Step) -> dict[Sequence, list[Sampled]]:
-        """Return the sampled tokens of each sequence that is fully computed; cache the prefixes of prompts."""
+        """Return the sampled tokens of each sequence that is fully computed."""
         if not (step.decode or step.prefill):
             return {}
         sequences, logits = self.runner.forward(step)
@@ -208,8 +209,6 @@ class Engine:
             sequence.num_computed = len(sequence.tokens)
         for chunk in step.prefill:
             chunk.sequence.num_computed = chunk.end
-            if chunk.start < chunk.sequence.num_prompt <= chunk.end:
-                self._save_prefix(chunk.sequence)
         self.counters.steps += 1
         self._last_token = time.monotonic()
         return tokens
@@ -223,14 +222,6 @@ class Engine:
         for sequence, sampled in zip(sequences, sample(logits, sequences, mask), strict=True):
             tokens[sequence].append(sampled)
         return tokens
-
-    def _save_prefix(self, sequence: Sequence) -> None:
-        prefixes = self.scheduler.prefixes
-        if not prefixes.max_blocks or sequence.slot is None:
-            return
-        hashes = sequence.hashes.extend(sequence.tokens[: sequence.num_computed])
-        pairs = prefixes.insert(hashes[: sequence.num_computed // BLOCK])
-        self.runner.save(sequence, pairs, prefixes.reserved)
 
     def _emit(self, tokens: dict[Sequence, list[Sampled]], drafts: dict[Sequence, tuple[int, ...]]) -> None:
         """Append the tokens of each sequence, send their text, and end the sequences that end with them."""
@@ -348,11 +339,6 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
         self._send_pieces(sequence, now)
         request, last = request_of(sequence), _output(sequence).finish(reason)
-        # The newest token has no KV yet; everything before it can serve the next turn.
-        try:
-            self._save_prefix(sequence)
-        except Exception as exc:  # noqa: BLE001 - raised again where it is not the memory
-            self._memory.release_caches(exc)
         self.scheduler.finish(sequence)
         request.num_finished += 1
         if request.done:

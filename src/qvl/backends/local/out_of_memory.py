@@ -11,8 +11,9 @@ from qvl.log import logger
 
 if TYPE_CHECKING:
     from qvl.backends.local.model.model_runner import Runner
-    from qvl.backends.local.scheduling.scheduler import Scheduler, Step
+    from qvl.backends.local.scheduling.scheduler import Scheduler
     from qvl.backends.local.scheduling.sequence import Sequence
+    from qvl.backends.local.scheduling.step import Step
 
 log = logger("qvl.backends.local.engine")
 
@@ -43,16 +44,19 @@ class OutOfMemoryPolicy:
         """Empty the prefix cache, the feature cache and the decode graphs after the out-of-memory error `exc`."""
         if not self.explains(exc):
             raise exc
-        self._scheduler.prefixes.clear()
+        self._scheduler.release_prefixes()
         self._runner.release_caches()
 
     def shed(self, step: Step, exc: Exception) -> list[EngineRequest]:
         """Preempt a sequence after the forward pass of `step` ran out of memory (`exc`).
 
         That is the one with the largest prefill chunk, else the youngest. The others repeat the step, which writes the
-        same keys and values again. Returns the request to end if its sequence was preempted too often, else none.
+        same keys and values again; those who joined it count on what was not computed, and start again. Returns the
+        request to end if its sequence was preempted too often, else none.
         """
         self.release_caches(exc)
+        for sequence in step.joined:
+            self._scheduler.preempt(sequence)
         self._counters.memory_errors += 1
         running = len(self._scheduler.running)
         log.warning("out_of_memory", running=running, tokens=step.num_tokens, error=first_line(exc))

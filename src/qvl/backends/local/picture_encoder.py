@@ -11,7 +11,7 @@ from qvl.backends.local.scheduling.sequence import SequenceStatus
 if TYPE_CHECKING:
     from qvl.backends.local.model.model_runner import Runner
     from qvl.backends.local.out_of_memory import OutOfMemoryPolicy
-    from qvl.backends.local.scheduling.scheduler import Step
+    from qvl.backends.local.scheduling.step import Step
 
 
 class PictureEncoder:

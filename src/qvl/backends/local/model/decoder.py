@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from qvl.backends.local.model.kv_storage import Layout, Storage
+from qvl.backends.local.model.shared_rows import SharedRow, add_shared, attention_with_sums
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +35,9 @@ class DecodeGroup:
         count: number of tokens, one per sequence.
         capacity: tokens that a row of the pool can hold.
         longest: keys that each token attends to, its own included; `visible` hides those that a row does not have.
-        num_rows: rows 0 .. num_rows - 1 of the pool are read.
-        rows: int64 [count] KV row of each token, or None when they are exactly 0 .. num_rows - 1 in order.
+        first_row: `num_rows` rows of the pool are read from here on.
+        shared: the tokens also attend to rows that they share with others.
+        rows: int64 [count] KV row of each token, or None when they are exactly those that are read, in order.
         write: int64 [count * kv heads] flat index of the newest key of each head.
         visible: int64 [num_rows], the number of visible keys of each row; None when every key is visible.
     """
@@ -44,7 +46,9 @@ class DecodeGroup:
     count: int
     capacity: int
     longest: int
+    first_row: int
     num_rows: int
+    shared: bool
     rows: Tensor | None
     write: Tensor
     visible: Tensor | None
@@ -62,13 +66,17 @@ class DecodeGroup:
 
 @dataclass(slots=True)
 class PromptChunk:
-    """A prefill chunk: tokens first:first+count of the batch, at positions `start` and up of a KV row."""
+    """A prefill chunk: tokens first:first+count of the batch, at positions `start` and up of a KV row.
+
+    `shared`: they also attend to rows that they share with others.
+    """
 
     first: int
     count: int
     capacity: int
     row: int
     start: int
+    shared: bool = False
 
     @property
     def end(self) -> int:
@@ -170,11 +178,13 @@ class TextDecoder:
         chunks: Sequence[PromptChunk],
         deepstack: Deepstack | None,
         kept: Tensor | None = None,
+        shared: Sequence[SharedRow] = (),
     ) -> Tensor:
         """Write keys and values of all tokens to `storage`; return hidden states [n, hidden], not normalised.
 
-        `kept` (int64 [n]) selects the tokens whose states are returned, all by default; for the others, the last
-        layer computes keys and values only.
+        `shared` are the rows that tokens attend to beside those of their groups and chunks. `kept` (int64 [n]) selects
+        the tokens whose states are returned, all by default; for the others, the last layer computes keys and values
+        only.
         """
         heads = self.num_heads + self.num_kv_heads
         kernels = self._kernels
@@ -202,6 +212,7 @@ class TextDecoder:
                 groups,
                 chunks,
                 masks,
+                shared,
             )
             if index == last:
                 hidden, attended = _of(hidden, kept), _of(attended, kept)
@@ -233,16 +244,26 @@ class TextDecoder:
         groups: Sequence[DecodeGroup],
         chunks: Sequence[PromptChunk],
         masks: Sequence[Tensor | None],
+        shared: Sequence[SharedRow],
     ) -> Tensor:
         """Return the attention output [tokens, heads * head_dim]; writes keys and values to their KV rows first."""
         import torch
 
+        sums = queries.new_empty((len(queries), self.num_heads), dtype=torch.float32) if shared else None
         parts = []
         for group, mask in zip(groups, masks, strict=False):
-            parts.append(self._decode(queries, keys, values, *storage.pools[group.capacity][index], group, mask))
+            pools = storage.pools[group.capacity][index]
+            parts.append(self._decode(queries, keys, values, *pools, group, mask, sums if group.shared else None))
         for chunk, mask in zip(chunks, masks[len(groups) :], strict=True):
-            parts.append(self._prompt(queries, keys, values, *storage.pools[chunk.capacity][index], chunk, mask))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            pools = storage.pools[chunk.capacity][index]
+            parts.append(self._prompt(queries, keys, values, *pools, chunk, mask, sums if chunk.shared else None))
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        # Last, since a shared row may be written in this very step.
+        for row in shared:
+            assert sums is not None
+            key, value = (pool[row.row, :, : row.tokens] for pool in storage.pools[row.capacity][index])
+            add_shared(out, sums, queries, key, value, row.where)
+        return out
 
     def _masks(
         self, groups: Sequence[DecodeGroup], chunks: Sequence[PromptChunk], device: torch.device
@@ -264,7 +285,9 @@ class TextDecoder:
         v_pool: Tensor,
         group: DecodeGroup,
         mask: Tensor | None,
+        sums: Tensor | None,
     ) -> Tensor:
+        """Return the attention of a group to its own rows, [count, heads * head_dim]; fills in its `sums` if given."""
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
         part = slice(group.first, group.first + group.count)
@@ -275,12 +298,13 @@ class TextDecoder:
         if group.rows is not None:
             padded = query.new_zeros((group.num_rows, *query.shape[1:]))
             query = padded.index_copy_(0, group.rows, query)
-        out = F.scaled_dot_product_attention(
-            query,
-            k_pool[: group.num_rows, :, : group.longest],
-            v_pool[: group.num_rows, :, : group.longest],
-            attn_mask=mask,
-        )
+        rows = slice(group.first_row, group.first_row + group.num_rows)
+        key, value = k_pool[rows, :, : group.longest], v_pool[rows, :, : group.longest]
+        if sums is not None:
+            out, found = attention_with_sums(query, key, value, mask)
+            sums[part] = found.reshape(group.count, -1)
+            return out.reshape(group.count, -1)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         if group.rows is not None:
             out = out.index_select(0, group.rows)
         return out.reshape(group.count, -1)
@@ -294,6 +318,7 @@ class TextDecoder:
         v_pool: Tensor,
         chunk: PromptChunk,
         mask: Tensor | None,
+        sums: Tensor | None,
     ) -> Tensor:
         part = slice(chunk.first, chunk.first + chunk.count)
         end = chunk.end
@@ -303,6 +328,11 @@ class TextDecoder:
         if self.batch_invariant:
             return self._one_by_one(queries[part], k_row, v_row, chunk.start)
         query = queries[part].transpose(0, 1).unsqueeze(0)
+        if sums is not None:
+            causal = mask is None and chunk.count > 1
+            out, found = attention_with_sums(query, k_row[None, :, :end], v_row[None, :, :end], mask, causal=causal)
+            sums[part] = found[0].t()
+            return out[0].transpose(0, 1).reshape(chunk.count, -1)
         out = self._kernels.causal_attention(query, k_row[None, :, :end], v_row[None, :, :end], mask)
         return out[0].transpose(0, 1).reshape(chunk.count, -1)
 

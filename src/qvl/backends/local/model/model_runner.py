@@ -14,6 +14,7 @@ from qvl.backends.local.model.graphs import DecodeGraphs, padded_count, padded_l
 from qvl.backends.local.model.kv_storage import Storage
 from qvl.backends.local.model.linear import LinearPlan
 from qvl.backends.local.model.prompt_scores import note_scores, num_scored
+from qvl.backends.local.model.shared_rows import SharedRow, can_share
 from qvl.backends.local.model.step_inputs import GroupPlan, GroupShape, StepInputs, send
 from qvl.backends.local.model.vision import FeatureCache
 from qvl.backends.local.scheduling.kv_cache import Resize
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
     from qvl.backends.local.model.device import Device
     from qvl.backends.local.model.loader import Checkpoint
-    from qvl.backends.local.scheduling.kv_cache import Op
-    from qvl.backends.local.scheduling.scheduler import ScheduledTokens, Step
+    from qvl.backends.local.scheduling.kv_cache import Op, Part
     from qvl.backends.local.scheduling.sequence import Sequence
+    from qvl.backends.local.scheduling.step import ScheduledTokens, Step
     from qvl.backends.local.text.processor import ImageRules, PreparedPicture
 
 
@@ -60,6 +61,8 @@ class Runner:
         self.decoder = checkpoint.family.decoder(checkpoint.model, kernels, self.plan, batch_invariant=batch_invariant)
         self.tower = checkpoint.family.tower(checkpoint.model, rules, kernels, self.plan)
         self.storage = Storage(self.decoder.layout())
+        # Computed as if alone, attention may depend on nothing but the place, not on what others keep.
+        self.shares_rows = not (batch_invariant or decode_graphs) and can_share(device.torch, self.decoder.norm.dtype)
         self.vocab_size = self.decoder.vocab_size
         self.num_encoded = 0
         self._input_device = self.decoder.embed.weight.device
@@ -69,7 +72,7 @@ class Runner:
     def apply(self, ops: ListLike[Op]) -> None:
         """Execute the resizes and copies of KV rows that `KvCache` decided."""
         if self.graphs is not None:
-            self.graphs.forget({op.capacity for op in ops if isinstance(op, Resize)})
+            self.graphs.forget({op.pool for op in ops if isinstance(op, Resize)})
         self.storage.apply(ops)
 
     def picture_cost(self, picture: PreparedPicture) -> float:
@@ -176,6 +179,7 @@ class Runner:
             [*self._single(decode), *chunks] if self.decoder.batch_invariant else chunks,
             _write_features(hidden, inputs.pictured, features),
             inputs.kept,
+            self._shared(decode, step.prefill, chunks),
         )
         if scored:
             note_scores(scored, self.decoder.logits(hidden[len(sampled) :]))
@@ -204,53 +208,72 @@ class Runner:
         hidden, rotary = self.decoder.embed(inputs.ids), self.decoder.rotary(inputs.positions)
         return self.decoder.logits(self.decoder.forward(hidden, rotary, self.storage, inputs.groups, (), None))
 
-    def save(self, sequence: Sequence, pairs: ListLike[tuple[int, int]], num_blocks: int) -> None:
-        """Copy blocks of a sequence's KV row into the prefix cache; see `Storage.save`."""
-        if pairs and sequence.slot is not None:
-            self.storage.save(sequence.slot.capacity, sequence.slot.row, pairs, num_blocks)
-
     def release(self) -> None:
         """Free all KV memory, and what `release_caches` frees."""
         self.storage.clear()
         self.release_caches()
 
     def release_caches(self) -> None:
-        """Free the memory of prefix blocks, picture features and recorded graphs."""
+        """Free the memory of picture features and recorded graphs."""
         if self.graphs is not None:
             self.graphs.clear()
-        self.storage.clear_blocks()
         self.features.clear()
         self.device.empty_cache()
 
     def _groups(self, decode: list[Sequence], *, pad: bool = False) -> list[GroupPlan]:
-        """Return the sequences in decode, grouped by pool.
+        """Return the sequences in decode, grouped by pool; where rows are shared, by neighbours in it.
 
         `pad` rounds shapes up so that recorded graphs fit: more rows and keys than needed, and always a mask.
         """
         by_pool: dict[int, list[Sequence]] = defaultdict(list)
         for sequence in decode:
             by_pool[_slot_index(sequence)[0]].append(sequence)
-        groups = []
-        heads = self.decoder.num_kv_heads
-        first = 0
+        split = self.shares_rows and not pad
+        groups: list[GroupPlan] = []
         for capacity, members in by_pool.items():
-            rows = np.array([_slot_index(sequence)[1] for sequence in members], dtype=np.int64)
-            lengths = np.array([len(sequence.tokens) for sequence in members], dtype=np.int64)
-            num_rows, longest = int(rows[-1]) + 1, int(lengths.max())
-            if pad:
-                num_rows = min(padded_count(num_rows), self.storage.num_rows(capacity))
-                longest = padded_length(longest, capacity)
-            write = ((rows[:, None] * heads + np.arange(heads)) * capacity + (lengths - 1)[:, None]).reshape(-1)
-            whole = num_rows == len(members) and not pad
-            full = whole and int(lengths.min()) == longest
-            # Rows nobody decodes see their first key, so that no row is empty.
-            visible = np.ones(0 if full else num_rows, dtype=np.int64)
-            if not full:
-                visible[rows] = lengths
-            shape = GroupShape(first, len(members), capacity, longest, num_rows, whole, full)
-            groups.append(GroupPlan(shape, rows[: 0 if whole else None], write, visible))
-            first += len(members)
+            for some in _runs(members) if split else [members]:
+                first = sum(group.shape.num_tokens for group in groups)
+                groups.append(self._group(first, capacity, some, split=split, pad=pad))
         return groups
+
+    def _group(self, first: int, capacity: int, members: list[Sequence], *, split: bool, pad: bool) -> GroupPlan:
+        heads = self.decoder.num_kv_heads
+        rows = np.array([_slot_index(sequence)[1] for sequence in members], dtype=np.int64)
+        lengths = np.array([len(sequence.tokens) - sequence.base for sequence in members], dtype=np.int64)
+        first_row = int(rows[0]) if split else 0
+        num_rows, longest = int(rows[-1]) + 1 - first_row, int(lengths.max())
+        if pad:
+            num_rows = min(padded_count(num_rows), self.storage.num_rows(capacity))
+            longest = padded_length(longest, capacity)
+        write = ((rows[:, None] * heads + np.arange(heads)) * capacity + (lengths - 1)[:, None]).reshape(-1)
+        whole = num_rows == len(members) and not pad
+        full = whole and int(lengths.min()) == longest
+        # Rows nobody decodes see their first key, so that no row is empty.
+        visible = np.ones(0 if full else num_rows, dtype=np.int64)
+        if not full:
+            visible[rows - first_row] = lengths
+        shared = bool(members[0].shared)
+        shape = GroupShape(first, len(members), capacity, longest, first_row, num_rows, shared, whole, full)
+        return GroupPlan(shape, rows[: 0 if whole else None], write, visible)
+
+    def _shared(
+        self, decode: list[Sequence], prefill: list[ScheduledTokens], chunks: list[PromptChunk]
+    ) -> list[SharedRow]:
+        """Return the rows that sequences of the step share, with the tokens that see them."""
+        where: dict[Part, list[NDArray[np.int64]]] = defaultdict(list)
+        for index, sequence in enumerate(decode):
+            for part in sequence.shared:
+                where[part].append(np.arange(index, index + 1))
+        for chunk, packed in zip(prefill, chunks, strict=True):
+            for part in chunk.sequence.shared:
+                where[part].append(np.arange(packed.first, packed.first + packed.count))
+        rows = []
+        for (slot, tokens), parts in where.items():
+            seen = np.concatenate(parts)
+            first, last = int(seen[0]), int(seen[-1]) + 1
+            together = slice(first, last) if last - first == len(seen) else to_device(seen, self._input_device)
+            rows.append(SharedRow(slot.pool, slot.row, tokens, together))
+        return rows
 
     def _single(self, decode: list[Sequence]) -> list[PromptChunk]:
         """Return the sequences in decode as prompt chunks of one token."""
@@ -262,8 +285,9 @@ class Runner:
     def _chunks(self, prefill: list[ScheduledTokens], first: int) -> list[PromptChunk]:
         chunks = []
         for chunk in prefill:
-            count = chunk.count + len(chunk.draft)
-            chunks.append(PromptChunk(first, count, *_slot_index(chunk.sequence), chunk.start))
+            sequence, count = chunk.sequence, chunk.count + len(chunk.draft)
+            start = chunk.start - sequence.base
+            chunks.append(PromptChunk(first, count, *_slot_index(sequence), start, bool(sequence.shared)))
             first += count
         return chunks
 
@@ -299,7 +323,19 @@ def _write_features(hidden: Tensor, rows: Tensor, features: list[Tensor]) -> Dee
 def _slot_index(sequence: Sequence) -> tuple[int, int]:
     if sequence.slot is None:
         raise RuntimeError("a scheduled sequence has no KV row")
-    return sequence.slot.capacity, sequence.slot.row
+    return sequence.slot.pool, sequence.slot.row
+
+
+def _runs(members: list[Sequence]) -> Iterator[list[Sequence]]:
+    """Yield those whose rows lie side by side and who all share rows with others, or all do not."""
+    run: list[Sequence] = []
+    for sequence in members:
+        row = _slot_index(sequence)[1]
+        if run and (row != _slot_index(run[-1])[1] + 1 or bool(sequence.shared) != bool(run[-1].shared)):
+            yield run
+            run = []
+        run.append(sequence)
+    yield run
 
 
 def _decode_positions(decode: list[Sequence]) -> NDArray[np.int64]:

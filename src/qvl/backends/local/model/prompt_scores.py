@@ -10,7 +10,7 @@ from qvl.backends.local.scheduling.token_rules import TokenScore
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qvl.backends.local.scheduling.scheduler import ScheduledTokens
+    from qvl.backends.local.scheduling.step import ScheduledTokens
 
 
 def num_scored(chunk: ScheduledTokens) -> int:

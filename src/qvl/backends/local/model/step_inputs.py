@@ -25,7 +25,9 @@ class GroupShape(NamedTuple):
     num_tokens: int
     capacity: int
     longest: int
+    first_row: int
     num_rows: int
+    shared: bool
     whole: bool
     full: bool
 
@@ -82,7 +84,7 @@ class StepInputs:
         groups = []
         for group, where, write, counts in zip(shape.groups, parts[::3], parts[1::3], parts[2::3], strict=True):
             rows, visible = None if group.whole else where, None if group.full else counts
-            groups.append(DecodeGroup(*group[:5], rows, write, visible))
+            groups.append(DecodeGroup(*group[:7], rows, write, visible))
         some = None if shape.kept is None else kept
         return cls(shape, packed, ids, positions.view(3, -1), some, pictured, groups)
 

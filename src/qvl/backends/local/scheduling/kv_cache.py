@@ -2,52 +2,65 @@
 
 Rows live in pools of one capacity each (256, 512, 1024 ... tokens), so that a decode step reads plain strided views,
 a long prompt takes no memory from short ones, and at most half of a row is unused. A sequence that outgrows its row
-moves to the next pool. Pools grow and shrink in steps; the runner carries out the `Op`s in their order.
+moves to the next pool. A row is freed when its last holder frees it: several sequences and kept prefixes may read it,
+one writes. Pools grow and shrink in steps; the runner carries out the `Op`s in their order.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 SMALLEST: Final = 256
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """An allocated KV row in the pool of `capacity` tokens a row. `row` changes when the pool is compacted."""
+    """An allocated KV row. `row` changes when the pool is compacted.
 
-    capacity: int
+    Args:
+        pool: tokens that a row of its pool can hold; negative for the pools of rows that are kept and never read by a
+            step (see `KvCache.set_aside`).
+        row: index in the pool.
+        holders: how many hold it.
+    """
+
+    pool: int
     row: int
+    holders: int = 1
+
+    @property
+    def capacity(self) -> int:
+        return abs(self.pool)
+
+
+class Part(NamedTuple):
+    """The first `tokens` positions of a row, as a part of a sequence's KV."""
+
+    slot: Slot
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Operation: resize the pool of `capacity` to `rows` rows; the remaining rows keep their content."""
+    """Operation: resize a pool to `rows` rows; the remaining rows keep their content."""
 
-    capacity: int
+    pool: int
     rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Operation: copy the first `tokens` positions of the (capacity, row) `source` to `target`."""
+    """Operation: copy the first `tokens` positions of the (pool, row) `source` to those of `target` from `start` on."""
 
     source: tuple[int, int]
     target: tuple[int, int]
     tokens: int
+    start: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LoadBlocks:
-    """Operation: copy prefix cache blocks, in order, to the start of the (capacity, row) `target`."""
-
-    blocks: tuple[int, ...]
-    target: tuple[int, int]
-
-
-Op: TypeAlias = Resize | Copy | LoadBlocks
+Op: TypeAlias = Resize | Copy
 
 
 def capacities(max_tokens: int, smallest: int = SMALLEST) -> tuple[int, ...]:
@@ -73,14 +86,15 @@ class KvCache:
     def __init__(self, budget: int, max_tokens: int, smallest: int = SMALLEST) -> None:
         self.capacities = capacities(max_tokens, smallest)
         self.budget = max(budget, self.capacities[-1])
-        self.rows: dict[int, int] = dict.fromkeys(self.capacities, 0)
         self.ops: deque[Op] = deque()
-        self._slots: dict[int, dict[int, Slot]] = {capacity: {} for capacity in self.capacities}
+        self._slots: dict[int, dict[int, Slot]] = {}
+        self.rows: dict[int, int] = {}
+        self._forget()
 
     @property
     def reserved(self) -> int:
         """Return the size of all pools in tokens, free rows included."""
-        return sum(capacity * rows for capacity, rows in self.rows.items())
+        return sum(abs(pool) * rows for pool, rows in self.rows.items())
 
     @property
     def num_slots(self) -> int:
@@ -90,7 +104,11 @@ class KvCache:
     @property
     def allocated_tokens(self) -> int:
         """Return the size of the allocated rows in tokens."""
-        return sum(capacity * len(slots) for capacity, slots in self._slots.items())
+        return sum(abs(pool) * len(slots) for pool, slots in self._slots.items())
+
+    def num_free(self, capacity: int) -> int:
+        """Return the number of free rows in the pool of `capacity` tokens a row."""
+        return self.rows[capacity] - len(self._slots[capacity])
 
     def take_ops(self) -> list[Op]:
         """Return and clear the operations that the runner must execute, in order, before the next forward pass."""
@@ -98,24 +116,21 @@ class KvCache:
         self.ops.clear()
         return ops
 
-    def allocate(self, tokens: int) -> Slot | None:
-        """Return the lowest free row for `tokens` tokens, or None if the budget is used up."""
+    def capacity_for(self, tokens: int) -> int:
+        """Return the capacity of the smallest row for `tokens` tokens."""
         capacity = next((size for size in self.capacities if size >= tokens), None)
         if capacity is None:
             raise ValueError(f"{tokens} tokens do not fit into the longest KV row, of {self.capacities[-1]} tokens")
-        slots = self._slots[capacity]
-        row = next((row for row in range(self.rows[capacity]) if row not in slots), None)
-        if row is None:
-            if not self._grow(capacity):
-                return None
-            row = next(row for row in range(self.rows[capacity]) if row not in slots)
-        slot = slots[row] = Slot(capacity, row)
-        return slot
+        return capacity
+
+    def allocate(self, tokens: int) -> Slot | None:
+        """Return the lowest free row for `tokens` tokens, or None if the budget is used up."""
+        return self._allocate(self.capacity_for(tokens))
 
     def grow(self, slot: Slot, tokens: int, used: int) -> Slot | None:
         """Move a sequence of `used` tokens to a row for `tokens`, and free `slot`; None if the budget is used up.
 
-        Returns `slot` itself if it is large enough; otherwise only the returned slot is valid.
+        Returns `slot` itself if it is large enough; otherwise only the returned slot is the caller's.
         """
         if tokens <= slot.capacity:
             return slot
@@ -125,59 +140,85 @@ class KvCache:
             self.free(slot)
         return larger
 
-    def copy(self, source: Slot, target: Slot, tokens: int) -> None:
-        """Add an operation that copies the first `tokens` positions of `source` to `target`."""
-        if tokens:
-            self.ops.append(Copy((source.capacity, source.row), (target.capacity, target.row), tokens))
+    def set_aside(self, slot: Slot, used: int) -> Slot | None:
+        """Move what is kept to a row that no step reads, and free `slot`; None, and nothing done, without room."""
+        aside = self._allocate(-self.capacity_for(used))
+        if aside is not None:
+            self.copy(slot, aside, used)
+            self.free(slot)
+        return aside
 
-    def load(self, blocks: tuple[int, ...], target: Slot) -> None:
-        """Add an operation that copies prefix cache `blocks` to the start of `target`."""
-        self.ops.append(LoadBlocks(blocks, (target.capacity, target.row)))
+    def copy(self, source: Slot, target: Slot, tokens: int, start: int = 0) -> None:
+        """Add the operation that copies the first `tokens` positions of `source` to those from `start` on."""
+        if tokens:
+            self.ops.append(Copy((source.pool, source.row), (target.pool, target.row), tokens, start))
+
+    def hold(self, slot: Slot) -> None:
+        """Hold an allocated row once more."""
+        slot.holders += 1
 
     def free(self, slot: Slot) -> None:
-        """Free a row. The pool keeps its memory for the next sequence, until another pool needs it."""
-        if self._slots[slot.capacity].pop(slot.row, None) is not slot:
+        """Free a row if nobody else holds it. The pool keeps its memory for the next sequence or another pool."""
+        if self._slots[slot.pool].get(slot.row) is not slot:
             raise ValueError(f"KV row {slot.row} (pool of {slot.capacity} tokens) is free already, or not this slot's")
+        slot.holders -= 1
+        if not slot.holders:
+            del self._slots[slot.pool][slot.row]
 
     def reset(self, budget: int) -> None:
         """Drop all rows, none of which may be allocated, and set another budget in tokens."""
         if self.num_slots:
             raise ValueError(f"cannot reset the KV cache while {self.num_slots} rows are allocated: free them first")
         self.budget = max(budget, self.capacities[-1])
-        self.rows = dict.fromkeys(self.capacities, 0)
         self.ops.clear()
+        self._forget()
 
     def release_unused(self) -> int:
         """Shrink every pool to its allocated rows; return the number of tokens of KV memory freed."""
         before = self.reserved
-        for capacity in self.capacities:
-            self._shrink(capacity)
+        for pool in self.rows:
+            self._shrink(pool)
         return before - self.reserved
 
-    def _grow(self, capacity: int) -> bool:
+    def _forget(self) -> None:
+        pools = (*self.capacities, *(-capacity for capacity in self.capacities))
+        self.rows = dict.fromkeys(pools, 0)
+        self._slots = {pool: {} for pool in pools}
+
+    def _allocate(self, pool: int) -> Slot | None:
+        slots = self._slots[pool]
+        row = next((row for row in range(self.rows[pool]) if row not in slots), None)
+        if row is None:
+            if not self._grow(pool):
+                return None
+            row = next(row for row in range(self.rows[pool]) if row not in slots)
+        slot = slots[row] = Slot(pool, row)
+        return slot
+
+    def _grow(self, pool: int) -> bool:
         """Grow a pool by half, within the budget; return False if not even one row fits."""
-        rows = self.rows[capacity]
-        room = (self.budget - self.reserved) // capacity
+        room = (self.budget - self.reserved) // abs(pool)
         if room < 1:
             self.release_unused()
-            room = (self.budget - self.reserved) // capacity
+            room = (self.budget - self.reserved) // abs(pool)
             if room < 1:
                 return False
-        self._resize(capacity, self.rows[capacity] + min(max(1, rows // 2), room))
+        rows = self.rows[pool]
+        self._resize(pool, rows + min(max(1, rows // 2), room))
         return True
 
-    def _shrink(self, capacity: int) -> None:
-        slots = self._slots[capacity]
-        if len(slots) == self.rows[capacity]:
+    def _shrink(self, pool: int) -> None:
+        slots = self._slots[pool]
+        if len(slots) == self.rows[pool]:
             return
         holes = iter([row for row in range(len(slots)) if row not in slots])
         for row in sorted(row for row in slots if row >= len(slots)):
             slot = slots.pop(row)
             slot.row = next(holes)
             slots[slot.row] = slot
-            self.ops.append(Copy((capacity, row), (capacity, slot.row), capacity))
-        self._resize(capacity, len(slots))
+            self.ops.append(Copy((pool, row), (pool, slot.row), abs(pool)))
+        self._resize(pool, len(slots))
 
-    def _resize(self, capacity: int, rows: int) -> None:
-        self.rows[capacity] = rows
-        self.ops.append(Resize(capacity, rows))
+    def _resize(self, pool: int, rows: int) -> None:
+        self.rows[pool] = rows
+        self.ops.append(Resize(pool, rows))

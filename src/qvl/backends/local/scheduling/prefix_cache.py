@@ -1,7 +1,8 @@
-"""The index of the prefix cache: blocks of KV, by hash of their tokens and pictures. No torch.
+"""The prefix cache: the KV rows of sequences that ended, found by the hashes of their tokens and pictures. No torch.
 
 A block's hash covers everything before it and the request's salt, so equal hashes mean equal prefixes of users who may
-share them. Blocks are copied on reuse, never shared, so the least recently used one can be evicted at any time.
+share them. Rows are kept as they are and counted (`Slot.holders`), so the least recently used prefix can be given away
+at any time: memory comes back when nobody reads its rows any more.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, Protocol
 
+from qvl.backends.local.scheduling.kv_cache import KvCache, Part, Slot
+
 BLOCK: Final = 32
+# Of the kept prefixes that end with the same block, so many are compared token by token.
+COMPARED: Final = 4
 
 
 class PictureSpan(Protocol):
@@ -48,6 +54,10 @@ class BlockHashes:
             self.hashes.append(digest.digest())
         return self.hashes
 
+    def picture_from(self, token: int) -> int | None:
+        """Return where the first picture begins that reaches beyond `token`; None if there is none."""
+        return min((picture.start for picture in self.pictures if picture.end > token), default=None)
+
 
 def common_blocks(one: Sequence[bytes], other: Sequence[bytes]) -> int:
     """Return the number of blocks at the start of both, given their chains of hashes."""
@@ -55,74 +65,148 @@ def common_blocks(one: Sequence[bytes], other: Sequence[bytes]) -> int:
     return bisect_left(range(min(len(one), len(other))), True, key=lambda index: one[index] != other[index])
 
 
+def common_tokens(
+    one: BlockHashes, tokens: Sequence[int], other: BlockHashes, others: Sequence[int], limit: int, blocks: int
+) -> int:
+    """Return how many of the first `limit` tokens two sequences have in common that begin with the same `blocks`."""
+    start = blocks * BLOCK
+    if one.salt != other.salt:
+        return 0
+    ends = [limit, start + BLOCK, len(tokens), len(others)]
+    # Placeholders of different pictures are the same token.
+    ends += [begin for side in (one, other) if (begin := side.picture_from(start)) is not None]
+    end = min(ends)
+    return next((at for at in range(start, end) if tokens[at] != others[at]), max(start, end))
+
+
+@dataclass(slots=True, eq=False)
+class Prefix:
+    """The KV of the first `num_tokens` of `tokens`, which lies in the rows of `parts` in this order."""
+
+    tokens: Sequence[int]
+    num_tokens: int
+    hashes: BlockHashes
+    parts: tuple[Part, ...]
+
+    @property
+    def blocks(self) -> Sequence[bytes]:
+        return self.hashes.extend(self.tokens)[: self.num_tokens // BLOCK]
+
+
 class PrefixIndex:
-    """Maps block hashes to blocks of the prefix cache, at most `max_blocks`, with LRU eviction.
+    """Keeps prefixes whose rows take at most `limit` tokens of KV memory; the least recently used goes first.
 
     Args:
-        max_blocks: capacity; 0 disables the cache.
-        step: blocks by which the storage grows.
+        kv: accounting of the rows, each of which a prefix holds as often as it has it as a part.
+        limit: tokens that the rows of kept prefixes may take; 0 keeps none.
+
+    Attributes:
+        num_tokens: what they take, rows that running sequences read too included.
     """
 
-    def __init__(self, max_blocks: int, step: int = 64) -> None:
-        self.max_blocks = max_blocks
-        self.reserved = 0
+    def __init__(self, kv: KvCache, limit: int) -> None:
+        self.limit = limit
+        self.num_tokens = 0
         self.hit_tokens = 0
         self.evictions = 0
-        self._step = step
-        self._blocks: OrderedDict[bytes, int] = OrderedDict()
-        self._free: list[int] = []
+        self._kv = kv
+        self._prefixes: OrderedDict[Prefix, None] = OrderedDict()
+        self._by_block: dict[bytes, dict[Prefix, None]] = {}
+        self._by_row: dict[Slot, Prefix] = {}
+        self._held: dict[Slot, int] = {}
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._prefixes)
 
-    def count(self, hashes: Sequence[bytes], limit: int) -> int:
-        """Return the number of blocks that `match` would return, touching none."""
-        chain = hashes[: limit // BLOCK]
-        return next((index for index, digest in enumerate(chain) if digest not in self._blocks), len(chain))
+    def find(self, hashes: BlockHashes, tokens: Sequence[int], limit: int) -> tuple[Prefix | None, int]:
+        """Return (the prefix that has the most of the first `limit` tokens, how many), touching none."""
+        chain = hashes.extend(tokens)[: limit // BLOCK]
+        # A prefix is found by all of its blocks, so where one is missing all behind it are.
+        blocks = bisect_left(range(len(chain)), True, key=lambda at: chain[at] not in self._by_block)
+        if not blocks:
+            return None, 0
+        found: Prefix | None = None
+        known = 0
+        for prefix in islice(reversed(self._by_block[chain[blocks - 1]]), COMPARED):
+            most = min(limit, prefix.num_tokens)
+            common = common_tokens(hashes, tokens, prefix.hashes, prefix.tokens, most, blocks)
+            if common > known:
+                found, known = prefix, common
+        return found, known
 
-    def match(self, hashes: Sequence[bytes], limit: int) -> tuple[int, ...]:
-        """Return the indices of the blocks that hold the longest cached prefix of at most `limit` tokens."""
-        chain = hashes[: self.count(hashes, limit)]
-        # Touched from the end, so that of one chain the last block is given away first and no block is unreachable.
-        for digest in reversed(chain):
-            self._blocks.move_to_end(digest)
-        return tuple(self._blocks[digest] for digest in chain)
+    def touch(self, prefix: Prefix) -> None:
+        """Note that a prefix was used; those whose rows it reads are given away after it."""
+        if prefix in self._prefixes:
+            self._prefixes.move_to_end(prefix)
+        for part in reversed(prefix.parts[:-1]):
+            owner = self._by_row.get(part.slot)
+            if owner is not None:
+                self._prefixes.move_to_end(owner)
 
-    def insert(self, hashes: Sequence[bytes]) -> list[tuple[int, int]]:
-        """Allocate cache blocks for those of `hashes` that are missing; none are allocated if the cache is disabled.
+    def keep(self, prefix: Prefix) -> None:
+        """Keep a prefix, whose rows it holds from now on; free them if it brings nothing that is not kept already."""
+        blocks = prefix.blocks
+        if not blocks or not self.limit or blocks[-1] in self._by_block:
+            self._free(prefix)
+            return
+        self._prefixes[prefix] = None
+        for digest in blocks:
+            self._by_block.setdefault(digest, {})[prefix] = None
+        self._by_row[prefix.parts[-1].slot] = prefix
+        for part in prefix.parts:
+            count = self._held[part.slot] = self._held.get(part.slot, 0) + 1
+            self.num_tokens += part.slot.capacity if count == 1 else 0
+        self.touch(prefix)
+        while self.num_tokens > self.limit:
+            self._evict()
 
-        Returns:
-            (index in the sequence, index in the cache) of each new block; fill them before the next `match`.
-        """
-        if not self.max_blocks:
-            return []
-        chain = hashes[: self.max_blocks]
-        for digest in reversed(chain):
-            if digest in self._blocks:
-                self._blocks.move_to_end(digest)
-        missing = [(index, digest) for index, digest in enumerate(chain) if digest not in self._blocks]
-        filled = []
-        for index, digest in missing:
-            block = self._take()
-            filled.append((index, block))
-            self._blocks[digest] = block
-        for digest in reversed(chain):
-            self._blocks.move_to_end(digest)
-        return filled
+    def take(self, prefix: Prefix) -> tuple[Part, ...]:
+        """Forget a prefix and return its parts, whose rows belong to the caller from now on."""
+        del self._prefixes[prefix]
+        for digest in prefix.blocks:
+            holders = self._by_block[digest]
+            del holders[prefix]
+            if not holders:
+                del self._by_block[digest]
+        del self._by_row[prefix.parts[-1].slot]
+        for part in prefix.parts:
+            self._held[part.slot] -= 1
+            if not self._held[part.slot]:
+                del self._held[part.slot]
+                self.num_tokens -= part.slot.capacity
+        return prefix.parts
+
+    def make_room(self, capacity: int) -> bool:
+        """Give prefixes away until a row of `capacity` or as many tokens are free; False if none became so."""
+        before = self._kv.allocated_tokens
+        while self._prefixes:
+            free = self._kv.num_free(capacity)
+            self._evict()
+            if self._kv.num_free(capacity) > free or before - self._kv.allocated_tokens >= capacity:
+                break
+        return self._kv.allocated_tokens < before
+
+    @property
+    def idle_tokens(self) -> int:
+        """The size of the rows that kept prefixes alone hold, in tokens."""
+        return sum(slot.capacity for slot, count in tuple(self._held.items()) if slot.holders == count)
+
+    @property
+    def num_idle(self) -> int:
+        """The number of rows that kept prefixes alone hold."""
+        return sum(slot.holders == count for slot, count in tuple(self._held.items()))
 
     def clear(self) -> None:
-        """Remove all blocks; their storage may be freed."""
-        self._blocks.clear()
-        self._free.clear()
-        self.reserved = 0
+        """Give all prefixes away."""
+        while self._prefixes:
+            self._evict()
 
-    def _take(self) -> int:
-        if not self._free:
-            if self.reserved < self.max_blocks:
-                more = min(self._step, self.max_blocks - self.reserved)
-                self._free.extend(range(self.reserved + more - 1, self.reserved - 1, -1))
-                self.reserved += more
-            else:
-                self.evictions += 1
-                return self._blocks.popitem(last=False)[1]
-        return self._free.pop()
+    def _evict(self) -> None:
+        self.evictions += 1
+        oldest = next(iter(self._prefixes))
+        self.take(oldest)
+        self._free(oldest)
+
+    def _free(self, prefix: Prefix) -> None:
+        for part in prefix.parts:
+            self._kv.free(part.slot)

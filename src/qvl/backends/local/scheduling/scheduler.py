@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from bisect import insort, insort_left
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from math import inf
 from operator import attrgetter
 from typing import Final
 
-from qvl.backends.local.scheduling.kv_cache import KvCache, Slot
-from qvl.backends.local.scheduling.prefix_cache import BLOCK, PrefixIndex, common_blocks
+from qvl.backends.local.scheduling.kv_cache import KvCache, Part, Slot
+from qvl.backends.local.scheduling.prefix_cache import BLOCK, PrefixIndex
+from qvl.backends.local.scheduling.reuse import MOST_PARTS, PrefixSharing, Reuse
 from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
+from qvl.backends.local.scheduling.step import ScheduledPictures, ScheduledTokens, Step
 from qvl.backends.local.scheduling.step_budget import StepBudget
 from qvl.backends.local.scheduling.step_costs import StepCosts, Work
 
@@ -30,70 +32,6 @@ AHEAD: Final = 2
 # Tokens of a prefix under computation for which another prompt waits: for fewer it starts at once and computes its own.
 WORTH_WAITING: Final = 4 * BLOCK
 ORDER: Final = attrgetter("order")
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledTokens:
-    """A chunk: tokens start:start+count of a sequence; one that ends with the newest token samples the next.
-
-    `draft` are guesses of what follows the newest token: computed with it, and kept as far as the sampler agrees.
-    """
-
-    sequence: Sequence
-    start: int
-    count: int
-    draft: tuple[int, ...] = ()
-
-    @property
-    def end(self) -> int:
-        return self.start + self.count
-
-    @property
-    def of_prompt(self) -> bool:
-        """True if the chunk is, or begins with, a part of a prompt."""
-        return self.start < self.sequence.num_prompt
-
-    @property
-    def samples(self) -> bool:
-        """True if this chunk ends the prompt, so that a token is sampled after it."""
-        return self.end == len(self.sequence.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledPictures:
-    """About `units` of work on the pictures that a waiting sequence needs before its prompt can be computed."""
-
-    sequence: Sequence
-    units: float
-
-
-@dataclass(slots=True)
-class Step:
-    """Slices of pictures, and one forward pass: one token of each of `decode`, and the chunks of `prefill`.
-
-    Chunks belong to prompts, and to answers of which several tokens have no KV yet.
-    """
-
-    decode: list[Sequence] = field(default_factory=list)
-    prefill: list[ScheduledTokens] = field(default_factory=list)
-    pictures: list[ScheduledPictures] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.decode or self.prefill or self.pictures)
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.decode) + sum(chunk.count + len(chunk.draft) for chunk in self.prefill)
-
-    @property
-    def num_rows(self) -> int:
-        """Return how many of the tokens belong to running answers."""
-        runs = (chunk for chunk in self.prefill if not chunk.of_prompt)
-        return len(self.decode) + sum(chunk.count + len(chunk.draft) for chunk in runs)
-
-    @property
-    def has_prompt(self) -> bool:
-        return any(chunk.of_prompt for chunk in self.prefill)
 
 
 @dataclass(slots=True)
@@ -128,12 +66,13 @@ class Scheduler:
 
     Args:
         kv: accounting of the KV rows.
-        prefixes: index of the prefix cache.
+        prefixes: the prefix cache.
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: tokens of one step, decode and prefill together; bounds slices of pictures too.
         budget: time budget of the steps.
         key_cost: cost of attention to one earlier token, in units.
         draft_rows: steps that decode fewer tokens than these are filled up with guesses; 0 guesses nothing.
+        shares: sequences can read each other's rows; else they copy what they have in common.
     """
 
     def __init__(
@@ -145,6 +84,8 @@ class Scheduler:
         budget: StepBudget | None = None,
         key_cost: float = 0.0,
         draft_rows: int = 0,
+        *,
+        shares: bool = True,
     ) -> None:
         self.kv = kv
         self.prefixes = prefixes
@@ -158,16 +99,19 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.sharing = PrefixSharing(kv, prefixes, shares=shares)
         self._key_cost = key_cost
+        self._shrink = False
 
     def add(self, sequence: Sequence) -> None:
         """Put a new sequence into the waiting queue, behind those of its priority."""
         insort(self.waiting, sequence, key=ORDER)
 
     def finish(self, sequence: Sequence) -> None:
-        """Remove a sequence that ended or was aborted, and free its KV row. Does nothing if it is already removed."""
+        """Remove a sequence that ended or was aborted, and keep its KV; does nothing if it is already removed."""
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
+            self.sharing.keep(sequence)
         elif sequence.status is SequenceStatus.WAITING and sequence in self.waiting:
             self.waiting.remove(sequence)
         self._release(sequence)
@@ -186,24 +130,36 @@ class Scheduler:
     def schedule(self) -> Step:
         """Return the next step; an empty one if nothing can run."""
         step = Step()
+        if self._shrink:
+            self._shrink = False
+            self.kv.release_unused()
+        for sequence in self.running:
+            sequence.num_scheduled = sequence.num_computed
         self._decode(step)
         candidates = self._candidates()
         remaining = self._remaining(step, candidates)
-        for sequence in list(self.running):
-            if sequence.prefilling:
-                self._chunk(step, sequence, remaining)
+        for sequence in [one for one in self.running if one.prefilling]:
+            self._chunk(step, sequence, remaining)
+            if sequence.num_scheduled >= sequence.num_prompt:
+                # Who waited for this prompt can join it.
+                candidates = self._candidates()
         for sequence, pictures in candidates:
             if len(self.running) >= self.max_num_seqs or not remaining.for_prompt(sequence, step, self.grain):
                 break
             # One that was admitted just now may compute what this one begins with.
             if pictures or self._waits_for_prefix(sequence):
                 continue
-            if not self._admit(sequence):
+            if not self._admit(sequence, step):
                 break
             self.waiting.remove(sequence)
             self._chunk(step, sequence, remaining)
         self._slices(step, candidates, remaining)
         return step
+
+    def release_prefixes(self) -> None:
+        """Give all kept prefixes away, and their memory back before the next step."""
+        self.prefixes.clear()
+        self._shrink = True
 
     def work(self, step: Step) -> Work:
         """Return the work of the forward pass of `step`."""
@@ -237,7 +193,7 @@ class Scheduler:
         for sequence in step.decode:
             draft: tuple[int, ...] = ()
             if sequence.lookup is not None and sequence.slot is not None:
-                room = min(sequence.slot.capacity - len(sequence.tokens), sequence.remaining - 1)
+                room = min(sequence.slot.capacity + sequence.base - len(sequence.tokens), sequence.remaining - 1)
                 draft = sequence.lookup.guess(sequence.tokens, min(room, self.draft_rows - rows))
             if draft:
                 step.prefill.append(ScheduledTokens(sequence, sequence.num_computed, 1, draft))
@@ -248,16 +204,39 @@ class Scheduler:
 
     def _room(self, sequence: Sequence) -> bool:
         """True if the KV row has room for all tokens; may preempt the youngest sequence, even this one."""
-        assert sequence.slot is not None
         while True:
-            slot = self.kv.grow(sequence.slot, len(sequence.tokens), sequence.num_computed)
-            if slot is not None:
-                sequence.slot = slot
+            if self._grow(sequence):
                 return True
             youngest = max(self.running, key=ORDER)
             self.preempt(youngest)
             if youngest is sequence:
                 return False
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Give a sequence a row for all of its tokens; False without room."""
+        slot, own = sequence.slot, sequence.num_computed - sequence.base
+        assert slot is not None
+        tokens = len(sequence.tokens) - sequence.base
+        if tokens <= slot.capacity:
+            return True
+        if slot.holders > 1 and self.sharing.shares and len(sequence.shared) < MOST_PARTS:
+            # Others read the row, so it stays, and the sequence goes on in another one.
+            behind = self._allocate(tokens - own + min(sequence.remaining, HEADROOM))
+            if behind is not None:
+                sequence.shared, sequence.slot = (*sequence.shared, Part(slot, own)), behind
+            return behind is not None
+        while (larger := self.kv.grow(slot, tokens, own)) is None:
+            if not self.prefixes.make_room(self.kv.capacity_for(tokens)):
+                return False
+        sequence.slot = larger
+        return True
+
+    def _allocate(self, tokens: int) -> Slot | None:
+        """Return a row for `tokens` tokens, for which kept prefixes are given away; None without room."""
+        while (slot := self.kv.allocate(tokens)) is None:
+            if not self.prefixes.make_room(self.kv.capacity_for(tokens)):
+                return None
+        return slot
 
     # What a step may spend, and on whom.
 
@@ -274,7 +253,7 @@ class Scheduler:
         pending = [picture for picture in sequence.prepared.pictures if picture.features is None]
         if not pending:
             return 0.0
-        known = max(self._donor(sequence)[1], self._num_kept(sequence))
+        known = self._reuse(sequence).known
         # Whatever the estimates say, a picture without features takes something.
         return sum(max(1.0, picture.cost - picture.encoded) for picture in pending if picture.end > known)
 
@@ -311,6 +290,7 @@ class Scheduler:
             affordable = max(1, self._affordable(start, units))
             count = min(len(sequence.tokens) - start, affordable, remaining.tokens, sequence.max_chunk)
             step.prefill.append(ScheduledTokens(sequence, start, count))
+            sequence.num_scheduled = start + count
             remaining.tokens -= count
             remaining.units -= self._units(start, count)
 
@@ -337,81 +317,80 @@ class Scheduler:
             left -= one.units
 
     def _waits_for_prefix(self, sequence: Sequence) -> bool:
-        """True if another sequence will soon hold much of this prompt's KV, to be copied rather than computed again.
+        """True if another sequence will soon hold much of this prompt's KV, which would be computed again.
 
         Choices of one request always wait for the first; prompts of different requests while it saves them enough.
         """
         leader = sequence.leader
-        if leader is not None and leader.status is not SequenceStatus.FINISHED:
-            return leader.num_computed < leader.num_prompt
         limit = len(sequence.tokens) - 1 if sequence.scores is None else 0
-        soon = 0
-        for other in self.running:
-            if other.prefilling:
-                soon = max(soon, min(self._common(sequence, other), limit))
-        if soon < WORTH_WAITING:
+        if leader is not None and leader.status is not SequenceStatus.FINISHED:
+            there = leader.num_computed >= leader.num_prompt
+            return not there and self._reuse(sequence).known < min(sequence.num_prompt, limit)
+        computing = [other for other in self.running if other.prefilling]
+        if not computing or limit < WORTH_WAITING:
             return False
-        return soon - max(self._donor(sequence)[1], self._num_kept(sequence)) >= WORTH_WAITING
+        worth = self._reuse(sequence).known + WORTH_WAITING
+        return any(self.sharing.common(sequence, other, limit) >= worth for other in computing)
 
-    def _common(self, sequence: Sequence, other: Sequence) -> int:
-        """Return how many tokens of KV both begin with: all of a shared prompt, else whole blocks."""
-        if other.prepared is sequence.prepared:
-            return sequence.num_prompt
-        if not self.prefixes.max_blocks:
-            return 0
-        return common_blocks(sequence.hashes.extend(sequence.tokens), other.hashes.extend(other.tokens)) * BLOCK
+    def _reuse(self, sequence: Sequence) -> Reuse:
+        return self.sharing.best(sequence, self.running, self._headroom(sequence))
 
-    def _donor(self, sequence: Sequence) -> tuple[Sequence | None, int]:
-        """Return the running sequence whose row holds the most of this one's KV, and how many tokens that are."""
-        donor, known = None, 0
-        for other in self.running if sequence.scores is None else ():
-            common = min(other.num_computed, len(sequence.tokens) - 1)
-            if common > known:
-                common = min(common, self._common(sequence, other))
-                if common > known:
-                    donor, known = other, common
-        return donor, known
+    @staticmethod
+    def _headroom(sequence: Sequence) -> int:
+        return max(1, min(sequence.remaining, HEADROOM))
 
-    def _num_kept(self, sequence: Sequence) -> int:
-        """Return the tokens of this sequence's KV that are kept as prefixes."""
-        if not self.prefixes.max_blocks or sequence.scores is not None:
-            return 0
-        return self.prefixes.count(sequence.hashes.extend(sequence.tokens), len(sequence.tokens) - 1) * BLOCK
-
-    def _admit(self, sequence: Sequence) -> bool:
-        """Allocate a KV row for a waiting sequence, filled with the cached part of its prompt; False without room."""
-        total = len(sequence.tokens) + max(1, min(sequence.remaining, HEADROOM))
-        slot = self.kv.allocate(min(total, self.kv.capacities[-1]))
+    def _admit(self, sequence: Sequence, step: Step) -> bool:
+        """Give a waiting sequence a KV row, and what others have of its prompt; False without room."""
+        reuse = self._reuse(sequence)
+        if reuse.taken and reuse.source is not None:
+            *_, own = self.prefixes.take(reuse.source)
+            slot: Slot | None = own.slot
+        else:
+            slot = self._row_behind(sequence, reuse)
+        if slot is None and not self.running:
+            # Then kept prefixes have the memory, the very one that was to be read among them.
+            self.prefixes.clear()
+            reuse = Reuse()
+            slot = None if self._pending(sequence) else self._row_behind(sequence, reuse)
         if slot is None:
             return False
-        sequence.slot = slot
+        sequence.slot, sequence.shared = slot, reuse.shared
         sequence.status = SequenceStatus.RUNNING
-        sequence.num_computed = self._reuse(sequence, slot)
+        sequence.num_computed = sequence.num_scheduled = reuse.known
         insort_left(self.running, sequence, key=ORDER)
+        if reuse.joins:
+            step.joined.append(sequence)
+        if reuse.counted:
+            self.prefixes.hit_tokens += reuse.known
+            if sequence.num_preempted == 0:
+                sequence.num_cached = min(reuse.known, sequence.num_prompt)
         return True
 
-    def _reuse(self, sequence: Sequence, slot: Slot) -> int:
-        """Copy a running sequence's KV or a kept prefix into the row; return the tokens copied, all but one at most."""
-        donor, known = self._donor(sequence)
-        kept = self._num_kept(sequence)
-        if donor is not None and donor.slot is not None and known >= kept:
-            self.kv.copy(donor.slot, slot, known)
-            if donor.prepared is sequence.prepared:
-                return known
-        elif kept:
-            blocks = self.prefixes.match(sequence.hashes.extend(sequence.tokens), len(sequence.tokens) - 1)
-            self.kv.load(blocks, slot)
-            known = kept
-        self.prefixes.hit_tokens += known
-        if sequence.num_preempted == 0:
-            sequence.num_cached = min(known, sequence.num_prompt)
-        return known
+    def _row_behind(self, sequence: Sequence, reuse: Reuse) -> Slot | None:
+        """Hold the rows that are shared and return one for the rest, with what is copied; None without room."""
+        # Held first: making room may give away the prefix that they belong to.
+        held = [part.slot for part in (*reuse.shared, *reuse.copied)]
+        for slot in held:
+            self.kv.hold(slot)
+        if reuse.source is not None:
+            self.prefixes.touch(reuse.source)
+        base = sum(part.tokens for part in reuse.shared)
+        tokens = len(sequence.tokens) - base + self._headroom(sequence)
+        row = self._allocate(min(tokens, self.kv.capacities[-1]))
+        done = 0
+        for part in reuse.copied if row is not None else ():
+            assert row is not None
+            self.kv.copy(part.slot, row, part.tokens, done)
+            done += part.tokens
+        for slot in held if row is None else held[len(reuse.shared) :]:
+            self.kv.free(slot)
+        return row
 
     def _release(self, sequence: Sequence) -> None:
-        if sequence.slot is not None:
-            self.kv.free(sequence.slot)
-            sequence.slot = None
-        sequence.num_computed = 0
+        for slot in [part.slot for part in sequence.shared] + ([] if sequence.slot is None else [sequence.slot]):
+            self.kv.free(slot)
+        sequence.slot, sequence.shared = None, ()
+        sequence.num_computed = sequence.num_scheduled = 0
 
 
 def _different(candidates: list[tuple[Sequence, float]]) -> list[ScheduledPictures]:

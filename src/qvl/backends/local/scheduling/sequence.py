@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from qvl.backends.local.scheduling.kv_cache import Slot
+    from qvl.backends.local.scheduling.kv_cache import Part, Slot
     from qvl.backends.local.text.grammar import Matcher
     from qvl.backends.local.text.processor import PreparedRequest
     from qvl.types import FinishReason, SamplingParams
@@ -73,7 +73,10 @@ class Sequence:
         arrival: order of arrival; smaller came earlier.
         leader: another choice of the same request whose prompt KV can be copied.
         tokens: prompt and answer so far.
-        num_computed: how many of `tokens` have their KV in `slot`.
+        slot: the KV row that it writes.
+        shared: parts of others' rows that hold the KV of its first tokens; `slot` has what follows.
+        num_computed: how many of `tokens` have their KV.
+        num_scheduled: how many have it after the step that is being scheduled.
         num_cached: prompt tokens that came from the prefix cache when the sequence first ran.
         seed: seed of the sequence's random numbers, which depend only on the seed and the position.
         max_chunk: most tokens of a prefill chunk, lowered after the device ran out of memory.
@@ -101,7 +104,9 @@ class Sequence:
     num_prompt: int = field(init=False)
     status: SequenceStatus = SequenceStatus.WAITING
     slot: Slot | None = None
+    shared: tuple[Part, ...] = ()
     num_computed: int = 0
+    num_scheduled: int = 0
     num_cached: int = 0
     num_preempted: int = 0
     memory_errors: int = 0
@@ -123,6 +128,11 @@ class Sequence:
     def order(self) -> tuple[int, int]:
         """Return what says who comes first: the smaller one."""
         return self.priority, self.arrival
+
+    @property
+    def base(self) -> int:
+        """Return the index of the token whose KV is the first in `slot`."""
+        return sum(part.tokens for part in self.shared)
 
     @property
     def num_output(self) -> int:

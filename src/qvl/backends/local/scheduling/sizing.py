@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.local.scheduling.kv_cache import SMALLEST, KvCache
-from qvl.backends.local.scheduling.prefix_cache import BLOCK, PrefixIndex
+from qvl.backends.local.scheduling.prefix_cache import PrefixIndex
 from qvl.backends.local.scheduling.scheduler import Scheduler
 from qvl.errors import ConfigError
 
@@ -24,6 +23,7 @@ BATCHED_TOKENS: Final = {"cpu": 512, "mps": 1024, "cuda": 8192, "npu": 8192}
 # where steps are recorded, one with guesses is not.
 DRAFT_ROWS: Final = {"cpu": 8, "mps": 0, "cuda": 0, "npu": 0}
 ALL_DRAFT_ROWS: Final = 32
+# Of the KV memory, what rows of kept prefixes may take; running sequences take it back when they need it.
 PREFIX_PART: Final = 0.25
 
 
@@ -53,8 +53,7 @@ def make_scheduler(
     free = min(runner.device.memory(card)[0] * len(layout.devices) // part for card, part in parts.items())
     room = kv_cache_bytes or int(free * share)
     per_token = layout.bytes_per_token
-    row_share = 1 - PREFIX_PART if prefix_cache else 1
-    tokens = int(room * row_share) // per_token
+    tokens = room // per_token
     longest = int(checkpoint.model.config.text_config.max_position_embeddings)
     context = max_model_len or min(longest, tokens // SMALLEST * SMALLEST)
     if context > longest:
@@ -63,13 +62,14 @@ def make_scheduler(
         need = max_model_len or SMALLEST
         raise ConfigError(
             f"not enough KV memory: {room} bytes hold {tokens} tokens, but one request may have {need}",
-            hint=f"lower max_model_len, or set kv_cache_bytes to {ceil(need * per_token / row_share)} bytes or more",
+            hint=f"lower max_model_len, or set kv_cache_bytes to {need * per_token} bytes or more",
             param="kv_cache_bytes",
         )
     seqs = max_num_seqs or NUM_SEQS[kind]
     batched = max(max_num_batched_tokens or BATCHED_TOKENS[kind], seqs + 1)
-    blocks = int(room * PREFIX_PART) // per_token // BLOCK if prefix_cache else 0
+    kept = int(tokens * PREFIX_PART) if prefix_cache else 0
     guesses = {"auto": DRAFT_ROWS[kind], "on": ALL_DRAFT_ROWS, "off": 0}[speculate]
     key_cost = runner.decoder.key_cost / runner.decoder.cost
-    kv, prefixes = KvCache(tokens, context), PrefixIndex(blocks)
-    return Scheduler(kv, prefixes, seqs, batched, budget, key_cost, guesses), context
+    kv = KvCache(tokens, context)
+    prefixes = PrefixIndex(kv, kept)
+    return Scheduler(kv, prefixes, seqs, batched, budget, key_cost, guesses, shares=runner.shares_rows), context

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.local.text.template_options import NO_THOUGHT, TemplateOptions
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
 MARKS: Final = ("\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3")
 # Characters that are encoded at a time, and looked at before the interpreter lets another thread run.
 PIECE: Final = 1 << 16
-# How far before the end of a piece a place between two words is looked for.
-REACH: Final = 1 << 12
+# Characters of a piece whose tokens are kept for the next prompt that begins alike, and how many such are kept.
+KEPT_PIECE: Final = 1 << 11
+KEPT_PIECES: Final = 256
 # Composing (NFC) makes one character of at most three bytes out of nine (Hangul), or of three times as many at most.
 COMPOSED: Final = 3
 DEFAULT_MAX_TOKENS: Final = 2048
@@ -93,6 +96,7 @@ class PromptEncoder:
         self._options = TemplateOptions(str(tokenizer.chat_template))
         self._splits_thoughts = "reasoning_content" in template and "</think>" in template
         self._drops_later_system: bool | None = None
+        self._kept = lru_cache(KEPT_PIECES)(self._plain_ids)
 
     def encode(
         self, request: ChatRequest, limit: PromptLimit | None = None, abandoned: Callable[[], bool] = lambda: False
@@ -114,9 +118,10 @@ class PromptEncoder:
         if mark is None:
             raise RequestError("the messages contain all four noncharacters U+FDD0 to U+FDD3", param="messages")
         if request.prompt is not None:
-            return self._encoded(_words(request.prompt, 0, len(request.prompt)), mark, limit, abandoned), False
+            pieces = _words(request.prompt, 0, len(request.prompt))
+            return self._encoded(pieces, mark, request.cache_salt, limit, abandoned), False
         rendered = self._render(request, mark)
-        ids = self._encoded(self._pieces(rendered), mark, limit, abandoned)
+        ids = self._encoded(self._pieces(rendered), mark, request.cache_salt, limit, abandoned)
         return ids, rendered[-64:].rstrip().endswith("<think>")
 
     def _checked(self, prompt: tuple[int, ...]) -> list[int]:
@@ -128,7 +133,7 @@ class PromptEncoder:
         return list(prompt)
 
     def _encoded(
-        self, pieces: Iterator[str], mark: str, limit: PromptLimit | None, abandoned: Callable[[], bool]
+        self, pieces: Iterator[str], mark: str, salt: str, limit: PromptLimit | None, abandoned: Callable[[], bool]
     ) -> list[int]:
         ids: list[int] = []
         for piece in pieces:
@@ -139,10 +144,14 @@ class PromptEncoder:
                 ids.append(control)
                 continue
             text = piece.replace(mark, "")
-            ids += self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            # By salt, since what is known already shows in the time that it takes.
+            ids += self._kept(text, salt) if len(piece) >= KEPT_PIECE else self._plain_ids(text)
             if limit is not None:
                 limit.check(len(ids), more=True)
         return ids
+
+    def _plain_ids(self, text: str, salt: str = "") -> array[int]:
+        return array("q", self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def _render(self, request: ChatRequest, mark: str) -> str:
         messages = self._system_first(request.messages)
@@ -306,15 +315,25 @@ def _texts(request: ChatRequest) -> Iterator[str]:
 def _words(text: str, start: int, end: int) -> Iterator[str]:
     """Yield text[start:end] in pieces of at most PIECE characters, cut where this does not change the tokens.
 
-    That is before a space that follows another character. A single word beyond PIECE is cut too, but not within a
-    composed character.
+    That is before a space that follows another character: behind KEPT_PIECE characters or soon after, so that texts
+    with the same beginning have the same pieces. A single word beyond PIECE is cut too, but not within a composed
+    character.
     """
-    while end - start > PIECE:
-        last = start + PIECE
-        cut = next((at for at in range(last, last - REACH, -1) if text[at] == " " and not text[at - 1].isspace()), None)
+    while end - start > KEPT_PIECE:
+        stop = min(end, start + PIECE)
+        cut = next((at for at in _spaces(text, start + KEPT_PIECE, stop) if not text[at - 1].isspace()), None)
         if cut is None:
-            cut = next((at for at in range(last, last - 64, -1) if not unicodedata.combining(text[at])), last)
+            if stop == end:
+                break
+            cut = next((at for at in range(stop, stop - 64, -1) if not unicodedata.combining(text[at])), stop)
         yield text[start:cut]
         start = cut
     if start < end:
         yield text[start:end]
+
+
+def _spaces(text: str, start: int, end: int) -> Iterator[int]:
+    at = text.find(" ", start, end)
+    while at >= 0:
+        yield at
+        at = text.find(" ", at + 1, end)
