@@ -107,6 +107,8 @@ class Backend(ABC):
     wants_pixels: bool = True
     # Whether several processes may each open one: the model itself is elsewhere, and is loaded once.
     shareable: bool = False
+    # True if the model is run by others, who may start after a server in front of them: their absence is waited for.
+    engines_may_come: bool = False
     # Whether a `</think>` without its `<think>` may end reasoning in its answers: the template is not ours to know.
     splits_thought: bool = False
 

@@ -18,6 +18,7 @@ class WrappingBackend(Backend):
         self.inner = inner
         self.name, self.model = inner.name, inner.model
         self.wants_pixels = inner.wants_pixels
+        self.engines_may_come = inner.engines_may_come
         self.splits_thought = inner.splits_thought
 
     @property

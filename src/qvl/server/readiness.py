@@ -86,7 +86,7 @@ class Readiness:
                 await self.pipeline.open()
                 break
             except (BackendUnavailableError, BackendTimeoutError) as exc:
-                if not self.pipeline.backend.shareable:
+                if not self.pipeline.backend.engines_may_come:
                     raise
                 if self._absence is None:
                     log.warning("no engine answers yet", error=str(exc))

@@ -69,6 +69,7 @@ class OpenAIBackend(Backend):
 
     name = "openai"
     shareable = True
+    engines_may_come = True
     wants_pixels = False
     splits_thought = True
 

@@ -173,8 +173,11 @@ def _usage(answer: JsonObject) -> Usage:
     told = usage if isinstance(usage, Mapping) else {}
     details = told.get("input_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else 0
+    details = told.get("output_tokens_details")
+    reasoned = details.get("reasoning_tokens") if isinstance(details, Mapping) else 0
     count: Callable[[object], int] = lambda value: value if isinstance(value, int) and value > 0 else 0  # noqa: E731
-    return Usage(count(told.get("input_tokens")), count(told.get("output_tokens")), 0, count(cached))
+    said = count(told.get("output_tokens"))
+    return Usage(count(told.get("input_tokens")), said, cached_tokens=count(cached), reasoning_tokens=count(reasoned))
 
 
 def _unfit(what: str) -> BackendResponseError:

@@ -160,7 +160,9 @@ async def ask_patiently(
         if tries >= TRIES:
             if answer.status not in OUTAGES or time.monotonic() - began > LONGEST_OUTAGE:
                 return answer
-            if answer.status not in FULL:
+            if answer.status in FULL:
+                outage.say(answer.error)
+            else:
                 up = down is None and await _answers(core)
                 if up and was_up:
                     return answer
