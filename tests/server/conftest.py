@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -90,10 +91,11 @@ def start(
     if wait:
         with running.client() as client:
             key = {"Authorization": f"Bearer {settings['api_keys'][0]}"} if settings.get("api_keys") else {}
-            for _ in range(500):
-                if client.get("/ready", headers=key).status_code == 200:
-                    break
-                threading.Event().wait(0.01)
+            end = time.monotonic() + 120
+            # One that is loaded and not ready stays so; loading takes a busy machine a while.
+            while client.get("/ready", headers=key).status_code != 200 and not running.core.readiness.settled.is_set():
+                assert time.monotonic() < end, "the model was never loaded"
+                time.sleep(0.01)
     return running
 
 
