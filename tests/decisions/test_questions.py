@@ -29,6 +29,8 @@ RED = {"type": "choice", "instructions": "Colour?", "choices": [{"value": "red"}
         ({**RED, "instructions": []}, "the instructions are empty"),
         ({**RED, "instructions": [" ", {"type": "text", "text": "\n"}]}, "the instructions are empty"),
         ({**RED, "name": 3}, "name must be text"),
+        ({**RED, "type": []}, "unknown value '[]'"),
+        ({**RED, "choices": ["\ud800", "blue"]}, "is not valid Unicode"),
         ({**RED, "levels": []}, "a choice has no field 'levels'"),
         ({"type": "choice", "instructions": "Colour?"}, "choices is missing"),
         ({"type": "score", "instructions": "?", "levels": ["low", "low"]}, "the level 'low' stands twice"),
@@ -55,6 +57,11 @@ def test_the_number_and_the_names_of_questions_are_checked() -> None:
     with pytest.raises(RequestError, match="two questions have the name 'a'"):
         read_questions([Predicate("New?", "a"), Predicate("Old?", "a")])
     assert len(read_questions("Is it new?")) == 1
+
+
+def test_a_name_is_text() -> None:
+    with pytest.raises(RequestError, match="a question's name is list, not text"):
+        Predicate("New?", ["a"])  # type: ignore[arg-type]
 
 
 def test_text_and_boolean_of_one_spelling_are_two_options() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from qvl.backends.local.backend import LocalBackend
+from qvl.errors import RequestError
+from qvl.server.systemone_0_2 import Asset, SystemOneRequest, input_of
 from tests.server.conftest import Running, data_url, start
 
 NEW = {"type": "noul", "instructions": "Is it new?"}
@@ -81,10 +83,34 @@ def test_assets_stand_where_their_names_stand(bundled: Running) -> None:
     question = {"type": "noul", "instructions": "Is it like img-11?"}
     told = _ask(bundled, state=state, assets=assets, questions={"q": question})
     bare = _ask(bundled, state=state, questions={"q": question})
-    # Four pictures where there were names.
+    # Four pictures where there were names, none in a key or in what JSON itself writes.
     assert told["usage"]["input_tokens"] > bare["usage"]["input_tokens"] + 4 * 2
     swapped = {**assets, "img-1": _asset("blue"), "img-11": _asset("red")}
     assert _ask(bundled, state=state, assets=swapped, questions={"q": question})["answers"] != told["answers"]
+
+
+def test_assets_stand_in_texts_alone_and_in_linear_time() -> None:
+    """Not in keys, nor in what JSON itself writes; the longest name counts; a million letters are read at once."""
+    asset = Asset(data_base64=_asset("red")["data_base64"])
+    bare = {"type": "noul", "instructions": "?"}
+    names = ("n", "true", "a", "aa", "\n", '"')
+    body = SystemOneRequest(
+        state={"n": True, "t": 'n\n"aaa', "k": [1, "b", "true"]},
+        questions={"q": bare},
+        assets=dict.fromkeys(names, asset),
+    )
+    read = input_of(body)
+    assert [path.removeprefix("assets.") for path in read.paths] == ["n", "\n", '"', "aa", "a", "true"]
+    texts = "".join(part.get("text", "*") for part in read.messages[0]["content"])
+    assert json.loads(texts) == {"n": True, "t": "*****", "k": [1, "b", "*"]}
+    long = SystemOneRequest(
+        state="a" * 1_000_000, questions={"q": bare}, assets={"a" * size + "b": asset for size in range(1, 60)}
+    )
+    with pytest.raises(RequestError, match="is named neither"):
+        input_of(long)
+    many = SystemOneRequest(state="a" * 1_000_000, questions={"q": bare}, assets={"a": asset})
+    with pytest.raises(RequestError, match="more than 1024 places"):
+        input_of(many)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import string
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from qvl.decisions.questions import ChoiceQuestion, Label, Predicate, Question, options_text, orders, question_form
-from qvl.decisions.read_labels import probability, read_top, read_tree
+from qvl.decisions.read_labels import probability, read_top, read_tree, together
 from qvl.errors import BackendResponseError, QvlError, RefusalError
 from qvl.types import ChatRequest, ResponseFormat, Result, SamplingParams, TextPart, TokenLogprob, Usage
 
@@ -83,7 +82,7 @@ class LabelAsker:
             first, rest = [await read(ways[0])], ways[1:]
         else:
             first, rest = [], ways
-        found = first + list(await asyncio.gather(*(read(way) for way in rest)))
+        found = first + await together(read(way) for way in rest)
         place = {label.text: index for index, label in enumerate(labels)}
         total = [0.0] * len(labels)
         masses = [math.fsum(shares) for shares in found]
@@ -136,7 +135,7 @@ class LabelAsker:
             pieces: list[Sequence[int]] = [()]
             if self.method == "logits":
                 pieces = [tokens[start : start + IDS] for start in range(0, len(tokens), IDS)]
-            tops = await asyncio.gather(*(self._first(behind, tuple(piece)) for piece in pieces))
+            tops = await together(self._first(behind, tuple(piece)) for piece in pieces)
             if not any(pieces) and not self.notes:
                 self.notes.append(f"a token beyond the {self.have.top_logprobs} likeliest counts as impossible")
             found: dict[int, float] = {}

@@ -288,6 +288,7 @@ def _option(question: ChoiceQuestion, item: object) -> Option:
         raise _fault(question, f"a choice is {type(value).__name__} {str(value)[:40]}", "text, true or false")
     if isinstance(value, str) and not value.strip():
         raise _fault(question, "a choice is empty", "text, true or false")
+    _check_unicode(question, value)
     _check_description(question, option.description)
     return option
 
@@ -298,8 +299,14 @@ def _level(question: Score, item: object) -> Level:
     level = item if isinstance(item, Level) else Level(item)  # type: ignore[arg-type]
     if not isinstance(level.label, str) or not level.label.strip():
         raise _fault(question, f"a level has the label {str(level.label)[:40]!r}", "a text that is not empty")
+    _check_unicode(question, level.label)
     _check_description(question, level.description)
     return level
+
+
+def _check_unicode(question: ChoiceQuestion | Score, value: Value) -> None:
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        raise _fault(question, f"{value[:40]!r} is not valid Unicode", "text without half of a surrogate pair")
 
 
 def _check_description(question: ChoiceQuestion | Score, description: object) -> None:
@@ -317,6 +324,8 @@ def _field(question: ChoiceQuestion | Score, item: JsonMapping, name: str, of: s
 
 
 def _check(question: Question) -> None:
+    if not isinstance(question.name, str | None):
+        raise RequestError(f"a question's name is {type(question.name).__name__}, not text", param="name")
     asked = question.instructions
     if isinstance(asked, str):
         if not asked.strip():

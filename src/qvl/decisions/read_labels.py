@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
-from qvl.errors import BackendResponseError
+from qvl.errors import BackendResponseError, RequestError
 
 if TYPE_CHECKING:
     from qvl.backends.token_table import TokenTable
     from qvl.types import TokenLogprob
 
+T = TypeVar("T")
 Ask: TypeAlias = "Callable[[tuple[int, ...], Sequence[int]], Awaitable[Mapping[int, float]]]"
 """Returns the probability of each token of the second argument behind those of the first."""
 NEGLIGIBLE: Final = 1e-4
 """A token that several labels begin with is not followed if it has less than this part of what all tokens of
 labels have there: each label gets the same of it."""
+MAX_ASKED: Final = 256
+"""Beginnings that are followed at most, for labels that differ at their ends alone."""
 FULL_STOPS: Final = (b"\n", b".")
 """What a model may write behind a whole label instead of the end of the answer."""
 
@@ -30,11 +33,20 @@ async def read_tree(labels: Sequence[str], table: TokenTable, ask: Ask) -> list[
     """Return the probability of each label as the model's whole answer, in the order of `labels`.
 
     They add up to at most 1: to as much as the labels have together.
+
+    Raises:
+        RequestError: the labels begin alike for too long.
     """
     texts = [label.encode() for label in labels]
     found = [0.0] * len(texts)
+    asked = 0
 
     async def follow(begun: bytes, tokens: tuple[int, ...], whom: Sequence[int], share: float) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > MAX_ASKED:
+            what = f"the options {labels[whom[0]][:40]!r} and {labels[whom[1]][:40]!r} begin alike for too long"
+            raise RequestError(what, hint="tell them apart by their first words", param="questions")
         candidates: dict[int, bytes] = {}
         for index in whom:
             rest = texts[index][len(begun) :]
@@ -59,10 +71,22 @@ async def read_tree(labels: Sequence[str], table: TokenTable, ask: Ask) -> list[
                     found[index] += part / len(fits)
             else:
                 onward.append(follow(now, (*tokens, token), fits, part))
-        await asyncio.gather(*onward)
+        await together(onward)
 
     await follow(b"", (), range(len(texts)), 1.0)
     return found
+
+
+async def together(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
+    """Return the results of all; the first that fails, or the caller's end, ends the others."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        if not all(task.done() for task in tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def read_top(labels: Sequence[str], top: Sequence[TokenLogprob]) -> list[float]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from qvl.decisions.answers import Decision, Decisions
+from qvl.decisions.read_labels import together
 from qvl.errors import ConfigError
 from qvl.ids import new_request_id
 from qvl.pipeline.decide_call import DecideCall, DecideParams
@@ -75,13 +76,7 @@ async def decide(
         whole = [ImagePart(next(rest)) if isinstance(part, UnreadPicture) else part for part in parts]
         before = [*shared[:-1], last]
         calls.append(DecideCall(before, question, whole, executor, cache, params, namespace=namespace, policy=policy))
-    tasks = [asyncio.ensure_future(answer(call)) for call in calls]
-    try:
-        answered = await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    answered = await together(answer(call) for call in calls)
     first = answered[0][1]
     decisions = Decisions(tuple([decision for decision, _ in answered]), first.model, first.backend, tuple(loaded))
     return decisions, [result for _, result in answered]

@@ -148,6 +148,8 @@ def messages_from(given: str | Sequence[JsonObject]) -> list[JsonObject]:
         where, kind = f"input[{number}]", item.get("type") or ("message" if "role" in item else None)
         if kind not in KINDS:
             raise wrong(f"{where}.type", "is missing") if kind is None else unknown(f"{where}.type", kind, KINDS)
+        if kind != "message" and not isinstance(item.get("call_id"), str):
+            raise wrong(f"{where}.call_id", "is missing" if item.get("call_id") is None else "must be text")
         if kind in _CALLS:
             if called.get(item.get("call_id")) != _CALLS[kind]:
                 raise wrong(f"{where}.call_id", f"names no {_CALLS[kind]} before it")

@@ -7,7 +7,7 @@ levels mean, and a picture an asset, whose name stands in the state or in instru
 from __future__ import annotations
 
 import json
-import re
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, TypeAlias
@@ -20,13 +20,14 @@ from qvl.decisions.questions import MAX_QUESTIONS, ChoiceQuestion, Option, Predi
 from qvl.decisions.rubrics import one_of, scale, yes_or_no
 from qvl.errors import QvlError, RequestError, UnsupportedInputError
 from qvl.pipeline.parse_fields import refuse_others, type_of, unknown, wrong
-from qvl.pipeline.parse_request import MAX_PICTURES
 from qvl.server.errors import ErrorForm, status_of
 from qvl.server.schemas import CONTENT, read_by_hand
 from qvl.types import JsonMapping, JsonObject
 
 KINDS: Final = ("noul", "choice", "score")
 INVALID: Final = 422
+MAX_ASSETS: Final = 64
+MAX_PLACES: Final = 1024
 _FIELDS: Final = ("type", "instructions", "criteria")
 _ERRORS: Final = {
     401: "authentication_error",
@@ -83,7 +84,7 @@ class SystemOneRequest(BaseModel):
     model: str | None = None
     state: State
     questions: Questions
-    assets: Annotated[dict[Annotated[str, Field(min_length=1)], Asset], Field(max_length=MAX_PICTURES)] | None = None
+    assets: Annotated[dict[Annotated[str, Field(min_length=1)], Asset], Field(max_length=MAX_ASSETS)] | None = None
 
 
 class SystemOneUsage(TypedDict):
@@ -163,20 +164,57 @@ class _Assets:
 
     def _split(self, value: object, where: str) -> list[str]:
         """Return text and names of assets in turn."""
-        written = isinstance(value, str)
-        if not written and not isinstance(value, Mapping | list):
+        if not isinstance(value, str | Mapping | list):
             raise wrong(where, f"must be text, an object or a list, not {type_of(value)}")
         try:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+            text = value if isinstance(value, str) else _written(value)
+            names = [name for name in self.known if name in text or json.dumps(name, ensure_ascii=False)[1:-1] in text]
+            if not names:
+                return [text]
+            # Nobody can have written this in a text of theirs.
+            mark = f"\x00{os.urandom(16).hex()}-"
+            marked = self._marked(value, names, mark)
+            # As JSON writes it, where the value is no text.
+            cut = mark if isinstance(marked, str) else json.dumps(mark)[1:-1]
+            first, *rest = (marked if isinstance(marked, str) else _written(marked)).split(cut)
+        except RequestError:
+            raise
         except ValueError as exc:
             raise wrong(where, "has NaN or Infinity, which JSON does not know") from exc
-        if not self.known:
-            return [text]
-        # In JSON a name is written as JSON writes it; the longest first, since one may begin another.
-        names = {name if written else json.dumps(name, ensure_ascii=False)[1:-1]: name for name in self.known}
-        pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-        pieces = re.split(f"({pattern})", text)
-        return [names[piece] if number % 2 else piece for number, piece in enumerate(pieces)]
+        pieces = [first]
+        for piece in rest:
+            number, _, behind = piece.partition(";")
+            pieces += (names[int(number)], behind)
+        return pieces
+
+    def _marked(self, value: object, names: Sequence[str], mark: str) -> object:
+        """Return `value` with a mark and a number for each name in one of its texts."""
+        if isinstance(value, Mapping):
+            return {key: self._marked(item, names, mark) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._marked(item, names, mark) for item in value]
+        if not isinstance(value, str):
+            return value
+        found: list[tuple[int, int, int]] = []
+        for number, name in enumerate(names):
+            at = value.find(name)
+            while at >= 0:
+                found.append((at, -len(name), number))
+                if len(found) + len(self.paths) > MAX_PLACES:
+                    raise wrong("assets", f"stand at more than {MAX_PLACES} places")
+                at = value.find(name, at + len(name))
+        pieces: list[str] = []
+        end = 0
+        # The longest first, since one name may begin another.
+        for at, size, number in sorted(found):
+            if at >= end:
+                pieces += (value[end:at], f"{mark}{number};")
+                end = at - size
+        return "".join((*pieces, value[end:]))
+
+
+def _written(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _question(asked: JsonMapping, where: str, assets: _Assets) -> Question:

@@ -25,7 +25,8 @@ import anyio
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.grammar_schema import RESPONSE_FORMATS
 from qvl.backends.load_aside import load_aside
-from qvl.backends.vllm.engine import crossing, import_vllm, read_engine_args
+from qvl.backends.vllm.engine import crossing, import_vllm, names_tokens, read_engine_args
+from qvl.backends.vllm.logprob_turns import Kind, LogprobTurns
 from qvl.backends.vllm.request import Loaded, VllmRequest
 from qvl.errors import BackendError, BackendUnavailableError
 from qvl.log import logger
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
 log = logger("qvl.backends.vllm")
 DEFAULT_IMAGES: Final = 8
-# What needs more of the engine: named tokens' logprobs a newer one, a bound of the reasoning its configuration.
+# What needs more of the engine: logprobs of named tokens a sampler that has them, a bound of the reasoning its
+# configuration.
 SAMPLING: Final = SamplingParams.names() - {"logprob_token_ids", "thinking_token_budget"}
 FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS) | {"prefill"}
 
@@ -78,6 +80,7 @@ class VllmBackend(Backend):
         self._scopes: set[anyio.CancelScope] = set()
         self._running = 0
         self._waiting = 0
+        self._turns = LogprobTurns()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -85,7 +88,7 @@ class VllmBackend(Backend):
         return Capabilities(
             images=self._limits["image"],
             max_context=have.max_model_len if have else None,
-            sampling=SAMPLING,
+            sampling=SAMPLING | {"logprob_token_ids"} if have is not None and have.names_tokens else SAMPLING,
             response_formats=RESPONSE_FORMATS,
             tools=True,
             top_logprobs=min(20, have.max_logprobs) if have else 20,
@@ -161,13 +164,17 @@ class VllmBackend(Backend):
         self._waiting += 1
         waiting = True
         abandoned = threading.Event()
+        sampling = request.sampling
+        kind: Kind | None = "named" if sampling.logprob_token_ids else "likeliest" if sampling.wants_logprobs else None
         try:
             answer = await asyncio.to_thread(VllmRequest, loaded, request, abandoned.is_set)
             first = 0.0
             ident = f"{request.request_id or 'qvl'}-{uuid.uuid4().hex}"
             order = {"priority": request.priority} if request.priority else {}
-            results = loaded.engine.generate(answer.prompt, answer.params, ident, **order)
-            async with aclosing(results):
+            async with (
+                self._turns.turn(kind),
+                aclosing(loaded.engine.generate(answer.prompt, answer.params, ident, **order)) as results,
+            ):
                 while not answer.done:
                     with self._guard():
                         result = await anext(results, None)
@@ -237,6 +244,7 @@ class VllmBackend(Backend):
             facts,
             getattr(engine.vllm_config.scheduler_config, "policy", "fcfs") == "priority",
             (int(tokenizer.eos_token_id),),
+            names_tokens(),
         )
 
 

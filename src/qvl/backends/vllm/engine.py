@@ -46,6 +46,15 @@ def import_vllm() -> tuple[type[AsyncLLM], type[AsyncEngineArgs]]:
     return AsyncLLM, AsyncEngineArgs
 
 
+def names_tokens() -> bool:
+    """Return True if vLLM tells the logprobs of named tokens: a newer one, and not by the sampler of vllm-ascend."""
+    from vllm import SamplingParams
+    from vllm.platforms import current_platform
+
+    known = "logprob_token_ids" in getattr(SamplingParams, "__annotations__", {})
+    return known and (current_platform.is_cuda_alike() or current_platform.is_cpu())
+
+
 def pip_line() -> str:
     """Return the pip command that installs vLLM for the devices of this machine."""
     if glob("/dev/davinci*"):

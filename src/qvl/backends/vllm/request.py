@@ -53,6 +53,7 @@ class Loaded:
     """A model loaded in vLLM, with the processor for its requests. `facts` are part of the identity.
 
     `by_priority`: True if the engine schedules by the priority of requests. `ends`: the tokens that end an answer.
+    `names_tokens`: True if it tells the logprobs of named tokens.
     """
 
     engine: AsyncLLM
@@ -63,6 +64,7 @@ class Loaded:
     facts: JsonObject
     by_priority: bool = False
     ends: tuple[int, ...] = ()
+    names_tokens: bool = False
 
 
 class VllmRequest(TokenEngineRequest):
@@ -115,9 +117,10 @@ class VllmRequest(TokenEngineRequest):
 
         if not part.logprobs:
             return [Sampled(token) for token in part.token_ids]
-        count = self._request.sampling.logprobs or 0
+        sampling = self._request.sampling
+        count, named = sampling.logprobs or 0, frozenset(sampling.logprob_token_ids)
         return [
-            Sampled(token, *_alternatives(note, token, count))
+            Sampled(token, *(_named(note, token, named) if named else _alternatives(note, token, count)))
             for token, note in zip(part.token_ids, part.logprobs, strict=True)
         ]
 
@@ -132,6 +135,9 @@ class VllmRequest(TokenEngineRequest):
         for name in ("stop", "truncate_prompt_tokens", "return_token_ids", "include_stop_str_in_output"):
             own.pop(name, None)
         own |= {name: list(value) for name, value in own.items() if isinstance(value, tuple)}
+        if sampling.logprob_token_ids:
+            # vLLM takes one or the other, and so do we.
+            own["logprobs"] = None
         own["stop_token_ids"] = list(sampling.stop_token_ids)
         with crossing():
             return SamplingParams(
@@ -195,3 +201,11 @@ def _alternatives(
     """Return (logprob of `token`, the `count` best (token, logprob)) from vLLM's logprobs of one position."""
     ranked = sorted(note.items(), key=lambda item: item[1].rank)
     return note[token].logprob, tuple((other, entry.logprob) for other, entry in ranked[:count])
+
+
+def _named(
+    note: Mapping[int, VllmLogprob], token: int, named: frozenset[int]
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Return (logprob of `token`, the (token, logprob) of `named`, the likeliest first)."""
+    told = [(other, entry.logprob) for other, entry in note.items() if other in named]
+    return note[token].logprob, tuple(sorted(told, key=lambda pair: -pair[1]))
