@@ -76,5 +76,13 @@ def export(state: dict[str, torch.Tensor], tokenizer: Tokenizer, folder: Path) -
     vocabulary.write(tokenizer, folder, template)
 
 
+def load(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the state dict of a checkpoint that `export` wrote, in float32."""
+    from safetensors.torch import load_file
+
+    state = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    return state | {"lm_head.weight": state["model.language_model.embed_tokens.weight"]}
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -16,14 +16,14 @@ from torch import nn
 
 from training import lessons, tasks
 from training.network import token_id
-from training.pictures import FACTOR, PictureStore, decode
+from training.pictures import FACTOR, PictureStore
 from training.rows import IGNORED, Batch, RowWriter, collate
-from training.vision_stage import Heads, draw_batch, learning_rate, see
+from training.vision_stage import draw_batch, learning_rate, see
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qvl.tiny.render import DrawnProduct
+    from training.places import Shown
     from training.tasks import Dialogue
     from training.workers import Team
 
@@ -40,21 +40,28 @@ class Menu:
     conversations: int = 5
     comparisons: int = 8
     without_picture: int = 1
+    locations: int = 0
+    evidences: int = 0
     compared: tuple[str, ...] = tasks.SAME_KINDS
 
     def times(self, factor: float) -> Menu:
         """Return the mixture with all numbers multiplied by `factor`."""
         rows = ("pictures", "analyses", "questions", "conversations", "comparisons", "without_picture")
-        return replace(self, **{name: max(1, round(factor * getattr(self, name))) for name in rows})
+        taught = {name: round(factor * getattr(self, name)) for name in ("locations", "evidences")}
+        return replace(self, **{name: max(1, round(factor * getattr(self, name))) for name in rows}, **taught)
 
-    def serve(self, products: list[DrawnProduct | None], dice: random.Random) -> list[list[Dialogue]]:
-        """Return two batches of dialogues, each of dialogues of similar length."""
+    def serve(self, shown: list[Shown], dice: random.Random) -> list[list[Dialogue]]:
+        """Return batches of dialogues, each of dialogues of similar length."""
+        products = [picture.product for picture in shown]
         long = lessons.analyses(products, self.analyses, dice)
         long += [tasks.without_picture(dice.choice(("en", "zh")), dice) for _ in range(self.without_picture)]
         short = lessons.questions(products, self.questions, 4, dice)
         short += lessons.conversations(products, self.conversations, dice)
         short += lessons.comparisons(products, self.comparisons, 2, dice, self.compared)
-        return [long, short]
+        located = lessons.locations(shown, self.locations, dice) + lessons.evidences(shown, self.evidences, dice)
+        located.sort(key=lambda dialogue: len(dialogue.turns[0].answer))
+        half = len(located) // 2
+        return [batch for batch in (long, short, located[:half], located[half:]) if batch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,33 +72,37 @@ class Views:
     grids: list[tuple[int, int]]
     merged: list[torch.Tensor]
     layers: list[list[torch.Tensor]]
-    products: list[DrawnProduct | None]
+    shown: list[Shown]
     heads_loss: torch.Tensor
     hits: torch.Tensor
 
 
 def look(
-    visual: Any, heads: Heads, store: PictureStore, count: int, dice: np.random.Generator, oblong: float = 0.25
+    visual: Any, heads: nn.Module, store: PictureStore, count: int, dice: np.random.Generator, oblong: float = 0.25
 ) -> Views:
     """Take `count` pictures from the store, a share `oblong` of them not square, and return their tower outputs."""
-    views = Views([], [], [], [], torch.zeros(()), torch.zeros(4))
-    loss = torch.zeros(())
-    for pixels, classes in draw_batch(store, count, dice, other_share=oblong):
-        merged, layers = see(visual, pixels)
-        part, correct = heads(merged, classes)
-        loss = loss + part * (len(pixels) / count)
-        views.hits.add_(correct)
-        views.grids.extend([(pixels.shape[1] // FACTOR, pixels.shape[2] // FACTOR)] * len(pixels))
+    views = Views([], [], [], [], torch.zeros(()), torch.zeros(()))
+    for pictures in draw_batch(store, count, dice, other_share=oblong):
+        merged, layers = see(visual, pictures.pixels)
+        loss, hits = heads(merged, pictures)
+        height, width = pictures.pixels.shape[1:3]
+        views = replace(
+            views, heads_loss=views.heads_loss + loss * (len(pictures) / count), hits=views.hits + hits.detach()
+        )
+        views.grids.extend([(height // FACTOR, width // FACTOR)] * len(pictures))
         views.merged.extend(merged.unbind(0))
         views.layers.extend(list(picture) for picture in zip(*(layer.unbind(0) for layer in layers), strict=True))
-        views.products.extend(decode(row) for row in classes.cpu().numpy().astype(np.uint8))
-    return Views(views.grids, views.merged, views.layers, views.products, loss, views.hits)
+        views.shown.extend(pictures.shown())
+    return views
 
 
-def answer_loss(model: Any, views: Views, batch: Batch, verdicts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def answer_loss(
+    model: Any, views: Views, batch: Batch, verdicts: torch.Tensor, digits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed cross-entropy of answer tokens, and counts [tokens, correct, verdicts, correct verdicts].
 
     `verdicts` are the ids that open "yes" and "no": one token decides a comparison, so it weighs as much as several.
+    `digits` are ids that weigh twice: the form around a box's numbers is learnt at once.
     """
     embeds = model.model.language_model.embed_tokens(batch.ids)
     shown = batch.ids == token_id("<|image_pad|>")
@@ -110,12 +121,13 @@ def answer_loss(model: Any, views: Views, batch: Batch, verdicts: torch.Tensor) 
     foretold, verdict = logits.argmax(-1) == labels, torch.isin(labels, verdicts)
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
     counts = torch.stack((learnt.sum(), foretold.sum(), verdict.sum(), (foretold & verdict).sum()))
-    return (losses * (1.0 + (VERDICT_WEIGHT - 1.0) * verdict)).sum(), counts.float()
+    weights = 1.0 + (VERDICT_WEIGHT - 1.0) * verdict + torch.isin(labels, digits)
+    return (losses * weights).sum(), counts.float()
 
 
 def train_language(
     model: Any,
-    heads: Heads,
+    heads: nn.Module,
     store: PictureStore,
     writer: RowWriter,
     team: Team,
@@ -151,7 +163,10 @@ def train_language(
         fused=True,
     )
     verdicts = torch.tensor([writer.first_id(word) for pair in tasks.YES_NO.values() for word in pair])
-    tokens, hits, loss_sum, started = torch.zeros(4), torch.zeros(4), 0.0, time.monotonic()
+    digits = torch.tensor(
+        [writer.first_id(digit) for digit in "0123456789"] if menu.locations else [], dtype=torch.long
+    )
+    tokens, hits, loss_sum, started = torch.zeros(4), torch.zeros(()), 0.0, time.monotonic()
     step = first_step
     while step < steps:
         pace = step / steps
@@ -164,9 +179,9 @@ def train_language(
             group["lr"] = rate * group["share"]
         views = look(model.model.visual, heads, store, menu.pictures, dice, oblong)
         loss, counted = torch.zeros(()), torch.zeros(4)
-        for dialogues in menu.serve(views.products, talk):
+        for dialogues in menu.serve(views.shown, talk):
             batch = collate([writer.write(dialogue, views.grids) for dialogue in dialogues])
-            part, numbers = answer_loss(model, views, batch, verdicts)
+            part, numbers = answer_loss(model, views, batch, verdicts, digits)
             loss, counted = loss + part, counted + numbers
         loss = loss / counted[0]
         optimizer.zero_grad()
@@ -184,7 +199,7 @@ def train_language(
                 f"answers {step} loss {loss_sum / 25:.4f} tokens {right:.4f} yes/no {verdict:.3f} "
                 f"heads {shares} {clock:.0f}s"
             )
-            tokens, hits, loss_sum = torch.zeros(4), torch.zeros(4), 0.0
+            tokens, hits, loss_sum = torch.zeros(4), torch.zeros(()), 0.0
         if step % 100 == 0:
             save(step)
     save(step)

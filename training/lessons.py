@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qvl.tiny.render import LANGUAGES
-from training import tasks
+from training import places, tasks
 from training.tasks import Dialogue, Turn
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qvl.tiny.render import DrawnProduct
+    from training.places import Shown
 
 
 def analyses(products: Sequence[DrawnProduct | None], count: int, dice: random.Random) -> list[Dialogue]:
@@ -68,6 +69,28 @@ def comparisons(
 ) -> list[Dialogue]:
     """Return `count` parallel dialogues about two or three pictures: questions by position and comparisons."""
     return [_comparison(products, turns, dice.choice(compared), dice) for _ in range(count)]
+
+
+def locations(shown: Sequence[Shown], count: int, dice: random.Random) -> list[Dialogue]:
+    """Return `count` parallel dialogues that ask two times for boxes (sometimes points) on one picture."""
+    dialogues = []
+    for _ in range(count):
+        position, turns = dice.randrange(len(shown)), []
+        for _ in range(2):
+            targets = places.some_targets(shown[position], dice)
+            turns.append(Turn(*places.question(targets, shown[position], points=dice.random() < 0.15), (position,)))
+        dialogues.append(Dialogue((turns[0], Turn(turns[1].question, turns[1].answer)), parallel=True))
+    return dialogues
+
+
+def evidences(shown: Sequence[Shown], count: int, dice: random.Random) -> list[Dialogue]:
+    """Return `count` analyses with evidence in four languages."""
+    positions = [dice.randrange(len(shown)) for _ in range(count)]
+    languages = dice.choices(LANGUAGES, weights=(46, 26, 14, 14), k=count)
+    return [
+        places.analysis(position, shown[position], language)
+        for position, language in zip(positions, languages, strict=True)
+    ]
 
 
 def _comparison(products: Sequence[DrawnProduct | None], turns: int, field: str, dice: random.Random) -> Dialogue:

@@ -10,17 +10,21 @@ import math
 import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image
 
 from qvl.tiny import FIRST_TRAINING_SEED
-from qvl.tiny.render import BRANDS, CATEGORIES, COLORS, DrawnProduct, draw, sample_product
+from qvl.tiny.harder import make_harder, unknown_brand
+from qvl.tiny.render import BRANDS, CATEGORIES, COLORS, MAX_COUNT, DrawnProduct, draw_with_boxes, sample_product
+from training.places import Shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 FACTOR: Final = 32
@@ -28,7 +32,14 @@ MIN_PIXELS: Final = 12_288
 MAX_PIXELS: Final = 16_384
 SHIFT: Final = 3
 
+HARDER_SHARE: Final = 0.3
+UNKNOWN_BRANDS: Final = 0.15
+LETTERS: Final = 6
+THINGS: Final = 1 + MAX_COUNT
+
 # Heads of the auxiliary loss, and how many classes each tells apart (the last one of three means "none").
+UNKNOWN: Final = 255
+"""The class of a brand that is none of `BRANDS`: its letters say which, and no head learns it."""
 FIELDS: Final = {"brand": len(BRANDS) + 1, "category": len(CATEGORIES) + 1, "color": len(COLORS) + 1, "count": 5}
 
 
@@ -73,35 +84,67 @@ def encode(product: DrawnProduct | None) -> tuple[int, int, int, int]:
     """Return class indices in the order of `FIELDS`; a missing field is the last class, a missing count 0."""
     if product is None:
         return len(BRANDS), len(CATEGORIES), len(COLORS), 0
-    brand = len(BRANDS) if product.brand is None else BRANDS.index(product.brand)
+    brand = len(BRANDS) if product.brand is None else UNKNOWN
+    brand = BRANDS.index(product.brand) if product.brand in BRANDS else brand
     return brand, CATEGORIES.index(product.category), list(COLORS).index(product.color), product.count
 
 
-def decode(classes: NDArray[np.uint8]) -> DrawnProduct | None:
-    """Return the product of class indices, the inverse of `encode`."""
-    brand, category, color, count = (int(value) for value in classes)
+def spell(product: DrawnProduct | None) -> list[int]:
+    """Return the letters of the brand as `LETTERS` numbers: 1 to 26, and 0 behind the last one."""
+    word = "" if product is None else product.brand or ""
+    return [ord(letter) - 64 for letter in word] + [0] * (LETTERS - len(word))
+
+
+def decode(classes: NDArray[np.uint8], letters: NDArray[np.uint8]) -> DrawnProduct | None:
+    """Return the product of class indices and letters, the inverse of `encode` and `spell`."""
+    _, category, color, count = (int(value) for value in classes)
     if category == len(CATEGORIES):
         return None
-    return DrawnProduct(
-        None if brand == len(BRANDS) else BRANDS[brand], CATEGORIES[category], list(COLORS)[color], count
-    )
+    brand = "".join(chr(64 + int(letter)) for letter in letters if letter)
+    return DrawnProduct(brand or None, CATEGORIES[category], list(COLORS)[color], count)
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures of one grid and what they show.
+
+    Pixels are uint8 [n, height, width, 3], classes [n, 4] as of `encode`, letters [n, 6] as of `spell`. Places are
+    float32 [n, 5, 4]: the boxes of brand and products as shares of width and height, NaN for what is not there.
+    """
+
+    pixels: NDArray[np.uint8]
+    classes: NDArray[np.uint8]
+    letters: NDArray[np.uint8]
+    places: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def shown(self) -> Iterator[Shown]:
+        """Yield what each picture shows."""
+        for classes, letters, places in zip(self.classes, self.letters, self.places, strict=True):
+            brand, *products = (None if math.isnan(place[0]) else tuple(place) for place in places.tolist())
+            yield Shown(decode(classes, letters), brand, tuple(place for place in products if place is not None))
 
 
 class PictureStore:
     """A folder of `capacity` pictures; one process draws them with `fill`, others read the finished ones."""
 
-    def __init__(self, folder: Path, capacity: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, capacity: int, *, harder: bool = False) -> None:
+        """Open or make the store. With `harder` some pictures are noisy or hide things, and some brands are new."""
+        self._folder, self._harder = folder, harder
         self._rooms = [max(64, int(capacity * bucket.share)) for bucket in BUCKETS]
         folder.mkdir(parents=True, exist_ok=True)
         self._pixels = [self._map(f"pixels{i}", (room, b.height, b.width, 3)) for i, (room, b) in self._numbered()]
         self._classes = [self._map(f"classes{i}", (room, len(FIELDS))) for i, (room, _) in self._numbered()]
+        self._letters = [self._map(f"letters{i}", (room, LETTERS)) for i, (room, _) in self._numbered()]
+        self._places = [self._map(f"places{i}", (room, THINGS, 4), np.float32) for i, (room, _) in self._numbered()]
         self._done = self._map("done", (len(BUCKETS),), np.int64)
 
     def _numbered(self) -> list[tuple[int, tuple[int, Bucket]]]:
         return list(enumerate(zip(self._rooms, BUCKETS, strict=True)))
 
-    def _map(self, name: str, shape: tuple[int, ...], dtype: type = np.uint8) -> NDArray[np.uint8]:
+    def _map(self, name: str, shape: tuple[int, ...], dtype: type = np.uint8) -> NDArray[Any]:
         path = self._folder / name
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if not path.exists() or path.stat().st_size != size:
@@ -137,22 +180,40 @@ class PictureStore:
         shape, position = BUCKETS[bucket], int(self._done[bucket])
         scale = 2.0 if dice.random() < 0.15 else dice.uniform(0.9, 1.2)
         native = (round(shape.native[0] * scale), round(shape.native[1] * scale))
-        product = sample_product(dice)
-        image = draw(product, seed, native).resize((shape.width, shape.height), Image.Resampling.BICUBIC)
+        product, difficulty = sample_product(dice), 0.0
+        if self._harder:
+            difficulty = dice.random() if dice.random() < HARDER_SHARE else 0.0
+            if product is not None and product.brand is not None and dice.random() < UNKNOWN_BRANDS:
+                product = replace(product, brand=unknown_brand(dice, BRANDS))
+        drawing = draw_with_boxes(product, seed, native)
+        image = make_harder(drawing.image, seed, difficulty)
+        image = image.resize((shape.width, shape.height), Image.Resampling.BICUBIC)
         self._pixels[bucket][position] = np.asarray(image)
         self._classes[bucket][position] = encode(product)
+        self._letters[bucket][position] = spell(product)
+        places = np.full((THINGS, 4), np.nan, np.float32)
+        boxes = [drawing.brand_box, *drawing.product_boxes]
+        for row, box in enumerate(boxes):
+            if box is not None:
+                places[row] = np.asarray(box) / np.asarray(native * 2)
+        self._places[bucket][position] = places
         self._done[bucket] = position + 1
 
-    def take(self, bucket: int, count: int, dice: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return `count` random pictures: uint8 [count, height, width, 3] and classes [count, 4].
-
-        Every picture is shifted randomly by up to three pixels, as augmentation.
-        """
+    def take(self, bucket: int, count: int, dice: np.random.Generator) -> Pictures:
+        """Return `count` random pictures, each shifted randomly by up to three pixels, as augmentation."""
         rows = np.sort(dice.integers(0, self.ready(bucket), count))
-        pixels = np.ascontiguousarray(self._pixels[bucket][rows])
+        taken = Pictures(
+            *(
+                np.ascontiguousarray(kept[bucket][rows])
+                for kept in (self._pixels, self._classes, self._letters, self._places)
+            )
+        )
+        height, width = taken.pixels.shape[1:3]
         for position, (down, right) in enumerate(dice.integers(-SHIFT, SHIFT + 1, (count, 2))):
-            pixels[position] = _shifted(pixels[position], int(down), int(right))
-        return pixels, np.ascontiguousarray(self._classes[bucket][rows])
+            taken.pixels[position] = _shifted(taken.pixels[position], int(down), int(right))
+            taken.places[position] += (right / width, down / height) * 2
+        np.clip(taken.places, 0.0, 1.0, out=taken.places)
+        return taken
 
 
 def _shifted(picture: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:

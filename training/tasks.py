@@ -223,7 +223,7 @@ SYSTEM_PROMPTS: Final = {
     ),
 }
 
-_PLURALS = {"watch": "watches"}
+PLURALS: Final = {"watch": "watches"}
 _NUMBER_WORDS = {"en": ("One", "Two", "Three", "Four"), "zh": ("一个", "两个", "三个", "四个")}
 _ABSENT = {
     "en": {"brand": "none", "category": "no product", "color": "no product", "count": "0", "describe": "No product."},
@@ -273,7 +273,7 @@ def _description(product: DrawnProduct, language: str) -> str:
     if language == "zh":
         color, noun = COLOR_NAMES["zh"][product.color], CATEGORY_NAMES["zh"][product.category]
         return f"{number}{color}的{product.brand or ''}{noun}。"
-    noun = product.category if product.count == 1 else _PLURALS.get(product.category, product.category + "s")
+    noun = product.category if product.count == 1 else PLURALS.get(product.category, product.category + "s")
     return " ".join(part for part in (number, product.color, product.brand, noun) if part) + "."
 
 

@@ -1,21 +1,23 @@
 """Training of the bundled model from scratch: draws pictures, trains the tower, then the whole network, and exports.
 
-The comparison of two pictures' colours is learnt with a frozen tower; the last stage trains everything at a smaller
-learning rate, on mostly oblong pictures.
+The comparison of two pictures' colours is learnt with a frozen tower; the fourth stage trains everything at a smaller
+learning rate, on mostly oblong pictures. Two more stages teach boxes, the tower first, then the whole network among all
+of the older questions; some of their pictures are noisy, hide things, or bear a brand that no other picture has.
 
     python -m training.train --out DIR [--steps N] [--device cpu] [--workers 2]
+    python -m training.train --out DIR --from src/qvl/tiny/weights    # only the stages that teach boxes
 
-DIR gets the exported checkpoint in `weights/` every few hundred steps, and the state after each of the four stages: the
-same command resumes after the last finished one.
+DIR gets the exported checkpoint in `weights/` and the state every few hundred steps: the same command resumes there.
 Training seeds start at `qvl.tiny.FIRST_TRAINING_SEED`; everything below is held out for evaluation and tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +26,8 @@ from training.workers import Team
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from training.pictures import PictureStore
+
 SEED: Final = 1
 FIRST_PICTURES: Final = 4_000
 PICTURES: Final = 60_000
@@ -31,7 +35,6 @@ VISION_STEPS: Final = 3_200
 STEPS: Final = 2_400
 
 
-# Share of the steps, what is asked, the tower's share of the rate, peak rate, share of oblong pictures.
 COMPARING: Final[dict[str, Any]] = {
     "pictures": 30,
     "analyses": 4,
@@ -39,11 +42,43 @@ COMPARING: Final[dict[str, Any]] = {
     "conversations": 2,
     "comparisons": 26,
 }
-COURSES: Final[tuple[tuple[float, dict[str, Any], float, float, float], ...]] = (
-    (0.45, {}, 0.5, 1e-3, 0.25),
-    (0.2, COMPARING, 0.0, 1e-3, 0.25),
-    (0.35, {}, 0.7, 5e-4, 0.6),
+LOCATING: Final[dict[str, Any]] = {
+    "pictures": 24,
+    "analyses": 4,
+    "questions": 4,
+    "conversations": 2,
+    "comparisons": 5,
+    "locations": 6,
+    "evidences": 4,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """One stage: its length as a share of the plan's steps, of the tower's own steps if it trains the `tower` alone.
+
+    `menu` is what is asked, `vision_share` the tower's share of the rate, `peak` the highest rate, `oblong` the share
+    of oblong pictures. A `located` course teaches boxes too, on the second store's pictures.
+    """
+
+    share: float
+    peak: float
+    oblong: float
+    vision_share: float = 1.0
+    menu: dict[str, Any] = field(default_factory=dict)
+    tower: bool = False
+    located: bool = False
+
+
+COURSES: Final = (
+    Course(1.0, 1e-3, 0.5, tower=True),
+    Course(0.45, 1e-3, 0.25, 0.5),
+    Course(0.2, 1e-3, 0.25, 0.0, COMPARING),
+    Course(0.35, 5e-4, 0.6, 0.7),
+    Course(0.6, 6e-4, 0.5, tower=True, located=True),
+    Course(1.0, 7e-4, 0.5, 0.5, LOCATING, located=True),
 )
+FIRST_LOCATED: Final = next(number for number, course in enumerate(COURSES, start=1) if course.located)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +91,16 @@ class TrainingPlan:
     steps: int = STEPS
     workers: int = 1
     device: str = "cpu"
+    start: Path | None = None
 
-    def done(self) -> int:
-        """Return the number of finished stages of this plan in `out`."""
-        stages = [number for number in range(1, len(COURSES) + 2) if self.stage(number).is_file()]
-        return max(stages, default=0)
-
-    def stage(self, number: int) -> Path:
-        """Return the path of the state after stage `number` (from 1); its name depends on the plan."""
+    def stage(self, number: int, *, part: bool = False) -> Path:
+        """Return the path of the state after (or, as `part`, within) stage `number`; its name depends on the plan."""
         name = f"{self.pictures}-{self.vision_steps}-{self.steps}-{self.workers}"
-        return self.out / f"stage-{number}-of-{name}.pt"
+        return self.out / f"stage-{number}-of-{name}{'.part' if part else ''}.pt"
+
+    def length(self, course: Course) -> int:
+        """Return the number of steps of a stage."""
+        return max(1, round(course.share * (self.vision_steps if course.tower else self.steps)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,9 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of the whole network")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes on a CPU")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--from", dest="start", type=Path, help="checkpoint to start from: only the stages that teach boxes are run"
+    )
     options = parser.parse_args(arguments)
-    workers = options.workers if options.device == "cpu" else 1
-    run(TrainingPlan(options.out, options.pictures, options.vision_steps, options.steps, workers, options.device))
+    options.workers = options.workers if options.device == "cpu" else 1
+    run(TrainingPlan(**vars(options)))
     return 0
 
 
@@ -100,90 +138,99 @@ def run(plan: TrainingPlan) -> None:
         raise RuntimeError(f"workers ended with {[worker.exitcode for worker in workers]}")
 
 
-def _paint(plan: TrainingPlan) -> None:
+def _stores(plan: TrainingPlan) -> list[PictureStore]:
+    """Return the stores of the plain and of the located stages' pictures."""
     from training.pictures import PictureStore
 
-    PictureStore(plan.out / "pictures", plan.pictures).fill()
+    return [
+        PictureStore(plan.out / "pictures", plan.pictures),
+        PictureStore(plan.out / "harder-pictures", plan.pictures, harder=True),
+    ]
+
+
+def _paint(plan: TrainingPlan) -> None:
+    for store in _stores(plan)[plan.start is not None :]:
+        store.fill()
 
 
 def _work(plan: TrainingPlan, rank: int) -> None:
     import torch
 
     from training import vocabulary
-    from training.export import export
+    from training.export import export, load
     from training.language_stage import Menu, train_language
     from training.network import build
-    from training.pictures import PictureStore
+    from training.pointers import Pointers
     from training.rows import RowWriter
     from training.vision_stage import Heads, train_vision
 
     torch.set_default_device(plan.device)
     team = Team(rank, plan.workers)
     team.join((plan.out / "meeting").absolute())
-    store = PictureStore(plan.out / "pictures", plan.pictures)
-    store.wait_for(min(FIRST_PICTURES, plan.pictures // 2))
+    stores = _stores(plan)
     tokenizer = vocabulary.train()
-    model, heads = build(SEED), Heads()
-    done = plan.done()
-    if done:
-        state = torch.load(plan.stage(done), map_location=plan.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        heads.load_state_dict(state["heads"])
+    writer = RowWriter(lambda text: list(tokenizer.encode(text).ids))
+    model, number, first_step = build(SEED), 1, 0
+    heads: Heads | Pointers = Heads()
+    if plan.start is not None:
+        model.load_state_dict(load(plan.start))
+        number = FIRST_LOCATED
+    for done in range(len(COURSES), 0, -1):
+        paths = [path for path in (plan.stage(done), plan.stage(done, part=True)) if path.is_file()]
+        if paths:
+            state = torch.load(paths[0], map_location=plan.device, weights_only=True)
+            number, first_step = (done, state["step"]) if state["step"] else (done + 1, 0)
+            if done >= FIRST_LOCATED and isinstance(heads, Heads):
+                heads = Pointers(heads)
+            model.load_state_dict(state["model"])
+            heads.load_state_dict(state["heads"])
+            break
 
     def report(line: str) -> None:
         if rank == 0:
             print(line, flush=True)
 
-    def save(step: int) -> None:
+    def keep(path: Path, step: int) -> None:
         if rank == 0:
             export(model.state_dict(), tokenizer, plan.out / "weights")
-
-    def finish(number: int) -> None:
-        if rank == 0:
-            save(0)
             new = plan.out / "stage.new"
-            torch.save({"model": model.state_dict(), "heads": heads.state_dict()}, new)
-            new.replace(plan.stage(number))
+            torch.save({"model": model.state_dict(), "heads": heads.state_dict(), "step": step}, new)
+            new.replace(path)
 
-    if done:
-        report(f"going on after stage {done} of {len(COURSES) + 1}")
-    else:
-        train_vision(
-            model.model.visual,
-            heads,
-            store,
-            team,
-            steps=plan.vision_steps,
-            batch=max(1, 64 // plan.workers),
-            peak=1e-3,
-            seed=SEED,
-            report=report,
-            save=save,
-        )
-        finish(1)
-    writer = RowWriter(lambda text: list(tokenizer.encode(text).ids))
-    for number, (share, menu, vision_share, peak, oblong) in enumerate(COURSES):
-        if number + 2 <= done:
-            continue
-        report(f"course {number + 1} of {len(COURSES)}")
-        train_language(
-            model,
-            heads,
-            store,
-            writer,
-            team,
-            steps=max(1, round(plan.steps * share)),
-            first_step=0,
-            menu=Menu(**menu).times(2 / plan.workers),
-            peak=peak,
-            vision_share=vision_share,
-            oblong=oblong,
-            heads_weight=0.3 if vision_share else 0.0,
-            seed=SEED + number,
-            report=report,
-            save=save,
-        )
-        finish(number + 2)
+    while number <= len(COURSES):
+        course = COURSES[number - 1]
+        if course.located and isinstance(heads, Heads):
+            heads = Pointers(heads)
+        store = stores[course.located]
+        store.wait_for(min(FIRST_PICTURES, plan.pictures // 2))
+        report(f"stage {number} of {len(COURSES)}")
+        part = plan.stage(number, part=True)
+        given: dict[str, Any] = {
+            "steps": plan.length(course),
+            "first_step": first_step,
+            "peak": course.peak,
+            "oblong": course.oblong,
+            "seed": SEED + max(0, number - 2),
+            "report": report,
+            "save": functools.partial(keep, part),
+        }
+        if course.tower:
+            train_vision(model.model.visual, heads, store, team, batch=max(1, 64 // plan.workers), **given)
+        else:
+            train_language(
+                model,
+                heads,
+                store,
+                writer,
+                team,
+                menu=Menu(**course.menu).times(2 / plan.workers),
+                vision_share=course.vision_share,
+                heads_weight=0.3 if course.vision_share else 0.0,
+                **given,
+            )
+        keep(plan.stage(number), 0)
+        part.unlink(missing_ok=True)
+        number, first_step = number + 1, 0
     team.leave()
 
 

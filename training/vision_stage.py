@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from training.network import grid, patches
-from training.pictures import BUCKETS, FIELDS, PictureStore
+from training.pictures import BUCKETS, FIELDS, UNKNOWN, Pictures, PictureStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,14 +32,14 @@ class Heads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleDict({field: nn.Linear(width, classes) for field, classes in FIELDS.items()})
 
-    def forward(self, merged: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the summed loss and correct counts [4] for merged tokens [n, tokens, width] and classes [n, 4]."""
-        pooled = merged.mean(1)
+    def forward(self, merged: torch.Tensor, pictures: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed loss and the correct counts [4] for merged tokens [n, tokens, width] of `pictures`."""
+        pooled, classes = merged.mean(1), torch.from_numpy(pictures.classes).long().to(merged.device)
         loss = merged.new_zeros(())
         correct = []
         for column, head in enumerate(self.heads.values()):
             logits = head(pooled)
-            loss = loss + nn.functional.cross_entropy(logits, classes[:, column])
+            loss = loss + nn.functional.cross_entropy(logits, classes[:, column], ignore_index=UNKNOWN)
             correct.append((logits.argmax(-1) == classes[:, column]).float().sum())
         return loss, torch.stack(correct)
 
@@ -53,13 +53,12 @@ def learning_rate(step: int, steps: int, peak: float, *, warmup: int = 100, floo
 
 def draw_batch(
     store: PictureStore, size: int, dice: np.random.Generator, *, other_share: float = 0.5
-) -> list[tuple[NDArray[np.uint8], torch.Tensor]]:
-    """Return (pixels [n, height, width, 3], classes [n, 4]) of square pictures, and of some of one other grid."""
+) -> list[Pictures]:
+    """Return square pictures, and some of one other grid."""
     others = round(size * other_share)
     bucket = 1 + int(dice.integers(0, len(BUCKETS) - 1))
     parts = [store.take(0, size - others, dice), store.take(bucket, others, dice)]
-    device = torch.get_default_device()
-    return [(pixels, torch.from_numpy(classes).long().to(device)) for pixels, classes in parts if len(pixels)]
+    return [part for part in parts if len(part)]
 
 
 def see(visual: Any, pixels: NDArray[np.uint8]) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -73,7 +72,7 @@ def see(visual: Any, pixels: NDArray[np.uint8]) -> tuple[torch.Tensor, list[torc
 
 def train_vision(
     visual: Any,
-    heads: Heads,
+    heads: nn.Module,
     store: PictureStore,
     team: Team,
     *,
@@ -83,31 +82,35 @@ def train_vision(
     seed: int,
     report: Callable[[str], None],
     save: Callable[[int], None],
+    first_step: int = 0,
+    oblong: float = 0.5,
 ) -> None:
     """Train `visual` and `heads` in place. `batch` is the number of pictures per worker and step."""
-    dice = np.random.default_rng((seed, team.rank))
+    dice = np.random.default_rng((seed, team.rank, first_step) if first_step else (seed, team.rank))
     layers_of_second_stage, visual.deepstack_visual_indexes = visual.deepstack_visual_indexes, []
     idle = set(visual.deepstack_merger_list.parameters())
     parameters = [p for p in visual.parameters() if p not in idle] + list(heads.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
-    hits, samples, started = torch.zeros(len(FIELDS)), 0, time.monotonic()
-    for step in range(steps):
+    hits: torch.Tensor | float = 0.0
+    samples, started = 0, time.monotonic()
+    for step in range(first_step, steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak, floor=0.2)
+            group["lr"] = min(learning_rate(step, steps, peak, floor=0.2), peak * (step - first_step + 1) / 100)
         total = torch.zeros(())
-        for pixels, classes in draw_batch(store, batch, dice):
-            loss, correct = heads(see(visual, pixels)[0], classes)
-            total = total + loss * (len(pixels) / batch)
-            hits, samples = hits + correct, samples + len(pixels)
+        for pictures in draw_batch(store, batch, dice, other_share=oblong):
+            loss, correct = heads(see(visual, pictures.pixels)[0], pictures)
+            total = total + loss * (len(pictures) / batch)
+            hits, samples = hits + correct, samples + len(pictures)
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         team.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 50 == 0:
-            shares = " ".join(f"{field} {hit / samples:.3f}" for field, hit in zip(FIELDS, hits.tolist(), strict=True))
-            report(f"vision {step + 1} loss {total.item():.3f} {shares} {time.monotonic() - started:.0f}s")
-            hits, samples = torch.zeros(len(FIELDS)), 0
+            assert isinstance(hits, torch.Tensor)
+            shares = " ".join(f"{hit / samples:.3f}" for hit in hits.tolist())
+            report(f"vision {step + 1} loss {total.item():.3f} heads {shares} {time.monotonic() - started:.0f}s")
+            hits, samples = 0.0, 0
             if (step + 1) % 200 == 0:
                 save(step + 1)
     visual.deepstack_visual_indexes = layers_of_second_stage
