@@ -2,6 +2,7 @@
 
     python -m training.evaluate [--n 300] [--device cpu] [--json]
 
+Answers are right if they are equal to the expected one, boxes if they overlap the drawn ones (`evaluate_places`).
 Seeds 0 to 999,999 are held out: training draws from larger ones only.
 """
 
@@ -19,6 +20,7 @@ from qvl.analysis.prompts import PRODUCT_PROMPTS
 from qvl.tiny import FIRST_TRAINING_SEED, WEIGHTS
 from qvl.tiny.render import DrawnProduct, draw, labels, sample
 from training import tasks
+from training.evaluate_places import PlaceCase, marks, place_cases
 from training.reader import Reader, Request, user
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 SIZES: Final = ((512, 512),) * 5 + ((640, 480), (480, 640), (1280, 720), (300, 300), (800, 800))
 NO_PICTURE_CASES: Final = 12
+BOX_TOKENS: Final = 288
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +122,26 @@ def _about_two(
 
 def score(collected: Sequence[Case], answers: Sequence[str]) -> dict[str, Score]:
     """Return the scores by row of the table; analyses in English and Chinese are also counted per field."""
-    marks: dict[str, list[bool]] = defaultdict(list)
+    found: dict[str, list[bool]] = defaultdict(list)
     for case, answer in zip(collected, answers, strict=True):
         for row in case.rows:
-            marks[row].append(answer == case.expected)
+            found[row].append(answer == case.expected)
         if case.rows[0] == "analysis":
             actual, expected = _fields(answer), _fields(case.expected)
             for field in ("brand", "category", "color", "count"):
-                marks[f"field {field}"].append(
+                found[f"field {field}"].append(
                     actual is not None and expected is not None and actual[field] == expected[field]
                 )
-    return {row: Score(sum(marks[row]), len(marks[row])) for row in sorted(marks)}
+    return {row: Score(sum(found[row]), len(found[row])) for row in sorted(found)}
+
+
+def score_places(collected: Sequence[PlaceCase], answers: Sequence[str]) -> dict[str, Score]:
+    """Return the scores of boxes by row: drawn boxes that an answered one overlaps well enough, and their numbers."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    for case, answer in zip(collected, answers, strict=True):
+        for row, right in marks(case, answer):
+            found[row].append(right)
+    return {row: Score(sum(found[row]), len(found[row])) for row in sorted(found)}
 
 
 def _fields(text: str) -> dict[str, object] | None:
@@ -166,9 +178,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--wrong", action="store_true", help="list the wrong answers too")
     options = parser.parse_args(arguments)
-    collected = cases(options.n, options.seed)
-    answers = Reader(options.weights, options.device).answer([case.request for case in collected])
+    collected, placed = cases(options.n, options.seed), place_cases(options.n, options.seed, SIZES)
+    reader = Reader(options.weights, options.device)
+    answers = reader.answer([case.request for case in collected])
     scores = score(collected, answers)
+    places = reader.answer([case.request for case in placed], max_new_tokens=BOX_TOKENS)
+    scores |= score_places(placed, places)
     if options.json:
         shares = {row: {"right": s.right, "total": s.total, "share": s.share} for row, s in scores.items()}
         print(json.dumps(shares, indent=2))

@@ -60,8 +60,9 @@ class Menu:
         short += lessons.comparisons(products, self.comparisons, 2, dice, self.compared)
         located = lessons.locations(shown, self.locations, dice) + lessons.evidences(shown, self.evidences, dice)
         located.sort(key=lambda dialogue: len(dialogue.turns[0].answer))
-        half = len(located) // 2
-        return [batch for batch in (long, short, located[:half], located[half:]) if batch]
+        cuts = [0, len(located) // 2, len(located) * 4 // 5, len(located)]
+        batches = [long, short, *(located[start:end] for start, end in zip(cuts, cuts[1:], strict=False))]
+        return [batch for batch in batches if batch]
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,14 +72,13 @@ def comparisons(
 
 
 def locations(shown: Sequence[Shown], count: int, dice: random.Random) -> list[Dialogue]:
-    """Return `count` parallel dialogues that ask two times for boxes (sometimes points) on one picture."""
+    """Return `count` dialogues that ask for boxes, sometimes for points, of one or more things on one picture."""
     dialogues = []
     for _ in range(count):
-        position, turns = dice.randrange(len(shown)), []
-        for _ in range(2):
-            targets = places.some_targets(shown[position], dice)
-            turns.append(Turn(*places.question(targets, shown[position], points=dice.random() < 0.15), (position,)))
-        dialogues.append(Dialogue((turns[0], Turn(turns[1].question, turns[1].answer)), parallel=True))
+        position = dice.randrange(len(shown))
+        targets = places.some_targets(shown[position], dice)
+        question, answer = places.question(targets, shown[position], points=dice.random() < 0.12)
+        dialogues.append(Dialogue((Turn(question, answer, (position,)),)))
     return dialogues
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from qvl.tiny import FIRST_TRAINING_SEED
 from qvl.tiny.harder import make_harder, unknown_brand
 from qvl.tiny.render import BRANDS, CATEGORIES, COLORS, MAX_COUNT, DrawnProduct, draw_with_boxes, sample_product
-from training.places import Shown
+from training.places import Shown, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,11 +191,11 @@ class PictureStore:
         self._pixels[bucket][position] = np.asarray(image)
         self._classes[bucket][position] = encode(product)
         self._letters[bucket][position] = spell(product)
+        shown = show(product, drawing)
         places = np.full((THINGS, 4), np.nan, np.float32)
-        boxes = [drawing.brand_box, *drawing.product_boxes]
-        for row, box in enumerate(boxes):
-            if box is not None:
-                places[row] = np.asarray(box) / np.asarray(native * 2)
+        for row, place in enumerate((shown.brand, *shown.products)):
+            if place is not None:
+                places[row] = place
         self._places[bucket][position] = places
         self._done[bucket] = position + 1
 

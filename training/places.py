@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
-    from qvl.tiny.render import DrawnProduct
+    from qvl.tiny.render import Box, Drawing, DrawnProduct
 
 BRAND_TARGETS: Final = (
     "the brand", "brand", "the label", "label", "the brand name", "brand name", "the logo", "logo", "the text",
@@ -54,7 +54,19 @@ class Shown:
         return min(left), min(top), max(right), max(bottom)
 
 
-def box(place: Place) -> list[int]:
+def show(product: DrawnProduct | None, drawing: Drawing) -> Shown:
+    """Return what a drawing of `product` shows."""
+    width, height = drawing.image.size
+
+    def place(box: Box) -> Place:
+        left, top, right, bottom = box
+        return left / width, top / height, right / width, bottom / height
+
+    brand = None if drawing.brand_box is None else place(drawing.brand_box)
+    return Shown(product, brand, tuple(place(box) for box in drawing.product_boxes))
+
+
+def thousandths(place: Place) -> list[int]:
     """Return a place in thousandths of the sides, rounded to tens."""
     return [round(side * 100) * 10 for side in place]
 
@@ -90,15 +102,15 @@ def question(targets: Sequence[str], shown: Shown, *, points: bool = False) -> t
             left, top, right, bottom = place
             if points:
                 centre = ((left + right) / 2, (top + bottom) / 2) * 2
-                answer.append({"point_2d": box(centre)[:2], "label": target})
+                answer.append({"point_2d": thousandths(centre)[:2], "label": target})
             else:
-                answer.append({"bbox_2d": box(place), "label": target})
+                answer.append({"bbox_2d": thousandths(place), "label": target})
     return locate_prompt(targets, points=points), json.dumps(answer, ensure_ascii=False)
 
 
 def some_targets(shown: Shown, dice: random.Random) -> list[str]:
     """Return one to three different things to look for, most of them on the picture."""
-    count = dice.choices((1, 2, 3), weights=(55, 35, 10))[0]
+    count = dice.choices((1, 2, 3), weights=(60, 32, 8))[0]
     targets: list[str] = []
     while len(targets) < count:
         target = _some_target(shown, dice)
@@ -128,7 +140,7 @@ def _some_target(shown: Shown, dice: random.Random) -> str:
 
 def evidence(shown: Shown) -> dict[str, list[int] | None]:
     """Return the boxes of an analysis' fields: the brand's plate, and the box around all products for the others."""
-    brand, around = (None if place is None else box(place) for place in (shown.brand, shown.around))
+    brand, around = (None if place is None else thousandths(place) for place in (shown.brand, shown.around))
     return {"brand": brand, "category": around, "attributes": around}
 
 

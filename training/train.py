@@ -48,7 +48,7 @@ LOCATING: Final[dict[str, Any]] = {
     "questions": 4,
     "conversations": 2,
     "comparisons": 5,
-    "locations": 6,
+    "locations": 11,
     "evidences": 4,
 }
 
@@ -75,8 +75,8 @@ COURSES: Final = (
     Course(0.45, 1e-3, 0.25, 0.5),
     Course(0.2, 1e-3, 0.25, 0.0, COMPARING),
     Course(0.35, 5e-4, 0.6, 0.7),
-    Course(0.6, 6e-4, 0.5, tower=True, located=True),
-    Course(1.0, 7e-4, 0.5, 0.5, LOCATING, located=True),
+    Course(0.5, 6e-4, 0.5, tower=True, located=True),
+    Course(1.15, 1e-3, 0.5, 0.5, LOCATING, located=True),
 )
 FIRST_LOCATED: Final = next(number for number, course in enumerate(COURSES, start=1) if course.located)
 
@@ -203,7 +203,7 @@ def _work(plan: TrainingPlan, rank: int) -> None:
             heads = Pointers(heads)
         store = stores[course.located]
         store.wait_for(min(FIRST_PICTURES, plan.pictures // 2))
-        report(f"stage {number} of {len(COURSES)}")
+        report(f"stage {number} of {len(COURSES)}" + (f", from {first_step}" if first_step else ""))
         part = plan.stage(number, part=True)
         given: dict[str, Any] = {
             "steps": plan.length(course),

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from training.network import SPECIAL_TOKENS, grid, patches, token_id
-from training.pictures import BUCKETS, FIELDS, decode, encode, resized
+from training.pictures import BUCKETS, FIELDS, UNKNOWN, decode, encode, resized, spell
 from training.rows import IGNORED, RowWriter, collate
 from training.tasks import Dialogue, Turn
 
@@ -117,12 +117,17 @@ def test_patches_are_those_of_theimage_processor() -> None:
 
 
 def test_classes_and_products_are_one_to_one() -> None:
+    import numpy as np
+
     dice = random.Random(3)
     for _ in range(200):
         product = sample_product(dice)
         classes = encode(product)
         assert all(value < size for value, size in zip(classes, FIELDS.values(), strict=True))
-        assert decode(classes) == product
+        assert decode(*(np.array(row, dtype=np.uint8) for row in (classes, spell(product)))) == product
+    unknown = DrawnProduct("LIGRUZ", "mug", "red", 2)
+    assert encode(unknown)[0] == UNKNOWN
+    assert decode(*(np.array(row, dtype=np.uint8) for row in (encode(unknown), spell(unknown)))) == unknown
 
 
 def test_every_grid_is_what_its_native_size_becomes() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from training.train import TrainingPlan, run
+from training.train import COURSES, TrainingPlan, run
 
 from qvl.tiny import WEIGHTS
 
@@ -35,15 +35,41 @@ def test_a_short_run_writes_a_checkpoint_that_answers(tmp_path: Path, workers: i
 def test_a_run_that_was_stopped_goes_on_after_its_last_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     plan = TrainingPlan(tmp_path, pictures=64, vision_steps=2, steps=3)
     run(plan)
-    assert plan.done() == 4
-    for number in (3, 4):
+    for number in range(3, len(COURSES) + 1):
         plan.stage(number).unlink()
     second = plan.stage(2).stat().st_mtime_ns
     capfd.readouterr()
     run(plan)
-    told = capfd.readouterr().out
-    assert "going on after stage 2 of 4" in told
-    assert "course 1" not in told
-    assert plan.done() == 4
+    told = capfd.readouterr().out.splitlines()
+    assert [line for line in told if line.startswith("stage")] == [f"stage {number} of 6" for number in (3, 4, 5, 6)]
     assert plan.stage(2).stat().st_mtime_ns == second
-    assert TrainingPlan(tmp_path, pictures=65, vision_steps=2, steps=3).done() == 0
+    assert plan.stage(6).is_file()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_within_a_stage_goes_on_at_its_last_saved_step(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    plan = TrainingPlan(tmp_path, pictures=64, vision_steps=2, steps=2, start=WEIGHTS)
+    run(plan)
+    state = torch.load(plan.stage(6), weights_only=True)
+    plan.stage(6).unlink()
+    torch.save(state | {"step": 1}, plan.stage(6, part=True))
+    capfd.readouterr()
+    run(plan)
+    assert [line for line in capfd.readouterr().out.splitlines() if line.startswith("stage")] == [
+        "stage 6 of 6, from 1"
+    ]
+    assert not plan.stage(6, part=True).exists()
+
+
+@pytest.mark.slow
+def test_only_the_stages_that_teach_boxes_follow_a_checkpoint(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(TrainingPlan(tmp_path, pictures=64, vision_steps=2, steps=2, start=WEIGHTS))
+    told = capfd.readouterr().out.splitlines()
+    assert [line for line in told if line.startswith("stage")] == ["stage 5 of 6", "stage 6 of 6"]
+    assert not (tmp_path / "pictures" / "done").read_bytes().strip(b"\0")
