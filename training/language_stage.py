@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -61,7 +62,7 @@ class Menu:
         located = lessons.locations(shown, self.locations, dice) + lessons.evidences(shown, self.evidences, dice)
         located.sort(key=lambda dialogue: len(dialogue.turns[0].answer))
         cuts = [0, len(located) // 2, len(located) * 4 // 5, len(located)]
-        batches = [long, short, *(located[start:end] for start, end in zip(cuts, cuts[1:], strict=False))]
+        batches = [long, short, *(located[start:end] for start, end in pairwise(cuts))]
         return [batch for batch in batches if batch]
 
 

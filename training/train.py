@@ -75,7 +75,7 @@ COURSES: Final = (
     Course(0.45, 1e-3, 0.25, 0.5),
     Course(0.2, 1e-3, 0.25, 0.0, COMPARING),
     Course(0.35, 5e-4, 0.6, 0.7),
-    Course(0.5, 6e-4, 0.5, tower=True, located=True),
+    Course(1.0, 1e-3, 0.5, tower=True, located=True),
     Course(1.15, 1e-3, 0.5, 0.5, LOCATING, located=True),
 )
 FIRST_LOCATED: Final = next(number for number, course in enumerate(COURSES, start=1) if course.located)
