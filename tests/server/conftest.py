@@ -69,12 +69,14 @@ def start(
     header_timeout: float = 10.0,
     tracer_provider: Any = None,
     tls: tuple[str, str] | None = None,
+    calibration: Any = None,
+    abstain: Any = None,
     **settings: Any,
 ) -> Running:
     listener = bind("127.0.0.1", 0)
     backend = backend or EchoBackend()
     settings.setdefault("canary", False)
-    pipeline = AsyncPipeline(backend=backend, cache=cache)
+    pipeline = AsyncPipeline(backend=backend, cache=cache, calibration=calibration, abstain=abstain)
     app = create_app(pipeline, ServerSettings(**settings), tracer_provider=tracer_provider)
     cert, key = tls or (None, None)
     server = make_server(app, header_timeout=header_timeout, tls_cert=cert, tls_key=key)

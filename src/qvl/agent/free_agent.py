@@ -310,4 +310,5 @@ def _log_context(state: AgentState) -> dict[str, str]:
 
 def _analysis(pipeline: Pipeline, picture: UnreadPicture, request_id: str | None) -> str:
     value = pipeline.analyze(picture, request_id=request_id)
-    return value.model_dump_json(include={"brand", "category", "attributes"})
+    told = {"brand", "category", "attributes"} | ({"abstained"} if value.abstained else set())
+    return value.model_dump_json(include=told)

@@ -55,7 +55,9 @@ def facts(hits: Sequence[Hit]) -> str:
 def question(analysis: AnalysisRecord, wish: str, hits: Sequence[Hit]) -> str:
     """Return the user prompt about the hits."""
     says = f"The customer says: {wish.strip()}" if wish.strip() else "The customer has no further wish."
-    return f"The picture shows: {describe(analysis)}.\n{says}\nProducts found, best first:\n{facts(hits)}"
+    unsure = cannot_tell(analysis)
+    shows = f"The picture shows: {describe(analysis)}.{f' {unsure} for sure.' if unsure else ''}"
+    return f"{shows}\n{says}\nProducts found, best first:\n{facts(hits)}"
 
 
 def problem(
@@ -123,8 +125,9 @@ def label(hit: Hit) -> str:
 def template(analysis: AnalysisRecord, hits: Sequence[Hit]) -> str:
     """Return the answer made from a template, without a model."""
     if shows_nothing(analysis):
-        return "The picture shows no product that could be recognised, so nothing is recommended."
-    shows = f"The picture shows {describe(analysis)}."
+        unsure = cannot_tell(analysis)
+        return f"{unsure or 'The picture shows no product that could be recognised'}, so nothing is recommended."
+    shows = ". ".join(filter(None, (f"The picture shows {describe(analysis)}", cannot_tell(analysis)))) + "."
     if not hits:
         return f"{shows} The catalogue has nothing like it."
     lines = [f"{number}. {label(hit)}: {', '.join(hit.why) or 'near it'}" for number, hit in enumerate(hits, 1)]
@@ -133,6 +136,15 @@ def template(analysis: AnalysisRecord, hits: Sequence[Hit]) -> str:
 
 def shows_nothing(analysis: AnalysisRecord) -> bool:
     return not analysis.get("category") and not analysis.get("brand")
+
+
+def cannot_tell(analysis: AnalysisRecord) -> str:
+    """Return which fields are too unsure to be told, as a sentence without its full stop; "" if all are told."""
+    names = [path.removeprefix("attributes.") for path in analysis.get("abstained") or {}]
+    if not names:
+        return ""
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+    return f"I cannot tell the {listed}"
 
 
 def describe(analysis: AnalysisRecord) -> str:

@@ -278,6 +278,8 @@ class Recommender:
         value, result = outcome.value, outcome.result
         attributes = dict(value.attributes)
         analysis: AnalysisRecord = {"brand": value.brand, "category": value.category, "attributes": attributes}
+        if outcome.abstained:
+            analysis["abstained"] = dict(outcome.abstained)
         model, tokens = f"{result.backend}:{result.model}", _tokens(result)
         note.end(cache=result.cache, analysis=analysis, confidence=outcome.confidence, tokens=tokens, model=model)
         return {"analysis": analysis, "analysed": picture}

@@ -19,6 +19,8 @@ from qvl.types import JsonObject, Result
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
 
+UNTOLD: Final = "cannot tell"
+"""What a person reads where a field is too unsure to be told."""
 V_co = TypeVar("V_co", covariant=True)
 
 
@@ -84,11 +86,11 @@ class ProductAnalysis(Overlaid, ProductFields):
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return (label, path in `field_confidence`, value) for each field, with one row per attribute."""
-        rows = [
-            ("brand", "brand", self.brand if self.brand is not None else "–"),
-            ("category", "category", self.category if self.category is not None else "–"),
-        ]
-        return rows + [(name, f"attributes.{name}", value) for name, value in self.attributes.items()]
+        rows = [(name, name, getattr(self, name) or "–") for name in ("brand", "category")]
+        rows += [(name, f"attributes.{name}", value) for name, value in self.attributes.items()]
+        told = {path: (label, path, value) for label, path, value in rows}
+        told |= {path: (path.removeprefix("attributes."), path, UNTOLD) for path in self.abstained}
+        return list(told.values())
 
     def _places(self) -> tuple[Sequence[Picture], Sequence[Located]]:
         result = self._origin.result

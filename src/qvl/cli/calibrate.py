@@ -50,6 +50,7 @@ def calibrate(
     at_precision: Annotated[
         float | None, _labels(help="The least confidence at which so large a share of answers is right: 0.95.")
     ] = None,
+    evidence: Annotated[bool, _labels(help="Of analyses that tell where each field is seen (evidence=True).")] = False,
     settings: options.PipelineOptions,
     output: Annotated[
         Path | None,
@@ -97,7 +98,7 @@ def calibrate(
     rules = read_rules(compare or ())
     schema_type = parse_args.schema(schema) if schema is not None else None
     asked = asked_questions(question, choice, score, questions)
-    request = settings.request()
+    request = settings.request() | ({"evidence": True} if evidence else {})
     pipeline = replace(settings, abstain=None).build(language=language, concurrency=concurrency)
     collector = Collector(
         pipeline,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from qvl.cli.expand import expand
+from qvl.cli.options import read_thresholds
 from qvl.cli.serve_settings import ServeSettings, source_of_value
 from qvl.errors import ConfigError, MissingDependencyError, QvlError
 
@@ -193,6 +194,8 @@ def _serve(
             cache_ttl=settings.cache_ttl,
             namespace=settings.namespace,
             media=server_settings.media,
+            calibration=settings.calibration,
+            abstain=read_thresholds(settings.abstain or ()),
             **options,
         )
         pipeline.backend.refuse_missing()

@@ -72,6 +72,11 @@ class ServeSettings:
         str | None, _model(help="Endpoints, one a line: URL weight=2 limit=16. SIGHUP reads it again.")
     ] = None
     upstream_key: Annotated[str | None, _model(envvar=["OPENAI_API_KEY"], help="Key of the endpoint.")] = None
+    calibration: Annotated[str | None, _model(help="What qvl calibrate wrote for this model.")] = None
+    abstain: Annotated[
+        list[str] | None,
+        _model(metavar="[FIELD=]0.9", help="Tell nothing that is less sure, of all or a field; may be repeated."),
+    ] = None
     option: Annotated[
         list[str] | None, _model(envvar=[], help="NAME=VALUE for the backend, VALUE in JSON or plain; may be repeated.")
     ] = None

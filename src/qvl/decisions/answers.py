@@ -93,10 +93,15 @@ class Decision:
             "notes": list(self.notes),
         }
 
+    @property
+    def calibrated(self) -> bool:
+        """True if `confidence` says how often such answers are right."""
+        return self.confidence_method == CALIBRATED
+
     def sureness(self) -> JsonObject:
         """Return the confidence as JSON; the raw one and an abstention only where there is a calibration."""
         told: JsonObject = {"confidence": self.confidence}
-        if self.confidence_method == CALIBRATED:
+        if self.calibrated:
             told |= {"raw_confidence": self.raw_confidence, "confidence_method": self.confidence_method}
         return told | ({} if self.abstained is None else {"abstained": self.abstained})
 

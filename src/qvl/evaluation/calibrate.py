@@ -132,7 +132,7 @@ def calibrate(
     analysed = decided = None
     if collected.fields:
         analysed = AnalysisCalibration(
-            prompt_version=analysis.prompt_version(collector.type.model),
+            prompt_version=collector.prompt_version,
             language=collector.language,
             schema=analysis.generation_schema(collector.type.model),
             raw_method=analysis.CONFIDENCE_METHOD,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from qvl import analysis
 from qvl.analysis.confidence import CALIBRATED
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qvl.decisions.questions import Question
     from qvl.evaluation.labelled import Labelled
     from qvl.pipeline.async_pipeline import AsyncPipeline
+    from qvl.pipeline.parse_request import AnalyzeParams
     from qvl.types import JsonMapping, JsonObject, Result
 
 _BOX: Final = "answer."
@@ -103,6 +104,7 @@ class Collector:
         self._only = tuple(only)
         self._request = dict(request or {})
         self._generated = analysis.generation_schema(self.type.model)
+        self.prompt_version = ""
         self._check()
 
     @property
@@ -184,9 +186,11 @@ class Collector:
     async def _ask(self, line: Labelled) -> _Answered:
         answer = decisions = None
         if self._fields_of(line):
-            answer = await self._pipeline.analyze_result(
-                list(line.pictures), schema=self._schema, language=self.language, **self._request
-            )
+            params = cast("AnalyzeParams", {**self._request, "language": self.language})
+            call = self._pipeline.analyze_call(list(line.pictures), self._schema, params)
+            answer = await self._pipeline.executor.execute(call)
+            # Known once the call has been made: it names the form in which evidence is asked for.
+            self.prompt_version = call.prompt_version
         asked = [question for name, question in self.questions.items() if name in line.expected]
         if asked:
             limits = {name: self._request[name] for name in OF_DECISIONS if name in self._request}

@@ -355,6 +355,9 @@ class Analysis(TypedDict):
     confidence: float | None
     field_confidence: dict[str, float]
     confidence_method: str | None
+    raw_confidence: NotRequired[float | None]
+    raw_field_confidence: NotRequired[dict[str, float]]
+    abstained: NotRequired[dict[str, str]]
     notes: list[str]
     usage: TokenUsage
     evidence: NotRequired[dict[str, JsonObject | None]]

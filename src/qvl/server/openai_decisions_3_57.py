@@ -264,21 +264,24 @@ def answers_from(decisions: Decisions, model: str) -> DecisionAnswers:
 def _answer(answer: Decision, where: str) -> JsonObject:
     if answer.refused:
         return {"type": "refusal", "name": answer.name, "reason": answer.notes[-1], "method": answer.method}
+    if answer.abstained is not None:
+        told = {"reason": answer.abstained, "method": answer.method, "label_mass": answer.label_mass}
+        return {"type": "refusal", "name": answer.name, **told, **answer.sureness()}
     shares = answer.probabilities
     if shares is None:
         what = f"{where}: {answer.notes[0]}, which this answer must have"
         raise UnsupportedInputError(what, hint="a local model, vLLM, or an endpoint with logprobs", param=where)
     head = {"type": answer.type, "name": answer.name, "label_mass": answer.label_mass, "method": answer.method}
     if answer.type == "predicate":
-        return {**head, "probability": shares[True]}
+        return {**head, "probability": shares[True], **(answer.sureness() if answer.calibrated else {})}
     if isinstance(answer.question, Score):
         levels = [
             {"label": label, "probability": share, "value": value}
             for value, (label, share) in enumerate(shares.items())
         ]
-        return {**head, "score": answer.score, "confidence": answer.confidence, "probabilities": levels}
+        return {**head, "score": answer.score, **answer.sureness(), "probabilities": levels}
     options = [{"value": value, "probability": share} for value, share in shares.items()]
-    return {**head, "choice": answer.value, "confidence": answer.confidence, "probabilities": options}
+    return {**head, "choice": answer.value, **answer.sureness(), "probabilities": options}
 
 
 def _usage(usage: Usage) -> DecisionUsage:

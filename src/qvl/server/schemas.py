@@ -353,6 +353,9 @@ class AnalyzeRequest(BaseModel):
     schema_: JsonObject | None = Field(
         None, alias="schema", description="A JSON schema of type object; left out: brand, category, attributes."
     )
+    abstain: Annotated[float, Field(ge=0, le=1)] | dict[str, Annotated[float, Field(ge=0, le=1)]] | None = Field(
+        None, description="The least calibrated confidence at which a field is told, of all or by name."
+    )
     max_tokens: Annotated[int | None, parameter_field("max_tokens")] = None
     max_pixels: int | None = Field(None, ge=1024)
     min_pixels: int | None = Field(None, ge=1)

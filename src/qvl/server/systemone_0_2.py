@@ -273,6 +273,11 @@ def answers_of(body: SystemOneRequest, decisions: Decisions, model: str) -> Syst
 
 def _answer(answer: Decision, asked: JsonMapping, where: str) -> JsonObject:
     told = {"x_label_mass": answer.label_mass, "x_method": answer.method}
+    if answer.calibrated:
+        # Its own `confidence` says how even the probabilities are.
+        told["x_confidence"] = answer.confidence
+    if answer.abstained is not None:
+        return {"type": "refusal", "x_reason": answer.abstained, **told}
     if answer.refused:
         # Not one of System One's: its clients leave out answers of a type that they do not know.
         return {"type": "refusal", "x_reason": answer.notes[-1], **told}

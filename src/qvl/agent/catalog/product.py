@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 class AnalysisRecord(TypedDict, total=False):
-    """The analysis of a picture's product, as JSON."""
+    """The analysis of a picture's product, as JSON; `abstained` are the fields that are too unsure to be told."""
 
     brand: str | None
     category: str | None
     attributes: dict[str, str]
+    abstained: dict[str, str]
 
 
 class QueryRecord(TypedDict, total=False):

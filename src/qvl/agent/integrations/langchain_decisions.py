@@ -62,7 +62,8 @@ class QvlDecisionModel(BaseDecisionModel):
 
     The state is text, messages, or JSON with pictures anywhere in it, as LangChain's content blocks with a URL or
     base64; instructions may have pictures too, descriptions may not. `confidence` is the probability of the answer.
-    A question that the model declines has no answer in the response. `model` is the pipeline's, as `backend:model`.
+    A question that the model declines has no answer in the response, nor has one whose calibrated confidence is less
+    than `abstain`, for which the pipeline needs a calibration. `model` is the pipeline's, as `backend:model`.
 
     Raises:
         RequestError: a question cannot be asked, such as a Box; the error names it.
@@ -74,6 +75,7 @@ class QvlDecisionModel(BaseDecisionModel):
     pipeline: Pipeline | AsyncPipeline = Field(default_factory=Pipeline, exclude=True)
     model: str = ""
     cache: CacheMode | None = None
+    abstain: float | dict[str, float] | None = None
 
     @model_validator(mode="after")
     def _named(self) -> QvlDecisionModel:
@@ -93,7 +95,9 @@ class QvlDecisionModel(BaseDecisionModel):
             raise ConfigError("an AsyncPipeline has only async methods", hint="call ainvoke(), or pass a Pipeline")
         shown, context, asked = _request(state, questions)
         request_id = _request_id()
-        told = self.pipeline.decide(shown, asked, context, cache=self.cache, request_id=request_id)
+        told = self.pipeline.decide(
+            shown, asked, context, cache=self.cache, abstain=self.abstain, request_id=request_id
+        )
         return self._response(told, questions, request_id)
 
     async def _aclassify(self, state: State, questions: dict[str, Asked]) -> ClassifierResponse:
@@ -102,14 +106,16 @@ class QvlDecisionModel(BaseDecisionModel):
             return await asyncio.to_thread(self._classify, state, questions)
         shown, context, asked = _request(state, questions)
         request_id = _request_id()
-        told = await self.pipeline.decide(shown, asked, context, cache=self.cache, request_id=request_id)
+        told = await self.pipeline.decide(
+            shown, asked, context, cache=self.cache, abstain=self.abstain, request_id=request_id
+        )
         return self._response(told, questions, request_id)
 
     def _response(self, told: Decisions, questions: Mapping[str, Asked], request_id: str) -> ClassifierResponse:
         answers: dict[str, Answer] = {
             name: _answer(answer, _checked(name, questions[name]), name)
             for name, answer in zip(questions, told, strict=True)
-            if not answer.refused
+            if not answer.refused and answer.abstained is None
         }
         usage = UsageMetadata(
             input_tokens=told.usage.prompt_tokens,

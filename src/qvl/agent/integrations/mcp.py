@@ -66,7 +66,7 @@ def build(pipeline: AsyncPipeline, catalog: Catalog | None, *, files: bool) -> M
         outcome = await pipeline.analyze_result(checked(picture, files), language=language)
         return {
             **outcome.value.model_dump(mode="json", include={"brand", "category", "attributes"}),
-            "confidence": outcome.confidence,
+            **outcome.sureness(),
             "cache": outcome.result.cache,
             "request_id": outcome.result.request_id,
         }

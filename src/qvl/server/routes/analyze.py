@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 
 from pydantic import BaseModel, ValidationError
 
+from qvl.analysis.parse_answer import check_language, generation_schema, prompt_version
 from qvl.analysis.product import ProductAnalysis
 from qvl.errors import RequestError
 from qvl.ids import new_id
@@ -24,6 +25,7 @@ from qvl.types import ChatRequest, JsonMapping, Message
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
+    from qvl.calibration.calibrator import Calibrator
     from qvl.pipeline.parse_request import AnalyzeParams
     from qvl.server.exchange import Exchange
 
@@ -89,6 +91,8 @@ async def _analyze(
     }
     if body.max_tokens is not None:
         params["max_tokens"] = body.max_tokens
+    if body.abstain is not None:
+        params["abstain"] = body.abstain
     return await core.executor.execute(
         AnalyzeCall(
             sources,
@@ -100,8 +104,22 @@ async def _analyze(
             namespace=core.namespace(exchange.tenant),
             policy=core.settings.media,
             started=exchange.started,
+            calibrator=_calibrator(core.executor.calibrator, body, schema, language),
         )
     )
+
+
+def _calibrator(
+    calibrator: Calibrator | None, body: AnalyzeRequest, schema: type[BaseModel], language: str
+) -> Calibrator | None:
+    """Return what calibrates the answer: None for a client's schema that the server's calibration is not of.
+
+    Such answers have raw confidences, and say so; where something must not be told, the request is refused instead.
+    """
+    if calibrator is None or body.abstain is not None or calibrator.abstain is not None:
+        return calibrator
+    covered = calibrator.covers(prompt_version(schema), check_language(language), generation_schema(schema))
+    return calibrator if covered else None
 
 
 def _schema(schema: JsonMapping) -> type[BaseModel]:
