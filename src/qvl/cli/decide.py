@@ -134,6 +134,7 @@ def _show(label: str, answers: Decisions) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from qvl.analysis.product import UNTOLD
     from qvl.cli.console import stdout
 
     console = stdout()
@@ -158,6 +159,11 @@ def _show(label: str, answers: Decisions) -> None:
                 end_section=number == len(shares) - 1,
             )
     console.print(table)
+    for answer in answers:
+        if answer.calibrated and answer.confidence is not None:
+            untold = "" if answer.abstained is None else f"{UNTOLD}: "
+            text = f"{answer.asked} {untold}{answer.confidence:.1%} of such answers are right (calibrated)"
+            console.print(Text(text, style="yellow" if untold else ""))
     for note in dict.fromkeys(note for answer in answers for note in answer.notes):
         console.print(Text(f"note: {note}"))
 

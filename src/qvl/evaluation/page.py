@@ -72,8 +72,8 @@ def _reliability(axis: Axes, one: FieldReport) -> None:
     ):
         bins = believed.bins
         shares = [found.right for found in bins]
-        below = [found.right - found.interval[0] for found in bins]
-        above = [found.interval[1] - found.right for found in bins]
+        below = [max(0.0, found.right - found.interval[0]) for found in bins]
+        above = [max(0.0, found.interval[1] - found.right) for found in bins]
         sizes = [12 + 140 * found.count / one.labels for found in bins]
         sure = [found.confidence for found in bins]
         axis.errorbar(sure, shares, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)

@@ -36,7 +36,11 @@ def _answer(answer: JsonMapping) -> str:
     if mass is not None:
         facts.append(f"label mass {mass:.3g}")
     facts += answer["notes"]
+    if "confidence_method" in answer:
+        facts.insert(0, f"{answer['confidence']:.1%} of such answers are right ({answer['confidence_method']})")
     said = "declined" if answer.get("refused") else _shown(answer["value"])
+    if "abstained" in answer:
+        said = f"cannot tell: {answer['abstained']}"
     return (
         f"<h2>{escape(title)}</h2><p>{escape(said)}</p><table>{rows}</table>"
         f'<p class="facts">{escape(" · ".join(facts))}</p>'
