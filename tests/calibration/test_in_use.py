@@ -125,8 +125,8 @@ def test_a_decision_model_of_langchain_leaves_out_what_is_too_unsure() -> None:
         ('{"format": "qvl-calibration", "version": 7}', "a calibration of version 7, and this qvl reads version 1"),
         ('{"format": "qvl-calibration", "version": 1}', "not a valid calibration: backend: Field required"),
         (
-            '{"format": "qvl-calibration", "version": 1, "backend": {}, "analysis": {"prompt_version": "a", "language": '
-            '"en", "schema": {}, "raw_method": "x", "fields": {"brand": {"labels": 9, "right": 1, "curve": '
+            '{"format": "qvl-calibration", "version": 1, "backend": {}, "analysis": {"prompt_version": "a", '
+            '"language": "en", "schema": {}, "raw_method": "x", "fields": {"brand": {"labels": 9, "right": 1, "curve": '
             '{"method": "platt", "slope": NaN, "offset": 1}}}}}',
             "analysis.fields.brand.curve.platt.slope",
         ),

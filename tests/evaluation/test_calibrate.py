@@ -43,7 +43,7 @@ async def fitted(labels: Path) -> tuple[Calibration, CalibrationReport]:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shelf(tmp_path_factory.mktemp("shelf"), 400)
+    return write_shelf(tmp_path_factory.mktemp("shelf"), 300)
 
 
 @pytest.mark.asyncio
@@ -104,12 +104,12 @@ async def test_a_precision_holds_on_fresh_pictures_and_the_rest_is_null_with_the
     calibration, measured = await made(shelf)
     brand = next(one for one in measured.fields if one.name == "brand")
     assert brand.at_precision is not None
-    fresh = read_labelled([str(write_shelf(tmp_path, 300, seed=77))])
+    fresh = read_labelled([str(write_shelf(tmp_path, 150, seed=77))])
     with Pipeline(backend=Reader(), cache="off", calibration=calibration) as pipe:
         answers = [pipe.analyze(line.pictures[0], abstain={"brand": brand.at_precision.threshold}) for line in fresh]
     told = [(answer.brand, line) for answer, line in zip(answers, fresh, strict=True) if answer.brand is not None]
     right = sum(line.expected["brand"] == "norvik" for _, line in told)
-    assert 60 < len(told) < 200
+    assert 30 < len(told) < 100
     assert right / len(told) > 0.55
     silent = next(answer for answer in answers if answer.brand is None)
     assert silent.abstained == {"brand": "below_threshold"}
