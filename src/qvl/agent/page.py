@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 from qvl.agent.trace import WHO
 from qvl.errors import QvlError
+from qvl.evidence.shapes import Located
 from qvl.html.cards import products_html, thumbnail_html
+from qvl.html.overlays import pictures_html
 from qvl.html.page import page_html
 
 if TYPE_CHECKING:
     from qvl.agent.steps import Recommendation
     from qvl.agent.trace import Trace, TracedStep
     from qvl.media.picture import PictureSource
+    from qvl.types import JsonMapping
 
 
 def page(trace: Trace, recommendation: Recommendation, picture: PictureSource | None = None) -> str:
@@ -21,7 +24,7 @@ def page(trace: Trace, recommendation: Recommendation, picture: PictureSource | 
     products = products_html(recommendation.rows())
     if products:
         products = f"<h2>Products</h2>{products}"
-    image = "" if picture is None else _image(picture)
+    image = "" if picture is None else _image(picture, recommendation.evidence)
     title = escape(trace.wish or "What is it, and what is like it?")
     steps = "".join(_item(call) for call in trace.steps)
     failed = f"<p class=failed>{escape(recommendation.failed)} failed</p>" if recommendation.failed else ""
@@ -35,11 +38,13 @@ def page(trace: Trace, recommendation: Recommendation, picture: PictureSource | 
     )
 
 
-def _image(picture: PictureSource) -> str:
+def _image(picture: PictureSource, evidence: JsonMapping) -> str:
     from qvl.media import gate
 
     try:
-        return thumbnail_html(gate.load(picture), 256)
+        shown = gate.load(picture)
+        located = [Located.from_json(item) for item in evidence.values()]
+        return pictures_html([shown], located) if located else thumbnail_html(shown, 256)
     except QvlError as exc:
         return f"<p class=failed>{escape(exc.message)}</p>"
 

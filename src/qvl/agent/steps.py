@@ -24,6 +24,7 @@ class State(TypedDict, total=False):
     wish: str
     request_id: str
     analysis: AnalysisRecord
+    evidence: dict[str, JsonObject]
     query: QueryRecord
     hits: list[HitRecord]
     notes: list[str]
@@ -74,7 +75,8 @@ class Recommendation:
     """The answer with the analysis, query and hits that it is based on.
 
     `written_by` is "model" or "template". `pending` is the step before which a run was stopped; `failed` is the step
-    that failed, with the reason in `notes`. `products` are in rank order.
+    that failed, with the reason in `notes`. `products` are in rank order. `evidence` has `Located.to_json()` of each field
+    that is seen on the picture, where that was asked for.
     """
 
     text: str
@@ -88,6 +90,7 @@ class Recommendation:
     pending: str | None = None
     failed: str | None = None
     events: tuple[Event, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    evidence: JsonObject = dataclasses.field(default_factory=dict)
 
     @property
     def inferences(self) -> int:
@@ -97,7 +100,8 @@ class Recommendation:
 
     def to_json(self) -> JsonObject:
         """Return the recommendation as JSON values, without the events."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "events"}
+        left = ("events",) if self.evidence else ("events", "evidence")
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left}
         return {**fields, "products": [hit.to_json() for hit in self.products], "notes": list(self.notes)}
 
     def _repr_html_(self) -> str:

@@ -72,6 +72,7 @@ class Recommender:
         checkpoints: a SQLite file that keeps the threads (conversations) after the process ends; None: memory only.
         language: the language of the analysis; None takes the pipeline's.
         judge: True to ask the model of each hit whether it fits the wish, and to order them by that.
+        evidence: True to ask with the analysis where brand and product are seen (`Recommendation.evidence`).
 
     Raises:
         MissingDependencyError: langgraph is not installed.
@@ -87,6 +88,7 @@ class Recommender:
         checkpoints: str | Path | None = None,
         language: str | None = None,
         judge: bool = False,
+        evidence: bool = False,
     ) -> None:
         from qvl.pipeline.sync_pipeline import Pipeline
 
@@ -98,6 +100,7 @@ class Recommender:
         self.limit = limit
         self.language = language
         self.judge = judge
+        self.evidence = evidence
         backend = self.pipeline.backend
         self._bundled = (backend.name, backend.model) == ("local", "bundled")
         self.writes = not self._bundled if writes is None else writes
@@ -160,6 +163,7 @@ class Recommender:
         update: State = {"wish": wish, "request_id": f"qvl-{uuid.uuid4().hex}", "failed": "", "notes": [], "text": ""}
         if picture is not None:
             update |= {"picture": _plain_picture(picture), "analysed": None, "analysis": {}, "query": {}, "hits": []}
+            update["evidence"] = {}
         return self._run(update, thread, stop_before, on_event)
 
     def resume(
@@ -249,6 +253,7 @@ class Recommender:
             products=tuple(map(Hit.from_json, state.get("hits", []))),
             analysis=state.get("analysis", {}),
             query=state.get("query", {}),
+            evidence=state.get("evidence", {}),
             notes=tuple(state.get("notes", [])),
             written_by=state.get("written_by", "") if state.get("text") else "",
             thread=thread,
@@ -273,7 +278,9 @@ class Recommender:
             note.end(cache="thread", analysis=state["analysis"])
             return {}
         outcome = self._wait(
-            lambda: self.pipeline.analyze_result(picture, language=self.language, request_id=state["request_id"])
+            lambda: self.pipeline.analyze_result(
+                picture, language=self.language, request_id=state["request_id"], evidence=self.evidence
+            )
         )
         value, result = outcome.value, outcome.result
         attributes = dict(value.attributes)
@@ -282,7 +289,8 @@ class Recommender:
             analysis["abstained"] = dict(outcome.abstained)
         model, tokens = f"{result.backend}:{result.model}", _tokens(result)
         note.end(cache=result.cache, analysis=analysis, confidence=outcome.confidence, tokens=tokens, model=model)
-        return {"analysis": analysis, "analysed": picture}
+        places = {name: item.to_json() for name, item in outcome.evidence.items() if item is not None}
+        return {"analysis": analysis, "analysed": picture, "evidence": places}
 
     def _search(self, state: State, note: Note) -> State:
         analysis, notes = state["analysis"], list(state.get("notes", []))

@@ -45,6 +45,9 @@ def agent(
     checkpoints: Annotated[Path | None, typer.Option("--checkpoints", help="Keep threads in this file.")] = None,
     thread: Annotated[str | None, typer.Option("--thread", help="Go on with this thread.")] = None,
     template: Annotated[bool, typer.Option("--template", help="Let no model write the answer.")] = False,
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="Mark on the page of --html what was seen where.")
+    ] = False,
     judge: Annotated[bool, typer.Option("--judge", help="Order by how probably each product fits the wish.")] = False,
     language: Annotated[str | None, typer.Option("--language", "-l", help="Of the analysis: en, zh, pt, es.")] = None,
     settings: Annotated[options.PipelineOptions, Without("cache_mode", "max_tokens", "param")],
@@ -81,7 +84,13 @@ def agent(
                 raise typer.Exit(failure.FAILED) from exc
         pipeline = settings.build(language=language)
         recommender = Recommender(
-            pipeline, shop, limit=limit, writes=False if template else None, checkpoints=checkpoints, judge=judge
+            pipeline,
+            shop,
+            limit=limit,
+            writes=False if template else None,
+            checkpoints=checkpoints,
+            judge=judge,
+            evidence=evidence,
         )
         try:
             presenter = agent_run.Presenter(recommender, as_json, html)
