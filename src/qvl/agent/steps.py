@@ -75,8 +75,8 @@ class Recommendation:
     """The answer with the analysis, query and hits that it is based on.
 
     `written_by` is "model" or "template". `pending` is the step before which a run was stopped; `failed` is the step
-    that failed, with the reason in `notes`. `products` are in rank order. `evidence` has `Located.to_json()` of each field
-    that is seen on the picture, where that was asked for.
+    that failed, with the reason in `notes`. `products` are in rank order. `evidence` has
+    `Located.to_json()` of each field that is seen on the picture, where that was asked for.
     """
 
     text: str

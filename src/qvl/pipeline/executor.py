@@ -167,7 +167,8 @@ class Executor:
             have = self.backend.peek_capabilities()
             if have is None and self._opened:
                 have = self.backend.capabilities
-            if have is None:
+            # Without a name the model is not known yet, nor how it writes what a call reads of its answer.
+            if have is None or not (self._opened or self.backend.peek_identity() is not None):
                 return None
         request = call.request(call.loaded, have)
         policy = call.cache
