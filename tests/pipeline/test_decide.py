@@ -13,7 +13,7 @@ import pytest
 from qvl import AsyncPipeline, Pipeline
 from qvl.backends.base import Backend, Capabilities
 from qvl.decisions import Choice, Decisions, Predicate, Score
-from qvl.errors import ConfigError, QvlError, RefusalError, RequestError
+from qvl.errors import ConfigError, ContextLengthError, QvlError, RefusalError, RequestError
 from qvl.testing.asking import square
 from qvl.types import ChatRequest, Chunk, SamplingParams, TokenLogprob, Usage
 
@@ -112,6 +112,13 @@ def test_more_options_than_ids_in_a_request(pipe: Pipeline) -> None:
         square(), Choice("Which?", [f"{chr(a)}{chr(b)}" for a in range(97, 112) for b in range(65, 82)])
     )
     assert len(answer[0].probabilities or ()) == 255
+
+
+def test_a_question_that_does_not_fit_the_context_is_named(pipe: Pipeline) -> None:
+    long = Choice("Which?", [{"value": f"option {n}", "description": "word " * 20} for n in range(200)])
+    with pytest.raises(ContextLengthError, match=r"questions\[1\]: .* does not fit") as failed:
+        pipe.decide(square(), ["Is it new?", long])
+    assert failed.value.param == "questions[1]"
 
 
 def test_what_is_not_a_parameter_is_refused(pipe: Pipeline) -> None:

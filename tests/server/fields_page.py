@@ -24,6 +24,7 @@ ENGINES: Final[Mapping[str, Backend]] = {
 FORMATS: Final = ("json_object", "json_schema", "regex", "choice", "grammar")
 # What a capability does not tell.
 NOTES: Final[Mapping[tuple[str, str], str]] = {
+    ("logprob_token_ids", "vllm"): "from 0.32, not on NPUs",
     ("priority", "vllm"): "with `-O scheduling_policy=priority`",
     ("reasoning_effort", "vllm"): "`none` alone",
     ("reasoning_effort", "openvino"): "`none` alone",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from qvl.decisions.answers import Decision, Decisions
 from qvl.decisions.read_labels import together
-from qvl.errors import ConfigError
+from qvl.errors import ConfigError, ContextLengthError
 from qvl.ids import new_request_id
 from qvl.pipeline.decide_call import DecideCall, DecideParams
 from qvl.pipeline.load_pictures import load_pictures
@@ -67,16 +67,20 @@ async def decide(
     turn = asyncio.Semaphore(AT_ONCE)
     params["abstain"] = abstain
 
-    async def answer(call: DecideCall) -> tuple[Decision, Result]:
+    async def answer(number: int, call: DecideCall) -> tuple[Decision, Result]:
         async with turn:
-            return await executor.execute(call)
+            try:
+                return await executor.execute(call)
+            except ContextLengthError as exc:
+                where = f"questions[{number}]"
+                raise ContextLengthError(f"{where}: {exc.message}", hint=exc.hint, param=where) from exc
 
     calls = []
     for question, parts in zip(questions, asked, strict=True):
         whole = [ImagePart(next(rest)) if isinstance(part, UnreadPicture) else part for part in parts]
         before = [*shared[:-1], last]
         calls.append(DecideCall(before, question, whole, executor, cache, params, namespace=namespace, policy=policy))
-    answered = await together(answer(call) for call in calls)
+    answered = await together(answer(number, call) for number, call in enumerate(calls))
     first = answered[0][1]
     decisions = Decisions(tuple([decision for decision, _ in answered]), first.model, first.backend, tuple(loaded))
     return decisions, [result for _, result in answered]
