@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from qvl.backends.endless import RunWatch, endless, longest_run
 from qvl.backends.local.text.thought_tokens import THINK, THINK_END, ThoughtTokens
 from qvl.backends.local.text.tool_call import CallReader, ObjectScanner, parse_call
+from qvl.backends.local.text.xml_call import OPENS, XmlCallReader, xml_end
 from qvl.backends.token_table import TokenTable
 from qvl.types import Chunk, TokenLogprob, ToolCallDelta
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from qvl.backends.local.model.sampler import Sampled
     from qvl.backends.local.scheduling.token_rules import TokenScore
-    from qvl.types import ChatRequest, FinishReason
+    from qvl.types import ChatRequest, FinishReason, Tool
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 # Between the calls of one block and behind them: commas, the end of a list or of a code fence, a brace too many.
@@ -94,6 +95,7 @@ class Detokenizer:
         stop: strings that end the answer; they are not part of it.
         reasoning: True if the prompt has opened a `<think>` already.
         parse_tools: True if `<tool_call>` blocks are tool calls, not text.
+        tools: what may be called.
         want_logprobs: True if Chunks list tokens with logprobs.
         free: True if the answer may begin with `<think>`: it has no grammar.
         only_call: True if the answer is the JSON of one tool call, without markup.
@@ -109,6 +111,7 @@ class Detokenizer:
     stop: tuple[str, ...] = ()
     reasoning: bool = False
     parse_tools: bool = False
+    tools: tuple[Tool, ...] = ()
     want_logprobs: bool = False
     free: bool = True
     only_call: bool = False
@@ -126,7 +129,7 @@ class Detokenizer:
     _logprobs: list[TokenLogprob] = field(default_factory=list)
     _ids: list[int] = field(default_factory=list)
     _count: int = 0
-    _call: CallReader | None = None  # the call that is being written
+    _call: CallReader | XmlCallReader | None = None  # the call that is being written
     _watch: RunWatch = field(init=False)
     _thought: ThoughtTokens = field(init=False)
 
@@ -149,6 +152,7 @@ class Detokenizer:
             request.sampling.stop,
             reasoning=reasoning,
             parse_tools=calls,
+            tools=request.tools,
             want_logprobs=request.sampling.wants_logprobs,
             free=form.kind == "text" and not forced,
             only_call=forced and not marked_calls,
@@ -252,7 +256,9 @@ class Detokenizer:
 
     def _read(self, block: str, deltas: list[ToolCallDelta], *, whole: bool, last: bool) -> str:
         """Add the new pieces of the tool call in `block` to `deltas`; return `block` as text if it is not a call."""
-        call = self._call = self._call or CallReader()
+        call = self._call = self._call or self._reader(block)
+        if call is None:
+            return ""
         started = call.started
         arguments = call.feed(block, whole=whole)
         if call.started and not started:
@@ -264,12 +270,20 @@ class Detokenizer:
             return ""
         return block if self.only_call else f"{CALL}{block}" + (CALL_END if whole and not last else "")
 
+    def _reader(self, block: str) -> CallReader | XmlCallReader | None:
+        """Return what reads a call of the form that `block` begins with; None while that is open."""
+        begins = block.lstrip()
+        if begins.startswith(OPENS):
+            return XmlCallReader(self.tools)
+        return None if OPENS.startswith(begins) else CallReader()
+
 
 class Splitter:
     """Splits streamed text into content, reasoning (`<think>`) and tool calls.
 
     `state` is start, reasoning, content or call. White space around markup is dropped. A call ends with its JSON
-    object, whatever its strings contain; one that is not an object ends with `</tool_call>`. A block may hold several.
+    object, whatever its strings contain; one in the XML form with its function; anything else with `</tool_call>`. A
+    block may hold several objects.
     """
 
     def __init__(self, reasoning: bool, parse_tools: bool, free: bool, *, only_call: bool = False) -> None:
@@ -332,6 +346,12 @@ class Splitter:
             if CALL_END.startswith(behind):
                 return (body, "", "content") if last else ("", "", "")
             return (body, behind, "call") if behind.startswith("{") else (body, rest.lstrip(), "content")
+        if self._buffer.lstrip().startswith(OPENS):
+            end = xml_end(self._buffer)
+            if end is not None:
+                return self._buffer[: end[0]], self._buffer[end[1] :], "content"
+            if not last:
+                return "", "", ""
         if self._object.other or last:
             body, closed, rest = self._buffer.partition(CALL_END)
             return body, rest, "content" if closed else ""

@@ -12,6 +12,7 @@ import numpy as np
 
 from qvl.backends.grammar_schema import call_schema, compiler_reason, enforceable
 from qvl.backends.local.model.device import to_device
+from qvl.backends.local.text.xml_call import writes_xml, xml_rules
 from qvl.backends.schema_bounds import check_format
 from qvl.errors import MissingDependencyError, RequestError, first_line
 from qvl.suggest import install_line
@@ -143,15 +144,16 @@ class Grammars:
         if form.kind == "choice":
             return "start: " + " | ".join(json.dumps(choice) for choice in form.choices), "response_format"
         if request.holds_calls:
-            return calls_within_text(request, self._markup("<tool_call>"), self._markup("</tool_call>")), "tools"
+            markup = self._markup("<tool_call>"), self._markup("</tool_call>")
+            return calls_within_text(request, *markup, xml=writes_xml(self._tokenizer)), "tools"
         return None, ""
 
     def _calls(self, tools: Sequence[Tool], several: bool) -> str:
-        """Return a Lark grammar of one tool call, or of several on separate lines, in Qwen's format."""
-        schema = {**call_schema(tools), "x-guidance": SPACING}
+        """Return a Lark grammar of one tool call, or of several on separate lines, in the form of the model."""
         first, last = self._markup("<tool_call>"), self._markup("</tool_call>")
         more = ' ("\\n" call)*' if several else ""
-        return f'start: call{more}\ncall: {first} "\\n" body "\\n" {last}\nbody: %json {json.dumps(schema)}\n'
+        body = _body(tools, xml=writes_xml(self._tokenizer))
+        return f'start: call{more}\ncall: {first} "\\n" body "\\n" {last}\n{body}'
 
     def _markup(self, word: str) -> str:
         """Return `word` in Lark syntax: unquoted if it is a single special token, else as a string literal."""
@@ -201,18 +203,25 @@ class Grammars:
         return (spread == 0).flatten(1)[:, : self._vocab_size]
 
 
-def calls_within_text(request: ChatRequest, first: str, last: str) -> str:
+def _body(tools: Sequence[Tool], *, xml: bool) -> str:
+    """Return the rules by which `body` is a call, in the XML form or as JSON."""
+    if xml:
+        return xml_rules(tools)
+    return f"body: %json {json.dumps({**call_schema(tools), 'x-guidance': SPACING})}\n"
+
+
+def calls_within_text(request: ChatRequest, first: str, last: str, *, xml: bool = False) -> str:
     """Return a Lark grammar of text that may hold calls, those of strict tools with arguments by their schemas.
 
     `first` and `last` are the markup around a call, in Lark's syntax. Without parallel calls the first one is the end.
     """
     tools = [tool if tool.strict else replace(tool, parameters={"type": "object"}) for tool in request.tools]
-    body = json.dumps({**call_schema(tools), "x-guidance": SPACING})
+    body = _body(tools, xml=xml)
     start = "TEXT? (call TEXT?)*" if request.parallel_tool_calls else "TEXT? call?"
     return (
         f"start: {start}\n"
         "TEXT: /(.|\\n)+/ & ~/(?s:.*)<tool_call>(?s:.*)/\n"
-        f'call: {first} "\\n" body "\\n" {last}\nbody: %json {body}\n'
+        f'call: {first} "\\n" body "\\n" {last}\n{body}'
     )
 
 

@@ -17,13 +17,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.local.text.template_options import NO_THOUGHT, TemplateOptions
+from qvl.backends.local.text.xml_call import writes_xml
 from qvl.errors import ContextLengthError, RequestError, first_line
 from qvl.types import ImagePart, Message, Part, TextPart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from qvl.types import ChatRequest, JsonObject, Tool
+    from qvl.types import ChatRequest, JsonObject, Tool, ToolCall
 
 # Stands behind the first character of typed control tokens while the template is rendered; never in Unicode text.
 MARKS: Final = ("\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3")
@@ -95,6 +96,7 @@ class PromptEncoder:
         template = json.dumps(tokenizer.chat_template)
         self._options = TemplateOptions(str(tokenizer.chat_template))
         self._splits_thoughts = "reasoning_content" in template and "</think>" in template
+        self._xml_calls = writes_xml(tokenizer)
         self._drops_later_system: bool | None = None
         self._kept = lru_cache(KEPT_PIECES)(self._plain_ids)
 
@@ -259,11 +261,24 @@ class PromptEncoder:
                 {
                     "type": "function",
                     "id": call.id,
-                    "function": {"name": self._typed(call.name, mark), "arguments": self._typed(call.arguments, mark)},
+                    "function": {"name": self._typed(call.name, mark), "arguments": self._arguments(call, mark)},
                 }
                 for call in message.tool_calls
             ]
         return entry
+
+    def _arguments(self, call: ToolCall, mark: str) -> object:
+        """Return a call's arguments as the template takes them: in the XML form it goes through them one by one."""
+        if self._xml_calls:
+            try:
+                arguments = json.loads(call.arguments or "{}")
+            except (ValueError, RecursionError):
+                arguments = None
+            if not isinstance(arguments, dict):
+                what = f"the arguments of the call {call.id or call.name} are not a JSON object"
+                raise RequestError(what, hint="send back what the model called with", param="messages")
+            return self._typed_deep(arguments, mark)
+        return self._typed(call.arguments, mark)
 
     def _typed_parts(self, parts: Sequence[Part], mark: str) -> list[tuple[Part, str]]:
         """Return (part, its text); adjacent text parts are joined first, since a typed marker may span two of them."""
