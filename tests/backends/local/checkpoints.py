@@ -90,3 +90,54 @@ def random_mixture(folder: Path, *, seed: int = 0) -> Path:
             tensor.data = torch.randn_like(tensor) * fan_in**-0.5
     model.save_pretrained(dense)
     return dense
+
+
+def random_hybrid(folder: Path, *, seed: int = 0, mixture: bool = False) -> Path:
+    """A Qwen3.5 in the small: three layers of four with a state, gates, partial rotation; dense or of four experts."""
+    import torch
+    import transformers
+
+    like = random_checkpoint(folder, seed=seed, layers=1)
+    config = json.loads((like / "config.json").read_text())
+    kind = "qwen3_5_moe" if mixture else "qwen3_5"
+    text, vision = config["text_config"], config["vision_config"]
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    experts |= {"shared_expert_intermediate_size": 64}
+    config |= {"model_type": kind, "architectures": None}
+    config["text_config"] = {
+        **{key: text[key] for key in ("vocab_size", "hidden_size", "max_position_embeddings", "eos_token_id")},
+        **(experts if mixture else {"intermediate_size": 192}),
+        "model_type": f"{kind}_text",
+        "num_hidden_layers": 8,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 24,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_interleaved": True,
+            "mrope_section": [4, 2, 2],
+        },
+        "dtype": "float32",
+    }
+    del vision["deepstack_visual_indexes"]
+    vision["model_type"] = f"{kind}_vision"
+    torch.manual_seed(seed)
+    name = "Qwen3_5Moe" if mixture else "Qwen3_5"
+    made = getattr(transformers, f"{name}Config")(**config)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(made).float()
+    for name, tensor in model.named_parameters():
+        if "conv1d" in name:
+            tensor.data = torch.randn_like(tensor) * 0.5
+        elif tensor.ndim >= 2:
+            fan_in = 1 if "embed" in name and "patch" not in name else tensor[0].numel() if tensor.ndim != 3 else 96
+            tensor.data = torch.randn_like(tensor) * fan_in**-0.5
+        elif name.endswith(("norm.weight", "bias")):
+            tensor.data = tensor.data + torch.randn_like(tensor) * 0.1
+    model.save_pretrained(like)
+    return like

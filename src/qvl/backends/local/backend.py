@@ -59,7 +59,7 @@ class _Loaded:
 
 
 class LocalBackend(Backend):
-    """Runs a Qwen3-VL checkpoint in this process.
+    """Runs a checkpoint of Qwen3-VL or Qwen3.5 in this process.
 
     Args:
         model: a folder or a hub id; None is the small bundled model.

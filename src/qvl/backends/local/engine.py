@@ -205,10 +205,7 @@ class Engine:
             return {}
         sequences, logits = self.runner.forward(step)
         tokens = self._sample(sequences, logits)
-        for sequence in step.decode:
-            sequence.num_computed = len(sequence.tokens)
-        for chunk in step.prefill:
-            chunk.sequence.num_computed = chunk.end
+        self.scheduler.commit(step)
         self.counters.steps += 1
         self._last_token = time.monotonic()
         return tokens

@@ -20,10 +20,11 @@ from qvl.backends.local.model.shared_rows import SharedRow, add_shared, attentio
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from transformers import PretrainedConfig
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextModel
 
     from qvl.backends.local.model.kernels import Kernels
-    from qvl.backends.local.model.linear import LinearPlan
+    from qvl.backends.local.model.linear import Linear, LinearPlan
 
 
 @dataclass(slots=True)
@@ -68,7 +69,9 @@ class DecodeGroup:
 class PromptChunk:
     """A prefill chunk: tokens first:first+count of the batch, at positions `start` and up of a KV row.
 
-    `shared`: they also attend to rows that they share with others.
+    `shared`: they also attend to rows that they share with others. Where the model has states, `read` and `write` are
+    the sequence's before and behind it (`read` is None at a prompt's start), and `marks` are further ones to write,
+    with how many of its tokens lie before each.
     """
 
     first: int
@@ -77,6 +80,9 @@ class PromptChunk:
     row: int
     start: int
     shared: bool = False
+    read: int | None = None
+    write: int = 0
+    marks: tuple[tuple[int, int], ...] = ()
 
     @property
     def end(self) -> int:
@@ -89,6 +95,24 @@ class Deepstack:
 
     where: Tensor
     features: Tensor
+
+
+@dataclass(slots=True)
+class LayerStep:
+    """What a layer needs to know of a step beside its tokens, on its device; see `TextDecoder.forward`.
+
+    `place` is the layer's number among those that keep the same kind of memory of tokens.
+    """
+
+    storage: Storage
+    place: int
+    groups: Sequence[DecodeGroup]
+    chunks: Sequence[PromptChunk]
+    masks: Sequence[Tensor | None]
+    cos: Tensor
+    sin: Tensor
+    shared: Sequence[SharedRow]
+    states: Tensor | None
 
 
 class TextDecoder:
@@ -122,12 +146,13 @@ class TextDecoder:
         self.eps: float = config.rms_norm_eps
         self.embed: nn.Embedding = model.embed_tokens
         self.norm: Tensor = model.norm.weight
+        self.dtype = self.norm.dtype
         self.vocab_size = int(lm_head.weight.shape[0])
         self._head = plan.linear(lm_head.weight.detach(), name="head", tiled=batch_invariant)
         self._head_device = lm_head.weight.device
         # The first layer may measure kernels, which wants the processor for itself; some of their layouts are made by
         # one thread each, so the other layers are made side by side.
-        make, count = partial(_Layer, plan=plan, tiled=batch_invariant), len(model.layers)
+        make, count = partial(self._layer, config=config, plan=plan), len(model.layers)
         self.layers = [make(model.layers[0], 0)]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             self.layers += pool.map(make, list(model.layers)[1:], range(1, count))
@@ -139,7 +164,7 @@ class TextDecoder:
             devices=[layer.device for layer in self.layers],
             num_heads=self.num_kv_heads,
             head_dim=self.head_dim,
-            dtype=self.norm.dtype,
+            dtype=self.dtype,
         )
 
     @property
@@ -167,7 +192,7 @@ class TextDecoder:
                 axes[axis : self._rotary.mrope_section[axis] * 3 : 3] = axis
             self._axes = axes.to(positions.device)
         angles = positions.float().index_select(0, self._axes).t() * frequencies.to(positions.device, torch.float32)
-        return self._kernels.rotary_cos_sin(angles, self.norm.dtype, self._rotary.attention_scaling)
+        return self._kernels.rotary_cos_sin(angles, self.dtype, self._rotary.attention_scaling)
 
     def forward(
         self,
@@ -179,15 +204,15 @@ class TextDecoder:
         deepstack: Deepstack | None,
         kept: Tensor | None = None,
         shared: Sequence[SharedRow] = (),
+        states: Tensor | None = None,
     ) -> Tensor:
         """Write keys and values of all tokens to `storage`; return hidden states [n, hidden], not normalised.
 
         `shared` are the rows that tokens attend to beside those of their groups and chunks. `kept` (int64 [n]) selects
-        the tokens whose states are returned, all by default; for the others, the last layer computes keys and values
-        only.
+        the tokens whose hidden states are returned, all by default; for the others, the last layer computes keys and
+        values only. `states` (int64 [2, decoding sequences]) are the states before and behind the tokens in decode,
+        where the model has any.
         """
-        heads = self.num_heads + self.num_kv_heads
-        kernels = self._kernels
         cos, sin = rotary
         device = hidden.device
         masks = self._masks(groups, chunks, device)
@@ -199,31 +224,19 @@ class TextDecoder:
                 hidden, cos, sin = hidden.to(device), cos.to(device), sin.to(device)
                 groups = [_group_to(group, device) for group in groups]
                 masks = self._masks(groups, chunks, device)
-            normed = kernels.rms_norm(hidden, layer.input_norm, self.eps)
-            joined = layer.qkv(normed).view(-1, heads + self.num_kv_heads, self.head_dim)
-            rotated = kernels.rms_norm(joined[:, :heads], None, self.eps) * layer.qk_norm
-            rotated = kernels.apply_rotary(rotated, cos, sin)
-            attended = self._attend(
-                rotated[:, : self.num_heads],
-                rotated[:, self.num_heads :],
-                joined[:, heads:],
-                storage,
-                index,
-                groups,
-                chunks,
-                masks,
-                shared,
-            )
+                states = None if states is None else states.to(device)
+            step = LayerStep(storage, layer.place, groups, chunks, masks, cos, sin, shared, states)
+            attended = self._mixed(layer, self._normed(hidden, layer.input_norm), step)
             if index == last:
                 hidden, attended = _of(hidden, kept), _of(attended, kept)
                 if not len(hidden):
                     return hidden
             hidden = layer.output.added_to(hidden, attended)
-            normed = kernels.rms_norm(hidden, layer.mlp_norm, self.eps)
+            normed = self._normed(hidden, layer.mlp_norm)
             if layer.gate_up is None or layer.down is None:
                 hidden = hidden + self._mixture(layer, normed).view_as(hidden)
             else:
-                hidden = layer.down.added_to(hidden, kernels.swiglu(layer.gate_up(normed)))
+                hidden = layer.down.added_to(hidden, self._kernels.swiglu(layer.gate_up(normed)))
             if deepstack is not None and index < len(deepstack.features):
                 where, features = deepstack.where.to(device), deepstack.features[index].to(device, hidden.dtype)
                 hidden = hidden.index_add(0, where, features)
@@ -231,37 +244,44 @@ class TextDecoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 [n, vocabulary] of hidden states [n, hidden]."""
-        normed = self._kernels.rms_norm(hidden.to(self.norm.device), self.norm, self.eps)
+        normed = self._normed(hidden.to(self.norm.device), self.norm)
         return self._head(normed.to(self._head_device)).float()
 
-    def _attend(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        storage: Storage,
-        index: int,
-        groups: Sequence[DecodeGroup],
-        chunks: Sequence[PromptChunk],
-        masks: Sequence[Tensor | None],
-        shared: Sequence[SharedRow],
-    ) -> Tensor:
+    def _layer(
+        self, layer: Qwen3VLTextDecoderLayer, index: int, *, config: PretrainedConfig, plan: LinearPlan
+    ) -> Layer:
+        return Layer(layer, index, config, plan, self.batch_invariant)
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return x after root mean square normalisation over the last dimension, times `weight`."""
+        return self._kernels.rms_norm(x, weight, self.eps)
+
+    def _mixed(self, layer: Layer, normed: Tensor, step: LayerStep) -> Tensor:
+        """Return what a layer takes from other tokens for each, [tokens, heads * head_dim]: here attention."""
+        heads = self.num_heads + self.num_kv_heads
+        joined = layer.qkv(normed).view(-1, heads + self.num_kv_heads, self.head_dim)
+        rotated = self._kernels.rms_norm(joined[:, :heads], None, self.eps) * layer.qk_norm
+        rotated = self._kernels.apply_rotary(rotated, step.cos, step.sin)
+        return self._attend(rotated[:, : self.num_heads], rotated[:, self.num_heads :], joined[:, heads:], step)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, step: LayerStep) -> Tensor:
         """Return the attention output [tokens, heads * head_dim]; writes keys and values to their KV rows first."""
         import torch
 
-        sums = queries.new_empty((len(queries), self.num_heads), dtype=torch.float32) if shared else None
+        sums = queries.new_empty((len(queries), self.num_heads), dtype=torch.float32) if step.shared else None
         parts = []
-        for group, mask in zip(groups, masks, strict=False):
-            pools = storage.pools[group.capacity][index]
-            parts.append(self._decode(queries, keys, values, *pools, group, mask, sums if group.shared else None))
-        for chunk, mask in zip(chunks, masks[len(groups) :], strict=True):
-            pools = storage.pools[chunk.capacity][index]
-            parts.append(self._prompt(queries, keys, values, *pools, chunk, mask, sums if chunk.shared else None))
+        pools, place, groups = step.storage.pools, step.place, step.groups
+        for group, mask in zip(groups, step.masks, strict=False):
+            own = pools[group.capacity][place]
+            parts.append(self._decode(queries, keys, values, *own, group, mask, sums if group.shared else None))
+        for chunk, mask in zip(step.chunks, step.masks[len(groups) :], strict=True):
+            own = pools[chunk.capacity][place]
+            parts.append(self._prompt(queries, keys, values, *own, chunk, mask, sums if chunk.shared else None))
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         # Last, since a shared row may be written in this very step.
-        for row in shared:
+        for row in step.shared:
             assert sums is not None
-            key, value = (pool[row.row, :, : row.tokens] for pool in storage.pools[row.capacity][index])
+            key, value = (pool[row.row, :, : row.tokens] for pool in pools[row.capacity][place])
             add_shared(out, sums, queries, key, value, row.where)
         return out
 
@@ -269,10 +289,10 @@ class TextDecoder:
         self, groups: Sequence[DecodeGroup], chunks: Sequence[PromptChunk], device: torch.device
     ) -> list[Tensor | None]:
         """Return the mask of each group and chunk; made once a step and device, else every layer would make it."""
-        masks = [group.mask(self.norm.dtype) for group in groups]
+        masks = [group.mask(self.dtype) for group in groups]
         for chunk in chunks:
             later = chunk.start > 0 and chunk.count > 1 and not self.batch_invariant
-            made = self._kernels.causal_mask(chunk.count, chunk.end, self.norm.dtype, device) if later else None
+            made = self._kernels.causal_mask(chunk.count, chunk.end, self.dtype, device) if later else None
             masks.append(made)
         return masks
 
@@ -347,7 +367,7 @@ class TextDecoder:
             parts.append(F.scaled_dot_product_attention(query, k_row[None, :, :end], v_row[None, :, :end]))
         return torch.cat(parts).reshape(len(parts), -1)
 
-    def _mixture(self, layer: _Layer, normed: Tensor) -> Tensor:
+    def _mixture(self, layer: Layer, normed: Tensor) -> Tensor:
         import torch
 
         # How many tokens an expert gets depends on all of them.
@@ -355,25 +375,25 @@ class TextDecoder:
         return torch.cat([layer.mlp(row.unsqueeze(0))[0].view(len(row), -1) for row in rows])
 
 
-class _Layer:
-    """The weights of one decoder layer, joined where one matrix product can serve several."""
+class Layer:
+    """The weights of one decoder layer, joined where one matrix product can serve several.
 
-    def __init__(self, layer: Qwen3VLTextDecoderLayer, index: int, plan: LinearPlan, tiled: bool) -> None:
-        import torch
+    `place` is its number among the layers that keep the same kind of memory of tokens: here all.
+    """
 
-        attention, mlp = layer.self_attn, layer.mlp
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        counts = [linear.weight.shape[0] // attention.head_dim for linear in projections[:2]]
-        self.qkv = plan.join(projections, name=f"{index}.qkv", tiled=tiled)
-        # [query and key heads, head_dim]: one normalisation serves both.
-        norms = (attention.q_norm.weight, attention.k_norm.weight)
-        self.qk_norm = torch.cat([norm.expand(count, -1) for norm, count in zip(norms, counts, strict=True)])
-        self.output = plan.join((attention.o_proj,), name=f"{index}.output", tiled=tiled)
-        self.input_norm = layer.input_layernorm.weight
-        self.mlp_norm = layer.post_attention_layernorm.weight
+    qkv: Linear
+    output: Linear
+    qk_norm: Tensor
+
+    def __init__(
+        self, layer: Qwen3VLTextDecoderLayer, index: int, config: PretrainedConfig, plan: LinearPlan, tiled: bool
+    ) -> None:
+        self.place = index
+        self.input_norm = self.norm_weight(layer.input_layernorm)
+        self.mlp_norm = self.norm_weight(layer.post_attention_layernorm)
         self.device = self.input_norm.device
-        self.mlp = mlp
-        dense = hasattr(mlp, "gate_proj") and getattr(mlp.config, "hidden_act", "silu") == "silu"
+        mlp = self.mlp = layer.mlp
+        dense = hasattr(mlp, "gate_proj") and getattr(config, "hidden_act", "silu") == "silu"
         self.gate_up = plan.join((mlp.gate_proj, mlp.up_proj), name=f"{index}.gate_up", tiled=tiled) if dense else None
         self.down = plan.join((mlp.down_proj,), name=f"{index}.down", tiled=tiled) if dense else None
         if self.gate_up is not None and self.down is not None:
@@ -381,9 +401,30 @@ class _Layer:
         else:
             of_mlp = sum(parameter.numel() for parameter in mlp.parameters())
             # Of a mixture only the chosen experts work.
-            config = attention.config
             of_mlp = of_mlp * getattr(config, "num_experts_per_tok", 1) // getattr(config, "num_experts", 1)
-        self.cost = self.qkv.size + self.output.size + of_mlp
+        self.cost = self.join_mixing(layer, index, plan, tiled) + of_mlp
+
+    def norm_weight(self, norm: nn.Module) -> Tensor:
+        """Return what a normalised vector is multiplied with."""
+        weight: Tensor = norm.get_parameter("weight")
+        return weight
+
+    def join_mixing(self, layer: Qwen3VLTextDecoderLayer, index: int, plan: LinearPlan, tiled: bool) -> int:
+        """Join the weights of what looks at other tokens; return how many there are."""
+        attention = layer.self_attn
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        norms = (attention.q_norm, attention.k_norm)
+        self.qkv = plan.join(projections, name=f"{index}.qkv", tiled=tiled)
+        self.output = plan.join((attention.o_proj,), name=f"{index}.output", tiled=tiled)
+        self.qk_norm = self.head_norms(norms, [part.out_features // attention.head_dim for part in projections[:2]])
+        return self.qkv.size + self.output.size
+
+    def head_norms(self, norms: Sequence[nn.Module], counts: Sequence[int]) -> Tensor:
+        """Return the norms' weights as often as there are heads, [heads, head_dim]: one product serves them all."""
+        import torch
+
+        weights = [self.norm_weight(norm).expand(count, -1) for norm, count in zip(norms, counts, strict=True)]
+        return torch.cat(weights)
 
 
 def _of(hidden: Tensor, kept: Tensor | None) -> Tensor:

@@ -56,7 +56,22 @@ class ModelFamily:
         return VisionTower(model.get_submodule("model.visual"), rules, kernels, plan)
 
 
-FAMILIES: tuple[ModelFamily, ...] = (ModelFamily(),)
+class HybridFamily(ModelFamily):
+    """Qwen3.5, dense and mixture of experts, and later ones of the same model type; most layers keep a state."""
+
+    name = "Qwen3.5"
+    model_types = ("qwen3_5", "qwen3_5_moe")
+
+    def decoder(
+        self, model: PreTrainedModel, kernels: Kernels, plan: LinearPlan, *, batch_invariant: bool
+    ) -> TextDecoder:
+        from qvl.backends.local.model.hybrid_decoder import HybridDecoder
+
+        language_model, lm_head = model.get_submodule("model.language_model"), model.get_submodule("lm_head")
+        return HybridDecoder(language_model, lm_head, kernels, plan, batch_invariant=batch_invariant)
+
+
+FAMILIES: tuple[ModelFamily, ...] = (ModelFamily(), HybridFamily())
 
 
 def family_of(model_type: object, name: str) -> ModelFamily:

@@ -6,24 +6,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qvl.backends.local.scheduling.kv_cache import Op, Resize
+from qvl.backends.local.scheduling.kv_cache import Op, Resize, ResizeStates
 
 if TYPE_CHECKING:
     import torch
 
+    from qvl.backends.local.model.gated_delta import StateShape
+
 
 @dataclass(slots=True)
 class Layout:
-    """The shape of the keys and values of one token; `devices` are those of the layers, in order."""
+    """The shape of the keys and values of one token, and of what else a sequence keeps.
+
+    Args:
+        devices: of the layers with keys and values, in order.
+        states: device and shape of the state of each other layer.
+    """
 
     devices: Sequence[torch.device]
     num_heads: int
     head_dim: int
     dtype: torch.dtype
+    states: Sequence[tuple[torch.device, StateShape]] = ()
 
     @property
     def bytes_per_token(self) -> int:
         return 2 * len(self.devices) * self.num_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def bytes_per_state(self) -> int:
+        return sum(shape.num_bytes for _, shape in self.states)
 
 
 @dataclass(slots=True)
@@ -36,12 +48,15 @@ class Storage:
 
     layout: Layout
     pools: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
+    states: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def apply(self, ops: Sequence[Op]) -> None:
         """Execute the resizes and copies of `KvCache.take_ops()`, in order."""
         for op in ops:
             if isinstance(op, Resize):
                 self._resize(op)
+            elif isinstance(op, ResizeStates):
+                self._resize_states(op.count)
             else:
                 start, end = op.start, op.start + op.tokens
                 (source_pool, source_row), (target_pool, target_row) = op.source, op.target
@@ -54,12 +69,14 @@ class Storage:
         return self.pools[pool][0][0].shape[0]
 
     def clear(self) -> None:
-        """Free all rows, after an out-of-memory error (with `KvCache.reset`)."""
+        """Free all rows and states, after an out-of-memory error (with `KvCache.reset`)."""
         self.pools.clear()
+        self.states.clear()
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for pool in self.pools.values() for pair in pool for tensor in pair)
+        pairs = [*self.states, *(pair for pool in self.pools.values() for pair in pool)]
+        return sum(tensor.nbytes for pair in pairs for tensor in pair)
 
     def _resize(self, op: Resize) -> None:
         import torch
@@ -79,3 +96,21 @@ class Storage:
                 layers[index] = (pair[0], pair[1])
             else:
                 layers.append((pair[0], pair[1]))
+
+    def _resize_states(self, count: int) -> None:
+        """Make room for `count` states in each layer that has them; those that are there stay."""
+        import torch
+
+        for index, (device, shape) in enumerate(self.layout.states):
+            sizes = (shape.taps, shape.channels), (shape.heads, shape.key_dim, shape.value_dim)
+            new = (
+                torch.zeros((count, *sizes[0]), dtype=shape.dtype, device=device),
+                torch.zeros((count, *sizes[1]), dtype=torch.float32, device=device),
+            )
+            if index < len(self.states):
+                for old, fresh in zip(self.states[index], new, strict=True):
+                    kept = min(count, len(old))
+                    fresh[:kept] = old[:kept]
+                self.states[index] = new
+            else:
+                self.states.append(new)

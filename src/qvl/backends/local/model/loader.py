@@ -86,7 +86,7 @@ def load(
     """Return the weights, tokenizer and settings of `model` (None: the bundled one). Blocks for seconds to minutes.
 
     Raises:
-        ConfigError: no such folder or model, not a Qwen3-VL, incomplete files, a quantisation that is not read.
+        ConfigError: no such folder or model, another model type, incomplete files, a quantisation that is not read.
         BackendUnavailableError: the hub cannot be reached.
         MissingDependencyError: torch, transformers, modelscope or accelerate is not installed.
     """
@@ -244,7 +244,7 @@ def _check_weights(name: str, loaded: PreTrainedModel, report: LoadingInfo) -> N
     sizes = {
         "layers": config.text_config.num_hidden_layers,
         "blocks": config.vision_config.depth,
-        "deepstack_merger_list": len(config.vision_config.deepstack_visual_indexes),
+        "deepstack_merger_list": len(getattr(config.vision_config, "deepstack_visual_indexes", ())),
     }
     refuse_surplus(name, set(unused), sizes)
     if unused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from qvl.backends.local.model.prompt_scores import note_scores, num_scored
 from qvl.backends.local.model.shared_rows import SharedRow, can_share
 from qvl.backends.local.model.step_inputs import GroupPlan, GroupShape, StepInputs, send
 from qvl.backends.local.model.vision import FeatureCache
-from qvl.backends.local.scheduling.kv_cache import Resize
+from qvl.backends.local.scheduling.kv_cache import Resize, ResizeStates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +73,8 @@ class Runner:
     def apply(self, ops: ListLike[Op]) -> None:
         """Execute the resizes and copies of KV rows that `KvCache` decided."""
         if self.graphs is not None:
+            if any(isinstance(op, ResizeStates) for op in ops):
+                self.graphs.clear()
             self.graphs.forget({op.pool for op in ops if isinstance(op, Resize)})
         self.storage.apply(ops)
 
@@ -169,6 +172,7 @@ class Runner:
             self._input_device,
             kept=None if len(rows) == len(ids) and not scored else rows,
             pictured=pictured,
+            states=[] if self.decoder.batch_invariant else _states(decode),
         )
         hidden = self.decoder.embed(inputs.ids)
         hidden = self.decoder.forward(
@@ -180,6 +184,7 @@ class Runner:
             _write_features(hidden, inputs.pictured, features),
             inputs.kept,
             self._shared(decode, step.prefill, chunks),
+            inputs.states,
         )
         if scored:
             note_scores(scored, self.decoder.logits(hidden[len(sampled) :]))
@@ -199,14 +204,17 @@ class Runner:
         ids = [sequence.tokens[-1] for sequence in padded]
         groups = self._groups(padded, pad=True)
         heads = self.decoder.num_kv_heads
-        logits = graphs.run(send(ids, [_decode_positions(padded)], groups, heads, self._input_device))
+        positions, states = [_decode_positions(padded)], _states(padded)
+        logits = graphs.run(send(ids, positions, groups, heads, self._input_device, states=states))
         if len(rows) == len(padded):
             return decode, logits
         return decode, logits.index_select(0, to_device(np.array(rows), logits.device))
 
     def _decode(self, inputs: StepInputs) -> Tensor:
         hidden, rotary = self.decoder.embed(inputs.ids), self.decoder.rotary(inputs.positions)
-        return self.decoder.logits(self.decoder.forward(hidden, rotary, self.storage, inputs.groups, (), None))
+        states = inputs.states
+        hidden = self.decoder.forward(hidden, rotary, self.storage, inputs.groups, (), None, states=states)
+        return self.decoder.logits(hidden)
 
     def release(self) -> None:
         """Free all KV memory, and what `release_caches` frees."""
@@ -278,7 +286,7 @@ class Runner:
     def _single(self, decode: list[Sequence]) -> list[PromptChunk]:
         """Return the sequences in decode as prompt chunks of one token."""
         return [
-            PromptChunk(first, 1, *_slot_index(sequence), len(sequence.tokens) - 1)
+            _with_states(sequence, PromptChunk(first, 1, *_slot_index(sequence), len(sequence.tokens) - 1))
             for first, sequence in enumerate(decode)
         ]
 
@@ -287,7 +295,8 @@ class Runner:
         for chunk in prefill:
             sequence, count = chunk.sequence, chunk.count + len(chunk.draft)
             start = chunk.start - sequence.base
-            chunks.append(PromptChunk(first, count, *_slot_index(sequence), start, bool(sequence.shared)))
+            packed = PromptChunk(first, count, *_slot_index(sequence), start, bool(sequence.shared))
+            chunks.append(_with_states(sequence, packed))
             first += count
         return chunks
 
@@ -336,6 +345,21 @@ def _runs(members: list[Sequence]) -> Iterator[list[Sequence]]:
             run = []
         run.append(sequence)
     yield run
+
+
+def _with_states(sequence: Sequence, chunk: PromptChunk) -> PromptChunk:
+    """Return `chunk` with the sequence's states before and behind it, and those to keep of it, if there are any."""
+    states = sequence.states
+    if states is None:
+        return chunk
+    marks = [(mark.tokens - sequence.num_computed, mark.state) for mark in states.marks]
+    within = tuple((count, state) for count, state in marks if 0 < count <= chunk.count)
+    return replace(chunk, read=states.now, write=states.next, marks=within)
+
+
+def _states(decode: list[Sequence]) -> list[tuple[int, int]]:
+    """Return the states before and behind the next token of each sequence, where the model has any."""
+    return [(states.now or 0, states.next) for sequence in decode if (states := sequence.states) is not None]
 
 
 def _decode_positions(decode: list[Sequence]) -> NDArray[np.int64]:

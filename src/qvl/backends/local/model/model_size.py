@@ -1,4 +1,4 @@
-"""The size of a Qwen3-VL by its config.json: weights, those that a token reads, and what it keeps as KV. No torch."""
+"""The size of a model by its config.json: weights, those that a token reads, and what it keeps as KV. No torch."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class ModelSize:
         tied: the head is the embedding.
         tower: weights of the pictures' tower, with its mergers.
         kv_per_token: numbers that a token keeps as keys and values.
+        state: numbers that a sequence keeps beside, whatever its length.
         longest: tokens of the longest context.
     """
 
@@ -46,6 +47,7 @@ class ModelSize:
     tower: int
     kv_per_token: int
     longest: int
+    state: int = 0
 
     @property
     def parameters(self) -> int:
@@ -85,9 +87,13 @@ def _check_sizes(body: JsonObject, names: tuple[str, ...]) -> None:
 def _size(text: JsonObject, vision: JsonObject, tied: bool) -> ModelSize:
     hidden, heads, kv_heads = text["hidden_size"], text["num_attention_heads"], text["num_key_value_heads"]
     head = text.get("head_dim") or hidden // heads
-    attention = hidden * head * (2 * heads + 2 * kv_heads) + 2 * hidden + 2 * head
-    layers = active = 0
+    # Qwen3.5 has a gate for each query.
+    queries = 3 * heads if "layer_types" in text or "linear_num_value_heads" in text else 2 * heads
+    attention = hidden * head * (queries + 2 * kv_heads) + 2 * hidden + 2 * head
+    layers = active = state = with_keys = 0
     for layer in range(text["num_hidden_layers"]):
+        mixing, kept = (attention, 0) if _attends(text, layer) else _recalling(text)
+        state, with_keys = state + kept, with_keys + (not kept)
         # transformers 5 saves the number under the second name.
         experts = text.get("num_experts") or text.get("num_local_experts") or 0
         if (
@@ -96,20 +102,41 @@ def _size(text: JsonObject, vision: JsonObject, tied: bool) -> ModelSize:
             and not ((layer + 1) % text.get("decoder_sparse_step", 1))
         ):
             expert, router = 3 * hidden * text["moe_intermediate_size"], hidden * experts
-            layers += attention + router + experts * expert
-            active += attention + router + text["num_experts_per_tok"] * expert
+            always = mixing + router + 3 * hidden * (text.get("shared_expert_intermediate_size") or 0)
+            layers += always + experts * expert
+            active += always + text["num_experts_per_tok"] * expert
         else:
-            layers += attention + 3 * hidden * text["intermediate_size"]
-            active += attention + 3 * hidden * text["intermediate_size"]
+            layers += mixing + 3 * hidden * text["intermediate_size"]
+            active += mixing + 3 * hidden * text["intermediate_size"]
     return ModelSize(
         layers=layers,
         active=active,
         embedding=text["vocab_size"] * hidden,
         tied=tied,
         tower=_tower(vision, text["hidden_size"]),
-        kv_per_token=2 * text["num_hidden_layers"] * kv_heads * head,
+        kv_per_token=2 * with_keys * kv_heads * head,
         longest=text["max_position_embeddings"],
+        state=state,
     )
+
+
+def _attends(text: JsonObject, layer: int) -> bool:
+    """Return True if a layer is attention, which keeps keys and values; False if it keeps a state (Qwen3.5)."""
+    if "linear_num_value_heads" not in text:
+        return True
+    kinds = text.get("layer_types")
+    if kinds:
+        return bool(kinds[layer] == "full_attention")
+    return (layer + 1) % int(text.get("full_attention_interval") or 4) == 0
+
+
+def _recalling(text: JsonObject) -> tuple[int, int]:
+    """Return the weights of a gated delta rule, and the numbers of a sequence's state in it."""
+    hidden, heads, taps = text["hidden_size"], text["linear_num_value_heads"], text.get("linear_conv_kernel_dim", 4)
+    values = heads * text["linear_value_head_dim"]
+    channels = 2 * text["linear_num_key_heads"] * text["linear_key_head_dim"] + values
+    weights = hidden * (channels + 2 * values + 2 * heads) + channels * taps + 2 * heads + 2 * hidden
+    return weights, values * text["linear_key_head_dim"] + channels * (taps - 1)
 
 
 def _tower(vision: JsonObject, out: int) -> int:
@@ -117,7 +144,7 @@ def _tower(vision: JsonObject, out: int) -> int:
     block = 4 * wide * wide + 2 * wide * vision["intermediate_size"] + 9 * wide + vision["intermediate_size"]
     patch = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
     merger = merged * merged + merged * out + merged + out
-    mergers = 1 + len(vision["deepstack_visual_indexes"])
+    mergers = 1 + len(vision.get("deepstack_visual_indexes", ()))
     return int(vision["depth"] * block + (patch + vision["num_position_embeddings"]) * wide + mergers * merger)
 
 

@@ -50,6 +50,7 @@ class StepShape(NamedTuple):
         pictured: how many are parts of pictures.
         heads: key heads.
         groups: those that decode.
+        states: sequences that decode and have a state.
     """
 
     tokens: int
@@ -57,6 +58,7 @@ class StepShape(NamedTuple):
     pictured: int
     heads: int
     groups: tuple[GroupShape, ...]
+    states: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +72,25 @@ class StepInputs:
     kept: Tensor | None
     pictured: Tensor
     groups: list[DecodeGroup]
+    states: Tensor | None
 
     @classmethod
     def of(cls, shape: StepShape, packed: Tensor) -> StepInputs:
         """Return the parts of `packed`, which are views of it."""
         import torch
 
-        sizes = [shape.tokens, 3 * shape.tokens, shape.kept or 0, shape.pictured]
+        sizes = [shape.tokens, 3 * shape.tokens, shape.kept or 0, shape.pictured, 2 * shape.states]
         for group in shape.groups:
             sizes += [0 if group.whole else group.num_tokens, group.num_tokens * shape.heads]
             sizes.append(0 if group.full else group.num_rows)
-        ids, positions, kept, pictured, *parts = torch.split(packed, sizes)
+        ids, positions, kept, pictured, states, *parts = torch.split(packed, sizes)
         groups = []
         for group, where, write, counts in zip(shape.groups, parts[::3], parts[1::3], parts[2::3], strict=True):
             rows, visible = None if group.whole else where, None if group.full else counts
             groups.append(DecodeGroup(*group[:7], rows, write, visible))
         some = None if shape.kept is None else kept
-        return cls(shape, packed, ids, positions.view(3, -1), some, pictured, groups)
+        both = states.view(2, -1) if shape.states else None
+        return cls(shape, packed, ids, positions.view(3, -1), some, pictured, groups, both)
 
     def clone(self) -> StepInputs:
         """Return the same in memory of its own."""
@@ -102,6 +106,7 @@ def send(
     *,
     kept: ListLike[int] | None = None,
     pictured: ListLike[NDArray[np.int64]] = (),
+    states: ListLike[tuple[int, int]] = (),
 ) -> StepInputs:
     """Return the inputs on `device`.
 
@@ -110,13 +115,20 @@ def send(
         positions: int64 [3, n] each; together of all tokens.
         kept: see `StepShape`; None for all.
         pictured: indices of tokens that are parts of pictures.
+        states: (read, written) of each sequence in decode, where the model has states.
     """
     joined = np.concatenate(positions, axis=1)
     parts = [np.array(ids, dtype=np.int64), joined.reshape(-1), np.array(kept or (), dtype=np.int64), *pictured]
+    parts.append(np.array(states, dtype=np.int64).T.reshape(-1))
     for group in groups:
         parts += [group.rows, group.write, group.visible]
     num_pictured = sum(map(len, pictured))
     shape = StepShape(
-        len(ids), None if kept is None else len(kept), num_pictured, heads, tuple(g.shape for g in groups)
+        len(ids),
+        None if kept is None else len(kept),
+        num_pictured,
+        heads,
+        tuple(group.shape for group in groups),
+        len(states),
     )
     return StepInputs.of(shape, to_device(np.concatenate(parts), device))

@@ -66,7 +66,7 @@ class FeatureCache:
 
 
 class VisionTower:
-    """Qwen3-VL's vision tower with transformers' weights; it can encode a picture in pieces.
+    """Qwen3-VL's and Qwen3.5's vision tower with transformers' weights; it can encode a picture in pieces.
 
     The patch embedding, a Conv3d whose stride equals its kernel, is computed as a matrix product: the same numbers,
     without the slow convolution kernels of CPUs and NPUs. A still picture fills both frames of a patch, so the kernels
@@ -81,7 +81,9 @@ class VisionTower:
         self._frequencies: Tensor = visual.rotary_pos_emb.inv_freq
         self._blocks = [_Block(block, plan) for block in visual.blocks]
         self._merger = _Merger(visual.merger, plan, after_merging=False)
-        mergers = zip(visual.deepstack_visual_indexes, visual.deepstack_merger_list, strict=True)
+        # Qwen3.5's tower gives its last block's features alone.
+        deep = getattr(visual, "deepstack_visual_indexes", ()), getattr(visual, "deepstack_merger_list", ())
+        mergers = zip(*deep, strict=True)
         self._deep = {index: _Merger(merger, plan, after_merging=True) for index, merger in mergers}
 
     def cost(self, picture: PreparedPicture) -> int:

@@ -4,6 +4,9 @@ Rows live in pools of one capacity each (256, 512, 1024 ... tokens), so that a d
 a long prompt takes no memory from short ones, and at most half of a row is unused. A sequence that outgrows its row
 moves to the next pool. A row is freed when its last holder frees it: several sequences and kept prefixes may read it,
 one writes. Pools grow and shrink in steps; the runner carries out the `Op`s in their order.
+
+Some models keep a state beside, of a size that does not depend on the length of the text. States are numbered; what one
+holds is never changed, a step reads one and writes another, so that a step can be computed twice.
 """
 
 from __future__ import annotations
@@ -60,7 +63,16 @@ class Copy:
     start: int = 0
 
 
-Op: TypeAlias = Resize | Copy
+@dataclass(frozen=True, slots=True)
+class ResizeStates:
+    """Operation: make room for `count` states; those that remain keep their content."""
+
+    count: int
+
+
+Op: TypeAlias = Resize | Copy | ResizeStates
+# A sequence reads one and writes another, and keeps one for those who begin with the same prompt.
+STATES_EACH: Final = 3
 
 
 def capacities(max_tokens: int, smallest: int = SMALLEST) -> tuple[int, ...]:
@@ -81,20 +93,24 @@ class KvCache:
         budget: tokens that all rows, free ones included, may take; at least one longest row.
         max_tokens: the longest sequence.
         smallest: capacity of the smallest pool.
+        state_tokens: tokens of KV that take as much memory as a state; 0 for a model without states.
     """
 
-    def __init__(self, budget: int, max_tokens: int, smallest: int = SMALLEST) -> None:
+    def __init__(self, budget: int, max_tokens: int, smallest: int = SMALLEST, state_tokens: int = 0) -> None:
         self.capacities = capacities(max_tokens, smallest)
-        self.budget = max(budget, self.capacities[-1])
+        self.state_tokens = state_tokens
+        self.budget = self._at_least(budget)
         self.ops: deque[Op] = deque()
         self._slots: dict[int, dict[int, Slot]] = {}
         self.rows: dict[int, int] = {}
+        self.num_states = 0
+        self._states: dict[int, int] = {}
         self._forget()
 
     @property
     def reserved(self) -> int:
         """Return the size of all pools in tokens, free rows included."""
-        return sum(abs(pool) * rows for pool, rows in self.rows.items())
+        return sum(abs(pool) * rows for pool, rows in self.rows.items()) + self.num_states * self.state_tokens
 
     @property
     def num_slots(self) -> int:
@@ -103,12 +119,14 @@ class KvCache:
 
     @property
     def allocated_tokens(self) -> int:
-        """Return the size of the allocated rows in tokens."""
-        return sum(abs(pool) * len(slots) for pool, slots in self._slots.items())
+        """Return the size of the allocated rows and states in tokens."""
+        return (
+            sum(abs(pool) * len(slots) for pool, slots in self._slots.items()) + len(self._states) * self.state_tokens
+        )
 
     def num_free(self, capacity: int) -> int:
-        """Return the number of free rows in the pool of `capacity` tokens a row."""
-        return self.rows[capacity] - len(self._slots[capacity])
+        """Return the number of free rows in the pool of `capacity` tokens a row; 0 if there is no such pool."""
+        return self.rows.get(capacity, 0) - len(self._slots.get(capacity, ()))
 
     def take_ops(self) -> list[Op]:
         """Return and clear the operations that the runner must execute, in order, before the next forward pass."""
@@ -165,11 +183,37 @@ class KvCache:
         if not slot.holders:
             del self._slots[slot.pool][slot.row]
 
+    def take_state(self) -> int | None:
+        """Return a free state, or None if the budget is used up."""
+        if len(self._states) == self.num_states:
+            room = self._room_for(self.state_tokens)
+            if room < 1:
+                return None
+            self._resize_states(self.num_states + min(max(1, self.num_states // 2), room))
+        state = next(state for state in range(self.num_states) if state not in self._states)
+        self._states[state] = 1
+        return state
+
+    def hold_state(self, state: int) -> None:
+        """Hold a state once more."""
+        self._states[state] += 1
+
+    def holders_of(self, state: int) -> int:
+        """Return how many hold a state."""
+        return self._states.get(state, 0)
+
+    def free_state(self, state: int) -> None:
+        """Free a state if nobody else holds it."""
+        self._states[state] -= 1
+        if not self._states[state]:
+            del self._states[state]
+
     def reset(self, budget: int) -> None:
         """Drop all rows, none of which may be allocated, and set another budget in tokens."""
-        if self.num_slots:
-            raise ValueError(f"cannot reset the KV cache while {self.num_slots} rows are allocated: free them first")
-        self.budget = max(budget, self.capacities[-1])
+        held = self.num_slots + len(self._states)
+        if held:
+            raise ValueError(f"cannot reset the KV cache while {held} rows and states are allocated: free them first")
+        self.budget = self._at_least(budget)
         self.ops.clear()
         self._forget()
 
@@ -178,12 +222,31 @@ class KvCache:
         before = self.reserved
         for pool in self.rows:
             self._shrink(pool)
+        last = max(self._states, default=-1) + 1
+        if last < self.num_states:
+            self._resize_states(last)
         return before - self.reserved
 
     def _forget(self) -> None:
         pools = (*self.capacities, *(-capacity for capacity in self.capacities))
         self.rows = dict.fromkeys(pools, 0)
         self._slots = {pool: {} for pool in pools}
+        self.num_states = 0
+
+    def _at_least(self, budget: int) -> int:
+        return max(budget, self.capacities[-1] + STATES_EACH * self.state_tokens)
+
+    def _room_for(self, size: int) -> int:
+        """Return how many things of `size` tokens fit into the budget; what is free is given back where none does."""
+        room = (self.budget - self.reserved) // size
+        if room < 1:
+            self.release_unused()
+            room = (self.budget - self.reserved) // size
+        return room
+
+    def _resize_states(self, count: int) -> None:
+        self.num_states = count
+        self.ops.append(ResizeStates(count))
 
     def _allocate(self, pool: int) -> Slot | None:
         slots = self._slots[pool]
@@ -197,12 +260,9 @@ class KvCache:
 
     def _grow(self, pool: int) -> bool:
         """Grow a pool by half, within the budget; return False if not even one row fits."""
-        room = (self.budget - self.reserved) // abs(pool)
+        room = self._room_for(abs(pool))
         if room < 1:
-            self.release_unused()
-            room = (self.budget - self.reserved) // abs(pool)
-            if room < 1:
-                return False
+            return False
         rows = self.rows[pool]
         self._resize(pool, rows + min(max(1, rows // 2), room))
         return True

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Final, Protocol
 
 from qvl.backends.local.scheduling.kv_cache import KvCache, Part, Slot
+from qvl.backends.local.scheduling.states import Mark
 
 BLOCK: Final = 32
 # Of the kept prefixes that end with the same block, so many are compared token by token.
@@ -81,12 +82,16 @@ def common_tokens(
 
 @dataclass(slots=True, eq=False)
 class Prefix:
-    """The KV of the first `num_tokens` of `tokens`, which lies in the rows of `parts` in this order."""
+    """The KV of the first `num_tokens` of `tokens`, which lies in the rows of `parts` in this order.
+
+    Where the model has states, only those behind the tokens of `states` are there, and nobody can begin elsewhere.
+    """
 
     tokens: Sequence[int]
     num_tokens: int
     hashes: BlockHashes
     parts: tuple[Part, ...]
+    states: tuple[Mark, ...] = ()
 
     @property
     def blocks(self) -> Sequence[bytes]:
@@ -134,6 +139,21 @@ class PrefixIndex:
                 found, known = prefix, common
         return found, known
 
+    def find_state(self, hashes: BlockHashes, tokens: Sequence[int], limit: int) -> tuple[Prefix | None, Mark | None]:
+        """Return the longest of the states that lie behind at most `limit` of these tokens, and its prefix."""
+        chain = hashes.extend(tokens)[: limit // BLOCK]
+        for blocks in range(
+            bisect_left(range(len(chain)), True, key=lambda at: chain[at] not in self._by_block), 0, -1
+        ):
+            for prefix in islice(reversed(self._by_block[chain[blocks - 1]]), COMPARED):
+                for mark in reversed(prefix.states):
+                    if mark.tokens // BLOCK == blocks and mark.tokens <= limit:
+                        most = min(limit, prefix.num_tokens)
+                        common = common_tokens(hashes, tokens, prefix.hashes, prefix.tokens, most, blocks)
+                        if common >= mark.tokens:
+                            return prefix, mark
+        return None, None
+
     def touch(self, prefix: Prefix) -> None:
         """Note that a prefix was used; those whose rows it reads are given away after it."""
         if prefix in self._prefixes:
@@ -156,12 +176,13 @@ class PrefixIndex:
         for part in prefix.parts:
             count = self._held[part.slot] = self._held.get(part.slot, 0) + 1
             self.num_tokens += part.slot.capacity if count == 1 else 0
+        self.num_tokens += len(prefix.states) * self._kv.state_tokens
         self.touch(prefix)
         while self.num_tokens > self.limit:
             self._evict()
 
     def take(self, prefix: Prefix) -> tuple[Part, ...]:
-        """Forget a prefix and return its parts, whose rows belong to the caller from now on."""
+        """Forget a prefix and return its parts, whose rows, and its states, belong to the caller from now on."""
         del self._prefixes[prefix]
         for digest in prefix.blocks:
             holders = self._by_block[digest]
@@ -174,6 +195,7 @@ class PrefixIndex:
             if not self._held[part.slot]:
                 del self._held[part.slot]
                 self.num_tokens -= part.slot.capacity
+        self.num_tokens -= len(prefix.states) * self._kv.state_tokens
         return prefix.parts
 
     def make_room(self, capacity: int) -> bool:
@@ -188,8 +210,10 @@ class PrefixIndex:
 
     @property
     def idle_tokens(self) -> int:
-        """The size of the rows that kept prefixes alone hold, in tokens."""
-        return sum(slot.capacity for slot, count in tuple(self._held.items()) if slot.holders == count)
+        """The size of the rows and states that kept prefixes alone hold, in tokens."""
+        rows = sum(slot.capacity for slot, count in tuple(self._held.items()) if slot.holders == count)
+        marks = [mark for prefix in tuple(self._prefixes) for mark in prefix.states]
+        return rows + self._kv.state_tokens * sum(self._kv.holders_of(mark.state) == 1 for mark in marks)
 
     @property
     def num_idle(self) -> int:
@@ -210,3 +234,5 @@ class PrefixIndex:
     def _free(self, prefix: Prefix) -> None:
         for part in prefix.parts:
             self._kv.free(part.slot)
+        for mark in prefix.states:
+            self._kv.free_state(mark.state)

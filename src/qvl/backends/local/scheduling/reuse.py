@@ -33,6 +33,8 @@ class Reuse:
         taken: the row of `source` becomes the sequence's own, with what it holds behind `shared`.
         joins: some of it is computed in the step that is being scheduled.
         counted: it counts as cached; the prompt of another choice of the same request does not.
+        state: the state behind the known tokens, where the model has states.
+        common: how many tokens others begin with too; with states that may be more than can be taken from them.
     """
 
     known: int = 0
@@ -42,6 +44,8 @@ class Reuse:
     taken: bool = False
     joins: bool = False
     counted: bool = False
+    state: int | None = None
+    common: int = 0
 
 
 class PrefixSharing:
@@ -71,6 +75,8 @@ class PrefixSharing:
         if sequence.scores is not None:
             return Reuse()
         limit = len(sequence.tokens) - 1
+        if self._kv.state_tokens:
+            return self._best_state(sequence, running, limit, headroom)
         best = self._kept(sequence, limit, headroom)
         for other in running:
             if other.slot is None or not _longer(sequence, other, best.known):
@@ -85,6 +91,23 @@ class PrefixSharing:
                     best = replace(found, counted=other.prepared is not sequence.prepared)
         return best
 
+    def _best_state(self, sequence: Sequence, running: Iterable[Sequence], limit: int, headroom: int) -> Reuse:
+        """Return `best` for a model with states: up to the longest state that is behind tokens of `sequence`."""
+        common = self._prefixes.find(sequence.hashes, sequence.tokens, limit)[1] if self._prefixes.limit else 0
+        best = self._kept(sequence, limit, headroom)
+        for other in running:
+            if other.slot is None or other.states is None or not _longer(sequence, other, best.known):
+                continue
+            shared = self.common(sequence, other, limit)
+            common = max(common, shared)
+            there = min(shared, other.num_computed)
+            mark = max((mark for mark in other.states.known(there)), default=None)
+            if mark is not None and mark.tokens > best.known:
+                own = Part(other.slot, other.num_computed - other.base)
+                found = self._split(sequence, (*other.shared, own), mark.tokens, mark.tokens)
+                best = replace(found, counted=other.prepared is not sequence.prepared, state=mark.state)
+        return replace(best, common=common)
+
     def keep(self, sequence: Sequence) -> None:
         """Keep the KV of a sequence that ended as a prefix; its rows are no longer the sequence's."""
         slot, own = sequence.slot, sequence.num_computed - sequence.base
@@ -95,15 +118,20 @@ class PrefixSharing:
             if aside is None:
                 return
             slot = aside
-        self._prefixes.keep(
-            Prefix(sequence.tokens, sequence.num_computed, sequence.hashes, (*sequence.shared, Part(slot, own)))
-        )
-        sequence.slot, sequence.shared = None, ()
+        count, parts = sequence.num_computed, (*sequence.shared, Part(slot, own))
+        states = () if sequence.states is None else sequence.states.keep(self._kv, count)
+        self._prefixes.keep(Prefix(sequence.tokens, count, sequence.hashes, parts, states))
+        sequence.slot, sequence.shared, sequence.states = None, (), None
 
     def _kept(self, sequence: Sequence, limit: int, headroom: int) -> Reuse:
         if not self._prefixes.limit:
             return Reuse()
-        prefix, common = self._prefixes.find(sequence.hashes, sequence.tokens, limit)
+        state: int | None = None
+        if self._kv.state_tokens:
+            prefix, mark = self._prefixes.find_state(sequence.hashes, sequence.tokens, limit)
+            common, state = (0, None) if mark is None else mark
+        else:
+            prefix, common = self._prefixes.find(sequence.hashes, sequence.tokens, limit)
         if prefix is None:
             return Reuse()
         *before, own = prefix.parts
@@ -111,8 +139,8 @@ class PrefixSharing:
         lost = prefix.num_tokens - common
         fits = len(sequence.tokens) - base + headroom <= own.slot.capacity
         if self.shares and fits and own.slot.holders == 1 and common > base and lost <= LOST * common:
-            return Reuse(common, tuple(before), source=prefix, taken=True, counted=True)
-        return replace(self._split(sequence, prefix.parts, common, common), source=prefix, counted=True)
+            return Reuse(common, tuple(before), source=prefix, taken=True, counted=True, state=state)
+        return replace(self._split(sequence, prefix.parts, common, common), source=prefix, counted=True, state=state)
 
     def _split(self, sequence: Sequence, parts: Iterable[Part], common: int, ready: int) -> Reuse:
         """Return the first `common` tokens of `parts`, of which those before `ready` can be copied."""

@@ -21,6 +21,7 @@ from qvl.backends.local.scheduling.kv_cache import KvCache, Part, Slot
 from qvl.backends.local.scheduling.prefix_cache import BLOCK, PrefixIndex
 from qvl.backends.local.scheduling.reuse import MOST_PARTS, PrefixSharing, Reuse
 from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
+from qvl.backends.local.scheduling.states import Mark, SequenceStates
 from qvl.backends.local.scheduling.step import ScheduledPictures, ScheduledTokens, Step
 from qvl.backends.local.scheduling.step_budget import StepBudget
 from qvl.backends.local.scheduling.step_costs import StepCosts, Work
@@ -95,7 +96,8 @@ class Scheduler:
         # Smaller pieces of a prompt or a picture cost more than they are worth.
         self.grain = max(1, max_num_batched_tokens // 32)
         # Prompts must go on beside them.
-        self.draft_rows = min(draft_rows, max_num_batched_tokens // 4)
+        # A state cannot go back to before a guess that was wrong.
+        self.draft_rows = 0 if kv.state_tokens else min(draft_rows, max_num_batched_tokens // 4)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -155,6 +157,18 @@ class Scheduler:
             self._chunk(step, sequence, remaining)
         self._slices(step, candidates, remaining)
         return step
+
+    def commit(self, step: Step) -> None:
+        """Note that the forward pass of `step` is done."""
+        for sequence in step.decode:
+            self._advance(sequence, len(sequence.tokens))
+        for chunk in step.prefill:
+            self._advance(chunk.sequence, chunk.end)
+
+    def _advance(self, sequence: Sequence, computed: int) -> None:
+        sequence.num_computed = computed
+        if sequence.states is not None:
+            sequence.states.advance(self.kv)
 
     def release_prefixes(self) -> None:
         """Give all kept prefixes away, and their memory back before the next step."""
@@ -342,19 +356,30 @@ class Scheduler:
     def _admit(self, sequence: Sequence, step: Step) -> bool:
         """Give a waiting sequence a KV row, and what others have of its prompt; False without room."""
         reuse = self._reuse(sequence)
+        if reuse.state is not None:
+            self.kv.hold_state(reuse.state)
         if reuse.taken and reuse.source is not None:
             *_, own = self.prefixes.take(reuse.source)
             slot: Slot | None = own.slot
+            for mark in reuse.source.states:
+                self.kv.free_state(mark.state)
         else:
             slot = self._row_behind(sequence, reuse)
         if slot is None and not self.running:
             # Then kept prefixes have the memory, the very one that was to be read among them.
             self.prefixes.clear()
+            if reuse.state is not None:
+                self.kv.free_state(reuse.state)
             reuse = Reuse()
             slot = None if self._pending(sequence) else self._row_behind(sequence, reuse)
         if slot is None:
+            if reuse.state is not None:
+                self.kv.free_state(reuse.state)
             return False
         sequence.slot, sequence.shared = slot, reuse.shared
+        if self.kv.state_tokens and not self._give_states(sequence, reuse):
+            self._release(sequence)
+            return False
         sequence.status = SequenceStatus.RUNNING
         sequence.num_computed = sequence.num_scheduled = reuse.known
         insort_left(self.running, sequence, key=ORDER)
@@ -364,6 +389,23 @@ class Scheduler:
             self.prefixes.hit_tokens += reuse.known
             if sequence.num_preempted == 0:
                 sequence.num_cached = min(reuse.known, sequence.num_prompt)
+        return True
+
+    def _give_states(self, sequence: Sequence, reuse: Reuse) -> bool:
+        """Give an admitted sequence its states, for which kept prefixes are given away; False without room.
+
+        What others may begin with too is kept: up to where one parted from it, and the whole prompt but its end.
+        """
+        ends = {reuse.common, sequence.num_prompt - 1} if self.prefixes.limit else set()
+        places = {end // BLOCK * BLOCK for end in ends}
+        places = {place for place in places if place >= max(reuse.known + 1, BLOCK)}
+        start = None if reuse.state is None else Mark(reuse.known, reuse.state)
+        while (states := SequenceStates.take(self.kv, start, places)) is None:
+            if not self.prefixes.make_room(self.kv.state_tokens):
+                if start is not None:
+                    self.kv.free_state(start.state)
+                return False
+        sequence.states = states
         return True
 
     def _row_behind(self, sequence: Sequence, reuse: Reuse) -> Slot | None:
@@ -389,7 +431,9 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         for slot in [part.slot for part in sequence.shared] + ([] if sequence.slot is None else [sequence.slot]):
             self.kv.free(slot)
-        sequence.slot, sequence.shared = None, ()
+        if sequence.states is not None:
+            sequence.states.free(self.kv)
+        sequence.slot, sequence.shared, sequence.states = None, (), None
         sequence.num_computed = sequence.num_scheduled = 0
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qvl.backends.local.scheduling.kv_cache import Part, Slot
+    from qvl.backends.local.scheduling.states import SequenceStates
     from qvl.backends.local.text.grammar import Matcher
     from qvl.backends.local.text.processor import PreparedRequest
     from qvl.types import FinishReason, SamplingParams
@@ -75,6 +76,7 @@ class Sequence:
         tokens: prompt and answer so far.
         slot: the KV row that it writes.
         shared: parts of others' rows that hold the KV of its first tokens; `slot` has what follows.
+        states: where the model has states; None while it waits.
         num_computed: how many of `tokens` have their KV.
         num_scheduled: how many have it after the step that is being scheduled.
         num_cached: prompt tokens that came from the prefix cache when the sequence first ran.
@@ -105,6 +107,7 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.WAITING
     slot: Slot | None = None
     shared: tuple[Part, ...] = ()
+    states: SequenceStates | None = None
     num_computed: int = 0
     num_scheduled: int = 0
     num_cached: int = 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import ceil
 from typing import TYPE_CHECKING, Final
 
-from qvl.backends.local.scheduling.kv_cache import SMALLEST, KvCache
+from qvl.backends.local.scheduling.kv_cache import SMALLEST, STATES_EACH, KvCache
 from qvl.backends.local.scheduling.prefix_cache import PrefixIndex
 from qvl.backends.local.scheduling.scheduler import Scheduler
 from qvl.errors import ConfigError
@@ -53,7 +54,9 @@ def make_scheduler(
     free = min(runner.device.memory(card)[0] * len(layout.devices) // part for card, part in parts.items())
     room = kv_cache_bytes or int(free * share)
     per_token = layout.bytes_per_token
-    tokens = room // per_token
+    state_tokens = ceil(layout.bytes_per_state / per_token)
+    of_states = STATES_EACH * state_tokens
+    tokens = room // per_token - of_states
     longest = int(checkpoint.model.config.text_config.max_position_embeddings)
     context = max_model_len or min(longest, tokens // SMALLEST * SMALLEST)
     if context > longest:
@@ -62,7 +65,7 @@ def make_scheduler(
         need = max_model_len or SMALLEST
         raise ConfigError(
             f"not enough KV memory: {room} bytes hold {tokens} tokens, but one request may have {need}",
-            hint=f"lower max_model_len, or set kv_cache_bytes to {need * per_token} bytes or more",
+            hint=f"lower max_model_len, or set kv_cache_bytes to {(need + of_states) * per_token} bytes or more",
             param="kv_cache_bytes",
         )
     seqs = max_num_seqs or NUM_SEQS[kind]
@@ -70,6 +73,6 @@ def make_scheduler(
     kept = int(tokens * PREFIX_PART) if prefix_cache else 0
     guesses = {"auto": DRAFT_ROWS[kind], "on": ALL_DRAFT_ROWS, "off": 0}[speculate]
     key_cost = runner.decoder.key_cost / runner.decoder.cost
-    kv = KvCache(tokens, context)
+    kv = KvCache(room // per_token, context, state_tokens=state_tokens)
     prefixes = PrefixIndex(kv, kept)
     return Scheduler(kv, prefixes, seqs, batched, budget, key_cost, guesses, shares=runner.shares_rows), context
