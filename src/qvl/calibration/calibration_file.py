@@ -68,7 +68,7 @@ class DecisionsCalibration(BaseModel):
 
 
 class Calibration(BaseModel):
-    """How often the answers of one model are right, by its own confidence; for analyses, for decisions, or for both.
+    """The share of one model's answers that are right, by its own confidence; for analyses, for decisions, or for both.
 
     `backend` names everything about the model that changes its answers: backend, model, revision, dtype and others.
     """

@@ -31,7 +31,7 @@ _BOX = "answer."
 
 @dataclass(frozen=True, slots=True)
 class Sureness:
-    """How sure an analysis is: calibrated `confidence` of the whole and of each field, and the raw ones of the model.
+    """The confidence of an analysis, of the whole and of each field: calibrated, and the model's own beside.
 
     `abstained` has the reason for each field that is not told. Without a calibration the confidences are the raw ones.
     """

@@ -38,7 +38,7 @@ _SHOWN_SHORT: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Believed:
-    """How far a confidence can be believed: calibration error and Brier score with 95 % intervals (bootstrap), bins."""
+    """The worth of a confidence: calibration error and Brier score with 95 % intervals (bootstrap), bins."""
 
     ece: float
     ece_interval: Interval

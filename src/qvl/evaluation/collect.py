@@ -48,7 +48,7 @@ class Judged:
 
 @dataclass(slots=True)
 class Collected:
-    """What was asked: samples by field and by question, and what could not be compared."""
+    """The samples that were asked, by field and by question, and what could not be compared."""
 
     fields: dict[str, list[Judged]] = field(default_factory=dict)
     questions: dict[str, list[Judged]] = field(default_factory=dict)

@@ -19,7 +19,7 @@ _HINT: Final = "FIELD=exact, FIELD=text, FIELD=number:0.01, FIELD=number:1% or F
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a part is compared.
+    """The way in which a part is compared.
 
     Args:
         kind: "exact"; "text": without regard to case, width and spaces; "number"; "iou" of two boxes.

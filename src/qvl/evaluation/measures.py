@@ -108,7 +108,7 @@ def bootstrap(
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is told at a least confidence `threshold`: the share of all answers, and how many of these are right.
+    """The answers told at a least confidence `threshold`: the share of all answers, and how many of these are right.
 
     `interval` is where the precision lies with 95 % (Wilson).
     """

@@ -104,7 +104,7 @@ def _pause(error: QvlError) -> float | None:
 
 
 class Outage:
-    """Whether the backend is said to be down, for all lines under way."""
+    """Tells all lines under way whether the backend is down."""
 
     def __init__(self) -> None:
         self._said = False

@@ -99,7 +99,7 @@ class Deepstack:
 
 @dataclass(slots=True)
 class LayerStep:
-    """What a layer needs to know of a step beside its tokens, on its device; see `TextDecoder.forward`.
+    """The parts of a step that a layer needs beside its tokens, on its device; see `TextDecoder.forward`.
 
     `place` is the layer's number among those that keep the same kind of memory of tokens.
     """

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Final, Protocol
 
 from qvl.backends.local.scheduling.kv_cache import KvCache, Part, Slot
-from qvl.backends.local.scheduling.states import Mark
+from qvl.backends.local.scheduling.states import KeptState
 
 BLOCK: Final = 32
 # Of the kept prefixes that end with the same block, so many are compared token by token.
@@ -91,7 +91,7 @@ class Prefix:
     num_tokens: int
     hashes: BlockHashes
     parts: tuple[Part, ...]
-    states: tuple[Mark, ...] = ()
+    states: tuple[KeptState, ...] = ()
 
     @property
     def blocks(self) -> Sequence[bytes]:
@@ -139,7 +139,9 @@ class PrefixIndex:
                 found, known = prefix, common
         return found, known
 
-    def find_state(self, hashes: BlockHashes, tokens: Sequence[int], limit: int) -> tuple[Prefix | None, Mark | None]:
+    def find_state(
+        self, hashes: BlockHashes, tokens: Sequence[int], limit: int
+    ) -> tuple[Prefix | None, KeptState | None]:
         """Return the longest of the states that lie behind at most `limit` of these tokens, and its prefix."""
         chain = hashes.extend(tokens)[: limit // BLOCK]
         for blocks in range(

@@ -21,7 +21,7 @@ from qvl.backends.local.scheduling.kv_cache import KvCache, Part, Slot
 from qvl.backends.local.scheduling.prefix_cache import BLOCK, PrefixIndex
 from qvl.backends.local.scheduling.reuse import MOST_PARTS, PrefixSharing, Reuse
 from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
-from qvl.backends.local.scheduling.states import Mark, SequenceStates
+from qvl.backends.local.scheduling.states import KeptState, SequenceStates
 from qvl.backends.local.scheduling.step import ScheduledPictures, ScheduledTokens, Step
 from qvl.backends.local.scheduling.step_budget import StepBudget
 from qvl.backends.local.scheduling.step_costs import StepCosts, Work
@@ -399,7 +399,7 @@ class Scheduler:
         ends = {reuse.common, sequence.num_prompt - 1} if self.prefixes.limit else set()
         places = {end // BLOCK * BLOCK for end in ends}
         places = {place for place in places if place >= max(reuse.known + 1, BLOCK)}
-        start = None if reuse.state is None else Mark(reuse.known, reuse.state)
+        start = None if reuse.state is None else KeptState(reuse.known, reuse.state)
         while (states := SequenceStates.take(self.kv, start, places)) is None:
             if not self.prefixes.make_room(self.kv.state_tokens):
                 if start is not None:

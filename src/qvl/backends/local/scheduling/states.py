@@ -9,7 +9,7 @@ from typing import NamedTuple
 from qvl.backends.local.scheduling.kv_cache import KvCache
 
 
-class Mark(NamedTuple):
+class KeptState(NamedTuple):
     """A state to keep: that behind the first `tokens` tokens of a text."""
 
     tokens: int
@@ -30,10 +30,10 @@ class SequenceStates:
     now: int | None
     next: int
     spare: int | None
-    marks: list[Mark] = field(default_factory=list)
+    marks: list[KeptState] = field(default_factory=list)
 
     @classmethod
-    def take(cls, kv: KvCache, start: Mark | None, places: Iterable[int]) -> SequenceStates | None:
+    def take(cls, kv: KvCache, start: KeptState | None, places: Iterable[int]) -> SequenceStates | None:
         """Return states for a sequence that begins behind `start`, of which it takes over a hold; None without room.
 
         `places` are where marks are wanted; they are left out where there is no room for them. `start` is one too.
@@ -52,7 +52,7 @@ class SequenceStates:
             state = kv.take_state()
             if state is None:
                 break
-            states.marks.append(Mark(place, state))
+            states.marks.append(KeptState(place, state))
         return states
 
     def advance(self, kv: KvCache) -> None:
@@ -66,15 +66,15 @@ class SequenceStates:
         if before is not None:
             kv.free_state(before)
 
-    def known(self, computed: int) -> list[Mark]:
+    def known(self, computed: int) -> list[KeptState]:
         """Return the marks that are written, given how many tokens are computed."""
         return [mark for mark in self.marks if mark.tokens <= computed]
 
-    def keep(self, kv: KvCache, computed: int) -> tuple[Mark, ...]:
+    def keep(self, kv: KvCache, computed: int) -> tuple[KeptState, ...]:
         """Return what to keep of a sequence that ended, the last state included; the rest is freed."""
         kept = self.known(computed)
         if self.now is not None and self.spare is None and all(mark.tokens < computed for mark in kept):
-            kept.append(Mark(computed, self.now))
+            kept.append(KeptState(computed, self.now))
             self.now = None
         self.marks = [mark for mark in self.marks if mark not in kept]
         self.free(kv)
