@@ -24,6 +24,7 @@ from qvl.evaluation.measures import wilson
 from qvl.evaluation.page import figure, kept_text
 from qvl.pipeline.async_pipeline import AsyncPipeline
 from qvl.tiny.render import labels, sample
+from qvl.types import JsonObject
 
 SIZE = (256, 256)
 DIFFICULTY = 0.8
@@ -50,10 +51,12 @@ def write_set(folder: Path, first: int, count: int, unknown_brands: float, *, br
     return file
 
 
-async def collect(file: Path, calibration: Calibration | None = None) -> tuple[Collector, Collected, AsyncPipeline]:
+async def collect(file: Path, calibration: Calibration | None = None) -> tuple[Collector, Collected, JsonObject]:
     async with AsyncPipeline(cache="off", calibration=calibration, concurrency=32) as pipeline:
         collector = Collector(pipeline, read_labelled([str(file)]))
-        return collector, await collector.collect(), pipeline
+        found = await collector.collect()
+        # A closed backend no longer knows its device's dtype.
+        return collector, found, pipeline.backend.identity()
 
 
 async def measure(
@@ -65,8 +68,8 @@ async def measure(
         first = write_set(folder / "calibration", SEEDS["calibration"], labelled, UNKNOWN)
         second = write_set(folder / "fresh", SEEDS["fresh"], fresh, UNKNOWN)
         third = write_set(folder / "unknown", SEEDS["unknown"], unknown, 1.0, branded=True)
-        collector, found, pipeline = await collect(first)
-        made, fits = calibrate(collector, found, pipeline.backend.identity())
+        collector, found, identity = await collect(first)
+        made, fits = calibrate(collector, found, identity)
         common = {"model": "local:bundled", "files": []}
         fitted = report(found, lines=labelled, fits=fits, precision=PRECISION, **common)  # type: ignore[arg-type]
         least = {

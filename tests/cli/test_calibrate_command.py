@@ -98,7 +98,10 @@ def test_decisions_are_calibrated_with_labels_of_their_names(qvl: Callable[..., 
     made = qvl("calibrate", str(shelf), *MODEL, "-q", "Is it new?", "-o", "cal.json", "--json")
     assert made.code == 0, made.err
     # It says yes from half a confidence on.
-    widths = [Image.open(shelf.parent / f"{number}.png").width for number in range(60)]
+    widths = []
+    for number in range(60):
+        with Image.open(shelf.parent / f"{number}.png") as image:
+            widths.append(image.width)
     right = sum((width > 500) == (number % 4 != 0) for number, width in enumerate(widths))
     assert [(one["name"], one["kind"], one["right"]) for one in made.lines[0]["fields"]] == [
         ("Is it new?", "question", right)
