@@ -29,7 +29,12 @@ def test_locate_tells_pixels_keeps_the_answer_and_draws_it(qvl, picture, model, 
     drawing = tmp_path / "out.png"
     ran = qvl("locate", picture, "the brand", "lid", "--overlay", str(drawing), *model)
     assert ran.code == 0
-    for word in ("the brand", "16, 6 – 32, 18", "cut at the edge", "note: cut [0, 0, 1500, 9] for 'lid'"):
+    for word in (
+        "the brand",
+        "16, 6 – 32, 18",
+        "cut at the edge",
+        "note: cut at the picture's edges: [0, 0, 1500, 9] for 'lid'",
+    ):
         assert word in " ".join(ran.out.split()).replace("│ │ │ ", "")
     with Image.open(drawing) as image:
         assert image.format == "PNG"

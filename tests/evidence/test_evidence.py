@@ -106,7 +106,7 @@ def test_shapes_are_fields_of_any_schema() -> None:
     # Four numbers are one value.
     assert result.shapes[0].confidence == result.field_confidence["parts.0.where"]
     assert "parts.0.where.0" not in result.field_confidence
-    assert result.result.notes == ("cut {'bbox_2d': '0, 0, 2000, 500'} for 'parts.1.where' at the picture's edges",)
+    assert result.result.notes == ("cut at the picture's edges: {'bbox_2d': '0, 0, 2000, 500'} for 'parts.1.where'",)
     text = asked(backend).messages[-1].text
     assert '"description": "box [x1, y1, x2, y2] on the picture, coordinates from 0 to 1000"' in text
     assert '"description": "the handle"' in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -105,7 +106,7 @@ def test_what_is_beyond_the_picture_is_cut_or_left_out_and_told(endpoint: Script
     found = pipe.locate(square(), "it", cache="off")
     assert found == [Located("it", Box(0, 32, 64, 48, 64, 64, clipped=True))]
     assert found.result.notes == (
-        "cut [-10, 500, 1500, 750] for 'it' at the picture's edges",
+        "cut at the picture's edges: [-10, 500, 1500, 750] for 'it'",
         "left out [1200, 0, 1400, 100] for 'it': it is outside of the picture",
         "left out [5, 5, 5, 9] for 'it': it has no area",
         "left out [1, 2, 3] for 'it': a box needs 4 numbers",
@@ -113,6 +114,17 @@ def test_what_is_beyond_the_picture_is_cut_or_left_out_and_told(endpoint: Script
         "left out ['NaN', 1, 2, 3] for 'it': a box needs 4 numbers",
         "left out [nan, 1, 2, 3] for 'it': not a number",
     )
+
+
+def test_repetitions_are_one_and_fractions_are_read_as_such(endpoint: ScriptedEndpoint, pipe: Pipeline) -> None:
+    endpoint.say(Text(json.dumps([{"bbox_2d": [250, 125, 500, 375]}] * 40 + [{"bbox_2d": [0.5, 0.5, 1, 1]}])))
+    found = pipe.locate(square(), "it", cache="off")
+    assert found == [Located("it", WHERE), Located("it", Box(32, 32, 64, 64, 64, 64))]
+    assert found.result.notes == (
+        "left out repetitions of [250, 125, 500, 375] for 'it'",
+        "read as fractions of the picture: [0.5, 0.5, 1, 1] for 'it'",
+    )
+    assert pickle.loads(pickle.dumps(found)) == found
 
 
 @pytest.mark.parametrize("text", ["[]", "```json\n[]\n```", '{"answer": []}', '{"the brand": []}'])

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from qvl.backends.schema_bounds import mapped
 from qvl.errors import ConfigError
 from qvl.evidence.coordinates import Frame
-from qvl.evidence.locate import brief, coordinates_schema, fault_of
+from qvl.evidence.locate import brief, coordinates_schema, placed
 from qvl.evidence.read_shapes import Form, raw_shapes
 from qvl.evidence.shapes import SHAPES, Box, Located, Point
 from qvl.types import JsonMapping, JsonObject
@@ -167,12 +167,10 @@ class AnswerForm:
         number = 1 if raw.picture is None or len(self.frames) == 1 else raw.picture
         if not 1 <= number <= len(self.frames):
             return None, f"{written}: there is no picture {number}"
-        frame = self.frames[number - 1]
-        values = raw.values or ()
-        shape = frame.box(values) if form == "box" else frame.point(values)
+        shape, told = placed(raw, self.frames[number - 1])
         if shape is None:
-            return None, f"{written}: {fault_of(raw)}"
-        return shape, f"cut {written} at the picture's edges" if shape.clipped else ""
+            return None, f"{written}: {told}"
+        return shape, f"{told}: {written}" if told else ""
 
 
 def evidence_fields(schema: JsonObject) -> tuple[str, ...]:

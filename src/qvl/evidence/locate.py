@@ -10,7 +10,7 @@ from qvl.analysis.find_json import find_values
 from qvl.errors import AnalysisError, ConfigError
 from qvl.evidence.coordinates import Frame
 from qvl.evidence.read_shapes import Form, RawShape, raw_shapes, shapes_in_text
-from qvl.evidence.shapes import Located
+from qvl.evidence.shapes import Box, Located, Point
 from qvl.types import JsonObject
 
 if TYPE_CHECKING:
@@ -123,29 +123,45 @@ def _placed(
 ) -> tuple[list[Located], list[str]]:
     found: list[Located] = []
     notes: list[str] = []
+    known: set[object] = set()
     for raw, sure in read:
         label = _target(raw.label, targets)
         if label is None:
             notes.append(f"left out a {raw.form} labelled {str(raw.label)[:40]!r}: that was not asked for")
             continue
-        box = frame.box(raw.values) if raw.form == "box" and raw.values is not None else None
-        point = frame.point(raw.values) if raw.form == "point" and raw.values is not None else None
-        if box is None and point is None:
-            notes.append(f"left out {brief(raw.written)} for {label!r}: {fault_of(raw)}")
+        shape, told = placed(raw, frame)
+        box, point = (shape if isinstance(shape, Box) else None), (shape if isinstance(shape, Point) else None)
+        if shape is not None and (label, shape) in known:
+            notes.append(f"left out repetitions of {brief(raw.written)} for {label!r}")
+            continue
+        known.add((label, shape))
+        if shape is None:
+            notes.append(f"left out {brief(raw.written)} for {label!r}: {told}")
         elif box is not None and points:
             notes.append(f"{label!r} was answered with a box; its middle is the point")
             found.append(Located(label, point=box.center, confidence=sure))
         elif box is None and not points:
             notes.append(f"left out {brief(raw.written)} for {label!r}: a point, not a box")
         else:
-            if box is not None and box.clipped:
-                notes.append(f"cut {brief(raw.written)} for {label!r} at the picture's edges")
+            if told:
+                notes.append(f"{told}: {brief(raw.written)} for {label!r}")
             found.append(Located(label, box, point, sure))
     return found, notes
 
 
-def fault_of(raw: RawShape) -> str:
-    """Return why a box or point that no Frame maps is none."""
+def placed(raw: RawShape, frame: Frame) -> tuple[Box | Point | None, str]:
+    """Return (the box or point that was written, what was done to it), or (None, why it is none)."""
+    values, told = raw.values or (), ""
+    if frame.relative and values and max(values) <= 1 and not all(map(float.is_integer, values)):
+        # As thousandths they would be less than a pixel of any picture.
+        values, told = tuple(1000 * value for value in values), "read as fractions of the picture"
+    shape = frame.box(values) if raw.form == "box" else frame.point(values)
+    if shape is None:
+        return None, _fault(raw)
+    return shape, "cut at the picture's edges" if shape.clipped else told
+
+
+def _fault(raw: RawShape) -> str:
     size = 4 if raw.form == "box" else 2
     if raw.values is None or len(raw.values) != size:
         return f"a {raw.form} needs {size} numbers"

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
     from qvl.types import ChatRequest, Result
 
-_OPERATIONS: Final = {"/v1/completions": "text_completion", "/v1/analyze": "generate_content"}
+_OPERATIONS: Final = {
+    "/v1/completions": "text_completion",
+    "/v1/analyze": "generate_content",
+    "/v1/locate": "generate_content",
+}
 _ADDRESSES: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _SAMPLING: Final = ("max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
 log = logger("qvl.server")
