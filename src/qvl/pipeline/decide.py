@@ -77,6 +77,8 @@ async def decide(
 
     calls = []
     for question, parts in zip(questions, asked, strict=True):
+        # Hundreds of questions with hundreds of options are not made ready in one go.
+        await asyncio.sleep(0)
         whole = [ImagePart(next(rest)) if isinstance(part, UnreadPicture) else part for part in parts]
         before = [*shared[:-1], last]
         calls.append(DecideCall(before, question, whole, executor, cache, params, namespace=namespace, policy=policy))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from qvl.decisions.questions import Question, read_questions
 from qvl.pipeline.decide import decide
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from qvl.pipeline.decide_call import DecideParams
     from qvl.server.exchange import Exchange
 
+T = TypeVar("T")
+FEW: Final = 32
 _NO_CHAT = ChatRequest((Message("user"),))
 
 
@@ -27,7 +30,7 @@ async def decisions(exchange: Exchange) -> None:
 
     async def answer() -> None:
         name = exchange.core.served(body.model)
-        questions = read_questions(wire.questions_from(body.questions))
+        questions = await _aside(len(body.questions), lambda: read_questions(wire.questions_from(body.questions)))
         messages, paths = wire.messages_from(body.input), wire.picture_paths(body)
         salt = body.prompt_cache_key or ""
         await _answer(exchange, name, questions, messages, paths, lambda told: wire.answers_from(told, name), salt=salt)
@@ -42,12 +45,17 @@ async def system_one(exchange: Exchange) -> None:
 
     async def answer() -> None:
         name = exchange.core.served(body.model)
-        read = wire.input_of(body)
+        read = await _aside(len(body.questions), lambda: wire.input_of(body))
         await _answer(
             exchange, name, read.questions, read.messages, read.paths, lambda told: wire.answers_of(body, told, name)
         )
 
     await exchange.until_done(answer)
+
+
+async def _aside(number: int, read: Callable[[], T]) -> T:
+    """Return what `read` returns; of more than a few questions, read where nobody else waits for it."""
+    return read() if number <= FEW else await asyncio.to_thread(read)
 
 
 async def _answer(
