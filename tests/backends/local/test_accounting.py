@@ -434,6 +434,16 @@ def test_short_prefixes_are_copied_unless_the_answer_is_shorter() -> None:
     assert run_all(scheduler, [prompt(200, 40, 2, answer=1)], memory).copied == 0
 
 
+def test_what_another_joined_in_this_very_step_is_not_copied_before_it_is_computed() -> None:
+    first, short, long = (prompt(40, 200, place, answer=answer) for place, answer in enumerate((5, 2, 250)))
+    long.tokens[:] = short.tokens[:100] + long.tokens[100:]
+    long.prepared.tokens[:] = long.tokens
+    scheduler = scheduler_of(20_000, 1000, 8, 4000, kept=4000)
+    run_all(scheduler, [first, short, long])
+    assert short.num_cached == 40
+    assert long.num_cached == 0
+
+
 def test_a_conversation_goes_on_in_its_own_row() -> None:
     scheduler, memory = scheduler_of(20_000, 4000, 8, 4000, kept=9000), Memory()
     first = prompt(300, 20, 0)

@@ -87,15 +87,16 @@ class Storage:
         shape = (op.rows, self.layout.num_heads, abs(op.pool), self.layout.head_dim)
         layers = self.pools.setdefault(op.pool, [])
         for index, device in enumerate(self.layout.devices):
-            # Zeros, not garbage: masked positions are multiplied by 0, and 0 * NaN is NaN.
-            pair = tuple(torch.zeros(shape, dtype=self.layout.dtype, device=device) for _ in range(2))
+            keys, values = (torch.empty(shape, dtype=self.layout.dtype, device=device) for _ in range(2))
+            kept = 0
             if index < len(layers):
                 kept = min(op.rows, layers[index][0].shape[0])
-                for new, old in zip(pair, layers[index], strict=True):
+                for new, old in zip((keys, values), layers[index], strict=True):
                     new[:kept] = old[:kept]
-                layers[index] = (pair[0], pair[1])
-            else:
-                layers.append((pair[0], pair[1]))
+            # Zeros, not garbage: masked positions are multiplied by 0, and 0 * NaN is NaN.
+            keys[kept:].zero_()
+            values[kept:].zero_()
+            layers[index : index + 1] = [(keys, values)]
 
     def _resize_states(self, count: int) -> None:
         """Make room for `count` states in each layer that has them; those that are there stay."""

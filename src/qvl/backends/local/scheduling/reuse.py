@@ -20,6 +20,8 @@ WORTH_SHARING: Final = 8 * BLOCK
 MOST_PARTS: Final = 3
 # A kept row that nobody reads is taken over if this part of what is taken is all that is lost with it.
 LOST: Final = 1 / 4
+# A row is kept if this part of it is used: an almost empty one would take the memory of fuller ones.
+WORTH_KEEPING: Final = 1 / 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Reuse:
         copied: parts to copy to the start of its own row.
         source: the kept prefix that they come from, if it is one.
         taken: the row of `source` becomes the sequence's own, with what it holds behind `shared`.
-        joins: some of it is computed in the step that is being scheduled.
+        ready: how many of them have their KV before the step that is being scheduled.
         counted: it counts as cached; the prompt of another choice of the same request does not.
         state: the state behind the known tokens, where the model has states.
         common: how many tokens others begin with too; with states that may be more than can be taken from them.
@@ -42,7 +44,7 @@ class Reuse:
     copied: tuple[Part, ...] = ()
     source: Prefix | None = None
     taken: bool = False
-    joins: bool = False
+    ready: int = 0
     counted: bool = False
     state: int | None = None
     common: int = 0
@@ -82,11 +84,11 @@ class PrefixSharing:
             if other.slot is None or not _longer(sequence, other, best.known):
                 continue
             # In the step that is being scheduled, others can read what one of them computes, but not copy it.
-            there = other.num_scheduled if self.shares else other.num_computed
+            there = other.num_scheduled if self.shares else other.num_ready
             common = self.common(sequence, other, min(there, limit))
             if common > best.known:
                 own = Part(other.slot, there - other.base)
-                found = self._split(sequence, (*other.shared, own), common, other.num_computed)
+                found = self._split(sequence, (*other.shared, own), common, other.num_ready)
                 if found.known > best.known:
                     best = replace(found, counted=other.prepared is not sequence.prepared)
         return best
@@ -109,9 +111,9 @@ class PrefixSharing:
         return replace(best, common=common)
 
     def keep(self, sequence: Sequence) -> None:
-        """Keep the KV of a sequence that ended as a prefix; its rows are no longer the sequence's."""
+        """Keep the KV of a sequence that ended, if it is worth it; then its rows are no longer the sequence's."""
         slot, own = sequence.slot, sequence.num_computed - sequence.base
-        if slot is None or own <= 0:
+        if slot is None or own < WORTH_KEEPING * slot.capacity:
             return
         if not self.shares:
             aside = self._kv.set_aside(slot, own) if self._prefixes.limit else None
@@ -139,7 +141,7 @@ class PrefixSharing:
         lost = prefix.num_tokens - common
         fits = len(sequence.tokens) - base + headroom <= own.slot.capacity
         if self.shares and fits and own.slot.holders == 1 and common > base and lost <= LOST * common:
-            return Reuse(common, tuple(before), source=prefix, taken=True, counted=True, state=state)
+            return Reuse(common, tuple(before), source=prefix, taken=True, ready=common, counted=True, state=state)
         return replace(self._split(sequence, prefix.parts, common, common), source=prefix, counted=True, state=state)
 
     def _split(self, sequence: Sequence, parts: Iterable[Part], common: int, ready: int) -> Reuse:
@@ -148,12 +150,10 @@ class PrefixSharing:
         shared: list[Part] = []
         copied: list[Part] = []
         known = 0
-        joins = False
         for part in parts:
             tokens = min(part.tokens, common - known)
             if tokens >= shortest and len(shared) < MOST_PARTS and not copied:
                 shared.append(Part(part.slot, tokens))
-                joins = known + tokens > ready
             else:
                 tokens = min(tokens, ready - known)
                 if tokens <= 0:
@@ -162,7 +162,7 @@ class PrefixSharing:
             known += tokens
             if tokens < part.tokens:
                 break
-        return Reuse(known, tuple(shared), tuple(copied), joins=joins)
+        return Reuse(known, tuple(shared), tuple(copied), ready=min(known, ready))
 
 
 def _longer(sequence: Sequence, other: Sequence, known: int) -> bool:

@@ -136,7 +136,7 @@ class Scheduler:
             self._shrink = False
             self.kv.release_unused()
         for sequence in self.running:
-            sequence.num_scheduled = sequence.num_computed
+            sequence.num_ready = sequence.num_scheduled = sequence.num_computed
         self._decode(step)
         candidates = self._candidates()
         remaining = self._remaining(step, candidates)
@@ -382,8 +382,9 @@ class Scheduler:
             return False
         sequence.status = SequenceStatus.RUNNING
         sequence.num_computed = sequence.num_scheduled = reuse.known
+        sequence.num_ready = reuse.ready
         insort_left(self.running, sequence, key=ORDER)
-        if reuse.joins:
+        if reuse.ready < reuse.known:
             step.joined.append(sequence)
         if reuse.counted:
             self.prefixes.hit_tokens += reuse.known
@@ -434,7 +435,7 @@ class Scheduler:
         if sequence.states is not None:
             sequence.states.free(self.kv)
         sequence.slot, sequence.shared, sequence.states = None, (), None
-        sequence.num_computed = sequence.num_scheduled = 0
+        sequence.num_computed = sequence.num_ready = sequence.num_scheduled = 0
 
 
 def _different(candidates: list[tuple[Sequence, float]]) -> list[ScheduledPictures]:

@@ -78,7 +78,9 @@ class Sequence:
         shared: parts of others' rows that hold the KV of its first tokens; `slot` has what follows.
         states: where the model has states; None while it waits.
         num_computed: how many of `tokens` have their KV.
-        num_scheduled: how many have it after the step that is being scheduled.
+        num_ready: how many have it before the step that is being scheduled; fewer than `num_computed` where the rest is
+            another's work of that step.
+        num_scheduled: how many have it after that step.
         num_cached: prompt tokens that came from the prefix cache when the sequence first ran.
         seed: seed of the sequence's random numbers, which depend only on the seed and the position.
         max_chunk: most tokens of a prefill chunk, lowered after the device ran out of memory.
@@ -109,6 +111,7 @@ class Sequence:
     shared: tuple[Part, ...] = ()
     states: SequenceStates | None = None
     num_computed: int = 0
+    num_ready: int = 0
     num_scheduled: int = 0
     num_cached: int = 0
     num_preempted: int = 0

@@ -31,8 +31,8 @@ MARKS: Final = ("\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3")
 # Characters that are encoded at a time, and looked at before the interpreter lets another thread run.
 PIECE: Final = 1 << 16
 # Characters of a piece whose tokens are kept for the next prompt that begins alike, and how many such are kept.
-KEPT_PIECE: Final = 1 << 11
-KEPT_PIECES: Final = 256
+KEPT_PIECE: Final = 1 << 10
+KEPT_PIECES: Final = 512
 # Composing (NFC) makes one character of at most three bytes out of nine (Hangul), or of three times as many at most.
 COMPOSED: Final = 3
 DEFAULT_MAX_TOKENS: Final = 2048
