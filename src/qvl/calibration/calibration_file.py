@@ -142,8 +142,8 @@ class Calibration(BaseModel):
             path, made, here = min(differences, key=lambda item: known.index(item[0]) if item[0] in known else 9)
             raise _made_for(path, made, here)
 
-    def check_analysis(self, prompt_version: str, language: str, schema: JsonMapping) -> AnalysisCalibration:
-        """Return the calibration of analyses, made with this prompt, language and schema.
+    def check_analysis(self, prompt_version: str, language: str, schema: JsonMapping | None) -> AnalysisCalibration:
+        """Return the calibration of analyses, made with this prompt, language and schema (None: known to be its own).
 
         Raises:
             ConfigError: it was made with others, or of decisions alone; the difference is named.
@@ -152,7 +152,7 @@ class Calibration(BaseModel):
         if made is None:
             what = "the calibration is of decisions alone, and not of analyses"
             raise ConfigError(what, hint="calibrate with labels of the fields", param="calibration")
-        if canonical_json(made.schema_) != canonical_json(schema):
+        if schema is not None and canonical_json(made.schema_) != canonical_json(schema):
             titles = made.schema_.get("title"), schema.get("title")
             if titles[0] != titles[1]:
                 raise _made_for("schema", *titles)

@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from qvl.analysis.confidence import CALIBRATED
+from qvl.analysis.parse_answer import generation_schema
 from qvl.calibration.abstain import BELOW, AbstainLike, Emptied, Thresholds, how_emptied, read_abstain, without
 from qvl.calibration.calibration_file import (
     AnalysisCalibration,
@@ -23,6 +25,8 @@ from qvl.errors import ConfigError
 from qvl.types import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from qvl.decisions.answers import Decision
     from qvl.decisions.questions import Question
 
@@ -59,6 +63,8 @@ class Calibrator:
         self.calibration = calibration
         self.abstain = read_abstain(abstain, calibration.names)
         self.identity = identity
+        # Of classes that are the calibration's: to make and compare a schema takes longer than a hit of the cache.
+        self.schemas: WeakKeyDictionary[type[BaseModel], JsonObject] = WeakKeyDictionary()
         self._checked = False
 
     def check(self) -> None:
@@ -159,7 +165,7 @@ class AnalysisJudge:
     """Judges the analyses of one call: of a schema, in a language, with thresholds.
 
     Args:
-        schema: the JSON schema of what the model writes; `boxed` if the user's value is in its field `answer`.
+        model: the class of what the model writes; `boxed` if the user's value is in its field `answer`.
 
     Raises:
         ConfigError: the calibration is of another schema, language or prompt, or a field that may have to be without
@@ -172,13 +178,17 @@ class AnalysisJudge:
         *,
         prompt_version: str,
         language: str,
-        schema: JsonMapping,
+        model: type[BaseModel],
         boxed: bool,
         abstain: AbstainLike | None,
     ) -> None:
         self.calibrator = calibrator
-        self._made: AnalysisCalibration = calibrator.calibration.check_analysis(prompt_version, language, schema)
-        self._schema = schema
+        known = calibrator.schemas.get(model)
+        schema = generation_schema(model) if known is None else known
+        self._made: AnalysisCalibration = calibrator.calibration.check_analysis(
+            prompt_version, language, schema if known is None else None
+        )
+        calibrator.schemas[model] = self._schema = schema
         self._boxed = boxed
         self._thresholds = calibrator.thresholds(abstain)
         if self._thresholds is not None:

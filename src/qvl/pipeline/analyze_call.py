@@ -136,7 +136,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             calibrator,
             prompt_version=self.prompt_version,
             language=self.language,
-            schema=self._asked or analysis.generation_schema(self.schema),
+            model=self.schema,
             boxed=self._type.boxed,
             abstain=self._abstain,
         )
