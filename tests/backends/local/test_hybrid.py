@@ -67,6 +67,14 @@ def test_mixed_requests_equal_generate(
     check(reference, answer_all(backend, some_requests), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_300_mixed_requests_equal_generate(opened: Opener, folder: Path, reference: Reference) -> None:
+    requests = mixed(300, random.Random(12))
+    backend = opened(folder, max_num_seqs=24, max_num_batched_tokens=160)
+    check(reference, answer_all(backend, requests), [reference.generate(request) for request in requests])
+
+
 class ForgetfulRunner(Runner):
     """A real runner that lacks memory in every fifth of 40 passes, once all of it is computed and written."""
 

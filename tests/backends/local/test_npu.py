@@ -52,6 +52,13 @@ def test_the_engine_gives_the_same_answers_on_the_npu_by_its_fused_kernels() -> 
     assert stats.get("empty_cache", 0) == 0, "memory is given back by policy, not behind each request"
 
 
+@pytest.mark.slow
+def test_states_are_right_in_recorded_steps_which_repeat_a_sequence_to_fill_their_shape() -> None:
+    pytest.importorskip("transformers.models.qwen3_5", reason="this transformers does not know Qwen3.5")
+    stats = counted("6", "hybrid", "decode_graphs=on")
+    assert stats["graph_replays"] > 10
+
+
 def test_an_npu_out_of_memory_ends_the_request_that_is_too_large_and_no_other() -> None:
     told = python(FAKE / "run_out_of_memory.py", FAKE_NPU_BYTES=str(1 << 20))
     assert "large DeviceMemoryError" in told, told

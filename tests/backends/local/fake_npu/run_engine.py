@@ -2,7 +2,8 @@
 
     run_engine.py COUNT [setting=value ...]
 
-`random` takes a random-weight model, whose every token depends on all before it, in place of the bundled one;
+`random` takes a random-weight model, whose every token depends on all before it, in place of the bundled one, `hybrid`
+a Qwen3.5 of that kind;
 `two-cards` spreads it over npu:0 and npu:1. Prints "equal COUNT" and, as JSON, what was counted.
 """
 
@@ -20,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[4])]
 
 from qvl.backends.local.backend import LocalBackend  # noqa: E402 - the paths come first
 from qvl.types import ResponseFormat, Result  # noqa: E402
-from tests.backends.local.checkpoints import random_checkpoint  # noqa: E402 - the paths come first
+from tests.backends.local.checkpoints import random_checkpoint, random_hybrid  # noqa: E402 - the paths come first
 from tests.backends.local.requests import ask, mixed  # noqa: E402
 
 TWO_CARDS = {
@@ -37,7 +38,7 @@ TWO_CARDS = {
 
 def answers(model: str | None, device: str, count: int, **settings: Any) -> tuple[list[Result], dict[str, float], str]:
     async def run() -> tuple[list[Result], dict[str, float], str]:
-        settings.setdefault("kv_cache_bytes", 16 << 20)
+        settings.setdefault("kv_cache_bytes", 64 << 20 if "hybrid" in sys.argv else 16 << 20)
         async with LocalBackend(model, device=device, dtype="float32", **settings) as backend:
             wanted = mixed(count, random.Random(5))
             wanted += [
@@ -60,7 +61,8 @@ if __name__ == "__main__":
     if "two-cards" in sys.argv:
         wishes["device_map"] = TWO_CARDS
     with TemporaryDirectory() as place:
-        model = str(random_checkpoint(Path(place))) if "random" in sys.argv else None
+        makes = {"random": random_checkpoint, "hybrid": random_hybrid}
+        model = next((str(make(Path(place))) for name, make in makes.items() if name in sys.argv), None)
         there, _, _ = answers(model, "cpu", number)
         here, counted, described = answers(model, "auto", number, **wishes)
     assert described.startswith("npu:0 (Ascend"), described

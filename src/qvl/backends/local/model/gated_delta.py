@@ -92,10 +92,10 @@ class GatedDelta:
         query, key, value = self._heads_of(self._convolved([window[:, tap] for tap in range(window.shape[1])]))
         decay, strength = self._gates(beta, rate)
         state = memory.index_select(0, read).mul_(decay.exp()[..., None, None])
-        fresh = (value - (key.unsqueeze(-2) @ state).squeeze(-2)) * strength.unsqueeze(-1)
+        fresh = (value - _looked_up(key, state)) * strength.unsqueeze(-1)
         state.addcmul_(key.unsqueeze(-1), fresh.unsqueeze(-2))
         memory.index_copy_(0, write, state)
-        return self._gated((query.unsqueeze(-2) @ state).squeeze(-2), gate)
+        return self._gated(_looked_up(query, state), gate)
 
     def prompt(
         self, projected: Tensor, taps: Tensor, memory: Tensor, read: int | None, write: int, *, one_by_one: bool
@@ -161,6 +161,14 @@ class GatedDelta:
         return gated.to(gate.dtype).flatten(1)
 
 
+def _looked_up(vector: Tensor, state: Tensor) -> Tensor:
+    """Return what a state [..., key_dim, value_dim] holds under a vector [..., key_dim]: [..., value_dim]."""
+    import torch
+
+    rows = torch.bmm(vector.reshape(-1, 1, vector.shape[-1]), state.view(-1, *state.shape[-2:]))
+    return rows.view(*vector.shape[:-1], state.shape[-1])
+
+
 def _of_length_one(x: Tensor) -> Tensor:
     import torch
 
@@ -176,9 +184,9 @@ def _each(
     outs = []
     for at in range(query.shape[1]):
         state = state * decay[:, at, None, None].exp()
-        fresh = (value[:, at] - (key[:, at].unsqueeze(-2) @ state).squeeze(-2)) * strength[:, at, None]
+        fresh = (value[:, at] - _looked_up(key[:, at], state)) * strength[:, at, None]
         state = torch.addcmul(state, key[:, at].unsqueeze(-1), fresh.unsqueeze(-2))
-        outs.append((query[:, at].unsqueeze(-2) @ state).squeeze(-2))
+        outs.append(_looked_up(query[:, at], state))
     return torch.stack(outs, 1), state
 
 
@@ -195,26 +203,28 @@ def _in_chunks(
 
     count, size = query.shape[1], min(CHUNK, query.shape[1])
     pad = -count % size
-    # Tokens that write nothing and let nothing fade.
-    heads = len(query)
-    query, key, value = (F.pad(x, (0, 0, 0, pad)).view(heads, -1, size, x.shape[-1]) for x in (query, key, value))
-    decay, strength = (F.pad(x, (0, pad)).view(heads, -1, size) for x in (decay, strength))
-    faded = decay.cumsum(-1)
+    # Tokens that write nothing and let nothing fade. From here on [heads * chunks, size, ...].
+    query, key, value = (F.pad(x, (0, 0, 0, pad)).reshape(-1, size, x.shape[-1]) for x in (query, key, value))
+    decay, strength = (F.pad(x, (0, pad)).reshape(-1, size, 1) for x in (decay, strength))
+    faded = decay.cumsum(1)
     later = torch.ones((size, size), dtype=torch.bool, device=query.device).triu(1)
-    between = (faded.unsqueeze(-1) - faded.unsqueeze(-2)).masked_fill(later, float("-inf")).exp()
-    written = key * strength.unsqueeze(-1)
-    right = torch.cat((value * strength.unsqueeze(-1), written * faded.exp().unsqueeze(-1)), -1)
-    system = (written @ key.mT) * between
-    fresh, reads = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True).split(
-        (value.shape[-1], key.shape[-1]), -1
-    )
-    inside = (query @ key.mT) * between
-    query = query * faded.exp().unsqueeze(-1)
-    key = key * (faded[..., -1:] - faded).exp().unsqueeze(-1)
-    left = faded[..., -1].exp()[..., None, None]
+    between = (faded - faded.transpose(1, 2)).masked_fill(later, float("-inf")).exp()
+    written = key * strength
+    right = torch.cat((value * strength, written * faded.exp()), -1)
+    system = torch.bmm(written, key.transpose(1, 2)) * between
+    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    inside = torch.bmm(query, key.transpose(1, 2)) * between
+    last = faded[:, -1:]
+    # By chunk: [heads, chunks, ...].
+    heads = len(state)
+    fresh, reads = solved.view(heads, -1, size, solved.shape[-1]).split((value.shape[-1], key.shape[-1]), -1)
+    inside = inside.view(heads, -1, size, size)
+    query = (query * faded.exp()).view(heads, -1, size, query.shape[-1])
+    key = (key * (last - faded).exp()).view(heads, -1, size, key.shape[-1])
+    left = last.exp().view(heads, -1, 1, 1)
     outs = []
     for at in range(query.shape[1]):
-        values = fresh[:, at] - reads[:, at] @ state
-        outs.append(query[:, at] @ state + inside[:, at] @ values)
-        state = state * left[:, at] + key[:, at].mT @ values
+        values = fresh[:, at] - torch.bmm(reads[:, at], state)
+        outs.append(torch.bmm(query[:, at], state) + torch.bmm(inside[:, at], values))
+        state = state * left[:, at] + torch.bmm(key[:, at].transpose(1, 2), values)
     return torch.cat(outs, 1)[:, :count], state
