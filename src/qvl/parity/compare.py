@@ -1,0 +1,267 @@
+"""Compares two sides case by case: asks, records, names where they part, judges, and looks for causes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from qvl.errors import ConfigError
+from qvl.parity.budgets import Budgets
+from qvl.parity.case import check_ids, digest
+from qvl.parity.causes import Cause, cause
+from qvl.parity.diagnose import Diagnosis
+from qvl.parity.differences import INPUT_LAYERS, LAYERS, TOLERANCE, differ
+from qvl.parity.probes import probe_pictures, probe_repeats
+from qvl.parity.record_file import RecordFile
+from qvl.parity.report import ParityReport, SelfCheck, WorstCase, kl_of, median_seconds
+from qvl.parity.sides import LiveSide, ParitySide, RecordedSide, SideLike
+from qvl.parity.tally import WORST, Tally
+from qvl.types import canonical_json
+
+if TYPE_CHECKING:
+    from qvl.parity.case import Case
+    from qvl.types import JsonMapping, JsonObject
+
+SELF_CHECKED: Final = 32
+PROBED: Final = 4
+# An unfinished run that is older is not gone on with: what answers may have been changed since.
+STALE_SECONDS: Final = 24 * 3600.0
+NO_REQUEST: Final[JsonObject] = {}
+
+
+def compare(
+    a: SideLike | RecordFile,
+    b: SideLike,
+    cases: Sequence[Case],
+    *,
+    budgets: Budgets | None = None,
+    self_check: bool = False,
+    probe: bool = True,
+    request: JsonMapping = NO_REQUEST,
+    work: Path | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> ParityReport:
+    """Return where the answers of `a` and `b` to `cases` part, and why; see `acompare`. Blocking.
+
+    Raises:
+        ConfigError: no case, two with one id, or what would fail for every case.
+        BackendError: a side cannot be opened.
+    """
+    options = {"budgets": budgets, "self_check": self_check, "probe": probe, "request": request, "work": work}
+    return asyncio.run(acompare(a, b, cases, advance=advance, **options))  # type: ignore[arg-type]
+
+
+async def acompare(
+    a: SideLike | RecordFile,
+    b: SideLike,
+    cases: Sequence[Case],
+    *,
+    budgets: Budgets | None = None,
+    self_check: bool = False,
+    probe: bool = True,
+    request: JsonMapping = NO_REQUEST,
+    work: Path | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> ParityReport:
+    """Return where the answers of `a` and `b` to `cases` part, and why.
+
+    Args:
+        a: a pipeline, the name of a model as Pipeline takes it, or a record of one (`RecordFile`).
+        b: a pipeline or the name of a model.
+        budgets: what the report judges; without them it only tells.
+        self_check: ask `a` twice first; the difference is the noise within which two sides are the same.
+        probe: ask `b` again, alone and in a batch, where cases part, and show it pictures as they are stored.
+        request: parameters of every request, as of `ask`; temperature is 0 unless it is named.
+        work: a folder that keeps what was answered, so that an interrupted run goes on; None keeps nothing.
+        advance: called for each answer, of both sides.
+
+    Raises:
+        ConfigError: no case, two with one id, or what would fail for every case.
+        BackendError: a side cannot be opened.
+    """
+    check_ids(cases)
+    context = tempfile.TemporaryDirectory(prefix="qvl-parity-") if work is None else nullcontext(str(work))
+    with context as folder:
+        async with AsyncExitStack() as stack:
+            tolerance, checked = TOLERANCE, None
+            side_a: ParitySide
+            if isinstance(a, RecordFile):
+                record_a, side_a = a, RecordedSide(a)
+                _check_recorded(a, cases)
+            else:
+                async with _opened(a, request) as live_a:
+                    side_a = live_a
+                    record_a = stack.enter_context(_record(Path(folder), "a", live_a, cases, request))
+                    if self_check:
+                        checked = await _check_self(live_a, cases)
+                        tolerance = max(TOLERANCE, 4 * checked.deviation)
+                    await ask_missing(live_a, cases, record_a, advance)
+            live_b = await stack.enter_async_context(_opened(b, request))
+            record_b = stack.enter_context(_record(Path(folder), "b", live_b, cases, request))
+            await ask_missing(live_b, cases, record_b, advance)
+            tally, diagnosis = Tally(), Diagnosis((side_a.identity, live_b.identity))
+            for case in cases:
+                seen_a, seen_b = record_a.get(case.id), record_b.get(case.id)
+                one = differ(seen_a, seen_b, tolerance)
+                tally.add(one)
+                if one.layer is not None:
+                    await asyncio.to_thread(diagnosis.add, case, one, seen_a, seen_b)
+            causes = diagnosis.causes()
+            if probe:
+                causes = await _probed(live_b, cases, tally, causes, tolerance)
+            by_id = {case.id: case for case in cases}
+            worst = [
+                WorstCase(one, record_a.get(one.case), record_b.get(one.case), by_id[one.case].facts())
+                for one in tally.worst()[:WORST]
+            ]
+            report = _report(side_a, live_b, tally, causes, tolerance, checked, worst)
+            verdicts = (budgets or Budgets({})).judge(report.agreement, report.kl, _noise(checked))
+        # Only an unfinished run is gone on with.
+        for record in (record_a, record_b):
+            if record is not a:
+                record.path.unlink(missing_ok=True)
+    return replace(report, verdicts=verdicts)
+
+
+@asynccontextmanager
+async def _opened(source: SideLike, request: JsonMapping) -> AsyncIterator[LiveSide]:
+    side = LiveSide(source, request)
+    try:
+        await side.open()
+        yield side
+    finally:
+        await side.aclose()
+
+
+def _record(folder: Path, name: str, side: LiveSide, cases: Sequence[Case], request: JsonMapping) -> RecordFile:
+    header = header_of(side, cases, request)
+    folder.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(canonical_json(header).encode()).hexdigest()[:16]
+    path = folder / f"{name}-{key}.jsonl.gz"
+    if path.exists() and time.time() - path.stat().st_mtime > STALE_SECONDS:
+        path.unlink()
+    return RecordFile(path, header)
+
+
+def header_of(side: LiveSide, cases: Sequence[Case], request: JsonMapping) -> JsonObject:
+    """Return what a record of `side` says of itself: equal for runs that may go on with each other's answers."""
+    return {
+        "model": side.label,
+        "identity": dict(side.identity),
+        "language": side.language,
+        "cases": digest(cases),
+        "request": dict(request),
+    }
+
+
+def _check_recorded(record: RecordFile, cases: Sequence[Case]) -> None:
+    missing = [case.id for case in cases if case.id not in record.places]
+    if missing:
+        what = f"{record.path} has no answer to {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1))
+        raise ConfigError(what, hint="run the same qvl parity record again; it goes on where it ended")
+
+
+async def ask_missing(
+    side: LiveSide, cases: Sequence[Case], record: RecordFile, advance: Callable[[], None] = lambda: None
+) -> None:
+    """Ask `side` about the cases that `record` does not have, several at a time, and add each answer as it comes."""
+    todo = iter([case for case in cases if case.id not in record.places])
+    for _ in range(sum(case.id in record.places for case in cases)):
+        advance()
+
+    async def work() -> None:
+        for case in todo:
+            record.add(await side.observe(case))
+            advance()
+
+    tasks = [asyncio.create_task(work()) for _ in range(side.concurrency)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _check_self(side: LiveSide, cases: Sequence[Case]) -> SelfCheck:
+    """Ask `side` twice about the first cases: together, then one at a time."""
+    chosen = cases[:SELF_CHECKED]
+    turn = asyncio.Semaphore(side.concurrency)
+
+    async def one(case: Case) -> object:
+        async with turn:
+            return await side.observe(case)
+
+    tally = Tally()
+    for case, together in zip(chosen, await asyncio.gather(*map(one, chosen)), strict=True):
+        alone = await side.observe(case)
+        tally.add(differ(together, alone))  # type: ignore[arg-type]
+    same = tally.cases - sum(tally.layers[name] for name in LAYERS if name != "log-probabilities")
+    return SelfCheck(tally.cases, same, tally.ties, max(tally.deviations, default=0.0))
+
+
+def _noise(checked: SelfCheck | None) -> str:
+    if checked is None or checked.same + checked.ties >= checked.cases:
+        return ""
+    return f"A disagrees with itself in {checked.cases - checked.same} of {checked.cases} cases"
+
+
+async def _probed(
+    side: LiveSide, cases: Sequence[Case], tally: Tally, causes: list[Cause], tolerance: float
+) -> list[Cause]:
+    """Return the causes with what the probes of `side` add; those that they explain better are left out."""
+    parting = [case for case in cases if tally.parting.get(case.id) not in (None, "answered", *INPUT_LAYERS)]
+    found = await probe_repeats(side, parting[:PROBED], tolerance) if parting else []
+    if any(one.certain and one.layer == "log-probabilities" for one in causes):
+        # What is known to be other numbers depends on the batch more, too, without that being what parts the sides.
+        found = [one for one in found if one.certain]
+    names = {one.name for one in found if one.certain}
+    if "sampling" in {one.name for one in causes} and parting and "sampling" not in names:
+        # It writes tokens that are not the likeliest, but the same ones each time.
+        causes = [cause("penalty", one.evidence, one.cases) if one.name == "sampling" else one for one in causes]
+    if names:
+        # A side that disagrees with itself has other numbers whatever its weights.
+        causes = [one for one in causes if one.certain and one.name not in names]
+    pictures = await probe_pictures(side, tolerance) if any(case.pictures for case in cases) else []
+    known = {one.name for one in causes}
+    whole = [*causes, *found, *(one for one in pictures if one.name not in known)]
+    return sorted(whole, key=lambda one: (not one.certain, LAYERS.index(one.layer), -one.cases))
+
+
+def _report(
+    a: ParitySide,
+    b: ParitySide,
+    tally: Tally,
+    causes: Sequence[Cause],
+    tolerance: float,
+    checked: SelfCheck | None,
+    worst: Sequence[WorstCase],
+) -> ParityReport:
+    return ParityReport(
+        a=a.label,
+        b=b.label,
+        identities=(a.identity, b.identity),
+        cases=tally.cases,
+        failed=(tally.both_failed, tally.one_failed),
+        layer=tally.first_layer,
+        layers=dict(tally.layers),
+        shown=dict(tally.shown),
+        ties=tally.ties,
+        agreement=tally.agreement(),
+        kl=kl_of(tally),
+        deviation=max(tally.deviations, default=None),
+        tolerance=tolerance,
+        causes=causes,
+        self_check=checked,
+        worst=worst,
+        distances={name: statistics.fmean(values) for name, values in tally.distances.items()},
+        seconds=median_seconds(tally),
+    )

@@ -1,0 +1,182 @@
+"""Recognises why cases part, from what both sides showed and told of themselves."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from qvl.media.smart_resize import smart_resize
+from qvl.parity.causes import Cause, cause
+from qvl.parity.differences import LAYERS, Difference
+from qvl.parity.variants import variants
+
+if TYPE_CHECKING:
+    from qvl.parity.case import Case
+    from qvl.parity.observation import Observation
+    from qvl.types import JsonMapping
+
+# Median deviations of the first token in nats, as measured on float32 against each; see docs/parity.md.
+DTYPE_MOST: Final = 0.06
+QUANTISED_MOST: Final = 0.5
+# How far below the likeliest token a chosen one must lie to be called not chosen greedily.
+NOT_GREEDY: Final = 0.02
+_PATCHES: Final = (14, 16)
+_MERGE: Final = 2
+
+
+@dataclass(slots=True)
+class Diagnosis:
+    """Collects evidence case by case, in bounded memory; `causes` says what it amounts to.
+
+    Args:
+        identities: what each side tells of itself.
+    """
+
+    identities: tuple[JsonMapping, JsonMapping]
+    _seen: Counter[str] = field(default_factory=Counter)
+    _evidence: dict[str, str] = field(default_factory=dict)
+    _deviations: list[float] = field(default_factory=list)
+    _changed: int = 0
+
+    def add(self, case: Case, one: Difference, a: Observation, b: Observation) -> None:
+        """Take in a compared case. Blocking: a picture that differs is read again."""
+        match one.layer:
+            case "pixels":
+                self._pixels(case, a, b, one.detail)
+            case "picture tokens":
+                self._picture_tokens(a, b, one.detail)
+            case "template":
+                self._template(a, b, one.detail)
+            case "prompt":
+                self._note("tokenizer" if a.prompt_ids and b.prompt_ids else "prompt", one.detail)
+            case "log-probabilities" | "decisions" | "text" | "fields":
+                self._numbers(one, a, b)
+
+    def _note(self, name: str, evidence: str) -> None:
+        self._seen[name] += 1
+        self._evidence.setdefault(name, evidence)
+
+    def _pixels(self, case: Case, a: Observation, b: Observation, detail: str) -> None:
+        for place, source in enumerate(case.pictures):
+            if place >= min(len(a.pixels), len(b.pixels)) or a.pixels[place] == b.pixels[place]:
+                continue
+            known = variants(source)
+            for name, pixels, side in (("B", b.pixels[place], b), ("A", a.pixels[place], a)):
+                made = known.get((side.sizes[place], pixels))
+                if made is not None:
+                    self._note(made.cause, f"{name} reads {case.id} {made.told}")
+                    return
+            (width, height), (other_width, other_height) = a.sizes[place], b.sizes[place]
+            if (width, height) == (other_height, other_width) and width != height:
+                self._note("exif", f"{case.id}: {detail}, width and height exchanged")
+            elif (width, height) != (other_width, other_height):
+                self._note("budget", f"{case.id}: {detail}")
+            else:
+                self._note("gate", f"{case.id}: {detail}")
+            return
+        self._note("gate", f"{case.id}: {detail}")
+
+    def _picture_tokens(self, a: Observation, b: Observation, detail: str) -> None:
+        counts_a, counts_b = a.picture_tokens or (), b.picture_tokens or ()
+        for size, x, y in zip(a.sizes, counts_a, counts_b, strict=False):
+            if x == y:
+                continue
+            patch_a, patch_b = self._patch(0, size, x), self._patch(1, size, y)
+            if patch_a and patch_b and patch_a != patch_b:
+                told = f"a picture of {size[0]}x{size[1]}: {detail}, as patches of {patch_a} and {patch_b} pixels give"
+                self._note("patch", told)
+            else:
+                self._note("budget", f"a picture of {size[0]}x{size[1]}: {detail}")
+            return
+
+    def _patch(self, side: int, size: tuple[int, int], tokens: int) -> int | None:
+        """Return the patch size that gives so many tokens: the told one, else the only one of those known that does."""
+        rules = self.identities[side].get("processor")
+        if isinstance(rules, Mapping) and isinstance(rules.get("patch_size"), int):
+            told: int = rules["patch_size"]
+            return told
+        other = self.identities[1 - side].get("processor")
+        rules = other if isinstance(other, Mapping) else {}
+        low, high = int(rules.get("min_pixels", 65536)), int(rules.get("max_pixels", 16777216))
+        fitting = []
+        for patch in _PATCHES:
+            factor = patch * _MERGE
+            height, width = smart_resize(size[1], size[0], factor, low, high)
+            if height * width // factor**2 == tokens:
+                fitting.append(patch)
+        return fitting[0] if len(fitting) == 1 else None
+
+    def _template(self, a: Observation, b: Observation, detail: str) -> None:
+        system = ["<|im_start|>system" in (one.template or "") for one in (a, b)]
+        self._note("system" if system[0] != system[1] else "template", detail)
+
+    def _numbers(self, one: Difference, a: Observation, b: Observation) -> None:
+        for name, side in (("B", b), ("A", a)):
+            place = not_greedy(side)
+            if place is not None:
+                token = side.steps[place]
+                self._note(
+                    "sampling",
+                    f"{name} writes {token.token!r} as token {place} of {one.case}, though "
+                    f"{max(token.top, key=lambda t: token.top[t])!r} is likelier",
+                )
+                return
+        if one.layer == "text" and a.steps and b.steps and one.parting is not None and "(end)" in one.parting.tokens:
+            name = "length" if "length" in (a.finish_reason, b.finish_reason) else "stop"
+            ends = [f"{side.finish_reason} after {len(side.steps)} tokens" for side in (a, b)]
+            self._note(name, f"{one.case}: {ends[0]}, {ends[1]}")
+            return
+        if one.near_tie:
+            self._note("near-ties", one.detail)
+            return
+        self._changed += one.layers.get("text") is False or not all(one.choices.values())
+        if one.deviation is not None:
+            self._deviations.append(one.deviation)
+        else:
+            self._deviations += list(one.distances.values())
+        self._note("numbers", one.detail)
+
+    def causes(self) -> list[Cause]:
+        """Return what was recognised, by layer and number of cases."""
+        found = [cause(name, self._evidence[name], count) for name, count in self._seen.items() if name != "numbers"]
+        if self._seen["numbers"]:
+            found.append(self._of_numbers(self._seen["numbers"]))
+        return sorted(found, key=lambda one: (LAYERS.index(one.layer), -one.cases))
+
+    def _of_numbers(self, cases: int) -> Cause:
+        """Return the cause of other numbers from equal prompts: as the sides tell, else by how far they lie apart."""
+        typical = statistics.median(self._deviations) if self._deviations else 0.0
+        told = f"equal prompts, log-probabilities {typical:.3g} nats apart (median of the largest in each case)"
+        # A quantised checkpoint is other weights too, and computes in another dtype.
+        for fact in ("adapter", "quantisation", "weights", "dtype"):
+            if self._told_apart(fact):
+                a, b = (identity[fact] for identity in self.identities)
+                name = fact if fact in ("quantisation", "dtype") else "weights"
+                return cause(name, f"{told}; A has {fact} {a}, B {b}", cases)
+        if typical <= DTYPE_MOST:
+            name = "dtype"
+        elif typical <= QUANTISED_MOST:
+            name = "quantisation"
+        else:
+            name = "weights"
+        return cause(name, told, cases, certain=False)
+
+    def _told_apart(self, name: str) -> bool:
+        a, b = (identity.get(name, ...) for identity in self.identities)
+        return a is not ... and b is not ... and a != b
+
+
+def not_greedy(one: Observation) -> int | None:
+    """Return the index of the first token that is not the likeliest of its own list; None if all are, or unknown.
+
+    Answers under a schema are left out: a grammar forbids likelier tokens.
+    """
+    if one.fields is not None:
+        return None
+    for place, step in enumerate(one.steps):
+        if step.top and step.logprob < max(step.top.values()) - NOT_GREEDY:
+            return place
+    return None

@@ -1,0 +1,77 @@
+"""What one side shows of one case, layer by layer, as far as its backend tells it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qvl.types import JsonMapping, JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStep:
+    """One token of an answer: its name, its log-probability, and the likeliest tokens at its place, the best first."""
+
+    token: str
+    logprob: float
+    top: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a side made of a case. None, or empty, is what its backend does not tell.
+
+    Attributes:
+        case: its id.
+        error: why there is no answer; the layers before are told even so, where they were reached.
+        sizes: (width, height) of each canonical picture in pixels.
+        pixels: the sha256 of each canonical picture's pixels as RGB.
+        picture_tokens: how many tokens of the prompt each picture takes.
+        prompt_tokens: of the whole prompt.
+        prompt_ids: the prompt's token ids.
+        template: the prompt as text, the run of a picture's placeholders written once.
+        steps: the tokens of the answer.
+        fields: the analysis by path of each value; `sure` is the raw confidence of those that have one.
+        decisions: by question: the probability of each possible answer, as text.
+        choices: by question: the answer.
+        seconds, first_token: of the whole request, and to its first token.
+    """
+
+    case: str
+    error: str | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
+    pixels: tuple[str, ...] = ()
+    picture_tokens: tuple[int, ...] | None = None
+    prompt_tokens: int = 0
+    prompt_ids: tuple[int, ...] | None = None
+    template: str | None = None
+    steps: tuple[TokenStep, ...] = ()
+    text: str = ""
+    finish_reason: str = ""
+    fields: JsonMapping | None = None
+    sure: Mapping[str, float] = field(default_factory=dict)
+    decisions: Mapping[str, Mapping[str, float]] | None = None
+    choices: JsonMapping | None = None
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    first_token: float = 0.0
+
+    def to_json(self) -> JsonObject:
+        """Return the observation as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def read(cls, data: JsonMapping) -> Observation:
+        """Return the observation that `to_json` gave.
+
+        Raises:
+            TypeError, KeyError, ValueError: it is none.
+        """
+        values: JsonObject = dict(data)
+        values["sizes"] = tuple((int(width), int(height)) for width, height in values["sizes"])
+        values["pixels"] = tuple(values["pixels"])
+        values["steps"] = tuple(TokenStep(**step) for step in values["steps"])
+        for name in ("picture_tokens", "prompt_ids"):
+            values[name] = None if values[name] is None else tuple(values[name])
+        return cls(**values)

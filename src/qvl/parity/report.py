@@ -1,0 +1,238 @@
+"""The report of a comparison, as JSON, as JUnit's XML, and as the exit code of a gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+from xml.etree import ElementTree
+
+from qvl.parity.budgets import Verdict
+from qvl.parity.causes import Cause
+from qvl.parity.differences import LAYERS, Difference, Layer
+from qvl.parity.observation import Observation
+from qvl.parity.statistics import Counted, cases_to_meet, mean_interval
+
+if TYPE_CHECKING:
+    from qvl.evaluation.measures import Interval
+    from qvl.parity.tally import Tally
+    from qvl.types import JsonMapping, JsonObject
+
+WITHIN: Final = 0
+BEYOND: Final = 1
+UNDECIDED: Final = 2
+CHANGE: Final = 0.01
+# More text of an answer than this is no longer read side by side.
+_SHOWN: Final = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class WorstCase:
+    """A case that parts, with what both sides showed of it."""
+
+    difference: Difference
+    a: Observation
+    b: Observation
+    facts: JsonMapping = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """A asked twice: how many cases, in how many the answers are the same, and how far log-probabilities lie apart."""
+
+    cases: int
+    same: int
+    ties: int
+    deviation: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """The comparison of A and B.
+
+    Attributes:
+        a, b: backend and model of each; `identities` what else each tells of itself.
+        cases: how many were compared; `failed`: (both sides, one side alone) without an answer.
+        layer: the first at which any case parts, None if none does; `layers` counts the cases that part first there,
+            `shown` those of which both sides show a layer.
+        ties: of the cases that part, those in which only a near tie fell the other way.
+        agreement: by measure ("text", "token", "fields", "field.NAME", "decisions", "decision.NAME", "answered").
+        kl: mean divergence of the first token in nats, its 95 % interval, and of how many cases; None if not told.
+        causes: what was recognised, the most certain first.
+        verdicts: on the budgets.
+        seconds: the median of a request's seconds, of A and of B.
+    """
+
+    a: str
+    b: str
+    identities: tuple[JsonMapping, JsonMapping]
+    cases: int
+    failed: tuple[int, int]
+    layer: Layer | None
+    layers: Mapping[Layer, int]
+    shown: Mapping[Layer, int]
+    ties: int
+    agreement: Mapping[str, Counted]
+    kl: tuple[float, Interval, int] | None
+    deviation: float | None
+    tolerance: float
+    causes: Sequence[Cause] = ()
+    verdicts: Sequence[Verdict] = ()
+    self_check: SelfCheck | None = None
+    worst: Sequence[WorstCase] = ()
+    distances: Mapping[str, float] = field(default_factory=dict)
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def standing(self) -> Literal["within", "beyond", "undecided", "told"]:
+        """Whether all budgets are kept; "told" where there is none."""
+        found = {verdict.standing for verdict in self.verdicts}
+        if not found:
+            return "told"
+        return "beyond" if "beyond" in found else "undecided" if "undecided" in found else "within"
+
+    @property
+    def exit_code(self) -> int:
+        """0 within the budgets, 1 beyond one, 2 undecided; without budgets 1 if a case failed on one side alone."""
+        if self.standing == "told":
+            return BEYOND if self.failed[1] or self.failed[0] == self.cases else WITHIN
+        return {"within": WITHIN, "beyond": BEYOND, "undecided": UNDECIDED}[self.standing]
+
+    def to_json(self) -> JsonObject:
+        """Return the report as JSON values."""
+        return {
+            "format": "qvl-parity-report",
+            "version": 1,
+            "standing": self.standing,
+            "a": {"model": self.a, "identity": self.identities[0], "median_seconds": self.seconds[0]},
+            "b": {"model": self.b, "identity": self.identities[1], "median_seconds": self.seconds[1]},
+            "cases": self.cases,
+            "failed": {"both": self.failed[0], "one": self.failed[1]},
+            "first_layer": self.layer,
+            "layers": [
+                {"layer": name, "compared": self.shown[name], "part_first_here": self.layers.get(name, 0)}
+                for name in LAYERS
+                if name in self.shown
+            ],
+            "near_ties": self.ties,
+            "agreement": {name: dataclasses.asdict(counted) for name, counted in self.agreement.items()},
+            "kl": None if self.kl is None else {"mean": self.kl[0], "interval": self.kl[1], "cases": self.kl[2]},
+            "largest_deviation": self.deviation,
+            "tolerance": self.tolerance,
+            "decision_distance": dict(self.distances),
+            "cases_to_meet_1_percent": cases_to_meet(CHANGE),
+            "self_check": None if self.self_check is None else dataclasses.asdict(self.self_check),
+            "causes": [dataclasses.asdict(cause) for cause in self.causes],
+            "budgets": [_finite(dataclasses.asdict(verdict)) for verdict in self.verdicts],
+            "worst": [
+                {
+                    **dataclasses.asdict(one.difference),
+                    "near_tie": one.difference.near_tie,
+                    "asked": dict(one.facts),
+                    "answers": {"a": _answer(one.a), "b": _answer(one.b)},
+                }
+                for one in self.worst
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """Return what the report says in words: where and why the sides part, and the verdict on each budget."""
+        told = [f"cases: {self.cases}, of which {sum(self.failed)} failed on a side"] if sum(self.failed) else []
+        if self.layer is None:
+            told.append("no difference found at any layer that both sides show")
+        else:
+            count = self.layers[self.layer]
+            told.append(f"first layer that parts: {self.layer}, in {count} of {self.shown[self.layer]} cases")
+        if self.ties:
+            told.append(f"near ties: {self.ties} of the {sum(self.layers.values())} cases that part")
+        if self.kl is not None:
+            low, high = self.kl[1]
+            told.append(f"KL of the first token: {self.kl[0]:.3g} nats, 95 % from {low:.3g} to {high:.3g}")
+        if self.self_check is not None:
+            checked = self.self_check
+            text = f"A against itself: {checked.same} of {checked.cases} the same, {checked.deviation:.3g} nats apart"
+            told.append(f"{text}; up to {self.tolerance:.3g} nats count as the same")
+        told.append(f"median seconds: A {self.seconds[0]:.3g}, B {self.seconds[1]:.3g}")
+        if self.cases < cases_to_meet(CHANGE):
+            told.append(f"a difference in 1 % of all cases is met with 95 % only in {cases_to_meet(CHANGE)} cases")
+        for one in self.causes:
+            sure = "" if one.certain else " (likely)"
+            told += [f"cause{sure}: {one.title} [{one.layer}]", f"  seen: {one.evidence}", f"  remedy: {one.remedy}"]
+        for verdict in self.verdicts:
+            low, high = verdict.interval
+            why = f": {verdict.why}" if verdict.why else ""
+            measured = f"{verdict.measured:.4g} [{low:.4g}, {high:.4g}]"
+            told.append(f"budget {verdict.name}={verdict.budget:g}: {verdict.standing}, {measured}{why}")
+        return told
+
+    def to_junit(self) -> str:
+        """Return the report as JUnit's XML: a test for each budget, or, without any, for each layer."""
+        suite = ElementTree.Element("testsuite", name=f"qvl parity {printable(self.a)} {printable(self.b)}")
+        tests = failures = skipped = 0
+        for verdict in self.verdicts:
+            tests += 1
+            low, high = verdict.interval
+            text = f"{verdict.measured:.6g}, 95 % from {low:.6g} to {high:.6g}, budget {verdict.budget:g}"
+            test = ElementTree.SubElement(suite, "testcase", classname="qvl.parity", name=printable(verdict.name))
+            if verdict.standing == "beyond":
+                failures += 1
+                ElementTree.SubElement(test, "failure", message=text)
+            elif verdict.standing == "undecided":
+                # CI must not read it as passed.
+                failures += 1
+                ElementTree.SubElement(test, "failure", message=f"undecided: {text}: {printable(verdict.why)}")
+        for name in LAYERS if not self.verdicts else ():
+            if name not in self.shown:
+                continue
+            tests += 1
+            test = ElementTree.SubElement(suite, "testcase", classname="qvl.parity", name=name)
+            if self.layers.get(name):
+                failures += 1
+                text = f"{self.layers[name]} of {self.shown[name]} cases part here"
+                told = "\n".join(f"{cause.title}: {cause.remedy}" for cause in self.causes if cause.layer == name)
+                ElementTree.SubElement(test, "failure", message=text).text = printable(told)
+        for key, value in (("tests", tests), ("failures", failures), ("skipped", skipped)):
+            suite.set(key, str(value))
+        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def printable(text: str) -> str:
+    """Return the text with only what XML may hold."""
+    return "".join(char if char in "\t\n" or (char >= " " and char.isprintable()) else "?" for char in text)
+
+
+def _finite(value: JsonObject) -> JsonObject:
+    """Return a verdict whose numbers JSON can hold: None for infinite ones."""
+    value["interval"] = [end if math.isfinite(end) else None for end in value["interval"]]
+    value["measured"] = value["measured"] if math.isfinite(value["measured"]) else None
+    return value
+
+
+def _answer(one: Observation) -> JsonObject:
+    return {
+        "text": one.text[:_SHOWN],
+        "error": one.error,
+        "fields": one.fields,
+        "choices": one.choices,
+        "decisions": one.decisions,
+        "first_token": dict(one.steps[0].top) if one.steps else {},
+        "sizes": one.sizes,
+        "picture_tokens": one.picture_tokens,
+        "prompt_tokens": one.prompt_tokens,
+        "finish_reason": one.finish_reason,
+    }
+
+
+def kl_of(tally: Tally) -> tuple[float, Interval, int] | None:
+    """Return the mean divergence of the first token with its interval; None where no case tells it."""
+    values = tally.divergences
+    return (statistics.fmean(values), mean_interval(values), len(values)) if values else None
+
+
+def median_seconds(tally: Tally) -> tuple[float, float]:
+    """Return the median of each side's seconds."""
+    a, b = (statistics.median(values) if values else 0.0 for values in tally.seconds)
+    return a, b
