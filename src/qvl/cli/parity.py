@@ -142,9 +142,7 @@ class ReportOptions:
         if self.junit is not None:
             write_text(self.junit, report.to_junit())
         if self.html is not None:
-            from qvl.html.parity import parity_html
-
-            write_text(self.html, parity_html(report.to_json()))
+            write_text(self.html, report.to_html())
         if self.as_json:
             print_json(report.to_json())
         else:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from qvl.errors import ConfigError
+from qvl.errors import ConfigError, QvlError
 from qvl.parity.budgets import Budgets
 from qvl.parity.case import check_ids, digest
 from qvl.parity.causes import Cause, cause
@@ -23,10 +23,11 @@ from qvl.parity.probes import probe_pictures, probe_repeats
 from qvl.parity.record_file import RecordFile
 from qvl.parity.report import ParityReport, SelfCheck, WorstCase, kl_of, median_seconds
 from qvl.parity.sides import LiveSide, ParitySide, RecordedSide, SideLike
-from qvl.parity.tally import WORST, Tally
+from qvl.parity.tally import Tally
 from qvl.types import canonical_json
 
 if TYPE_CHECKING:
+    from qvl.media.picture import Picture
     from qvl.parity.case import Case
     from qvl.types import JsonMapping, JsonObject
 
@@ -118,10 +119,11 @@ async def acompare(
             if probe:
                 causes = await _probed(live_b, cases, tally, causes, tolerance)
             by_id = {case.id: case for case in cases}
-            worst = [
-                WorstCase(one, record_a.get(one.case), record_b.get(one.case), by_id[one.case].facts())
-                for one in tally.worst()[:WORST]
-            ]
+            worst = []
+            for one in tally.worst():
+                case = by_id[one.case]
+                seen = (record_a.get(one.case), record_b.get(one.case))
+                worst.append(WorstCase(one, *seen, case.facts(), await _pictures(case)))
             report = _report(side_a, live_b, tally, causes, tolerance, checked, worst)
             verdicts = (budgets or Budgets({})).judge(report.agreement, report.kl, _noise(checked))
         # Only an unfinished run is gone on with.
@@ -206,6 +208,16 @@ async def _check_self(side: LiveSide, cases: Sequence[Case]) -> SelfCheck:
         tally.add(differ(together, alone))  # type: ignore[arg-type]
     same = tally.cases - sum(tally.layers[name] for name in LAYERS if name != "log-probabilities")
     return SelfCheck(tally.cases, same, tally.ties, max(tally.deviations, default=0.0))
+
+
+async def _pictures(case: Case) -> list[Picture]:
+    """Return the pictures of a case for a page; none where they cannot be read."""
+    from qvl.media import gate
+
+    try:
+        return [await gate.aload(source, decode=False) for source in case.pictures]  # type: ignore[arg-type]
+    except QvlError:
+        return []
 
 
 def _noise(checked: SelfCheck | None) -> str:

@@ -18,6 +18,7 @@ from qvl.parity.statistics import Counted, cases_to_meet, mean_interval
 
 if TYPE_CHECKING:
     from qvl.evaluation.measures import Interval
+    from qvl.media.picture import Picture
     from qvl.parity.tally import Tally
     from qvl.types import JsonMapping, JsonObject
 
@@ -37,6 +38,7 @@ class WorstCase:
     a: Observation
     b: Observation
     facts: JsonMapping = field(default_factory=dict)
+    pictures: Sequence[Picture] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class ParityReport:
                     **dataclasses.asdict(one.difference),
                     "near_tie": one.difference.near_tie,
                     "asked": dict(one.facts),
-                    "answers": {"a": _answer(one.a), "b": _answer(one.b)},
+                    "answers": {"a": _answer(one.a, one.difference), "b": _answer(one.b, one.difference)},
                 }
                 for one in self.worst
             ],
@@ -167,6 +169,12 @@ class ParityReport:
             measured = f"{verdict.measured:.4g} [{low:.4g}, {high:.4g}]"
             told.append(f"budget {verdict.name}={verdict.budget:g}: {verdict.standing}, {measured}{why}")
         return told
+
+    def to_html(self) -> str:
+        """Return the report as a page, with the pictures of its worst cases."""
+        from qvl.html.parity import parity_html
+
+        return parity_html(self.to_json(), {one.difference.case: one.pictures for one in self.worst})
 
     def to_junit(self) -> str:
         """Return the report as JUnit's XML: a test for each budget, or, without any, for each layer."""
@@ -211,9 +219,10 @@ def _finite(value: JsonObject) -> JsonObject:
     return value
 
 
-def _answer(one: Observation) -> JsonObject:
+def _answer(one: Observation, difference: Difference) -> JsonObject:
     return {
         "text": one.text[:_SHOWN],
+        "parts_at": _parts_at(one, difference),
         "error": one.error,
         "fields": one.fields,
         "choices": one.choices,
@@ -224,6 +233,16 @@ def _answer(one: Observation) -> JsonObject:
         "prompt_tokens": one.prompt_tokens,
         "finish_reason": one.finish_reason,
     }
+
+
+def _parts_at(one: Observation, difference: Difference) -> tuple[int, int] | None:
+    """Return where in the text the first other token begins and ends; None where its tokens do not make up the text."""
+    parting = difference.parting
+    tokens = [step.token for step in one.steps]
+    if parting is None or not one.text.startswith("".join(tokens[: parting.index + 1])):
+        return None
+    begin = len("".join(tokens[: parting.index]))
+    return begin, begin + len("".join(tokens[parting.index : parting.index + 1]))
 
 
 def kl_of(tally: Tally) -> tuple[float, Interval, int] | None:

@@ -68,8 +68,9 @@ class LiveSide(ParitySide):
             await asyncio.to_thread(self.pipeline.open)
         else:
             await self.pipeline.open()
-        self.label = f"{self.backend.name}:{self.backend.model}"
         self.identity = self.backend.identity()
+        facts = [str(self.identity[name]) for name in ("dtype", "quantisation") if self.identity.get(name)]
+        self.label = ", ".join([f"{self.backend.name}:{self.backend.model}", *facts])
 
     async def aclose(self) -> None:
         """Close the pipeline if it was made here."""
