@@ -23,7 +23,7 @@ from qvl.parity.probes import probe_pictures, probe_repeats
 from qvl.parity.record_file import RecordFile
 from qvl.parity.report import ParityReport, SelfCheck, WorstCase, kl_of, median_seconds
 from qvl.parity.sides import LiveSide, ParitySide, RecordedSide, SideLike
-from qvl.parity.tally import Tally
+from qvl.parity.tally import ParityTally
 from qvl.types import canonical_json
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ async def acompare(
             live_b = await stack.enter_async_context(_opened(b, request))
             record_b = stack.enter_context(_record(Path(folder), "b", live_b, cases, request))
             await ask_missing(live_b, cases, record_b, advance)
-            tally, diagnosis = Tally(), Diagnosis((side_a.identity, live_b.identity))
+            tally, diagnosis = ParityTally(), Diagnosis((side_a.identity, live_b.identity))
             for case in cases:
                 seen_a, seen_b = record_a.get(case.id), record_b.get(case.id)
                 one = differ(seen_a, seen_b, tolerance)
@@ -202,7 +202,7 @@ async def _check_self(side: LiveSide, cases: Sequence[Case]) -> SelfCheck:
         async with turn:
             return await side.observe(case)
 
-    tally = Tally()
+    tally = ParityTally()
     for case, together in zip(chosen, await asyncio.gather(*map(one, chosen)), strict=True):
         alone = await side.observe(case)
         tally.add(differ(together, alone))  # type: ignore[arg-type]
@@ -227,7 +227,7 @@ def _noise(checked: SelfCheck | None) -> str:
 
 
 async def _probed(
-    side: LiveSide, cases: Sequence[Case], tally: Tally, causes: list[Cause], tolerance: float
+    side: LiveSide, cases: Sequence[Case], tally: ParityTally, causes: list[Cause], tolerance: float
 ) -> list[Cause]:
     """Return the causes with what the probes of `side` add; those that they explain better are left out."""
     parting = [case for case in cases if tally.parting.get(case.id) not in (None, "answered", *INPUT_LAYERS)]
@@ -251,7 +251,7 @@ async def _probed(
 def _report(
     a: ParitySide,
     b: ParitySide,
-    tally: Tally,
+    tally: ParityTally,
     causes: Sequence[Cause],
     tolerance: float,
     checked: SelfCheck | None,

@@ -19,7 +19,7 @@ from qvl.parity.statistics import Counted, cases_to_meet, mean_interval
 if TYPE_CHECKING:
     from qvl.evaluation.measures import Interval
     from qvl.media.picture import Picture
-    from qvl.parity.tally import Tally
+    from qvl.parity.tally import ParityTally
     from qvl.types import JsonMapping, JsonObject
 
 WITHIN: Final = 0
@@ -245,13 +245,13 @@ def _parts_at(one: Observation, difference: Difference) -> tuple[int, int] | Non
     return begin, begin + len("".join(tokens[parting.index : parting.index + 1]))
 
 
-def kl_of(tally: Tally) -> tuple[float, Interval, int] | None:
+def kl_of(tally: ParityTally) -> tuple[float, Interval, int] | None:
     """Return the mean divergence of the first token with its interval; None where no case tells it."""
     values = tally.divergences
     return (statistics.fmean(values), mean_interval(values), len(values)) if values else None
 
 
-def median_seconds(tally: Tally) -> tuple[float, float]:
+def median_seconds(tally: ParityTally) -> tuple[float, float]:
     """Return the median of each side's seconds."""
     a, b = (statistics.median(values) if values else 0.0 for values in tally.seconds)
     return a, b

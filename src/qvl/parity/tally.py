@@ -15,7 +15,7 @@ WORST = 10
 
 
 @dataclass(slots=True)
-class Tally:
+class ParityTally:
     """The sums over compared cases."""
 
     worst_cases: int = WORST
