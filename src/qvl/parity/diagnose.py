@@ -94,9 +94,8 @@ class Diagnosis:
 
     def _patch(self, side: int, size: tuple[int, int], tokens: int) -> int | None:
         """Return the patch size that gives so many tokens: the told one, else the only one of those known that does."""
-        rules = self.identities[side].get("processor")
-        if isinstance(rules, Mapping) and isinstance(rules.get("patch_size"), int):
-            told: int = rules["patch_size"]
+        told = _patch_size(self.identities[side])
+        if told is not None:
             return told
         other = self.identities[1 - side].get("processor")
         rules = other if isinstance(other, Mapping) else {}
@@ -150,6 +149,9 @@ class Diagnosis:
         """Return the cause of other numbers from equal prompts: as the sides tell, else by how far they lie apart."""
         typical = statistics.median(self._deviations) if self._deviations else 0.0
         told = f"equal prompts, log-probabilities {typical:.3g} nats apart (median of the largest in each case)"
+        patches = [_patch_size(identity) for identity in self.identities]
+        if None not in patches and patches[0] != patches[1]:
+            return cause("patch", f"{told}; A cuts patches of {patches[0]} pixels, B of {patches[1]}", cases)
         # A quantised checkpoint is other weights too, and computes in another dtype.
         for fact in ("adapter", "quantisation", "weights", "dtype"):
             if self._told_apart(fact):
@@ -167,6 +169,12 @@ class Diagnosis:
     def _told_apart(self, name: str) -> bool:
         a, b = (identity.get(name, ...) for identity in self.identities)
         return a is not ... and b is not ... and a != b
+
+
+def _patch_size(identity: JsonMapping) -> int | None:
+    rules = identity.get("processor")
+    size = rules.get("patch_size") if isinstance(rules, Mapping) else None
+    return size if isinstance(size, int) else None
 
 
 def not_greedy(one: Observation) -> int | None:

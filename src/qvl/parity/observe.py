@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import re
@@ -81,7 +82,11 @@ async def _answer(pipeline: AsyncPipeline, case: Case, params: JsonObject) -> Ob
     ids: Sequence[int] | None = result.prompt.token_ids if result.prompt is not None else None
     template = result.prompt.text if result.prompt is not None else ""
     if ids is None and case.question is not None:
-        ids, template = await _tokenized(pipeline, case.question, result.pictures, params)
+        ids = await _tokenized(pipeline, case.question, result.pictures, params)
+    if ids and not template:
+        # Endpoints tell ids alone.
+        with contextlib.suppress(QvlError):
+            template = await pipeline.backend.detokenize(ids)
     sizes, hashes = await asyncio.to_thread(_pixels, result.pictures)
     return Observation(
         case=case.id,
@@ -131,18 +136,14 @@ def _typed(params: JsonObject) -> RequestParams:
 
 async def _tokenized(
     pipeline: AsyncPipeline, question: str, pictures: Sequence[Picture], params: JsonObject
-) -> tuple[Sequence[int] | None, str]:
-    """Return the prompt's ids and text as `/tokenize` tells them; (None, "") where it does not."""
+) -> Sequence[int] | None:
+    """Return the prompt's ids as `/tokenize` tells them; None where it does not."""
     extra = {name: params[name] for name in ("chat_template_kwargs", "max_pixels", "min_pixels") if name in params}
     try:
         draft = draft_request(question_messages(list(pictures), question, None), **extra)
-        ids = (await pipeline.backend.tokenize(draft.finished(pictures))).ids
+        return (await pipeline.backend.tokenize(draft.finished(pictures))).ids
     except QvlError:
-        return None, ""
-    try:
-        return ids, await pipeline.backend.detokenize(ids)
-    except QvlError:
-        return ids, ""
+        return None
 
 
 def _pixels(pictures: Sequence[Picture]) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...]]:
