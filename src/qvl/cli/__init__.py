@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "export": "Boxes of results as COCO, YOLO or Label Studio.",
     "decide": "How probable each possible answer to a question is.",
     "calibrate": "How often answers are right, by labelled pictures.",
+    "eval": "How often answers are right, and against another model.",
     "parity": "Where the answers of two deployments part, and why.",
     "batch": "Answer a file of requests, line by line.",
     "cache": "Look into the cache of answers, or clear it.",

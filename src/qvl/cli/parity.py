@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, TypeVar
@@ -15,6 +14,7 @@ from typer.core import TyperGroup
 
 from qvl.cli import failure, options
 from qvl.cli.expand import Without, expand
+from qvl.cli.targets import build_target
 from qvl.cli.terminal import print_json
 from qvl.errors import ConfigError
 
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 _ask = partial(typer.Option, rich_help_panel="What to ask")
 _output = partial(typer.Option, rich_help_panel="Output")
 T = TypeVar("T")
-_BUNDLED: Final = ("bundled", "local:bundled")
-# `model,name=value`: a comma that begins an option, not one within a path.
-_OWN: Final = re.compile(r",(?=[a-z_]+=)")
 
 
 class ParityGroup(TyperGroup):
@@ -172,7 +169,8 @@ def compare(
     """
     budgets = told.check()
     cases = ask.cases()
-    sides = [_built(name, settings, ask.language, told.concurrency) for name in (a, b)]
+    made = partial(build_target, settings=settings, language=ask.language, concurrency=told.concurrency, cache="off")
+    sides = [made(name) for name in (a, b)]
     report = _compared(sides[0], sides[1], cases, budgets, settings.request(), told, self_check=self_check)
     told.tell(report)
 
@@ -200,7 +198,7 @@ def record(
     options.start_logs(verbose)
     options.check_writable(output, "--output")
     cases = ask.cases()
-    pipeline = _built(a, settings, ask.language, concurrency)
+    pipeline = build_target(a, settings, language=ask.language, concurrency=concurrency, cache="off")
     work = partial(record_cases, pipeline, cases, output, settings.request())
     failed = _run([pipeline], work, len(cases), shown=True)
     failure.stderr().print(f"{len(cases)} cases, {failed} failed: {output}")
@@ -224,25 +222,9 @@ def check(
     budgets = told.check()
     with RecordFile(golden) as record:
         cases = recorded_cases(record)
-        side = _built(b, settings, record.header["language"], told.concurrency)
+        side = build_target(b, settings, language=record.header["language"], concurrency=told.concurrency, cache="off")
         report = _compared(record, side, cases, budgets, {**record.header["request"], **settings.request()}, told)
     told.tell(report)
-
-
-def _built(
-    target: str, settings: options.PipelineOptions, language: str | None, concurrency: int | None
-) -> AsyncPipeline:
-    """Return the pipeline of `MODEL,name=value,…`; `--base-url` belongs to endpoints that name none."""
-    model, *own = _OWN.split(target)
-    names = {text.partition("=")[0] for text in own}
-    remote = model.startswith("openai:")
-    base_url = settings.base_url if remote and "base_url" not in names else None
-    device = None if remote or "device" in names else settings.device
-    named = None if model in _BUNDLED else model
-    mine = replace(
-        settings, model=named, base_url=base_url, device=device, option=[*(settings.option or ()), *own], cache="off"
-    )
-    return mine.build(language=language, concurrency=concurrency)
 
 
 def _compared(

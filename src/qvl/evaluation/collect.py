@@ -63,7 +63,9 @@ class Collected:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answered:
+class AnsweredLine:
+    """What came for one line: its analysis, its decisions, or both."""
+
     analysis: AnalysisResult[object] | None
     decisions: Decisions | None
 
@@ -165,7 +167,7 @@ class Collector:
         """
         found = Collected()
 
-        async def one(line: Labelled) -> tuple[_Answered, Result | None]:
+        async def one(line: Labelled) -> tuple[AnsweredLine, Result | None]:
             try:
                 return await self._ask(line), None
             finally:
@@ -183,7 +185,7 @@ class Collector:
                 self._add(found, item.index, line, item.value)
         return found
 
-    async def _ask(self, line: Labelled) -> _Answered:
+    async def _ask(self, line: Labelled) -> AnsweredLine:
         answer = decisions = None
         if self._fields_of(line):
             params = cast("AnalyzeParams", {**self._request, "language": self.language})
@@ -195,9 +197,9 @@ class Collector:
         if asked:
             limits = {name: self._request[name] for name in OF_DECISIONS if name in self._request}
             decisions = await self._pipeline.decide(list(line.pictures), asked, **limits)
-        return _Answered(answer, decisions)
+        return AnsweredLine(answer, decisions)
 
-    def _add(self, found: Collected, index: int, line: Labelled, answered: _Answered) -> None:
+    def _add(self, found: Collected, index: int, line: Labelled, answered: AnsweredLine) -> None:
         if answered.analysis is not None:
             self._add_fields(found, index, line, answered.analysis)
         for decision in answered.decisions or ():
@@ -208,12 +210,14 @@ class Collector:
             sure = decision.confidence if decision.confidence_method == CALIBRATED else None
             found.questions.setdefault(name, []).append(Judged(index, decision.raw_confidence, right, sure))
 
+    def _told(self, told: JsonObject, value: object) -> JsonObject:
+        """Return what a model told: of a ProductAnalysis, without what qvl adds."""
+        return {name: told[name] for name in ProductFields.model_fields} if isinstance(value, ProductAnalysis) else told
+
     def _add_fields(self, found: Collected, index: int, line: Labelled, answer: AnalysisResult[object]) -> None:
         if answer.raw_confidence is None:
             raise _no_confidence()
-        told = own_fields(answer.value)
-        if isinstance(answer.value, ProductAnalysis):
-            told = {name: told[name] for name in ProductFields.model_fields}
+        told = self._told(own_fields(answer.value), answer.value)
         parts = [
             replace(part, path=self._outer(part.path)) for part in compare(self._fields_of(line), told, self._rules)
         ]

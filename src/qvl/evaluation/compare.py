@@ -112,7 +112,7 @@ def compare(label: object, answer: object, rules: Mapping[str, Rule], path: str 
     list are wrong.
     """
     for where, wanted in label_parts(label, rules, path):
-        found, value = _at(answer, where)
+        found, value = value_at(answer, where)
         rule = rules.get(field_name(where))
         if rule is None and isinstance(wanted, Mapping | list) and not wanted:
             extra = value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list) else {}
@@ -141,7 +141,8 @@ def _beyond(label: object, answer: object, rules: Mapping[str, Rule], path: str)
         yield from _beyond(inner, told, rules, f"{path}.{name}" if path else name)
 
 
-def _at(value: object, path: str) -> tuple[bool, object]:
+def value_at(value: object, path: str) -> tuple[bool, object]:
+    """Return (whether there is anything at `path`, what it is)."""
     parts = path.split(".") if path else []
     while parts:
         if isinstance(value, list) and parts[0].isdigit() and int(parts[0]) < len(value):

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from qvl.errors import ConfigError
-from qvl.parity.statistics import LEAST_VALUES, cases_for_share
+from qvl.evaluation.agreement import LEAST_VALUES, cases_for_share
 from qvl.suggest import nearest
 
 if TYPE_CHECKING:
+    from qvl.evaluation.agreement import Counted
     from qvl.evaluation.measures import Interval
-    from qvl.parity.statistics import Counted
 
 Standing: TypeAlias = Literal["within", "beyond", "undecided"]
 SHARES: Final = ("text", "token", "fields", "decisions", "answered")

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 from xml.etree import ElementTree
 
+from qvl.evaluation.agreement import Counted, cases_to_meet, mean_interval
 from qvl.parity.budgets import Verdict
 from qvl.parity.causes import Cause
 from qvl.parity.differences import LAYERS, Difference, Layer
 from qvl.parity.observation import Observation
-from qvl.parity.statistics import Counted, cases_to_meet, mean_interval
 
 if TYPE_CHECKING:
     from qvl.evaluation.measures import Interval

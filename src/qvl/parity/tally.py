@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from qvl.evaluation.agreement import Counted
 from qvl.parity.differences import LAYERS, Difference, Layer, by_field
-from qvl.parity.statistics import Counted
 
 WORST = 10
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qvl.evaluation.measures import wilson
-from qvl.parity.budgets import Budgets
-from qvl.parity.statistics import (
+from qvl.evaluation.agreement import (
     Counted,
     binomial_two_sided,
     cases_for_share,
@@ -17,6 +15,8 @@ from qvl.parity.statistics import (
     mean_interval,
     paired_bootstrap,
 )
+from qvl.evaluation.measures import wilson
+from qvl.parity.budgets import Budgets
 
 stats = pytest.importorskip("scipy.stats")
 

@@ -1,0 +1,122 @@
+"""`qvl eval`: how often answers are right, what kinds of values are measured by, and the gate against another model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from qvl import AsyncPipeline
+from qvl.cli import app
+from qvl.evaluation.against import against
+from qvl.evaluation.evaluate import EvalReport, Evaluator, similarity
+from qvl.evaluation.labelled import read_labelled
+from qvl.types import JsonObject
+from tests.evaluation.shelf import Reader
+
+BOX = {"x1": 0, "y1": 0, "x2": 10, "y2": 10}
+SCHEMA: JsonObject = {
+    "type": "object",
+    "properties": {
+        "brand": {"type": "string"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "where": {"type": "object", "properties": {name: {"type": "number"} for name in BOX}},
+    },
+}
+
+
+def shelf(folder: Path, labels: list[JsonObject]) -> Path:
+    lines = []
+    for number, label in enumerate(labels):
+        Image.new("RGB", (600 + number, 40), (number, 0, 0)).save(folder / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "id": f"l{number}", "expected": label}))
+    path = folder / "labels.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+async def evaluated(path: Path, reader: Reader, schema: JsonObject = SCHEMA) -> EvalReport:
+    lines = read_labelled([str(path)])
+    only = sorted({name for line in lines for name in line.expected})
+    async with AsyncPipeline(backend=reader, cache="off") as pipe:
+        return await Evaluator(pipe, lines, schema=schema, only=only).evaluate("reader")
+
+
+@pytest.mark.anyio
+async def test_each_kind_of_value_has_its_measure(tmp_path: Path) -> None:
+    labels: list[JsonObject] = [
+        {"brand": "norvik", "tags": ["red", "blue"], "where": BOX},
+        {"brand": "NORVIX", "tags": ["red"], "where": {**BOX, "x2": 20}},
+    ]
+    path = shelf(tmp_path, labels)
+    reader = Reader(answer=lambda sure: {"brand": "NORVIK", "tags": ["blue", "green"], "where": BOX}, logprobs=False)
+    report = await evaluated(path, reader)
+    scores = {score.name: score for score in report.fields}
+    assert report.fields[0].name == "(whole answer)"
+    assert (scores["brand"].right, scores["brand"].labels) == (1, 2)
+    assert scores["brand"].similarity == pytest.approx((1 + 5 / 6) / 2)
+    items = scores["tags"].items
+    assert items is not None
+    # Of four told one is right, of three labelled.
+    assert (items.precision, items.recall) == (pytest.approx(1 / 4), pytest.approx(1 / 3))
+    assert items.f1 == pytest.approx(2 * (1 / 4) * (1 / 3) / (1 / 4 + 1 / 3))
+    assert scores["where"].iou == pytest.approx(0.75)
+    assert [(one.line, one.path, one.value) for one in report.wrong if one.path == "brand"] == [
+        ("l1", "brand", "NORVIK")
+    ]
+    assert report.usage.prompt_tokens == 20
+    assert json.loads(json.dumps(report.to_json()))["lines"] == 2
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_does_not_come_is_wrong(tmp_path: Path) -> None:
+    path = shelf(tmp_path, [{"brand": "NORVIK"}, {"brand": "NORVIK"}])
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    report = await evaluated(path, Reader(answer=lambda sure: {"brand": "NORVIK"}))
+    (brand,) = [score for score in report.fields if score.name == "brand"]
+    assert (brand.right, brand.labels, brand.unanswered) == (1, 2, 1)
+    assert len(report.failed) == 1
+
+
+@pytest.mark.anyio
+async def test_a_worse_model_is_beyond_what_is_allowed(tmp_path: Path) -> None:
+    path = shelf(tmp_path, [{"brand": "NORVIK"} for _ in range(60)])
+    good = await evaluated(path, Reader(answer=lambda sure: {"brand": "NORVIK"}))
+    bad = await evaluated(path, Reader(answer=lambda sure: {"brand": "NORVIK" if sure < 0.63 else "TIMORA"}))
+    worse = against(bad, good, 0.05)
+    assert worse.standing == "beyond"
+    assert worse.fields["brand"].only_a == 30
+    assert worse.fields["brand"].p_value < 1e-6
+    assert against(good, bad, 0.05).standing == "within"
+    assert against(good, good, 0.001).standing == "undecided"
+    assert against(good, good, None).standing == "told"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"), [("kitten", "sitting", 1 - 3 / 7), ("", "a", 0.0), ("", "", 1.0), ("Ａ b", "a  B", 1.0)]
+)
+def test_similarity_is_by_edits(one: str, other: str, alike: float) -> None:
+    assert similarity(one, other) == pytest.approx(alike)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "examples" / "pictures"
+    page, data = tmp_path / "eval.html", tmp_path / "eval.json"
+    lines = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()[:4]]
+    lines[0]["expected"]["brand"] = "WRONG"
+    for line in lines:
+        line["image"] = str(folder / line["image"])
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("\n".join(map(json.dumps, lines)))
+    command = ["eval", str(labels), "--device", "cpu", "--cache", "memory:"]
+    done = CliRunner().invoke(app, [*command, "--html", str(page), "-o", str(data)])
+    assert done.exit_code == 0, done.output
+    assert "3 of 4" in done.output
+    assert "WRONG" in page.read_text()
+    assert json.loads(data.read_text())["fields"][0]["right"] == 3
+    done = CliRunner().invoke(app, [*command, "--allow", "0.01"])
+    assert done.exit_code == 2
+    assert "--against" in done.output
