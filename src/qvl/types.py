@@ -153,7 +153,8 @@ class ChatRequest:
     opening of the answer's turn, and `continue_final_message` has the answer go on where the last message ends.
     `reasoning_effort` is "none", "minimal", "low", "medium", "high" or "xhigh". `prompt` is text or token ids that the
     answer continues as they stand, in place of the messages. Of waiting requests the one with the least `priority`
-    comes first. `prefill` are token ids with which the answer has begun; it goes on behind them.
+    comes first. `prefill` are token ids with which the answer has begun; it goes on behind them. `adapter` names one of
+    the backend's LoRA adapters.
     """
 
     messages: tuple[Message, ...]
@@ -173,6 +174,7 @@ class ChatRequest:
     prompt: str | tuple[int, ...] | None = None
     priority: int = 0
     prefill: tuple[int, ...] = ()
+    adapter: str = ""
 
     def __post_init__(self) -> None:
         if self.reasoning_effort not in (None, *EFFORTS):

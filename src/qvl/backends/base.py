@@ -190,6 +190,13 @@ class Backend(ABC):
         """Return `capabilities` before `open()`, as far as cache keys depend on them; None if not known yet."""
         return None
 
+    def adapters(self) -> Mapping[str, str]:
+        """Return the LoRA adapters that requests may name, each with what identifies it in their cache keys.
+
+        Valid whenever `identity` or `peek_identity` is; that has the one of all requests, if there is such.
+        """
+        return {}
+
     def stats(self) -> Mapping[str, float]:
         """Return counters and gauges by snake_case name, such as num_running and num_waiting."""
         return {}
@@ -273,6 +280,10 @@ class Backend(ABC):
             raise UnsupportedInputError(f"{me} does not enforce response_format {kind!r}", param="response_format")
         if request.tools and request.tool_choice != "none" and not have.tools:
             raise UnsupportedInputError(f"{me} does not support tools", param="tools")
+        if request.adapter and request.adapter not in self.adapters():
+            known = ", ".join(self.adapters()) or "none"
+            what = f"{me} has no adapter {request.adapter!r}"
+            raise UnsupportedInputError(what, hint=f"it has: {known}", param="adapter")
         others = [name for name in ("priority", "prefill") if getattr(request, name)]
         for name in (*request.prompt_fields(), *others):
             if name not in have.fields:

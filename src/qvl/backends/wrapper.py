@@ -61,6 +61,9 @@ class WrappingBackend(Backend):
     def peek_capabilities(self) -> Capabilities | None:
         return self.inner.peek_capabilities()
 
+    def adapters(self) -> Mapping[str, str]:
+        return self.inner.adapters()
+
     def stats(self) -> Mapping[str, float]:
         return self.inner.stats()
 

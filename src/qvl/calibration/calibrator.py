@@ -128,6 +128,18 @@ def _name_of(question: Question) -> str:
     return question.name or asked_text(question.instructions)
 
 
+def check_adapter(adapter: str, calibrator: Calibrator | None) -> None:
+    """Check that a call which names an `adapter` wants no calibration, which is the model's own.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if adapter and calibrator is not None:
+        what = f"the calibration is of the model, not of its adapter {adapter!r}"
+        hint = f"calibrate with the option adapter=PATH of {adapter!r}, and serve it so"
+        raise ConfigError(what, hint=hint, param="adapter")
+
+
 def check_abstain(abstain: AbstainLike | None, calibration: object | None) -> None:
     """Check that a call may say `abstain`.
 

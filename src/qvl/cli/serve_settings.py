@@ -67,6 +67,10 @@ class ServeSettings:
     ] = None
     goal: Annotated[str | None, _model(help="throughput, or latency: even streams while others start.")] = None
     max_step_ms: Annotated[float | None, _model(help="Longest step of the local engine: tokens wait no longer.")] = None
+    lora: Annotated[
+        list[str] | None,
+        _model(metavar="NAME=PATH", help="A LoRA adapter that answers to NAME beside the model; may be repeated."),
+    ] = None
     base_url: Annotated[list[str] | None, _model(help="Endpoint of openai:NAME; may be repeated.")] = None
     base_url_file: Annotated[
         str | None, _model(help="Endpoints, one a line: URL weight=2 limit=16. SIGHUP reads it again.")
@@ -227,15 +231,24 @@ class ServeSettings:
         self._refuse_engine_options(options)
         if self.model and self.model.startswith("openai:"):
             options["api_key"] = self.upstream_key
-        return {name: value for name, value in options.items() if value is not None} | backend_options(
-            self.option or ()
-        )
+        named = backend_options(self.option or ())
+        if self.lora:
+            if "adapter" in named:
+                hint = "name them all by --lora, or one for every request by --option adapter=PATH"
+                raise ConfigError("--lora and --option adapter exclude each other", hint=hint, param="lora")
+            named["adapter"] = read_adapters(self.lora)
+        return {name: value for name, value in options.items() if value is not None} | named
 
     def _refuse_engine_options(self, options: JsonObject) -> None:
         """Raise ConfigError for an option of an engine that the named model does not run on."""
         backend, colon, _ = (self.model or "").partition(":")
         if not colon or backend not in ("openai", "replay", "vllm", "openvino"):
             return
+        if self.lora and backend != "vllm":
+            served = "an endpoint's adapters are models of it: openai:NAME"
+            hint = served if backend == "openai" else "take the model itself, or vllm:NAME"
+            what = f"--lora is for a local model and vllm:NAME, not for {self.model}"
+            raise ConfigError(what, hint=hint, param="lora")
         inside = backend in ("vllm", "openvino")
         for name in ENGINE_OPTIONS if inside else (*PROCESS_OPTIONS, *ENGINE_OPTIONS):
             if options[name] is not None:
@@ -246,6 +259,23 @@ class ServeSettings:
                     hint=f"leave it out{', or ' + elsewhere if elsewhere else ''}",
                     param=name,
                 )
+
+
+def read_adapters(texts: Sequence[str]) -> dict[str, str]:
+    """Return the paths of `NAME=PATH` by name.
+
+    Raises:
+        ConfigError: a text without a name or a path, or one name twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name.strip() and equals and path.strip()):
+            raise ConfigError(f"--lora {text!r} cannot be read", hint="--lora NAME=PATH", param="lora")
+        if name.strip() in found:
+            raise ConfigError(f"--lora names {name.strip()!r} twice", hint="give each a name of its own", param="lora")
+        found[name.strip()] = path.strip()
+    return found
 
 
 def read_mm_limits(text: str) -> int | None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from qvl import analysis
 from qvl.analysis.product import AnalysisResult, ProductAnalysis, ProductFields
 from qvl.analysis.schema_types import schema_type
-from qvl.calibration.calibrator import AnalysisJudge, Sureness, check_abstain
+from qvl.calibration.calibrator import AnalysisJudge, Sureness, check_abstain, check_adapter
 from qvl.errors import AnalysisError, ConfigError
 from qvl.evidence.answer_form import EVIDENCE, AnswerForm, ReadAnswer, evidence_fields, has_shapes, shapes_in
 from qvl.evidence.coordinates import Frame
@@ -87,6 +87,8 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         self._calibrator = calibrator
         self._abstain = params.get("abstain")
         check_abstain(self._abstain, calibrator)
+        self._adapter = params.get("adapter", "")
+        check_adapter(self._adapter, calibrator)
         self._judge: AnalysisJudge | None = None
 
     def value(self, outcome: Outcome, finish: Callable[[], Result]) -> AnalysisResult[object]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from qvl.calibration.calibrator import check_abstain
+from qvl.calibration.calibrator import check_abstain, check_adapter
 from qvl.decisions.answers import Decision
 from qvl.decisions.ask_labels import LabelAsker
 from qvl.decisions.questions import MAX_ORDERS, Question, options_text, question_json
@@ -47,6 +47,7 @@ class DecideParams(TypedDict, total=False):
     extra: JsonMapping | None
     chat_template_kwargs: JsonMapping | None
     priority: int
+    adapter: str
     abstain: AbstainLike | None
 
 
@@ -80,6 +81,7 @@ class DecideCall(Call[tuple[Decision, Result]]):
         self._calibrator = executor.calibrator
         self._abstain = params.pop("abstain", None)
         check_abstain(self._abstain, self._calibrator)
+        check_adapter(params.get("adapter", ""), self._calibrator)
         self._draft = draft_request(_with_question(messages, question, parts), **params)
         self.pictures = self._draft.pictures
 

@@ -181,6 +181,8 @@ class Executor:
         manifest: key.Manifest | None = None
         if policy.used:
             identity = self.identity()
+            if identity is not None and request.adapter:
+                identity = {**identity, "adapter": self.backend.adapters().get(request.adapter, request.adapter)}
             if identity is None or not (may_wait or all(picture.hashed for picture in request.pictures)):
                 return None
             manifest = key.build_manifest(
@@ -406,7 +408,7 @@ class Executor:
                 choices=folder.choices(),
                 usage=folder.usage,
                 timing=timing,
-                model=self.backend.model,
+                model=request.adapter or self.backend.model,
                 backend=self.backend.name,
                 created_at=time.time(),
                 prompt=folder.prompt,

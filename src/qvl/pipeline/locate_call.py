@@ -44,6 +44,7 @@ class LocateParams(TypedDict, total=False):
     extra: JsonMapping | None
     chat_template_kwargs: JsonMapping | None
     priority: int
+    adapter: str
 
 
 class LocateCall(Call[Locations]):

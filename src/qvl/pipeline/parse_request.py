@@ -32,7 +32,18 @@ ResponseFormatLike: TypeAlias = ResponseFormat | JsonMapping | type[BaseModel]
 MAX_PICTURES: Final = 256
 # Parameters of an analysis that are not SamplingParams.
 OF_REQUEST: Final = frozenset(
-    {"request_id", "extra", "max_pixels", "min_pixels", "language", "cache", "evidence", "abstain", "calibrated"}
+    {
+        "request_id",
+        "extra",
+        "max_pixels",
+        "min_pixels",
+        "language",
+        "cache",
+        "evidence",
+        "abstain",
+        "calibrated",
+        "adapter",
+    }
 )
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()
@@ -81,6 +92,7 @@ class RequestParams(TypedDict, total=False):
     reasoning_effort: str | None
     prompt: str | Sequence[int] | None
     priority: int
+    adapter: str
 
 
 class AnalyzeParams(RequestParams, total=False):
@@ -149,6 +161,7 @@ def draft_request(
     reasoning_effort: str | None = None,
     prompt: str | Sequence[int] | None = None,
     priority: int = 0,
+    adapter: str = "",
     **sampling: object,
 ) -> Draft:
     """Return the draft of a request from its messages and parameters, validated; pictures are not loaded yet.
@@ -177,6 +190,7 @@ def draft_request(
         reasoning_effort=reasoning_effort,
         prompt=prompt if prompt is None or isinstance(prompt, str) else tuple(prompt),
         priority=priority,
+        adapter=adapter,
         sampling=params,
         response_format=read_response_format(response_format),
         tools=tuple(read_tool(tool) for tool in tools),

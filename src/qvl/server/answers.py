@@ -375,14 +375,17 @@ class ModelCapabilities(TypedDict):
 
 
 class Model(TypedDict):
-    """A model that requests may name; its limits are present once it is loaded. `root` is the backend's own name."""
+    """A model that requests may name; its limits are present once it is loaded. `root` is the backend's own name.
+
+    An adapter's `parent` is the name of the model that it changes.
+    """
 
     id: str
     object: Literal["model"]
     created: Count
     owned_by: Literal["qvl"]
     root: str
-    parent: None
+    parent: str | None
     max_model_len: NotRequired[int | None]
     max_images: NotRequired[Count]
     capabilities: NotRequired[ModelCapabilities]

@@ -184,7 +184,7 @@ async def chat_request(
     # Of these the limits are honoured for every backend; what else they say is looked at when those are taken out.
     refuse_extra(core, {name: value for name, value in fields.items() if name != "mm_processor_kwargs"})
     without_neutral_params(params, backend.capabilities.fields)
-    params["request_id"], params["extra"] = exchange.request_id, fields
+    params["request_id"], params["extra"], params["adapter"] = exchange.request_id, fields, core.adapter_of(name)
     draft = draft_request(messages, **params)
     core.refuse_many_images(len(draft.pictures))
     pictures = draft.pictures
@@ -196,7 +196,7 @@ async def chat_request(
     policy = cache_policy(exchange, deterministic=request.sampling.deterministic)
     if exchange.traced is not None:
         exchange.traced.note_request(request, name)
-    return ServedRequest(exchange, request, name, core.fingerprint, policy)
+    return ServedRequest(exchange, request, name, core.fingerprint(name), policy)
 
 
 def cache_policy(exchange: Exchange, *, deterministic: bool) -> CachePolicy:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qvl._version import __version__
-from qvl.errors import MediaError, QvlError, RequestError
+from qvl.errors import ConfigError, MediaError, QvlError, RequestError
 from qvl.server.auth import KeyRing
 from qvl.server.errors import DrainingError, HttpError
 from qvl.server.limits import Admission, KeyLimits
@@ -42,6 +42,9 @@ class ServerCore:
     """Pipeline, limits, keys, counters and state of one server. Sets the executor's `admit` and `on_chunk`."""
 
     def __init__(self, pipeline: AsyncPipeline, settings: ServerSettings) -> None:
+        if taken := set(settings.served_model_names) & pipeline.backend.adapters().keys():
+            what = f"{min(taken)!r} is the name of the model and of an adapter"
+            raise ConfigError(what, hint="give each a name of its own", param="adapter")
         self.pipeline = pipeline
         self.executor = pipeline.executor
         self.settings = settings
@@ -68,7 +71,7 @@ class ServerCore:
         self.batch_endpoints: frozenset[str] = frozenset()
         self.wake_batches: Callable[[], None] = lambda: None
         self.created = int(time.time())
-        self._fingerprint: str | None = None
+        self._fingerprints: dict[str, str] = {}
         self.endpoint_source: Source | None = None
         self._reloads: set[asyncio.Task[None]] = set()
         # Of one of several workers: the metrics of all.
@@ -87,8 +90,14 @@ class ServerCore:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The model names that requests may use."""
-        return self.settings.served_model_names or (self.pipeline.backend.model or self.pipeline.backend.name,)
+        """The model names that requests may use: those of the model, then those of its adapters."""
+        backend = self.pipeline.backend
+        own = self.settings.served_model_names or (backend.model or backend.name,)
+        return (*own, *backend.adapters())
+
+    def adapter_of(self, name: str) -> str:
+        """Return the adapter of the model `name`, "" if that is the model itself."""
+        return name if name in self.pipeline.backend.adapters() else ""
 
     @property
     def max_images(self) -> int:
@@ -127,13 +136,14 @@ class ServerCore:
             )
         return name
 
-    @property
-    def fingerprint(self) -> str:
-        """OpenAI's `system_fingerprint`: a hash of everything about the backend that affects answers."""
-        if self._fingerprint is None:
-            identity = canonical_json({"qvl": __version__, **self.pipeline.backend.identity()})
-            self._fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
-        return self._fingerprint
+    def fingerprint(self, name: str) -> str:
+        """Return OpenAI's `system_fingerprint` of the model `name`: a hash of what affects its answers."""
+        adapter = self.adapter_of(name)
+        if adapter not in self._fingerprints:
+            own = {"adapter": self.pipeline.backend.adapters()[adapter]} if adapter else {}
+            identity = canonical_json({"qvl": __version__, **self.pipeline.backend.identity(), **own})
+            self._fingerprints[adapter] = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
+        return self._fingerprints[adapter]
 
     def namespace(self, tenant: str) -> str:
         """Return the cache namespace of `tenant`, a name from `KeyRing.tenant`; "" shares the pipeline's own."""

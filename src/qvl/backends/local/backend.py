@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from qvl.backends.base import Backend, Capabilities, Tokens
 from qvl.backends.grammar_schema import RESPONSE_FORMATS
 from qvl.backends.load_aside import load_aside
+from qvl.backends.local.adapters import Adapters
 from qvl.backends.local.model.linear_kernels import KERNELS
 from qvl.backends.local.scheduling.step_budget import StepBudget
 from qvl.backends.local.scheduling.step_costs import StepCosts
@@ -87,6 +88,8 @@ class LocalBackend(Backend):
         batch_invariant: compute every answer exactly as if it were the only one in the batch, in any dtype; slower.
         speculate: guess the next tokens from where the last ones stood before (prompt lookup), keeping what the model
             would write anyway: "auto" on a CPU while few answers run, "on" on every device, "off" never.
+        adapter: a LoRA adapter in PEFT's form (a folder or a hub id) that every request is answered with; or several
+            by name, of which a request names one, or none for the model itself.
         device_map: "auto" spreads a checkpoint over several cards, a dict names the device of each module (as in
             accelerate, which it needs). Offloading to the host or disk is not supported.
         watchdog_s: seconds without a token after which the backend reports that it hangs.
@@ -119,6 +122,7 @@ class LocalBackend(Backend):
         quantize: str | None = None,
         batch_invariant: bool = False,
         speculate: str = "auto",
+        adapter: str | Mapping[str, str] | None = None,
         device_map: DeviceMap | None = None,
         watchdog_s: float = 120.0,
     ) -> None:
@@ -143,6 +147,7 @@ class LocalBackend(Backend):
         self._decode_kernel = decode_kernel
         self._quantize = quantize
         self._speculate = speculate
+        self._adapters = Adapters(adapter)
         self._device_map = device_map
         self._watchdog_s = watchdog_s
         self._check_arguments()
@@ -197,6 +202,7 @@ class LocalBackend(Backend):
 
         if self._path is not None:
             named_folder(self._path)
+        self._adapters.refuse_missing()
         for package in ("torch", "transformers"):
             if find_spec(package) is None:
                 raise MissingDependencyError(f"a local model needs {package}", hint=install_line("local"))
@@ -241,6 +247,8 @@ class LocalBackend(Backend):
         name = "quantize" if self._quantize else "decode_kernel" if self._decode_kernel != "auto" else None
         if device.type != "cpu" and name is not None:
             raise ConfigError(f"{name} works on a CPU, not on {device.type}", hint="leave it out", param=name)
+        # Before the weights, which take minutes.
+        self._adapters.read(self._path)
         features = FeatureCache(self._vision_cache_bytes)
         checkpoint, rules, runner = again_if_damaged(lambda: self._load(device, features))
         scheduler, max_model_len = make_scheduler(
@@ -260,7 +268,8 @@ class LocalBackend(Backend):
             runner, scheduler, grammars, checkpoint.eos_token_ids, max_queue=self._max_queue, watchdog=self._watchdog_s
         )
         image_token = checkpoint.model.config.image_token_id
-        processor = Processor(checkpoint.tokenizer, rules, image_token, features.get, runner.picture_cost)
+        places = self._adapters.places()
+        processor = Processor(checkpoint.tokenizer, rules, image_token, features.get, runner.picture_cost, places)
         vocabulary = Vocabulary(checkpoint.tokenizer)
         maker = RequestMaker(checkpoint, device, processor, grammars, vocabulary, runner.vocab_size, max_model_len)
         return _Loaded(device, checkpoint, processor, grammars, engine, max_model_len, maker)
@@ -279,7 +288,9 @@ class LocalBackend(Backend):
         rules = checkpoint.family.rules(checkpoint.image_config)
         self._coordinates = checkpoint.family.coordinates(rules)
         with checkpoint.int8 or nullcontext():
-            return checkpoint, rules, self._runner(checkpoint, device, rules, features)
+            runner = self._runner(checkpoint, device, rules, features)
+        self._adapters.attach(checkpoint.model, runner.plan)
+        return checkpoint, rules, runner
 
     def _runner(self, checkpoint: Checkpoint, device: Device, rules: ImageRules, features: FeatureCache) -> Runner:
         """Return the runner; tests override it to inject failures."""
@@ -381,7 +392,7 @@ class LocalBackend(Backend):
 
         if self._peeked is None:
             dtype = peek_dtype(self._device, self._dtype)
-            peeked = peek(self._path) if dtype is not None else None
+            peeked = peek(self._path) if dtype is not None and self._adapters.peek() else None
             if dtype is None or peeked is None:
                 return None
             digest, rules, form, family = peeked
@@ -397,7 +408,7 @@ class LocalBackend(Backend):
             "weights": fingerprint,
             "dtype": dtype,
             "processor": asdict(rules),
-            "adapter": None,
+            "adapter": self._adapters.digests().get(""),
             "quantisation": ", then ".join(filter(None, (quantisation, self._quantize))) or None,
             # Under a grammar, text without an alternative is spelt by the tokenizer and not by the model.
             "forced_tokens": True,
@@ -405,6 +416,9 @@ class LocalBackend(Backend):
             # Which one a measurement chose is not named: it changes last bits alone, as the company of a batch does.
             **({"decode_kernel": self._decode_kernel} if self._decode_kernel != "auto" else {}),
         }
+
+    def adapters(self) -> Mapping[str, str]:
+        return self._adapters.named()
 
     def peek_capabilities(self) -> Capabilities:
         """Return the capabilities without `max_context`, which depends on the weights and the memory."""

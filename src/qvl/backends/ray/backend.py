@@ -127,6 +127,9 @@ class RayBackend(Backend):
         """Return the identity of the replicas' backend, so that cache keys are the same with and without Ray."""
         return dict(self._about[0].identity) if self._about else super().identity()
 
+    def adapters(self) -> Mapping[str, str]:
+        return self._about[0].adapters if self._about else {}
+
     def replicas(self) -> tuple[About, ...]:
         """Return descriptions of the replicas, made when the backend was opened."""
         return self._about

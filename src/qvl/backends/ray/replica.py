@@ -37,6 +37,7 @@ class About:
     identity: JsonMapping
     capabilities: Capabilities
     device: str
+    adapters: Mapping[str, str]
     failure: QvlError | None = None
 
 
@@ -111,6 +112,7 @@ class EngineReplica:
             identity=backend.identity() if backend and not self._failure else {},
             capabilities=backend.capabilities if backend else Capabilities(),
             device=str(describe()) if callable(describe) and not self._failure else "",
+            adapters=backend.adapters() if backend and not self._failure else {},
             failure=self._failure,
         )
 

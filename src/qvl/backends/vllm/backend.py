@@ -25,8 +25,10 @@ import anyio
 from qvl.backends.base import Backend, Capabilities
 from qvl.backends.grammar_schema import RESPONSE_FORMATS
 from qvl.backends.load_aside import load_aside
+from qvl.backends.local.adapters import Adapters
 from qvl.backends.vllm.engine import crossing, import_vllm, names_tokens, read_engine_args
 from qvl.backends.vllm.logprob_turns import Kind, LogprobTurns
+from qvl.backends.vllm.lora import lora_requests, lora_settings
 from qvl.backends.vllm.request import Loaded, VllmRequest
 from qvl.errors import BackendError, BackendUnavailableError
 from qvl.log import logger
@@ -50,6 +52,8 @@ class VllmBackend(Backend):
 
     Args:
         model: a folder or a hub id; empty for the small bundled model.
+        adapter: a LoRA adapter in PEFT's form that every request is answered with, or several by name, as of
+            `LocalBackend`; vLLM applies it. One that changes the picture tower needs `enable_tower_connector_lora`.
         limit_mm_per_prompt: most pictures of a request, such as `{"image": 8}`.
         engine_args: any argument of vLLM's engine (`max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`,
             `quantization`, …), checked by vLLM itself; strings are read as on vLLM's command line.
@@ -66,12 +70,14 @@ class VllmBackend(Backend):
         model: str = "",
         *,
         revision: str | None = None,
+        adapter: str | Mapping[str, str] | None = None,
         limit_mm_per_prompt: Mapping[str, int] | None = None,
         **engine_args: object,
     ) -> None:
         self.model = model or "bundled"
         self._path = model or None
         self._revision = revision
+        self._adapters = Adapters(adapter)
         self._limits = {"image": DEFAULT_IMAGES, "video": 0, **(limit_mm_per_prompt or {})}
         self._engine_args = engine_args
         self._loaded: Loaded | None = None
@@ -103,6 +109,7 @@ class VllmBackend(Backend):
 
         if self._path is not None:
             named_folder(self._path)
+        self._adapters.refuse_missing()
         if find_spec("vllm") is None:
             import_vllm()
 
@@ -118,7 +125,15 @@ class VllmBackend(Backend):
             if self._loaded is None:
                 if self._closed:
                     raise BackendUnavailableError("this backend was closed", hint="make a new one")
-                self._loaded = await load_aside(self._load)
+                loaded = await load_aside(self._load)
+                try:
+                    for lora in loaded.adapters.values():
+                        with crossing(opening=True):
+                            await loaded.engine.add_lora(lora)
+                except BaseException:
+                    await asyncio.to_thread(_shut_down, loaded.engine)
+                    raise
+                self._loaded = loaded
                 log.info("vllm_ready", model=self.model, context=self._loaded.max_model_len)
 
     async def aclose(self) -> None:
@@ -142,7 +157,12 @@ class VllmBackend(Backend):
 
     def identity(self) -> JsonObject:
         facts = {"backend": self.name, "model": self.model, "revision": self._revision}
+        if adapter := self._adapters.digests().get(""):
+            facts["adapter"] = adapter
         return facts | dict(self._loaded.facts) if self._loaded else facts
+
+    def adapters(self) -> Mapping[str, str]:
+        return self._adapters.named()
 
     def stats(self) -> Mapping[str, float]:
         return {"num_running": self._running - self._waiting, "num_waiting": self._waiting}
@@ -170,7 +190,9 @@ class VllmBackend(Backend):
             answer = await asyncio.to_thread(VllmRequest, loaded, request, abandoned.is_set)
             first = 0.0
             ident = f"{request.request_id or 'qvl'}-{uuid.uuid4().hex}"
-            order = {"priority": request.priority} if request.priority else {}
+            order: JsonObject = {"priority": request.priority} if request.priority else {}
+            if lora := loaded.adapters.get(request.adapter):
+                order["lora_request"] = lora
             async with (
                 self._turns.turn(kind),
                 aclosing(loaded.engine.generate(answer.prompt, answer.params, ident, **order)) as results,
@@ -215,8 +237,10 @@ class VllmBackend(Backend):
         from qvl.backends.local.text.processor import ImageRules, Processor
 
         folder = model_folder.find_folder(self._path, self._revision)
+        self._adapters.read(self._path)
         settings = {
             "model": str(folder),
+            **lora_settings(self._adapters.files, self._engine_args),
             "limit_mm_per_prompt": self._limits,
             # As the local backend does it: llguidance, and no endless white space that passes for JSON.
             "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
@@ -245,6 +269,7 @@ class VllmBackend(Backend):
             getattr(engine.vllm_config.scheduler_config, "policy", "fcfs") == "priority",
             (int(tokenizer.eos_token_id),),
             names_tokens(),
+            lora_requests(self._adapters.files),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from qvl.backends.local.scheduling.token_rules import TokenScore
@@ -16,6 +16,7 @@ from qvl.types import ChatRequest, Chunk, FinishReason, JsonObject, PromptFacts,
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.sampling_params import StructuredOutputsParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -53,7 +54,8 @@ class Loaded:
     """A model loaded in vLLM, with the processor for its requests. `facts` are part of the identity.
 
     `by_priority`: True if the engine schedules by the priority of requests. `ends`: the tokens that end an answer.
-    `names_tokens`: True if it tells the logprobs of named tokens.
+    `names_tokens`: True if it tells the logprobs of named tokens. `adapters`: what vLLM calls a
+    LoRARequest, by name.
     """
 
     engine: AsyncLLM
@@ -65,6 +67,7 @@ class Loaded:
     by_priority: bool = False
     ends: tuple[int, ...] = ()
     names_tokens: bool = False
+    adapters: Mapping[str, LoRARequest] = field(default_factory=dict)
 
 
 class VllmRequest(TokenEngineRequest):

@@ -55,7 +55,7 @@ async def analyze(exchange: Exchange) -> None:
     language = body.language or exchange.core.pipeline.language
     analysis = await exchange.until_done(lambda: _analyze(exchange, body, sources, schema, language))
     policy = cache_policy(exchange, deterministic=True)
-    headers = ServedRequest(exchange, _NO_CHAT, name, exchange.core.fingerprint, policy).headers(analysis.result)
+    headers = ServedRequest(exchange, _NO_CHAT, name, exchange.core.fingerprint(name), policy).headers(analysis.result)
     answer = _answer(analysis, name, language)
     if body.overlay is not None:
         answer["overlay"] = await overlay_url(analysis, body.overlay)
@@ -83,6 +83,7 @@ async def _analyze(
     core = exchange.core
     params: AnalyzeParams = {
         "request_id": exchange.request_id,
+        "adapter": core.adapter_of(core.served(body.model)),
         "max_pixels": body.max_pixels,
         "min_pixels": body.min_pixels,
         "seed": body.seed,

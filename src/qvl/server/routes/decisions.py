@@ -71,7 +71,7 @@ async def _answer(
     core = exchange.core
     exchange.picture_params = lambda: paths
     core.refuse_many_images(len(paths))
-    params: DecideParams = {"request_id": exchange.request_id}
+    params: DecideParams = {"request_id": exchange.request_id, "adapter": core.adapter_of(name)}
     if salt:
         params["cache_salt"] = salt
     policy = cache_policy(exchange, deterministic=True)
@@ -87,5 +87,5 @@ async def _answer(
     told = written(answers)
     worst = next((result for result in results if result.cache != "hit"), results[0])
     whole = dataclasses.replace(worst, usage=answers.usage, pictures=answers.pictures)
-    headers = ServedRequest(exchange, _NO_CHAT, name, core.fingerprint, policy).headers(whole)
+    headers = ServedRequest(exchange, _NO_CHAT, name, core.fingerprint(name), policy).headers(whole)
     await exchange.respond_json(told, headers)

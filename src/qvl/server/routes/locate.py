@@ -63,7 +63,7 @@ async def locate(exchange: Exchange) -> None:
     if body.overlay is not None:
         answer["overlay"] = await overlay_url(found, body.overlay)
     policy = cache_policy(exchange, deterministic=True)
-    headers = ServedRequest(exchange, _NO_CHAT, name, exchange.core.fingerprint, policy).headers(found.result)
+    headers = ServedRequest(exchange, _NO_CHAT, name, exchange.core.fingerprint(name), policy).headers(found.result)
     await exchange.respond_json(answer, headers)
 
 
@@ -71,6 +71,7 @@ async def _locate(exchange: Exchange, body: LocateRequest) -> Locations:
     core = exchange.core
     params: LocateParams = {
         "request_id": exchange.request_id,
+        "adapter": core.adapter_of(core.served(body.model)),
         "max_tokens": body.max_tokens,
         "max_pixels": body.max_pixels,
         "min_pixels": body.min_pixels,

@@ -64,7 +64,7 @@ def _model(core: ServerCore, name: str) -> Model:
         "created": core.created,
         "owned_by": "qvl",
         "root": backend.model or backend.name,
-        "parent": None,
+        "parent": core.names[0] if core.adapter_of(name) else None,
     }
     if core.readiness.closed() is None:
         capabilities = backend.capabilities

@@ -158,7 +158,7 @@ def refuse_pickled(folder: Path, name: str) -> None:
 def refuse_incomplete(name: str, missing: set[str], mismatched: set[str]) -> None:
     """Raise ConfigError if the files lack weights of the model, or have them in another shape."""
     faults = [
-        f"{len(keys)} {what} ({_named(keys)})"
+        f"{len(keys)} {what} ({named(keys)})"
         for keys, what in ((missing, "weights are missing"), (mismatched, "weights have another shape"))
         if keys
     ]
@@ -185,13 +185,14 @@ def refuse_surplus(name: str, unused: set[str], sizes: Mapping[str, int]) -> Non
             surplus.add(key)
     if surplus:
         raise ConfigError(
-            f"{name} has {len(surplus)} weights that its config.json does not name ({_named(surplus)})",
+            f"{name} has {len(surplus)} weights that its config.json does not name ({named(surplus)})",
             hint="config.json must be the one that it was saved with",
             param="model",
         )
 
 
-def _named(keys: set[str]) -> str:
+def named(keys: set[str]) -> str:
+    """Return the first of `keys` in words, and how many more there are."""
     shown = sorted(keys)[:LARGEST_NAMED]
     more = len(keys) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

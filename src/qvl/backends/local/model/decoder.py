@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qvl.backends.local.model.kv_storage import Layout, Storage
 from qvl.backends.local.model.shared_rows import SharedRow, add_shared, attention_with_sums
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextModel
 
     from qvl.backends.local.model.kernels import Kernels
-    from qvl.backends.local.model.linear import Linear, LinearPlan
+    from qvl.backends.local.model.linear import AdapterRows, Linear, LinearPlan
 
 
 @dataclass(slots=True)
@@ -113,6 +113,25 @@ class LayerStep:
     sin: Tensor
     shared: Sequence[SharedRow]
     states: Tensor | None
+    adapted: Sequence[AdapterRows] = ()
+
+
+class StepAdapters(NamedTuple):
+    """The tokens of a step that adapters change, and those of them whose hidden states are kept."""
+
+    all: Sequence[AdapterRows] = ()
+    kept: Sequence[AdapterRows] = ()
+
+    def to(self, device: torch.device) -> StepAdapters:
+        """Return the same on `device`."""
+        both = [
+            [part._replace(rows=None if part.rows is None else part.rows.to(device)) for part in parts]
+            for parts in self
+        ]
+        return StepAdapters(*both)
+
+
+NO_ADAPTERS: Final = StepAdapters()
 
 
 class TextDecoder:
@@ -205,13 +224,14 @@ class TextDecoder:
         kept: Tensor | None = None,
         shared: Sequence[SharedRow] = (),
         states: Tensor | None = None,
+        adapted: StepAdapters = NO_ADAPTERS,
     ) -> Tensor:
         """Write keys and values of all tokens to `storage`; return hidden states [n, hidden], not normalised.
 
         `shared` are the rows that tokens attend to beside those of their groups and chunks. `kept` (int64 [n]) selects
         the tokens whose hidden states are returned, all by default; for the others, the last layer computes keys and
         values only. `states` (int64 [2, decoding sequences]) are the states before and behind the tokens in decode,
-        where the model has any.
+        where the model has any. `adapted` are the tokens that adapters change.
         """
         cos, sin = rotary
         device = hidden.device
@@ -225,18 +245,20 @@ class TextDecoder:
                 groups = [_group_to(group, device) for group in groups]
                 masks = self._masks(groups, chunks, device)
                 states = None if states is None else states.to(device)
-            step = LayerStep(storage, layer.place, groups, chunks, masks, cos, sin, shared, states)
+                adapted = adapted.to(device)
+            rows = adapted.all
+            step = LayerStep(storage, layer.place, groups, chunks, masks, cos, sin, shared, states, rows)
             attended = self._mixed(layer, self._normed(hidden, layer.input_norm), step)
             if index == last:
-                hidden, attended = _of(hidden, kept), _of(attended, kept)
+                hidden, attended, rows = _of(hidden, kept), _of(attended, kept), adapted.kept
                 if not len(hidden):
                     return hidden
-            hidden = layer.output.added_to(hidden, attended)
+            hidden = layer.output.added_to(hidden, attended, rows)
             normed = self._normed(hidden, layer.mlp_norm)
             if layer.gate_up is None or layer.down is None:
                 hidden = hidden + self._mixture(layer, normed).view_as(hidden)
             else:
-                hidden = layer.down.added_to(hidden, self._kernels.swiglu(layer.gate_up(normed)))
+                hidden = layer.down.added_to(hidden, self._kernels.swiglu(layer.gate_up(normed, rows)), rows)
             if deepstack is not None and index < len(deepstack.features):
                 where, features = deepstack.where.to(device), deepstack.features[index].to(device, hidden.dtype)
                 hidden = hidden.index_add(0, where, features)
@@ -259,7 +281,7 @@ class TextDecoder:
     def _mixed(self, layer: Layer, normed: Tensor, step: LayerStep) -> Tensor:
         """Return what a layer takes from other tokens for each, [tokens, heads * head_dim]: here attention."""
         heads = self.num_heads + self.num_kv_heads
-        joined = layer.qkv(normed).view(-1, heads + self.num_kv_heads, self.head_dim)
+        joined = layer.qkv(normed, step.adapted).view(-1, heads + self.num_kv_heads, self.head_dim)
         rotated = self._kernels.rms_norm(joined[:, :heads], None, self.eps) * layer.qk_norm
         rotated = self._kernels.apply_rotary(rotated, step.cos, step.sin)
         return self._attend(rotated[:, : self.num_heads], rotated[:, self.num_heads :], joined[:, heads:], step)

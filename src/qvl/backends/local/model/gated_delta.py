@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor
     from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
 
     from qvl.backends.local.model.kernels import Kernels
-    from qvl.backends.local.model.linear import LinearPlan
+    from qvl.backends.local.model.linear import AdapterRows, LinearPlan
 
 # Tokens of a prompt that are computed by matrix products at a time.
 CHUNK: Final = 64
@@ -71,9 +73,9 @@ class GatedDelta:
             len(self._taps) - 1, weight.shape[0], self._heads, self._key_dim, self._value_dim, weight.dtype
         )
 
-    def project(self, normed: Tensor) -> Tensor:
+    def project(self, normed: Tensor, adapted: Sequence[AdapterRows] = ()) -> Tensor:
         """Return what `decode` and `prompt` take, [n, any], of all tokens of a step, normed [n, hidden]."""
-        return self.projected(normed)
+        return self.projected(normed, adapted)
 
     def decode(self, projected: Tensor, taps: Tensor, memory: Tensor, read: Tensor, write: Tensor) -> Tensor:
         """Return [n, heads * value_dim] for the next token of n sequences, of which `project` made `projected`.

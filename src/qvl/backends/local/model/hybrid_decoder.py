@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qvl.backends.local.model.decoder import Layer, LayerStep, TextDecoder
@@ -67,7 +68,7 @@ class HybridDecoder(TextDecoder):
         import torch
 
         queries, keys = self.num_heads, self.num_heads + self.num_kv_heads
-        joined = layer.qkv(normed).view(len(normed), -1, self.head_dim)
+        joined = layer.qkv(normed, step.adapted).view(len(normed), -1, self.head_dim)
         gate = joined[:, keys + self.num_kv_heads :].reshape(len(normed), -1)
         both = self._kernels.rms_norm(joined[:, :keys].float(), None, self.eps) * layer.qk_norm
         both = both.to(joined.dtype)
@@ -82,7 +83,7 @@ class HybridDecoder(TextDecoder):
         import torch
 
         taps, memory = step.storage.states[step.place]
-        projected = delta.project(normed)
+        projected = delta.project(normed, step.adapted)
         parts = []
         if step.states is not None and step.states.numel():
             read, write = step.states
@@ -131,6 +132,8 @@ class HybridLayer(Layer):
         projections = (query, attention.k_proj, attention.v_proj, gate)
         norms = (attention.q_norm, attention.k_norm)
         self.qkv = plan.join(projections, name=f"{index}.qkv", tiled=tiled)
+        halves = [(part, rows) for part, rows in zip((query, gate), _half_rows(query, attention.head_dim), strict=True)]
+        plan.parts[attention.q_proj] = [replace(plan.parts.pop(part)[0], rows=rows) for part, rows in halves]
         self.output = plan.join((attention.o_proj,), name=f"{index}.output", tiled=tiled)
         self.qk_norm = self.head_norms(norms, [part.out_features // attention.head_dim for part in projections[:2]])
         return self.qkv.size + self.output.size
@@ -138,6 +141,14 @@ class HybridLayer(Layer):
 
 def _delta(layer: Layer) -> GatedDelta | None:
     return layer.delta if isinstance(layer, HybridLayer) else None
+
+
+def _half_rows(half: nn.Linear, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Return which outputs of the projection in the checkpoint are the queries', and which the gates'."""
+    import torch
+
+    rows = torch.arange(2 * half.out_features).view(-1, 2, head_dim)
+    return rows[:, 0].flatten(), rows[:, 1].flatten()
 
 
 def _halves(projection: nn.Linear, head_dim: int) -> tuple[nn.Linear, nn.Linear]:

@@ -10,7 +10,7 @@ import threading
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qvl.backends.local.model.device import host_memory
 from qvl.backends.local.model.kernel_times import LARGEST, ROWS, Times, kernel_times, read_bandwidth, standard_times
@@ -18,7 +18,7 @@ from qvl.backends.local.model.linear_kernels import INT8_KERNELS, KERNELS, Plain
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
@@ -40,43 +40,107 @@ NUM_BYTES: Final = {"fbgemm": 2, "onednn-int8": 1, "fbgemm-int8": 1}
 WORTH: Final = 0.1
 
 
-class Linear:
-    """Computes `x @ weight.T + bias` for x [rows, in]; `size` is the number of elements of the weight.
+class AdapterRows(NamedTuple):
+    """The rows of a matrix that an adapter changes: int64 [n], or None for all."""
+
+    adapter: int
+    rows: Tensor | None
+
+
+class LowRank(NamedTuple):
+    """The weights by which an adapter adds `(x @ down.T) @ up.T`: down [rank, in], up [out, rank]."""
+
+    down: Tensor
+    up: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePart:
+    """The outputs of a Linear that are those of one module.
 
     Args:
+        linear: several modules' weights may be joined in it.
+        first: the first of the outputs, of which there are `count`.
+        rows: which of the module's outputs they are, in this order; None for all.
+    """
+
+    linear: Linear
+    first: int
+    count: int
+    rows: Tensor | None = None
+
+
+class Linear:
+    """Computes `x @ weight.T + bias` for x [rows, in]; `size` is the number of elements of the weight [outputs, in].
+
+    `adapters` are what LoRA adapters add, by their numbers: to the rows of `x` that are theirs, behind one product with
+    the weight for all rows.
+
+    Args:
+        weight: it is not kept.
         kernels: one for each of ROWS; the last also for more rows.
         tiled: True if all products have TILE rows, padded with zeros, so that one kernel adds up every row in the same
             order, whatever the other rows are.
     """
 
-    __slots__ = ("_kernels", "size", "tiled")
+    __slots__ = ("_kernels", "adapters", "outputs", "size", "tiled")
 
-    def __init__(self, size: int, kernels: Sequence[LinearKernel], *, tiled: bool = False) -> None:
-        self.size = size
+    def __init__(self, weight: Tensor, kernels: Sequence[LinearKernel], *, tiled: bool = False) -> None:
+        self.size, self.outputs = weight.numel(), len(weight)
         self.tiled = tiled
+        self.adapters: dict[int, LowRank] = {}
         self._kernels = tuple(kernels)
 
     def _kernel(self, rows: int) -> LinearKernel:
         return self._kernels[min(bisect_left(ROWS, rows), len(ROWS) - 1)]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return x @ weight.T + bias, [rows, out]."""
-        if not self.tiled:
-            return self._kernel(len(x))(x)
+    def __call__(self, x: Tensor, adapted: Sequence[AdapterRows] = ()) -> Tensor:
+        """Return x @ weight.T + bias, and what the adapters of `adapted` add to their rows, [rows, out]."""
+        product = self._tiles(x, self._kernel(TILE)) if self.tiled else self._kernel(len(x))(x)
+        return self._adapt(product, x, adapted)
+
+    def gelu(self, x: Tensor, approximate: str, adapted: Sequence[AdapterRows] = ()) -> Tensor:
+        """Return gelu(self(x, adapted)); `approximate` as of torch's gelu."""
+        if any(part.adapter in self.adapters for part in adapted):
+            import torch.nn.functional as F  # noqa: N812 - torch's own convention
+
+            return F.gelu(self(x, adapted), approximate=approximate)
+        return self._kernel(len(x)).gelu(x, approximate)
+
+    def added_to(self, base: Tensor, x: Tensor, adapted: Sequence[AdapterRows] = ()) -> Tensor:
+        """Return base + self(x, adapted)."""
+        if self.tiled:
+            return self(x, adapted).add_(base)
+        return self._adapt(self._kernel(len(x)).added_to(base, x), x, adapted)
+
+    def _tiles(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return product(x), computed of TILE rows at a time."""
         import torch
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
-        rows, kernel = len(x), self._kernel(TILE)
+        rows = len(x)
         tiles = torch.split(F.pad(x, (0, 0, 0, -rows % TILE)), TILE)
-        return torch.cat([kernel(tile) for tile in tiles])[:rows]
+        return torch.cat([product(tile) for tile in tiles])[:rows]
 
-    def gelu(self, x: Tensor, approximate: str) -> Tensor:
-        """Return gelu(self(x)); `approximate` as of torch's gelu."""
-        return self._kernel(len(x)).gelu(x, approximate)
+    def _adapt(self, out: Tensor, x: Tensor, adapted: Sequence[AdapterRows]) -> Tensor:
+        """Add to `out` what the adapters say of their rows of `x`; return it."""
+        import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
-    def added_to(self, base: Tensor, x: Tensor) -> Tensor:
-        """Return base + self(x)."""
-        return self(x).add_(base) if self.tiled else self._kernel(len(x)).added_to(base, x)
+        for adapter, rows in adapted:
+            low = self.adapters.get(adapter)
+            if low is None:
+                continue
+            some = x if rows is None else x.index_select(0, rows)
+
+            def product(some: Tensor, low: LowRank = low) -> Tensor:
+                return F.linear(F.linear(some, low.down), low.up)
+
+            added = self._tiles(some, product) if self.tiled else product(some)
+            if rows is None:
+                out += added
+            else:
+                out.index_add_(0, rows, added)
+        return out
 
 
 @dataclass
@@ -86,10 +150,14 @@ class LinearPlan:
     Args:
         kernel: the name of the one kernel to use, or "auto": the fastest by measurement.
         int8: where the text model's weights in 8 bits come from, or None to compute with the weights as they are.
+
+    Attributes:
+        parts: where the outputs of each module are, of those whose weights were joined.
     """
 
     kernel: str = "auto"
     int8: Int8Store | None = None
+    parts: dict[nn.Module, list[ModulePart]] = field(default_factory=dict)
     _numbers: Counter[tuple[str, ...]] = field(default_factory=Counter)
     _milliseconds: float = 0.0
     _bytes: float = 0.0
@@ -108,7 +176,7 @@ class LinearPlan:
             ConfigError: the kernel for `kernel` or `quantize` does not work with this weight on this processor.
         """
         kernels = self._kernels(weight, bias, name, tiled=tiled)
-        return Linear(weight.numel(), kernels, tiled=tiled)
+        return Linear(weight, kernels, tiled=tiled)
 
     def join(self, linears: Sequence[nn.Linear], *, name: str | None = None, tiled: bool = False) -> Linear:
         """Return one Linear whose weight is those of `linears` concatenated along the output dimension.
@@ -122,13 +190,15 @@ class LinearPlan:
         bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
         kernels = self._kernels(joined, bias, name, tiled=tiled)
         keeps = any(isinstance(kernel, PlainKernel) for kernel in kernels)
+        made = Linear(joined, kernels, tiled=tiled)
         first = 0
         for linear in linears:
             rows = linear.weight.shape[0]
             part = joined[first : first + rows] if keeps else joined.new_empty(0)
             linear.weight = torch.nn.Parameter(part, requires_grad=False)
+            self.parts[linear] = [ModulePart(made, first, rows)]
             first += rows
-        return Linear(joined.numel(), kernels, tiled=tiled)
+        return made
 
     def describe(self) -> str:
         """Return one line: the kernels of most decode weights, and the share of the memory's bandwidth they reach."""

@@ -28,10 +28,11 @@ def find_folder(model: str | None, revision: str | None, files: list[str] = FILE
         if not (folder / "config.json").is_file():
             raise ConfigError("the bundled model is not installed", hint="name a model, or install again")
         return folder
-    return named_folder(model) or _from_hub(model, revision, files)
+    return named_folder(model) or from_hub(model, revision, files)
 
 
-def _from_hub(model: str, revision: str | None, files: list[str]) -> Path:
+def from_hub(model: str, revision: str | None, files: list[str]) -> Path:
+    """Return the folder with those `files` (name patterns) of the hub id `model`, downloaded unless they are there."""
     hub = os.environ.get("QVL_HUB", "huggingface").strip().lower()
     if hub not in ("huggingface", "hf", "modelscope"):
         raise ConfigError(f"unknown QVL_HUB {hub!r}", hint="huggingface or modelscope")
@@ -82,11 +83,12 @@ def fingerprint(folder: Path, weights: Sequence[str] = (".safetensors",)) -> str
         if path.suffix in (".json", ".jinja", ".txt") and path.is_file():
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
         elif path.suffix in weights:
-            digest.update(path.name.encode() + b"\0" + _sampled(path))
+            digest.update(path.name.encode() + b"\0" + sampled(path))
     return f"sha256:{digest.hexdigest()}"
 
 
-def _sampled(path: Path, samples: int = 64, width: int = 4096) -> bytes:
+def sampled(path: Path, samples: int = 64, width: int = 4096) -> bytes:
+    """Return a sha256 of a safetensors file: of its header, its size, and of all bytes or `samples` of `width`."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

@@ -173,6 +173,7 @@ class Runner:
             kept=None if len(rows) == len(ids) and not scored else rows,
             pictured=pictured,
             states=[] if self.decoder.batch_invariant else _states(decode),
+            adapters=_adapters(decode, step.prefill),
         )
         hidden = self.decoder.embed(inputs.ids)
         hidden = self.decoder.forward(
@@ -185,6 +186,7 @@ class Runner:
             inputs.kept,
             self._shared(decode, step.prefill, chunks),
             inputs.states,
+            inputs.adapted,
         )
         if scored:
             note_scores(scored, self.decoder.logits(hidden[len(sampled) :]))
@@ -205,15 +207,18 @@ class Runner:
         groups = self._groups(padded, pad=True)
         heads = self.decoder.num_kv_heads
         positions, states = [_decode_positions(padded)], _states(padded)
-        logits = graphs.run(send(ids, positions, groups, heads, self._input_device, states=states))
+        adapters = _adapters(padded, [])
+        logits = graphs.run(send(ids, positions, groups, heads, self._input_device, states=states, adapters=adapters))
         if len(rows) == len(padded):
             return decode, logits
         return decode, logits.index_select(0, to_device(np.array(rows), logits.device))
 
     def _decode(self, inputs: StepInputs) -> Tensor:
         hidden, rotary = self.decoder.embed(inputs.ids), self.decoder.rotary(inputs.positions)
-        states = inputs.states
-        hidden = self.decoder.forward(hidden, rotary, self.storage, inputs.groups, (), None, states=states)
+        states, adapted = inputs.states, inputs.adapted
+        hidden = self.decoder.forward(
+            hidden, rotary, self.storage, inputs.groups, (), None, states=states, adapted=adapted
+        )
         return self.decoder.logits(hidden)
 
     def release(self) -> None:
@@ -360,6 +365,14 @@ def _with_states(sequence: Sequence, chunk: PromptChunk) -> PromptChunk:
 def _states(decode: list[Sequence]) -> list[tuple[int, int]]:
     """Return the states before and behind the next token of each sequence, where the model has any."""
     return [(states.now or 0, states.next) for sequence in decode if (states := sequence.states) is not None]
+
+
+def _adapters(decode: list[Sequence], prefill: list[ScheduledTokens]) -> list[int]:
+    """Return the adapter of each token of a step, 0 for none; nothing if no token has one."""
+    numbers = [sequence.prepared.adapter for sequence in decode]
+    for chunk in prefill:
+        numbers += [chunk.sequence.prepared.adapter] * (chunk.count + len(chunk.draft))
+    return numbers if any(numbers) else []
 
 
 def _decode_positions(decode: list[Sequence]) -> NDArray[np.int64]:

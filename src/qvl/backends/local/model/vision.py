@@ -7,8 +7,10 @@ from collections import OrderedDict
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Final
 
+from qvl.backends.local.model.linear import AdapterRows
+
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -116,6 +118,8 @@ class VisionTower:
 
         ends = list(accumulate(picture.grid[0] * picture.grid[1] for picture in pictures))
         parts: list[Tensor] = []
+        # Pictures of one request, which has one adapter.
+        adapted = (AdapterRows(pictures[0].adapter, None),) if pictures[0].adapter else ()
         for picture in pictures:
             parts += yield from self._embedded(picture, largest)
         hidden = torch.cat(parts)
@@ -131,7 +135,7 @@ class VisionTower:
                 attended = torch.empty_like(hidden)
             for rows in _cut(0, total, block.qkv.size, largest):
                 yield (rows.stop - rows.start) * block.qkv.size
-                joined = block.qkv(block.norm1(hidden[rows])).view(-1, 3 * block.num_heads, heads.shape[-1])
+                joined = block.qkv(block.norm1(hidden[rows]), adapted).view(-1, 3 * block.num_heads, heads.shape[-1])
                 both = joined[:, : 2 * block.num_heads].float()
                 rotated = self._kernels.apply_rotary(both, rotary[0][rows], rotary[1][rows])
                 heads.view(-1, total, heads.shape[-1])[: 2 * block.num_heads, rows] = rotated.transpose(0, 1)
@@ -145,22 +149,24 @@ class VisionTower:
                     attended[rows] = out[0].transpose(0, 1).reshape(-1, width)
             for rows in _cut(0, total, block.rest, largest):
                 yield (rows.stop - rows.start) * block.rest
-                hidden[rows] = block.finish(hidden[rows], attended[rows])
+                hidden[rows] = block.finish(hidden[rows], attended[rows], adapted)
             if index in self._deep:
-                merged.append((yield from self._merge(self._deep[index], hidden, largest)))
-        merged.insert(0, (yield from self._merge(self._merger, hidden, largest)))
+                merged.append((yield from self._merge(self._deep[index], hidden, largest, adapted)))
+        merged.insert(0, (yield from self._merge(self._merger, hidden, largest, adapted)))
         features = torch.stack([part.to(merged[0].device) for part in merged])
         counts = [picture.num_tokens for picture in pictures]
         return [part.clone() for part in torch.split_with_sizes(features, counts, dim=1)]
 
-    def _merge(self, merger: _Merger, hidden: Tensor, largest: float) -> Generator[float, None, Tensor]:
+    def _merge(
+        self, merger: _Merger, hidden: Tensor, largest: float, adapted: Sequence[AdapterRows]
+    ) -> Generator[float, None, Tensor]:
         import torch
 
         square = self._rules.merge_size**2
         parts = []
         for rows in _cut(0, hidden.shape[0] // square, merger.size, largest):
             yield (rows.stop - rows.start) * merger.size
-            parts.append(merger(hidden[rows.start * square : rows.stop * square]))
+            parts.append(merger(hidden[rows.start * square : rows.stop * square], adapted))
         return torch.cat(parts)
 
     def patches(self, pixels: NDArray[np.uint8] | None) -> Tensor:
@@ -249,9 +255,9 @@ class _Block:
         self._act = mlp.act_fn
         self.rest = self._proj.size + self._up.size + self._down.size
 
-    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        hidden = self._proj.added_to(hidden, attended)
-        return self._down.added_to(hidden, _activated(self._up, self.norm2(hidden), self._act))
+    def finish(self, hidden: Tensor, attended: Tensor, adapted: Sequence[AdapterRows]) -> Tensor:
+        hidden = self._proj.added_to(hidden, attended, adapted)
+        return self._down.added_to(hidden, _activated(self._up, self.norm2(hidden), self._act, adapted), adapted)
 
 
 class _Merger:
@@ -266,19 +272,19 @@ class _Merger:
         self._device = merger.norm.weight.device
         self.size = self._fc1.size + self._fc2.size
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def __call__(self, hidden: Tensor, adapted: Sequence[AdapterRows]) -> Tensor:
         hidden = hidden.to(self._device)
         normed = self._norm(hidden.view(-1, self._width) if self._after_merging else hidden).view(-1, self._width)
-        return self._fc2(_activated(self._fc1, normed, self._act))
+        return self._fc2(_activated(self._fc1, normed, self._act, adapted), adapted)
 
 
-def _activated(linear: Linear, x: Tensor, act: nn.Module) -> Tensor:
-    """Return act(linear(x)), fused into the matrix product where `act` is a GELU."""
+def _activated(linear: Linear, x: Tensor, act: nn.Module, adapted: Sequence[AdapterRows]) -> Tensor:
+    """Return act(linear(x, adapted)), fused into the matrix product where `act` is a GELU."""
     approximate = GELU.get(type(act).__name__)
     if approximate is None:
-        activated: Tensor = act(linear(x))
+        activated: Tensor = act(linear(x, adapted))
         return activated
-    return linear.gelu(x, approximate)
+    return linear.gelu(x, approximate, adapted)
 
 
 def _patch_embedding(convolution: nn.Conv3d, plan: LinearPlan) -> Linear:

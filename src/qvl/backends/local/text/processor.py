@@ -5,9 +5,9 @@ Gives the tokens of transformers' Qwen3VLProcessor (a test compares them), excep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qvl.backends.base import Tokens
 from qvl.backends.local.text.prompt import PromptEncoder, PromptLimit
@@ -43,6 +43,7 @@ class PreparedPicture:
         encoding: its unfinished encoding, together with small pictures behind it; None once `features` is set.
         encoded: cost of the pieces of `encoding` that are done.
         piece: cost of the next piece.
+        adapter: number of the adapter that changes the picture tower for it; 0 for none.
     """
 
     key: str
@@ -55,6 +56,7 @@ class PreparedPicture:
     encoding: Iterator[float] | None = None
     encoded: float = 0.0
     piece: float = 0.0
+    adapter: int = 0
 
     @property
     def end(self) -> int:
@@ -65,7 +67,8 @@ class PreparedPicture:
 class PreparedRequest:
     """A prompt as token ids, pictures and rotary `positions`, int64 [3, prompt length]: time, height and width.
 
-    The token at index i >= prompt length has position i + `position_delta` on all three axes.
+    The token at index i >= prompt length has position i + `position_delta` on all three axes. `adapter` is the number
+    of the adapter that computes it, 0 for none.
     """
 
     tokens: list[int]
@@ -74,6 +77,7 @@ class PreparedRequest:
     pictures: tuple[PreparedPicture, ...]
     starts_thinking: bool = False
     salt: str = ""
+    adapter: int = 0
 
     @property
     def image_tokens(self) -> int:
@@ -134,6 +138,16 @@ class ImageRules:
         return smart_resize(height, width, self.factor, 0 if sized else self.min_pixels, self.max_pixels)
 
 
+class AdapterPlace(NamedTuple):
+    """The number by which the model knows an adapter, and whether it changes the picture tower too."""
+
+    number: int
+    shows: bool
+
+
+NO_ADAPTER: Final = AdapterPlace(0, shows=False)
+
+
 @dataclass(slots=True)
 class Processor:
     """Prepares requests for the engine; thread-safe.
@@ -144,6 +158,7 @@ class Processor:
         image_token_id: the id that stands for one merged picture token.
         known_features: returns the cached features of a picture by key, or None.
         cost: returns `PreparedPicture.cost`.
+        adapters: by name; "" is that of requests that name none.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -151,6 +166,7 @@ class Processor:
     image_token_id: int
     known_features: Callable[[str], Tensor | None] = lambda key: None
     cost: Callable[[PreparedPicture], float] = lambda picture: 0.0
+    adapters: Mapping[str, AdapterPlace] = field(default_factory=dict)
     _prompt: PromptEncoder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -181,7 +197,9 @@ class Processor:
         for ready, picture in zip(prepared, pictures, strict=True):
             self._fill(ready, picture, request.max_pixels)
         positions, delta = rope_positions(len(tokens), prepared, self.rules.merge_size)
-        return PreparedRequest(tokens, positions, delta, tuple(prepared), thinking, request.cache_salt)
+        adapter = self._adapter(request).number
+        salt = self._salt(request, adapter)
+        return PreparedRequest(tokens, positions, delta, tuple(prepared), thinking, salt, adapter)
 
     def tokens(self, prompt: ChatRequest | str, texts: bool = False) -> Tokens:
         """Return the tokens of a request's prompt, or of a plain text; `texts`: with the text of each.
@@ -249,10 +267,20 @@ class Processor:
         width, height = _fitted(picture, request.max_pixels)
         rows, columns = self.rules.resized(height, width, sized=picture.sized)
         grid = (rows // self.rules.patch_size, columns // self.rules.patch_size)
-        key = f"{request.cache_salt}/{picture.sha256}/{width}x{height}/{grid[0]}x{grid[1]}"
+        adapter = self._adapter(request)
+        changed = adapter.number if adapter.shows else 0
+        key = f"{self._salt(request, changed)}/{picture.sha256}/{width}x{height}/{grid[0]}x{grid[1]}"
         ready = PreparedPicture(key, grid, start, grid[0] * grid[1] // self.rules.merge_size**2)
         ready.cost = self.cost(ready)
+        ready.adapter = changed
         return ready
+
+    def _adapter(self, request: ChatRequest) -> AdapterPlace:
+        return self.adapters.get(request.adapter, NO_ADAPTER)
+
+    def _salt(self, request: ChatRequest, adapter: int) -> str:
+        """Return what keeps apart what is kept of requests with other salts, and of what other adapters computed."""
+        return f"{adapter}/{request.cache_salt}" if self.adapters else request.cache_salt
 
     def _fill(self, ready: PreparedPicture, picture: Picture, max_pixels: int | None) -> None:
         """Set the picture's features if they are cached, else its resized pixels."""
