@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from qvl.evidence.shapes import Box, Located, Point
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
+    from qvl.media.video import Video
+    from qvl.media.video_sampling import VideoSampling
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.map_in_order import MapItem
     from qvl.pipeline.sync_pipeline import Pipeline
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
         ToolCall,
         ToolCallDelta,
         Usage,
+        VideoPart,
     )
 
 __all__ = [
@@ -112,6 +115,9 @@ __all__ = [
     "UnknownNameError",
     "UnsupportedInputError",
     "Usage",
+    "Video",
+    "VideoPart",
+    "VideoSampling",
     "__version__",
     "hookimpl",
 ]
@@ -147,6 +153,8 @@ __getattr__ = _lazy(
         "qvl.evidence.shapes": ("Box", "Located", "Point"),
         "qvl.media.picture": ("Picture",),
         "qvl.media.policy": ("MediaPolicy",),
+        "qvl.media.video": ("Video",),
+        "qvl.media.video_sampling": ("VideoSampling",),
         "qvl.pipeline.async_pipeline": ("AsyncPipeline",),
         "qvl.pipeline.map_in_order": ("MapItem",),
         "qvl.pipeline.sync_pipeline": ("Pipeline",),
@@ -167,6 +175,7 @@ __getattr__ = _lazy(
             "ToolCall",
             "ToolCallDelta",
             "Usage",
+            "VideoPart",
         ),
     },
 )

@@ -17,6 +17,7 @@ from qvl.sampling import SamplingParams as SamplingParams
 
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
+    from qvl.media.video import Video
 
 T = TypeVar("T")
 
@@ -52,9 +53,24 @@ class ImagePart:
 
     picture: Picture
 
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return (self.picture,)
 
-MediaPart: TypeAlias = ImagePart
-"""What is shown in a message. A second kind joins the union here, and type checking names all who must learn it."""
+
+@dataclass(frozen=True, slots=True)
+class VideoPart:
+    """A video in a message, checked by the media gate; its frames are chosen."""
+
+    video: Video
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return self.video.frames
+
+
+MediaPart: TypeAlias = ImagePart | VideoPart
+"""What is shown in a message. Another kind joins the union here, and type checking names all who must learn it."""
 Part: TypeAlias = TextPart | MediaPart
 
 
@@ -112,8 +128,14 @@ class Message:
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """Return the message's pictures, in order."""
-        return tuple([part.picture for part in self.parts if not isinstance(part, TextPart)])
+        """Return the message's pictures, in order; those of a video are its frames."""
+        shown = [part.pictures for part in self.parts if not isinstance(part, TextPart)]
+        return tuple([picture for pictures in shown for picture in pictures])
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """Return the message's videos, in order."""
+        return tuple([part.video for part in self.parts if isinstance(part, VideoPart)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +214,13 @@ class ChatRequest:
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """Return all pictures of the conversation, in order."""
+        """Return all pictures of the conversation, in order; those of a video are its frames."""
         return tuple([picture for message in self.messages for picture in message.pictures])
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """Return all videos of the conversation, in order."""
+        return tuple([video for message in self.messages for video in message.videos])
 
     def prompt_fields(self) -> JsonObject:
         """Return those of the fields that shape a prompt and differ from their defaults, as JSON."""
@@ -245,8 +272,9 @@ class PromptFacts:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts. `image_tokens` and `cached_tokens` are parts of `prompt_tokens`, `reasoning_tokens` of the rest.
+    """Token counts. All but `completion_tokens` and `reasoning_tokens`, which is part of those, are in `prompt_tokens`.
 
+    `image_tokens` are those of pictures, `video_tokens` of videos, of which `video_frames` frames were shown.
     `reasoning_tokens` are those between the marks of a thought; 0 where an endpoint does not tell them.
     """
 
@@ -255,6 +283,8 @@ class Usage:
     image_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    video_tokens: int = 0
+    video_frames: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -336,7 +366,7 @@ class Result:
     """The complete result of a request, folded from its stream.
 
     `notes` list deviations from the request, such as a schema that was validated afterwards because the endpoint
-    ignores schemas.
+    ignores schemas. `pictures` are what was shown, the frames of `videos` among them.
     """
 
     choices: tuple[Choice, ...]
@@ -351,6 +381,7 @@ class Result:
     notes: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = field(default=(), repr=False, compare=False)
     prompt: PromptFacts | None = None
+    videos: tuple[Video, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def text(self) -> str:

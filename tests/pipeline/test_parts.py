@@ -217,7 +217,7 @@ def test_limits_that_cannot_work_are_refused_by_their_part(limits: dict[str, Any
 
 
 WRONG: list[tuple[Any, str, str]] = [
-    ({"type": "video_url", "video_url": {"url": URL}}, ".type", "video_url"),
+    ({"type": "audio_url", "audio_url": {"url": URL}}, ".type", "audio_url"),
     ({"type": "input_audio", "input_audio": {}}, ".type", "known: text, image_url"),
     ({"type": 7}, ".type", "unknown value '7'"),
     ({}, ".type", "is missing"),

@@ -37,7 +37,7 @@ def test_nothing_of_a_users_program_is_unknown_to_a_type_checker(tmp_path: Path)
 
 def test_every_parameter_of_a_request_is_known_by_its_name() -> None:
     own = {field.name for field in fields(ChatRequest)} - {"messages", "sampling", "prefill"}
-    assert RequestParams.__annotations__.keys() == SamplingParams.names() | own | {"min_pixels"}
+    assert RequestParams.__annotations__.keys() == SamplingParams.names() | own | {"min_pixels", "video"}
     assert Path(qvl.__file__).with_name("py.typed").is_file(), "without it nobody's checker reads the types"
 
 
@@ -45,7 +45,7 @@ def test_text_and_media_are_told_apart_in_one_function() -> None:
     """So a second kind of medium comes in at one place for pictures of a request, its key and the wire."""
     picture = square()
     message = Message("user", (TextPart("a"), ImagePart(picture), TextPart("b")))
-    parts = map_parts(message.parts, lambda text: text.text, lambda media: media.picture.sha256)
+    parts = map_parts(message.parts, lambda text: text.text, lambda media: media.pictures[0].sha256)
     assert parts == ["a", picture.sha256, "b"]
     for name in ("types.py", "caches/key.py", "pipeline/load_pictures.py", "backends/openai/wire.py"):
         source = Path(qvl.__file__).parent / name

@@ -50,7 +50,8 @@ The server or the pipeline sees to these itself, whatever the backend:
 | field | what becomes of it |
 |---|---|
 | `max_pixels`, `min_pixels`, `mm_processor_kwargs` | the limits of every picture (`size` with \
-`longest_edge` and `shortest_edge` too); `fps` and `num_frames` are refused, since there are no videos |
+`longest_edge` and `shortest_edge` too); `fps`, `num_frames` and the other fields of a \
+video part say which frames of videos are shown |
 | `cache_salt` | keeps answers apart; prefixes and picture features too, in `local` and `vllm`, and at \
 endpoints that know it |
 | `request_id` | a part of the answer's id, and its `X-Request-Id` |

@@ -192,7 +192,7 @@ def test_usage_comes_with_every_event_where_it_is_asked_for(server: Running, pat
 
 TEXT = {"type": "text", "text": "x"}
 WRONG_PARTS: list[tuple[Any, str, str]] = [
-    ({"type": "video_url", "video_url": {"url": "x"}}, ".type", "known: text, image_url"),
+    ({"type": "audio_url", "audio_url": {"url": "x"}}, ".type", "known: text, image_url"),
     ({"type": "image_url", "image_url": {"url": data_url(), "detail": "medium"}}, ".image_url.detail", "'medium'"),
     ({"type": "image_url", "image_url": {"detail": "low"}}, ".image_url.url", "is missing"),
     ({"type": "text"}, ".text", "is missing"),

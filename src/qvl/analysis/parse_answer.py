@@ -22,11 +22,12 @@ from qvl.analysis.product import ProductAnalysis, ProductFields
 from qvl.analysis.prompts import LANGUAGES, PRODUCT_PROMPTS, PROMPT_VERSION, RETRY_PROMPTS, SCHEMA_PROMPTS
 from qvl.errors import AnalysisError, ConfigError
 from qvl.evidence.answer_form import form_of
-from qvl.types import ImagePart, JsonMapping, JsonObject, Message, Part, ResponseFormat, TextPart
+from qvl.media.video_parts import media_part
+from qvl.types import JsonMapping, JsonObject, Message, Part, ResponseFormat, TextPart
 
 if TYPE_CHECKING:
     from qvl.evidence.answer_form import AnswerForm
-    from qvl.media.picture import Picture
+    from qvl.media.video import Medium
 
 T = TypeVar("T", bound=BaseModel)
 # A pydantic class, a JSON schema, a dataclass, a TypedDict, or another type that pydantic reads.
@@ -83,7 +84,7 @@ def prompt_version(schema: type[BaseModel]) -> str:
 
 
 def build_messages(
-    pictures: Sequence[Picture],
+    pictures: Sequence[Medium],
     *,
     schema: type[BaseModel],
     language: str,
@@ -107,7 +108,7 @@ def build_messages(
         prompt = SCHEMA_PROMPTS[language]
         text = prompt.user.format(schema=json.dumps(asked or generation_schema(schema), ensure_ascii=False))
         text = "\n".join(filter(None, (text, evidence)))
-    parts: tuple[Part, ...] = (*(ImagePart(picture) for picture in pictures), TextPart(text))
+    parts: tuple[Part, ...] = (*(media_part(medium) for medium in pictures), TextPart(text))
     return Message("system", (TextPart(prompt.system),)), Message("user", parts)
 
 

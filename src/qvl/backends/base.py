@@ -35,7 +35,8 @@ def began() -> float:
 class Capabilities:
     """The features that a backend supports, probed where that is possible.
 
-    `images` is the most pictures of a request (0: none). `max_context` is in tokens, None if unknown. `sampling` are
+    `images` is the most pictures of a request (0: none). `videos` is True if it takes videos as such; others are sent
+    the frames as pictures, each behind its time. `max_context` is in tokens, None if unknown. `sampling` are
     the SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while generating.
     `extra_body` is True if unknown request fields are passed on; `top_logprobs` is the most alternatives a token.
     `lists` is False if a schema must have an object on top, as endpoints demand.
@@ -43,6 +44,7 @@ class Capabilities:
     """
 
     images: int = 0
+    videos: bool = False
     max_context: int | None = None
     sampling: frozenset[str] = field(default_factory=SamplingParams.assumed)
     response_formats: frozenset[str] = frozenset()
@@ -266,11 +268,16 @@ class Backend(ABC):
         """
         have, me = self.capabilities, f"{self.name}:{self.model}"
         pictures, kind = len(request.pictures), request.response_format.kind
+        if request.videos and not have.videos:
+            hint = "qvl.media.video_parts.as_timed_pictures(request) has its frames"
+            raise UnsupportedInputError(f"{me} does not support videos", hint=hint, param="messages")
+        pictures -= sum(len(video.frames) for video in request.videos)
         if pictures and not have.images:
             raise UnsupportedInputError(f"{me} does not support pictures", hint="use a vision model", param="messages")
         if pictures > have.images:
             what = f"{pictures} pictures, but {me} takes at most {have.images} to a request"
-            raise UnsupportedInputError(what, param="messages")
+            hint = "fewer, or of a video fewer frames (nframes)"
+            raise UnsupportedInputError(what, hint=hint, param="messages")
         for name in request.sampling.changed():
             if name not in have.sampling:
                 raise UnsupportedInputError(f"{me} does not support {name}", hint="leave it out", param=name)

@@ -84,6 +84,7 @@ class TokenEngineRequest:
             prompt_tokens=len(self.prepared.tokens),
             completion_tokens=self._completion_tokens,
             image_tokens=self.prepared.image_tokens,
+            video_tokens=self.prepared.video_tokens,
             cached_tokens=self.cached_tokens,
             reasoning_tokens=sum(output.reasoning_tokens for output in self._outputs),
         )

@@ -28,6 +28,7 @@ from qvl.types import (
     TokenLogprob,
     ToolCall,
     Usage,
+    VideoPart,
     canonical_json,
     map_parts,
 )
@@ -51,11 +52,23 @@ class PictureManifest(TypedDict):
     sized: NotRequired[bool]
 
 
+class VideoManifest(TypedDict):
+    """A video in a manifest: its hash, the size of its frames, and the times of those that are shown."""
+
+    video: str
+    size: list[int]
+    times: list[float]
+    sized: NotRequired[bool]
+
+
+PartManifest: TypeAlias = TextManifest | PictureManifest | VideoManifest
+
+
 class MessageManifest(TypedDict):
     """A message in a manifest, its parts in their order; `reasoning` only where there is one."""
 
     role: str
-    parts: list[TextManifest | PictureManifest]
+    parts: list[PartManifest]
     tool_calls: list[JsonObject]
     tool_call_id: str | None
     name: str | None
@@ -109,7 +122,8 @@ def build_manifest(
 ) -> Manifest:
     """Return everything that changes the answer to `request`.
 
-    Pictures are represented by hash and canonical size, in the order of their message's parts, so order, role,
+    Pictures are represented by hash and canonical size, videos by hash and times of frames,
+    in the order of their message's parts, so order, role,
     position and detail are part of the key. `max_pixels` is the media gate's budget; a smaller one in the request wins.
     `task`, `prompt_version` and `language` are those of an analysis; `namespace` separates tenants.
     """
@@ -179,11 +193,17 @@ def _message(message: Message) -> MessageManifest:
     return manifest
 
 
-def _text(part: TextPart) -> TextManifest | PictureManifest:
+def _text(part: TextPart) -> PartManifest:
     return {"text": part.text}
 
 
-def _media(part: MediaPart) -> TextManifest | PictureManifest:
+def _media(part: MediaPart) -> PartManifest:
+    if isinstance(part, VideoPart):
+        video = part.video
+        shown: VideoManifest = {"video": video.sha256, "size": [video.width, video.height], "times": list(video.times)}
+        if video.frames[0].sized:
+            shown["sized"] = True
+        return shown
     picture = part.picture
     entry: PictureManifest = {"image": picture.sha256, "size": [picture.width, picture.height]}
     # Named only where a request set the size, which the model then leaves as it is.

@@ -246,11 +246,12 @@ def question_form(question: Question, parts: Sequence[Part], labels: Sequence[La
     instructions: object = "\n".join(part.text for part in parts if isinstance(part, TextPart))
     if not all(isinstance(part, TextPart) for part in parts):
         # As text where it is nothing else, since some read no parts.
-        instructions = map_parts(
+        told: list[list[JsonObject]] = map_parts(
             parts,
-            lambda part: {"type": "input_text", "text": part.text},
-            lambda media: {"type": "input_image", "image_url": media.picture.data_url()},
+            lambda part: [{"type": "input_text", "text": part.text}],
+            lambda media: [{"type": "input_image", "image_url": shown.data_url()} for shown in media.pictures],
         )
+        instructions = [item for items in told for item in items]
     form: JsonObject = {"type": question.type, "instructions": instructions}
     described = [(label.value, {"description": label.description} if label.description else {}) for label in labels]
     if isinstance(question, ChoiceQuestion):

@@ -35,6 +35,11 @@ class MediaPolicy:
             PNG (26 with alpha), 16 as RGB WebP and 14 as RGB AVIF.
         max_decode_seconds: most processor time that decoding one picture may take.
         max_frames: most frames of an animation, or pages of a TIFF; only the first is used.
+        max_video_bytes: largest video that is read.
+        max_video_seconds: longest video, or part of one, that is looked at.
+        max_video_frames: most frames of a video that are shown to a model.
+        max_video_pixels: budget of those frames together; larger ones are downscaled, aspect ratio kept.
+        max_video_decode_seconds: most time that finding and decoding those frames may take.
         max_aspect: largest ratio of the long to the short side.
         timeout: for the whole of a fetch, redirects included.
         max_redirects: each hop is checked like the first address.
@@ -55,6 +60,11 @@ class MediaPolicy:
     max_decode_bytes: int = 256 * 1024 * 1024
     max_decode_seconds: float = 10.0
     max_frames: int = 1_000
+    max_video_bytes: int = 256 * 1024 * 1024
+    max_video_seconds: float = 3_600.0
+    max_video_frames: int = 768
+    max_video_pixels: int = 50_331_648
+    max_video_decode_seconds: float = 60.0
     max_aspect: float = 200.0
     timeout: float = 20.0
     max_redirects: int = 3
@@ -66,8 +76,10 @@ class MediaPolicy:
     def __post_init__(self) -> None:
         for name in ("max_pixels", "max_bytes", "max_source_pixels", "max_decode_bytes", "max_frames", "max_aspect"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("max_video_bytes", "max_video_frames", "max_video_pixels"):
+            self._check(name, getattr(self, name) >= 1, "1 or more")
         self._check("min_pixels", 0 <= self.min_pixels <= self.max_pixels, f"from 0 to max_pixels, {self.max_pixels}")
-        for name in ("timeout", "max_decode_seconds"):
+        for name in ("timeout", "max_decode_seconds", "max_video_seconds", "max_video_decode_seconds"):
             self._check(name, getattr(self, name) > 0, "above 0, in seconds")
         self._check("max_redirects", self.max_redirects >= 0, "0 or more")
         for name in ("formats", "allowed_domains", "allowed_private"):

@@ -17,6 +17,7 @@ from qvl.errors import MediaError
 from qvl.media import base64_codec
 from qvl.media.base64_codec import Base64Picture
 from qvl.media.image_header import sniff
+from qvl.media.video_head import HEAD, container_of
 
 if TYPE_CHECKING:
     from qvl.media.policy import MediaPolicy
@@ -199,7 +200,7 @@ def is_base64(head: str) -> bool:
 
 
 def _as_picture(data: bytes, kind: str, name: str, policy: MediaPolicy) -> bytes:
-    if not is_label_of_picture(kind) and not sniff(data):
+    if not is_label_of_picture(kind) and not sniff(data) and not container_of(data[:HEAD]):
         raise MediaError(
             f"a data: URL of {short(kind)[:60]} is not a picture", hint="use image/*", code="image_url_blocked"
         )

@@ -19,9 +19,17 @@ from qvl.evidence.coordinates import Frame
 from qvl.evidence.prompts import EVIDENCE_VERSION, evidence_sentence
 from qvl.evidence.shapes import Box, Located, Point
 from qvl.ids import new_request_id
+from qvl.media.video import still
 from qvl.pipeline.call import Call, Generate
 from qvl.pipeline.job import Confidence, Outcome
-from qvl.pipeline.parse_request import OF_REQUEST, own_extra, request_limits, sampling_params, unread_pictures
+from qvl.pipeline.parse_request import (
+    OF_REQUEST,
+    own_extra,
+    request_limits,
+    request_sampling,
+    sampling_params,
+    unread_pictures,
+)
 from qvl.pipeline.single_flight import Written
 from qvl.types import ChatRequest, JsonObject, ResponseFormat, Result, Usage
 
@@ -30,8 +38,8 @@ if TYPE_CHECKING:
     from qvl.backends.base import Backend, Capabilities
     from qvl.caches.policy import CacheMode, CachePolicy
     from qvl.calibration.calibrator import Calibrator
-    from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
+    from qvl.media.video import Medium
     from qvl.pipeline.job import Job
     from qvl.pipeline.parse_parts import PictureLike
     from qvl.pipeline.parse_request import AnalyzeParams
@@ -66,8 +74,9 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         self.language = analysis.check_language(language)
         self._request_id = params.get("request_id") or new_request_id()
         self._extra = own_extra(params.get("extra"))
+        sampling_of_videos = request_sampling(params.get("video"), self._extra)
         limits = request_limits(params.get("max_pixels"), params.get("min_pixels"), self._extra)
-        self.pictures = unread_pictures(sources, limits)
+        self.pictures = unread_pictures(sources, limits, sampling_of_videos)
         sampling = {name: value for name, value in params.items() if name not in OF_REQUEST}
         self._sampling = sampling_params({"max_tokens": MAX_TOKENS, **sampling})
         if self._sampling.n != 1:
@@ -146,7 +155,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
     def _shown(self, path: str) -> str:
         return path.removeprefix("answer.") if self._type.boxed else path
 
-    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
+    def request(self, pictures: Sequence[Medium], have: Capabilities | None) -> ChatRequest:
         assert have is not None
         sampling = self._sampling
         if have.logprobs and sampling.logprobs is None:
@@ -154,7 +163,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         asked, sentence = None, ""
         if self._placed:
             coordinates = self._backend.coordinates
-            frames = tuple([Frame.of(number, picture, coordinates) for number, picture in enumerate(pictures)])
+            frames = tuple([Frame.of(number, still(picture), coordinates) for number, picture in enumerate(pictures)])
             self._form = AnswerForm(self._asked, frames, self._fields)
             asked = self._form.asked()
             sentence = evidence_sentence(self.language, coordinates.convention) if self._fields else ""

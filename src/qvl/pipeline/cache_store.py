@@ -277,11 +277,12 @@ def _too_old(entry: CacheEntry | None, max_age: float | None) -> bool:
 def to_entry(job: Job, outcome: Outcome) -> CacheEntry:
     """Return the cache entry of a job and its outcome."""
     result = outcome.result
-    pictures = job.request.pictures
+    # By the file rather than by its first frame, whose hash nobody knows.
+    shown = job.request.videos or job.request.pictures
     return CacheEntry(
         result={**keys.result_to_json(result), "confidence": dict(outcome.confidence)},
         manifest=job.manifest or {},
-        image_hash=pictures[0].sha256 if pictures else "",
+        image_hash=shown[0].sha256 if shown else "",
         task=job.task,
         language=job.language,
         model=result.model,

@@ -20,8 +20,8 @@ from qvl.pipeline.single_flight import Written
 if TYPE_CHECKING:
     from qvl.backends.base import Capabilities
     from qvl.caches.policy import CacheMode, CachePolicy
-    from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
+    from qvl.media.video import Medium
     from qvl.types import ChatRequest, Result
 
 R = TypeVar("R")
@@ -56,7 +56,7 @@ class Call(ABC, Generic[R]):
     ) -> None:
         self.started = time.perf_counter() if started is None else started
         # What the executor knows of it so far, so that nothing is read twice.
-        self.loaded: Sequence[Picture] | None = None
+        self.loaded: Sequence[Medium] | None = None
         self.job: Job | None = None
         self.stages = Stages()
         self.cache = cache
@@ -64,7 +64,7 @@ class Call(ABC, Generic[R]):
         self.policy = policy
 
     @abstractmethod
-    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
+    def request(self, pictures: Sequence[Medium], have: Capabilities | None) -> ChatRequest:
         """Return the request with the loaded `pictures`; `have` is None unless the call `needs_capabilities`.
 
         Raises:
@@ -98,7 +98,7 @@ class RequestCall(Call["Result"]):
         super().__init__(cache, namespace=namespace, started=started)
         self._request = request
 
-    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
+    def request(self, pictures: Sequence[Medium], have: Capabilities | None) -> ChatRequest:
         return self._request
 
     def value(self, outcome: Outcome, finish: Callable[[], Result]) -> Result:
@@ -116,5 +116,5 @@ class ChatCall(RequestCall):
         super().__init__(self._draft.request, cache, started=started)
         self.pictures = self._draft.pictures
 
-    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
+    def request(self, pictures: Sequence[Medium], have: Capabilities | None) -> ChatRequest:
         return self._draft.finished(pictures)

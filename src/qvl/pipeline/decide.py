@@ -11,11 +11,13 @@ from qvl.decisions.answers import Decision, Decisions
 from qvl.decisions.read_labels import together
 from qvl.errors import ConfigError, ContextLengthError
 from qvl.ids import new_request_id
+from qvl.media.video import pictures_of
+from qvl.media.video_parts import media_part
 from qvl.pipeline.decide_call import DecideCall, DecideParams
 from qvl.pipeline.load_pictures import load_pictures
 from qvl.pipeline.parse_parts import UnreadPicture, read_part
 from qvl.pipeline.parse_request import draft_request, request_limits
-from qvl.types import ImagePart, Result, TextPart
+from qvl.types import Result, TextPart
 
 if TYPE_CHECKING:
     from qvl.caches.policy import CacheMode, CachePolicy
@@ -79,12 +81,13 @@ async def decide(
     for question, parts in zip(questions, asked, strict=True):
         # Hundreds of questions with hundreds of options are not made ready in one go.
         await asyncio.sleep(0)
-        whole = [ImagePart(next(rest)) if isinstance(part, UnreadPicture) else part for part in parts]
+        whole = [media_part(next(rest)) if isinstance(part, UnreadPicture) else part for part in parts]
         before = [*shared[:-1], last]
         calls.append(DecideCall(before, question, whole, executor, cache, params, namespace=namespace, policy=policy))
     answered = await together(answer(number, call) for number, call in enumerate(calls))
     first = answered[0][1]
-    decisions = Decisions(tuple([decision for decision, _ in answered]), first.model, first.backend, tuple(loaded))
+    told = tuple([decision for decision, _ in answered])
+    decisions = Decisions(told, first.model, first.backend, pictures_of(loaded))
     return decisions, [result for _, result in answered]
 
 

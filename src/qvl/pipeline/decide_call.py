@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from qvl.backends.base import Capabilities
     from qvl.caches.policy import CacheMode, CachePolicy
     from qvl.calibration.abstain import AbstainLike
-    from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
+    from qvl.media.video import Medium
     from qvl.pipeline.executor import Executor
     from qvl.pipeline.job import Job
     from qvl.pipeline.parse_message import MessageLike
@@ -85,7 +85,7 @@ class DecideCall(Call[tuple[Decision, Result]]):
         self._draft = draft_request(_with_question(messages, question, parts), **params)
         self.pictures = self._draft.pictures
 
-    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
+    def request(self, pictures: Sequence[Medium], have: Capabilities | None) -> ChatRequest:
         assert have is not None
         if self._calibrator is not None:
             # Before an answer is paid for.

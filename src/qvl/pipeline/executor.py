@@ -21,6 +21,7 @@ from qvl.chunks import unfold
 from qvl.errors import AnalysisError
 from qvl.log import logger
 from qvl.media.digest_cache import DigestCache
+from qvl.media.video_parts import as_timed_pictures
 from qvl.pipeline.cache_store import WORKERS, Store, from_entry, to_entry
 from qvl.pipeline.job import CacheHit, CacheMiss, Job, Outcome, Streaming
 from qvl.pipeline.load_pictures import decode_pictures, is_one_local, load_pictures, naming, read_pictures
@@ -337,6 +338,7 @@ class Executor:
             request_id=job.request.request_id,
             key=job.key,
             pictures=job.request.pictures,
+            videos=job.request.videos,
         )
         for hook in self.plugins.hook.response_done.get_hookimpls():
             try:
@@ -397,6 +399,14 @@ class Executor:
                 self.on_chunk(job, chunk)
 
         request, salt = job.request, job.salt
+        videos, notes = request.videos, tuple[str, ...]()
+        if videos and not self.backend.capabilities.videos:
+            request = as_timed_pictures(request)
+            notes = tuple(
+                f"{video.source}: sent as {len(video.frames)} pictures, each behind its time, since"
+                f" {self.backend.name}:{self.backend.model} takes no videos"
+                for video in videos
+            )
         if salt != request.cache_salt:
             request = request.replace(cache_salt=salt)
         folder = await self.backend.fold(request, on_chunk=on_chunk, take_back=partial(emit.take_back, before))
@@ -406,8 +416,9 @@ class Executor:
         return Outcome(
             Result(
                 choices=folder.choices(),
-                usage=folder.usage,
+                usage=dataclasses.replace(folder.usage, video_frames=sum(len(video.frames) for video in videos)),
                 timing=timing,
+                notes=notes,
                 model=request.adapter or self.backend.model,
                 backend=self.backend.name,
                 created_at=time.time(),

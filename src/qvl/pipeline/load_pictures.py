@@ -9,13 +9,16 @@ from collections.abc import Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from qvl.errors import MediaError
+from qvl.media.load_video import aload_video, decode_video, load_video
 from qvl.media.smart_resize import NO_LIMITS
+from qvl.media.video import Medium, Video
+from qvl.media.video_head import looks_like_video
 from qvl.pipeline.parse_parts import UnreadPicture
-from qvl.types import ChatRequest, ImagePart, Part, TextPart, map_parts
+from qvl.types import ChatRequest, ImagePart, MediaPart, Part, TextPart, VideoPart, map_parts
 
 if TYPE_CHECKING:
     from qvl.media.digest_cache import DigestCache
-    from qvl.media.picture import Picture, PictureSource
+    from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
 
 T = TypeVar("T")
@@ -26,8 +29,8 @@ MAX_FETCHES: Final = 8
 
 async def load_pictures(
     pictures: Sequence[UnreadPicture], policy: MediaPolicy, *, digests: DigestCache | None = None
-) -> list[Picture]:
-    """Return the pictures, read and hashed in parallel but not decoded; the first failure cancels the rest.
+) -> list[Medium]:
+    """Return the pictures and videos, read and hashed in parallel but not decoded; the first failure cancels the rest.
 
     Raises:
         MediaError: a picture cannot be read, for the reasons of `qvl.media.aload`.
@@ -40,13 +43,18 @@ async def load_pictures(
     policies = _policies(policy, pictures)
     fetching = asyncio.Semaphore(MAX_FETCHES)
 
-    async def load(source: PictureSource, own: MediaPolicy) -> Picture:
+    async def load(unread: UnreadPicture, own: MediaPolicy) -> Medium:
+        source = unread.source
+        if isinstance(source, Video):
+            return source
         async with fetching if gate.is_remote(source) else contextlib.nullcontext():
+            if unread.video or looks_like_video(source, files=own.allow_files):
+                return await aload_video(source, own, unread.sampling)
             return await gate.aload(source, own, decode=False, digests=digests)
 
     return await _together(
         [
-            _numbered(number, load(picture.source, own))
+            _numbered(number, load(picture, own))
             for number, (picture, own) in enumerate(zip(pictures, policies, strict=True))
         ]
     )
@@ -54,7 +62,7 @@ async def load_pictures(
 
 def read_pictures(
     pictures: Sequence[UnreadPicture], policy: MediaPolicy, digests: DigestCache, *, may_wait: bool
-) -> list[Picture] | None:
+) -> list[Medium] | None:
     """Return the pictures, read and hashed in this thread; None if `load_pictures` would be faster or a URL is one.
 
     Small pictures in memory are always read here, since a thread switch takes longer; so is a single local one
@@ -65,11 +73,17 @@ def read_pictures(
     """
     from qvl.media import gate
 
-    ready: list[Picture] = []
+    ready: list[Medium] = []
     alone = may_wait and is_one_local(pictures)
     for number, (picture, own) in enumerate(zip(pictures, _policies(policy, pictures), strict=True)):
         with naming(number):
-            if alone:
+            if isinstance(picture.source, Video):
+                ready.append(picture.source)
+            elif picture.video or looks_like_video(picture.source, files=may_wait and own.allow_files):
+                if not alone:
+                    return None
+                ready.append(load_video(picture.source, own, picture.sampling))
+            elif alone:
                 ready.append(gate.load(picture.source, own, decode=False, digests=digests))
             elif (now := gate.load_now(picture.source, own, digests=digests)) is not None:
                 ready.append(now)
@@ -82,7 +96,8 @@ def is_one_local(pictures: Sequence[UnreadPicture]) -> bool:
     """Return True if there is exactly one picture and it is not a URL to fetch."""
     from qvl.media import gate
 
-    return len(pictures) == 1 and not gate.is_remote(pictures[0].source)
+    source = pictures[0].source if len(pictures) == 1 else None
+    return source is not None and (isinstance(source, Video) or not gate.is_remote(source))
 
 
 async def decode_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
@@ -96,6 +111,8 @@ async def decode_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
     pictures = request.pictures
     if not pictures:
         return request
+    for video in request.videos:
+        await decode_video(video)
     ready = await _together(
         [
             _numbered(number, gate.aready(picture, request.max_pixels, pixels=pixels))
@@ -113,11 +130,15 @@ def _with_pictures(request: ChatRequest, before: Sequence[Picture], after: Seque
     if all(one is other for one, other in zip(before, after, strict=True)):
         return request
     coming = iter(after)
+
+    def replaced(media: MediaPart) -> Part:
+        if isinstance(media, ImagePart):
+            return ImagePart(next(coming))
+        return VideoPart(media.video.with_frames([next(coming) for _ in media.video.frames]))
+
     return request.replace(
         messages=tuple(
-            dataclasses.replace(
-                message, parts=tuple(map_parts(message.parts, _same, lambda media: ImagePart(next(coming))))
-            )
+            dataclasses.replace(message, parts=tuple(map_parts(message.parts, _same, replaced)))
             for message in request.messages
         )
     )

@@ -13,6 +13,7 @@ from qvl.evidence.locate import locate_schema, read_located, read_targets
 from qvl.evidence.located import Locations
 from qvl.evidence.prompts import LOCATE_VERSION, locate_prompt
 from qvl.evidence.shapes import Located
+from qvl.media.video import still
 from qvl.pipeline.call import Call, Generate
 from qvl.pipeline.job import Outcome
 from qvl.pipeline.parse_parts import PARTS
@@ -23,8 +24,8 @@ from qvl.types import JsonObject, ResponseFormat, Result, TextPart
 if TYPE_CHECKING:
     from qvl.backends.base import Backend, Capabilities
     from qvl.caches.policy import CacheMode, CachePolicy
-    from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
+    from qvl.media.video import Medium
     from qvl.pipeline.job import Job
     from qvl.pipeline.parse_parts import PictureLike
     from qvl.types import ChatRequest, JsonMapping
@@ -85,11 +86,11 @@ class LocateCall(Call[Locations]):
         self._draft = draft_request([{"role": "user", "content": [part]}], **wanted)
         self.pictures = self._draft.pictures
 
-    def request(self, pictures: Sequence[Picture], have: Capabilities | None) -> ChatRequest:
+    def request(self, pictures: Sequence[Medium], have: Capabilities | None) -> ChatRequest:
         assert have is not None
         # Known only now: an endpoint's model may be named when it is opened.
         coordinates = self._coordinates = self._backend.coordinates
-        frame = Frame.of(0, pictures[0], coordinates)
+        frame = Frame.of(0, still(pictures[0]), coordinates)
         self.prompt_version = f"locate-{LOCATE_VERSION}-{coordinates.convention}"
         request = self._draft.finished(pictures)
         text = TextPart(locate_prompt(self.targets, points=self.points, convention=coordinates.convention))

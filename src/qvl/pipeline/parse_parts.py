@@ -14,15 +14,18 @@ from pydantic import BaseModel
 
 from qvl.errors import UnsupportedInputError
 from qvl.media.smart_resize import LIMIT_NAMES, NO_LIMITS, PixelLimits, read_limits
+from qvl.media.video_sampling import DEFAULT_SAMPLING, VIDEO_FIELDS, VideoSampling, read_sampling
 from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
-from qvl.types import ImagePart, JsonMapping, Part, TextPart
+from qvl.types import ImagePart, JsonMapping, Part, TextPart, VideoPart
 
 if TYPE_CHECKING:
     from qvl.media.picture import PictureSource
+    from qvl.media.video import Video
 
 DETAILS: Final = ("auto", "low", "high", "original")
-KINDS: Final = ("text", "image_url", "input_image", "image")
+KINDS: Final = ("text", "image_url", "input_image", "image", "video_url", "video")
 _PICTURES: Final = ("image_url", "input_image", "image")
+_VIDEOS: Final = ("video_url", "input_video", "video")
 _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "text": ("text", "source_type"),
     "input_text": ("text",),
@@ -39,15 +42,21 @@ _LABELS: Final = frozenset(
 _THOUGHTS: Final = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "reasoning_content")
 _SOURCES: Final = ("image", "image_url", "base64", "data", "url", "source")
 _MEDIA_TYPES: Final = ("mime_type", "mimeType", "mediaType", "media_type")
+_VIDEO_SOURCES: Final = ("video_url", "video", "url", "base64", "data")
 _IMAGE_FIELDS: Final = (*_SOURCES, "source_type", *_MEDIA_TYPES, "detail", *LIMIT_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadPicture:
-    """A picture of a message before it is loaded: its source, and limits of its size."""
+    """A picture or video of a message before it is loaded: its source, limits of its size, and the frames it shows.
 
-    source: PictureSource
+    `video` is True if the part says that it is one; else its name, media type or first bytes tell.
+    """
+
+    source: PictureSource | Video
     limits: PixelLimits = NO_LIMITS
+    sampling: VideoSampling = DEFAULT_SAMPLING
+    video: bool = False
 
 
 ContentPart: TypeAlias = Part | UnreadPicture
@@ -81,7 +90,7 @@ def read_part(part: object, where: str) -> ContentPart:
     Raises:
         RequestError: an invalid field; the error names it and the known values.
     """
-    if isinstance(part, TextPart | ImagePart | UnreadPicture):
+    if isinstance(part, TextPart | ImagePart | VideoPart | UnreadPicture):
         return part
     if isinstance(part, str):
         return TextPart(part)
@@ -95,7 +104,7 @@ def read_part(part: object, where: str) -> ContentPart:
     if kind in _TEXTS:
         refuse_others(part, _TEXTS[kind], _LABELS, where)
         return TextPart(text_of(part, _TEXTS[kind][0], where))
-    return _picture(part, kind, where)
+    return _video(part, where) if kind in _VIDEOS else _picture(part, kind, where)
 
 
 def _is_thought(part: object) -> bool:
@@ -140,13 +149,13 @@ def _bare_kind(part: JsonMapping) -> object:
     kind = part.get("type")
     if kind is None:
         # Qwen's first form has no types, and its chat templates still read that.
-        kind = next((name for name in ("text", "image", "image_url") if name in part), None)
+        kind = next((name for name in ("text", "image", "image_url", "video", "video_url") if name in part), None)
     return kind
 
 
 def _kind(part: JsonMapping, where: str) -> str:
     kind = _bare_kind(part)
-    if isinstance(kind, str) and (kind in _TEXTS or kind in _PICTURES):
+    if isinstance(kind, str) and (kind in _TEXTS or kind in _PICTURES or kind in _VIDEOS):
         return kind
     param, hint = f"{where}.type", f"known: {', '.join(KINDS)}"
     if kind is None:
@@ -185,6 +194,33 @@ def _image_url(value: object, limits: PixelLimits, where: str) -> UnreadPicture:
     return UnreadPicture(
         cast("PictureSource", value), _with_detail(read_limits(inner, where).over(limits), inner, where)
     )
+
+
+def _video(part: JsonMapping, where: str) -> UnreadPicture:
+    """Return the video of a part: vLLM's and Qwen's `video_url` and `video`, and LangChain's standard block."""
+    known = (*_VIDEO_SOURCES, "source_type", *_MEDIA_TYPES, *VIDEO_FIELDS, "num_frames", *LIMIT_NAMES)
+    refuse_others(part, known, _LABELS, where)
+    named = [name for name in _VIDEO_SOURCES if part.get(name) is not None]
+    if len(named) != 1:
+        fault = f"names a video by {' and by '.join(named)}" if named else "has no video"
+        raise wrong(where, fault, "use one of video_url, video, url, base64, data")
+    value, at = part[named[0]], f"{where}.{named[0]}"
+    inner: JsonMapping = {}
+    if isinstance(value, Mapping):
+        inner = value
+        refuse_others(inner, ("url", *VIDEO_FIELDS, "num_frames", *LIMIT_NAMES), _LABELS, at)
+        value, at = inner.get("url"), f"{at}.url"
+    if isinstance(value, list | tuple):
+        hint = "send the frames as pictures, each behind a text with its time"
+        raise UnsupportedInputError(f"{at}: a list of frames is not a video", hint=hint, param=at)
+    if value is None or isinstance(value, bool | int | float | Mapping):
+        raise wrong(at, "is missing" if value is None else f"must be a URL, not {type_of(value)}")
+    if named[0] in ("base64", "data") and isinstance(value, str) and value[:5].lower() != "data:":
+        media_type = next((part[name] for name in _MEDIA_TYPES if part.get(name)), "video/mp4")
+        value = f"data:{media_type};base64,{value}"
+    limits = read_limits(inner, where).over(read_limits(part, where))
+    sampling = read_sampling(inner, where).over(read_sampling(part, where))
+    return UnreadPicture(cast("PictureSource", value), limits, sampling, video=True)
 
 
 def _source(part: JsonMapping, where: str) -> PictureSource:

@@ -19,31 +19,23 @@ from qvl.calibration.abstain import AbstainLike
 from qvl.errors import ConfigError, RequestError, UnsupportedInputError
 from qvl.ids import new_request_id
 from qvl.media.smart_resize import NO_LIMITS, PixelLimits, read_limits
+from qvl.media.video_parts import media_part
+from qvl.media.video_sampling import DEFAULT_SAMPLING, VIDEO_FIELDS, VideoSampling, read_sampling
 from qvl.pipeline.parse_message import MessageLike, Turn, read_turn
 from qvl.pipeline.parse_parts import PARTS, ContentPart, PictureLike, Pictures, UnreadPicture, read_part
 from qvl.suggest import nearest
 from qvl.types import ChatRequest, ImagePart, JsonMapping, JsonObject, ResponseFormat, SamplingParams, TextPart, Tool
 
 if TYPE_CHECKING:
-    from qvl.media.picture import Picture
+    from qvl.media.video import Medium
 
 ToolLike: TypeAlias = Tool | JsonMapping
 ResponseFormatLike: TypeAlias = ResponseFormat | JsonMapping | type[BaseModel]
 MAX_PICTURES: Final = 256
 # Parameters of an analysis that are not SamplingParams.
 OF_REQUEST: Final = frozenset(
-    {
-        "request_id",
-        "extra",
-        "max_pixels",
-        "min_pixels",
-        "language",
-        "cache",
-        "evidence",
-        "abstain",
-        "calibrated",
-        "adapter",
-    }
+    {"request_id", "extra", "max_pixels", "min_pixels", "video", "language", "cache", "evidence", "abstain"}
+    | {"calibrated", "adapter"}
 )
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()
@@ -83,6 +75,7 @@ class RequestParams(TypedDict, total=False):
     parallel_tool_calls: bool
     max_pixels: int | None
     min_pixels: int | None
+    video: VideoSampling | JsonMapping | None
     cache_salt: str
     request_id: str | None
     extra: JsonMapping | None
@@ -129,14 +122,14 @@ class Draft:
     turns: tuple[Turn, ...]
     request: ChatRequest
 
-    def finished(self, pictures: Sequence[Picture]) -> ChatRequest:
+    def finished(self, pictures: Sequence[Medium]) -> ChatRequest:
         """Return the ChatRequest with the loaded `pictures`."""
         coming = iter(pictures)
         return self.request.replace(
             messages=tuple(
                 dataclasses.replace(
                     message,
-                    parts=tuple([ImagePart(next(coming)) if isinstance(p, UnreadPicture) else p for p in parts]),
+                    parts=tuple([media_part(next(coming)) if isinstance(p, UnreadPicture) else p for p in parts]),
                 )
                 for message, parts in self.turns
             )
@@ -152,6 +145,7 @@ def draft_request(
     response_format: ResponseFormatLike | None = None,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
+    video: VideoSampling | JsonMapping | None = None,
     cache_salt: str = "",
     request_id: str | None = None,
     extra: JsonMapping | None = None,
@@ -177,8 +171,14 @@ def draft_request(
     if chat_template_kwargs is None and isinstance(own.get("chat_template_kwargs"), Mapping):
         # Where clients of endpoints put it.
         chat_template_kwargs = own.pop("chat_template_kwargs")
+    sampling_of_videos = request_sampling(video, own)
     limits = request_limits(max_pixels, min_pixels, own)
-    turns = tuple(_limited(read_turn(item, f"messages[{number}]"), limits) for number, item in enumerate(messages))
+    turns = tuple(
+        [
+            _limited(read_turn(item, f"messages[{number}]"), limits, sampling_of_videos)
+            for number, item in enumerate(messages)
+        ]
+    )
     pictures = tuple([part for _, parts in turns for part in parts if isinstance(part, UnreadPicture)])
     if len(pictures) > MAX_PICTURES:
         raise RequestError(f"{len(pictures)} pictures in one request", hint=f"at most {MAX_PICTURES}", param="messages")
@@ -238,10 +238,6 @@ def request_limits(max_pixels: int | None, min_pixels: int | None, extra: JsonOb
     if not isinstance(kwargs, Mapping):
         return named
     rest = {name: value for name, value in kwargs.items() if value is not None}
-    for name in ("fps", "num_frames"):
-        if name in rest:
-            param = f"mm_processor_kwargs.{name}"
-            raise UnsupportedInputError(f"{param}: videos are not supported", hint="leave it out", param=param)
     limits = {name: rest.pop(name, None) for name in ("max_pixels", "min_pixels")}
     size = rest.get("size")
     if isinstance(size, Mapping) and size.keys() <= {"longest_edge", "shortest_edge"}:
@@ -257,8 +253,33 @@ def request_limits(max_pixels: int | None, min_pixels: int | None, extra: JsonOb
     return named.over(read_limits(limits, "mm_processor_kwargs"))
 
 
-def unread_pictures(sources: Sequence[PictureLike], limits: PixelLimits) -> list[UnreadPicture]:
-    """Return `sources` (picture sources or picture parts) as pictures, with `limits` where they set none of their own.
+def request_sampling(video: VideoSampling | JsonMapping | None, extra: JsonObject) -> VideoSampling:
+    """Return which frames of videos a request wants; what `extra["mm_processor_kwargs"]` says is removed there.
+
+    Raises:
+        ConfigError: an invalid argument.
+        RequestError: an invalid value in `mm_processor_kwargs`; the error names its path.
+    """
+    if isinstance(video, Mapping):
+        unknown = next((name for name in video if name not in (*VIDEO_FIELDS, "num_frames")), None)
+        if unknown is not None:
+            raise ConfigError(f"unknown key {unknown!r} in video", hint=nearest(unknown, VIDEO_FIELDS), param="video")
+        video = read_sampling(video)
+    named = video or DEFAULT_SAMPLING
+    kwargs = extra.get("mm_processor_kwargs")
+    if not isinstance(kwargs, Mapping):
+        return named
+    read = read_sampling(kwargs, "mm_processor_kwargs")
+    # They choose frames here, before any backend; asked to choose once more it would choose among these.
+    spent = (*VIDEO_FIELDS, "num_frames", "do_sample_frames")
+    extra["mm_processor_kwargs"] = {name: value for name, value in kwargs.items() if name not in spent}
+    return named.over(read)
+
+
+def unread_pictures(
+    sources: Sequence[PictureLike], limits: PixelLimits, sampling: VideoSampling = DEFAULT_SAMPLING
+) -> list[UnreadPicture]:
+    """Return `sources` (sources or parts of pictures and videos), with `limits` where they set none of their own.
 
     Raises:
         RequestError: a part that is not a picture.
@@ -269,21 +290,24 @@ def unread_pictures(sources: Sequence[PictureLike], limits: PixelLimits) -> list
         picture = UnreadPicture(source) if not isinstance(source, PARTS) else read_part(source, where)
         if not isinstance(picture, UnreadPicture):
             raise RequestError(f"{where} is text, not a picture", hint="pass a path, URL, bytes or image", param=where)
-        pictures.append(dataclasses.replace(picture, limits=picture.limits.over(limits)))
+        picture = dataclasses.replace(
+            picture, limits=picture.limits.over(limits), sampling=picture.sampling.over(sampling)
+        )
+        pictures.append(picture)
     return pictures
 
 
-def _limited(turn: Turn, limits: PixelLimits) -> Turn:
-    """Return the turn with `limits` for every picture that has none of its own."""
+def _limited(turn: Turn, limits: PixelLimits, sampling: VideoSampling) -> Turn:
+    """Return the turn with `limits` and `sampling` for every picture and video that has none of its own."""
     message, parts = turn
-    if limits == NO_LIMITS or all(isinstance(part, TextPart) for part in parts):
+    if (limits == NO_LIMITS and sampling == DEFAULT_SAMPLING) or all(isinstance(part, TextPart) for part in parts):
         return turn
     limited: list[ContentPart] = []
     for part in parts:
         if isinstance(part, ImagePart):
             part = UnreadPicture(part.picture)
         if isinstance(part, UnreadPicture):
-            part = dataclasses.replace(part, limits=part.limits.over(limits))
+            part = dataclasses.replace(part, limits=part.limits.over(limits), sampling=part.sampling.over(sampling))
         limited.append(part)
     return message, tuple(limited)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, cast
 
 from qvl.media import base64_codec, sources
@@ -50,7 +50,7 @@ class Lifted:
             own: object = Base64Picture(head[:-1], text, data)
         else:
             own = head + bytes(text).decode("ascii")
-        return UnreadPicture(cast("PictureSource", own), picture.limits)
+        return replace(picture, source=cast("PictureSource", own))
 
 
 def lift(body: bytes, max_bytes: int) -> Lifted | None:

@@ -60,6 +60,10 @@ def random_checkpoint(folder: Path, *, seed: int = 0, layers: int = 3, hidden: i
     image = {key: value for key, value in image.items() if key not in ("min_pixels", "max_pixels")}
     image["size"] = {"shortest_edge": 64 * 64, "longest_edge": side * side}
     (folder / "preprocessor_config.json").write_text(json.dumps(image))
+    video = json.loads((bundled / "video_preprocessor_config.json").read_text())
+    video = {key: value for key, value in video.items() if key not in ("min_pixels", "max_pixels")}
+    video["size"] = {"shortest_edge": 4096, "longest_edge": 6 * 96 * 128}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         shutil.copy(bundled / name, folder / name)
     return folder

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 
-from qvl.types import ChatRequest, ImagePart
+from qvl.types import ChatRequest, ImagePart, TextPart
+
+if TYPE_CHECKING:
+    from qvl.media.video import Video
+
+
+@dataclass
+class VideoMetadata:
+    """What transformers' processor reads of a video: with one frame a second, indices are times."""
+
+    total_num_frames: int
+    fps: float
+    frames_indices: list[float]
 
 
 def _image_processor(folder: Path) -> Any:
@@ -35,20 +52,28 @@ class Reference:
         ).eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
         self.images = _image_processor(folder)
+        self.folder = folder
 
     def inputs(self, request: ChatRequest) -> dict[str, Any]:
         messages = []
         for message in request.messages:
             content: Any = [
-                {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
+                {"type": "text", "text": part.text}
+                if isinstance(part, TextPart)
+                else {"type": "image" if isinstance(part, ImagePart) else "video"}
                 for part in message.parts
             ]
             messages.append({"role": message.role, "content": content if message.pictures else message.text})
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         given: dict[str, Any] = {}
-        if request.pictures:
-            pictures = [picture.rgb() for picture in request.pictures]
-            given = dict(self.images(images=pictures, return_tensors="pt"))
+        parts = [part for message in request.messages for part in message.parts]
+        for video in request.videos:
+            text, more = self._video(text, video)
+            given = {name: torch.cat([given[name], value]) if name in given else value for name, value in more.items()}
+        text = text.replace("<|frame|>", "<|video_pad|>")
+        pictures = [part.picture.rgb() for part in parts if isinstance(part, ImagePart)]
+        if pictures:
+            given |= dict(self.images(images=pictures, return_tensors="pt"))
             for grid in given["image_grid_thw"].tolist():
                 tokens = grid[0] * grid[1] * grid[2] // 4
                 text = text.replace("<|image_pad|>", "<|hole|>" * tokens, 1)
@@ -56,8 +81,41 @@ class Reference:
         ids = torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"]])
         given |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if "mm_token_type_ids" in inspect.signature(self.model.forward).parameters:
-            given["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+            given["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int() + 2 * (
+                ids == self.model.config.video_token_id
+            ).int()
         return given
+
+    def _video(self, text: str, video: Video) -> tuple[str, dict[str, Any]]:
+        """The prompt and the pixels of one video, by the parts of transformers' processors that need no torchvision."""
+        from transformers.models.qwen3_vl import processing_qwen3_vl, video_processing_qwen3_vl
+
+        processor = video_processing_qwen3_vl.Qwen3VLVideoProcessor
+        settings = json.loads((self.folder / "video_preprocessor_config.json").read_text(encoding="utf-8"))
+        frames = [frame.rgb() for frame in video.frames]
+        height, width = video_processing_qwen3_vl.smart_resize(
+            max(2, len(frames)),
+            frames[0].height,
+            frames[0].width,
+            factor=32,
+            min_pixels=settings["size"]["shortest_edge"],
+            max_pixels=settings["size"]["longest_edge"],
+        )
+        pixels = np.stack([np.array(frame.resize((width, height), Image.Resampling.BICUBIC)) for frame in frames])
+        normal = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        patches, count, rows, columns = processor.patchify(None, normal[None], 16, 2, 2)
+        grid = torch.tensor([[count, rows, columns]])
+        inputs = {"video_grid_thw": grid, "video_metadata": [VideoMetadata(len(frames), 1.0, list(video.times))]}
+        writer = SimpleNamespace(
+            video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2),
+            _calculate_timestamps=partial(processing_qwen3_vl.Qwen3VLProcessor._calculate_timestamps, None),
+            vision_start_token="<|vision_start|>",
+            vision_end_token="<|vision_end|>",
+            video_token="<|frame|>",
+        )
+        shown = processing_qwen3_vl.Qwen3VLProcessor.replace_video_token(writer, inputs, 0)
+        text = text.replace("<|vision_start|><|video_pad|><|vision_end|>", shown, 1)
+        return text, {"pixel_values_videos": patches[0], "video_grid_thw": grid}
 
     def generate(self, request: ChatRequest, **more: Any) -> Any:
         """Greedy, as ids of the answer; or the whole output object when `return_dict_in_generate`."""

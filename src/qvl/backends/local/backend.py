@@ -268,8 +268,16 @@ class LocalBackend(Backend):
             runner, scheduler, grammars, checkpoint.eos_token_ids, max_queue=self._max_queue, watchdog=self._watchdog_s
         )
         image_token = checkpoint.model.config.image_token_id
-        places = self._adapters.places()
-        processor = Processor(checkpoint.tokenizer, rules, image_token, features.get, runner.picture_cost, places)
+        processor = Processor(
+            checkpoint.tokenizer,
+            rules,
+            image_token,
+            features.get,
+            runner.picture_cost,
+            self._adapters.places(),
+            checkpoint.family.rules(checkpoint.video_config),
+            getattr(checkpoint.model.config, "video_token_id", None),
+        )
         vocabulary = Vocabulary(checkpoint.tokenizer)
         maker = RequestMaker(checkpoint, device, processor, grammars, vocabulary, runner.vocab_size, max_model_len)
         return _Loaded(device, checkpoint, processor, grammars, engine, max_model_len, maker)
@@ -424,6 +432,7 @@ class LocalBackend(Backend):
         """Return the capabilities without `max_context`, which depends on the weights and the memory."""
         return Capabilities(
             images=MAX_IMAGES,
+            videos=True,
             sampling=SamplingParams.names(),
             response_formats=RESPONSE_FORMATS,
             tools=True,

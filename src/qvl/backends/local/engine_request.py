@@ -53,6 +53,7 @@ class EngineRequest:
             prompt_tokens=len(self.prepared.tokens),
             completion_tokens=sum(sequence.num_output for sequence in self.sequences),
             image_tokens=self.prepared.image_tokens,
+            video_tokens=self.prepared.video_tokens,
             cached_tokens=self.sequences[0].num_cached,
             reasoning_tokens=sum(output.reasoning_tokens for output in self.outputs),
         )

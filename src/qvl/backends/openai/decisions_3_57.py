@@ -108,14 +108,18 @@ def input_of(messages: Sequence[Message], max_pixels: int | None) -> list[JsonOb
         def parts(message: Message = message, kind: str = kind) -> str | list[JsonObject]:
             if not message.pictures:
                 return message.text
-            return map_parts(
+            shown: list[list[JsonObject]] = map_parts(
                 message.parts,
-                lambda part: {"type": kind, "text": part.text},
-                lambda media: {
-                    "type": "input_image",
-                    "image_url": (media.picture if max_pixels is None else media.picture.fit(max_pixels)).data_url(),
-                },
+                lambda part: [{"type": kind, "text": part.text}],
+                lambda media: [
+                    {
+                        "type": "input_image",
+                        "image_url": (picture if max_pixels is None else picture.fit(max_pixels)).data_url(),
+                    }
+                    for picture in media.pictures
+                ],
             )
+            return [item for items in shown for item in items]
 
         if message.role == "tool":
             items.append({"type": "function_call_output", "call_id": message.tool_call_id, "output": parts()})

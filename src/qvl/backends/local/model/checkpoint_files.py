@@ -42,6 +42,8 @@ _PART: Final = re.compile(
 )
 LARGEST_HEADER: Final = 100 << 20
 LARGEST_NAMED: Final = 3
+# Of all frames together, as published with Qwen3-VL.
+VIDEO_SIZE: Final = {"shortest_edge": 4096, "longest_edge": 25_165_824}
 
 
 def named_folder(model: str) -> Path | None:
@@ -96,6 +98,18 @@ def image_settings(folder: Path, name: str) -> JsonObject:
             hint="download the whole checkpoint, or save the processor beside the model",
         )
     return read_json(own, name)
+
+
+def video_settings(folder: Path, name: str) -> JsonObject:
+    """Return the video processor's settings; where the checkpoint has none, the image processor's with other limits."""
+    whole, own = folder / "processor_config.json", folder / "video_preprocessor_config.json"
+    settings = read_json(whole, name).get("video_processor") if whole.is_file() else None
+    if isinstance(settings, dict):
+        return settings
+    if own.is_file():
+        return read_json(own, name)
+    limits = {"min_pixels": None, "max_pixels": None, "size": VIDEO_SIZE}
+    return {**image_settings(folder, name), **limits}
 
 
 def chat_template(folder: Path, name: str) -> str:

@@ -15,6 +15,7 @@ from qvl.backends.local.model.checkpoint_files import (
     refuse_incomplete,
     refuse_pickled,
     refuse_surplus,
+    video_settings,
 )
 from qvl.backends.local.model.family import ModelFamily, family_of
 from qvl.backends.local.model.int8_store import Int8Store
@@ -58,6 +59,7 @@ class Checkpoint:
         model: in eval mode, on its device(s).
         tokenizer: with its chat template.
         image_config: the image processor's settings.
+        video_config: the video processor's settings.
         eos_token_ids: the tokens that end an answer.
         fingerprint: sha256 of the files that decide the answers; the same for equal copies in different folders.
         quantisation: the form of the weights in the files, such as "awq, 4 bit"; None if they are not quantised.
@@ -68,6 +70,7 @@ class Checkpoint:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     image_config: JsonObject
+    video_config: JsonObject
     eos_token_ids: tuple[int, ...]
     fingerprint: str
     quantisation: str | None
@@ -131,6 +134,7 @@ def load(
         model=loaded,
         tokenizer=tokenizer,
         image_config=image_settings(folder, name),
+        video_config=video_settings(folder, name),
         eos_token_ids=_eos(loaded, tokenizer),
         fingerprint=digest,
         int8=int8,

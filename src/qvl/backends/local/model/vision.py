@@ -72,13 +72,14 @@ class VisionTower:
 
     The patch embedding, a Conv3d whose stride equals its kernel, is computed as a matrix product: the same numbers,
     without the slow convolution kernels of CPUs and NPUs. A still picture fills both frames of a patch, so the kernels
-    of the two frames are summed once.
+    of the two frames are summed once; for two frames of a video they stay apart.
     """
 
     def __init__(self, visual: Qwen3VLVisionModel, rules: ImageRules, kernels: Kernels, plan: LinearPlan) -> None:
         self._rules = rules
         self._kernels = kernels
-        self._embed = _patch_embedding(visual.patch_embed.proj, plan)
+        self._embed = _patch_embedding(visual.patch_embed.proj, plan, moving=False)
+        self._embed_frames = _patch_embedding(visual.patch_embed.proj, plan, moving=True)
         self._table: Tensor = visual.pos_embed.weight
         self._frequencies: Tensor = visual.rotary_pos_emb.inv_freq
         self._blocks = [_Block(block, plan) for block in visual.blocks]
@@ -92,7 +93,8 @@ class VisionTower:
         """Return the number of multiplications for encoding `picture`."""
         patches = picture.grid[0] * picture.grid[1]
         hidden = self._table.shape[1]
-        linear = self._embed.size + sum(block.qkv.size + block.rest for block in self._blocks)
+        embed = self._embed_frames if picture.video else self._embed
+        linear = embed.size + sum(block.qkv.size + block.rest for block in self._blocks)
         merging = sum(merger.size for merger in (self._merger, *self._deep.values())) // self._rules.merge_size**2
         return patches * (linear + merging + len(self._blocks) * 2 * patches * hidden)
 
@@ -170,11 +172,17 @@ class VisionTower:
         return torch.cat(parts)
 
     def patches(self, pixels: NDArray[np.uint8] | None) -> Tensor:
-        """Return normalised patches, float32 [patches, 3 * patch * patch], with those of a merged square in a row."""
+        """Return normalised patches, float32 [patches, 3 * patch * patch], with those of a merged square in a row.
+
+        Of two frames they are [patches, 3 * 2 * patch * patch].
+        """
         import torch
 
         if pixels is None:
             raise RuntimeError("a picture has neither pixels nor features")
+        if pixels.ndim == 4:
+            frames = [self.patches(frame) for frame in pixels]
+            return torch.stack([frame.view(len(frame), 3, -1) for frame in frames], 2).flatten(1)
         rules, device = self._rules, self._table.device
         size, merge = rules.patch_size, rules.merge_size
         image = torch.from_numpy(pixels).to(device).permute(2, 0, 1).float()
@@ -206,9 +214,10 @@ class VisionTower:
         embedding = embedding.to(table.dtype)
         patches = self.patches(picture.pixels).to(table.dtype)
         parts = []
-        for rows in _cut(0, len(patches), self._embed.size, largest):
-            yield (rows.stop - rows.start) * self._embed.size
-            parts.append(self._embed(patches[rows]) + embedding[rows])
+        embed = self._embed_frames if picture.video else self._embed
+        for rows in _cut(0, len(patches), embed.size, largest):
+            yield (rows.stop - rows.start) * embed.size
+            parts.append(embed(patches[rows]) + embedding[rows])
         return parts
 
     def _rotary(self, pictures: list[PreparedPicture]) -> tuple[Tensor, Tensor]:
@@ -287,7 +296,8 @@ def _activated(linear: Linear, x: Tensor, act: nn.Module, adapted: Sequence[Adap
     return linear.gelu(x, approximate, adapted)
 
 
-def _patch_embedding(convolution: nn.Conv3d, plan: LinearPlan) -> Linear:
+def _patch_embedding(convolution: nn.Conv3d, plan: LinearPlan, *, moving: bool) -> Linear:
     weight = convolution.weight.detach()  # [hidden, 3, frames, patch, patch]
-    flat = weight.float().sum(2).reshape(weight.shape[0], -1).to(weight.dtype)
+    summed = weight if moving else weight.float().sum(2).to(weight.dtype)
+    flat = summed.reshape(weight.shape[0], -1)
     return plan.linear(flat, None if convolution.bias is None else convolution.bias.detach())

@@ -5,6 +5,7 @@ Gives the tokens of transformers' Qwen3VLProcessor (a test compares them), excep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -13,6 +14,7 @@ from qvl.backends.base import Tokens
 from qvl.backends.local.text.prompt import PromptEncoder, PromptLimit
 from qvl.errors import ConfigError, ContextLengthError, MediaError, RequestError
 from qvl.media.smart_resize import MAX_ASPECT, budget, smart_resize
+from qvl.types import ImagePart, VideoPart
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +32,7 @@ _HINT: Final = "download the whole checkpoint"
 
 @dataclass(slots=True)
 class PreparedPicture:
-    """One picture of a prompt.
+    """One picture of a prompt, or two frames of a video in a row.
 
     Args:
         key: cache key of its features: salt, source hash, canonical size and patch grid.
@@ -38,7 +40,8 @@ class PreparedPicture:
         start: index of its first token in the prompt.
         num_tokens: its number of (merged) tokens in the prompt.
         cost: cost of its encoding, in prompt tokens that take as many multiplications.
-        pixels: uint8 [height, width, 3], already resized; None when `features` are known.
+        pixels: uint8 [height, width, 3], already resized, of a video [2, height, width, 3]; None when `features` are
+            known.
         features: [1 + deepstack layers, num_tokens, hidden] on the device, once computed.
         encoding: its unfinished encoding, together with small pictures behind it; None once `features` is set.
         encoded: cost of the pieces of `encoding` that are done.
@@ -57,6 +60,7 @@ class PreparedPicture:
     encoded: float = 0.0
     piece: float = 0.0
     adapter: int = 0
+    video: bool = False
 
     @property
     def end(self) -> int:
@@ -81,7 +85,11 @@ class PreparedRequest:
 
     @property
     def image_tokens(self) -> int:
-        return sum(picture.num_tokens for picture in self.pictures)
+        return sum(picture.num_tokens for picture in self.pictures if not picture.video)
+
+    @property
+    def video_tokens(self) -> int:
+        return sum(picture.num_tokens for picture in self.pictures if picture.video)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +145,54 @@ class ImageRules:
             raise MediaError(f"picture of {width}x{height} is too narrow", hint=f"aspect ratio at most {MAX_ASPECT}:1")
         return smart_resize(height, width, self.factor, 0 if sized else self.min_pixels, self.max_pixels)
 
+    def resized_frames(self, count: int, height: int, width: int, *, sized: bool = False) -> tuple[int, int]:
+        """Return (height, width) of each of `count` frames; the limits hold for all of a video's pixels.
+
+        Source: `smart_resize` of transformers' video processor for Qwen3-VL, which rounds the number of frames to even.
+
+        Raises:
+            MediaError: as `resized`.
+        """
+        factor = self.factor
+        if min(height, width) < factor:
+            scale = factor / min(height, width)
+            height, width = int(height * scale), int(width * scale)
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise MediaError(f"video of {width}x{height} is too narrow", hint=f"aspect ratio at most {MAX_ASPECT}:1")
+        count = max(count, 2)
+        even = round(count / 2) * 2
+        rows, columns = round(height / factor) * factor, round(width / factor) * factor
+        if even * rows * columns > self.max_pixels:
+            beta = math.sqrt(count * height * width / self.max_pixels)
+            rows = max(factor, math.floor(height / beta / factor) * factor)
+            columns = max(factor, math.floor(width / beta / factor) * factor)
+        elif even * rows * columns < self.min_pixels and not sized:
+            beta = math.sqrt(self.min_pixels / (count * height * width))
+            rows = math.ceil(height * beta / factor) * factor
+            columns = math.ceil(width * beta / factor) * factor
+        return rows, columns
+
+
+class Placeholder(NamedTuple):
+    """What one placeholder of a prompt stands for: one picture, or two frames of a video of `frames` in all."""
+
+    pictures: tuple[Picture, ...]
+    frames: int = 0
+
+
+def slots_of(request: ChatRequest) -> list[Placeholder]:
+    """Return what the placeholders of a request's prompt stand for, in order."""
+    slots: list[Placeholder] = []
+    for message in request.messages:
+        for part in message.parts:
+            if isinstance(part, ImagePart):
+                slots.append(Placeholder(part.pictures))
+            elif isinstance(part, VideoPart):
+                frames = part.pictures
+                pairs = [frames[at : at + 2] for at in range(0, len(frames), 2)]
+                slots += [Placeholder((pair[0], pair[-1]), len(frames)) for pair in pairs]
+    return slots
+
 
 class AdapterPlace(NamedTuple):
     """The number by which the model knows an adapter, and whether it changes the picture tower too."""
@@ -159,6 +215,7 @@ class Processor:
         known_features: returns the cached features of a picture by key, or None.
         cost: returns `PreparedPicture.cost`.
         adapters: by name; "" is that of requests that name none.
+        video_rules: the video processor's settings, and `video_token_id` its placeholder; None: it takes no videos.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -167,6 +224,8 @@ class Processor:
     known_features: Callable[[str], Tensor | None] = lambda key: None
     cost: Callable[[PreparedPicture], float] = lambda picture: 0.0
     adapters: Mapping[str, AdapterPlace] = field(default_factory=dict)
+    video_rules: ImageRules | None = None
+    video_token_id: int | None = None
     _prompt: PromptEncoder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -185,17 +244,17 @@ class Processor:
             RequestError: the model's chat template refuses the messages.
             AbandonedError: `abandoned()` became true.
         """
-        keep, pictures = request.sampling.truncate_prompt_tokens, request.pictures
+        keep, slots = request.sampling.truncate_prompt_tokens, slots_of(request)
         ids, thinking = self._prompt.encode(request, None if keep else limit, abandoned)
         tokens, prepared = self._with_pictures(ids, request)
         if keep:
             kept = keep if keep > 0 or limit is None else limit.room
-            pictures = pictures[_truncate(tokens, prepared, kept) :]
+            slots = slots[_truncate(tokens, prepared, kept) :]
         tokens += request.prefill
         if limit is not None:
             limit.check(len(tokens))
-        for ready, picture in zip(prepared, pictures, strict=True):
-            self._fill(ready, picture, request.max_pixels)
+        for ready, slot in zip(prepared, slots, strict=True):
+            self._fill(ready, slot.pictures, request.max_pixels)
         positions, delta = rope_positions(len(tokens), prepared, self.rules.merge_size)
         adapter = self._adapter(request).number
         salt = self._salt(request, adapter)
@@ -239,38 +298,47 @@ class Processor:
 
     def _with_pictures(self, ids: Sequence[int], request: ChatRequest) -> tuple[list[int], list[PreparedPicture]]:
         """Return (`ids` with each picture's placeholder repeated as often as it has tokens, the pictures)."""
-        placeholders = [index for index, token in enumerate(ids) if token == self.image_token_id]
-        pictures = request.pictures
+        kinds = (self.image_token_id, self.video_token_id)
+        placeholders = [index for index, token in enumerate(ids) if token in kinds]
+        slots = slots_of(request)
         if request.prompt is not None and placeholders:
-            what = f"the prompt's token {self.image_token_id} stands for a picture, which a prompt cannot bring"
+            what = f"the prompt's token {ids[placeholders[0]]} stands for a picture, which a prompt cannot bring"
             raise RequestError(what, hint="send pictures in messages", param="prompt")
-        if len(placeholders) != len(pictures):
+        if len(placeholders) != len(slots):
             raise RequestError(
-                f"the model's chat template renders only {len(placeholders)} of {len(pictures)} pictures",
+                f"the model's chat template renders only {len(placeholders)} of {len(slots)} pictures",
                 hint="put pictures into user messages",
                 param="messages",
             )
         tokens: list[int] = []
         prepared: list[PreparedPicture] = []
         done = 0
-        for index, picture in zip(placeholders, pictures, strict=True):
+        for index, slot in zip(placeholders, slots, strict=True):
             tokens += ids[done:index]
-            ready = self._picture(picture, request, start=len(tokens))
-            tokens += [self.image_token_id] * ready.num_tokens
+            ready = self._picture(slot, request, start=len(tokens))
+            tokens += [ids[index]] * ready.num_tokens
             prepared.append(ready)
             done = index + 1
         tokens += ids[done:]
         return tokens, prepared
 
-    def _picture(self, picture: Picture, request: ChatRequest, start: int) -> PreparedPicture:
+    def _picture(self, slot: Placeholder, request: ChatRequest, start: int) -> PreparedPicture:
         """Return the picture with its key, patch grid and tokens from `start` on; pixels are not decoded yet."""
+        picture = slot.pictures[0]
         width, height = _fitted(picture, request.max_pixels)
-        rows, columns = self.rules.resized(height, width, sized=picture.sized)
+        if slot.frames:
+            assert self.video_rules is not None
+            rows, columns = self.video_rules.resized_frames(slot.frames, height, width, sized=picture.sized)
+        else:
+            rows, columns = self.rules.resized(height, width, sized=picture.sized)
         grid = (rows // self.rules.patch_size, columns // self.rules.patch_size)
         adapter = self._adapter(request)
         changed = adapter.number if adapter.shows else 0
-        key = f"{self._salt(request, changed)}/{picture.sha256}/{width}x{height}/{grid[0]}x{grid[1]}"
-        ready = PreparedPicture(key, grid, start, grid[0] * grid[1] // self.rules.merge_size**2)
+        # A frame twice is not the picture of it: two in a row have kernels of their own.
+        source = "+".join(shown.sha256 for shown in slot.pictures)
+        key = f"{self._salt(request, changed)}/{source}/{width}x{height}/{grid[0]}x{grid[1]}"
+        count = grid[0] * grid[1] // self.rules.merge_size**2
+        ready = PreparedPicture(key, grid, start, count, video=bool(slot.frames))
         ready.cost = self.cost(ready)
         ready.adapter = changed
         return ready
@@ -282,15 +350,19 @@ class Processor:
         """Return what keeps apart what is kept of requests with other salts, and of what other adapters computed."""
         return f"{adapter}/{request.cache_salt}" if self.adapters else request.cache_salt
 
-    def _fill(self, ready: PreparedPicture, picture: Picture, max_pixels: int | None) -> None:
+    def _fill(self, ready: PreparedPicture, pictures: tuple[Picture, ...], max_pixels: int | None) -> None:
         """Set the picture's features if they are cached, else its resized pixels."""
         ready.features = self.known_features(ready.key)
         if ready.features is not None:
             return
+        import numpy as np
+
         if max_pixels is not None:
-            picture = picture.fit(max_pixels)
+            pictures = tuple([picture.fit(max_pixels) for picture in dict.fromkeys(pictures)])
         patch = self.rules.patch_size
-        ready.pixels = self._pixels(picture, (ready.grid[1] * patch, ready.grid[0] * patch))
+        size = (ready.grid[1] * patch, ready.grid[0] * patch)
+        shown = [self._pixels(picture, size) for picture in dict.fromkeys(pictures)]
+        ready.pixels = np.stack([shown[0], shown[-1]]) if ready.video else shown[0]
 
     def _pixels(self, picture: Picture, size: tuple[int, int]) -> NDArray[np.uint8]:
         import numpy as np

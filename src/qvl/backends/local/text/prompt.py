@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from qvl.backends.local.text.template_options import NO_THOUGHT, TemplateOptions
 from qvl.backends.local.text.xml_call import writes_xml
 from qvl.errors import ContextLengthError, RequestError, first_line
-from qvl.types import ImagePart, Message, Part, TextPart
+from qvl.types import Message, Part, TextPart, VideoPart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,6 +36,7 @@ KEPT_PIECES: Final = 512
 # Composing (NFC) makes one character of at most three bytes out of nine (Hangul), or of three times as many at most.
 COMPOSED: Final = 3
 DEFAULT_MAX_TOKENS: Final = 2048
+VIDEO: Final = "<|vision_start|><|video_pad|><|vision_end|>"
 PROBE: Final = "a system message between others"
 
 
@@ -122,7 +123,7 @@ class PromptEncoder:
         if request.prompt is not None:
             pieces = _words(request.prompt, 0, len(request.prompt))
             return self._encoded(pieces, mark, request.cache_salt, limit, abandoned), False
-        rendered = self._render(request, mark)
+        rendered = _with_times(self._render(request, mark), request)
         ids = self._encoded(self._pieces(rendered), mark, request.cache_salt, limit, abandoned)
         return ids, rendered[-64:].rstrip().endswith("<think>")
 
@@ -241,7 +242,7 @@ class PromptEncoder:
         entry: JsonObject = {"role": message.role, "content": self._typed(message.text, mark)}
         if message.pictures:
             entry["content"] = [
-                {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": t}
+                {"type": _kind(part)} if not isinstance(part, TextPart) else {"type": "text", "text": t}
                 for part, t in self._typed_parts(message.parts, mark)
             ]
         if message.reasoning and self._splits_thoughts:
@@ -303,6 +304,32 @@ class PromptEncoder:
         if isinstance(value, (list, tuple)):
             return [self._typed_deep(item, mark) for item in value]
         return value
+
+
+def _kind(part: Part) -> str:
+    return "video" if isinstance(part, VideoPart) else "image"
+
+
+def _with_times(rendered: str, request: ChatRequest) -> str:
+    """Return the prompt with a placeholder, behind its time, for every two frames of each video, as Qwen3-VL has it.
+
+    Raises:
+        RequestError: the chat template does not render every video.
+    """
+    videos = request.videos
+    if not videos:
+        return rendered
+    texts = rendered.split(VIDEO)
+    if len(texts) != len(videos) + 1:
+        what = f"the model's chat template renders only {len(texts) - 1} of {len(videos)} videos"
+        raise RequestError(what, hint="put videos into user messages", param="messages")
+    shown = ["".join(f"<{at:.1f} seconds>{VIDEO}" for at in times_of_pairs(video.times)) for video in videos]
+    return "".join([texts[0], *(part + text for part, text in zip(shown, texts[1:], strict=True))])
+
+
+def times_of_pairs(times: Sequence[float]) -> list[float]:
+    """Return the time of every two frames, the middle between theirs; a last one alone stands for both."""
+    return [(times[at] + times[min(at + 1, len(times) - 1)]) / 2 for at in range(0, len(times), 2)]
 
 
 def _texts(request: ChatRequest) -> Iterator[str]:

@@ -1,0 +1,36 @@
+"""Loaded pictures and videos as parts of messages, and videos in the form of those who take pictures alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qvl.media.video import Medium, Video
+from qvl.types import ChatRequest, ImagePart, MediaPart, Part, TextPart, VideoPart
+
+
+def media_part(medium: Medium) -> MediaPart:
+    """Return the part that shows a loaded picture or video."""
+    return VideoPart(medium) if isinstance(medium, Video) else ImagePart(medium)
+
+
+def as_timed_pictures(request: ChatRequest) -> ChatRequest:
+    """Return the request with each frame of its videos as a picture, behind a text with its time.
+
+    `<1.5 seconds>` is the form in which Qwen3-VL knows times. The request itself if it has no video.
+    """
+    if not request.videos:
+        return request
+    messages = []
+    for message in request.messages:
+        parts: list[Part] = []
+        for part in message.parts:
+            parts += _timed(part.video) if isinstance(part, VideoPart) else (part,)
+        messages.append(dataclasses.replace(message, parts=tuple(parts)))
+    return request.replace(messages=tuple(messages))
+
+
+def _timed(video: Video) -> list[Part]:
+    parts: list[Part] = []
+    for at, frame in zip(video.times, video.frames, strict=True):
+        parts += (TextPart(f"<{at:.1f} seconds>"), ImagePart(frame))
+    return parts

@@ -1,0 +1,98 @@
+"""Videos in the verbs: paths and parts, frames in key, Result and usage, timed pictures for who takes no videos."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qvl import Pipeline, Result
+from qvl.errors import ConfigError, RequestError, UnsupportedInputError
+from qvl.types import ImagePart, TextPart
+from tests.media.films import film
+from tests.pipeline.conftest import TalkingBackend
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return film(tmp_path_factory.mktemp("films") / "clip.mp4")
+
+
+@pytest.fixture
+def backend() -> TalkingBackend:
+    return TalkingBackend()
+
+
+def test_a_path_is_shown_as_pictures_behind_their_times(backend: TalkingBackend, clip: Path) -> None:
+    with Pipeline(backend=backend, cache="memory:") as pipeline:
+        result = pipeline.ask(clip, "When?")
+        assert pipeline.ask(str(clip), "When?").cache == "hit"
+    (request,) = backend.requests
+    parts = request.messages[-1].parts
+    times = [part.text for part in parts if isinstance(part, TextPart)]
+    assert times == ["<0.0 seconds>", "<0.6 seconds>", "<1.3 seconds>", "<1.9 seconds>", "When?"]
+    assert [isinstance(part, ImagePart) for part in parts] == [False, True] * 4 + [False]
+    assert result.usage.video_frames == 4
+    assert result.videos[0].times == (0.0, 0.6, 1.3, 1.9)
+    assert len(result.pictures) == 4
+    assert "sent as 4 pictures, each behind its time" in result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "more", "times"),
+    [
+        ({"type": "video", "nframes": 2}, {}, (0.0, 1.9)),
+        ({"type": "video", "fps": 1, "min_frames": 1}, {}, (0.0, 1.9)),
+        ({"type": "video", "video_start": 1.0, "video_end": 1.2, "fps": 10}, {}, (1.0, 1.1, 1.2)),
+        ({"type": "video"}, {"extra": {"mm_processor_kwargs": {"num_frames": 3}}}, (0.0, 1.0, 1.9)),
+        ({"type": "video"}, {"extra": {"mm_processor_kwargs": {"fps": 4}}}, None),
+        ({"type": "video"}, {"video": {"timestamps": [0.5]}}, (0.5,)),
+        ({"type": "video", "nframes": 2}, {"video": {"nframes": 5}}, (0.0, 1.9)),
+    ],
+)
+def test_frames_are_chosen_by_part_and_request(
+    backend: TalkingBackend, clip: Path, part: Any, more: Any, times: tuple[float, ...] | None
+) -> None:
+    with Pipeline(backend=backend, cache=None) as pipeline:
+        content = [{**part, "video": str(clip)}, {"type": "text", "text": "q"}]
+        result = pipeline.chat([{"role": "user", "content": content}], **more)
+    assert isinstance(result, Result)
+    if times is None:
+        assert len(result.videos[0].times) == 8
+    else:
+        assert result.videos[0].times == times
+    assert backend.requests[0].extra == {}
+
+
+def test_every_form_of_a_part_is_one_answer(backend: TalkingBackend, clip: Path) -> None:
+    data = base64.b64encode(clip.read_bytes()).decode()
+    url = f"data:video/mp4;base64,{data}"
+    with Pipeline(backend=backend, cache="memory:") as pipeline:
+        keys = set()
+        for part in (
+            {"type": "video_url", "video_url": {"url": url}},
+            {"type": "video_url", "video_url": url},
+            {"type": "video", "video": clip.as_uri()},
+            {"type": "video", "base64": data, "mime_type": "video/mp4"},
+            {"type": "image_url", "image_url": {"url": url}},
+            {"video": str(clip)},
+        ):
+            keys.add(pipeline.chat([{"role": "user", "content": [part, {"type": "text", "text": "q"}]}]).key)
+        assert len(keys) == 1
+        other = {"type": "video", "video": str(clip), "nframes": 3}
+        keys.add(pipeline.chat([{"role": "user", "content": [other, {"type": "text", "text": "q"}]}]).key)
+    assert len(keys) == 2
+
+
+def test_what_cannot_be_is_refused_by_name(backend: TalkingBackend, clip: Path) -> None:
+    with Pipeline(backend=backend, cache=None) as pipeline:
+        with pytest.raises(UnsupportedInputError, match="is a video, and places are told on pictures alone"):
+            pipeline.locate(clip, "door")
+        with pytest.raises(RequestError, match=r"messages\[0\].content\[0\].fps is 'x', not a number"):
+            pipeline.chat([{"role": "user", "content": [{"type": "video", "video": str(clip), "fps": "x"}]}])
+        with pytest.raises(UnsupportedInputError, match="a list of frames is not a video"):
+            pipeline.chat([{"role": "user", "content": [{"type": "video", "video": ["a.png"]}]}])
+        with pytest.raises(ConfigError, match="unknown key 'fsp' in video"):
+            pipeline.ask(clip, "q", video={"fsp": 1})
