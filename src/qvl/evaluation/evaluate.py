@@ -188,7 +188,7 @@ class Evaluator(Collector):
                 self._count(line, name, path, right=part.right)
                 if there:
                     self._measure(self._of(name), wanted, value, part.right)
-                if not part.answered:
+                if not part.answered and not part.right:
                     self._of(name).unanswered += 1
                 sure = answered.analysis.raw_field_confidence.get(path)
                 if sure is not None:
