@@ -75,12 +75,14 @@ def test_bfloat16(local: Pipeline, cases: list[Case]) -> None:
     assert [cause.name for cause in report.causes] == ["dtype"]
 
 
+@pytest.mark.slow
 def test_int8(local: Pipeline, cases: list[Case]) -> None:
     report = against(local, cases, other(quantize="int8"))
     assert report.layer == "log-probabilities"
     assert [cause.name for cause in report.causes] == ["quantisation"]
 
 
+@pytest.mark.slow
 def test_one_other_layer(local: Pipeline, cases: list[Case], tmp_path: Path) -> None:
     report = against(local, cases, other(checkpoints.with_another_layer(tmp_path / "m")))
     assert report.layer == "log-probabilities"
@@ -97,6 +99,7 @@ class SamplingBackend(WrappingBackend):
                 yield chunk
 
 
+@pytest.mark.slow
 def test_sampling(local: Pipeline, cases: list[Case]) -> None:
     texts = [case for case in cases if case.kind == "text"]
     backend = SamplingBackend(LocalBackend(device="cpu", dtype="float32"))
@@ -119,6 +122,24 @@ def test_nothing_between_local_and_a_server(local: Pipeline, cases: list[Case]) 
             assert {"pixels", "picture tokens", "template", "prompt", "log-probabilities", "text"} <= {*report.shown}
     finally:
         running.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "named"), [({"dtype": "bfloat16"}, "dtype"), ({"quantize": "int8"}, "quantisation"), ({}, "weights")]
+)
+def test_what_an_endpoint_computes_with_is_guessed(
+    local: Pipeline, cases: list[Case], tmp_path: Path, options: dict[str, str], named: str
+) -> None:
+    folder = None if options else str(checkpoints.with_another_layer(tmp_path / "m"))
+    running = start(LocalBackend(folder, device="cpu", **{"dtype": "float32", **options}))
+    try:
+        server = Pipeline(f"openai:{folder or 'bundled'}", base_url=f"{running.url}/v1", cache="off", api_key="x")
+        report = against(local, cases, server)
+    finally:
+        running.stop()
+    assert report.layer == "log-probabilities"
+    assert (report.causes[0].name, report.causes[0].certain) == (named, False)
 
 
 @pytest.fixture(scope="module")

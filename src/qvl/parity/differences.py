@@ -21,7 +21,7 @@ LAYERS: Final[tuple[Layer, ...]] = (
 INPUT_LAYERS: Final = ("pixels", "picture tokens", "template", "prompt")
 TOLERANCE: Final = 1e-3
 """How far log-probabilities (nats) of equal deployments lie apart at most: the order of sums in float32 makes 1e-5."""
-# Tokens less probable than this say nothing: their log-probabilities are noise.
+# Of a token that one side alone lists: less probable ones are missing at the list's end by chance.
 LEAST_SHARE: Final = 1e-3
 NEAR_TIE: Final = 0.05
 # A probability that is not listed is at most that of the last that is; this stands for the rest of all others.
@@ -35,8 +35,8 @@ class FirstStep:
     Attributes:
         overlap: the share of the shorter list's tokens that the other lists too.
         divergence: KL of B from A in nats; what a side does not list counts together.
-        deviation: the largest difference of a log-probability in nats: of that token's candidates, of which either side
-            gives 0.1 % or more, and of every token that both texts begin with.
+        deviation: the largest difference of a log-probability in nats: of that token's candidates, and of every token
+            that both texts begin with.
         ranks: the place of A's token in B's list and of B's token in A's, 1 being the first; None: not listed.
     """
 
@@ -232,17 +232,16 @@ def _compared(a: TokenStep, b: TokenStep) -> FirstStep:
 
 
 def _deviation(a: Mapping[str, float], b: Mapping[str, float]) -> float:
-    """Return the largest difference of two lists of log-probabilities, among tokens that matter on either side."""
-    least = math.log(LEAST_SHARE)
-    found = 0.0
-    for token in a.keys() | b.keys():
-        x, y = a.get(token), b.get(token)
-        if max(x if x is not None else -math.inf, y if y is not None else -math.inf) < least:
-            continue
-        # What is not listed is at most as probable as the last that is.
-        x = min(a.values()) if x is None else x
-        y = min(b.values()) if y is None else y
-        found = max(found, abs(x - y))
+    """Return the largest difference of two lists of log-probabilities.
+
+    Of all tokens that both list: improbable ones show other numbers as well as probable ones do. A probable one that
+    only one side lists counts as the last of the other.
+    """
+    found = max((abs(a[token] - b[token]) for token in a.keys() & b.keys()), default=0.0)
+    for one, other in ((a, b), (b, a)):
+        last = min(other.values())
+        alone = (one[token] for token in one.keys() - other.keys() if one[token] >= math.log(LEAST_SHARE))
+        found = max([found, *(abs(logprob - last) for logprob in alone)])
     return float(found)
 
 
