@@ -120,7 +120,7 @@ def some_targets(shown: Shown, dice: random.Random) -> list[str]:
 
 
 def _some_target(shown: Shown, dice: random.Random) -> str:
-    kind = dice.choices(("brand", "product", "category", "other", "absent"), weights=(32, 25, 28, 11, 4))[0]
+    kind = dice.choices(("brand", "product", "category", "other", "absent"), weights=(24, 31, 32, 9, 4))[0]
     if kind == "brand":
         return dice.choice(BRAND_TARGETS[: 2 if dice.random() < 0.3 else None])
     if kind == "product":
