@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from training.evaluate import cases, score, table
+from training.evaluate import BOX_TOKENS, cases, score, score_places, table
+from training.evaluate_places import place_cases
 from training.export import CHAT_TEMPLATE
 from training.network import config_dict
 from training.reader import Reader, Request, user
@@ -119,6 +120,17 @@ def test_held_out_pictures_are_read_right(reader: Reader) -> None:
     assert scores["single"].share >= 0.9, table(scores)
     assert scores["pair by place"].share >= 0.9, table(scores)
     assert scores["no picture"].share == 1.0, table(scores)
+
+
+def test_boxes_lie_where_things_were_drawn(reader: Reader) -> None:
+    found = place_cases(12, 900, [(512, 512)])
+    answers = reader.answer([case.request for case in found], max_new_tokens=BOX_TOKENS)
+    scores = score_places(found, answers)
+    assert scores["evidence brand"].share >= 0.85, table(scores)
+    assert scores["evidence products"].share >= 0.75, table(scores)
+    assert scores["boxes brand"].share >= 0.8, table(scores)
+    assert scores["boxes, none of what is absent"].share >= 0.9, table(scores)
+    assert scores["evidence, its analysis"].share >= 0.9, table(scores)
 
 
 def test_the_order_of_two_pictures_decides_the_answer(reader: Reader) -> None:
