@@ -32,7 +32,7 @@ def lora_settings(adapters: Mapping[str, AdapterFiles], engine_args: Mapping[str
             raise adapter.refused(f"{what}, which vLLM passes over", f"-O {TOWER}=true, where this vLLM has it")
     rank = max(adapter.rank for adapter in adapters.values())
     fitting = next((known for known in RANKS if known >= rank), rank)
-    # One more place than adapters: vLLM's operators for CPUs add what the last place has to requests without an adapter.
+    # One place more: vLLM's operators for CPUs add what the last one has to requests without an adapter.
     return {"enable_lora": True, "max_loras": len(adapters) + 1, "max_lora_rank": fitting}
 
 
