@@ -108,7 +108,8 @@ def test_asynchronously_in_batches_in_a_chain_and_traced(model: QvlDecisionModel
         async with AsyncPipeline(cache="off") as pipeline:
             own = QvlDecisionModel(pipeline=pipeline)
             answered = await own.ainvoke({"state": "A mug.", "questions": {"new": NEW}})
-            assert answered.nouls["new"].noul == pytest.approx(told[0].nouls["new"].noul)
+            # The two of a batch may share a step, whose sums in bfloat16 differ a little from those of one alone.
+            assert answered.nouls["new"].noul == pytest.approx(told[0].nouls["new"].noul, abs=0.01)
             with pytest.raises(ConfigError, match="only async methods"):
                 own.invoke({"state": "A mug.", "questions": {"new": NEW}})
 
