@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         UnsupportedInputError,
     )
     from qvl.evidence.located import Locations
+    from qvl.evidence.moments import Moment
     from qvl.evidence.shapes import Box, Located, Point
     from qvl.media.picture import Picture
     from qvl.media.policy import MediaPolicy
@@ -94,6 +95,7 @@ __all__ = [
     "MediaPolicy",
     "Message",
     "MissingDependencyError",
+    "Moment",
     "Picture",
     "Pipeline",
     "PluginError",
@@ -150,6 +152,7 @@ __getattr__ = _lazy(
             "UnsupportedInputError",
         ),
         "qvl.evidence.located": ("Locations",),
+        "qvl.evidence.moments": ("Moment",),
         "qvl.evidence.shapes": ("Box", "Located", "Point"),
         "qvl.media.picture": ("Picture",),
         "qvl.media.policy": ("MediaPolicy",),

@@ -411,7 +411,7 @@ class Result:
     def _repr_html_(self) -> str:
         from qvl.html.cards import answer_html
 
-        return answer_html(self.pictures, [choice.text for choice in self.choices], self.facts)
+        return answer_html(self.pictures, [choice.text for choice in self.choices], self.facts, self.videos)
 
     @property
     def facts(self) -> str:

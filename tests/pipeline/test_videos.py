@@ -96,3 +96,12 @@ def test_what_cannot_be_is_refused_by_name(backend: TalkingBackend, clip: Path) 
             pipeline.chat([{"role": "user", "content": [{"type": "video", "video": ["a.png"]}]}])
         with pytest.raises(ConfigError, match="unknown key 'fsp' in video"):
             pipeline.ask(clip, "q", video={"fsp": 1})
+
+
+def test_a_card_shows_a_strip_of_frames_with_their_times(backend: TalkingBackend, clip: Path) -> None:
+    with Pipeline(backend=backend, cache=None) as pipeline:
+        result = pipeline.ask(clip, "q", video={"nframes": 3})
+    page = result._repr_html_()
+    assert page.count("<img ") == page.count("<figcaption") == 3
+    for words in ("0.0 s</figcaption>", "1.0 s</figcaption>", "1.9 s</figcaption>", "clip.mp4: 3 frames of 2.0 s"):
+        assert words in page

@@ -70,6 +70,10 @@ class PipelineOptions:
     cache_mode: Annotated[str | None, _model(help="auto, always, refresh (ask anew and store) or off.")] = None
     max_pixels: Annotated[int | None, _answer(help="Budget of one picture, in pixels.")] = None
     min_pixels: Annotated[int | None, _answer(help="Smaller pictures are made larger.")] = None
+    video: Annotated[
+        list[str] | None,
+        _answer(metavar="NAME=VALUE", help="Frames of videos: fps=1, nframes=16, video_start=5, video_end=9 …"),
+    ] = None
     max_tokens: Annotated[int | None, _answer(help="Longest answer, in tokens.")] = None
     param: Annotated[
         list[str] | None, _answer("--param", "-p", metavar="NAME=VALUE", help="temperature=0.2, seed=1 …")
@@ -88,12 +92,14 @@ class PipelineOptions:
             ConfigError: an unknown name or an invalid value; raised once, before anything is loaded.
         """
         from qvl.caches.policy import CachePolicy
-        from qvl.pipeline.parse_request import sampling_params
+        from qvl.pipeline.parse_request import request_sampling, sampling_params
 
         params = parse_args.pairs(self.param or (), "--param")
         if self.max_tokens is not None:
             params["max_tokens"] = self.max_tokens
         sampling_params(params)
+        if self.video:
+            params["video"] = request_sampling(parse_args.pairs(self.video, "--video"), {})
         if self.cache_mode is not None:
             CachePolicy.of(self.cache_mode, deterministic=True)  # type: ignore[arg-type]
             params["cache"] = self.cache_mode

@@ -87,4 +87,5 @@ def _facts(result: Result) -> dict[str, object]:
         "usage": dataclasses.asdict(result.usage),
         "timing": dataclasses.asdict(result.timing),
         "notes": list(result.notes),
+        **({"videos": [video.to_json() for video in result.videos]} if result.videos else {}),
     }

@@ -26,6 +26,19 @@ class ShownPicture(Protocol):
     def data_url(self) -> str: ...
 
 
+class ShownVideo(Protocol):
+    """The properties of a video that a strip shows."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def frames(self) -> Sequence[ShownPicture]: ...
+    @property
+    def times(self) -> Sequence[float]: ...
+    @property
+    def duration(self) -> float: ...
+
+
 def thumbnail_html(picture: ShownPicture, edge: int = 192) -> str:
     """Return an `<img>` with the picture inside, so that the page needs no other file."""
     try:
@@ -33,6 +46,26 @@ def thumbnail_html(picture: ShownPicture, edge: int = 192) -> str:
         return f'<img src="{small.data_url()}" alt="{escape(picture.source)}" style="max-width:{edge}px">'
     except QvlError as exc:
         return f"<span>{escape(exc.message)}</span>"
+
+
+def strip_html(video: ShownVideo, most: int = 12) -> str:
+    """Return a strip of at most `most` frames of a video, evenly spread, each above its time."""
+    count = len(video.frames)
+    step = max(1, -(-count // most))
+    cells = "".join(
+        f'<figure style="margin:0">{thumbnail_html(video.frames[at], 96)}'
+        f'<figcaption style="font-size:smaller">{video.times[at]:.1f} s</figcaption></figure>'
+        for at in range(0, count, step)
+    )
+    caption = f"{escape(video.source)}: {count} frames of {video.duration:.1f} s"
+    return f'<div>{caption}<div style="display:flex;flex-wrap:wrap;gap:4px">{cells}</div></div>'
+
+
+def media_html(pictures: Sequence[ShownPicture], videos: Sequence[ShownVideo]) -> str:
+    """Return pictures and a strip of each video, whose frames are among `pictures`."""
+    frames = {id(frame) for video in videos for frame in video.frames}
+    stills = [thumbnail_html(picture) for picture in pictures if id(picture) not in frames]
+    return "".join([*stills, *map(strip_html, videos)])
 
 
 def table_html(rows: Iterable[tuple[str, object]]) -> str:
@@ -44,10 +77,12 @@ def table_html(rows: Iterable[tuple[str, object]]) -> str:
     return f"<table>{cells}</table>"
 
 
-def answer_html(pictures: Sequence[ShownPicture], texts: Iterable[str], facts: str) -> str:
+def answer_html(
+    pictures: Sequence[ShownPicture], texts: Iterable[str], facts: str, videos: Sequence[ShownVideo] = ()
+) -> str:
     """Return a card: pictures beside the answers, and below them a line of `facts`."""
     answers = "".join(f'<p style="white-space:pre-wrap">{escape(text)}</p>' for text in texts)
-    return card_html("".join(map(thumbnail_html, pictures)), answers, facts)
+    return card_html(media_html(pictures, videos), answers, facts)
 
 
 def card_html(images: str, content: str, facts: str) -> str:

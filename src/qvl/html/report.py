@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis
+from qvl.html.cards import media_html
 from qvl.html.overlays import pictures_html, places_html
 from qvl.html.page import page_html
 
@@ -60,7 +61,10 @@ class HtmlReport:
             self._done += 1
             self._hits += row.result.cache == "hit"
             located = row.located or ([] if row.analysis is None else row.analysis.located)
-            pictures = pictures_html(row.result.pictures, located)
+            if row.result.videos:
+                pictures = media_html(row.result.pictures, row.result.videos)
+            else:
+                pictures = pictures_html(row.result.pictures, located)
             texts = "".join(f"<p>{escape(_printable(choice.text))}</p>" for choice in row.result.choices)
             facts = [f"{row.result.facts} · {row.result.request_id}", *(f"note: {note}" for note in row.result.notes)]
             answer = texts if row.analysis is None else _analysis(row.analysis)

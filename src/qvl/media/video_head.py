@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from typing import Final
 
+from qvl.media.base64_codec import Base64Picture
+
 # First brands of files in the same container that are pictures.
 _PICTURE_BRANDS: Final = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _BOXES: Final = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
@@ -48,6 +50,8 @@ def looks_like_video(source: object, *, files: bool = True) -> bool:
 
     No URL is fetched for that, and with `files` False no file is opened.
     """
+    if isinstance(source, Base64Picture):
+        source = source.data
     if isinstance(source, bytes | bytearray | memoryview):
         return container_of(bytes(source[:HEAD])) is not None
     if isinstance(source, str):

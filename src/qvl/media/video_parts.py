@@ -13,6 +13,11 @@ def media_part(medium: Medium) -> MediaPart:
     return VideoPart(medium) if isinstance(medium, Video) else ImagePart(medium)
 
 
+def as_taken(request: ChatRequest, *, videos: bool) -> ChatRequest:
+    """Return the request as a backend gets it that takes `videos`, or pictures alone."""
+    return request if videos else as_timed_pictures(request)
+
+
 def as_timed_pictures(request: ChatRequest) -> ChatRequest:
     """Return the request with each frame of its videos as a picture, behind a text with its time.
 

@@ -16,7 +16,7 @@ from qvl.media.video_parts import media_part
 from qvl.pipeline.decide_call import DecideCall, DecideParams
 from qvl.pipeline.load_pictures import load_pictures
 from qvl.pipeline.parse_parts import UnreadPicture, read_part
-from qvl.pipeline.parse_request import draft_request, request_limits
+from qvl.pipeline.parse_request import draft_request, request_limits, request_sampling
 from qvl.types import Result, TextPart
 
 if TYPE_CHECKING:
@@ -58,10 +58,17 @@ async def decide(
     params = {**params, "request_id": params.get("request_id") or new_request_id()}
     abstain = params.pop("abstain", None)
     draft = draft_request(messages, **params)
+    sampling = request_sampling(params.pop("video", None), {})
     limits = request_limits(params.pop("max_pixels", None), params.pop("min_pixels", None), {})
     asked = [_parts(question, f"questions[{number}].instructions") for number, question in enumerate(questions)]
     shown = [part for parts in asked for part in parts if isinstance(part, UnreadPicture)]
-    unread = [*draft.pictures, *(dataclasses.replace(part, limits=part.limits.over(limits)) for part in shown)]
+    unread = [
+        *draft.pictures,
+        *(
+            dataclasses.replace(part, limits=part.limits.over(limits), sampling=part.sampling.over(sampling))
+            for part in shown
+        ),
+    ]
     loaded = await load_pictures(unread, policy or executor.media, digests=executor.digests)
     shared = draft.finished(loaded[: len(draft.pictures)]).messages
     last: MessageLike = {"role": shared[-1].role, "content": list(shared[-1].parts)}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qvl.calibration.abstain import AbstainLike
     from qvl.media.policy import MediaPolicy
     from qvl.media.video import Medium
+    from qvl.media.video_sampling import VideoSampling
     from qvl.pipeline.executor import Executor
     from qvl.pipeline.job import Job
     from qvl.pipeline.parse_message import MessageLike
@@ -42,6 +43,7 @@ class DecideParams(TypedDict, total=False):
 
     max_pixels: int | None
     min_pixels: int | None
+    video: VideoSampling | JsonMapping | None
     cache_salt: str
     request_id: str | None
     extra: JsonMapping | None

@@ -21,7 +21,7 @@ from qvl.chunks import unfold
 from qvl.errors import AnalysisError
 from qvl.log import logger
 from qvl.media.digest_cache import DigestCache
-from qvl.media.video_parts import as_timed_pictures
+from qvl.media.video_parts import as_taken
 from qvl.pipeline.cache_store import WORKERS, Store, from_entry, to_entry
 from qvl.pipeline.job import CacheHit, CacheMiss, Job, Outcome, Streaming
 from qvl.pipeline.load_pictures import decode_pictures, is_one_local, load_pictures, naming, read_pictures
@@ -401,7 +401,7 @@ class Executor:
         request, salt = job.request, job.salt
         videos, notes = request.videos, tuple[str, ...]()
         if videos and not self.backend.capabilities.videos:
-            request = as_timed_pictures(request)
+            request = as_taken(request, videos=False)
             notes = tuple(
                 f"{video.source}: sent as {len(video.frames)} pictures, each behind its time, since"
                 f" {self.backend.name}:{self.backend.model} takes no videos"

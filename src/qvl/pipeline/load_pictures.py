@@ -132,9 +132,9 @@ def _with_pictures(request: ChatRequest, before: Sequence[Picture], after: Seque
     coming = iter(after)
 
     def replaced(media: MediaPart) -> Part:
-        if isinstance(media, ImagePart):
-            return ImagePart(next(coming))
-        return VideoPart(media.video.with_frames([next(coming) for _ in media.video.frames]))
+        if isinstance(media, VideoPart):
+            return VideoPart(media.video.with_frames([next(coming) for _ in media.video.frames]))
+        return ImagePart(next(coming))
 
     return request.replace(
         messages=tuple(

@@ -125,8 +125,8 @@ def thoughts_of(content: object) -> str:
 
 
 def is_picture(part: object) -> bool:
-    """Return True if `read_part` would return a picture for `part`."""
-    return isinstance(part, Mapping) and _bare_kind(part) in _PICTURES
+    """Return True if `read_part` would return a picture or video for `part`."""
+    return isinstance(part, Mapping) and _bare_kind(part) in (*_PICTURES, *_VIDEOS)
 
 
 def picture_texts(items: Iterable[JsonMapping], field: str) -> Iterator[str]:
@@ -134,7 +134,7 @@ def picture_texts(items: Iterable[JsonMapping], field: str) -> Iterator[str]:
     for item in items:
         parts = item.get(field)
         for part in filter(is_picture, parts) if isinstance(parts, list) else ():
-            for name in _SOURCES:
+            for name in (*_SOURCES, "video_url", "video"):
                 value = part.get(name)
                 inner = [value.get(key) for key in _SOURCES] if isinstance(value, Mapping) else [value]
                 yield from (text for text in inner if isinstance(text, str))
@@ -142,7 +142,8 @@ def picture_texts(items: Iterable[JsonMapping], field: str) -> Iterator[str]:
 
 def picture_field(part: JsonMapping) -> str:
     """Return the name of the field that has the picture of a part."""
-    return next((name for name in ("image_url", "image", "source", "base64", "data", "url") if part.get(name)), "image")
+    names = ("image_url", "image", "video_url", "video", "source", "base64", "data", "url")
+    return next((name for name in names if part.get(name)), "video" if _bare_kind(part) in _VIDEOS else "image")
 
 
 def _bare_kind(part: JsonMapping) -> object:

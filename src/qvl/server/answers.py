@@ -54,6 +54,8 @@ class Error(TypedDict):
 class PromptDetails(TypedDict):
     cached_tokens: Count
     image_tokens: Count
+    video_tokens: NotRequired[Count]
+    video_frames: NotRequired[Count]
 
 
 class OutputDetails(TypedDict):

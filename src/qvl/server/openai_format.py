@@ -16,6 +16,7 @@ from qvl.server.answers import (
     ChatLogprobs,
     FinishWord,
     FunctionCall,
+    PromptDetails,
     PromptLogprob,
     TokenUsage,
     data_event,
@@ -101,11 +102,14 @@ def _logprob(token: TokenLogprob) -> Alternative:
 
 def usage_of(usage: Usage) -> TokenUsage:
     """Return OpenAI's usage object, with `image_tokens` beside `cached_tokens`."""
+    details = PromptDetails(cached_tokens=usage.cached_tokens, image_tokens=usage.image_tokens)
+    if usage.video_frames:
+        details |= {"video_tokens": usage.video_tokens, "video_frames": usage.video_frames}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "image_tokens": usage.image_tokens},
+        "prompt_tokens_details": details,
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 

@@ -15,6 +15,7 @@ from qvl.errors import RequestError
 from qvl.media import base64_codec
 from qvl.media.decode_threads import in_worker
 from qvl.media.gate import MEDIUM, SMALL
+from qvl.media.video_parts import as_taken
 from qvl.pipeline.call import RequestCall
 from qvl.pipeline.load_pictures import load_pictures
 from qvl.pipeline.parse_parts import is_picture, picture_field, picture_texts
@@ -192,7 +193,7 @@ async def chat_request(
         pictures = tuple([exchange.lifted.put_back(picture) for picture in pictures])
     request = draft.finished(await load_pictures(pictures, core.settings.media, digests=core.executor.digests))
     refuse_extra(core, request.extra)
-    backend.refuse_unsupported(request)
+    backend.refuse_unsupported(as_taken(request, videos=backend.capabilities.videos))
     policy = cache_policy(exchange, deterministic=request.sampling.deterministic)
     if exchange.traced is not None:
         exchange.traced.note_request(request, name)

@@ -6,6 +6,7 @@ import inspect
 import json
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -88,8 +89,10 @@ class Reference:
 
     def _video(self, text: str, video: Video) -> tuple[str, dict[str, Any]]:
         """The prompt and the pixels of one video, by the parts of transformers' processors that need no torchvision."""
-        from transformers.models.qwen3_vl import processing_qwen3_vl, video_processing_qwen3_vl
-
+        # By their full names: the package itself gives a stand-in where torchvision is missing.
+        home = "transformers.models.qwen3_vl"
+        processing_qwen3_vl = import_module(f"{home}.processing_qwen3_vl")
+        video_processing_qwen3_vl = import_module(f"{home}.video_processing_qwen3_vl")
         processor = video_processing_qwen3_vl.Qwen3VLVideoProcessor
         settings = json.loads((self.folder / "video_preprocessor_config.json").read_text(encoding="utf-8"))
         frames = [frame.rgb() for frame in video.frames]
