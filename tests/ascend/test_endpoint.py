@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from qvl.ascend.checks import endpoint
+from qvl.parity.stored import transparent_picture, turned_picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -205,10 +206,14 @@ def test_a_wrong_model_and_a_dead_address_fail(serve: Callable[[Rules], str]) ->
 
 
 def test_the_pictures_differ_as_they_should() -> None:
-    stored, upright, turned = endpoint.exif_pictures()
-    again = Image.open(io.BytesIO(base64.b64decode(endpoint.data_url(stored).partition(",")[2])))
+    turned = turned_picture()
+    again = Image.open(io.BytesIO(base64.b64decode(endpoint.data_url(turned.stored).partition(",")[2])))
 
-    assert ImageOps.exif_transpose(again).tobytes() == upright.tobytes()
-    assert again.tobytes() == turned.tobytes() != upright.tobytes()
-    layered, white, hidden = endpoint.alpha_pictures()
-    assert layered.convert("RGB").tobytes() == hidden.tobytes() != white.tobytes()
+    assert ImageOps.exif_transpose(again).tobytes() == turned.right.tobytes()
+    (lying,) = turned.wrong.values()
+    assert again.tobytes() == lying.tobytes() != turned.right.tobytes()
+    layered = transparent_picture()
+    black, hidden = layered.wrong.values()
+    assert layered.stored.convert("RGB").tobytes() == hidden.tobytes() != layered.right.tobytes()
+    assert black.getpixel((0, 0)) == (0, 0, 0)
+    assert layered.right.getpixel((0, 0)) == (255, 255, 255)

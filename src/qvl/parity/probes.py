@@ -14,7 +14,7 @@ from qvl.parity.case import Case
 from qvl.parity.causes import Cause, cause
 from qvl.parity.diagnose import not_greedy
 from qvl.parity.differences import Difference, differ
-from qvl.parity.variants import on_colour
+from qvl.parity.stored import transparent_picture, turned_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,11 +23,7 @@ if TYPE_CHECKING:
     from qvl.parity.sides import LiveSide
 
 BATCH: Final = 8
-_ASKED: Final = "What is shown?"
-# Its width and height are multiples of 28 and of 32, so that no processor resizes it to another shape.
-_SIZE: Final = (448, 224)
-_TURNED: Final = 6
-_ORIENTATION: Final = 0x0112
+_ASKED: Final = "What brand is printed in this picture?"
 
 
 async def probe_repeats(side: LiveSide, cases: Sequence[Case], tolerance: float) -> list[Cause]:
@@ -87,19 +83,22 @@ async def probe_pictures(side: LiveSide, tolerance: float) -> list[Cause]:
     if side.backend.wants_pixels:
         return []
     found = []
-    for name, stored, readings in (_exif_probe(), _alpha_probe()):
-        seen = await _shown(side, stored)
-        right, *wrong = [(told, await _shown(side, picture)) for told, picture in readings]
-        if seen.error or right[1].error or _same(seen, right[1], tolerance):
+    for name, picture in (("exif", turned_picture()), ("alpha", transparent_picture())):
+        seen, right = await _shown(side, picture.stored), await _shown(side, picture.right)
+        if seen.error or right.error or _same(seen, right, tolerance):
             continue
-        told = next((told for told, other in wrong if _same(seen, other, tolerance)), None)
-        evidence = f"a picture sent to it as it is stored is answered like one {told or 'read in an unknown way'}"
-        found.append(cause(name, f"{evidence}; qvl's own requests are not affected", certain=told is not None))
+        told = "in an unknown way"
+        for how, reading in picture.wrong.items():
+            if _same(seen, await _shown(side, reading), tolerance):
+                told = how
+        evidence = f"a picture sent to it as it is stored is answered as if it were read {told}"
+        certain = told in picture.wrong
+        found.append(cause(name, f"{evidence}; qvl's own requests are not affected", certain=certain))
     return found
 
 
-async def _shown(side: LiveSide, picture: Picture) -> Observation:
-    return await side.observe(Case("probe", (picture,), question=_ASKED))
+async def _shown(side: LiveSide, image: Image.Image) -> Observation:
+    return await side.observe(Case("probe", (_as_stored(image),), question=_ASKED))
 
 
 def _same(a: Observation, b: Observation, tolerance: float) -> bool:
@@ -110,57 +109,10 @@ def _same(a: Observation, b: Observation, tolerance: float) -> bool:
     return a.text == b.text if told is None else told
 
 
-def _exif_probe() -> tuple[str, Picture, list[tuple[str, Picture]]]:
-    from PIL import Image
-
-    image = _drawn().convert("RGB")
-    exif = Image.Exif()
-    exif[_ORIENTATION] = _TURNED
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95, exif=exif)
-    with Image.open(io.BytesIO(buffer.getvalue())) as decoded:
-        as_stored = decoded.convert("RGB")
-    upright = as_stored.transpose(Image.Transpose.ROTATE_270)
-    stored = _raw(buffer.getvalue(), "image/jpeg", as_stored.size)
-    return "exif", stored, [("upright", _png(upright)), ("without its EXIF orientation", _png(as_stored))]
-
-
-def _alpha_probe() -> tuple[str, Picture, list[tuple[str, Picture]]]:
-    from PIL import Image
-
-    image = _drawn()
-    mask = Image.linear_gradient("L").resize(image.size)
-    image.putalpha(mask)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    readings = [
-        ("on white", _png(on_colour(image, 255))),
-        ("with its alpha laid on black", _png(on_colour(image, 0))),
-        ("with its alpha dropped", _png(image.convert("RGB"))),
-    ]
-    return "alpha", _raw(buffer.getvalue(), "image/png", image.size), readings
-
-
-def _drawn() -> Image.Image:
-    """Return a picture that is another one when it is turned, mirrored or darkened."""
-    from PIL import Image, ImageDraw
-
-    image = Image.new("RGBA", _SIZE, (214, 203, 180, 255))
-    canvas = ImageDraw.Draw(image)
-    width, height = _SIZE
-    canvas.rectangle((20, 20, width // 3, height - 30), fill=(196, 30, 40, 255))
-    canvas.polygon(((width // 2, height - 20), (width - 20, height - 20), (width - 40, 30)), fill=(30, 60, 170, 255))
-    canvas.ellipse((width // 2 - 30, 16, width // 2 + 50, 96), fill=(240, 200, 30, 255))
-    return image
-
-
-def _png(image: Image.Image) -> Picture:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return _raw(buffer.getvalue(), "image/png", image.size)
-
-
-def _raw(data: bytes, media_type: str, size: tuple[int, int]) -> Picture:
+def _as_stored(image: Image.Image) -> Picture:
     """Return a picture whose bytes are sent as they are, whatever they say of orientation and alpha."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=image.getexif())
+    data = buffer.getvalue()
     name = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    return Picture(name, *size, data, media_type, "<probe>", untouched=True)
+    return Picture(name, *image.size, data, "image/png", "<probe>", untouched=True)

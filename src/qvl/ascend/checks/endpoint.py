@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qvl.ascend.report import Finding
+from qvl.parity.stored import sample, transparent_picture, turned_picture
 
 if TYPE_CHECKING:
     import httpx
     from PIL import Image
 
+    from qvl.parity.stored import StoredPicture
     from qvl.types import JsonMapping, JsonObject
 
 _TIMEOUT = 120.0
@@ -94,38 +96,6 @@ def _joined(base: str, path: str) -> str:
     return address.rstrip("/") + path + mark + query
 
 
-def sample() -> Image.Image:
-    """Return an upright test picture that is not rotationally symmetric: a product with a printed brand."""
-    from qvl.tiny.render import DrawnProduct, draw
-
-    return draw(DrawnProduct("ZELPHO", "mug", "blue", 1), seed=11, size=(448, 320))
-
-
-def exif_pictures() -> tuple[Image.Image, Image.Image, Image.Image]:
-    """Return (sample rotated with EXIF orientation 6; as a decoder applying EXIF shows it; as one ignoring EXIF)."""
-    from PIL import Image
-
-    upright = sample()
-    rotated = upright.transpose(Image.Transpose.ROTATE_90)
-    stored = rotated.copy()
-    stored.getexif()[0x0112] = 6
-    return stored, upright, rotated
-
-
-def alpha_pictures() -> tuple[Image.Image, Image.Image, Image.Image]:
-    """Return (an RGBA picture with colours under alpha 0; it composited on white; it with alpha dropped)."""
-    from PIL import Image
-
-    hidden = sample()
-    mask = Image.new("L", hidden.size, 255)
-    mask.paste(0, (0, 0, hidden.width, hidden.height // 2))
-    stored = hidden.convert("RGBA")
-    stored.putalpha(mask)
-    white = Image.new("RGB", hidden.size, (255, 255, 255))
-    white.paste(hidden, mask=mask)
-    return stored, white, hidden
-
-
 def data_url(image: Image.Image) -> str:
     """Return the picture as a PNG data URL; its eXIf chunk keeps the EXIF orientation."""
     buffer = io.BytesIO()
@@ -191,8 +161,8 @@ def _capabilities(endpoint: EndpointClient) -> Iterator[Finding]:
     logprobs = _logprobs(endpoint)
     yield logprobs
     extra: Mapping[str, object] = {"logprobs": True} if logprobs.status == "ok" else {}
-    yield _decoding(endpoint, "endpoint-exif", exif_pictures(), extra)
-    yield _decoding(endpoint, "endpoint-alpha", alpha_pictures(), extra)
+    yield _decoding(endpoint, "endpoint-exif", turned_picture(), extra)
+    yield _decoding(endpoint, "endpoint-alpha", transparent_picture(), extra)
     yield _schema(endpoint)
     yield _pixel_limit(endpoint, first)
 
@@ -209,25 +179,27 @@ def _logprobs(endpoint: EndpointClient) -> Finding:
     return Finding.ok("endpoint-logprobs", f"logprobs for {len(answer.logprobs)} tokens")
 
 
-def _decoding(
-    endpoint: EndpointClient,
-    name: str,
-    pictures: tuple[Image.Image, Image.Image, Image.Image],
-    extra: Mapping[str, object],
-) -> Finding:
+def _decoding(endpoint: EndpointClient, name: str, picture: StoredPicture, extra: Mapping[str, object]) -> Finding:
     subject, rule = ("EXIF orientation", "applied") if name == "endpoint-exif" else ("transparency", "put on white")
-    stored, right, wrong = (endpoint.ask(picture, _QUESTION, **extra) for picture in pictures)
+    stored, right = (endpoint.ask(one, _QUESTION, **extra) for one in (picture.stored, picture.right))
+    wrong = {told: endpoint.ask(one, _QUESTION, **extra) for told, one in picture.wrong.items()}
     fix = "let qvl decode: pictures sent through a Pipeline or qvl-serve arrive upright and without alpha"
-    refused = next((answer for answer in (stored, right, wrong) if answer.status != 200), None)
+    refused = next((answer for answer in (stored, right, *wrong.values()) if answer.status != 200), None)
     if refused is not None:
         return Finding.fail(name, f"{subject}: the picture gets {refused.status}: {refused.error}", fix)
-    detail = {"stored": stored.text, "right": right.text, "wrong": wrong.text}
-    verdict = nearer(stored, right, wrong)
-    if verdict is None:
+    detail = {"stored": stored.text, "right": right.text, **{told: answer.text for told, answer in wrong.items()}}
+    verdicts = {told: nearer(stored, right, answer) for told, answer in wrong.items()}
+    seen = [told for told, verdict in verdicts.items() if verdict is False]
+    if seen:
+        # The last that is nearer than those before it: a picture that is read wrongly may be near to several.
+        nearest = seen[0]
+        for told in seen[1:]:
+            nearest = nearest if nearer(stored, wrong[nearest], wrong[told]) else told
+        what = f"{subject} is ignored: a picture is read {nearest}, so the model sees other pixels than a person"
+        return Finding.warn(name, what, fix, detail)
+    if None in verdicts.values():
         return Finding.skip(name, f"{subject}: inconclusive from this model's answers", detail)
-    if verdict:
-        return Finding.ok(name, f"{subject} is {rule}", detail)
-    return Finding.warn(name, f"{subject} is ignored: the model sees different pixels than a person", fix, detail)
+    return Finding.ok(name, f"{subject} is {rule}", detail)
 
 
 def _schema(endpoint: EndpointClient) -> Finding:
