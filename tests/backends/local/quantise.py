@@ -144,8 +144,12 @@ def compressed(layout: str, **weights: Any) -> dict[str, Any]:
 
 
 def linears(names: Any) -> list[str]:
-    """The matrices of the text layers: what these forms quantise, and all that the pictures' tower is spared."""
-    return [name for name in names if ".layers." in name and "_proj" in name and name.endswith(".weight")]
+    """The matrices of the text layers: what these forms quantise, and all that the pictures' tower is spared.
+
+    The two narrow ones of a gated delta rule, of a row for each head, are left as they are.
+    """
+    kept = ("in_proj_a.weight", "in_proj_b.weight")
+    return [n for n in names if ".layers." in n and "_proj" in n and n.endswith(".weight") and not n.endswith(kept)]
 
 
 def write_pair(plain_folder: Path, folder: Path, pack: Packer, settings: dict[str, Any]) -> Path:
