@@ -103,10 +103,11 @@ bench-sdk: $(STAMP) ## one call beside the openai client, ChatOpenAI and LiteLLM
 bench-redis: $(STAMP) ## what requests feel when Redis is killed, paused, emptied, full
 	$(BIN)/python benchmarks/bench_redis_faults.py
 
-docs: $(STAMP) ## write docs/cli.md and the pages of chips, reports and fields, check every link between the pages
+docs: $(STAMP) ## write docs/cli.md and the pages of chips, reports, fields and models, check every link between the pages
 	$(BIN)/python -m tests.ascend.chip_page docs/ascend-chips.md
 	$(BIN)/python -m tests.ascend.reports docs/ascend-reports.md
 	$(BIN)/python -m tests.server.fields_page docs/fields.md
+	$(BIN)/python -m tests.backends.models_page docs/models.md
 	$(BIN)/python docs/build.py
 
 pins: ## write constraints.txt anew: the newest versions of what dev pulls in, with this torch
