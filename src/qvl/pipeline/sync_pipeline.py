@@ -10,6 +10,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -67,7 +68,7 @@ class Pipeline:
         min_pixels: int | None = None,
         media: MediaPolicy | None = None,
         concurrency: int | None = None,
-        calibration: str | os.PathLike[str] | Calibration | None = None,
+        calibration: str | PathLike[str] | Calibration | None = None,
         abstain: AbstainLike | None = None,
         plugins: Iterable[object] = (),
         **options: object,

@@ -428,7 +428,11 @@ class Layer:
 
     def norm_weight(self, norm: nn.Module) -> Tensor:
         """Return what a normalised vector is multiplied with."""
-        weight: Tensor = norm.get_parameter("weight")
+        import torch
+
+        weight = norm.weight
+        # No Parameter where a device has tensors of its own kind.
+        assert isinstance(weight, torch.Tensor)
         return weight
 
     def join_mixing(self, layer: Qwen3VLTextDecoderLayer, index: int, plan: LinearPlan, tiled: bool) -> int:
