@@ -78,3 +78,50 @@ def test_no_file_and_no_line_are_told(folder: Path) -> None:
         read_labelled([str(folder / "none.jsonl")])
     with pytest.raises(ConfigError, match="no labelled picture in"):
         read_labelled([write(folder)])
+
+
+def test_rows_of_tables_are_lines(folder: Path) -> None:
+    table = folder / "labels.csv"
+    head = "image,id,brand,attributes.color,tags,Is it new?"
+    table.write_text(f'{head}\na.png,one,NORVIK,red,"[""x"", ""y""]",true\nb.png,,,blue,,\n')
+    one, two = read_labelled([str(table)])
+    assert one.expected == {"brand": "NORVIK", "attributes": {"color": "red"}, "tags": ["x", "y"], "Is it new?": True}
+    assert (one.id, one.pictures) == ("one", (str(folder / "a.png"),))
+    assert (two.id, two.expected) == ("labels.csv:3", {"attributes": {"color": "blue"}})
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_folder_of_a_data_set_is_read(folder: Path, kind: str) -> None:
+    inner = folder / "set" / "train"
+    inner.mkdir(parents=True)
+    (folder / "a.png").rename(inner / "a.png")
+    text = 'file_name,expected\na.png,"{""brand"": null}"\n'
+    if kind == "jsonl":
+        text = '{"file_name": "a.png", "expected": {"brand": null}}\n'
+    (inner / f"metadata.{kind}").write_text(text)
+    (line,) = read_labelled([str(folder / "set")])
+    assert (line.pictures, line.expected) == ((str(inner / "a.png"),), {"brand": None})
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("image,brand\n,NORVIK\n", "labels.csv:2: no picture"),
+        ("image,brand\na.png,\n", "labels.csv:2: no right answer"),
+        ("image,expected\na.png,{x\n", "is not JSON"),
+        ("image,a,a.b\na.png,x,y\n", "is a label and has labels in it"),
+        ("image,brand\nc.png,x\n", "no picture"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(folder: Path, text: str, wrong: str) -> None:
+    table = folder / "labels.csv"
+    table.write_text(text)
+    with pytest.raises(ConfigError, match=wrong):
+        read_labelled([str(table)])
+
+
+def test_a_folder_without_labels_and_parquet_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="has no labels"):
+        read_labelled([str(folder)])
+    with pytest.raises(ConfigError, match="parquet is not read"):
+        read_labelled([str(folder / "labels.parquet")])

@@ -36,7 +36,9 @@ def register(root: typer.Typer) -> None:
 def evaluate(
     labelled: Annotated[
         list[str],
-        typer.Argument(help='JSONL files or globs: {"image": "a.png", "expected": {"brand": "NORVIK"}} a line.'),
+        typer.Argument(
+            help='JSONL: {"image": "a.png", "expected": {"brand": "NORVIK"}}; CSV; folders with metadata.csv.'
+        ),
     ],
     *,
     against: Annotated[

@@ -5,7 +5,7 @@
 
 `expected` is an object. A name in it that is a question's is the right value of that question; everything else is a
 part of the right analysis, in the form of the schema. What is left out is not compared. Paths of pictures are relative
-to the file; texts and messages of a line are not used.
+to the file; texts and messages of a line are not used. CSV files and folders of data sets: `label_tables`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final
 
 from qvl.bench.dataset import BadLine, Files
 from qvl.errors import ConfigError
+from qvl.evaluation.label_tables import is_table, read_table
 from qvl.types import JsonObject
 
 _REMOTE: Final = ("http://", "https://", "data:")
@@ -35,25 +36,30 @@ class Labelled:
 
 
 def read_labelled(patterns: Sequence[str]) -> list[Labelled]:
-    """Return the lines of the files and globs `patterns`, in order.
+    """Return the lines of the files, globs and folders `patterns`, in order; tables behind JSON lines.
 
     Raises:
         ConfigError: no file, no line, or a line that is no labelled picture; the line is named.
     """
     found: list[Labelled] = []
     seen: dict[str, str] = {}
-    for item in Files(patterns, on_bad=_refuse):
+    tables = [pattern for pattern in patterns if is_table(pattern)]
+    plain = [pattern for pattern in patterns if pattern not in tables]
+    for item in Files(plain, on_bad=_refuse) if plain else ():
         pictures = tuple(_picture(part["image_url"]["url"], item.base, item.where) for part in item.picture_parts())
         if not pictures:
             raise _fault(item.where, "no picture", _FORM)
         if not isinstance(item.expected, dict) or not item.expected:
             what = "no right answer in `expected`" if item.expected is None else "`expected` must be an object"
             raise _fault(item.where, what, _FORM)
-        _check_numbers(item.expected, item.where, "expected")
-        if item.id in seen:
-            raise _fault(item.where, f"the id {item.id!r} stands in {seen[item.id]} too", "each line needs its own")
-        seen[item.id] = item.where
         found.append(Labelled(item.id, pictures, item.expected, item.where))
+    for row in (row for table in tables for row in read_table(table)):
+        found.append(Labelled(row.id, (_picture(row.picture, row.base, row.where),), row.expected, row.where))
+    for line in found:
+        _check_numbers(line.expected, line.where, "expected")
+        if line.id in seen:
+            raise _fault(line.where, f"the id {line.id!r} stands in {seen[line.id]} too", "each line needs its own")
+        seen[line.id] = line.where
     if not found:
         raise ConfigError(f"no labelled picture in {', '.join(patterns)}", hint=_FORM)
     return found
