@@ -1,0 +1,84 @@
+"""Servers that answer otherwise: penalties, limits, stops, company in the batch, cached prefixes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+
+from qvl import Pipeline
+from qvl.backends.local.backend import LocalBackend
+from qvl.backends.wrapper import WrappingBackend
+from qvl.parity import Case, compare
+from qvl.types import ChatRequest, Chunk, SamplingParams
+
+
+class OwnMindBackend(WrappingBackend):
+    """Answers with sampling parameters of its own where `changes` says so."""
+
+    running = 0
+
+    def changes(self, request: ChatRequest) -> dict[str, object]:
+        return {}
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        self.running += 1
+        try:
+            sampling: SamplingParams = dataclasses.replace(request.sampling, **self.changes(request))
+            async with aclosing(self.inner.stream(request.replace(sampling=sampling))) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self.running -= 1
+
+
+class PenalizingBackend(OwnMindBackend):
+    def changes(self, request: ChatRequest) -> dict[str, object]:
+        return {"repetition_penalty": 3.0}
+
+
+class ShorteningBackend(OwnMindBackend):
+    def changes(self, request: ChatRequest) -> dict[str, object]:
+        return {"max_tokens": 2}
+
+
+class StoppingBackend(OwnMindBackend):
+    def changes(self, request: ChatRequest) -> dict[str, object]:
+        return {"stop": (" ",)}
+
+
+class CrowdedBackend(OwnMindBackend):
+    def changes(self, request: ChatRequest) -> dict[str, object]:
+        return {"logit_bias": {100: 90.0}, "max_tokens": 4} if self.running > 1 else {}
+
+
+class RememberingBackend(OwnMindBackend):
+    seen: frozenset[str] = frozenset()
+
+    def changes(self, request: ChatRequest) -> dict[str, object]:
+        known = bool(request.cache_salt) and request.cache_salt in self.seen
+        self.seen |= {request.cache_salt}
+        return {"logit_bias": {100: 90.0}, "max_tokens": 4} if known or not request.cache_salt else {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        (PenalizingBackend, "penalty"),
+        (ShorteningBackend, "length"),
+        (StoppingBackend, "stop"),
+        (CrowdedBackend, "batch"),
+        (RememberingBackend, "prefix-cache"),
+    ],
+)
+def test_what_a_server_does_by_itself_is_named(
+    local: Pipeline, cases: list[Case], kind: type[OwnMindBackend], named: str
+) -> None:
+    texts = [dataclasses.replace(case, question="Describe this picture.") for case in cases if case.kind == "text"]
+    with Pipeline(backend=kind(LocalBackend(device="cpu", dtype="float32")), cache="off") as other:
+        report = compare(local, other, texts)
+    assert report.layer is not None
+    assert named in [cause.name for cause in report.causes if cause.certain], report.causes
