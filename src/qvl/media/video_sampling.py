@@ -24,7 +24,7 @@ LARGEST: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class VideoSampling:
-    """How frames are chosen: `fps` of them a second, `nframes` spread evenly, or those shown at `timestamps`.
+    """The choice of frames: `fps` of them a second, `nframes` spread evenly, or those shown at `timestamps`.
 
     Args:
         fps: frames a second; 2 unless something else is given.

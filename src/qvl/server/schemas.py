@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict
 
 from qvl.media.smart_resize import LIMIT_NAMES
-from qvl.pipeline.parse_parts import DETAILS
+from qvl.pipeline.parse_parts import DETAILS, KINDS
 from qvl.sampling import PARAMETERS, Parameter
 from qvl.server.format_schemas import STRICT as STRICT
 from qvl.server.format_schemas import JsonSchema as JsonSchema
@@ -47,7 +47,7 @@ TEXT: Final = {"type": "string"}
 _PART: Final = {
     "type": "object",
     "properties": {
-        "type": {"enum": ["text", "image_url", "input_image", "image"]},
+        "type": {"enum": list(KINDS)},
         "text": TEXT,
         "image_url": {
             "anyOf": [
@@ -56,6 +56,14 @@ _PART: Final = {
             ],
             "description": "An http(s) or data: URL.",
         },
+        "video_url": {
+            "anyOf": [TEXT, {"type": "object", "properties": {"url": TEXT}, "required": ["url"]}],
+            "description": "An http(s) or data: URL.",
+        },
+        "fps": {"type": "number", "exclusiveMinimum": 0},
+        "nframes": {"type": "integer", "minimum": 1},
+        "timestamps": {"type": "array", "items": {"type": "number", "minimum": 0}},
+        **{name: {"type": "number", "minimum": 0} for name in ("video_start", "video_end")},
         **{name: {"type": "integer", "minimum": 1} for name in LIMIT_NAMES},
     },
     "required": ["type"],

@@ -174,7 +174,7 @@ class ImageRules:
 
 
 class Placeholder(NamedTuple):
-    """What one placeholder of a prompt stands for: one picture, or two frames of a video of `frames` in all."""
+    """One picture that a placeholder of a prompt stands for, or two frames of a video of `frames` in all."""
 
     pictures: tuple[Picture, ...]
     frames: int = 0
