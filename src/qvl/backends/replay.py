@@ -76,9 +76,11 @@ class RecordingHeader(TypedDict):
 
 def request_manifest(request: ChatRequest) -> JsonObject:
     """Return the JSON that identifies a request: the cache key's manifest without backend, task and namespace."""
+    # Who records does not know what a name stands for; in a cache key it is the adapter itself.
+    named = {"adapter": request.adapter} if request.adapter else {}
     manifest = build_manifest(request, identity={}, max_pixels=_NO_BUDGET)
     others = {"v", "backend", "task", "prompt_version", "language", "namespace"}
-    return {name: value for name, value in manifest.items() if name not in others}
+    return {name: value for name, value in manifest.items() if name not in others} | named
 
 
 @dataclass(slots=True)
