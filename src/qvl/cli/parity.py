@@ -62,7 +62,7 @@ def register(root: typer.Typer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AskOptions:
-    """What both sides are asked."""
+    """The options of the cases that both sides are asked."""
 
     pictures: Annotated[
         list[str] | None, _ask("--pictures", metavar="GLOB", help="Files, globs or URLs; may be repeated.")
@@ -106,7 +106,7 @@ class AskOptions:
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
-    """What comes of a comparison."""
+    """The options of the budgets, and of the files of a report."""
 
     budget: Annotated[
         list[str] | None, _output("--budget", metavar="NAME=SHARE", help="text=0.98,field.brand=0.995,kl=0.01")

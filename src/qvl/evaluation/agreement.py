@@ -21,7 +21,7 @@ LEAST_VALUES: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """How many of `count` agree, the share, and where it lies with 95 % (Wilson)."""
+    """The number of agreeing cases out of `count`, their share, and where it lies with 95 % (Wilson)."""
 
     agree: int
     count: int

@@ -64,7 +64,7 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredLine:
-    """What came for one line: its analysis, its decisions, or both."""
+    """The answers to one line: its analysis, its decisions, or both."""
 
     analysis: AnalysisResult[object] | None
     decisions: Decisions | None

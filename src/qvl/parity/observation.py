@@ -20,7 +20,7 @@ class TokenStep:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a side made of a case. None, or empty, is what its backend does not tell.
+    """The layers of one case on one side. None, or empty, is what its backend does not tell.
 
     Attributes:
         case: its id.

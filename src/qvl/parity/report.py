@@ -90,7 +90,7 @@ class ParityReport:
 
     @property
     def standing(self) -> Literal["within", "beyond", "undecided", "told"]:
-        """Whether all budgets are kept; "told" where there is none."""
+        """The verdict on all budgets together; "told" where there is none."""
         found = {verdict.standing for verdict in self.verdicts}
         if not found:
             return "told"
