@@ -47,10 +47,10 @@ def ask(question: str, *pictures: Picture, **sampling: Any) -> ChatRequest:
     return ChatRequest((Message("user", parts),), SamplingParams(**sampling))
 
 
-def endless(backend: Backend, question: str) -> ChatRequest:
-    """Return a request that takes long, if the backend can be made slow."""
+def endless(backend: Backend, question: str, max_tokens: int = 400) -> ChatRequest:
+    """Return a request that is answered with `max_tokens` tokens, if the backend can be made to go on that long."""
     more = {"ignore_eos": True} if "ignore_eos" in backend.capabilities.sampling else {}
-    return ask(question, max_tokens=400, **more)
+    return ask(question, max_tokens=max_tokens, **more)
 
 
 def square(colour: tuple[int, int, int] = (220, 30, 30), edge: int = 64) -> Picture:
