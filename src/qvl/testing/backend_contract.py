@@ -221,7 +221,7 @@ class BackendContract(DecisionContract):
 
     @in_loop
     async def test_max_tokens_ends_with_length(self, backend: Backend, long_question: str) -> None:
-        result = await backend.generate(ask(long_question, max_tokens=2))
+        result = await backend.generate(endless(backend, long_question, 2))
         assert (result.finish_reason, result.usage.completion_tokens) == ("length", 2)
 
     @in_loop
