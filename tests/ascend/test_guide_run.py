@@ -27,8 +27,13 @@ UP = (
     "import fcntl, os, socket, struct, sys; s = socket.socket(); "
     "fcntl.ioctl(s, 0x8914, struct.pack('16sh', b'lo', 73)); os.execvp(sys.argv[1], sys.argv[1:])"
 )
-# On the page a measurement takes the pictures it should; here it is run, not believed.
-FEWER = {"--synthetic 200 --size 1024x768": "--synthetic 4 --size 64x48", "--retry-delay 10": "--retry-delay 1"}
+# On the page a measurement takes the pictures it should; here it is run, not believed. The page's NPUs have 64 GB, of
+# which 32B takes two; those of the made-up host have 32.
+FEWER = {
+    "--synthetic 200 --size 1024x768": "--synthetic 4 --size 64x48",
+    "--retry-delay 10": "--retry-delay 1",
+    "qvl launch Qwen/Qwen3-VL-32B-Instruct": "qvl launch Qwen/Qwen3-VL-8B-Instruct",
+}
 
 
 @dataclass(frozen=True)

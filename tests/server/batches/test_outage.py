@@ -116,6 +116,6 @@ def test_a_batch_goes_on_when_its_killed_engine_is_started_again(run: Callable[.
         wait_for(lambda: any("batches wait for it" in one for one in front.lines))
         assert client.batches.retrieve(batch.id).status == "in_progress"
         run("--cache", "off", SERVER_PORT=port).wait_ready()
-        batch = ended(client, batch, 180)
+        batch = ended(client, batch, 400)
         assert batch.request_counts.model_dump() == {"total": 40, "completed": 40, "failed": 0}
         assert len(content(client, batch.output_file_id)) == 40

@@ -19,6 +19,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[4])]
 
+import transformers  # noqa: E402 - the paths come first
+
 from qvl.backends.local.backend import LocalBackend  # noqa: E402 - the paths come first
 from qvl.types import ResponseFormat, Result  # noqa: E402
 from tests.backends.local.checkpoints import random_checkpoint, random_hybrid  # noqa: E402 - the paths come first
@@ -56,6 +58,7 @@ def answers(model: str | None, device: str, count: int, **settings: Any) -> tupl
 
 
 if __name__ == "__main__":
+    transformers.utils.logging.disable_progress_bar()
     number = int(sys.argv[1])
     wishes: dict[str, Any] = dict(word.split("=") for word in sys.argv[2:] if "=" in word)
     if "two-cards" in sys.argv:
