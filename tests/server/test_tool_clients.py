@@ -116,6 +116,8 @@ def test_a_forced_call_is_streamed_piece_by_piece_and_is_the_whole_one(client: o
         for chunk in client.chat.completions.create(stream=True, **asked)
         for choice in chunk.choices
         for call in choice.delta.tool_calls or ()
+        # Several may come.
+        if call.index == 0
     ]
     assert pieces[0].function.name == "Found"
     assert len(pieces) > 3

@@ -264,7 +264,7 @@ def test_ids_salts_and_priority(local: Running) -> None:
 def test_what_is_not_there_is_refused_by_name(local: Running) -> None:
     assert refused(local, extra={"chat_template_kwargs": {"frobnicate": 1}}) == "chat_template_kwargs.frobnicate"
     assert refused(local, extra={"chat_template_kwargs": {"messages": []}}) == "chat_template_kwargs.messages"
-    assert refused(local, extra={"mm_processor_kwargs": {"fps": 2}}) == "mm_processor_kwargs.fps"
+    assert refused(local, extra={"mm_processor_kwargs": {"crop": 2}}) == "mm_processor_kwargs"
     assert refused(local, reasoning_effort="high") == "reasoning_effort"
     assert chat(local, extra={"chat_template_kwargs": {"enable_thinking": False}}, max_tokens=2).choices
     with pytest.raises(openai.BadRequestError) as caught:

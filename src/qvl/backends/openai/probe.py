@@ -161,8 +161,8 @@ SAMPLING: Final = (
     # One of these comes in any answer, and without the field none would be left of it.
     Feature(
         "include_stop_str_in_output",
-        {"include_stop_str_in_output": True, "stop": ["1", "e", "a", "i", "n", "o", "t", "."]},
-        lambda answer, base: any(mark in answer.text for mark in "1eainot."),
+        {"include_stop_str_in_output": True, "stop": ["1", "e", "a", "i", "n", "o", "t", ".", "。"]},
+        lambda answer, base: any(mark in answer.text for mark in "1eainot.。"),
     ),
     Feature(
         "prompt_logprobs",
