@@ -64,7 +64,6 @@ def test_an_endpoint_that_answers_nobody_is_an_outage(
     assert ended(client, batch).request_counts.completed == 2
 
 
-@pytest.mark.slow
 def test_a_line_that_fails_by_itself_has_its_error(
     ahead: Running, endpoint: ScriptedEndpoint, connect: Connect
 ) -> None:
@@ -77,7 +76,7 @@ def test_a_line_that_fails_by_itself_has_its_error(
 
     client = connect(ahead)
     answering, endpoint.default = endpoint.default, Picky()
-    batch = ended(client, begin(client, lines(3) + jsonl(line("bad", "poison", model="echo"))), 240)
+    batch = ended(client, begin(client, lines(3) + jsonl(line("bad", "poison", model="echo"))))
     assert batch.request_counts.model_dump() == {"total": 4, "completed": 3, "failed": 1}
     assert content(client, batch.error_file_id)["bad"]["response"]["status_code"] in (502, 503)
 

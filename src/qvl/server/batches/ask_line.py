@@ -163,7 +163,8 @@ async def ask_patiently(
             if answer.status in FULL:
                 outage.say(answer.error)
             else:
-                up = down is None and await _answers(core)
+                # One that rests after this very line's failures is not down: what it answers now tells.
+                up = await _answers(core)
                 if up and was_up:
                     return answer
                 was_up = up
