@@ -92,7 +92,7 @@ class OwnDecisions(ABC):
             questions: in OpenAI's form, of the types predicate, choice and score.
 
         Raises:
-            QvlError: it cannot, or what it says is no answer.
+            QvlError: it cannot, or what it says is not an answer.
         """
 
 

@@ -51,7 +51,8 @@ class TokenRules:
                 what = f"{param}: the token {wrong} is not in the vocabulary"
                 raise RequestError(what, hint=f"ids from 0 to {vocab_size - 1}", param=param)
         if any("\ud800" <= letter <= "\udfff" for word in sampling.bad_words for letter in word):
-            raise RequestError("bad_words: half of a surrogate pair is no text", hint="Unicode", param="bad_words")
+            what = "bad_words: one has half of a surrogate pair, which is not text"
+            raise RequestError(what, hint="send whole Unicode characters", param="bad_words")
         if not (sampling.allowed_token_ids or biases or sampling.bad_words or sampling.min_tokens):
             return None
         return cls(
