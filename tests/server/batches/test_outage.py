@@ -108,7 +108,8 @@ def test_a_batch_goes_on_when_its_killed_engine_is_started_again(run: Callable[.
         "openai:bundled", "--base-url", f"{engine.address}/v1", "--batch-dir", str(tmp_path), "--cache", "off"
     ).wait_ready()
     with connect_to(front) as client:
-        requests = [line(f"line-{n}", f"What is {n}?", model="bundled", max_tokens=8) for n in range(40)]
+        # So many that the engine is killed long before the last.
+        requests = [line(f"line-{n}", f"What is {n}?", model="bundled", max_tokens=8) for n in range(400)]
         batch = begin(client, jsonl(*requests))
         wait_for(lambda: (client.batches.retrieve(batch.id).request_counts or batch).completed > 3)
         engine.popen.kill()
@@ -117,5 +118,5 @@ def test_a_batch_goes_on_when_its_killed_engine_is_started_again(run: Callable[.
         assert client.batches.retrieve(batch.id).status == "in_progress"
         run("--cache", "off", SERVER_PORT=port).wait_ready()
         batch = ended(client, batch, 400)
-        assert batch.request_counts.model_dump() == {"total": 40, "completed": 40, "failed": 0}
-        assert len(content(client, batch.output_file_id)) == 40
+        assert batch.request_counts.model_dump() == {"total": 400, "completed": 400, "failed": 0}
+        assert len(content(client, batch.output_file_id)) == 400
