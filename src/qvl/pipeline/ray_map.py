@@ -39,7 +39,11 @@ BATCHES_AT_ONCE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The picklable arguments from which another process creates an equal pipeline."""
+    """The picklable arguments from which another process creates an equal pipeline.
+
+    Attributes:
+        dtype: what the backend computes in if it runs on the CPU here; None if that is not known.
+    """
 
     model: str | None
     options: JsonMapping
@@ -52,6 +56,7 @@ class Recipe:
     media: MediaPolicy
     calibration: Calibration | None
     abstain: Thresholds | None
+    dtype: str | None
 
     @classmethod
     def of(cls, pipeline: AsyncPipeline) -> Recipe:
@@ -79,6 +84,7 @@ class Recipe:
             media=executor.media,
             calibration=None if executor.calibrator is None else executor.calibrator.calibration,
             abstain=None if executor.calibrator is None else executor.calibrator.abstain,
+            dtype=_dtype(pipeline.backend.peek_identity()),
         )
 
 
@@ -94,7 +100,7 @@ class Worker:
         recipe: Recipe
         recipe, self._call = cloudpickle.loads(packed)
         self._pipeline = Pipeline(
-            backend=build(recipe.model, recipe.options, kind, replicas, recipe.plugins),
+            backend=build(recipe.model, recipe.options, kind, replicas, recipe.plugins, recipe.dtype),
             cache=recipe.cache,
             cache_mode=recipe.cache_mode,
             cache_ttl=recipe.cache_ttl,
@@ -243,6 +249,11 @@ class _Run:
             self.tables = None
         finally:
             cluster.leave()
+
+
+def _dtype(identity: JsonMapping | None) -> str | None:
+    found = (identity or {}).get("dtype")
+    return found if isinstance(found, str) else None
 
 
 def _keeps_a_secret(cache: str) -> bool:

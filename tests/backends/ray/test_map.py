@@ -97,7 +97,13 @@ def test_a_map_that_is_left_early_ends(ask: Any, cluster: Any, pictures: list[Pa
     assert len(ask(pictures[:2], replicas=1)) == 2
 
 
-def test_typed_analyses_of_the_bundled_model(cluster: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_typed_analyses_of_the_bundled_model(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    # One of the two is what the processes of the cluster would not choose by themselves.
+    for name in ("known_dtype", "faster_dtype"):
+        monkeypatch.setattr(f"qvl.backends.local.model.device.{name}", lambda: dtype)
     found = sorted((Path(__file__).parents[3] / "examples" / "pictures").glob("*-*-*.*"))[:3]
     with Pipeline(cache=str(tmp_path / "a.db"), device="cpu") as pipeline:
         items = list(pipeline.map(found, engine="ray", replicas=1, ray_address=cluster.address))

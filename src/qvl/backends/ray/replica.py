@@ -47,8 +47,12 @@ def build(
     kind: str | None,
     replicas: int = 1,
     plugins: Iterable[object] = (),
+    dtype: str | None = None,
 ) -> Backend:
     """Return the unopened backend of a replica; `kind` is its device, `replicas` their number.
+
+    `dtype` is used on a CPU where no other is named: what a processor chooses by measurement is not the same on every
+    host, and answers of one dtype are not the other's in the cache.
 
     Raises:
         ConfigError: the backend or an option is unknown, or the backend computes elsewhere (openai, ray).
@@ -69,6 +73,8 @@ def build(
     takes = inspect.signature(factory).parameters
     if kind is not None and "device" in takes:
         arguments.setdefault("device", kind)
+    if dtype and "dtype" in takes and str(arguments.get("device")) == "cpu":
+        arguments.setdefault("dtype", dtype)
     if kind == "cpu" and "kv_memory_share" in takes and not arguments.get("kv_cache_bytes"):
         # The replicas of a host share its memory, and each takes its share before the others have filled theirs.
         arguments.setdefault("kv_memory_share", CPU_MEMORY_SHARE / replicas)
