@@ -1,11 +1,6 @@
 // Every operation of openapi.json with its example, which can be changed and sent.
-import { $, call, errorOf } from "./session.js";
-
-function element(tag, fields = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), fields);
-  made.append(...children);
-  return made;
-}
+import { $, element } from "./dom.js";
+import { call, errorOf } from "./session.js";
 
 function operation(document_, path, method, told) {
   const example = told.requestBody?.content["application/json"]?.example;

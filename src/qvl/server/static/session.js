@@ -1,15 +1,20 @@
 // What the pages share: the key, kept for this tab alone, and requests that ask for it when it is missing.
-
-export const $ = (id) => document.getElementById(id);
+import { $ } from "./dom.js";
 
 let key = sessionStorage.getItem("qvl-key") ?? "";
+let asking = null;
 
+export const hasKey = () => key !== "";
+
+// One dialog, however many requests were refused.
 export function askForKey() {
-  const dialog = $("key-dialog");
-  $("key").value = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
+  asking ??= new Promise((resolve) => {
+    const dialog = $("key-dialog");
+    $("key").value = "";
+    dialog.returnValue = "";
+    dialog.showModal();
     dialog.addEventListener("close", () => {
+      asking = null;
       if (dialog.returnValue === "ok") {
         key = $("key").value.trim();
         sessionStorage.setItem("qvl-key", key);
@@ -17,13 +22,22 @@ export function askForKey() {
       resolve(dialog.returnValue === "ok");
     }, { once: true });
   });
+  return asking;
 }
 
 export async function call(path, options = {}) {
   const headers = { ...options.headers };
-  if (key) headers.Authorization = `Bearer ${key}`;
-  const answer = await fetch(path, { ...options, headers });
-  if (answer.status === 401 && (await askForKey())) return call(path, options);
+  const used = key;
+  if (used) headers.Authorization = `Bearer ${used}`;
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw Object.assign(new Error("The server cannot be reached. Nothing is lost: ask again when it is back."), { lost: true });
+  }
+  // A key that came in the meantime is tried first.
+  if (answer.status === 401 && (key !== used || (await askForKey()))) return call(path, options);
   return answer;
 }
 

@@ -1,0 +1,136 @@
+// The pictures that will be sent: added by drop, paste, chooser or sample, read, shown, taken.
+import { $, element, fail } from "./dom.js";
+import { pictureTokens } from "./picture_tokens.js";
+
+// One list for the next turn of the conversation, one for the tabs that look at each picture by itself.
+// A picture is {name, url, width, height, reading}: `url` a data URL, null until the file has been read.
+const lists = { chat: [], work: [] };
+let shown = "chat";
+let lastAsked = [];
+
+export const current = () => lists[shown];
+
+function readFile(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+}
+
+// The size that a browser shows, which has EXIF's orientation in it; none for what a browser cannot show.
+export async function measure(picture) {
+  const image = new Image();
+  image.src = picture.url;
+  try {
+    await image.decode();
+    picture.width = image.naturalWidth;
+    picture.height = image.naturalHeight;
+  } catch { /* the server may still know the form */ }
+}
+
+export function pictureOf(file, changed = () => {}) {
+  const picture = { name: file.name || "pasted", url: null };
+  // Never rejects: who waits for several reads wants them all, whichever fails.
+  picture.reading = readFile(file).then(async (url) => {
+    picture.url = url;
+    changed(picture);
+    await measure(picture);
+    changed(picture);
+  }, (error) => {
+    picture.failed = error;
+    changed(picture);
+  });
+  return picture;
+}
+
+export const isPicture = (file) => file.type.startsWith("image/") || /\.(avif|bmp|gif|jpe?g|png|tiff?|webp)$/i.test(file.name);
+
+export function add(files) {
+  const list = current();
+  const images = [...files].filter(isPicture);
+  const others = [...files].filter((file) => !images.includes(file)).map((file) => file.name || "pasted");
+  for (const file of images) {
+    list.push(pictureOf(file, (picture) => {
+      if (picture.failed) {
+        remove(picture);
+        fail(`${picture.name} cannot be read: ${picture.failed.message}`);
+      }
+      show();
+    }));
+  }
+  show();
+  if (others.length) fail(`Not a picture: ${others.join(", ")}`);
+}
+
+export function addRead(pictures) {
+  current().push(...pictures.map((picture) => ({ ...picture, reading: Promise.resolve() })));
+  show();
+}
+
+// The list of this tab is these pictures, which have been read.
+export function replaceAll(pictures) {
+  current().length = 0;
+  addRead(pictures);
+}
+
+export function remove(picture) {
+  for (const list of Object.values(lists)) {
+    const index = list.indexOf(picture);
+    if (index >= 0) list.splice(index, 1);
+  }
+  show();
+}
+
+// Pictures as they stand when a request is sent, once all of them have been read.
+export async function whenRead(pictures, signal) {
+  await Promise.all(pictures.map((picture) => picture.reading));
+  signal?.throwIfAborted();
+  const failed = pictures.find((picture) => picture.failed);
+  if (failed) throw new Error(`${failed.name} cannot be read: ${failed.failed.message}`);
+  return pictures;
+}
+
+// Takes the pictures of the next turn out of the list.
+export function takeForTurn() {
+  lastAsked = lists.chat.splice(0);
+  show();
+  return lastAsked;
+}
+
+export function setLastAsked(pictures) {
+  lastAsked = pictures;
+}
+
+// Shows the list of a tab. An empty one begins with the pictures that the other was about.
+export function choose(name) {
+  if (name === shown) return;
+  const from = lists[shown];
+  shown = name;
+  if (!lists[name].length && name === "work") lists.work.push(...(from.length ? from : lastAsked));
+  if (!lists[name].length && name === "chat" && !lastAsked.length) lists.chat.push(...from);
+  show();
+}
+
+function thumbnail(picture) {
+  if (!picture.url) return element("span", { className: "reading", textContent: `reading ${picture.name} …` });
+  return element("img", { src: picture.url, alt: picture.name });
+}
+
+export function show() {
+  $("pictures").replaceChildren(...current().map((picture) => {
+    const away = element("button", { type: "button", className: "away", textContent: "×", ariaLabel: `Remove ${picture.name}` });
+    away.onclick = (event) => {
+      event.stopPropagation();
+      remove(picture);
+      $("choose").focus();
+    };
+    const size = picture.width ? `${picture.width} × ${picture.height}` : "";
+    const count = element("span", { className: "count" });
+    if (picture.width) pictureTokens(picture).then((told) => { count.textContent = told; });
+    return element("li", {}, thumbnail(picture), element("div", { className: "about" },
+      element("span", { className: "name", textContent: picture.name, title: picture.name }), away),
+    element("div", { className: "about" }, element("span", { textContent: size }), count));
+  }));
+}
