@@ -63,7 +63,7 @@ def test_choices_differ_under_a_seed_and_are_repeatable(opened: Opener, random_f
 def test_logprobs_are_those_of_transformers(tiny: LocalBackend, bundled_reference: Reference) -> None:
     request = ask(3, "Describe the picture.", logprobs=4, max_tokens=10)
     result = run(tiny, request)[0]
-    out = bundled_reference.generate(request, return_dict_in_generate=True, output_scores=True)
+    out = bundled_reference.output(request, output_scores=True)
     scores = torch.stack(out.scores, 1)[0].log_softmax(-1)
     tokens = out.sequences[0, -len(scores) :]
     assert result.logprobs is not None

@@ -10,7 +10,7 @@ import pytest
 
 from qvl.types import Result
 from tests.backends.local.checkpoints import random_mixture
-from tests.backends.local.reference import Reference
+from tests.backends.local.reference import Reference, clear
 from tests.backends.local.requests import ask
 
 if TYPE_CHECKING:
@@ -40,14 +40,17 @@ def answer_all(backend: LocalBackend, wanted: Iterable[ChatRequest], seed: int =
     return asyncio.run(run())
 
 
-@pytest.fixture(scope="session")
-def expected_bundled(bundled_reference: Reference, mixed_300: list[ChatRequest]) -> list[list[int]]:
-    return [bundled_reference.generate(request) for request in mixed_300]
+Answered = tuple[list["ChatRequest"], list[list[int]]]
 
 
 @pytest.fixture(scope="session")
-def expected_random(random_reference: Reference, mixed_300: list[ChatRequest]) -> list[list[int]]:
-    return [random_reference.generate(request) for request in mixed_300[:100]]
+def bundled_300(bundled_reference: Reference, mixed_300: list[ChatRequest]) -> Answered:
+    return clear(mixed_300, bundled_reference.generate)
+
+
+@pytest.fixture(scope="session")
+def random_100(random_reference: Reference, mixed_300: list[ChatRequest]) -> Answered:
+    return clear(mixed_300[:100], random_reference.generate)
 
 
 CACHES = [pytest.param(True, id="caches"), pytest.param(False, id="no-caches", marks=pytest.mark.slow)]
@@ -61,39 +64,32 @@ def check(reference: Reference, results: list[Result], expected: list[list[int]]
 
 @pytest.mark.parametrize("caches", CACHES)
 def test_300_mixed_requests_on_the_bundled_model(
-    opened: Opener,
-    bundled_reference: Reference,
-    mixed_300: list[ChatRequest],
-    expected_bundled: list[list[int]],
-    caches: bool,
+    opened: Opener, bundled_reference: Reference, bundled_300: Answered, caches: bool
 ) -> None:
     settings = {"speculate": "on"} if caches else {"speculate": "off", "prefix_cache": False, "vision_cache_bytes": 0}
     backend = opened(max_num_seqs=24, max_num_batched_tokens=160, **settings)
-    check(bundled_reference, answer_all(backend, mixed_300), expected_bundled)
+    wanted, expected = bundled_300
+    check(bundled_reference, answer_all(backend, wanted), expected)
     assert bool(backend.stats()["prefix_hit_tokens"]) is caches
     assert bool(backend.stats()["vision_cache_bytes"]) is caches
 
 
 @pytest.mark.parametrize("caches", CACHES)
 def test_100_mixed_requests_on_a_random_model(
-    opened: Opener,
-    random_folder: object,
-    random_reference: Reference,
-    mixed_300: list[ChatRequest],
-    expected_random: list[list[int]],
-    caches: bool,
+    opened: Opener, random_folder: object, random_reference: Reference, random_100: Answered, caches: bool
 ) -> None:
     settings = {"speculate": "on"} if caches else {"speculate": "off", "prefix_cache": False, "vision_cache_bytes": 0}
     backend = opened(random_folder, max_num_seqs=24, max_num_batched_tokens=160, **settings)
-    check(random_reference, answer_all(backend, mixed_300[: len(expected_random)]), expected_random)
+    wanted, expected = random_100
+    check(random_reference, answer_all(backend, wanted), expected)
 
 
 def test_a_mixture_of_experts(opened: Opener, tmp_path: Path, mixed_300: list[ChatRequest]) -> None:
     folder = random_mixture(tmp_path / "mixture")
     reference = Reference(folder)
     backend = opened(folder, max_num_seqs=8, max_num_batched_tokens=160)
-    wanted = mixed_300[:16]
-    check(reference, answer_all(backend, wanted), [reference.generate(request) for request in wanted])
+    wanted, expected = clear(mixed_300[:16], reference.generate)
+    check(reference, answer_all(backend, wanted), expected)
 
 
 @pytest.mark.slow
@@ -102,7 +98,8 @@ def test_all_300_on_a_random_model(
     opened: Opener, random_folder: object, random_reference: Reference, mixed_300: list[ChatRequest]
 ) -> None:
     backend = opened(random_folder, max_num_seqs=24, max_num_batched_tokens=160)
-    check(random_reference, answer_all(backend, mixed_300), [random_reference.generate(one) for one in mixed_300])
+    wanted, expected = clear(mixed_300, random_reference.generate)
+    check(random_reference, answer_all(backend, wanted), expected)
 
 
 def test_a_memory_so_small_that_sequences_are_preempted_changes_no_answer(
@@ -110,6 +107,7 @@ def test_a_memory_so_small_that_sequences_are_preempted_changes_no_answer(
 ) -> None:
     # Memory for three rows of 256 or one of 512: as answers grow, the younger ones must give way and come back.
     backend = opened(random_folder, kv_cache_bytes=780 * 768, max_model_len=512, prefix_cache=False)
-    wanted = [ask(place, "Say hello. " * 10, max_tokens=150 + 10 * place) for place in range(10)]
-    check(random_reference, answer_all(backend, wanted), [random_reference.generate(request) for request in wanted])
+    asked = [ask(place, "Say hello. " * 10, max_tokens=150 + 10 * place) for place in range(10)]
+    wanted, expected = clear(asked, random_reference.generate)
+    check(random_reference, answer_all(backend, wanted), expected)
     assert backend.stats()["num_preemptions"] > 0

@@ -14,9 +14,9 @@ from qvl.backends.local.backend import LocalBackend
 from qvl.backends.local.model.model_runner import Runner
 from qvl.types import ChatRequest, Message, Result, SamplingParams, TextPart
 from tests.backends.local.checkpoints import random_hybrid
-from tests.backends.local.reference import Reference
+from tests.backends.local.reference import Reference, clear
 from tests.backends.local.requests import ask, mixed
-from tests.backends.local.test_equals_generate import answer_all, check
+from tests.backends.local.test_equals_generate import Answered, answer_all, check
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,13 +38,8 @@ def reference(folder: Path) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def some_requests() -> list[ChatRequest]:
-    return mixed(16, random.Random(11))
-
-
-@pytest.fixture(scope="module")
-def expected(reference: Reference, some_requests: list[ChatRequest]) -> list[list[int]]:
-    return [reference.generate(request) for request in some_requests]
+def answered(reference: Reference) -> Answered:
+    return clear(mixed(16, random.Random(11)), reference.generate)
 
 
 SETTINGS: list[Any] = [
@@ -56,23 +51,20 @@ SETTINGS: list[Any] = [
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_mixed_requests_equal_generate(
-    opened: Opener,
-    folder: Path,
-    reference: Reference,
-    some_requests: list[ChatRequest],
-    expected: list[list[int]],
-    settings: dict[str, Any],
+    opened: Opener, folder: Path, reference: Reference, answered: Answered, settings: dict[str, Any]
 ) -> None:
     backend = opened(folder, max_num_seqs=12, max_num_batched_tokens=160, **settings)
-    check(reference, answer_all(backend, some_requests), expected)
+    wanted, expected = answered
+    check(reference, answer_all(backend, wanted), expected)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_many_mixed_requests_equal_generate(opened: Opener, folder: Path, reference: Reference) -> None:
-    requests = mixed(60 if "moe" in type(reference.model).__name__.lower() else 300, random.Random(12))
+    count = 60 if "moe" in type(reference.model).__name__.lower() else 300
+    wanted, expected = clear(mixed(count, random.Random(12)), reference.generate)
     backend = opened(folder, max_num_seqs=24, max_num_batched_tokens=160)
-    check(reference, answer_all(backend, requests), [reference.generate(request) for request in requests])
+    check(reference, answer_all(backend, wanted), expected)
 
 
 class ForgetfulRunner(Runner):
@@ -94,16 +86,12 @@ class ForgetfulBackend(LocalBackend):
 
 
 def test_steps_that_are_computed_twice_and_sequences_that_begin_anew_change_no_answer(
-    opened: Opener,
-    folder: Path,
-    reference: Reference,
-    some_requests: list[ChatRequest],
-    expected: list[list[int]],
-    monkeypatch: pytest.MonkeyPatch,
+    opened: Opener, folder: Path, reference: Reference, answered: Answered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qvl.backends.local.out_of_memory.MEMORY_RETRIES", 1 << 20)
     backend = opened(folder, kind=ForgetfulBackend, max_num_seqs=12, max_num_batched_tokens=160)
-    check(reference, answer_all(backend, some_requests), expected)
+    wanted, expected = answered
+    check(reference, answer_all(backend, wanted), expected)
     assert backend.stats()["num_preemptions"] > 3
 
 

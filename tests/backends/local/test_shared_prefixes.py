@@ -14,8 +14,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from qvl.backends.local.backend import LocalBackend
 from qvl.backends.local.model.shared_rows import add_shared, attention_with_sums, can_share
 from qvl.types import ResponseFormat, Result
+from tests.backends.local.reference import clear
 from tests.backends.local.requests import ask, freed, run
-from tests.backends.local.test_equals_generate import answer_all, check
+from tests.backends.local.test_equals_generate import Answered, answer_all, check
 from tests.backends.local.test_faults import FaultyBackend
 
 if TYPE_CHECKING:
@@ -41,13 +42,8 @@ def alike(count: int, longest: int = 24) -> list[ChatRequest]:
 
 
 @pytest.fixture(scope="module")
-def wanted() -> list[ChatRequest]:
-    return alike(30)
-
-
-@pytest.fixture(scope="module")
-def expected(random_reference: Reference, wanted: list[ChatRequest]) -> list[list[int]]:
-    return [random_reference.generate(request) for request in wanted]
+def answered(random_reference: Reference) -> Answered:
+    return clear(alike(30), random_reference.generate)
 
 
 @pytest.mark.parametrize(
@@ -61,13 +57,9 @@ def expected(random_reference: Reference, wanted: list[ChatRequest]) -> list[lis
     ids=["small steps", "one step", "small memory"],
 )
 def test_greedy_answers_are_those_of_transformers(
-    opened: Opener,
-    random_folder: Path,
-    random_reference: Reference,
-    wanted: list[ChatRequest],
-    expected: list[list[int]],
-    settings: dict[str, Any],
+    opened: Opener, random_folder: Path, random_reference: Reference, answered: Answered, settings: dict[str, Any]
 ) -> None:
+    wanted, expected = answered
     backend = opened(random_folder, **settings)
     check(random_reference, answer_all(backend, wanted), expected)
     check(random_reference, run(backend, *wanted), expected)
@@ -98,8 +90,9 @@ def test_a_prefix_is_held_and_computed_once_among_those_that_start_together(
 
 
 def test_those_that_are_aborted_take_nothing_from_the_others(
-    opened: Opener, random_folder: Path, random_reference: Reference, wanted: list[ChatRequest], expected: list[Any]
+    opened: Opener, random_folder: Path, random_reference: Reference, answered: Answered
 ) -> None:
+    wanted, expected = answered
     backend = opened(random_folder, max_num_seqs=16, max_num_batched_tokens=200)
     dice = random.Random(5)
 
@@ -112,7 +105,7 @@ def test_those_that_are_aborted_take_nothing_from_the_others(
 
     answers = asyncio.run(all_of_them())
     whole = [(answer, ids) for answer, ids in zip(answers, expected, strict=True) if isinstance(answer, Result)]
-    assert len(whole) >= 20
+    assert len(whole) >= len(wanted) - 10
     check(random_reference, [answer for answer, _ in whole], [ids for _, ids in whole])
     freed(backend)
 

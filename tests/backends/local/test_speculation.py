@@ -17,6 +17,7 @@ from qvl.backends.local.scheduling.sequence import Sequence
 from qvl.backends.local.text.processor import PreparedRequest
 from qvl.types import ResponseFormat as Format
 from qvl.types import Result, SamplingParams
+from tests.backends.local.reference import clear
 from tests.backends.local.requests import ask, freed, run
 from tests.backends.local.test_equals_generate import check
 
@@ -46,8 +47,7 @@ def told(result: Result) -> list[Any]:
 def test_greedy_answers_are_those_of_transformers(
     opened: Opener, random_folder: Path, random_reference: Reference
 ) -> None:
-    wanted = questions(5)
-    expected = [random_reference.generate(request) for request in wanted]
+    wanted, expected = clear(questions(5), random_reference.generate)
     for speculate in ("on", "auto"):
         backend = opened(random_folder, speculate=speculate, max_num_batched_tokens=64)
         check(random_reference, run(backend, *wanted), expected)
@@ -97,8 +97,9 @@ def test_sequences_that_give_way_lose_nothing(opened: Opener, random_folder: Pat
     backend = opened(
         random_folder, kv_cache_bytes=780 * 768, max_model_len=512, prefix_cache=False, speculate="on", max_num_seqs=6
     )
-    wanted = [ask(place, "Say hello. " * 10, max_tokens=160) for place in range(5)]
-    check(random_reference, run(backend, *wanted), [random_reference.generate(request) for request in wanted])
+    asked = [ask(place, "Say hello. " * 10, max_tokens=160) for place in range(5)]
+    wanted, expected = clear(asked, random_reference.generate)
+    check(random_reference, run(backend, *wanted), expected)
     assert backend.stats()["num_preemptions"] > 0
     assert backend.stats()["accepted_tokens"] > 0
 

@@ -15,7 +15,7 @@ from qvl.media.policy import MediaPolicy
 from qvl.media.video_sampling import VideoSampling
 from qvl.types import ChatRequest, ImagePart, Message, Part, SamplingParams, TextPart, VideoPart
 from tests.backends.local.checkpoints import random_checkpoint, random_hybrid
-from tests.backends.local.reference import Reference
+from tests.backends.local.reference import Reference, clear
 from tests.backends.local.requests import picture
 from tests.backends.local.test_equals_generate import answer_all, check
 from tests.media.films import film
@@ -64,8 +64,7 @@ def test_answers_about_videos_equal_generate(
     else:
         random_checkpoint(folder)
     reference = Reference(folder)
-    requests = asked(parts, 10)
-    expected = [reference.generate(request) for request in requests]
+    requests, expected = clear(asked(parts, 10), reference.generate)
     backend = opened(folder, max_num_seqs=6, max_num_batched_tokens=160)
     answered = answer_all(backend, requests)
     check(reference, answered, expected)
