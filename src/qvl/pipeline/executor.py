@@ -400,11 +400,12 @@ class Executor:
 
         request, salt = job.request, job.salt
         videos, notes = request.videos, tuple[str, ...]()
-        if videos and not self.backend.capabilities.videos:
-            request = as_taken(request, videos=False)
+        taken = as_taken(request, videos=(most := self.backend.capabilities.videos))
+        if taken is not request:
+            request = taken
             notes = tuple(
                 f"{video.source}: sent as {len(video.frames)} pictures, each behind its time, since"
-                f" {self.backend.name}:{self.backend.model} takes no videos"
+                f" {self.backend.name}:{self.backend.model} takes {f'at most {most}' if most else 'no'} videos"
                 for video in videos
             )
         if salt != request.cache_salt:

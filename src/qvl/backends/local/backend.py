@@ -432,7 +432,7 @@ class LocalBackend(Backend):
         """Return the capabilities without `max_context`, which depends on the weights and the memory."""
         return Capabilities(
             images=MAX_IMAGES,
-            videos=True,
+            videos=MAX_IMAGES,
             sampling=SamplingParams.names(),
             response_formats=RESPONSE_FORMATS,
             tools=True,

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logger("qvl.backends.vllm")
 DEFAULT_IMAGES: Final = 8
+DEFAULT_VIDEOS: Final = 2
 # What needs more of the engine: logprobs of named tokens a sampler that has them, a bound of the reasoning its
 # configuration.
 SAMPLING: Final = SamplingParams.names() - {"logprob_token_ids", "thinking_token_budget"}
@@ -54,7 +55,8 @@ class VllmBackend(Backend):
         model: a folder or a hub id; empty for the small bundled model.
         adapter: a LoRA adapter in PEFT's form that every request is answered with, or several by name, as of
             `LocalBackend`; vLLM applies it. One that changes the picture tower needs `enable_tower_connector_lora`.
-        limit_mm_per_prompt: most pictures of a request, such as `{"image": 8}`.
+        limit_mm_per_prompt: most pictures and videos of a request, such as `{"image": 8, "video": 2}`. vLLM reserves
+            memory for a video of the longest kind; `{"video": 0}` does without, and shows frames as pictures.
         engine_args: any argument of vLLM's engine (`max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`,
             `quantization`, …), checked by vLLM itself; strings are read as on vLLM's command line.
 
@@ -78,7 +80,7 @@ class VllmBackend(Backend):
         self._path = model or None
         self._revision = revision
         self._adapters = Adapters(adapter)
-        self._limits = {"image": DEFAULT_IMAGES, "video": 0, **(limit_mm_per_prompt or {})}
+        self._limits = {"image": DEFAULT_IMAGES, "video": DEFAULT_VIDEOS, **(limit_mm_per_prompt or {})}
         self._engine_args = engine_args
         self._loaded: Loaded | None = None
         self._closed = False
@@ -93,6 +95,8 @@ class VllmBackend(Backend):
         have = self._loaded
         return Capabilities(
             images=self._limits["image"],
+            # Before it is loaded as newer versions of vLLM do it, which render what the engine takes.
+            videos=self._limits["video"] if have is None or have.takes_videos else 0,
             max_context=have.max_model_len if have else None,
             sampling=SAMPLING | {"logprob_token_ids"} if have is not None and have.names_tokens else SAMPLING,
             response_formats=RESPONSE_FORMATS,
@@ -188,6 +192,8 @@ class VllmBackend(Backend):
         kind: Kind | None = "named" if sampling.logprob_token_ids else "likeliest" if sampling.wants_logprobs else None
         try:
             answer = await asyncio.to_thread(VllmRequest, loaded, request, abandoned.is_set)
+            with self._guard():
+                prompt = await answer.engine_input()
             first = 0.0
             ident = f"{request.request_id or 'qvl'}-{uuid.uuid4().hex}"
             order: JsonObject = {"priority": request.priority} if request.priority else {}
@@ -195,7 +201,7 @@ class VllmBackend(Backend):
                 order["lora_request"] = lora
             async with (
                 self._turns.turn(kind),
-                aclosing(loaded.engine.generate(answer.prompt, answer.params, ident, **order)) as results,
+                aclosing(loaded.engine.generate(prompt, answer.params, ident, **order)) as results,
             ):
                 while not answer.done:
                     with self._guard():
@@ -232,7 +238,7 @@ class VllmBackend(Backend):
         self.refuse_missing()
         async_llm, engine_args = import_vllm()
         from qvl.backends.local.model import loader, model_folder
-        from qvl.backends.local.model.checkpoint_files import image_settings, read_json
+        from qvl.backends.local.model.checkpoint_files import image_settings, read_json, video_settings
         from qvl.backends.local.text.detokenizer import Vocabulary
         from qvl.backends.local.text.processor import ImageRules, Processor
 
@@ -251,7 +257,8 @@ class VllmBackend(Backend):
             engine = async_llm.from_engine_args(arguments)
         tokenizer = loader.load_tokenizer(folder, self.model)
         rules = ImageRules.read(image_settings(folder, self.model))
-        image_token = read_json(folder / "config.json", self.model)["image_token_id"]
+        video_rules = ImageRules.read(video_settings(folder, self.model))
+        form = read_json(folder / "config.json", self.model)
         config = engine.model_config if hasattr(engine, "model_config") else engine.vllm_config.model_config
         facts = {
             "weights": model_folder.fingerprint(folder),
@@ -261,7 +268,13 @@ class VllmBackend(Backend):
         }
         return Loaded(
             engine,
-            Processor(tokenizer, rules, image_token),
+            Processor(
+                tokenizer,
+                rules,
+                form["image_token_id"],
+                video_rules=video_rules,
+                video_token_id=form.get("video_token_id"),
+            ),
             Vocabulary(tokenizer),
             int(config.max_model_len),
             int(config.max_logprobs),
@@ -270,6 +283,7 @@ class VllmBackend(Backend):
             (int(tokenizer.eos_token_id),),
             names_tokens(),
             lora_requests(self._adapters.files),
+            takes_videos=hasattr(engine, "renderer") and form.get("video_token_id") is not None,
         )
 
 

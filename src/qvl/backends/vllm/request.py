@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from qvl.backends.local.scheduling.token_rules import TokenScore
 from qvl.backends.token_engine import TokenEngineRequest
 from qvl.backends.vllm.engine import crossing
+from qvl.backends.vllm.videos import placeholders, rendered, shown_videos, video_of
 from qvl.errors import BackendError
 from qvl.sampling import PARAMETERS
 from qvl.types import ChatRequest, Chunk, FinishReason, JsonObject, PromptFacts, TokenLogprob
@@ -55,7 +56,7 @@ class Loaded:
 
     `by_priority`: True if the engine schedules by the priority of requests. `ends`: the tokens that end an answer.
     `names_tokens`: True if it tells the logprobs of named tokens. `adapters`: what vLLM calls a
-    LoRARequest, by name.
+    LoRARequest, by name. `takes_videos`: True if vLLM's renderer can be asked.
     """
 
     engine: AsyncLLM
@@ -68,6 +69,7 @@ class Loaded:
     ends: tuple[int, ...] = ()
     names_tokens: bool = False
     adapters: Mapping[str, LoRARequest] = field(default_factory=dict)
+    takes_videos: bool = False
 
 
 class VllmRequest(TokenEngineRequest):
@@ -82,8 +84,20 @@ class VllmRequest(TokenEngineRequest):
         self._request = request
         self._told = False
         self._scores: Sequence[Mapping[int, VllmLogprob] | None] = ()
+        self.videos = shown_videos(self.prepared, request)
         self.prompt = self._prompt()
         self.params = self._params()
+
+    async def engine_input(self) -> JsonObject:
+        """Return what the engine takes: the prompt as it is, or with videos as vLLM renders those.
+
+        Raises:
+            BackendError: vLLM cannot render them.
+        """
+        if not self.videos:
+            return self.prompt
+        with crossing():
+            return await rendered(self._loaded.engine, self.prompt, self.prepared, self.videos)
 
     def read(self, result: VllmOutput) -> Iterator[Chunk]:
         """Yield the chunks of one of vLLM's outputs."""
@@ -152,14 +166,17 @@ class VllmRequest(TokenEngineRequest):
             )
 
     def _prompt(self) -> JsonObject:
-        """Return vLLM's token prompt, and the pictures."""
-        prompt: JsonObject = {"prompt_token_ids": self.tokens}
+        """Return vLLM's token prompt, the pictures, and the videos."""
+        tokens = placeholders(self.prepared, self.videos) if self.videos else self.tokens
+        prompt: JsonObject = {"prompt_token_ids": tokens}
         if self.prepared.salt:
             prompt["cache_salt"] = self.prepared.salt
         if self.prepared.pictures:
             from PIL import Image
 
-            prompt["multi_modal_data"] = {"image": [Image.fromarray(array) for array in self.pixels]}
+            pictures = [shown.pixels for shown in self.prepared.pictures if not shown.video]
+            data: JsonObject = {"image": [Image.fromarray(array) for array in pictures]} if pictures else {}
+            prompt["multi_modal_data"] = data | ({"video": list(map(video_of, self.videos))} if self.videos else {})
             # Near the limits of a checkpoint a second resizing would change a size that the first one gave.
             prompt["mm_processor_kwargs"] = {"do_resize": False}
         return prompt
