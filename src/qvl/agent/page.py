@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qvl.agent.trace import WHO
 from qvl.errors import QvlError
 from qvl.evidence.shapes import Located
-from qvl.html.cards import products_html, thumbnail_html
+from qvl.html.cards import products_html, strip_html, thumbnail_html
 from qvl.html.overlays import pictures_html
 from qvl.html.page import page_html
 
@@ -24,7 +24,7 @@ def page(trace: Trace, recommendation: Recommendation, picture: PictureSource | 
     products = products_html(recommendation.rows())
     if products:
         products = f"<h2>Products</h2>{products}"
-    image = "" if picture is None else _image(picture, recommendation.evidence)
+    image = "" if picture is None else _shown(picture, recommendation.evidence)
     title = escape(trace.wish or "What is it, and what is like it?")
     steps = "".join(_item(call) for call in trace.steps)
     failed = f"<p class=failed>{escape(recommendation.failed)} failed</p>" if recommendation.failed else ""
@@ -38,10 +38,14 @@ def page(trace: Trace, recommendation: Recommendation, picture: PictureSource | 
     )
 
 
-def _image(picture: PictureSource, evidence: JsonMapping) -> str:
+def _shown(picture: PictureSource, evidence: JsonMapping) -> str:
     from qvl.media import gate
+    from qvl.media.load_video import load_video
+    from qvl.media.video_head import looks_like_video
 
     try:
+        if looks_like_video(picture):
+            return strip_html(load_video(picture))
         shown = gate.load(picture)
         located = [Located.from_json(item) for item in evidence.values()]
         return pictures_html([shown], located) if located else thumbnail_html(shown, 256)

@@ -174,9 +174,9 @@ class VllmRequest(TokenEngineRequest):
         if self.prepared.pictures:
             from PIL import Image
 
-            pictures = [shown.pixels for shown in self.prepared.pictures if not shown.video]
-            data: JsonObject = {"image": [Image.fromarray(array) for array in pictures]} if pictures else {}
-            prompt["multi_modal_data"] = data | ({"video": list(map(video_of, self.videos))} if self.videos else {})
+            stills = [shown.pixels for shown in self.prepared.pictures if not shown.video and shown.pixels is not None]
+            data = {"image": [Image.fromarray(array) for array in stills], "video": list(map(video_of, self.videos))}
+            prompt["multi_modal_data"] = {name: shown for name, shown in data.items() if shown}
             # Near the limits of a checkpoint a second resizing would change a size that the first one gave.
             prompt["mm_processor_kwargs"] = {"do_resize": False}
         return prompt

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class ShownVideo:
+class PromptVideo:
     """A video of a prompt: every two frames of it in a row, and the seconds of each of these."""
 
     pairs: tuple[PreparedPicture, ...]
     times: tuple[float, ...]
 
 
-def shown_videos(prepared: PreparedRequest, request: ChatRequest) -> list[ShownVideo]:
+def shown_videos(prepared: PreparedRequest, request: ChatRequest) -> list[PromptVideo]:
     """Return the videos of a prompt in order; of one whose beginning was cut off, what is left.
 
     Raises:
@@ -37,11 +37,11 @@ def shown_videos(prepared: PreparedRequest, request: ChatRequest) -> list[ShownV
     """
     parts = [part for message in request.messages for part in message.parts if isinstance(part, VideoPart)]
     pairs = [picture for picture in prepared.pictures if picture.video]
-    videos: list[ShownVideo] = []
+    videos: list[PromptVideo] = []
     for part in reversed(parts):
         times = times_of_pairs(part.video.times)[-len(pairs) :] if pairs else []
         if times:
-            videos.insert(0, ShownVideo(tuple(pairs[-len(times) :]), tuple(times)))
+            videos.insert(0, PromptVideo(tuple(pairs[-len(times) :]), tuple(times)))
             del pairs[-len(times) :]
     if videos and not videos[0].pairs[0].start:
         what = f"truncate_prompt_tokens={request.sampling.truncate_prompt_tokens} would cut a video in two"
@@ -49,7 +49,7 @@ def shown_videos(prepared: PreparedRequest, request: ChatRequest) -> list[ShownV
     return videos
 
 
-def placeholders(prepared: PreparedRequest, videos: Sequence[ShownVideo]) -> list[int]:
+def placeholders(prepared: PreparedRequest, videos: Sequence[PromptVideo]) -> list[int]:
     """Return the shortest prompt in which vLLM's renderer finds every picture and video."""
     first = {id(video.pairs[0]) for video in videos}
     tokens: list[int] = []
@@ -62,7 +62,7 @@ def placeholders(prepared: PreparedRequest, videos: Sequence[ShownVideo]) -> lis
     return tokens
 
 
-def video_of(video: ShownVideo) -> tuple[NDArray[np.uint8], JsonObject]:
+def video_of(video: PromptVideo) -> tuple[NDArray[np.uint8], JsonObject]:
     """Return a video as vLLM takes it: uint8 [frames, height, width, 3], and what is known of it."""
     frames = np.concatenate([pair.pixels for pair in video.pairs if pair.pixels is not None])
     # Both frames of a pair at its time, the middle of which that is again.
@@ -72,7 +72,7 @@ def video_of(video: ShownVideo) -> tuple[NDArray[np.uint8], JsonObject]:
 
 
 async def rendered(
-    engine: AsyncLLM, prompt: JsonObject, prepared: PreparedRequest, videos: Sequence[ShownVideo]
+    engine: AsyncLLM, prompt: JsonObject, prepared: PreparedRequest, videos: Sequence[PromptVideo]
 ) -> JsonObject:
     """Return vLLM's input of a prompt with videos: pixels as its renderer prepares them, between our tokens.
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
 
 _POLICY: Final = (
-    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    b"form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    b"media-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
 _NAMES: Final = {"/": "index.html", "/docs": "docs.html"}
 

@@ -1,6 +1,7 @@
 // What a conversation is: {id, title, created, settings, turns}, and its forms for the API and for sharing.
 // A turn is {role: "user", text, pictures} or {role: "assistant", text, reasoning, told, failed}.
 import { measure } from "./pictures.js";
+import { partOf } from "./video_strip.js";
 
 const FORM = "qvl-conversation";
 
@@ -10,7 +11,7 @@ export function fresh() {
 
 function userContent(turn) {
   if (!turn.pictures.length) return turn.text;
-  return [...turn.pictures.map(({ url }) => ({ type: "image_url", image_url: { url } })), { type: "text", text: turn.text }];
+  return [...turn.pictures.map(({ url }) => partOf(url)), { type: "text", text: turn.text }];
 }
 
 // The turns as messages of the API; a turn that failed with nothing said is no message.
@@ -25,7 +26,7 @@ export function messagesOf(turns, system) {
 // The server names a picture by its place in the request; people know it by its name.
 export function withNames(message, turns, system) {
   const said = turns.filter((turn) => turn.role === "user" || turn.text);
-  return message.replace(/messages\[(\d+)\]\.content\[(\d+)\](?:\.image_url)?(?=:)/g, (place, turn, part) =>
+  return message.replace(/messages\[(\d+)\]\.content\[(\d+)\](?:\.(?:image|video)_url)?(?=:)/g, (place, turn, part) =>
     said[turn - (system ? 1 : 0)]?.pictures?.[part]?.name ?? place);
 }
 
@@ -70,8 +71,8 @@ export async function fromShared(text) {
     const parts = typeof message.content === "string" ? [{ type: "text", text: message.content }] : message.content;
     if (!Array.isArray(parts)) throw wrong(`message ${index} has no content`);
     const text = parts.filter(({ type }) => type === "text").map((part) => String(part.text)).join("\n");
-    const urls = parts.filter(({ type }) => type === "image_url").map((part) => String(part.image_url?.url));
-    const foreign = urls.find((url) => !/^data:image\/[\w.+-]+;base64,/.test(url));
+    const urls = parts.filter(({ type }) => /^(image|video)_url$/.test(type)).map((part) => String(part[part.type]?.url));
+    const foreign = urls.find((url) => !/^data:(image|video)\/[\w.+-]+;base64,/.test(url));
     if (foreign !== undefined) throw wrong(`message ${index} has a picture that is not in the file: ${foreign.slice(0, 80)}`);
     const names = shared.picture_names?.[place];
     const pictures = urls.map((url, number) => ({ name: String(names?.[number] ?? `picture ${number + 1}`), url }));

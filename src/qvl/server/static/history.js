@@ -1,6 +1,7 @@
 // The history: what was asked and answered, with its pictures, in this browser alone.
 import { all, get, transaction } from "./database.js";
 import { $, button, element, fail } from "./dom.js";
+import { posterOf } from "./video_strip.js";
 
 const MOST = 200;
 const KINDS = { chat: "Chat", analyze: "Analyze", locate: "Locate", decide: "Decide", compare: "Compare" };
@@ -14,7 +15,7 @@ export function onOpen(kind, open) {
 async function smaller(picture) {
   if (!picture?.url) return null;
   const image = new Image();
-  image.src = picture.url;
+  image.src = posterOf(picture);
   try {
     await image.decode();
   } catch {

@@ -5,6 +5,7 @@ import { decided, decisionView } from "./decision_view.js";
 import { analysisView, bar, fieldRows, locatedView, percent, shownValue } from "./fields_view.js";
 import { editedQuestions, setQuestions } from "./questions_editor.js";
 import { editedSchema, setSchema } from "./schema_editor.js";
+import { posterOf } from "./video_strip.js";
 
 const MOST_COLUMNS = 60;
 const withBar = (value, sure, name, calibrated) => [element("span", { textContent: value }),
@@ -99,7 +100,7 @@ export function columnsOf(kind, rows, form) {
     {
       name: "picture",
       value: (row) => row.picture.name,
-      cell: (row) => [row.picture.url ? element("img", { src: row.picture.url, alt: "" }) : "",
+      cell: (row) => [row.picture.url ? element("img", { src: posterOf(row.picture), alt: "" }) : "",
         element("button", { type: "button", className: "link", textContent: row.picture.name })],
     },
     ...KINDS[kind].columns(rows, form),

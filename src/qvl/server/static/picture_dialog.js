@@ -2,6 +2,7 @@
 import { $ } from "./dom.js";
 import { addRead } from "./pictures.js";
 import { pictureView } from "./picture_view.js";
+import { isVideoUrl, strip } from "./video_strip.js";
 
 let opened = null;
 
@@ -9,7 +10,7 @@ export function openPicture(picture) {
   if (!picture.url) return;
   opened = picture;
   $("picture-title").textContent = picture.name + (picture.width ? ` · ${picture.width} × ${picture.height}` : "");
-  $("picture-place").replaceChildren(pictureView(picture).element);
+  $("picture-place").replaceChildren(isVideoUrl(picture.url) ? strip(picture) : pictureView(picture).element);
   $("picture-dialog").showModal();
 }
 

@@ -1,5 +1,6 @@
 // A picture with what was located on it: zoom by wheel, keys and buttons, pan by dragging, places that can be pointed at.
 import { element, svg } from "./dom.js";
+import { posterOf } from "./video_strip.js";
 
 const MOST_ZOOM = 16;
 const COLOURS = 6; // classes place-0 … place-5
@@ -7,7 +8,7 @@ const COLOURS = 6; // classes place-0 … place-5
 // `places` are {name, box: {x1, y1, x2, y2}} or {name, point: {x, y}}, in pixels of the picture;
 // hovered(name or null) is called as one is pointed at. The result has `element` and mark(name or null).
 export function pictureView(picture, places = [], hovered = () => {}) {
-  const image = element("img", { src: picture.url, alt: picture.name, draggable: false });
+  const image = element("img", { src: posterOf(picture), alt: picture.name, draggable: false });
   const layer = svg("svg", { class: "places", "aria-hidden": "true" });
   const moved = element("div", { className: "moved" }, image, layer);
   const frame = element("div", {

@@ -1,11 +1,14 @@
 // The turns of a conversation as elements.
 import { button, copyButton, element, facts, seconds, tokens } from "./dom.js";
 import { markdown } from "./markdown.js";
+import { isVideoUrl, strip } from "./video_strip.js";
+
+const seen = (picture) => (isVideoUrl(picture.url) ? strip(picture) : element("img", { src: picture.url, alt: picture.name }));
 
 export function pictureRow(pictures, open) {
   if (!pictures.length) return null;
   return element("ul", { className: "turn-pictures", ariaLabel: "Pictures of this turn" }, ...pictures.map((picture) => {
-    const shown = picture.url ? element("img", { src: picture.url, alt: picture.name })
+    const shown = picture.url ? seen(picture)
       : element("span", { className: "reading", textContent: `reading ${picture.name} …` });
     return element("li", {}, element("button", {
       type: "button", className: "picture", title: `${picture.name}: look closer`, onclick: () => open(picture),
@@ -28,7 +31,7 @@ export function editedTurn(turn, does) {
   const show = () => held.replaceChildren(...pictures.map((picture) => {
     const away = element("button", { type: "button", className: "away", textContent: "×", ariaLabel: `Remove ${picture.name}` });
     away.onclick = () => { pictures = pictures.filter((other) => other !== picture); show(); };
-    return element("li", {}, element("img", { src: picture.url, alt: picture.name }), away);
+    return element("li", {}, seen(picture), away);
   }));
   show();
   const send = () => does.send(text.value.trim() || turn.text, pictures);
