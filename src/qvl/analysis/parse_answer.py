@@ -22,7 +22,7 @@ from qvl.analysis.product import ProductAnalysis, ProductFields
 from qvl.analysis.prompts import LANGUAGES, PRODUCT_PROMPTS, PROMPT_VERSION, RETRY_PROMPTS, SCHEMA_PROMPTS
 from qvl.errors import AnalysisError, ConfigError
 from qvl.evidence.answer_form import form_of
-from qvl.media.video_parts import media_part
+from qvl.media.video_parts import media_parts
 from qvl.types import JsonMapping, JsonObject, Message, Part, ResponseFormat, TextPart
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def build_messages(
         prompt = SCHEMA_PROMPTS[language]
         text = prompt.user.format(schema=json.dumps(asked or generation_schema(schema), ensure_ascii=False))
         text = "\n".join(filter(None, (text, evidence)))
-    parts: tuple[Part, ...] = (*(media_part(medium) for medium in pictures), TextPart(text))
+    parts: tuple[Part, ...] = (*(part for medium in pictures for part in media_parts(medium)), TextPart(text))
     return Message("system", (TextPart(prompt.system),)), Message("user", parts)
 
 

@@ -74,6 +74,7 @@ class PipelineOptions:
         list[str] | None,
         _answer(metavar="NAME=VALUE", help="Frames of videos: fps=1, nframes=16, video_start=5, video_end=9 …"),
     ] = None
+    pages: Annotated[str | None, _answer(metavar="1-3,7", help="Pages of PDFs; all if not named.")] = None
     max_tokens: Annotated[int | None, _answer(help="Longest answer, in tokens.")] = None
     param: Annotated[
         list[str] | None, _answer("--param", "-p", metavar="NAME=VALUE", help="temperature=0.2, seed=1 …")
@@ -92,6 +93,7 @@ class PipelineOptions:
             ConfigError: an unknown name or an invalid value; raised once, before anything is loaded.
         """
         from qvl.caches.policy import CachePolicy
+        from qvl.media.page_choice import read_pages
         from qvl.pipeline.parse_request import request_sampling, sampling_params
 
         params = parse_args.pairs(self.param or (), "--param")
@@ -100,6 +102,8 @@ class PipelineOptions:
         sampling_params(params)
         if self.video:
             params["video"] = request_sampling(parse_args.pairs(self.video, "--video"), {})
+        if self.pages is not None:
+            params["pages"] = read_pages(self.pages, "--pages")
         if self.cache_mode is not None:
             CachePolicy.of(self.cache_mode, deterministic=True)  # type: ignore[arg-type]
             params["cache"] = self.cache_mode

@@ -54,8 +54,9 @@ def pictures(arguments: Sequence[str], *, together: bool = False) -> list[WorkIt
 
 def is_picture(argument: str) -> bool:
     """True if `argument` is a picture and not a question: an existing file, a URL, `-` or a glob."""
-    if argument == "-" or argument.startswith(("http://", "https://", "data:image/")):
+    if argument == "-" or argument.startswith(("http://", "https://", "data:image/", "data:application/pdf")):
         return True
+    argument = argument.partition("#page")[0] if not os.path.isfile(argument) else argument
     return os.path.isfile(os.path.expanduser(argument)) or (" " not in argument and bool(glob.glob(argument)))
 
 
@@ -69,10 +70,11 @@ def _expand(argument: str) -> list[tuple[str, PictureLike]]:
     if _URL.match(argument) or os.path.exists(argument) or not glob.has_magic(argument):
         label = argument if len(argument) <= 160 else f"{argument[:159]}…"
         return [(label, argument)]
-    names = sorted(name for name in glob.glob(os.path.expanduser(argument), recursive=True) if os.path.isfile(name))
+    pattern, hash_sign, pages = argument.partition("#page")
+    names = sorted(name for name in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(name))
     if not names:
         raise ConfigError(f"no file matches {argument!r}", hint=f"looked from {os.getcwd()}")
-    return [(name, name) for name in names]
+    return [(name + hash_sign + pages,) * 2 for name in names]
 
 
 def pairs(texts: Sequence[str], option: str) -> JsonObject:

@@ -26,6 +26,7 @@ import httpx
 from qvl._version import __version__
 from qvl.errors import MediaError
 from qvl.media import content_encoding
+from qvl.media.document_head import is_document
 from qvl.media.image_header import sniff, words_of
 from qvl.media.sources import is_label_of_picture, short, too_large
 
@@ -235,13 +236,17 @@ class Fetcher:
         data = bytes(body)
         del body
         codings = response.headers.get("content-encoding", "").lower()
-        if not sniff(data):
+        if not _is_known(data):
             report = None if count is None else lambda size: anyio.from_thread.run_sync(count, size)
             data = await anyio.to_thread.run_sync(content_encoding.unpacked, data, codings, self._policy, name, report)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if not is_label_of_picture(kind) and not sniff(data):
+        if not is_label_of_picture(kind) and not _is_known(data):
             raise _failed(name, f"it is {short(kind)[:60]}, not a picture")
         return data
+
+
+def _is_known(data: bytes) -> bool:
+    return bool(sniff(data)) or is_document(data)
 
 
 @functools.cache

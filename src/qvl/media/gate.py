@@ -166,15 +166,36 @@ def is_remote(source: PictureSource) -> bool:
     return _web_url(source) is not None
 
 
+async def fetch(url: str, policy: MediaPolicy, *, resolver: Resolver | None = None) -> tuple[bytes, str]:
+    """Return (the bytes at an http(s) URL, its short display name), whatever they are.
+
+    Raises:
+        MediaError: the URL is refused, or cannot be fetched within the limits.
+    """
+    from qvl.media.fetch import Fetcher, public_name
+
+    url = url.strip()
+    fetcher = Fetcher(policy) if resolver is None else Fetcher(policy, resolver=resolver)
+    return await fetcher.fetch(url), public_name(url)
+
+
+async def afrom_bytes(
+    data: bytes, name: str, policy: MediaPolicy, *, decode: bool = True, digests: DigestCache | None = None
+) -> Picture:
+    """Return encoded `data` as a Picture of that name, as `aload` does.
+
+    Raises:
+        MediaError: as `load`.
+    """
+    picture = await in_worker(lambda: _from_bytes(data, policy, name, False, digests))
+    return await _verified(picture) if decode else picture
+
+
 async def _load_url(
     url: str, policy: MediaPolicy, decode: bool, digests: DigestCache | None, resolver: Resolver | None
 ) -> Picture:
-    from qvl.media.fetch import Fetcher, public_name
-
-    fetcher = Fetcher(policy) if resolver is None else Fetcher(policy, resolver=resolver)
-    data = await fetcher.fetch(url)
-    picture = await in_worker(lambda: _from_bytes(data, policy, public_name(url), False, digests))
-    return await _verified(picture) if decode else picture
+    data, name = await fetch(url, policy, resolver=resolver)
+    return await afrom_bytes(data, name, policy, decode=decode, digests=digests)
 
 
 def _web_url(source: object) -> str | None:

@@ -290,7 +290,7 @@ _PLUGINS: Final = {
     "AVIF": "Avif",
 }
 _OTHERS: Final = (
-    (b"%PDF", "a PDF document; render its pages to PNG first"),
+    (b"%PDF", "a PDF document; its pages are pictures: qvl.media.load_document"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"8BPS", "a Photoshop document; export it as PNG first"),

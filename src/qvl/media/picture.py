@@ -166,6 +166,20 @@ class Picture:
         """True if decoding takes so much time or memory that only one such picture is decoded at a time."""
         return self._pixels is not None and self._pixels.large
 
+    @property
+    def whole(self) -> object:
+        """What all pages of one document have in common; None for a picture that is no page."""
+        return None if self._pixels is None else self._pixels.whole
+
+    def hold(self) -> None:
+        """Decode the picture, so that its next `rgb()` or `data` takes no time.
+
+        Raises:
+            MediaError: the source is cut short or broken.
+        """
+        if self._pixels is not None:
+            self._pixels.hold()
+
     def checked_at_once(self) -> bool:
         """Verify the source bytes if that takes less time than a change of thread; False: it may take longer.
 
@@ -230,9 +244,10 @@ class LazyPixels:
             takes no longer than that.
         large: only one such picture is to be decoded at a time.
         text: the bytes as base64.
+        whole: stands for the document that the picture is a page of.
     """
 
-    __slots__ = ("_at_once", "_check", "_decode", "_encoded", "_lock", "_rgb", "large", "text")
+    __slots__ = ("_at_once", "_check", "_decode", "_encoded", "_lock", "_rgb", "large", "text", "whole")
 
     def __init__(
         self,
@@ -244,9 +259,11 @@ class LazyPixels:
         at_once: Callable[[], bool] | None = None,
         large: bool = False,
         text: memoryview | None = None,
+        whole: object = None,
     ) -> None:
         self.large = large
         self.text = text
+        self.whole = whole
         self._at_once = at_once
         self._lock = threading.RLock()
         self._rgb = rgb
@@ -284,6 +301,11 @@ class LazyPixels:
         with self._lock:
             if not self._sound or self.large:
                 self._rgb = self._decoded()
+
+    def hold(self) -> None:
+        """Decode the picture, and keep the pixels for their first use."""
+        with self._lock:
+            self._rgb = self._decoded()
 
     def verify(self, *, keep: bool) -> None:
         """Raise MediaError if the bytes are broken; `keep` keeps pixels decoded for this until their first use."""

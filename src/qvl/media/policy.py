@@ -40,6 +40,10 @@ class MediaPolicy:
         max_video_frames: most frames of a video that are shown to a model.
         max_video_pixels: budget of those frames together; larger ones are downscaled, aspect ratio kept.
         max_video_decode_seconds: most time that finding and decoding those frames may take.
+        max_pages: most pages of a document in one request.
+        max_document_pixels: pixels of all pages that `analyze` shows in one request; it asks about more page by page.
+        max_document_seconds: most processor time that opening a document, or rendering one page, may take.
+        document_dpi: pixels an inch of a page, of which its boxes are told; within `max_pixels`, as for any picture.
         max_aspect: largest ratio of the long to the short side.
         timeout: for the whole of a fetch, redirects included.
         max_redirects: each hop is checked like the first address.
@@ -65,6 +69,10 @@ class MediaPolicy:
     max_video_frames: int = 768
     max_video_pixels: int = 50_331_648
     max_video_decode_seconds: float = 60.0
+    max_pages: int = 64
+    max_document_pixels: int = 20_971_520
+    max_document_seconds: float = 10.0
+    document_dpi: float = 200.0
     max_aspect: float = 200.0
     timeout: float = 20.0
     max_redirects: int = 3
@@ -76,10 +84,12 @@ class MediaPolicy:
     def __post_init__(self) -> None:
         for name in ("max_pixels", "max_bytes", "max_source_pixels", "max_decode_bytes", "max_frames", "max_aspect"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("max_video_bytes", "max_video_frames", "max_video_pixels"):
+        for name in ("max_video_bytes", "max_video_frames", "max_video_pixels", "max_pages", "max_document_pixels"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
+        self._check("document_dpi", 1 <= self.document_dpi <= 2400, "from 1 to 2400")
         self._check("min_pixels", 0 <= self.min_pixels <= self.max_pixels, f"from 0 to max_pixels, {self.max_pixels}")
-        for name in ("timeout", "max_decode_seconds", "max_video_seconds", "max_video_decode_seconds"):
+        seconds = ("max_decode_seconds", "max_video_seconds", "max_video_decode_seconds", "max_document_seconds")
+        for name in ("timeout", *seconds):
             self._check(name, getattr(self, name) > 0, "above 0, in seconds")
         self._check("max_redirects", self.max_redirects >= 0, "0 or more")
         for name in ("formats", "allowed_domains", "allowed_private"):

@@ -16,6 +16,7 @@ from urllib.request import url2pathname
 from qvl.errors import MediaError
 from qvl.media import base64_codec
 from qvl.media.base64_codec import Base64Picture
+from qvl.media.document_head import is_document
 from qvl.media.image_header import sniff
 from qvl.media.video_head import HEAD, container_of
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _SCHEME: Final = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.\-]+):(//)?")
 _BASE64_HEADS: Final = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
 _UNNAMED: Final = ("", "image", "application/octet-stream", "binary/octet-stream")
+DOCUMENTS: Final = ("application/pdf", "application/x-pdf")
 _NAME_LENGTH: Final = 160
 MAX_LABEL: Final = 1000
 _PIECE: Final = 64 * 1024
@@ -200,7 +202,7 @@ def is_base64(head: str) -> bool:
 
 
 def _as_picture(data: bytes, kind: str, name: str, policy: MediaPolicy) -> bytes:
-    if not is_label_of_picture(kind) and not sniff(data) and not container_of(data[:HEAD]):
+    if not (is_label_of_picture(kind) or sniff(data) or container_of(data[:HEAD]) or is_document(data)):
         raise MediaError(
             f"a data: URL of {short(kind)[:60]} is not a picture", hint="use image/*", code="image_url_blocked"
         )
@@ -208,8 +210,8 @@ def _as_picture(data: bytes, kind: str, name: str, policy: MediaPolicy) -> bytes
 
 
 def is_label_of_picture(kind: str) -> bool:
-    """True if a media type, in lower case, may be that of a picture."""
-    return kind in _UNNAMED or kind.startswith("image/")
+    """True if a media type, in lower case, may be that of a picture or a PDF."""
+    return kind in _UNNAMED or kind in DOCUMENTS or kind.startswith("image/")
 
 
 def _unpacked(payload: str, policy: MediaPolicy, name: str) -> bytes:

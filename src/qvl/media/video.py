@@ -6,7 +6,8 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from qvl.errors import UnsupportedInputError
+from qvl.errors import RequestError, UnsupportedInputError
+from qvl.media.document import Document
 from qvl.media.picture import LazyPixels, Picture, _deferred
 
 if TYPE_CHECKING:
@@ -58,21 +59,40 @@ class Video:
         }
 
 
-Medium: TypeAlias = Picture | Video
+Medium: TypeAlias = Picture | Video | Document
 
 
 def pictures_of(media: Iterable[Medium]) -> tuple[Picture, ...]:
-    """Return the pictures of `media`, in order; those of a video are its frames."""
-    shown = [medium.frames if isinstance(medium, Video) else (medium,) for medium in media]
-    return tuple([picture for pictures in shown for picture in pictures])
+    """Return the pictures of `media`, in order; those of a video are its frames, those of a document its pages."""
+    return tuple([picture for medium in media for picture in _shown(medium)])
+
+
+def _shown(medium: Medium) -> tuple[Picture, ...]:
+    if isinstance(medium, Document):
+        return medium.pages
+    return medium.frames if isinstance(medium, Video) else (medium,)
+
+
+def paged(media: Iterable[Medium]) -> list[Picture | Video]:
+    """Return `media` with the pages of each document in its place."""
+    shown: list[Picture | Video] = []
+    for medium in media:
+        shown += medium.pages if isinstance(medium, Document) else (medium,)
+    return shown
 
 
 def still(medium: Medium) -> Picture:
-    """Return `medium` if it is a picture.
+    """Return `medium` if it is a picture, or a document of which one page is shown.
 
     Raises:
         UnsupportedInputError: it is a video, on which no place can be told.
+        RequestError: it is several pages.
     """
+    if isinstance(medium, Document):
+        if len(medium.pages) != 1:
+            what = f"{medium.source} has {len(medium.pages)} pages, and places are told on one"
+            raise RequestError(what, hint=f"name one: pages=1, or {medium.source}#page=1", param="pages")
+        return medium.pages[0]
     if isinstance(medium, Video):
         what = f"{medium.source} is a video, and places are told on pictures alone"
         raise UnsupportedInputError(what, hint="pass one frame of it as a picture", param="messages")

@@ -1,16 +1,27 @@
-"""Loaded pictures and videos as parts of messages, and videos in the form of those who take pictures alone."""
+"""Loaded pictures, videos and documents as parts of messages; videos in the form of those who take pictures alone."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from qvl.media.document import Document
 from qvl.media.video import Medium, Video
-from qvl.types import ChatRequest, ImagePart, MediaPart, Part, TextPart, VideoPart
+from qvl.types import ChatRequest, ImagePart, Part, TextPart, VideoPart
 
 
-def media_part(medium: Medium) -> MediaPart:
-    """Return the part that shows a loaded picture or video."""
-    return VideoPart(medium) if isinstance(medium, Video) else ImagePart(medium)
+def media_parts(medium: Medium) -> tuple[Part, ...]:
+    """Return the parts that show a loaded picture, video or document: of the last a picture behind each page's number.
+
+    A document of one page is its picture alone.
+    """
+    if not isinstance(medium, Document):
+        return (VideoPart(medium) if isinstance(medium, Video) else ImagePart(medium),)
+    if medium.count == 1:
+        return (ImagePart(medium.pages[0]),)
+    parts: list[Part] = []
+    for number, page in zip(medium.numbers, medium.pages, strict=True):
+        parts += (TextPart(f"Page {number}:"), ImagePart(page))
+    return tuple(parts)
 
 
 def as_taken(request: ChatRequest, *, videos: int) -> ChatRequest:

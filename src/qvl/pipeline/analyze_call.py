@@ -19,13 +19,15 @@ from qvl.evidence.coordinates import Frame
 from qvl.evidence.prompts import EVIDENCE_VERSION, evidence_sentence
 from qvl.evidence.shapes import Box, Located, Point
 from qvl.ids import new_request_id
-from qvl.media.video import still
+from qvl.media.video import paged, still
 from qvl.pipeline.call import Call, Generate
 from qvl.pipeline.job import Confidence, Outcome
+from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.pipeline.parse_request import (
     OF_REQUEST,
     own_extra,
     request_limits,
+    request_pages,
     request_sampling,
     sampling_params,
     unread_pictures,
@@ -76,7 +78,8 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         self._extra = own_extra(params.get("extra"))
         sampling_of_videos = request_sampling(params.get("video"), self._extra)
         limits = request_limits(params.get("max_pixels"), params.get("min_pixels"), self._extra)
-        self.pictures = unread_pictures(sources, limits, sampling_of_videos)
+        common = UnreadPicture("", limits, sampling_of_videos, pages=request_pages(params.get("pages")))
+        self.pictures = unread_pictures(sources, common)
         sampling = {name: value for name, value in params.items() if name not in OF_REQUEST}
         self._sampling = sampling_params({"max_tokens": MAX_TOKENS, **sampling})
         if self._sampling.n != 1:
@@ -163,7 +166,8 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         asked, sentence = None, ""
         if self._placed:
             coordinates = self._backend.coordinates
-            frames = tuple([Frame.of(number, still(picture), coordinates) for number, picture in enumerate(pictures)])
+            shown = map(still, paged(pictures))
+            frames = tuple([Frame.of(number, picture, coordinates) for number, picture in enumerate(shown)])
             self._form = AnswerForm(self._asked, frames, self._fields)
             asked = self._form.asked()
             sentence = evidence_sentence(self.language, coordinates.convention) if self._fields else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -12,11 +11,10 @@ from qvl.decisions.read_labels import together
 from qvl.errors import ConfigError, ContextLengthError
 from qvl.ids import new_request_id
 from qvl.media.video import pictures_of
-from qvl.media.video_parts import media_part
 from qvl.pipeline.decide_call import DecideCall, DecideParams
 from qvl.pipeline.load_pictures import load_pictures
 from qvl.pipeline.parse_parts import UnreadPicture, read_part
-from qvl.pipeline.parse_request import draft_request, request_limits, request_sampling
+from qvl.pipeline.parse_request import draft_request, request_limits, request_pages, request_sampling, with_loaded
 from qvl.types import Result, TextPart
 
 if TYPE_CHECKING:
@@ -60,15 +58,10 @@ async def decide(
     draft = draft_request(messages, **params)
     sampling = request_sampling(params.pop("video", None), {})
     limits = request_limits(params.pop("max_pixels", None), params.pop("min_pixels", None), {})
+    common = UnreadPicture("", limits, sampling, pages=request_pages(params.pop("pages", None)))
     asked = [_parts(question, f"questions[{number}].instructions") for number, question in enumerate(questions)]
     shown = [part for parts in asked for part in parts if isinstance(part, UnreadPicture)]
-    unread = [
-        *draft.pictures,
-        *(
-            dataclasses.replace(part, limits=part.limits.over(limits), sampling=part.sampling.over(sampling))
-            for part in shown
-        ),
-    ]
+    unread = [*draft.pictures, *(part.over(common) for part in shown)]
     loaded = await load_pictures(unread, policy or executor.media, digests=executor.digests)
     shared = draft.finished(loaded[: len(draft.pictures)]).messages
     last: MessageLike = {"role": shared[-1].role, "content": list(shared[-1].parts)}
@@ -88,7 +81,7 @@ async def decide(
     for question, parts in zip(questions, asked, strict=True):
         # Hundreds of questions with hundreds of options are not made ready in one go.
         await asyncio.sleep(0)
-        whole = [media_part(next(rest)) if isinstance(part, UnreadPicture) else part for part in parts]
+        whole = with_loaded(parts, rest)
         before = [*shared[:-1], last]
         calls.append(DecideCall(before, question, whole, executor, cache, params, namespace=namespace, policy=policy))
     answered = await together(answer(number, call) for number, call in enumerate(calls))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qvl.backends.base import Capabilities
     from qvl.caches.policy import CacheMode, CachePolicy
     from qvl.calibration.abstain import AbstainLike
+    from qvl.media.page_choice import PagesLike
     from qvl.media.policy import MediaPolicy
     from qvl.media.video import Medium
     from qvl.media.video_sampling import VideoSampling
@@ -44,6 +45,7 @@ class DecideParams(TypedDict, total=False):
     max_pixels: int | None
     min_pixels: int | None
     video: VideoSampling | JsonMapping | None
+    pages: PagesLike | None
     cache_salt: str
     request_id: str | None
     extra: JsonMapping | None

@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import io
+import os
 from collections.abc import Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from qvl.errors import MediaError
+from qvl.media.base64_codec import Base64Picture
+from qvl.media.document import Document
+from qvl.media.document_head import is_document, looks_like_document
+from qvl.media.image_header import sniff
+from qvl.media.load_document import aload_document, in_child_thread, load_document
 from qvl.media.load_video import aload_video, decode_video, load_video
+from qvl.media.page_choice import ALL_PAGES, NO_SUCH_PAGE, apart
+from qvl.media.picture import Picture
 from qvl.media.smart_resize import NO_LIMITS
+from qvl.media.sources import is_address, short
 from qvl.media.video import Medium, Video
 from qvl.media.video_head import looks_like_video
 from qvl.pipeline.parse_parts import UnreadPicture
@@ -18,7 +28,7 @@ from qvl.types import ChatRequest, ImagePart, MediaPart, Part, TextPart, VideoPa
 
 if TYPE_CHECKING:
     from qvl.media.digest_cache import DigestCache
-    from qvl.media.picture import Picture
+    from qvl.media.picture import PictureSource
     from qvl.media.policy import MediaPolicy
 
 T = TypeVar("T")
@@ -44,12 +54,19 @@ async def load_pictures(
     fetching = asyncio.Semaphore(MAX_FETCHES)
 
     async def load(unread: UnreadPicture, own: MediaPolicy) -> Medium:
+        unread = named_apart(unread)
         source = unread.source
-        if isinstance(source, Video):
+        document = _is_document(unread, files=own.allow_files)
+        if isinstance(source, Video | Document):
             return source
-        async with fetching if gate.is_remote(source) else contextlib.nullcontext():
+        remote = gate.is_remote(source)
+        async with fetching if remote else contextlib.nullcontext():
             if unread.video or looks_like_video(source, files=own.allow_files):
                 return await aload_video(source, own, unread.sampling)
+            if remote:
+                return await _fetched(unread, own, digests)
+            if document:
+                return await aload_document(source, own, unread.pages)
             return await gate.aload(source, own, decode=False, digests=digests)
 
     return await _together(
@@ -77,8 +94,14 @@ def read_pictures(
     alone = may_wait and is_one_local(pictures)
     for number, (picture, own) in enumerate(zip(pictures, _policies(policy, pictures), strict=True)):
         with naming(number):
-            if isinstance(picture.source, Video):
+            picture = named_apart(picture)
+            document = _is_document(picture, files=may_wait and own.allow_files)
+            if isinstance(picture.source, Video | Document):
                 ready.append(picture.source)
+            elif document:
+                if not alone:
+                    return None
+                ready.append(load_document(picture.source, own, picture.pages))
             elif picture.video or looks_like_video(picture.source, files=may_wait and own.allow_files):
                 if not alone:
                     return None
@@ -92,12 +115,74 @@ def read_pictures(
     return ready
 
 
+def named_apart(unread: UnreadPicture) -> UnreadPicture:
+    """Return `unread` with the pages that its name chooses, as `bill.pdf#page=2` does, apart from the name.
+
+    Raises:
+        MediaError: `#page=` names no pages.
+    """
+    source, pages = apart(unread.source)
+    if pages is None:
+        return unread
+    return dataclasses.replace(unread, source=cast("PictureSource", source), pages=pages)
+
+
+def _is_document(unread: UnreadPicture, *, files: bool) -> bool:
+    """True if `unread` is to be read as a document; a URL tells only when it is fetched.
+
+    Raises:
+        MediaError: pages of something else are asked for.
+    """
+    from qvl.media import gate
+
+    source = unread.source
+    if isinstance(source, Document | Video):
+        return isinstance(source, Document)
+    if looks_like_document(source, files=files):
+        return True
+    later = isinstance(source, str | os.PathLike | io.IOBase) and not is_address(source)
+    if gate.is_remote(source) or (later and not files):
+        return False
+    if unread.document and not _is_picture(source):
+        return True
+    if unread.pages is not None:
+        raise _without_pages(source)
+    return False
+
+
+def _is_picture(source: object) -> bool:
+    """True for what a part calls a document though it is a picture: that is read as what it is."""
+    if isinstance(source, Base64Picture):
+        return bool(sniff(source.data))
+    return isinstance(source, Picture) or (isinstance(source, str) and source[:11].lower() == "data:image/")
+
+
+def _without_pages(source: object) -> MediaError:
+    name = short(str(source)) if isinstance(source, str | os.PathLike) else "a picture"
+    hint = "pages are those of PDFs; name them at the document alone: bill.pdf#page=2"
+    return MediaError(f"{name} is not a PDF, so no pages can be chosen", hint=hint, code=NO_SUCH_PAGE)
+
+
+async def _fetched(unread: UnreadPicture, policy: MediaPolicy, digests: DigestCache | None) -> Medium:
+    """Return what a URL has: a picture or a document, by its bytes."""
+    from qvl.media import gate
+
+    data, name = await gate.fetch(cast("str", unread.source), policy)
+    if is_document(data) or (unread.document and not sniff(data)):
+        from qvl.media.document_file import read_document
+
+        return await in_child_thread(lambda: read_document(data, name, policy, unread.pages or ALL_PAGES))
+    if unread.pages is not None:
+        raise _without_pages(name)
+    return await gate.afrom_bytes(data, name, policy, decode=False, digests=digests)
+
+
 def is_one_local(pictures: Sequence[UnreadPicture]) -> bool:
     """Return True if there is exactly one picture and it is not a URL to fetch."""
     from qvl.media import gate
 
     source = pictures[0].source if len(pictures) == 1 else None
-    return source is not None and (isinstance(source, Video) or not gate.is_remote(source))
+    return source is not None and (isinstance(source, Video | Document) or not gate.is_remote(source))
 
 
 async def decode_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
@@ -111,15 +196,31 @@ async def decode_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
     pictures = request.pictures
     if not pictures:
         return request
+    numbers = _numbers(request)
     for video in request.videos:
         await decode_video(video)
+    pages = [(number, page) for number, page in zip(numbers, pictures, strict=True) if page.whole is not None]
+    if pages:
+        await _together([_numbered(number, in_child_thread(page.hold)) for number, page in pages])
     ready = await _together(
         [
             _numbered(number, gate.aready(picture, request.max_pixels, pixels=pixels))
-            for number, picture in enumerate(pictures)
+            for number, picture in zip(numbers, pictures, strict=True)
         ]
     )
     return _with_pictures(request, pictures, ready)
+
+
+def _numbers(request: ChatRequest) -> list[int]:
+    """Return for each picture of the request the number of what the user sent: a picture, a video or a document."""
+    numbers: list[int] = []
+    number, whole = -1, None
+    for part in (part for message in request.messages for part in message.parts if not isinstance(part, TextPart)):
+        pictures = part.video.frames if isinstance(part, VideoPart) else (part.picture,)
+        same = whole is not None and pictures[0].whole is whole
+        number, whole = number + (not same), pictures[0].whole
+        numbers += [number] * len(pictures)
+    return numbers
 
 
 def _same(part: TextPart) -> Part:

@@ -24,6 +24,7 @@ from qvl.types import JsonObject, ResponseFormat, Result, TextPart
 if TYPE_CHECKING:
     from qvl.backends.base import Backend, Capabilities
     from qvl.caches.policy import CacheMode, CachePolicy
+    from qvl.media.page_choice import PagesLike
     from qvl.media.policy import MediaPolicy
     from qvl.media.video import Medium
     from qvl.pipeline.job import Job
@@ -40,6 +41,7 @@ class LocateParams(TypedDict, total=False):
     seed: int | None
     max_pixels: int | None
     min_pixels: int | None
+    pages: PagesLike | None
     cache_salt: str
     request_id: str | None
     extra: JsonMapping | None

@@ -1,7 +1,8 @@
 """Parser of content parts: text, and pictures in every format that clients send.
 
 Qwen's `image`, OpenAI's `image_url` and `input_image`, Anthropic's `image` with a source, MCP's with `data` and
-`mimeType`, and LangChain's standard blocks, older and newer. Other parts and fields are refused by name.
+`mimeType`, and LangChain's standard blocks, older and newer; documents as OpenAI's `file` and `input_file`, Anthropic's
+`document` and LangChain's `file`. Other parts and fields are refused by name.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from pydantic import BaseModel
 
-from qvl.errors import UnsupportedInputError
+from qvl.errors import ConfigError, RequestError, UnsupportedInputError
+from qvl.media.page_choice import PageChoice, read_pages
 from qvl.media.smart_resize import LIMIT_NAMES, NO_LIMITS, PixelLimits, read_limits
+from qvl.media.sources import is_address
 from qvl.media.video_sampling import DEFAULT_SAMPLING, VIDEO_FIELDS, VideoSampling, read_sampling
 from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
 from qvl.types import ImagePart, JsonMapping, Part, TextPart, VideoPart
 
 if TYPE_CHECKING:
+    from qvl.media.document import Document
     from qvl.media.picture import PictureSource
     from qvl.media.video import Video
 
 DETAILS: Final = ("auto", "low", "high", "original")
-KINDS: Final = ("text", "image_url", "input_image", "image", "video_url", "video")
+KINDS: Final = ("text", "image_url", "input_image", "image", "video_url", "video", "file", "input_file")
 _PICTURES: Final = ("image_url", "input_image", "image")
 _VIDEOS: Final = ("video_url", "input_video", "video")
+_DOCUMENTS: Final = ("file", "input_file", "document")
 _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "text": ("text", "source_type"),
     "input_text": ("text",),
@@ -42,27 +47,38 @@ _LABELS: Final = frozenset(
 _THOUGHTS: Final = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "reasoning_content")
 _SOURCES: Final = ("image", "image_url", "base64", "data", "url", "source")
 _MEDIA_TYPES: Final = ("mime_type", "mimeType", "mediaType", "media_type")
+_INNER: Final = (*_SOURCES, "file_data")
 _VIDEO_SOURCES: Final = ("video_url", "video", "url", "base64", "data")
-_IMAGE_FIELDS: Final = (*_SOURCES, "source_type", *_MEDIA_TYPES, "detail", *LIMIT_NAMES)
+_FILE_SOURCES: Final = ("file_data", "file_url", "source", "url", "base64", "data")
+_FILE_NAMES: Final = ("filename", "name", "title")
+_IMAGE_FIELDS: Final = (*_SOURCES, "source_type", *_MEDIA_TYPES, "detail", "pages", *LIMIT_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadPicture:
-    """A picture or video of a message before it is loaded: its source, limits of its size, and the frames it shows.
+    """A picture, video or document of a message before it is loaded: its source, limits, and the frames or pages shown.
 
-    `video` is True if the part says that it is one; else its name, media type or first bytes tell.
+    `video` and `document` are True if the part says that it is one; else its name, media type or first bytes tell.
     """
 
-    source: PictureSource | Video
+    source: PictureSource | Video | Document
     limits: PixelLimits = NO_LIMITS
     sampling: VideoSampling = DEFAULT_SAMPLING
     video: bool = False
+    pages: PageChoice | None = None
+    document: bool = False
+
+    def over(self, other: UnreadPicture) -> UnreadPicture:
+        """Return a copy with the limits, frames and pages of `other` where it has none of its own."""
+        pages = other.pages if self.pages is None else self.pages
+        limits, sampling = self.limits.over(other.limits), self.sampling.over(other.sampling)
+        return replace(self, limits=limits, sampling=sampling, pages=pages)
 
 
 ContentPart: TypeAlias = Part | UnreadPicture
 # What may stand for a picture beside its sources.
 PARTS: Final = (Mapping, UnreadPicture)
-PictureLike: TypeAlias = "PictureSource | JsonMapping | UnreadPicture"
+PictureLike: TypeAlias = "PictureSource | Document | JsonMapping | UnreadPicture"
 Pictures: TypeAlias = "PictureLike | Sequence[PictureLike]"
 Sources: TypeAlias = Iterable[Pictures]
 
@@ -104,7 +120,9 @@ def read_part(part: object, where: str) -> ContentPart:
     if kind in _TEXTS:
         refuse_others(part, _TEXTS[kind], _LABELS, where)
         return TextPart(text_of(part, _TEXTS[kind][0], where))
-    return _video(part, where) if kind in _VIDEOS else _picture(part, kind, where)
+    if kind in _DOCUMENTS:
+        return _document(part, kind, where)
+    return _video(part, where) if kind in _VIDEOS else replace(_picture(part, kind, where), pages=_pages(part, where))
 
 
 def _is_thought(part: object) -> bool:
@@ -125,8 +143,8 @@ def thoughts_of(content: object) -> str:
 
 
 def is_picture(part: object) -> bool:
-    """Return True if `read_part` would return a picture or video for `part`."""
-    return isinstance(part, Mapping) and _bare_kind(part) in (*_PICTURES, *_VIDEOS)
+    """Return True if `read_part` would return a picture, video or document for `part`."""
+    return isinstance(part, Mapping) and _bare_kind(part) in (*_PICTURES, *_VIDEOS, *_DOCUMENTS)
 
 
 def picture_texts(items: Iterable[JsonMapping], field: str) -> Iterator[str]:
@@ -134,15 +152,15 @@ def picture_texts(items: Iterable[JsonMapping], field: str) -> Iterator[str]:
     for item in items:
         parts = item.get(field)
         for part in filter(is_picture, parts) if isinstance(parts, list) else ():
-            for name in (*_SOURCES, "video_url", "video"):
+            for name in (*_SOURCES, "video_url", "video", "file", "file_data", "file_url"):
                 value = part.get(name)
-                inner = [value.get(key) for key in _SOURCES] if isinstance(value, Mapping) else [value]
+                inner = [value.get(key) for key in _INNER] if isinstance(value, Mapping) else [value]
                 yield from (text for text in inner if isinstance(text, str))
 
 
 def picture_field(part: JsonMapping) -> str:
     """Return the name of the field that has the picture of a part."""
-    names = ("image_url", "image", "video_url", "video", "source", "base64", "data", "url")
+    names = ("image_url", "image", "video_url", "video", "file", *_FILE_SOURCES)
     return next((name for name in names if part.get(name)), "video" if _bare_kind(part) in _VIDEOS else "image")
 
 
@@ -156,7 +174,7 @@ def _bare_kind(part: JsonMapping) -> object:
 
 def _kind(part: JsonMapping, where: str) -> str:
     kind = _bare_kind(part)
-    if isinstance(kind, str) and (kind in _TEXTS or kind in _PICTURES or kind in _VIDEOS):
+    if isinstance(kind, str) and (kind in _TEXTS or kind in (*_PICTURES, *_VIDEOS, *_DOCUMENTS)):
         return kind
     param, hint = f"{where}.type", f"known: {', '.join(KINDS)}"
     if kind is None:
@@ -222,6 +240,60 @@ def _video(part: JsonMapping, where: str) -> UnreadPicture:
     limits = read_limits(inner, where).over(read_limits(part, where))
     sampling = read_sampling(inner, where).over(read_sampling(part, where))
     return UnreadPicture(cast("PictureSource", value), limits, sampling, video=True)
+
+
+def _document(part: JsonMapping, kind: str, where: str) -> UnreadPicture:
+    """Return the document of a part: its fields stand in the part itself, or for OpenAI's chat in its `file`."""
+    fields, at = part, where
+    beside = ("pages", *LIMIT_NAMES, "detail")
+    if part.get("file") is not None:
+        refuse_others(part, ("file", *beside), _LABELS, where)
+        fields, at = part["file"], f"{where}.file"
+        if not isinstance(fields, Mapping):
+            hint = '{"file_data": "data:application/pdf;base64,…"}'
+            raise wrong(at, f"must be an object, not {type_of(fields)}", hint)
+    known = (*_FILE_SOURCES, "source_type", "file_id", *_FILE_NAMES, "context", *_MEDIA_TYPES, "format", *beside)
+    refuse_others(fields, known, _LABELS, at)
+    if fields.get("file_id") is not None:
+        what = f"{at}.file_id: files are not looked up here"
+        raise UnsupportedInputError(what, hint="send file_data, a data: URL, or file_url", param=f"{at}.file_id")
+    named = [name for name in _FILE_SOURCES if fields.get(name) is not None]
+    if len(named) != 1:
+        fault = f"names a document by {' and by '.join(named)}" if named else "has no document"
+        hint = "file_url or file_data" if kind == "input_file" else "file_data" if kind == "file" else "source"
+        raise wrong(at, fault, f"use {hint}")
+    if named[0] == "source":
+        source, inner = fields["source"], f"{at}.source"
+        if not isinstance(source, Mapping):
+            raise wrong(inner, f"must be an object, not {type_of(source)}")
+        if source.get("type") not in ("base64", "url"):
+            raise unknown(f"{inner}.type", source.get("type"), ("base64", "url"))
+        refuse_others(source, ("type", "data", "url", *_MEDIA_TYPES), (), inner)
+        name = "data" if source["type"] == "base64" else "url"
+        value, media = text_of(source, name, inner), source
+    else:
+        name, media = named[0], fields
+        value = fields[name] if isinstance(fields[name], bytes) else text_of(fields, name, at)
+    if name in ("file_data", "base64", "data") and isinstance(value, str) and not is_address(value):
+        # Bare base64 is what Anthropic asks for, and what many send to the others.
+        kind_of = next((media[name] for name in _MEDIA_TYPES if media.get(name)), "application/pdf")
+        value = f"data:{kind_of};base64,{value}"
+    limits = _with_detail(read_limits(fields, at).over(read_limits(part, where)), part, where)
+    return UnreadPicture(value, limits, pages=_pages(part, where) or _pages(fields, at), document=True)
+
+
+def _pages(part: JsonMapping, where: str) -> PageChoice | None:
+    """Return the pages that a part names; None without them.
+
+    Raises:
+        RequestError: it names no pages.
+    """
+    if part.get("pages") is None:
+        return None
+    try:
+        return read_pages(part["pages"], f"{where}.pages")
+    except ConfigError as exc:
+        raise RequestError(exc.message, hint=exc.hint, param=exc.param) from exc
 
 
 def _source(part: JsonMapping, where: str) -> PictureSource:

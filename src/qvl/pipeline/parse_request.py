@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict, cast
 
 from pydantic import BaseModel
@@ -18,13 +18,24 @@ from qvl.caches.policy import CacheMode
 from qvl.calibration.abstain import AbstainLike
 from qvl.errors import ConfigError, RequestError, UnsupportedInputError
 from qvl.ids import new_request_id
+from qvl.media.page_choice import PageChoice, PagesLike, read_pages
 from qvl.media.smart_resize import NO_LIMITS, PixelLimits, read_limits
-from qvl.media.video_parts import media_part
+from qvl.media.video_parts import media_parts
 from qvl.media.video_sampling import DEFAULT_SAMPLING, VIDEO_FIELDS, VideoSampling, read_sampling
 from qvl.pipeline.parse_message import MessageLike, Turn, read_turn
 from qvl.pipeline.parse_parts import PARTS, ContentPart, PictureLike, Pictures, UnreadPicture, read_part
 from qvl.suggest import nearest
-from qvl.types import ChatRequest, ImagePart, JsonMapping, JsonObject, ResponseFormat, SamplingParams, TextPart, Tool
+from qvl.types import (
+    ChatRequest,
+    ImagePart,
+    JsonMapping,
+    JsonObject,
+    Part,
+    ResponseFormat,
+    SamplingParams,
+    TextPart,
+    Tool,
+)
 
 if TYPE_CHECKING:
     from qvl.media.video import Medium
@@ -34,7 +45,7 @@ ResponseFormatLike: TypeAlias = ResponseFormat | JsonMapping | type[BaseModel]
 MAX_PICTURES: Final = 256
 # Parameters of an analysis that are not SamplingParams.
 OF_REQUEST: Final = frozenset(
-    {"request_id", "extra", "max_pixels", "min_pixels", "video", "language", "cache", "evidence", "abstain"}
+    {"request_id", "extra", "max_pixels", "min_pixels", "video", "pages", "language", "cache", "evidence", "abstain"}
     | {"calibrated", "adapter"}
 )
 SAMPLING_NAMES: Final = SamplingParams.names()
@@ -76,6 +87,7 @@ class RequestParams(TypedDict, total=False):
     max_pixels: int | None
     min_pixels: int | None
     video: VideoSampling | JsonMapping | None
+    pages: PagesLike | None
     cache_salt: str
     request_id: str | None
     extra: JsonMapping | None
@@ -127,13 +139,17 @@ class Draft:
         coming = iter(pictures)
         return self.request.replace(
             messages=tuple(
-                dataclasses.replace(
-                    message,
-                    parts=tuple([media_part(next(coming)) if isinstance(p, UnreadPicture) else p for p in parts]),
-                )
-                for message, parts in self.turns
+                dataclasses.replace(message, parts=with_loaded(parts, coming)) for message, parts in self.turns
             )
         )
+
+
+def with_loaded(parts: Iterable[ContentPart], coming: Iterator[Medium]) -> tuple[Part, ...]:
+    """Return `parts` with what comes next in the place of each that was not loaded."""
+    whole: list[Part] = []
+    for part in parts:
+        whole += media_parts(next(coming)) if isinstance(part, UnreadPicture) else (part,)
+    return tuple(whole)
 
 
 def draft_request(
@@ -146,6 +162,7 @@ def draft_request(
     max_pixels: int | None = None,
     min_pixels: int | None = None,
     video: VideoSampling | JsonMapping | None = None,
+    pages: PagesLike | None = None,
     cache_salt: str = "",
     request_id: str | None = None,
     extra: JsonMapping | None = None,
@@ -173,12 +190,8 @@ def draft_request(
         chat_template_kwargs = own.pop("chat_template_kwargs")
     sampling_of_videos = request_sampling(video, own)
     limits = request_limits(max_pixels, min_pixels, own)
-    turns = tuple(
-        [
-            _limited(read_turn(item, f"messages[{number}]"), limits, sampling_of_videos)
-            for number, item in enumerate(messages)
-        ]
-    )
+    common = UnreadPicture("", limits, sampling_of_videos, pages=request_pages(pages))
+    turns = tuple([_limited(read_turn(item, f"messages[{number}]"), common) for number, item in enumerate(messages)])
     pictures = tuple([part for _, parts in turns for part in parts if isinstance(part, UnreadPicture)])
     if len(pictures) > MAX_PICTURES:
         raise RequestError(f"{len(pictures)} pictures in one request", hint=f"at most {MAX_PICTURES}", param="messages")
@@ -276,10 +289,17 @@ def request_sampling(video: VideoSampling | JsonMapping | None, extra: JsonObjec
     return named.over(read)
 
 
-def unread_pictures(
-    sources: Sequence[PictureLike], limits: PixelLimits, sampling: VideoSampling = DEFAULT_SAMPLING
-) -> list[UnreadPicture]:
-    """Return `sources` (sources or parts of pictures and videos), with `limits` where they set none of their own.
+def request_pages(pages: PagesLike | None) -> PageChoice | None:
+    """Return the pages of a request's documents; None if it names none.
+
+    Raises:
+        ConfigError: `pages` names no pages.
+    """
+    return None if pages is None else read_pages(pages)
+
+
+def unread_pictures(sources: Sequence[PictureLike], common: UnreadPicture) -> list[UnreadPicture]:
+    """Return `sources` (sources or parts of pictures), with the limits of `common` where they set none of their own.
 
     Raises:
         RequestError: a part that is not a picture.
@@ -290,24 +310,22 @@ def unread_pictures(
         picture = UnreadPicture(source) if not isinstance(source, PARTS) else read_part(source, where)
         if not isinstance(picture, UnreadPicture):
             raise RequestError(f"{where} is text, not a picture", hint="pass a path, URL, bytes or image", param=where)
-        picture = dataclasses.replace(
-            picture, limits=picture.limits.over(limits), sampling=picture.sampling.over(sampling)
-        )
-        pictures.append(picture)
+        pictures.append(picture.over(common))
     return pictures
 
 
-def _limited(turn: Turn, limits: PixelLimits, sampling: VideoSampling) -> Turn:
-    """Return the turn with `limits` and `sampling` for every picture and video that has none of its own."""
+def _limited(turn: Turn, common: UnreadPicture) -> Turn:
+    """Return the turn with the limits, frames and pages of `common` for every picture that has none of its own."""
     message, parts = turn
-    if (limits == NO_LIMITS and sampling == DEFAULT_SAMPLING) or all(isinstance(part, TextPart) for part in parts):
+    plain = (common.limits, common.sampling, common.pages) == (NO_LIMITS, DEFAULT_SAMPLING, None)
+    if plain or all(isinstance(part, TextPart) for part in parts):
         return turn
     limited: list[ContentPart] = []
     for part in parts:
         if isinstance(part, ImagePart):
             part = UnreadPicture(part.picture)
         if isinstance(part, UnreadPicture):
-            part = dataclasses.replace(part, limits=part.limits.over(limits), sampling=part.sampling.over(sampling))
+            part = part.over(common)
         limited.append(part)
     return message, tuple(limited)
 

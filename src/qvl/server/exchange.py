@@ -27,7 +27,7 @@ from qvl.server.errors import (
     headers_of,
 )
 from qvl.server.field_names import named_as_sent
-from qvl.server.request_body import READ_BODY, SMALL_BODY, checked_json, coding_of, inflated
+from qvl.server.request_body import OF_MEDIA, READ_BODY, SMALL_BODY, checked_json, coding_of, inflated
 from qvl.server.state import end_now
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Exchange:
             HttpError: as `raw_body`, and 400 not UTF-8 or too many fields.
         """
         body = await self.raw_body()
-        return body if self.media_type.startswith(b"image/") else await checked_json(body)
+        return body if self.media_type.startswith(OF_MEDIA) else await checked_json(body)
 
     async def raw_body(self) -> bytes:
         """Return the whole body, decompressed.

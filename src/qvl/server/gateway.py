@@ -11,6 +11,7 @@ from qvl.log import logger
 from qvl.media import fetch
 from qvl.server.errors import ClientGoneError, HttpError, InternalError
 from qvl.server.exchange import Exchange
+from qvl.server.request_body import OF_MEDIA
 from qvl.server.route_table import Operation, Table
 from qvl.server.routes.messages import MESSAGE_ERRORS
 from qvl.server.state import ServerCore
@@ -105,10 +106,10 @@ class Gateway:
         kind = exchange.media_type
         # Only JSON: a page elsewhere could send other types to a server on this machine without being asked first.
         pictures = operation.path == "/v1/analyze"
-        if kind != b"application/json" and not (pictures and kind.startswith(b"image/")):
+        if kind != b"application/json" and not (pictures and kind.startswith(OF_MEDIA)):
             raise HttpError(
                 415,
-                f"unsupported Content-Type: the body must be JSON{' or a picture' if pictures else ''}",
+                f"unsupported Content-Type: the body must be JSON{' or a picture or PDF' if pictures else ''}",
                 hint="add the header Content-Type: application/json"
                 + (", or image/png and the like" if pictures else ""),
                 code="unsupported_media_type",

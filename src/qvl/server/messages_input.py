@@ -11,6 +11,7 @@ from qvl.pipeline.parse_parts import ContentPart, UnreadPicture, read_part, thou
 from qvl.types import JsonMapping, JsonObject, TextPart
 
 _ROLES: Final = ("user", "assistant", "system")
+_OF_BYTES: Final = ("base64", "url")
 _USER: Final = ("text", "image", "document", "tool_result")
 _ASSISTANT: Final = ("text", "thinking", "redacted_thinking", "tool_use")
 _RESULT: Final = ("text", "image", "document")
@@ -62,7 +63,7 @@ class Conversation:
         for number, block in enumerate(blocks):
             at = f"{where}[{number}]"
             if _kind(block, at, _USER) != "tool_result":
-                parts.append(self._part(block, at))
+                parts += self._part(block, at)
                 continue
             if parts:
                 self._add("user", parts)
@@ -92,7 +93,7 @@ class Conversation:
             kind = _kind(block, at, _ASSISTANT)
             assert isinstance(block, Mapping)
             if kind == "text":
-                parts.append(self._part(block, at))
+                parts += self._part(block, at)
             elif kind == "tool_use":
                 calls.append(_call(block, at))
         self._add("assistant", parts, **fields, **({"tool_calls": calls} if calls else {}))
@@ -103,20 +104,22 @@ class Conversation:
         if not isinstance(content, list):
             fault = "is missing" if content is None else f"must be text or a list of blocks, not {type_of(content)}"
             raise wrong(where, fault)
-        parts = []
+        parts: list[ContentPart] = []
         for number, block in enumerate(content):
             _kind(block, f"{where}[{number}]", kinds)
-            parts.append(self._part(block, f"{where}[{number}]"))
+            parts += self._part(block, f"{where}[{number}]")
         return parts
 
-    def _part(self, block: object, where: str) -> ContentPart:
+    def _part(self, block: object, where: str) -> list[ContentPart]:
         assert isinstance(block, Mapping)
-        if block.get("type") == "document":
-            return _document(block, where)
+        source = block.get("source")
+        if block.get("type") == "document" and not (isinstance(source, Mapping) and source.get("type") in _OF_BYTES):
+            return [_document(block, where)]
         part = read_part(block, where)
-        if isinstance(part, UnreadPicture):
-            self.picture_params.append(f"{where}.source")
-        return part
+        if not isinstance(part, UnreadPicture):
+            return [part]
+        self.picture_params.append(f"{where}.source")
+        return [*_labels(block), part]
 
 
 def _kind(block: object, where: str, known: Sequence[str]) -> str:
@@ -148,7 +151,14 @@ def _document(block: JsonMapping, where: str) -> TextPart:
     if not isinstance(source, Mapping):
         raise wrong(at, "is missing" if source is None else f"must be an object, not {type_of(source)}")
     if source.get("type") != "text":
-        raise unknown(f"{at}.type", source.get("type"), ("text",))
+        raise unknown(f"{at}.type", source.get("type"), ("text", *_OF_BYTES))
     refuse_others(source, ("type", "media_type", "data"), (), at)
-    named = [str(block[name]) for name in ("title", "context") if block.get(name)]
+    named = [part.text for part in _labels(block)]
     return TextPart("\n".join([*named, text_of(source, "data", at)]))
+
+
+def _labels(block: JsonMapping) -> list[TextPart]:
+    """Return what a document's sender says of it, which stands before it."""
+    if block.get("type") != "document":
+        return []
+    return [TextPart(str(block[name])) for name in ("title", "context") if block.get(name)]

@@ -101,7 +101,8 @@ def _operation(operation: Operation) -> JsonObject:
         if isinstance(extra, dict) and isinstance(examples := extra.get("examples"), list):
             body["application/json"]["example"] = examples[0]
         if operation.path == "/v1/analyze":
-            body["image/*"] = {"schema": {"type": "string", "format": "binary"}}
+            for kind in ("image/*", "application/pdf"):
+                body[kind] = {"schema": {"type": "string", "format": "binary"}}
         page["requestBody"] = {"required": True, "content": body}
     if operation.path == "/v1/files" and operation.method == "POST":
         form: JsonObject = {"file": _STRING | {"format": "binary"}, "purpose": _STRING | {"enum": ["batch"]}}

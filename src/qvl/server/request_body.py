@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # The name of the ASGI extension by which a server reads a large body at once.
 READ_BODY: Final = "qvl.body"
+# Media types of a body that is a picture or a document itself.
+OF_MEDIA: Final = (b"image/", b"application/pdf")
 SMALL_BODY: Final = 64 * 1024
 # Reading and checking one takes some microseconds, and the event loop waits for all of them.
 MAX_FIELDS: Final = 40_000

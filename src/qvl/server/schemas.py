@@ -60,6 +60,14 @@ _PART: Final = {
             "anyOf": [TEXT, {"type": "object", "properties": {"url": TEXT}, "required": ["url"]}],
             "description": "An http(s) or data: URL.",
         },
+        "file": {
+            "type": "object",
+            "properties": {"file_data": TEXT, "filename": TEXT},
+            "description": "A PDF as a data: URL in file_data.",
+        },
+        "file_data": TEXT,
+        "file_url": TEXT,
+        "pages": {"anyOf": [TEXT, {"type": "integer", "minimum": 1}], "description": "Of a PDF, as 1-3,7."},
         "fps": {"type": "number", "exclusiveMinimum": 0},
         "nframes": {"type": "integer", "minimum": 1},
         "timestamps": {"type": "array", "items": {"type": "number", "minimum": 0}},
@@ -329,11 +337,12 @@ class LocateRequest(BaseModel):
     model_config = STRICT | ConfigDict(json_schema_extra={"examples": [{"image": PIXEL, "targets": ["the brand"]}]})
 
     model: str | None = None
-    image: str = Field(description="An http(s) or data: URL.")
+    image: str = Field(description="An http(s) or data: URL, of a picture or a PDF page.")
     targets: str | list[str] = Field(description="What to locate: one text, or up to 100, in one request.")
     points: bool = Field(False, description="A point on each instead of a box around it.")
     overlay: OverlayForm | None = Field(None, description="The picture with everything drawn on it, as a data: URL.")
     max_tokens: Annotated[int | None, parameter_field("max_tokens")] = None
+    pages: str | int | None = Field(None, description="Pages of PDFs, as 1-3,7.")
     max_pixels: int | None = Field(None, ge=1024)
     min_pixels: int | None = Field(None, ge=1)
     seed: Annotated[int | None, parameter_field("seed")] = None
@@ -351,7 +360,7 @@ class AnalyzeRequest(BaseModel):
     )
 
     model: str | None = None
-    image: str | None = Field(None, description="An http(s) or data: URL.")
+    image: str | None = Field(None, description="An http(s) or data: URL, of a picture or a PDF.")
     images: Annotated[list[str], Field(max_length=MAX_IMAGES, fail_fast=True)] | None = Field(
         None, min_length=1, description="Several pictures of the same product."
     )
@@ -365,6 +374,7 @@ class AnalyzeRequest(BaseModel):
         None, description="The least calibrated confidence at which a field is told, of all or by name."
     )
     max_tokens: Annotated[int | None, parameter_field("max_tokens")] = None
+    pages: str | int | None = Field(None, description="Pages of PDFs, as 1-3,7.")
     max_pixels: int | None = Field(None, ge=1024)
     min_pixels: int | None = Field(None, ge=1)
     seed: Annotated[int | None, parameter_field("seed")] = None

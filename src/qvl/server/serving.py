@@ -15,6 +15,7 @@ from qvl.errors import RequestError
 from qvl.media import base64_codec
 from qvl.media.decode_threads import in_worker
 from qvl.media.gate import MEDIUM, SMALL
+from qvl.media.video import paged
 from qvl.media.video_parts import as_taken
 from qvl.pipeline.call import RequestCall
 from qvl.pipeline.load_pictures import load_pictures
@@ -191,7 +192,9 @@ async def chat_request(
     pictures = draft.pictures
     if exchange.lifted is not None:
         pictures = tuple([exchange.lifted.put_back(picture) for picture in pictures])
-    request = draft.finished(await load_pictures(pictures, core.settings.media, digests=core.executor.digests))
+    loaded = await load_pictures(pictures, core.settings.media, digests=core.executor.digests)
+    core.refuse_many_images(len(paged(loaded)))
+    request = draft.finished(loaded)
     refuse_extra(core, request.extra)
     backend.refuse_unsupported(as_taken(request, videos=backend.capabilities.videos))
     policy = cache_policy(exchange, deterministic=request.sampling.deterministic)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -92,6 +92,10 @@ class ServerSettings:
             value = getattr(self, name)
             self._check(name, value is None or value >= 1, "1 or more, or none")
         self._check("max_images", self.max_images is None or self.max_images >= 0, "0 or more, or none")
+        if self.max_images:
+            # Each page of a document is a picture to the backend.
+            pages = min(self.max_images, self.media.max_pages)
+            object.__setattr__(self, "media", replace(self.media, max_pages=pages))
 
     def _check(self, name: str, ok: bool, allowed: str) -> None:
         if not ok:

@@ -18,6 +18,7 @@ from qvl.pipeline.analyze_call import AnalyzeCall
 from qvl.server.answers import Analysis
 from qvl.server.errors import from_validation
 from qvl.server.openai_format import usage_of
+from qvl.server.request_body import OF_MEDIA
 from qvl.server.routes.locate import overlay_url
 from qvl.server.schemas import AnalyzeRequest
 from qvl.server.serving import ServedRequest, cache_policy, validated
@@ -35,11 +36,11 @@ _NO_CHAT = ChatRequest((Message("user"),))
 async def analyze(exchange: Exchange) -> None:
     """Answer with brand, category and attributes (or the fields of `schema`) of a product, and confidences.
 
-    The body is JSON, or the picture itself; then `language` and `model` are query parameters.
+    The body is JSON, or the picture or PDF itself; then `language` and `model` are query parameters.
     """
     data = await exchange.body()
     sources: Sequence[str | bytes]
-    if exchange.media_type.startswith(b"image/"):
+    if exchange.media_type.startswith(OF_MEDIA):
         body, sources = _from_query(exchange), [data]
     else:
         body = validated(AnalyzeRequest, data)
@@ -84,6 +85,7 @@ async def _analyze(
     params: AnalyzeParams = {
         "request_id": exchange.request_id,
         "adapter": core.adapter_of(core.served(body.model)),
+        "pages": body.pages,
         "max_pixels": body.max_pixels,
         "min_pixels": body.min_pixels,
         "seed": body.seed,

@@ -73,6 +73,7 @@ async def _locate(exchange: Exchange, body: LocateRequest) -> Locations:
         "request_id": exchange.request_id,
         "adapter": core.adapter_of(core.served(body.model)),
         "max_tokens": body.max_tokens,
+        "pages": body.pages,
         "max_pixels": body.max_pixels,
         "min_pixels": body.min_pixels,
         "seed": body.seed,

@@ -1,0 +1,183 @@
+"""Documents in every verb of a pipeline: their pages as pictures, each behind its number."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qvl import MediaPolicy, Pipeline
+from qvl.errors import ConfigError, MediaError, RequestError, UnsupportedInputError
+from qvl.media.load_document import load_document
+from qvl.types import ImagePart, TextPart
+from tests.media.papers import BAG, MUG, SHOE, paper
+from tests.pipeline.conftest import TalkingBackend
+
+SMALL = MediaPolicy(document_dpi=72, allowed_private=("127.0.0.1",))
+
+
+@pytest.fixture
+def backend() -> TalkingBackend:
+    return TalkingBackend()
+
+
+@pytest.fixture
+def pipeline(backend: TalkingBackend) -> Iterator[Pipeline]:
+    with Pipeline(backend=backend, cache="memory:", media=SMALL) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def bill(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("papers") / "bill.pdf"
+    path.write_bytes(paper([MUG, BAG, SHOE]))
+    return path
+
+
+def test_pages_are_pictures_behind_their_numbers(pipeline: Pipeline, backend: TalkingBackend, bill: Path) -> None:
+    result = pipeline.ask(bill, "What is it?", pages="1,3")
+    assert pipeline.ask(f"{bill}#page=1,3", "What is it?").cache == "hit"
+    assert pipeline.ask(bill.read_bytes(), "What is it?", pages=[1, 3]).cache == "hit"
+    assert pipeline.ask(io.BytesIO(bill.read_bytes()), "What is it?", pages=[1, 3]).cache == "hit"
+    assert pipeline.ask(load_document(bill, SMALL, result_pages()), "What is it?").cache == "hit"
+    (request,) = backend.requests
+    parts = request.messages[-1].parts
+    assert [part.text for part in parts if isinstance(part, TextPart)] == ["Page 1:", "Page 3:", "What is it?"]
+    assert [isinstance(part, ImagePart) for part in parts] == [False, True, False, True, False]
+    assert [picture.source for picture in result.pictures] == [f"{bill}#page=1", f"{bill}#page=3"]
+
+
+def result_pages() -> Any:
+    from qvl.media.page_choice import read_pages
+
+    return read_pages("1,3")
+
+
+def test_a_document_of_one_page_is_its_picture_alone(pipeline: Pipeline, backend: TalkingBackend) -> None:
+    pipeline.ask(paper([MUG]), "q")
+    assert [type(part) for part in backend.requests[0].messages[-1].parts] == [ImagePart, TextPart]
+
+
+def test_every_verb_takes_documents(pipeline: Pipeline, backend: TalkingBackend, bill: Path) -> None:
+    assert "".join(chunk.text for chunk in pipeline.stream(bill, "q")).startswith("3:")
+    backend.reply = lambda request: '{"total": %d}' % len(request.pictures)
+    schema = {"type": "object", "properties": {"total": {"type": "integer"}}, "required": ["total"]}
+    assert pipeline.analyze(bill, schema=schema, pages="2-") == {"total": 2}
+    items = list(pipeline.map([bill, f"{bill}#page=2", f"{bill}#page=9"], schema=schema))
+    assert [item.value for item in items] == [{"total": 3}, {"total": 1}, None]
+    assert isinstance(items[2].error, MediaError)
+    backend.reply = lambda request: '[{"bbox_2d": [0, 0, 500, 500], "label": "mug"}]'
+    (found,) = pipeline.locate(f"{bill}#page=1", "mug")
+    assert found.box is not None
+    assert (found.box.x2, found.box.y2) == (160, 120), "pixels of the page at the policy's resolution"
+    with pytest.raises(RequestError, match=r"has 3 pages, and places are told on one .*#page=1"):
+        pipeline.locate(bill, "mug")
+
+
+@pytest.mark.parametrize("name", ["file", "input_file", "document", "langchain", "older langchain", "image_url"])
+def test_every_form_of_a_part_is_one_answer(pipeline: Pipeline, backend: TalkingBackend, bill: Path, name: str) -> None:
+    bare = base64.b64encode(bill.read_bytes()).decode()
+    url = f"data:application/pdf;base64,{bare}"
+    source = {"type": "base64", "media_type": "application/pdf", "data": bare}
+    part: dict[str, Any] = {
+        "file": {"type": "file", "file": {"file_data": url, "filename": "bill.pdf"}},
+        "input_file": {"type": "input_file", "file_data": bare, "filename": "bill.pdf"},
+        "document": {"type": "document", "source": source},
+        "langchain": {"type": "file", "base64": bare, "mime_type": "application/pdf"},
+        "older langchain": {"type": "file", "source_type": "base64", "data": bare, "mime_type": "application/pdf"},
+        "image_url": {"type": "image_url", "image_url": {"url": url}},
+    }[name]
+    wanted = pipeline.ask(bill, "q", pages=2).key
+    turn = {"role": "user", "content": [{**part, "pages": "2"}, {"type": "text", "text": "q"}]}
+    assert pipeline.chat([turn]).key == wanted
+    assert len(backend.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": "file", "file": {"file_id": "file-1"}}, r"content\[0\].file.file_id: files are not looked up here"),
+        ({"type": "file", "file": {}}, r"content\[0\].file: has no document"),
+        ({"type": "file", "file": "a.pdf"}, r"content\[0\].file: must be an object, not text"),
+        ({"type": "input_file", "file_data": "a", "file_url": "b"}, "names a document by file_data and by file_url"),
+        ({"type": "document", "source": {"type": "text", "data": "a"}}, r"source.type: unknown value 'text'"),
+        ({"type": "input_file", "file_data": "AAAA", "pages": "x"}, r"content\[0\].pages='x' names no pages"),
+        ({"type": "input_file", "file_data": "AAAA", "colour": 1}, r"content\[0\].colour: unknown field"),
+    ],
+)
+def test_parts_that_name_no_document_are_refused(pipeline: Pipeline, part: Any, words: str) -> None:
+    with pytest.raises((RequestError, UnsupportedInputError), match=words):
+        pipeline.chat([{"role": "user", "content": [part]}])
+
+
+def test_pages_of_what_is_no_document(pipeline: Pipeline, backend: TalkingBackend, tmp_path: Path) -> None:
+    from PIL import Image
+
+    picture = tmp_path / "cat.pdf"
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    pipeline.ask(picture, "q")
+    assert len(backend.requests[0].pictures) == 1, "a picture is one, whatever it is called"
+    for source, pages in ((picture, "1"), (f"{picture}#page=1", None)):
+        with pytest.raises(MediaError, match="cat.pdf is not a PDF, so no pages can be chosen"):
+            pipeline.ask(source, "q", pages=pages)
+    with pytest.raises(ConfigError, match="pages='x' names no pages"):
+        pipeline.ask(picture, "q", pages="x")
+    url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    pipeline.chat([{"role": "user", "content": [{"type": "input_file", "file_data": url}]}])
+
+
+def test_an_error_names_the_document_among_the_pictures(pipeline: Pipeline, bill: Path) -> None:
+    damaged = bill.read_bytes().replace(b"/Contents 5 0 R", b"/Contents 999 R", 1)
+    with pytest.raises(MediaError) as caught:
+        pipeline.ask([bill, damaged[: len(damaged) // 2], bill], "q")
+    assert caught.value.picture == 1
+
+
+class PaperSite(BaseHTTPRequestHandler):
+    files: dict[str, tuple[str, bytes]]
+
+    def do_GET(self) -> None:
+        kind, data = self.files[self.path]
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(bill: Path) -> Iterator[str]:
+    data = bill.read_bytes()
+    PaperSite.files = {
+        "/bill.pdf": ("application/pdf", data),
+        "/download?id=7": ("application/octet-stream", data),
+        "/wrong": ("text/html; charset=utf-8", data),
+        "/picture": ("image/png", data),
+        "/page.pdf": ("application/pdf", b"<!doctype html><title>Sign in</title>"),
+    }
+    server = ThreadingHTTPServer(("127.0.0.1", 0), PaperSite)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_url_is_what_its_bytes_are(pipeline: Pipeline, site: str) -> None:
+    keys = {pipeline.ask(f"{site}{path}#page=2", "q").key for path in ("/bill.pdf", "/download?id=7", "/wrong")}
+    keys.add(pipeline.ask(f"{site}/picture", "q", pages=2).key)
+    assert len(keys) == 1
+    with pytest.raises(MediaError, match=r"page.pdf is not a picture: it starts like a web page"):
+        pipeline.ask(f"{site}/page.pdf", "q")
+    with pytest.raises(MediaError, match=r"page.pdf is not a PDF: it starts like a web page"):
+        pipeline.chat([{"role": "user", "content": [{"type": "input_file", "file_url": f"{site}/page.pdf"}]}])
