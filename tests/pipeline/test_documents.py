@@ -66,7 +66,7 @@ def test_a_document_of_one_page_is_its_picture_alone(pipeline: Pipeline, backend
 
 def test_every_verb_takes_documents(pipeline: Pipeline, backend: TalkingBackend, bill: Path) -> None:
     assert "".join(chunk.text for chunk in pipeline.stream(bill, "q")).startswith("3:")
-    backend.reply = lambda request: '{"total": %d}' % len(request.pictures)
+    backend.reply = lambda request: f'{{"total": {len(request.pictures)}}}'
     schema = {"type": "object", "properties": {"total": {"type": "integer"}}, "required": ["total"]}
     assert pipeline.analyze(bill, schema=schema, pages="2-") == {"total": 2}
     items = list(pipeline.map([bill, f"{bill}#page=2", f"{bill}#page=9"], schema=schema))
@@ -124,7 +124,7 @@ def test_pages_of_what_is_no_document(pipeline: Pipeline, backend: TalkingBacken
     pipeline.ask(picture, "q")
     assert len(backend.requests[0].pictures) == 1, "a picture is one, whatever it is called"
     for source, pages in ((picture, "1"), (f"{picture}#page=1", None)):
-        with pytest.raises(MediaError, match="cat.pdf is not a PDF, so no pages can be chosen"):
+        with pytest.raises(MediaError, match=r"cat.pdf is not a PDF, so no pages can be chosen"):
             pipeline.ask(source, "q", pages=pages)
     with pytest.raises(ConfigError, match="pages='x' names no pages"):
         pipeline.ask(picture, "q", pages="x")

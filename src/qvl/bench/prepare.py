@@ -12,12 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from qvl.bench.dataset import DRAWN, Item
 from qvl.config import in_home
 from qvl.errors import MediaError
 from qvl.media import gate
+from qvl.media.document_head import looks_like_document
+from qvl.media.load_document import load_document
+from qvl.media.page_choice import apart
 from qvl.media.policy import MediaPolicy
 from qvl.types import JsonMapping, JsonObject
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 KEPT_BYTES: Final = 256 * 2**20
 TOKEN_EDGE: Final = 32
 """Qwen3-VL makes one token of 32 x 32 pixels."""
+Shown: TypeAlias = tuple[tuple[int, str, int], ...]
+"""The pictures of one name: (number of the page or 0, data: URL, Qwen3-VL's tokens) of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class Preparer:
         if stream:
             self.ending = {"stream": True, "stream_options": {"include_usage": True}}
         self.policy = policy or MediaPolicy()
-        self._kept: OrderedDict[str, tuple[str, int]] = OrderedDict()
+        self._kept: OrderedDict[str, Shown] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -73,16 +78,17 @@ class Preparer:
     def prepare(self, item: Item) -> PreparedBody:
         """Return the body; safe to call from several threads."""
         pictures = tokens = 0
-        sent: dict[str, str] = {}
+        sent: dict[str, Shown] = {}
         for name in _names(item):
-            pictures += 1
             if _remote(name):
+                pictures += 1
                 continue
             try:
-                sent[name], made = self._picture(item, name)
+                shown = sent[name] = self._shown(item, name)
             except MediaError as exc:
-                return PreparedBody(item, pictures=pictures, error=str(exc))
-            tokens += made
+                return PreparedBody(item, pictures=pictures + 1, error=str(exc))
+            pictures += len(shown)
+            tokens += sum(made for _, _, made in shown)
         messages = [_with_pictures(message, sent) for message in item.messages] if sent else item.messages
         body = {"messages": messages, **item.params, **self.params, **self.ending}
         return PreparedBody(item, json.dumps(body, ensure_ascii=False).encode()[1:], pictures, tokens)
@@ -90,7 +96,7 @@ class Preparer:
     def _key(self, item: Item, name: str) -> str:
         return name if name.startswith((DRAWN, "data:")) else str(_path(item, name))
 
-    def _picture(self, item: Item, name: str) -> tuple[str, int]:
+    def _shown(self, item: Item, name: str) -> Shown:
         key = self._key(item, name)
         with self._lock:
             kept = self._kept.get(key)
@@ -99,16 +105,28 @@ class Preparer:
                 return kept
         if not name.strip():
             raise MediaError(f"{item.where}: empty picture name")
-        picture = _drawn(name) if name.startswith(DRAWN) else gate.load(key, self.policy)
-        made = (picture.data_url(), round(picture.width / TOKEN_EDGE) * round(picture.height / TOKEN_EDGE))
+        made = tuple(
+            (number, picture.data_url(), round(picture.width / TOKEN_EDGE) * round(picture.height / TOKEN_EDGE))
+            for number, picture in self._pictures(key, name)
+        )
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = made
-                self._bytes += len(made[0])
+                self._bytes += _size(made)
             while self._bytes > KEPT_BYTES:
-                _, (old, _) = self._kept.popitem(last=False)
-                self._bytes -= len(old)
+                _, old = self._kept.popitem(last=False)
+                self._bytes -= _size(old)
         return made
+
+    def _pictures(self, key: str, name: str) -> list[tuple[int, Picture]]:
+        """Return the pictures of one name, each with 0; of a document its pages, each with its number."""
+        if name.startswith(DRAWN):
+            return [(0, _drawn(name))]
+        if not looks_like_document(apart(key)[0]):
+            return [(0, gate.load(key, self.policy))]
+        document = load_document(key, self.policy)
+        several = document.count > 1
+        return [(number * several, page) for number, page in zip(document.numbers, document.pages, strict=True)]
 
 
 class Feeder:
@@ -182,16 +200,23 @@ def _path(item: Item, name: str) -> str | Path:
     return item.base / in_home(name)
 
 
-def _with_pictures(message: JsonObject, sent: Mapping[str, str]) -> JsonObject:
+def _size(shown: Shown) -> int:
+    return sum(len(url) for _, url, _ in shown)
+
+
+def _with_pictures(message: JsonObject, sent: Mapping[str, Shown]) -> JsonObject:
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    parts = []
+    parts: list[JsonObject] = []
     for part in content:
         if part.get("type") == "image_url" and part["image_url"]["url"] in sent:
             named = part["image_url"]
-            part = {**part, "image_url": {**named, "url": sent[named["url"]]}}
-        parts.append(part)
+            for number, url, _ in sent[named["url"]]:
+                parts += [{"type": "text", "text": f"Page {number}:"}] if number else []
+                parts.append({**part, "image_url": {**named, "url": url}})
+        else:
+            parts.append(part)
     return {**message, "content": parts}
 
 

@@ -29,7 +29,7 @@ def _is_open_document(file: object) -> bool:
         return False
     with suppress(OSError, ValueError):
         file.seek(0)
-        head: object = file.read(HEAD)  # type: ignore[attr-defined]
+        head: object = file.read(HEAD)
         file.seek(0)
         return isinstance(head, bytes) and is_document(head)
     return False

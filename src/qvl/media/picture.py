@@ -168,7 +168,7 @@ class Picture:
 
     @property
     def whole(self) -> object:
-        """What all pages of one document have in common; None for a picture that is no page."""
+        """Something that all pages of one document share; None for a picture that is no page."""
         return None if self._pixels is None else self._pixels.whole
 
     def hold(self) -> None:
