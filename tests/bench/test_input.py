@@ -207,11 +207,11 @@ def test_an_input_that_matches_nothing_is_said_before_anything_is_sent(tmp_path:
         Files([str(tmp_path / "*.jsonl")])
 
 
-def test_a_document_arrives_as_its_pages(endpoint, measure, lines, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "count"), [("bill.pdf", 2), ("bill.pdf#page=2", 1)])
+def test_a_document_arrives_as_its_pages(endpoint, measure, lines, tmp_path: Path, name: str, count: int) -> None:
     (tmp_path / "bill.pdf").write_bytes(paper([MUG, BAG]))
-    for name, count in (("bill.pdf", 2), ("bill.pdf#page=2", 1)):
-        summary = measure(lines({"images": [name], "prompt": "What?"}), endpoint)
-        received = endpoint.chats[-1].body
-        assert len(pictures_of(received)) == count
-        assert "Page 2:" in text_of(received["messages"][0]["content"])
-        assert summary.data["endpoints"][0]["pictures"]["image_tokens"] > 0
+    summary = measure(lines({"images": [name], "prompt": "What?"}), endpoint)
+    (received,) = endpoint.chats
+    assert len(pictures_of(received.body)) == count
+    assert "Page 2:" in text_of(received.body["messages"][0]["content"])
+    assert summary.data["endpoints"][0]["pictures"]["image_tokens"] > 0
