@@ -270,7 +270,7 @@ def test_a_full_queue_is_overloaded(serve) -> None:
             "messages[0].content[0].source.type",
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "base64"}}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "file"}}]}]},
             "messages[0].content[0].source.type",
         ),
         ({"system": [RED]}, "system[0].type"),
